@@ -1,0 +1,122 @@
+"""The set of schedules of a host: its digest, the diff of two sets, and a diff applied.
+
+An entry's identity is its bytes, as the server encoded them: both sides hash what was sent, so a field that an older
+agent does not know cannot make digests differ. A set's digest is the sum of its entries' SHA-256 modulo 2**256, in
+hexadecimal (AdHash: Bellare and Micciancio, "A New Paradigm for Collision-free Hashing", 1997): free of order, and
+a change of one entry costs one subtraction and one addition whatever the size of the set.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Raw, Struct
+
+from wire.messages import Entry
+
+_MODULUS = 1 << 256
+
+
+class Item(NamedTuple):
+    """An entry's bytes and their hash as a number."""
+
+    raw: bytes
+    hash: int
+
+
+class _Identified(Struct):
+    id: str
+
+
+_id_decoder = msgspec.json.Decoder(_Identified)
+_entry_decoder = msgspec.json.Decoder(Entry)
+_entry_encoder = msgspec.json.Encoder()
+
+
+class EntrySet:
+    """An immutable set of entries by schedule id, with its digest."""
+
+    __slots__ = ("__weakref__", "digest_sum", "items")
+
+    def __init__(self, items: Mapping[str, Item], digest_sum: int) -> None:
+        self.items = items
+        self.digest_sum = digest_sum
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits."""
+        return format(self.digest_sum, "064x")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EntrySet) and self.items == other.items
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+EMPTY = EntrySet({}, 0)
+
+
+class Diff(NamedTuple):
+    """What makes one set another: entries to put, ids to drop."""
+
+    upsert: tuple[bytes, ...]
+    remove: tuple[str, ...]
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """The bytes that stand for this entry on every host."""
+    return _entry_encoder.encode(entry)
+
+
+def parse_entry(raw: bytes) -> Entry:
+    """The entry that these bytes say. Raises msgspec.DecodeError, naming the field, where they say none."""
+    return _entry_decoder.decode(raw)
+
+
+def item(raw: bytes) -> Item:
+    """An entry's bytes with their hash."""
+    return Item(raw, int.from_bytes(hashlib.sha256(raw).digest(), "big"))
+
+
+def entry_id(raw: bytes) -> str:
+    """The schedule id in an entry's bytes, read even where the rest cannot be. Raises msgspec.DecodeError."""
+    return _id_decoder.decode(raw).id
+
+
+def whole(raws: Iterable[Raw | bytes]) -> EntrySet:
+    """The set of these entries; of two with one id, the later counts."""
+    items = {entry_id(raw): item(bytes(raw)) for raw in map(bytes, raws)}
+    return EntrySet(items, sum(it.hash for it in items.values()) % _MODULUS)
+
+
+def diff(old: EntrySet, new: EntrySet) -> Diff:
+    """What makes `old` `new`, in a stable order."""
+    if old is new:
+        return Diff((), ())
+    upsert = [it.raw for key, it in new.items.items() if (was := old.items.get(key)) is None or was.raw != it.raw]
+    remove = [key for key in old.items if key not in new.items]
+    return Diff(tuple(upsert), tuple(remove))
+
+
+def patched(old: EntrySet, upsert: Mapping[str, Item], remove: Iterable[str] = ()) -> EntrySet:
+    """`old` with these entries put and these ids dropped; ids that it does not hold are no error."""
+    items = dict(old.items)
+    total = old.digest_sum
+    for key in remove:
+        if (gone := items.pop(key, None)) is not None:
+            total -= gone.hash
+    for key, put in upsert.items():
+        if (gone := items.get(key)) is not None:
+            total -= gone.hash
+        items[key] = put
+        total += put.hash
+    return EntrySet(items, total % _MODULUS)
+
+
+def apply(old: EntrySet, change: Diff) -> EntrySet:
+    """`old` changed by a diff: `apply(a, diff(a, b)) == b`. Raises msgspec.DecodeError for an entry without an id."""
+    return patched(old, {entry_id(raw): item(raw) for raw in change.upsert}, change.remove)

@@ -1,0 +1,228 @@
+"""What agent and server say to each other: one class for each message, with the limits of every field.
+
+Fields that a peer does not know are ignored and absent fields take their defaults, so that old and new versions talk;
+whatever breaks a limit is refused by the codec. Times are aware datetimes in UTC (RFC 3339 on the wire).
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from msgspec import Meta, Raw, Struct, field
+
+PROTOCOL = "lamplighter.v1"
+"""The WebSocket subprotocol that both sides name (RFC 6455, section 1.9)."""
+
+Id = Annotated[str, Meta(min_length=1, max_length=64)]
+HostName = Annotated[
+    str,
+    Meta(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"),
+]
+"""An RFC 1123 subdomain, as Kubernetes names its nodes."""
+Version = Annotated[int, Meta(ge=0, le=2**53)]
+Digest = Annotated[str, Meta(max_length=64)]
+Time = Annotated[datetime, Meta(tz=True)]
+Text = Annotated[str, Meta(max_length=4096)]
+Seconds = Annotated[int, Meta(ge=0, le=366 * 86400)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Argv = Annotated[list[Annotated[str, Meta(max_length=8192)]], Meta(max_length=4096)]
+
+MissedRunPolicy = Literal["RunOnce", "Skip"]
+RefusalReason = Literal["NotFound", "NotThisHost", "Disabled", "Duplicate", "DeadlineExceeded", "NotDue"]
+JobEnd = Literal["succeeded", "warning", "failed", "timed_out", "cancelled", "interrupted"]
+"""How a job ended. `warning`: a snapshot exists, but some files could not be read (restic's exit code 3)."""
+
+
+class Entry(Struct, frozen=True, omit_defaults=True):
+    """One schedule as an agent holds it: when to fire, and nothing of what to run.
+
+    `since`: due times before it do not count. `revision` changes with whatever the schedule runs, so that a set's
+    digest covers that too. `spread_s`: the width of the window over which hosts are spread after each due time.
+    """
+
+    id: Id
+    name: Text
+    cron: Annotated[str, Meta(max_length=256)]
+    since: Time
+    revision: Annotated[str, Meta(max_length=64)]
+    time_zone: Annotated[str, Meta(max_length=64)] = "UTC"
+    enabled: bool = True
+    missed_run_policy: MissedRunPolicy = "RunOnce"
+    deadline_s: Seconds | None = None
+    spread_s: Seconds = 0
+
+
+class Repository(Struct, frozen=True, omit_defaults=True):
+    """Where a host's snapshots go, and what opens it. Its repr hides the secrets."""
+
+    id: Id
+    name: Text
+    url: Annotated[str, Meta(min_length=1, max_length=4096)]
+    password: Text = ""
+    env: Annotated[dict[Annotated[str, Meta(max_length=256)], Text], Meta(max_length=64)] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Repository(id={self.id!r}, name={self.name!r})"
+
+
+class Hello(Struct, frozen=True):
+    """agent → server, first on every connection. `running_jobs`: every job whose end the server has not confirmed."""
+
+    host: HostName
+    agent_version: Annotated[str, Meta(max_length=64)] = ""
+    applied_version: Version = 0
+    digest: Digest = ""
+    capabilities: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)] = field(
+        default_factory=list
+    )
+    running_jobs: Annotated[list[Id], Meta(max_length=10_000)] = field(default_factory=list)
+
+
+class RepoCredentials(Struct, frozen=True):
+    """server → agent: the repositories that this host's schedules need, in place of any sent before."""
+
+    repositories: Annotated[list[Repository], Meta(max_length=10_000)]
+
+
+class ScheduleSet(Struct, frozen=True, omit_defaults=True):
+    """server → agent: the whole set at `version`. An entry's bytes are its identity; see `wire.entries`.
+
+    `since`: when this host, with the labels it has, began; due times before it are not this host's.
+    """
+
+    version: Version
+    schedules: list[Raw]
+    since: Time | None = None
+
+
+class ScheduleDiff(Struct, frozen=True, omit_defaults=True):
+    """server → agent: what makes the set at `base` the set at `version`."""
+
+    base: Version
+    version: Version
+    upsert: list[Raw] = field(default_factory=list)
+    remove: list[Id] = field(default_factory=list)
+    since: Time | None = None
+
+
+class ScheduleAck(Struct, frozen=True):
+    """agent → server: the set at `version` is in force, and has this digest as the agent holds it."""
+
+    version: Version
+    digest: Digest
+
+
+class ScheduleResync(Struct, frozen=True):
+    """agent → server: a diff did not fit the set at version `have`; send the whole set."""
+
+    have: Version
+
+
+class ScheduleFire(Struct, frozen=True, omit_defaults=True):
+    """agent → server: a due time has come. `missed`: 0 on time; else how many due times this one run stands for."""
+
+    schedule_id: Id
+    scheduled_at: Time
+    missed: Count = 0
+
+
+class ScheduleRefused(Struct, frozen=True):
+    """server → agent: that fire makes no job, and why."""
+
+    schedule_id: Id
+    scheduled_at: Time
+    reason: RefusalReason
+    message: Text = ""
+
+
+class CommandRun(Struct, frozen=True, omit_defaults=True):
+    """server → agent: run restic with `args` against a repository. Sent again until the job is accepted.
+
+    `init`: the arguments that create the repository when restic finds none; absent where it must exist.
+    """
+
+    job_id: Id
+    kind: Annotated[str, Meta(max_length=32)]
+    args: Argv
+    repository: Annotated[str, Meta(max_length=64)] = ""
+    timeout_s: Seconds | None = None
+    init: Argv | None = None
+    schedule_id: Annotated[str, Meta(max_length=64)] = ""
+    scheduled_at: Time | None = None
+
+
+class CommandCancel(Struct, frozen=True):
+    """server → agent: stop that job; it ends as cancelled, also when it has not begun."""
+
+    job_id: Id
+    reason: Text = ""
+
+
+class JobAccepted(Struct, frozen=True):
+    """agent → server: the command is in the agent's journal; it will end, whatever happens."""
+
+    job_id: Id
+
+
+class JobProgress(Struct, frozen=True, omit_defaults=True):
+    """agent → server: how far a running job is. Lossy: one may be dropped, the next one tells more."""
+
+    job_id: Id
+    fraction: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    files_done: Count = 0
+    files_total: Count = 0
+    bytes_done: Count = 0
+    bytes_total: Count = 0
+
+
+class JobLog(Struct, frozen=True):
+    """agent → server: lines that restic wrote for people."""
+
+    job_id: Id
+    lines: Annotated[list[Text], Meta(max_length=1000)]
+
+
+class JobFinished(Struct, frozen=True, omit_defaults=True):
+    """agent → server: how a job ended. Sent again until the server answers `job.confirmed`."""
+
+    job_id: Id
+    status: JobEnd
+    finished_at: Time
+    started_at: Time | None = None
+    exit_code: int | None = None
+    snapshot_id: Annotated[str, Meta(max_length=64)] = ""
+    files_processed: Count = 0
+    bytes_processed: Count = 0
+    bytes_added: Count = 0
+    error: Text = ""
+
+
+class JobConfirmed(Struct, frozen=True):
+    """server → agent: that job's end is stored; the agent may forget it."""
+
+    job_id: Id
+
+
+FromAgent = Hello | ScheduleAck | ScheduleResync | ScheduleFire | JobAccepted | JobProgress | JobLog | JobFinished
+FromServer = RepoCredentials | ScheduleSet | ScheduleDiff | ScheduleRefused | CommandRun | CommandCancel | JobConfirmed
+Message = FromAgent | FromServer
+
+FROM_AGENT: dict[str, type[FromAgent]] = {
+    "hello": Hello,
+    "schedule.ack": ScheduleAck,
+    "schedule.resync": ScheduleResync,
+    "schedule.fire": ScheduleFire,
+    "job.accepted": JobAccepted,
+    "job.progress": JobProgress,
+    "job.log": JobLog,
+    "job.finished": JobFinished,
+}
+FROM_SERVER: dict[str, type[FromServer]] = {
+    "repo.credentials": RepoCredentials,
+    "schedule.set": ScheduleSet,
+    "schedule.diff": ScheduleDiff,
+    "schedule.refused": ScheduleRefused,
+    "command.run": CommandRun,
+    "command.cancel": CommandCancel,
+    "job.confirmed": JobConfirmed,
+}
+TYPES: dict[type[Message], str] = {cls: name for name, cls in {**FROM_AGENT, **FROM_SERVER}.items()}
