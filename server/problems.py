@@ -14,7 +14,7 @@ class FieldError(TypedDict):
     detail: str
 
 
-class Problem(Exception):
+class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem
     """Base of all problems. `detail` says what is wrong and what to do, for the caller to read: never a secret."""
 
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
