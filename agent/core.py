@@ -1,0 +1,329 @@
+"""The agent as a state machine without I/O: an event and the time go in, effects come out.
+
+A due time goes `tick` → `schedule.fire` → (the server records a job) → `command.run` → `StartJob` → `job.finished` →
+`job.confirmed`. What must survive a kill is in `memory` and changes only by records, which the core asks to `Persist`;
+effects that a record must precede on disk ride in that Persist's `then`. Whatever was in flight when a connection or
+the process ended is sent again after the next hello; the server knows repeats by job id and by due time.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+from msgspec import Struct
+
+from agent import timetable
+from agent.memory import (
+    EPOCH,
+    Accepted,
+    Answered,
+    Confirmed,
+    DiffApplied,
+    Ended,
+    Fired,
+    Memory,
+    Passed,
+    Record,
+    SetApplied,
+)
+from agent.timetable import CORRECTION, NEVER, ON_TIME, Due, Timetable
+from wire import entries
+from wire.messages import (
+    CommandCancel,
+    CommandRun,
+    Entry,
+    FromAgent,
+    FromServer,
+    Hello,
+    JobAccepted,
+    JobConfirmed,
+    JobFinished,
+    JobLog,
+    JobProgress,
+    RepoCredentials,
+    Repository,
+    ScheduleAck,
+    ScheduleDiff,
+    ScheduleFire,
+    ScheduleRefused,
+    ScheduleResync,
+    ScheduleSet,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_FIRES = 1000
+"""Fires in one frame; a frame stays far below what the server reads."""
+
+Push = ScheduleSet | ScheduleDiff
+
+
+class Send(Struct, frozen=True):
+    """Write one frame to the server; dropped when there is no connection."""
+
+    messages: Sequence[FromAgent]
+
+
+class Persist(Struct, frozen=True):
+    """Append records to the journal; do `then` once they are on disk."""
+
+    records: Sequence[Record]
+    then: "Sequence[Effect]" = ()
+
+
+class Apply(Struct, frozen=True):
+    """Work out `built(push, …)` outside the read loop and hand the result back as `applied`."""
+
+    push: Push | None
+
+
+class StartJob(Struct, frozen=True):
+    """Run a command; `job_ended` must follow, whatever happens."""
+
+    command: CommandRun
+    repository: Repository | None
+
+
+class StopJob(Struct, frozen=True):
+    """Have a job end soon, with this status, also when it has not begun."""
+
+    job_id: str
+    status: str
+
+
+Effect = Send | Persist | Apply | StartJob | StopJob
+
+
+class Built(Struct, frozen=True):
+    """A push worked out: the set it gives, and when its schedules are due."""
+
+    push: Push | None
+    held: entries.EntrySet
+    table: Timetable
+
+
+class Core:
+    """One agent. Call one method for each event, do the effects in order, call `tick` again at `wake_at`."""
+
+    def __init__(self, host: str, memory: Memory, version: str = "") -> None:
+        self.host = host
+        self.memory = memory
+        self.agent_version = version
+        self.connected = False
+        self.stopping = False
+        self._repositories: dict[str, Repository] = {}
+        self._table: Timetable | None = None  # None while a push is being applied
+        self._pushes: deque[Push] = deque()
+        self._latest: datetime | None = None
+
+    @property
+    def wake_at(self) -> datetime:
+        """When `tick` has work to do; NEVER while there is none."""
+        return self._table.next_at if self._table is not None and not self.stopping else NEVER
+
+    @property
+    def busy(self) -> bool:
+        """Whether jobs are running."""
+        return bool(self.memory.running)
+
+    # The process and the connection.
+
+    def started(self, now: datetime) -> list[Effect]:
+        """The process began: what ran when the last one ended was interrupted; the set it held is put in force."""
+        error = "the agent stopped while the job ran"
+        ends = [JobFinished(job_id, "interrupted", now, error=error) for job_id in self.memory.running]
+        return [*self._persist(*map(Ended, ends)), Apply(None)]
+
+    def connection_made(self, now: datetime) -> list[Effect]:
+        """A connection is open: say hello, then whatever the server has not answered yet."""
+        self.connected = True
+        memory = self.memory
+        hello = Hello(
+            self.host,
+            self.agent_version,
+            memory.version,
+            memory.digest,
+            ["backup"],
+            [*memory.running, *memory.ends],
+        )
+        effects: list[Effect] = [Send((hello,))]
+        if memory.ends:
+            effects.append(Send(tuple(memory.ends.values())))
+        return effects + self._send_fires(list(memory.fires.values()), now)
+
+    def connection_lost(self) -> list[Effect]:
+        """The connection is gone. The cron goes on."""
+        self.connected = False
+        return []
+
+    def stop(self) -> list[Effect]:
+        """The process is to end: nothing new is begun, running jobs end as interrupted."""
+        self.stopping = True
+        return [StopJob(job_id, "interrupted") for job_id in self.memory.running]
+
+    # Time.
+
+    def tick(self, now: datetime) -> list[Effect]:
+        """The clock may have come to a due time, or may have been set."""
+        if self._table is None or self.stopping:
+            return []
+        if self._latest is not None and now < self._latest - CORRECTION:
+            log.warning("clock was set back: due times are counted anew", extra={"was": self._latest, "now": now})
+            self._table = timetable.build(self.memory.entries, self.memory.passed, self.host, now)
+            self._latest = now
+        self._latest = max(now, self._latest or now)
+        if self._table.next_at > now:
+            return []
+        due = self._table.take(now)
+        fires, dropped = [], []
+        for late in due:
+            if reason := _too_late(late, now):
+                log.warning("run skipped", extra={"schedule": late.entry.name, "due": late.at, "reason": reason})
+                dropped.append((late.entry.id, late.at))
+            else:
+                fires.append(self._fire(late))
+        records: list[Record] = [Fired(fires)] if fires else []
+        if dropped:
+            records.append(Passed(dropped))
+        sends: list[Effect] = []
+        if self.connected:
+            sends = [Send(fires[at : at + MAX_FIRES]) for at in range(0, len(fires), MAX_FIRES)]
+        return sends + self._persist(*records)  # the frame first: a fire that is not on disk is only fired again
+
+    def _fire(self, due: Due) -> ScheduleFire:
+        waiting = self.memory.fires.get(due.entry.id)
+        missed = due.missed
+        if waiting is not None and not self.connected:  # one run stands for all that were missed
+            missed = max(1, waiting.missed) + max(1, missed)
+        log.info("fire", extra={"schedule": due.entry.name, "due": due.at, "missed": missed})
+        return ScheduleFire(due.entry.id, due.at, missed)
+
+    def _send_fires(self, fires: list[ScheduleFire], now: datetime) -> list[Effect]:
+        """Fires that were waiting for a connection, less those for which it is too late by now."""
+        sent, dropped = [], []
+        for fire in fires:
+            late = now - fire.scheduled_at >= ON_TIME
+            due = Due(self._entry(fire.schedule_id), fire.scheduled_at, max(fire.missed, int(late)))
+            if _too_late(due, now):
+                dropped.append(Answered(fire.schedule_id, fire.scheduled_at))
+            else:
+                sent.append(ScheduleFire(fire.schedule_id, fire.scheduled_at, due.missed))
+        effects = self._persist(*dropped)
+        return effects + [Send(sent[at : at + MAX_FIRES]) for at in range(0, len(sent), MAX_FIRES)]
+
+    # Messages.
+
+    def received(self, message: FromServer, now: datetime) -> list[Effect]:
+        """The server said something."""
+        match message:
+            case CommandRun():
+                return self._run(message)
+            case CommandCancel(job_id):
+                return self._cancel(job_id, now)
+            case JobConfirmed(job_id):
+                return self._persist(Confirmed([job_id])) if job_id in self.memory.ends else []
+            case ScheduleRefused(schedule_id, scheduled_at, reason):
+                extra = {"schedule_id": schedule_id, "due": scheduled_at, "reason": reason}
+                log.log(logging.DEBUG if reason == "Duplicate" else logging.WARNING, "fire refused", extra=extra)
+                return self._persist(Answered(schedule_id, scheduled_at)) if schedule_id in self.memory.fires else []
+            case ScheduleSet() | ScheduleDiff():
+                self._pushes.append(message)
+                return self._apply_next()
+            case RepoCredentials(repositories):
+                self._repositories = {repository.id: repository for repository in repositories}
+        return []
+
+    def _run(self, command: CommandRun) -> list[Effect]:
+        job_id = command.job_id
+        if (end := self.memory.ends.get(job_id)) is not None:
+            return [Send((end,))]
+        if job_id in self.memory.running:
+            return [Send((JobAccepted(job_id),))]
+        if self.memory.knows(job_id) or self.stopping:  # the server sends what was not accepted after the next hello
+            return []
+        start = StartJob(command, self._repositories.get(command.repository))
+        accepted = Accepted(job_id, command.schedule_id, command.scheduled_at)
+        return self._persist(accepted, then=(Send((JobAccepted(job_id),)), start))
+
+    def _cancel(self, job_id: str, now: datetime) -> list[Effect]:
+        if job_id in self.memory.running:
+            return [StopJob(job_id, "cancelled")]
+        if self.memory.knows(job_id):
+            return []
+        return self.job_ended(JobFinished(job_id, "cancelled", now, error="cancelled before it began"))
+
+    # Pushes: the old cron stops when one comes, and the new one starts once it is built.
+
+    def _apply_next(self) -> list[Effect]:
+        if self._table is None:
+            return []  # one is being applied; the next follows it
+        while self._pushes:
+            push = self._pushes.popleft()
+            if not self.memory.fits(push):
+                return [Send((ScheduleResync(self.memory.version),))]
+            self._table = None
+            return [Apply(push)]
+        return []
+
+    def applied(self, result: Built | str, now: datetime) -> list[Effect]:
+        """An Apply is done: what it built, or why the push cannot be read, which leaves the set that was in force."""
+        if isinstance(result, str):
+            log.error("push left out: it cannot be read", extra={"reason": result})
+            self._table = timetable.build(self.memory.entries, self.memory.passed, self.host, now)
+            return self._apply_next()
+        for key, problem in result.table.problems.items():
+            log.warning("schedule left out", extra={"schedule_id": key, "reason": problem})
+        self._table = result.table
+        effects: list[Effect] = []
+        if (push := result.push) is not None:
+            self.memory.put(push, result.held)
+            record = SetApplied(push) if isinstance(push, ScheduleSet) else DiffApplied(push)
+            ack = ScheduleAck(self.memory.version, self.memory.digest)
+            effects.append(Persist((record,), (Send((ack,)),)))
+        return effects + self.tick(now) + self._apply_next()
+
+    # Jobs.
+
+    def job_news(self, news: JobProgress | JobLog) -> list[Effect]:
+        """A job tells how far it is. Lost when there is no connection: its end is what counts."""
+        return [Send((news,))] if self.connected else []
+
+    def job_ended(self, end: JobFinished) -> list[Effect]:
+        """A job has ended; told to the server until it confirms."""
+        return self._persist(Ended(end), then=(Send((end,)),))
+
+    def _persist(self, *records: Record, then: Sequence[Effect] = ()) -> list[Effect]:
+        for record in records:
+            self.memory.add(record)
+        return [Persist(records, then)] if records else []
+
+    def _entry(self, schedule_id: str) -> Entry:
+        return entries.parse_entry(self.memory.entries.items[schedule_id].raw)
+
+
+def built(memory: Memory, push: Push | None, host: str, now: datetime) -> Built | str:
+    """What a push, or None for the set in memory, makes of the agent's set: the work of `Apply`.
+
+    Pure and free of the core's state but for reading `memory`, which nothing but the push's own record changes in
+    `version`, `entries` and the keys of `passed` meanwhile. An entry that says no id makes the whole push unreadable.
+    """
+    if push is None:
+        return Built(None, memory.entries, timetable.build(memory.entries, memory.passed, host, now))
+    try:
+        held = memory.after(push)
+    except msgspec.DecodeError as error:
+        return str(error)
+    passed = {key: memory.passed.get(key, push.since or EPOCH) for key in held.items}
+    return Built(push, held, timetable.build(held, passed, host, now))
+
+
+def _too_late(due: Due, now: datetime) -> str:
+    """Why a due time is not to be run any more; empty when it is."""
+    entry = due.entry
+    if entry.deadline_s is not None and now - due.at > timedelta(seconds=entry.deadline_s):
+        return "startingDeadlineSeconds passed"
+    if entry.missed_run_policy == "Skip" and now - due.at >= ON_TIME:
+        return "missedRunPolicy is Skip"
+    return ""

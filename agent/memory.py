@@ -1,0 +1,185 @@
+"""What the agent must not forget, as records and the state that they add up to.
+
+Every change of `Memory` is a record; the journal holds the records, and a start replays them. So what is in memory and
+what is on disk cannot differ in meaning, and a record that is lost with a torn tail is a change that never happened.
+"""
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+
+import msgspec
+from msgspec import Raw, Struct
+
+from wire import entries
+from wire.messages import JobFinished, ScheduleDiff, ScheduleFire, ScheduleSet
+
+REMEMBERED_JOBS = 1000
+"""Ids of confirmed jobs that are kept, so that a command that arrives twice does not run twice."""
+
+EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+class SetApplied(Struct, frozen=True, tag="set"):
+    """A whole set came into force."""
+
+    push: ScheduleSet
+
+
+class DiffApplied(Struct, frozen=True, tag="diff"):
+    """A diff came into force."""
+
+    push: ScheduleDiff
+
+
+class Passed(Struct, frozen=True, tag="passed"):
+    """Due times that are dealt with: (schedule id, due time) each. No later start looks at them again."""
+
+    due: list[tuple[str, datetime]]
+
+
+class Fired(Struct, frozen=True, tag="fired"):
+    """Fires that the server has yet to answer; one for each schedule, the latest."""
+
+    fires: list[ScheduleFire]
+
+
+class Answered(Struct, frozen=True, tag="answered"):
+    """The server answered that fire, or it is too late to send it."""
+
+    schedule_id: str
+    scheduled_at: datetime
+
+
+class Accepted(Struct, frozen=True, tag="accepted"):
+    """A command that this agent will run to an end."""
+
+    job_id: str
+    schedule_id: str = ""
+    scheduled_at: datetime | None = None
+
+
+class Ended(Struct, frozen=True, tag="ended"):
+    """How a job ended; kept until the server confirms it."""
+
+    end: JobFinished
+
+
+class Confirmed(Struct, frozen=True, tag="confirmed"):
+    """The server has these jobs' ends."""
+
+    job_ids: list[str]
+
+
+Record = SetApplied | DiffApplied | Passed | Fired | Answered | Accepted | Ended | Confirmed
+
+
+class Memory:
+    """The state that records add up to. Change it with `add` alone.
+
+    `passed`: the latest due time of each schedule that needs no more thought, or the time from which it counts.
+    `fires`: fires not yet answered. `running`: jobs accepted and not ended. `ends`: ends not yet confirmed.
+    `done`: the last jobs that the server confirmed.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.digest = ""  # of no set at all; that of an empty set is zeros
+        self.entries = entries.EMPTY
+        self.passed: dict[str, datetime] = {}
+        self.fires: dict[str, ScheduleFire] = {}
+        self.running: dict[str, Accepted] = {}
+        self.ends: dict[str, JobFinished] = {}
+        self.done: dict[str, None] = {}
+
+    def add(self, record: Record) -> None:  # noqa: PLR0912 - one case for each record
+        """Take one record in. A record that does not fit (its neighbours were lost) loses no more than itself."""
+        match record:
+            case SetApplied(push) | DiffApplied(push):
+                if self.fits(push):
+                    self.put(push, self.after(push))
+                else:
+                    self.version, self.digest = 0, ""  # a set with a gap: the server will send it whole
+            case Passed(due):
+                self.passed.update(due)
+            case Fired(fires):
+                for fire in fires:
+                    self.fires[fire.schedule_id] = fire
+                    self.passed[fire.schedule_id] = fire.scheduled_at
+            case Answered(schedule_id, scheduled_at):
+                self._answer(schedule_id, scheduled_at)
+            case Accepted(job_id, schedule_id, scheduled_at):
+                self.running[job_id] = record
+                if scheduled_at is not None:
+                    self._answer(schedule_id, scheduled_at)
+            case Ended(end):
+                self.running.pop(end.job_id, None)
+                self.ends[end.job_id] = end
+            case Confirmed(job_ids):
+                for job_id in job_ids:
+                    self.ends.pop(job_id, None)
+                    self.done[job_id] = None
+                while len(self.done) > REMEMBERED_JOBS:
+                    del self.done[next(iter(self.done))]
+
+    def fits(self, push: ScheduleSet | ScheduleDiff) -> bool:
+        """Whether a push can follow the set that is held: a whole set always, a diff only on its base."""
+        return isinstance(push, ScheduleSet) or (push.base == self.version and bool(self.digest))
+
+    def after(self, push: ScheduleSet | ScheduleDiff) -> entries.EntrySet:
+        """The set that a fitting push makes of the one held. Raises msgspec.DecodeError for an entry without an id."""
+        if isinstance(push, ScheduleSet):
+            return entries.whole(push.schedules)
+        return entries.apply(self.entries, entries.Diff(tuple(map(bytes, push.upsert)), tuple(push.remove)))
+
+    def put(self, push: ScheduleSet | ScheduleDiff, held: entries.EntrySet) -> None:
+        """Hold the set that `after` gave. A new entry counts from its own or the host's beginning, whichever is later;
+        a changed one from its last due time, unless it began anew."""
+        if isinstance(push, ScheduleSet):
+            changed, known, self.passed = list(held.items), self.passed, {}
+        else:
+            changed, known = [entries.entry_id(bytes(raw)) for raw in push.upsert], self.passed
+            for key in push.remove:
+                self.passed.pop(key, None)
+        for key in changed:
+            self.passed[key] = max(known.get(key, push.since or EPOCH), _since(held.items[key].raw))
+        self.fires = {key: fire for key, fire in self.fires.items() if key in held.items}
+        self.entries, self.version, self.digest = held, push.version, held.digest
+
+    def knows(self, job_id: str) -> bool:
+        """Whether a command with this id was taken before."""
+        return job_id in self.running or job_id in self.ends or job_id in self.done
+
+    def records(self) -> Iterator[Record]:
+        """The fewest records that add up to this state: what a compacted journal holds."""
+        if self.digest:
+            raws = [Raw(item.raw) for item in self.entries.items.values()]
+            yield SetApplied(ScheduleSet(self.version, raws))
+        if self.passed:
+            yield Passed(list(self.passed.items()))
+        if self.fires:
+            yield Fired(list(self.fires.values()))
+            yield Passed([(key, self.passed[key]) for key in self.fires if key in self.passed])
+        yield from self.running.values()
+        yield from map(Ended, self.ends.values())
+        if self.done:
+            yield Confirmed(list(self.done))
+
+    def _answer(self, schedule_id: str, scheduled_at: datetime) -> None:
+        fire = self.fires.get(schedule_id)
+        if fire is not None and fire.scheduled_at <= scheduled_at:
+            del self.fires[schedule_id]
+
+
+def replay(records: Iterable[Record]) -> Memory:
+    """The memory that these records add up to."""
+    memory = Memory()
+    for record in records:
+        memory.add(record)
+    return memory
+
+
+def _since(raw: bytes) -> datetime:
+    try:
+        return entries.parse_entry(raw).since
+    except msgspec.DecodeError:
+        return EPOCH  # an entry that cannot be read never fires; the timetable says so

@@ -1,0 +1,65 @@
+"""The clock of the agent: one timer for all schedules, and the applying of pushes outside the read loop.
+
+The timer is armed for the core's next due time, and never for longer than LOOK_S, so that a clock that was set is
+noticed. Firing is one step of the core (`tick`), so there is never half a fire in flight when a push stops the old cron;
+what the core was told before is done before it is told to apply.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+from agent import core
+from agent.core import Core, Effect, Push
+
+LOOK_S = 10.0
+"""Seconds after which the wall clock is looked at again, whatever is due."""
+THREAD_ENTRIES = 1000
+"""A push with more entries is worked out in a thread, so that the loop stays free."""
+
+
+class Scheduler:
+    """Rings when something is due and builds timetables, until it is stopped; the connection does not matter to it."""
+
+    def __init__(self, core: Core, clock: Callable[[], datetime], perform: Callable[[Sequence[Effect]], None]) -> None:
+        self._core = core
+        self._clock = clock
+        self._perform = perform
+        self._timer: asyncio.TimerHandle | None = None
+        self._applying: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    def arm(self) -> None:
+        """Set the timer to what the core waits for now. Call after every event of the core."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._stopped:
+            until = (self._core.wake_at - self._clock()) / timedelta(seconds=1)
+            self._timer = asyncio.get_running_loop().call_later(min(max(until, 0.0), LOOK_S), self._ring)
+
+    def apply(self, push: Push | None) -> None:
+        """Work out a push and hand it to the core. The core asks for one at a time."""
+        self._applying = asyncio.get_running_loop().create_task(self._apply(push), name="apply")
+
+    async def stop(self) -> None:
+        """Ring no more; return when a push that is being applied is done. Idempotent."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._applying is not None:
+            await self._applying
+
+    def _ring(self) -> None:
+        self._perform(self._core.tick(self._clock()))
+
+    async def _apply(self, push: Push | None) -> None:
+        memory, host, now = self._core.memory, self._core.host, self._clock()
+        if _size(push, len(memory.entries)) > THREAD_ENTRIES:
+            result = await asyncio.to_thread(core.built, memory, push, host, now)
+        else:
+            result = core.built(memory, push, host, now)
+        self._perform(self._core.applied(result, self._clock()))
+
+
+def _size(push: Push | None, held: int) -> int:
+    return len(push.schedules) if isinstance(push, core.ScheduleSet) else held

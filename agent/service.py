@@ -1,0 +1,141 @@
+"""The agent as a service: the core inside its shells, from start to a clean stop."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+from agent import __version__
+from agent.core import Apply, Core, Effect, Persist, Send, StartJob, StopJob
+from agent.journal import Journal
+from agent.link import Link
+from agent.memory import Memory
+from agent.scheduler import Scheduler
+from wire.messages import CommandRun, FromServer, JobFinished, JobLog, JobProgress, Repository
+
+log = logging.getLogger(__name__)
+
+CONFIRM_S = 3.0
+"""Seconds that a stop waits for the server to confirm how the last jobs ended; the journal has them either way."""
+
+
+class Config(Struct, frozen=True):
+    """How an agent is set up. `url`: the server's, ws:// or wss://, with the path /agent. `data`: its folder."""
+
+    host: str
+    url: str
+    data: Path
+    token: str = ""
+    restic: str = "restic"
+
+    def __repr__(self) -> str:
+        return f"Config(host={self.host!r}, url={self.url!r}, data={str(self.data)!r})"
+
+
+class Jobs(Protocol):
+    """Who runs commands."""
+
+    async def run(
+        self,
+        command: CommandRun,
+        repository: Repository | None,
+        report: Callable[[JobProgress | JobLog], None],
+    ) -> JobFinished:
+        """Run a command to its end; never raises for what the command does."""
+
+    def stop(self, job_id: str, status: str) -> None:
+        """Have a job end soon with this status, also one that has not begun."""
+
+
+def utc_now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
+
+
+class Service:
+    """One agent at work. `run` it; to end it well, `stop` it first."""
+
+    def __init__(
+        self,
+        config: Config,
+        journal: Journal,
+        memory: Memory,
+        jobs: Jobs,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.core = Core(config.host, memory, __version__)
+        self._clock = clock
+        self._journal = journal
+        self._jobs = jobs
+        self._scheduler = Scheduler(self.core, clock, self.perform)
+        self._link = Link(config.url, config.token, self, rng or random.Random())  # noqa: S311 - jitter, no secret
+        self._tasks: asyncio.TaskGroup | None = None
+        self._settled = asyncio.Event()
+        self._link_task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Work until `stop` has been called and has returned, or until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self.perform(self.core.started(self._clock()))
+                self._link_task = self._tasks.create_task(self._link.run(), name="link")
+        finally:
+            await self._scheduler.stop()
+            await self._journal.close()
+
+    async def stop(self) -> None:
+        """End running jobs as interrupted, tell the server if it can be told at once, and let `run` return."""
+        await self._scheduler.stop()
+        self.perform(self.core.stop())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CONFIRM_S if not self.core.busy else CONFIRM_S + 10):
+                while self.core.busy or (self.core.connected and self.core.memory.ends):
+                    self._settled.clear()
+                    await self._settled.wait()
+        if self._link_task is not None:
+            self._link_task.cancel()
+
+    def perform(self, effects: Sequence[Effect]) -> None:
+        """Do what the core asks for, in order, without waiting; then set the timer to what it waits for."""
+        for effect in effects:
+            match effect:
+                case Send(messages):
+                    self._link.send(messages)
+                case Persist(records, then):
+                    self._journal.append(records, (lambda then=then: self.perform(then)) if then else None)
+                case StartJob(command, repository):
+                    assert self._tasks is not None  # noqa: S101 - effects come while running
+                    self._tasks.create_task(self._run(command, repository), name=f"job {command.job_id}")
+                case StopJob(job_id, status):
+                    self._jobs.stop(job_id, status)
+                case Apply(push):
+                    self._scheduler.apply(push)
+        self._journal.compact(self.core.memory)
+        self._scheduler.arm()
+        self._settled.set()
+
+    # What the link tells.
+
+    def connected(self) -> None:
+        """A connection is open."""
+        self.perform(self.core.connection_made(self._clock()))
+
+    def received(self, message: FromServer) -> None:
+        """The server said something."""
+        self.perform(self.core.received(message, self._clock()))
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        self.perform(self.core.connection_lost())
+
+    async def _run(self, command: CommandRun, repository: Repository | None) -> None:
+        end = await self._jobs.run(command, repository, lambda news: self.perform(self.core.job_news(news)))
+        self.perform(self.core.job_ended(end))
