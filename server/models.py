@@ -1,0 +1,195 @@
+"""The tables, and the words that all of the server has for who acts and how far a job is.
+
+The classes are the schema: the migrations are checked against them. Statements are plain Core on their tables, in
+`records`; no ORM objects are loaded or tracked.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple, get_args
+
+import sqlalchemy as sa
+from sqlmodel import Field, SQLModel
+
+from wire.messages import JobEnd
+
+JobStatus = Literal["pending", "running"] | JobEnd
+"""`pending`: recorded, not yet accepted by the agent; `running`: accepted; the rest are ends."""
+OPEN: tuple[str, ...] = ("pending", "running")
+JOB_STATUSES: tuple[str, ...] = (*OPEN, *get_args(JobEnd))
+
+ActorKind = Literal["user", "controller", "schedule", "agent"]
+ACTOR_KINDS: tuple[str, ...] = get_args(ActorKind)
+
+
+class Actor(NamedTuple):
+    """Who causes a change or a job."""
+
+    kind: str
+    id: str
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
+    """An aware datetime: timestamptz where the database has it, else text of one width, which sorts as time does."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """Text in SQLite, which has no type for times."""
+        return dialect.type_descriptor(sa.String(27) if dialect.name == "sqlite" else sa.DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> Any:
+        """Refuses a naive datetime: which zone it means is not known."""
+        if value is None:
+            return None
+        return stored(value) if dialect.name == "sqlite" else value.astimezone(UTC)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
+        """Always UTC, whatever the session's zone."""
+        if value is None:
+            return None
+        return datetime.fromisoformat(value) if dialect.name == "sqlite" else value.astimezone(UTC)
+
+
+def stored(at: datetime) -> str:
+    """An aware time as the store writes it: UTC, microseconds always told. Raises ValueError for a naive one."""
+    if at.tzinfo is None:
+        raise ValueError(f"{at.isoformat()}: a time without a zone cannot be stored")
+    return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+class Base(SQLModel):
+    """Names every constraint, so that a migration can drop it on any database."""
+
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Host(Base, table=True):
+    """A machine that an agent runs on: what it should hold, and what it was last known to hold."""
+
+    __tablename__ = "hosts"
+
+    name: str = Field(primary_key=True, max_length=253)
+    labels: dict[str, str] = Field(default_factory=dict, sa_type=sa.JSON)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    since: datetime = Field(sa_type=UtcDateTime)
+    desired_version: int = Field(default=0, sa_type=sa.BigInteger)
+    desired_digest: str = Field(default="", max_length=64)
+    applied_version: int = Field(default=0, sa_type=sa.BigInteger)
+    applied_digest: str = Field(default="", max_length=64)
+    agent_version: str = Field(default="", max_length=64)
+    last_seen: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class Schedule(Base, table=True):
+    """A Schedule resource as accepted. `since`: due times before it do not count."""
+
+    __tablename__ = "schedules"
+    __table_args__ = (sa.UniqueConstraint("namespace", "name"),)
+
+    id: str = Field(primary_key=True, max_length=32)
+    namespace: str = Field(max_length=63)
+    name: str = Field(max_length=253)
+    labels: dict[str, str] = Field(default_factory=dict, sa_type=sa.JSON)
+    spec: dict[str, Any] = Field(sa_type=sa.JSON)
+    generation: int = Field(default=1, sa_type=sa.BigInteger)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    since: datetime = Field(sa_type=UtcDateTime)
+    updated_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class Repository(Base, table=True):
+    """A Repository resource as accepted. `credentials`: what `Vault.seal` made of its password and environment."""
+
+    __tablename__ = "repositories"
+    __table_args__ = (sa.UniqueConstraint("namespace", "name"),)
+
+    id: str = Field(primary_key=True, max_length=32)
+    namespace: str = Field(max_length=63)
+    name: str = Field(max_length=253)
+    labels: dict[str, str] = Field(default_factory=dict, sa_type=sa.JSON)
+    spec: dict[str, Any] = Field(sa_type=sa.JSON)
+    generation: int = Field(default=1, sa_type=sa.BigInteger)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    updated_at: datetime = Field(sa_type=UtcDateTime)
+    credentials: str | None = Field(default=None, sa_type=sa.Text, repr=False)
+
+
+class Job(Base, table=True):
+    """One run on one host. The unique key is promise 1: one run for each schedule, host and due time.
+
+    `scheduled_id` without `scheduled_at` is a run asked for by hand. `command`: the JSON of the command.run payload.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        sa.UniqueConstraint("host", "scheduled_id", "scheduled_at"),
+        sa.Index("ix_jobs_created_at_id", "created_at", "id"),
+        sa.Index("ix_jobs_scheduled_id_created_at_id", "scheduled_id", "created_at", "id"),
+        sa.Index(
+            "ix_jobs_open_host",
+            "host",
+            sqlite_where=sa.text("status IN ('pending', 'running')"),
+            postgresql_where=sa.text("status IN ('pending', 'running')"),
+        ),
+    )
+
+    id: str = Field(primary_key=True, max_length=64)
+    host: str = Field(max_length=253)
+    kind: str = Field(max_length=32)
+    actor_kind: str = Field(max_length=16)
+    actor_id: str = Field(max_length=253)
+    scheduled_id: str | None = Field(default=None, max_length=32)
+    scheduled_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    missed: int = Field(default=0, sa_type=sa.BigInteger)
+    status: str = Field(default="pending", max_length=16)
+    command: str = Field(sa_type=sa.Text)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    accepted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    exit_code: int | None = None
+    snapshot_id: str | None = Field(default=None, max_length=64)
+    files_processed: int | None = Field(default=None, sa_type=sa.BigInteger)
+    bytes_processed: int | None = Field(default=None, sa_type=sa.BigInteger)
+    bytes_added: int | None = Field(default=None, sa_type=sa.BigInteger)
+    error: str | None = Field(default=None, sa_type=sa.Text)
+
+
+class JobLog(Base, table=True):
+    """A line that restic wrote. `total_bytes`: the UTF-8 bytes of the job's lines up to and with this one."""
+
+    __tablename__ = "job_logs"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id", ondelete="CASCADE", max_length=64)
+    seq: int = Field(primary_key=True)
+    at: datetime = Field(sa_type=UtcDateTime)
+    line: str = Field(sa_type=sa.Text)
+    total_bytes: int = Field(sa_type=sa.Integer)
+
+
+class Audit(Base, table=True):
+    """Who changed what, when."""
+
+    __tablename__ = "audit_log"
+
+    id: int | None = Field(default=None, primary_key=True)
+    at: datetime = Field(sa_type=UtcDateTime)
+    actor_kind: str = Field(max_length=16)
+    actor_id: str = Field(max_length=253)
+    action: str = Field(max_length=32)
+    object_kind: str = Field(max_length=32)
+    object_name: str = Field(max_length=512)
+    detail: dict[str, Any] = Field(default_factory=dict, sa_type=sa.JSON)
+
+
+tables = Base.metadata.tables
+HOSTS, SCHEDULES, REPOSITORIES = tables["hosts"], tables["schedules"], tables["repositories"]
+JOBS, JOB_LOGS, AUDIT = tables["jobs"], tables["job_logs"], tables["audit_log"]

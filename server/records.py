@@ -1,0 +1,441 @@
+"""What is written to and read from the tables, as functions on a connection: plain values in, plain values out.
+
+The functions for `Store.write` are bulk functions: they take the items of many callers, and answer each, in order.
+Each does its work in a fixed number of statements, however many items there are (see `bulk`).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from server import bulk
+from server.models import AUDIT, HOSTS, JOB_LOGS, JOBS, OPEN, REPOSITORIES, SCHEDULES
+from wire.messages import JobFinished
+
+if TYPE_CHECKING:
+    from server.host import NewJob
+
+MAX_LOG_LINES = 10_000
+"""Lines kept of one job's log; what is beyond is dropped, and the last line says so."""
+MAX_LOG_BYTES = 1 << 20
+"""Bytes kept of one job's log, in UTF-8."""
+
+Row = dict[str, Any]
+"""A row by column name, as a query answers it: aware datetimes, JSON columns as plain values."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class JobRow(NamedTuple):
+    """A job that is about to be recorded. `command`: the JSON of its command.run payload."""
+
+    id: str
+    host: str
+    kind: str
+    actor_kind: str
+    actor_id: str
+    scheduled_id: str | None
+    scheduled_at: datetime | None
+    missed: int
+    command: str
+    created_at: datetime
+    status: str = "pending"
+
+
+class HostRow(NamedTuple):
+    """A host as the control plane knows it; what its agent told is kept by `host_hello` and `host_acks`."""
+
+    name: str
+    labels: Mapping[str, str]
+    created_at: datetime
+    since: datetime
+    desired_version: int = 0
+    desired_digest: str = ""
+    applied_version: int = 0
+    applied_digest: str = ""
+    agent_version: str = ""
+
+
+class ScheduleRow(NamedTuple):
+    """A schedule as accepted."""
+
+    id: str
+    namespace: str
+    name: str
+    labels: Mapping[str, str]
+    spec: Mapping[str, Any]
+    generation: int
+    created_at: datetime
+    since: datetime
+    updated_at: datetime
+
+
+class RepositoryRow(NamedTuple):
+    """A repository as accepted. `credentials`: as `Vault.seal` made them; its repr leaves them out."""
+
+    id: str
+    namespace: str
+    name: str
+    labels: Mapping[str, str]
+    spec: Mapping[str, Any]
+    generation: int
+    created_at: datetime
+    updated_at: datetime
+    credentials: str | None = None
+
+    def __repr__(self) -> str:
+        return f"RepositoryRow(id={self.id!r}, namespace={self.namespace!r}, name={self.name!r})"
+
+
+class AuditRow(NamedTuple):
+    """Who did what to which object."""
+
+    at: datetime
+    actor_kind: str
+    actor_id: str
+    action: str
+    object_kind: str
+    object_name: str
+    detail: Mapping[str, Any]
+
+
+class OpenJob(NamedTuple):
+    """A job without an end. `status`: pending or running; `command`: the JSON of its command.run payload."""
+
+    job_id: str
+    status: str
+    command: str
+
+
+class Loaded(NamedTuple):
+    """All that a server needs in memory when it starts."""
+
+    hosts: list[Row]
+    schedules: list[Row]
+    repositories: list[Row]
+
+
+# Jobs.
+
+
+def job_row(job: "NewJob") -> JobRow:
+    """A fire's or a run's job as it is recorded."""
+    command = job.command
+    return JobRow(
+        id=command.job_id,
+        host=job.host,
+        kind=command.kind,
+        actor_kind=job.actor_kind,
+        actor_id=job.actor_id,
+        scheduled_id=command.schedule_id or None,
+        scheduled_at=command.scheduled_at,
+        missed=job.missed,
+        command=_encode(command).decode(),
+        created_at=job.created_at,
+    )
+
+
+def record_jobs(conn: Connection, batches: Sequence[Sequence[JobRow]]) -> list[set[str]]:
+    """Record jobs; the answers hold the ids that stand recorded.
+
+    A job that has the host, schedule and due time of another, here or in the table, is left out: the first counts.
+    """
+    rows = list(chain.from_iterable(batches))
+    if not rows:
+        return [set() for _ in batches]
+    new = conn.execute(bulk.insert_new(conn.dialect.name, JOBS, JobRow._fields), bulk.parameter(rows)).rowcount
+    if new == len(rows):
+        return [{row.id for row in batch} for batch in batches]
+    found = bulk.gathered(conn, _ids(conn.dialect.name, ()), ((row.id,) for row in rows))
+    there = {job_id for (job_id,) in found}
+    return [{row.id for row in batch if row.id in there} for batch in batches]
+
+
+@cache
+def _ids(dialect: str, statuses: tuple[str, ...]) -> sa.Executable:
+    """Which of the given jobs exist, in one of these states if any are named."""
+    given = bulk.Given(dialect, [JOBS.c.id]).select()
+    found = sa.select(JOBS.c.id).where(JOBS.c.id.in_(given), *([JOBS.c.status.in_(statuses)] if statuses else []))
+    return bulk.gather(found.subquery())
+
+
+def jobs_accepted(conn: Connection, batches: Sequence[Sequence[tuple[str, datetime]]]) -> list[set[str]]:
+    """Pending jobs (id, when) become running; others stay as they are. Answers the ids that changed."""
+    accepted = {job_id: (job_id, "running", at) for job_id, at in chain.from_iterable(batches)}
+    changed = _changed(conn, accepted, ("id", "status", "accepted_at"), ("pending",))
+    return [{job_id for job_id, _ in batch if job_id in changed} for batch in batches]
+
+
+_ENDED = (
+    "id", "status", "finished_at", "started_at", "exit_code", "snapshot_id",
+    "files_processed", "bytes_processed", "bytes_added", "error",
+)  # fmt: skip
+
+
+def jobs_finished(conn: Connection, batches: Sequence[Sequence[JobFinished]]) -> list[set[str]]:
+    """Open jobs end; of several ends of one job the first counts. Answers the ids of the jobs that these ended."""
+    ends: dict[str, Sequence[object]] = {}
+    firsts: list[set[str]] = []
+    for batch in batches:
+        first = {end.job_id for end in batch} - ends.keys()
+        firsts.append(first)
+        for end in batch:
+            ends.setdefault(end.job_id, [end.job_id, *(getattr(end, name) for name in _ENDED[1:])])
+    changed = _changed(conn, ends, _ENDED, OPEN)
+    return [first & changed for first in firsts]
+
+
+def _changed(
+    conn: Connection, rows: Mapping[str, Sequence[object]], names: tuple[str, ...], statuses: tuple[str, ...]
+) -> set[str]:
+    """Update those jobs that are in one of these states; answer which they are."""
+    if not rows:
+        return set()
+    found = bulk.gathered(conn, _ids(conn.dialect.name, statuses), ((job_id,) for job_id in rows))
+    changed = {job_id for (job_id,) in found}
+    if changed:
+        statement = _update_jobs(conn.dialect.name, names, statuses)
+        conn.execute(statement, bulk.parameter(row for job_id, row in rows.items() if job_id in changed))
+    return changed
+
+
+@cache
+def _update_jobs(dialect: str, names: tuple[str, ...], statuses: tuple[str, ...]) -> sa.Executable:
+    return bulk.update(dialect, JOBS, names, JOBS.c.status.in_(statuses))
+
+
+def open_jobs(conn: Connection, hosts: Sequence[str]) -> list[list[OpenJob]]:
+    """The jobs of each host that have no end, oldest first."""
+    found: dict[str, list[OpenJob]] = {}
+    for host, *job in bulk.gathered(conn, _open_jobs(conn.dialect.name), ((host,) for host in set(hosts))):
+        found.setdefault(host, []).append(OpenJob(*job))
+    return [found.get(host, []) for host in hosts]
+
+
+@cache
+def _open_jobs(dialect: str) -> sa.Executable:
+    given = bulk.Given(dialect, [JOBS.c.host]).select()
+    is_open = sa.text("status IN ('pending', 'running')")  # in the words of the partial index, so that it is used
+    columns = (JOBS.c.host, JOBS.c.id, JOBS.c.status, JOBS.c.command)
+    found = sa.select(*columns).where(JOBS.c.host.in_(given), is_open).order_by(JOBS.c.created_at, JOBS.c.id)
+    return bulk.gather(found.subquery())
+
+
+def log_lines(conn: Connection, items: Sequence[tuple[str, datetime, Sequence[str]]]) -> list[None]:
+    """Append lines to jobs' logs, up to MAX_LOG_LINES and MAX_LOG_BYTES each; lines of unknown jobs are dropped."""
+    found = bulk.gathered(
+        conn, _log_ends(conn.dialect.name), ((job_id,) for job_id in {job_id for job_id, *_ in items})
+    )
+    ends: dict[str, tuple[int, int]] = {job_id: (seq or 0, size or 0) for job_id, seq, size in found}
+    rows: list[tuple[str, int, datetime, str, int]] = []
+    for job_id, at, lines in items:
+        if job_id in ends:
+            added = list(_log_rows(job_id, at, lines, *ends[job_id]))
+            rows += added
+            if added:
+                ends[job_id] = (added[-1][1], added[-1][4])
+    if rows:
+        names = ("job_id", "seq", "at", "line", "total_bytes")
+        conn.execute(bulk.insert_new(conn.dialect.name, JOB_LOGS, names), bulk.parameter(rows))
+    return [None] * len(items)
+
+
+def _log_rows(
+    job_id: str, at: datetime, lines: Iterable[str], seq: int, size: int
+) -> Iterable[tuple[str, int, datetime, str, int]]:
+    """The rows that these lines make after row `seq` at `size` bytes; the last row of a full log says that it is."""
+    for text in lines:
+        if seq >= MAX_LOG_LINES or size > MAX_LOG_BYTES:
+            return
+        line = text.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL's text cannot hold it
+        seq, size = seq + 1, size + len(line.encode(errors="replace"))
+        if seq == MAX_LOG_LINES or size > MAX_LOG_BYTES:
+            size = max(size, MAX_LOG_BYTES + 1)
+            line = f"(log cut here: at most {MAX_LOG_LINES} lines and {MAX_LOG_BYTES} bytes are kept)"
+        yield job_id, seq, at, line, size
+
+
+@cache
+def _log_ends(dialect: str) -> sa.Executable:
+    """The number and the size of the last line of each given job that exists."""
+    given = bulk.Given(dialect, [JOBS.c.id]).select()
+    logs = JOB_LOGS.alias()
+    last = sa.select(sa.func.max(logs.c.seq)).where(logs.c.job_id == JOBS.c.id).correlate(JOBS).scalar_subquery()
+    to_last = sa.and_(JOB_LOGS.c.job_id == JOBS.c.id, JOB_LOGS.c.seq == last)
+    found = sa.select(JOBS.c.id, JOB_LOGS.c.seq, JOB_LOGS.c.total_bytes).select_from(JOBS.outerjoin(JOB_LOGS, to_last))
+    return bulk.gather(found.where(JOBS.c.id.in_(given)).subquery())
+
+
+# Hosts.
+
+
+def host_acks(conn: Connection, items: Sequence[tuple[str, int, str, datetime]]) -> list[None]:
+    """Store what hosts hold: (host, version, digest, when); the last of a host counts."""
+    return _update_hosts(conn, ("name", "applied_version", "applied_digest", "last_seen"), items)
+
+
+def host_hello(conn: Connection, items: Sequence[tuple[str, str, datetime]]) -> list[None]:
+    """Store who called: (host, agent_version, when); the last of a host counts."""
+    return _update_hosts(conn, ("name", "agent_version", "last_seen"), items)
+
+
+def set_desired(conn: Connection, batches: Sequence[Sequence[tuple[str, int, str]]]) -> list[None]:
+    """Store what hosts should hold: (host, version, digest); the last of a host counts."""
+    _update_hosts(conn, ("name", "desired_version", "desired_digest"), list(chain.from_iterable(batches)))
+    return [None] * len(batches)
+
+
+def _update_hosts(conn: Connection, names: tuple[str, ...], items: Sequence[tuple[Any, ...]]) -> list[None]:
+    if items:
+        last = {item[0]: item for item in items}
+        conn.execute(bulk.update(conn.dialect.name, HOSTS, names), bulk.parameter(last.values()))
+    return [None] * len(items)
+
+
+# What is declared.
+
+
+def upsert_hosts(conn: Connection, rows: Sequence[HostRow]) -> list[None]:
+    """Put hosts by name; of one that is there only labels and `since` change, for the rest has writers of its own."""
+    return _upsert(conn, HOSTS, rows, keep=("created_at", *HostRow._fields[4:]))
+
+
+def upsert_schedules(conn: Connection, rows: Sequence[ScheduleRow]) -> list[None]:
+    """Put schedules by id. Raises IntegrityError when another id has that namespace and name."""
+    return _upsert(conn, SCHEDULES, rows, keep=("created_at",))
+
+
+def upsert_repositories(conn: Connection, rows: Sequence[RepositoryRow]) -> list[None]:
+    """Put repositories by id. Raises IntegrityError when another id has that namespace and name."""
+    return _upsert(conn, REPOSITORIES, rows, keep=("created_at",))
+
+
+def _upsert(
+    conn: Connection,
+    table: sa.Table,
+    rows: Sequence[HostRow] | Sequence[ScheduleRow] | Sequence[RepositoryRow],
+    keep: tuple[str, ...],
+) -> list[None]:
+    if rows:
+        last = {row[0]: row for row in rows}
+        conn.execute(bulk.upsert(conn.dialect.name, table, rows[0]._fields, keep), bulk.parameter(last.values()))
+    return [None] * len(rows)
+
+
+def delete_hosts(conn: Connection, names: Sequence[str]) -> list[None]:
+    """Delete hosts; their jobs stay."""
+    return _delete(conn, HOSTS, "name", names)
+
+
+def delete_schedules(conn: Connection, ids: Sequence[str]) -> list[None]:
+    """Delete schedules; their jobs stay."""
+    return _delete(conn, SCHEDULES, "id", ids)
+
+
+def delete_repositories(conn: Connection, ids: Sequence[str]) -> list[None]:
+    """Delete repositories."""
+    return _delete(conn, REPOSITORIES, "id", ids)
+
+
+def _delete(conn: Connection, table: sa.Table, key: str, values: Sequence[str]) -> list[None]:
+    if values:
+        conn.execute(bulk.delete(conn.dialect.name, table, key), bulk.parameter((value,) for value in values))
+    return [None] * len(values)
+
+
+def audit(conn: Connection, rows: Sequence[AuditRow]) -> list[None]:
+    """Append to the audit log."""
+    if rows:
+        conn.execute(bulk.insert_new(conn.dialect.name, AUDIT, AuditRow._fields), bulk.parameter(rows))
+    return [None] * len(rows)
+
+
+# Queries, for `Store.read`.
+
+
+def load_all(conn: Connection) -> Loaded:
+    """All hosts, schedules and repositories (credentials sealed as stored)."""
+    return Loaded(
+        *([_plain(row) for row in conn.execute(sa.select(table))] for table in (HOSTS, SCHEDULES, REPOSITORIES))
+    )
+
+
+def get_host(conn: Connection, name: str) -> Row | None:
+    """A host, or None."""
+    return _one(conn, sa.select(HOSTS).where(HOSTS.c.name == name))
+
+
+def list_hosts(conn: Connection, after: str | None, limit: int) -> list[Row]:
+    """Hosts in order of name, beyond `after`."""
+    found = sa.select(HOSTS).order_by(HOSTS.c.name).limit(limit)
+    return _all(conn, found if after is None else found.where(HOSTS.c.name > after))
+
+
+def get_resource(conn: Connection, table: sa.Table, namespace: str, name: str) -> Row | None:
+    """A schedule or repository (without credentials), or None."""
+    return _one(conn, sa.select(*_public(table)).where(table.c.namespace == namespace, table.c.name == name))
+
+
+def list_resources(conn: Connection, table: sa.Table, after: tuple[str, str] | None, limit: int) -> list[Row]:
+    """Schedules or repositories (without credentials) in order of namespace and name, beyond `after`."""
+    found = sa.select(*_public(table)).order_by(table.c.namespace, table.c.name).limit(limit)
+    key = sa.tuple_(table.c.namespace, table.c.name)
+    return _all(conn, found if after is None else found.where(key > sa.tuple_(*after)))
+
+
+def get_job(conn: Connection, job_id: str) -> Row | None:
+    """A job, or None."""
+    return _one(conn, sa.select(JOBS).where(JOBS.c.id == job_id))
+
+
+def list_jobs(
+    conn: Connection, filters: Mapping[str, str], after: tuple[datetime, str] | None, limit: int
+) -> list[Row]:
+    """Jobs whose columns equal `filters`, newest first, beyond the one of (created_at, id) `after`."""
+    found = sa.select(JOBS).order_by(JOBS.c.created_at.desc(), JOBS.c.id.desc()).limit(limit)
+    found = found.where(*(JOBS.c[name] == value for name, value in filters.items()))
+    if after is not None:
+        at, job_id = sa.literal(after[0], JOBS.c.created_at.type), sa.literal(after[1])
+        found = found.where(sa.tuple_(JOBS.c.created_at, JOBS.c.id) < sa.tuple_(at, job_id))
+    return _all(conn, found)
+
+
+def list_log(conn: Connection, job_id: str, after: int, limit: int) -> list[Row]:
+    """Lines of a job's log in order, beyond line number `after` (from 1)."""
+    columns = (JOB_LOGS.c.seq, JOB_LOGS.c.at, JOB_LOGS.c.line)
+    found = sa.select(*columns).where(JOB_LOGS.c.job_id == job_id, JOB_LOGS.c.seq > after)
+    return _all(conn, found.order_by(JOB_LOGS.c.seq).limit(limit))
+
+
+def list_audit(conn: Connection, before: int | None, limit: int) -> list[Row]:
+    """The audit log, newest first, below the id `before`."""
+    found = sa.select(AUDIT).order_by(AUDIT.c.id.desc()).limit(limit)
+    return _all(conn, found if before is None else found.where(AUDIT.c.id < before))
+
+
+def ping(conn: Connection) -> None:
+    """Raises if the database does not answer."""
+    conn.execute(sa.select(sa.func.count()).select_from(sa.select(HOSTS.c.name).limit(1).subquery()))
+
+
+def _public(table: sa.Table) -> list[sa.Column[Any]]:
+    return [column for column in table.c if column.name != "credentials"]
+
+
+def _plain(row: sa.Row[Any]) -> Row:
+    return row._asdict()
+
+
+def _one(conn: Connection, found: sa.Select[Any]) -> Row | None:
+    row = conn.execute(found).one_or_none()
+    return None if row is None else _plain(row)
+
+
+def _all(conn: Connection, found: sa.Select[Any]) -> list[Row]:
+    return [_plain(row) for row in conn.execute(found)]

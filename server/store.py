@@ -1,0 +1,253 @@
+"""The store: one database, one writer that commits whatever has gathered while the last commit ran, a few readers.
+
+A call's answer comes after its commit is on disk (SQLite: WAL with synchronous=FULL). Under load many calls share a
+commit, and an idle store commits a lone call at once: there is no delay to tune.
+"""
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, Self, TypeVar, TypeVarTuple
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from server import migrations
+from server.problems import Unavailable
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 100_000
+"""Calls of `write` that may wait at once; one more is refused."""
+READERS = 4
+"""Reads that run at once; others wait their turn."""
+BUSY_TIMEOUT_MS = 5000
+"""How long SQLite waits for a lock that another process holds, such as a copy being made of the database."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Args = TypeVarTuple("Args")
+
+BulkFunction = Callable[[Connection, Sequence[Item]], Sequence[Result]]
+
+
+class StoreError(Exception):
+    """Base of the store's own errors."""
+
+
+class StoreClosedError(StoreError):
+    """The store was closed before this call."""
+
+
+class _Call(NamedTuple):
+    function: BulkFunction[Any, Any]
+    item: Any
+    future: asyncio.Future[Any]
+
+
+class _Outcome(NamedTuple):
+    future: asyncio.Future[Any]
+    result: Any
+    error: Exception | None
+
+
+class Store:
+    """A database that is open. It belongs to the event loop that awaits it."""
+
+    def __init__(self, writer: Engine, readers: Engine) -> None:
+        self._writer = writer
+        self._readers = readers
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._drained: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._reads: set[asyncio.Future[Any]] = set()
+        self._closed = False
+        self._pool = concurrent.futures.ThreadPoolExecutor(READERS, "store-reader")
+        # A daemon, so that a commit that never returns cannot keep the process from ending after `close` gave up.
+        self._thread = threading.Thread(target=self._write_until_closed, name="store-writer", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(cls, location: str | os.PathLike[str]) -> Self:
+        """Open the database at a path (SQLite) or an SQLAlchemy URL, made or migrated as needed. Blocks meanwhile.
+
+        Raises StoreError when the database was written by a newer version, sqlalchemy.exc.DBAPIError when it cannot
+        be opened.
+        """
+        text = os.fspath(location)
+        url = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=text)
+        if url.get_backend_name() == "sqlite":
+            if url.database in {None, "", ":memory:"}:
+                raise StoreError("the store needs a file: a database in memory is gone with its connection")
+            _make_private(Path(str(url.database)))
+        writer, readers = _engine(url, "BEGIN IMMEDIATE", 1), _engine(url, "BEGIN", READERS)
+        try:
+            with writer.begin() as conn:
+                migrations.upgrade(conn)
+        except migrations.UnknownRevisionError as error:
+            raise StoreError(str(error)) from error
+        finally:
+            writer.dispose()  # the writer's thread opens its own connection
+        return cls(writer, readers)
+
+    async def write(self, function: BulkFunction[Item, Result], item: Item) -> Result:
+        """Have `function(conn, items)` run with this item among those of neighbouring calls; answer after the commit.
+
+        Calls keep their order. When a batch fails, each of its calls runs again in a transaction of its own, so a
+        function must have no effect but on its connection. A call whose waiter was cancelled is written all the same.
+        Raises what the function raises for this item; Unavailable when MAX_WAITING calls wait, or the database is
+        locked, full or gone; StoreClosedError.
+        """
+        if self._closed:
+            raise StoreClosedError("the store is closed")
+        if self._calls.qsize() >= MAX_WAITING:
+            raise Unavailable("the database cannot keep up: try again later")
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._calls.put(_Call(function, item, future))
+        return await future
+
+    async def read(self, function: Callable[[Connection, *Args], Result], *args: *Args) -> Result:
+        """Have `function(conn, *args)` run in a reader's thread, on one snapshot of the database.
+
+        What was written before is seen. Raises what the function raises, StoreClosedError.
+        """
+        if self._closed:
+            raise StoreClosedError("the store is closed")
+        future = asyncio.get_running_loop().run_in_executor(self._pool, partial(self._read, function, *args))
+        self._reads.add(future)
+        future.add_done_callback(self._reads.discard)
+        return await future
+
+    async def close(self, timeout_s: float = 30) -> None:
+        """Take no more calls, commit those that wait, close the database. Safe to call again.
+
+        Raises TimeoutError when that takes longer than `timeout_s`; what was not committed by then is not answered.
+        """
+        if not self._closed:
+            self._closed = True
+            self._calls.put(None)
+        async with asyncio.timeout(timeout_s):
+            await asyncio.shield(asyncio.wrap_future(self._drained))
+            if self._reads:
+                await asyncio.wait(self._reads)
+        self._pool.shutdown(wait=False)
+        self._readers.dispose()
+        self._writer.dispose()
+
+    def _read(self, function: Callable[[Connection, *Args], Result], *args: *Args) -> Result:
+        with self._readers.begin() as conn:
+            return function(conn, *args)
+
+    def _write_until_closed(self) -> None:
+        try:
+            with self._writer.connect() as conn:
+                while calls := self._gathered():
+                    _resolve_soon(_commit(conn, calls))
+        finally:
+            self._drained.set_result(None)
+
+    def _gathered(self) -> list[_Call]:
+        """All calls that wait, at least one; none once the store is closed and all are taken."""
+        calls: list[_Call] = []
+        call = self._calls.get()
+        while call is not None:
+            calls.append(call)
+            try:
+                call = self._calls.get_nowait()
+            except Empty:
+                return calls
+        if calls:
+            self._calls.put(None)  # closed: nothing comes after it, so the next round ends
+        return calls
+
+
+def _commit(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
+    """Run calls in one transaction; if that fails, and not by the database's own trouble, each in its own."""
+    try:
+        with conn.begin():
+            return _run(conn, calls)
+    except sa.exc.OperationalError as error:  # locked, full, gone: no call's fault, and no call would fare better
+        log.exception("the database refuses writes", extra={"calls": len(calls)})
+        return [_Outcome(call.future, None, _unavailable(error)) for call in calls]
+    except Exception as error:
+        if len(calls) == 1:
+            return [_Outcome(calls[0].future, None, error)]
+        log.warning("a batch of writes failed: each runs again alone", exc_info=True, extra={"calls": len(calls)})
+        return [outcome for call in calls for outcome in _commit(conn, [call])]
+
+
+def _unavailable(error: Exception) -> Unavailable:
+    problem = Unavailable("the database cannot be written now: see the server's log")
+    problem.__cause__ = error
+    return problem
+
+
+def _run(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
+    outcomes: list[_Outcome] = []
+    for function, group in groupby(calls, key=lambda call: call.function):
+        neighbours = list(group)
+        results = function(conn, [call.item for call in neighbours])
+        outcomes += [_Outcome(call.future, result, None) for call, result in zip(neighbours, results, strict=True)]
+    return outcomes
+
+
+def _resolve_soon(outcomes: Sequence[_Outcome]) -> None:
+    try:
+        outcomes[0].future.get_loop().call_soon_threadsafe(_resolve, outcomes)
+    except RuntimeError:  # the loop is closed: nobody waits
+        log.warning("writes were committed after their event loop ended", extra={"calls": len(outcomes)})
+
+
+def _resolve(outcomes: Sequence[_Outcome]) -> None:
+    for future, result, error in outcomes:
+        if future.cancelled():
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+
+def _make_private(path: Path) -> None:
+    """Make the database's file, and its folders, for this user only. SQLite gives its other files the same mode."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _engine(url: sa.URL, begin: str, connections: int) -> Engine:
+    engine = sa.create_engine(
+        url,
+        pool_size=connections,
+        max_overflow=0,
+        json_serializer=lambda value: msgspec.json.encode(value).decode(),
+        json_deserializer=msgspec.json.decode,
+        hide_parameters=True,  # values, which may be credentials, stay out of errors
+    )
+    if url.get_backend_name() == "sqlite":
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        # The driver begins transactions late and by its own rules, so it is told to leave them to us.
+        sa.event.listen(engine, "begin", partial(_begin, begin))
+    return engine
+
+
+def _begin(statement: str, conn: Connection) -> None:
+    conn.exec_driver_sql(statement)
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None
+    for pragma in (
+        f"busy_timeout={BUSY_TIMEOUT_MS}",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
