@@ -1,0 +1,184 @@
+"""The description of the API in OpenAPI 3.1, made from the operations that are routed and the CRDs' own schemas."""
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import yaml
+from sqlalchemy import JSON, BigInteger, Column, Integer, Table
+
+import server
+from server.models import ACTOR_KINDS, AUDIT, HOSTS, JOB_LOGS, JOB_STATUSES, JOBS, UtcDateTime
+from server.problems import MEDIA_TYPE
+
+if TYPE_CHECKING:
+    from server.rest.api import Operation
+
+Schema = dict[str, Any]
+
+_PARAMETERS: Mapping[str, Schema] = {
+    "limit": {"description": "Items of a page.", "schema": {"type": "integer", "minimum": 1, "maximum": 500}},
+    "cursor": {"description": "The `next` of the page before.", "schema": {"type": "string"}},
+    "host": {"description": "Only jobs of this host.", "schema": {"type": "string"}},
+    "schedule": {
+        "description": "Only jobs of the schedule NAMESPACE/NAME, or with this uid.",
+        "schema": {"type": "string"},
+    },
+    "status": {"description": "Only jobs of this status.", "schema": {"enum": list(JOB_STATUSES)}},
+    "actor_kind": {"description": "Only jobs caused by such an actor.", "schema": {"enum": list(ACTOR_KINDS)}},
+}
+
+
+def document(operations: Sequence["Operation"], bodies: Mapping[str, type[msgspec.Struct]], prefix: str) -> Schema:
+    """The OpenAPI document of these operations and bodies, served under `prefix`."""
+    paths: dict[str, Schema] = {}
+    for operation in operations:
+        paths.setdefault(prefix + operation.path, {})[operation.method.lower()] = _operation(operation)
+    for path, summary in (("/healthz", "Whether the process is alive."), ("/readyz", "Whether the store answers.")):
+        paths[path] = {"get": _probe(summary)}
+    paths["/openapi.json"] = {"get": _probe("This document.", "application/json")}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Lamplighter", "version": server.__version__, "license": {"name": "Apache-2.0"}},
+        "security": [{"token": []}],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": _schemas() | {name: _body(struct) for name, struct in bodies.items()},
+        },
+    }
+
+
+def _operation(operation: "Operation") -> Schema:
+    described: Schema = {
+        "operationId": operation.handler.__name__,
+        "summary": (inspect.getdoc(operation.handler) or "").partition("\n")[0],
+        "responses": {
+            **{str(status): _answer(status, schema) for status, schema in operation.answers.items()},
+            **{str(status): _problem(status) for status in sorted({*operation.may, 401, 500, 503})},
+        },
+    }
+    if parameters := _parameters(operation):
+        described["parameters"] = parameters
+    if operation.takes is not None:
+        content = {"application/json": {"schema": _ref(operation.takes)}}
+        described["requestBody"] = {"required": operation.body_required, "content": content}
+    return described
+
+
+def _parameters(operation: "Operation") -> list[Schema]:
+    names = re.findall(r"{(\w+)}", operation.path)
+    in_path = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    return in_path + [{"name": name, "in": "query", **_PARAMETERS[name]} for name in operation.query]
+
+
+def _answer(status: int, schema: str | None) -> Schema:
+    described: Schema = {"description": HTTPStatus(status).phrase}
+    if schema is not None:
+        described["content"] = {"application/json": {"schema": _ref(schema)}}
+    return described
+
+
+def _problem(status: int) -> Schema:
+    return {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": _ref("Problem")}}}
+
+
+def _probe(summary: str, media_type: str = "text/plain") -> Schema:
+    answer = {"description": "OK", "content": {media_type: {}}}
+    return {"summary": summary, "security": [], "responses": {"200": answer}}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _schemas() -> dict[str, Schema]:
+    """The schemas that operations name: the CRDs', those of the plain records, and their lists."""
+    crds = _crd_schemas()
+    seen: Schema = {"connected": {"type": "boolean"}, "in_sync": {"type": "boolean"}}
+    schemas = {
+        **crds,
+        "RepositoryPut": {"allOf": [crds["Repository"], {"properties": {"credentials": _CREDENTIALS}}]},
+        "Host": _record(HOSTS, seen),
+        "Job": _record(JOBS, {"command": {"type": "object"}, "status": {"enum": list(JOB_STATUSES)}}),
+        "LogLine": _record(JOB_LOGS, {}, leave_out=("job_id", "total_bytes")),
+        "Audit": _record(AUDIT, {}),
+        "Problem": _PROBLEM,
+    }
+    lists = {"Schedule": "", "Repository": "", "Host": "", "Job": "", "Audit": "", "LogLine": "LogList"}
+    return schemas | {plural or f"{name}List": _list(name) for name, plural in lists.items()}
+
+
+def _crd_schemas() -> dict[str, Schema]:
+    """The schema of each custom resource definition, by kind."""
+    files = [file for file in resources.files("crds").iterdir() if file.name.endswith(".yaml")]
+    found = [yaml.safe_load(file.read_text()) for file in files]
+    return {
+        crd["spec"]["names"]["kind"]: crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+        for crd in found
+        if crd["kind"] == "CustomResourceDefinition"
+    }
+
+
+def _record(table: Table, also: Mapping[str, Schema], leave_out: Sequence[str] = ()) -> Schema:
+    """The schema of a table's rows as they are answered."""
+    properties = {column.name: _column(column) for column in table.c if column.name not in leave_out} | dict(also)
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _column(column: "Column[Any]") -> Schema:
+    match column.type:
+        case UtcDateTime():
+            schema: Schema = {"type": "string", "format": "date-time"}
+        case JSON():
+            schema = {"type": "object"}
+        case Integer() | BigInteger():
+            schema = {"type": "integer"}
+        case _:
+            schema = {"type": "string"}
+    return {**schema, "type": [schema["type"], "null"]} if column.nullable else schema
+
+
+def _body(struct: type[msgspec.Struct]) -> Schema:
+    """The schema of a body, inlined."""
+    (schema,), components = msgspec.json.schema_components([struct])
+    return components[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+
+
+def _list(name: str) -> Schema:
+    properties = {"items": {"type": "array", "items": _ref(name)}, "next": {"type": ["string", "null"]}}
+    return {"type": "object", "properties": properties, "required": ["items", "next"]}
+
+
+_CREDENTIALS: Schema = {
+    "type": "object",
+    "writeOnly": True,
+    "properties": {
+        "password": {"type": "string"},
+        "env": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+}
+
+_PROBLEM: Schema = {
+    "type": "object",
+    "description": "RFC 9457 problem details.",
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"field": {"type": "string"}, "detail": {"type": "string"}},
+                "required": ["field", "detail"],
+            },
+        },
+    },
+    "required": ["type", "title", "status", "detail"],
+}

@@ -1,0 +1,408 @@
+"""The operations of the API: each reads its request, has `control` change or `records` find, and answers.
+
+Schedules and repositories have the shape of Kubernetes' objects, so that a manifest can be sent as it is; hosts, jobs
+and the audit log are plain records.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any, NamedTuple, Protocol
+
+from msgspec import Meta, Raw, Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server import records
+from server.models import ACTOR_KINDS, JOB_STATUSES, REPOSITORIES, SCHEDULES, Actor
+from server.problems import Conflict, Invalid, NotFound
+from server.records import Row
+from server.rest.reading import Query, bad_parameter, body, converted, cursor, has_body, json_response, object_body
+from server.store import Store
+from wire.messages import HostName
+
+API_VERSION = "lamplighter.dev/v1alpha1"
+
+LabelKey = Annotated[
+    str,
+    Meta(
+        max_length=317,
+        pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
+    ),
+]
+LabelValue = Annotated[str, Meta(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
+
+
+class HostBody(Struct, forbid_unknown_fields=True):
+    """What PUT says of a host: labels as Kubernetes allows them."""
+
+    labels: Annotated[dict[LabelKey, LabelValue], Meta(max_length=256)]
+
+
+class RunBody(Struct, forbid_unknown_fields=True):
+    """Which of its hosts a schedule is to run on; all of them when absent."""
+
+    hosts: Annotated[list[HostName], Meta(min_length=1, max_length=10_000)] | None = None
+
+
+BODIES: Mapping[str, type[Struct]] = {"HostPut": HostBody, "Run": RunBody}
+"""Bodies by the name of their schema, beside those that the custom resource definitions describe."""
+
+
+class ControlPlane(Protocol):
+    """What changes go through: see `control.Control`. Each raises the problems that it finds."""
+
+    @property
+    def is_connected(self) -> Callable[[str], bool]:
+        """Whether the host of this name has an agent that is connected."""
+
+    def next_due(self, schedule_id: str) -> datetime | None:
+        """When a schedule is due next."""
+
+    async def put_schedule(self, actor: Actor, manifest: object) -> tuple[Row, bool]:
+        """Create or change a schedule; the flag: it is new."""
+
+    async def delete_schedule(self, actor: Actor, namespace: str, name: str) -> None:
+        """Delete a schedule."""
+
+    async def put_repository(self, actor: Actor, manifest: object) -> tuple[Row, bool]:
+        """Create or change a repository; the flag: it is new."""
+
+    async def delete_repository(self, actor: Actor, namespace: str, name: str) -> None:
+        """Delete a repository."""
+
+    async def put_host(self, actor: Actor, name: str, labels: Mapping[str, str]) -> tuple[Row, bool]:
+        """Create a host or change its labels; the flag: it is new."""
+
+    async def delete_host(self, actor: Actor, name: str) -> None:
+        """Delete a host."""
+
+    async def run_now(self, actor: Actor, namespace: str, name: str, hosts: Sequence[str] | None) -> list[Row]:
+        """Run a schedule once, now."""
+
+    async def cancel_job(self, actor: Actor, job_id: str) -> Row:
+        """Have a job end."""
+
+
+class Api:
+    """The operations, on a control plane and the store that it writes."""
+
+    def __init__(self, control: ControlPlane, store: Store) -> None:
+        self._control = control
+        self._store = store
+
+    # Schedules.
+
+    async def list_schedules(self, request: Request) -> Response:
+        """List schedules, by namespace and name."""
+        query = Query(request, "limit", "cursor")
+        after, limit = query.after(tuple[str, str]), query.limit()
+        rows = await self._store.read(records.list_resources, SCHEDULES, after, limit + 1)
+        return _page(rows, limit, self._schedule, "namespace", "name")
+
+    async def create_schedule(self, request: Request) -> Response:
+        """Create a schedule."""
+        manifest = await self._new_manifest(request, "Schedule")
+        row, created = await self._control.put_schedule(_actor(request), manifest)
+        return _created(request, "Schedule", row, self._schedule(row), created)
+
+    async def get_schedule(self, request: Request) -> Response:
+        """Read a schedule."""
+        Query(request)
+        return json_response(self._schedule(await self._resource(request, "Schedule")))
+
+    async def put_schedule(self, request: Request) -> Response:
+        """Create a schedule, or make it what the manifest says; saying the same again changes nothing."""
+        row, created = await self._control.put_schedule(_actor(request), await _named_manifest(request))
+        return json_response(self._schedule(row), 201 if created else 200)
+
+    async def delete_schedule(self, request: Request) -> Response:
+        """Delete a schedule; its jobs stay."""
+        Query(request)
+        await self._control.delete_schedule(_actor(request), **request.path_params)
+        return Response(status_code=204)
+
+    async def run_schedule(self, request: Request) -> Response:
+        """Run a schedule once, now, on all of its hosts or on some."""
+        Query(request)
+        wanted = converted(await body(request), RunBody) if has_body(request) else RunBody()
+        rows = await self._control.run_now(_actor(request), **request.path_params, hosts=wanted.hosts)
+        return json_response({"items": [_job(row) for row in rows], "next": None}, 201)
+
+    # Repositories.
+
+    async def list_repositories(self, request: Request) -> Response:
+        """List repositories, by namespace and name."""
+        query = Query(request, "limit", "cursor")
+        after, limit = query.after(tuple[str, str]), query.limit()
+        rows = await self._store.read(records.list_resources, REPOSITORIES, after, limit + 1)
+        return _page(rows, limit, _repository, "namespace", "name")
+
+    async def create_repository(self, request: Request) -> Response:
+        """Create a repository. Its `credentials` can be written, and are never told."""
+        manifest = await self._new_manifest(request, "Repository")
+        row, created = await self._control.put_repository(_actor(request), manifest)
+        return _created(request, "Repository", row, _repository(row), created)
+
+    async def get_repository(self, request: Request) -> Response:
+        """Read a repository, without its credentials."""
+        Query(request)
+        return json_response(_repository(await self._resource(request, "Repository")))
+
+    async def put_repository(self, request: Request) -> Response:
+        """Create a repository, or make it what the manifest says; saying the same again changes nothing."""
+        row, created = await self._control.put_repository(_actor(request), await _named_manifest(request))
+        return json_response(_repository(row), 201 if created else 200)
+
+    async def delete_repository(self, request: Request) -> Response:
+        """Delete a repository's declaration; what is stored in it stays."""
+        Query(request)
+        await self._control.delete_repository(_actor(request), **request.path_params)
+        return Response(status_code=204)
+
+    # Hosts.
+
+    async def list_hosts(self, request: Request) -> Response:
+        """List hosts, by name."""
+        query = Query(request, "limit", "cursor")
+        after, limit = query.after(str), query.limit()
+        rows = await self._store.read(records.list_hosts, after, limit + 1)
+        return _page(rows, limit, self._host, "name")
+
+    async def get_host(self, request: Request) -> Response:
+        """Read a host."""
+        Query(request)
+        name = request.path_params["name"]
+        row = await self._store.read(records.get_host, name)
+        if row is None:
+            raise NotFound(f"there is no host {name!r}")
+        return json_response(self._host(row))
+
+    async def put_host(self, request: Request) -> Response:
+        """Make a host known, or give it these labels in place of those it had."""
+        Query(request)
+        name = converted({"name": request.path_params["name"]}, _Named).name
+        wanted = converted(await body(request), HostBody)
+        row, created = await self._control.put_host(_actor(request), name, wanted.labels)
+        return json_response(self._host(row), 201 if created else 200)
+
+    async def delete_host(self, request: Request) -> Response:
+        """Forget a host; its jobs stay."""
+        Query(request)
+        await self._control.delete_host(_actor(request), request.path_params["name"])
+        return Response(status_code=204)
+
+    # Jobs.
+
+    async def list_jobs(self, request: Request) -> Response:
+        """List jobs, newest first."""
+        query = Query(request, "host", "schedule", "status", "actor_kind", "limit", "cursor")
+        after, limit = query.after(tuple[datetime, str]), query.limit()
+        if after is not None and after[0].tzinfo is None:
+            raise bad_parameter("cursor", "must be the `next` of an earlier page, as it was given")
+        given = {
+            "host": query.text("host"),
+            "scheduled_id": await self._schedule_id(query.text("schedule")),
+            "status": query.one_of("status", JOB_STATUSES),
+            "actor_kind": query.one_of("actor_kind", ACTOR_KINDS),
+        }
+        filters = {name: value for name, value in given.items() if value is not None}
+        rows = await self._store.read(records.list_jobs, filters, after, limit + 1)
+        return _page(rows, limit, _job, "created_at", "id")
+
+    async def get_job(self, request: Request) -> Response:
+        """Read a job."""
+        Query(request)
+        return json_response(_job(await self._job(request)))
+
+    async def get_job_log(self, request: Request) -> Response:
+        """Read what restic wrote for people, line by line."""
+        query = Query(request, "limit", "cursor")
+        after, limit = query.after(int) or 0, query.limit()
+        job = await self._job(request)
+        rows = await self._store.read(records.list_log, job["id"], after, limit + 1)
+        return _page(rows, limit, dict, "seq")
+
+    async def cancel_job(self, request: Request) -> Response:
+        """Have a job end as cancelled."""
+        Query(request)
+        row = await self._control.cancel_job(_actor(request), request.path_params["id"])
+        return json_response(_job(row))
+
+    # The audit log.
+
+    async def list_audit(self, request: Request) -> Response:
+        """List who changed what, newest first."""
+        query = Query(request, "limit", "cursor")
+        before, limit = query.after(int), query.limit()
+        rows = await self._store.read(records.list_audit, before, limit + 1)
+        return _page(rows, limit, dict, "id")
+
+    # What they share.
+
+    async def _new_manifest(self, request: Request, kind: str) -> dict[str, Any]:
+        """The manifest in the body of a POST. Raises Conflict when what it names is there."""
+        Query(request)
+        manifest = await object_body(request)
+        metadata = manifest.get("metadata")
+        names = [metadata.get(key) for key in ("namespace", "name")] if isinstance(metadata, dict) else [None]
+        if not all(isinstance(name, str) for name in names):
+            return manifest  # control tells what is wrong
+        if await self._store.read(records.get_resource, _TABLES[kind], *names) is not None:
+            raise _taken(kind, *names)
+        return manifest
+
+    async def _resource(self, request: Request, kind: str) -> Row:
+        namespace, name = request.path_params["namespace"], request.path_params["name"]
+        row = await self._store.read(records.get_resource, _TABLES[kind], namespace, name)
+        if row is None:
+            raise NotFound(f"there is no {kind} {namespace}/{name}")
+        return row
+
+    async def _job(self, request: Request) -> Row:
+        job_id = request.path_params["id"]
+        row = await self._store.read(records.get_job, job_id)
+        if row is None:
+            raise NotFound(f"there is no job {job_id!r}")
+        return row
+
+    async def _schedule_id(self, named: str | None) -> str | None:
+        """The id of the schedule that a filter names as NAMESPACE/NAME, or by its id, which works once it is gone."""
+        if named is None or "/" not in named:
+            return named
+        namespace, _, name = named.partition("/")
+        row = await self._store.read(records.get_resource, SCHEDULES, namespace, name)
+        if row is None:
+            raise bad_parameter("schedule", f"there is no Schedule {named}; one that was deleted is found by its uid")
+        id_: str = row["id"]
+        return id_
+
+    def _schedule(self, row: Row) -> dict[str, object]:
+        return _object("Schedule", row, {"nextDue": self._control.next_due(row["id"])})
+
+    def _host(self, row: Row) -> dict[str, object]:
+        in_sync = (row["desired_version"], row["desired_digest"]) == (row["applied_version"], row["applied_digest"])
+        return {**row, "connected": self._control.is_connected(row["name"]), "in_sync": in_sync}
+
+
+_TABLES = {"Schedule": SCHEDULES, "Repository": REPOSITORIES}
+
+
+class _Named(Struct):
+    name: HostName
+
+
+def _taken(kind: str, namespace: str, name: str) -> Conflict:
+    return Conflict(f"there is a {kind} {namespace}/{name}: change it with PUT")
+
+
+def _created(request: Request, kind: str, row: Row, shown: dict[str, object], created: bool) -> Response:
+    """The answer to a POST. Another may have created the same since it was looked for: that is a conflict too."""
+    if not created:
+        raise _taken(kind, row["namespace"], row["name"])
+    location = f"{request.url.path.rstrip('/')}/{row['namespace']}/{row['name']}"
+    return json_response(shown, 201, {"Location": location})
+
+
+def _actor(request: Request) -> Actor:
+    actor: Actor = request.state.actor
+    return actor
+
+
+async def _named_manifest(request: Request) -> dict[str, Any]:
+    """The manifest in the body, with the names of the path, which it may repeat but not contradict."""
+    Query(request)
+    manifest = await object_body(request)
+    metadata = manifest.get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise Invalid("the request is not allowed", [{"field": "metadata", "detail": "must be an object"}])
+    for key, value in request.path_params.items():
+        if metadata.get(key, value) != value:
+            detail = f"must be {value!r}, as the path says"
+            raise Invalid("the request is not allowed", [{"field": f"metadata.{key}", "detail": detail}])
+    return {**manifest, "metadata": {**metadata, **request.path_params}}
+
+
+def _page(rows: list[Row], limit: int, show: Callable[[Row], object], *key: str) -> Response:
+    """A page of `limit` rows; one row more than that stands for the pages that follow."""
+    shown = rows[:limit]
+    more = len(rows) > limit
+    values = [shown[-1][name] for name in key] if more else []
+    next_ = cursor(values if len(key) > 1 else values[0]) if more else None
+    return json_response({"items": [show(row) for row in shown], "next": next_})
+
+
+def _object(kind: str, row: Row, status: Mapping[str, object]) -> dict[str, object]:
+    """A row in the shape of a Kubernetes object."""
+    metadata = {
+        "namespace": row["namespace"],
+        "name": row["name"],
+        "uid": row["id"],
+        "generation": row["generation"],
+        "labels": row["labels"],
+        "creationTimestamp": row["created_at"],
+    }
+    status = {"observedGeneration": row["generation"], **status}
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": row["spec"], "status": status}
+
+
+def _repository(row: Row) -> dict[str, object]:
+    return _object("Repository", row, {})
+
+
+def _job(row: Row) -> dict[str, object]:
+    return {**row, "command": Raw(row["command"].encode())}
+
+
+class Operation(NamedTuple):
+    """One operation as it is routed and described. Names of schemas are those of `openapi`.
+
+    `takes` is the body's; `answers` by status, None for no body; `may` are the problems beside the general ones.
+    """
+
+    method: str
+    path: str
+    handler: Callable[[Api, Request], Awaitable[Response]]
+    answers: Mapping[int, str | None]
+    takes: str | None = None
+    body_required: bool = True
+    query: Sequence[str] = ()
+    may: Sequence[int] = ()
+
+
+_PAGE = ("limit", "cursor")
+_BODY = (400, 413, 415, 422)
+_SCHEDULE, _REPOSITORY = "/schedules/{namespace}/{name}", "/repositories/{namespace}/{name}"
+
+OPERATIONS: Sequence[Operation] = (
+    Operation("GET", "/schedules", Api.list_schedules, {200: "ScheduleList"}, query=_PAGE, may=(400,)),
+    Operation("POST", "/schedules", Api.create_schedule, {201: "Schedule"}, "Schedule", may=(*_BODY, 409)),
+    Operation("GET", _SCHEDULE, Api.get_schedule, {200: "Schedule"}, may=(400, 404)),
+    Operation("PUT", _SCHEDULE, Api.put_schedule, {200: "Schedule", 201: "Schedule"}, "Schedule", may=_BODY),
+    Operation("DELETE", _SCHEDULE, Api.delete_schedule, {204: None}, may=(400, 404)),
+    Operation(
+        "POST", f"{_SCHEDULE}/run", Api.run_schedule, {201: "JobList"}, "Run", body_required=False, may=(*_BODY, 404)
+    ),
+    Operation("GET", "/repositories", Api.list_repositories, {200: "RepositoryList"}, query=_PAGE, may=(400,)),
+    Operation("POST", "/repositories", Api.create_repository, {201: "Repository"}, "RepositoryPut", may=(*_BODY, 409)),
+    Operation("GET", _REPOSITORY, Api.get_repository, {200: "Repository"}, may=(400, 404)),
+    Operation(
+        "PUT", _REPOSITORY, Api.put_repository, {200: "Repository", 201: "Repository"}, "RepositoryPut", may=_BODY
+    ),
+    Operation("DELETE", _REPOSITORY, Api.delete_repository, {204: None}, may=(400, 404, 409)),
+    Operation("GET", "/hosts", Api.list_hosts, {200: "HostList"}, query=_PAGE, may=(400,)),
+    Operation("GET", "/hosts/{name}", Api.get_host, {200: "Host"}, may=(400, 404)),
+    Operation("PUT", "/hosts/{name}", Api.put_host, {200: "Host", 201: "Host"}, "HostPut", may=_BODY),
+    Operation("DELETE", "/hosts/{name}", Api.delete_host, {204: None}, may=(400, 404, 409)),
+    Operation(
+        "GET",
+        "/jobs",
+        Api.list_jobs,
+        {200: "JobList"},
+        query=("host", "schedule", "status", "actor_kind", *_PAGE),
+        may=(400,),
+    ),
+    Operation("GET", "/jobs/{id}", Api.get_job, {200: "Job"}, may=(400, 404)),
+    Operation("GET", "/jobs/{id}/log", Api.get_job_log, {200: "LogList"}, query=_PAGE, may=(400, 404)),
+    Operation("POST", "/jobs/{id}/cancel", Api.cancel_job, {200: "Job"}, may=(400, 404, 409)),
+    Operation("GET", "/audit", Api.list_audit, {200: "AuditList"}, query=_PAGE, may=(400,)),
+)

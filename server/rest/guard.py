@@ -1,0 +1,84 @@
+"""What stands before every operation of the API: the caller's token, and the telling of what went wrong."""
+
+import logging
+from collections.abc import Callable
+from http import HTTPStatus
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.models import Actor
+from server.problems import MEDIA_TYPE, Problem, Unauthorized, Unavailable
+from server.store import StoreClosedError
+
+log = logging.getLogger(__name__)
+
+
+class Problems:
+    """Answers problem details for whatever the application behind it raises; what nobody expected goes to the log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; an error after its answer began goes on to the server, which cuts the connection."""
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except ClientDisconnect:
+            log.debug("a caller left before its request was read")
+        except Exception as error:
+            if started:
+                raise
+            if not isinstance(error, (Problem, HTTPException, StoreClosedError)):
+                log.exception("request failed", extra={"method": scope["method"], "path": scope["path"]})
+            await _response(error)(scope, receive, send)
+
+
+class Authenticated:
+    """Lets through who has a token that is known, as `request.state.actor` (RFC 6750, section 2.1)."""
+
+    def __init__(self, app: ASGIApp, authenticate: Callable[[str], Actor | None]) -> None:
+        self._app = app
+        self._authenticate = authenticate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Raises Unauthorized."""
+        given = Headers(scope=scope).getlist("authorization")
+        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        actor = self._authenticate(token.strip()) if scheme.lower() == "bearer" and token.strip() else None
+        if actor is None:
+            raise Unauthorized("this needs the header 'Authorization: Bearer TOKEN', with a token that is known")
+        scope.setdefault("state", {})["actor"] = actor
+        await self._app(scope, receive, send)
+
+
+def _response(error: Exception) -> Response:
+    """What a caller is told of an error: of one that nobody expected, nothing but that there was one."""
+    if isinstance(error, HTTPException):
+        return _problem_response(error.status_code, _routing_problem(error), dict(error.headers or {}))
+    problem = Unavailable("the server is stopping") if isinstance(error, StoreClosedError) else error
+    if not isinstance(problem, Problem):
+        problem = Problem("the server failed to do this: its log says why")
+    return _problem_response(int(problem.status), problem.body(), dict(problem.headers))
+
+
+def _routing_problem(error: HTTPException) -> dict[str, object]:
+    """The body for a path or method that is not there."""
+    title = HTTPStatus(error.status_code).phrase
+    detail = "nothing is at this path" if error.status_code == HTTPStatus.NOT_FOUND else error.detail
+    return {"type": "about:blank", "title": title, "status": error.status_code, "detail": detail}
+
+
+def _problem_response(status: int, body: dict[str, object], headers: dict[str, str]) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, MEDIA_TYPE)

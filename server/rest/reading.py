@@ -1,0 +1,156 @@
+"""Requests read within limits, and answers as JSON. What cannot be read is refused with its name."""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.problems import BadRequest, FieldError, Invalid, TooLarge, UnsupportedMediaType
+
+MAX_BODY = 1 << 20
+"""Bytes of a request's body that are read."""
+MAX_DEPTH = 32
+"""How deep objects and arrays of a body may be nested."""
+MAX_LIMIT, DEFAULT_LIMIT = 500, 100
+"""Items of one page."""
+
+T = TypeVar("T")
+
+
+def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer: datetimes as RFC 3339, Raw as it stands."""
+    return Response(msgspec.json.encode(content), status, headers, "application/json")
+
+
+async def body(request: Request) -> object:
+    """The JSON of the body. Raises UnsupportedMediaType, TooLarge, BadRequest."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise UnsupportedMediaType(
+            f"send JSON with 'Content-Type: application/json', not {content_type or 'nothing'!r}"
+        )
+    content = await _content(request)
+    try:
+        value = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise _too_deep() from None
+    _check_depth(value)
+    return value
+
+
+async def object_body(request: Request) -> dict[str, Any]:
+    """The JSON object of the body. Raises as `body` does, and Invalid for another value."""
+    value = await body(request)
+    if not isinstance(value, dict):
+        raise Invalid("the body must be a JSON object", [{"field": "", "detail": "must be an object"}])
+    return value
+
+
+def has_body(request: Request) -> bool:
+    """Whether there is a body; where its length is not told, whether its type is."""
+    length = request.headers.get("content-length")
+    return length != "0" if length is not None else "content-type" in request.headers
+
+
+async def _content(request: Request) -> bytes:
+    """The body, read no further than its limit."""
+    too_large = TooLarge(f"the body is longer than {MAX_BODY} bytes")
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > MAX_BODY:
+        raise too_large
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > MAX_BODY:
+            raise too_large
+    return bytes(content)
+
+
+def _check_depth(value: object) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _too_deep() -> BadRequest:
+    return BadRequest(f"the body is nested deeper than {MAX_DEPTH} levels")
+
+
+def converted(value: object, to: type[T]) -> T:
+    """A value as this type. Raises Invalid that names the field."""
+    try:
+        return msgspec.convert(value, to)
+    except msgspec.ValidationError as error:
+        detail, _, path = str(error).partition(" - at ")
+        field = re.sub(r"^`?(key in )?`?\$\.?|`$", "", path)
+        raise Invalid("the request is not allowed", [FieldError(field=field, detail=detail)]) from None
+
+
+class Query:
+    """The parameters of a request: each at most once, and none but the `known`. Raises BadRequest."""
+
+    def __init__(self, request: Request, *known: str) -> None:
+        self._given = request.query_params
+        errors: list[FieldError] = []
+        for name in self._given:
+            if name not in known:
+                allowed = ", ".join(known) or "none"
+                errors.append({"field": name[:64], "detail": f"is not a parameter here; known: {allowed}"})
+            elif len(self._given.getlist(name)) > 1:
+                errors.append({"field": name, "detail": "may be given once"})
+        if errors:
+            raise BadRequest("the query cannot be read", errors)
+
+    def text(self, name: str) -> str | None:
+        """A parameter as it stands."""
+        return self._given.get(name)
+
+    def one_of(self, name: str, values: Sequence[str]) -> str | None:
+        """A parameter that must be one of these values."""
+        given = self.text(name)
+        if given is not None and given not in values:
+            raise bad_parameter(name, f"must be one of {', '.join(values)}")
+        return given
+
+    def limit(self) -> int:
+        """How many items a page may hold."""
+        given = self._given.get("limit", str(DEFAULT_LIMIT))
+        if not re.fullmatch(r"[0-9]{1,4}", given) or not 1 <= int(given) <= MAX_LIMIT:
+            raise bad_parameter("limit", f"must be a whole number from 1 to {MAX_LIMIT}")
+        return int(given)
+
+    def after(self, key: type[T]) -> T | None:
+        """The key that a page's `next` stands for."""
+        given = self._given.get("cursor")
+        if given is None:
+            return None
+        try:
+            text = base64.urlsafe_b64decode(given + "=" * (-len(given) % 4))
+            return msgspec.json.decode(text, type=key)
+        except (binascii.Error, ValueError):
+            raise bad_parameter("cursor", "must be the `next` of an earlier page, as it was given") from None
+
+
+def cursor(key: object) -> str:
+    """The opaque text for a key, as pages give it."""
+    return base64.urlsafe_b64encode(msgspec.json.encode(key)).decode().rstrip("=")
+
+
+def bad_parameter(name: str, detail: str) -> BadRequest:
+    """A refusal of one query parameter."""
+    return BadRequest("the query cannot be read", [{"field": name, "detail": detail}])
