@@ -50,13 +50,12 @@ class Vault:
 
         Raises VaultError for a file that cannot be used, or that others may read.
         """
+        if not path.exists():
+            _create(path, cls.new_key())
         try:
             return cls(_read(path))
-        except FileNotFoundError:
-            _create(path, cls.new_key())
         except VaultError as error:
             raise VaultError(f"{path}: {error}") from None
-        return cls(_read(path))
 
     @staticmethod
     def new_key() -> str:
@@ -70,7 +69,7 @@ class Vault:
     def unseal(self, sealed: str) -> Credentials:
         """What was sealed. Raises VaultError when no key opens it or it was altered."""
         try:
-            return msgspec.json.decode(self._fernet.decrypt(sealed), type=Credentials)
+            return msgspec.json.decode(self._fernet.decrypt(sealed.encode()), type=Credentials)
         except (InvalidToken, msgspec.DecodeError):
             raise VaultError(
                 "stored credentials cannot be opened with the keys at hand: "

@@ -1,0 +1,451 @@
+"""What the store promises: shared commits that hurt nobody, one job for each due time, ends that are not lost."""
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from server import bulk, records, store
+from server.models import AUDIT, HOSTS, JOBS, REPOSITORIES, SCHEDULES, stored
+from server.problems import Unavailable
+from server.records import AuditRow, HostRow, JobRow, OpenJob, RepositoryRow, ScheduleRow
+from server.store import Store, StoreClosedError, StoreError
+from wire.messages import JobFinished
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=UTC)
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+async def db(tmp_path):
+    opened = Store.open(tmp_path / "data" / "lamplighter.db")
+    yield opened
+    await opened.close()
+
+
+class Gate:
+    """A bulk function that holds the writer until it is let go: what is written meanwhile gathers behind it."""
+
+    def __init__(self):
+        self.entered, self.let_go = threading.Event(), threading.Event()
+
+    def __call__(self, conn, items):
+        self.entered.set()
+        assert self.let_go.wait(10)
+        return [None] * len(items)
+
+    async def hold(self, db):
+        held = asyncio.create_task(db.write(self, None))
+        await asyncio.to_thread(self.entered.wait, 10)
+        return held
+
+
+def job(job_id, host="node-1", scheduled_id="s1", scheduled_at=NOW, created_at=NOW, **values):
+    made = JobRow(job_id, host, "backup", "schedule", "ns/etc", scheduled_id, scheduled_at, 0, "{}", created_at)
+    return made._replace(**values)
+
+
+def end(job_id, status="succeeded", **values):
+    return JobFinished(job_id, status, NOW, **values)
+
+
+def host(name, **values):
+    return HostRow(name, {"role": "db"}, NOW, NOW)._replace(**values)
+
+
+def insert_host(conn, names):
+    for name in names:
+        conn.execute(sa.insert(HOSTS).values(name=name, created_at=NOW, since=NOW))
+    return list(names)
+
+
+def count(conn, table):
+    return conn.execute(sa.select(sa.func.count()).select_from(table)).scalar()
+
+
+# Writing.
+
+
+async def test_files_are_for_this_user_only(db, tmp_path):
+    await db.write(records.upsert_hosts, host("node-1"))
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "data").iterdir()}
+    assert modes == dict.fromkeys(("lamplighter.db", "lamplighter.db-wal", "lamplighter.db-shm"), 0o600)
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+
+
+async def test_commits_are_durable_and_keys_are_held(db):
+    def pragmas(conn, items):
+        names = ("journal_mode", "synchronous", "foreign_keys")
+        return [[conn.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]] * len(items)
+
+    assert await db.write(pragmas, None) == ["wal", 2, 1]
+
+
+async def test_neighbours_with_one_function_are_handed_over_together_and_in_order(db):
+    seen = []
+
+    def first(conn, items):
+        seen.append(("first", *items))
+        return [item * 10 for item in items]
+
+    def second(conn, items):
+        seen.append(("second", *items))
+        return [item * 100 for item in items]
+
+    gate = Gate()
+    held = await gate.hold(db)
+    waiting = [asyncio.create_task(db.write(fn, at)) for at, fn in enumerate((first, first, second, first))]
+    await asyncio.sleep(0)
+    gate.let_go.set()
+    assert await asyncio.gather(*waiting) == [0, 10, 200, 30]
+    assert seen == [("first", 0, 1), ("second", 2), ("first", 3)]
+    await held
+
+
+async def test_one_bad_call_hurts_only_itself(db, caplog):
+    gate = Gate()
+    held = await gate.hold(db)
+    names = ["a", "b", "a", "c"]
+    waiting = [asyncio.create_task(db.write(insert_host, name)) for name in names]
+    await asyncio.sleep(0)
+    gate.let_go.set()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert results[:2] + results[3:] == ["a", "b", "c"]
+    assert isinstance(results[2], sa.exc.IntegrityError)
+    assert await db.read(count, HOSTS) == 3
+    await held
+
+
+async def test_values_stay_out_of_errors(db, caplog):
+    secret = RepositoryRow("r1", "ns", "main", {}, {}, 1, NOW, NOW, "s3cret")
+    await db.write(records.upsert_repositories, secret)
+    with pytest.raises(sa.exc.IntegrityError) as refused:
+        await db.write(records.upsert_repositories, secret._replace(id="r2"))
+    assert "s3cret" not in str(refused.value) + repr(secret) + caplog.text
+
+
+async def test_a_waiter_that_gives_up_disturbs_nobody(db):
+    gate = Gate()
+    held = await gate.hold(db)
+    waiting = [asyncio.create_task(db.write(insert_host, name)) for name in ("a", "b")]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    gate.let_go.set()
+    assert await waiting[1] == "b"
+    assert await db.read(count, HOSTS) == 2
+    await held
+
+
+async def test_what_is_answered_is_on_disk_for_others(db, tmp_path):
+    await db.write(records.upsert_hosts, host("node-1"))
+    other = sqlite3.connect(tmp_path / "data" / "lamplighter.db")
+    assert other.execute("SELECT name FROM hosts").fetchall() == [("node-1",)]
+    other.close()
+
+
+async def test_a_locked_database_is_told_to_all_at_once_and_then_forgotten(db, tmp_path, monkeypatch, caplog):
+    await db.write(lambda conn, items: [conn.exec_driver_sql("PRAGMA busy_timeout=1").scalar()], None)
+    other = sqlite3.connect(tmp_path / "data" / "lamplighter.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with caplog.at_level(logging.CRITICAL), pytest.raises(Unavailable, match="cannot be written now"):
+        await db.write(insert_host, "a")
+    other.execute("ROLLBACK")
+    other.close()
+    assert await db.write(insert_host, "a") == "a"
+
+
+async def test_more_calls_than_may_wait_are_refused(db, monkeypatch):
+    monkeypatch.setattr(store, "MAX_WAITING", 1)
+    gate = Gate()
+    held = await gate.hold(db)
+    waiting = asyncio.create_task(db.write(insert_host, "a"))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="cannot keep up"):
+        await db.write(insert_host, "b")
+    gate.let_go.set()
+    assert await waiting == "a"
+    await held
+
+
+async def test_readers_go_on_while_the_writer_works(db):
+    gate = Gate()
+    held = await gate.hold(db)
+    assert await asyncio.gather(*(db.read(count, HOSTS) for _ in range(10))) == [0] * 10
+    gate.let_go.set()
+    await held
+
+
+async def test_close_drains_and_then_refuses(tmp_path):
+    db = Store.open(tmp_path / "lamplighter.db")
+    gate = Gate()
+    held = await gate.hold(db)
+    waiting = [asyncio.create_task(db.write(insert_host, name)) for name in ("a", "b")]
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(db.close())
+    await asyncio.sleep(0)
+    with pytest.raises(StoreClosedError):
+        await db.write(insert_host, "c")
+    gate.let_go.set()
+    await closing
+    assert await asyncio.gather(held, *waiting) == [None, "a", "b"]
+    with pytest.raises(StoreClosedError):
+        await db.read(count, HOSTS)
+    await db.close()
+
+
+async def test_close_is_bounded(tmp_path):
+    db = Store.open(tmp_path / "lamplighter.db")
+    gate = Gate()
+    held = await gate.hold(db)
+    with pytest.raises(TimeoutError):
+        await db.close(timeout_s=0)
+    gate.let_go.set()
+    await db.close()
+    await held
+
+
+async def test_what_was_committed_is_there_when_opened_again(tmp_path):
+    for name in ("a", "b"):
+        db = Store.open(tmp_path / "lamplighter.db")
+        await db.write(insert_host, name)
+        await db.close()
+    db = Store.open(f"sqlite:///{tmp_path}/lamplighter.db")
+    assert [row["name"] for row in await db.read(records.list_hosts, None, 10)] == ["a", "b"]
+    await db.close()
+
+
+@pytest.mark.parametrize("location", ["sqlite://", "sqlite:///:memory:"])
+def test_a_database_in_memory_is_refused(location):
+    with pytest.raises(StoreError, match="needs a file"):
+        Store.open(location)
+
+
+# Jobs.
+
+
+async def test_one_job_for_each_host_schedule_and_due_time(db):
+    first = await db.write(records.record_jobs, [job("1"), job("2"), job("3", host="node-2")])
+    later = await db.write(records.record_jobs, [job("4"), job("5", scheduled_at=NOW + timedelta(microseconds=1))])
+    assert (first, later) == ({"1", "3"}, {"5"})
+
+
+async def test_calls_that_share_a_commit_do_not_share_due_times(db):
+    gate = Gate()
+    held = await gate.hold(db)
+    calls = [[job("1")], [job("2")], [], [job("3", host="b"), job("4", host="b")]]
+    waiting = [asyncio.create_task(db.write(records.record_jobs, call)) for call in calls]
+    await asyncio.sleep(0)
+    gate.let_go.set()
+    assert await asyncio.gather(*waiting) == [{"1"}, set(), set(), {"3"}]
+    await held
+
+
+async def test_runs_by_hand_are_as_many_as_are_asked_for(db):
+    by_hand = [job(str(at), scheduled_at=None) for at in range(3)]
+    assert await db.write(records.record_jobs, by_hand) == {"0", "1", "2"}
+
+
+async def test_due_times_are_the_same_whatever_zone_tells_them(db):
+    there = NOW.astimezone(tz=None)
+    assert await db.write(records.record_jobs, [job("1"), job("2", scheduled_at=there)]) == {"1"}
+    assert (await db.read(records.get_job, "1"))["scheduled_at"] == NOW
+
+
+async def test_a_naive_time_is_refused(db):
+    with pytest.raises(ValueError, match="without a zone"):
+        await db.write(records.record_jobs, [job("1", scheduled_at=NOW.replace(tzinfo=None))])
+
+
+def test_stored_times_sort_as_time_does():
+    moments = [NOW.replace(microsecond=0), NOW.replace(microsecond=1), NOW, NOW + timedelta(days=300)]
+    assert sorted(map(stored, moments)) == [stored(at) for at in moments]
+
+
+async def test_a_job_is_accepted_once_and_only_while_pending(db):
+    await db.write(records.record_jobs, [job("1"), job("2", host="b")])
+    await db.write(records.jobs_finished, [end("2")])
+    accepted = [("1", NOW), ("2", NOW), ("3", NOW)]
+    assert await db.write(records.jobs_accepted, accepted) == {"1"}
+    assert await db.write(records.jobs_accepted, [("1", NOW + timedelta(1))]) == set()
+    row = await db.read(records.get_job, "1")
+    assert (row["status"], row["accepted_at"]) == ("running", NOW)
+
+
+async def test_the_first_end_of_a_job_counts(db):
+    await db.write(records.record_jobs, [job("1")])
+    assert await db.write(records.jobs_finished, [end("1", "warning", exit_code=3), end("1", "failed")]) == {"1"}
+    assert await db.write(records.jobs_finished, [end("1", "cancelled"), end("unknown")]) == set()
+    row = await db.read(records.get_job, "1")
+    assert (row["status"], row["exit_code"], row["finished_at"], row["started_at"]) == ("warning", 3, NOW, None)
+
+
+async def test_of_ends_that_share_a_commit_the_first_counts(db):
+    await db.write(records.record_jobs, [job("1")])
+    gate = Gate()
+    held = await gate.hold(db)
+    waiting = [asyncio.create_task(db.write(records.jobs_finished, [end("1", how)])) for how in ("failed", "succeeded")]
+    await asyncio.sleep(0)
+    gate.let_go.set()
+    assert await asyncio.gather(*waiting) == [{"1"}, set()]
+    assert (await db.read(records.get_job, "1"))["status"] == "failed"
+    await held
+
+
+async def test_open_jobs_are_those_without_an_end_oldest_first(db):
+    jobs = [job(str(at), scheduled_at=None, created_at=NOW - timedelta(at)) for at in range(4)]
+    await db.write(records.record_jobs, jobs)
+    await db.write(records.jobs_accepted, [("1", NOW)])
+    await db.write(records.jobs_finished, [end("2")])
+    expected = [OpenJob("3", "pending", "{}"), OpenJob("1", "running", "{}"), OpenJob("0", "pending", "{}")]
+    assert await db.write(records.open_jobs, "node-1") == expected
+    assert await db.write(records.open_jobs, "node-2") == []
+
+
+async def test_open_jobs_are_found_by_their_index(db):
+    def plan(conn):
+        statement = records._open_jobs("sqlite").compile(conn)
+        values = ['[["node-1"]]' if name == "rows" else "$[0]" for name in statement.positiontup]
+        return [row[3] for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", tuple(values))]
+
+    assert any("ix_jobs_open_host" in step for step in await db.read(plan))
+
+
+async def test_jobs_are_listed_newest_first_in_pages_that_do_not_overlap(db):
+    jobs = [job(f"{at:02}", scheduled_at=None, created_at=NOW + timedelta(at // 2)) for at in range(9)]
+    await db.write(records.record_jobs, jobs)
+    listed, after = [], None
+    while page := await db.read(records.list_jobs, {}, after, 2):
+        listed += [row["id"] for row in page]
+        after = (page[-1]["created_at"], page[-1]["id"])
+    assert listed == [made.id for made in reversed(jobs)]
+
+
+async def test_jobs_are_filtered_by_their_columns(db):
+    await db.write(records.record_jobs, [job("1"), job("2", host="b"), job("3", host="b", scheduled_id="s2")])
+    found = await db.read(records.list_jobs, {"host": "b", "scheduled_id": "s2"}, None, 10)
+    assert [row["id"] for row in found] == ["3"]
+
+
+# Logs.
+
+
+async def test_a_log_keeps_its_lines_in_order(db):
+    await db.write(records.record_jobs, [job("1")])
+    await asyncio.gather(*(db.write(records.log_lines, ("1", NOW, [f"{at}a", f"{at}b\0"])) for at in range(3)))
+    lines = [row["line"] for row in await db.read(records.list_log, "1", 0, 10)]
+    assert lines == ["0a", "0b\ufffd", "1a", "1b\ufffd", "2a", "2b\ufffd"]
+    assert [row["seq"] for row in await db.read(records.list_log, "1", 4, 10)] == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"), [("x", records.MAX_LOG_LINES), ("é" * 2048, records.MAX_LOG_BYTES // 4096 + 1)]
+)
+async def test_a_log_ends_at_its_limit_and_says_so(db, line, kept):
+    await db.write(records.record_jobs, [job("1"), job("2", host="b")])
+    for _ in range(12):
+        await db.write(records.log_lines, ("1", NOW, [line] * 1000))
+    await db.write(records.log_lines, ("2", NOW, [line]))
+    lines = await db.read(records.list_log, "1", 0, 20_000)
+    assert len(lines) == kept
+    assert lines[-2]["line"] == line
+    assert lines[-1]["line"].startswith("(log cut here")
+    assert len(await db.read(records.list_log, "2", 0, 10)) == 1
+
+
+async def test_lines_of_a_job_that_is_not_there_hurt_nobody(db):
+    await db.write(records.log_lines, ("gone", NOW, ["x"]))
+    assert await db.read(records.list_log, "gone", 0, 10) == []
+
+
+# What is declared.
+
+
+async def test_a_host_keeps_what_its_agent_told_when_its_labels_change(db):
+    await db.write(records.upsert_hosts, host("a"))
+    await db.write(records.host_hello, ("a", "1.0", NOW))
+    await db.write(records.host_acks, ("a", 7, "d" * 64, NOW))
+    await db.write(records.set_desired, [("a", 7, "d" * 64), ("unknown", 1, "")])
+    later = NOW + timedelta(1)
+    await db.write(records.upsert_hosts, host("a", labels={}, created_at=later, since=later))
+    row = await db.read(records.get_host, "a")
+    told = {"agent_version": "1.0", "last_seen": NOW, "applied_version": 7, "applied_digest": "d" * 64}
+    assert row.items() >= (told | {"created_at": NOW, "since": later, "desired_version": 7}).items()
+    assert row["labels"] == {}
+
+
+async def test_of_two_acks_that_share_a_commit_the_later_counts(db):
+    await db.write(records.upsert_hosts, host("a"))
+    gate = Gate()
+    held = await gate.hold(db)
+    waiting = [asyncio.create_task(db.write(records.host_acks, ("a", version, "", NOW))) for version in (2, 1)]
+    await asyncio.sleep(0)
+    gate.let_go.set()
+    await asyncio.gather(held, *waiting)
+    assert (await db.read(records.get_host, "a"))["applied_version"] == 1
+
+
+async def test_resources_are_put_loaded_listed_and_deleted(db):
+    spec = {"cron": "0 2 * * *", "backup": {"paths": ["/etc", "/π"]}, "enabled": None}
+    made = ScheduleRow("s1", "ns", "etc", {"a": "b"}, spec, 1, NOW, NOW, NOW)
+    await db.write(records.upsert_schedules, made)
+    await db.write(records.upsert_schedules, made._replace(generation=2, created_at=NOW + timedelta(1)))
+    loaded = await db.read(records.load_all)
+    assert [ScheduleRow(**row) for row in loaded.schedules] == [made._replace(generation=2)]
+    assert (loaded.hosts, loaded.repositories) == ([], [])
+    assert await db.read(records.get_resource, SCHEDULES, "ns", "etc") == loaded.schedules[0]
+    await db.write(records.delete_schedules, "s1")
+    assert await db.read(records.list_resources, SCHEDULES, None, 10) == []
+
+
+async def test_credentials_are_loaded_but_not_listed(db):
+    made = RepositoryRow("r1", "ns", "main", {}, {"url": "/backup"}, 1, NOW, NOW, "sealed")
+    await db.write(records.upsert_repositories, made)
+    assert (await db.read(records.load_all)).repositories[0]["credentials"] == "sealed"
+    assert "credentials" not in (await db.read(records.list_resources, REPOSITORIES, None, 10))[0]
+
+
+async def test_resources_are_listed_by_namespace_and_name(db):
+    names = [("a", "y"), ("a", "z"), ("b", "x")]
+    for at, (namespace, name) in enumerate(reversed(names)):
+        await db.write(records.upsert_schedules, ScheduleRow(str(at), namespace, name, {}, {}, 1, NOW, NOW, NOW))
+    first = await db.read(records.list_resources, SCHEDULES, None, 2)
+    rest = await db.read(records.list_resources, SCHEDULES, (first[-1]["namespace"], first[-1]["name"]), 2)
+    assert [(row["namespace"], row["name"]) for row in first + rest] == names
+
+
+async def test_the_audit_log_is_listed_newest_first(db):
+    rows = [AuditRow(NOW, "user", "admin", "create", "Host", name, {"labels": {}}) for name in "abc"]
+    await asyncio.gather(*(db.write(records.audit, row) for row in rows))
+    first = await db.read(records.list_audit, None, 2)
+    assert [row["object_name"] for row in first] == ["c", "b"]
+    assert first[0]["detail"] == {"labels": {}}
+    assert [row["object_name"] for row in await db.read(records.list_audit, first[-1]["id"], 2)] == ["a"]
+    assert await db.read(count, AUDIT) == 3
+
+
+def test_statements_can_be_said_to_postgresql():
+    """No server is asked: this holds that no statement uses what only SQLite's compiler knows."""
+    dialect = postgresql.dialect()
+    statements = [
+        bulk.insert_new("postgresql", JOBS, JobRow._fields),
+        bulk.upsert("postgresql", SCHEDULES, ScheduleRow._fields, ("created_at",)),
+        bulk.update("postgresql", HOSTS, ("name", "desired_version", "desired_digest")),
+        bulk.delete("postgresql", HOSTS, "name"),
+        records._open_jobs("postgresql"),
+        records._log_ends("postgresql"),
+    ]
+    said = "\n".join(str(statement.compile(dialect=dialect)) for statement in statements)
+    assert "json_each" not in said
+    assert "json_group_array" not in said
+    assert "AS TIMESTAMP WITH TIME ZONE" in said
