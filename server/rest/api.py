@@ -8,28 +8,39 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, NamedTuple, Protocol
 
+import msgspec
 from msgspec import Meta, Raw, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server import records
 from server.models import ACTOR_KINDS, JOB_STATUSES, REPOSITORIES, SCHEDULES, Actor
-from server.problems import Conflict, Invalid, NotFound
+from server.problems import Conflict, NotFound
 from server.records import Row
-from server.rest.reading import Query, bad_parameter, body, converted, cursor, has_body, json_response, object_body
+from server.rest.reading import (
+    Query,
+    bad_parameter,
+    body,
+    converted,
+    cursor,
+    has_body,
+    invalid,
+    json_response,
+    object_body,
+)
 from server.store import Store
-from wire.messages import HostName
 
 API_VERSION = "lamplighter.dev/v1alpha1"
 
+# `$` alone matches before a last line break too.
 LabelKey = Annotated[
     str,
     Meta(
         max_length=317,
-        pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
+        pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$(?!\n)",
     ),
 ]
-LabelValue = Annotated[str, Meta(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
+LabelValue = Annotated[str, Meta(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$(?!\n)")]
 
 
 class HostBody(Struct, forbid_unknown_fields=True):
@@ -41,7 +52,7 @@ class HostBody(Struct, forbid_unknown_fields=True):
 class RunBody(Struct, forbid_unknown_fields=True):
     """Which of its hosts a schedule is to run on; all of them when absent."""
 
-    hosts: Annotated[list[HostName], Meta(min_length=1, max_length=10_000)] | None = None
+    hosts: Annotated[list[Annotated[str, Meta(max_length=253)]], Meta(min_length=1, max_length=10_000)] | None = None
 
 
 BODIES: Mapping[str, type[Struct]] = {"HostPut": HostBody, "Run": RunBody}
@@ -180,9 +191,10 @@ class Api:
     async def put_host(self, request: Request) -> Response:
         """Make a host known, or give it these labels in place of those it had."""
         Query(request)
-        name = converted({"name": request.path_params["name"]}, _Named).name
-        wanted = converted(await body(request), HostBody)
-        row, created = await self._control.put_host(_actor(request), name, wanted.labels)
+        given = await object_body(request)
+        _check_labels(given.get("labels"))
+        wanted = converted(given, HostBody)
+        row, created = await self._control.put_host(_actor(request), request.path_params["name"], wanted.labels)
         return json_response(self._host(row), 201 if created else 200)
 
     async def delete_host(self, request: Request) -> Response:
@@ -287,8 +299,16 @@ class Api:
 _TABLES = {"Schedule": SCHEDULES, "Repository": REPOSITORIES}
 
 
-class _Named(Struct):
-    name: HostName
+def _check_labels(labels: object) -> None:
+    """Raises Invalid that names each label which Kubernetes would refuse; the rest is left to the body's type."""
+    errors = {}
+    for key, value in labels.items() if isinstance(labels, dict) else ():
+        try:
+            msgspec.convert({key: value}, dict[LabelKey, LabelValue])
+        except msgspec.ValidationError:
+            errors[f"labels.{key[:317]}"] = "must be a key and a text as Kubernetes allows for labels"
+    if errors:
+        raise invalid(errors)
 
 
 def _taken(kind: str, namespace: str, name: str) -> Conflict:
@@ -314,11 +334,10 @@ async def _named_manifest(request: Request) -> dict[str, Any]:
     manifest = await object_body(request)
     metadata = manifest.get("metadata", {})
     if not isinstance(metadata, dict):
-        raise Invalid("the request is not allowed", [{"field": "metadata", "detail": "must be an object"}])
+        raise invalid({"metadata": "must be an object"})
     for key, value in request.path_params.items():
         if metadata.get(key, value) != value:
-            detail = f"must be {value!r}, as the path says"
-            raise Invalid("the request is not allowed", [{"field": f"metadata.{key}", "detail": detail}])
+            raise invalid({f"metadata.{key}": f"must be {value!r}, as the path says"})
     return {**manifest, "metadata": {**metadata, **request.path_params}}
 
 

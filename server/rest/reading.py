@@ -31,9 +31,7 @@ async def body(request: Request) -> object:
     """The JSON of the body. Raises UnsupportedMediaType, TooLarge, BadRequest."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
-        raise UnsupportedMediaType(
-            f"send JSON with 'Content-Type: application/json', not {content_type or 'nothing'!r}"
-        )
+        raise UnsupportedMediaType(f"send JSON with the header 'Content-Type: application/json' (got {content_type!r})")
     content = await _content(request)
     try:
         value = msgspec.json.decode(content)
@@ -49,7 +47,7 @@ async def object_body(request: Request) -> dict[str, Any]:
     """The JSON object of the body. Raises as `body` does, and Invalid for another value."""
     value = await body(request)
     if not isinstance(value, dict):
-        raise Invalid("the body must be a JSON object", [{"field": "", "detail": "must be an object"}])
+        raise Invalid("the body must be a JSON object")
     return value
 
 
@@ -96,9 +94,17 @@ def converted(value: object, to: type[T]) -> T:
     try:
         return msgspec.convert(value, to)
     except msgspec.ValidationError as error:
-        detail, _, path = str(error).partition(" - at ")
-        field = re.sub(r"^`?(key in )?`?\$\.?|`$", "", path)
-        raise Invalid("the request is not allowed", [FieldError(field=field, detail=detail)]) from None
+        detail, _, path = str(error).partition(" - at `$")
+        field = path.rstrip("`").removeprefix(".")
+        if unknown := re.search(r"unknown field `(.*)`", detail):
+            field = f"{field}.{unknown[1]}".lstrip(".")
+        raise invalid({field: detail}) from None
+
+
+def invalid(errors: Mapping[str, str]) -> Invalid:
+    """A refusal of fields: what is wrong with each."""
+    listed: list[FieldError] = [{"field": field, "detail": detail} for field, detail in errors.items()]
+    return Invalid("the request is not allowed", listed)
 
 
 class Query:
