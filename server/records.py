@@ -378,12 +378,12 @@ def list_hosts(conn: Connection, after: str | None, limit: int) -> list[Row]:
 
 
 def get_resource(conn: Connection, table: sa.Table, namespace: str, name: str) -> Row | None:
-    """A schedule or repository (without credentials), or None."""
+    """A schedule (with `last_due`, when it was last due and run) or a repository (without credentials), or None."""
     return _one(conn, sa.select(*_public(table)).where(table.c.namespace == namespace, table.c.name == name))
 
 
 def list_resources(conn: Connection, table: sa.Table, after: tuple[str, str] | None, limit: int) -> list[Row]:
-    """Schedules or repositories (without credentials) in order of namespace and name, beyond `after`."""
+    """Schedules or repositories, as `get_resource` gives them, in order of namespace and name, beyond `after`."""
     found = sa.select(*_public(table)).order_by(table.c.namespace, table.c.name).limit(limit)
     key = sa.tuple_(table.c.namespace, table.c.name)
     return _all(conn, found if after is None else found.where(key > sa.tuple_(*after)))
@@ -425,8 +425,13 @@ def ping(conn: Connection, items: Sequence[None]) -> list[None]:
     return [None] * len(items)
 
 
-def _public(table: sa.Table) -> list[sa.Column[Any]]:
-    return [column for column in table.c if column.name != "credentials"]
+def _public(table: sa.Table) -> list[sa.ColumnElement[Any]]:
+    columns: list[sa.ColumnElement[Any]] = [column for column in table.c if column.name != "credentials"]
+    if table is not SCHEDULES:
+        return columns
+    runs = sa.select(JOBS.c.scheduled_at).where(JOBS.c.scheduled_id == SCHEDULES.c.id, JOBS.c.scheduled_at.is_not(None))
+    newest = runs.order_by(JOBS.c.created_at.desc(), JOBS.c.id.desc()).limit(1)
+    return [*columns, newest.correlate(SCHEDULES).scalar_subquery().label("last_due")]
 
 
 def _plain(row: sa.Row[Any]) -> Row:

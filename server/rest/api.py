@@ -289,7 +289,8 @@ class Api:
         return id_
 
     def _schedule(self, row: Row) -> dict[str, object]:
-        return _object("Schedule", row, {"nextDue": self._control.next_due(row["id"])})
+        due = {"lastScheduleTime": row.get("last_due"), "nextScheduleTime": self._control.next_due(row["id"])}
+        return _object("Schedule", row, {name: at for name, at in due.items() if at is not None})
 
     def _host(self, row: Row) -> dict[str, object]:
         in_sync = (row["desired_version"], row["desired_digest"]) == (row["applied_version"], row["applied_digest"])

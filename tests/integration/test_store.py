@@ -403,9 +403,17 @@ async def test_resources_are_put_loaded_listed_and_deleted(db):
     loaded = await db.read(records.load_all)
     assert [ScheduleRow(**row) for row in loaded.schedules] == [made._replace(generation=2)]
     assert (loaded.hosts, loaded.repositories) == ([], [])
-    assert await db.read(records.get_resource, SCHEDULES, "ns", "etc") == loaded.schedules[0]
+    assert await db.read(records.get_resource, SCHEDULES, "ns", "etc") == {**loaded.schedules[0], "last_due": None}
     await db.write(records.delete_schedules, "s1")
     assert await db.read(records.list_resources, SCHEDULES, None, 10) == []
+
+
+async def test_a_schedule_tells_when_it_was_last_due_and_run(db):
+    await db.write(records.upsert_schedules, ScheduleRow("s1", "ns", "etc", {}, {}, 1, NOW, NOW, NOW))
+    later, by_hand = NOW + timedelta(1), NOW + timedelta(2)
+    jobs = [job("1"), job("2", scheduled_at=later, created_at=later), job("3", scheduled_at=None, created_at=by_hand)]
+    await db.write(records.record_jobs, jobs)
+    assert (await db.read(records.get_resource, SCHEDULES, "ns", "etc"))["last_due"] == later
 
 
 async def test_credentials_are_loaded_but_not_listed(db):
