@@ -1,0 +1,197 @@
+"""Manifests of Schedules and Repositories: checked against their definitions, completed, and read as typed values."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+import cron
+from server.problems import FieldError, Invalid
+from server.schema import MAX_ERRORS, Schema, dotted, hint, is_plain
+from server.selectors import is_dns_label, is_dns_name, label_errors, selector_errors
+from server.specs import RepositorySpec, ScheduleSpec
+from server.vault import Credentials
+
+API_VERSION = "lamplighter.dev/v1alpha1"
+MAX_LABELS = 256
+MAX_ENV = 64
+MAX_SECRET = 4096
+"""Characters of a password, or of one value of restic's environment."""
+
+
+class Schedule(Struct, frozen=True):
+    """A Schedule that may be stored. `raw_spec`: its spec as plain JSON, defaults filled in."""
+
+    namespace: str
+    name: str
+    labels: dict[str, str]
+    spec: ScheduleSpec
+    raw_spec: dict[str, Any]
+
+
+class Repository(Struct, frozen=True):
+    """A Repository that may be stored. `credentials`: what opens it, where the manifest told."""
+
+    namespace: str
+    name: str
+    labels: dict[str, str]
+    spec: RepositorySpec
+    raw_spec: dict[str, Any]
+    credentials: Credentials | None
+
+
+def parse_schedule(manifest: object) -> Schedule:
+    """What a Schedule's manifest says. Raises Invalid, which names all fields that are wrong, and the remedies."""
+    checked = _check("Schedule", SCHEDULE, manifest, ())
+    errors = [*checked.errors, *_timing_errors(checked.spec), *_selector_errors(checked.spec)]
+    if errors:
+        raise Invalid("the Schedule is not valid", errors)
+    return Schedule(checked.namespace, checked.name, checked.labels, schedule_spec(checked.spec), checked.spec)
+
+
+def parse_repository(manifest: object) -> Repository:
+    """What a Repository's manifest says. Raises Invalid, which names all fields that are wrong, and the remedies.
+
+    `credentials` beside `spec`: {"password", "env"}, which Kubernetes keeps in Secrets; no error repeats any of it.
+    """
+    checked = _check("Repository", REPOSITORY, manifest, ("credentials",))
+    given = manifest.get("credentials") if isinstance(manifest, dict) else None
+    errors = [*checked.errors, *_credentials_errors(given)]
+    if errors:
+        raise Invalid("the Repository is not valid", errors)
+    credentials = Credentials(given.get("password") or "", given.get("env") or {}) if given is not None else None
+    spec = repository_spec(checked.spec)
+    return Repository(checked.namespace, checked.name, checked.labels, spec, checked.spec, credentials)
+
+
+def schedule_spec(raw_spec: Mapping[str, Any]) -> ScheduleSpec:
+    """The typed spec of a Schedule that was checked before."""
+    return msgspec.convert(raw_spec, ScheduleSpec)
+
+
+def repository_spec(raw_spec: Mapping[str, Any]) -> RepositorySpec:
+    """The typed spec of a Repository that was checked before."""
+    return msgspec.convert(raw_spec, RepositorySpec)
+
+
+SCHEDULE = Schema.load("schedules")
+REPOSITORY = Schema.load("repositories")
+
+
+class _Checked(NamedTuple):
+    """A manifest's parts, of the right types only where there are no errors."""
+
+    namespace: str
+    name: str
+    labels: dict[str, str]
+    spec: dict[str, Any]
+    errors: Sequence[FieldError]
+
+
+def _check(kind: str, schema: Schema, manifest: object, more: Sequence[str]) -> _Checked:
+    """What all kinds have in common. `more`: fields at the top besides those of every Kubernetes object."""
+    if not isinstance(manifest, dict):
+        raise Invalid("a manifest must be an object with metadata and spec")
+    spec = schema.complete(manifest.get("spec"))
+    wrong = chain(_top_errors(kind, manifest, more), _metadata_errors(manifest.get("metadata")))
+    errors = list(islice(wrong, MAX_ERRORS))
+    errors += schema.errors(spec) if "spec" in manifest else [_error("spec", "missing: say what is declared")]
+    metadata = manifest["metadata"] if isinstance(manifest.get("metadata"), dict) else {}
+    namespace, labels = metadata.get("namespace") or "default", metadata.get("labels") or {}
+    return _Checked(namespace, metadata.get("name", ""), labels, spec if isinstance(spec, dict) else {}, errors)
+
+
+def _top_errors(kind: str, manifest: Mapping[str, Any], more: Sequence[str]) -> Iterator[FieldError]:
+    for field, wanted in (("apiVersion", API_VERSION), ("kind", kind)):
+        if manifest.get(field, wanted) != wanted:
+            yield _error(field, f"must be {wanted}")
+    known = ("apiVersion", "kind", "metadata", "spec", "status", *more)
+    yield from (_error(dotted((name,)), f"unknown field{hint(name, known)}") for name in manifest if name not in known)
+
+
+def _metadata_errors(metadata: object) -> Iterator[FieldError]:
+    if not isinstance(metadata, dict):
+        yield _error("metadata", "missing: give it at least a name")
+        return
+    name, namespace = metadata.get("name"), metadata.get("namespace")
+    if not isinstance(name, str) or not is_dns_name(name):
+        yield _error("metadata.name", "must be a DNS name: at most 253 lower case letters, digits, '-' and '.'")
+    if namespace is not None and not (isinstance(namespace, str) and is_dns_label(namespace)):
+        yield _error("metadata.namespace", "must be a DNS label: at most 63 lower case letters, digits and '-'")
+    labels = metadata.get("labels") or {}
+    yield from label_errors(labels, "metadata.labels")
+    if len(labels) > MAX_LABELS:
+        yield _error("metadata.labels", f"must hold at most {MAX_LABELS}, not {len(labels)}")
+    for field in metadata:
+        if field not in _METADATA:
+            yield _error(dotted(("metadata", field)), f"unknown field{hint(field, _METADATA)}")
+
+
+def _timing_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
+    """What the schema cannot tell: whether the expression is one that ever comes, and the time zone exists."""
+    for field, parse in (("cron", cron.parse), ("timeZone", cron.zone)):
+        value = spec.get(field)
+        if isinstance(value, str) and 0 < len(value) <= 256 and is_plain(value):
+            try:
+                parse(value)
+            except cron.CronError as error:
+                yield _error(f"spec.{field}", str(error))
+
+
+def _selector_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
+    """What the schema cannot tell: whether keys and values are ones that labels can have."""
+    return islice(selector_errors(spec.get("hostSelector"), "spec.hostSelector"), MAX_ERRORS)
+
+
+def _credentials_errors(credentials: object) -> Iterator[FieldError]:
+    if credentials is None:
+        return
+    if not isinstance(credentials, dict):
+        yield _error("credentials", "must be an object with password and env")
+        return
+    if not credentials.keys() <= _SECRETS:
+        yield _error("credentials", "must hold password and env, and nothing else")
+    if not _is_secret(credentials.get("password") or ""):
+        yield _error("credentials.password", f"must be a string of at most {MAX_SECRET} characters, without NUL")
+    env = credentials.get("env") or {}
+    if not isinstance(env, dict) or len(env) > MAX_ENV:
+        yield _error("credentials.env", f"must be an object of at most {MAX_ENV} variables")
+        return
+    for name, value in env.items():
+        if len(name) > 256 or not _VARIABLE.fullmatch(name):
+            yield _error("credentials.env", f"{name[:64]!r} must be a variable's name: letters, digits and '_'")
+        elif not _is_secret(value):
+            detail = f"must be a string of at most {MAX_SECRET} characters, without NUL"
+            yield _error(f"credentials.env.{name}", detail)
+
+
+def _is_secret(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_SECRET and is_plain(value)
+
+
+def _error(field: str, detail: str) -> FieldError:
+    return {"field": field, "detail": detail}
+
+
+_SECRETS = {"password", "env"}
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_METADATA = (
+    "name",
+    "namespace",
+    "labels",
+    "annotations",
+    # What Kubernetes and our own REST add on the way out, so that what was read can be sent back.
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generation",
+    "managedFields",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+)

@@ -1,0 +1,118 @@
+"""The specs of resources as typed values, read from plain JSON that is known to be right.
+
+Their schema, limits and defaults are in the custom resource definitions (crds/). A field that gets a default there
+after a release needs the same default here, for rows that were stored before.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+Kind = Literal["backup", "forget", "prune", "check", "unlock"]
+
+
+class Requirement(Struct, frozen=True, rename="camel"):
+    """A condition on one label of a host."""
+
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: tuple[str, ...] = ()
+
+
+class LabelSelector(Struct, frozen=True, rename="camel"):
+    """A label selector as in Kubernetes: all of it must hold. Empty selects everything."""
+
+    match_labels: dict[str, str] = {}
+    match_expressions: tuple[Requirement, ...] = ()
+
+
+class ObjectRef(Struct, frozen=True):
+    """Another object in the same namespace."""
+
+    name: str
+
+
+class SecretKeyRef(Struct, frozen=True):
+    """One value of a Secret in the same namespace."""
+
+    name: str
+    key: str
+
+
+class Backup(Struct, frozen=True, rename="camel"):
+    """What a backup takes and leaves out."""
+
+    paths: tuple[str, ...]
+    excludes: tuple[str, ...]
+    tags: tuple[str, ...]
+    one_file_system: bool
+    exclude_caches: bool
+
+
+class Retention(Struct, frozen=True, rename="camel"):
+    """Which snapshots `forget` keeps: numbers of them, a restic duration, tags."""
+
+    keep_last: int | None = None
+    keep_hourly: int | None = None
+    keep_daily: int | None = None
+    keep_weekly: int | None = None
+    keep_monthly: int | None = None
+    keep_yearly: int | None = None
+    keep_within: str | None = None
+    keep_tags: tuple[str, ...] = ()
+
+
+class Check(Struct, frozen=True, rename="camel"):
+    """How much `check` reads."""
+
+    read_data_subset: str | None = None
+
+
+class Retry(Struct, frozen=True, rename="camel"):
+    """How often a failed run is tried again, and seconds before the first time."""
+
+    limit: int
+    backoff_seconds: int
+
+
+class Hooks(Struct, frozen=True):
+    """Commands around a run, as argument lists."""
+
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+class ScheduleSpec(Struct, frozen=True, rename="camel"):
+    """The spec of a Schedule. The block of its kind is there, those of other kinds are None."""
+
+    kind: Kind
+    cron: str
+    time_zone: str
+    enabled: bool
+    host_selector: LabelSelector
+    repository_ref: ObjectRef
+    concurrency_policy: Literal["Allow", "Forbid", "Replace"]
+    missed_run_policy: Literal["RunOnce", "Skip"]
+    spread_seconds: int
+    retry: Retry
+    starting_deadline_seconds: int | None = None
+    timeout_seconds: int | None = None
+    backup: Backup | None = None
+    retention: Retention | None = None
+    check: Check | None = None
+    hooks: Hooks | None = None
+
+    @property
+    def repository(self) -> str:
+        """The name of the Repository, in the same namespace."""
+        return self.repository_ref.name
+
+
+class RepositorySpec(Struct, frozen=True, rename="camel"):
+    """The spec of a Repository. `url` may hold {host} and {namespace}."""
+
+    url: str
+    init: bool
+    password_secret_ref: SecretKeyRef | None = None
+    env_secret_ref: ObjectRef | None = None
+    max_concurrent_jobs: int | None = None
