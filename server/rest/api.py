@@ -8,15 +8,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, NamedTuple, Protocol
 
-import msgspec
 from msgspec import Meta, Raw, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server import records
 from server.models import ACTOR_KINDS, JOB_STATUSES, REPOSITORIES, SCHEDULES, Actor
-from server.problems import Conflict, NotFound
+from server.problems import Conflict, Invalid, NotFound
 from server.records import Row
+from server.resources import API_VERSION, MAX_LABELS
 from server.rest.reading import (
     Query,
     bad_parameter,
@@ -28,25 +28,14 @@ from server.rest.reading import (
     json_response,
     object_body,
 )
+from server.selectors import label_errors
 from server.store import Store
-
-API_VERSION = "lamplighter.dev/v1alpha1"
-
-# `$` alone matches before a last line break too.
-LabelKey = Annotated[
-    str,
-    Meta(
-        max_length=317,
-        pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$(?!\n)",
-    ),
-]
-LabelValue = Annotated[str, Meta(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$(?!\n)")]
 
 
 class HostBody(Struct, forbid_unknown_fields=True):
     """What PUT says of a host: labels as Kubernetes allows them."""
 
-    labels: Annotated[dict[LabelKey, LabelValue], Meta(max_length=256)]
+    labels: Annotated[dict[str, str], Meta(max_length=MAX_LABELS)]
 
 
 class RunBody(Struct, forbid_unknown_fields=True):
@@ -192,7 +181,8 @@ class Api:
         """Make a host known, or give it these labels in place of those it had."""
         Query(request)
         given = await object_body(request)
-        _check_labels(given.get("labels"))
+        if errors := list(label_errors(given.get("labels"), "labels")):
+            raise Invalid("the request is not allowed", errors)
         wanted = converted(given, HostBody)
         row, created = await self._control.put_host(_actor(request), request.path_params["name"], wanted.labels)
         return json_response(self._host(row), 201 if created else 200)
@@ -256,11 +246,12 @@ class Api:
         Query(request)
         manifest = await object_body(request)
         metadata = manifest.get("metadata")
-        names = [metadata.get(key) for key in ("namespace", "name")] if isinstance(metadata, dict) else [None]
-        if not all(isinstance(name, str) for name in names):
+        namespace, name = (metadata.get("namespace"), metadata.get("name")) if isinstance(metadata, dict) else ("", "")
+        if not isinstance(namespace or "", str) or not isinstance(name, str):
             return manifest  # control tells what is wrong
-        if await self._store.read(records.get_resource, _TABLES[kind], *names) is not None:
-            raise _taken(kind, *names)
+        namespace = namespace or "default"
+        if await self._store.read(records.get_resource, _TABLES[kind], namespace, name) is not None:
+            raise _taken(kind, namespace, name)
         return manifest
 
     async def _resource(self, request: Request, kind: str) -> Row:
@@ -298,18 +289,6 @@ class Api:
 
 
 _TABLES = {"Schedule": SCHEDULES, "Repository": REPOSITORIES}
-
-
-def _check_labels(labels: object) -> None:
-    """Raises Invalid that names each label which Kubernetes would refuse; the rest is left to the body's type."""
-    errors = {}
-    for key, value in labels.items() if isinstance(labels, dict) else ():
-        try:
-            msgspec.convert({key: value}, dict[LabelKey, LabelValue])
-        except msgspec.ValidationError:
-            errors[f"labels.{key[:317]}"] = "must be a key and a text as Kubernetes allows for labels"
-    if errors:
-        raise invalid(errors)
 
 
 def _taken(kind: str, namespace: str, name: str) -> Conflict:

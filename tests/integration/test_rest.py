@@ -1,0 +1,461 @@
+"""The REST API over a real socket, on a real control plane and store: what it takes, answers, refuses and hides."""
+
+import asyncio
+import re
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import jsonschema
+import pytest
+
+from server import records
+from server.records import JobRow
+from server.rest import reading
+from server.rest.api import OPERATIONS
+from server.service import Config, serving
+from server.store import Store
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
+PROBLEM = "application/problem+json"
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+async def server(tmp_path):
+    async with serving(Config(tmp_path, port=0)) as running:
+        yield running
+
+
+@pytest.fixture
+async def anyone(server):
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
+        yield client
+
+
+@pytest.fixture
+async def api(server):
+    url = f"http://127.0.0.1:{server.port}/api/v1"
+    headers = {"authorization": f"Bearer {server.admin_token}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+        yield client
+
+
+@pytest.fixture
+async def store(server, tmp_path):
+    """The database, by a connection of our own."""
+    opened = Store.open(tmp_path / "lamplighter.db")
+    yield opened
+    await opened.close()
+
+
+def manifest(kind, name, spec, namespace="ns", **others):
+    metadata = {"namespace": namespace, "name": name}
+    return {"apiVersion": "lamplighter.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec, **others}
+
+
+def repository(name="main", **others):
+    return manifest("Repository", name, {"url": "/backup/{host}"}, **others)
+
+
+def schedule(name="etc", **spec):
+    base = {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}, "backup": {"paths": ["/etc"]}}
+    return manifest("Schedule", name, base | spec)
+
+
+def job(job_id, host="node-1", **values):
+    at = NOW + timedelta(seconds=int(job_id))
+    return JobRow(job_id, host, "backup", "schedule", "ns/etc", "s1", at, 0, '{"args":["backup"]}', at)._replace(
+        **values
+    )
+
+
+async def declared(api, *names):
+    assert (await api.post("/repositories", json=repository())).status_code == 201
+    for name in names:
+        answer = await api.post("/schedules", json=schedule(name))
+        assert answer.status_code == 201, answer.text
+
+
+def refused(answer, status, *fields):
+    assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM), answer.text
+    body = answer.json()
+    assert body["status"] == status
+    assert [error["field"] for error in body.get("errors", [])] == list(fields)
+    return body
+
+
+async def audit(api):
+    return [
+        (row["action"], row["object_kind"], row["object_name"]) for row in (await api.get("/audit")).json()["items"]
+    ]
+
+
+# Who may ask, and the probes.
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("authorization", "Bearer wrong")],
+        [("authorization", "Bearer")],
+        [("authorization", "Basic YTpi")],
+        [("authorization", "Bearer é".encode("latin-1"))],
+    ],
+    ids=["none", "wrong", "empty", "basic", "not ascii"],
+)
+async def test_every_operation_wants_a_known_token(anyone, headers):
+    for path in ("/api/v1/jobs", "/api/v1/nothing"):
+        answer = await anyone.get(path, headers=headers)
+        refused(answer, 401)
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+async def test_an_agents_token_is_not_a_users(server, anyone):
+    refused(await anyone.get("/api/v1/jobs", headers={"authorization": f"Bearer {server.agent_token}"}), 401)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/openapi.json"])
+async def test_probes_and_description_need_no_token(anyone, path):
+    assert (await anyone.get(path)).status_code == 200
+
+
+async def test_what_is_not_there_is_told_as_a_problem(api):
+    refused(await api.get("/nothing"), 404)
+    answer = await api.delete("/jobs")
+    refused(answer, 405)
+    assert "GET" in answer.headers["allow"]
+
+
+# Schedules and repositories.
+
+
+async def test_a_manifest_is_created_read_changed_and_deleted(api):
+    await declared(api)
+    made = await api.post("/schedules", json=schedule(enabled=True))
+    assert (made.status_code, made.headers["location"]) == (201, "/api/v1/schedules/ns/etc")
+    assert (await api.get("/schedules/ns/etc")).json() == made.json()
+    assert made.json()["metadata"]["generation"] == made.json()["status"]["observedGeneration"] == 1
+    assert made.json()["status"]["nextScheduleTime"].endswith("T02:00:00Z")
+    changed = await api.put("/schedules/ns/etc", json=schedule(enabled=False))
+    assert changed.status_code == 200
+    assert changed.json()["metadata"]["generation"] == 2
+    assert "nextScheduleTime" not in changed.json()["status"]
+    assert (await api.delete("/schedules/ns/etc")).status_code == 204
+    refused(await api.get("/schedules/ns/etc"), 404)
+    refused(await api.delete("/schedules/ns/etc"), 404)
+    done = [("delete", "Schedule", "ns/etc"), ("update", "Schedule", "ns/etc"), ("create", "Schedule", "ns/etc")]
+    assert (await audit(api))[:3] == done
+
+
+async def test_what_was_read_can_be_put_back_and_changes_nothing(api):
+    await declared(api, "etc")
+    read = (await api.get("/schedules/ns/etc")).json()
+    before = await audit(api)
+    again = await api.put("/schedules/ns/etc", json=read)
+    assert (again.status_code, again.json()) == (200, read)
+    assert await audit(api) == before
+
+
+async def test_post_creates_and_only_creates(api):
+    await declared(api, "etc")
+    body = refused(await api.post("/schedules", json=schedule(cron="@hourly")), 409)
+    assert "PUT" in body["detail"]
+    refused(await api.post("/repositories", json=repository()), 409)
+    unplaced = {"metadata": {"name": "main"}, "spec": repository()["spec"]}
+    assert (await api.post("/repositories", json=unplaced)).json()["metadata"]["namespace"] == "default"
+    refused(await api.post("/repositories", json=unplaced), 409)
+    assert (await api.get("/schedules/ns/etc")).json()["spec"]["cron"] == "0 2 * * *"
+
+
+async def test_put_creates_by_the_names_of_its_path(api):
+    spec = {"spec": repository()["spec"], "apiVersion": "lamplighter.dev/v1alpha1", "kind": "Repository"}
+    assert (await api.put("/repositories/ns/other", json=spec)).status_code == 201
+    assert (await api.get("/repositories/ns/other")).json()["metadata"]["name"] == "other"
+    refused(await api.put("/repositories/ns/third", json=repository("other")), 422, "metadata.name")
+
+
+async def test_a_repository_in_use_is_not_deleted(api):
+    await declared(api, "etc")
+    assert "ns/etc" in refused(await api.delete("/repositories/ns/main"), 409)["detail"]
+
+
+async def test_wrong_specs_name_their_fields(api):
+    await declared(api)
+    refused(await api.post("/schedules", json=schedule(cron="61 * * * *")), 422, "spec.cron")
+    refused(await api.post("/schedules", json=schedule(timeZone="Mars/Base")), 422, "spec.timeZone")
+    refused(await api.post("/schedules", json=schedule(repositoryRef={"name": "no"})), 422, "spec.repositoryRef.name")
+
+
+async def test_credentials_are_written_and_never_told(api, store, caplog):
+    secret = {"password": "correct horse", "env": {"AWS_SECRET_ACCESS_KEY": "battery staple"}}
+    answers = [
+        await api.post("/repositories", json=repository(credentials=secret)),
+        await api.put("/repositories/ns/main", json=repository(credentials={**secret, "password": "another horse"})),
+        await api.put("/repositories/ns/main", json=repository(credentials={"password": ["horse"]})),
+        await api.get("/repositories/ns/main"),
+        await api.get("/repositories"),
+        await api.get("/audit"),
+    ]
+    assert [answer.status_code for answer in answers] == [201, 200, 422, 200, 200, 200]
+    stored = (await store.read(records.load_all)).repositories[0]["credentials"]
+    assert stored
+    for shown in (*(answer.text for answer in answers), stored, caplog.text):
+        assert "horse" not in shown
+        assert "staple" not in shown
+
+
+# Hosts.
+
+
+async def test_a_host_is_put_read_and_deleted(api):
+    made = await api.put("/hosts/node-1.example.org", json={"labels": {"role": "db", "a.b/c": ""}})
+    assert made.status_code == 201
+    host = (await api.get("/hosts/node-1.example.org")).json()
+    assert host == made.json()
+    assert (host["labels"], host["connected"], host["last_seen"]) == ({"role": "db", "a.b/c": ""}, False, None)
+    assert (await api.put("/hosts/node-1.example.org", json={"labels": {}})).status_code == 200
+    assert (await api.delete("/hosts/node-1.example.org")).status_code == 204
+    refused(await api.get("/hosts/node-1.example.org"), 404)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "labels"),
+        ({"labels": []}, "labels"),
+        ({"labels": {"a": 1}}, "labels[a]"),
+        ({"labels": {"-a": "b"}}, "labels[-a]"),
+        ({"labels": {"a": "b\n"}}, "labels[a]"),
+        ({"labels": {"a": "b" * 64}}, "labels[a]"),
+        ({"labels": {}, "role": "db"}, "role"),
+    ],
+)
+async def test_labels_that_kubernetes_would_refuse_are_named(api, body, field):
+    refused(await api.put("/hosts/node-1", json=body), 422, field)
+
+
+async def test_a_host_is_named_like_a_dns_name(api):
+    refused(await api.put("/hosts/Node_1", json={"labels": {}}), 422, "name")
+
+
+async def test_a_host_is_in_sync_when_what_it_holds_is_what_it_should(api, store):
+    await api.put("/hosts/node-1", json={"labels": {}})
+    await declared(api, "etc")
+    host = (await api.get("/hosts/node-1")).json()
+    assert (host["desired_version"], host["in_sync"]) == (1, False)
+    await store.write(records.host_acks, ("node-1", 1, host["desired_digest"], NOW))
+    assert (await api.get("/hosts/node-1")).json()["in_sync"]
+    await store.write(records.host_acks, ("node-1", 1, "0" * 64, NOW))
+    assert not (await api.get("/hosts/node-1")).json()["in_sync"]
+
+
+# Jobs.
+
+
+async def test_a_schedule_runs_now_on_its_hosts_or_some(api):
+    await declared(api, "etc")
+    for name in ("node-1", "node-2"):
+        await api.put(f"/hosts/{name}", json={"labels": {}})
+    everywhere = await api.post("/schedules/ns/etc/run")
+    assert everywhere.status_code == 201
+    assert sorted(job["host"] for job in everywhere.json()["items"]) == ["node-1", "node-2"]
+    some = (await api.post("/schedules/ns/etc/run", json={"hosts": ["node-2"]})).json()["items"]
+    assert [(job["host"], job["status"], job["actor_kind"]) for job in some] == [("node-2", "pending", "user")]
+    assert some[0]["command"]["args"][0] == "backup"
+    assert (await api.get(f"/jobs/{some[0]['id']}")).json() == some[0]
+    refused(await api.post("/schedules/ns/etc/run", json={"hosts": ["node-3"]}), 422, "hosts")
+    refused(await api.post("/schedules/ns/etc/run", json={"hosts": []}), 422, "hosts")
+    refused(await api.post("/schedules/ns/no/run"), 404)
+
+
+async def test_a_job_is_cancelled_once(api):
+    await declared(api, "etc")
+    await api.put("/hosts/node-1", json={"labels": {}})
+    (job,) = (await api.post("/schedules/ns/etc/run")).json()["items"]
+    cancelled = await api.post(f"/jobs/{job['id']}/cancel")
+    assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+    refused(await api.post(f"/jobs/{job['id']}/cancel"), 409)
+    refused(await api.post("/jobs/unknown/cancel"), 404)
+
+
+async def test_jobs_are_filtered(api, store):
+    await declared(api, "etc")
+    uid = (await api.get("/schedules/ns/etc")).json()["metadata"]["uid"]
+    jobs = [job("1", scheduled_id=uid), job("2"), job("3", host="node-2"), job("4", actor_kind="user")]
+    await store.write(records.record_jobs, jobs)
+    await store.write(records.jobs_accepted, [("2", NOW)])
+    found = {
+        "host=node-2": ["3"],
+        "status=running": ["2"],
+        "actor_kind=user": ["4"],
+        "schedule=ns/etc": ["1"],
+        "schedule=s1": ["4", "3", "2"],
+        "host=node-1&status=pending": ["4", "1"],
+        "host=unknown": [],
+    }
+    for query, ids in found.items():
+        assert [job["id"] for job in (await api.get(f"/jobs?{query}")).json()["items"]] == ids, query
+    last = (await api.get("/schedules/ns/etc")).json()["status"]["lastScheduleTime"]
+    assert last == "2026-03-29T01:30:01Z"
+
+
+async def test_a_log_is_read_line_by_line(api, store):
+    await store.write(records.record_jobs, [job("1")])
+    await store.write(records.log_lines, ("1", NOW, ["one", "two", "three"]))
+    first = (await api.get("/jobs/1/log?limit=2")).json()
+    assert first["items"][0] == {"seq": 1, "at": "2026-03-29T01:30:00Z", "line": "one"}
+    rest = (await api.get(f"/jobs/1/log?cursor={first['next']}")).json()
+    assert ([row["line"] for row in rest["items"]], rest["next"]) == (["three"], None)
+    refused(await api.get("/jobs/2/log"), 404)
+
+
+# Pages.
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("/schedules", lambda item: item["metadata"]["name"]),
+        ("/repositories", lambda item: item["metadata"]["name"]),
+        ("/hosts", lambda item: item["name"]),
+        ("/jobs", lambda item: item["id"]),
+        ("/audit", lambda item: item["id"]),
+    ],
+)
+async def test_pages_hold_everything_once(api, store, path, key):
+    await declared(api, "a", "b", "c")
+    for name in "def":
+        await api.put(f"/repositories/ns/{name}", json=repository(name))
+        await api.put(f"/hosts/{name}", json={"labels": {}})
+    await store.write(records.record_jobs, [job(str(at)) for at in range(5)])
+    whole = (await api.get(path)).json()
+    items, cursor = [], ""
+    while cursor is not None:
+        page = (await api.get(f"{path}?limit=2{cursor}")).json()
+        assert len(page["items"]) <= 2
+        items += page["items"]
+        cursor = page["next"] and f"&cursor={page['next']}"
+    assert items == whole["items"]
+    assert whole["next"] is None
+    assert len({key(item) for item in items}) == len(items) >= 3
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("limit=0", "limit"),
+        ("limit=501", "limit"),
+        ("limit=ten", "limit"),
+        ("limit=1&limit=2", "limit"),
+        ("cursor=%F0%9F", "cursor"),
+        ("cursor=MQ", "cursor"),
+        ("cursor=WyIyMDI2LTAzLTI5VDAxOjMwOjAwIiwiMSJd", "cursor"),
+        ("hots=node-1", "hots"),
+        ("status=done", "status"),
+        ("actor_kind=root", "actor_kind"),
+        ("schedule=ns/none", "schedule"),
+    ],
+)
+async def test_a_query_that_cannot_be_read_is_refused_by_name(api, query, field):
+    refused(await api.get(f"/jobs?{query}"), 400, field)
+
+
+async def test_operations_without_parameters_take_none(api):
+    await api.put("/hosts/node-1", json={"labels": {}})
+    refused(await api.delete("/hosts/node-1?force=1"), 400, "force")
+    assert (await api.get("/hosts/node-1")).status_code == 200
+
+
+# Bodies.
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (b"{", JSON, 400),
+        (b"\xff\xfe", JSON, 400),
+        (b'{"labels": {}}{}', JSON, 400),
+        (b"[" * 100_000, JSON, 400),
+        (b'{"a":' * 40 + b"1" + b"}" * 40, JSON, 400),
+        (b"{}", {}, 415),
+        (b"{}", {"content-type": "text/plain"}, 415),
+        (b"[]", JSON, 422),
+        (b" " * (reading.MAX_BODY + 1), JSON, 413),
+    ],
+    ids=["cut", "bytes", "two", "very deep", "deep", "untyped", "text", "array", "long"],
+)
+async def test_bodies_that_cannot_be_read_are_refused(api, content, headers, status):
+    for method, path in (("PUT", "/hosts/node-1"), ("POST", "/schedules")):
+        refused(await api.request(method, path, content=content, headers=headers), status)
+
+
+async def test_a_body_of_untold_length_is_refused_at_its_limit_not_at_its_end(server):
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    head = f"PUT /api/v1/hosts/a HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {server.admin_token}\r\n"
+    writer.write(f"{head}content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+    size = reading.MAX_BODY + 1
+    writer.write(f"{size:x}\r\n".encode() + b" " * size + b"\r\n")  # and no last chunk
+    async with asyncio.timeout(10):
+        assert b" 413 " in await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_what_nobody_expected_is_logged_and_not_told(api, server, monkeypatch, caplog):
+    async def broken(*args):
+        raise RuntimeError("the inside")
+
+    monkeypatch.setattr(server.control, "cancel_job", broken)
+    body = refused(await api.post("/jobs/1/cancel"), 500)
+    assert "inside" not in str(body)
+    assert "the inside" in caplog.text
+
+
+async def test_two_who_create_the_same_at_once_do_not_both_succeed(api):
+    answers = await asyncio.gather(*(api.post("/repositories", json=repository()) for _ in range(4)))
+    assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409]
+
+
+# The description.
+
+
+async def test_every_operation_is_described_and_every_reference_resolves(anyone):
+    document = (await anyone.get("/openapi.json")).json()
+    assert document["openapi"].startswith("3.1.")
+    described = {(method, path) for path, methods in document["paths"].items() for method in methods}
+    assert described >= {(operation.method.lower(), f"/api/v1{operation.path}") for operation in OPERATIONS}
+    schemas = document["components"]["schemas"]
+    references = set(re.findall(r'"\$ref": ?"#/components/schemas/(\w+)"', (await anyone.get("/openapi.json")).text))
+    assert references <= schemas.keys()
+    for schema in schemas.values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+async def test_answers_are_as_described(anyone, api, store):
+    await declared(api, "etc")
+    await api.put("/hosts/node-1", json={"labels": {"a": "b"}})
+    await api.post("/schedules/ns/etc/run")
+    await store.write(records.record_jobs, [job("1")])
+    await store.write(records.log_lines, ("1", NOW, ["one"]))
+    document = (await anyone.get("/openapi.json")).json()
+    for path, name in {
+        "/schedules": "ScheduleList",
+        "/repositories": "RepositoryList",
+        "/hosts": "HostList",
+        "/jobs": "JobList",
+        "/jobs/1/log": "LogList",
+        "/audit": "AuditList",
+    }.items():
+        answer = (await api.get(path)).json()
+        assert answer["items"], path
+        jsonschema.validate(answer, {"$ref": f"#/components/schemas/{name}", **document})
+    problem = (await api.get("/jobs?limit=0")).json()
+    jsonschema.validate(problem, {"$ref": "#/components/schemas/Problem", **document})
