@@ -10,7 +10,7 @@ from msgspec import Struct
 
 import cron
 from server.problems import FieldError, Invalid
-from server.schema import MAX_ERRORS, Schema, dotted, hint, is_plain
+from server.schema import MAX_ERRORS, Schema, below, hint, is_plain
 from server.selectors import is_dns_label, is_dns_name, label_errors, selector_errors
 from server.specs import RepositorySpec, ScheduleSpec
 from server.vault import Credentials
@@ -109,7 +109,7 @@ def _top_errors(kind: str, manifest: Mapping[str, Any], more: Sequence[str]) -> 
         if manifest.get(field, wanted) != wanted:
             yield _error(field, f"must be {wanted}")
     known = ("apiVersion", "kind", "metadata", "spec", "status", *more)
-    yield from (_error(dotted((name,)), f"unknown field{hint(name, known)}") for name in manifest if name not in known)
+    yield from (_error(below("", name), f"unknown field{hint(name, known)}") for name in manifest if name not in known)
 
 
 def _metadata_errors(metadata: object) -> Iterator[FieldError]:
@@ -127,7 +127,7 @@ def _metadata_errors(metadata: object) -> Iterator[FieldError]:
         yield _error("metadata.labels", f"must hold at most {MAX_LABELS}, not {len(labels)}")
     for field in metadata:
         if field not in _METADATA:
-            yield _error(dotted(("metadata", field)), f"unknown field{hint(field, _METADATA)}")
+            yield _error(below("metadata", field), f"unknown field{hint(field, _METADATA)}")
 
 
 def _timing_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:

@@ -7,7 +7,7 @@ the API server, which drops unknown fields silently unless it is asked to be str
 import difflib
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from itertools import islice
 from typing import Any
@@ -60,14 +60,17 @@ class Schema:
         return [{"field": dotted(("spec", *path)), "detail": detail} for path, detail in [*wrong.items(), *rules]]
 
 
-def dotted(path: Sequence[str | int]) -> str:
-    """A path as people write it: `spec.backup.paths[0]`, `spec.hostSelector.matchLabels[example.org/tier]`."""
-    text = ""
-    for step in path:
-        shown = str(step)[:MAX_STEP]
-        plain = isinstance(step, str) and step.isidentifier()
-        text += (f".{shown}" if text else shown) if plain else f"[{shown}]"
-    return text
+def below(field: str, step: str | int) -> str:
+    """A field within a field, as people write it: `spec.backup.paths[0]`, `metadata.labels[example.org/tier]`."""
+    shown = str(step)[:MAX_STEP]
+    if not shown.isidentifier():
+        return f"{field}[{shown}]"
+    return f"{field}.{shown}" if field else shown
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """A path as people write it."""
+    return functools.reduce(below, path, "")
 
 
 def hint(name: str, known: Sequence[str]) -> str:
@@ -183,7 +186,7 @@ _TYPES = {
 def _called(value: object) -> str:
     kind = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     said = kind.get(type(value), "null")
-    return f"{said} ({str(value)[:32]!r})" if isinstance(value, str | int | float) else said
+    return f"{said} ({repr(value)[:32]})" if isinstance(value, str | int | float) else said
 
 
 def _say(error: ValidationError) -> str:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from server.problems import FieldError
+from server.schema import below
 from server.specs import LabelSelector, Requirement
 
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -56,7 +57,7 @@ def label_errors(labels: object, field: str) -> Iterator[FieldError]:
         yield {"field": field, "detail": "must be an object of labels and their values"}
         return
     for key, value in labels.items():
-        at = f"{field}[{key[:317]}]"
+        at = below(field, key)
         if not is_label_key(key):
             yield {"field": at, "detail": _KEY_FORM}
         if not isinstance(value, str):

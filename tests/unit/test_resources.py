@@ -1,0 +1,448 @@
+"""Manifests: what is refused and in which words, what is filled in, and which hosts a selector selects."""
+
+import contextlib
+import itertools
+from importlib.resources import files
+
+import pytest
+import yaml
+from cel_expr_python import cel
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.problems import Invalid
+from server.resources import parse_repository, parse_schedule, repository_spec, schedule_spec
+from server.schema import Schema
+from server.selectors import is_dns_label, is_dns_name, is_label_key, is_label_value, selector_matches
+from server.specs import LabelSelector, Requirement
+from server.vault import Credentials
+
+BACKUP = {
+    "kind": "backup",
+    "cron": "0 2 * * *",
+    "repositoryRef": {"name": "main"},
+    "backup": {"paths": ["/etc"]},
+}
+FORGET = {"kind": "forget", "cron": "@daily", "repositoryRef": {"name": "main"}, "retention": {"keepDaily": 7}}
+
+
+def schedule(spec=BACKUP, **changes):
+    changed = {key: value for key, value in {**spec, **changes}.items() if value is not ...}
+    return {"metadata": {"name": "etc"}, "spec": changed}
+
+
+def repository(url="/backup/{host}", **others):
+    return {"metadata": {"name": "main"}, "spec": {"url": url}, **others}
+
+
+def errors(manifest, parse=parse_schedule):
+    with pytest.raises(Invalid) as refusal:
+        parse(manifest)
+    return {error["field"]: error["detail"] for error in refusal.value.errors}
+
+
+# What is accepted, and filled in.
+
+
+def test_a_short_schedule_is_completed_with_the_defaults_of_its_definition():
+    parsed = parse_schedule(schedule())
+    assert (parsed.namespace, parsed.name, parsed.labels) == ("default", "etc", {})
+    assert parsed.raw_spec == {
+        "kind": "backup",
+        "cron": "0 2 * * *",
+        "timeZone": "UTC",
+        "enabled": True,
+        "hostSelector": {},
+        "repositoryRef": {"name": "main"},
+        "backup": {"paths": ["/etc"], "excludes": [], "tags": [], "oneFileSystem": False, "excludeCaches": False},
+        "concurrencyPolicy": "Forbid",
+        "missedRunPolicy": "RunOnce",
+        "spreadSeconds": 0,
+        "retry": {"limit": 0, "backoffSeconds": 60},
+    }
+
+
+def test_a_spec_is_read_as_typed_values_that_equal_those_of_a_stored_row():
+    parsed = parse_schedule(schedule(spreadSeconds=60, timeoutSeconds=5, hostSelector={"matchLabels": {"a": "b"}}))
+    assert parsed.spec == schedule_spec(parsed.raw_spec)
+    assert (parsed.spec.repository, parsed.spec.spread_seconds, parsed.spec.timeout_seconds) == ("main", 60, 5)
+    assert parsed.spec.host_selector.match_labels == {"a": "b"}
+    assert parsed.spec.backup.paths == ("/etc",)
+
+
+def test_parsing_leaves_the_manifest_as_it_was_and_completing_twice_changes_nothing():
+    manifest = schedule()
+    again = parse_schedule({"metadata": {"name": "etc"}, "spec": parse_schedule(manifest).raw_spec})
+    assert manifest == schedule()
+    assert again == parse_schedule(manifest)
+
+
+def test_null_counts_as_absent_as_in_kubernetes():
+    assert parse_schedule(schedule(timeZone=None, retention=None)).raw_spec["timeZone"] == "UTC"
+    assert errors(schedule(cron=None)).keys() == {"spec.cron"}
+
+
+def test_defaults_are_not_shared_between_resources():
+    one, other = parse_schedule(schedule()).raw_spec, parse_schedule(schedule()).raw_spec
+    one["retry"]["limit"] = 9
+    one["backup"]["tags"].append("x")
+    assert (other["retry"]["limit"], other["backup"]["tags"]) == (0, [])
+
+
+@pytest.mark.parametrize("kind", ["prune", "unlock", "check"])
+def test_kinds_without_a_block_need_none(kind):
+    assert parse_schedule(schedule(kind=kind, backup=...)).spec.kind == kind
+
+
+def test_what_the_server_tells_of_a_resource_can_be_sent_back():
+    told = {
+        "apiVersion": "lamplighter.dev/v1alpha1",
+        "kind": "Schedule",
+        "metadata": {"namespace": "ns", "name": "etc", "uid": "1", "generation": 3, "labels": {"a": ""}},
+        "spec": BACKUP,
+        "status": {"observedGeneration": 3},
+    }
+    assert parse_schedule(told).labels == {"a": ""}
+
+
+def test_a_repository_carries_its_credentials_and_never_shows_them():
+    credentials = {"password": "hush", "env": {"AWS_ACCESS_KEY_ID": "hush"}}
+    parsed = parse_repository(repository(credentials=credentials))
+    assert parsed.credentials == Credentials(**credentials)
+    assert "hush" not in repr(parsed)
+    assert parsed.spec == repository_spec({"url": "/backup/{host}", "init": False})
+    assert parse_repository(repository()).credentials is None
+
+
+def test_the_key_of_a_password_has_a_default():
+    spec = {"url": "/b", "passwordSecretRef": {"name": "s"}}
+    assert parse_repository({**repository(), "spec": spec}).spec.password_secret_ref.key == "password"
+
+
+# What is refused, and in which words.
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "detail"),
+    [
+        ({"kind": "bakcup"}, "spec.kind", "'bakcup' is not known: did you mean backup?"),
+        ({"cron": ...}, "spec.cron", "missing. Give it: when it is due: five fields"),
+        ({"cron": 5}, "spec.cron", "must be a string, not a number (5)"),
+        ({"cron": ""}, "spec.cron", "must not be empty"),
+        ({"cron": "* " * 200}, "spec.cron", "must be at most 256 characters long, not 400"),
+        ({"cron": "61 * * * *"}, "spec.cron", ""),
+        ({"cron": "0 0 30 2 *"}, "spec.cron", ""),
+        ({"timeZone": "Mars/Olympus"}, "spec.timeZone", ""),
+        ({"enabled": "yes"}, "spec.enabled", "must be true or false, not a string ('yes')"),
+        ({"paths": ["/etc"]}, "spec.paths", "unknown field"),
+        ({"hostSlector": {}}, "spec.hostSlector", "unknown field: did you mean hostSelector?"),
+        ({"backup": ...}, "spec.backup", "add backup.paths"),
+        ({"backup": {}}, "spec.backup.paths", "missing. Give it: files and folders to back up"),
+        ({"backup": {"paths": []}}, "spec.backup.paths", "must not be empty: give at least one"),
+        ({"backup": {"paths": ["etc"]}}, "spec.backup.paths[0]", "must be absolute: begin it with /"),
+        ({"backup": {"paths": ["/a", "/a/../b"]}}, "spec.backup.paths[1]", "must not hold '..'"),
+        ({"backup": {"paths": ["/a\0b"]}}, "spec.backup.paths[0]", "holds a NUL"),
+        ({"backup": {"paths": ["/a\ud800"]}}, "spec.backup.paths[0]", "lone surrogate"),
+        ({"backup": {"paths": ["/a"] * 257}}, "spec.backup.paths", "must hold at most 256, not 257"),
+        ({"backup": {"paths": ["/a"], "tags": ["a,b"]}}, "spec.backup.tags[0]", "must not hold a comma"),
+        ({"retention": {"keepLast": 1}}, "spec.retention", "only kind forget takes it"),
+        ({"check": {}}, "spec.check", "only kind check takes it"),
+        ({"kind": "forget", "backup": ...}, "spec.retention", "say what to keep"),
+        ({"spreadSeconds": -1}, "spec.spreadSeconds", "must be at least 0, not -1"),
+        ({"spreadSeconds": 2**70}, "spec.spreadSeconds", "must be at most 86400"),
+        ({"retry": {"limit": True}}, "spec.retry.limit", "must be a whole number, not a boolean (True)"),
+        ({"hostSelector": {"matchLabels": {"a b": "c"}}}, "spec.hostSelector.matchLabels[a b]", "a label's key is"),
+        ({"hostSelector": {"matchLabels": {"a": "-"}}}, "spec.hostSelector.matchLabels.a", "a label's value is"),
+        ({"hostSelector": {"matchLabels": {"a": True}}}, "spec.hostSelector.matchLabels.a", "must be a string"),
+    ],
+)
+def test_a_wrong_field_is_named_with_the_remedy(changes, field, detail):
+    found = errors(schedule(**changes))
+    assert found.keys() == {field}
+    assert detail in found[field]
+
+
+@pytest.mark.parametrize(
+    ("requirement", "field"),
+    [
+        ({"key": "a", "operator": "In"}, "values"),
+        ({"key": "a", "operator": "NotIn", "values": []}, "values"),
+        ({"key": "a", "operator": "Exists", "values": ["b"]}, "values"),
+        ({"key": "a", "operator": "DoesNotExist", "values": ["b"]}, "values"),
+        ({"key": "a", "operator": "Like"}, "operator"),
+        ({"key": "a/b/c", "operator": "Exists"}, "key"),
+        ({"key": "a", "operator": "In", "values": ["ok", "b c"]}, "values[1]"),
+        ({"operator": "Exists"}, "key"),
+    ],
+)
+def test_a_senseless_requirement_is_refused(requirement, field):
+    found = errors(schedule(hostSelector={"matchExpressions": [requirement]}))
+    assert found.keys() == {f"spec.hostSelector.matchExpressions[0].{field}"}
+
+
+@pytest.mark.parametrize(
+    ("retention", "field"),
+    [
+        ({}, ""),
+        ({"keepLast": 0}, ".keepLast"),
+        ({"keepWithin": "7 days"}, ".keepWithin"),
+        ({"keepTags": []}, ".keepTags"),
+    ],
+)
+def test_a_retention_must_keep_something(retention, field):
+    assert errors(schedule(FORGET, retention=retention)).keys() == {f"spec.retention{field}"}
+
+
+@pytest.mark.parametrize("retention", [{"keepLast": 1}, {"keepWithin": "1y6m14d12h"}, {"keepTags": ["a"]}])
+def test_a_retention_that_keeps_something_is_accepted(retention):
+    assert parse_schedule(schedule(FORGET, retention=retention)).raw_spec["retention"] == retention
+
+
+@pytest.mark.parametrize(("subset", "right"), [("1/7", True), ("2.5%", True), ("500M", True), ("half", False)])
+def test_a_subset_is_one_that_restic_reads(subset, right):
+    manifest = schedule(kind="check", backup=..., check={"readDataSubset": subset})
+    assert parse_schedule(manifest) if right else errors(manifest).keys() == {"spec.check.readDataSubset"}
+
+
+def test_all_that_is_wrong_is_told_at_once():
+    manifest = schedule(cron="x", timeZone="x", crn="x", backup={"paths": ["etc"]})
+    manifest |= {"sepc": {}, "apiVersion": "v1", "kind": "Job"}
+    manifest["metadata"] = {"name": "Etc", "namespace": "a.b", "labels": {"-": "", "a": 1}, "lables": {}}
+    assert errors(manifest).keys() == {
+        "sepc",
+        "apiVersion",
+        "kind",
+        "metadata.name",
+        "metadata.namespace",
+        "metadata.labels[-]",
+        "metadata.labels.a",
+        "metadata.lables",
+        "spec.cron",
+        "spec.timeZone",
+        "spec.crn",
+        "spec.backup.paths[0]",
+    }
+
+
+def test_a_misspelt_kind_brings_no_follow_up_errors():
+    assert errors(schedule(kind="bakcup", backup=...)).keys() == {"spec.kind"}
+
+
+@pytest.mark.parametrize("manifest", [None, [], "x", 5])
+def test_what_is_no_object_is_refused(manifest):
+    with pytest.raises(Invalid, match="must be an object"):
+        parse_schedule(manifest)
+
+
+def test_missing_parts_are_named():
+    assert errors({}).keys() == {"metadata", "spec"}
+    assert errors({"metadata": [], "spec": []}).keys() == {"metadata", "spec"}
+
+
+@pytest.mark.parametrize(
+    ("url", "detail"),
+    [
+        ("", "must not be empty"),
+        ("/b/{hots}", "only {host} and {namespace} are filled in"),
+        ("/b/{host", "only {host} and {namespace} are filled in"),
+        ("rest:https://me:hush@example.org/", "must not hold a password"),
+    ],
+)
+def test_a_wrong_url_is_refused(url, detail):
+    assert detail in errors(repository(url), parse_repository)["spec.url"]
+
+
+@pytest.mark.parametrize(
+    "url", ["s3:https://s3.example.org:9000/b/{namespace}/{host}", "rest:https://me@h/", "sftp:u@h:/b"]
+)
+def test_the_urls_that_restic_takes_are_accepted(url):
+    assert parse_repository(repository(url)).spec.url == url
+
+
+@pytest.mark.parametrize(
+    ("credentials", "field"),
+    [
+        ("hush", "credentials"),
+        ({"hush": "hush"}, "credentials"),
+        ({"password": 5}, "credentials.password"),
+        ({"password": "hush\0"}, "credentials.password"),
+        ({"password": "hush" * 2000}, "credentials.password"),
+        ({"env": ["hush"]}, "credentials.env"),
+        ({"env": {"A B": "hush"}}, "credentials.env"),
+        ({"env": {"A": ["hush"]}}, "credentials.env.A"),
+        ({"env": {f"A{at}": "hush" for at in range(65)}}, "credentials.env"),
+    ],
+)
+def test_wrong_credentials_are_refused_without_being_repeated(credentials, field):
+    found = errors(repository(credentials=credentials), parse_repository)
+    assert found.keys() == {field}
+    assert "hush" not in str(found)
+
+
+def test_errors_are_bounded_whatever_is_sent():
+    many = {f"{'x' * 5000}{at}": 1 for at in range(200)}
+    with pytest.raises(Invalid) as refusal:
+        parse_schedule({**many, "metadata": {"name": "etc"}, "spec": BACKUP | many})
+    assert len(refusal.value.errors) <= 200
+    assert all(len(error["field"]) < 400 for error in refusal.value.errors)
+
+
+FIELD = st.sampled_from(["name", "paths", "matchLabels", "matchExpressions", "values", "keepLast", "limit", "x"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(FIELD, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*BACKUP, "retention", "hostSelector", "retry", "timeZone", "check"]), JSON))
+def test_any_spec_is_accepted_or_refused_and_nothing_else(spec):
+    with contextlib.suppress(Invalid):
+        parse_schedule({"metadata": {"name": "etc"}, "spec": spec})
+
+
+# The definitions themselves: what the API server asks of them.
+
+
+def nodes(node, path=""):
+    yield path, node
+    for name, inner in node.get("properties", {}).items():
+        yield from nodes(inner, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if key in node:
+            yield from nodes(node[key], f"{path}[]")
+
+
+def definition(plural):
+    return yaml.safe_load((files("crds") / f"{plural}.yaml").read_text())
+
+
+ROOTS = {
+    plural: definition(plural)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    for plural in ("schedules", "repositories")
+}
+SPECS = [
+    pytest.param(node, id=plural + path)
+    for plural, root in ROOTS.items()
+    for path, node in nodes(root["properties"]["spec"])
+]
+
+
+@pytest.mark.parametrize("plural", ROOTS)
+def test_a_definition_is_named_as_kubernetes_wants_it(plural):
+    crd = definition(plural)
+    assert crd["metadata"]["name"] == f"{plural}.{crd['spec']['group']}"
+    assert crd["spec"]["names"]["plural"] == plural
+    assert crd["spec"]["names"]["categories"] == ["lamplighter"]
+    assert crd["spec"]["versions"][0]["subresources"] == {"status": {}}
+
+
+@pytest.mark.parametrize("plural", ROOTS)
+def test_a_schema_is_structural(plural):
+    allowed = {
+        "type",
+        "format",
+        "description",
+        "default",
+        "enum",
+        "required",
+        "properties",
+        "items",
+        "minimum",
+        "maximum",
+    }
+    allowed |= {"additionalProperties", "minLength", "maxLength", "minItems", "maxItems", "maxProperties"}
+    for path, node in nodes(ROOTS[plural]):
+        assert node["type"] in ("object", "array", "string", "integer", "boolean"), path
+        assert all(key in allowed or key.startswith("x-kubernetes-") for key in node), path
+        assert set(node.get("required", ())) <= node.get("properties", {}).keys(), path
+
+
+@pytest.mark.parametrize("node", SPECS)
+def test_every_value_is_bounded_so_that_rules_have_a_known_cost(node):
+    bound = {"string": "maxLength", "array": "maxItems", "integer": "maximum"}.get(node["type"])
+    assert bound is None or bound in node or "enum" in node
+    assert "additionalProperties" not in node or "maxProperties" in node
+
+
+@pytest.mark.parametrize("node", SPECS)
+def test_every_default_is_valid(node):
+    for name, field in node.get("properties", {}).items():
+        if "default" in field:
+            inner = Schema(field)
+            assert inner.errors(inner.complete(field["default"])) == [], name
+
+
+@pytest.mark.parametrize("node", [param for param in SPECS if "x-kubernetes-validations" in param.values[0]])
+def test_every_rule_compiles_and_says_the_remedy(node):
+    environment = cel.NewEnv(variables={"self": cel.Type.DYN})
+    for rule in node["x-kubernetes-validations"]:
+        environment.compile(rule["rule"])
+        assert "\n" not in rule["message"]
+        assert rule.get("fieldPath", "").removeprefix(".") in {"", *node.get("properties", ())}
+
+
+# Selectors.
+
+
+def selects(labels, **selector):
+    return selector_matches(LabelSelector(**selector), labels)
+
+
+def test_an_empty_selector_selects_everything():
+    assert selects({})
+    assert selects({"a": "b"})
+
+
+def test_all_parts_of_a_selector_must_hold():
+    exists = (Requirement("c", "Exists"),)
+    assert selects({"a": "b", "c": ""}, match_labels={"a": "b"}, match_expressions=exists)
+    assert not selects({"a": "b"}, match_labels={"a": "b"}, match_expressions=exists)
+    assert not selects({"c": ""}, match_labels={"a": "b"}, match_expressions=exists)
+
+
+MEANINGS = {
+    "In": lambda present, listed: present and listed,
+    "NotIn": lambda present, listed: not (present and listed),
+    "Exists": lambda present, listed: present,
+    "DoesNotExist": lambda present, listed: not present,
+}
+
+
+@pytest.mark.parametrize("operator", MEANINGS)
+@pytest.mark.parametrize("value", [None, "", "x", "y", "z"])
+@pytest.mark.parametrize("values", [it for n in (1, 2, 3) for it in itertools.permutations(("", "x", "y"), n)])
+def test_an_operator_means_what_it_means_in_kubernetes(operator, value, values):
+    labels = {"other": "x"} | ({} if value is None else {"key": value})
+    listed = values if operator in ("In", "NotIn") else ()
+    meant = MEANINGS[operator](value is not None, value in listed)
+    assert selects(labels, match_expressions=(Requirement("key", operator, listed),)) == meant
+
+
+NAME = st.text("aZ0-_.", min_size=1, max_size=70)
+
+
+@given(st.dictionaries(NAME, NAME, max_size=4), NAME, NAME)
+def test_match_labels_is_in_with_one_value(labels, key, value):
+    for wanted in ({key: value}, dict(list(labels.items())[:1])):
+        meant = all(labels.get(name) == it for name, it in wanted.items())
+        requirements = tuple(Requirement(name, "In", (it,)) for name, it in wanted.items())
+        assert selects(labels, match_labels=wanted) == selects(labels, match_expressions=requirements) == meant
+
+
+@pytest.mark.parametrize(
+    ("check", "right", "wrong"),
+    [
+        (
+            is_label_key,
+            ["a", "a.b_c-D", "example.org/a", "a" * 63],
+            ["", "-a", "a-", "/a", "A.org/a", "a/b/c", "a" * 64, "a\n"],
+        ),
+        (is_label_value, ["", "a", "a.b_c-D", "1", "a" * 63], ["-", "a b", "a/b", "a" * 64, "a\n"]),
+        (is_dns_name, ["a", "a.b", "a-b.c1", "a" * 253], ["", ".", "a.", "a..b", "-a", "A", "a_b", "a" * 254, "a\n"]),
+        (is_dns_label, ["a", "a-b", "a" * 63], ["", "a.b", "a" * 64]),
+    ],
+)
+def test_names_are_those_of_kubernetes(check, right, wrong):
+    assert [name for name in right if not check(name)] == []
+    assert [name for name in wrong if check(name)] == []
