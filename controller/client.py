@@ -1,0 +1,142 @@
+"""The server's REST API, as far as a controller needs it."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from urllib.parse import quote
+
+import httpx
+
+TIMEOUT_S = 30.0
+"""Seconds that the server has for one answer."""
+PAGE = 500
+"""Resources that one page of a list holds."""
+
+Object = dict[str, Any]
+"""A resource as JSON."""
+
+
+class FieldError(NamedTuple):
+    """One field that is wrong, and the remedy."""
+
+    field: str
+    detail: str
+
+
+class ControllerError(Exception):
+    """Base of what can go wrong; the message says what to do, and holds no secret."""
+
+
+class Unreachable(ControllerError):  # noqa: N818 - a state of affairs
+    """The server does not answer, or cannot for now; the same request may succeed later."""
+
+
+class Refused(ControllerError):  # noqa: N818 - an answer
+    """The server answered, and said no. `status`: HTTP's; `errors`: the fields that it named, which may be none."""
+
+    def __init__(self, status: int, detail: str, errors: tuple[FieldError, ...] = ()) -> None:
+        super().__init__("; ".join([detail, *(f"{error.field}: {error.detail}" for error in errors)]))
+        self.status = status
+        self.detail = detail
+        self.errors = errors
+
+
+class Client:
+    """Speaks with one server, as an asynchronous context manager. Its repr hides the token.
+
+    Every method raises Unreachable and Refused.
+    """
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url = url
+        headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+        try:
+            base = httpx.URL(f"{url.rstrip('/')}/api/v1")
+        except httpx.InvalidURL as error:
+            raise ControllerError(
+                f"{url!r} is not a server's URL ({error}): give one like http://127.0.0.1:8700"
+            ) from None
+        # No proxy stands between this machine and itself.
+        remote = base.host not in ("127.0.0.1", "::1", "localhost")
+        self._http = httpx.AsyncClient(base_url=base, headers=headers, timeout=TIMEOUT_S, trust_env=remote)
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r})"
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.__aexit__(kind, error, trace)
+
+    async def resources(self, plural: str) -> AsyncIterator[Object]:
+        """All `schedules` or `repositories` that the server has, page by page."""
+        cursor: str | None = None
+        while True:
+            params = {"limit": PAGE} | ({"cursor": cursor} if cursor else {})
+            page = await self._ask("GET", f"/{plural}", params=params)
+            if not isinstance(page.get("items"), list):
+                raise Refused(httpx.codes.OK, _STRANGE)
+            for item in page["items"]:
+                yield item
+            cursor = page.get("next")
+            if not cursor:
+                return
+
+    async def put(self, plural: str, namespace: str, name: str, manifest: Object) -> Object:
+        """Create a resource, or make it what the manifest says. Returns it as the server has it."""
+        return await self._ask("PUT", _path(plural, namespace, name), body=manifest)
+
+    async def delete(self, plural: str, namespace: str, name: str) -> None:
+        """Delete a resource; one that is gone already is no error."""
+        try:
+            await self._ask("DELETE", _path(plural, namespace, name))
+        except Refused as refused:
+            if refused.status != httpx.codes.NOT_FOUND:
+                raise
+
+    async def put_host(self, name: str, labels: Mapping[str, str]) -> Object:
+        """Make a host known, or give it these labels in place of those it had."""
+        return await self._ask("PUT", _path("hosts", name), body={"labels": dict(labels)})
+
+    async def _ask(
+        self, method: str, path: str, params: Mapping[str, Any] | None = None, body: object = None
+    ) -> Object:
+        try:
+            answer = await self._http.request(method, path, params=params, json=body)
+        except httpx.RequestError as error:
+            reason = str(error) or type(error).__name__
+            raise Unreachable(f"{self.url} does not answer ({reason}): is the server running there?") from None
+        return _read(answer)
+
+
+def _path(*parts: str) -> str:
+    return "".join("/" + quote(part, safe="") for part in parts)
+
+
+def _read(answer: httpx.Response) -> Object:
+    """The object in an answer. Raises Unreachable for one that may be another later, Refused for a no."""
+    try:
+        content = answer.json() if answer.content else {}
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        content = None
+    if answer.is_success and isinstance(content, dict):
+        return content
+    problem = content if isinstance(content, dict) else {}
+    detail = str(problem.get("detail") or problem.get("title") or _STRANGE)
+    if answer.status_code in _PASSING:
+        raise Unreachable(f"{answer.url.copy_with(path='/')} cannot answer now ({answer.status_code}): {detail}")
+    raise Refused(answer.status_code, detail, tuple(_errors(problem.get("errors"))))
+
+
+_PASSING = (429, 502, 503, 504)
+_STRANGE = "the answer is not from a Lamplighter server: does the URL point to one?"
+
+
+def _errors(errors: object) -> list[FieldError]:
+    listed = errors if isinstance(errors, list) else []
+    return [FieldError(str(it.get("field", "")), str(it.get("detail", ""))) for it in listed if isinstance(it, dict)]

@@ -1,0 +1,359 @@
+"""Resources as files: a folder is read, what it declares is worked out, and a server is made to follow it.
+
+A file that cannot be understood leaves everything as it is that it said when it last could be: a slip of the pen never
+deletes a schedule. `read` is pure; `watch` does it again whenever a file changes, and from time to time in any case.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from watchfiles import Change, awatch
+
+from controller.client import Client, ControllerError, Refused, Unreachable
+from controller.documents import Document, Mistake, Parsed, parse, secret_values
+from controller.reconcile import PLURALS, Declared, Delete, Key, Outcome, Put, Reconciler, Resource, observe
+
+log = logging.getLogger(__name__)
+
+OWNER = "lamplighter-folder"
+SUFFIXES = (".yaml", ".yml")
+MAX_FILE = 4 << 20
+"""Bytes of a file that are read."""
+MAX_FILES = 10_000
+"""Files of a folder that are read."""
+RESYNC_S = 60.0
+"""Seconds between full comparisons, whether or not a file has changed."""
+SETTLE_MS = 200
+"""Milliseconds without a change after which files are read: editors save in several steps."""
+RETRY_S, MAX_RETRY_S = 0.5, 30.0
+"""Seconds before a server that cannot be reached is tried again: the first time, and at most."""
+
+
+class FolderError(ControllerError):
+    """The folder cannot be read as a whole; the message says why and what to do."""
+
+
+class Unreadable(NamedTuple):
+    """Stands for the text of a file that cannot be read."""
+
+    reason: str
+
+
+class File(NamedTuple):
+    """A file as it was last read. `documents`: those of the last text without mistakes; None when there was none."""
+
+    text: str | Unreadable
+    parsed: Parsed
+    documents: tuple[Document, ...] | None
+
+
+class Reading(NamedTuple):
+    """What a folder declares. `documents`: where each resource stands; `files`: to be given to the next reading."""
+
+    declared: Declared
+    documents: Mapping[Key, Document]
+    errors: Sequence[Mistake]
+    warnings: Sequence[Mistake]
+    files: Mapping[Path, File]
+
+
+_NOTHING: Mapping[Path, File] = {}
+
+
+def read(texts: Mapping[Path, str | Unreadable], last: Mapping[Path, File] = _NOTHING) -> Reading:
+    """What these files declare, each by its last text without mistakes. `last`: `files` of the reading before.
+
+    Where a file never had such a text, what it declares is not known, and nothing is to be deleted.
+    """
+    files = {path: _file(path, texts[path], last.get(path)) for path in sorted(texts)}
+    errors = [mistake for file in files.values() for mistake in file.parsed.mistakes]
+    warnings = [mistake for file in files.values() for mistake in file.parsed.unread]
+    named: dict[Key, list[Document]] = defaultdict(list)
+    for file in files.values():
+        for document in file.documents or ():
+            named[Key(document.kind, document.namespace, document.name)].append(document)
+    for same in named.values():
+        errors += [_twice(document, same[0]) for document in same[1:]]
+    once = {key: same[0] for key, same in named.items() if len(same) == 1}
+    documents = {key: same[0] for key, same in named.items() if key.kind in PLURALS}
+    resources: dict[Key, Resource] = {}
+    for key, document in documents.items():
+        if key in once:
+            credentials, mistakes = _credentials(document, once)
+            errors += mistakes
+            if not mistakes:
+                content = document.content
+                resources[key] = Resource(content["metadata"], content.get("spec"), credentials)
+    complete = all(file.documents is not None for file in files.values())
+    declared = Declared(resources, documents.keys() - resources.keys(), complete)
+    return Reading(declared, documents, errors, warnings, files)
+
+
+def _file(path: Path, text: str | Unreadable, last: File | None) -> File:
+    if last is not None and last.text == text:
+        return last
+    if isinstance(text, Unreadable):
+        parsed = Parsed((), (Mistake(str(path), 0, "", text.reason),), ())
+    else:
+        parsed = parse(path, text)
+    if parsed.mistakes:
+        return File(text, parsed, last.documents if last is not None else None)
+    return File(text, parsed, parsed.documents)
+
+
+def _twice(document: Document, first: Document) -> Mistake:
+    name = f"{document.kind} {document.namespace}/{document.name}"
+    return document.mistake("metadata.name", f"{name} is declared in {first.place} too: keep one of them")
+
+
+def _credentials(
+    repository: Document, documents: Mapping[Key, Document]
+) -> tuple[dict[str, Any] | None, list[Mistake]]:
+    """What opens a Repository, from the Secrets that it refers to; None where it refers to none."""
+    spec = repository.content.get("spec")
+    found: dict[str, Any] = {}
+    mistakes = []
+    for field in ("passwordSecretRef", "envSecretRef"):
+        ref = spec.get(field) if isinstance(spec, dict) else None
+        if not isinstance(ref, dict) or not isinstance(ref.get("name"), str):
+            continue  # absent, or the server tells what is wrong with it
+        at, name = f"spec.{field}", f"Secret {repository.namespace}/{ref['name']}"
+        secret = documents.get(Key("Secret", repository.namespace, ref["name"]))
+        if secret is None:
+            mistakes.append(repository.mistake(f"{at}.name", f"there is no {name} in the folder: declare it"))
+        elif field == "envSecretRef":
+            found["env"] = secret_values(secret)
+        else:
+            key = ref.get("key") or "password"
+            values = secret_values(secret)
+            if key in values:
+                found["password"] = values[key]
+            else:
+                mistakes.append(repository.mistake(f"{at}.key", f"{name} has no key {key}: it has {', '.join(values)}"))
+    return found or None, mistakes
+
+
+def read_texts(folder: Path) -> dict[Path, str | Unreadable]:
+    """The texts of all files below a folder that may hold resources, by their paths from there; hidden ones are not.
+
+    Raises FolderError where it cannot be known what files there are.
+    """
+    texts: dict[Path, str | Unreadable] = {}
+    try:
+        for found, folders, names in os.walk(folder, onerror=_raise):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in names:
+                path = Path(found, name)
+                if path.suffix in SUFFIXES and not name.startswith(".") and (text := _text(path)) is not None:
+                    texts[path.relative_to(folder)] = text
+                if len(texts) > MAX_FILES:
+                    raise FolderError(f"{folder}: more than {MAX_FILES} files; put several resources into each")
+    except OSError as error:
+        raise FolderError(f"{error.filename}: {error.strerror}; nothing is changed until it can be read") from None
+    return texts
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _text(path: Path) -> str | Unreadable | None:
+    """The text of a file; None when it is gone, or no file."""
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return Unreadable(f"cannot be read: {error.strerror}")
+    if len(content) > MAX_FILE:
+        return Unreadable(f"longer than {MAX_FILE} bytes: split it")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return Unreadable("not UTF-8 text: save it as that")
+
+
+class Event(NamedTuple):
+    """A line for the log: its level, what it says, and its facts."""
+
+    level: int
+    message: str
+    facts: tuple[tuple[str, object], ...]
+
+
+class Teller:
+    """Logs what is wrong once, as long as it lasts."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, set[Event]] = {}
+
+    def tell(self, topic: str, events: Iterable[Event]) -> None:
+        """Log what is new of all that is wrong now with a topic."""
+        now = dict.fromkeys(events)
+        for event in now:
+            if event not in self._told.get(topic, ()):
+                log.log(event.level, event.message, extra=dict(event.facts))
+        self._told[topic] = set(now)
+
+
+async def watch(folder: Path, client: Client, *, owner: str = OWNER, resync_s: float = RESYNC_S) -> None:
+    """Make a server follow a folder until cancelled.
+
+    Everything is compared when a file has changed, every `resync_s` seconds, and again, ever more rarely, while the
+    server cannot be reached.
+    """
+    changed = asyncio.Event()
+    follower = Follower(folder, client, owner)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_notice(folder, changed), name="notice files")
+        await asyncio.sleep(0)  # it notices from here on, before files are read
+        retry_s = RETRY_S
+        while True:
+            changed.clear()
+            reached = await follower.compare()
+            pause_s, retry_s = (resync_s, RETRY_S) if reached else (retry_s, min(2 * retry_s, MAX_RETRY_S))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await changed.wait()
+
+
+async def _notice(folder: Path, changed: asyncio.Event) -> None:
+    """Set `changed` whenever files have changed. Where that goes unnoticed, the regular comparisons have to do."""
+    while True:
+        try:
+            async for _ in awatch(folder, watch_filter=_Visible(folder), step=SETTLE_MS, recursive=True):
+                changed.set()
+        except (OSError, RuntimeError) as error:
+            log.warning("changes go unnoticed until the next comparison", extra={"folder": folder, "detail": error})
+        await asyncio.sleep(RESYNC_S)
+
+
+class _Visible:
+    """Tells what may be files with resources, or folders with them, from all else: databases, editors' drafts."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.absolute()
+
+    def __call__(self, change: Change, path: str) -> bool:
+        inner = Path(os.path.relpath(path, self._folder))
+        if inner.name == "..data":  # the link by which Kubernetes changes a mounted ConfigMap or Secret
+            return True
+        return inner.suffix in ("", *SUFFIXES) and not any(part.startswith(".") for part in inner.parts)
+
+
+class Follower:
+    """Compares a folder with a server, and says in the log what came of it."""
+
+    def __init__(self, folder: Path, client: Client, owner: str) -> None:
+        self._folder = folder
+        self._reconciler = Reconciler(client, owner)
+        self._files: Mapping[Path, File] = {}
+        self._teller = Teller()
+        self._count: tuple[int, ...] = ()
+
+    async def compare(self) -> bool:
+        """Read, compare, put right what differs. Whether the server could be reached."""
+        try:
+            texts = await asyncio.to_thread(read_texts, self._folder)
+        except FolderError as error:
+            self._teller.tell("folder", [_event(logging.ERROR, "folder not read", detail=error)])
+            return True
+        self._teller.tell("folder", [])
+        reading = await asyncio.to_thread(read, texts, self._files)
+        self._files = reading.files
+        self._teller.tell("files", _file_events(reading))
+        try:
+            outcomes = await self._reconciler.reconcile(reading.declared)
+        except Unreachable as error:
+            return self._unreachable(error)
+        except Refused as error:
+            self._teller.tell("server", [_event(logging.ERROR, "server refuses the controller", detail=error)])
+            return False
+        for outcome in outcomes:
+            _log_done(outcome)
+        self._teller.tell("refused", _refusals(outcomes, reading.documents))
+        lost = next((it.error for it in outcomes if isinstance(it.error, Unreachable)), None)
+        if lost is not None:
+            return self._unreachable(lost)
+        self._teller.tell("server", [])
+        self._sum_up(reading)
+        return True
+
+    def _unreachable(self, error: Unreachable) -> bool:
+        self._teller.tell("server", [_event(logging.WARNING, "server not reached, trying again", detail=error)])
+        return False
+
+    def _sum_up(self, reading: Reading) -> None:
+        """Say how much is declared, when that has changed."""
+        kinds = [key.kind for key in reading.declared.resources]
+        count = (kinds.count("Schedule"), kinds.count("Repository"), len(reading.files))
+        if count != self._count:
+            schedules, repositories, files = count
+            facts = {"folder": self._folder, "files": files, "schedules": schedules, "repositories": repositories}
+            log.info("folder compared", extra=facts)
+        self._count = count
+
+
+def _event(level: int, message: str, **facts: object) -> Event:
+    return Event(level, message, tuple((key, str(value)) for key, value in facts.items() if value))
+
+
+def _file_events(reading: Reading) -> list[Event]:
+    events = [
+        _event(logging.ERROR, "file refused", file=it.place, document=it.document, field=it.field, detail=it.detail)
+        for it in reading.errors
+    ]
+    ignored = [
+        _event(logging.WARNING, "document ignored", file=it.place, document=it.document, detail=it.detail)
+        for it in reading.warnings
+    ]
+    if not reading.declared.complete:
+        detail = "a file has mistakes, and what it declares is not known: nothing is deleted until they are mended"
+        ignored.append(_event(logging.WARNING, "deleting nothing", detail=detail))
+    return [*events, *ignored]
+
+
+def _log_done(outcome: Outcome) -> None:
+    """Say what was accepted, changed or deleted."""
+    if outcome.error is not None:
+        return
+    change, answer = outcome.change, outcome.answer or {}
+    what = change.key.kind.lower()
+    facts: dict[str, object] = {what: str(change.key)}
+    if isinstance(change, Delete):
+        log.info("%s deleted", what, extra=facts)
+    elif outcome.was is None or observe(answer) != outcome.was:
+        log.info("%s %s", what, "accepted" if outcome.was is None else "changed", extra=facts | _about(change, answer))
+
+
+def _about(change: Put, answer: Mapping[str, Any]) -> dict[str, object]:
+    """What a reader wants to know of a resource that was just accepted."""
+    spec = answer["spec"]
+    if change.key.kind == "Repository":
+        return {"url": spec["url"]}
+    due = answer.get("status", {}).get("nextScheduleTime")
+    return {"cron": spec["cron"], "next": datetime.fromisoformat(due) if due else "never"}
+
+
+def _refusals(outcomes: Sequence[Outcome], documents: Mapping[Key, Document]) -> list[Event]:
+    """What the server refused, by field, with the file that says it."""
+    events = []
+    for outcome in outcomes:
+        if isinstance(outcome.error, Refused):
+            key = outcome.change.key
+            document = documents.get(key)
+            facts = {key.kind.lower(): str(key), **({"file": document.place} if document else {})}
+            fields = [{"field": it.field, "detail": it.detail} for it in outcome.error.errors]
+            wrong = fields or [{"detail": outcome.error.detail}]
+            events += [_event(logging.ERROR, f"{key.kind.lower()} refused", **facts, **it) for it in wrong]
+    return events

@@ -1,0 +1,217 @@
+"""Makes what a server holds equal to what is declared: what differs (`plan`), put right (`apply`), again and again.
+
+Declared specs leave defaults out, and those that the server tells have them filled in, so the two cannot be compared
+field by field without knowing the schema. Instead it is remembered what was declared when the server last took a
+resource, and what the server then said: while neither has changed, there is nothing to do. Nothing is remembered
+across restarts, nor needs to be: the first time, everything is put, and a PUT that changes nothing writes nothing.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from controller.client import Client, ControllerError, Object, Refused, Unreachable
+
+OWNER_LABEL = "app.kubernetes.io/managed-by"
+"""Says who made a resource: a controller touches its own only."""
+CONCURRENCY = 8
+"""Requests under way at once."""
+
+PLURALS: Mapping[str, str] = {"Repository": "repositories", "Schedule": "schedules"}
+"""The kinds, those that others refer to first."""
+
+
+class Key(NamedTuple):
+    """What names a resource."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class Resource(NamedTuple):
+    """A resource as it is declared. `credentials`: what opens a Repository. Its repr hides them."""
+
+    metadata: Mapping[str, Any]
+    spec: Any
+    credentials: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"Resource({self.metadata!r}, {self.spec!r})"
+
+
+class Observed(NamedTuple):
+    """A resource as the server has it. Its generation counts changes, those of credentials too."""
+
+    generation: int
+    labels: Mapping[str, str]
+    spec: Mapping[str, Any]
+
+
+class Declared(NamedTuple):
+    """What there should be.
+
+    `held`: resources whose declaration cannot be understood for now, left as they are. `complete`: whether everything
+    that is declared is known; while it is not, nothing is deleted.
+    """
+
+    resources: Mapping[Key, Resource]
+    held: Collection[Key] = ()
+    complete: bool = True
+
+
+class Agreed(NamedTuple):
+    """What was declared when the server took it, and what the server then had."""
+
+    resource: Resource
+    observed: Observed
+
+
+class Put(NamedTuple):
+    """Create a resource, or make it what is declared."""
+
+    key: Key
+    resource: Resource
+
+
+class Delete(NamedTuple):
+    """Delete a resource that is not declared any more."""
+
+    key: Key
+
+
+Change = Put | Delete
+
+
+class Outcome(NamedTuple):
+    """What came of a change: what the server now has, or why it would not. `was`: what it had before."""
+
+    change: Change
+    was: Observed | None
+    answer: Object | None = None
+    error: ControllerError | None = None
+
+
+def plan(
+    declared: Declared, observed: Mapping[Key, Observed], agreed: Mapping[Key, Agreed], owner: str
+) -> list[Change]:
+    """What makes `observed` what is declared, in an order in which every reference is there when it is needed.
+
+    Of what is observed, only what `owner` made is changed or deleted.
+    """
+    puts = [
+        Put(key, resource)
+        for key, resource in declared.resources.items()
+        if owns(owner, observed.get(key)) and not _is_agreed(resource, observed.get(key), agreed.get(key))
+    ]
+    kept = declared.resources.keys() | set(declared.held)
+    gone = [Delete(key) for key, it in observed.items() if declared.complete and key not in kept and owns(owner, it)]
+    order = list(PLURALS)
+    puts.sort(key=lambda put: (order.index(put.key.kind), put.key))
+    gone.sort(key=lambda delete: (-order.index(delete.key.kind), delete.key))
+    return [*puts, *gone]
+
+
+def owns(owner: str, observed: Observed | None) -> bool:
+    """Whether this is the owner's to change: its own, or not there yet."""
+    return observed is None or observed.labels.get(OWNER_LABEL) == owner
+
+
+def _is_agreed(resource: Resource, observed: Observed | None, agreed: Agreed | None) -> bool:
+    return agreed is not None and (agreed.resource, agreed.observed) == (resource, observed)
+
+
+def manifest(change: Put, owner: str) -> Object:
+    """The body that declares a resource as `owner`'s."""
+    labels = change.resource.metadata.get("labels") or {}
+    if isinstance(labels, dict):  # else the server tells what is wrong with them
+        labels = {**labels, OWNER_LABEL: owner}
+    body = {"kind": change.key.kind, "metadata": {**change.resource.metadata, "labels": labels}}
+    credentials = change.resource.credentials
+    return {**body, "spec": change.resource.spec, **({} if credentials is None else {"credentials": credentials})}
+
+
+def observe(answer: Object) -> Observed:
+    """What an answer of the server says of a resource."""
+    metadata = answer["metadata"]
+    return Observed(metadata["generation"], metadata["labels"], answer["spec"])
+
+
+class Reconciler:
+    """Makes a server follow what is declared. `owner`: the label's value by which its resources are known."""
+
+    def __init__(self, client: Client, owner: str) -> None:
+        self._client = client
+        self._owner = owner
+        self._agreed: dict[Key, Agreed] = {}
+
+    async def reconcile(self, declared: Declared) -> list[Outcome]:
+        """Compare everything and put right what differs. Returns what was done, and what was not and why.
+
+        Where the server becomes unreachable, the last outcomes say so and the rest is left to the next time. Raises
+        Unreachable and Refused where nothing can even be compared.
+        """
+        observed = {key: seen async for key, seen in self._observe()}
+        changes = plan(declared, observed, self._agreed, self._owner)
+        outcomes = await apply(changes, observed, self._client, self._owner)
+        for outcome in outcomes:
+            self._agreed.pop(outcome.change.key, None)
+            if isinstance(outcome.change, Put) and outcome.answer is not None:
+                self._agreed[outcome.change.key] = Agreed(outcome.change.resource, observe(outcome.answer))
+        return [*outcomes, *foreign(declared, observed, self._owner)]
+
+    async def _observe(self) -> AsyncIterator[tuple[Key, Observed]]:
+        for kind, plural in PLURALS.items():
+            async for item in self._client.resources(plural):
+                yield Key(kind, item["metadata"]["namespace"], item["metadata"]["name"]), observe(item)
+
+
+def foreign(declared: Declared, observed: Mapping[Key, Observed], owner: str) -> list[Outcome]:
+    """What is declared under a name that others use on the server: theirs is left alone."""
+    detail = (
+        f"exists, and is not of this controller's making (label {OWNER_LABEL}): delete it there, or rename this one"
+    )
+    return [
+        Outcome(Put(key, resource), observed[key], error=Refused(409, detail))
+        for key, resource in declared.resources.items()
+        if not owns(owner, observed.get(key))
+    ]
+
+
+async def apply(
+    changes: Iterable[Change], observed: Mapping[Key, Observed], client: Client, owner: str
+) -> list[Outcome]:
+    """Make changes, some at once, but all of one kind before the next. Ends early when the server is unreachable."""
+    outcomes: list[Outcome] = []
+
+    async def work(queue: Iterator[Change]) -> None:
+        for change in queue:
+            outcome = await _make(change, observed.get(change.key), client, owner)
+            outcomes.append(outcome)
+            if isinstance(outcome.error, Unreachable):
+                return
+
+    for _, stage in groupby(changes, key=lambda change: (type(change), change.key.kind)):
+        queue = iter(list(stage))
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(CONCURRENCY):
+                tasks.create_task(work(queue))
+        if any(isinstance(outcome.error, Unreachable) for outcome in outcomes):
+            break
+    return outcomes
+
+
+async def _make(change: Change, was: Observed | None, client: Client, owner: str) -> Outcome:
+    plural = PLURALS[change.key.kind]
+    try:
+        if isinstance(change, Put):
+            body = manifest(change, owner)
+            return Outcome(change, was, await client.put(plural, change.key.namespace, change.key.name, body))
+        await client.delete(plural, change.key.namespace, change.key.name)
+        return Outcome(change, was)
+    except ControllerError as error:
+        return Outcome(change, was, error=error)
