@@ -244,6 +244,7 @@ def test_missing_parts_are_named():
     [
         ("", "must not be empty"),
         ("/b/{hots}", "only {host} and {namespace} are filled in"),
+        ("/b" + "/{host}" * 9, "at most 8 of them"),
         ("/b/{host", "only {host} and {namespace} are filled in"),
         ("rest:https://me:hush@example.org/", "must not hold a password"),
     ],
