@@ -47,11 +47,17 @@ class Unreadable(NamedTuple):
 
 
 class File(NamedTuple):
-    """A file as it was last read. `documents`: those of the last text without mistakes; None when there was none."""
+    """A file as it was last read. `documents`: those of the last text without mistakes; None when there was none.
+
+    Its repr leaves out the text, which may be a Secret's.
+    """
 
     text: str | Unreadable
     parsed: Parsed
     documents: tuple[Document, ...] | None
+
+    def __repr__(self) -> str:
+        return f"File({self.parsed!r}, {self.documents!r})"
 
 
 class Reading(NamedTuple):

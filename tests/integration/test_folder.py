@@ -1,0 +1,351 @@
+"""A folder and a real server over a real socket: files that change, go wrong and go away, and servers that are away."""
+
+import asyncio
+import logging
+import os
+import shutil
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from controller.client import Client, ControllerError, Refused, Unreachable
+from controller.folder import OWNER, Follower, watch
+from controller.reconcile import OWNER_LABEL
+from server.service import Config, serving
+
+pytestmark = pytest.mark.anyio
+
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
+PATIENCE_S = 20
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Path(shutil.copytree(QUICKSTART, tmp_path / "folder"))
+
+
+@pytest.fixture
+async def server(tmp_path):
+    async with serving(Config(tmp_path / "data", port=0)) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(server):
+    async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
+        yield client
+
+
+@pytest.fixture
+def told(caplog):
+    """What the controller logged: messages with their facts, since last asked."""
+    caplog.set_level(logging.INFO, "controller")
+
+    def take():
+        standard = vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "taskName"}
+        records = [record for record in caplog.records if record.name.startswith("controller")]
+        caplog.clear()
+        return [
+            (record.getMessage(), {key: it for key, it in vars(record).items() if key not in standard})
+            for record in records
+        ]
+
+    return take
+
+
+@pytest.fixture
+def follower(folder, client):
+    return Follower(folder, client, OWNER)
+
+
+@asynccontextmanager
+async def watching(folder, client, **options):
+    task = asyncio.create_task(watch(folder, client, **options))
+    yield
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def held(client, plural="schedules"):
+    return {item["metadata"]["name"]: item async for item in client.resources(plural)}
+
+
+async def until(condition):
+    """Ask the server until a condition holds; other tasks have their turn at each request."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not await condition():
+            pass
+
+
+def edit(path, old, new):
+    """Save a file whole, as editors do."""
+    text = path.read_text()
+    assert old in text
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text.replace(old, new))
+    draft.replace(path)
+
+
+def messages(lines):
+    return [message for message, _ in lines]
+
+
+async def test_the_quickstart_is_accepted_as_it_stands(follower, client, server, told):
+    assert await follower.compare()
+    etc = (await held(client))["etc"]
+    local = (await held(client, "repositories"))["local"]
+    assert etc["metadata"]["labels"] == local["metadata"]["labels"] == {OWNER_LABEL: OWNER}
+    assert (local["spec"]["url"], local["spec"]["init"]) == (".lamplighter/repository/{host}", True)
+    lines = told()
+    assert messages(lines) == ["repository accepted", "schedule accepted", "folder compared"]
+    accepted = dict(lines)["schedule accepted"]
+    assert (accepted["schedule"], accepted["cron"]) == ("default/etc", "* * * * *")
+    assert accepted["next"].tzinfo is not None
+    assert "only-for-the-quickstart" not in str(lines)
+
+
+async def test_a_second_comparison_puts_nothing_and_a_restart_writes_nothing(folder, follower, client, server, told):
+    async def audited():
+        headers = {"Authorization": f"Bearer {server.admin_token}"}
+        async with httpx.AsyncClient(base_url=client.url, headers=headers) as auditor:
+            return len((await auditor.get("/api/v1/audit")).json()["items"])
+
+    await follower.compare()
+    before = await audited()
+    told()
+    await follower.compare()
+    await Follower(folder, client, OWNER).compare()
+    assert before == await audited() == 2
+    assert messages(told()) == ["folder compared"]
+
+
+async def test_a_change_is_followed_and_a_deleted_file_too(folder, follower, client, told):
+    await follower.compare()
+    told()
+    edit(folder / "schedule.yaml", "timeZone: UTC", "timeZone: Europe/Berlin")
+    await follower.compare()
+    assert (await held(client))["etc"]["spec"]["timeZone"] == "Europe/Berlin"
+    for path in folder.iterdir():
+        path.unlink()
+    await follower.compare()
+    assert await held(client) == await held(client, "repositories") == {}
+    lines = [message for message in messages(told()) if message != "folder compared"]
+    assert lines == ["schedule changed", "schedule deleted", "repository deleted"]
+
+
+async def test_a_new_password_reaches_the_server(folder, follower, client):
+    await follower.compare()
+    edit(folder / "secret.yaml", "only-for-the-quickstart", "another")
+    await follower.compare()
+    assert (await held(client, "repositories"))["local"]["metadata"]["generation"] == 2
+
+
+async def test_what_others_changed_is_put_back(follower, client, told):
+    await follower.compare()
+    etc = (await held(client))["etc"]
+    await client.put("schedules", "default", "etc", {**etc, "spec": etc["spec"] | {"enabled": False}})
+    told()
+    await follower.compare()
+    assert (await held(client))["etc"]["spec"]["enabled"] is True
+    assert messages(told()) == ["schedule changed"]
+
+
+async def test_what_others_made_is_left_alone(folder, follower, client, told):
+    theirs = {"metadata": {}, "spec": {"url": "/theirs"}}
+    await client.put("repositories", "default", "theirs", theirs)
+    await client.put("repositories", "default", "local", theirs)
+    await follower.compare()
+    await follower.compare()
+    assert {name: it["spec"]["url"] for name, it in (await held(client, "repositories")).items()} == {
+        "theirs": "/theirs",
+        "local": "/theirs",
+    }
+    refused = [facts for message, facts in told() if message == "repository refused"]
+    assert [facts["repository"] for facts in refused] == ["default/local"]
+
+
+async def test_a_refusal_names_file_and_fields_once_and_the_old_schedule_runs_on(folder, follower, client, told):
+    await follower.compare()
+    told()
+    edit(folder / "schedule.yaml", "hostSelector: {}", "hostSlector: {}\n  spreadSeconds: -1")
+    await follower.compare()
+    await follower.compare()
+    lines = told()
+    assert messages(lines) == ["schedule refused", "schedule refused"]
+    assert {facts["field"] for _, facts in lines} == {"spec.hostSlector", "spec.spreadSeconds"}
+    assert all(facts["file"] == "schedule.yaml:2" and facts["schedule"] == "default/etc" for _, facts in lines)
+    assert (await held(client))["etc"]["spec"]["cron"] == "* * * * *"
+    edit(folder / "schedule.yaml", "hostSlector: {}\n  spreadSeconds: -1", "hostSelector: {}\n  spreadSeconds: 1")
+    await follower.compare()
+    assert messages(told()) == ["schedule changed"]
+
+
+async def test_a_file_that_goes_wrong_is_told_once_and_deletes_nothing(folder, follower, client, told):
+    await follower.compare()
+    told()
+    edit(folder / "schedule.yaml", '"* * * * *"', "* * * * *")
+    await follower.compare()
+    await follower.compare()
+    ((message, facts),) = told()
+    assert message == "file refused"
+    assert facts["file"].startswith("schedule.yaml:")
+    assert "needs quotes" in facts["detail"]
+    assert "etc" in await held(client)
+
+
+async def test_after_a_restart_a_wrong_file_still_deletes_nothing(folder, follower, client, told):
+    await follower.compare()
+    (folder / "schedule.yaml").write_text("{")
+    restarted = Follower(folder, client, OWNER)
+    await restarted.compare()
+    assert "etc" in await held(client)
+    assert "deleting nothing" in messages(told())
+
+
+async def test_a_folder_that_is_gone_deletes_nothing(folder, follower, client, told):
+    await follower.compare()
+    shutil.rmtree(folder)
+    assert await follower.compare()
+    assert "etc" in await held(client)
+    assert "folder not read" in messages(told())
+
+
+async def test_many_resources_are_followed_page_by_page(folder, follower, client):
+    text = (folder / "schedule.yaml").read_text()
+    many = [text.replace("name: etc", f"name: etc-{at}") for at in range(600)]
+    (folder / "many.yaml").write_text("---\n".join(many))
+    await follower.compare()
+    assert len(await held(client)) == 601
+    (folder / "many.yaml").unlink()
+    await follower.compare()
+    assert len(await held(client)) == 1
+
+
+async def test_files_are_followed_as_they_change(folder, client):
+    async def runs_at(cron):
+        return (await held(client)).get("etc", {}).get("spec", {}).get("cron") == cron
+
+    async with watching(folder, client, resync_s=3600):
+        await until(lambda: runs_at("* * * * *"))
+        edit(folder / "schedule.yaml", "* * * * *", "*/5 * * * *")
+        await until(lambda: runs_at("*/5 * * * *"))
+        (folder / "schedule.yaml").unlink()
+        await until(lambda: runs_at(None))
+
+
+async def test_a_mounted_config_map_is_followed_as_kubernetes_swaps_it(tmp_path, client):
+    mounted = tmp_path / "mounted"
+    for version, cron in (("..1", "* * * * *"), ("..2", "*/5 * * * *")):
+        shutil.copytree(QUICKSTART, mounted / version)
+        edit(mounted / version / "schedule.yaml", "* * * * *", cron)
+    (mounted / "..data").symlink_to("..1")
+    for name in ("schedule.yaml", "repository.yaml", "secret.yaml"):
+        (mounted / name).symlink_to(Path("..data", name))
+
+    async def runs_at(cron):
+        return (await held(client)).get("etc", {}).get("spec", {}).get("cron") == cron
+
+    async with watching(mounted, client, resync_s=3600):
+        await until(lambda: runs_at("* * * * *"))
+        (mounted / "..new").symlink_to("..2")
+        (mounted / "..new").rename(mounted / "..data")
+        await until(lambda: runs_at("*/5 * * * *"))
+
+
+async def test_what_no_file_event_tells_is_found_by_comparing_again(folder, client):
+    async def there():
+        return "etc" in await held(client)
+
+    async with watching(folder, client, resync_s=0.05):
+        await until(there)
+        await client.delete("schedules", "default", "etc")
+        await until(there)
+
+
+async def test_a_server_that_is_away_is_told_once_and_followed_when_it_is_back(folder, tmp_path, told):
+    async with serving(Config(tmp_path / "data", port=0)) as running:
+        url, token, port = f"http://127.0.0.1:{running.port}", running.admin_token, running.port
+    async with Client(url, token) as client:
+        follower = Follower(folder, client, OWNER)
+        assert not await follower.compare()
+        assert not await follower.compare()
+        assert messages(told()) == ["server not reached, trying again"]
+        async with watching(folder, client), serving(Config(tmp_path / "data", port=port)):
+
+            async def there():
+                return "etc" in await held(client)
+
+            await until(there)
+
+
+async def test_a_wrong_token_is_told_and_never_shown(folder, server, told):
+    async with Client(f"http://127.0.0.1:{server.port}", "wrong-token") as client:
+        assert not await Follower(folder, client, OWNER).compare()
+        lines = told()
+        assert messages(lines) == ["server refuses the controller"]
+        assert "wrong-token" not in str(lines) + repr(client)
+
+
+# The client by itself.
+
+
+async def test_a_problem_keeps_its_fields(client):
+    with pytest.raises(Refused) as refusal:
+        await client.put("schedules", "default", "etc", {"metadata": {}, "spec": {"kind": "x"}})
+    assert refusal.value.status == 422
+    assert {error.field for error in refusal.value.errors} >= {"spec.kind", "spec.cron"}
+    assert "spec.kind: " in str(refusal.value)
+
+
+async def test_a_host_is_put_with_its_labels(client):
+    host = await client.put_host("node-1", {"a": "b"})
+    assert (host["name"], host["labels"]) == ("node-1", {"a": "b"})
+
+
+async def test_what_is_gone_may_be_deleted_again(client):
+    await client.delete("schedules", "default", "nowhere")
+
+
+async def test_nobody_there_is_unreachable():
+    async with Client("http://127.0.0.1:9", "token") as client:
+        with pytest.raises(Unreachable, match="is the server running there"):
+            await client.put_host("node-1", {})
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (httpx.Response(200, text="<html>"), Refused),
+        (httpx.Response(200, json={}), Refused),
+        (httpx.Response(404, text="<html>"), Refused),
+        (httpx.Response(500, json={"detail": "x"}), Refused),
+        (httpx.Response(503, json={"detail": "x"}), Unreachable),
+        (httpx.Response(429, text=""), Unreachable),
+    ],
+)
+async def test_an_answer_that_is_not_ours_is_an_error_of_ours(answer, error):
+    """No server of ours answers like that: what stands in for it is the transport alone."""
+    client = Client("http://127.0.0.1", "token")
+    client._http = httpx.AsyncClient(base_url=client.url, transport=httpx.MockTransport(lambda request: answer))
+    async with client:
+        with pytest.raises(error):
+            await held(client)
+
+
+def test_a_url_that_is_none_is_refused():
+    with pytest.raises(ControllerError, match="give one like"):
+        Client("http://127.0.0.1:port", "token")
+
+
+async def test_no_proxy_is_asked_for_this_machine(server, monkeypatch):
+    monkeypatch.setitem(os.environ, "HTTP_PROXY", "http://127.0.0.1:9")
+    async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
+        assert await held(client) == {}

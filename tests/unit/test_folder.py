@@ -1,0 +1,250 @@
+"""Files to resources: what is read, what is refused and where it says so, and what stays while a file is wrong."""
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from controller.documents import MAX_DEPTH
+from controller.folder import FolderError, Unreadable, read, read_texts
+from controller.reconcile import Key
+
+HEAD = "apiVersion: lamplighter.dev/v1alpha1\n"
+ETC = Key("Schedule", "default", "etc")
+MAIN = Key("Repository", "default", "main")
+
+
+def schedule(name="etc", cron="0 2 * * *"):
+    return f'{HEAD}kind: Schedule\nmetadata: {{name: {name}}}\nspec: {{cron: "{cron}"}}\n'
+
+
+def repository(spec="{url: /b}"):
+    return f"{HEAD}kind: Repository\nmetadata: {{name: main}}\nspec: {spec}\n"
+
+
+def secret(values="stringData: {password: hush}", name="main"):
+    return f"apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\n{values}\n"
+
+
+def reading(last=None, **texts):
+    files = {Path(f"{name}.yaml"): text for name, text in texts.items()}
+    return read(files, last.files if last else {})
+
+
+def only_error(**texts):
+    (error,) = reading(**texts).errors
+    return error
+
+
+def test_resources_are_read_from_any_file_and_document():
+    found = reading(a=f"---\n{schedule()}---\n---\n{repository()}---\n", b=schedule("other"))
+    assert found.declared.resources.keys() == {ETC, MAIN, Key("Schedule", "default", "other")}
+    assert found.declared.resources[ETC].spec == {"cron": "0 2 * * *"}
+    assert found.declared.complete
+    assert (found.errors, found.warnings) == ([], [])
+
+
+def test_namespaces_keep_names_apart():
+    other = schedule().replace("{name: etc}", "{name: etc, namespace: other}")
+    assert reading(a=schedule(), b=other).declared.resources.keys() == {ETC, Key("Schedule", "other", "etc")}
+
+
+def test_an_empty_folder_and_empty_files_declare_nothing():
+    for texts in ({}, {"a": ""}, {"a": "# nothing\n---\n"}):
+        declared = reading(**texts).declared
+        assert (declared.resources, declared.complete) == ({}, True)
+
+
+def test_other_kinds_are_left_unread_with_a_warning():
+    found = reading(a="apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n---\n" + schedule())
+    assert found.declared.resources.keys() == {ETC}
+    (warning,) = found.warnings
+    assert (warning.place, warning.detail) == (
+        "a.yaml:1",
+        "Deployment is not read: Schedule, Repository and Secret are",
+    )
+
+
+def test_what_looks_like_a_date_stays_text_as_it_does_for_kubectl():
+    found = reading(a=repository("{url: /b, since: 2026-01-01}"))
+    assert found.declared.resources[MAIN].spec["since"] == "2026-01-01"
+
+
+# Secrets.
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "stringData: {password: hush}",
+        f"data: {{password: {base64.b64encode(b'hush').decode()}}}",
+        "data: {password: aHVz\n  aA==}",
+        "data: {password: eA==}\nstringData: {password: hush}",
+    ],
+)
+def test_a_password_comes_from_the_secret_that_is_referred_to(values):
+    found = reading(a=repository("{url: /b, passwordSecretRef: {name: main}}"), b=secret(values))
+    assert found.declared.resources[MAIN].credentials == {"password": "hush"}
+    assert "hush" not in repr(found)
+
+
+def test_another_key_and_an_environment_can_be_referred_to():
+    spec = "{url: /b, passwordSecretRef: {name: main, key: pw}, envSecretRef: {name: aws}}"
+    found = reading(a=repository(spec), b=secret("stringData: {pw: hush}"), c=secret("stringData: {A: x, B: y}", "aws"))
+    assert found.declared.resources[MAIN].credentials == {"password": "hush", "env": {"A": "x", "B": "y"}}
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "detail"),
+    [
+        (None, "spec.passwordSecretRef.name", "there is no Secret default/main in the folder: declare it"),
+        ("stringData: {pw: hush}", "spec.passwordSecretRef.key", "Secret default/main has no key password: it has pw"),
+    ],
+)
+def test_a_repository_whose_secret_is_missing_stays_as_it_is(values, field, detail):
+    texts = {} if values is None else {"b": secret(values)}
+    found = reading(a=repository("{url: /b, passwordSecretRef: {name: main}}"), **texts)
+    (error,) = found.errors
+    assert (error.place, error.field, error.detail) == ("a.yaml:1", field, detail)
+    assert found.declared.resources == {}
+    assert MAIN in found.declared.held
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ("data: {password: hush}", "data.password"),
+        ("data: {password: /w==}", "data.password"),
+        ("stringData: {password: 123456}", "stringData.password"),
+        ("stringData: [hush]", "stringData"),
+    ],
+)
+def test_a_wrong_secret_is_refused_without_being_repeated(values, field):
+    error = only_error(a=secret(values))
+    assert error.field == field
+    assert "hush" not in error.detail
+    assert "123456" not in error.detail
+
+
+# Files that are wrong.
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "document", "detail"),
+    [
+        ("cron: * * * * *", "a.yaml:1:8", 1, 'needs quotes, for example cron: "0 2 * * *"'),
+        (schedule() + "---\na: b: c", "a.yaml:6:5", 2, "mapping values are not allowed"),
+        ("{a: b\n", "a.yaml:2:1", 1, "did not find expected ',' or '}'"),
+        ("a: \x01", "a.yaml", 1, "characters that YAML does not allow"),
+        ("a: 1\na: 2", "a.yaml:2:1", 1, "a is given twice: keep one"),
+        ("1: 2", "a.yaml:1:1", 1, "a key must be a string: put 1 in quotes"),
+        ("a: &a [*a]", "a.yaml:1:4", 1, "an alias stands within what it repeats"),
+        ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), f"a.yaml:1:{MAX_DEPTH + 1}", 1, "nested more than"),
+        ("[" * 100_000, "a.yaml:1:1001", 1, "nesting depth"),
+        ("a: !!python/name:os.system x", "a.yaml:1:4", 1, "could not determine a constructor"),
+        ("a: !!int x", "a.yaml:1:1", 1, "put it in quotes"),
+        ("a: .nan", "a.yaml:1:1", 1, "put it in quotes"),
+        ("a: !!binary aHVzaA==", "a.yaml:1:1", 1, "put it in quotes"),
+        ('a: "\\ud800"', "a.yaml:1:7", 1, "invalid Unicode character escape"),
+        ("a: 1" + "0" * 5000, "a.yaml:1:1", 1, "put it in quotes"),
+        ("- a", "a.yaml:1", 1, "must be an object with apiVersion, kind, metadata and spec"),
+    ],
+)
+def test_yaml_that_cannot_be_read_is_told_with_its_place(text, place, document, detail):
+    error = only_error(a=text)
+    assert (error.place, error.document) == (place, document)
+    assert detail in error.detail
+
+
+def test_aliases_may_repeat_but_not_explode():
+    assert reading(a=schedule() + "x: &x [1, 2]\ny: *x\n").errors == []
+    levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
+    assert "aliases included" in only_error(a="\n".join(["a0: &a0 [x]", *levels])).detail
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (("kind: Schedule\n", ""), "kind"),
+        (("v1alpha1", "v1"), "apiVersion"),
+        (("{name: etc}", "{}"), "metadata.name"),
+        (("{name: etc}", "{name: 5}"), "metadata.name"),
+        (("{name: etc}", "{name: ../etc}"), "metadata.name"),
+        (("{name: etc}", "{name: etc, namespace: A}"), "metadata.namespace"),
+        (("{name: etc}", "etc"), "metadata"),
+    ],
+)
+def test_what_names_a_resource_must_be_right(change, field):
+    error = only_error(a=f"# first\n{schedule().replace(*change)}")
+    assert (error.place, error.field) == ("a.yaml:2", field)
+
+
+def test_the_same_name_in_two_files_is_told_with_both_and_neither_counts():
+    found = reading(a=schedule(cron="1 * * * *"), b=schedule(cron="2 * * * *"))
+    (error,) = found.errors
+    assert (error.place, error.field) == ("b.yaml:1", "metadata.name")
+    assert "Schedule default/etc is declared in a.yaml:1 too" in error.detail
+    assert found.declared.resources == {}
+    assert ETC in found.declared.held
+
+
+def test_a_file_that_becomes_wrong_keeps_saying_what_it_said():
+    first = reading(a=schedule(), b=repository())
+    wrong = reading(first, a="{", b=repository())
+    still = reading(wrong, a="[", b=repository())
+    assert first.declared == wrong.declared == still.declared
+    assert len(still.errors) == 1
+    assert reading(still, b=repository()).declared.resources.keys() == {MAIN}
+
+
+def test_a_file_that_cannot_be_read_keeps_saying_what_it_said():
+    first = reading(a=schedule())
+    later = read({Path("a.yaml"): Unreadable("cannot be read: Permission denied")}, first.files)
+    assert later.declared == first.declared
+    assert [error.detail for error in later.errors] == ["cannot be read: Permission denied"]
+
+
+def test_one_wrong_document_keeps_its_whole_file_as_it_was():
+    first = reading(a=schedule())
+    later = reading(first, a=schedule(cron="5 * * * *") + "---\nkind: Schedule\n")
+    assert later.declared == first.declared
+
+
+def test_while_a_file_was_never_right_nothing_is_known_to_be_gone():
+    assert not reading(a="{", b=schedule()).declared.complete
+    assert reading(reading(a="{"), a=schedule()).declared.complete
+
+
+def test_a_file_that_has_not_changed_is_not_parsed_again():
+    first = reading(a=schedule())
+    assert reading(first, a=schedule()).files[Path("a.yaml")] is first.files[Path("a.yaml")]
+
+
+# The folder.
+
+
+def test_yaml_files_are_read_at_any_depth_and_hidden_ones_are_not(tmp_path):
+    names = ["a.yaml", "deep/er/b.yml", "c.json", ".hidden.yaml", ".git/d.yaml", "not-a-file.yaml/e.txt"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "linked.yaml").symlink_to(tmp_path / "c.json")
+    (tmp_path / "broken.yaml").symlink_to(tmp_path / "nowhere")
+    assert read_texts(tmp_path) == {
+        Path("a.yaml"): "a.yaml",
+        Path("deep/er/b.yml"): "deep/er/b.yml",
+        Path("linked.yaml"): "c.json",
+    }
+
+
+def test_a_folder_that_is_gone_is_an_error_and_not_empty(tmp_path):
+    with pytest.raises(FolderError, match="nothing is changed until it can be read"):
+        read_texts(tmp_path / "gone")
+
+
+def test_text_that_is_not_utf_8_or_too_long_is_told(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xff")
+    (tmp_path / "b.yaml").write_bytes(b"#" * (5 << 20))
+    texts = read_texts(tmp_path)
+    assert "UTF-8" in texts[Path("a.yaml")].reason
+    assert "split it" in texts[Path("b.yaml")].reason

@@ -1,0 +1,184 @@
+"""What is declared against what a server holds: what is put, deleted and left alone, and in which order."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.client import Refused
+from controller.reconcile import (
+    OWNER_LABEL,
+    Agreed,
+    Declared,
+    Delete,
+    Key,
+    Observed,
+    Put,
+    Resource,
+    foreign,
+    manifest,
+    observe,
+    plan,
+)
+
+ME = "lamplighter-folder"
+ETC = Key("Schedule", "default", "etc")
+MAIN = Key("Repository", "default", "main")
+
+
+def resource(**spec):
+    return Resource({"name": "x"}, spec)
+
+
+def observed(generation=1, owner=ME, **spec):
+    labels = {} if owner is None else {OWNER_LABEL: owner}
+    return Observed(generation, labels, {"timeZone": "UTC", **spec})
+
+
+def changes(declared, seen=None, agreed=None, **others):
+    return plan(Declared(declared, **others), seen or {}, agreed or {}, ME)
+
+
+def test_what_is_new_is_put():
+    assert changes({ETC: resource(cron="1")}) == [Put(ETC, resource(cron="1"))]
+
+
+def test_what_is_not_declared_any_more_is_deleted():
+    assert changes({}, {ETC: observed()}) == [Delete(ETC)]
+
+
+def test_nothing_is_done_while_neither_side_has_changed():
+    agreed = {ETC: Agreed(resource(cron="1"), observed(cron="1"))}
+    assert changes({ETC: resource(cron="1")}, {ETC: observed(cron="1")}, agreed) == []
+
+
+@pytest.mark.parametrize(
+    ("declared", "seen"),
+    [
+        pytest.param(resource(cron="2"), observed(cron="1"), id="declared otherwise"),
+        pytest.param(resource(), observed(cron="1"), id="a field left out, whose default is to come back"),
+        pytest.param(
+            Resource({"name": "x"}, {"cron": "1"}, {"password": "new"}), observed(cron="1"), id="a new password"
+        ),
+        pytest.param(Resource({"name": "x", "labels": {"a": "b"}}, {"cron": "1"}), observed(cron="1"), id="a label"),
+        pytest.param(resource(cron="1"), observed(2, cron="3"), id="changed by others"),
+        pytest.param(resource(cron="1"), observed(3, cron="1"), id="changed by others and back"),
+        pytest.param(resource(cron="1"), None, id="deleted by others"),
+    ],
+)
+def test_a_change_on_either_side_is_put_right(declared, seen):
+    agreed = {ETC: Agreed(resource(cron="1"), observed(cron="1"))}
+    assert changes({ETC: declared}, {ETC: seen} if seen else {}, agreed) == [Put(ETC, declared)]
+
+
+def test_after_a_restart_everything_is_put_once():
+    assert changes({ETC: resource(cron="1")}, {ETC: observed(cron="1")}) == [Put(ETC, resource(cron="1"))]
+
+
+@pytest.mark.parametrize("owner", [None, "helm", "lamplighter-operator"])
+def test_what_others_made_is_left_alone(owner):
+    assert changes({}, {ETC: observed(owner=owner)}) == []
+    assert changes({ETC: resource()}, {ETC: observed(owner=owner)}) == []
+
+
+def test_a_name_that_others_use_is_told():
+    seen = {ETC: observed(owner=None), MAIN: observed()}
+    (outcome,) = foreign(Declared({ETC: resource(), MAIN: resource()}), seen, ME)
+    assert outcome.change.key == ETC
+    assert isinstance(outcome.error, Refused)
+    assert OWNER_LABEL in str(outcome.error)
+
+
+def test_what_cannot_be_understood_for_now_stays():
+    assert changes({}, {ETC: observed()}, held=[ETC]) == []
+    assert changes({}, {ETC: observed()}, complete=False) == []
+
+
+def test_references_are_put_first_and_deleted_last():
+    new = [Key(kind, "default", name) for kind in ("Schedule", "Repository") for name in "ba"]
+    old = [Key(kind, "default", name) for kind in ("Repository", "Schedule") for name in "zy"]
+    made = changes({key: resource() for key in new}, {key: observed() for key in old})
+    assert [(type(change).__name__, change.key.kind[0], change.key.name) for change in made] == [
+        ("Put", "R", "a"),
+        ("Put", "R", "b"),
+        ("Put", "S", "a"),
+        ("Put", "S", "b"),
+        ("Delete", "S", "y"),
+        ("Delete", "S", "z"),
+        ("Delete", "R", "y"),
+        ("Delete", "R", "z"),
+    ]
+
+
+def test_a_manifest_says_whose_it_is_and_keeps_the_labels():
+    declared = Resource({"name": "main", "labels": {"a": "b"}}, {"url": "/b"}, {"password": "hush"})
+    assert manifest(Put(MAIN, declared), ME) == {
+        "kind": "Repository",
+        "metadata": {"name": "main", "labels": {"a": "b", OWNER_LABEL: ME}},
+        "spec": {"url": "/b"},
+        "credentials": {"password": "hush"},
+    }
+    assert "hush" not in repr(declared)
+
+
+def test_labels_of_the_wrong_type_are_left_for_the_server_to_refuse():
+    assert manifest(Put(ETC, Resource({"labels": "x"}, {})), ME)["metadata"]["labels"] == "x"
+    assert "credentials" not in manifest(Put(ETC, resource()), ME)
+
+
+KEYS = st.builds(Key, st.sampled_from(["Schedule", "Repository"]), st.sampled_from("ab"), st.sampled_from("xyz"))
+SPECS = st.sampled_from("123")
+
+
+class Server:
+    """As much of a server as reconciling sees: it fills in defaults, and counts changes."""
+
+    def __init__(self, held):
+        self.held = held
+        self.writes = 0
+
+    def make(self, change):
+        if isinstance(change, Delete):
+            del self.held[change.key]
+            self.writes += 1
+            return
+        body = manifest(change, ME)
+        old = self.held.get(change.key)
+        generation = old["metadata"]["generation"] if old else 0
+        spec = {"timeZone": "UTC", **body["spec"]}
+        if old is None or (old["spec"], old["metadata"]["labels"]) != (spec, body["metadata"]["labels"]):
+            metadata = {"labels": body["metadata"]["labels"], "generation": generation + 1}
+            self.held[change.key] = {"metadata": metadata, "spec": spec}
+            self.writes += 1
+
+    def observed(self):
+        return {key: observe(answer) for key, answer in self.held.items()}
+
+
+@given(st.dictionaries(KEYS, SPECS), st.dictionaries(KEYS, st.tuples(SPECS, st.sampled_from([ME, "other"]))))
+def test_one_pass_makes_the_server_follow_the_next_does_nothing_and_a_restart_writes_nothing(wanted, held):
+    declared = Declared({key: resource(cron=cron) for key, cron in wanted.items()})
+    theirs = {key for key, (_, owner) in held.items() if owner != ME}
+    server = Server(
+        {
+            key: {
+                "metadata": {"labels": {OWNER_LABEL: owner}, "generation": 1},
+                "spec": {"timeZone": "UTC", "cron": cron},
+            }
+            for key, (cron, owner) in held.items()
+        }
+    )
+    before = server.observed()
+    made = plan(declared, before, {}, ME)
+    for change in made:
+        server.make(change)
+    after = server.observed()
+    assert {key: it.spec["cron"] for key, it in after.items() if key not in theirs} == {
+        key: cron for key, cron in wanted.items() if key not in theirs
+    }
+    assert all(after[key] == before[key] for key in theirs)
+    agreed = {change.key: Agreed(change.resource, after[change.key]) for change in made if isinstance(change, Put)}
+    assert plan(declared, after, agreed, ME) == []
+    writes = server.writes
+    for change in plan(declared, after, {}, ME):
+        server.make(change)
+    assert server.writes == writes
