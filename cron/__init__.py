@@ -1,0 +1,9 @@
+"""The calendar that server and agents share: what a cron expression and a zone mean, as pure functions.
+
+`expression` reads the text, `due` says when it is due. Nothing here looks at a clock.
+"""
+
+from cron.due import Missed, catch_up, next_due, spread, zone
+from cron.expression import CronError, Expression, parse
+
+__all__ = ["CronError", "Expression", "Missed", "catch_up", "next_due", "parse", "spread", "zone"]
