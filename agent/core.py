@@ -39,6 +39,7 @@ from wire.messages import (
     Hello,
     JobAccepted,
     JobConfirmed,
+    JobEnd,
     JobFinished,
     JobLog,
     JobProgress,
@@ -90,7 +91,7 @@ class StopJob(Struct, frozen=True):
     """Have a job end soon, with this status, also when it has not begun."""
 
     job_id: str
-    status: str
+    status: JobEnd
 
 
 Effect = Send | Persist | Apply | StartJob | StopJob

@@ -1,9 +1,9 @@
 """The agent's memory on disk: an append-only file of records that a kill at any byte leaves readable.
 
-One record a line: eight hexadecimal digits of CRC-32, a space, JSON. A line that was torn by a kill fails its sum and is
-dropped at the next start; a damaged line elsewhere costs only itself. When the file has outgrown what it says, it is
-written anew beside itself and renamed over (rename(2) is atomic), records and folder synced. Appends
-happen in order, off the event loop; all that gathered during one write share the next write and its fdatasync(2).
+One record a line: eight hexadecimal digits of CRC-32, a space, JSON. A line that was torn by a kill fails its sum and
+is dropped at the next start; a damaged line elsewhere costs only itself. When the file has outgrown what it says, it is
+written anew beside itself and renamed over (rename(2) is atomic), file and folder synced. Appends happen in order, off
+the event loop; all that gathered during one write share the next write and its fdatasync(2).
 """
 
 import asyncio
@@ -89,7 +89,7 @@ class Journal:
                 os.close(lock)
                 raise JournalError(f"{path} is in use by another agent: stop it, or choose another folder") from None
             data = path.read_bytes() if path.exists() else b""
-            records, whole, lost = read(data)
+            records, _, lost = read(data)
             if lost:
                 log.warning("journal: lines left out that were torn or damaged", extra={"path": path, "lines": lost})
             memory = replay(records)

@@ -49,7 +49,8 @@ def backoff(failures: int, rng: random.Random) -> float:
 
     Source: Amazon Builders' Library, "Timeouts, retries, and backoff with jitter".
     """
-    return rng.uniform(0.1, 1.0) * min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 16))
+    limit: float = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 16))
+    return rng.uniform(0.1, 1.0) * limit
 
 
 class Link:

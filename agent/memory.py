@@ -91,7 +91,7 @@ class Memory:
         self.ends: dict[str, JobFinished] = {}
         self.done: dict[str, None] = {}
 
-    def add(self, record: Record) -> None:  # noqa: PLR0912 - one case for each record
+    def add(self, record: Record) -> None:
         """Take one record in. A record that does not fit (its neighbours were lost) loses no more than itself."""
         match record:
             case SetApplied(push) | DiffApplied(push):

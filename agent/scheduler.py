@@ -1,7 +1,7 @@
 """The clock of the agent: one timer for all schedules, and the applying of pushes outside the read loop.
 
 The timer is armed for the core's next due time, and never for longer than LOOK_S, so that a clock that was set is
-noticed. Firing is one step of the core (`tick`), so there is never half a fire in flight when a push stops the old cron;
+noticed. Firing is one step of the core (`tick`), so no half fire is in flight when a push stops the old cron;
 what the core was told before is done before it is told to apply.
 """
 
@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from agent import core
 from agent.core import Core, Effect, Push
+from wire.messages import ScheduleSet
 
 LOOK_S = 10.0
 """Seconds after which the wall clock is looked at again, whatever is due."""
@@ -62,4 +63,4 @@ class Scheduler:
 
 
 def _size(push: Push | None, held: int) -> int:
-    return len(push.schedules) if isinstance(push, core.ScheduleSet) else held
+    return len(push.schedules) if isinstance(push, ScheduleSet) else held

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 from typing import Protocol
 
 from msgspec import Struct
@@ -17,7 +17,7 @@ from agent.journal import Journal
 from agent.link import Link
 from agent.memory import Memory
 from agent.scheduler import Scheduler
-from wire.messages import CommandRun, FromServer, JobFinished, JobLog, JobProgress, Repository
+from wire.messages import CommandRun, FromServer, JobEnd, JobFinished, JobLog, JobProgress, Repository
 
 log = logging.getLogger(__name__)
 
@@ -26,16 +26,14 @@ CONFIRM_S = 3.0
 
 
 class Config(Struct, frozen=True):
-    """How an agent is set up. `url`: the server's, ws:// or wss://, with the path /agent. `data`: its folder."""
+    """Who an agent is and whom it calls. `url`: the server's, ws:// or wss://, with the path /agent."""
 
     host: str
     url: str
-    data: Path
     token: str = ""
-    restic: str = "restic"
 
     def __repr__(self) -> str:
-        return f"Config(host={self.host!r}, url={self.url!r}, data={str(self.data)!r})"
+        return f"Config(host={self.host!r}, url={self.url!r})"
 
 
 class Jobs(Protocol):
@@ -49,7 +47,7 @@ class Jobs(Protocol):
     ) -> JobFinished:
         """Run a command to its end; never raises for what the command does."""
 
-    def stop(self, job_id: str, status: str) -> None:
+    def stop(self, job_id: str, status: JobEnd) -> None:
         """Have a job end soon with this status, also one that has not begun."""
 
 
@@ -110,7 +108,7 @@ class Service:
                 case Send(messages):
                     self._link.send(messages)
                 case Persist(records, then):
-                    self._journal.append(records, (lambda then=then: self.perform(then)) if then else None)
+                    self._journal.append(records, partial(self.perform, then) if then else None)
                 case StartJob(command, repository):
                     assert self._tasks is not None  # noqa: S101 - effects come while running
                     self._tasks.create_task(self._run(command, repository), name=f"job {command.job_id}")

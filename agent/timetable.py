@@ -46,9 +46,9 @@ class Slot(NamedTuple):
         return cron.next_due(self.expression, self.zone, after - self.offset) + self.offset
 
     def latest(self, after: datetime, now: datetime) -> cron.Missed:
-        """The latest due time after one that has passed, up to now, and how many there were; `after` if there is none."""
+        """The latest due time after one that passed, up to now, and how many there were; `after` if there is none."""
         late = cron.catch_up(self.expression, self.zone, after - self.offset, now - self.offset, limit=MISSED_LIMIT - 1)
-        return cron.Missed(late.due + self.offset, late.count) if late else cron.Missed(after, 0)
+        return cron.Missed(late.due + self.offset, late.times) if late else cron.Missed(after, 0)
 
 
 class Timetable:
@@ -80,7 +80,7 @@ class Timetable:
             missed = 0 if now - at < ON_TIME else 1
             if following <= now:
                 late = slot.latest(at, now)
-                at, missed = late.due, 1 + late.count
+                at, missed = late.due, 1 + late.times
                 following = slot.next(at)
             taken.append(Due(slot.entry, at, missed))
             heapq.heapreplace(heap, (following, key))

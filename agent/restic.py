@@ -1,0 +1,346 @@
+"""restic as data: the environment it is given, the lines it prints, and what its end means. Nothing here does I/O.
+
+Sources: restic's manual, chapter "Scripting" (environment variables, exit codes, JSON output), and its source
+(internal/ui/backup/json.go, cmd/restic/main.go), read for 0.14, 0.17, 0.18 and 0.19.
+"""
+
+import os
+import re
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote
+
+import msgspec
+from msgspec import Raw, Struct
+
+from wire.messages import Repository
+
+MAX_LINE = 1 << 16
+"""Bytes of one line of restic that are read; the rest of a longer line is left out."""
+MAX_TEXT = 4096
+"""Characters of one text on the wire (`wire.messages.Text`)."""
+
+# The environment.
+
+_FROM_HOST = (
+    *("PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+)
+_ALLOWED = re.compile(
+    r"(AWS|AZURE|B2|GOOGLE|OS|ST|RESTIC_AWS|RESTIC_REST)_[A-Z0-9_]+"
+    r"|RESTIC_(KEY_HINT|COMPRESSION|PACK_SIZE|READ_CONCURRENCY)|RCLONE_BWLIMIT"
+)
+# These make restic read a file of the host, or run a program of it, that a Repository's author chose.
+_REACHES_HOST = re.compile(r".*_FILE|GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES|AZURE_FORCE_CLI_CREDENTIAL")
+_SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|SAS")
+_URL_PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@")
+SHORTEST_SECRET = 4
+"""Characters: hiding anything shorter would blot out most of a text and hide nothing that could not be guessed."""
+
+
+class RepositoryError(ValueError):
+    """A repository that cannot be used as it is set up; says what to change."""
+
+
+def environment(
+    repository: Repository, host_env: Mapping[str, str], cache_dir: Path, fps: float = 1.0
+) -> dict[str, str]:
+    """The whole environment of a restic process: a few names of the host's, the repository's, and no others.
+
+    `fps`: progress lines per second, above 0; restic caps it at 60. Raises RepositoryError, naming the variable, for
+    one that no backend in restic's manual reads, or that would make restic read files or run programs of the host.
+    """
+    env = {name: host_env[name] for name in _FROM_HOST if name in host_env}
+    for name, value in repository.env.items():
+        if not _ALLOWED.fullmatch(name) or _REACHES_HOST.fullmatch(name):
+            raise RepositoryError(
+                f"repository {repository.name}: variable {name!r} is not passed to restic: remove it from the Secret "
+                "that spec.envSecretRef names; allowed are the backends' own, such as AWS_ACCESS_KEY_ID"
+            )
+        if "\0" in value:
+            raise RepositoryError(f"repository {repository.name}: the value of {name} holds a NUL byte: correct it")
+        env[name] = value
+    if "\0" in repository.url or "\0" in repository.password:
+        raise RepositoryError(f"repository {repository.name}: its URL or password holds a NUL byte: correct it")
+    env["RESTIC_REPOSITORY"] = repository.url
+    env["RESTIC_PASSWORD"] = repository.password
+    env["RESTIC_CACHE_DIR"] = str(cache_dir)
+    env["RESTIC_PROGRESS_FPS"] = format(fps, "g")
+    return env
+
+
+def redactor(repository: Repository) -> Callable[[str], str]:
+    """What puts *** in place of the repository's secrets in a text; secrets below SHORTEST_SECRET are left."""
+    secrets = {repository.password}
+    secrets.update(value for name, value in repository.env.items() if _SECRET_NAME.search(name))
+    for password in _URL_PASSWORD.findall(repository.url):
+        secrets.update((password, unquote(password)))
+    hidden = sorted((secret for secret in secrets if len(secret) >= SHORTEST_SECRET), key=len, reverse=True)
+    if not hidden:
+        return str
+    pattern = re.compile("|".join(map(re.escape, hidden)))
+    return lambda text: pattern.sub("***", text)
+
+
+# What it prints.
+
+
+class Status(Struct, frozen=True):
+    """How far restic is. `fraction`: 0 to 1; the counts are 0 where restic does not tell them."""
+
+    fraction: float
+    files_done: int = 0
+    files_total: int = 0
+    bytes_done: int = 0
+    bytes_total: int = 0
+
+
+class Summary(Struct, frozen=True):
+    """What a backup made. `snapshot_id`: 8 digits before restic 0.15, else 64; `bytes_added`: before compression."""
+
+    snapshot_id: str
+    files_processed: int
+    bytes_processed: int
+    bytes_added: int
+
+
+class Unreadable(Struct, frozen=True):
+    """A path that the snapshot lacks, and why."""
+
+    text: str
+
+
+class LogLine(Struct, frozen=True):
+    """What restic says to people; may hold line breaks."""
+
+    text: str
+
+
+Output = Status | Summary | Unreadable | LogLine
+
+
+class _Message(Struct):
+    """The fields of restic's JSON messages that are read here."""
+
+    message_type: str = ""
+    percent_done: float = 0.0
+    files_done: int = 0
+    total_files: int = 0
+    bytes_done: int = 0
+    total_bytes: int = 0
+    snapshot_id: str = ""
+    total_files_processed: int = 0
+    total_bytes_processed: int = 0
+    data_added: int = 0
+    error: Raw = Raw(b"{}")
+    during: str = ""
+    item: str = ""
+    message: str = ""
+
+
+class _Error(Struct):
+    """A Go error as JSON: its text since 0.16, the fields of an os.PathError before."""
+
+    message: str = ""
+    op: str = msgspec.field(default="", name="Op")
+    path: str = msgspec.field(default="", name="Path")
+    errno: int = msgspec.field(default=0, name="Err")
+
+
+_messages = msgspec.json.Decoder(_Message)
+_errors = msgspec.json.Decoder(_Error)
+_BAR = re.compile(r"\[[0-9:]+\] +([0-9.]+)%  [0-9]+ / [0-9]+ .*")
+_SKIPPED = re.compile(r".* (does not exist|cannot be accessed), skipping")
+_UNPRINTABLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def read_line(line: bytes) -> Output | None:
+    """What a line of restic's stdout or stderr says; None for what nobody needs. Never raises.
+
+    JSON that is no message of restic's is a log line, and so is everything else that is not JSON.
+    """
+    if line.startswith(b"{"):
+        try:
+            return _read_message(_messages.decode(line))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass
+    text = _UNPRINTABLE.sub("", line.decode(errors="replace")).strip()
+    if bar := _BAR.fullmatch(text):
+        return Status(_fraction(float(bar[1]) / 100)) if bar[1].count(".") == 1 else None
+    if _SKIPPED.fullmatch(text):  # before 0.19 restic exits with 0 though this path is not in the snapshot
+        return Unreadable(text)
+    return LogLine(text) if text else None
+
+
+def _read_message(message: _Message) -> Output | None:
+    match message.message_type:
+        case "status":
+            counts = (message.files_done, message.total_files, message.bytes_done, message.total_bytes)
+            return Status(_fraction(message.percent_done), *map(_count, counts))
+        case "summary":
+            sums = (message.total_files_processed, message.total_bytes_processed, message.data_added)
+            return Summary(_UNPRINTABLE.sub("", message.snapshot_id)[:64], *map(_count, sums))
+        case "error":
+            text = _UNPRINTABLE.sub("", f"{message.item}: {_error_text(message)}")
+            return LogLine(text) if message.during == "scan" else Unreadable(text)  # a scan only counts files
+        case "exit_error":
+            return LogLine(_UNPRINTABLE.sub("", message.message).strip())
+    return None
+
+
+def _error_text(message: _Message) -> str:
+    try:
+        error = _errors.decode(message.error)
+    except msgspec.DecodeError:
+        return bytes(message.error).decode(errors="replace")
+    return error.message or f"{error.op} {error.path}: {os.strerror(error.errno)}"
+
+
+def _fraction(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
+
+
+def _count(value: int) -> int:
+    return min(max(value, 0), 2**53)
+
+
+def clipped(text: str) -> str:
+    """The text, cut to what the wire carries."""
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
+class Lines:
+    """Makes lines of bytes as they come. Of a line longer than `limit` bytes the rest is left out."""
+
+    def __init__(self, limit: int = MAX_LINE) -> None:
+        self._limit = limit
+        self._part = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that this data ends."""
+        *ended, rest = data.split(b"\n")
+        lines = []
+        for piece in ended:
+            self._keep(piece)
+            lines += self.rest()
+        self._keep(rest)
+        return lines
+
+    def rest(self) -> list[bytes]:
+        """The line begun and not ended, if there is one; call it at the end of the stream."""
+        line, self._part = bytes(self._part), bytearray()
+        return [line] if line else []
+
+    def _keep(self, piece: bytes) -> None:
+        self._part += piece[: max(0, self._limit - len(self._part))]
+
+
+# What its end means.
+
+End = Literal["succeeded", "warning", "failed", "no_repository", "repository_exists", "locked", "wrong_password"]
+
+
+class Outcome(Struct, frozen=True):
+    """How a restic process ended. `error`: for people, with the remedy; empty when it succeeded."""
+
+    end: End
+    error: str = ""
+
+
+class _Problem(Struct, frozen=True):
+    """Something known to go wrong: restic's exit code for it, if it has one, and the text by which others tell it."""
+
+    end: End
+    code: int | None
+    pattern: re.Pattern[str]
+    remedy: str
+
+
+_PROBLEMS = (
+    _Problem(
+        "no_repository",
+        10,  # before 0.17 every exit code but 0 and 3 is 1, and the text tells
+        re.compile(r"unable to open config file: .*(does not exist|doesn't exist|no such file|not found|\b404\b)"),
+        "there is no repository: set spec.init: true on the Repository, or create it with `restic init`",
+    ),
+    _Problem(
+        "locked",
+        11,
+        re.compile(r"repository is already locked"),
+        "the repository is locked: let the other job end; if none is running, run a Schedule of kind unlock",
+    ),
+    _Problem(
+        "wrong_password",
+        12,  # since 0.17.1
+        re.compile(r"wrong password or no key found|an empty password is not"),
+        "the password does not open the repository: correct the Secret that spec.passwordSecretRef names",
+    ),
+    _Problem(
+        "repository_exists",
+        None,
+        re.compile(r"config file already exists|config already initialized|already contains keys"),
+        "the repository exists already",
+    ),
+    _Problem(
+        "failed",
+        None,
+        re.compile(r"ciphertext verification failed"),
+        "the repository's key or config is damaged: if it is new, two hosts created it at once: delete it, run again",
+    ),
+    _Problem(
+        "failed",
+        None,
+        re.compile(r"unable to open config file"),
+        "the repository cannot be reached: check spec.url, the Secret that spec.envSecretRef names, and the network",
+    ),
+)
+_USEFUL = re.compile(r"(Fatal|panic|fatal error|Warning|error): ?.*")
+
+
+def outcome(exit_code: int | None, stderr: Sequence[str], unreadable: int = 0) -> Outcome:
+    """What an exit code means, together with the last lines of stderr and the number of paths that were not read.
+
+    `exit_code`: negative for the signal that ended the process, as in subprocess; None when nothing ended it. A backup
+    that left out paths is a warning also where restic (before 0.19) exits with 0. Codes: restic's manual, "Exit codes";
+    one that is not known there "MUST be treated as a command failure".
+    """
+    said = _useful(stderr)
+    if exit_code == 0 and not unreadable:
+        return Outcome("succeeded")
+    if exit_code in (0, 3):
+        missing = f"{unreadable} paths could not be read and are not in the snapshot" if unreadable else ""
+        return Outcome("warning", clipped(missing or said or "restic exit code 3: not everything could be done"))
+    if exit_code is None or exit_code < 0 or exit_code in (2, 130):
+        return Outcome("failed", clipped(_with(_died(exit_code), said)))
+    text = "\n".join(stderr)
+    for problem in _PROBLEMS:
+        if exit_code == problem.code or (exit_code == 1 and problem.pattern.search(text)):
+            return Outcome(problem.end, clipped(_with(problem.remedy, said)))
+    return Outcome("failed", clipped(_with(f"restic exit code {exit_code}", said)))
+
+
+def _died(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "restic did not end even on SIGKILL: it hangs in the kernel; check the host's disks and network mounts"
+    if exit_code == 130:
+        return "restic was interrupted by a signal that was not the agent's"
+    if exit_code == 2:
+        return "restic crashed: check the host's memory, and restic's version"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    hint = ": check whether the host, or the agent's memory limit, ran out of memory" if name == "SIGKILL" else ""
+    return f"restic was ended by {name}{hint}"
+
+
+def _useful(stderr: Sequence[str]) -> str:
+    """The line of stderr that says most: the first that names its severity, else the last."""
+    lines = [line for line in stderr if line.strip()]
+    return next((line for line in lines if _USEFUL.fullmatch(line)), lines[-1] if lines else "")
+
+
+def _with(advice: str, said: str) -> str:
+    return f"{advice} ({said})" if said else advice
