@@ -35,7 +35,7 @@ _entry_encoder = msgspec.json.Encoder()
 
 
 class EntrySet:
-    """An immutable set of entries by schedule id, with its digest."""
+    """An immutable set of entries by schedule id, with its digest, by which sets are compared."""
 
     __slots__ = ("__weakref__", "digest_sum", "items")
 
@@ -52,9 +52,10 @@ class EntrySet:
         return len(self.items)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, EntrySet) and self.items == other.items
+        return isinstance(other, EntrySet) and self.digest_sum == other.digest_sum
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return hash(self.digest_sum)
 
 
 EMPTY = EntrySet({}, 0)

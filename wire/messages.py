@@ -27,7 +27,7 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 Argv = Annotated[list[Annotated[str, Meta(max_length=8192)]], Meta(max_length=4096)]
 
 MissedRunPolicy = Literal["RunOnce", "Skip"]
-RefusalReason = Literal["NotFound", "NotThisHost", "Disabled", "Duplicate", "DeadlineExceeded", "NotDue"]
+RefusalReason = Literal["NotFound", "NotThisHost", "Disabled", "Duplicate", "DeadlineExceeded"]
 JobEnd = Literal["succeeded", "warning", "failed", "timed_out", "cancelled", "interrupted"]
 """How a job ended. `warning`: a snapshot exists, but some files could not be read (restic's exit code 3)."""
 

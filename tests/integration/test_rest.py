@@ -231,10 +231,10 @@ async def test_a_host_is_put_read_and_deleted(api):
     [
         ({}, "labels"),
         ({"labels": []}, "labels"),
-        ({"labels": {"a": 1}}, "labels[a]"),
+        ({"labels": {"a": 1}}, "labels.a"),
         ({"labels": {"-a": "b"}}, "labels[-a]"),
-        ({"labels": {"a": "b\n"}}, "labels[a]"),
-        ({"labels": {"a": "b" * 64}}, "labels[a]"),
+        ({"labels": {"a": "b\n"}}, "labels.a"),
+        ({"labels": {"a": "b" * 64}}, "labels.a"),
         ({"labels": {}, "role": "db"}, "role"),
     ],
 )

@@ -1,0 +1,396 @@
+"""What every change goes through: checked, worked out, stored with its audit line, put in force, pushed.
+
+One change at a time: the plan of one must not be overtaken by the next. In one transaction go the resource, the audit
+line, and the new version of every host whose set it changes, so that a kill leaves all of it or nothing.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from sqlalchemy import Connection
+
+import cron
+from server import commands, records, resources
+from server.desired import Fleet, Member, Plan, Target, entry_item
+from server.host import Effect, Host, NewJob, OpenJob, Send, command_for
+from server.models import OPEN, Actor
+from server.problems import Conflict, Invalid, NotFound
+from server.records import AuditRow, HostRow, JobRow, RepositoryRow, Row, ScheduleRow
+from server.store import Store
+from server.vault import Credentials, Vault
+from wire.entries import EMPTY
+from wire.messages import CommandCancel, CommandRun, HostName, JobFinished, JobProgress, RepoCredentials, Repository
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", ScheduleRow, RepositoryRow)
+Key = tuple[str, str]
+"""(namespace, name)."""
+
+
+class Change(NamedTuple):
+    """What one change stores, all of it or nothing. `desired`: the hosts whose sets change, with their new versions."""
+
+    audit: AuditRow
+    desired: Sequence[tuple[str, int, str]] = ()
+    put_schedules: Sequence[ScheduleRow] = ()
+    delete_schedules: Sequence[ScheduleRow] = ()
+    put_repositories: Sequence[RepositoryRow] = ()
+    delete_repositories: Sequence[RepositoryRow] = ()
+    put_hosts: Sequence[HostRow] = ()
+    delete_hosts: Sequence[str] = ()
+    put_jobs: Sequence[JobRow] = ()
+    end_jobs: Sequence[JobFinished] = ()
+
+
+def write_changes(conn: Connection, changes: Sequence[Change]) -> list[None]:
+    """Store changes in order."""
+    for change in changes:
+        records.audit(conn, [change.audit])
+        records.upsert_repositories(conn, change.put_repositories)
+        records.upsert_schedules(conn, change.put_schedules)
+        records.delete_schedules(conn, [row.id for row in change.delete_schedules])
+        records.delete_repositories(conn, [row.id for row in change.delete_repositories])
+        records.upsert_hosts(conn, change.put_hosts)
+        records.delete_hosts(conn, change.delete_hosts)
+        records.set_desired(conn, [change.desired])
+        records.record_jobs(conn, [change.put_jobs])
+        records.jobs_finished(conn, [change.end_jobs])
+    return [None] * len(changes)
+
+
+class Control:
+    """The desired state and its changes. `deliver` writes effects to a host that is online; the gateway sets it."""
+
+    def __init__(self, store: Store, vault: Vault, clock: Callable[[], datetime], new_id: Callable[[], str]) -> None:
+        self.fleet = Fleet()
+        self.hosts: dict[str, Host] = {}
+        self.schedules: dict[Key, ScheduleRow] = {}
+        self.repositories: dict[Key, RepositoryRow] = {}
+        self.running: dict[str, JobProgress] = {}
+        self.deliver: Callable[[str, Sequence[Effect]], None] = lambda host, effects: None
+        self.is_connected: Callable[[str], bool] = lambda host: False
+        self._store = store
+        self._vault = vault
+        self._clock = clock
+        self._new_id = new_id
+        self._changing = asyncio.Lock()
+
+    # Schedules.
+
+    async def put_schedule(self, actor: Actor, manifest: object) -> tuple[Row, bool]:
+        """Create a schedule or make it what the manifest says; one that says so already changes nothing.
+
+        Returns the resource, and whether it is new. Raises Invalid, naming the fields.
+        """
+        parsed = resources.parse_schedule(manifest)
+        if parsed.spec.kind not in commands.KINDS:
+            runs = ", ".join(sorted(commands.KINDS))
+            raise _invalid("spec.kind", f"{parsed.spec.kind!r} is not run by this version: use one of {runs}")
+        async with self._changing:
+            old = self.schedules.get((parsed.namespace, parsed.name))
+            if (parsed.namespace, parsed.spec.repository) not in self.repositories:
+                there = f"there is no Repository {parsed.spec.repository!r} in namespace {parsed.namespace!r}"
+                raise _invalid("spec.repositoryRef.name", f"{there}: create it first, or name one that exists")
+            if old is not None and (old.spec, old.labels) == (parsed.raw_spec, parsed.labels):
+                return old._asdict(), False
+            now = self._clock()
+            row = self._schedule_row(old, parsed, now)
+            audit = _audit(now, actor, "update" if old else "create", "Schedule", _name(row), spec=row.spec)
+            await self._change(Change(audit, put_schedules=[row]), self.fleet.plan([self._target(row)]))
+            log.info("schedule stored", extra={"schedule": _name(row), "generation": row.generation})
+            return row._asdict(), old is None
+
+    async def delete_schedule(self, actor: Actor, namespace: str, name: str) -> None:
+        """Delete a schedule: no host fires it any more. Its jobs stay. Raises NotFound."""
+        async with self._changing:
+            row = _found("Schedule", self.schedules, namespace, name)
+            now = self._clock()
+            audit = _audit(now, actor, "delete", "Schedule", _name(row))
+            await self._change(Change(audit, delete_schedules=[row]), self.fleet.plan(remove=[row.id]))
+
+    # Repositories.
+
+    async def put_repository(self, actor: Actor, manifest: object) -> tuple[Row, bool]:
+        """Create a repository or make it what the manifest and its credentials say. Raises Invalid.
+
+        Every host whose schedules use it gets the credentials anew, and a new version of its set.
+        """
+        parsed = resources.parse_repository(manifest)
+        async with self._changing:
+            old = self.repositories.get((parsed.namespace, parsed.name))
+            kept = self._opened(old) if old is not None else None
+            if old is not None and (old.spec, old.labels, kept) == (parsed.raw_spec, parsed.labels, parsed.credentials):
+                return old._asdict(), False
+            now = self._clock()
+            row = self._repository_row(old, parsed, now)
+            changed = "changed" if kept != parsed.credentials else "unchanged"
+            detail = {"spec": row.spec, "credentials": changed}
+            audit = _audit(now, actor, "update" if old else "create", "Repository", _name(row), **detail)
+            users = [self._target(it, row) for it in self.schedules.values() if _uses(it, row)]
+            await self._change(Change(audit, put_repositories=[row]), self.fleet.plan(users))
+            return row._asdict(), old is None
+
+    async def delete_repository(self, actor: Actor, namespace: str, name: str) -> None:
+        """Delete a repository's declaration; what is in it stays. Raises NotFound, Conflict while it is used."""
+        async with self._changing:
+            row = _found("Repository", self.repositories, namespace, name)
+            if users := sorted(_name(it) for it in self.schedules.values() if _uses(it, row)):
+                raise Conflict(f"{_name(row)} is used by Schedule {', '.join(users[:5])}: delete or change that first")
+            now = self._clock()
+            audit = _audit(now, actor, "delete", "Repository", _name(row))
+            await self._change(Change(audit, delete_repositories=[row]), self.fleet.plan())
+
+    # Hosts.
+
+    async def put_host(self, actor: Actor, name: str, labels: Mapping[str, str]) -> tuple[Row, bool]:
+        """Make a host known, or give it these labels in place of those it had. Raises Invalid."""
+        try:
+            msgspec.convert(name, HostName)
+        except msgspec.ValidationError:
+            raise _invalid("name", "a host is named like a DNS name: lower case letters, digits, '-' and '.'") from None
+        async with self._changing:
+            created = name not in self.hosts
+            await self._put_host(actor, name, labels)
+        host = await self._store.read(records.get_host, name)
+        assert host is not None  # noqa: S101 - it was just stored
+        return host, created
+
+    async def delete_host(self, actor: Actor, name: str) -> None:
+        """Forget a host; its jobs stay. Raises NotFound, Conflict while its agent is connected."""
+        async with self._changing:
+            if name not in self.hosts:
+                raise NotFound(f"there is no host {name!r}")
+            if self.is_connected(name):
+                raise Conflict(f"{name} is connected: stop its agent first")
+            now = self._clock()
+            audit = _audit(now, actor, "delete", "Host", name)
+            await self._change(Change(audit, delete_hosts=[name]), self.fleet.plan())
+            del self.hosts[name], self.fleet.members[name]
+
+    async def host(self, name: str) -> Host:
+        """The core of a host that says hello; a host that nobody declared is made known, without labels."""
+        if name not in self.hosts:
+            async with self._changing:
+                if name not in self.hosts:
+                    await self._put_host(Actor("agent", name), name, {})
+        return self.hosts[name]
+
+    async def _put_host(self, actor: Actor, name: str, labels: Mapping[str, str]) -> None:
+        now = self._clock()
+        old = self.fleet.members.get(name)
+        if old is not None and old.labels == labels:
+            return
+        held = self.fleet.match(labels)
+        before = old.held if old is not None else EMPTY
+        version = (self.hosts[name].version if old is not None else 0) + (held != before)
+        audit = _audit(now, actor, "update" if old else "create", "Host", name, labels=dict(labels))
+        row = HostRow(name, dict(labels), now, now, version, held.digest)
+        change = Change(audit, desired=[(name, version, held.digest)], put_hosts=[row])
+        await self._store.write(write_changes, change)
+        self.fleet.members[name] = Member(dict(labels), now, held)
+        if name not in self.hosts:
+            self.hosts[name] = Host(name, now, version, held)
+        elif held != before:
+            self.deliver(name, self.hosts[name].changed(version, held, now))
+        self._send_credentials({name})
+
+    # Jobs.
+
+    async def run_now(self, actor: Actor, namespace: str, name: str, hosts: Sequence[str] | None) -> list[Row]:
+        """Run a schedule once, now, on its hosts or on some of them. Raises NotFound, Invalid."""
+        row = _found("Schedule", self.schedules, namespace, name)
+        target = self.fleet.targets[row.id]
+        matched = self.fleet.matched(target, hosts)
+        if hosts is not None and (others := sorted(set(hosts) - set(matched))):
+            raise _invalid("hosts", f"{_name(row)} does not select {', '.join(others[:5])}")
+        now = self._clock()
+        jobs = [
+            NewJob(host, command_for(target, host, self._new_id(), None), actor.kind, actor.id, 0, now)
+            for host in matched
+        ]
+        audit = _audit(now, actor, "run", "Schedule", _name(row), hosts=matched)
+        await self._store.write(write_changes, Change(audit, put_jobs=[records.job_row(job) for job in jobs]))
+        for job in jobs:
+            self.deliver(job.host, [Send((job.command,))])
+        return [await self._job(job.command.job_id) for job in jobs]
+
+    async def cancel_job(self, actor: Actor, job_id: str) -> Row:
+        """Have a job end as cancelled. Raises NotFound, Conflict for one that has ended.
+
+        A host that is online says itself how the job ended; for one that is not, it is over at once, and its agent is
+        told at its next hello.
+        """
+        job = await self._job(job_id)
+        if job["status"] not in OPEN:
+            raise Conflict(f"job {job_id} has ended already: {job['status']}")
+        now = self._clock()
+        host: str = job["host"]
+        online = self.is_connected(host)
+        end = JobFinished(job_id, "cancelled", now, error=f"cancelled by {actor.id} while the host was offline")
+        audit = _audit(now, actor, "cancel", "Job", job_id)
+        await self._store.write(write_changes, Change(audit, end_jobs=[] if online else [end]))
+        if online:
+            self.deliver(host, [Send((CommandCancel(job_id, f"cancelled by {actor.id}"),))])
+        return await self._job(job_id)
+
+    async def _job(self, job_id: str) -> Row:
+        job = await self._store.read(records.get_job, job_id)
+        if job is None:
+            raise NotFound(f"there is no job {job_id!r}")
+        return job
+
+    async def open_jobs(self, host: str) -> list[OpenJob]:
+        """The jobs of a host that have no end, in order with all that is being stored."""
+        jobs = await self._store.write(records.open_jobs, host)
+        return [OpenJob(_command.decode(job.command), job.status == "running") for job in jobs]
+
+    def progress(self, news: JobProgress) -> None:
+        """A running job told how far it is."""
+        self.running[news.job_id] = news
+        log.info("progress", extra={"job": news.job_id[:8], "percent": round(100 * news.fraction)})
+
+    # What hosts are told.
+
+    def next_due(self, schedule_id: str) -> datetime | None:
+        """When a schedule is due next, spread aside; None for one that is disabled or unknown."""
+        target = self.fleet.targets.get(schedule_id)
+        if target is None or not target.spec.enabled:
+            return None
+        return cron.next_due(cron.parse(target.spec.cron), cron.zone(target.spec.time_zone), self._clock())
+
+    def credentials(self, host: str) -> RepoCredentials | None:
+        """What opens the repositories that a host's schedules use, and no others; None when there are none."""
+        held = self.fleet.members[host].held
+        wanted = {self.fleet.targets[key].repository_id for key in held.items}
+        rows = [row for row in self.repositories.values() if row.id in wanted] if wanted else []
+        repositories = [self._repository(row, host) for row in rows]
+        return RepoCredentials(repositories) if repositories else None
+
+    def _repository(self, row: RepositoryRow, host: str) -> Repository:
+        spec = resources.repository_spec(row.spec)
+        secret = self._opened(row)
+        url = commands.repository_url(spec, row.namespace, host)
+        return Repository(row.id, _name(row), url, secret.password if secret else "", secret.env if secret else {})
+
+    def _send_credentials(self, hosts: Iterable[str]) -> None:
+        for name in hosts:
+            if self.is_connected(name) and (credentials := self.credentials(name)):
+                self.deliver(name, [Send((credentials,))])
+
+    # The way of a change.
+
+    async def _change(self, change: Change, plan: Plan) -> None:
+        """Store a change with the new versions it causes; then put it in force, and push to those who are online."""
+        versions = {host: self.hosts[host].version + 1 for host in plan.sets}
+        desired = [(host, versions[host], held.digest) for host, held in plan.sets.items()]
+        await self._store.write(write_changes, change._replace(desired=desired))
+        _put_and_drop(self.schedules, change.put_schedules, change.delete_schedules)
+        _put_and_drop(self.repositories, change.put_repositories, change.delete_repositories)
+        self.fleet.commit(plan)
+        self._send_credentials(plan.sets)
+        for host, held in plan.sets.items():
+            self.deliver(host, self.hosts[host].changed(versions[host], held, self.fleet.members[host].since))
+
+    async def load(self) -> None:
+        """Take in what the store holds; a host whose set is not what it was stored as gets a new version."""
+        loaded = await self._store.read(records.load_all)
+        for row in loaded.repositories:
+            self.repositories[row["namespace"], row["name"]] = RepositoryRow(**row)
+        for row in loaded.schedules:
+            schedule = ScheduleRow(**row)
+            self.schedules[schedule.namespace, schedule.name] = schedule
+            self.fleet.targets[schedule.id] = self._target(schedule)
+        moved = []
+        for row in loaded.hosts:
+            name, labels, since = row["name"], row["labels"], row["since"]
+            held = self.fleet.match(labels)
+            version = row["desired_version"] + (row["desired_digest"] != held.digest)
+            if version != row["desired_version"]:
+                moved.append((name, version, held.digest))
+            self.fleet.members[name] = Member(labels, since, held)
+            self.hosts[name] = host = Host(name, since, version, held)
+            host.applied_version, host.applied_digest = row["applied_version"], row["applied_digest"]
+        await self._store.write(records.set_desired, moved)
+
+    def _target(self, row: ScheduleRow, repository: RepositoryRow | None = None) -> Target:
+        """A schedule as hosts are matched with it. Its revision covers all that its runs depend on."""
+        spec = resources.schedule_spec(row.spec)
+        repository = repository or self.repositories[row.namespace, spec.repository]
+        basis = (row.generation, row.spec, repository.id, repository.generation)
+        revision = hashlib.blake2b(msgspec.json.encode(basis, order="deterministic"), digest_size=8).hexdigest()
+        item = entry_item(row.id, _name(row), spec, row.since, revision)
+        init = commands.init_args(resources.repository_spec(repository.spec))
+        return Target(row.id, _name(row), spec, repository.id, init, item)
+
+    def _schedule_row(self, old: ScheduleRow | None, parsed: resources.Schedule, now: datetime) -> ScheduleRow:
+        """The row of a new or changed schedule. When it is due begins anew where that changes, not to run the past."""
+        row = ScheduleRow(
+            old.id if old else self._new_id(),
+            parsed.namespace,
+            parsed.name,
+            parsed.labels,
+            parsed.raw_spec,
+            old.generation + (old.spec != parsed.raw_spec) if old else 1,
+            old.created_at if old else now,
+            now,
+            now,
+        )
+        anew = old is None or any(old.spec.get(key) != row.spec.get(key) for key in _TIMING)
+        return row if old is None or anew else row._replace(since=old.since)
+
+    def _repository_row(self, old: RepositoryRow | None, parsed: resources.Repository, now: datetime) -> RepositoryRow:
+        sealed = self._vault.seal(parsed.credentials) if parsed.credentials is not None else None
+        return RepositoryRow(
+            old.id if old else self._new_id(),
+            parsed.namespace,
+            parsed.name,
+            parsed.labels,
+            parsed.raw_spec,
+            old.generation + 1 if old else 1,
+            old.created_at if old else now,
+            now,
+            sealed,
+        )
+
+    def _opened(self, row: RepositoryRow) -> Credentials | None:
+        return self._vault.unseal(row.credentials) if row.credentials is not None else None
+
+
+_TIMING = ("cron", "timeZone", "enabled", "hostSelector", "spreadSeconds")
+_command = msgspec.json.Decoder(CommandRun)
+
+
+def _invalid(field: str, detail: str) -> Invalid:
+    return Invalid("the request is not allowed", [{"field": field, "detail": detail}])
+
+
+def _found(kind: str, rows: Mapping[Key, R], namespace: str, name: str) -> R:
+    row = rows.get((namespace, name))
+    if row is None:
+        raise NotFound(f"there is no {kind} {namespace}/{name}")
+    return row
+
+
+def _put_and_drop(rows: dict[Key, R], put: Sequence[R], drop: Sequence[R]) -> None:
+    rows.update({(row.namespace, row.name): row for row in put})
+    for row in drop:
+        del rows[row.namespace, row.name]
+
+
+def _name(row: ScheduleRow | RepositoryRow) -> str:
+    return f"{row.namespace}/{row.name}"
+
+
+def _uses(schedule: ScheduleRow, repository: RepositoryRow) -> bool:
+    named: str = schedule.spec["repositoryRef"]["name"]
+    return (schedule.namespace, named) == (repository.namespace, repository.name)
+
+
+def _audit(at: datetime, actor: Actor, action: str, kind: str, name: str, **detail: Any) -> AuditRow:
+    return AuditRow(at, actor.kind, actor.id, action, kind, name, detail)

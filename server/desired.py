@@ -1,0 +1,111 @@
+"""What every host should hold: schedules matched with hosts, as plain data.
+
+A change is planned first (whose sets become what), stored by others, and only then put in force with `commit`: when
+storing fails, nothing here has changed. Sets are immutable, and hosts that hold the same share one.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+from msgspec import Struct
+
+from server.selectors import selector_matches
+from server.specs import ScheduleSpec
+from wire import entries
+from wire.entries import EMPTY, EntrySet, Item
+from wire.messages import Entry
+
+
+class Target(Struct, frozen=True):
+    """A schedule as hosts are matched with it and jobs made from it. `repository_id`: of the one it refers to."""
+
+    id: str
+    name: str
+    spec: ScheduleSpec
+    repository_id: str
+    init: list[str] | None
+    item: Item
+
+
+class Member(Struct, frozen=True):
+    """A host as schedules are matched with it. `since`: when it began, with the labels it has."""
+
+    labels: Mapping[str, str]
+    since: datetime
+    held: EntrySet
+
+
+class Plan(NamedTuple):
+    """A change worked out: schedules put and removed, and the hosts whose sets become others."""
+
+    put: Sequence[Target]
+    remove: Sequence[str]
+    sets: Mapping[str, EntrySet]
+
+
+def entry_item(schedule_id: str, name: str, spec: ScheduleSpec, since: datetime, revision: str) -> Item:
+    """The entry that agents hold for a schedule, as the bytes that are sent to every one of them."""
+    entry = Entry(
+        schedule_id,
+        name,
+        spec.cron,
+        since,
+        revision,
+        spec.time_zone,
+        spec.enabled,
+        spec.missed_run_policy,
+        spec.starting_deadline_seconds,
+        spec.spread_seconds,
+    )
+    return entries.item(entries.encode_entry(entry))
+
+
+class Fleet:
+    """All schedules and all hosts, and which host should hold what."""
+
+    def __init__(self) -> None:
+        self.targets: dict[str, Target] = {}
+        self.members: dict[str, Member] = {}
+        self._shared: WeakValueDictionary[int, EntrySet] = WeakValueDictionary()
+
+    def plan(self, put: Sequence[Target] = (), remove: Sequence[str] = ()) -> Plan:
+        """Whose sets change, and to what, when these schedules are put and those removed."""
+        sets: dict[str, EntrySet] = {}
+        memo: dict[tuple[int, tuple[bool, ...]], EntrySet] = {}
+        for host, member in self.members.items():
+            wanted = tuple(selector_matches(target.spec.host_selector, member.labels) for target in put)
+            held = member.held
+            new = memo.get((id(held), wanted))
+            if new is None:
+                upsert = {target.id: target.item for target, want in zip(put, wanted, strict=True) if want}
+                drop = [target.id for target, want in zip(put, wanted, strict=True) if not want]
+                new = memo[id(held), wanted] = self._share(entries.patched(held, upsert, [*remove, *drop]))
+            if new.digest_sum != held.digest_sum:
+                sets[host] = new
+        return Plan(put, remove, sets)
+
+    def match(self, labels: Mapping[str, str]) -> EntrySet:
+        """The set of a host with these labels."""
+        targets = self.targets.values()
+        items = {it.id: it.item for it in targets if selector_matches(it.spec.host_selector, labels)}
+        return self._share(entries.patched(EMPTY, items)) if items else EMPTY
+
+    def matched(self, target: Target, hosts: Iterable[str] | None = None) -> list[str]:
+        """The hosts, of those named or of all, that should hold a schedule."""
+        names = self.members if hosts is None else hosts
+        return [name for name in names if name in self.members and target.id in self.members[name].held.items]
+
+    def commit(self, plan: Plan) -> None:
+        """Put a plan in force."""
+        for schedule_id in plan.remove:
+            self.targets.pop(schedule_id, None)
+        for target in plan.put:
+            self.targets[target.id] = target
+        for host, held in plan.sets.items():
+            member = self.members[host]
+            self.members[host] = Member(member.labels, member.since, held)
+
+    def _share(self, held: EntrySet) -> EntrySet:
+        return self._shared.setdefault(held.digest_sum, held)

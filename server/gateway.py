@@ -1,0 +1,260 @@
+"""The agents' gateway: their WebSocket connections, and the hub that finds a host's connection.
+
+A connection is one task, which reads. The first push is written straight to the connection that was just accepted,
+before the hub can find it; whatever is sent later queues for the connection and is written by a task that lives only
+while something is queued, so that nobody waits for a slow reader and an idle connection costs nothing more.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+from starlette.responses import PlainTextResponse
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from server import pushes, records
+from server.control import Control
+from server.host import Accepted, Acked, Effect, Finish, Host, News, Record, Send
+from server.pushes import Push
+from server.store import Store
+from wire import codec
+from wire.messages import PROTOCOL, FromAgent, Hello, JobLog, JobProgress
+
+log = logging.getLogger(__name__)
+
+HELLO_S = 10.0
+"""Seconds within which a connection must say hello."""
+MAX_QUEUE = 64 << 20
+"""Bytes that may wait for a slow agent before its connection is given up."""
+REPLACED = 4000
+"""Close code for a connection that another one of the same host has replaced (RFC 6455, 7.4.2: private use)."""
+
+
+class Connection:
+    """One agent's connection: frames queue here, in order."""
+
+    __slots__ = ("_queue", "_queued", "_sending", "_tasks", "_websocket", "host", "reader", "session")
+
+    def __init__(self, websocket: WebSocket, host: Host, session: int, tasks: asyncio.TaskGroup) -> None:
+        self.host = host
+        self.session = session
+        self.reader = asyncio.current_task()
+        self._websocket = websocket
+        self._queue: deque[str] | None = None
+        self._queued = 0
+        self._sending = False
+        self._tasks = tasks
+
+    def send(self, frame: str) -> None:
+        """Queue a frame. A host that does not read loses its connection before it costs memory without bound."""
+        if self._queue is None:
+            self._queue = deque()
+        self._queue.append(frame)
+        self._queued += len(frame)
+        if self._queued > MAX_QUEUE:
+            log.error("host reads too slowly: connection given up", extra={"host": self.host.name})
+            self.drop()
+        elif not self._sending:
+            self._sending = True
+            self._tasks.create_task(self._send_queued())
+
+    def drop(self) -> None:
+        """End the connection soon: its reader closes it."""
+        if self.reader is not None:
+            self.reader.cancel()
+
+    async def _send_queued(self) -> None:
+        try:
+            while self._queue:
+                frame = self._queue.popleft()
+                self._queued -= len(frame)
+                await self._websocket.send_text(frame)
+        except (WebSocketDisconnect, RuntimeError):
+            pass  # closed meanwhile: the reader ends too
+        finally:
+            self._queue = None
+            self._queued = 0
+            self._sending = False
+
+
+class Gateway:
+    """Accepts agents and speaks with them. `authenticate`: the host that a token is for, "" for any, None for none."""
+
+    def __init__(
+        self,
+        control: Control,
+        store: Store,
+        authenticate: Callable[[str], str | None],
+        clock: Callable[[], datetime],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._control = control
+        self._store = store
+        self._authenticate = authenticate
+        self._clock = clock
+        self._new_id = new_id
+        self._sessions = itertools.count(1)
+        self._latest: dict[str, Connection] = {}  # each host's newest connection, from its hello on
+        self._hub: dict[str, Connection] = {}  # those that others may write to, from their first push on
+        self._tasks: asyncio.TaskGroup | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """While entered, agents can connect; on leaving, what is still being sent is given up."""
+        async with asyncio.TaskGroup() as self._tasks:
+            self._control.deliver, self._control.is_connected = self.deliver, self.connected
+            try:
+                yield
+            finally:
+                for connection in list(self._latest.values()):
+                    connection.drop()
+
+    def connected(self, host: str) -> bool:
+        """Whether a host has a connection that pushes reach."""
+        return host in self._hub
+
+    def deliver(self, host: str, effects: Sequence[Effect]) -> None:
+        """Write to a host that is online; one that is offline learns it at its next hello."""
+        if (connection := self._hub.get(host)) is not None:
+            for effect in effects:
+                self._write(connection, effect)
+
+    async def endpoint(self, websocket: WebSocket) -> None:
+        """One connection, from handshake to close."""
+        scheme, _, token = websocket.headers.get("authorization", "").partition(" ")
+        allowed = self._authenticate(token) if scheme.lower() == "bearer" else None
+        if allowed is None:
+            denial = PlainTextResponse("a bearer token of an agent is needed\n", 401, {"WWW-Authenticate": "Bearer"})
+            await websocket.send_denial_response(denial)
+            return
+        await websocket.accept(PROTOCOL if PROTOCOL in websocket.scope.get("subprotocols", ()) else None)
+        try:
+            hello = await self._first(websocket, allowed)
+            await self._serve(websocket, hello)
+        except codec.FrameError as error:
+            log.warning("connection closed: malformed frame", extra={"reason": str(error)})
+            await websocket.close(1007, str(error)[:120])
+        except WebSocketDisconnect:
+            pass
+        except asyncio.CancelledError:  # dropped by us; the socket is told why if it still listens
+            task = asyncio.current_task()
+            if task is not None:
+                task.uncancel()
+            await websocket.close(REPLACED, "replaced or given up: connect again")
+
+    async def _first(self, websocket: WebSocket, allowed: str) -> Hello:
+        """The hello. Raises FrameError when something else comes, or nothing in time, or another host's."""
+        try:
+            async with asyncio.timeout(HELLO_S):
+                messages = codec.from_agent.read(await _frame(websocket))
+        except TimeoutError:
+            raise codec.FrameError(f"no hello within {HELLO_S:.0f} s") from None
+        if len(messages) != 1 or not isinstance(hello := messages[0][0], Hello):
+            raise codec.FrameError("the first frame must be one hello")
+        if allowed not in ("", hello.host):
+            raise codec.FrameError(f"this token is not for host {hello.host!r}")
+        return hello
+
+    async def _serve(self, websocket: WebSocket, hello: Hello) -> None:
+        assert self._tasks is not None  # noqa: S101 - connections come while running
+        host = await self._control.host(hello.host)
+        connection = Connection(websocket, host, next(self._sessions), self._tasks)
+        if (old := self._latest.get(host.name)) is not None:
+            self._forget(old)
+            old.drop()
+        self._latest[host.name] = connection
+        try:
+            await self._welcome(connection, hello, websocket)
+            while True:
+                messages = codec.from_agent.read(await _frame(websocket))
+                if host.session == connection.session:
+                    await self._hear(connection, messages)
+        finally:
+            self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        """A connection is over, or another one of its host has come: its place may be taken already."""
+        name = connection.host.name
+        connection.host.lost(connection.session)
+        if self._latest.get(name) is connection:
+            del self._latest[name]
+        if self._hub.get(name) is connection:
+            del self._hub[name]
+            log.info("host disconnected", extra={"host": name})
+
+    async def _welcome(self, connection: Connection, hello: Hello, websocket: WebSocket) -> None:
+        """Answer a hello: the first push goes straight to the connection, which only then can be found by others."""
+        host, now = connection.host, self._clock()
+        host.session = connection.session
+        open_jobs = await self._control.open_jobs(host.name)
+        self._check_latest(connection)
+        effects = host.hello(connection.session, hello, open_jobs, now)
+        log.info("host connected", extra={"host": host.name, "agent": hello.agent_version, "in_sync": host.in_sync})
+        if credentials := self._control.credentials(host.name):
+            await websocket.send_text(codec.encode((credentials,)))
+        for effect in effects:
+            if isinstance(effect, Push):
+                await websocket.send_text(pushes.frame(effect))
+        self._check_latest(connection)
+        self._hub[host.name] = connection
+        await self._perform(connection, [effect for effect in effects if not isinstance(effect, Push)])
+        await self._perform(connection, host.registered())
+        await self._store.write(records.host_hello, (host.name, hello.agent_version, now))
+
+    def _check_latest(self, connection: Connection) -> None:
+        """Raises WebSocketDisconnect for a connection that another one replaced while this one waited."""
+        if self._latest.get(connection.host.name) is not connection:
+            raise WebSocketDisconnect(REPLACED)
+
+    async def _hear(self, connection: Connection, messages: Sequence[tuple[FromAgent, str]]) -> None:
+        ids = [self._new_id() for _ in messages]
+        host = connection.host
+        await self._perform(connection, host.received(messages, self._control.fleet.targets, self._clock(), ids))
+
+    async def _perform(self, connection: Connection, effects: Sequence[Effect]) -> None:
+        """Do what the host's core asks for. What is stored shares a commit with what other connections store."""
+        host, now = connection.host, self._clock()
+        for effect in effects:
+            match effect:
+                case Record(jobs):
+                    new = await self._store.write(records.record_jobs, [records.job_row(job) for job in jobs])
+                    await self._perform(connection, host.recorded(jobs, new))
+                case Finish(ends):
+                    await self._store.write(records.jobs_finished, ends)
+                    await self._perform(connection, host.finished(ends))
+                case Accepted(job_ids):
+                    await self._store.write(records.jobs_accepted, [(job_id, now) for job_id in job_ids])
+                case Acked(version, digest):
+                    await self._store.write(records.host_acks, (host.name, version, digest, now))
+                case News(news):
+                    await self._keep(news, now)
+                case _:
+                    self._write(connection, effect)
+
+    def _write(self, connection: Connection, effect: Effect) -> None:
+        match effect:
+            case Send(messages, answers):
+                connection.send(codec.encode(messages, answers))
+            case Push():
+                connection.send(pushes.frame(effect))
+
+    async def _keep(self, news: Sequence[JobProgress | JobLog], now: datetime) -> None:
+        for item in news:
+            if isinstance(item, JobProgress):
+                self._control.progress(item)
+            else:
+                await self._store.write(records.log_lines, (item.job_id, now, item.lines))
+
+
+async def _frame(websocket: WebSocket) -> str | bytes:
+    """The next frame. Raises WebSocketDisconnect when the connection ends."""
+    message = await websocket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1005), message.get("reason"))
+    text: str | None = message.get("text")
+    data: bytes = message.get("bytes") or b""
+    return data if text is None else text

@@ -1,0 +1,332 @@
+"""The server's side of one host, as a state machine without I/O: an event goes in, effects come out.
+
+It knows which version of its set the host should hold and which it was told, and keeps at most one push on its way:
+the next one waits for the ack, so that a slow host cannot pile them up. What must be stored comes out as an effect, and
+what is said once it is stored (a command, a refusal of a repeat, a confirmation) follows in `recorded` and `finished`.
+
+A connection's hello begins a session. What comes from an older session is not heard: its sender says it again.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+from msgspec import Struct
+
+from server import commands, pushes
+from server.desired import Target
+from server.pushes import Push
+from wire.entries import EntrySet
+from wire.messages import (
+    CommandCancel,
+    CommandRun,
+    FromAgent,
+    FromServer,
+    Hello,
+    JobAccepted,
+    JobConfirmed,
+    JobFinished,
+    JobLog,
+    JobProgress,
+    RefusalReason,
+    ScheduleAck,
+    ScheduleFire,
+    ScheduleRefused,
+    ScheduleResync,
+)
+
+log = logging.getLogger(__name__)
+
+
+class NewJob(Struct, frozen=True):
+    """A job to be recorded for a fire. `answers`: the id of the fire's envelope."""
+
+    host: str
+    command: CommandRun
+    actor_kind: str
+    actor_id: str
+    missed: int
+    created_at: datetime
+    answers: str = ""
+
+
+class OpenJob(Struct, frozen=True):
+    """A job of this host that has no end yet."""
+
+    command: CommandRun
+    accepted: bool
+
+
+class Send(Struct, frozen=True):
+    """Write these messages, as one frame, to the session's connection. `answers`: the ids of what they answer."""
+
+    messages: Sequence[FromServer]
+    answers: Sequence[str] = ()
+
+
+class Record(Struct, frozen=True):
+    """Store jobs, each once for its due time; then say which were new with `recorded`."""
+
+    jobs: Sequence[NewJob]
+
+
+class Acked(Struct, frozen=True):
+    """Store what the host holds."""
+
+    version: int
+    digest: str
+
+
+class Accepted(Struct, frozen=True):
+    """Store that the host took these jobs."""
+
+    job_ids: Sequence[str]
+
+
+class Finish(Struct, frozen=True):
+    """Store how jobs ended, the first end of each; then say `finished`."""
+
+    ends: Sequence[JobFinished]
+
+
+class News(Struct, frozen=True):
+    """Keep what running jobs tell."""
+
+    news: Sequence[JobProgress | JobLog]
+
+
+Effect = Send | Push | Record | Acked | Accepted | Finish | News
+
+
+class Host:
+    """One host. `version` and `held` are what it should hold; `applied` what it said it does."""
+
+    __slots__ = (
+        "_on_way",
+        "_ready",
+        "_resent",
+        "_told",
+        "agent_version",
+        "applied_digest",
+        "applied_version",
+        "held",
+        "name",
+        "session",
+        "since",
+        "version",
+    )
+
+    def __init__(self, name: str, since: datetime, version: int, held: EntrySet) -> None:
+        self.name = name
+        self.since = since
+        self.version = version
+        self.held = held
+        self.applied_version = 0
+        self.applied_digest = ""
+        self.agent_version = ""
+        self.session: int | None = None
+        self._ready = False  # whether the first push was written and changes may follow
+        self._told: tuple[int, EntrySet] | None = None  # what the host holds once it applied what it was sent
+        self._on_way = False  # whether that was sent and not acked
+        self._resent = -1  # the version sent whole again, because digests differed
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether the host proved that it holds what it should: same version, same digest."""
+        return self.applied_version == self.version and self.applied_digest == self.held.digest
+
+    # The connection.
+
+    def hello(self, session: int, hello: Hello, open_jobs: Sequence[OpenJob], now: datetime) -> list[Effect]:
+        """A connection's first message: what to write to it before anything else, and what it teaches of jobs.
+
+        Jobs that the host has not taken are sent again; jobs that it had taken and forgot were interrupted; jobs that
+        it runs though they are over here are cancelled.
+        """
+        self.session = session
+        self._ready = False
+        self._resent = -1
+        self.agent_version = hello.agent_version
+        self.applied_version, self.applied_digest = hello.applied_version, hello.digest
+        effects: list[Effect] = [Acked(hello.applied_version, hello.digest)]
+        if self.in_sync and self.version > 0:
+            self._told, self._on_way = (self.version, self.held), False
+        else:
+            effects += self._push_whole()
+        return effects + _reconcile(open_jobs, set(hello.running_jobs), now)
+
+    def registered(self) -> list[Effect]:
+        """The first push is written and the connection can be found by others: catch up with changes since."""
+        self._ready = True
+        return self._push()
+
+    def lost(self, session: int) -> None:
+        """A connection is gone; another one may have taken its place before."""
+        if self.session == session:
+            self.session = None
+            self._ready = False
+
+    # What the host should hold.
+
+    def changed(self, version: int, held: EntrySet, since: datetime) -> list[Effect]:
+        """The set that this host should hold is another."""
+        self.version, self.held, self.since = version, held, since
+        return self._push()
+
+    def acked(self, ack: ScheduleAck) -> list[Effect]:
+        """The host says what is in force."""
+        self.applied_version, self.applied_digest = ack.version, ack.digest
+        effects: list[Effect] = [Acked(ack.version, ack.digest)]
+        if self._told is None or ack.version != self._told[0]:
+            return effects  # of an earlier push; the one on its way will be acked too
+        self._on_way = False
+        if ack.digest != self._told[1].digest:
+            return effects + self._mismatched(ack)
+        log.info("acked", extra={"host": self.name, "version": ack.version, "digest": ack.digest[:12]})
+        return effects + self._push()
+
+    def resync(self, message: ScheduleResync) -> list[Effect]:
+        """The host cannot apply the diff that it was sent."""
+        log.warning("host asks for its whole set", extra={"host": self.name, "has": message.have})
+        return self._push_whole()
+
+    def _mismatched(self, ack: ScheduleAck) -> list[Effect]:
+        extra = {"host": self.name, "version": ack.version, "digest": ack.digest[:12]}
+        if self._resent == ack.version:  # it had the whole set and still differs: the next change tries again
+            log.error("host holds another set than it was sent", extra=extra)
+            return []
+        log.warning("digests differ: sending the whole set", extra=extra)
+        self._resent = ack.version
+        return self._push_whole()
+
+    def _push(self) -> list[Effect]:
+        if not self._ready or self._on_way or self._told is None or self._told[0] == self.version:
+            return []
+        base, old = self._told
+        return self._tell(pushes.change(base, self.version, old, self.held, self.since))
+
+    def _push_whole(self) -> list[Effect]:
+        return self._tell(pushes.whole(self.version, self.held, self.since))
+
+    def _tell(self, push: Push) -> list[Effect]:
+        self._told, self._on_way = (push.version, push.new), True
+        log.info("pushed", extra={"host": self.name, "version": push.version, "schedules": len(push.new)})
+        return [push]
+
+    # Messages.
+
+    def received(
+        self,
+        messages: Sequence[tuple[FromAgent, str]],
+        targets: Mapping[str, Target],
+        now: datetime,
+        new_ids: Sequence[str],
+    ) -> list[Effect]:
+        """One frame of the session: what to store and to answer. `new_ids`: one for each message, for jobs."""
+        effects: list[Effect] = []
+        jobs: list[NewJob] = []
+        refused: list[ScheduleRefused] = []
+        refused_ids: list[str] = []
+        taken: list[str] = []
+        ends: list[JobFinished] = []
+        news: list[JobProgress | JobLog] = []
+        for (message, answers), new_id in zip(messages, new_ids, strict=True):
+            match message:
+                case ScheduleFire():
+                    answer = self.fire(message, targets, now, new_id, answers)
+                    if isinstance(answer, NewJob):
+                        jobs.append(answer)
+                    else:
+                        refused.append(answer)
+                        refused_ids.append(answers)
+                case ScheduleAck():
+                    effects += self.acked(message)
+                case ScheduleResync():
+                    effects += self.resync(message)
+                case JobAccepted(job_id):
+                    taken.append(job_id)
+                case JobFinished():
+                    ends.append(message)
+                case JobProgress() | JobLog():
+                    news.append(message)
+                case Hello():
+                    log.warning("second hello on a connection left unread", extra={"host": self.name})
+        if refused:
+            effects.append(Send(refused, refused_ids))
+        if jobs:
+            effects.append(Record(jobs))
+        if taken:
+            effects.append(Accepted(taken))
+        if ends:
+            effects.append(Finish(ends))
+        if news:
+            effects.append(News(news))
+        return effects
+
+    def fire(
+        self, fire: ScheduleFire, targets: Mapping[str, Target], now: datetime, new_id: str, answers: str = ""
+    ) -> NewJob | ScheduleRefused:
+        """What a due time becomes: a job to record, or the reason why there is none."""
+        target = targets.get(fire.schedule_id)
+        if target is None:
+            return _refused(fire, "NotFound", "there is no such schedule (any more)")
+        if fire.schedule_id not in self.held.items:
+            return _refused(fire, "NotThisHost", f"{target.name} does not select {self.name}")
+        spec = target.spec
+        if not spec.enabled:
+            return _refused(fire, "Disabled", f"{target.name} is disabled")
+        deadline = spec.starting_deadline_seconds
+        if deadline is not None and now - fire.scheduled_at > timedelta(seconds=deadline):
+            return _refused(fire, "DeadlineExceeded", f"{target.name} must start within {deadline} s of its due time")
+        command = command_for(target, self.name, new_id, fire.scheduled_at)
+        return NewJob(self.name, command, "schedule", target.name, fire.missed, now, answers)
+
+    def recorded(self, jobs: Sequence[NewJob], new: set[str]) -> list[Effect]:
+        """Jobs are stored: have those run that are new, refuse the due times that had one."""
+        messages = [job.command if job.command.job_id in new else _repeated(job.command) for job in jobs]
+        return [Send(messages, [job.answers for job in jobs])]
+
+    def finished(self, ends: Sequence[JobFinished]) -> list[Effect]:
+        """Ends are stored: the host may forget them."""
+        return [Send([JobConfirmed(end.job_id) for end in ends])]
+
+
+def command_for(target: Target, host: str, job_id: str, scheduled_at: datetime | None) -> CommandRun:
+    """The command that does on a host what a schedule says. `scheduled_at`: its due time, None for run now."""
+    args = commands.run_args(target.spec, target.name, host)
+    return CommandRun(
+        job_id,
+        target.spec.kind,
+        args,
+        target.repository_id,
+        target.spec.timeout_seconds,
+        target.init,
+        target.id,
+        scheduled_at,
+    )
+
+
+def _reconcile(open_jobs: Sequence[OpenJob], running: set[str], now: datetime) -> list[Effect]:
+    """What a hello's running jobs teach about the jobs that are open here."""
+    again = [job.command for job in open_jobs if not job.accepted and job.command.job_id not in running]
+    taken = [job.command.job_id for job in open_jobs if not job.accepted and job.command.job_id in running]
+    gone = [job.command.job_id for job in open_jobs if job.accepted and job.command.job_id not in running]
+    over = running - {job.command.job_id for job in open_jobs}
+    error = "the agent has no memory of this job: its journal was lost"
+    effects: list[Effect] = (
+        [Send([*again, *(CommandCancel(job_id) for job_id in sorted(over))])] if again or over else []
+    )
+    if taken:
+        effects.append(Accepted(taken))
+    if gone:
+        effects.append(Finish([JobFinished(job_id, "interrupted", now, error=error) for job_id in gone]))
+    return effects
+
+
+def _repeated(command: CommandRun) -> ScheduleRefused:
+    assert command.scheduled_at is not None  # noqa: S101 - only fires are recorded with answers
+    return ScheduleRefused(command.schedule_id, command.scheduled_at, "Duplicate", "this due time has its job already")
+
+
+def _refused(fire: ScheduleFire, reason: RefusalReason, message: str) -> ScheduleRefused:
+    return ScheduleRefused(fire.schedule_id, fire.scheduled_at, reason, message)
