@@ -1,0 +1,80 @@
+"""How logs read: one line for each event, its facts as key=value, for people in a terminal or as JSON for machines."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import TextIO
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+_LEVELS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "31;1"}
+_PARTS = {"agent": "36", "server": "35", "controller": "34", "cli": "37"}
+
+
+def setup(form: str, level: str, stream: TextIO = sys.stderr) -> None:
+    """Send all logs to a stream. `form`: text or json; `level`: debug, info, warning or error."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(Json() if form == "json" else Text(color=stream.isatty()))
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    for noisy in ("httpx", "httpcore", "websockets", "watchfiles", "uvicorn.access", "alembic", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
+def facts(record: logging.LogRecord) -> dict[str, object]:
+    """What a log call gave as `extra`."""
+    return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+
+
+class Text(logging.Formatter):
+    """`14:02:00 agent      fire  schedule=default/etc due=14:02:00`: local time, the part, what, and its facts."""
+
+    def __init__(self, *, color: bool) -> None:
+        super().__init__()
+        self._color = color
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, with a traceback below it where there is one."""
+        part = record.name.partition(".")[0]
+        when = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
+        told = " ".join(f"{key}={_text(value)}" for key, value in facts(record).items())
+        mark = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        head = self._paint(f"{part:<10}", _PARTS.get(part, "37"))
+        what = self._paint(mark + record.getMessage(), _LEVELS.get(record.levelname, "1"))
+        line = f"{when} {head} {what}  {told}".rstrip()
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+    def _paint(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._color else text
+
+
+class Json(logging.Formatter):
+    """One JSON object a line, keys as given, times in RFC 3339."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **facts(record),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=_plain, ensure_ascii=False)
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _text(value: object) -> str:
+    """A fact for people: times in the local zone, words with spaces in quotes, control characters escaped."""
+    if isinstance(value, datetime):
+        local = value.astimezone()
+        return local.strftime(
+            "%H:%M:%S" if local.date() == datetime.now(UTC).astimezone().date() else "%Y-%m-%dT%H:%M:%S"
+        )
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if not text or any(c.isspace() or c in '"=' for c in text) else text

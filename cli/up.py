@@ -1,0 +1,66 @@
+"""Composes the parts in one process: a server, the controller of a folder, an agent; each stops before its needs."""
+
+import asyncio
+import logging
+import platform
+from pathlib import Path
+
+from cli.agent import agent
+from controller.client import Client
+from controller.folder import watch
+from server.service import Config, serving
+
+log = logging.getLogger(__name__)
+
+
+async def up(folder: Path, data: Path, address: tuple[str, int], host: str, restic: str, stop: asyncio.Event) -> None:
+    """Run everything until `stop` is set: first the agent stops, while the server can still hear of its last jobs."""
+    async with serving(Config(data, *address)) as server:
+        url = f"http://{_authority(address[0], server.port)}"
+        log.info("ready", extra={"url": url, "data": data, "token": data / "admin-token"})
+        async with Client(url, server.admin_token) as client:
+            await client.put_host(host, this_machine(host))
+        agent_stop = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(agent(url, server.agent_token, data / "agent", host, restic, agent_stop))
+            watching = tasks.create_task(controller(folder, url, server.admin_token, stop))
+            await _either(stop, running, watching)
+            log.info("stopping")
+            agent_stop.set()
+    log.info("stopped")
+
+
+async def server(
+    data: Path, host: str, port: int, database: str, tls: tuple[Path | None, Path | None], stop: asyncio.Event
+) -> None:
+    """Run a server until `stop` is set."""
+    async with serving(Config(data, host, port, database, *tls)) as running:
+        log.info("ready", extra={"listen": _authority(host, running.port), "data": data})
+        await stop.wait()
+        log.info("stopping")
+
+
+async def controller(folder: Path, url: str, token: str, stop: asyncio.Event) -> None:
+    """Keep a server's desired state equal to a folder until `stop` is set."""
+    async with Client(url, token) as client, asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(watch(folder, client))
+        await stop.wait()
+        watching.cancel()
+
+
+def this_machine(host: str) -> dict[str, str]:
+    """The labels that a Kubernetes node of this machine would have."""
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    system = platform.system().lower()
+    return {"kubernetes.io/hostname": host, "kubernetes.io/os": system, "kubernetes.io/arch": machine}
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def _either(stop: asyncio.Event, *tasks: "asyncio.Task[None]") -> None:
+    """Return when `stop` is set, or one of the tasks has ended."""
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
