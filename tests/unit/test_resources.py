@@ -324,7 +324,7 @@ def definition(plural):
 
 ROOTS = {
     plural: definition(plural)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    for plural in ("schedules", "repositories")
+    for plural in ("schedules", "repositories", "hosts", "runs")
 }
 SPECS = [
     pytest.param(node, id=plural + path)
@@ -380,7 +380,7 @@ def test_every_default_is_valid(node):
 
 @pytest.mark.parametrize("node", [param for param in SPECS if "x-kubernetes-validations" in param.values[0]])
 def test_every_rule_compiles_and_says_the_remedy(node):
-    environment = cel.NewEnv(variables={"self": cel.Type.DYN})
+    environment = cel.NewEnv(variables={"self": cel.Type.DYN, "oldSelf": cel.Type.DYN})
     for rule in node["x-kubernetes-validations"]:
         environment.compile(rule["rule"])
         assert "\n" not in rule["message"]
