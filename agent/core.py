@@ -198,7 +198,8 @@ class Core:
         missed = due.missed
         if waiting is not None and not self.connected:  # one run stands for all that were missed
             missed = max(1, waiting.missed) + max(1, missed)
-        log.info("fire", extra={"schedule": due.entry.name, "due": due.at, "missed": missed})
+        late = {"missed": missed} if missed else {}
+        log.info("fire", extra={"schedule": due.entry.name, "due": due.at, **late})
         return ScheduleFire(due.entry.id, due.at, missed)
 
     def _send_fires(self, fires: list[ScheduleFire], now: datetime) -> list[Effect]:
@@ -226,7 +227,7 @@ class Core:
             case JobConfirmed(job_id):
                 return self._persist(Confirmed([job_id])) if job_id in self.memory.ends else []
             case ScheduleRefused(schedule_id, scheduled_at, reason):
-                extra = {"schedule_id": schedule_id, "due": scheduled_at, "reason": reason}
+                extra = {"schedule": self._name(schedule_id), "due": scheduled_at, "reason": reason}
                 log.log(logging.DEBUG if reason == "Duplicate" else logging.WARNING, "fire refused", extra=extra)
                 return self._persist(Answered(schedule_id, scheduled_at)) if schedule_id in self.memory.fires else []
             case ScheduleSet() | ScheduleDiff():
@@ -244,6 +245,8 @@ class Core:
             return [Send((JobAccepted(job_id),))]
         if self.memory.knows(job_id) or self.stopping:  # the server sends what was not accepted after the next hello
             return []
+        facts = {"kind": command.kind, "schedule": self._name(command.schedule_id)}
+        log.info("job started", extra={"job": job_id, **facts})
         start = StartJob(command, self._repositories.get(command.repository))
         accepted = Accepted(job_id, command.schedule_id, command.scheduled_at)
         return self._persist(accepted, then=(Send((JobAccepted(job_id),)), start))
@@ -275,8 +278,9 @@ class Core:
             self._table = timetable.build(self.memory.entries, self.memory.passed, self.host, now)
             return self._apply_next()
         for key, problem in result.table.problems.items():
-            log.warning("schedule left out", extra={"schedule_id": key, "reason": problem})
+            log.warning("schedule left out", extra={"schedule": key, "reason": problem})
         self._table = result.table
+        _tell(result)
         effects: list[Effect] = []
         if (push := result.push) is not None:
             self.memory.put(push, result.held)
@@ -303,6 +307,10 @@ class Core:
     def _entry(self, schedule_id: str) -> Entry:
         return entries.parse_entry(self.memory.entries.items[schedule_id].raw)
 
+    def _name(self, schedule_id: str) -> str:
+        """What people call a schedule; its id when it is not of this host any more."""
+        return self._entry(schedule_id).name if schedule_id in self.memory.entries.items else schedule_id
+
 
 def built(memory: Memory, push: Push | None, host: str, now: datetime) -> Built | str:
     """What a push, or None for the set in memory, makes of the agent's set: the work of `Apply`.
@@ -318,6 +326,14 @@ def built(memory: Memory, push: Push | None, host: str, now: datetime) -> Built 
         return str(error)
     passed = {key: memory.passed.get(key, push.since or EPOCH) for key in held.items}
     return Built(push, held, timetable.build(held, passed, host, now))
+
+
+def _tell(result: Built) -> None:
+    """Say in the log what is in force, and what comes next."""
+    facts: dict[str, object] = {"schedules": len(result.held)}
+    if (entry := result.table.next_entry) is not None and result.table.next_at < NEVER:
+        facts |= {"next": entry.name, "due": result.table.next_at}
+    log.log(logging.INFO if result.held else logging.DEBUG, "schedules in force", extra=facts)
 
 
 def _too_late(due: Due, now: datetime) -> str:

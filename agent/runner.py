@@ -53,6 +53,14 @@ if os.getppid() != int(sys.argv[1]):
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
+_ENDS: Mapping[JobEnd, tuple[int, str]] = {
+    "succeeded": (logging.INFO, "job succeeded"),
+    "warning": (logging.WARNING, "job succeeded, but not all of it"),
+    "failed": (logging.ERROR, "job failed"),
+    "timed_out": (logging.ERROR, "job timed out"),
+    "cancelled": (logging.WARNING, "job cancelled"),
+    "interrupted": (logging.WARNING, "job interrupted"),
+}
 _STOPPED: Mapping[JobEnd, str] = {
     "timed_out": "stopped at its time limit: raise spec.timeoutSeconds if it needs longer",
     "cancelled": "cancelled while it ran",
@@ -111,7 +119,7 @@ class Runner:
             self._jobs.pop(command.job_id, None)
             news.close()
         end = job.finished(command.job_id, started_at, self._clock())
-        log.info("job ended", extra={"job_id": end.job_id, "kind": command.kind, "status": end.status})
+        _tell(end, started_at)
         return end
 
     def stop(self, job_id: str, status: JobEnd) -> None:
@@ -142,6 +150,8 @@ class Runner:
             job.ended = None
             created = await self._restic(job, command.init, env)
         if created.end in ("succeeded", "repository_exists"):  # another job or host may have been faster
+            if created.end == "succeeded":
+                log.info("repository created", extra={"repository": repository.name})
             job.ended = None
             await self._restic(job, command.args, env)
 
@@ -250,6 +260,7 @@ class _News:
         self._lines: list[str] = []
         self._size = 0
         self._told_lines = self._told_bytes = self._left_out = 0
+        self._tenth = -1
 
     def progress(self, status: restic.Status) -> None:
         """restic told how far it is."""
@@ -293,9 +304,16 @@ class _News:
             self._timer = None
         self._next = self._loop.time() + self._interval_s
         if self._progress is not None:
-            self._report(self._progress)
+            self._tell_progress(self._progress)
             self._progress = None
         self._tell_lines()
+
+    def _tell_progress(self, progress: JobProgress) -> None:
+        self._report(progress)
+        if (tenth := int(10 * progress.fraction)) != self._tenth:  # a line for each would fill the log
+            self._tenth = tenth
+            facts = {"percent": round(100 * progress.fraction), "files": progress.files_done}
+            log.info("progress", extra={"job": self._job_id, **facts, "bytes": progress.bytes_done})
 
     def _tell_lines(self) -> None:
         if self._lines:
@@ -363,6 +381,18 @@ class _Child(asyncio.SubprocessProtocol):
     def _kill_group(self) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._transport.get_pid(), signal.SIGKILL)
+
+
+def _tell(end: JobFinished, started_at: datetime) -> None:
+    """Say in the log how a job ended."""
+    facts: dict[str, object] = {"job": end.job_id, "seconds": round((end.finished_at - started_at).total_seconds(), 1)}
+    if end.snapshot_id:
+        facts |= {"snapshot": end.snapshot_id, "files": end.files_processed, "bytes": end.bytes_processed}
+        facts |= {"bytes_added": end.bytes_added}
+    if end.error:
+        facts |= {"reason": end.error}
+    level, said = _ENDS[end.status]
+    log.log(level, said, extra=facts)
 
 
 def _tied(program: str) -> list[str]:

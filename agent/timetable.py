@@ -66,6 +66,11 @@ class Timetable:
         """The earliest due time; NEVER when nothing is to come."""
         return self._heap[0][0] if self._heap else NEVER
 
+    @property
+    def next_entry(self) -> entries.Entry | None:
+        """What is due at `next_at`."""
+        return self._slots[self._heap[0][1]].entry if self._heap else None
+
     def __len__(self) -> int:
         return len(self._heap)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shutil
 from pathlib import Path
 
 from agent.journal import Journal
@@ -19,6 +20,9 @@ def gateway_url(server: str) -> str:
 
 async def agent(server: str, token: str, data: Path, host: str, restic: str, stop: asyncio.Event) -> None:
     """Run an agent until `stop` is set; then running jobs end as interrupted. Raises JournalError."""
+    if shutil.which(restic) is None:
+        remedy = "install it (apt-get install restic), or name its path with --restic; until then every job fails"
+        log.error("restic is missing", extra={"restic": restic, "remedy": remedy})
     journal, memory = Journal.open(data / "journal.jsonl")
     config = Config(host, gateway_url(server), token)
     service = Service(config, journal, memory, Runner(restic, data / "cache", utc_now), clock=utc_now)

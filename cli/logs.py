@@ -2,13 +2,19 @@
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+_ID = re.compile(r"[0-9a-f]{32,}")
 _LEVELS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "31;1"}
 _PARTS = {"agent": "36", "server": "35", "controller": "34", "cli": "37"}
+
+
+SHORT_ID = 8
+"""Digits by which people tell ids and digests apart."""
 
 
 def setup(form: str, level: str, stream: TextIO = sys.stderr) -> None:
@@ -38,7 +44,7 @@ class Text(logging.Formatter):
         part = record.name.partition(".")[0]
         when = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
         told = " ".join(f"{key}={_text(value)}" for key, value in facts(record).items())
-        mark = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        mark = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         head = self._paint(f"{part:<10}", _PARTS.get(part, "37"))
         what = self._paint(mark + record.getMessage(), _LEVELS.get(record.levelname, "1"))
         line = f"{when} {head} {what}  {told}".rstrip()
@@ -69,12 +75,18 @@ def _plain(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
+def local_time(at: datetime) -> str:
+    """A time for people: in the local zone, with the day unless that is today."""
+    local = at.astimezone()
+    today = local.date() == datetime.now(UTC).astimezone().date()
+    return local.strftime("%H:%M:%S" if today else "%Y-%m-%dT%H:%M:%S")
+
+
 def _text(value: object) -> str:
-    """A fact for people: times in the local zone, words with spaces in quotes, control characters escaped."""
+    """A fact for people: local times, ids by their first digits, words with spaces quoted, no control characters."""
     if isinstance(value, datetime):
-        local = value.astimezone()
-        return local.strftime(
-            "%H:%M:%S" if local.date() == datetime.now(UTC).astimezone().date() else "%Y-%m-%dT%H:%M:%S"
-        )
+        return local_time(value)
     text = str(value)
+    if _ID.fullmatch(text):
+        return text[:SHORT_ID]
     return json.dumps(text, ensure_ascii=False) if not text or any(c.isspace() or c in '"=' for c in text) else text

@@ -330,23 +330,23 @@ def _file_events(reading: Reading) -> list[Event]:
 
 
 def _log_done(outcome: Outcome) -> None:
-    """Say what was accepted, changed or deleted."""
+    """Say what was accepted, changed or deleted; the server says so too, where people look first."""
     if outcome.error is not None:
         return
     change, answer = outcome.change, outcome.answer or {}
     what = change.key.kind.lower()
     facts: dict[str, object] = {what: str(change.key)}
     if isinstance(change, Delete):
-        log.info("%s deleted", what, extra=facts)
+        log.debug("%s deleted", what, extra=facts)
     elif outcome.was is None or observe(answer) != outcome.was:
-        log.info("%s %s", what, "accepted" if outcome.was is None else "changed", extra=facts | _about(change, answer))
+        log.debug("%s %s", what, "accepted" if outcome.was is None else "changed", extra=facts | _about(change, answer))
 
 
 def _about(change: Put, answer: Mapping[str, Any]) -> dict[str, object]:
     """What a reader wants to know of a resource that was just accepted."""
-    spec = answer["spec"]
     if change.key.kind == "Repository":
-        return {"url": spec["url"]}
+        return {}
+    spec = answer["spec"]
     due = answer.get("status", {}).get("nextScheduleTime")
     return {"cron": spec["cron"], "next": datetime.fromisoformat(due) if due else "never"}
 

@@ -15,6 +15,8 @@ from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
 
 from server import rest, tokens
 from server.control import Control
@@ -72,22 +74,30 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
 
     Raises ServerError when the folder cannot be used or the address is taken.
     """
-    listening = _bind(config.host, config.port)
+    with _bind(config.host, config.port) as listening:
+        async with _opened(config) as (store, vault, admin, agents):
+            control = Control(store, vault, clock, new_id)
+            await control.load()
+            facts = {"hosts": len(control.hosts), "schedules": len(control.schedules)}
+            log.info("carrying on" if control.hosts else "starting with nothing stored", extra=facts)
+            gateway = Gateway(control, store, lambda token: "" if tokens.same(token, agents) else None, clock, new_id)
+            app = application(control, store, gateway, lambda token: _admin(token, admin))
+            async with gateway.running(), _uvicorn(app, config, listening):
+                yield Running(listening.getsockname()[1], admin, agents, control)
+
+
+@asynccontextmanager
+async def _opened(config: Config) -> AsyncIterator[tuple[Store, Vault, str, str]]:
+    """What a server keeps in its folder: store, vault, and the tokens of users and of agents."""
     try:
         config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         admin, agents = tokens.load(config.data / "admin-token"), tokens.load(config.data / "agent-token")
         vault = Vault.open(config.data / "vault-key")
         store = await asyncio.to_thread(Store.open, config.database or config.data / "lamplighter.db")
     except (OSError, ValueError) as error:
-        listening.close()
         raise ServerError(f"{config.data}: {error}") from error
     try:
-        control = Control(store, vault, clock, new_id)
-        await control.load()
-        gateway = Gateway(control, store, lambda token: "" if tokens.same(token, agents) else None, clock, new_id)
-        app = application(control, store, gateway, lambda token: _admin(token, admin))
-        async with gateway.running(), _uvicorn(app, config, listening):
-            yield Running(listening.getsockname()[1], admin, agents, control)
+        yield store, vault, admin, agents
     finally:
         await store.close()
 
@@ -98,6 +108,20 @@ def application(
     """Everything that is served, as one ASGI application."""
     agents = WebSocketRoute("/agent", gateway.endpoint)
     return Starlette(routes=[agents, *rest.routes(control, store, authenticate)])
+
+
+class _Protocol(WebSocketsSansIOProtocol):
+    """Lets a connection be given up at once: to close it would wait for a peer that may never read what is unsent."""
+
+    def handle_connect(self, event: Request) -> None:
+        """Hand `abort` to the application, in the connection's state."""
+        super().handle_connect(event)
+        if not self.close_sent:
+            self.scope["state"]["abort"] = self.transport.abort
+
+    def keepalive_timeout(self) -> None:
+        """No pong came."""
+        self.transport.abort()
 
 
 class _Uvicorn(uvicorn.Server):
@@ -115,7 +139,7 @@ async def _uvicorn(app: ASGIApp, config: Config, listening: socket.socket) -> As
         uvicorn.Config(
             app,
             http="h11",
-            ws="websockets-sansio",
+            ws=_Protocol,
             ws_per_message_deflate=False,
             ws_max_size=codec.MAX_AGENT_FRAME,
             ws_ping_interval=PING_S,

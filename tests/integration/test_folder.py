@@ -46,7 +46,7 @@ async def client(server):
 @pytest.fixture
 def told(caplog):
     """What the controller logged: messages with their facts, since last asked."""
-    caplog.set_level(logging.INFO, "controller")
+    caplog.set_level(logging.DEBUG, "controller")
 
     def take():
         standard = vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "taskName"}
