@@ -125,7 +125,7 @@ class Link:
                 for message, _ in codec.from_server.read(frame):
                     self._listener.received(message)
         except codec.FrameError as error:
-            await socket.close(1007, str(error)[:120])
+            await socket.close(1007, codec.close_reason(error))
             raise
         finally:
             self._socket = None

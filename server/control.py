@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import msgspec
 from sqlalchemy import Connection
@@ -23,8 +24,8 @@ from server.problems import Conflict, Invalid, NotFound
 from server.records import AuditRow, HostRow, JobRow, RepositoryRow, Row, ScheduleRow
 from server.store import Store
 from server.vault import Credentials, Vault
-from wire.entries import EMPTY
-from wire.messages import CommandCancel, CommandRun, HostName, JobFinished, JobProgress, RepoCredentials, Repository
+from wire.entries import EMPTY, EntrySet
+from wire.messages import CommandCancel, CommandRun, HostName, JobFinished, RepoCredentials, Repository
 
 log = logging.getLogger(__name__)
 
@@ -65,21 +66,26 @@ def write_changes(conn: Connection, changes: Sequence[Change]) -> list[None]:
 
 
 class Control:
-    """The desired state and its changes. `deliver` writes effects to a host that is online; the gateway sets it."""
+    """The desired state and its changes.
+
+    The gateway sets how hosts that are online are reached: `deliver` writes effects to one, `disconnect` ends its
+    connection.
+    """
 
     def __init__(self, store: Store, vault: Vault, clock: Callable[[], datetime], new_id: Callable[[], str]) -> None:
         self.fleet = Fleet()
         self.hosts: dict[str, Host] = {}
         self.schedules: dict[Key, ScheduleRow] = {}
         self.repositories: dict[Key, RepositoryRow] = {}
-        self.running: dict[str, JobProgress] = {}
         self.deliver: Callable[[str, Sequence[Effect]], None] = lambda host, effects: None
         self.is_connected: Callable[[str], bool] = lambda host: False
+        self.disconnect: Callable[[str], None] = lambda host: None
         self._store = store
         self._vault = vault
         self._clock = clock
         self._new_id = new_id
         self._changing = asyncio.Lock()
+        self._needed: WeakKeyDictionary[EntrySet, tuple[RepositoryRow, ...]] = WeakKeyDictionary()
 
     # Schedules.
 
@@ -103,7 +109,6 @@ class Control:
             row = self._schedule_row(old, parsed, now)
             audit = _audit(now, actor, "update" if old else "create", "Schedule", _name(row), spec=row.spec)
             await self._change(Change(audit, put_schedules=[row]), self.fleet.plan([self._target(row)]))
-            log.info("schedule stored", extra={"schedule": _name(row), "generation": row.generation})
             return row._asdict(), old is None
 
     async def delete_schedule(self, actor: Actor, namespace: str, name: str) -> None:
@@ -157,7 +162,7 @@ class Control:
         async with self._changing:
             created = name not in self.hosts
             await self._put_host(actor, name, labels)
-        host = await self._store.read(records.get_host, name)
+            host = await self._store.read(records.get_host, name)
         assert host is not None  # noqa: S101 - it was just stored
         return host, created
 
@@ -172,6 +177,7 @@ class Control:
             audit = _audit(now, actor, "delete", "Host", name)
             await self._change(Change(audit, delete_hosts=[name]), self.fleet.plan())
             del self.hosts[name], self.fleet.members[name]
+            self.disconnect(name)  # one that said hello meanwhile calls again, and is made known anew
 
     async def host(self, name: str) -> Host:
         """The core of a host that says hello; a host that nobody declared is made known, without labels."""
@@ -190,15 +196,15 @@ class Control:
         before = old.held if old is not None else EMPTY
         version = (self.hosts[name].version if old is not None else 0) + (held != before)
         audit = _audit(now, actor, "update" if old else "create", "Host", name, labels=dict(labels))
-        row = HostRow(name, dict(labels), now, now, version, held.digest)
+        since = old.since if old is not None and held == before else now
+        row = HostRow(name, dict(labels), now, since, version, held.digest)
         change = Change(audit, desired=[(name, version, held.digest)], put_hosts=[row])
         await self._store.write(write_changes, change)
-        self.fleet.members[name] = Member(dict(labels), now, held)
+        self.fleet.members[name] = Member(dict(labels), since, held)
         if name not in self.hosts:
-            self.hosts[name] = Host(name, now, version, held)
+            self.hosts[name] = Host(name, since, version, held)
         elif held != before:
-            self.deliver(name, self.hosts[name].changed(version, held, now))
-        self._send_credentials({name})
+            self.deliver(name, self.hosts[name].changed(version, held, since))
 
     # Jobs.
 
@@ -231,12 +237,10 @@ class Control:
             raise Conflict(f"job {job_id} has ended already: {job['status']}")
         now = self._clock()
         host: str = job["host"]
-        online = self.is_connected(host)
         end = JobFinished(job_id, "cancelled", now, error=f"cancelled by {actor.id} while the host was offline")
         audit = _audit(now, actor, "cancel", "Job", job_id)
-        await self._store.write(write_changes, Change(audit, end_jobs=[] if online else [end]))
-        if online:
-            self.deliver(host, [Send((CommandCancel(job_id, f"cancelled by {actor.id}"),))])
+        await self._store.write(write_changes, Change(audit, end_jobs=[] if self.is_connected(host) else [end]))
+        self.deliver(host, [Send((CommandCancel(job_id, f"cancelled by {actor.id}"),))])
         return await self._job(job_id)
 
     async def _job(self, job_id: str) -> Row:
@@ -250,11 +254,6 @@ class Control:
         jobs = await self._store.write(records.open_jobs, host)
         return [OpenJob(_command.decode(job.command), job.status == "running") for job in jobs]
 
-    def progress(self, news: JobProgress) -> None:
-        """A running job told how far it is."""
-        self.running[news.job_id] = news
-        log.info("progress", extra={"job": news.job_id[:8], "percent": round(100 * news.fraction)})
-
     # What hosts are told.
 
     def next_due(self, schedule_id: str) -> datetime | None:
@@ -264,24 +263,27 @@ class Control:
             return None
         return cron.next_due(cron.parse(target.spec.cron), cron.zone(target.spec.time_zone), self._clock())
 
-    def credentials(self, host: str) -> RepoCredentials | None:
-        """What opens the repositories that a host's schedules use, and no others; None when there are none."""
+    def repositories_of(self, host: str) -> tuple[RepositoryRow, ...]:
+        """The repositories that a host's schedules use, and no others; found once for all hosts that hold the same.
+
+        A set's digest covers them: an entry's revision changes with its repository, credentials and all.
+        """
         held = self.fleet.members[host].held
-        wanted = {self.fleet.targets[key].repository_id for key in held.items}
-        rows = [row for row in self.repositories.values() if row.id in wanted] if wanted else []
-        repositories = [self._repository(row, host) for row in rows]
-        return RepoCredentials(repositories) if repositories else None
+        needed = self._needed.get(held)
+        if needed is None:
+            ids = {self.fleet.targets[key].repository_id for key in held.items}
+            needed = self._needed[held] = tuple(row for row in self.repositories.values() if row.id in ids)
+        return needed
+
+    def credentials(self, host: str, repositories: Iterable[RepositoryRow]) -> RepoCredentials:
+        """What opens these repositories on a host."""
+        return RepoCredentials([self._repository(row, host) for row in repositories])
 
     def _repository(self, row: RepositoryRow, host: str) -> Repository:
         spec = resources.repository_spec(row.spec)
         secret = self._opened(row)
         url = commands.repository_url(spec, row.namespace, host)
         return Repository(row.id, _name(row), url, secret.password if secret else "", secret.env if secret else {})
-
-    def _send_credentials(self, hosts: Iterable[str]) -> None:
-        for name in hosts:
-            if self.is_connected(name) and (credentials := self.credentials(name)):
-                self.deliver(name, [Send((credentials,))])
 
     # The way of a change.
 
@@ -293,9 +295,17 @@ class Control:
         _put_and_drop(self.schedules, change.put_schedules, change.delete_schedules)
         _put_and_drop(self.repositories, change.put_repositories, change.delete_repositories)
         self.fleet.commit(plan)
-        self._send_credentials(plan.sets)
+        self._tell(change)
         for host, held in plan.sets.items():
             self.deliver(host, self.hosts[host].changed(versions[host], held, self.fleet.members[host].since))
+
+    def _tell(self, change: Change) -> None:
+        """Say in the log what is in force now, before its pushes say so themselves."""
+        audit, facts = change.audit, {}
+        for row in change.put_schedules:
+            facts = {"cron": row.spec["cron"], "next": self.next_due(row.id) or "never"}
+        kind = audit.object_kind.lower()
+        log.info("%s %s", kind, _DONE[audit.action], extra={kind: audit.object_name, **facts})
 
     async def load(self) -> None:
         """Take in what the store holds; a host whose set is not what it was stored as gets a new version."""
@@ -362,6 +372,7 @@ class Control:
         return self._vault.unseal(row.credentials) if row.credentials is not None else None
 
 
+_DONE = {"create": "accepted", "update": "changed", "delete": "deleted"}
 _TIMING = ("cron", "timeZone", "enabled", "hostSelector", "spreadSeconds")
 _command = msgspec.json.Decoder(CommandRun)
 

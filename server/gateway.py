@@ -20,9 +20,10 @@ from server import pushes, records
 from server.control import Control
 from server.host import Accepted, Acked, Effect, Finish, Host, News, Record, Send
 from server.pushes import Push
+from server.records import RepositoryRow
 from server.store import Store
 from wire import codec
-from wire.messages import PROTOCOL, FromAgent, Hello, JobLog, JobProgress
+from wire.messages import PROTOCOL, FromAgent, Hello, JobLog
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +38,13 @@ REPLACED = 4000
 class Connection:
     """One agent's connection: frames queue here, in order."""
 
-    __slots__ = ("_queue", "_queued", "_sending", "_tasks", "_websocket", "host", "reader", "session")
+    __slots__ = ("_queue", "_queued", "_sending", "_tasks", "_websocket", "host", "reader", "repositories", "session")
 
     def __init__(self, websocket: WebSocket, host: Host, session: int, tasks: asyncio.TaskGroup) -> None:
         self.host = host
         self.session = session
         self.reader = asyncio.current_task()
+        self.repositories: tuple[RepositoryRow, ...] = ()  # those whose credentials it was told
         self._websocket = websocket
         self._queue: deque[str] | None = None
         self._queued = 0
@@ -51,19 +53,22 @@ class Connection:
 
     def send(self, frame: str) -> None:
         """Queue a frame. A host that does not read loses its connection before it costs memory without bound."""
+        if self._queued > MAX_QUEUE:
+            return  # given up
         if self._queue is None:
             self._queue = deque()
         self._queue.append(frame)
         self._queued += len(frame)
         if self._queued > MAX_QUEUE:
             log.error("host reads too slowly: connection given up", extra={"host": self.host.name})
-            self.drop()
+            self._queue.clear()
+            self._websocket.state.abort()  # a close frame would wait behind what is not read
         elif not self._sending:
             self._sending = True
             self._tasks.create_task(self._send_queued())
 
-    def drop(self) -> None:
-        """End the connection soon: its reader closes it."""
+    def replace(self) -> None:
+        """End the connection soon: its reader closes it, so that its agent connects again if it still listens."""
         if self.reader is not None:
             self.reader.cancel()
 
@@ -106,22 +111,32 @@ class Gateway:
     async def running(self) -> AsyncIterator[None]:
         """While entered, agents can connect; on leaving, what is still being sent is given up."""
         async with asyncio.TaskGroup() as self._tasks:
-            self._control.deliver, self._control.is_connected = self.deliver, self.connected
+            control = self._control
+            control.deliver, control.is_connected, control.disconnect = self.deliver, self.connected, self.disconnect
             try:
                 yield
             finally:
-                for connection in list(self._latest.values()):
-                    connection.drop()
+                for host in list(self._latest):
+                    self.disconnect(host)
 
     def connected(self, host: str) -> bool:
         """Whether a host has a connection that pushes reach."""
         return host in self._hub
 
     def deliver(self, host: str, effects: Sequence[Effect]) -> None:
-        """Write to a host that is online; one that is offline learns it at its next hello."""
+        """Write to a host that is online, after the credentials that this may need; one that is offline learns it at
+        its next hello."""
         if (connection := self._hub.get(host)) is not None:
+            for frame in self._credentials(connection):
+                connection.send(frame)
             for effect in effects:
                 self._write(connection, effect)
+
+    def disconnect(self, host: str) -> None:
+        """End a host's connection, if it has one, even if it has only just said hello."""
+        if (connection := self._latest.get(host)) is not None:
+            self._forget(connection)
+            connection.replace()
 
     async def endpoint(self, websocket: WebSocket) -> None:
         """One connection, from handshake to close."""
@@ -131,20 +146,22 @@ class Gateway:
             denial = PlainTextResponse("a bearer token of an agent is needed\n", 401, {"WWW-Authenticate": "Bearer"})
             await websocket.send_denial_response(denial)
             return
-        await websocket.accept(PROTOCOL if PROTOCOL in websocket.scope.get("subprotocols", ()) else None)
+        if PROTOCOL not in websocket.scope["subprotocols"]:
+            await websocket.send_denial_response(PlainTextResponse(f"the subprotocol {PROTOCOL} is needed\n", 400))
+            return
+        await websocket.accept(PROTOCOL)
         try:
             hello = await self._first(websocket, allowed)
             await self._serve(websocket, hello)
         except codec.FrameError as error:
             log.warning("connection closed: malformed frame", extra={"reason": str(error)})
-            await websocket.close(1007, str(error)[:120])
+            await websocket.close(1007, codec.close_reason(error))
         except WebSocketDisconnect:
             pass
-        except asyncio.CancelledError:  # dropped by us; the socket is told why if it still listens
-            task = asyncio.current_task()
-            if task is not None:
+        except asyncio.CancelledError:  # by `Connection.replace`
+            if (task := asyncio.current_task()) is not None:
                 task.uncancel()
-            await websocket.close(REPLACED, "replaced or given up: connect again")
+            await websocket.close(REPLACED, "another connection of this host has come, or it was deleted")
 
     async def _first(self, websocket: WebSocket, allowed: str) -> Hello:
         """The hello. Raises FrameError when something else comes, or nothing in time, or another host's."""
@@ -163,16 +180,12 @@ class Gateway:
         assert self._tasks is not None  # noqa: S101 - connections come while running
         host = await self._control.host(hello.host)
         connection = Connection(websocket, host, next(self._sessions), self._tasks)
-        if (old := self._latest.get(host.name)) is not None:
-            self._forget(old)
-            old.drop()
+        self.disconnect(host.name)
         self._latest[host.name] = connection
         try:
             await self._welcome(connection, hello, websocket)
             while True:
-                messages = codec.from_agent.read(await _frame(websocket))
-                if host.session == connection.session:
-                    await self._hear(connection, messages)
+                await self._hear(connection, codec.from_agent.read(await _frame(websocket)))
         finally:
             self._forget(connection)
 
@@ -187,30 +200,33 @@ class Gateway:
             log.info("host disconnected", extra={"host": name})
 
     async def _welcome(self, connection: Connection, hello: Hello, websocket: WebSocket) -> None:
-        """Answer a hello: the first push goes straight to the connection, which only then can be found by others."""
+        """Answer a hello: the first push goes straight to the connection, which only then can be found by others.
+
+        Another connection of this host ends this one wherever it waits here.
+        """
         host, now = connection.host, self._clock()
-        host.session = connection.session
-        open_jobs = await self._control.open_jobs(host.name)
-        self._check_latest(connection)
-        effects = host.hello(connection.session, hello, open_jobs, now)
-        log.info("host connected", extra={"host": host.name, "agent": hello.agent_version, "in_sync": host.in_sync})
-        if credentials := self._control.credentials(host.name):
-            await websocket.send_text(codec.encode((credentials,)))
-        for effect in effects:
-            if isinstance(effect, Push):
-                await websocket.send_text(pushes.frame(effect))
-        self._check_latest(connection)
+        effects = host.hello(connection.session, hello)
+        first = [pushes.frame(effect) for effect in effects if isinstance(effect, Push)]
+        for frame in [*self._credentials(connection), *first]:
+            await websocket.send_text(frame)
         self._hub[host.name] = connection
+        self.deliver(host.name, host.registered())
         await self._perform(connection, [effect for effect in effects if not isinstance(effect, Push)])
-        await self._perform(connection, host.registered())
+        open_jobs = await self._control.open_jobs(host.name)
+        await self._perform(connection, host.resumed(hello.running_jobs, open_jobs, self._clock()))
         await self._store.write(records.host_hello, (host.name, hello.agent_version, now))
 
-    def _check_latest(self, connection: Connection) -> None:
-        """Raises WebSocketDisconnect for a connection that another one replaced while this one waited."""
-        if self._latest.get(connection.host.name) is not connection:
-            raise WebSocketDisconnect(REPLACED)
+    def _credentials(self, connection: Connection) -> list[str]:
+        """The frame that opens what the host's schedules need; none where there are none, or it was told of them."""
+        needed = self._control.repositories_of(connection.host.name)
+        if needed == connection.repositories:
+            return []
+        connection.repositories = needed
+        return [codec.encode((self._control.credentials(connection.host.name, needed),))] if needed else []
 
     async def _hear(self, connection: Connection, messages: Sequence[tuple[FromAgent, str]]) -> None:
+        if any(isinstance(message, Hello) for message, _ in messages):
+            raise codec.FrameError("a connection says hello once")
         ids = [self._new_id() for _ in messages]
         host = connection.host
         await self._perform(connection, host.received(messages, self._control.fleet.targets, self._clock(), ids))
@@ -231,7 +247,9 @@ class Gateway:
                 case Acked(version, digest):
                     await self._store.write(records.host_acks, (host.name, version, digest, now))
                 case News(news):
-                    await self._keep(news, now)
+                    for item in news:
+                        if isinstance(item, JobLog):
+                            await self._store.write(records.log_lines, (item.job_id, now, item.lines))
                 case _:
                     self._write(connection, effect)
 
@@ -242,19 +260,13 @@ class Gateway:
             case Push():
                 connection.send(pushes.frame(effect))
 
-    async def _keep(self, news: Sequence[JobProgress | JobLog], now: datetime) -> None:
-        for item in news:
-            if isinstance(item, JobProgress):
-                self._control.progress(item)
-            else:
-                await self._store.write(records.log_lines, (item.job_id, now, item.lines))
 
-
-async def _frame(websocket: WebSocket) -> str | bytes:
-    """The next frame. Raises WebSocketDisconnect when the connection ends."""
+async def _frame(websocket: WebSocket) -> str:
+    """The next frame. Raises WebSocketDisconnect when the connection ends, FrameError for a binary frame."""
     message = await websocket.receive()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1005), message.get("reason"))
     text: str | None = message.get("text")
-    data: bytes = message.get("bytes") or b""
-    return data if text is None else text
+    if text is None:
+        raise codec.FrameError("binary frame: frames are text")
+    return text

@@ -8,7 +8,7 @@ A connection's hello begins a session. What comes from an older session is not h
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from msgspec import Struct
@@ -137,28 +137,48 @@ class Host:
 
     # The connection.
 
-    def hello(self, session: int, hello: Hello, open_jobs: Sequence[OpenJob], now: datetime) -> list[Effect]:
-        """A connection's first message: what to write to it before anything else, and what it teaches of jobs.
-
-        Jobs that the host has not taken are sent again; jobs that it had taken and forgot were interrupted; jobs that
-        it runs though they are over here are cancelled.
-        """
+    def hello(self, session: int, hello: Hello) -> list[Effect]:
+        """A connection's first message: what to write to it before anything else."""
         self.session = session
         self._ready = False
         self._resent = -1
         self.agent_version = hello.agent_version
         self.applied_version, self.applied_digest = hello.applied_version, hello.digest
+        facts = {"agent": hello.agent_version, "desired": self.version, "applied": self.applied_version}
+        log.info("host connected", extra={"host": self.name, **facts})
         effects: list[Effect] = [Acked(hello.applied_version, hello.digest)]
         if self.in_sync and self.version > 0:
             self._told, self._on_way = (self.version, self.held), False
         else:
             effects += self._push_whole()
-        return effects + _reconcile(open_jobs, set(hello.running_jobs), now)
+        return effects
 
     def registered(self) -> list[Effect]:
         """The first push is written and the connection can be found by others: catch up with changes since."""
         self._ready = True
         return self._push()
+
+    def resumed(self, running: Collection[str], open_jobs: Sequence[OpenJob], now: datetime) -> list[Effect]:
+        """What a hello's running jobs teach about the jobs that are open here, read once the connection can be found:
+        from then on a new job reaches it, and one from before is among these.
+
+        Jobs that the host has not taken are sent again; jobs that it had taken and forgot were interrupted; jobs that
+        it runs though they are over here are cancelled.
+        """
+        running = set(running)
+        again = [job.command for job in open_jobs if not job.accepted and job.command.job_id not in running]
+        taken = [job.command.job_id for job in open_jobs if not job.accepted and job.command.job_id in running]
+        gone = [job.command.job_id for job in open_jobs if job.accepted and job.command.job_id not in running]
+        over = running - {job.command.job_id for job in open_jobs}
+        error = "the agent has no memory of this job: its journal was lost"
+        effects: list[Effect] = []
+        if again or over:
+            effects.append(Send([*again, *map(CommandCancel, sorted(over))]))
+        if taken:
+            effects.append(Accepted(taken))
+        if gone:
+            effects.append(Finish([JobFinished(job_id, "interrupted", now, error=error) for job_id in gone]))
+        return effects
 
     def lost(self, session: int) -> None:
         """A connection is gone; another one may have taken its place before."""
@@ -182,7 +202,7 @@ class Host:
         self._on_way = False
         if ack.digest != self._told[1].digest:
             return effects + self._mismatched(ack)
-        log.info("acked", extra={"host": self.name, "version": ack.version, "digest": ack.digest[:12]})
+        log.log(_level(ack.version), "acked", extra={"host": self.name, "version": ack.version, "digest": ack.digest})
         return effects + self._push()
 
     def resync(self, message: ScheduleResync) -> list[Effect]:
@@ -191,7 +211,7 @@ class Host:
         return self._push_whole()
 
     def _mismatched(self, ack: ScheduleAck) -> list[Effect]:
-        extra = {"host": self.name, "version": ack.version, "digest": ack.digest[:12]}
+        extra = {"host": self.name, "version": ack.version, "digest": ack.digest}
         if self._resent == ack.version:  # it had the whole set and still differs: the next change tries again
             log.error("host holds another set than it was sent", extra=extra)
             return []
@@ -210,7 +230,8 @@ class Host:
 
     def _tell(self, push: Push) -> list[Effect]:
         self._told, self._on_way = (push.version, push.new), True
-        log.info("pushed", extra={"host": self.name, "version": push.version, "schedules": len(push.new)})
+        facts = {"version": push.version, "schedules": len(push.new)}
+        log.log(_level(push.version), "pushed", extra={"host": self.name, **facts})
         return [push]
 
     # Messages.
@@ -249,8 +270,6 @@ class Host:
                     ends.append(message)
                 case JobProgress() | JobLog():
                     news.append(message)
-                case Hello():
-                    log.warning("second hello on a connection left unread", extra={"host": self.name})
         if refused:
             effects.append(Send(refused, refused_ids))
         if jobs:
@@ -306,21 +325,9 @@ def command_for(target: Target, host: str, job_id: str, scheduled_at: datetime |
     )
 
 
-def _reconcile(open_jobs: Sequence[OpenJob], running: set[str], now: datetime) -> list[Effect]:
-    """What a hello's running jobs teach about the jobs that are open here."""
-    again = [job.command for job in open_jobs if not job.accepted and job.command.job_id not in running]
-    taken = [job.command.job_id for job in open_jobs if not job.accepted and job.command.job_id in running]
-    gone = [job.command.job_id for job in open_jobs if job.accepted and job.command.job_id not in running]
-    over = running - {job.command.job_id for job in open_jobs}
-    error = "the agent has no memory of this job: its journal was lost"
-    effects: list[Effect] = (
-        [Send([*again, *(CommandCancel(job_id) for job_id in sorted(over))])] if again or over else []
-    )
-    if taken:
-        effects.append(Accepted(taken))
-    if gone:
-        effects.append(Finish([JobFinished(job_id, "interrupted", now, error=error) for job_id in gone]))
-    return effects
+def _level(version: int) -> int:
+    """How much a push matters to people: version 0 is the empty set of a host that nothing was ever declared for."""
+    return logging.INFO if version else logging.DEBUG
 
 
 def _repeated(command: CommandRun) -> ScheduleRefused:

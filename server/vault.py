@@ -12,6 +12,8 @@ from typing import Self
 import msgspec
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
+from server import private
+
 MAX_KEY_FILE = 64 << 10
 """Bytes of a key file that are read."""
 
@@ -51,7 +53,7 @@ class Vault:
         Raises VaultError for a file that cannot be used, or that others may read.
         """
         if not path.exists():
-            _create(path, cls.new_key())
+            private.create(path, cls.new_key() + "\n")
         try:
             return cls(_read(path))
         except VaultError as error:
@@ -86,19 +88,3 @@ def _read(path: Path) -> list[str]:
     if len(content) > MAX_KEY_FILE:
         raise VaultError(f"longer than {MAX_KEY_FILE} bytes: a key file holds one key a line")
     return content.decode("ascii", "replace").split()
-
-
-def _create(path: Path, key: str) -> None:
-    """Write a new key file whole or not at all; another process that was quicker wins."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(key + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()

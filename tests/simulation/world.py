@@ -299,8 +299,9 @@ class Server:
         open_jobs = [OpenJob(row.job.command, row.accepted) for row in rows]
         credentials = RepoCredentials([Repository("repo", "default/repo", "/repo", "secret")])
         pipe.carry(1, lambda: pipe.agent.receive((credentials,)))
-        self.perform(pipe, host.hello(pipe.session, hello, open_jobs, self.world.now))
+        self.perform(pipe, host.hello(pipe.session, hello))
         self.perform(pipe, host.registered())
+        self.perform(pipe, host.resumed(hello.running_jobs, open_jobs, self.world.now))
 
     def store(self, commit: Callable[[], None]) -> None:
         """Commit something soon, in order; a kill before that loses it."""
