@@ -1,7 +1,9 @@
 """The server's REST API, as far as a controller needs it."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+import ssl
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote
@@ -10,6 +12,8 @@ import httpx
 
 TIMEOUT_S = 30.0
 """Seconds that the server has for one answer."""
+NEWS_S = 60.0
+"""Seconds within which a stream of news must say something, if only that it lives."""
 PAGE = 500
 """Resources that one page of a list holds."""
 
@@ -42,15 +46,32 @@ class Refused(ControllerError):  # noqa: N818 - an answer
         self.errors = errors
 
 
+class Bearer(httpx.Auth):
+    """A token that is read anew for every request: those of service accounts are replaced every hour."""
+
+    def __init__(self, token: Callable[[], str]) -> None:
+        self._token = token
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Put the token into the request's header (RFC 6750, section 2.1)."""
+        request.headers["Authorization"] = f"Bearer {self._token()}"
+        yield request
+
+
 class Client:
     """Speaks with one server, as an asynchronous context manager. Its repr hides the token.
 
-    Every method raises Unreachable and Refused.
+    `token`: the bearer token, or what tells it; `ca_file`: whom to trust, in PEM, besides nobody. Every method raises
+    Unreachable and Refused.
     """
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str | Callable[[], str], ca_file: Path | None = None) -> None:
         self.url = url
-        headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+        auth = Bearer(token if callable(token) else lambda: token)
+        try:
+            verify = ssl.create_default_context(cafile=ca_file)
+        except OSError as error:
+            raise ControllerError(f"{ca_file}: {error.strerror}: give a file of certificates in PEM") from None
         try:
             base = httpx.URL(f"{url.rstrip('/')}/api/v1")
         except httpx.InvalidURL as error:
@@ -59,7 +80,7 @@ class Client:
             ) from None
         # No proxy stands between this machine and itself.
         remote = base.host not in ("127.0.0.1", "::1", "localhost")
-        self._http = httpx.AsyncClient(base_url=base, headers=headers, timeout=TIMEOUT_S, trust_env=remote)
+        self._http = httpx.AsyncClient(base_url=base, auth=auth, verify=verify, timeout=TIMEOUT_S, trust_env=remote)
 
     def __repr__(self) -> str:
         return f"Client({self.url!r})"
@@ -74,7 +95,7 @@ class Client:
         await self._http.__aexit__(kind, error, trace)
 
     async def resources(self, plural: str) -> AsyncIterator[Object]:
-        """All `schedules` or `repositories` that the server has, page by page."""
+        """All `schedules`, `repositories` or `hosts` that the server has, page by page."""
         cursor: str | None = None
         while True:
             params = {"limit": PAGE} | ({"cursor": cursor} if cursor else {})
@@ -93,8 +114,11 @@ class Client:
 
     async def delete(self, plural: str, namespace: str, name: str) -> None:
         """Delete a resource; one that is gone already is no error."""
+        await self._gone(plural, namespace, name)
+
+    async def _gone(self, *parts: str) -> None:
         try:
-            await self._ask("DELETE", _path(plural, namespace, name))
+            await self._ask("DELETE", _path(*parts))
         except Refused as refused:
             if refused.status != httpx.codes.NOT_FOUND:
                 raise
@@ -103,15 +127,49 @@ class Client:
         """Make a host known, or give it these labels in place of those it had."""
         return await self._ask("PUT", _path("hosts", name), body={"labels": dict(labels)})
 
+    async def delete_host(self, name: str) -> None:
+        """Forget a host; one that is not known is no error."""
+        await self._gone("hosts", name)
+
+    async def run(self, namespace: str, schedule: str, run: str, selector: object) -> Object:
+        """Run a schedule now, on those of its hosts that a selector selects; asked again, the same run is told."""
+        path = f"{_path('schedules', namespace, schedule)}/run"
+        return await self._ask("POST", path, body={"run": run, "hostSelector": selector})
+
+    async def run_status(self, run: str) -> Object:
+        """How far a run is, in the words of a Run's status."""
+        return await self._ask("GET", _path("runs", run))
+
+    async def news(self) -> AsyncIterator[Collection[str]]:
+        """Which kinds have changed on the server (`schedules`, `hosts`, `runs`), as it happens; first of all, all.
+
+        Ends when the server ends it; then something may have been missed.
+        """
+        try:
+            async with self._http.stream("GET", "/news", timeout=httpx.Timeout(TIMEOUT_S, read=NEWS_S)) as answer:
+                if not answer.is_success:
+                    await answer.aread()
+                    _read(answer)
+                async for line in answer.aiter_lines():
+                    if line.startswith("data:"):
+                        yield json.loads(line.removeprefix("data:"))["changed"]
+        except httpx.RequestError as error:
+            raise self._unreachable(error) from None
+        except (ValueError, KeyError, TypeError):
+            raise Refused(httpx.codes.OK, _STRANGE) from None
+
     async def _ask(
         self, method: str, path: str, params: Mapping[str, Any] | None = None, body: object = None
     ) -> Object:
         try:
             answer = await self._http.request(method, path, params=params, json=body)
         except httpx.RequestError as error:
-            reason = str(error) or type(error).__name__
-            raise Unreachable(f"{self.url} does not answer ({reason}): is the server running there?") from None
+            raise self._unreachable(error) from None
         return _read(answer)
+
+    def _unreachable(self, error: httpx.RequestError) -> Unreachable:
+        reason = str(error) or type(error).__name__
+        return Unreachable(f"{self.url} does not answer ({reason}): is the server running there?")
 
 
 def _path(*parts: str) -> str:
