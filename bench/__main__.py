@@ -1,0 +1,72 @@
+"""`python -m bench [ROW …]`: measures, and prints a table of what was measured beside its floor and its limits."""
+
+import asyncio
+import subprocess
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from bench import fires, loading, memory, pushes, reconnect, timing
+from bench.fleet import raise_file_limit
+from bench.result import Result, Row
+
+PARTS = (fires, pushes, timing, loading, memory, reconnect)
+ROWS: dict[str, Row] = {row.name: row for part in PARTS for row in part.ROWS}
+
+
+def main() -> int:
+    parser = ArgumentParser("python -m bench", description="Measures what the product's heart can do, beside a floor.")
+    parser.add_argument("row", nargs="*", help=f"rows to measure, all when none is named: {', '.join(ROWS)}")
+    parser.add_argument("--json", action="store_true", help="print results as JSON, in seconds and bytes")
+    given = parser.parse_args()
+    if unknown := set(given.row) - ROWS.keys():
+        parser.error(f"there is no row {', '.join(sorted(unknown))}")
+    names = given.row or list(ROWS)
+    console = Console(stderr=True)
+    results: list[Result] = []
+    with console.status("") as status:
+        for name in names:
+            status.update(f"measuring {name} ({names.index(name) + 1} of {len(names)})")
+            results += measured(name) if len(names) > 1 else here(name)
+    if given.json:
+        sys.stdout.write(msgspec.json.encode(results).decode() + "\n")
+    else:
+        show(results)
+    return 0 if all(result.met for result in results) else 1
+
+
+def here(name: str) -> Sequence[Result]:
+    """A row measured in this process."""
+    raise_file_limit()
+    return asyncio.run(ROWS[name].measure(name))
+
+
+def measured(name: str) -> list[Result]:
+    """A row measured in a process of its own, so that rows do not disturb each other."""
+    argv = [sys.executable, "-m", "bench", "--json", name]
+    printed = subprocess.run(argv, stdout=subprocess.PIPE, check=False).stdout
+    if not printed:
+        raise SystemExit(f"bench: {name} could not be measured")
+    return msgspec.json.decode(printed, type=list[Result])
+
+
+def show(results: Sequence[Result]) -> None:
+    """Print the table."""
+    table = Table(show_lines=True)
+    for name in ("row", "what", "measured", "limit", "floor", "times the floor", "met", "notes"):
+        table.add_column(name, justify="left" if name in ("row", "what", "notes") else "right")
+    for it in results:
+        ratio = "" if it.ratio is None else f"{it.ratio:.2f}"
+        ratio += f" (≤ {it.limits.ratio:g})" if it.limits.ratio is not None else ""
+        met = "[green]met[/]" if it.met else "[red]not met[/]"
+        floor = f"{it.shown(it.floor)}\n{it.floor_is}".strip()
+        table.add_row(it.row, it.what, it.shown(it.measured), it.shown(it.limits.most), floor, ratio, met, it.note)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Rows of a fire: a herd of them, and one alone and at half load."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from websockets.asyncio.client import ClientConnection
+
+from bench import floors
+from bench.fleet import CONNECTING, Agent, Fleet, running, still, until
+from bench.result import Limits, Result, Row, median, percentile, runs
+from bench.servers import declare, schedule, serving
+from wire import codec
+from wire.messages import ScheduleFire
+
+AGENTS, EACH = 1000, 10
+RUNS = 3
+ALONE = 400
+CLOSED_S = OPEN_S = 3.0
+FEW = 100
+
+
+async def herd(row: str) -> Sequence[Result]:
+    """10,000 fires due at once over 1,000 agents, from their due time to the last command received."""
+    took = []
+    async with serving() as server:
+        async with server.client() as client:
+            await declare(client, [schedule(f"every-minute-{at}") for at in range(EACH)])
+        async with running(server.gateway, server.agent_token, AGENTS) as fleet, still():
+            await fleet.until_version(1)
+            for run in range(1, RUNS + 1):
+                due = fleet.due_in(1.0)
+                await fleet.until_commands(run * AGENTS * EACH)
+                took.append(max(agent.asked_at for agent in fleet.agents) - due)
+                await server.until_stored("SELECT count(*) FROM jobs WHERE status = 'running'", run * AGENTS * EACH)
+    floor = [await _echo_herd(EACH) for _ in range(RUNS)]
+    batched = [await _echo_herd(1) for _ in range(RUNS)]
+    note = f"{runs(took)}; none lost; echo of one frame for each agent's tick: {median(batched) * 1e3:.0f} ms"
+    what = "10,000 fires due at once over 1,000 agents, recorded and answered: the last answer"
+    is_ = "echo, one row and frame each"
+    return [Result(row, what, "s", median(took), median(floor), is_, Limits(1.5, 2.0), note)]
+
+
+async def _echo_herd(each: int) -> float:
+    """As many rows through a bare echo, in so many frames on each connection: seconds to the last answer."""
+    fires = [ScheduleFire("0" * 32, datetime.now(UTC)) for _ in range(EACH // each)]
+    frame = codec.encode(fires)
+
+    async def ask(client: ClientConnection) -> None:
+        for _ in range(each):
+            await client.send(frame)
+        for _ in range(each):
+            await client.recv()
+
+    async with floors.serving("echo") as server, floors.connected(server.port, AGENTS, CONNECTING) as clients, still():
+        begin = time.perf_counter()
+        await asyncio.gather(*map(ask, clients))
+        return time.perf_counter() - begin
+
+
+async def fire(row: str) -> Sequence[Result]:
+    """One fire on an idle server, from the tick to the command; then at half of what the server can do."""
+    async with serving() as server:
+        async with server.client() as client:
+            await declare(client, [schedule("every-minute")])
+        async with running(server.gateway, server.agent_token, FEW) as fleet, still():
+            await fleet.until_version(1)
+            alone = [await _fire(fleet.agents[0]) for _ in range(ALONE)]
+            rate = await _rate(fleet)
+            loaded = await _at_rate(fleet, rate / 2)
+    echoed = await _echo_alone()
+    what = "one fire on an idle server, to the command: p50"
+    half = f"one fire at half load ({rate / 2:,.0f} fires a second of {FEW} agents): p99"
+    return [
+        Result(row, what, "ms", median(alone), median(echoed), "echo of one row", Limits(None, 2.0)),
+        Result(row, half, "ms", percentile(loaded, 99), None, "", Limits(0.010), f"p50 {median(loaded) * 1e3:.1f} ms"),
+    ]
+
+
+async def _fire(agent: Agent) -> float:
+    """Have an agent's next due time come now: seconds to the command."""
+    wanted = agent.commands + 1
+    begin = time.perf_counter()
+    agent.perform(agent.core.tick(agent.core.wake_at))
+    await until(agent, lambda: agent.commands >= wanted)
+    return agent.asked_at - begin
+
+
+async def _rate(fleet: Fleet) -> float:
+    """Fires a second when each agent fires again as soon as it was answered."""
+    count = 0
+    end = time.perf_counter() + CLOSED_S
+
+    async def again(agent: Agent) -> None:
+        nonlocal count
+        while time.perf_counter() < end:
+            await _fire(agent)
+            count += 1
+
+    await asyncio.gather(*map(again, fleet.agents))
+    return count / CLOSED_S
+
+
+async def _at_rate(fleet: Fleet, rate: float) -> list[float]:
+    """Seconds that fires take which come at a steady rate, each agent in its turn."""
+    begin = asyncio.get_running_loop().time()
+    tasks = []
+    for number in range(int(rate * OPEN_S)):
+        await asyncio.sleep(begin + number / rate - asyncio.get_running_loop().time())
+        tasks.append(asyncio.create_task(_fire(fleet.agents[number % FEW])))
+    return list(await asyncio.gather(*tasks))
+
+
+async def _echo_alone() -> list[float]:
+    frame = codec.encode([ScheduleFire("0" * 32, datetime.now(UTC))])
+    took = []
+    async with floors.serving("echo") as server, floors.connected(server.port, 1, 1) as (client,), still():
+        for _ in range(ALONE):
+            begin = time.perf_counter()
+            await client.send(frame)
+            await client.recv()
+            took.append(time.perf_counter() - begin)
+    return took
+
+
+ROWS = (Row("herd", herd), Row("fire", fire))

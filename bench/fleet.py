@@ -1,0 +1,183 @@
+"""The load: agents in one process, each the real service, core, cron and link, with a journal that forgets.
+
+Their clock can be moved, so that a due time comes when the bench wants it.
+"""
+
+import asyncio
+import gc
+import resource
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from agent.journal import Journal
+from agent.memory import Memory, Record
+from agent.service import Config, Service
+from wire.messages import CommandRun, FromServer, JobEnd, JobFinished
+
+CONNECTING = 256
+"""Agents that connect at once: as many as a server's backlog takes in with ease."""
+
+
+def raise_file_limit() -> None:
+    """Let this process and its children have as many connections as the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@asynccontextmanager
+async def still() -> AsyncIterator[None]:
+    """While entered, what this process holds is not searched for garbage, which many real agents would not share."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+class Clock:
+    """The wall clock, moved."""
+
+    def __init__(self) -> None:
+        self.shift = timedelta()
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.shift
+
+    def set(self, at: datetime) -> None:
+        """Have it be `at` now."""
+        self.shift = at - datetime.now(UTC)
+
+
+class Forgetful:
+    """A journal without a disk: what it is told to write is written at once."""
+
+    def append(self, records: Sequence[Record], then: Callable[[], None] | None = None) -> None:
+        if then is not None:
+            asyncio.get_running_loop().call_soon(then)
+
+    def compact(self, memory: Memory) -> bool:
+        return False
+
+    async def close(self) -> None:
+        pass
+
+
+class Endless:
+    """Runs commands that have no end within the bench."""
+
+    async def run(self, command: CommandRun, *_: object) -> JobFinished:
+        return await asyncio.get_running_loop().create_future()
+
+    def stop(self, job_id: str, status: JobEnd) -> None:
+        pass
+
+
+class Agent(Service):
+    """An agent that tells when it was given commands and when it is in sync."""
+
+    def __init__(self, host: str, url: str, token: str, memory: Memory, clock: Clock) -> None:
+        super().__init__(Config(host, url, token), cast(Journal, Forgetful()), memory, Endless(), clock=clock)
+        self.clock = clock
+        self.commands = 0
+        self.asked_at = 0.0
+        self.on_change: Callable[[], None] = lambda: None
+
+    @property
+    def version(self) -> int:
+        return self.core.memory.version
+
+    def connected(self) -> None:
+        super().connected()
+        self.on_change()
+
+    def received(self, message: FromServer) -> None:
+        if isinstance(message, CommandRun):
+            self.commands += 1
+            self.asked_at = time.perf_counter()
+        super().received(message)
+        self.on_change()
+
+    def perform(self, effects: Sequence[Any]) -> None:
+        super().perform(effects)
+        self.on_change()
+
+
+class Fleet:
+    """Agents that run until `stop`."""
+
+    def __init__(self, url: str, token: str, size: int, memories: Sequence[Memory] = ()) -> None:
+        self.clock = Clock()
+        held = memories or [Memory() for _ in range(size)]
+        self.agents = [Agent(f"host-{at}", url, token, memory, self.clock) for at, memory in enumerate(held)]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Connect all, a bounded number at a time."""
+        gate = asyncio.Semaphore(CONNECTING)
+
+        async def begin(agent: Agent) -> None:
+            async with gate:
+                self._tasks.append(asyncio.create_task(agent.run()))
+                await until(agent, lambda: agent.core.connected)
+
+        await asyncio.gather(*map(begin, self.agents))
+
+    async def stop(self) -> None:
+        """End all at once, without a word to the server."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def until_version(self, version: int) -> None:
+        """Wait until all hold that version."""
+        for agent in self.agents:
+            await until(agent, lambda agent=agent: agent.version >= version)  # type: ignore[misc]
+
+    async def until_commands(self, total: int) -> None:
+        """Wait until all together were given so many commands."""
+        for agent in self.agents:
+            await until(agent, lambda agent=agent: agent.commands * len(self.agents) >= total)  # type: ignore[misc]
+
+    def due_in(self, seconds: float) -> float:
+        """Move the clock so that the next due time comes in so many seconds; by time.perf_counter, when."""
+        due = min(agent.core.wake_at for agent in self.agents)
+        at = time.perf_counter() + seconds
+        self.clock.set(due - timedelta(seconds=seconds))
+        for agent in self.agents:
+            agent.perform(())
+        return at
+
+
+async def until(agent: Agent, holds: Callable[[], bool], timeout_s: float = 60) -> None:
+    """Wait until something holds of an agent."""
+    if holds():
+        return
+    changed = asyncio.get_running_loop().create_future()
+
+    def look() -> None:
+        if not changed.done() and holds():
+            changed.set_result(None)
+
+    agent.on_change = look
+    try:
+        async with asyncio.timeout(timeout_s):
+            await changed
+    finally:
+        agent.on_change = lambda: None
+
+
+@asynccontextmanager
+async def running(url: str, token: str, size: int) -> AsyncIterator[Fleet]:
+    """A fleet, connected and gone at the end."""
+    fleet = Fleet(url, token, size)
+    try:
+        await fleet.start()
+        yield fleet
+    finally:
+        await fleet.stop()

@@ -1,0 +1,98 @@
+"""Rows of loading: 100,000 schedules with a few expressions, by an agent and by a server."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from croniter import croniter
+from msgspec import Raw
+
+from agent import core
+from agent.memory import Memory
+from bench.result import Limits, Result, Row, median, runs
+from bench.servers import repository, schedule
+from server import records, resources
+from server.control import Control
+from server.records import HostRow, RepositoryRow, ScheduleRow
+from server.service import new_id, utc_now
+from server.store import Store
+from server.vault import Vault
+from wire import entries
+from wire.messages import Entry, ScheduleSet
+
+MANY = 100_000
+CRONS = ("0 2 * * *", "*/15 * * * *", "30 3 * * 1-5", "0 0 1 * *", "@hourly", "15 4 * * sun")
+ZONES = ("UTC", "Europe/Berlin", "America/New_York")
+RUNS = 3
+
+
+async def by_agent(row: str) -> Sequence[Result]:
+    """A set pushed to an agent: read, digested and its timetable built."""
+    push = ScheduleSet(1, [Raw(raw) for raw in _entries()])
+    took = []
+    for _ in range(RUNS):
+        begin = time.perf_counter()
+        built = core.built(Memory(), push, "host", datetime.now(UTC))
+        took.append(time.perf_counter() - begin)
+        assert isinstance(built, core.Built)
+        assert len(built.table) == MANY
+    return [_result(row, "100,000 schedules loaded by an agent: digest and timetable", took)]
+
+
+async def by_server(row: str) -> Sequence[Result]:
+    """Control.load of a database with a host that holds them all."""
+    took = []
+    with TemporaryDirectory(prefix="lamplighter-bench-") as folder:
+        store = await asyncio.to_thread(Store.open, Path(folder) / "lamplighter.db")
+        await _fill(store)
+        for _ in range(RUNS):
+            control = Control(store, Vault([Vault.new_key()]), utc_now, new_id)
+            begin = time.perf_counter()
+            await control.load()
+            took.append(time.perf_counter() - begin)
+            assert len(control.hosts["host"].held) == MANY
+        await store.close()
+    return [_result(row, "100,000 schedules loaded by the server: rows, sets and digests", took)]
+
+
+def _result(row: str, what: str, took: Sequence[float]) -> Result:
+    floor = _constructors()
+    return Result(row, what, "s", median(took), floor, "croniter's constructors alone", Limits(1.0), runs(took))
+
+
+def _constructors() -> float:
+    now = datetime.now(UTC)
+    begin = time.perf_counter()
+    for at in range(MANY):
+        croniter(CRONS[at % len(CRONS)], now)
+    return time.perf_counter() - begin
+
+
+def _entries() -> Iterator[bytes]:
+    began = datetime.now(UTC)
+    for at in range(MANY):
+        zone = ZONES[at % len(ZONES)]
+        yield entries.encode_entry(Entry(f"{at:032x}", f"bench/{at}", random.choice(CRONS), began, "1", zone))
+
+
+async def _fill(store: Store) -> None:
+    now = datetime.now(UTC)
+    main = resources.parse_repository(repository())
+    await store.write(
+        records.upsert_repositories,
+        RepositoryRow(new_id(), main.namespace, main.name, main.labels, main.raw_spec, 1, now, now),
+    )
+    parsed = [resources.parse_schedule(schedule("any", cron)) for cron in CRONS]
+    rows = (
+        ScheduleRow(new_id(), it.namespace, f"nightly-{at}", it.labels, it.raw_spec, 1, now, now, now)
+        for at, it in ((at, random.choice(parsed)) for at in range(MANY))
+    )
+    await asyncio.gather(*(store.write(records.upsert_schedules, row) for row in rows))
+    await store.write(records.upsert_hosts, HostRow("host", {}, now, now))
+
+
+ROWS = (Row("load-agent", by_agent), Row("load-server", by_server))

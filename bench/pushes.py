@@ -1,0 +1,122 @@
+"""Rows of a push: one change rolled out to a fleet, and the bytes that it costs."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from bench import floors
+from bench.fleet import CONNECTING, running, still
+from bench.result import Limits, Result, Row, median, runs
+from bench.servers import Server, change, declare, schedule, serving
+from wire import codec, entries
+from wire.messages import PROTOCOL, FromServer, Hello, ScheduleAck, ScheduleDiff, ScheduleSet
+
+FLEETS = {1_000: 0.3, 10_000: 2.0}
+"""How many agents, and seconds to their last ack stored."""
+RUNS = 3
+MANY = 1_000
+IN_SYNC = "SELECT count(*) FROM hosts WHERE applied_version = ? AND applied_digest = desired_digest"
+
+
+def rollout(agents: int) -> Row:
+    """The row of a fleet of that size."""
+
+    async def measure(row: str) -> Sequence[Result]:
+        """One schedule changed, from the request to the last ack in the database."""
+        took = []
+        async with serving() as server, server.client() as client:
+            await declare(client, [schedule("nightly", "0 2 * * *"), schedule("weekly", "@weekly")])
+            async with running(server.gateway, server.agent_token, agents) as fleet, still():
+                await server.until_stored(IN_SYNC, agents, 1)
+                for run in range(1, RUNS + 1):
+                    begin = time.perf_counter()
+                    await change(client, schedule("nightly", f"{run} 2 * * *"))
+                    await fleet.until_version(1 + run)
+                    await server.until_stored(IN_SYNC, agents, 1 + run)
+                    took.append(time.perf_counter() - begin)
+            frame = await _diff_frame(server, "one-more")
+        floor = [await _cast(frame, agents) for _ in range(RUNS)]
+        what = f"one schedule changed for {agents:,} online agents: the last ack stored"
+        limits = Limits(FLEETS[agents], 2.0)
+        return [Result(row, what, "s", median(took), median(floor), "same bytes, one ack each", limits, runs(took))]
+
+    return Row(f"rollout-{agents}", measure)
+
+
+async def _cast(frame: str, agents: int) -> float:
+    """Seconds to send a frame to so many bare connections and to read one ack of each."""
+    ack = codec.encode([ScheduleAck(2, "0" * 64)])
+
+    async def answer(client: ClientConnection) -> None:
+        await client.recv()
+        await client.send(ack)
+
+    async with floors.serving("cast") as server, floors.connected(server.port, agents, CONNECTING) as clients, still():
+        caller = await floors.dial(server.port, "/all")
+        answers = [asyncio.create_task(answer(client)) for client in clients]
+        await asyncio.sleep(0)
+        begin = time.perf_counter()
+        await caller.send(frame)
+        await caller.recv()
+        took = time.perf_counter() - begin
+        await asyncio.gather(*answers)
+        caller.transport.abort()
+    return took
+
+
+async def diff(row: str) -> Sequence[Result]:
+    """The bytes of the frame that one changed schedule of 1,000 causes."""
+    async with serving() as server:
+        async with server.client() as client:
+            await declare(client, [schedule(f"nightly-{at}", "0 2 * * *") for at in range(MANY - 1)])
+        frame = await _diff_frame(server, "nightly")
+        (message,) = [message for message, _ in codec.from_server.read(frame)]
+        assert isinstance(message, ScheduleDiff)
+        (entry,) = message.upsert
+        whole = await _whole_frame(server)
+    note = f"the whole set: {len(whole):,} bytes"
+    what = "bytes pushed when one of a host's 1,000 schedules changes"
+    return [Result(row, what, "B", len(frame), len(bytes(entry)), "that schedule", Limits(None, 2.0), note)]
+
+
+async def _diff_frame(server: Server, name: str) -> str:
+    """The frame that a host is sent when a Schedule that it has is changed."""
+    async with server.client() as client, _connect(server) as socket:
+        await change(client, schedule(name, "0 2 * * *"))
+        await socket.send(codec.encode([Hello("watcher")]))
+        await _ack(socket)
+        await change(client, schedule(name, "30 2 * * *"))
+        return await _next(socket, ScheduleDiff)
+
+
+async def _whole_frame(server: Server) -> str:
+    async with _connect(server) as socket:
+        await socket.send(codec.encode([Hello("newcomer")]))
+        return await _next(socket, ScheduleSet)
+
+
+def _connect(server: Server) -> connect:
+    headers = {"authorization": f"Bearer {server.agent_token}"}
+    return connect(server.gateway, subprotocols=[PROTOCOL], additional_headers=headers, max_size=None, proxy=None)
+
+
+async def _ack(socket: ClientConnection) -> None:
+    """Ack the set that comes."""
+    ((message, _),) = codec.from_server.read(await _next(socket, ScheduleSet))
+    assert isinstance(message, ScheduleSet)
+    digest = entries.whole(message.schedules).digest
+    await socket.send(codec.encode([ScheduleAck(message.version, digest)]))
+
+
+async def _next(socket: ClientConnection, wanted: type[FromServer]) -> str:
+    """The next frame that carries such a message."""
+    async with asyncio.timeout(30):
+        async for frame in socket:
+            if any(isinstance(message, wanted) for message, _ in codec.from_server.read(frame)):
+                return str(frame)
+    raise AssertionError("the connection ended")
+
+
+ROWS = (*map(rollout, FLEETS), Row("diff", diff))

@@ -1,0 +1,148 @@
+"""The server that is measured, as `lamplighter server` in a process of its own, and what is read of it from outside."""
+
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+READY_S = 60.0
+LAMPLIGHTER = (sys.executable, "-c", "from cli.main import main; main()")
+QUIET = ("--log-level", "warning")
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with closing(socket.socket()) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def resident(pid: int) -> int:
+    """The bytes of memory that a process holds (proc(5), VmRSS)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
+
+class Process:
+    """A child process that serves on a port of this machine."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        self.process = process
+        self.port = port
+
+    @classmethod
+    async def start(cls, argv: Sequence[str], port: int, ready_s: float = READY_S) -> Self:
+        """Start it and wait until it takes connections."""
+        process = await asyncio.create_subprocess_exec(*argv)
+        async with asyncio.timeout(ready_s):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                except OSError:
+                    assert process.returncode is None, f"{argv} ended with {process.returncode}"
+                    await asyncio.sleep(0.02)
+                else:
+                    writer.close()
+                    return cls(process, port)
+
+    async def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it with a signal and wait for its end."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+            await self.process.wait()
+
+    @property
+    def resident(self) -> int:
+        """The bytes of memory that it holds."""
+        return resident(self.process.pid)
+
+
+class Server(Process):
+    """A `lamplighter server`."""
+
+    data: Path
+
+    @classmethod
+    async def at(cls, data: Path, port: int | None = None) -> Self:
+        """Start one on a data folder."""
+        port = port or free_port()
+        argv = (*LAMPLIGHTER, "server", "--data-dir", os.fspath(data), "--listen", f"127.0.0.1:{port}", *QUIET)
+        server = await cls.start(argv, port)
+        server.data = data
+        return server
+
+    @property
+    def gateway(self) -> str:
+        """Where agents connect."""
+        return f"ws://127.0.0.1:{self.port}/agent"
+
+    @property
+    def agent_token(self) -> str:
+        """What lets them in."""
+        return (self.data / "agent-token").read_text().strip()
+
+    def client(self) -> httpx.AsyncClient:
+        """A client of its REST API."""
+        token = (self.data / "admin-token").read_text().strip()
+        headers = {"authorization": f"Bearer {token}"}
+        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}/api/v1", headers=headers, timeout=60)
+
+    def stored(self, question: str, *values: object) -> Any:
+        """The first value that a query on its database answers, read beside it: what is seen is committed."""
+        with closing(sqlite3.connect(f"file:{self.data}/lamplighter.db?mode=ro", uri=True)) as database:
+            return database.execute(question, values).fetchone()[0]
+
+    async def until_stored(self, question: str, wanted: object, *values: object, timeout_s: float = 60) -> None:
+        """Wait until a query answers what is wanted."""
+        async with asyncio.timeout(timeout_s):
+            while self.stored(question, *values) != wanted:
+                await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[Server]:
+    """A server on an empty folder."""
+    with tempfile.TemporaryDirectory(prefix="lamplighter-bench-") as folder:
+        server = await Server.at(Path(folder))
+        try:
+            yield server
+        finally:
+            await server.stop()
+
+
+def _manifest(kind: str, name: str, spec: Mapping[str, object]) -> dict[str, object]:
+    metadata = {"namespace": "bench", "name": name}
+    return {"apiVersion": "lamplighter.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def repository() -> dict[str, object]:
+    """A Repository, with a password as it would have."""
+    spec = {"url": "s3:https://s3.example.org/backups/{host}"}
+    return _manifest("Repository", "main", spec) | {"credentials": {"password": "a password"}}
+
+
+def schedule(name: str, cron: str = "* * * * *", paths: Sequence[str] = ("/etc", "/home")) -> dict[str, object]:
+    """A Schedule of every host."""
+    backup = {"paths": list(paths), "tags": ["bench"]}
+    spec = {"kind": "backup", "cron": cron, "repositoryRef": {"name": "main"}, "backup": backup}
+    return _manifest("Schedule", name, spec | {"concurrencyPolicy": "Allow"})
+
+
+async def declare(client: httpx.AsyncClient, schedules: Sequence[Mapping[str, object]]) -> None:
+    """Have the server take a Repository and these Schedules."""
+    for path, manifest in [("/repositories", repository()), *(("/schedules", it) for it in schedules)]:
+        (await client.post(path, json=manifest)).raise_for_status()
+
+
+async def change(client: httpx.AsyncClient, manifest: Mapping[str, Any]) -> None:
+    """Have the server take a changed Schedule."""
+    (await client.put(f"/schedules/bench/{manifest['metadata']['name']}", json=manifest)).raise_for_status()

@@ -1,0 +1,84 @@
+"""The row of the local cron: how late are many entries that are due together."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from msgspec import Raw
+
+from agent.memory import Memory
+from bench import floors
+from bench.fleet import Agent, Clock, still, until
+from bench.result import Limits, Result, Row, median, percentile
+from wire import entries
+from wire.messages import Entry, FromServer, ScheduleRefused, ScheduleSet
+
+ENTRIES = 1_000
+TICKS = 100
+AHEAD_S = (0.01, 0.05)
+"""Seconds from one tick to the next, within which nobody knows what the loop is doing."""
+
+
+class Timed(Agent):
+    """An agent whose server answers each frame with the time at which it read it."""
+
+    read_at = datetime.min.replace(tzinfo=UTC)
+
+    def received(self, message: FromServer) -> None:
+        if isinstance(message, ScheduleRefused):
+            self.read_at = message.scheduled_at
+        super().received(message)
+
+
+async def lateness(row: str) -> Sequence[Result]:
+    """1,000 entries due together, again and again: from their due time until another process has read them all."""
+    late, timer = [], []
+    async with floors.serving("clock") as server:
+        agent = Timed("host", f"ws://127.0.0.1:{server.port}/", "", _memory(), Clock())
+        running = asyncio.create_task(agent.run())
+        await until(agent, lambda: agent.read_at.year > 1)
+        async with still():
+            for _ in range(TICKS):
+                late.append(await _tick(agent))
+                timer.append(await _empty_timer())
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert min(late) >= 0, f"early by {-min(late)} s"
+    what = "1,000 entries due together: lateness until the last fire was read by another process, p99; never early"
+    note = f"p50 {median(late) * 1e3:.1f} ms, the timer's {median(timer) * 1e3:.1f} ms"
+    limits = Limits(0.005, 1.5)
+    return [
+        Result(row, what, "ms", percentile(late, 99), percentile(timer, 99), "an empty asyncio timer", limits, note)
+    ]
+
+
+def _memory() -> Memory:
+    memory = Memory()
+    began = datetime.now(UTC)
+    raws = [entries.encode_entry(Entry(f"{at:032x}", f"bench/{at}", "* * * * *", began, "1")) for at in range(ENTRIES)]
+    push = ScheduleSet(1, list(map(Raw, raws)))
+    memory.put(push, memory.after(push))
+    return memory
+
+
+async def _tick(agent: Timed) -> float:
+    """Have all entries come due soon: seconds from then until they were read."""
+    ahead = timedelta(seconds=random.uniform(*AHEAD_S))
+    due = datetime.now(UTC) + ahead
+    agent.clock.shift = agent.core.wake_at - due
+    agent.perform(())
+    await until(agent, lambda: agent.read_at > due - ahead)
+    return (agent.read_at - due) / timedelta(seconds=1)
+
+
+async def _empty_timer() -> float:
+    """How late a timer rings that does nothing."""
+    loop = asyncio.get_running_loop()
+    rung = loop.create_future()
+    due = loop.time() + random.uniform(*AHEAD_S)
+    loop.call_at(due, lambda: rung.set_result(loop.time()))
+    return float(await rung) - due
+
+
+ROWS = (Row("lateness", lateness),)
