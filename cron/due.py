@@ -37,12 +37,13 @@ def zone(name: str) -> ZoneInfo:
         raise CronError(f"{name[:64]!r} is not a time zone: give an IANA name, for example Europe/Berlin") from None
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=1 << 12)
 def next_due(expression: Expression, zone: ZoneInfo, after: datetime) -> datetime:
     """The first due time after an aware time, in UTC: to the minute, but for changes of clocks at odd seconds."""
     return _next(expression, zone, after)
 
 
+@lru_cache(maxsize=1 << 10)
 def catch_up(expression: Expression, zone: ZoneInfo, after: datetime, now: datetime, limit: int) -> Missed | None:
     """The latest due time after `after` and up to `now`, and how many there are; counted up to `limit` (1 or more)."""
     latest, count = after, 0
@@ -111,11 +112,10 @@ def _days(expression: Expression, first: date) -> Iterator[date]:
 
 def _first(wall: datetime, zone: ZoneInfo) -> datetime:
     """When clocks first show a wall-clock time, or the moment that they skip it (PEP 495)."""
-    due = _instant(wall, zone, 0)
-    if due.astimezone(zone).replace(tzinfo=None, fold=0) == wall:
+    due, begin = _instant(wall, zone, 0), _instant(wall, zone, 1)
+    if due <= begin:
         return due
     # Skipped: as if the clock had been set already, the time lies before the change, and the other way after it.
-    begin = _instant(wall, zone, 1)
     before = _offset(begin, zone)
     seconds = range(int((due - begin).total_seconds()) + 1)
     return begin + timedelta(

@@ -19,6 +19,8 @@ MACROS = {
     "@monthly": "0 0 1 * *",
     "@yearly": "0 0 1 1 *",
 }
+MAX_TEXT = 256
+"""Characters of an expression that are read."""
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
@@ -43,6 +45,10 @@ _FIELDS = (
     _Field("month", 1, 12, _MONTHS),
     _Field("day of week", 0, 7, _WEEKDAYS),
 )
+_EVERY = tuple(frozenset(range(about.low, about.high + 1)) for about in _FIELDS)
+"""What * names, shared by all expressions: thousands are kept in memory."""
+_DAY = tuple(range(24 * 60))
+"""The minutes of a day, shared likewise."""
 _PART = re.compile(
     r"(?:\*|(?P<first>[0-9]{1,2}|[a-z]{3})(?:-(?P<last>[0-9]{1,2}|[a-z]{3}))?)(?:/(?P<step>[0-9]{1,2}))?"
 )
@@ -70,12 +76,14 @@ class Expression:
         return day.month in self.months and (of_month or of_week if self.either else of_month and of_week)
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1 << 12)
 def parse(text: str) -> Expression:
     """The expression that a text says. Raises CronError for one that crontab(5) does not know, or that never comes.
 
     A step may also follow a single number, as in CronJobs: `5/15` is `5-59/15`. Names are read in any case.
     """
+    if len(text) > MAX_TEXT:
+        raise CronError(f"has {len(text)} characters: give at most {MAX_TEXT}, with ranges and steps in place of lists")
     fields = MACROS.get(text, text).lower().split()
     if text.startswith("@") and text not in MACROS:
         raise CronError(f"{text[:32]!r} is not known: use one of {', '.join(MACROS)}, or five fields")
@@ -86,12 +94,12 @@ def parse(text: str) -> Expression:
     for said, about in zip(fields, _FIELDS, strict=True):
         _check(said, about)
     minutes, hours, month_days, months, weekdays = (
-        frozenset(range(about.low, about.high + 1)) if "*" in named else frozenset(map(int, named))
-        for named, about in zip(croniter.expand(" ".join(fields))[0], _FIELDS, strict=True)
+        every if "*" in named else frozenset(map(int, named))
+        for named, every in zip(croniter.expand(" ".join(fields))[0], _EVERY, strict=True)
     )
     # crontab(5): either day matches "if both fields are restricted (i.e., don't contain the "*" character)".
     either = "*" not in fields[2] and "*" not in fields[4]
-    times = tuple(60 * hour + minute for hour in sorted(hours) for minute in sorted(minutes))
+    times = tuple(_DAY[60 * hour + minute] for hour in sorted(hours) for minute in sorted(minutes))
     expression = Expression(text, times, month_days, months, weekdays, either, len(hours) == 24)
     if not _comes(expression):
         raise CronError(f"never comes: month {fields[3]} has no day {fields[2]}")
