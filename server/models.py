@@ -175,6 +175,27 @@ class JobLog(Base, table=True):
     total_bytes: int = Field(sa_type=sa.Integer)
 
 
+class Enrolment(Base, table=True):
+    """A host's newest enrolment token, hashed. `key_hash`: of the key that it was used for, empty while unused."""
+
+    __tablename__ = "enrolments"
+
+    host: str = Field(primary_key=True, foreign_key="hosts.name", ondelete="CASCADE", max_length=253)
+    token_hash: str = Field(unique=True, max_length=64)
+    expires_at: datetime = Field(sa_type=UtcDateTime)
+    key_hash: str = Field(default="", max_length=64)
+
+
+class HostKey(Base, table=True):
+    """What a host outside a cluster shows who it is with, hashed."""
+
+    __tablename__ = "host_keys"
+
+    host: str = Field(primary_key=True, foreign_key="hosts.name", ondelete="CASCADE", max_length=253)
+    key_hash: str = Field(unique=True, max_length=64)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+
+
 class Audit(Base, table=True):
     """Who changed what, when."""
 
@@ -193,3 +214,4 @@ class Audit(Base, table=True):
 tables = Base.metadata.tables
 HOSTS, SCHEDULES, REPOSITORIES = tables["hosts"], tables["schedules"], tables["repositories"]
 JOBS, JOB_LOGS, AUDIT = tables["jobs"], tables["job_logs"], tables["audit_log"]
+ENROLMENTS, HOST_KEYS = tables["enrolments"], tables["host_keys"]
