@@ -6,10 +6,10 @@ a message that answers nothing has none.
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from wire.messages import FROM_AGENT, FROM_SERVER, TYPES, FromAgent, FromServer, Message
 
@@ -38,7 +38,7 @@ class Envelope(Struct, omit_defaults=True):
     """What every message travels in."""
 
     type: str
-    id: str = ""
+    id: Annotated[str, Meta(max_length=64)] = ""
     payload: Raw = Raw(b"{}")
 
 
@@ -52,6 +52,8 @@ class Outgoing(Struct, omit_defaults=True):
 
 _encoder = msgspec.json.Encoder()
 _envelopes = msgspec.json.Decoder(list[Envelope] | Envelope)
+_UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+"""What a decoder raises: text is looked at only where a field holds it, so bytes that are none surface late."""
 
 
 def encode(messages: Sequence[Message], ids: Sequence[str] = ()) -> str:
@@ -82,7 +84,7 @@ class Reader(Generic[M]):
             raise FrameError(f"frame of {len(frame)} bytes: at most {self._limit} are read")
         try:
             envelopes = _envelopes.decode(frame)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except _UNREADABLE as error:
             raise FrameError(f"frame: {error}") from None
         if isinstance(envelopes, Envelope):
             envelopes = [envelopes]
@@ -96,7 +98,7 @@ class Reader(Generic[M]):
                 continue
             try:
                 messages.append((decoder.decode(envelope.payload), envelope.id))
-            except (msgspec.DecodeError, RecursionError) as error:
+            except _UNREADABLE as error:
                 raise FrameError(f"{envelope.type}: {error}") from None
         return messages
 
