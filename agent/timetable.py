@@ -67,7 +67,7 @@ class Timetable:
         return self._heap[0][0] if self._heap else NEVER
 
     @property
-    def next_entry(self) -> entries.Entry | None:
+    def next_entry(self) -> Entry | None:
         """What is due at `next_at`."""
         return self._slots[self._heap[0][1]].entry if self._heap else None
 

@@ -89,4 +89,5 @@ def _text(value: object) -> str:
     text = str(value)
     if _ID.fullmatch(text):
         return text[:SHORT_ID]
-    return json.dumps(text, ensure_ascii=False) if not text or any(c.isspace() or c in '"=' for c in text) else text
+    plain = text.isprintable() and not any(c in ' "=' for c in text)
+    return text if text and plain else json.dumps(text, ensure_ascii=not text.isprintable())

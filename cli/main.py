@@ -123,55 +123,73 @@ def controller(
 @main.command()
 @click.argument("what", metavar="WHAT", type=click.Choice(["hosts", "schedules", "repositories", "jobs", "audit"]))
 @click.option("--host", help="Jobs of this host only.")
-@click.option("--schedule", help="Jobs of this schedule only, as namespace/name.")
-@click.option("--status", help="Jobs with this status only.")
-@click.option("-n", "--limit", default=50, show_default=True, help="Jobs and audit lines that are shown, newest first.")
+@click.option("--schedule", metavar="[NAMESPACE/]NAME", help="Jobs of this schedule only.")
+@click.option("--status", metavar="STATUS", help="Jobs of this status only: pending, running, succeeded, failed …")
+@click.option(
+    "-n",
+    "--limit",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="How many jobs or audit lines to show, newest first.",
+)
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@options.server_url
-@options.data_dir
-@options.token_file
-def get(**arguments: object) -> None:
-    """Show hosts, schedules, repositories, jobs or the audit log."""
+@options.access
+def get(
+    access: options.Access,
+    what: str,
+    host: str | None,
+    schedule: str | None,
+    status: str | None,
+    limit: int,
+    output: str,
+) -> None:
+    """Show what there is: hosts, schedules, repositories, jobs or audit.
+
+    \b
+      hosts         who is connected, and whether it holds the schedules that it should (DESIRED, APPLIED)
+      schedules     what is declared, on how many hosts, when it was last due and is next
+      repositories  where snapshots go
+      jobs          what ran, and the snapshot it made or the error it met
+      audit         who changed what
+    """
     from cli import ask
 
-    ask.get(**arguments)  # type: ignore[arg-type]
+    ask.get(access, what, {"host": host, "schedule": schedule, "status": status}, limit, output)
 
 
 @main.command()
 @click.argument("schedule", metavar="[NAMESPACE/]NAME")
 @click.option("--host", "hosts", multiple=True, help="Only on this host; may be given again.")
-@options.server_url
-@options.data_dir
-@options.token_file
-def run(**arguments: object) -> None:
-    """Run a schedule now, once, on every host that it selects."""
+@options.access
+def run(access: options.Access, schedule: str, hosts: tuple[str, ...]) -> None:
+    """Run a schedule now, once, on every host that it selects.
+
+    A host that is offline runs it when it is back. Follow the jobs with `lamplighter get jobs`.
+    """
     from cli import ask
 
-    ask.run(**arguments)  # type: ignore[arg-type]
+    ask.run(access, schedule, hosts)
 
 
 @main.command()
 @click.argument("job")
-@options.server_url
-@options.data_dir
-@options.token_file
-def cancel(**arguments: object) -> None:
-    """Cancel a job. The first digits of its id are enough."""
+@options.access
+def cancel(access: options.Access, job: str) -> None:
+    """Cancel a job: restic is told to stop. The first digits of the job's id are enough."""
     from cli import ask
 
-    ask.cancel(**arguments)  # type: ignore[arg-type]
+    ask.cancel(access, job)
 
 
 @main.command(name="logs")
 @click.argument("job")
-@options.server_url
-@options.data_dir
-@options.token_file
-def job_logs(**arguments: object) -> None:
-    """Show what restic said in a job. The first digits of its id are enough."""
+@options.access
+def job_logs(access: options.Access, job: str) -> None:
+    """Show what restic said in a job, and how it ended. The first digits of the job's id are enough."""
     from cli import ask
 
-    ask.job_logs(**arguments)  # type: ignore[arg-type]
+    ask.job_logs(access, job)
 
 
 def _run(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
@@ -186,12 +204,11 @@ def _run(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
 
     try:
         asyncio.run(supervised())
-    except* Exception as group:
-        error = _user_error(group)
+    except Exception as raised:
+        error = _user_error(raised)
         if error is None:
             raise
-        click.echo(f"lamplighter: {error}", err=True)
-        sys.exit(1)
+        raise click.ClickException(str(error)) from None
 
 
 def _asked(stop: asyncio.Event, number: int) -> None:
@@ -200,10 +217,9 @@ def _asked(stop: asyncio.Event, number: int) -> None:
     stop.set()
 
 
-def _user_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """The error that tells a person what to mend, where the group holds just that; None for a defect of ours."""
-    error: BaseException = group
+def _user_error(error: BaseException) -> BaseException | None:
+    """The error that tells a person what to mend, where it is just that; None for a defect of ours."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    known = ("ServerError", "JournalError", "StoreError", "VaultError", "ControllerError")
-    return error if type(error).__name__ in known else None
+    known = {"ServerError", "JournalError", "StoreError", "VaultError", "ControllerError"}
+    return error if known & {kind.__name__ for kind in type(error).__mro__} else None

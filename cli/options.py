@@ -1,9 +1,10 @@
 """Options that several commands share. Each can also be given by an environment variable of its name."""
 
+import functools
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -50,6 +51,27 @@ token_file = option(
 )
 
 
+class Access(NamedTuple):
+    """Where a server is, and what proves who asks it."""
+
+    server: str
+    data_dir: Path
+    token_file: Path | None
+
+
+def access(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command that asks a server; it gets them as `access`."""
+
+    @server_url
+    @data_dir
+    @token_file
+    @functools.wraps(command)
+    def asking(server: str, data_dir: Path, token_file: Path | None, **others: object) -> None:
+        command(Access(server, data_dir, token_file), **others)
+
+    return asking
+
+
 def address(listen_on: str) -> tuple[str, int]:
     """The host and port of "host:port" ("[::1]:8700" for IPv6). Raises click.BadParameter, with the remedy."""
     name, colon, port = listen_on.rpartition(":")
@@ -61,10 +83,15 @@ def address(listen_on: str) -> tuple[str, int]:
 
 
 def read_token(given: Path | None, default: Path) -> str:
-    """The token in a file. Raises click.UsageError, with the remedy, when it cannot be read."""
+    """The token in a file. Raises click.ClickException, with the remedy, when it cannot be read."""
     path = given or default
     try:
-        return path.read_text().strip()
+        token = path.read_text(encoding="ascii").strip()
     except OSError as error:
-        remedy = "give --token-file, or the server's --data-dir"
-        raise click.UsageError(f"no token: {path}: {error.strerror}: {remedy}") from None
+        remedy = "start a server, give the --data-dir of one that was started elsewhere, or give --token-file"
+        raise click.ClickException(f"no token in {path} ({error.strerror}): {remedy}") from None
+    except UnicodeDecodeError:
+        token = ""
+    if not token.isprintable() or not token:
+        raise click.ClickException(f"{path} holds no token: name the file that does with --token-file")
+    return token

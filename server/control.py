@@ -7,7 +7,8 @@ line, and the new version of every host whose set it changes, so that a kill lea
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -255,6 +256,16 @@ class Control:
         return [OpenJob(_command.decode(job.command), job.status == "running") for job in jobs]
 
     # What hosts are told.
+
+    def coverage(self, schedule_ids: Collection[str]) -> dict[str, tuple[int, int]]:
+        """On how many hosts each of these schedules is, and how many of those are in sync."""
+        hosts = Counter(host.held for host in self.hosts.values())
+        in_sync = Counter(host.held for host in self.hosts.values() if host.in_sync)
+        counts = {}
+        for id_ in schedule_ids:
+            having = [held for held in hosts if id_ in held.items]  # hosts that hold the same share a set
+            counts[id_] = (sum(hosts[held] for held in having), sum(in_sync[held] for held in having))
+        return counts
 
     def next_due(self, schedule_id: str) -> datetime | None:
         """When a schedule is due next, spread aside; None for one that is disabled or unknown."""

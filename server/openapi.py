@@ -23,6 +23,7 @@ Schema = dict[str, Any]
 _PARAMETERS: Mapping[str, Schema] = {
     "limit": {"description": "Items of a page.", "schema": {"type": "integer", "minimum": 1, "maximum": 500}},
     "cursor": {"description": "The `next` of the page before.", "schema": {"type": "string"}},
+    "id": {"description": "Only jobs whose id begins so.", "schema": {"type": "string"}},
     "host": {"description": "Only jobs of this host.", "schema": {"type": "string"}},
     "schedule": {
         "description": "Only jobs of the schedule NAMESPACE/NAME, or with this uid.",

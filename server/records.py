@@ -395,11 +395,13 @@ def get_job(conn: Connection, job_id: str) -> Row | None:
 
 
 def list_jobs(
-    conn: Connection, filters: Mapping[str, str], after: tuple[datetime, str] | None, limit: int
+    conn: Connection, filters: Mapping[str, str], after: tuple[datetime, str] | None, limit: int, id_prefix: str = ""
 ) -> list[Row]:
     """Jobs whose columns equal `filters`, newest first, beyond the one of (created_at, id) `after`."""
     found = sa.select(JOBS).order_by(JOBS.c.created_at.desc(), JOBS.c.id.desc()).limit(limit)
     found = found.where(*(JOBS.c[name] == value for name, value in filters.items()))
+    if id_prefix:
+        found = found.where(JOBS.c.id >= id_prefix, JOBS.c.id < id_prefix + "g")  # ids are hexadecimal digits
     if after is not None:
         at, job_id = sa.literal(after[0], JOBS.c.created_at.type), sa.literal(after[1])
         found = found.where(sa.tuple_(JOBS.c.created_at, JOBS.c.id) < sa.tuple_(at, job_id))

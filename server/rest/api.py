@@ -4,7 +4,7 @@ Schedules and repositories have the shape of Kubernetes' objects, so that a mani
 and the audit log are plain records.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -55,6 +55,9 @@ class ControlPlane(Protocol):
     def is_connected(self) -> Callable[[str], bool]:
         """Whether the host of this name has an agent that is connected."""
 
+    def coverage(self, schedule_ids: Collection[str]) -> dict[str, tuple[int, int]]:
+        """On how many hosts each of these schedules is, and how many of those are in sync."""
+
     def next_due(self, schedule_id: str) -> datetime | None:
         """When a schedule is due next."""
 
@@ -97,7 +100,8 @@ class Api:
         query = Query(request, "limit", "cursor")
         after, limit = query.after(tuple[str, str]), query.limit()
         rows = await self._store.read(records.list_resources, SCHEDULES, after, limit + 1)
-        return _page(rows, limit, self._schedule, "namespace", "name")
+        coverage = self._control.coverage([row["id"] for row in rows])
+        return _page(rows, limit, lambda row: self._schedule(row, coverage), "namespace", "name")
 
     async def create_schedule(self, request: Request) -> Response:
         """Create a schedule."""
@@ -197,7 +201,7 @@ class Api:
 
     async def list_jobs(self, request: Request) -> Response:
         """List jobs, newest first."""
-        query = Query(request, "host", "schedule", "status", "actor_kind", "limit", "cursor")
+        query = Query(request, "id", "host", "schedule", "status", "actor_kind", "limit", "cursor")
         after, limit = query.after(tuple[datetime, str]), query.limit()
         if after is not None and after[0].tzinfo is None:
             raise bad_parameter("cursor", "must be the `next` of an earlier page, as it was given")
@@ -208,7 +212,7 @@ class Api:
             "actor_kind": query.one_of("actor_kind", ACTOR_KINDS),
         }
         filters = {name: value for name, value in given.items() if value is not None}
-        rows = await self._store.read(records.list_jobs, filters, after, limit + 1)
+        rows = await self._store.read(records.list_jobs, filters, after, limit + 1, query.text("id") or "")
         return _page(rows, limit, _job, "created_at", "id")
 
     async def get_job(self, request: Request) -> Response:
@@ -279,9 +283,11 @@ class Api:
         id_: str = row["id"]
         return id_
 
-    def _schedule(self, row: Row) -> dict[str, object]:
+    def _schedule(self, row: Row, coverage: Mapping[str, tuple[int, int]] | None = None) -> dict[str, object]:
+        hosts, in_sync = (coverage or self._control.coverage([row["id"]]))[row["id"]]
         due = {"lastScheduleTime": row.get("last_due"), "nextScheduleTime": self._control.next_due(row["id"])}
-        return _object("Schedule", row, {name: at for name, at in due.items() if at is not None})
+        known = {name: at for name, at in due.items() if at is not None}
+        return _object("Schedule", row, {"hosts": hosts, "hostsInSync": in_sync, **known})
 
     def _host(self, row: Row) -> dict[str, object]:
         in_sync = (row["desired_version"], row["desired_digest"]) == (row["applied_version"], row["applied_digest"])
@@ -397,7 +403,7 @@ OPERATIONS: Sequence[Operation] = (
         "/jobs",
         Api.list_jobs,
         {200: "JobList"},
-        query=("host", "schedule", "status", "actor_kind", *_PAGE),
+        query=("id", "host", "schedule", "status", "actor_kind", *_PAGE),
         may=(400,),
     ),
     Operation("GET", "/jobs/{id}", Api.get_job, {200: "Job"}, may=(400, 404)),

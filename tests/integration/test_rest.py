@@ -300,11 +300,25 @@ async def test_jobs_are_filtered(api, store):
         "schedule=s1": ["4", "3", "2"],
         "host=node-1&status=pending": ["4", "1"],
         "host=unknown": [],
+        "id=2": ["2"],
+        "id=22": [],
     }
     for query, ids in found.items():
         assert [job["id"] for job in (await api.get(f"/jobs?{query}")).json()["items"]] == ids, query
     last = (await api.get("/schedules/ns/etc")).json()["status"]["lastScheduleTime"]
     assert last == "2026-03-29T01:30:01Z"
+
+
+async def test_a_schedule_tells_on_how_many_hosts_it_is_and_how_many_hold_it(api, server):
+    await declared(api, "etc", "elsewhere")
+    await api.put("/schedules/ns/elsewhere", json=schedule("elsewhere", hostSelector={"matchLabels": {"a": "b"}}))
+    for host in ("node-1", "node-2"):
+        await api.put(f"/hosts/{host}", json={"labels": {}})
+    host = server.control.hosts["node-1"]
+    host.applied_version, host.applied_digest = host.version, host.held.digest
+    items = (await api.get("/schedules")).json()["items"]
+    counts = [(it["metadata"]["name"], it["status"]["hosts"], it["status"]["hostsInSync"]) for it in items]
+    assert counts == [("elsewhere", 0, 0), ("etc", 2, 1)]
 
 
 async def test_a_log_is_read_line_by_line(api, store):

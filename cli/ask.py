@@ -1,0 +1,276 @@
+"""Asks a server, and shows what it answers: tables for people, JSON for programs."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+import httpx
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cli.logs import SHORT_ID, local_time
+from cli.options import Access, read_token
+
+TIMEOUT_S = 30.0
+"""Seconds that the server has for one answer."""
+PAGE = 500
+"""Items that are asked for at once."""
+WIDE = 200
+"""Columns of a table that does not go to a terminal; one word that is longer makes its line longer."""
+
+Item = Mapping[str, Any]
+"""What REST lists: a resource, or a record."""
+
+
+class Server:
+    """A server's REST API. Every method raises click.ClickException, which says what to do, when it says no."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        token = read_token(access.token_file, access.data_dir / "admin-token")
+        try:
+            base = httpx.URL(f"{access.server.rstrip('/')}/api/v1")
+        except httpx.InvalidURL as error:
+            raise click.ClickException(
+                f"--server {access.server}: {error}: give one like http://127.0.0.1:8700"
+            ) from None
+        local = base.host in ("127.0.0.1", "::1", "localhost")  # no proxy stands between this machine and itself
+        headers = {"Authorization": f"Bearer {token}"}
+        self._http = httpx.Client(base_url=base, headers=headers, timeout=TIMEOUT_S, trust_env=not local)
+
+    def ask(self, method: str, path: str, *, body: object = None, **query: object) -> Any:
+        """What the server answers to one request."""
+        given = {name: str(value) for name, value in query.items() if value is not None}
+        try:
+            answer = self._http.request(method, path, params=given, json=body)
+        except (httpx.RequestError, httpx.UnsupportedProtocol) as error:
+            remedy = "start one with `lamplighter up DIR`, or say where it is with --server"
+            raise click.ClickException(f"no server answers at {self._access.server} ({error}): {remedy}") from None
+        try:
+            content = answer.json()
+        except ValueError:
+            content = None
+        if not answer.is_success or content is None:
+            raise click.ClickException(self._no(answer.status_code, content))
+        return content
+
+    def items(self, path: str, limit: int | None = None, **query: object) -> Iterator[Item]:
+        """What a list holds, page by page, up to `limit` items."""
+        cursor = None
+        while True:
+            page = self.ask("GET", path, cursor=cursor, limit=min(limit or PAGE, PAGE), **query)
+            yield from page["items"][:limit]
+            limit = limit and limit - len(page["items"])
+            cursor = page["next"]
+            if cursor is None or limit == 0:
+                return
+
+    def job(self, digits: str) -> Item:
+        """The one job whose id begins with these digits."""
+        found = list(self.items("/jobs", limit=2, id=digits.lower()))
+        if not found:
+            raise click.ClickException(f"no job begins with {digits}: `lamplighter get jobs` lists them")
+        if len(found) > 1:
+            raise click.ClickException(f"several jobs begin with {digits}: give more digits")
+        return found[0]
+
+    def _no(self, status: int, content: Any) -> str:
+        """Why the server said no, in a line, with the remedy."""
+        if status == httpx.codes.UNAUTHORIZED:
+            asked = self._access.token_file or self._access.data_dir / "admin-token"
+            return f"the server does not know the token in {asked}: give --token-file, or the --data-dir of that server"
+        if not isinstance(content, dict) or "detail" not in content:
+            return f"what answers at {self._access.server} is no Lamplighter server: say where it is with --server"
+        errors = [f"{error['field']}: {error['detail']}" for error in content.get("errors", ())]
+        return "; ".join(errors) or str(content["detail"])
+
+
+def get(access: Access, what: str, filters: Mapping[str, str | None], limit: int, output: str) -> None:
+    """Show a list: what there is, in full, or the newest `limit` jobs or audit lines."""
+    server = Server(access)
+    newest_first = what in ("jobs", "audit")
+    given = dict(filters) if what == "jobs" else {}
+    if given.get("schedule"):
+        given["schedule"] = _full_name(str(given["schedule"]))
+    items = list(server.items(f"/{what}", limit if newest_first else None, **given))
+    if output == "json":
+        click.echo(json.dumps({"items": items}, indent=2, ensure_ascii=False))
+        return
+    if not items:
+        click.echo(f"no {what}" + (" like that" if any(given.values()) else ""), err=True)
+        return
+    names = _names(server, items) if what == "jobs" else {}
+    _print(_TABLES[what], [_ROWS[what](item, names) for item in items])
+
+
+def run(access: Access, schedule: str, hosts: Sequence[str]) -> None:
+    """Run a schedule now."""
+    server = Server(access)
+    body = {"hosts": list(hosts)} if hosts else {}
+    jobs = server.ask("POST", f"/schedules/{_full_name(schedule)}/run", body=body)["items"]
+    if not jobs:
+        raise click.ClickException(f"{_full_name(schedule)} selects no host: see `lamplighter get hosts`")
+    for job in jobs:
+        click.echo(f"job {job['id'][:SHORT_ID]} on {job['host']}")
+
+
+def cancel(access: Access, digits: str) -> None:
+    """Have a job end."""
+    server = Server(access)
+    job = server.ask("POST", f"/jobs/{server.job(digits)['id']}/cancel")
+    ended = job["status"] == "cancelled"
+    click.echo(f"job {job['id'][:SHORT_ID]} on {job['host']} {'is cancelled' if ended else 'is being cancelled'}")
+
+
+def job_logs(access: Access, digits: str) -> None:
+    """Show what restic said, on stdout, and how the job ended, on stderr."""
+    server = Server(access)
+    job = server.job(digits)
+    for line in server.items(f"/jobs/{job['id']}/log"):
+        click.echo(_safe(line["line"]))
+    outcome = _outcome(job)
+    click.echo(f"job {job['id'][:SHORT_ID]} on {job['host']}: {job['status']}{outcome and f', {outcome}'}", err=True)
+
+
+# How items become rows.
+
+
+def _schedule(item: Item, _: Mapping[str, str]) -> list[str]:
+    metadata, spec, status = item["metadata"], item["spec"], item["status"]
+    last, next_ = status.get("lastScheduleTime"), status.get("nextScheduleTime")
+    hosts = [str(status[count]) for count in ("hosts", "hostsInSync")]
+    due = [_ago(last), _in(next_) if next_ else "disabled"]
+    return [metadata["namespace"], metadata["name"], spec["kind"], spec["cron"], *hosts, *due]
+
+
+def _host(item: Item, _: Mapping[str, str]) -> list[str]:
+    versions = [str(item["desired_version"]), str(item["applied_version"])]
+    in_sync = [_yes(item["connected"]), *versions, _yes(item["in_sync"])]
+    return [item["name"], *in_sync, item["agent_version"] or "-", _ago(item["last_seen"])]
+
+
+def _repository(item: Item, _: Mapping[str, str]) -> list[str]:
+    metadata = item["metadata"]
+    return [metadata["namespace"], metadata["name"], item["spec"]["url"], _ago(metadata["creationTimestamp"])]
+
+
+def _job(item: Item, names: Mapping[str, str]) -> list[str]:
+    what = [item["id"][:SHORT_ID], item["host"], _schedule_name(item, names), item["kind"], item["status"]]
+    times = [_at(item["scheduled_at"]), _at(item["started_at"]), _took(item)]
+    return [*what, *times, _outcome(item) or "-"]
+
+
+def _audit(item: Item, _: Mapping[str, str]) -> list[str]:
+    actor = f"{item['actor_kind']}/{item['actor_id']}"
+    return [_at(item["at"]), actor, item["action"], item["object_kind"], item["object_name"]]
+
+
+_TABLES: Mapping[str, Sequence[str]] = {
+    "schedules": ("NAMESPACE", "NAME", "KIND", "CRON", "HOSTS", "INSYNC", "LAST", "NEXT"),
+    "hosts": ("NAME", "CONNECTED", "DESIRED", "APPLIED", "INSYNC", "AGENT", "LAST-SEEN"),
+    "repositories": ("NAMESPACE", "NAME", "URL", "AGE"),
+    "jobs": ("JOB", "HOST", "SCHEDULE", "KIND", "STATUS", "DUE", "STARTED", "DURATION", "SNAPSHOT/ERROR"),
+    "audit": ("TIME", "ACTOR", "ACTION", "KIND", "OBJECT"),
+}
+_ROWS: Mapping[str, Callable[[Item, Mapping[str, str]], list[str]]] = {
+    "schedules": _schedule,
+    "hosts": _host,
+    "repositories": _repository,
+    "jobs": _job,
+    "audit": _audit,
+}
+_STYLES = {
+    "succeeded": "green",
+    "yes": "green",
+    "running": "cyan",
+    "pending": "cyan",
+    "warning": "yellow",
+    "cancelled": "yellow",
+    "interrupted": "yellow",
+    "failed": "red",
+    "timed_out": "red",
+    "no": "red",
+}
+
+
+def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table; in a terminal it fits the width and tells good from bad by colour."""
+    console = Console(highlight=False)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    for column in columns:
+        last = column == columns[-1]
+        table.add_column(column, no_wrap=not (last and console.is_terminal), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_safe(cell), style=_STYLES.get(cell, "")) for cell in row))
+    if console.is_terminal:
+        console.print(table)
+    else:
+        Console(highlight=False, width=max(WIDE, console.measure(table).maximum), no_color=True).print(table)
+
+
+def _names(server: Server, jobs: Sequence[Item]) -> Mapping[str, str]:
+    """Schedules' names by id, where jobs that were run by hand need them."""
+    if all(job["actor_kind"] == "schedule" for job in jobs):
+        return {}
+    metadata = (item["metadata"] for item in server.items("/schedules"))
+    return {it["uid"]: f"{it['namespace']}/{it['name']}" for it in metadata}
+
+
+def _schedule_name(job: Item, names: Mapping[str, str]) -> str:
+    if job["actor_kind"] == "schedule":
+        return str(job["actor_id"])
+    id_ = job["scheduled_id"] or "-"
+    return names.get(id_, id_[:SHORT_ID])
+
+
+def _outcome(job: Item) -> str:
+    """What came of a job: its snapshot, or what went wrong; empty while it runs."""
+    snapshot = (job["snapshot_id"] or "")[:SHORT_ID]
+    error = " ".join((job["error"] or "").split())
+    return f"{snapshot} ({error})" if snapshot and error else snapshot or error
+
+
+def _took(job: Item) -> str:
+    if job["started_at"] is None:
+        return "-"
+    end = datetime.fromisoformat(job["finished_at"]) if job["finished_at"] else datetime.now(UTC)
+    return _span((end - datetime.fromisoformat(job["started_at"])).total_seconds())
+
+
+def _full_name(name: str) -> str:
+    return name if "/" in name else f"default/{name}"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _at(time: str | None) -> str:
+    return local_time(datetime.fromisoformat(time)) if time else "-"
+
+
+def _ago(time: str | None) -> str:
+    return _span((datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()) + " ago" if time else "-"
+
+
+def _in(time: str) -> str:
+    return "in " + _span((datetime.fromisoformat(time) - datetime.now(UTC)).total_seconds())
+
+
+def _span(seconds: float) -> str:
+    """A length of time in its largest unit or two, as kubectl writes ages: 45s, 3m20s, 5h, 12d."""
+    left = max(0, round(seconds))
+    for size, unit, below, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if left >= size:
+            whole, rest = divmod(left, size)
+            few = f"{rest // below}{part}" if whole < 10 and rest >= below else ""
+            return f"{whole}{unit}{few}"
+    return f"{left}s"
+
+
+def _safe(text: str) -> str:
+    """Text that others wrote, unable to command a terminal."""
+    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
