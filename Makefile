@@ -1,0 +1,63 @@
+# What to type here. The first target that needs it makes .venv, from the versions in constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 22
+
+.PHONY: run
+run: $(READY) restic ## Run the quickstart here: a server, an agent, a backup each minute (Ctrl-C ends it)
+	@$(BIN)/lamplighter up examples/quickstart
+
+.PHONY: test
+test: $(READY) restic ## Check style, types and imports, and run all tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q -n auto --dist worksteal
+
+.PHONY: format
+format: $(READY) ## Format the code, and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: bench
+bench: $(READY) ## Measure, each figure beside its limit in the same run
+	$(BIN)/python -m bench
+
+.PHONY: faults
+faults: $(READY) restic ## Run the parts under faults, at length
+	@test -d tests/faults || { echo "make faults comes with a later change" >&2; exit 1; }
+	$(BIN)/python -m tests.faults
+
+.PHONY: cluster-test
+cluster-test: $(READY) restic ## Test against a real Kubernetes API server
+	@test -d tests/cluster || { echo "make cluster-test comes with a later change" >&2; exit 1; }
+	$(BIN)/pytest -q tests/cluster
+
+.PHONY: clean
+clean: ## Remove what make made; .lamplighter, which holds your data, stays
+	rm -rf $(VENV) dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null \
+		|| { echo "$(PYTHON) is missing: apt-get install python3 python3-venv, or name another: make PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$$($(PYTHON) -V) is too old: install Python 3.11 or newer and name it, as in make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "$(PYTHON) cannot make a venv: apt-get install python3-venv" >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.PHONY: restic
+restic:
+	@command -v restic >/dev/null \
+		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+			&& { apt-get install -qq -y restic || { apt-get update -qq && apt-get install -qq -y restic; }; }; } \
+		|| { echo "restic is missing: apt-get install restic, or see https://restic.net" >&2; exit 1; }
