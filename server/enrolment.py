@@ -53,12 +53,12 @@ def digest(secret: str) -> str:
 
 
 class Enrolment:
-    """Enrolments and host keys. `ended`: called with a host whose key is not good any more."""
+    """Enrolments and host keys. `ended`: told of each host whose key is good no more; the gateway's part."""
 
-    def __init__(self, store: Store, clock: Callable[[], datetime], ended: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, clock: Callable[[], datetime]) -> None:
+        self.ended: Callable[[str], None] = lambda host: None
         self._store = store
         self._clock = clock
-        self._ended = ended
 
     async def offer(self, actor: Actor, host: str, valid_s: int = DEFAULT_S) -> tuple[str, datetime]:
         """A new token to enrol a host with, in place of an older one, and when it expires. Raises NotFound."""
@@ -79,7 +79,7 @@ class Enrolment:
                 f"get another with `lamplighter enrol {host}`"
             )
         if exchanged:
-            self._ended(host)
+            self.ended(host)
             log.info("host enrolled", extra={"host": host})
 
     async def host_of(self, key: str) -> str:
@@ -94,7 +94,7 @@ class Enrolment:
         audit = AuditRow(self._clock(), *actor, "revoke", "HostKey", host, {})
         if not await self._store.write(revoke, audit):
             raise NotFound(f"host {host!r} has no key")
-        self._ended(host)
+        self.ended(host)
         log.info("host's key revoked", extra={"host": host})
 
 

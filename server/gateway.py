@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
@@ -19,6 +19,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from server import pushes, records
 from server.control import Control
 from server.host import Accepted, Acked, Effect, Finish, Host, News, Record, Send
+from server.problems import Problem, Unauthorized
 from server.pushes import Push
 from server.records import RepositoryRow
 from server.store import Store
@@ -33,6 +34,9 @@ MAX_QUEUE = 64 << 20
 """Bytes that may wait for a slow agent before its connection is given up."""
 REPLACED = 4000
 """Close code for a connection that another one of the same host has replaced (RFC 6455, 7.4.2: private use)."""
+
+REFUSED = 4001
+"""Close code for a connection whose token is not good any more."""
 
 
 class Connection:
@@ -87,13 +91,17 @@ class Connection:
 
 
 class Gateway:
-    """Accepts agents and speaks with them. `authenticate`: the host that a token is for, "" for any, None for none."""
+    """Accepts agents and speaks with them.
+
+    `authenticate`: the host that a token is for, "" for any; it raises Unauthorized, and Unavailable while it cannot
+    tell.
+    """
 
     def __init__(
         self,
         control: Control,
         store: Store,
-        authenticate: Callable[[str], str | None],
+        authenticate: Callable[[str], Awaitable[str]],
         clock: Callable[[], datetime],
         new_id: Callable[[], str],
     ) -> None:
@@ -106,6 +114,7 @@ class Gateway:
         self._latest: dict[str, Connection] = {}  # each host's newest connection, from its hello on
         self._hub: dict[str, Connection] = {}  # those that others may write to, from their first push on
         self._tasks: asyncio.TaskGroup | None = None
+        self._ended = 0  # how often `disconnect` was called
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -117,7 +126,7 @@ class Gateway:
                 yield
             finally:
                 for host in list(self._latest):
-                    self.disconnect(host)
+                    self._replace(host)
 
     def connected(self, host: str) -> bool:
         """Whether a host has a connection that pushes reach."""
@@ -133,17 +142,23 @@ class Gateway:
                 self._write(connection, effect)
 
     def disconnect(self, host: str) -> None:
-        """End a host's connection, if it has one, even if it has only just said hello."""
+        """End a host's connection, if it has one, even if it has yet to say hello: then it shows again who it is."""
+        self._ended += 1
+        self._replace(host)
+
+    def _replace(self, host: str) -> None:
         if (connection := self._latest.get(host)) is not None:
             self._forget(connection)
             connection.replace()
 
     async def endpoint(self, websocket: WebSocket) -> None:
         """One connection, from handshake to close."""
-        scheme, _, token = websocket.headers.get("authorization", "").partition(" ")
-        allowed = self._authenticate(token) if scheme.lower() == "bearer" else None
-        if allowed is None:
-            denial = PlainTextResponse("a bearer token of an agent is needed\n", 401, {"WWW-Authenticate": "Bearer"})
+        ended = self._ended
+        try:
+            allowed = await self._allowed(websocket)
+        except Problem as problem:
+            log.warning("agent refused", extra={"reason": str(problem)})
+            denial = PlainTextResponse(f"{problem}\n", problem.status, dict(problem.headers))
             await websocket.send_denial_response(denial)
             return
         if PROTOCOL not in websocket.scope["subprotocols"]:
@@ -152,6 +167,7 @@ class Gateway:
         await websocket.accept(PROTOCOL)
         try:
             hello = await self._first(websocket, allowed)
+            await self._check_again(websocket, ended)
             await self._serve(websocket, hello)
         except codec.FrameError as error:
             log.warning("connection closed: malformed frame", extra={"reason": str(error)})
@@ -162,6 +178,23 @@ class Gateway:
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
             await websocket.close(REPLACED, "another connection of this host has come, or it was deleted")
+
+    async def _allowed(self, websocket: WebSocket) -> str:
+        """The host that a connection's token is for, "" for any. Raises Unauthorized, Unavailable."""
+        scheme, _, token = websocket.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise Unauthorized("this needs the header 'Authorization: Bearer TOKEN', with the token of an agent")
+        return await self._authenticate(token.strip())
+
+    async def _check_again(self, websocket: WebSocket, ended: int) -> None:
+        """Whoever says hello after someone's right has ended may be that one. Raises WebSocketDisconnect."""
+        while ended != self._ended:
+            ended = self._ended
+            try:
+                await self._allowed(websocket)
+            except Problem as problem:
+                await websocket.close(REFUSED, codec.close_reason(problem))
+                raise WebSocketDisconnect(REFUSED) from None
 
     async def _first(self, websocket: WebSocket, allowed: str) -> Hello:
         """The hello. Raises FrameError when something else comes, or nothing in time, or another host's."""
@@ -180,7 +213,7 @@ class Gateway:
         assert self._tasks is not None  # noqa: S101 - connections come while running
         host = await self._control.host(hello.host)
         connection = Connection(websocket, host, next(self._sessions), self._tasks)
-        self.disconnect(host.name)
+        self._replace(host.name)
         self._latest[host.name] = connection
         try:
             await self._welcome(connection, hello, websocket)

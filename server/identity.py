@@ -74,12 +74,12 @@ class Files:
     """Two tokens: one is the administrator's, who may do all, one is that of every agent."""
 
     def __init__(self, admin: str, agents: str) -> None:
-        self._admin = admin
-        self._agents = agents
+        self.admin = admin
+        self.agents = agents
 
     async def user(self, token: str) -> User:
         """The administrator."""
-        if not tokens.same(token, self._admin):
+        if not tokens.same(token, self.admin):
             raise Unauthorized("the token is not known: it is in the file admin-token of the server's data folder")
         return User("admin")
 
@@ -88,7 +88,7 @@ class Files:
 
     async def agent(self, token: str) -> str:
         """Any host."""
-        if not tokens.same(token, self._agents):
+        if not tokens.same(token, self.agents):
             raise Unauthorized("the token is not known: it is in the file agent-token of the server's data folder")
         return ""
 

@@ -60,15 +60,22 @@ def _operation(operation: "Operation") -> Schema:
         "summary": (inspect.getdoc(operation.handler) or "").partition("\n")[0],
         "responses": {
             **{str(status): _answer(status, schema) for status, schema in operation.answers.items()},
-            **{str(status): _problem(status) for status in sorted({*operation.may, 401, 500, 503})},
+            **{str(status): _problem(status) for status in sorted({*operation.may, *_general(operation)})},
         },
     }
+    if operation.needs is None:
+        described["security"] = []
     if parameters := _parameters(operation):
         described["parameters"] = parameters
     if operation.takes is not None:
         content = {"application/json": {"schema": _ref(operation.takes)}}
         described["requestBody"] = {"required": operation.body_required, "content": content}
     return described
+
+
+def _general(operation: "Operation") -> tuple[int, ...]:
+    """The problems that every operation may answer."""
+    return (500, 503) if operation.needs is None else (401, 403, 500, 503)
 
 
 def _parameters(operation: "Operation") -> list[Schema]:

@@ -394,6 +394,13 @@ def get_job(conn: Connection, job_id: str) -> Row | None:
     return _one(conn, sa.select(JOBS).where(JOBS.c.id == job_id))
 
 
+def job_namespace(conn: Connection, job_id: str) -> str | None:
+    """The namespace of the schedule that a job is of, or None."""
+    found = sa.select(SCHEDULES.c.namespace).join(JOBS, JOBS.c.scheduled_id == SCHEDULES.c.id)
+    namespace: str | None = conn.execute(found.where(JOBS.c.id == job_id)).scalar()
+    return namespace
+
+
 def list_jobs(
     conn: Connection, filters: Mapping[str, str], after: tuple[datetime, str] | None, limit: int, id_prefix: str = ""
 ) -> list[Row]:

@@ -4,24 +4,28 @@ import asyncio
 import logging
 import secrets
 import socket
+import ssl
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import uvicorn
 from msgspec import Struct
 from starlette.applications import Starlette
-from starlette.routing import WebSocketRoute
+from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.types import ASGIApp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
-from server import rest, tokens
+from server import kubernetes, rest, tls, tokens
 from server.control import Control
+from server.enrolment import KEY_PREFIX, Enrolment
 from server.gateway import Gateway
-from server.models import Actor
+from server.identity import Files, Identity, Reviews
 from server.store import Store
 from server.vault import Vault
 from wire import codec
@@ -35,7 +39,12 @@ PING_S = 20.0
 
 
 class Config(Struct, frozen=True):
-    """How a server is set up. `data`: its folder; `database`: an SQLAlchemy URL, SQLite in the folder when empty."""
+    """How a server is set up. `data`: its folder; `database`: an SQLAlchemy URL, SQLite in the folder when empty.
+
+    `auth`: whether callers are known by the token files in the folder or by the reviews of a cluster, the one that this
+    runs in unless `cluster` names another; there, `agent_service_account` is that of agents, NAMESPACE/NAME.
+    `vault_key`: the file with the keys that seal credentials, in the folder when None.
+    """
 
     data: Path
     host: str = "127.0.0.1"
@@ -43,6 +52,10 @@ class Config(Struct, frozen=True):
     database: str = ""
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    auth: Literal["file", "kubernetes"] = "file"
+    agent_service_account: str = ""
+    cluster: kubernetes.Config | None = None
+    vault_key: Path | None = None
 
 
 class ServerError(Exception):
@@ -50,12 +63,15 @@ class ServerError(Exception):
 
 
 class Running(Struct, frozen=True):
-    """A server that answers. `port`: the one that was bound."""
+    """A server that answers. `port`: the one that was bound. The tokens are empty where a cluster knows callers."""
 
     port: int
     admin_token: str
     agent_token: str
     control: Control
+
+    def __repr__(self) -> str:
+        return f"Running(port={self.port})"
 
 
 def utc_now() -> datetime:
@@ -75,39 +91,66 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
     Raises ServerError when the folder cannot be used or the address is taken.
     """
     with _bind(config.host, config.port) as listening:
-        async with _opened(config) as (store, vault, admin, agents):
+        async with _opened(config) as (store, vault), _identity(config) as identity:
             control = Control(store, vault, clock, new_id)
             await control.load()
             facts = {"hosts": len(control.hosts), "schedules": len(control.schedules)}
             log.info("carrying on" if control.hosts else "starting with nothing stored", extra=facts)
-            gateway = Gateway(control, store, lambda token: "" if tokens.same(token, agents) else None, clock, new_id)
-            app = application(control, store, gateway, lambda token: _admin(token, admin))
+            enrolment = Enrolment(store, clock)
+            gateway = Gateway(control, store, partial(_agent, identity, enrolment), clock, new_id)
+            enrolment.ended = gateway.disconnect
+            app = application(gateway, rest.routes(control, store, enrolment, identity))
             async with gateway.running(), _uvicorn(app, config, listening):
+                admin, agents = (identity.admin, identity.agents) if isinstance(identity, Files) else ("", "")
                 yield Running(listening.getsockname()[1], admin, agents, control)
 
 
+async def _agent(identity: Identity, enrolment: Enrolment, token: str) -> str:
+    """The host that an agent's token is for: a key of its own, or whatever else makes an agent here."""
+    return await (enrolment.host_of(token) if token.startswith(KEY_PREFIX) else identity.agent(token))
+
+
 @asynccontextmanager
-async def _opened(config: Config) -> AsyncIterator[tuple[Store, Vault, str, str]]:
-    """What a server keeps in its folder: store, vault, and the tokens of users and of agents."""
+async def _identity(config: Config) -> AsyncIterator[Identity]:
+    """How callers are known. Raises ServerError, with the remedy."""
+    if config.auth == "file":
+        yield _files(config.data)
+        return
+    if not all(config.agent_service_account.partition("/")):
+        raise ServerError("--auth kubernetes needs --agent-service-account NAMESPACE/NAME")
+    try:
+        api = kubernetes.Client(config.cluster or kubernetes.in_cluster())
+    except kubernetes.KubernetesError as error:
+        raise ServerError(str(error)) from error
+    async with api:
+        yield Reviews(api, config.agent_service_account)
+
+
+def _files(data: Path) -> Files:
+    try:
+        return Files(tokens.load(data / "admin-token"), tokens.load(data / "agent-token"))
+    except (OSError, ValueError) as error:
+        raise ServerError(f"{data}: {error}") from error
+
+
+@asynccontextmanager
+async def _opened(config: Config) -> AsyncIterator[tuple[Store, Vault]]:
+    """What a server keeps: its store and its vault."""
     try:
         config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        admin, agents = tokens.load(config.data / "admin-token"), tokens.load(config.data / "agent-token")
-        vault = Vault.open(config.data / "vault-key")
+        vault = Vault.open(config.vault_key or config.data / "vault-key")
         store = await asyncio.to_thread(Store.open, config.database or config.data / "lamplighter.db")
     except (OSError, ValueError) as error:
         raise ServerError(f"{config.data}: {error}") from error
     try:
-        yield store, vault, admin, agents
+        yield store, vault
     finally:
         await store.close()
 
 
-def application(
-    control: Control, store: Store, gateway: Gateway, authenticate: Callable[[str], Actor | None]
-) -> Starlette:
-    """Everything that is served, as one ASGI application."""
-    agents = WebSocketRoute("/agent", gateway.endpoint)
-    return Starlette(routes=[agents, *rest.routes(control, store, authenticate)])
+def application(gateway: Gateway, routes: Sequence[BaseRoute]) -> Starlette:
+    """Everything that is served, as one ASGI application: the agents' gateway and these routes."""
+    return Starlette(routes=[WebSocketRoute("/agent", gateway.endpoint), *routes])
 
 
 class _Protocol(WebSocketsSansIOProtocol):
@@ -135,6 +178,7 @@ class _Uvicorn(uvicorn.Server):
 
 @asynccontextmanager
 async def _uvicorn(app: ASGIApp, config: Config, listening: socket.socket) -> AsyncIterator[None]:
+    tls_context = _tls_context(config)
     server = _Uvicorn(
         uvicorn.Config(
             app,
@@ -149,8 +193,7 @@ async def _uvicorn(app: ASGIApp, config: Config, listening: socket.socket) -> As
             log_config=None,
             server_header=False,
             timeout_graceful_shutdown=SHUTDOWN_S,
-            ssl_certfile=config.tls_cert,
-            ssl_keyfile=config.tls_key,
+            ssl_context_factory=None if tls_context is None else lambda *_: tls_context,
         )
     )
     async with asyncio.TaskGroup() as tasks:
@@ -160,6 +203,15 @@ async def _uvicorn(app: ASGIApp, config: Config, listening: socket.socket) -> As
         finally:
             server.should_exit = True
             await asyncio.wait([serving])
+
+
+def _tls_context(config: Config) -> ssl.SSLContext | None:
+    if config.tls_cert is None:
+        return None
+    try:
+        return tls.server_context(config.tls_cert, config.tls_key)
+    except OSError as error:
+        raise ServerError(f"--tls-cert {config.tls_cert}: {error}: give a chain and its key in PEM") from error
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -179,7 +231,3 @@ def _bind(host: str, port: int) -> socket.socket:
         hint = ": is another server running? Choose another with --listen" if error.errno == 98 else ""
         raise ServerError(f"--listen {host}:{port}: {error.strerror}{hint}") from error
     return listening
-
-
-def _admin(token: str, admin: str) -> Actor | None:
-    return Actor("user", "admin") if tokens.same(token, admin) else None

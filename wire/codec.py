@@ -29,7 +29,7 @@ class FrameError(ValueError):
     """A frame that breaks the protocol: the connection is closed with this reason (RFC 6455, code 1007)."""
 
 
-def close_reason(error: FrameError) -> str:
+def close_reason(error: Exception) -> str:
     """The error as a close frame can hold it: 123 bytes of UTF-8 (RFC 6455, section 5.5)."""
     return str(error).encode(errors="replace")[:123].decode(errors="ignore")
 

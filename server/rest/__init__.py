@@ -1,11 +1,12 @@
 """The REST API, under /api/v1, for the controller, the command line and scripts; and the probes beside it.
 
 `api` answers each operation, `reading` reads requests within limits, `guard` stands before all of it: who calls, and
-how a refusal is told. The list of operations in `api` is what is routed and what /openapi.json describes.
+how a refusal is told. What a caller may do is asked before each operation. The list of operations in `api` is what is
+routed and what /openapi.json describes.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -13,9 +14,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from server import openapi, records
-from server.models import Actor
+from server.enrolment import Enrolment
+from server.identity import Identity
 from server.problems import Unavailable
-from server.rest.api import BODIES, OPERATIONS, Api, ControlPlane
+from server.rest.api import BODIES, OPERATIONS, Api, ControlPlane, Operation
 from server.rest.guard import Authenticated, Problems
 from server.rest.reading import json_response
 from server.store import Store
@@ -25,25 +27,43 @@ READY_S = 5
 """Seconds within which the store must answer for the server to be ready."""
 
 
-def routes(control: ControlPlane, store: Store, authenticate: Callable[[str], Actor | None]) -> list[BaseRoute]:
-    """The routes of the API, its description and the probes.
+Handler = Callable[[Request], Awaitable[Response]]
 
-    `authenticate`: whose token this is, or None for one that is not known; it must compare in constant time.
-    """
-    api = Api(control, store)
-    paths: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {}
-    for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method] = operation.handler.__get__(api)
-    guards = [Middleware(Problems), Middleware(Authenticated, authenticate=authenticate)]
+
+def routes(control: ControlPlane, store: Store, enrolment: Enrolment, identity: Identity) -> list[BaseRoute]:
+    """The routes of the API, its description and the probes."""
+    api = Api(control, store, enrolment)
+    problems, known = Middleware(Problems), Middleware(Authenticated, identity=identity)
+    open_ = _routes((it for it in OPERATIONS if it.needs is None), api, identity)
+    guarded = _routes((it for it in OPERATIONS if it.needs is not None), api, identity)
     return [
         Route("/healthz", _alive),
-        Route("/readyz", _ready(store), middleware=[Middleware(Problems)]),
+        Route("/readyz", _ready(store), middleware=[problems]),
         Route("/openapi.json", _description(openapi.document(OPERATIONS, BODIES, PREFIX))),
-        Mount(PREFIX, routes=[_route(path, handlers) for path, handlers in paths.items()], middleware=guards),
+        *(Route(PREFIX + route.path, route.endpoint, methods=route.methods, middleware=[problems]) for route in open_),
+        Mount(PREFIX, routes=guarded, middleware=[problems, known]),
     ]
 
 
-def _route(path: str, handlers: Mapping[str, Callable[[Request], Awaitable[Response]]]) -> Route:
+def _routes(operations: Iterable[Operation], api: Api, identity: Identity) -> list[Route]:
+    paths: dict[str, dict[str, Handler]] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method] = _authorized(operation, api, identity)
+    return [_route(path, handlers) for path, handlers in paths.items()]
+
+
+def _authorized(operation: Operation, api: Api, identity: Identity) -> Handler:
+    """An operation, for those who may."""
+
+    async def handler(request: Request) -> Response:
+        for permission in await operation.permissions(api, request):
+            await identity.authorize(request.state.user, permission)
+        return await operation.handler(api, request)
+
+    return handler
+
+
+def _route(path: str, handlers: Mapping[str, Handler]) -> Route:
     async def endpoint(request: Request) -> Response:
         return await handlers["GET" if request.method == "HEAD" else request.method](request)
 

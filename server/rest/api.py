@@ -1,7 +1,7 @@
 """The operations of the API: each reads its request, has `control` change or `records` find, and answers.
 
 Schedules and repositories have the shape of Kubernetes' objects, so that a manifest can be sent as it is; hosts, jobs
-and the audit log are plain records.
+and the audit log are plain records. Each operation names what its caller must be allowed to, in the words of RBAC.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -12,7 +12,9 @@ from msgspec import Meta, Raw, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server import records
+from server import enrolment, records
+from server.enrolment import Enrolment
+from server.identity import Permission, User
 from server.models import ACTOR_KINDS, JOB_STATUSES, REPOSITORIES, SCHEDULES, Actor
 from server.problems import Conflict, Invalid, NotFound
 from server.records import Row
@@ -44,7 +46,41 @@ class RunBody(Struct, forbid_unknown_fields=True):
     hosts: Annotated[list[Annotated[str, Meta(max_length=253)]], Meta(min_length=1, max_length=10_000)] | None = None
 
 
-BODIES: Mapping[str, type[Struct]] = {"HostPut": HostBody, "Run": RunBody}
+class OfferBody(Struct, forbid_unknown_fields=True):
+    """For how long a token to enrol a host is to be good."""
+
+    expires_in_s: Annotated[int, Meta(ge=enrolment.SHORTEST_S, le=enrolment.LONGEST_S)] = enrolment.DEFAULT_S
+
+
+class Offer(Struct, frozen=True):
+    """A token to enrol a host with, told this once."""
+
+    host: str
+    token: str
+    expires_at: datetime
+
+    def __repr__(self) -> str:
+        return f"Offer(host={self.host!r})"
+
+
+class EnrolBody(Struct, forbid_unknown_fields=True):
+    """An agent's token, the host that it is, and the SHA-256 of the key that it will show from now on."""
+
+    token: Annotated[str, Meta(max_length=256)]
+    host: Annotated[str, Meta(max_length=253)]
+    key_sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+    def __repr__(self) -> str:
+        return f"EnrolBody(host={self.host!r})"
+
+
+BODIES: Mapping[str, type[Struct]] = {
+    "HostPut": HostBody,
+    "Run": RunBody,
+    "EnrolmentPost": OfferBody,
+    "Enrolment": Offer,
+    "Enrol": EnrolBody,
+}
 """Bodies by the name of their schema, beside those that the custom resource definitions describe."""
 
 
@@ -89,9 +125,10 @@ class ControlPlane(Protocol):
 class Api:
     """The operations, on a control plane and the store that it writes."""
 
-    def __init__(self, control: ControlPlane, store: Store) -> None:
+    def __init__(self, control: ControlPlane, store: Store, enrolment: Enrolment) -> None:
         self._control = control
         self._store = store
+        self._enrolment = enrolment
 
     # Schedules.
 
@@ -197,6 +234,27 @@ class Api:
         await self._control.delete_host(_actor(request), request.path_params["name"])
         return Response(status_code=204)
 
+    async def enrol_host(self, request: Request) -> Response:
+        """Make a token with which this host's agent can register a key of its own, once."""
+        Query(request)
+        wanted = converted(await body(request), OfferBody) if has_body(request) else OfferBody()
+        name = request.path_params["name"]
+        token, expires_at = await self._enrolment.offer(_actor(request), name, wanted.expires_in_s)
+        return json_response(Offer(name, token, expires_at), 201, {"Cache-Control": "no-store"})
+
+    async def enrol(self, request: Request) -> Response:
+        """Register a host's key. The token in the body is all that is needed; the same again changes nothing."""
+        Query(request)
+        given = converted(await object_body(request), EnrolBody)
+        await self._enrolment.exchange(given.token, given.host, given.key_sha256)
+        return Response(status_code=204)
+
+    async def revoke_host_key(self, request: Request) -> Response:
+        """Have a host's key be good no more, and end the connection that it opened."""
+        Query(request)
+        await self._enrolment.revoke(_actor(request), request.path_params["name"])
+        return Response(status_code=204)
+
     # Jobs.
 
     async def list_jobs(self, request: Request) -> Response:
@@ -242,6 +300,31 @@ class Api:
         before, limit = query.after(int), query.limit()
         rows = await self._store.read(records.list_audit, before, limit + 1)
         return _page(rows, limit, dict, "id")
+
+    # Which object a request is about, as (namespace, name).
+
+    async def in_path(self, request: Request) -> tuple[str, str]:
+        """The object that the path names."""
+        return request.path_params.get("namespace", ""), request.path_params.get("name", "")
+
+    async def in_namespace(self, request: Request) -> tuple[str, str]:
+        """Something in the namespace of what the path names."""
+        return request.path_params["namespace"], ""
+
+    async def in_body(self, request: Request) -> tuple[str, str]:
+        """What the manifest in the body is to become; where it cannot be read, no namespace in particular."""
+        metadata = (await object_body(request)).get("metadata")
+        namespace = metadata.get("namespace", "") if isinstance(metadata, dict) else ""
+        return (namespace or "default", "") if isinstance(namespace, str) else ("", "")
+
+    async def of_filter(self, request: Request) -> tuple[str, str]:
+        """The jobs of the schedule that the query names as NAMESPACE/NAME, or all."""
+        namespace, slash, _ = request.query_params.get("schedule", "").partition("/")
+        return (namespace if slash else ""), ""
+
+    async def of_job(self, request: Request) -> tuple[str, str]:
+        """A job of a schedule; where that is gone, no namespace in particular."""
+        return await self._store.read(records.job_namespace, request.path_params["id"]) or "", ""
 
     # What they share.
 
@@ -310,8 +393,8 @@ def _created(request: Request, kind: str, row: Row, shown: dict[str, object], cr
 
 
 def _actor(request: Request) -> Actor:
-    actor: Actor = request.state.actor
-    return actor
+    user: User = request.state.user
+    return user.actor
 
 
 async def _named_manifest(request: Request) -> dict[str, Any]:
@@ -358,56 +441,160 @@ def _job(row: Row) -> dict[str, object]:
     return {**row, "command": Raw(row["command"].encode())}
 
 
+class Needs(NamedTuple):
+    """What a caller must be allowed to: each of the verbs, set apart by spaces, on the resource. `about`: which one."""
+
+    verbs: str
+    resource: str
+    about: Callable[[Api, Request], Awaitable[tuple[str, str]]] = Api.in_path
+
+
 class Operation(NamedTuple):
     """One operation as it is routed and described. Names of schemas are those of `openapi`.
 
-    `takes` is the body's; `answers` by status, None for no body; `may` are the problems beside the general ones.
+    `needs`: None where no one need say who they are. `takes` is the body's; `answers` by status, None for no body;
+    `may` are the problems beside the general ones.
     """
 
     method: str
     path: str
     handler: Callable[[Api, Request], Awaitable[Response]]
+    needs: Needs | None
     answers: Mapping[int, str | None]
     takes: str | None = None
     body_required: bool = True
     query: Sequence[str] = ()
     may: Sequence[int] = ()
 
+    async def permissions(self, api: Api, request: Request) -> list[Permission]:
+        """What the caller of this request must be allowed to. Raises what reading the request does."""
+        if self.needs is None:
+            return []
+        about = await self.needs.about(api, request)
+        return [Permission(verb, self.needs.resource, *about) for verb in self.needs.verbs.split()]
+
 
 _PAGE = ("limit", "cursor")
 _BODY = (400, 413, 415, 422)
-_SCHEDULE, _REPOSITORY = "/schedules/{namespace}/{name}", "/repositories/{namespace}/{name}"
+_SCHEDULE, _REPOSITORY, _HOST = "/schedules/{namespace}/{name}", "/repositories/{namespace}/{name}", "/hosts/{name}"
 
 OPERATIONS: Sequence[Operation] = (
-    Operation("GET", "/schedules", Api.list_schedules, {200: "ScheduleList"}, query=_PAGE, may=(400,)),
-    Operation("POST", "/schedules", Api.create_schedule, {201: "Schedule"}, "Schedule", may=(*_BODY, 409)),
-    Operation("GET", _SCHEDULE, Api.get_schedule, {200: "Schedule"}, may=(400, 404)),
-    Operation("PUT", _SCHEDULE, Api.put_schedule, {200: "Schedule", 201: "Schedule"}, "Schedule", may=_BODY),
-    Operation("DELETE", _SCHEDULE, Api.delete_schedule, {204: None}, may=(400, 404)),
     Operation(
-        "POST", f"{_SCHEDULE}/run", Api.run_schedule, {201: "JobList"}, "Run", body_required=False, may=(*_BODY, 404)
+        "GET",
+        "/schedules",
+        Api.list_schedules,
+        Needs("list", "schedules"),
+        {200: "ScheduleList"},
+        query=_PAGE,
+        may=(400,),
     ),
-    Operation("GET", "/repositories", Api.list_repositories, {200: "RepositoryList"}, query=_PAGE, may=(400,)),
-    Operation("POST", "/repositories", Api.create_repository, {201: "Repository"}, "RepositoryPut", may=(*_BODY, 409)),
-    Operation("GET", _REPOSITORY, Api.get_repository, {200: "Repository"}, may=(400, 404)),
     Operation(
-        "PUT", _REPOSITORY, Api.put_repository, {200: "Repository", 201: "Repository"}, "RepositoryPut", may=_BODY
+        "POST",
+        "/schedules",
+        Api.create_schedule,
+        Needs("create", "schedules", Api.in_body),
+        {201: "Schedule"},
+        "Schedule",
+        may=(*_BODY, 409),
     ),
-    Operation("DELETE", _REPOSITORY, Api.delete_repository, {204: None}, may=(400, 404, 409)),
-    Operation("GET", "/hosts", Api.list_hosts, {200: "HostList"}, query=_PAGE, may=(400,)),
-    Operation("GET", "/hosts/{name}", Api.get_host, {200: "Host"}, may=(400, 404)),
-    Operation("PUT", "/hosts/{name}", Api.put_host, {200: "Host", 201: "Host"}, "HostPut", may=_BODY),
-    Operation("DELETE", "/hosts/{name}", Api.delete_host, {204: None}, may=(400, 404, 409)),
+    Operation("GET", _SCHEDULE, Api.get_schedule, Needs("get", "schedules"), {200: "Schedule"}, may=(400, 404)),
+    Operation(
+        "PUT",
+        _SCHEDULE,
+        Api.put_schedule,
+        Needs("create update", "schedules"),
+        {200: "Schedule", 201: "Schedule"},
+        "Schedule",
+        may=_BODY,
+    ),
+    Operation("DELETE", _SCHEDULE, Api.delete_schedule, Needs("delete", "schedules"), {204: None}, may=(400, 404)),
+    Operation(
+        "POST",
+        f"{_SCHEDULE}/run",
+        Api.run_schedule,
+        Needs("create", "runs", Api.in_namespace),
+        {201: "JobList"},
+        "Run",
+        body_required=False,
+        may=(*_BODY, 404),
+    ),
+    Operation(
+        "GET",
+        "/repositories",
+        Api.list_repositories,
+        Needs("list", "repositories"),
+        {200: "RepositoryList"},
+        query=_PAGE,
+        may=(400,),
+    ),
+    Operation(
+        "POST",
+        "/repositories",
+        Api.create_repository,
+        Needs("create", "repositories", Api.in_body),
+        {201: "Repository"},
+        "RepositoryPut",
+        may=(*_BODY, 409),
+    ),
+    Operation(
+        "GET", _REPOSITORY, Api.get_repository, Needs("get", "repositories"), {200: "Repository"}, may=(400, 404)
+    ),
+    Operation(
+        "PUT",
+        _REPOSITORY,
+        Api.put_repository,
+        Needs("create update", "repositories"),
+        {200: "Repository", 201: "Repository"},
+        "RepositoryPut",
+        may=_BODY,
+    ),
+    Operation(
+        "DELETE", _REPOSITORY, Api.delete_repository, Needs("delete", "repositories"), {204: None}, may=(400, 404, 409)
+    ),
+    Operation("GET", "/hosts", Api.list_hosts, Needs("list", "hosts"), {200: "HostList"}, query=_PAGE, may=(400,)),
+    Operation("GET", _HOST, Api.get_host, Needs("get", "hosts"), {200: "Host"}, may=(400, 404)),
+    Operation(
+        "PUT", _HOST, Api.put_host, Needs("create update", "hosts"), {200: "Host", 201: "Host"}, "HostPut", may=_BODY
+    ),
+    Operation("DELETE", _HOST, Api.delete_host, Needs("delete", "hosts"), {204: None}, may=(400, 404, 409)),
+    Operation(
+        "POST",
+        f"{_HOST}/enrolments",
+        Api.enrol_host,
+        Needs("create", "hosts/enrolments"),
+        {201: "Enrolment"},
+        "EnrolmentPost",
+        body_required=False,
+        may=(*_BODY, 404),
+    ),
+    Operation("DELETE", f"{_HOST}/key", Api.revoke_host_key, Needs("delete", "hosts/key"), {204: None}, may=(400, 404)),
+    Operation("POST", "/enrol", Api.enrol, None, {204: None}, "Enrol", may=(*_BODY, 401)),
     Operation(
         "GET",
         "/jobs",
         Api.list_jobs,
+        Needs("list", "runs", Api.of_filter),
         {200: "JobList"},
         query=("id", "host", "schedule", "status", "actor_kind", *_PAGE),
         may=(400,),
     ),
-    Operation("GET", "/jobs/{id}", Api.get_job, {200: "Job"}, may=(400, 404)),
-    Operation("GET", "/jobs/{id}/log", Api.get_job_log, {200: "LogList"}, query=_PAGE, may=(400, 404)),
-    Operation("POST", "/jobs/{id}/cancel", Api.cancel_job, {200: "Job"}, may=(400, 404, 409)),
-    Operation("GET", "/audit", Api.list_audit, {200: "AuditList"}, query=_PAGE, may=(400,)),
+    Operation("GET", "/jobs/{id}", Api.get_job, Needs("get", "runs", Api.of_job), {200: "Job"}, may=(400, 404)),
+    Operation(
+        "GET",
+        "/jobs/{id}/log",
+        Api.get_job_log,
+        Needs("get", "runs", Api.of_job),
+        {200: "LogList"},
+        query=_PAGE,
+        may=(400, 404),
+    ),
+    Operation(
+        "POST",
+        "/jobs/{id}/cancel",
+        Api.cancel_job,
+        Needs("delete", "runs", Api.of_job),
+        {200: "Job"},
+        may=(400, 404, 409),
+    ),
+    Operation("GET", "/audit", Api.list_audit, Needs("list", "auditlogs"), {200: "AuditList"}, query=_PAGE, may=(400,)),
 )

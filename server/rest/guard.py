@@ -1,7 +1,6 @@
 """What stands before every operation of the API: the caller's token, and the telling of what went wrong."""
 
 import logging
-from collections.abc import Callable
 from http import HTTPStatus
 
 import msgspec
@@ -11,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.models import Actor
+from server.identity import Identity
 from server.problems import MEDIA_TYPE, Problem, Unauthorized, Unavailable
 from server.store import StoreClosedError
 
@@ -46,20 +45,19 @@ class Problems:
 
 
 class Authenticated:
-    """Lets through who has a token that is known, as `request.state.actor` (RFC 6750, section 2.1)."""
+    """Lets through who has a token that is known, as `request.state.user` (RFC 6750, section 2.1)."""
 
-    def __init__(self, app: ASGIApp, authenticate: Callable[[str], Actor | None]) -> None:
+    def __init__(self, app: ASGIApp, identity: Identity) -> None:
         self._app = app
-        self._authenticate = authenticate
+        self._identity = identity
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises Unauthorized."""
+        """Serve one request. Raises Unauthorized, and Unavailable when it cannot be told who calls."""
         given = Headers(scope=scope).getlist("authorization")
         scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        actor = self._authenticate(token.strip()) if scheme.lower() == "bearer" and token.strip() else None
-        if actor is None:
-            raise Unauthorized("this needs the header 'Authorization: Bearer TOKEN', with a token that is known")
-        scope.setdefault("state", {})["actor"] = actor
+        if scheme.lower() != "bearer" or not token.strip():
+            raise Unauthorized("this needs the header 'Authorization: Bearer TOKEN'")
+        scope.setdefault("state", {})["user"] = await self._identity.user(token.strip())
         await self._app(scope, receive, send)
 
 

@@ -28,7 +28,13 @@ def json_response(content: object, status: int = 200, headers: Mapping[str, str]
 
 
 async def body(request: Request) -> object:
-    """The JSON of the body. Raises UnsupportedMediaType, TooLarge, BadRequest."""
+    """The JSON of the body, read the first time. Raises UnsupportedMediaType, TooLarge, BadRequest."""
+    if not hasattr(request.state, "body"):
+        request.state.body = await _read_body(request)
+    return request.state.body
+
+
+async def _read_body(request: Request) -> object:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise UnsupportedMediaType(f"send JSON with the header 'Content-Type: application/json' (got {content_type!r})")
