@@ -7,8 +7,11 @@ queue belongs to one connection and goes with it, since the core says again what
 import asyncio
 import logging
 import random
+import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -29,6 +32,9 @@ PING_S = 20.0
 OPEN_S = 10.0
 MAX_QUEUE = 8 << 20
 """Bytes that may wait for a slow server before the connection is given up."""
+
+MAX_REASON = 500
+"""Bytes that are shown of what a server says when it refuses a connection."""
 
 
 class Listener(Protocol):
@@ -54,23 +60,35 @@ def backoff(failures: int, rng: random.Random) -> float:
 
 
 class Link:
-    """Keeps one connection to a server alive while `run` runs."""
+    """Keeps one connection to a server alive while `run` runs.
+
+    `token`: the bearer token, or what reads it, for those of service accounts are replaced every hour; `ca_file`: whom
+    to trust instead of the system's authorities, in PEM. Both are read for every connection.
+    """
 
     def __init__(
-        self, url: str, token: str, listener: Listener, rng: random.Random, *, user_agent: str | None = None
+        self,
+        url: str,
+        token: str | Callable[[], str],
+        listener: Listener,
+        rng: random.Random,
+        *,
+        ca_file: Path | None = None,
+        user_agent: str | None = None,
     ) -> None:
         self._url = url
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._token = token
+        self._ca_file = ca_file
         self._listener = listener
         self._rng = rng
         self._user_agent = user_agent
         self._socket: ClientConnection | None = None
         self._queue: deque[str] = deque()
         self._queued = 0
-        self._sender: asyncio.Task[None] | None = None
+        self._more = asyncio.Event()
 
     async def run(self) -> None:
-        """Connect and read, again and again, until cancelled; then close the connection."""
+        """Connect and read, again and again, until cancelled; then close the connection. A listener's error ends it."""
         failures = 0
         clock = asyncio.get_running_loop().time
         while True:
@@ -78,11 +96,9 @@ class Link:
             try:
                 async with self._connect() as socket:
                     opened = clock()
-                    await self._converse(socket)
-            except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed, codec.FrameError) as error:
+                    reason = await self._converse(socket)
+            except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as error:
                 reason = _reason(error)
-            else:
-                reason = f"closed by the server: {socket.close_reason or socket.close_code}"
             failures = 1 if opened is not None and clock() - opened > STEADY_S else failures + 1
             delay = backoff(failures, self._rng)
             log.warning("not connected", extra={"url": self._url, "reason": reason, "retry_s": round(delay, 1)})
@@ -98,14 +114,18 @@ class Link:
         if self._queued > MAX_QUEUE:
             log.error("server reads too slowly: connection given up", extra={"bytes": self._queued})
             self._socket.transport.abort()
-        elif self._sender is None:
-            self._sender = asyncio.get_running_loop().create_task(self._send_queued(self._socket), name="send")
+        else:
+            self._more.set()
 
     def _connect(self) -> connect:
+        """A connection to await. Raises OSError when the token or the authorities cannot be read."""
+        token = self._token() if callable(self._token) else self._token
+        secure = ssl.create_default_context(cafile=self._ca_file) if self._url.startswith("wss:") else None
         return connect(
             self._url,
+            ssl=secure,
             subprotocols=[Subprotocol(PROTOCOL)],
-            additional_headers=self._headers,
+            additional_headers={"Authorization": f"Bearer {token}"} if token else {},
             user_agent_header=self._user_agent,
             compression=None,  # small frames: a context for each connection costs more than it saves
             max_size=codec.MAX_SERVER_FRAME,
@@ -116,44 +136,49 @@ class Link:
             proxy=None,
         )
 
-    async def _converse(self, socket: ClientConnection) -> None:
+    async def _converse(self, socket: ClientConnection) -> str:
+        """Write and read until the connection is gone, and say why it is."""
         self._socket = socket
         log.info("connected", extra={"url": self._url})
         try:
-            self._listener.connected()
+            async with asyncio.TaskGroup() as tasks:
+                sender = tasks.create_task(self._send_queued(socket), name="send")
+                self._listener.connected()
+                reason = await self._read(socket)
+                sender.cancel()
+        finally:
+            self._socket = None
+            self._queue.clear()
+            self._queued = 0
+            self._listener.lost()
+        return reason
+
+    async def _read(self, socket: ClientConnection) -> str:
+        try:
             async for frame in socket:
                 for message, _ in codec.from_server.read(frame):
                     self._listener.received(message)
         except codec.FrameError as error:
             await socket.close(1007, codec.close_reason(error))
-            raise
-        finally:
-            self._socket = None
-            self._queue.clear()
-            self._queued = 0
-            if self._sender is not None:
-                self._sender.cancel()
-                await asyncio.gather(self._sender, return_exceptions=True)
-                self._sender = None
-            self._listener.lost()
+            return f"the server broke the protocol: {error}"
+        except ConnectionClosed as error:
+            return _reason(error)
+        return f"closed by the server: {socket.close_reason or socket.close_code}"
 
     async def _send_queued(self, socket: ClientConnection) -> None:
-        try:
-            while self._queue:
-                frame = self._queue.popleft()
-                await socket.send(frame)
-                self._queued -= len(frame)
-        except ConnectionClosed:
-            pass  # the read loop says so
-        finally:
-            if self._socket is socket:
-                self._sender = None
+        with suppress(ConnectionClosed):  # the read loop says so
+            while True:
+                await self._more.wait()
+                self._more.clear()
+                while self._queue:
+                    frame = self._queue.popleft()
+                    await socket.send(frame)
+                    self._queued -= len(frame)
 
 
 def _reason(error: Exception) -> str:
     """What a person needs to know of a failed connection."""
     if isinstance(error, InvalidStatus):
-        status = error.response.status_code
-        hint = ": check the token" if status in (401, 403) else ""
-        return f"the server answered {status}{hint}"
+        body = (error.response.body or b"")[:MAX_REASON].decode(errors="replace").strip()
+        return f"the server answered {error.response.status_code}{body and ': ' + body}"
     return str(error) or type(error).__name__

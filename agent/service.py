@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from msgspec import Struct
@@ -26,11 +27,15 @@ CONFIRM_S = 3.0
 
 
 class Config(Struct, frozen=True):
-    """Who an agent is and whom it calls. `url`: the server's, ws:// or wss://, with the path /agent."""
+    """Who an agent is and whom it calls. `url`: the server's, ws:// or wss://, with the path /agent.
+
+    `token`: what shows who it is, or what reads that; `ca_file`: who vouches for the server (see `Link`).
+    """
 
     host: str
     url: str
-    token: str = ""
+    token: str | Callable[[], str] = ""
+    ca_file: Path | None = None
 
     def __repr__(self) -> str:
         return f"Config(host={self.host!r}, url={self.url!r})"
@@ -57,7 +62,7 @@ def utc_now() -> datetime:
 
 
 class Service:
-    """One agent at work. `run` it; to end it well, `stop` it first."""
+    """One agent at work. `run` it; to end it well, `stop` it."""
 
     def __init__(
         self,
@@ -74,32 +79,47 @@ class Service:
         self._journal = journal
         self._jobs = jobs
         self._scheduler = Scheduler(self.core, clock, self.perform)
-        self._link = Link(config.url, config.token, self, rng or random.Random())  # noqa: S311 - jitter, no secret
+        jitter = rng or random.Random()  # noqa: S311 - no secret
+        self._link = Link(config.url, config.token, self, jitter, ca_file=config.ca_file)
         self._tasks: asyncio.TaskGroup | None = None
         self._settled = asyncio.Event()
-        self._link_task: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        self._ended = asyncio.Event()
 
     async def run(self) -> None:
-        """Work until `stop` has been called and has returned, or until cancelled."""
+        """Work until `stop` is called, or until cancelled. A defect in one part ends them all, and is raised."""
         try:
             async with asyncio.TaskGroup() as self._tasks:
+                journal = self._tasks.create_task(self._journal.run(), name="journal")
+                scheduler = self._tasks.create_task(self._scheduler.run(), name="scheduler")
+                link = self._tasks.create_task(self._link.run(), name="link")
                 self.perform(self.core.started(self._clock()))
-                self._link_task = self._tasks.create_task(self._link.run(), name="link")
+                await self._stopping.wait()
+                self._scheduler.stop()
+                await scheduler
+                await self._end_jobs()
+                link.cancel()
+                await self._journal.flush()
+                journal.cancel()
         finally:
-            await self._scheduler.stop()
-            await self._journal.close()
+            self._journal.close()
+            self._ended.set()
 
     async def stop(self) -> None:
-        """End running jobs as interrupted, tell the server if it can be told at once, and let `run` return."""
-        await self._scheduler.stop()
+        """End running jobs as interrupted, tell the server if it can be told at once, and have `run` return.
+
+        Idempotent. Also of a service whose `run` is yet to begin.
+        """
+        self._stopping.set()
+        await self._ended.wait()
+
+    async def _end_jobs(self) -> None:
         self.perform(self.core.stop())
         with suppress(TimeoutError):
             async with asyncio.timeout(CONFIRM_S if not self.core.busy else CONFIRM_S + 10):
                 while self.core.busy or (self.core.connected and self.core.memory.ends):
                     self._settled.clear()
                     await self._settled.wait()
-        if self._link_task is not None:
-            self._link_task.cancel()
 
     def perform(self, effects: Sequence[Effect]) -> None:
         """Do what the core asks for, in order, without waiting; then set the timer to what it waits for."""
