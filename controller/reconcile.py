@@ -103,11 +103,11 @@ def plan(
 
     Of what is observed, only what `owner` made is changed or deleted.
     """
-    puts = [
-        Put(key, resource)
-        for key, resource in declared.resources.items()
-        if owns(owner, observed.get(key)) and not _is_agreed(resource, observed.get(key), agreed.get(key))
-    ]
+    puts = []
+    for key, resource in declared.resources.items():
+        seen = observed.get(key)
+        if owns(owner, seen) and not _is_agreed(resource, seen, agreed.get(key)) and not _says(seen, resource, owner):
+            puts.append(Put(key, resource))
     kept = declared.resources.keys() | set(declared.held)
     gone = [Delete(key) for key, it in observed.items() if declared.complete and key not in kept and owns(owner, it)]
     order = list(PLURALS)
@@ -125,14 +125,25 @@ def _is_agreed(resource: Resource, observed: Observed | None, agreed: Agreed | N
     return agreed is not None and (agreed.resource, agreed.observed) == (resource, observed)
 
 
+def _says(observed: Observed | None, resource: Resource, owner: str) -> bool:
+    """Whether a resource says the same word for word, as those do whose defaults Kubernetes has filled in."""
+    if observed is None or resource.credentials is not None:  # what opens a repository cannot be looked at
+        return False
+    return (observed.spec, observed.labels) == (resource.spec, _labels(resource, owner))
+
+
 def manifest(change: Put, owner: str) -> Object:
     """The body that declares a resource as `owner`'s."""
-    labels = change.resource.metadata.get("labels") or {}
-    if isinstance(labels, dict):  # else the server tells what is wrong with them
-        labels = {**labels, OWNER_LABEL: owner}
-    body = {"kind": change.key.kind, "metadata": {**change.resource.metadata, "labels": labels}}
+    metadata = {**change.resource.metadata, "labels": _labels(change.resource, owner)}
+    body = {"kind": change.key.kind, "metadata": metadata}
     credentials = change.resource.credentials
     return {**body, "spec": change.resource.spec, **({} if credentials is None else {"credentials": credentials})}
+
+
+def _labels(resource: Resource, owner: str) -> Any:
+    """A resource's labels with its owner's; as they are where they are none, for the server to tell what is wrong."""
+    labels = resource.metadata.get("labels") or {}
+    return {**labels, OWNER_LABEL: owner} if isinstance(labels, dict) else labels
 
 
 def observe(answer: Object) -> Observed:
@@ -148,6 +159,7 @@ class Reconciler:
         self._client = client
         self._owner = owner
         self._agreed: dict[Key, Agreed] = {}
+        self._observed: dict[Key, Observed] = {}
 
     async def reconcile(self, declared: Declared) -> list[Outcome]:
         """Compare everything and put right what differs. Returns what was done, and what was not and why.
@@ -155,13 +167,23 @@ class Reconciler:
         Where the server becomes unreachable, the last outcomes say so and the rest is left to the next time. Raises
         Unreachable and Refused where nothing can even be compared.
         """
-        observed = {key: seen async for key, seen in self._observe()}
+        self._observed = {key: seen async for key, seen in self._observe()}
+        return await self._put_right(declared, self._observed)
+
+    async def touch(self, declared: Declared, keys: Collection[Key]) -> list[Outcome]:
+        """The same for a few resources, without looking at the server anew: as it was when last heard of."""
+        return await self._put_right(declared, {key: self._observed[key] for key in keys if key in self._observed})
+
+    async def _put_right(self, declared: Declared, observed: Mapping[Key, Observed]) -> list[Outcome]:
         changes = plan(declared, observed, self._agreed, self._owner)
         outcomes = await apply(changes, observed, self._client, self._owner)
-        for outcome in outcomes:
-            self._agreed.pop(outcome.change.key, None)
-            if isinstance(outcome.change, Put) and outcome.answer is not None:
-                self._agreed[outcome.change.key] = Agreed(outcome.change.resource, observe(outcome.answer))
+        for change, _, answer, error in outcomes:
+            self._agreed.pop(change.key, None)
+            if isinstance(change, Put) and answer is not None:
+                self._observed[change.key] = seen = observe(answer)
+                self._agreed[change.key] = Agreed(change.resource, seen)
+            elif isinstance(change, Delete) and error is None:
+                self._observed.pop(change.key, None)
         return [*outcomes, *foreign(declared, observed, self._owner)]
 
     async def _observe(self) -> AsyncIterator[tuple[Key, Observed]]:

@@ -1,0 +1,366 @@
+"""A server made to follow a cluster, and the cluster told what came of it.
+
+Level-triggered: an event only says what to look at, and what is done follows from what is there. Events bring things up
+to date quickly; a full comparison, from time to time, finds what was missed, lost or orphaned on either side. The
+server's news says when to look at it again; what it then says becomes the statuses.
+"""
+
+import asyncio
+import base64
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from datetime import datetime
+from typing import Any
+
+from controller.client import Client, ControllerError, Refused, Unreachable
+from controller.kube import Kube, KubeError, Object
+from controller.mirror import WATCHED, Mirror, credentials_of, key_of, resource_of, secrets_named
+from controller.reconcile import PLURALS, Declared, Key, Outcome, Put, Reconciler, Resource
+from controller.status import NotFoundError, host_status, repository_status, run_status, schedule_status
+from controller.writer import Writer
+
+log = logging.getLogger(__name__)
+
+OWNER = "lamplighter-controller"
+FULL_S = 300.0
+"""Seconds between full comparisons."""
+SECRETS_S = 60.0
+"""Seconds between looks at the Secrets that Repositories name: the cluster does not tell when they change."""
+LOOK_S = 2.0
+"""Seconds between looks at the server, at least, however much news it has."""
+RETRY_S, MAX_RETRY_S = 0.5, 30.0
+"""Seconds before what failed is tried again: the first time, and at most."""
+CONCURRENCY = 8
+"""Requests for Secrets, Hosts and Runs under way at once."""
+
+
+class Cluster:
+    """Brings one cluster's resources to one server, and statuses back. Feed it with `see`; `run` it.
+
+    `namespaces`: those whose resources count; none for all.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        client: Client,
+        host_namespace: str,
+        clock: Callable[[], datetime],
+        namespaces: Collection[str] = (),
+    ) -> None:
+        self.writer = Writer(kube, clock)
+        self._kube = kube
+        self._client = client
+        self._clock = clock
+        self._mirror = Mirror(host_namespace)
+        self._namespaces = sorted({*namespaces, host_namespace}) if namespaces else [None]
+        self._reconciler = Reconciler(client, OWNER)
+        self._errors: dict[Key, ControllerError] = {}
+        self._schedules: dict[Key, Object] = {}  # as the server has them
+        self._hosts: dict[str, Object] = {}
+        self._runs: dict[str, Object] = {}
+        self._dirty: set[Key] = set()
+        self._again: set[Key] = set()
+        self._news: set[str] = set()
+        self._missed = True
+        self._woken = asyncio.Event()
+        self.compared = asyncio.Event()
+
+    def see(self, body: Object, *, deleted: bool = False, listed: bool = False) -> None:
+        """An object of a WATCHED kind is there as it is now, or is no more.
+
+        `listed`: a watch has begun, and lists what is there. Where it is not the first one, what was deleted between
+        the two goes unsaid, and everything is compared.
+        """
+        self._missed |= listed and key_of(body) in self._mirror.objects
+        self._dirty |= self._mirror.see(body, deleted=deleted)
+        self._woken.set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was seen is done and told."""
+        return not (self._dirty or self._again or self._news) and self.writer.settled
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow(), name="follow the cluster")
+            tasks.create_task(self._listen(), name="listen to the server")
+            tasks.create_task(self.writer.run(), name="statuses")
+
+    # The loop.
+
+    async def _follow(self) -> None:
+        now = asyncio.get_running_loop().time
+        full_at = secrets_at = look_at = again_at = 0.0
+        retry_s = RETRY_S
+        while True:
+            self._woken.clear()
+            if now() >= again_at:
+                self._dirty, self._again = self._dirty | self._again, set()
+            if now() >= secrets_at:
+                secrets_at = now() + SECRETS_S
+                self._dirty |= {key for key, _ in self._mirror.of("Repository")}
+            if now() >= full_at or (self._missed and now() >= again_at):
+                self._missed = not await self._compare_all()
+                full_at = now() + FULL_S
+            keys, self._dirty = self._dirty, set()
+            await self._bring(keys)
+            if self._news and now() >= look_at:
+                await self._look()
+                look_at = now() + LOOK_S
+            if not (failing := self._missed or bool(self._again)):
+                retry_s = RETRY_S
+            elif now() >= again_at:
+                again_at, retry_s = now() + retry_s, min(2 * retry_s, MAX_RETRY_S)
+            times = [full_at, secrets_at, *([look_at] if self._news else []), *([again_at] if failing else [])]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(min(times)):
+                    await self._woken.wait()
+
+    async def _listen(self) -> None:
+        """Have the server looked at whenever it has news; after each loss of the stream, for all that was missed."""
+        retry_s = RETRY_S
+        while True:
+            try:
+                async for changed in self._client.news():
+                    self._news |= set(changed)
+                    self._woken.set()
+                    retry_s = RETRY_S
+            except (Unreachable, Refused) as error:
+                log.warning("server's news not heard, trying again", extra={"reason": str(error)})
+            await asyncio.sleep(retry_s)
+            retry_s = min(2 * retry_s, MAX_RETRY_S)
+
+    async def _compare_all(self) -> bool:
+        """Read everything on both sides anew, and put right what differs. Whether that could be done."""
+        try:
+            self._mirror.replace(WATCHED, [body async for body in self._all_objects()])
+            self._hosts = {item["name"]: item async for item in self._client.resources("hosts")}
+            declared = await self._declare(key for key in self._mirror.objects if key.kind in PLURALS)
+            outcomes = await self._reconciler.reconcile(declared)
+        except ControllerError as error:
+            log.warning("not compared, trying again", extra={"reason": str(error)})
+            return False
+        self._take(declared, outcomes, ())
+        names = {*self._hosts, *(key.name for key, _ in self._mirror.of("Node"))}
+        self._dirty |= {Key("Host", self._mirror.host_namespace, name) for name in names}
+        self._dirty |= {key for key in self._mirror.objects if key.kind in ("Host", "Run")}
+        self._news |= {"schedules", "hosts"}
+        for key in declared.resources:
+            self._tell(key)
+        log.info("compared", extra={"objects": len(self._mirror.objects), "changes": len(outcomes)})
+        self.compared.set()
+        return not any(isinstance(outcome.error, Unreachable) for outcome in outcomes)
+
+    async def _all_objects(self) -> AsyncIterator[Object]:
+        for kind in WATCHED:
+            for namespace in [None] if kind == "Node" else self._namespaces:
+                async for body in self._kube.list(kind, namespace):
+                    yield {"apiVersion": "lamplighter.dev/v1alpha1", "kind": kind, **body}  # lists leave them out
+
+    # What was seen to change.
+
+    async def _bring(self, keys: Collection[Key]) -> None:
+        """Bring what these keys name to the server, in the order in which things depend on each other."""
+        if not keys:
+            return
+        await _each((key for key in keys if key.kind == "Host"), self._keep_node_host)
+        await _each((key for key in keys if key.kind == "Host"), self._bring_host)
+        resources = {key for key in keys if key.kind in PLURALS}
+        declared = await self._declare(resources)
+        self._take(declared, await self._reconciler.touch(declared, resources), resources)
+        await _each((key for key in keys if key.kind == "Run"), self._bring_run)
+        for key in keys:
+            self._tell(key)
+
+    async def _declare(self, keys: Iterable[Key]) -> Declared:
+        """What is declared of these resources; one whose Secrets are missing is left as it is at the server."""
+        resources: dict[Key, Resource] = {}
+        held: list[Key] = []
+
+        async def declare(key: Key) -> None:
+            body = self._mirror.objects.get(key)
+            if body is None:
+                return
+            try:
+                credentials = await self._credentials(key, body) if key.kind == "Repository" else None
+            except ControllerError as error:
+                self._settle(key, error)
+                held.append(key)
+            else:
+                resources[key] = resource_of(body, credentials)
+
+        await _each(keys, declare)
+        return Declared(resources, held)
+
+    async def _credentials(self, key: Key, body: Object) -> dict[str, Any] | None:
+        secrets: dict[str, dict[str, str]] = {}
+        for name in secrets_named(body):
+            try:
+                secret = await self._kube.get("Secret", key.namespace, name)
+            except KubeError as error:
+                if error.passing:
+                    raise
+                raise NotFoundError("SecretForbidden", f"Secret {name} cannot be read: {error}") from None
+            if secret is not None:
+                secrets[name] = {it: _text(value) for it, value in (secret.get("data") or {}).items()}
+        return credentials_of(body, secrets)
+
+    def _take(self, declared: Declared, outcomes: Collection[Outcome], keys: Collection[Key]) -> None:
+        """Remember what came of changes, and what has to be tried again; where nothing had to be done, all is well."""
+        rest = {*keys, *declared.resources} - {outcome.change.key for outcome in outcomes} - set(declared.held)
+        if any(isinstance(outcome.error, Unreachable) for outcome in outcomes):
+            self._again |= rest
+        else:
+            for key in rest:
+                self._settle(key, None)
+        for outcome in outcomes:
+            key = outcome.change.key
+            self._settle(key, outcome.error)
+            if key.kind == "Schedule":
+                if outcome.answer is not None:
+                    self._schedules[key] = outcome.answer
+                elif outcome.error is None:
+                    self._schedules.pop(key, None)
+            if isinstance(outcome.change, Put) and outcome.answer is not None and outcome.was is None:
+                log.info("%s accepted", key.kind.lower(), extra={key.kind.lower(): str(key)})
+
+    async def _keep_node_host(self, key: Key) -> None:
+        """Have a Host for a node, with its labels, and none for a node that is gone."""
+        wanted = self._mirror.node_host(key.name) if key.namespace == self._mirror.host_namespace else None
+        host = self._mirror.objects.get(key)
+        await self._trying(key, self._put_node_host(key, host, wanted))
+
+    async def _put_node_host(self, key: Key, host: Object | None, wanted: Object | None) -> None:
+        if wanted is None:
+            is_node = host is not None and (host.get("spec") or {}).get("nodeName")
+            if host is not None and is_node and key.namespace == self._mirror.host_namespace:
+                await self._kube.delete("Host", key.namespace, key.name, host["metadata"]["uid"])
+                self._mirror.see(host, deleted=True)
+        elif host is None:
+            self._mirror.see(await self._kube.create("Host", wanted))
+        elif (has := host["metadata"].get("labels") or {}) != (due := wanted["metadata"]["labels"]):
+            labels = {**dict.fromkeys(has.keys() - due.keys()), **due}
+            changed = await self._kube.patch("Host", key.namespace, key.name, {"metadata": {"labels": labels}})
+            if changed is not None:
+                self._mirror.see(changed)
+
+    async def _bring_host(self, key: Key) -> None:
+        if key.namespace == self._mirror.host_namespace:
+            await self._trying(key, self._put_host(key))
+        else:
+            there = f"Hosts count in namespace {self._mirror.host_namespace} only: create it there"
+            self._settle(key, NotFoundError("WrongNamespace", there))
+
+    async def _put_host(self, key: Key) -> None:
+        body = self._mirror.objects.get(key)
+        if body is None:
+            await self._client.delete_host(key.name)
+            self._hosts.pop(key.name, None)
+            return
+        labels = body["metadata"].get("labels") or {}
+        seen = self._hosts.get(key.name)
+        if seen is None or seen["labels"] != labels:
+            self._hosts[key.name] = await self._client.put_host(key.name, labels)
+
+    async def _bring_run(self, key: Key) -> None:
+        if key in self._mirror.objects and key in self._mirror.active_runs():
+            await self._trying(key, self._run(key, self._mirror.objects[key]))
+
+    async def _run(self, key: Key, body: Object) -> None:
+        """Ask for a run, which the server knows by the Run's uid and so does once, and how far it is."""
+        uid, spec = body["metadata"]["uid"], body["spec"]
+        if uid not in self._runs:
+            await self._client.run(key.namespace, spec["scheduleRef"]["name"], uid, spec.get("hostSelector") or {})
+        self._runs[uid] = await self._client.run_status(uid)
+
+    # What the server says.
+
+    async def _look(self) -> None:
+        """Read anew what the server has news of, and tell it as statuses."""
+        news, self._news = self._news, set()
+        try:
+            if "schedules" in news:
+                self._schedules = {
+                    Key("Schedule", it["metadata"]["namespace"], it["metadata"]["name"]): it
+                    async for it in self._client.resources("schedules")
+                }
+                for key, _ in self._mirror.of("Schedule"):
+                    self._tell(key)
+            if "hosts" in news:
+                self._hosts = {it["name"]: it async for it in self._client.resources("hosts")}
+                for key, _ in self._mirror.of("Host"):
+                    self._tell(key)
+        except ControllerError as error:
+            log.warning("server not looked at, trying again", extra={"reason": str(error)})
+            self._news |= news
+        if "runs" in news:
+            self._dirty |= set(self._mirror.active_runs())
+
+    def _tell(self, key: Key) -> None:
+        """Have an object's status say what is known of it."""
+        body = self._mirror.objects.get(key)
+        if body is None:
+            self.writer.forget(key)
+            self._errors.pop(key, None)
+            return
+        old, generation, now = body.get("status") or {}, body["metadata"].get("generation", 1), self._clock()
+        error = self._errors.get(key)
+        match key.kind:
+            case "Schedule":
+                status = schedule_status(old, generation, error, self._schedules.get(key), now)
+            case "Repository":
+                status = repository_status(old, generation, error, now)
+            case "Host":
+                status = host_status(old, generation, error, self._hosts.get(key.name), now)
+            case "Run":
+                if key not in self._mirror.active_runs():
+                    return
+                status = run_status(old, generation, error, self._runs.get(body["metadata"]["uid"]), now)
+            case _:
+                return
+        self.writer.want(key, body, status)
+
+    # What fails.
+
+    async def _trying(self, key: Key, work: Awaitable[None]) -> None:
+        """Do something for a key, and remember why it could not be done."""
+        error: ControllerError | None = None
+        try:
+            await work
+        except ControllerError as caught:
+            error = caught
+        self._settle(key, error)
+
+    def _settle(self, key: Key, error: ControllerError | None) -> None:
+        """Remember how it went with a key. What may go better without a change here is tried again."""
+        if error is None:
+            self._errors.pop(key, None)
+            return
+        if str(self._errors.get(key)) != str(error):
+            log.warning("%s not brought", key.kind.lower(), extra={key.kind.lower(): str(key), "reason": str(error)})
+        self._errors[key] = error
+        passing = isinstance(error, Unreachable) or (isinstance(error, KubeError) and error.passing)
+        waits = isinstance(error, Refused) and error.status in (404, 409)
+        if passing or waits:
+            self._again.add(key)
+
+
+async def _each(keys: Iterable[Key], work: Callable[[Key], Awaitable[None]]) -> None:
+    """Do something for each key, a few at a time."""
+    queue = iter(list(keys))
+
+    async def worker() -> None:
+        for key in queue:
+            await work(key)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(CONCURRENCY):
+            tasks.create_task(worker())
+
+
+def _text(value: str) -> str:
+    """A Secret's value as text; one that is none becomes one that opens nothing."""
+    return base64.b64decode(value).decode(errors="replace")

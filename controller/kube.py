@@ -1,0 +1,194 @@
+"""The Kubernetes API, as far as the controller asks and writes; kopf does the watching.
+
+The credentials are kopf's own finding (a service account's, or a kubeconfig's), read anew when they stop working.
+"""
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from urllib.parse import quote
+
+import httpx
+import kopf
+
+from controller.client import ControllerError
+
+GROUP = "lamplighter.dev"
+VERSION = "v1alpha1"
+TIMEOUT_S = 30.0
+"""Seconds that the API server has for one answer."""
+PAGE = 500
+"""Objects that one page of a list holds."""
+COMPONENT = "lamplighter-controller"
+
+Object = dict[str, Any]
+"""An object as JSON."""
+
+
+class KubeError(ControllerError):
+    """The API server did not do what was asked. `status`: HTTP's, 0 when it did not answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.status in (0, 429) or self.status >= 500
+
+
+class Kind(NamedTuple):
+    """A kind of object: where the API has it. `version`: with the group, as in apiVersion."""
+
+    version: str
+    plural: str
+
+    def path(self, namespace: str | None, name: str | None = None) -> str:
+        """The path of an object, or of all of them."""
+        root = f"/apis/{self.version}" if "/" in self.version else f"/api/{self.version}"
+        within = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
+        return f"{root}{within}/{self.plural}" + (f"/{quote(name, safe='')}" if name else "")
+
+
+KINDS: Mapping[str, Kind] = {
+    "Schedule": Kind(f"{GROUP}/{VERSION}", "schedules"),
+    "Repository": Kind(f"{GROUP}/{VERSION}", "repositories"),
+    "Host": Kind(f"{GROUP}/{VERSION}", "hosts"),
+    "Run": Kind(f"{GROUP}/{VERSION}", "runs"),
+    "Node": Kind("v1", "nodes"),
+    "Secret": Kind("v1", "secrets"),
+    "ConfigMap": Kind("v1", "configmaps"),
+    "Event": Kind("events.k8s.io/v1", "events"),
+    "Lease": Kind("coordination.k8s.io/v1", "leases"),
+}
+
+
+class Kube:
+    """Speaks with one API server, as an asynchronous context manager. Every method raises KubeError."""
+
+    def __init__(self, login: Callable[[], kopf.ConnectionInfo]) -> None:
+        self._login = login
+        self._http = _connected(login())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def list(self, kind: str, namespace: str | None = None) -> AsyncIterator[Object]:
+        """All objects of a kind, in one namespace or in all, page by page."""
+        params = {"limit": str(PAGE)}
+        while True:
+            page = await self._ask("GET", KINDS[kind].path(namespace), params=params)
+            for item in page["items"]:
+                yield item
+            if not (following := page["metadata"].get("continue")):
+                return
+            params["continue"] = following
+
+    async def get(self, kind: str, namespace: str | None, name: str) -> Object | None:
+        """An object, or None when there is none."""
+        try:
+            return await self._ask("GET", KINDS[kind].path(namespace, name))
+        except KubeError as error:
+            if error.status == httpx.codes.NOT_FOUND:
+                return None
+            raise
+
+    async def create(self, kind: str, body: Object) -> Object:
+        """Create an object."""
+        return await self._ask("POST", KINDS[kind].path(body["metadata"].get("namespace")), body=body)
+
+    async def replace(self, kind: str, body: Object) -> Object:
+        """Replace an object; refused with status 409 when it has changed since it was read."""
+        metadata = body["metadata"]
+        return await self._ask("PUT", KINDS[kind].path(metadata["namespace"], metadata["name"]), body=body)
+
+    async def patch(
+        self, kind: str, namespace: str | None, name: str, patch: Object, subresource: str = ""
+    ) -> Object | None:
+        """Change an object by a merge patch (RFC 7386), or its subresource. None when it is gone."""
+        path = KINDS[kind].path(namespace, name) + (f"/{subresource}" if subresource else "")
+        try:
+            return await self._ask("PATCH", path, body=patch, content_type="application/merge-patch+json")
+        except KubeError as error:
+            if error.status == httpx.codes.NOT_FOUND:
+                return None
+            raise
+
+    async def delete(self, kind: str, namespace: str | None, name: str, uid: str) -> None:
+        """Delete an object, if it is still the one with that uid; one that is gone is no error."""
+        try:
+            await self._ask("DELETE", KINDS[kind].path(namespace, name), body={"preconditions": {"uid": uid}})
+        except KubeError as error:
+            if error.status not in (httpx.codes.NOT_FOUND, httpx.codes.CONFLICT):
+                raise
+
+    async def tell(self, about: Object, type_: str, reason: str, note: str, at: datetime) -> None:
+        """Post an Event about an object, for a person to notice. `type_`: Normal or Warning."""
+        metadata = about["metadata"]
+        event = {
+            "metadata": {"namespace": metadata.get("namespace", "default"), "generateName": f"{metadata['name']}-"},
+            "eventTime": at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "type": type_,
+            "reason": reason,
+            "note": note[:1024],
+            "action": "Reconcile",
+            "reportingController": f"{GROUP}/{COMPONENT}",
+            "reportingInstance": COMPONENT,
+            "regarding": {
+                "apiVersion": about["apiVersion"],
+                "kind": about["kind"],
+                "namespace": metadata.get("namespace"),
+                "name": metadata["name"],
+                "uid": metadata["uid"],
+            },
+        }
+        await self.create("Event", event)
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        content = None if body is None else json.dumps(body).encode()
+        headers = {} if body is None else {"Content-Type": content_type}
+        try:
+            answer = await self._http.request(method, path, params=params, content=content, headers=headers)
+            if answer.status_code == httpx.codes.UNAUTHORIZED:  # a service account's token is replaced every hour
+                stale, self._http = self._http, _connected(self._login())
+                await stale.aclose()
+                answer = await self._http.request(method, path, params=params, content=content, headers=headers)
+        except httpx.RequestError as error:
+            raise KubeError(0, f"the Kubernetes API does not answer: {str(error) or type(error).__name__}") from None
+        if not answer.is_success:
+            raise KubeError(answer.status_code, f"{method} {path}: {_message(answer)}")
+        found: Object = answer.json()
+        return found
+
+
+def _connected(info: kopf.ConnectionInfo) -> httpx.AsyncClient:
+    """A client with kopf's credentials."""
+    return httpx.AsyncClient(
+        base_url=info.server,
+        headers=info.as_http_headers(),
+        verify=info.as_ssl_context() if info.server.startswith("https:") else True,
+        timeout=TIMEOUT_S,
+        trust_env=False,
+    )
+
+
+def _message(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{answer.status_code} {answer.reason_phrase}"

@@ -1,0 +1,109 @@
+"""One controller at work among its replicas: a Lease that its holder renews, as Kubernetes' own components hold them.
+
+The rules are those of client-go's leader election: a holder that cannot renew for RENEW_S stops before others, who
+wait for DURATION_S without seeing a change by their own clocks, take over. No two clocks are compared.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+from controller.kube import Kube, KubeError, Object
+
+log = logging.getLogger(__name__)
+
+DURATION_S = 15.0
+"""Seconds that a lease must be seen unchanged before another may take it."""
+RENEW_S = 10.0
+"""Seconds within which its holder must renew it, or stop."""
+RETRY_S = 2.0
+"""Seconds between attempts."""
+
+
+class Lease:
+    """A Lease as one candidate sees it."""
+
+    def __init__(self, kube: Kube, namespace: str, name: str, identity: str) -> None:
+        self._kube = kube
+        self._namespace = namespace
+        self._name = name
+        self._identity = identity
+        self._seen: tuple[object, float] = (None, 0.0)
+
+    async def hold(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Wait for the lease, then do the work while it is held; returns when the work does, or the lease is lost."""
+        while not await self._taken():
+            await asyncio.sleep(RETRY_S)
+        log.info("lease taken", extra={"lease": f"{self._namespace}/{self._name}", "holder": self._identity})
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                working = tasks.create_task(_run(work), name="leader's work")
+                renewing = tasks.create_task(self._renew(), name="renew lease")
+                await asyncio.wait([working, renewing], return_when=asyncio.FIRST_COMPLETED)
+                working.cancel()
+                renewing.cancel()
+        finally:
+            await self._release()
+
+    async def _renew(self) -> None:
+        clock = asyncio.get_running_loop().time
+        renewed = clock()
+        while clock() - renewed < RENEW_S:
+            await asyncio.sleep(RETRY_S)
+            if await self._taken():
+                renewed = clock()
+        log.error("lease lost", extra={"lease": f"{self._namespace}/{self._name}"})
+
+    async def _taken(self) -> bool:
+        """Take or renew the lease, if it is ours or nobody's any more."""
+        try:
+            lease = await self._kube.get("Lease", self._namespace, self._name)
+            if lease is None:
+                await self._kube.create("Lease", self._wanted(None))
+                return True
+            if lease["spec"].get("holderIdentity") not in (self._identity, "", None) and not self._expired(lease):
+                return False
+            await self._kube.replace("Lease", self._wanted(lease))
+        except KubeError as error:
+            if error.status != 409:  # another was faster
+                log.warning("lease cannot be taken or renewed", extra={"reason": str(error)})
+            return False
+        return True
+
+    async def _release(self) -> None:
+        """Let others take over at once."""
+        try:
+            lease = await self._kube.get("Lease", self._namespace, self._name)
+            if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
+                lease["spec"]["holderIdentity"] = ""
+                await self._kube.replace("Lease", lease)
+        except KubeError as error:
+            log.info("lease not released: it will run out", extra={"reason": str(error)})
+
+    def _expired(self, lease: Object) -> bool:
+        """Whether the holder has not renewed for so long that it has stopped."""
+        clock = asyncio.get_running_loop().time()
+        state = (lease["spec"].get("holderIdentity"), lease["spec"].get("renewTime"))
+        if self._seen[0] != state:
+            self._seen = (state, clock)
+        return clock - self._seen[1] > DURATION_S
+
+    def _wanted(self, lease: Object | None) -> Object:
+        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        old = lease["spec"] if lease is not None else {}
+        mine = old.get("holderIdentity") == self._identity
+        spec = {
+            **old,
+            "holderIdentity": self._identity,
+            "leaseDurationSeconds": int(DURATION_S),
+            "acquireTime": old.get("acquireTime") if mine else now,
+            "renewTime": now,
+            "leaseTransitions": old.get("leaseTransitions", 0) + (lease is not None and not mine),
+        }
+        metadata = lease["metadata"] if lease is not None else {"namespace": self._namespace, "name": self._name}
+        return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
+
+
+async def _run(work: Callable[[], Awaitable[None]]) -> None:
+    await work()

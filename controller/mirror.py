@@ -1,0 +1,125 @@
+"""What the cluster holds, as it was last seen, and what an event there may have an effect on. Plain data, no I/O."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from controller.kube import Object
+from controller.reconcile import Key, Resource
+from controller.status import NotFoundError
+
+WATCHED = ("Node", "Repository", "Schedule", "Host", "Run")
+"""The kinds that are mirrored, those that others depend on first."""
+ENDED = ("Succeeded", "Failed")
+"""The phases in which a Run stays."""
+
+
+class Mirror:
+    """Objects by key. `host_namespace`: where Hosts count."""
+
+    def __init__(self, host_namespace: str) -> None:
+        self.host_namespace = host_namespace
+        self.objects: dict[Key, Object] = {}
+
+    def see(self, body: Object, *, deleted: bool = False) -> set[Key]:
+        """Take in an object as it is now, or is no more. Returns what is to be looked at for it."""
+        key = key_of(body)
+        old = self.objects.get(key)
+        if deleted:
+            self.objects.pop(key, None)
+        else:
+            self.objects[key] = body
+        if not deleted and old is not None and _declares(old) == _declares(body):
+            return set()
+        return {key, *self._dependents(key)}
+
+    def replace(self, kinds: Iterable[str], bodies: Iterable[Object]) -> None:
+        """Take in all objects of some kinds: those that are not among them are no more."""
+        gone = set(kinds)
+        self.objects = {key: it for key, it in self.objects.items() if key.kind not in gone}
+        for body in bodies:
+            self.objects[key_of(body)] = body
+
+    def of(self, kind: str) -> Iterator[tuple[Key, Object]]:
+        """All objects of a kind."""
+        return ((key, body) for key, body in list(self.objects.items()) if key.kind == kind)
+
+    def node_host(self, name: str) -> Object | None:
+        """The Host that there should be for a node, or None for no node of that name."""
+        node = self.objects.get(Key("Node", "", name))
+        if node is None:
+            return None
+        owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": node["metadata"]["uid"]}
+        return {
+            "apiVersion": "lamplighter.dev/v1alpha1",
+            "kind": "Host",
+            "metadata": {
+                "namespace": self.host_namespace,
+                "name": name,
+                "labels": node["metadata"].get("labels") or {},
+                "ownerReferences": [owner],  # Kubernetes' garbage collection takes the Host along with its Node
+            },
+            "spec": {"nodeName": name},
+        }
+
+    def active_runs(self) -> list[Key]:
+        """Runs that have not ended."""
+        return [key for key, body in self.of("Run") if (body.get("status") or {}).get("phase") not in ENDED]
+
+    def _dependents(self, key: Key) -> Iterator[Key]:
+        """What refers to an object: it may be right now, or wrong."""
+        if key.kind == "Node":
+            yield Key("Host", self.host_namespace, key.name)
+        elif key.kind == "Repository":
+            for it, body in self.of("Schedule"):
+                if it.namespace == key.namespace and body["spec"]["repositoryRef"]["name"] == key.name:
+                    yield it
+
+
+def key_of(body: Mapping[str, Any]) -> Key:
+    """The key of an object; a cluster-scoped one has no namespace."""
+    metadata = body["metadata"]
+    return Key(body["kind"], metadata.get("namespace", ""), metadata["name"])
+
+
+def resource_of(body: Mapping[str, Any], credentials: Mapping[str, Any] | None = None) -> Resource:
+    """What an object declares, without what Kubernetes adds."""
+    metadata = body["metadata"]
+    named = {"namespace": metadata["namespace"], "name": metadata["name"], "labels": metadata.get("labels") or {}}
+    return Resource(named, body.get("spec"), credentials)
+
+
+def credentials_of(body: Mapping[str, Any], secrets: Mapping[str, Mapping[str, str]]) -> dict[str, Any] | None:
+    """What opens a Repository, from the values of its namespace's Secrets. None where it names none.
+
+    Raises NotFoundError, with the remedy, for a Secret or a key that is not there.
+    """
+    spec = body["spec"]
+    found: dict[str, Any] = {}
+    if reference := spec.get("passwordSecretRef"):
+        values = _values(body, reference["name"], secrets)
+        key = reference.get("key") or "password"
+        if key not in values:
+            raise NotFoundError("SecretKeyNotFound", f"Secret {reference['name']} has no key {key}: add it")
+        found["password"] = values[key]
+    if reference := spec.get("envSecretRef"):
+        found["env"] = dict(_values(body, reference["name"], secrets))
+    return found or None
+
+
+def secrets_named(body: Mapping[str, Any]) -> set[str]:
+    """The names of the Secrets that a Repository refers to."""
+    references = (body["spec"].get("passwordSecretRef"), body["spec"].get("envSecretRef"))
+    return {reference["name"] for reference in references if reference}
+
+
+def _values(body: Mapping[str, Any], name: str, secrets: Mapping[str, Mapping[str, str]]) -> Mapping[str, str]:
+    if name not in secrets:
+        where = body["metadata"]["namespace"]
+        raise NotFoundError("SecretNotFound", f"there is no Secret {name} in namespace {where}: create it")
+    return secrets[name]
+
+
+def _declares(body: Mapping[str, Any]) -> tuple[object, ...]:
+    """What of an object is declared, and so matters here; its status does not."""
+    metadata = body["metadata"]
+    return metadata.get("uid"), metadata.get("generation"), metadata.get("labels"), metadata.get("deletionTimestamp")

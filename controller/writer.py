@@ -1,0 +1,96 @@
+"""Writes statuses to the Kubernetes API: only changes, and no more often than it can bear.
+
+The first write for an object is made at once. After that it gets one in INTERVAL_S seconds, and always its latest
+status; Hosts, of which there may be ten thousand that change together, share HOSTS_PER_S.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime
+
+from controller.kube import Kube, KubeError, Object
+from controller.reconcile import Key
+from controller.status import Status, notices, patch
+
+log = logging.getLogger(__name__)
+
+WORKERS = 8
+"""Writes under way at once."""
+INTERVAL_S = 5.0
+HOSTS_PER_S = 50.0
+
+
+class Writer:
+    """Brings statuses to the API server while `run` runs."""
+
+    def __init__(self, kube: Kube, clock: Callable[[], datetime]) -> None:
+        self._kube = kube
+        self._clock = clock
+        self._wanted: dict[Key, tuple[Object, Status]] = {}
+        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._not_before: dict[Key, float] = {}
+        self._host_slot = 0.0
+        self.writes = 0
+
+    def want(self, key: Key, about: Object, status: Status) -> None:
+        """Have an object's status be this one, soon. `about`: the object as last seen; it is kept up to date."""
+        if about.get("status") == status:
+            self._wanted.pop(key, None)
+            return
+        waiting = key in self._wanted
+        self._wanted[key] = (about, status)
+        if not waiting:
+            self._put_in_line(key, self._not_before.get(key, 0.0))
+
+    def forget(self, key: Key) -> None:
+        """An object is gone."""
+        self._wanted.pop(key, None)
+        self._not_before.pop(key, None)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing waits to be written."""
+        return not self._wanted
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(WORKERS):
+                tasks.create_task(self._work(), name="write statuses")
+
+    def _put_in_line(self, key: Key, not_before: float) -> None:
+        loop = asyncio.get_running_loop()
+        at = max(loop.time(), not_before)
+        if key.kind == "Host":
+            at = self._host_slot = max(at, self._host_slot + 1 / HOSTS_PER_S)
+        loop.call_at(at, self._ready.put_nowait, key)
+
+    async def _work(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            key = await self._ready.get()
+            if key not in self._wanted:
+                continue
+            about, status = self._wanted[key]
+            self._not_before[key] = clock() + INTERVAL_S
+            written = await self._write(key, about, status)
+            if self._wanted.get(key) == (about, status) and written:
+                del self._wanted[key]
+            elif key in self._wanted:
+                self._put_in_line(key, self._not_before.get(key, 0.0))
+
+    async def _write(self, key: Key, about: Object, status: Status) -> bool:
+        """Write one status. Whether that is done with, if only because it cannot be."""
+        old = about.get("status") or {}
+        try:
+            changed = {"status": patch(old, status)}
+            await self._kube.patch(key.kind, key.namespace, key.name, changed, subresource="status")
+            self.writes += 1
+            about["status"] = status
+            for notice in notices(old, status):
+                await self._kube.tell(about, notice.type, notice.reason, notice.message, self._clock())
+        except KubeError as error:
+            log.warning("status not written", extra={key.kind.lower(): str(key), "reason": str(error)})
+            return not error.passing
+        return True
