@@ -1,0 +1,145 @@
+"""What tests over real sockets share: a server on a free port, its REST API, and agents that speak frames by hand."""
+
+import asyncio
+import hashlib
+import json
+from collections import deque
+from contextlib import asynccontextmanager, suppress
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect as websocket
+from websockets.exceptions import ConnectionClosed
+
+from server.service import Config, serving
+
+PATIENCE_S = 20
+"""What takes longer than this will not come."""
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+async def server(tmp_path):
+    async with serving(Config(tmp_path, port=0)) as running:
+        yield running
+
+
+@pytest.fixture
+async def api(server):
+    url = f"http://127.0.0.1:{server.port}/api/v1"
+    headers = {"authorization": f"Bearer {server.admin_token}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+        yield client
+
+
+@pytest.fixture
+def declare(api):
+    """Declares a schedule, and the repository that it names; returns its id."""
+
+    async def declare(name="etc", repository="main", credentials=None, **spec):
+        backup = {"kind": "backup", "cron": "0 2 * * *", "backup": {"paths": ["/etc"]}}
+        secret = {} if credentials is None else {"credentials": credentials}
+        there = {"spec": {"url": "/backup/{host}"}, **secret}
+        if secret or (await api.get(f"/repositories/ns/{repository}")).is_error:
+            (await api.put(f"/repositories/ns/{repository}", json=there)).raise_for_status()
+        wanted = {"spec": {**backup, "repositoryRef": {"name": repository}, **spec}}
+        answer = await api.put(f"/schedules/ns/{name}", json=wanted)
+        answer.raise_for_status()
+        return answer.json()["metadata"]["uid"]
+
+    return declare
+
+
+@pytest.fixture
+def connect(server):
+    """Connects as a host's agent, with what it says in its hello; without `hello`, it has yet to say it."""
+
+    @asynccontextmanager
+    async def connect(host="node-1", *, hello=True, token=None, subprotocols=("lamplighter.v1",), **said):
+        async with websocket(
+            f"ws://127.0.0.1:{server.port}/agent",
+            subprotocols=subprotocols or None,
+            additional_headers={"authorization": f"Bearer {token or server.agent_token}"},
+            compression=None,
+            proxy=None,
+        ) as socket:
+            agent = Agent(socket, host)
+            if hello:
+                await agent.say("hello", host=host, **said)
+            yield agent
+
+    return connect
+
+
+@pytest.fixture
+def until():
+    """Waits for a condition of the world outside."""
+
+    async def until(condition):
+        async with asyncio.timeout(PATIENCE_S):
+            while not (found := await condition()):
+                await asyncio.sleep(0.01)
+        return found
+
+    return until
+
+
+class Agent:
+    """A connection as an agent of another make would use it: JSON by hand, and a set of its own."""
+
+    def __init__(self, socket, host):
+        self.socket, self.host = socket, host
+        self.version, self.entries = 0, {}
+        self.frames, self.told = [], []
+        self._heard = deque()
+
+    async def say(self, type_, id_="", **payload):
+        await self.socket.send(json.dumps({"type": type_, "id": id_, "payload": payload}))
+
+    async def hear(self, *, credentials=False):
+        """The next envelope; those with credentials are left out unless they are asked for."""
+        while not self._heard:
+            async with asyncio.timeout(PATIENCE_S):
+                self.frames.append(await self.socket.recv())
+            said = json.loads(self.frames[-1])
+            self._heard.extend(said if isinstance(said, list) else [said])
+        envelope = self._heard.popleft()
+        self.told.append(envelope["type"])
+        return envelope if credentials or envelope["type"] != "repo.credentials" else await self.hear()
+
+    async def hears(self, type_):
+        """The payload of the next envelope, which is of this type."""
+        envelope = await self.hear(credentials=type_ == "repo.credentials")
+        assert envelope["type"] == type_
+        return envelope["payload"]
+
+    async def follow(self, *, digest=None):
+        """Apply the next push, which must come now, and ack it."""
+        envelope = await self.hear()
+        push = envelope["payload"]
+        if envelope["type"] == "schedule.set":
+            self.entries = {it["id"]: it for it in push["schedules"]}
+        else:
+            assert (envelope["type"], push["base"]) == ("schedule.diff", self.version)
+            for key in push.get("remove", ()):
+                del self.entries[key]
+            self.entries.update((it["id"], it) for it in push.get("upsert", ()))
+        self.version = push["version"]
+        await self.say("schedule.ack", version=self.version, digest=digest or self.digest)
+        return push
+
+    @property
+    def digest(self):
+        raws = (json.dumps(it, separators=(",", ":"), ensure_ascii=False).encode() for it in self.entries.values())
+        return format(sum(int(hashlib.sha256(raw).hexdigest(), 16) for raw in raws) % 2**256, "064x")
+
+    async def closed(self):
+        """The code and the reason with which the server closes, whatever it says before."""
+        with suppress(ConnectionClosed):
+            while True:
+                await self.hear()
+        return self.socket.close_code, self.socket.close_reason

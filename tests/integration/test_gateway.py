@@ -1,0 +1,627 @@
+"""The server as agents see it, over real sockets: what is pushed, how fires are answered, who is refused."""
+
+import asyncio
+import json
+import logging
+import threading
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+
+import pytest
+import sqlalchemy as sa
+from starlette.websockets import WebSocket
+from websockets.asyncio.client import connect as websocket
+from websockets.exceptions import InvalidStatus
+
+from server import gateway, records, resources
+from server.records import RepositoryRow, ScheduleRow
+from server.store import Store
+
+pytestmark = pytest.mark.anyio
+
+DUE = "2026-03-29T01:30:00Z"
+SECRET = {"password": "correct horse", "env": {"AWS_SECRET_ACCESS_KEY": "battery staple"}}
+
+
+@pytest.fixture
+def synced(api, until):
+    """Waits until REST shows that a host holds what it should."""
+
+    async def synced(version, host="node-1"):
+        async def told():
+            it = (await api.get(f"/hosts/{host}")).json()
+            return it if it["in_sync"] and it["applied_version"] == version else None
+
+        return await until(told)
+
+    return synced
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Holds the first frame that the server writes, from when it is about to be written until it is let go."""
+    held, let_go, write = asyncio.Event(), asyncio.Event(), WebSocket.send_text
+
+    async def send_text(socket, frame):
+        if not held.is_set():
+            held.set()
+            await let_go.wait()
+        await write(socket, frame)
+
+    monkeypatch.setattr(WebSocket, "send_text", send_text)
+    return held, let_go
+
+
+async def jobs(api, **filters):
+    return (await api.get("/jobs", params=filters)).json()["items"]
+
+
+async def job_ended(api, until, status):
+    async def ended():
+        return [job for job in await jobs(api) if job["status"] == status]
+
+    return (await until(ended))[0]
+
+
+# What is pushed.
+
+
+async def test_a_schedule_from_before_the_agent_is_pushed_on_hello_and_acked(declare, connect, synced):
+    schedule_id = await declare("etc", cron="*/5 * * * *")
+    async with connect() as agent:
+        await agent.follow()
+        assert (agent.version, list(agent.entries)) == (1, [schedule_id])
+        assert agent.entries[schedule_id]["cron"] == "*/5 * * * *"
+        host = await synced(1)
+        assert host["applied_digest"] == host["desired_digest"] == agent.digest
+
+
+async def test_an_agent_from_before_the_schedule_gets_an_empty_set_and_then_a_diff(declare, connect, synced):
+    async with connect() as agent:
+        push = await agent.follow()
+        assert (push["version"], push["schedules"]) == (0, [])
+        await synced(0)
+        schedule_id = await declare()
+        await agent.follow()
+        assert (agent.version, list(agent.entries)) == (1, [schedule_id])
+        await synced(1)
+
+
+async def test_a_host_that_is_in_sync_is_pushed_nothing(declare, connect, synced):
+    await declare()
+    async with connect() as agent:
+        await agent.follow()
+        await synced(1)
+    async with connect(applied_version=1, digest=agent.digest) as again:
+        again.version, again.entries = agent.version, agent.entries
+        await declare("home")
+        await again.follow()
+        assert again.told == ["repo.credentials", "schedule.diff"]
+        await synced(2)
+
+
+async def test_deleting_the_last_schedule_pushes_its_removal(api, declare, connect, synced):
+    schedule_id = await declare()
+    async with connect() as agent:
+        await agent.follow()
+        await api.delete("/schedules/ns/etc")
+        assert (await agent.follow())["remove"] == [schedule_id]
+        assert (await synced(2))["applied_digest"] == "0" * 64
+
+
+async def test_an_agent_that_cannot_apply_a_diff_gets_the_whole_set(declare, connect, synced):
+    await declare("etc")
+    async with connect() as agent:
+        await agent.follow()
+        await declare("home")
+        await agent.hears("schedule.diff")
+        await agent.say("schedule.resync", have=0)
+        push = await agent.follow()
+        assert (push["version"], len(push["schedules"])) == (2, 2)
+        await synced(2)
+
+
+async def test_another_digest_is_answered_with_the_whole_set_once(declare, connect, synced, caplog):
+    await declare("etc")
+    async with connect() as agent:
+        await agent.follow(digest="f" * 64)
+        assert len((await agent.follow(digest="e" * 64))["schedules"]) == 1
+        await declare("home")  # the next change tries again
+        assert len((await agent.follow())["upsert"]) == 1
+        await synced(2)
+    assert "host holds another set than it was sent" in caplog.text
+
+
+async def test_a_slow_host_is_sent_what_it_missed_in_one_diff(declare, connect, synced):
+    async with connect() as agent:
+        await agent.hears("schedule.set")
+        for name in ("a", "b", "c"):
+            await declare(name)
+        await agent.say("schedule.ack", version=0, digest="0" * 64)
+        assert len((await agent.follow())["upsert"]) == 3
+        await synced(3)
+
+
+@pytest.fixture
+async def thousand(tmp_path):
+    """A data folder whose store holds a thousand schedules, for a server that is started after."""
+    at, store = datetime(2026, 1, 1, tzinfo=UTC), Store.open(tmp_path / "lamplighter.db")
+    spec = {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}, "backup": {"paths": ["/etc"]}}
+    spec = resources.parse_schedule({"metadata": {"name": "any"}, "spec": spec}).raw_spec
+    repository = {"url": "/backup", "init": False}
+    await store.write(records.upsert_repositories, RepositoryRow("r", "ns", "main", {}, repository, 1, at, at))
+    await asyncio.gather(
+        *(
+            store.write(records.upsert_schedules, ScheduleRow(f"id{n}", "ns", f"s{n}", {}, spec, 1, at, at, at))
+            for n in range(1000)
+        )
+    )
+    await store.close()
+
+
+async def test_of_a_thousand_schedules_only_the_one_that_changed_crosses_the_wire(thousand, declare, connect):
+    async with connect() as agent:
+        await agent.follow()
+        await declare("s500", cron="*/7 * * * *")
+        [changed] = (await agent.follow())["upsert"]
+    whole, diff = map(len, agent.frames[-2:])
+    assert (changed["id"], changed["cron"], len(agent.entries)) == ("id500", "*/7 * * * *", 1000)
+    assert diff < 2 * len(json.dumps(changed)) < whole / 100
+
+
+# The first push, and what happens while it is written.
+
+
+async def test_the_first_push_is_written_before_others_can_find_the_connection(api, gate, declare, connect, synced):
+    held, let_go = gate
+    async with connect() as agent:
+        await held.wait()
+        await declare("etc", credentials=SECRET)
+        assert not (await api.get("/hosts/node-1")).json()["connected"]
+        let_go.set()
+        assert (await agent.follow())["version"] == 0
+        assert (await agent.hears("repo.credentials"))["repositories"][0]["name"] == "ns/main"
+        assert (await agent.follow())["version"] == 1
+        assert (await synced(1))["connected"]
+
+
+async def test_a_run_asked_for_while_the_first_push_is_written_is_sent(api, gate, declare, connect):
+    held, let_go = gate
+    await api.put("/hosts/node-1", json={"labels": {}})
+    await declare()
+    async with connect() as agent:
+        await held.wait()
+        [job] = (await api.post("/schedules/ns/etc/run")).json()["items"]
+        let_go.set()
+        await agent.follow()
+        assert (await agent.hears("command.run"))["job_id"] == job["id"]
+
+
+async def test_a_job_cancelled_while_the_first_push_is_written_is_not_begun(api, gate, declare, connect):
+    held, let_go = gate
+    await api.put("/hosts/node-1", json={"labels": {}})
+    await declare()
+    [job] = (await api.post("/schedules/ns/etc/run")).json()["items"]
+    async with connect() as agent:
+        await held.wait()
+        assert (await api.post(f"/jobs/{job['id']}/cancel")).json()["status"] == "cancelled"
+        let_go.set()
+        await agent.follow()
+        await agent.say("schedule.fire", "f", schedule_id=job["scheduled_id"], scheduled_at=DUE)
+        assert (await agent.hears("command.run"))["job_id"] != job["id"]
+
+
+async def test_a_host_deleted_while_the_first_push_is_written_calls_again(api, gate, connect):
+    held, let_go = gate
+    async with connect() as agent:
+        await held.wait()
+        assert (await api.delete("/hosts/node-1")).status_code == 204
+        let_go.set()
+        assert (await agent.closed())[0] == 4000
+    async with connect() as again:
+        await again.follow()
+        assert (await api.get("/hosts/node-1")).status_code == 200
+
+
+async def test_a_newer_connection_of_a_host_replaces_the_older(declare, connect, synced):
+    async with connect() as old:
+        await old.follow()
+        async with connect() as new:
+            await new.follow()
+            assert (await old.closed())[0] == 4000
+            await declare()
+            await new.follow()
+            await synced(1)
+
+
+# Credentials.
+
+
+async def test_a_host_is_told_the_credentials_that_its_schedules_need_and_no_others(api, declare, connect):
+    await api.put("/hosts/node-1", json={"labels": {"role": "db"}})
+    await declare("mine", "main", SECRET, hostSelector={"matchLabels": {"role": "db"}})
+    await declare("theirs", "other", SECRET, hostSelector={"matchLabels": {"role": "web"}})
+    async with connect() as agent:
+        credentials = await agent.hears("repo.credentials")
+    [repository] = credentials["repositories"]
+    assert (repository["name"], repository["url"]) == ("ns/main", "/backup/node-1")
+    assert {key: repository[key] for key in SECRET} == SECRET
+
+
+async def test_credentials_come_before_the_set_that_needs_them_and_when_they_change(api, declare, connect):
+    async with connect() as agent:
+        await agent.follow()
+        await declare("etc", credentials=SECRET)
+        await agent.follow()
+        await declare("home")  # the same repository: told already
+        await agent.follow()
+        assert agent.told == ["schedule.set", "repo.credentials", "schedule.diff", "schedule.diff"]
+        body = {"spec": {"url": "/backup/{host}"}, "credentials": {"password": "another"}}
+        assert (await api.put("/repositories/ns/main", json=body)).status_code == 200
+        assert (await agent.hears("repo.credentials"))["repositories"][0]["password"] == "another"
+        assert len((await agent.follow())["upsert"]) == 2
+
+
+async def test_relabelling_a_host_tells_it_what_it_now_needs(api, declare, connect):
+    await declare("etc", credentials=SECRET, hostSelector={"matchLabels": {"role": "db"}})
+    async with connect() as agent:
+        await agent.follow()
+        await api.put("/hosts/node-1", json={"labels": {"role": "db"}})
+        await agent.hears("repo.credentials")
+        assert len((await agent.follow())["upsert"]) == 1
+
+
+# Fires.
+
+
+async def test_a_fire_is_answered_with_the_command_on_the_same_connection(api, declare, connect):
+    schedule_id = await declare("etc", timeoutSeconds=60, backup={"paths": ["/etc"], "tags": ["daily"]})
+    async with connect() as agent, connect("node-2") as other:
+        await agent.follow()
+        await other.follow()
+        await agent.say("schedule.fire", "fire-7", schedule_id=schedule_id, scheduled_at=DUE, missed=2)
+        envelope = await agent.hear()
+        [job] = await jobs(api)
+        repository = (await api.get("/repositories/ns/main")).json()["metadata"]["uid"]
+        assert envelope == {
+            "type": "command.run",
+            "id": "fire-7",
+            "payload": {
+                "job_id": job["id"],
+                "kind": "backup",
+                "args": [
+                    *("backup", "--json", "--host=node-1", "--tag=lamplighter=ns/etc", "--tag=daily", "--", "/etc")
+                ],
+                "repository": repository,
+                "timeout_s": 60,
+                "schedule_id": schedule_id,
+                "scheduled_at": DUE,
+            },
+        }
+    told = [job[key] for key in ("host", "actor_kind", "actor_id", "scheduled_id", "missed", "status")]
+    assert told == ["node-1", "schedule", "ns/etc", schedule_id, 2, "pending"]
+    assert datetime.fromisoformat(job["scheduled_at"]) == datetime.fromisoformat(DUE)
+
+
+async def test_fires_of_one_frame_are_answered_in_one_each_by_its_id(api, declare, connect):
+    ids = [await declare(name) for name in ("a", "b")]
+    async with connect() as agent:
+        await agent.follow()
+        fires = [
+            {"type": "schedule.fire", "id": key, "payload": {"schedule_id": key, "scheduled_at": DUE}} for key in ids
+        ]
+        before = len(agent.frames)
+        await agent.socket.send(json.dumps(fires))
+        answers = [await agent.hear(), await agent.hear()]
+        assert len(agent.frames) == before + 1
+        assert [(it["id"], it["payload"]["schedule_id"]) for it in answers] == [(key, key) for key in ids]
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"hostSelector": {"matchLabels": {"role": "db"}}}, "NotThisHost"),
+        ({"enabled": False}, "Disabled"),
+        ({"startingDeadlineSeconds": 60}, "DeadlineExceeded"),
+    ],
+)
+async def test_a_fire_that_may_not_run_makes_no_job_and_is_refused_with_the_reason(api, declare, connect, spec, reason):
+    schedule_id = await declare(**spec)
+    async with connect() as agent:
+        await agent.follow()
+        await agent.say("schedule.fire", "f", schedule_id=schedule_id, scheduled_at=DUE)
+        refusal = await agent.hear()
+    assert (refusal["type"], refusal["id"]) == ("schedule.refused", "f")
+    assert (refusal["payload"]["schedule_id"], refusal["payload"]["reason"]) == (schedule_id, reason)
+    assert "ns/etc" in refusal["payload"]["message"]
+    assert await jobs(api) == []
+
+
+async def test_a_fire_of_a_deleted_schedule_makes_no_job(api, declare, connect):
+    schedule_id = await declare()
+    async with connect() as agent:
+        await agent.hears("schedule.set")  # and never applied
+        await api.delete("/schedules/ns/etc")
+        await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=DUE)
+        assert (await agent.hears("schedule.refused"))["reason"] == "NotFound"
+    assert await jobs(api) == []
+
+
+async def test_a_due_time_has_one_job_however_often_it_is_fired(api, declare, connect):
+    schedule_id = await declare()
+    fire = {"schedule_id": schedule_id, "scheduled_at": DUE}
+    async with connect() as agent:
+        await agent.follow()
+        await agent.say("schedule.fire", **fire)
+        await agent.hears("command.run")
+        await agent.say("schedule.fire", **fire)
+        assert (await agent.hears("schedule.refused"))["reason"] == "Duplicate"
+        await agent.say("schedule.fire", **fire | {"scheduled_at": "2026-03-29T03:30:00+02:00"})  # the same instant
+        assert (await agent.hears("schedule.refused"))["reason"] == "Duplicate"
+    assert len(await jobs(api)) == 1
+
+
+async def test_a_burst_of_fires_from_many_connections_shares_a_commit(server, declare, connect, until):
+    schedule_id, store = await declare(), server.control._store
+    commits, let_go = [], threading.Event()
+
+    def hold(conn, items):
+        assert let_go.wait(20)
+        return [None] * len(items)
+
+    def committed(conn):
+        if threading.current_thread().name == "store-writer":
+            commits.append(conn)
+
+    async def gathered():
+        return store._calls.qsize() == 40
+
+    async with AsyncExitStack() as stack:
+        agents = [await stack.enter_async_context(connect(f"node-{n}")) for n in range(40)]
+        for agent in agents:
+            await agent.follow()
+            await agent.say("schedule.resync", have=0)  # answered after the ack, whose commit is over by then
+            await agent.hears("schedule.set")
+        sa.event.listen(sa.Engine, "commit", committed)
+        stack.callback(sa.event.remove, sa.Engine, "commit", committed)
+        stack.callback(let_go.set)
+        held = asyncio.create_task(store.write(hold, None))
+        for agent in agents:
+            await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=DUE)
+        await until(gathered)
+        let_go.set()
+        await held
+        for agent in agents:
+            await agent.hears("command.run")
+    assert len(commits) == 2  # that of `hold`, and one for all
+
+
+# Jobs.
+
+
+@pytest.fixture
+async def fired(declare, connect):
+    """An agent that was just told to run a job, and the job's id."""
+    schedule_id = await declare()
+    async with connect() as agent:
+        await agent.follow()
+        await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=DUE)
+        yield agent, (await agent.hears("command.run"))["job_id"]
+
+
+async def test_a_job_is_followed_from_accepted_to_its_confirmed_end(api, fired, until):
+    agent, job_id = fired
+    await agent.say("job.accepted", job_id=job_id)
+    await agent.say("job.progress", job_id=job_id, fraction=0.5)
+    await agent.say("job.log", job_id=job_id, lines=["one", "two"])
+    await agent.say("job.log", job_id=job_id, lines=["three"])
+    assert (await job_ended(api, until, "running"))["accepted_at"]
+    end = {"status": "succeeded", "finished_at": "2026-03-29T01:31:00Z", "snapshot_id": "abc", "bytes_added": 7}
+    await agent.say("job.finished", job_id=job_id, **end, exit_code=0)
+    assert await agent.hears("job.confirmed") == {"job_id": job_id}
+    job = (await api.get(f"/jobs/{job_id}")).json()
+    assert [job[key] for key in ("status", "snapshot_id", "bytes_added", "exit_code")] == ["succeeded", "abc", 7, 0]
+    log = (await api.get(f"/jobs/{job_id}/log")).json()["items"]
+    assert [(it["seq"], it["line"]) for it in log] == [(1, "one"), (2, "two"), (3, "three")]
+
+
+async def test_an_end_that_is_told_again_is_confirmed_again_and_the_first_counts(api, fired):
+    agent, job_id = fired
+    for status in ("failed", "succeeded"):
+        await agent.say("job.finished", job_id=job_id, status=status, finished_at=DUE)
+        await agent.hears("job.confirmed")
+    assert (await api.get(f"/jobs/{job_id}")).json()["status"] == "failed"
+
+
+async def test_a_job_that_was_not_accepted_is_sent_again_on_the_next_hello(connect, fired):
+    agent, job_id = fired
+    await agent.socket.close()
+    async with connect(applied_version=1, digest=agent.digest) as again:
+        assert (await again.hears("command.run"))["job_id"] == job_id
+
+
+async def test_a_job_that_the_agent_holds_is_not_sent_again(api, connect, fired, until):
+    agent, job_id = fired
+    await agent.socket.close()
+    async with connect(applied_version=1, digest=agent.digest, running_jobs=[job_id]) as again:
+        await job_ended(api, until, "running")
+        await again.say("job.finished", job_id=job_id, status="warning", finished_at=DUE)
+        assert (await again.hears("job.confirmed"))["job_id"] == job_id
+
+
+async def test_a_job_that_the_agent_forgot_was_interrupted(api, connect, fired, until):
+    agent, job_id = fired
+    await agent.say("job.accepted", job_id=job_id)
+    await job_ended(api, until, "running")
+    await agent.socket.close()
+    async with connect():
+        job = await job_ended(api, until, "interrupted")
+    assert (job["id"], "journal was lost" in job["error"]) == (job_id, True)
+
+
+async def test_a_job_that_is_over_is_cancelled_at_an_agent_that_still_runs_it(connect):
+    async with connect(running_jobs=["of-a-lost-database"]) as agent:
+        await agent.follow()
+        assert (await agent.hears("command.cancel"))["job_id"] == "of-a-lost-database"
+
+
+async def test_run_now_reaches_a_host_at_once_or_at_its_next_hello(api, declare, connect):
+    await api.put("/hosts/node-2", json={"labels": {}})
+    schedule_id = await declare()
+    async with connect() as agent:
+        await agent.follow()
+        made = {it["host"]: it for it in (await api.post("/schedules/ns/etc/run")).json()["items"]}
+        command = await agent.hears("command.run")
+        assert (command["job_id"], command["schedule_id"]) == (made["node-1"]["id"], schedule_id)
+        assert "scheduled_at" not in command
+    async with connect("node-2") as late:
+        await late.follow()
+        assert (await late.hears("command.run"))["job_id"] == made["node-2"]["id"]
+
+
+async def test_cancel_reaches_the_agent_which_tells_the_end(api, fired):
+    agent, job_id = fired
+    assert (await api.post(f"/jobs/{job_id}/cancel")).status_code == 200
+    assert (await agent.hears("command.cancel"))["job_id"] == job_id
+    await agent.say("job.finished", job_id=job_id, status="cancelled", finished_at=DUE)
+    await agent.hears("job.confirmed")
+    assert (await api.get(f"/jobs/{job_id}")).json()["status"] == "cancelled"
+    assert (await api.post(f"/jobs/{job_id}/cancel")).status_code == 409
+
+
+async def test_a_job_of_a_host_that_is_offline_is_cancelled_at_once(api, connect, fired, until):
+    agent, job_id = fired
+    await agent.say("job.accepted", job_id=job_id)
+    await job_ended(api, until, "running")
+    await agent.socket.close()
+
+    async def offline():
+        return not (await api.get("/hosts/node-1")).json()["connected"]
+
+    await until(offline)
+    assert (await api.post(f"/jobs/{job_id}/cancel")).json()["status"] == "cancelled"
+    async with connect(applied_version=1, digest=agent.digest, running_jobs=[job_id]) as again:
+        assert (await again.hears("command.cancel"))["job_id"] == job_id
+
+
+# Who may speak, and how.
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer ", "Basic YTpi"])
+async def test_a_handshake_without_an_agents_token_is_denied(server, header):
+    headers = {} if header is None else {"authorization": header}
+    with pytest.raises(InvalidStatus) as refused:
+        await websocket(
+            f"ws://127.0.0.1:{server.port}/agent",
+            subprotocols=["lamplighter.v1"],
+            additional_headers=headers,
+            proxy=None,
+        )
+    assert refused.value.response.status_code == 401
+    assert refused.value.response.headers["www-authenticate"] == "Bearer"
+
+
+async def test_a_users_token_is_not_an_agents(server, connect):
+    with pytest.raises(InvalidStatus, match="401"):
+        async with connect(token=server.admin_token):
+            pass
+
+
+@pytest.mark.parametrize("offered", [(), ("lamplighter.v0", "chat")])
+async def test_who_does_not_offer_the_subprotocol_is_denied_and_told_it(connect, offered):
+    with pytest.raises(InvalidStatus) as refused:
+        async with connect(subprotocols=offered):
+            pass
+    assert refused.value.response.status_code == 400
+    assert b"lamplighter.v1" in refused.value.response.body
+
+
+def hello(host="node-1", **said):
+    return {"type": "hello", "payload": {"host": host, **said}}
+
+
+@pytest.mark.parametrize(
+    ("first", "reason"),
+    [
+        ({"type": "schedule.ack", "payload": {"version": 0, "digest": ""}}, "the first frame must be one hello"),
+        ([hello(), hello()], "the first frame must be one hello"),
+        ({"type": "from.the.future"}, "the first frame must be one hello"),
+        (hello("Not A Host"), "hello:"),
+        ({"type": "hello"}, "hello:"),
+    ],
+)
+async def test_what_is_not_a_hello_first_closes_the_connection_with_the_reason(api, connect, first, reason):
+    async with connect(hello=False) as agent:
+        await agent.socket.send(json.dumps(first))
+        code, told = await agent.closed()
+    assert (code, told[: len(reason)]) == (1007, reason)
+    assert (await api.get("/hosts")).json()["items"] == []
+
+
+async def test_a_hello_that_comes_late_is_not_awaited(connect, monkeypatch):
+    monkeypatch.setattr(gateway, "HELLO_S", 0)
+    async with connect(hello=False) as agent:
+        assert await agent.closed() == (1007, "no hello within 0 s")
+
+
+def nested(depth):
+    return "[" * depth + "]" * depth
+
+
+@pytest.mark.parametrize(
+    ("frame", "code", "reason"),
+    [
+        ("{", 1007, "frame: "),
+        ("17", 1007, "frame: "),
+        ("[]]", 1007, "frame: "),
+        (nested(100_000), 1007, "frame: "),
+        ('{"type": "schedule.ack", "payload": {"version": 1, "digest": "", "x": ' + nested(100_000) + "}}", 1007, ""),
+        (b'{"type": "job.accepted", "payload": {"job_id": "1"}}', 1007, "binary frame"),
+        ('"' + "x" * (1 << 20) + '"', 1009, ""),
+        (json.dumps([{"type": "x"}] * 10_001), 1007, "frame of 10001 messages"),
+        ('{"type": "schedule.ack", "payload": {"version": -1, "digest": ""}}', 1007, "schedule.ack: "),
+        (json.dumps({"type": "job.log", "payload": {"job_id": "1", "lines": [0]}}), 1007, "job.log: "),
+        (json.dumps({"type": "job.finished", "payload": {"status": "é" * 200}}), 1007, "job.finished: "),
+        (json.dumps(hello()), 1007, "a connection says hello once"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str | bytes) else None,
+)
+async def test_a_frame_that_breaks_the_protocol_closes_the_connection_with_the_reason(connect, frame, code, reason):
+    async with connect() as agent:
+        await agent.follow()
+        await agent.socket.send(frame)
+        closed = await agent.closed()
+    assert (closed[0], closed[1][: len(reason)]) == (code, reason)
+
+
+async def test_what_is_not_known_is_tolerated(caplog, declare, connect, synced):
+    caplog.set_level(logging.INFO)
+    await declare()
+    async with connect(colour="blue") as agent:
+        await agent.socket.send('{"type": "from.the.future", "payload": {"a": [1]}, "trace": "t"}')
+        await agent.follow()
+        await synced(1)
+    assert "message of unknown type left unread" in caplog.text
+
+
+async def test_an_agent_that_stops_reading_delays_nobody_and_is_given_up_at_the_bound(
+    api, declare, connect, until, monkeypatch, caplog
+):
+    monkeypatch.setattr(gateway, "MAX_QUEUE", 1 << 20)
+    large = {f"AWS_{n}": "x" * 4096 for n in range(60)}  # a quarter of a MiB, told anew at each change
+    async with connect("slow") as slow, connect("node-1") as agent:
+        await agent.follow()
+        await slow.hears("schedule.set")
+        slow.socket.transport.pause_reading()
+        for change in range(60):
+            await declare(credentials={"password": str(change), "env": large})
+            assert (await agent.hears("repo.credentials"))["repositories"][0]["password"] == str(change)
+            await agent.follow()
+
+        async def given_up():
+            return not (await api.get("/hosts/slow")).json()["connected"]
+
+        await until(given_up)
+        slow.socket.transport.resume_reading()
+        assert (await slow.closed())[0] == 1006
+    assert "host reads too slowly" in caplog.text
