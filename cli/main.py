@@ -121,6 +121,29 @@ def controller(
 
 
 @main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--secret", required=True, help="The Secret that holds them; it must exist, if only empty.")
+@click.option("--config-map", default="", help="The ConfigMap that tells others the CA's certificate; the same holds.")
+@click.option("--tls-name", "names", multiple=True, help="A name or address of the server; may be given again.")
+@click.option("--vault-key/--no-vault-key", default=True, help="Whether to make the key that seals credentials.")
+@options.log_format
+@options.log_level
+def keys(
+    folder: Path, secret: str, config_map: str, names: tuple[str, ...], vault_key: bool, log_format: str, log_level: str
+) -> None:
+    """Make a server's keys in this pod's namespace, where they are missing, and write those it reads to DIR.
+
+    The chart runs this before each start of the server. With names, a CA and a certificate are made, too.
+    """
+    from cli import keys as parts
+
+    logs.setup(log_format, log_level)
+    if names and not config_map:
+        raise click.UsageError("--tls-name needs --config-map: others must know the CA")
+    _run(lambda _: parts.make(secret, config_map, names, folder, vault=vault_key))
+
+
+@main.command()
 @click.argument("what", metavar="WHAT", type=click.Choice(["hosts", "schedules", "repositories", "jobs", "audit"]))
 @click.option("--host", help="Jobs of this host only.")
 @click.option("--schedule", metavar="[NAMESPACE/]NAME", help="Jobs of this schedule only.")
@@ -221,5 +244,5 @@ def _user_error(error: BaseException) -> BaseException | None:
     """The error that tells a person what to mend, where it is just that; None for a defect of ours."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    known = {"ServerError", "JournalError", "StoreError", "VaultError", "ControllerError"}
+    known = {"ServerError", "JournalError", "StoreError", "VaultError", "ControllerError", "KeysError"}
     return error if known & {kind.__name__ for kind in type(error).__mro__} else None

@@ -1,0 +1,96 @@
+"""A server's own keys in a cluster: made once, kept, made anew where they no longer serve, and trusted."""
+
+import contextlib
+import ssl
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from server import keys
+from server.vault import Vault
+
+NOW = datetime.now(UTC)
+NAMES = ["lamplighter.lamplighter-system.svc", "192.0.2.7", "2001:db8::7"]
+
+
+@pytest.fixture(scope="module")
+def held():
+    return keys.complete({}, NAMES, NOW)
+
+
+def changed(old, new):
+    return {key for key in new if new[key] != old.get(key)}
+
+
+def shake_hands(held, name, folder):
+    """A TLS handshake between a server with these keys and a client that trusts the CA alone, without a network."""
+    for key in (keys.CERT, keys.KEY, keys.CA_CERT):
+        (folder / key).write_bytes(held[key])
+    server_side, client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    server_side.load_cert_chain(folder / keys.CERT, folder / keys.KEY)
+    client_side.load_verify_locations(folder / keys.CA_CERT)
+    client_side.verify_flags |= ssl.VERIFY_X509_STRICT  # the default of Python 3.13
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = server_side.wrap_bio(to_server, to_client, server_side=True)
+    client = client_side.wrap_bio(to_client, to_server, server_hostname=name)
+    for end in (client, server, client, server):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    return client.version()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_strict_clients_trust_the_certificate_by_each_of_its_names(held, name, tmp_path):
+    assert shake_hands(held, name, tmp_path) == "TLSv1.3"
+
+
+def test_clients_refuse_it_by_another_name(held, tmp_path):
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        shake_hands(held, "elsewhere.example.org", tmp_path)
+
+
+def test_the_vault_opens_with_the_key(held):
+    assert Vault(held[keys.VAULT_KEY].decode().split())
+
+
+def test_what_is_there_stays(held):
+    assert keys.complete(held, NAMES, NOW) == held
+
+
+def test_another_name_makes_another_certificate_by_the_same_ca(held, tmp_path):
+    wanted = keys.complete(held, [*NAMES, "backup.example.org"], NOW)
+    assert changed(held, wanted) == {keys.CERT, keys.KEY}
+    assert shake_hands(wanted, "backup.example.org", tmp_path)
+
+
+def test_a_certificate_in_its_last_year_is_made_anew(held):
+    late = NOW + keys.LIFE - keys.RENEW + timedelta(days=1)
+    assert changed(held, keys.complete(held, NAMES, late)) == {keys.CERT, keys.KEY}
+
+
+def test_what_is_deleted_from_the_secret_is_made_anew(held):
+    for gone, made in ((keys.CA_KEY, set()), (keys.CERT, {keys.CERT, keys.KEY}), (keys.VAULT_KEY, {keys.VAULT_KEY})):
+        rest = {key: value for key, value in held.items() if key != gone}
+        assert changed(rest, keys.complete(rest, NAMES, NOW)) == made
+
+
+def test_a_damaged_certificate_is_made_anew(held):
+    assert changed(held, keys.complete({**held, keys.CERT: b"?"}, NAMES, NOW)) == {keys.CERT, keys.KEY}
+
+
+def test_only_what_is_asked_for_is_made():
+    assert keys.complete({}, [], NOW).keys() == {keys.VAULT_KEY}
+    assert keys.VAULT_KEY not in keys.complete({}, NAMES, NOW, vault=False)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "remedy"),
+    [
+        ({keys.VAULT_KEY: b"hush"}, "vault-key: a key is not a Fernet key"),
+        ({keys.CERT: b"?", keys.CA_CERT: b"?"}, "ca.crt or ca.key is not PEM: delete both"),
+    ],
+)
+def test_what_cannot_be_used_is_told_and_not_replaced(held, damaged, remedy):
+    with pytest.raises(keys.KeysError, match=remedy) as refusal:
+        keys.complete({**held, **damaged}, NAMES, NOW)
+    assert "hush" not in str(refusal.value)
