@@ -206,12 +206,12 @@ class Core:
         """Fires that were waiting for a connection, less those for which it is too late by now."""
         sent, dropped = [], []
         for fire in fires:
-            late = now - fire.scheduled_at >= ON_TIME
-            due = Due(self._entry(fire.schedule_id), fire.scheduled_at, max(fire.missed, int(late)))
-            if _too_late(due, now):
+            entry = self._entry(fire.schedule_id)
+            if entry is not None and _too_late(Due(entry, fire.scheduled_at, fire.missed), now):
                 dropped.append(Answered(fire.schedule_id, fire.scheduled_at))
-            else:
-                sent.append(ScheduleFire(fire.schedule_id, fire.scheduled_at, due.missed))
+            else:  # of one that cannot be read any more, the server knows what is too late
+                late = now - fire.scheduled_at >= ON_TIME
+                sent.append(ScheduleFire(fire.schedule_id, fire.scheduled_at, max(fire.missed, int(late))))
         effects = self._persist(*dropped)
         return effects + [Send(sent[at : at + MAX_FIRES]) for at in range(0, len(sent), MAX_FIRES)]
 
@@ -304,12 +304,18 @@ class Core:
             self.memory.add(record)
         return [Persist(records, then)] if records else []
 
-    def _entry(self, schedule_id: str) -> Entry:
-        return entries.parse_entry(self.memory.entries.items[schedule_id].raw)
+    def _entry(self, schedule_id: str) -> Entry | None:
+        """A schedule of the set that is held; None when it is not there, or cannot be read."""
+        held = self.memory.entries.items.get(schedule_id)
+        try:
+            return entries.parse_entry(held.raw) if held is not None else None
+        except msgspec.DecodeError:
+            return None
 
     def _name(self, schedule_id: str) -> str:
         """What people call a schedule; its id when it is not of this host any more."""
-        return self._entry(schedule_id).name if schedule_id in self.memory.entries.items else schedule_id
+        entry = self._entry(schedule_id)
+        return entry.name if entry is not None else schedule_id
 
 
 def built(memory: Memory, push: Push | None, host: str, now: datetime) -> Built | str:

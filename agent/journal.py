@@ -12,6 +12,7 @@ import logging
 import os
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -24,8 +25,8 @@ COMPACT_BYTES = 256 << 10
 """A journal below this is not worth compacting."""
 COMPACT_FACTOR = 4
 """A journal is compacted when it has grown to this many times what it held after the last compaction."""
-CLOSE_S = 5.0
-"""Seconds that a close waits for the disk."""
+FLUSH_S = 5.0
+"""Seconds that a flush waits for the disk."""
 RETRY_S = 5.0
 """Seconds between attempts to write while the disk refuses."""
 
@@ -62,7 +63,7 @@ def read(data: bytes) -> tuple[list[Record], int, int]:
 
 
 class Journal:
-    """An open journal. One process at a time; `close` it, or let the process end."""
+    """An open journal, written while `run` runs. One process at a time; `close` it, or let the process end."""
 
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
@@ -72,7 +73,7 @@ class Journal:
         self._lines: list[bytes] = []
         self._rewrite: bytes | None = None
         self._waiting: list[Callable[[], None]] = []
-        self._drain: asyncio.Task[None] | None = None
+        self._more = asyncio.Event()
 
     @classmethod
     def open(cls, path: Path) -> tuple["Journal", Memory]:
@@ -82,30 +83,33 @@ class Journal:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            journal = cls(path, os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-                raise JournalError(f"{path} is in use by another agent: stop it, or choose another folder") from None
-            data = path.read_bytes() if path.exists() else b""
-            records, _, lost = read(data)
-            if lost:
-                log.warning("journal: lines left out that were torn or damaged", extra={"path": path, "lines": lost})
-            memory = replay(records)
-            journal = cls(path, lock)
-            journal._write_anew(_lines(memory))
+                return journal, journal._load()
+            except BaseException:
+                journal.close()
+                raise
+        except BlockingIOError:
+            raise JournalError(f"{path} is in use by another agent: stop it, or choose another folder") from None
         except OSError as error:
             raise JournalError(f"{path}: {error.strerror}: the agent needs a folder that it can write") from error
-        return journal, memory
+
+    def _load(self) -> Memory:
+        """Lock the journal, and write it anew with the memory that it holds, without what was torn."""
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        records, _, lost = read(self.path.read_bytes() if self.path.exists() else b"")
+        if lost:
+            log.warning("journal: lines left out that were torn or damaged", extra={"path": self.path, "lines": lost})
+        memory = replay(records)
+        self._write_anew(_lines(memory))
+        return memory
 
     def append(self, records: Sequence[Record], then: Callable[[], None] | None = None) -> None:
         """Write records soon, in order, and call `then` once they are on disk. While the disk refuses, that waits."""
         self._lines.extend(map(encode, records))
         if then is not None:
             self._waiting.append(then)
-        if self._drain is None:
-            self._drain = asyncio.get_running_loop().create_task(self._drained(), name="journal")
+        self._more.set()
 
     def compact(self, memory: Memory) -> bool:
         """Write the file anew with what that memory says, if it has outgrown it; all appended so far is in memory."""
@@ -115,22 +119,29 @@ class Journal:
         self.append(())
         return True
 
-    async def close(self) -> None:
-        """Write what is left and release the file, within CLOSE_S seconds. Idempotent."""
-        if self._fd < 0:
-            return
-        if self._drain is not None:
-            _, late = await asyncio.wait([self._drain], timeout=CLOSE_S)
-            if late:
-                self._drain.cancel()
-                log.error("journal: the disk took too long for the last records", extra={"path": self.path})
-        os.close(self._fd)
-        os.close(self._lock)
-        self._fd = -1
+    async def flush(self) -> None:
+        """Return when all that was appended is on disk, or after FLUSH_S seconds."""
+        flushed = asyncio.Event()
+        self.append((), flushed.set)
+        try:
+            async with asyncio.timeout(FLUSH_S):
+                await flushed.wait()
+        except TimeoutError:
+            log.error("journal: the disk took too long for the last records", extra={"path": self.path})
 
-    async def _drained(self) -> None:
-        """Write until nothing is left; what gathers during one write goes with the next."""
-        while self._lines or self._waiting or self._rewrite is not None:
+    def close(self) -> None:
+        """Release the file; what is not on disk by now never happened. Idempotent."""
+        for fd in (self._fd, self._lock):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._lock = -1
+
+    async def run(self) -> None:
+        """Write what is appended until cancelled; what gathers during one write goes with the next. Raises what a
+        `then` raises."""
+        while True:
+            await self._more.wait()
+            self._more.clear()
             waiting, self._waiting = self._waiting, []
             anew, lines = self._rewrite, b"".join(self._lines)
             self._rewrite, self._lines = None, []
@@ -138,14 +149,15 @@ class Journal:
                 await asyncio.sleep(RETRY_S)
             for then in waiting:
                 then()
-        self._drain = None
 
     async def _written(self, anew: bytes | None, lines: bytes, *, sync: bool) -> bool:
+        write = partial(self._write, lines, sync=sync) if anew is None else partial(self._write_anew, anew + lines)
+        writing = asyncio.ensure_future(asyncio.to_thread(write))
         try:
-            if anew is not None:
-                await asyncio.to_thread(self._write_anew, anew + lines)
-            else:
-                await asyncio.to_thread(self._write, lines, sync=sync)
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])  # the file is not let go of while a thread writes to it
+            raise
         except OSError as error:
             log.error("journal: cannot write, trying again", extra={"reason": error.strerror, "path": self.path})
             return False

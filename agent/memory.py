@@ -98,7 +98,7 @@ class Memory:
                 if self.fits(push):
                     self.put(push, self.after(push))
                 else:
-                    self.version, self.digest = 0, ""  # a set with a gap: the server will send it whole
+                    self.version = 0  # a set with a gap: by its digest the server sees that, and sends it whole
             case Passed(due):
                 self.passed.update(due)
             case Fired(fires):
@@ -151,18 +151,17 @@ class Memory:
 
     def records(self) -> Iterator[Record]:
         """The fewest records that add up to this state: what a compacted journal holds."""
+        if self.done:
+            yield Confirmed(list(self.done))
+        yield from map(Ended, self.ends.values())
+        yield from self.running.values()
         if self.digest:
             raws = [Raw(item.raw) for item in self.entries.items.values()]
             yield SetApplied(ScheduleSet(self.version, raws))
-        if self.passed:
-            yield Passed(list(self.passed.items()))
         if self.fires:
             yield Fired(list(self.fires.values()))
-            yield Passed([(key, self.passed[key]) for key in self.fires if key in self.passed])
-        yield from self.running.values()
-        yield from map(Ended, self.ends.values())
-        if self.done:
-            yield Confirmed(list(self.done))
+        if self.passed:
+            yield Passed(list(self.passed.items()))
 
     def _answer(self, schedule_id: str, scheduled_at: datetime) -> None:
         fire = self.fires.get(schedule_id)

@@ -6,6 +6,7 @@ what the core was told before is done before it is told to apply.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
@@ -20,15 +21,26 @@ THREAD_ENTRIES = 1000
 
 
 class Scheduler:
-    """Rings when something is due and builds timetables, until it is stopped; the connection does not matter to it."""
+    """Rings when something is due and builds timetables, while `run` runs; the connection does not matter to it."""
 
     def __init__(self, core: Core, clock: Callable[[], datetime], perform: Callable[[Sequence[Effect]], None]) -> None:
         self._core = core
         self._clock = clock
         self._perform = perform
         self._timer: asyncio.TimerHandle | None = None
-        self._applying: asyncio.Task[None] | None = None
+        self._asked: deque[Push | None] = deque()
+        self._woken = asyncio.Event()
         self._stopped = False
+
+    async def run(self) -> None:
+        """Ring and apply until `stop`. Raises what the core raises."""
+        while not self._stopped:
+            await self._woken.wait()
+            self._woken.clear()
+            if self._asked:
+                await self._apply(self._asked.popleft())
+            elif not self._stopped:
+                self._perform(self._core.tick(self._clock()))
 
     def arm(self) -> None:
         """Set the timer to what the core waits for now. Call after every event of the core."""
@@ -36,22 +48,19 @@ class Scheduler:
             self._timer.cancel()
         if not self._stopped:
             until = (self._core.wake_at - self._clock()) / timedelta(seconds=1)
-            self._timer = asyncio.get_running_loop().call_later(min(max(until, 0.0), LOOK_S), self._ring)
+            self._timer = asyncio.get_running_loop().call_later(min(max(until, 0.0), LOOK_S), self._woken.set)
 
     def apply(self, push: Push | None) -> None:
-        """Work out a push and hand it to the core. The core asks for one at a time."""
-        self._applying = asyncio.get_running_loop().create_task(self._apply(push), name="apply")
+        """Have `run` work out a push and hand it to the core. The core asks for one at a time."""
+        self._asked.append(push)
+        self._woken.set()
 
-    async def stop(self) -> None:
-        """Ring no more; return when a push that is being applied is done. Idempotent."""
+    def stop(self) -> None:
+        """Ring no more; `run` returns when a push that is being applied is done. Idempotent."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._applying is not None:
-            await self._applying
-
-    def _ring(self) -> None:
-        self._perform(self._core.tick(self._clock()))
+        self._woken.set()
 
     async def _apply(self, push: Push | None) -> None:
         memory, host, now = self._core.memory, self._core.host, self._clock()

@@ -23,6 +23,8 @@ Time and other time changes")."""
 MISSED_LIMIT = 1000
 """Missed due times are counted up to here."""
 NEVER = datetime.max.replace(tzinfo=UTC)
+_BEGIN = datetime.fromtimestamp(0, UTC)
+"""No due time before it is thought of: the first years that a datetime can say are in no zone's reach."""
 
 
 class Due(NamedTuple):
@@ -113,7 +115,7 @@ def build(held: entries.EntrySet, passed: Mapping[str, datetime], host: str, now
         except (msgspec.DecodeError, cron.CronError) as error:
             problems[key] = str(error)
             continue
-        after = max(passed.get(key, now), entry.since)
+        after = max(passed.get(key, now), entry.since, _BEGIN)
         if after > now + CORRECTION:
             after = now
         # Entries of one expression mostly lie between the same two due times: one calculation serves them all.

@@ -64,7 +64,13 @@ class Forgetful:
     def compact(self, memory: Memory) -> bool:
         return False
 
-    async def close(self) -> None:
+    async def run(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
