@@ -3,8 +3,13 @@
 import asyncio
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import click
+
+from agent import enrolment
+from agent.enrolment import KEY_FILE
 from agent.journal import Journal
 from agent.runner import Runner
 from agent.service import Config, Service, utc_now
@@ -18,13 +23,33 @@ def gateway_url(server: str) -> str:
     return f"{ {'http': 'ws', 'https': 'wss'}.get(scheme, scheme) }://{rest}/agent"
 
 
-async def agent(server: str, token: str, data: Path, host: str, restic: str, stop: asyncio.Event) -> None:
+def enrol(server: str, token: str, host: str, data: Path, ca_file: Path | None) -> None:
+    """Get this host a key of its own, unless it has one. Raises click.ClickException, with the remedy."""
+    if (data / KEY_FILE).exists():
+        log.info("enrolled already: delete the key to enrol again", extra={"key": data / KEY_FILE})
+        return
+    try:
+        enrolment.enrol(server, token, host, data, ca_file)
+    except enrolment.EnrolmentError as error:
+        raise click.ClickException(str(error)) from None
+    log.info("enrolled", extra={"host": host, "key": data / KEY_FILE})
+
+
+async def agent(
+    server: str,
+    token: str | Callable[[], str],
+    data: Path,
+    host: str,
+    restic: str,
+    stop: asyncio.Event,
+    ca_file: Path | None = None,
+) -> None:
     """Run an agent until `stop` is set; then running jobs end as interrupted. Raises JournalError."""
     if shutil.which(restic) is None:
         remedy = "install it (apt-get install restic), or name its path with --restic; until then every job fails"
         log.error("restic is missing", extra={"restic": restic, "remedy": remedy})
     journal, memory = Journal.open(data / "journal.jsonl")
-    config = Config(host, gateway_url(server), token)
+    config = Config(host, gateway_url(server), token, ca_file)
     service = Service(config, journal, memory, Runner(restic, data / "cache", utc_now), clock=utc_now)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(service.run(), name="agent")

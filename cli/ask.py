@@ -1,9 +1,11 @@
 """Asks a server, and shows what it answers: tables for people, JSON for programs."""
 
 import json
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 import click
 import httpx
@@ -39,7 +41,13 @@ class Server:
             ) from None
         local = base.host in ("127.0.0.1", "::1", "localhost")  # no proxy stands between this machine and itself
         headers = {"Authorization": f"Bearer {token}"}
-        self._http = httpx.Client(base_url=base, headers=headers, timeout=TIMEOUT_S, trust_env=not local)
+        try:
+            trusted = ssl.create_default_context(cafile=access.ca_file)
+        except OSError as error:
+            raise click.ClickException(f"--ca-file {access.ca_file}: {error}") from None
+        self._http = httpx.Client(
+            base_url=base, headers=headers, timeout=TIMEOUT_S, trust_env=not local, verify=trusted
+        )
 
     def ask(self, method: str, path: str, *, body: object = None, **query: object) -> Any:
         """What the server answers to one request."""
@@ -49,6 +57,8 @@ class Server:
         except (httpx.RequestError, httpx.UnsupportedProtocol) as error:
             remedy = "start one with `lamplighter up DIR`, or say where it is with --server"
             raise click.ClickException(f"no server answers at {self._access.server} ({error}): {remedy}") from None
+        if answer.status_code == httpx.codes.NO_CONTENT:
+            return None
         try:
             content = answer.json()
         except ValueError:
@@ -133,6 +143,20 @@ def job_logs(access: Access, digits: str) -> None:
         click.echo(_safe(line["line"]))
     outcome = _outcome(job)
     click.echo(f"job {job['id'][:SHORT_ID]} on {job['host']}: {job['status']}{outcome and f', {outcome}'}", err=True)
+
+
+def enrol(access: Access, host: str, expires_in_s: int) -> None:
+    """Show a new token to enrol a host with, and the command that uses it."""
+    offer = Server(access).ask("POST", f"/hosts/{quote(host, safe='')}/enrolments", body={"expires_in_s": expires_in_s})
+    until = local_time(datetime.fromisoformat(offer["expires_at"]))
+    click.echo(f"On {host}, before {until}, type this once:\n", err=True)
+    click.echo(f"lamplighter agent --server {access.server} --host {host} --enrol {offer['token']}")
+
+
+def revoke(access: Access, host: str) -> None:
+    """Have a host's key be good no more."""
+    Server(access).ask("DELETE", f"/hosts/{quote(host, safe='')}/key")
+    click.echo(f"the key of {host} is revoked, and its agent is cut off")
 
 
 # How items become rows.

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -56,68 +57,96 @@ def up(folder: Path, data_dir: Path, listen: str, host: str, restic: str, log_fo
 @options.data_dir
 @options.listen
 @options.option("--database", default="", help="SQLAlchemy URL of the store.", show_default="SQLite in the data folder")
-@options.option("--tls-cert", type=click.Path(exists=True, path_type=Path), help="Certificate chain (PEM), for TLS.")
-@options.option("--tls-key", type=click.Path(exists=True, path_type=Path), help="The certificate's key (PEM).")
+@options.option("--tls-cert", type=options.FILE, help="Certificate chain (PEM), for TLS; read again when it changes.")
+@options.option("--tls-key", type=options.FILE, help="The certificate's key (PEM).", show_default="in the same file")
+@options.option(
+    "--vault-key-file", type=options.FILE, help="Keys that seal credentials.", show_default="made by itself"
+)
+@options.option(
+    "--auth", type=click.Choice(["file", "kubernetes"]), default="file", help="How callers and agents are known."
+)
+@options.option(
+    "--agent-service-account", metavar="NAMESPACE/NAME", default="", help="The agents', for --auth kubernetes."
+)
+@options.option(
+    "--kubernetes-api", metavar="URL", help="API server that is asked who calls.", show_default="this cluster"
+)
+@options.option("--kubernetes-token-file", type=options.FILE, help="Our token there.")
+@options.option("--kubernetes-ca-file", type=options.FILE, help="Authorities that vouch for it (PEM).")
 @options.log_format
 @options.log_level
 def server(
     data_dir: Path,
     listen: str,
-    database: str,
-    tls_cert: Path | None,
-    tls_key: Path | None,
+    kubernetes_api: str | None,
+    kubernetes_token_file: Path | None,
+    kubernetes_ca_file: Path | None,
+    vault_key_file: Path | None,
     log_format: str,
     log_level: str,
+    **settings: Any,
 ) -> None:
     """Run the server alone: the store, the REST API and the agents' gateway.
 
-    The data folder gets `admin-token` for people and scripts, and `agent-token` for agents.
+    The data folder gets `admin-token` for people and scripts, and `agent-token` for agents. With --auth kubernetes the
+    cluster knows them instead: agents by their service account and node, callers by what RBAC lets them do.
     """
     from cli import up as parts
+    from server.service import Config
 
     logs.setup(log_format, log_level)
     host, port = options.address(listen)
-    _run(lambda stop: parts.server(data_dir, host, port, database, (tls_cert, tls_key), stop))
+    cluster = parts.cluster(kubernetes_api, kubernetes_token_file, kubernetes_ca_file)
+    config = Config(data_dir, host, port, vault_key=vault_key_file, cluster=cluster, **settings)
+    _run(lambda stop: parts.server(config, stop))
 
 
 @main.command()
-@options.server_url
-@options.data_dir
-@options.token_file
+@options.access
 @options.host
 @options.restic
+@options.option("--enrol", metavar="TOKEN", default="", help="Token by which this host gets a key of its own, once.")
+@options.option("--enrol-token-file", type=options.FILE, help="File with that token.")
 @options.log_format
 @options.log_level
 def agent(
-    server: str, data_dir: Path, token_file: Path | None, host: str, restic: str, log_format: str, log_level: str
+    access: options.Access,
+    host: str,
+    restic: str,
+    enrol: str,
+    enrol_token_file: Path | None,
+    log_format: str,
+    log_level: str,
 ) -> None:
     """Run the agent alone, for one host.
 
-    It keeps its cron and its journal in the data folder, and goes on while the server cannot be reached.
+    It keeps its cron and its journal in the data folder, and goes on while the server cannot be reached. A token of
+    `lamplighter enrol` gives it a key, which it keeps there too and uses from then on; to enrol again, delete host-key.
     """
     from cli import agent as parts
 
     logs.setup(log_format, log_level)
-    token = options.read_token(token_file, data_dir / "agent-token")
-    _run(lambda stop: parts.agent(server, token, data_dir, host, restic, stop))
+    if enrol_token_file is not None:
+        enrol = options.read_token(enrol_token_file, enrol_token_file)
+    server, data_dir, token_file, ca_file = access
+    if enrol:
+        parts.enrol(server, enrol, host, data_dir, ca_file)
+    token = options.token_reader(token_file, data_dir / "host-key", data_dir / "agent-token")
+    _run(lambda stop: parts.agent(server, token, data_dir, host, restic, stop, ca_file))
 
 
 @main.command()
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@options.server_url
-@options.data_dir
-@options.token_file
+@options.access
 @options.log_format
 @options.log_level
-def controller(
-    folder: Path, server: str, data_dir: Path, token_file: Path | None, log_format: str, log_level: str
-) -> None:
+def controller(access: options.Access, folder: Path, log_format: str, log_level: str) -> None:
     """Run the controller alone: make a server's desired state equal to the resources in DIR."""
     from cli import up as parts
 
     logs.setup(log_format, log_level)
-    token = options.read_token(token_file, data_dir / "admin-token")
-    _run(lambda stop: parts.controller(folder, server, token, stop))
+    token = options.token_reader(access.token_file, access.data_dir / "admin-token")
+    _run(lambda stop: parts.controller(folder, access.server, token, stop, access.ca_file))
 
 
 @main.command()
@@ -213,6 +242,37 @@ def job_logs(access: options.Access, job: str) -> None:
     from cli import ask
 
     ask.job_logs(access, job)
+
+
+@main.command()
+@click.argument("host")
+@click.option(
+    "--expires-in",
+    metavar="SECONDS",
+    type=click.IntRange(60, 7 * 24 * 3600),
+    default=3600,
+    show_default=True,
+    help="How long the token is good.",
+)
+@options.access
+def enrol(access: options.Access, host: str, expires_in: int) -> None:
+    """Make a token that gives the agent of a HOST outside a cluster a key of its own, once.
+
+    The host must be known: declare it, as a Host.
+    """
+    from cli import ask
+
+    ask.enrol(access, host, expires_in)
+
+
+@main.command()
+@click.argument("host")
+@options.access
+def revoke(access: options.Access, host: str) -> None:
+    """Take the key of a HOST away: its agent is cut off, until it is enrolled again."""
+    from cli import ask
+
+    ask.revoke(access, host)
 
 
 def _run(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:

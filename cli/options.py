@@ -11,6 +11,8 @@ import click
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 PREFIX = "LAMPLIGHTER_"
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+"""The type of a file that must be there."""
 
 
 def option(name: str, **settings: Any) -> Decorator:
@@ -51,23 +53,32 @@ token_file = option(
 )
 
 
+ca_file = option(
+    "--ca-file",
+    type=FILE,
+    help="Authorities that vouch for the server (PEM), instead of the system's.",
+)
+
+
 class Access(NamedTuple):
-    """Where a server is, and what proves who asks it."""
+    """Where a server is, who vouches for it, and what proves who asks it."""
 
     server: str
     data_dir: Path
     token_file: Path | None
+    ca_file: Path | None
 
 
 def access(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of a command that asks a server; it gets them as `access`."""
+    """The options of a command that speaks with a server; it gets them as `access`."""
 
     @server_url
     @data_dir
     @token_file
+    @ca_file
     @functools.wraps(command)
-    def asking(server: str, data_dir: Path, token_file: Path | None, **others: object) -> None:
-        command(Access(server, data_dir, token_file), **others)
+    def asking(server: str, data_dir: Path, token_file: Path | None, ca_file: Path | None, **others: object) -> None:
+        command(Access(server, data_dir, token_file, ca_file), **others)
 
     return asking
 
@@ -95,3 +106,13 @@ def read_token(given: Path | None, default: Path) -> str:
     if not token.isprintable() or not token:
         raise click.ClickException(f"{path} holds no token: name the file that does with --token-file")
     return token
+
+
+def token_reader(given: Path | None, *defaults: Path) -> Callable[[], str]:
+    """Reads the token in a file, of the defaults the first that is there: as it is then, for some are replaced.
+
+    Raises click.ClickException at once when there is none; the reader raises OSError.
+    """
+    path = given or next((path for path in defaults if path.exists()), defaults[-1])
+    read_token(path, path)
+    return lambda: path.read_text(encoding="ascii", errors="replace").strip()

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 from cli.agent import agent
 from controller.client import Client
 from controller.folder import watch
+from server import kubernetes
 from server.service import Config, serving
 
 log = logging.getLogger(__name__)
@@ -31,19 +33,26 @@ async def up(folder: Path, data: Path, address: tuple[str, int], host: str, rest
     log.info("stopped")
 
 
-async def server(
-    data: Path, host: str, port: int, database: str, tls: tuple[Path | None, Path | None], stop: asyncio.Event
-) -> None:
+def cluster(url: str | None, token_file: Path | None, ca_file: Path | None) -> kubernetes.Config | None:
+    """The API server that these flags name; None for that of the cluster this runs in."""
+    if url is None:
+        return None
+    return kubernetes.Config(url, token_file or kubernetes.SERVICE_ACCOUNT / "token", ca_file)
+
+
+async def server(config: Config, stop: asyncio.Event) -> None:
     """Run a server until `stop` is set."""
-    async with serving(Config(data, host, port, database, *tls)) as running:
-        log.info("ready", extra={"listen": _authority(host, running.port), "data": data})
+    async with serving(config) as running:
+        log.info("ready", extra={"listen": _authority(config.host, running.port), "data": config.data})
         await stop.wait()
         log.info("stopping")
 
 
-async def controller(folder: Path, url: str, token: str, stop: asyncio.Event) -> None:
+async def controller(
+    folder: Path, url: str, token: str | Callable[[], str], stop: asyncio.Event, ca_file: Path | None = None
+) -> None:
     """Keep a server's desired state equal to a folder until `stop` is set."""
-    async with Client(url, token) as client, asyncio.TaskGroup() as tasks:
+    async with Client(url, token, ca_file) as client, asyncio.TaskGroup() as tasks:
         watching = tasks.create_task(watch(folder, client))
         await stop.wait()
         watching.cancel()
