@@ -518,7 +518,7 @@ async def test_a_handshake_without_an_agents_token_is_denied(server, header):
             proxy=None,
         )
     assert refused.value.response.status_code == 401
-    assert refused.value.response.headers["www-authenticate"] == "Bearer"
+    assert refused.value.response.headers["www-authenticate"].startswith("Bearer")
 
 
 async def test_a_users_token_is_not_an_agents(server, connect):
