@@ -1,0 +1,214 @@
+"""restic as data: what it is given, what its lines say in any version, and what its end means."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent import restic
+from agent.restic import Lines, LogLine, RepositoryError, Status, Summary, Unreadable, read_line
+from wire.messages import Repository
+
+CACHE = Path("/var/cache/lamplighter")
+PASSWORD = "correct horse"
+
+
+def repository(url="/backup", password=PASSWORD, env=None):
+    return Repository("r1", "ns/main", url, password, env or {})
+
+
+def said(**fields):
+    return json.dumps(fields).encode()
+
+
+# The environment.
+
+
+def test_restic_gets_its_repository_and_little_of_the_host():
+    host = {"PATH": "/usr/bin", "HOME": "/root", "https_proxy": "http://p", "LAMPLIGHTER_TOKEN": "x", "LD_PRELOAD": "x"}
+    given_env = restic.environment(repository(env={"AWS_ACCESS_KEY_ID": "AKIA"}), host, CACHE, 0.5)
+    assert given_env == {
+        "PATH": "/usr/bin",
+        "HOME": "/root",
+        "https_proxy": "http://p",
+        "AWS_ACCESS_KEY_ID": "AKIA",
+        "RESTIC_REPOSITORY": "/backup",
+        "RESTIC_PASSWORD": "correct horse",
+        "RESTIC_CACHE_DIR": str(CACHE),
+        "RESTIC_PROGRESS_FPS": "0.5",
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PATH", "HOME", "LD_PRELOAD", "BASH_ENV", "HTTPS_PROXY", "aws_access_key_id", "AWS_X\n", "", "AWS_"),
+        *(
+            "RESTIC_REPOSITORY",
+            "RESTIC_PASSWORD",
+            "RESTIC_PASSWORD_COMMAND",
+            "RESTIC_PASSWORD_FILE",
+            "RESTIC_CACHE_DIR",
+        ),
+        *("AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CA_BUNDLE_FILE"),
+        *("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "AZURE_FORCE_CLI_CREDENTIAL", "RCLONE_CONFIG"),
+    ],
+)
+def test_a_variable_that_reaches_the_host_is_refused_by_name_with_the_remedy(name):
+    with pytest.raises(RepositoryError, match="remove it from the Secret") as refused:
+        restic.environment(repository(env={name: "s3cret"}), {}, CACHE)
+    assert repr(name) in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "held", [repository(url="a\0b"), repository(password="a\0b"), repository(env={"AWS_PROFILE": "a\0b"})]
+)
+def test_a_nul_byte_is_refused_before_it_reaches_the_system(held):
+    with pytest.raises(RepositoryError, match="NUL byte: correct it"):
+        restic.environment(held, {}, CACHE)
+
+
+# Secrets.
+
+
+def test_secrets_are_hidden_wherever_they_stand_and_nothing_else_is():
+    env = {"AWS_SECRET_ACCESS_KEY": "hunter22", "AWS_DEFAULT_REGION": "eu-west-1", "AWS_SESSION_TOKEN": "horse"}
+    hide = restic.redactor(repository("rest:https://user:p%40ss%3Aword@host/", "correct horse", env))
+    assert hide("opening rest:https://user:p%40ss%3Aword@host/ at eu-west-1") == (
+        "opening rest:https://user:***@host/ at eu-west-1"
+    )
+    assert hide("p@ss:word, correct horse, horse and hunter22!") == "***, ***, *** and ***!"
+
+
+def test_a_secret_too_short_to_hide_leaves_the_text_readable():
+    assert restic.redactor(repository(password="e"))("the repository") == "the repository"
+    assert restic.redactor(repository(password=""))("the repository") == "the repository"
+
+
+def test_a_secret_is_no_pattern():
+    assert restic.redactor(repository(password=".*(["))("a .*([ b") == "a *** b"
+
+
+# What it prints.
+
+
+@pytest.mark.parametrize(
+    ("line", "means"),
+    [
+        (
+            said(message_type="status", percent_done=0.25, total_files=8, files_done=2, total_bytes=4, bytes_done=1),
+            Status(0.25, 2, 8, 1, 4),
+        ),
+        (said(message_type="status", percent_done=0, seconds_elapsed=1), Status(0.0)),
+        (said(message_type="status", percent_done=1.7, files_done=-1, total_bytes=2**60), Status(1.0, 0, 0, 0, 2**53)),
+        (  # 0.14: a short id
+            said(message_type="summary", total_files_processed=3, total_bytes_processed=9, snapshot_id="5ea1ed00"),
+            Summary("5ea1ed00", 3, 9, 0),
+        ),
+        (  # 0.17: the whole id, and more fields
+            said(message_type="summary", data_added_packed=4, data_added=5, snapshot_id="5e" * 32, dry_run=False),
+            Summary("5e" * 32, 0, 0, 5),
+        ),
+        (  # before 0.16: an os.PathError
+            said(message_type="error", error={"Op": "open", "Path": "/x", "Err": 13}, during="archival", item="/x"),
+            Unreadable("/x: open /x: Permission denied"),
+        ),
+        (  # since 0.16
+            said(message_type="error", error={"message": "open /x: permission denied"}, during="archival", item="/x"),
+            Unreadable("/x: open /x: permission denied"),
+        ),
+        (said(message_type="error", error="odd", during="archival", item="/x"), Unreadable('/x: "odd"')),
+        (said(message_type="error", error={"message": "gone"}, during="scan", item="/x"), LogLine("/x: gone")),
+        (said(message_type="exit_error", code=12, message="Fatal: wrong password"), LogLine("Fatal: wrong password")),
+        (said(message_type="verbose_status", action="new", item="/x"), None),
+        (said(message_type="invented"), None),
+        (said(other=1), None),
+        (said(message_type="status", item=[]), LogLine('{"message_type": "status", "item": []}')),
+        (b'{"message_type": "status"', LogLine('{"message_type": "status"')),
+        (b"{" * 5000, LogLine("{" * 5000)),
+        (b"[0:05] 40.00%  2 / 5 packs", Status(0.4)),
+        (b"[0:05] 4.0.0%  2 / 5 packs", None),
+        (b"/x does not exist, skipping", Unreadable("/x does not exist, skipping")),
+        (b"  \x1b[2K\x1b[31mFatal\x1b[0m: no\x07 \xff ", LogLine("Fatal: no \ufffd")),
+        (b"   ", None),
+        (b"", None),
+    ],
+)  # fmt: skip
+def test_a_line_is_read_as_what_it_says_in_any_version(line, means):
+    assert read_line(line) == means
+
+
+@given(st.binary() | st.text().map(str.encode) | st.dictionaries(
+    st.sampled_from(["message_type", "percent_done", "files_done", "snapshot_id", "error", "item", "message"]),
+    st.sampled_from(["status", "summary", "error", "exit_error"]) | st.integers() | st.text(st.characters()),
+).map(lambda fields: said(**fields)))  # fmt: skip
+def test_no_line_is_too_odd_to_be_read(line):
+    match read_line(line):
+        case Status(fraction=fraction, files_done=files):
+            assert 0 <= fraction <= 1
+            assert 0 <= files <= 2**53
+        case LogLine(text) | Unreadable(text) | Summary(snapshot_id=text):
+            text.encode()
+            assert "\x1b" not in text
+
+
+@given(st.lists(st.binary(max_size=20) | st.sampled_from([b"\n", b"a\nb"])), st.integers(1, 30))
+def test_lines_are_the_same_however_their_bytes_come(pieces, limit):
+    lines = Lines(limit)
+    found = [line for piece in pieces for line in lines.feed(piece)] + lines.rest()
+    assert found == [line[:limit] for line in b"".join(pieces).split(b"\n") if line]
+
+
+def test_of_a_line_without_end_no_more_is_kept_than_the_limit():
+    lines = Lines(10)
+    assert [lines.feed(b"x" * 1000) for _ in range(100)] == [[]] * 100
+    assert lines.feed(b"\nnext\n") == [b"x" * 10, b"next"]
+
+
+# What its end means.
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "end", "says"),
+    [
+        (0, [], "succeeded", ""),
+        (3, ["Warning: at least one source file could not be read"], "warning", "Warning: at least one source file"),
+        (3, [], "warning", "restic exit code 3: not everything could be done"),
+        (10, ["Fatal: repository does not exist"], "no_repository", "set spec.init: true on the Repository"),
+        (11, ["unable to create lock in backend"], "locked", "run a Schedule of kind unlock"),
+        (12, ["Fatal: wrong password"], "wrong_password", "correct the Secret that spec.passwordSecretRef names"),
+        (1, ["Fatal: unable to open config file: stat /b: no such file or directory"], "no_repository", "spec.init"),
+        (1, ["Fatal: unable to open config file: <config/> does not exist"], "no_repository", "spec.init"),
+        (1, ["Fatal: unable to open config file: Head 403 Forbidden"], "failed", "cannot be reached: check spec.url"),
+        (1, ["unable to create lock: repository is already locked by PID 1 on host"], "locked", "kind unlock"),
+        (1, ["Fatal: wrong password or no key found"], "wrong_password", "(Fatal: wrong password or no key found)"),
+        (1, ["Fatal: create repository failed: config file already exists"], "repository_exists", "exists already"),
+        (1, ["Fatal: config: ciphertext verification failed"], "failed", "two hosts created it at once"),
+        (1, ["reading", "Fatal: all targets do not exist", "bye"], "failed", "restic exit code 1 (Fatal: all"),
+        (1, [], "failed", "restic exit code 1"),
+        (99, ["odd"], "failed", "restic exit code 99 (odd)"),
+        (2, ["panic: runtime error"], "failed", "restic crashed: check the host's memory"),
+        (130, [], "failed", "interrupted by a signal that was not the agent's"),
+        (-9, [], "failed", "restic was ended by SIGKILL: check whether the host, or the agent's memory limit"),
+        (-77, [], "failed", "restic was ended by signal 77"),
+        (None, [], "failed", "hangs in the kernel; check the host's disks"),
+    ],
+)  # fmt: skip
+def test_an_end_is_told_apart_with_its_remedy(code, stderr, end, says):
+    outcome = restic.outcome(code, stderr)
+    assert outcome.end == end
+    assert says in outcome.error
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_paths_that_were_not_read_make_a_warning_whatever_the_code(code):
+    assert restic.outcome(code, [], unreadable=2) == restic.Outcome(
+        "warning", "2 paths could not be read and are not in the snapshot"
+    )
+
+
+def test_an_error_is_cut_to_what_the_wire_carries():
+    assert len(restic.outcome(1, ["Fatal: " + "x" * 9999]).error) == restic.MAX_TEXT
