@@ -132,13 +132,16 @@ class Client:
         await self._gone("hosts", name)
 
     async def run(self, namespace: str, schedule: str, run: str, selector: object) -> Object:
-        """Run a schedule now, on those of its hosts that a selector selects; asked again, the same run is told."""
-        path = f"{_path('schedules', namespace, schedule)}/run"
-        return await self._ask("POST", path, body={"run": run, "hostSelector": selector})
+        """Run a schedule now, on those of its hosts that a selector selects; asked again, it is the same run.
 
-    async def run_status(self, run: str) -> Object:
+        Returns how far it is, in the words of a Run's status.
+        """
+        body = {"schedule": schedule, "hostSelector": selector}
+        return await self._ask("PUT", _path("runs", namespace, run), body=body)
+
+    async def run_status(self, namespace: str, run: str) -> Object:
         """How far a run is, in the words of a Run's status."""
-        return await self._ask("GET", _path("runs", run))
+        return await self._ask("GET", _path("runs", namespace, run))
 
     async def news(self) -> AsyncIterator[Collection[str]]:
         """Which kinds have changed on the server (`schedules`, `hosts`, `runs`), as it happens; first of all, all.

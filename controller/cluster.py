@@ -272,9 +272,11 @@ class Cluster:
     async def _run(self, key: Key, body: Object) -> None:
         """Ask for a run, which the server knows by the Run's uid and so does once, and how far it is."""
         uid, spec = body["metadata"]["uid"], body["spec"]
-        if uid not in self._runs:
-            await self._client.run(key.namespace, spec["scheduleRef"]["name"], uid, spec.get("hostSelector") or {})
-        self._runs[uid] = await self._client.run_status(uid)
+        if uid in self._runs:
+            self._runs[uid] = await self._client.run_status(key.namespace, uid)
+        else:
+            schedule, selector = spec["scheduleRef"]["name"], spec.get("hostSelector") or {}
+            self._runs[uid] = await self._client.run(key.namespace, schedule, uid, selector)
 
     # What the server says.
 

@@ -5,10 +5,11 @@ line, and the new version of every host whose set it changes, so that a kill lea
 """
 
 import asyncio
+import gc
 import hashlib
 import logging
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -21,8 +22,12 @@ from server import commands, records, resources
 from server.desired import Fleet, Member, Plan, Target, entry_item
 from server.host import Effect, Host, NewJob, OpenJob, Send, command_for
 from server.models import OPEN, Actor
+from server.news import News
+from server.outcomes import Last, Outcomes
 from server.problems import Conflict, Invalid, NotFound
 from server.records import AuditRow, HostRow, JobRow, RepositoryRow, Row, ScheduleRow
+from server.selectors import selector_matches
+from server.specs import LabelSelector
 from server.store import Store
 from server.vault import Credentials, Vault
 from wire.entries import EMPTY, EntrySet
@@ -33,6 +38,20 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", ScheduleRow, RepositoryRow)
 Key = tuple[str, str]
 """(namespace, name)."""
+
+
+NAMED = 5
+"""Hosts that are told by name where a count is not enough."""
+
+
+class Coverage(NamedTuple):
+    """On how many hosts a schedule is, how many of them hold it, and on how many its last run failed; some by name."""
+
+    hosts: int
+    in_sync: int
+    behind: list[str]
+    failed: int
+    failing: list[str]
 
 
 class Change(NamedTuple):
@@ -80,6 +99,8 @@ class Control:
         self.repositories: dict[Key, RepositoryRow] = {}
         self.deliver: Callable[[str, Sequence[Effect]], None] = lambda host, effects: None
         self.is_connected: Callable[[str], bool] = lambda host: False
+        self.outcomes = Outcomes()
+        self.news = News()
         self.disconnect: Callable[[str], None] = lambda host: None
         self._store = store
         self._vault = vault
@@ -178,6 +199,7 @@ class Control:
             audit = _audit(now, actor, "delete", "Host", name)
             await self._change(Change(audit, delete_hosts=[name]), self.fleet.plan())
             del self.hosts[name], self.fleet.members[name]
+            self.outcomes.forget(host=name)
             self.disconnect(name)  # one that said hello meanwhile calls again, and is made known anew
 
     async def host(self, name: str) -> Host:
@@ -202,6 +224,7 @@ class Control:
         change = Change(audit, desired=[(name, version, held.digest)], put_hosts=[row])
         await self._store.write(write_changes, change)
         self.fleet.members[name] = Member(dict(labels), since, held)
+        self.news.changed("schedules", "hosts")
         if name not in self.hosts:
             self.hosts[name] = Host(name, since, version, held)
         elif held != before:
@@ -223,9 +246,46 @@ class Control:
         ]
         audit = _audit(now, actor, "run", "Schedule", _name(row), hosts=matched)
         await self._store.write(write_changes, Change(audit, put_jobs=[records.job_row(job) for job in jobs]))
+        self._send_new(jobs)
+        return [await self._job(job.command.job_id) for job in jobs]
+
+    async def start_run(self, actor: Actor, namespace: str, name: str, run: str, selector: LabelSelector) -> Row:
+        """Run a schedule once, now, on those of its hosts that a selector selects; the same run again changes nothing.
+
+        `run`: the id of the run, 1 to 40 characters. Returns how far it is. Raises NotFound.
+        """
+        row = _found("Schedule", self.schedules, namespace, name)
+        target = self.fleet.targets[row.id]
+        now, run_id = self._clock(), f"{namespace}/{run}"
+        labels = {host: self.fleet.members[host].labels for host in self.fleet.matched(target)}
+        hosts = [host for host, has in labels.items() if selector_matches(selector, has)]
+        jobs = [
+            NewJob(host, command_for(target, host, records.run_job_id(run, host), None), "run", run_id, 0, now)
+            for host in hosts
+        ]
+        before = await self._store.read(records.run_status, run, run_id)
+        if before["hosts"] == 0 and jobs:
+            audit = _audit(now, actor, "run", "Schedule", _name(row), run=run_id, hosts=hosts)
+            await self._store.write(write_changes, Change(audit, put_jobs=[records.job_row(job) for job in jobs]))
+            self._send_new(jobs)
+        return await self._store.read(records.run_status, run, run_id)
+
+    def _send_new(self, jobs: Sequence[NewJob]) -> None:
+        """Jobs are recorded: have hosts that are online run them; others learn of them at their next hello."""
+        self.opened(jobs)
         for job in jobs:
             self.deliver(job.host, [Send((job.command,))])
-        return [await self._job(job.command.job_id) for job in jobs]
+
+    def opened(self, jobs: Iterable[NewJob]) -> None:
+        """Jobs are recorded."""
+        for job in jobs:
+            self.outcomes.opened(job.command.job_id, job.command.schedule_id, job.host)
+        self.news.changed("runs", "schedules")
+
+    def ended(self, ends: Iterable[JobFinished]) -> None:
+        """Jobs have ended, and that is stored."""
+        self.outcomes.ended(ends)
+        self.news.changed("runs", "schedules")
 
     async def cancel_job(self, actor: Actor, job_id: str) -> Row:
         """Have a job end as cancelled. Raises NotFound, Conflict for one that has ended.
@@ -240,7 +300,9 @@ class Control:
         host: str = job["host"]
         end = JobFinished(job_id, "cancelled", now, error=f"cancelled by {actor.id} while the host was offline")
         audit = _audit(now, actor, "cancel", "Job", job_id)
-        await self._store.write(write_changes, Change(audit, end_jobs=[] if self.is_connected(host) else [end]))
+        ends = [] if self.is_connected(host) else [end]
+        await self._store.write(write_changes, Change(audit, end_jobs=ends))
+        self.ended(ends)
         self.deliver(host, [Send((CommandCancel(job_id, f"cancelled by {actor.id}"),))])
         return await self._job(job_id)
 
@@ -257,15 +319,18 @@ class Control:
 
     # What hosts are told.
 
-    def coverage(self, schedule_ids: Collection[str]) -> dict[str, tuple[int, int]]:
-        """On how many hosts each of these schedules is, and how many of those are in sync."""
-        hosts = Counter(host.held for host in self.hosts.values())
-        in_sync = Counter(host.held for host in self.hosts.values() if host.in_sync)
-        counts = {}
+    def coverage(self, schedule_ids: Collection[str]) -> dict[str, Coverage]:
+        """On which hosts each of these schedules is, and how it is going there."""
+        groups: dict[EntrySet, list[Host]] = {}  # hosts that hold the same share a set
+        for host in self.hosts.values():
+            groups.setdefault(host.held, []).append(host)
+        found = {}
         for id_ in schedule_ids:
-            having = [held for held in hosts if id_ in held.items]  # hosts that hold the same share a set
-            counts[id_] = (sum(hosts[held] for held in having), sum(in_sync[held] for held in having))
-        return counts
+            having = [host for held, hosts in groups.items() if id_ in held.items for host in hosts]
+            behind = sorted(host.name for host in having if not host.in_sync)
+            failed = self.outcomes.failed(id_, {host.name for host in having})
+            found[id_] = Coverage(len(having), len(having) - len(behind), behind[:NAMED], len(failed), failed[:NAMED])
+        return found
 
     def next_due(self, schedule_id: str) -> datetime | None:
         """When a schedule is due next, spread aside; None for one that is disabled or unknown."""
@@ -305,7 +370,10 @@ class Control:
         await self._store.write(write_changes, change._replace(desired=desired))
         _put_and_drop(self.schedules, change.put_schedules, change.delete_schedules)
         _put_and_drop(self.repositories, change.put_repositories, change.delete_repositories)
+        for schedule in change.delete_schedules:
+            self.outcomes.forget(schedule_id=schedule.id)
         self.fleet.commit(plan)
+        self.news.changed("schedules", "hosts")
         self._tell(change)
         for host, held in plan.sets.items():
             self.deliver(host, self.hosts[host].changed(versions[host], held, self.fleet.members[host].since))
@@ -320,24 +388,30 @@ class Control:
 
     async def load(self) -> None:
         """Take in what the store holds; a host whose set is not what it was stored as gets a new version."""
-        loaded = await self._store.read(records.load_all)
-        for row in loaded.repositories:
-            self.repositories[row["namespace"], row["name"]] = RepositoryRow(**row)
-        for row in loaded.schedules:
-            schedule = ScheduleRow(**row)
-            self.schedules[schedule.namespace, schedule.name] = schedule
-            self.fleet.targets[schedule.id] = self._target(schedule)
+        with _growing():
+            moved = self._take_in(await self._store.read(records.load_all))
+        await self._store.write(records.set_desired, moved)
+
+    def _take_in(self, loaded: records.Loaded) -> list[tuple[str, int, str]]:
+        """Put what was loaded in force; the hosts that get a new version, with it and its digest."""
+        _put_and_drop(self.repositories, loaded.repositories, ())
+        _put_and_drop(self.schedules, loaded.schedules, ())
+        self.fleet.targets.update((row.id, self._target(row)) for row in loaded.schedules)
         moved = []
         for row in loaded.hosts:
-            name, labels, since = row["name"], row["labels"], row["since"]
-            held = self.fleet.match(labels)
-            version = row["desired_version"] + (row["desired_digest"] != held.digest)
-            if version != row["desired_version"]:
-                moved.append((name, version, held.digest))
-            self.fleet.members[name] = Member(labels, since, held)
-            self.hosts[name] = host = Host(name, since, version, held)
-            host.applied_version, host.applied_digest = row["applied_version"], row["applied_digest"]
-        await self._store.write(records.set_desired, moved)
+            held = self.fleet.match(row.labels)
+            version = row.desired_version + (row.desired_digest != held.digest)
+            if version != row.desired_version:
+                moved.append((row.name, version, held.digest))
+            self.fleet.members[row.name] = Member(row.labels, row.since, held)
+            self.hosts[row.name] = host = Host(row.name, row.since, version, held)
+            host.applied_version, host.applied_digest = row.applied_version, row.applied_digest
+        for schedule_id, host_name, *last in loaded.last_ends:
+            if schedule_id in self.fleet.targets and host_name in self.hosts:
+                self.outcomes.remember(schedule_id, host_name, Last(*last))
+        for job_id, schedule_id, host_name in loaded.open_jobs:
+            self.outcomes.opened(job_id, schedule_id or "", host_name)
+        return moved
 
     def _target(self, row: ScheduleRow, repository: RepositoryRow | None = None) -> Target:
         """A schedule as hosts are matched with it. Its revision covers all that its runs depend on."""
@@ -381,6 +455,18 @@ class Control:
 
     def _opened(self, row: RepositoryRow) -> Credentials | None:
         return self._vault.unseal(row.credentials) if row.credentials is not None else None
+
+
+@contextmanager
+def _growing() -> Iterator[None]:
+    """While entered, memory is filled with what stays: the collector, which would walk all of it again and again for
+    nothing, is off, and later leaves it alone (gc.freeze)."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 _DONE = {"create": "accepted", "update": "changed", "delete": "deleted"}

@@ -230,6 +230,7 @@ class Gateway:
             del self._latest[name]
         if self._hub.get(name) is connection:
             del self._hub[name]
+            self._control.news.changed("hosts")
             log.info("host disconnected", extra={"host": name})
 
     async def _welcome(self, connection: Connection, hello: Hello, websocket: WebSocket) -> None:
@@ -243,6 +244,7 @@ class Gateway:
         for frame in [*self._credentials(connection), *first]:
             await websocket.send_text(frame)
         self._hub[host.name] = connection
+        self._control.news.changed("hosts")
         self.deliver(host.name, host.registered())
         await self._perform(connection, [effect for effect in effects if not isinstance(effect, Push)])
         open_jobs = await self._control.open_jobs(host.name)
@@ -271,14 +273,18 @@ class Gateway:
             match effect:
                 case Record(jobs):
                     new = await self._store.write(records.record_jobs, [records.job_row(job) for job in jobs])
+                    self._control.opened(job for job in jobs if job.command.job_id in new)
                     await self._perform(connection, host.recorded(jobs, new))
                 case Finish(ends):
                     await self._store.write(records.jobs_finished, ends)
+                    self._control.ended(ends)
                     await self._perform(connection, host.finished(ends))
                 case Accepted(job_ids):
                     await self._store.write(records.jobs_accepted, [(job_id, now) for job_id in job_ids])
+                    self._control.news.changed("runs")
                 case Acked(version, digest):
                     await self._store.write(records.host_acks, (host.name, version, digest, now))
+                    self._control.news.changed("hosts", "schedules")
                 case News(news):
                     for item in news:
                         if isinstance(item, JobLog):

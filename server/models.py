@@ -17,7 +17,7 @@ JobStatus = Literal["pending", "running"] | JobEnd
 OPEN: tuple[str, ...] = ("pending", "running")
 JOB_STATUSES: tuple[str, ...] = (*OPEN, *get_args(JobEnd))
 
-ActorKind = Literal["user", "controller", "schedule", "agent"]
+ActorKind = Literal["user", "controller", "schedule", "agent", "run"]
 ACTOR_KINDS: tuple[str, ...] = get_args(ActorKind)
 
 

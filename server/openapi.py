@@ -87,7 +87,7 @@ def _parameters(operation: "Operation") -> list[Schema]:
 def _answer(status: int, schema: str | None) -> Schema:
     described: Schema = {"description": HTTPStatus(status).phrase}
     if schema is not None:
-        described["content"] = {"application/json": {"schema": _ref(schema)}}
+        described["content"] = {_MEDIA_TYPES.get(schema, "application/json"): {"schema": _ref(schema)}}
     return described
 
 
@@ -116,6 +116,7 @@ def _schemas() -> dict[str, Schema]:
         "LogLine": _record(JOB_LOGS, {}, leave_out=("job_id", "total_bytes")),
         "Audit": _record(AUDIT, {}),
         "Problem": _PROBLEM,
+        "Events": {"type": "string", "description": 'Server-sent events: {"changed": ["schedules", …]}.'},
     }
     lists = {"Schedule": "", "Repository": "", "Host": "", "Job": "", "Audit": "", "LogLine": "LogList"}
     return schemas | {plural or f"{name}List": _list(name) for name, plural in lists.items()}
@@ -157,6 +158,7 @@ def _list(name: str) -> Schema:
     return {"type": "object", "properties": properties, "required": ["items", "next"]}
 
 
+_MEDIA_TYPES = {"Events": "text/event-stream"}
 _SERVED = ("schedules", "repositories")
 _CREDENTIALS: Schema = {
     "type": "object",

@@ -4,6 +4,7 @@ The functions for `Store.write` are bulk functions: they take the items of many 
 Each does its work in a fixed number of statements, however many items there are (see `bulk`).
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -16,6 +17,7 @@ from sqlalchemy import Connection
 
 from server import bulk
 from server.models import AUDIT, HOSTS, JOB_LOGS, JOBS, OPEN, REPOSITORIES, SCHEDULES
+from server.outcomes import GOOD
 from wire.messages import JobFinished
 
 if TYPE_CHECKING:
@@ -114,11 +116,16 @@ class OpenJob(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """All that a server needs in memory when it starts."""
+    """All that a server needs in memory when it starts.
 
-    hosts: list[Row]
-    schedules: list[Row]
-    repositories: list[Row]
+    `last_ends`: (schedule id, host, status, when it ended, when one last went well). `open_jobs`: (id, schedule, host).
+    """
+
+    hosts: list[HostRow]
+    schedules: list[ScheduleRow]
+    repositories: list[RepositoryRow]
+    last_ends: list[tuple[Any, ...]]
+    open_jobs: list[tuple[Any, ...]]
 
 
 # Jobs.
@@ -360,10 +367,28 @@ def audit(conn: Connection, rows: Sequence[AuditRow]) -> list[None]:
 
 
 def load_all(conn: Connection) -> Loaded:
-    """All hosts, schedules and repositories (credentials sealed as stored)."""
-    return Loaded(
-        *([_plain(row) for row in conn.execute(sa.select(table))] for table in (HOSTS, SCHEDULES, REPOSITORIES))
-    )
+    """All hosts, schedules and repositories (credentials sealed as stored), and how runs are and went."""
+    hosts = bulk.whole(conn, [HOSTS.c[name] for name in HostRow._fields], HostRow)
+    schedules = bulk.whole(conn, [SCHEDULES.c[name] for name in ScheduleRow._fields], ScheduleRow)
+    repositories = bulk.whole(conn, [REPOSITORIES.c[name] for name in RepositoryRow._fields], RepositoryRow)
+    open_jobs = conn.execute(sa.select(JOBS.c.id, JOBS.c.scheduled_id, JOBS.c.host).where(JOBS.c.status.in_(OPEN)))
+    ends = [tuple(row) for row in _last_ends(conn)]
+    return Loaded(hosts, schedules, repositories, ends, [tuple(row) for row in open_jobs])
+
+
+def _last_ends(conn: Connection) -> Iterable[sa.Row[Any]]:
+    pair = (JOBS.c.scheduled_id, JOBS.c.host)
+    newest_first = (JOBS.c.created_at.desc(), JOBS.c.id.desc())
+    good = sa.case((JOBS.c.status.in_(GOOD), JOBS.c.finished_at))
+    ended = sa.select(
+        *pair,
+        JOBS.c.status,
+        JOBS.c.finished_at,
+        sa.func.max(good, type_=JOBS.c.finished_at.type).over(partition_by=pair).label("succeeded_at"),
+        sa.func.row_number().over(partition_by=pair, order_by=newest_first).label("place"),
+    ).where(JOBS.c.scheduled_id.is_not(None), JOBS.c.status.not_in(OPEN))
+    ends = ended.subquery()
+    return conn.execute(sa.select(*list(ends.c)[:-1]).where(ends.c.place == 1))
 
 
 def get_host(conn: Connection, name: str) -> Row | None:
@@ -399,6 +424,30 @@ def job_namespace(conn: Connection, job_id: str) -> str | None:
     found = sa.select(SCHEDULES.c.namespace).join(JOBS, JOBS.c.scheduled_id == SCHEDULES.c.id)
     namespace: str | None = conn.execute(found.where(JOBS.c.id == job_id)).scalar()
     return namespace
+
+
+def run_job_id(run: str, host: str) -> str:
+    """The id of a run's job on a host: ever the same, so that a run that is asked for again is the same run."""
+    return f"{run}-{hashlib.blake2b(host.encode(), digest_size=8).hexdigest()}"
+
+
+def run_status(conn: Connection, run: str, run_id: str) -> Row:
+    """How far a run is, in the words of a Run's status. `run_id`: with its namespace, as its jobs' actor."""
+    counts = {
+        "pending": JOBS.c.status == "pending",
+        "running": JOBS.c.status == "running",
+        "succeeded": JOBS.c.status.in_(GOOD),
+        "failed": JOBS.c.status.not_in((*OPEN, *GOOD)),
+    }
+    summed = [sa.func.coalesce(sa.func.sum(sa.cast(rule, sa.Integer)), 0).label(name) for name, rule in counts.items()]
+    begun = sa.func.min(JOBS.c.created_at, type_=JOBS.c.created_at.type).label("startTime")
+    over = sa.func.max(JOBS.c.finished_at, type_=JOBS.c.finished_at.type).label("completionTime")
+    of_run = (JOBS.c.id > f"{run}-", JOBS.c.id < f"{run}-g", JOBS.c.actor_id == run_id)
+    columns: list[sa.ColumnElement[Any]] = [sa.func.count().label("hosts"), *summed, begun, over]
+    status = _all(conn, sa.select(*columns).where(*of_run))[0]
+    if status["pending"] + status["running"]:
+        status["completionTime"] = None
+    return status
 
 
 def list_jobs(

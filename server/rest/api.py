@@ -4,18 +4,21 @@ Schedules and repositories have the shape of Kubernetes' objects, so that a mani
 and the audit log are plain records. Each operation names what its caller must be allowed to, in the words of RBAC.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, NamedTuple, Protocol
 
 from msgspec import Meta, Raw, Struct
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from server import enrolment, records
+from server.control import Coverage
 from server.enrolment import Enrolment
 from server.identity import Permission, User
 from server.models import ACTOR_KINDS, JOB_STATUSES, REPOSITORIES, SCHEDULES, Actor
+from server.news import News
 from server.problems import Conflict, Invalid, NotFound
 from server.records import Row
 from server.resources import API_VERSION, MAX_LABELS
@@ -31,6 +34,7 @@ from server.rest.reading import (
     object_body,
 )
 from server.selectors import label_errors
+from server.specs import LabelSelector
 from server.store import Store
 
 
@@ -40,10 +44,29 @@ class HostBody(Struct, forbid_unknown_fields=True):
     labels: Annotated[dict[str, str], Meta(max_length=MAX_LABELS)]
 
 
+class RunStatus(Struct, frozen=True, rename="camel"):
+    """How far a run is: on how many hosts, and how many of them are in each state."""
+
+    hosts: int
+    pending: int
+    running: int
+    succeeded: int
+    failed: int
+    start_time: datetime | None
+    completion_time: datetime | None
+
+
 class RunBody(Struct, forbid_unknown_fields=True):
     """Which of its hosts a schedule is to run on; all of them when absent."""
 
     hosts: Annotated[list[Annotated[str, Meta(max_length=253)]], Meta(min_length=1, max_length=10_000)] | None = None
+
+
+class RunPutBody(Struct, forbid_unknown_fields=True):
+    """What a run is of, and on which of its hosts."""
+
+    schedule: Annotated[str, Meta(max_length=253)]
+    hostSelector: LabelSelector = LabelSelector()  # noqa: N815 - as in a Run's spec
 
 
 class OfferBody(Struct, forbid_unknown_fields=True):
@@ -77,6 +100,8 @@ class EnrolBody(Struct, forbid_unknown_fields=True):
 BODIES: Mapping[str, type[Struct]] = {
     "HostPut": HostBody,
     "Run": RunBody,
+    "RunPut": RunPutBody,
+    "RunStatus": RunStatus,
     "EnrolmentPost": OfferBody,
     "Enrolment": Offer,
     "Enrol": EnrolBody,
@@ -91,8 +116,10 @@ class ControlPlane(Protocol):
     def is_connected(self) -> Callable[[str], bool]:
         """Whether the host of this name has an agent that is connected."""
 
-    def coverage(self, schedule_ids: Collection[str]) -> dict[str, tuple[int, int]]:
-        """On how many hosts each of these schedules is, and how many of those are in sync."""
+    news: News
+
+    def coverage(self, schedule_ids: Collection[str]) -> Mapping[str, Coverage]:
+        """On which hosts each of these schedules is, and how it is going there."""
 
     def next_due(self, schedule_id: str) -> datetime | None:
         """When a schedule is due next."""
@@ -117,6 +144,9 @@ class ControlPlane(Protocol):
 
     async def run_now(self, actor: Actor, namespace: str, name: str, hosts: Sequence[str] | None) -> list[Row]:
         """Run a schedule once, now."""
+
+    async def start_run(self, actor: Actor, namespace: str, name: str, run: str, selector: LabelSelector) -> Row:
+        """Run a schedule once, now, under a name of its own."""
 
     async def cancel_job(self, actor: Actor, job_id: str) -> Row:
         """Have a job end."""
@@ -168,6 +198,31 @@ class Api:
         wanted = converted(await body(request), RunBody) if has_body(request) else RunBody()
         rows = await self._control.run_now(_actor(request), **request.path_params, hosts=wanted.hosts)
         return json_response({"items": [_job(row) for row in rows], "next": None}, 201)
+
+    # Runs.
+
+    async def put_run(self, request: Request) -> Response:
+        """Run a schedule once, now, under this id; asked for again, it is the same run."""
+        Query(request)
+        namespace, run = request.path_params["namespace"], _run_id(request)
+        wanted = converted(await object_body(request), RunPutBody)
+        selector = wanted.hostSelector
+        row = await self._control.start_run(_actor(request), namespace, wanted.schedule, run, selector)
+        return json_response(row)
+
+    async def get_run(self, request: Request) -> Response:
+        """Read how far a run is; one that is not known is on no host."""
+        Query(request)
+        namespace, run = request.path_params["namespace"], _run_id(request)
+        return json_response(await self._store.read(records.run_status, run, f"{namespace}/{run}"))
+
+    # News.
+
+    async def listen(self, request: Request) -> Response:
+        """Listen, by server-sent events, to which kinds change."""
+        Query(request)
+        headers = {"Cache-Control": "no-store"}
+        return StreamingResponse(self._control.news.stream(), 200, headers, "text/event-stream")
 
     # Repositories.
 
@@ -366,11 +421,13 @@ class Api:
         id_: str = row["id"]
         return id_
 
-    def _schedule(self, row: Row, coverage: Mapping[str, tuple[int, int]] | None = None) -> dict[str, object]:
-        hosts, in_sync = (coverage or self._control.coverage([row["id"]]))[row["id"]]
+    def _schedule(self, row: Row, coverage: Mapping[str, Coverage] | None = None) -> dict[str, object]:
+        covers = (coverage or self._control.coverage([row["id"]]))[row["id"]]
+        counts = {"hosts": covers.hosts, "hostsInSync": covers.in_sync, "hostsFailed": covers.failed}
+        named = {"outOfSync": covers.behind, "failed": covers.failing}
         due = {"lastScheduleTime": row.get("last_due"), "nextScheduleTime": self._control.next_due(row["id"])}
         known = {name: at for name, at in due.items() if at is not None}
-        return _object("Schedule", row, {"hosts": hosts, "hostsInSync": in_sync, **known})
+        return _object("Schedule", row, {**counts, **named, **known})
 
     def _host(self, row: Row) -> dict[str, object]:
         in_sync = (row["desired_version"], row["desired_digest"]) == (row["applied_version"], row["applied_digest"])
@@ -441,6 +498,13 @@ def _job(row: Row) -> dict[str, object]:
     return {**row, "command": Raw(row["command"].encode())}
 
 
+def _run_id(request: Request) -> str:
+    run: str = request.path_params["id"]
+    if not re.fullmatch(r"[a-z0-9][-a-z0-9]{0,39}", run):
+        raise invalid({"id": "must be 1 to 40 lower case letters, digits and '-', such as a uid"})
+    return run
+
+
 class Needs(NamedTuple):
     """What a caller must be allowed to: each of the verbs, set apart by spaces, on the resource. `about`: which one."""
 
@@ -476,6 +540,7 @@ class Operation(NamedTuple):
 
 _PAGE = ("limit", "cursor")
 _BODY = (400, 413, 415, 422)
+_RUN = "/runs/{namespace}/{id}"
 _SCHEDULE, _REPOSITORY, _HOST = "/schedules/{namespace}/{name}", "/repositories/{namespace}/{name}", "/hosts/{name}"
 
 OPERATIONS: Sequence[Operation] = (
@@ -551,6 +616,17 @@ OPERATIONS: Sequence[Operation] = (
     Operation(
         "DELETE", _REPOSITORY, Api.delete_repository, Needs("delete", "repositories"), {204: None}, may=(400, 404, 409)
     ),
+    Operation(
+        "PUT",
+        _RUN,
+        Api.put_run,
+        Needs("create", "runs", Api.in_namespace),
+        {200: "RunStatus"},
+        "RunPut",
+        may=(*_BODY, 404),
+    ),
+    Operation("GET", _RUN, Api.get_run, Needs("get", "runs", Api.in_namespace), {200: "RunStatus"}, may=(400, 422)),
+    Operation("GET", "/news", Api.listen, Needs("list", "schedules"), {200: "Events"}, may=(400,)),
     Operation("GET", "/hosts", Api.list_hosts, Needs("list", "hosts"), {200: "HostList"}, query=_PAGE, may=(400,)),
     Operation("GET", _HOST, Api.get_host, Needs("get", "hosts"), {200: "Host"}, may=(400, 404)),
     Operation(
