@@ -173,12 +173,13 @@ def _schedule(item: Item, _: Mapping[str, str]) -> list[str]:
 def _host(item: Item, _: Mapping[str, str]) -> list[str]:
     versions = [str(item["desired_version"]), str(item["applied_version"])]
     in_sync = [_yes(item["connected"]), *versions, _yes(item["in_sync"])]
-    return [item["name"], *in_sync, item["agent_version"] or "-", _ago(item["last_seen"])]
+    seen = "now" if item["connected"] else _ago(item["last_seen"])
+    return [item["name"], *in_sync, item["agent_version"] or "-", seen]
 
 
 def _repository(item: Item, _: Mapping[str, str]) -> list[str]:
     metadata = item["metadata"]
-    return [metadata["namespace"], metadata["name"], item["spec"]["url"], _ago(metadata["creationTimestamp"])]
+    return [metadata["namespace"], metadata["name"], item["spec"]["url"], _age(metadata["creationTimestamp"])]
 
 
 def _job(item: Item, names: Mapping[str, str]) -> list[str]:
@@ -277,7 +278,11 @@ def _at(time: str | None) -> str:
 
 
 def _ago(time: str | None) -> str:
-    return _span((datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()) + " ago" if time else "-"
+    return f"{_age(time)} ago" if time else "-"
+
+
+def _age(time: str) -> str:
+    return _span((datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds())
 
 
 def _in(time: str) -> str:

@@ -94,8 +94,8 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
         async with _opened(config) as (store, vault), _identity(config) as identity:
             control = Control(store, vault, clock, new_id)
             await control.load()
-            facts = {"hosts": len(control.hosts), "schedules": len(control.schedules)}
-            log.info("carrying on" if control.hosts else "starting with nothing stored", extra=facts)
+            if control.hosts:
+                log.info("carrying on", extra={"hosts": len(control.hosts), "schedules": len(control.schedules)})
             enrolment = Enrolment(store, clock)
             gateway = Gateway(control, store, partial(_agent, identity, enrolment), clock, new_id)
             enrolment.ended = gateway.disconnect

@@ -1,0 +1,193 @@
+"""What a person types, as real processes against a real server: `get`, `run`, `cancel`, `logs`, and their refusals."""
+
+import asyncio
+import json
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from controller.client import Client
+from server import records
+from server.records import JobRow
+from server.service import Config, serving
+from server.store import Store
+from wire.messages import JobFinished
+
+pytestmark = pytest.mark.anyio
+
+LAMPLIGHTER = Path(sys.executable).with_name("lamplighter")
+NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
+JOBS = ("aa" + "0" * 30, "ab" + "0" * 30, "cd" + "0" * 30)
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+async def server(tmp_path):
+    """A server with two hosts, a schedule on one of them, and a job of each kind of end."""
+    async with serving(Config(tmp_path, port=0)) as running:
+        async with Client(f"http://127.0.0.1:{running.port}", running.admin_token) as client:
+            await client.put_host("node-1", {"role": "db"})
+            await client.put_host("node-2", {})
+            await client.put("repositories", "default", "main", manifest("Repository", {"url": "/backup/{host}"}))
+            spec = {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}}
+            spec |= {"backup": {"paths": ["/etc"]}, "hostSelector": {"matchLabels": {"role": "db"}}}
+            await client.put("schedules", "default", "etc", manifest("Schedule", spec))
+        await seed(tmp_path)
+        yield running
+
+
+@pytest.fixture
+async def lamplighter(server, tmp_path):
+    """Runs a command to its end: its exit code, stdout and stderr."""
+
+    async def run(*words, **variables):
+        here = {"LAMPLIGHTER_SERVER": f"http://127.0.0.1:{server.port}", "LAMPLIGHTER_DATA_DIR": str(tmp_path)}
+        process = await asyncio.create_subprocess_exec(
+            LAMPLIGHTER, *words, env=os.environ | here | variables, stdout=-1, stderr=-1, cwd=tmp_path
+        )
+        out, err = await process.communicate()
+        return process.returncode, out.decode(), err.decode()
+
+    return run
+
+
+def manifest(kind, spec):
+    return {"kind": kind, "metadata": {}, "spec": spec}
+
+
+async def seed(data):
+    store = Store.open(data / "lamplighter.db")
+    rows = [
+        JobRow(id_, "node-1", "backup", "schedule", "default/etc", "s1", NOW + timedelta(days=day), 0, "{}", NOW)
+        for day, id_ in enumerate(JOBS)
+    ]
+    await store.write(records.record_jobs, rows)
+    end = NOW + timedelta(seconds=83)
+    await store.write(records.jobs_finished, [JobFinished(JOBS[0], "succeeded", end, NOW, 0, "5eed" * 16)])
+    await store.write(records.jobs_finished, [JobFinished(JOBS[1], "failed", end, NOW, 12, error="wrong\npassword")])
+    await store.write(records.log_lines, (JOBS[1], NOW, ["Fatal: wrong password", "\x1b]0;pwned\x07"]))
+    await store.close()
+
+
+def table(out):
+    """Rows of cells, from columns that are three blanks apart."""
+    return [[cell.strip() for cell in line.split("   ") if cell.strip()] for line in out.splitlines()]
+
+
+async def test_get_hosts_tells_who_holds_what_it_should(lamplighter):
+    code, out, err = await lamplighter("get", "hosts")
+    assert (code, err) == (0, "")
+    assert table(out) == [
+        ["NAME", "CONNECTED", "DESIRED", "APPLIED", "INSYNC", "AGENT", "LAST-SEEN"],
+        ["node-1", "no", "1", "0", "no", "-", "-"],
+        ["node-2", "no", "0", "0", "no", "-", "-"],
+    ]
+
+
+async def test_get_schedules_answers_what_kubectl_would(lamplighter):
+    head, row = table((await lamplighter("get", "schedules"))[1])
+    assert head == ["NAMESPACE", "NAME", "KIND", "CRON", "HOSTS", "INSYNC", "LAST", "NEXT"]
+    assert row[:7] == ["default", "etc", "backup", "0 2 * * *", "1", "0", "-"]
+    assert row[7].startswith("in ")
+
+
+async def test_get_jobs_shows_the_snapshot_or_the_error(lamplighter):
+    head, *rows = table((await lamplighter("get", "jobs", "--status", "succeeded"))[1])
+    assert head == ["JOB", "HOST", "SCHEDULE", "KIND", "STATUS", "DUE", "STARTED", "DURATION", "SNAPSHOT/ERROR"]
+    ((*job, due, _, took, snapshot),) = rows
+    assert job == [JOBS[0][:8], "node-1", "default/etc", "backup", "succeeded"]
+    assert (due, took, snapshot) == (f"{NOW.astimezone():%Y-%m-%dT%H:%M:%S}", "1m23s", "5eed5eed")
+    failed = table((await lamplighter("get", "jobs", "--status", "failed"))[1])[1]
+    assert failed[-1] == "wrong password"
+
+
+async def test_get_limits_and_filters_jobs(lamplighter):
+    found = json.loads((await lamplighter("get", "jobs", "-o", "json", "-n", "2", "--host", "node-1"))[1])["items"]
+    assert [job["id"] for job in found] == [JOBS[2], JOBS[1]]
+    assert await lamplighter("get", "jobs", "--host", "node-9") == (0, "", "no jobs like that\n")
+    assert (await lamplighter("get", "jobs", "--schedule", "etc"))[2] == "no jobs like that\n"
+
+
+async def test_get_as_json_is_what_rest_answers(lamplighter, server):
+    for what in ("repositories", "audit"):
+        code, out, _ = await lamplighter("get", what, "-o", "json")
+        items = json.loads(out)["items"]
+        assert code == 0
+        assert items
+    assert {item["object_name"] for item in items} == {"node-1", "node-2", "default/main", "default/etc"}
+
+
+async def test_run_makes_a_job_for_each_host_that_is_selected(lamplighter):
+    code, out, _ = await lamplighter("run", "etc")
+    assert code == 0
+    job = json.loads((await lamplighter("get", "jobs", "-o", "json", "-n", "1"))[1])["items"][0]
+    assert out == f"job {job['id'][:8]} on node-1\n"
+    assert (job["actor_kind"], job["status"], job["scheduled_at"]) == ("user", "pending", None)
+    assert table((await lamplighter("get", "jobs", "-n", "1"))[1])[1][2] == "default/etc"
+    code, _, err = await lamplighter("run", "etc", "--host", "node-2")
+    assert (code, err) == (1, "Error: hosts: default/etc does not select node-2\n")
+
+
+async def test_cancel_ends_the_job_whose_first_digits_are_given(lamplighter):
+    assert await lamplighter("cancel", "CD") == (0, f"job {JOBS[2][:8]} on node-1 is cancelled\n", "")
+    code, _, err = await lamplighter("cancel", "cd")
+    assert code == 1
+    assert "has ended already: cancelled" in err
+
+
+async def test_logs_tell_what_restic_said_and_how_it_ended_and_command_no_terminal(lamplighter):
+    code, out, err = await lamplighter("logs", "ab0")
+    assert (code, out) == (0, "Fatal: wrong password\n�]0;pwned�\n")
+    assert err == f"job {JOBS[1][:8]} on node-1: failed, wrong password\n"
+
+
+@pytest.mark.parametrize(
+    ("digits", "said"), [("a", "several jobs begin with a: give more digits"), ("ffff", "no job begins with ffff")]
+)
+async def test_digits_that_name_no_job_or_several_are_told(lamplighter, digits, said):
+    code, out, err = await lamplighter("logs", digits)
+    assert (code, out) == (1, "")
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("LAMPLIGHTER_SERVER", "http://127.0.0.1:1", "lamplighter up"),
+        ("LAMPLIGHTER_SERVER", "ftp://127.0.0.1", "--server"),
+        ("LAMPLIGHTER_SERVER", "http://[", "--server"),
+        ("LAMPLIGHTER_DATA_DIR", "/nonexistent", "--data-dir"),
+        ("LAMPLIGHTER_TOKEN_FILE", "wrong", "--token-file"),
+        ("LAMPLIGHTER_TOKEN_FILE", "empty", "--token-file"),
+    ],
+)
+async def test_what_is_wrong_is_said_in_a_line_with_the_remedy(lamplighter, tmp_path, variable, value, said):
+    (tmp_path / "wrong").write_text("not-the-token\n")
+    (tmp_path / "empty").write_text("\n")
+    code, out, err = await lamplighter("get", "hosts", **{variable: value})
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert err.startswith("Error: ")
+    assert said in err
+
+
+@pytest.mark.parametrize("words", [("get", "nothing"), ("get", "jobs", "-n", "0"), ("run",), ("up", "/nonexistent")])
+async def test_what_cannot_be_meant_is_a_usage_error(lamplighter, words):
+    code, out, err = await lamplighter(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: ")
+
+
+async def test_a_part_that_cannot_start_says_why_in_a_line(lamplighter, server, tmp_path):
+    taken = f"127.0.0.1:{server.port}"
+    code, _, err = await lamplighter("server", "--listen", taken, "--data-dir", tmp_path / "other")
+    assert code == 1
+    assert err.splitlines()[-1].endswith("is another server running? Choose another with --listen")
+    assert "Traceback" not in err

@@ -1,0 +1,84 @@
+"""Log lines: what people read in a terminal, what machines read as JSON, and what neither can be made to print."""
+
+import io
+import json
+import logging
+from datetime import UTC, datetime
+
+import pytest
+
+from cli import logs
+
+JOB = "6bb6fd3216ce44e985ea4b93168a203d"
+
+
+@pytest.fixture
+def logged():
+    """What one log call writes, in a form; the logging of the tests is put back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in list(root.manager.loggerDict)}
+
+    def write(form, message, level=logging.INFO, *, terminal=False, name="agent.core", **facts):
+        stream = io.StringIO()
+        stream.isatty = lambda: terminal
+        root.handlers[:] = []
+        logs.setup(form, "info", stream)
+        logging.getLogger(name).log(level, message, extra=facts)
+        return stream.getvalue()
+
+    yield write
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, was in levels.items():
+        logging.getLogger(name).setLevel(was)
+
+
+def test_a_line_says_when_which_part_what_and_its_facts(logged):
+    line = logged("text", "fire", schedule="default/etc", missed=2)
+    assert line[8:] == " agent      fire  schedule=default/etc missed=2\n"
+
+
+def test_what_is_not_routine_says_so(logged):
+    assert "server     error: host lost" in logged("text", "host lost", logging.ERROR, name="server.gateway")
+
+
+def test_people_see_the_first_digits_of_an_id_and_machines_all(logged):
+    assert logged("text", "job", job=JOB).endswith("job=6bb6fd32\n")
+    assert json.loads(logged("json", "job", job=JOB))["job"] == JOB
+
+
+def test_people_see_local_times_and_machines_utc(logged):
+    at = datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert f"due={at.astimezone():%Y-%m-%dT%H:%M:%S}\n" in logged("text", "fire", due=at)
+    assert f"due={datetime.now(UTC).astimezone():%H:}" in logged("text", "fire", due=datetime.now(UTC))
+    assert json.loads(logged("json", "fire", due=at))["due"] == "2020-01-02T03:04:05+00:00"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("two words", '"two words"'),
+        ("", '""'),
+        ('a="b"', r'"a=\"b\""'),
+        ("über", "über"),
+        ("\x1b[31mred", r'"\u001b[31mred"'),
+        ("a\nforged line", r'"a\nforged line"'),
+        ("\x9b31m", r'"\u009b31m"'),
+    ],
+)
+def test_a_fact_can_neither_be_taken_for_another_nor_command_a_terminal(logged, value, shown):
+    assert logged("text", "said", reason=value).endswith(f"reason={shown}\n")
+
+
+def test_only_a_terminal_gets_colours(logged):
+    assert "\x1b[" not in logged("text", "fire")
+    assert "\x1b[36magent" in logged("text", "fire", terminal=True)
+
+
+def test_json_is_one_object_a_line_with_its_traceback_inside():
+    error = ValueError("broken\nin two")
+    record = logging.makeLogRecord({"msg": "failed", "exc_info": (ValueError, error, None)})
+    line = logs.Json().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["error"] == "ValueError: broken\nin two"
