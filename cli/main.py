@@ -136,17 +136,43 @@ def agent(
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument(
+    "folder", metavar="[DIR]", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@options.option("--namespace", "namespaces", multiple=True, help="Follow this namespace only; may be given again.")
+@options.option("--host-namespace", default="lamplighter-system", help="The namespace in which Hosts count.")
+@click.option(
+    "--lease/--no-lease",
+    envvar="LAMPLIGHTER_LEASE",
+    show_envvar=True,
+    default=True,
+    help="Whether to work only while no other replica does.",
+)
 @options.access
 @options.log_format
 @options.log_level
-def controller(access: options.Access, folder: Path, log_format: str, log_level: str) -> None:
-    """Run the controller alone: make a server's desired state equal to the resources in DIR."""
-    from cli import up as parts
+def controller(
+    access: options.Access,
+    folder: Path | None,
+    namespaces: tuple[str, ...],
+    host_namespace: str,
+    lease: bool,
+    log_format: str,
+    log_level: str,
+) -> None:
+    """Run the controller alone: make a server's desired state equal to the resources of a cluster, or in DIR.
+
+    The cluster is that of the pod's service account, or of KUBECONFIG.
+    """
+    from cli import controller as parts
 
     logs.setup(log_format, log_level)
     token = options.token_reader(access.token_file, access.data_dir / "admin-token")
-    _run(lambda stop: parts.controller(folder, access.server, token, stop, access.ca_file))
+    client = (access.server, token, access.ca_file)
+    if folder is not None:
+        _run(lambda stop: parts.folder(folder, client, stop))
+    else:
+        _run(lambda stop: parts.cluster(client, host_namespace, namespaces, stop, lease=lease))
 
 
 @main.command()

@@ -3,12 +3,11 @@
 import asyncio
 import logging
 import platform
-from collections.abc import Callable
 from pathlib import Path
 
 from cli.agent import agent
+from cli.controller import folder as follow_folder
 from controller.client import Client
-from controller.folder import watch
 from server import kubernetes
 from server.service import Config, serving
 
@@ -26,7 +25,7 @@ async def up(folder: Path, data: Path, address: tuple[str, int], host: str, rest
         agent_stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(agent(url, server.agent_token, data / "agent", host, restic, agent_stop))
-            watching = tasks.create_task(controller(folder, url, server.admin_token, stop))
+            watching = tasks.create_task(follow_folder(folder, (url, server.admin_token, None), stop))
             await _either(stop, running, watching)
             log.info("stopping")
             agent_stop.set()
@@ -46,16 +45,6 @@ async def server(config: Config, stop: asyncio.Event) -> None:
         log.info("ready", extra={"listen": _authority(config.host, running.port), "data": config.data})
         await stop.wait()
         log.info("stopping")
-
-
-async def controller(
-    folder: Path, url: str, token: str | Callable[[], str], stop: asyncio.Event, ca_file: Path | None = None
-) -> None:
-    """Keep a server's desired state equal to a folder until `stop` is set."""
-    async with Client(url, token, ca_file) as client, asyncio.TaskGroup() as tasks:
-        watching = tasks.create_task(watch(folder, client))
-        await stop.wait()
-        watching.cancel()
 
 
 def this_machine(host: str) -> dict[str, str]:

@@ -1,0 +1,30 @@
+"""Starts a controller: of a folder, or of a cluster, until it is told to stop."""
+
+import asyncio
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from controller.client import Client
+
+Server = tuple[str, str | Callable[[], str], Path | None]
+"""A server's URL, the token that it takes, and who vouches for it."""
+
+
+async def folder(path: Path, server: Server, stop: asyncio.Event) -> None:
+    """Keep a server's desired state equal to a folder until `stop` is set."""
+    from controller.folder import watch
+
+    async with Client(*server) as client, asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(watch(path, client))
+        await stop.wait()
+        watching.cancel()
+
+
+async def cluster(
+    server: Server, host_namespace: str, namespaces: Collection[str], stop: asyncio.Event, *, lease: bool
+) -> None:
+    """Keep a server's desired state equal to a cluster's resources until `stop` is set. Raises ControllerError."""
+    from controller.operator import operate
+
+    async with Client(*server) as client:
+        await operate(client, host_namespace, namespaces, stop, lease=lease)
