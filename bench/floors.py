@@ -1,4 +1,4 @@
-"""Bare loops: WebSocket servers on the same stack as the product's that do only the unavoidable work, and their clients.
+"""Bare loops: WebSocket servers on the stack of the product that do only the unavoidable work, and their clients.
 
 `python -m bench.floors KIND PORT FILE` serves. `echo`: each frame is answered with itself once it is a row that was
 committed together with all that came meanwhile. `cast`: a frame on /all is sent to everyone, and answered when each has

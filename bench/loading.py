@@ -1,10 +1,10 @@
 """Rows of loading: 100,000 schedules with a few expressions, by an agent and by a server."""
 
 import asyncio
-import random
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -76,7 +76,7 @@ def _entries() -> Iterator[bytes]:
     began = datetime.now(UTC)
     for at in range(MANY):
         zone = ZONES[at % len(ZONES)]
-        yield entries.encode_entry(Entry(f"{at:032x}", f"bench/{at}", random.choice(CRONS), began, "1", zone))
+        yield entries.encode_entry(Entry(f"{at:032x}", f"bench/{at}", CRONS[at % len(CRONS)], began, "1", zone))
 
 
 async def _fill(store: Store) -> None:
@@ -87,9 +87,12 @@ async def _fill(store: Store) -> None:
         RepositoryRow(new_id(), main.namespace, main.name, main.labels, main.raw_spec, 1, now, now),
     )
     parsed = [resources.parse_schedule(schedule("any", cron)) for cron in CRONS]
+    specs = (
+        it.raw_spec | {"backup": it.raw_spec["backup"] | {"paths": [f"/srv/{at}"]}}
+        for at, it in zip(range(MANY), cycle(parsed), strict=False)
+    )
     rows = (
-        ScheduleRow(new_id(), it.namespace, f"nightly-{at}", it.labels, it.raw_spec, 1, now, now, now)
-        for at, it in ((at, random.choice(parsed)) for at in range(MANY))
+        ScheduleRow(new_id(), "bench", f"nightly-{at}", {}, spec, 1, now, now, now) for at, spec in enumerate(specs)
     )
     await asyncio.gather(*(store.write(records.upsert_schedules, row) for row in rows))
     await store.write(records.upsert_hosts, HostRow("host", {}, now, now))

@@ -8,7 +8,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,18 +41,15 @@ class Process:
 
     @classmethod
     async def start(cls, argv: Sequence[str], port: int, ready_s: float = READY_S) -> Self:
-        """Start it and wait until it takes connections."""
+        """Start it and wait until it answers, whatever it says."""
         process = await asyncio.create_subprocess_exec(*argv)
-        async with asyncio.timeout(ready_s):
+        async with asyncio.timeout(ready_s), httpx.AsyncClient() as client:
             while True:
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                except OSError:
-                    assert process.returncode is None, f"{argv} ended with {process.returncode}"
-                    await asyncio.sleep(0.02)
-                else:
-                    writer.close()
+                with suppress(httpx.TransportError):
+                    await client.get(f"http://127.0.0.1:{port}/healthz")
                     return cls(process, port)
+                assert process.returncode is None, f"{argv} ended with {process.returncode}"
+                await asyncio.sleep(0.02)
 
     async def stop(self, number: int = signal.SIGTERM) -> None:
         """End it with a signal and wait for its end."""

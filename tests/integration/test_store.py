@@ -401,9 +401,9 @@ async def test_resources_are_put_loaded_listed_and_deleted(db):
     await db.write(records.upsert_schedules, made)
     await db.write(records.upsert_schedules, made._replace(generation=2, created_at=NOW + timedelta(1)))
     loaded = await db.read(records.load_all)
-    assert [ScheduleRow(**row) for row in loaded.schedules] == [made._replace(generation=2)]
-    assert (loaded.hosts, loaded.repositories) == ([], [])
-    assert await db.read(records.get_resource, SCHEDULES, "ns", "etc") == {**loaded.schedules[0], "last_due": None}
+    assert (loaded.hosts, loaded.schedules, loaded.repositories) == ([], [made._replace(generation=2)], [])
+    stored = loaded.schedules[0]._asdict()
+    assert await db.read(records.get_resource, SCHEDULES, "ns", "etc") == {**stored, "last_due": None}
     await db.write(records.delete_schedules, "s1")
     assert await db.read(records.list_resources, SCHEDULES, None, 10) == []
 
@@ -419,7 +419,7 @@ async def test_a_schedule_tells_when_it_was_last_due_and_run(db):
 async def test_credentials_are_loaded_but_not_listed(db):
     made = RepositoryRow("r1", "ns", "main", {}, {"url": "/backup"}, 1, NOW, NOW, "sealed")
     await db.write(records.upsert_repositories, made)
-    assert (await db.read(records.load_all)).repositories[0]["credentials"] == "sealed"
+    assert (await db.read(records.load_all)).repositories[0].credentials == "sealed"
     assert "credentials" not in (await db.read(records.list_resources, REPOSITORIES, None, 10))[0]
 
 
