@@ -1,0 +1,237 @@
+"""The chart: clean, equal to the plain manifests, strict about its values, and no more powerful than it must be."""
+
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import click
+import helm_python
+import pytest
+import yaml
+
+from cli.main import main
+from tests.chart import CHART, NAMESPACE, ROOT, SETS, is_hook, pods, rendered, values
+
+ALL = ["default", *SETS]
+
+
+def identity(found):
+    return found["apiVersion"], found["kind"], found["metadata"].get("namespace", ""), found["metadata"]["name"]
+
+
+def by_identity(objects):
+    return {identity(found): found for found in objects}
+
+
+def named(objects, kind, name):
+    (found,) = [it for it in objects if (it["kind"], it["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def kustomized(folder):
+    kubectl = Path(sys.executable).with_name("kubectl")
+    built = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=True, cwd=ROOT)
+    return list(yaml.safe_load_all(built.stdout))
+
+
+# Helm takes it.
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_lint_is_clean(name):
+    report = helm_python.lint(CHART, values(name), strict=True, namespace=NAMESPACE)
+    assert [it for it in report["messages"] if it["severity"] > 1 or it["path"] != "Chart.yaml"] == []
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_documented_set_of_values_renders_the_same_each_time(name):
+    objects = rendered(values(name))
+    assert objects == rendered(values(name))
+    assert len(by_identity(objects)) == len(objects)
+
+
+def test_each_documented_set_changes_something():
+    default = rendered({})
+    assert [name for name in SETS if rendered(values(name)) == default] == []
+
+
+def test_its_definitions_are_those_at_the_root_and_no_copy():
+    with helm_python.Chart.load(CHART) as chart:
+        assert sorted(it["name"] for it in chart.crds) == sorted(
+            f"crds/{path.name}" for path in (ROOT / "crds").glob("*.yaml")
+        )
+    assert (CHART / "crds").readlink() == Path("../../crds")
+
+
+def test_a_package_carries_the_definitions_and_no_link(tmp_path):
+    archive = helm_python.package(CHART, destination=tmp_path)
+    with tarfile.open(archive) as packed:
+        files = {it.name for it in packed.getmembers() if it.isfile()}
+    assert {f"lamplighter/crds/{path.name}" for path in (ROOT / "crds").glob("*.yaml")} <= files
+    assert not any("Kustomization" in name or "/ci/" in name for name in files)
+
+
+def test_two_releases_share_no_name():
+    first, second = rendered({}, name="a", namespace="one"), rendered({}, name="b", namespace="two")
+    assert by_identity(first).keys().isdisjoint(by_identity(second))
+
+
+# Equal to the plain manifests.
+
+
+def test_the_plain_manifests_are_what_the_chart_makes_of_its_default_values():
+    definitions = [yaml.safe_load(path.read_text()) for path in (ROOT / "crds").glob("*.yaml")]
+    charted = by_identity(definitions) | by_identity(it for it in rendered({}) if not is_hook(it))
+    plain = by_identity(it for it in kustomized("manifests") if it["kind"] != "Namespace")
+    assert plain.keys() == charted.keys()
+    assert [key for key in plain if plain[key] != charted[key]] == []
+
+
+# Strict about its values.
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"agnet": {}}, "additional properties 'agnet' not allowed"),
+        ({"tls": {"mode": "none"}}, "/tls/mode"),
+        ({"tls": {"mode": "secret"}}, "/tls/existingSecret"),
+        ({"tls": {"mode": "certManager"}}, "/tls/issuerRef/name"),
+        ({"server": {"url": "http://plain.example.org"}}, "/server/url"),
+        ({"server": {"replicas": 2}}, "additional properties 'replicas' not allowed"),
+        ({"agent": {"dataPath": "var/lib"}}, "/agent/dataPath"),
+        ({"agent": {"writablePaths": ["/srv/../etc"]}}, "/agent/writablePaths/0"),
+        ({"agent": {"writablePaths": ["/"]}}, "/agent/writablePaths/0"),
+        ({"agent": {"mountPropagation": "Bidirectional"}}, "/agent/mountPropagation"),
+        ({"tenancy": {"namespaces": "team-a"}}, "/tenancy/namespaces"),
+        ({"tenancy": {"grants": {"namespaces": {"team-a": {"pathPrefixes": ["srv"]}}}}}, "/pathPrefixes/0"),
+        ({"tenancy": {"grants": {"defualt": {}}}}, "additional properties 'defualt' not allowed"),
+    ],
+)
+def test_values_that_are_wrong_are_refused_and_named(given, told):
+    with pytest.raises(helm_python.HelmValuesError, match=told):
+        rendered(given)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_containers_are_told_is_what_the_commands_take(name):
+    for _, spec in pods(rendered(values(name))):
+        for container in [*spec.get("initContainers", []), *spec["containers"]]:
+            if "command" not in container:
+                command, *arguments = container["args"]
+                main.commands[command].make_parser(click.Context(main)).parse_args(arguments)
+
+
+# No more powerful than it must be.
+
+VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+
+
+def against_restricted(spec):
+    """What in a pod's spec breaks the Pod Security Standard "restricted", of what the chart can set."""
+    pod = spec.get("securityContext", {})
+    found = [key for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)]
+    found += [f"volume {it['name']}" for it in spec.get("volumes", []) if not VOLUMES & it.keys()]
+    for container in [*spec.get("initContainers", []), *spec["containers"]]:
+        own = {**pod, **container.get("securityContext", {})}
+        found += [f"hostPort {it['hostPort']}" for it in container.get("ports", []) if "hostPort" in it]
+        found += ["allowPrivilegeEscalation"] if own.get("allowPrivilegeEscalation") is not False else []
+        found += ["privileged"] if own.get("privileged") else []
+        found += ["root"] if own.get("runAsNonRoot") is not True or own.get("runAsUser") == 0 else []
+        found += ["seccomp"] if own.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost") else []
+        found += ["procMount"] if "procMount" in own else []
+        capabilities = own.get("capabilities", {})
+        found += ["capabilities"] if capabilities.get("drop") != ["ALL"] or capabilities.get("add") else []
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_all_but_the_agent_keeps_to_pod_security_restricted(name):
+    broken = {it["metadata"]["name"]: against_restricted(spec) for it, spec in pods(rendered(values(name)))}
+    assert {key for key, found in broken.items() if found} == {"lamplighter-agent"}
+    assert "root" in broken["lamplighter-agent"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_root_file_system_can_be_written_and_no_limit_is_missing(name):
+    for _, spec in pods(rendered(values(name))):
+        for container in [*spec.get("initContainers", []), *spec["containers"]]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert "memory" in container["resources"]["limits"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_agent_writes_to_its_own_folder_and_those_that_are_named(name):
+    agent = named(rendered(values(name)), "DaemonSet", "lamplighter-agent")["spec"]["template"]["spec"]
+    (container,) = agent["containers"]
+    mounts = {it["mountPath"] for it in container["volumeMounts"] if not it.get("readOnly")}
+    named_paths = {f"/host{path}" for path in values(name).get("agent", {}).get("writablePaths", [])}
+    assert mounts == {"/var/lib/lamplighter", "/host/var/lib/lamplighter"} | named_paths
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["DAC_READ_SEARCH", "SYS_CHROOT"]}
+    assert container["securityContext"]["privileged"] is False
+    assert agent["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_agents_have_no_right_and_no_rule_has_a_wildcard(name):
+    objects = rendered(values(name))
+    subjects = [subject["name"] for it in objects for subject in it.get("subjects", [])]
+    rules = [rule for it in objects for rule in it.get("rules", [])]
+    assert set(subjects) == {"lamplighter-server", "lamplighter-controller"}
+    assert not any("*" in value for rule in rules for value in rule.values())
+
+
+def secret_rights(objects):
+    """Where Secrets can be read, and by which names: namespace ("" for all), and names or None for all."""
+    return {
+        (it["metadata"].get("namespace", ""), *rule.get("resourceNames", [None]))
+        for it in objects
+        for rule in it.get("rules", [])
+        if "secrets" in rule["resources"]
+    }
+
+
+def test_with_namespaces_named_secrets_are_read_there_alone():
+    own = (NAMESPACE, "lamplighter-keys")
+    assert secret_rights(rendered({})) == {own, ("", None)}
+    assert secret_rights(rendered(values("tenancy"))) == {own, ("team-a", None), ("team-b", None)}
+
+
+def test_with_all_secrets_given_the_server_reads_none_through_the_api():
+    objects = rendered(values("given-secrets"))
+    assert [it for it in objects if it["kind"] == "Secret"] == []
+    assert secret_rights(objects) == {("", None)}
+
+
+# What upgrades rely on.
+
+
+def test_what_cannot_be_changed_later_carries_no_version():
+    objects = rendered({})
+    for it in objects:
+        if it["kind"] in ("StatefulSet", "Deployment", "DaemonSet"):
+            fixed = {"selector": it["spec"]["selector"], "claims": it["spec"].get("volumeClaimTemplates")}
+            assert "0.1.0" not in yaml.safe_dump(fixed)
+
+
+def test_a_changed_grant_starts_the_server_anew():
+    def pod(prefix):
+        given = {"tenancy": {"grants": {"default": {"pathPrefixes": [prefix]}}}}
+        return named(rendered(given), "StatefulSet", "lamplighter-server")["spec"]["template"]
+
+    assert pod("/srv/a") != pod("/srv/b")
+
+
+def test_the_keys_outlive_the_release():
+    keys = named(rendered({}), "Secret", "lamplighter-keys")
+    assert keys["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert "data" not in keys
+
+
+def test_the_certificate_carries_every_name_by_which_the_server_is_reached():
+    (keys,) = named(rendered(values("outside")), "StatefulSet", "lamplighter-server")["spec"]["template"]["spec"][
+        "initContainers"
+    ]
+    names = {it.removeprefix("--tls-name=") for it in keys["args"] if it.startswith("--tls-name=")}
+    assert {f"lamplighter.{NAMESPACE}.svc", "backup.example.org", "192.0.2.7"} <= names
