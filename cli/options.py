@@ -15,10 +15,12 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 """The type of a file that must be there."""
 
 
-def option(name: str, **settings: Any) -> Decorator:
-    """A flag `--some-name` with the environment variable LAMPLIGHTER_SOME_NAME."""
+def option(name: str, *parameter: str, **settings: Any) -> Decorator:
+    """A flag `--some-name` with the environment variable LAMPLIGHTER_SOME_NAME, as `parameter` where that is named."""
     variable = PREFIX + name.removeprefix("--").replace("-", "_").upper()
-    return click.option(name, envvar=variable, show_envvar=True, **{"show_default": "default" in settings} | settings)
+    return click.option(
+        name, *parameter, envvar=variable, show_envvar=True, **{"show_default": "default" in settings} | settings
+    )
 
 
 def this_host() -> str:
