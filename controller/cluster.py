@@ -64,6 +64,7 @@ class Cluster:
         self._again: set[Key] = set()
         self._news: set[str] = set()
         self._missed = True
+        self._listed: set[Key] = set()
         self._woken = asyncio.Event()
         self.compared = asyncio.Event()
 
@@ -73,7 +74,9 @@ class Cluster:
         `listed`: a watch has begun, and lists what is there. Where it is not the first one, what was deleted between
         the two goes unsaid, and everything is compared.
         """
-        self._missed |= listed and key_of(body) in self._mirror.objects
+        key = key_of(body)
+        self._missed |= listed and key in self._listed
+        self._listed.add(key)
         self._dirty |= self._mirror.see(body, deleted=deleted)
         self._woken.set()
 
@@ -306,6 +309,7 @@ class Cluster:
         body = self._mirror.objects.get(key)
         if body is None:
             self.writer.forget(key)
+            self._listed.discard(key)
             self._errors.pop(key, None)
             return
         old, generation, now = body.get("status") or {}, body["metadata"].get("generation", 1), self._clock()

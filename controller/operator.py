@@ -74,6 +74,8 @@ async def _watch(cluster: Cluster, namespaces: Collection[str]) -> None:
     In a thread with a loop of its own: it takes all signals and all tasks of the loop that it runs in for its own.
     """
     loop, stop = asyncio.get_running_loop(), threading.Event()
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # it warns of not being the main thread
 
     def see(body: Object, kind: str | None) -> None:
         loop.call_soon_threadsafe(functools.partial(cluster.see, body, deleted=kind == "DELETED", listed=kind is None))

@@ -131,7 +131,9 @@ def _ready(error: ControllerError | None, fine: str) -> Condition:
         return _condition("Ready", "True", "Accepted", fine)
     if isinstance(error, Unreachable):
         return _condition("Ready", "Unknown", "ServerUnreachable", str(error))
-    return _condition("Ready", "False", _reason(error), str(error))
+    named = error.errors if isinstance(error, Refused) else ()
+    said = "; ".join(f"{it.field}: {it.detail}" for it in named) or str(error)
+    return _condition("Ready", "False", _reason(error), said)
 
 
 def _reason(error: ControllerError) -> str:
