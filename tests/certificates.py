@@ -1,0 +1,51 @@
+"""Certificates for tests, made by an authority of the test's own."""
+
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+
+class Authority:
+    """Issues certificates that are good for a day. `pem`: its own."""
+
+    def __init__(self):
+        self._key = new_key()
+        name = _subject("test authority", "")
+        self._cert = self._built(name, name, self._key, x509.BasicConstraints(ca=True, path_length=None))
+        self.pem = self._cert.public_bytes(serialization.Encoding.PEM)
+
+    def issue(self, name, *addresses, organization=""):
+        """A certificate and its key, in PEM, for a client, or for a server at these addresses."""
+        key = new_key()
+        usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH])
+        at = [x509.SubjectAlternativeName([x509.IPAddress(ip_address(it)) for it in addresses])] if addresses else []
+        cert = self._built(_subject(name, organization), self._cert.subject, key, usage, *at)
+        return cert.public_bytes(serialization.Encoding.PEM), key_pem(key)
+
+    def _built(self, subject, issuer, key, *extensions):
+        now = datetime.now(UTC)
+        builder = x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
+        builder = builder.not_valid_before(now - timedelta(minutes=5)).not_valid_after(now + timedelta(days=1))
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
+        return builder.sign(self._key, hashes.SHA256())
+
+
+def new_key():
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def key_pem(key):
+    form = serialization.PrivateFormat.TraditionalOpenSSL
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+
+
+def _subject(name, organization):
+    parts = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
+    if organization:
+        parts.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization))
+    return x509.Name(parts)
