@@ -70,18 +70,21 @@ class Change(NamedTuple):
 
 
 def write_changes(conn: Connection, changes: Sequence[Change]) -> list[None]:
-    """Store changes in order."""
-    for change in changes:
-        records.audit(conn, [change.audit])
-        records.upsert_repositories(conn, change.put_repositories)
-        records.upsert_schedules(conn, change.put_schedules)
-        records.delete_schedules(conn, [row.id for row in change.delete_schedules])
-        records.delete_repositories(conn, [row.id for row in change.delete_repositories])
-        records.upsert_hosts(conn, change.put_hosts)
-        records.delete_hosts(conn, change.delete_hosts)
-        records.set_desired(conn, [change.desired])
-        records.record_jobs(conn, [change.put_jobs])
-        records.jobs_finished(conn, [change.end_jobs])
+    """Store changes. Those that come together touch different rows, but for jobs, which are put before they end."""
+
+    def each(field: str) -> list[Any]:
+        return [row for change in changes for row in getattr(change, field)]
+
+    records.audit(conn, [change.audit for change in changes])
+    records.upsert_repositories(conn, each("put_repositories"))
+    records.upsert_schedules(conn, each("put_schedules"))
+    records.delete_schedules(conn, [row.id for row in each("delete_schedules")])
+    records.delete_repositories(conn, [row.id for row in each("delete_repositories")])
+    records.upsert_hosts(conn, each("put_hosts"))
+    records.delete_hosts(conn, each("delete_hosts"))
+    records.set_desired(conn, [each("desired")])
+    records.record_jobs(conn, [each("put_jobs")])
+    records.jobs_finished(conn, [each("end_jobs")])
     return [None] * len(changes)
 
 
@@ -107,6 +110,7 @@ class Control:
         self._clock = clock
         self._new_id = new_id
         self._changing = asyncio.Lock()
+        self._newcomers: set[str] = set()
         self._needed: WeakKeyDictionary[EntrySet, tuple[RepositoryRow, ...]] = WeakKeyDictionary()
 
     # Schedules.
@@ -203,11 +207,17 @@ class Control:
             self.disconnect(name)  # one that said hello meanwhile calls again, and is made known anew
 
     async def host(self, name: str) -> Host:
-        """The core of a host that says hello; a host that nobody declared is made known, without labels."""
+        """The core of a host that says hello; a host that nobody declared is made known, without labels.
+
+        Hosts that say their first hello while a change is being made are made known together.
+        """
         if name not in self.hosts:
+            self._newcomers.add(name)
             async with self._changing:
-                if name not in self.hosts:
-                    await self._put_host(Actor("agent", name), name, {})
+                new = sorted(self._newcomers)
+                unknown = [it for it in new if it not in self.hosts]
+                await asyncio.gather(*(self._put_host(Actor("agent", it), it, {}) for it in unknown))
+                self._newcomers.difference_update(new)
         return self.hosts[name]
 
     async def _put_host(self, actor: Actor, name: str, labels: Mapping[str, str]) -> None:
