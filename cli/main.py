@@ -19,11 +19,21 @@ First steps:
   lamplighter get jobs                  what ran, and how it ended
   lamplighter logs JOB                  what restic said
 
-Every option can be set by an environment variable, which its help names.
+COMMAND --help tells each option, and the environment variable that sets it as well.
 """
 
 
-@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class InOrder(click.Group):
+    """Lists its commands as they stand here, what is needed first before the rest."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in order."""
+        return list(self.commands)
+
+
+@click.group(
+    cls=InOrder, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="lamplighter")
 def main() -> None:
     """Backs up what lives on your machines: schedules are declared, and each due run happens once on each host.
@@ -41,10 +51,11 @@ def main() -> None:
 @options.log_format
 @options.log_level
 def up(folder: Path, data_dir: Path, listen: str, host: str, restic: str, log_format: str, log_level: str) -> None:
-    """Run everything on this machine: a server, an agent, and the resources in DIR.
+    """Run all of it here, on the resources in DIR.
 
-    DIR holds Schedules and Repositories as YAML, the same that `kubectl apply` takes. Edit, add or delete a file, and
-    the fleet follows; a file that is wrong says what is wrong in it and leaves the rest running.
+    That is a server, an agent for this machine, and what keeps them following DIR, in one process. DIR holds
+    Schedules and Repositories as YAML, the same that `kubectl apply` takes. Edit, add or delete a file, and the
+    fleet follows; a file that is wrong says what is wrong in it and leaves the rest running.
     """
     from cli import up as parts
 
@@ -86,10 +97,11 @@ def server(
     log_level: str,
     **settings: Any,
 ) -> None:
-    """Run the server alone: the store, the REST API and the agents' gateway.
+    """Run the server alone.
 
-    The data folder gets `admin-token` for people and scripts, and `agent-token` for agents. With --auth kubernetes the
-    cluster knows them instead: agents by their service account and node, callers by what RBAC lets them do.
+    It keeps the store, serves the REST API and speaks with the agents. The data folder gets `admin-token` for
+    people and scripts, and `agent-token` for agents. With --auth kubernetes the cluster knows them instead: agents
+    by their service account and node, callers by what RBAC lets them do.
     """
     from cli import up as parts
     from server.service import Config
@@ -160,9 +172,10 @@ def controller(
     log_format: str,
     log_level: str,
 ) -> None:
-    """Run the controller alone: make a server's desired state equal to the resources of a cluster, or in DIR.
+    """Run the controller alone, on a cluster or DIR.
 
-    The cluster is that of the pod's service account, or of KUBECONFIG.
+    It makes what a server holds equal to the resources there, and goes on doing so. The cluster is that of the
+    pod's service account, or of KUBECONFIG.
     """
     from cli import controller as parts
 
@@ -186,7 +199,9 @@ def controller(
 def keys(
     folder: Path, secret: str, config_map: str, names: tuple[str, ...], vault_key: bool, log_format: str, log_level: str
 ) -> None:
-    """Make a server's keys in this pod's namespace, where they are missing, and write those it reads to DIR.
+    """Make a server's keys in its cluster.
+
+    They are made in this pod's namespace where they are missing, and those that the server reads are written to DIR.
 
     The chart runs this before each start of the server. With names, a CA and a certificate are made, too.
     """
@@ -222,7 +237,7 @@ def get(
     limit: int,
     output: str,
 ) -> None:
-    """Show what there is: hosts, schedules, repositories, jobs or audit.
+    """Show what there is, what ran, and who holds what.
 
     \b
       hosts         who is connected, and whether it holds the schedules that it should (DESIRED, APPLIED)
@@ -241,7 +256,7 @@ def get(
 @click.option("--host", "hosts", multiple=True, help="Only on this host; may be given again.")
 @options.access
 def run(access: options.Access, schedule: str, hosts: tuple[str, ...]) -> None:
-    """Run a schedule now, once, on every host that it selects.
+    """Run a schedule now, once, on all of its hosts.
 
     A host that is offline runs it when it is back. Follow the jobs with `lamplighter get jobs`.
     """
@@ -254,7 +269,9 @@ def run(access: options.Access, schedule: str, hosts: tuple[str, ...]) -> None:
 @click.argument("job")
 @options.access
 def cancel(access: options.Access, job: str) -> None:
-    """Cancel a job: restic is told to stop. The first digits of the job's id are enough."""
+    """Cancel a job.
+
+    A host that is online tells restic to stop. The first digits of the job's id are enough."""
     from cli import ask
 
     ask.cancel(access, job)
@@ -264,7 +281,9 @@ def cancel(access: options.Access, job: str) -> None:
 @click.argument("job")
 @options.access
 def job_logs(access: options.Access, job: str) -> None:
-    """Show what restic said in a job, and how it ended. The first digits of the job's id are enough."""
+    """Show what restic said in a job, and its end.
+
+    The first digits of the job's id are enough."""
     from cli import ask
 
     ask.job_logs(access, job)
@@ -282,9 +301,9 @@ def job_logs(access: options.Access, job: str) -> None:
 )
 @options.access
 def enrol(access: options.Access, host: str, expires_in: int) -> None:
-    """Make a token that gives the agent of a HOST outside a cluster a key of its own, once.
+    """Make a token for the agent of a HOST.
 
-    The host must be known: declare it, as a Host.
+    It gives a host outside a cluster a key of its own, once. The host must be known: declare it, as a Host.
     """
     from cli import ask
 
@@ -295,7 +314,10 @@ def enrol(access: options.Access, host: str, expires_in: int) -> None:
 @click.argument("host")
 @options.access
 def revoke(access: options.Access, host: str) -> None:
-    """Take the key of a HOST away: its agent is cut off, until it is enrolled again."""
+    """Take the key of a HOST away.
+
+    Its agent is cut off, until it is enrolled again.
+    """
     from cli import ask
 
     ask.revoke(access, host)
