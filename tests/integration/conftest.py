@@ -56,12 +56,15 @@ def declare(api):
 
 @pytest.fixture
 def connect(server):
-    """Connects as a host's agent, with what it says in its hello; without `hello`, it has yet to say it."""
+    """Connects as a host's agent, with what it says in its hello; without `hello`, it has yet to say it.
+
+    `to`: another server than the test's.
+    """
 
     @asynccontextmanager
-    async def connect(host="node-1", *, hello=True, token=None, subprotocols=("lamplighter.v1",), **said):
+    async def connect(host="node-1", *, hello=True, token=None, to=None, subprotocols=("lamplighter.v1",), **said):
         async with websocket(
-            f"ws://127.0.0.1:{server.port}/agent",
+            f"ws://127.0.0.1:{(to or server).port}/agent",
             subprotocols=subprotocols or None,
             additional_headers={"authorization": f"Bearer {token or server.agent_token}"},
             compression=None,

@@ -1,0 +1,223 @@
+"""A host outside a cluster: a token that is good once gives it a key, which opens the gateway for that host alone."""
+
+import asyncio
+import hashlib
+import secrets
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from agent import enrolment
+from server.kubernetes import Config as Api
+from server.service import Config, serving
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def now():
+    return [datetime(2026, 3, 1, tzinfo=UTC)]
+
+
+@pytest.fixture
+async def server(tmp_path, now):
+    async with serving(Config(tmp_path, port=0), lambda: now[0]) as running:
+        yield running
+
+
+@pytest.fixture
+async def offer(api):
+    """A token to enrol a host with, which is made known."""
+
+    async def offer(host="web-1", **body):
+        (await api.put(f"/hosts/{host}", json={"labels": {}})).raise_for_status()
+        answer = await api.post(f"/hosts/{host}/enrolments", json=body)
+        assert (answer.status_code, answer.headers["cache-control"]) == (201, "no-store"), answer.text
+        return answer.json()["token"]
+
+    return offer
+
+
+@pytest.fixture
+def exchange(api):
+    """Registers a key with a token; answers the status."""
+
+    async def exchange(token, key, host="web-1"):
+        body = {"token": token, "host": host, "key_sha256": hashlib.sha256(key.encode()).hexdigest()}
+        return (await api.post("/enrol", json=body, headers={"authorization": ""})).status_code
+
+    return exchange
+
+
+def new_key():
+    return "hostkey_" + secrets.token_urlsafe(32)
+
+
+async def served(agent):
+    """The server answers this agent."""
+    await agent.say("schedule.resync", have=0)
+    await agent.hears("schedule.set")
+
+
+async def denied(connect, key, host="web-1"):
+    """Whether the gateway denies this key its handshake."""
+    try:
+        async with connect(host, token=key, hello=False):
+            return False
+    except InvalidStatus as refused:
+        return refused.response.status_code == 401
+
+
+async def test_a_key_opens_the_gateway_for_its_host_alone(offer, exchange, connect):
+    key = new_key()
+    assert await exchange(await offer(), key) == 204
+    async with connect("web-1", token=key) as agent:
+        await served(agent)
+    async with connect("web-2", token=key) as other:
+        assert "web-2" in (await other.closed())[1]
+    assert await denied(connect, new_key())
+
+
+async def test_a_key_is_no_users_token(offer, exchange, api):
+    key = new_key()
+    await exchange(await offer(), key)
+    assert (await api.get("/hosts", headers={"authorization": f"Bearer {key}"})).status_code == 401
+
+
+async def test_a_token_is_good_once_but_the_same_exchange_may_be_made_again(offer, exchange, connect):
+    token, key = await offer(), new_key()
+    assert [await exchange(token, key), await exchange(token, key), await exchange(token, new_key())] == [204, 204, 401]
+    assert not await denied(connect, key)
+
+
+async def test_a_token_is_for_its_host_and_its_time(offer, exchange, now):
+    token = await offer(expires_in_s=600)
+    await offer("web-2")
+    assert await exchange(token, new_key(), host="web-2") == 401
+    assert await exchange("enrol_unknown", new_key()) == 401
+    now[0] += timedelta(seconds=600)
+    assert await exchange(token, new_key()) == 401
+
+
+async def test_a_new_token_ends_the_older_one_and_a_new_key_the_older_key(offer, exchange, connect):
+    older = await offer()
+    newer, key, next_key = await offer(), new_key(), new_key()
+    assert [await exchange(older, key), await exchange(newer, key)] == [401, 204]
+    async with connect("web-1", token=key) as agent:
+        assert await exchange(await offer(), next_key) == 204
+        assert await agent.closed()
+    assert [await denied(connect, key), await denied(connect, next_key)] == [True, False]
+
+
+async def test_a_key_is_one_hosts(offer, exchange):
+    key = new_key()
+    assert await exchange(await offer("web-1"), key) == 204
+    assert await exchange(await offer("web-2"), key, host="web-2") == 401
+
+
+async def test_a_key_that_is_revoked_ends_its_connection_and_opens_no_other(offer, exchange, api, connect, now):
+    token, key = await offer(), new_key()
+    await exchange(token, key)
+    async with connect("web-1", token=key) as agent, connect("web-1", token=key, hello=False) as late:
+        await served(agent)
+        assert (await api.delete("/hosts/web-1/key")).status_code == 204
+        assert await agent.closed()
+        await late.say("hello", host="web-1")
+        assert (await late.closed())[0] == 4001
+    assert await denied(connect, key)
+    assert await exchange(token, key) == 401
+    assert (await api.delete("/hosts/web-1/key")).status_code == 404
+
+
+async def test_a_host_that_is_deleted_leaves_no_key_behind(offer, exchange, api, connect):
+    token, key = await offer(), new_key()
+    await exchange(token, key)
+    assert (await api.delete("/hosts/web-1")).status_code == 204
+    assert (await api.put("/hosts/web-1", json={"labels": {}})).status_code == 201
+    assert await denied(connect, key)
+    assert await exchange(token, key) == 401
+
+
+async def test_only_known_hosts_are_enrolled_and_for_a_bounded_time(api, offer):
+    assert (await api.post("/hosts/nobody/enrolments")).status_code == 404
+    await offer()
+    for seconds in (59, 7 * 24 * 3600 + 1, "1"):
+        assert (await api.post("/hosts/web-1/enrolments", json={"expires_in_s": seconds})).status_code == 422
+
+
+async def test_secrets_are_told_once_and_stored_hashed(offer, exchange, api, connect, tmp_path, caplog):
+    caplog.set_level("DEBUG")
+    token, key = await offer(), new_key()
+    await exchange(token, key)
+    async with connect("web-1", token=key):
+        audit = await api.get("/audit")
+    written = b"".join(path.read_bytes() for path in tmp_path.glob("lamplighter.db*"))
+    for secret in (token, key):
+        assert secret not in audit.text
+        assert secret.encode() not in written
+    ours = "".join(record.getMessage() for record in caplog.records if record.name.startswith("server"))
+    assert token not in ours
+    assert key not in ours
+    acts = [(row["actor_kind"], row["action"], row["object_kind"]) for row in audit.json()["items"]]
+    assert acts[:2] == [("agent", "enrol", "Host"), ("user", "create", "Enrolment")]
+
+
+async def test_a_key_opens_the_gateway_though_the_cluster_cannot_be_asked(tmp_path, offer, exchange, connect):
+    key = new_key()
+    await exchange(await offer(), key)
+    (tmp_path / "token").write_text("of the server")
+    nowhere = Api("http://127.0.0.1:9", tmp_path / "token")
+    more = {"auth": "kubernetes", "cluster": nowhere, "agent_service_account": "ns/agent"}
+    async with serving(Config(tmp_path, port=0, **more)) as clustered:
+        async with connect("web-1", token=key, to=clustered) as agent:
+            await served(agent)
+        with pytest.raises(InvalidStatus) as refused:
+            async with connect("web-1", token="token.of.a-pod", to=clustered):
+                pass
+    assert refused.value.response.status_code == 503
+
+
+# The agent's side.
+
+
+async def enrol(server, token, data, host="web-1"):
+    await asyncio.to_thread(enrolment.enrol, f"http://127.0.0.1:{server.port}", token, host, data)
+    return (data / "host-key").read_text().strip()
+
+
+async def test_an_agent_keeps_its_key_where_only_it_can_read_it(server, offer, connect, tmp_path):
+    key = await enrol(server, await offer(), tmp_path / "agent")
+    assert not await denied(connect, key)
+    assert [path.name for path in (tmp_path / "agent").iterdir()] == ["host-key"]
+    assert ((tmp_path / "agent").stat().st_mode & 0o777, (tmp_path / "agent/host-key").stat().st_mode & 0o777) == (
+        0o700,
+        0o600,
+    )
+
+
+async def test_an_agent_that_was_killed_after_the_exchange_makes_it_again(server, offer, connect, tmp_path):
+    token = await offer()
+    key = await enrol(server, token, tmp_path / "agent")
+    (tmp_path / "agent/host-key").rename(tmp_path / "agent/.host-key.new")  # as if killed before this step
+    assert await enrol(server, token, tmp_path / "agent") == key
+    assert not await denied(connect, key)
+
+
+async def test_a_key_that_was_cut_while_it_was_written_is_made_anew(server, offer, connect, tmp_path):
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent/.host-key.new").write_text("hostkey_short")
+    assert not await denied(connect, await enrol(server, await offer(), tmp_path / "agent"))
+
+
+async def test_a_refusal_says_what_to_do_and_not_the_token(server, offer, tmp_path):
+    await offer()
+    with pytest.raises(enrolment.EnrolmentError, match="lamplighter enrol web-1") as refused:
+        await enrol(server, "enrol_secret", tmp_path / "agent")
+    assert "enrol_secret" not in str(refused.value)
+    assert not (tmp_path / "agent/host-key").exists()
+
+
+async def test_a_server_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(enrolment.EnrolmentError, match=r"127\.0\.0\.1:9"):
+        enrolment.enrol("http://127.0.0.1:9", "enrol_secret", "web-1", tmp_path / "agent")

@@ -1,0 +1,107 @@
+"""What is remembered of a cluster's reviews, and where a pod finds its API server."""
+
+import asyncio
+
+import pytest
+
+from server.cache import Cache
+from server.kubernetes import KubernetesError, in_cluster
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+class Asked:
+    """Answers what it is told to, when it is told to, and counts how often it was asked."""
+
+    def __init__(self):
+        self.times = 0
+        self.answer = True
+        self.may = asyncio.Event()
+        self.may.set()
+
+    async def __call__(self):
+        self.times += 1
+        await self.may.wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def now():
+    return [0.0]
+
+
+@pytest.fixture
+def cache(now):
+    return Cache(lambda answer: 60 if answer else 10, 3, lambda: now[0])
+
+
+@pytest.mark.parametrize(("answer", "kept_s"), [(True, 60), (False, 10)])
+async def test_an_answer_is_believed_for_its_time(cache, now, answer, kept_s):
+    asked = Asked()
+    asked.answer = answer
+    assert await cache.get("a", asked) is answer
+    now[0] = kept_s - 0.1
+    assert await cache.get("a", asked) is answer
+    assert asked.times == 1
+    now[0] = kept_s
+    await cache.get("a", asked)
+    assert asked.times == 2
+
+
+async def test_many_who_ask_at_once_cause_one_question(cache):
+    asked = Asked()
+    assert await asyncio.gather(*(cache.get("a", asked) for _ in range(100))) == [True] * 100
+    assert asked.times == 1
+
+
+async def test_a_failure_is_told_to_all_who_wait_and_not_kept(cache):
+    asked = Asked()
+    asked.answer = KubernetesError("gone")
+    told = await asyncio.gather(*(cache.get("a", asked) for _ in range(3)), return_exceptions=True)
+    assert told == [asked.answer] * 3
+    asked.answer = True
+    assert await cache.get("a", asked)
+
+
+async def test_one_who_goes_away_takes_the_answer_from_nobody(cache):
+    asked = Asked()
+    asked.may.clear()
+    first, second = (asyncio.ensure_future(cache.get("a", asked)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0)
+    asked.may.set()
+    assert await second
+    assert (first.cancelled(), asked.times) == (True, 1)
+
+
+async def test_the_oldest_makes_room(cache):
+    asked = Asked()
+    for key in "abcd":
+        await cache.get(key, asked)
+    for key in "bcd":
+        await cache.get(key, asked)
+    assert asked.times == 4
+    await cache.get("a", asked)
+    assert asked.times == 5
+
+
+def test_a_pod_finds_its_api_server(tmp_path):
+    found = in_cluster({"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"}, tmp_path)
+    assert (found.url, found.token_file, found.ca_file) == (
+        "https://[fd00::1]:6443",
+        tmp_path / "token",
+        tmp_path / "ca.crt",
+    )
+
+
+def test_outside_of_a_cluster_the_remedy_is_told():
+    with pytest.raises(KubernetesError, match="--kubernetes-api"):
+        in_cluster({})
