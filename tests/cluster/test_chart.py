@@ -1,0 +1,154 @@
+"""The chart on a real API server: every object is taken, and its keys are made with the rights that it gives."""
+
+import base64
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.chart import ROOT, SETS, rendered, values
+
+FOREIGN = ("cert-manager.io/", "monitoring.coreos.com/")
+"""Groups that other operators define."""
+
+
+def path_of(found):
+    """Where the API has an object."""
+    version, kind, metadata = found["apiVersion"], found["kind"].lower(), found["metadata"]
+    root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+    within = f"/namespaces/{metadata['namespace']}" if "namespace" in metadata else ""
+    return f"{root}{within}/{kind[:-1] + 'ies' if kind.endswith('y') else kind + 's'}/{metadata['name']}"
+
+
+def apply(cluster, found, **params):
+    """Apply an object on the server's side, refused where a field is unknown. The answer's warnings."""
+    answer = cluster.http.patch(
+        path_of(found),
+        content=yaml.safe_dump(found),
+        headers={"content-type": "application/apply-patch+yaml"},
+        params={"fieldManager": "test", "force": "true", "fieldValidation": "Strict", **params},
+    )
+    assert answer.is_success, f"{path_of(found)}: {answer.text}"
+    return answer.headers.get_list("warning")
+
+
+@pytest.fixture
+def restricted(cluster):
+    """A namespace in which the API server warns of every pod that breaks Pod Security "restricted"."""
+    name = cluster.namespace()
+    labels = {"pod-security.kubernetes.io/enforce": "privileged", "pod-security.kubernetes.io/warn": "restricted"}
+    apply(cluster, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    default = {"name": "default", "namespace": name}  # where no controller manager makes it
+    apply(cluster, {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": default})
+    return name
+
+
+@pytest.mark.parametrize("name", ["default", *SETS])
+def test_every_object_is_accepted_and_all_but_the_agent_is_restricted(cluster, restricted, name):
+    given = values(name)
+    if "tenancy" in given:
+        given["tenancy"]["namespaces"] = [cluster.namespace(), cluster.namespace()]
+    objects = [it for it in rendered(given, namespace=restricted) if not it["apiVersion"].startswith(FOREIGN)]
+    warnings = {it["kind"]: apply(cluster, it, dryRun="All") for it in objects}
+    assert {kind for kind, told in warnings.items() if told} == {"DaemonSet"}
+    assert "restricted" in warnings["DaemonSet"][0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "crds").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_definition_is_accepted(cluster, path):
+    assert apply(cluster, yaml.safe_load(path.read_text()), dryRun="All") == []
+
+
+# The keys, made by the init container as it is told to, with the rights of its service account and no others.
+
+
+@pytest.fixture
+def keys(cluster, namespace, tmp_path):
+    return Keys(cluster, namespace, tmp_path)
+
+
+class Keys:
+    """What the chart has of the server's keys in a namespace, and the init container that makes them."""
+
+    def __init__(self, cluster, namespace, folder):
+        objects = rendered({}, namespace=namespace)
+        wanted = [it for it in objects if it["metadata"]["name"] in ("lamplighter-keys", "lamplighter-ca")]
+        for it in [*wanted, *(it for it in objects if path_of(it).endswith("serviceaccounts/lamplighter-server"))]:
+            apply(cluster, it)
+        (server,) = (it for it in objects if it["kind"] == "StatefulSet")
+        (container,) = server["spec"]["template"]["spec"]["initContainers"]
+        self._args = container["args"][:-1]
+        self._api, self._namespace = cluster, namespace
+        self._kubeconfig = folder / "kubeconfig"
+        self._kubeconfig.write_text(
+            yaml.safe_dump(self._config(cluster.token(namespace, "lamplighter-server", audience="")))
+        )
+
+    def start(self, folder, *more):
+        argv = [Path(sys.executable).with_name("lamplighter"), *self._args, *more, folder]
+        return subprocess.Popen(argv, env={"KUBECONFIG": str(self._kubeconfig)}, stderr=subprocess.PIPE, text=True)
+
+    def make(self, folder, *more):
+        """Run it to its end; its exit code and what it said."""
+        with self.start(folder, *more) as process:
+            _, said = process.communicate()
+        return process.returncode, said
+
+    def stored(self, kind, name):
+        return self._api.get(f"/api/v1/namespaces/{self._namespace}/{kind}/{name}")
+
+    def _config(self, token):
+        server = {
+            "server": self._api.url,
+            "certificate-authority-data": base64.b64encode(self._api.ca.encode()).decode(),
+        }
+        return {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "test", "cluster": server}],
+            "users": [{"name": "server", "user": {"token": token}}],
+            "contexts": [
+                {"name": "test", "context": {"cluster": "test", "user": "server", "namespace": self._namespace}}
+            ],
+            "current-context": "test",
+        }
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_keys_are_made_once_for_all_who_start_together(keys, tmp_path):
+    folders = [tmp_path / str(number) for number in range(3)]
+    started = [keys.start(folder) for folder in folders]
+    said = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], said
+    first, *others = map(contents, folders)
+    assert first.keys() == {"vault-key", "tls.crt", "tls.key"}
+    assert others == [first, first]
+    assert sum("keys made" in it for it in said) == 1
+
+
+def test_agents_find_the_authority_that_vouches_for_the_server(keys, tmp_path):
+    code, said = keys.make(tmp_path / "made")
+    assert code == 0, said
+    published = keys.stored("configmaps", "lamplighter-ca")["data"]["ca.crt"]
+    ssl.create_default_context(cadata=published)
+    assert base64.b64decode(keys.stored("secrets", "lamplighter-keys")["data"]["ca.crt"]).decode() == published
+
+
+def test_a_second_start_changes_nothing(keys, tmp_path):
+    keys.make(tmp_path / "first")
+    before = keys.stored("secrets", "lamplighter-keys"), keys.stored("configmaps", "lamplighter-ca")
+    assert keys.make(tmp_path / "first") == (0, "")
+    assert (keys.stored("secrets", "lamplighter-keys"), keys.stored("configmaps", "lamplighter-ca")) == before
+
+
+def test_a_secret_that_is_not_ours_cannot_be_had(keys, tmp_path):
+    code, said = keys.make(tmp_path / "made", "--secret=another")
+    assert code == 1
+    assert 'cannot get resource "secrets"' in said
+    assert not (tmp_path / "made").exists()
