@@ -82,6 +82,7 @@ def up(folder: Path, data_dir: Path, listen: str, host: str, restic: str, log_fo
 @options.option(
     "--kubernetes-api", metavar="URL", help="API server that is asked who calls.", show_default="this cluster"
 )
+@options.option("--grants", type=options.FILE, help="What namespaces may reach (YAML).", show_default="everything")
 @options.option("--kubernetes-token-file", type=options.FILE, help="Our token there.")
 @options.option("--kubernetes-ca-file", type=options.FILE, help="Authorities that vouch for it (PEM).")
 @options.log_format

@@ -44,6 +44,9 @@ def schedule_status(
     conditions = [_ready(error, "the server holds it as declared")]
     if seen is not None and "hosts" in told:
         conditions += [_in_sync(told), _degraded(told)]
+        if kept_out := told.get("hostsNotGranted"):
+            message = f"{kept_out} hosts that it selects are not granted to its namespace: the cluster's operator can"
+            conditions.append(_condition("Granted", "False", "HostsNotGranted", message))
     return _status(old, generation, status, conditions, now)
 
 

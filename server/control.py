@@ -20,11 +20,12 @@ from sqlalchemy import Connection
 import cron
 from server import commands, records, resources
 from server.desired import Fleet, Member, Plan, Target, entry_item
+from server.grants import NOTHING, Grants, path_errors, url_errors
 from server.host import Effect, Host, NewJob, OpenJob, Send, command_for
 from server.models import OPEN, Actor
 from server.news import News
 from server.outcomes import Last, Outcomes
-from server.problems import Conflict, Invalid, NotFound
+from server.problems import Conflict, Forbidden, Invalid, NotFound
 from server.records import AuditRow, HostRow, JobRow, RepositoryRow, Row, ScheduleRow
 from server.selectors import selector_matches
 from server.specs import LabelSelector
@@ -52,6 +53,7 @@ class Coverage(NamedTuple):
     behind: list[str]
     failed: int
     failing: list[str]
+    not_granted: int
 
 
 class Change(NamedTuple):
@@ -95,7 +97,14 @@ class Control:
     connection.
     """
 
-    def __init__(self, store: Store, vault: Vault, clock: Callable[[], datetime], new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        vault: Vault,
+        clock: Callable[[], datetime],
+        new_id: Callable[[], str],
+        grants: Grants | None = None,
+    ) -> None:
         self.fleet = Fleet()
         self.hosts: dict[str, Host] = {}
         self.schedules: dict[Key, ScheduleRow] = {}
@@ -109,6 +118,7 @@ class Control:
         self._vault = vault
         self._clock = clock
         self._new_id = new_id
+        self._grants = grants or Grants()
         self._changing = asyncio.Lock()
         self._newcomers: set[str] = set()
         self._needed: WeakKeyDictionary[EntrySet, tuple[RepositoryRow, ...]] = WeakKeyDictionary()
@@ -121,6 +131,7 @@ class Control:
         Returns the resource, and whether it is new. Raises Invalid, naming the fields.
         """
         parsed = resources.parse_schedule(manifest)
+        self._check_granted(parsed.namespace, paths=parsed.spec.backup.paths if parsed.spec.backup else ())
         if parsed.spec.kind not in commands.KINDS:
             runs = ", ".join(sorted(commands.KINDS))
             raise _invalid("spec.kind", f"{parsed.spec.kind!r} is not run by this version: use one of {runs}")
@@ -153,6 +164,7 @@ class Control:
         Every host whose schedules use it gets the credentials anew, and a new version of its set.
         """
         parsed = resources.parse_repository(manifest)
+        self._check_granted(parsed.namespace, url=parsed.spec.url)
         async with self._changing:
             old = self.repositories.get((parsed.namespace, parsed.name))
             kept = self._opened(old) if old is not None else None
@@ -327,6 +339,13 @@ class Control:
         jobs = await self._store.write(records.open_jobs, host)
         return [OpenJob(_command.decode(job.command), job.status == "running") for job in jobs]
 
+    def _check_granted(self, namespace: str, paths: Sequence[str] = (), url: str = "s3:") -> None:
+        """Raises Forbidden, which names what a namespace may not reach."""
+        grant = self._grants.of(namespace)
+        wrong = [*path_errors(grant, namespace, paths, "spec.backup.paths"), *url_errors(grant, namespace, url)]
+        if wrong:
+            raise Forbidden(f"namespace {namespace} may not reach this", wrong)
+
     # What hosts are told.
 
     def coverage(self, schedule_ids: Collection[str]) -> dict[str, Coverage]:
@@ -339,8 +358,16 @@ class Control:
             having = [host for held, hosts in groups.items() if id_ in held.items for host in hosts]
             behind = sorted(host.name for host in having if not host.in_sync)
             failed = self.outcomes.failed(id_, {host.name for host in having})
-            found[id_] = Coverage(len(having), len(having) - len(behind), behind[:NAMED], len(failed), failed[:NAMED])
+            in_sync, kept_out = len(having) - len(behind), self._kept_out(self.fleet.targets.get(id_))
+            found[id_] = Coverage(len(having), in_sync, behind[:NAMED], len(failed), failed[:NAMED], kept_out)
         return found
+
+    def _kept_out(self, target: Target | None) -> int:
+        """How many hosts a schedule selects that are not granted to its namespace."""
+        if target is None or target.granted == LabelSelector():
+            return 0
+        members = (member.labels for member in self.fleet.members.values())
+        return sum(selector_matches(target.spec.host_selector, it) and not target.selects(it) for it in members)
 
     def next_due(self, schedule_id: str) -> datetime | None:
         """When a schedule is due next, spread aside; None for one that is disabled or unknown."""
@@ -431,7 +458,10 @@ class Control:
         revision = hashlib.blake2b(msgspec.json.encode(basis, order="deterministic"), digest_size=8).hexdigest()
         item = entry_item(row.id, _name(row), spec, row.since, revision)
         init = commands.init_args(resources.repository_spec(repository.spec))
-        return Target(row.id, _name(row), spec, repository.id, init, item)
+        grant = self._grants.of(row.namespace)
+        paths = spec.backup.paths if spec.backup else ()  # what was granted once may not be any more
+        granted = grant.host_selector if all(map(grant.covers, paths)) else NOTHING
+        return Target(row.id, _name(row), spec, repository.id, init, item, granted)
 
     def _schedule_row(self, old: ScheduleRow | None, parsed: resources.Schedule, now: datetime) -> ScheduleRow:
         """The row of a new or changed schedule. When it is due begins anew where that changes, not to run the past."""

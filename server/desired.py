@@ -12,14 +12,17 @@ from weakref import WeakValueDictionary
 from msgspec import Struct
 
 from server.selectors import selector_matches
-from server.specs import ScheduleSpec
+from server.specs import LabelSelector, ScheduleSpec
 from wire import entries
 from wire.entries import EMPTY, EntrySet, Item
 from wire.messages import Entry
 
 
 class Target(Struct, frozen=True):
-    """A schedule as hosts are matched with it and jobs made from it. `repository_id`: of the one it refers to."""
+    """A schedule as hosts are matched with it and jobs made from it. `repository_id`: of the one it refers to.
+
+    `granted`: the hosts that its namespace may reach.
+    """
 
     id: str
     name: str
@@ -27,6 +30,11 @@ class Target(Struct, frozen=True):
     repository_id: str
     init: list[str] | None
     item: Item
+    granted: LabelSelector = LabelSelector()
+
+    def selects(self, labels: Mapping[str, str]) -> bool:
+        """Whether a host with these labels is to hold it: selected, and granted to its namespace."""
+        return selector_matches(self.spec.host_selector, labels) and selector_matches(self.granted, labels)
 
 
 class Member(Struct, frozen=True):
@@ -75,7 +83,7 @@ class Fleet:
         sets: dict[str, EntrySet] = {}
         memo: dict[tuple[int, tuple[bool, ...]], EntrySet] = {}
         for host, member in self.members.items():
-            wanted = tuple(selector_matches(target.spec.host_selector, member.labels) for target in put)
+            wanted = tuple(target.selects(member.labels) for target in put)
             held = member.held
             new = memo.get((id(held), wanted))
             if new is None:
@@ -89,7 +97,7 @@ class Fleet:
     def match(self, labels: Mapping[str, str]) -> EntrySet:
         """The set of a host with these labels."""
         targets = self.targets.values()
-        items = {it.id: it.item for it in targets if selector_matches(it.spec.host_selector, labels)}
+        items = {it.id: it.item for it in targets if it.selects(labels)}
         return self._share(entries.patched(EMPTY, items)) if items else EMPTY
 
     def matched(self, target: Target, hosts: Iterable[str] | None = None) -> list[str]:

@@ -25,6 +25,7 @@ from server import kubernetes, rest, tls, tokens
 from server.control import Control
 from server.enrolment import KEY_PREFIX, Enrolment
 from server.gateway import Gateway
+from server.grants import Grants, GrantsError
 from server.identity import Files, Identity, Reviews
 from server.store import Store
 from server.vault import Vault
@@ -43,7 +44,8 @@ class Config(Struct, frozen=True):
 
     `auth`: whether callers are known by the token files in the folder or by the reviews of a cluster, the one that this
     runs in unless `cluster` names another; there, `agent_service_account` is that of agents, NAMESPACE/NAME.
-    `vault_key`: the file with the keys that seal credentials, in the folder when None.
+    `vault_key`: the file with the keys that seal credentials, in the folder when None. `grants`: the
+    file that says what namespaces may reach, everything when None.
     """
 
     data: Path
@@ -56,6 +58,7 @@ class Config(Struct, frozen=True):
     agent_service_account: str = ""
     cluster: kubernetes.Config | None = None
     vault_key: Path | None = None
+    grants: Path | None = None
 
 
 class ServerError(Exception):
@@ -88,11 +91,12 @@ def new_id() -> str:
 async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> AsyncIterator[Running]:
     """Serve while entered; on leaving, requests end, connections close and the store is closed, in bounded time.
 
-    Raises ServerError when the folder cannot be used or the address is taken.
+    Raises ServerError when the folder or the certificate cannot be used or the address is taken.
     """
+    secure = _tls_context(config)
     with _bind(config.host, config.port) as listening:
         async with _opened(config) as (store, vault), _identity(config) as identity:
-            control = Control(store, vault, clock, new_id)
+            control = Control(store, vault, clock, new_id, _grants(config))
             await control.load()
             if control.hosts:
                 log.info("carrying on", extra={"hosts": len(control.hosts), "schedules": len(control.schedules)})
@@ -100,7 +104,7 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
             gateway = Gateway(control, store, partial(_agent, identity, enrolment), clock, new_id)
             enrolment.ended = gateway.disconnect
             app = application(gateway, rest.routes(control, store, enrolment, identity))
-            async with gateway.running(), _uvicorn(app, config, listening):
+            async with gateway.running(), _uvicorn(app, secure, listening):
                 admin, agents = (identity.admin, identity.agents) if isinstance(identity, Files) else ("", "")
                 yield Running(listening.getsockname()[1], admin, agents, control)
 
@@ -124,6 +128,13 @@ async def _identity(config: Config) -> AsyncIterator[Identity]:
         raise ServerError(str(error)) from error
     async with api:
         yield Reviews(api, config.agent_service_account)
+
+
+def _grants(config: Config) -> Grants:
+    try:
+        return Grants.load(config.grants) if config.grants is not None else Grants()
+    except GrantsError as error:
+        raise ServerError(f"--grants {error}") from error
 
 
 def _files(data: Path) -> Files:
@@ -177,8 +188,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 @asynccontextmanager
-async def _uvicorn(app: ASGIApp, config: Config, listening: socket.socket) -> AsyncIterator[None]:
-    tls_context = _tls_context(config)
+async def _uvicorn(app: ASGIApp, secure: ssl.SSLContext | None, listening: socket.socket) -> AsyncIterator[None]:
     server = _Uvicorn(
         uvicorn.Config(
             app,
@@ -193,7 +203,7 @@ async def _uvicorn(app: ASGIApp, config: Config, listening: socket.socket) -> As
             log_config=None,
             server_header=False,
             timeout_graceful_shutdown=SHUTDOWN_S,
-            ssl_context_factory=None if tls_context is None else lambda *_: tls_context,
+            ssl_context_factory=None if secure is None else lambda *_: secure,
         )
     )
     async with asyncio.TaskGroup() as tasks:

@@ -424,7 +424,7 @@ class Api:
     def _schedule(self, row: Row, coverage: Mapping[str, Coverage] | None = None) -> dict[str, object]:
         covers = (coverage or self._control.coverage([row["id"]]))[row["id"]]
         counts = {"hosts": covers.hosts, "hostsInSync": covers.in_sync, "hostsFailed": covers.failed}
-        named = {"outOfSync": covers.behind, "failed": covers.failing}
+        named = {"outOfSync": covers.behind, "failed": covers.failing, "hostsNotGranted": covers.not_granted}
         due = {"lastScheduleTime": row.get("last_due"), "nextScheduleTime": self._control.next_due(row["id"])}
         known = {name: at for name, at in due.items() if at is not None}
         return _object("Schedule", row, {**counts, **named, **known})

@@ -1,0 +1,123 @@
+"""What each namespace may reach: hosts by their labels, and paths by their beginnings. Told by the cluster's operator.
+
+A file in YAML:
+
+    default:                     # for namespaces that are not named; without it, they may reach everything
+      hostSelector: {}           # hosts, by their labels; empty means all
+      pathPrefixes: [/]          # folders and files on those hosts; an empty list means none
+    namespaces:
+      team-a:
+        hostSelector: {matchLabels: {pool: a}}
+        pathPrefixes: [/srv/a]
+"""
+
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import yaml
+from msgspec import Struct
+
+from server.problems import FieldError
+from server.selectors import selector_errors
+from server.specs import LabelSelector, Requirement
+
+NOTHING = LabelSelector(match_expressions=(Requirement("lamplighter.dev/nothing", "In"),))
+"""Selects no host at all."""
+_SCHEME = re.compile(r"(?P<name>[a-z][a-z0-9]*):")
+"""How restic's URLs of repositories begin that are not folders (its manual, "Preparing a new repository")."""
+
+
+class GrantsError(ValueError):
+    """A file of grants that cannot be used; the message says where and what to write."""
+
+
+class Grant(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """What a namespace may reach. `path_prefixes`: absolute paths, each with all that is below it."""
+
+    host_selector: LabelSelector = LabelSelector()
+    path_prefixes: tuple[str, ...] = ("/",)
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether every path of a host is granted."""
+        return any(posixpath.normpath(prefix) == "/" for prefix in self.path_prefixes)
+
+    def covers(self, path: str) -> bool:
+        """Whether an absolute path lies in what is granted, whatever it is written like."""
+        plain = _normal(path)
+        return any(
+            plain == prefix or plain.startswith(prefix.rstrip("/") + "/") for prefix in map(_normal, self.path_prefixes)
+        )
+
+
+class Grants(Struct, frozen=True, forbid_unknown_fields=True):
+    """What all namespaces may reach."""
+
+    default: Grant = Grant()
+    namespaces: Mapping[str, Grant] = {}
+
+    def of(self, namespace: str) -> Grant:
+        """What a namespace may reach."""
+        return self.namespaces.get(namespace, self.default)
+
+    @classmethod
+    def load(cls, path: Path) -> "Grants":
+        """The grants in a file. Raises GrantsError, which names the field."""
+        try:
+            grants = msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, cls)
+        except (OSError, UnicodeDecodeError) as error:
+            raise GrantsError(f"{path}: cannot be read: {error}") from error
+        except (yaml.YAMLError, msgspec.ValidationError) as error:
+            raise GrantsError(f"{path}: {error}") from error
+        for name, grant in [("default", grants.default), *grants.namespaces.items()]:
+            for wrong in _wrong(grant):
+                raise GrantsError(f"{path}: {name}: {wrong}")
+        return grants
+
+
+def path_errors(grant: Grant, namespace: str, paths: Sequence[str], field: str) -> Iterator[FieldError]:
+    """The paths that are not granted, each named below `field`."""
+    for at, path in enumerate(paths):
+        if not grant.covers(path):
+            yield {"field": f"{field}[{at}]", "detail": _refusal(grant, namespace)}
+
+
+def url_errors(grant: Grant, namespace: str, url: str) -> Iterator[FieldError]:
+    """What of a repository's URL is not granted: a folder on the hosts is, as every path of theirs."""
+    folder = folder_of(url)
+    if folder is None or grant.everywhere:
+        return
+    if not folder.startswith("/"):
+        yield {"field": "spec.url", "detail": f"{folder[:64]!r} must be absolute: begin it with /"}
+    elif not grant.covers(folder.replace("{namespace}", namespace)):
+        yield {"field": "spec.url", "detail": _refusal(grant, namespace)}
+
+
+def folder_of(url: str) -> str | None:
+    """The folder that a repository's URL means; None for one that is elsewhere (s3:, sftp:, rest: and their like)."""
+    scheme = _SCHEME.match(url)
+    if scheme is None:
+        return url
+    return url[scheme.end() :] if scheme["name"] == "local" else None
+
+
+def _normal(path: str) -> str:
+    return "/" + posixpath.normpath(path).lstrip("/")
+
+
+def _refusal(grant: Grant, namespace: str) -> str:
+    granted = f"granted are {', '.join(grant.path_prefixes)}" if grant.path_prefixes else "none is"
+    return f"is not granted to namespace {namespace}: {granted}; the cluster's operator can change that"
+
+
+def _wrong(grant: Grant) -> Iterator[str]:
+    yield from (
+        f"{it['field']}: {it['detail']}"
+        for it in selector_errors(msgspec.to_builtins(grant.host_selector), "hostSelector")
+    )
+    for prefix in grant.path_prefixes:
+        if not prefix.startswith("/") or ".." in prefix.split("/"):
+            yield f"pathPrefixes: {prefix!r} must be absolute, without '..'"

@@ -1,0 +1,99 @@
+"""Promise 8, at the server: what a namespace may not reach is refused, and what it selects beyond is left out."""
+
+import httpx
+import pytest
+
+from server.service import Config, ServerError, serving
+
+pytestmark = pytest.mark.anyio
+
+GRANTS = """
+namespaces:
+  team-a:
+    hostSelector: {matchLabels: {pool: a}}
+    pathPrefixes: [/srv/a]
+"""
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+def manifest(of, namespace, **spec):
+    return {"kind": of, "metadata": {"namespace": namespace, "name": "etc"}, "spec": spec}
+
+
+def schedule(namespace, *paths):
+    ref = {"name": "etc"}
+    return manifest("Schedule", namespace, kind="backup", cron="@daily", repositoryRef=ref, backup={"paths": paths})
+
+
+class Server:
+    """A server with grants, which can be started again with others."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    async def with_grants(self, grants, work):
+        path = self.folder / "grants.yaml"
+        path.write_text(grants)
+        async with serving(Config(self.folder, port=0, grants=path)) as running:
+            url = f"http://127.0.0.1:{running.port}/api/v1"
+            headers = {"authorization": f"Bearer {running.admin_token}"}
+            async with httpx.AsyncClient(base_url=url, headers=headers) as api:
+                return await work(api)
+
+
+async def declared(api, namespace="team-a", url="s3:https://s3.example.org/b"):
+    for host, pool in (("one", "a"), ("two", "b")):
+        assert (await api.put(f"/hosts/{host}", json={"labels": {"pool": pool}})).is_success
+    assert (await api.post("/repositories", json=manifest("Repository", namespace, url=url))).is_success
+    return await api.post("/schedules", json=schedule(namespace, "/srv/a/data"))
+
+
+async def test_a_path_beyond_the_grant_is_refused_and_named(tmp_path):
+    async def work(api):
+        await declared(api)
+        return await api.put("/schedules/team-a/etc", json=schedule("team-a", "/srv/./a", "/srv//ab"))
+
+    answer = await Server(tmp_path).with_grants(GRANTS, work)
+    assert answer.status_code == 403
+    assert [error["field"] for error in answer.json()["errors"]] == ["spec.backup.paths[1]"]
+
+
+async def test_a_repository_on_a_path_beyond_the_grant_is_refused(tmp_path):
+    async def work(api):
+        return await api.post("/repositories", json=manifest("Repository", "team-a", url="/etc/cron.d"))
+
+    answer = await Server(tmp_path).with_grants(GRANTS, work)
+    assert answer.status_code == 403
+    assert [error["field"] for error in answer.json()["errors"]] == ["spec.url"]
+
+
+async def test_hosts_beyond_the_grant_do_not_get_what_selects_them(tmp_path):
+    answer = await Server(tmp_path).with_grants(GRANTS, declared)
+    assert answer.status_code == 201
+    assert (answer.json()["status"]["hosts"], answer.json()["status"]["hostsNotGranted"]) == (1, 1)
+
+
+async def test_a_namespace_without_a_grant_of_its_own_has_the_default(tmp_path):
+    answer = await Server(tmp_path).with_grants(GRANTS, lambda api: declared(api, "team-b", "/anywhere"))
+    assert answer.json()["status"]["hosts"] == 2
+
+
+async def test_what_is_granted_no_more_is_on_no_host(tmp_path):
+    server = Server(tmp_path)
+    await server.with_grants(GRANTS, declared)
+
+    async def held(api):
+        return (await api.get("/schedules/team-a/etc")).json()["status"], (await api.get("/hosts/one")).json()
+
+    status, host = await server.with_grants(GRANTS.replace("/srv/a", "/srv/b"), held)
+    assert (status["hosts"], status["hostsNotGranted"]) == (0, 2)
+    assert host["desired_version"] == 2
+
+
+async def test_a_file_of_grants_that_is_wrong_keeps_the_server_from_starting(tmp_path):
+    with pytest.raises(ServerError, match="--grants"):
+        await Server(tmp_path).with_grants("default: {pathPrefixes: [relative]}", declared)

@@ -1,0 +1,102 @@
+"""Promise 8: a namespace may only reach the hosts and paths that the operator of the cluster granted it."""
+
+import os
+from pathlib import PurePosixPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.grants import NOTHING, Grant, Grants, GrantsError, folder_of, path_errors, url_errors
+from server.selectors import selector_matches
+
+TEAM = Grant(path_prefixes=("/srv/a", "/var/log/"))
+
+
+def load(tmp_path, text):
+    path = tmp_path / "grants.yaml"
+    path.write_text(text)
+    return Grants.load(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["/srv/a", "/srv/a/", "/srv/a/b", "//srv//a/./b", "/srv/b/../a/c", "/var/log", "/var/log/x"]
+)
+def test_what_lies_in_a_prefix_is_granted(path):
+    assert TEAM.covers(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/srv", "/srv/ab", "/srv/a/..", "/srv/a/../b", "//srv/a/../../etc", "/etc/srv/a"]
+)
+def test_what_lies_elsewhere_is_not_however_it_is_written(path):
+    assert not TEAM.covers(path)
+
+
+@given(st.text("ab./", max_size=20), st.sampled_from(["/a", "/a/b", "/b", "/"]))
+def test_what_is_granted_is_what_the_system_finds_below_a_prefix(text, prefix):
+    found = PurePosixPath("/" + os.path.normpath("/" + text).lstrip("/"))
+    assert Grant(path_prefixes=(prefix,)).covers("/" + text) == found.is_relative_to(prefix)
+
+
+def test_a_path_that_is_not_granted_is_named_with_what_is():
+    (error,) = path_errors(TEAM, "team-a", ["/srv/a/x", "/etc"], "spec.backup.paths")
+    assert error["field"] == "spec.backup.paths[1]"
+    assert "namespace team-a: granted are /srv/a, /var/log/" in error["detail"]
+
+
+@pytest.mark.parametrize(
+    "url", ["s3:https://s3.example.org/b", "rest:https://host/", "sftp:user@host:/srv", "b2:bucket:path"]
+)
+def test_a_repository_that_is_elsewhere_needs_no_path(url):
+    assert folder_of(url) is None
+    assert not list(url_errors(Grant(path_prefixes=()), "team-a", url))
+
+
+@pytest.mark.parametrize(
+    "url", ["/etc/cron.d/x", "local:/etc", "relative", "local:relative", "/srv/a/../b", "/srv/{namespace}"]
+)
+def test_a_repository_on_the_hosts_is_a_path_like_others(url):
+    assert [error["field"] for error in url_errors(TEAM, "team-a", url)] == ["spec.url"]
+
+
+def test_a_namespace_in_a_url_is_its_own():
+    assert not list(url_errors(TEAM, "a", "/srv/{namespace}/{host}"))
+
+
+def test_who_is_granted_everything_may_use_any_folder():
+    assert not list(url_errors(Grant(), "team-a", "relative"))
+
+
+def test_a_namespace_that_is_not_named_has_the_default(tmp_path):
+    grants = load(tmp_path, "default: {pathPrefixes: []}\nnamespaces: {a: {hostSelector: {matchLabels: {pool: a}}}}")
+    assert grants.of("b").path_prefixes == ()
+    assert grants.of("a").everywhere
+    assert selector_matches(grants.of("a").host_selector, {"pool": "a"})
+    assert not selector_matches(grants.of("a").host_selector, {"pool": "b"})
+
+
+def test_an_empty_file_grants_everything(tmp_path):
+    assert load(tmp_path, "").of("any") == Grant()
+
+
+@pytest.mark.parametrize("labels", [{}, {"lamplighter.dev/nothing": ""}, {"lamplighter.dev/nothing": "x"}])
+def test_nothing_selects_nothing(labels):
+    assert not selector_matches(NOTHING, labels)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[", "grants.yaml"),
+        ("defaults: {}", "defaults"),
+        ("default: {pathPrefixes: [srv]}", "must be absolute"),
+        ("default: {pathPrefixes: [/srv/../etc]}", "'..'"),
+        ("default: {pathPrefixes: /srv}", "pathPrefixes"),
+        ("namespaces: {a: {hostSelector: {matchLabels: {'-': b}}}}", "hostSelector.matchLabels"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_with_the_place(tmp_path, text, said):
+    with pytest.raises(GrantsError, match=r"grants\.yaml") as error:
+        load(tmp_path, text)
+    assert said in str(error.value)
