@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 from server.service import Config, serving
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 """What takes longer than this will not come."""
 
 
