@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import sqlite3
@@ -20,10 +21,12 @@ QUIET = ("--log-level", "warning")
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
-    with closing(socket.socket()) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nothing listens on, below those that the system gives out by itself (ip(7), ip_local_port_range)."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with closing(socket.socket()) as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def resident(pid: int) -> int:

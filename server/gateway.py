@@ -1,17 +1,17 @@
 """The agents' gateway: their WebSocket connections, and the hub that finds a host's connection.
 
 A connection is one task, which reads. The first push is written straight to the connection that was just accepted,
-before the hub can find it; whatever is sent later queues for the connection and is written by a task that lives only
-while something is queued, so that nobody waits for a slow reader and an idle connection costs nothing more.
+before the hub can find it. Whatever is sent later is handed to its transport, which keeps what the kernel does not take
+yet, so that nobody waits for a slow reader and an idle connection costs nothing more.
 """
 
 import asyncio
 import itertools
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from typing import Protocol
 
 from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 HELLO_S = 10.0
 """Seconds within which a connection must say hello."""
-MAX_QUEUE = 64 << 20
+MAX_UNSENT = 64 << 20
 """Bytes that may wait for a slow agent before its connection is given up."""
 REPLACED = 4000
 """Close code for a connection that another one of the same host has replaced (RFC 6455, 7.4.2: private use)."""
@@ -39,55 +39,38 @@ REFUSED = 4001
 """Close code for a connection whose token is not good any more."""
 
 
+class Peer(Protocol):
+    """The other end of a connection, as the WebSocket's `state` holds it."""
+
+    def write(self, frame: str) -> int:
+        """Send a text frame without waiting; how many bytes are unsent then. Nothing is sent once the end has begun."""
+
+    def abort(self) -> None:
+        """Give the connection up at once."""
+
+
 class Connection:
-    """One agent's connection: frames queue here, in order."""
+    """One agent's connection: frames leave in the order in which they are given."""
 
-    __slots__ = ("_queue", "_queued", "_sending", "_tasks", "_websocket", "host", "reader", "repositories", "session")
+    __slots__ = ("_peer", "host", "reader", "repositories", "session")
 
-    def __init__(self, websocket: WebSocket, host: Host, session: int, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, peer: Peer, host: Host, session: int) -> None:
         self.host = host
         self.session = session
         self.reader = asyncio.current_task()
         self.repositories: tuple[RepositoryRow, ...] = ()  # those whose credentials it was told
-        self._websocket = websocket
-        self._queue: deque[str] | None = None
-        self._queued = 0
-        self._sending = False
-        self._tasks = tasks
+        self._peer = peer
 
     def send(self, frame: str) -> None:
-        """Queue a frame. A host that does not read loses its connection before it costs memory without bound."""
-        if self._queued > MAX_QUEUE:
-            return  # given up
-        if self._queue is None:
-            self._queue = deque()
-        self._queue.append(frame)
-        self._queued += len(frame)
-        if self._queued > MAX_QUEUE:
+        """Send a frame. A host that does not read loses its connection before it costs memory without bound."""
+        if self._peer.write(frame) > MAX_UNSENT:
             log.error("host reads too slowly: connection given up", extra={"host": self.host.name})
-            self._queue.clear()
-            self._websocket.state.abort()  # a close frame would wait behind what is not read
-        elif not self._sending:
-            self._sending = True
-            self._tasks.create_task(self._send_queued())
+            self._peer.abort()  # a close frame would wait behind what is not read
 
     def replace(self) -> None:
         """End the connection soon: its reader closes it, so that its agent connects again if it still listens."""
         if self.reader is not None:
             self.reader.cancel()
-
-    async def _send_queued(self) -> None:
-        try:
-            while self._queue:
-                frame = self._queue.popleft()
-                self._queued -= len(frame)
-                await self._websocket.send_text(frame)
-        except (WebSocketDisconnect, RuntimeError):
-            pass  # closed meanwhile: the reader ends too
-        finally:
-            self._queue = None
-            self._queued = 0
-            self._sending = False
 
 
 class Gateway:
@@ -113,20 +96,18 @@ class Gateway:
         self._sessions = itertools.count(1)
         self._latest: dict[str, Connection] = {}  # each host's newest connection, from its hello on
         self._hub: dict[str, Connection] = {}  # those that others may write to, from their first push on
-        self._tasks: asyncio.TaskGroup | None = None
         self._ended = 0  # how often `disconnect` was called
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """While entered, agents can connect; on leaving, what is still being sent is given up."""
-        async with asyncio.TaskGroup() as self._tasks:
-            control = self._control
-            control.deliver, control.is_connected, control.disconnect = self.deliver, self.connected, self.disconnect
-            try:
-                yield
-            finally:
-                for host in list(self._latest):
-                    self._replace(host)
+        control = self._control
+        control.deliver, control.is_connected, control.disconnect = self.deliver, self.connected, self.disconnect
+        try:
+            yield
+        finally:
+            for host in list(self._latest):
+                self._replace(host)
 
     def connected(self, host: str) -> bool:
         """Whether a host has a connection that pushes reach."""
@@ -210,9 +191,8 @@ class Gateway:
         return hello
 
     async def _serve(self, websocket: WebSocket, hello: Hello) -> None:
-        assert self._tasks is not None  # noqa: S101 - connections come while running
         host = await self._control.host(hello.host)
-        connection = Connection(websocket, host, next(self._sessions), self._tasks)
+        connection = Connection(websocket.state.peer, host, next(self._sessions))
         self._replace(host.name)
         self._latest[host.name] = connection
         try:

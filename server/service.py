@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.types import ASGIApp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
+from websockets.protocol import State
 
 from server import kubernetes, rest, tls, tokens
 from server.control import Control
@@ -165,13 +166,25 @@ def application(gateway: Gateway, routes: Sequence[BaseRoute]) -> Starlette:
 
 
 class _Protocol(WebSocketsSansIOProtocol):
-    """Lets a connection be given up at once: to close it would wait for a peer that may never read what is unsent."""
+    """A connection that can be written to without a task to wait in, and given up without a peer to wait for."""
 
     def handle_connect(self, event: Request) -> None:
-        """Hand `abort` to the application, in the connection's state."""
+        """Hand this to the application, in the connection's state, as the gateway's `Peer`."""
         super().handle_connect(event)
         if not self.close_sent:
-            self.scope["state"]["abort"] = self.transport.abort
+            self.scope["state"]["peer"] = self
+
+    def write(self, frame: str) -> int:
+        """Send a text frame without waiting; how many bytes are unsent then. Nothing is sent once the end has begun."""
+        if self.close_sent or self.conn.state is not State.OPEN or self.transport.is_closing():
+            return 0
+        self.conn.send_text(frame.encode())
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        return self.transport.get_write_buffer_size()
+
+    def abort(self) -> None:
+        """Give the connection up at once: to close it would wait for a peer that may never read what is unsent."""
+        self.transport.abort()
 
     def keepalive_timeout(self) -> None:
         """No pong came."""

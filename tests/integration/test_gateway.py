@@ -607,7 +607,7 @@ async def test_what_is_not_known_is_tolerated(caplog, declare, connect, synced):
 async def test_an_agent_that_stops_reading_delays_nobody_and_is_given_up_at_the_bound(
     api, declare, connect, until, monkeypatch, caplog
 ):
-    monkeypatch.setattr(gateway, "MAX_QUEUE", 1 << 20)
+    monkeypatch.setattr(gateway, "MAX_UNSENT", 1 << 20)
     large = {f"AWS_{n}": "x" * 4096 for n in range(60)}  # a quarter of a MiB, told anew at each change
     async with connect("slow") as slow, connect("node-1") as agent:
         await agent.follow()
