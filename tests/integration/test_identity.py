@@ -1,0 +1,204 @@
+"""How callers are known by a cluster's reviews: what is asked, remembered and told. tests/cluster asks a real one."""
+
+import asyncio
+
+import httpx
+import kmock
+import pytest
+
+from server.identity import ALLOWED_S, NODE_NAME, REFUSED_S, Permission, Reviews, User
+from server.kubernetes import Client
+from server.kubernetes import Config as Api
+from server.problems import Forbidden, Unauthorized, Unavailable
+from server.rest.api import OPERATIONS
+from server.service import Config, ServerError, serving
+
+pytestmark = pytest.mark.anyio
+
+TOKENS = "post /apis/authentication.k8s.io/v1/tokenreviews"
+ACCESS = "post /apis/authorization.k8s.io/v1/subjectaccessreviews"
+AGENT = {"username": "system:serviceaccount:ns:agent", "uid": "1", "groups": ["g"], "extra": {NODE_NAME: ["node-1"]}}
+
+
+@pytest.fixture
+async def kube():
+    """An API server that answers what it is told to."""
+    async with kmock.RawHandler() as kube, kmock.Server(kube):
+        yield kube
+
+
+@pytest.fixture
+def clock():
+    class Clock:
+        now = 0.0
+
+        def __call__(self):
+            return self.now
+
+    return Clock()
+
+
+@pytest.fixture
+def api(kube, tmp_path):
+    (tmp_path / "token").write_text("ours\n")
+    return Api(str(kube.url), tmp_path / "token")
+
+
+@pytest.fixture
+async def identity(api, clock):
+    async with Client(api) as client:
+        yield Reviews(client, "ns/agent", clock)
+
+
+def known(user=AGENT, audiences=("lamplighter",), **status):
+    return {"status": {"authenticated": True, "user": user, "audiences": list(audiences), **status}}
+
+
+UNKNOWN = {"status": {"authenticated": False}}
+YES, NO = {"status": {"allowed": True}}, {"status": {"allowed": False}}
+
+
+# Agents.
+
+
+async def test_an_agent_is_asked_for_once_in_a_while(kube, identity, clock):
+    kube[TOKENS] << known()
+    assert await asyncio.gather(*(identity.agent("a.b.c") for _ in range(50))) == ["node-1"] * 50
+    clock.now = ALLOWED_S - 1
+    await identity.agent("a.b.c")
+    assert [request.data["spec"] for request in kube] == [{"token": "a.b.c", "audiences": ["lamplighter"]}]
+    clock.now = ALLOWED_S + 1
+    await identity.agent("a.b.c")
+    assert len(kube) == 2
+
+
+async def test_a_refusal_is_believed_for_a_shorter_time(kube, identity, clock):
+    kube[TOKENS] << UNKNOWN
+    for at in (0, REFUSED_S - 1, REFUSED_S + 1):
+        clock.now = at
+        with pytest.raises(Unauthorized):
+            await identity.agent("a.b.c")
+    assert len(kube) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        known(audiences=()),  # an authenticator that knows nothing of audiences
+        known(audiences=("https://kubernetes.default.svc",)),
+        known(authenticated=False),
+        known(authenticated="true"),
+        known({**AGENT, "username": ""}),
+        known({**AGENT, "username": "system:serviceaccount:ns:other"}),
+        known({**AGENT, "username": "system:serviceaccount:ns:agent:x"}),
+        known({**AGENT, "extra": {}}),
+        known({**AGENT, "extra": {NODE_NAME: []}}),
+        known({**AGENT, "extra": {NODE_NAME: [""]}}),
+        known({**AGENT, "extra": {NODE_NAME: ["node-1", "node-2"]}}),
+        {"status": {}},
+    ],
+)
+async def test_what_does_not_prove_one_node_is_refused(kube, identity, answer):
+    kube[TOKENS] << answer
+    with pytest.raises(Unauthorized):
+        await identity.agent("a.b.c")
+
+
+@pytest.mark.parametrize("answer", [403, 500, b"<html>", {"kind": "Status"}, []])
+async def test_an_answer_that_is_no_review_is_no_yes(kube, identity, answer):
+    kube[TOKENS] << answer
+    with pytest.raises(Unavailable):
+        await identity.agent("a.b.c")
+
+
+async def test_what_the_server_lacks_is_logged_and_no_token_is(kube, identity, caplog):
+    kube[TOKENS] << 403 << {"message": "user 'server' cannot create resource 'tokenreviews'"}
+    with pytest.raises(Unavailable) as told:
+        await identity.agent("a.b.c")
+    (record,) = [record for record in caplog.records if record.name == "server.identity"]
+    assert "cannot create resource 'tokenreviews'" in record.reason
+    assert "server" not in told.value.detail
+    assert "a.b.c" not in record.reason + told.value.detail
+
+
+async def test_our_own_token_is_read_for_every_request(kube, identity, tmp_path):
+    kube[TOKENS] << known()
+    await identity.agent("one")
+    (tmp_path / "token").write_text("renewed")
+    await identity.agent("two")
+    assert [request.headers["Authorization"] for request in kube] == ["Bearer ours", "Bearer renewed"]
+    (tmp_path / "token").unlink()
+    with pytest.raises(Unavailable):
+        await identity.agent("three")
+
+
+# Callers.
+
+
+async def test_all_that_is_known_of_a_caller_is_asked_about(kube, identity):
+    user = User("jane", "7", ["team"], {"scopes": ["a"]})
+    kube[ACCESS] << YES
+    await identity.authorize(user, Permission("create", "hosts/enrolments", "", "node-1"))
+    attributes = {"group": "lamplighter.dev", "verb": "create", "resource": "hosts", "subresource": "enrolments"}
+    spec = {"user": "jane", "uid": "7", "groups": ["team"], "extra": {"scopes": ["a"]}}
+    assert kube[0].data["spec"] == {**spec, "resourceAttributes": {**attributes, "namespace": "", "name": ""}}
+
+
+async def test_who_may_all_of_a_namespace_is_asked_about_once(kube, identity):
+    kube[ACCESS] << YES
+    for name in "abc":
+        await identity.authorize(User("jane"), Permission("get", "schedules", "team-a", name))
+    assert len(kube) == 1
+
+
+async def test_a_right_is_that_users_and_that_namespaces_alone(kube, identity):
+    def answer(request):
+        spec = request.data["spec"]
+        return YES if (spec["user"], spec["resourceAttributes"]["namespace"]) == ("jane", "team-a") else NO
+
+    kube[ACCESS] << answer
+    await identity.authorize(User("jane"), Permission("get", "schedules", "team-a", "etc"))
+    for user, namespace in ((User("joe"), "team-a"), (User("jane"), "team-b"), (User("jane", groups=["g"]), "")):
+        with pytest.raises(Forbidden, match="get schedules"):
+            await identity.authorize(user, Permission("get", "schedules", namespace, "etc"))
+
+
+async def test_a_denial_outweighs_what_is_allowed(kube, identity):
+    kube[ACCESS] << {"status": {"allowed": True, "denied": True}}
+    with pytest.raises(Forbidden):
+        await identity.authorize(User("jane"), Permission("get", "schedules"))
+
+
+async def test_every_operation_says_what_it_needs():
+    open_to_all = [operation.path for operation in OPERATIONS if operation.needs is None]
+    assert open_to_all == ["/enrol"]
+    verbs = {"GET": {"get", "list"}, "PUT": {"create", "update"}, "POST": {"create", "delete"}, "DELETE": {"delete"}}
+    for operation in OPERATIONS:
+        if operation.needs is not None:
+            assert set(operation.needs.verbs.split()) <= verbs[operation.method], operation.path
+
+
+async def test_no_operation_is_done_for_who_may_nothing(kube, api, tmp_path):
+    kube[TOKENS] << known({"username": "jane"})
+    kube[ACCESS] << NO
+    settings = Config(tmp_path / "data", port=0, auth="kubernetes", cluster=api, agent_service_account="ns/agent")
+    async with (
+        serving(settings) as server,
+        httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{server.port}/api/v1", headers={"authorization": "Bearer janes"}
+        ) as client,
+    ):
+        for operation in OPERATIONS:
+            if operation.needs is not None:
+                path = operation.path.format(namespace="ns", name="a", id="1", run="1")
+                answer = await client.request(operation.method, path, json={})
+                assert answer.status_code == 403, operation
+                assert "jane" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("account", ["", "agent", "ns/"])
+async def test_without_the_agents_account_a_server_does_not_start(api, tmp_path, account):
+    settings = Config(tmp_path / "data", port=0, auth="kubernetes", cluster=api, agent_service_account=account)
+    with pytest.raises(ServerError, match="--agent-service-account"):
+        async with serving(settings):
+            pass
