@@ -1,0 +1,132 @@
+"""TLS with real certificates: who is trusted, and certificates that are renewed while connections are open."""
+
+import asyncio
+import random
+import ssl
+
+import httpx
+import pytest
+
+from agent.link import Link
+from controller.client import Client, Unreachable
+from server.service import Config, ServerError, serving
+from tests.certificates import Authority
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return Authority()
+
+
+class Files:
+    """The server's certificate and key, and the authority's certificate, as files."""
+
+    def __init__(self, folder, authority):
+        self.cert, self.key, self.ca = (folder / name for name in ("tls.crt", "tls.key", "ca.crt"))
+        self.ca.write_bytes(authority.pem)
+        self.renew(authority)
+
+    def renew(self, authority):
+        """Replace both files, as a Secret's volume does, and return the certificate as DER."""
+        pair = authority.issue("server", "127.0.0.1")
+        for path, content in zip((self.cert, self.key), pair, strict=True):
+            fresh = path.with_suffix(".new")
+            fresh.write_bytes(content)
+            fresh.replace(path)
+        return ssl.PEM_cert_to_DER_cert(pair[0].decode())
+
+
+@pytest.fixture
+def files(tmp_path, authority):
+    return Files(tmp_path, authority)
+
+
+@pytest.fixture
+async def server(files, tmp_path):
+    async with serving(Config(tmp_path / "data", port=0, tls_cert=files.cert, tls_key=files.key)) as running:
+        yield running
+
+
+async def shown(server, files):
+    """The certificate that a new connection is shown, as DER."""
+    trusted = ssl.create_default_context(cafile=files.ca)
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=trusted)
+    found = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    await writer.wait_closed()
+    return found
+
+
+async def test_a_renewed_certificate_is_shown_to_whoever_comes_next(server, files, authority):
+    trusted = ssl.create_default_context(cafile=files.ca)
+    async with httpx.AsyncClient(base_url=f"https://127.0.0.1:{server.port}", verify=trusted) as client:
+        stream = (await client.get("/healthz")).extensions["network_stream"]
+        renewed = files.renew(authority)
+        assert await shown(server, files) == renewed
+        again = (await client.get("/healthz")).extensions["network_stream"]
+        assert again.get_extra_info("client_addr") == stream.get_extra_info("client_addr")  # not dropped meanwhile
+
+
+async def test_a_pair_that_cannot_be_used_leaves_the_last_one_in_force(server, files, authority, caplog):
+    before = await shown(server, files)
+    files.cert.write_text("half a certif")
+    assert await shown(server, files) == before
+    assert await shown(server, files) == before
+    assert [record.getMessage() for record in caplog.records].count("the renewed certificate cannot be used") == 1
+    renewed = files.renew(authority)
+    assert await shown(server, files) == renewed
+
+
+async def test_a_first_pair_that_cannot_be_used_is_named(files, tmp_path):
+    files.cert.write_text("half a certif")
+    with pytest.raises(ServerError, match=r"tls\.crt"):
+        async with serving(Config(tmp_path / "data", port=0, tls_cert=files.cert, tls_key=files.key)):
+            pass
+
+
+async def test_the_controller_trusts_the_authority_that_it_is_told_of_and_no_other(server, files, tmp_path):
+    async with Client(f"https://127.0.0.1:{server.port}", server.admin_token, files.ca) as client:
+        assert (await client.put_host("web-1", {}))["name"] == "web-1"
+    (tmp_path / "other.crt").write_bytes(Authority().pem)
+    async with Client(f"https://127.0.0.1:{server.port}", server.admin_token, tmp_path / "other.crt") as client:
+        with pytest.raises(Unreachable, match="certificate verify failed"):
+            await client.put_host("web-1", {})
+
+
+class Waiting:
+    """Hears of a link being connected."""
+
+    def __init__(self):
+        self.open = asyncio.Event()
+
+    def connected(self):
+        self.open.set()
+
+    def received(self, message):
+        pass
+
+    def lost(self):
+        pass
+
+
+async def test_an_agent_reads_its_token_and_authorities_for_every_connection(server, files, tmp_path, authority):
+    token, ca = tmp_path / "token", tmp_path / "agents-ca.crt"
+    token.write_text("an old one")
+    ca.write_bytes(Authority().pem)
+    waiting, asked = Waiting(), asyncio.Event()
+
+    def read():
+        asked.set()
+        return token.read_text()
+
+    link = Link(f"wss://127.0.0.1:{server.port}/agent", read, waiting, random.Random(1), ca_file=ca)
+    running = asyncio.ensure_future(link.run())
+    async with asyncio.timeout(30):
+        await asked.wait()
+        token.write_text(server.agent_token)
+        ca.write_bytes(authority.pem)
+        await waiting.open.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
