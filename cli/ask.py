@@ -2,6 +2,7 @@
 
 import json
 import ssl
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -146,11 +147,14 @@ def job_logs(access: Access, digits: str) -> None:
 
 
 def enrol(access: Access, host: str, expires_in_s: int) -> None:
-    """Show a new token to enrol a host with, and the command that uses it."""
+    """Show a new token to enrol a host with, on stdout, and how to use it, on stderr."""
     offer = Server(access).ask("POST", f"/hosts/{quote(host, safe='')}/enrolments", body={"expires_in_s": expires_in_s})
+    click.echo(offer["token"])
+    trust = " --ca-file ca.crt" if access.ca_file else ""
+    use = f"--enrol {offer['token']}" if sys.stdout.isatty() else "--enrol-token-file FILE"
     until = local_time(datetime.fromisoformat(offer["expires_at"]))
-    click.echo(f"On {host}, before {until}, type this once:\n", err=True)
-    click.echo(f"lamplighter agent --server {access.server} --host {host} --enrol {offer['token']}")
+    click.echo(f"on {host}, once, before {until}:", err=True)
+    click.echo(f"  lamplighter agent --server {access.server}{trust} --host {host} {use}", err=True)
 
 
 def revoke(access: Access, host: str) -> None:

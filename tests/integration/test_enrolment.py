@@ -6,9 +6,11 @@ import secrets
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from click.testing import CliRunner
 from websockets.exceptions import InvalidStatus
 
 from agent import enrolment
+from cli.main import main
 from server.kubernetes import Config as Api
 from server.service import Config, serving
 
@@ -221,3 +223,25 @@ async def test_a_refusal_says_what_to_do_and_not_the_token(server, offer, tmp_pa
 async def test_a_server_that_is_not_there_is_named(tmp_path):
     with pytest.raises(enrolment.EnrolmentError, match=r"127\.0\.0\.1:9"):
         enrolment.enrol("http://127.0.0.1:9", "enrol_secret", "web-1", tmp_path / "agent")
+
+
+# The command line.
+
+
+async def lamplighter(server, data, *arguments):
+    asked = [*arguments, "--server", f"http://127.0.0.1:{server.port}", "--data-dir", str(data)]
+    return await asyncio.to_thread(CliRunner().invoke, main, asked)
+
+
+async def test_a_host_is_enrolled_and_revoked_from_the_command_line(server, api, connect, tmp_path):
+    assert "create it first" in (await lamplighter(server, tmp_path, "enrol", "web-1")).output
+    await api.put("/hosts/web-1", json={"labels": {}})
+    offered = await lamplighter(server, tmp_path, "enrol", "web-1")
+    assert offered.exit_code == 0, offered.output
+    key = await enrol(server, offered.stdout.strip(), tmp_path / "agent")
+    assert "--host web-1 --enrol-token-file FILE" in offered.stderr
+    async with connect("web-1", token=key) as agent:
+        await served(agent)
+        assert (await lamplighter(server, tmp_path, "revoke", "web-1")).exit_code == 0
+        assert await agent.closed()
+    assert await denied(connect, key)
