@@ -22,6 +22,7 @@ from server import commands, records, resources
 from server.desired import Fleet, Member, Plan, Target, entry_item
 from server.grants import NOTHING, Grants, path_errors, url_errors
 from server.host import Effect, Host, NewJob, OpenJob, Send, command_for
+from server.metrics import Metrics
 from server.models import OPEN, Actor
 from server.news import News
 from server.outcomes import Last, Outcomes
@@ -30,7 +31,7 @@ from server.records import AuditRow, HostRow, JobRow, RepositoryRow, Row, Schedu
 from server.selectors import selector_matches
 from server.specs import LabelSelector
 from server.store import Store
-from server.vault import Credentials, Vault
+from server.vault import Credentials, Vault, VaultError
 from wire.entries import EMPTY, EntrySet
 from wire.messages import CommandCancel, CommandRun, HostName, JobFinished, RepoCredentials, Repository
 
@@ -113,6 +114,7 @@ class Control:
         self.is_connected: Callable[[str], bool] = lambda host: False
         self.outcomes = Outcomes()
         self.news = News()
+        self.metrics = Metrics()
         self.disconnect: Callable[[str], None] = lambda host: None
         self._store = store
         self._vault = vault
@@ -167,7 +169,7 @@ class Control:
         self._check_granted(parsed.namespace, url=parsed.spec.url)
         async with self._changing:
             old = self.repositories.get((parsed.namespace, parsed.name))
-            kept = self._opened(old) if old is not None else None
+            kept = self._kept(old) if old is not None else None
             if old is not None and (old.spec, old.labels, kept) == (parsed.raw_spec, parsed.labels, parsed.credentials):
                 return old._asdict(), False
             now = self._clock()
@@ -298,15 +300,17 @@ class Control:
         for job in jobs:
             self.deliver(job.host, [Send((job.command,))])
 
-    def opened(self, jobs: Iterable[NewJob]) -> None:
+    def opened(self, jobs: Sequence[NewJob]) -> None:
         """Jobs are recorded."""
+        self.metrics.fired(jobs)
         for job in jobs:
-            self.outcomes.opened(job.command.job_id, job.command.schedule_id, job.host)
+            self.outcomes.opened(job.command.job_id, job.command.kind, job.command.schedule_id, job.host)
         self.news.changed("runs", "schedules")
 
     def ended(self, ends: Iterable[JobFinished]) -> None:
         """Jobs have ended, and that is stored."""
-        self.outcomes.ended(ends)
+        for kind, status in self.outcomes.ended(ends):
+            self.metrics.ended(kind, status)
         self.news.changed("runs", "schedules")
 
     async def cancel_job(self, actor: Actor, job_id: str) -> Row:
@@ -389,8 +393,14 @@ class Control:
         return needed
 
     def credentials(self, host: str, repositories: Iterable[RepositoryRow]) -> RepoCredentials:
-        """What opens these repositories on a host."""
-        return RepoCredentials([self._repository(row, host) for row in repositories])
+        """What opens these repositories on a host; those whose credentials cannot be opened are left out."""
+        told = []
+        for row in repositories:
+            try:
+                told.append(self._repository(row, host))
+            except VaultError as error:
+                log.error("credentials left out", extra={"repository": _name(row), "host": host, "reason": error})
+        return RepoCredentials(told)
 
     def _repository(self, row: RepositoryRow, host: str) -> Repository:
         spec = resources.repository_spec(row.spec)
@@ -446,8 +456,8 @@ class Control:
         for schedule_id, host_name, *last in loaded.last_ends:
             if schedule_id in self.fleet.targets and host_name in self.hosts:
                 self.outcomes.remember(schedule_id, host_name, Last(*last))
-        for job_id, schedule_id, host_name in loaded.open_jobs:
-            self.outcomes.opened(job_id, schedule_id or "", host_name)
+        for job_id, kind, schedule_id, host_name in loaded.open_jobs:
+            self.outcomes.opened(job_id, kind, schedule_id or "", host_name)
         return moved
 
     def _target(self, row: ScheduleRow, repository: RepositoryRow | None = None) -> Target:
@@ -492,6 +502,13 @@ class Control:
             now,
             sealed,
         )
+
+    def _kept(self, row: RepositoryRow) -> Credentials | None:
+        """The credentials that a repository has: None also for those that cannot be opened, which others may replace."""
+        try:
+            return self._opened(row)
+        except VaultError:
+            return None
 
     def _opened(self, row: RepositoryRow) -> Credentials | None:
         return self._vault.unseal(row.credentials) if row.credentials is not None else None

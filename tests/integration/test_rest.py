@@ -8,6 +8,7 @@ import httpx
 import jsonschema
 import pytest
 
+from controller.client import Client
 from server import records
 from server.records import JobRow
 from server.rest import reading
@@ -307,6 +308,21 @@ async def test_jobs_are_filtered(api, store):
         assert [job["id"] for job in (await api.get(f"/jobs?{query}")).json()["items"]] == ids, query
     last = (await api.get("/schedules/ns/etc")).json()["status"]["lastScheduleTime"]
     assert last == "2026-03-29T01:30:01Z"
+
+
+async def test_a_server_that_lost_its_key_goes_on_and_takes_credentials_anew(tmp_path):
+    declared = repository(credentials={"password": "secret"})
+    for lost in (False, True):
+        if lost:
+            (tmp_path / "vault-key").unlink()
+        async with serving(Config(tmp_path, port=0)) as server:
+            client = Client(f"http://127.0.0.1:{server.port}", server.admin_token)
+            rows = server.control.repositories.values()
+            assert server.control.credentials("node-1", rows).repositories == []
+            async with client:
+                await client.put("repositories", "ns", "main", declared)
+            (told,) = server.control.credentials("node-1", rows).repositories
+            assert told.password == "secret"
 
 
 async def test_a_schedule_tells_on_how_many_hosts_it_is_and_how_many_hold_it(api, server):
