@@ -504,7 +504,7 @@ class Control:
         )
 
     def _kept(self, row: RepositoryRow) -> Credentials | None:
-        """The credentials that a repository has: None also for those that cannot be opened, which others may replace."""
+        """The credentials that a repository has; None also for those that cannot be opened, which may be replaced."""
         try:
             return self._opened(row)
         except VaultError:
