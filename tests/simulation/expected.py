@@ -1,0 +1,58 @@
+"""What should run: which schedule was which host's under which timing, written down while a story goes on."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from server.desired import Target
+
+if TYPE_CHECKING:
+    from tests.simulation.world import Agent
+
+NEVER = datetime.max.replace(tzinfo=UTC)
+IN_FLIGHT = timedelta(minutes=2)
+"""What came due less than this before a schedule was taken away may be answered after that."""
+
+
+class Span(Struct):
+    """An enabled schedule's time on a host, under one timing: what is due after `begin` and before `end` is to run.
+
+    `begun`: when that timing began, on whatever host; by it an agent's entry is known to be of this timing.
+    From `excused` on it need not, since the schedule was taken away before the host could have said that it was due.
+    """
+
+    target: Target
+    begun: datetime
+    begin: datetime
+    end: datetime = NEVER
+    excused: datetime = NEVER
+
+
+class Expected:
+    """All spans of a story, by host and schedule."""
+
+    def __init__(self) -> None:
+        self.spans: dict[tuple[str, str], list[Span]] = {}
+        self._open: dict[str, dict[str, Span]] = {}
+
+    def changed(
+        self, agent: "Agent", held: Iterable[Target], begun: Mapping[str, datetime], now: datetime, *, relabelled: bool
+    ) -> None:
+        """A host's set has become another. A host that is relabelled begins anew with what it had not heard of."""
+        targets = {target.id: target for target in held if target.spec.enabled}
+        spans = self._open.setdefault(agent.name, {})
+        for key, span in list(spans.items()):
+            known = agent.holds(key, span.begun)
+            if key in targets and begun[key] == span.begun and (known or not relabelled):
+                continue
+            del spans[key]
+            ill_since = agent.ill_since or now
+            span.end, span.excused = now, ill_since - IN_FLIGHT
+            if key in targets and known:  # it says what was due under the old timing, as far as its clock has come
+                span.excused = now + min(agent.skew, timedelta())
+        for key, target in targets.items():
+            if key not in spans:
+                spans[key] = Span(target, begun[key], now)
+                self.spans.setdefault((agent.name, key), []).append(spans[key])

@@ -1,0 +1,168 @@
+"""The project's promises, checked at the end of a story: each check yields what is wrong."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import cron
+from tests.simulation.expected import Span
+from tests.simulation.story import HALF_PAST_TWO, Story
+from tests.simulation.world import Agent, Row
+
+SETTLED = timedelta(hours=1)
+"""What came due less than this before the end of a story may still be on its way."""
+
+
+class BrokenPromiseError(AssertionError):
+    """A promise did not hold; the message says which, where, and how to play it again."""
+
+
+def check(story: Story) -> None:
+    """Raises BrokenPromiseError where a promise of the project does not hold."""
+    broken = [f"promise {number}: {what}" for number, promise in PROMISES.items() for what in promise(story)]
+    if broken:
+        told = "\n  ".join(broken[:10])
+        raise BrokenPromiseError(
+            f"seed {story.seed} breaks promises {len(broken)} times, the first\n  {told}\n"
+            f"Play it again, line by line: python -m tests.simulation {story.seed}"
+        )
+
+
+def one_run(story: Story) -> Iterator[str]:
+    """One run for each schedule, host and due time: never two, whatever is killed or cut."""
+    for (host, schedule, due), times in story.runs.items():
+        if len(times) > 1:
+            yield f"{schedule} due {due} ran {len(times)} times on {host}: {', '.join(map(str, times))}"
+    jobs = Counter((row.job.host, row.job.command.schedule_id, row.job.command.scheduled_at) for row in _rows(story))
+    for (host, schedule, due), count in jobs.items():
+        if count > 1:
+            yield f"{schedule} due {due} has {count} jobs on {host}"
+
+
+def none_dropped(story: Story) -> Iterator[str]:
+    """Every due time ran, or a later run stands for it and tells how many were missed."""
+    jobs = _by_schedule(story)
+    for (host, schedule), spans in story.expected.spans.items():
+        what, ran, agent = f"{schedule} on {host}", jobs[host, schedule], story.by_name[host]
+        to_run = [due for span in spans for due in _to_run(story, agent, span)]
+        if not ran.keys() >= set(to_run):
+            yield from _not_stood_for(what, to_run, ran)
+        yield from _too_late(what, spans, ran, agent)
+
+
+def _to_run(story: Story, agent: Agent, span: Span) -> Iterator[datetime]:
+    """The due times of a span that must have run or be stood for."""
+    spec = span.target.spec
+    expression, zone = cron.parse(spec.cron), cron.zone(spec.time_zone)
+    offset = cron.spread(agent.name, span.target.id, spec.spread_seconds)
+    end = min(span.end, span.excused, story.now - SETTLED)
+    due = cron.next_due(expression, zone, span.begin - offset) + offset
+    while due < end:
+        if not (_may_be_left_out(span) and agent.was_ill(due)):
+            yield due
+        due = cron.next_due(expression, zone, due - offset) + offset
+
+
+def _may_be_left_out(span: Span) -> bool:
+    spec = span.target.spec
+    return spec.missed_run_policy == "Skip" or spec.starting_deadline_seconds is not None
+
+
+def _not_stood_for(what: str, to_run: list[datetime], ran: dict[datetime, Row]) -> Iterator[str]:
+    """Due times for which no run stands: none is of that time, or of a later one and counts back to it."""
+    times = sorted({*to_run, *ran})
+    stands_from = len(times)
+    for at in reversed(range(len(times))):
+        due = times[at]
+        if due in ran:
+            stands_from = min(stands_from, at - max(ran[due].job.missed - 1, 0))
+        elif at < stands_from:
+            after = times[at + 1] if at + 1 < len(times) else None
+            told = f"the next run, of {after}, says it stands for {ran[after].job.missed}" if after in ran else "nor"
+            yield f"{what}: {due} never ran, {told}"
+
+
+def _too_late(what: str, spans: list[Span], ran: dict[datetime, Row], agent: Agent) -> Iterator[str]:
+    """Runs that began after their deadline, or that were to be skipped when missed."""
+    for due, row in ran.items():
+        late = row.job.created_at - due
+        span = next((span for span in spans if span.begin <= due < span.end), None)
+        if span is None or late < timedelta(minutes=1):
+            continue
+        deadline = span.target.spec.starting_deadline_seconds
+        if deadline is not None and late > timedelta(seconds=deadline):
+            yield f"{what}: the run of {due} was let in {late} late, with a deadline of {deadline} s"
+        if span.target.spec.missed_run_policy == "Skip" and late > timedelta(minutes=2) and not agent.was_ill(due):
+            yield f"{what}: the run of {due} was let in {late} late, and was to be skipped"
+
+
+def in_sync(story: Story) -> Iterator[str]:
+    """What was acked is what runs: each agent's set is the one that the server wants it to hold."""
+    for agent in story.agents:
+        memory, held = agent.memory, story.server.fleet.members[agent.name].held
+        should, does = story.db.versions[agent.name], memory.version
+        wanted = {key: item.raw for key, item in held.items.items()}
+        if {key: item.raw for key, item in memory.entries.items.items()} != wanted:
+            yield f"{agent.name} holds other entries at version {does} than it should at {should}"
+        elif (does, memory.digest) != (should, held.digest):
+            yield f"{agent.name} holds version {does} with {memory.digest[:8]}, should {should} with {held.digest[:8]}"
+        elif story.db.acked.get(agent.name) != (should, held.digest) or not story.server.hosts[agent.name].in_sync:
+            yield f"{agent.name} is not known to be in sync"
+
+
+def no_end_lost(story: Story) -> Iterator[str]:
+    """Every job has the end that its agent told, and no agent has anything left to tell."""
+    settled = story.now - SETTLED
+    for job_id, row in story.db.jobs.items():
+        said = story.said.get(job_id)
+        if row.end is None:
+            if row.job.created_at < settled:
+                yield f"{job_id} on {row.job.host} has no end; its agent said {said}"
+        elif row.end.status not in (said, "cancelled"):
+            yield f"{job_id} on {row.job.host} ended as {row.end.status} ({row.end.error}); its agent said {said}"
+    for agent in story.agents:
+        for left in (*agent.memory.running.values(), *agent.memory.fires.values()):
+            if left.scheduled_at < settled:
+                yield f"{agent.name} still has {left}"
+        for end in agent.memory.ends.values():
+            if end.finished_at < settled:
+                yield f"{agent.name} still has to tell {end}"
+
+
+def once_a_day(story: Story) -> Iterator[str]:
+    """Half past two comes once a day, days on which clocks are changed included. The calendar says so, not `cron`."""
+    jobs = _by_schedule(story)
+    for (host, schedule), (first, *later) in story.expected.spans.items():
+        spec = first.target.spec
+        if spec.cron != HALF_PAST_TWO or later or _may_be_left_out(first):
+            continue
+        zone, offset = ZoneInfo(spec.time_zone), cron.spread(host, schedule, spec.spread_seconds)
+        ran = {due: row.job.missed for due, row in jobs[host, schedule].items()}
+        days = Counter((due - offset).astimezone(zone).date() for due in ran)
+        stood_for = {
+            (due - offset).astimezone(zone).date() - timedelta(days=back)
+            for due, missed in ran.items()
+            for back in range(max(1, missed))
+        }
+        day, last = (at.astimezone(zone).date() for at in (first.begin, min(first.excused, story.now)))
+        while (day := day + timedelta(days=1)) < last:
+            if days[day] > 1 or day not in stood_for:
+                yield f"{schedule} on {host} ran {days[day]} times on {day} in {zone}"
+
+
+def _by_schedule(story: Story) -> dict[tuple[str, str], dict[datetime, Row]]:
+    """Jobs by host and schedule, and then by due time."""
+    jobs: dict[tuple[str, str], dict[datetime, Row]] = defaultdict(dict)
+    for row in _rows(story):
+        due = row.job.command.scheduled_at
+        assert due is not None
+        jobs[row.job.host, row.job.command.schedule_id][due] = row
+    return jobs
+
+
+def _rows(story: Story) -> list[Row]:
+    return list(story.db.jobs.values())
+
+
+PROMISES = {1: one_run, 2: none_dropped, 3: in_sync, 4: no_end_lost, 5: once_a_day}

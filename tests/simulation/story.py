@@ -1,0 +1,179 @@
+"""A story: what people want of a fleet in a month, and what goes wrong meanwhile."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import lru_cache
+
+from server.desired import Target, entry_item
+from server.resources import schedule_spec
+from server.specs import ScheduleSpec
+from tests.simulation.world import DAY, HOUR, SECOND, Agent, World
+
+ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe")
+HALF_PAST_TWO = "30 2 * * *"
+CRONS = (
+    *["{m} {h} * * *"] * 4,
+    *[HALF_PAST_TWO] * 2,
+    "{m} {h} * * 1,4",
+    "{m} {h} 1,15 * *",
+    "{m} */6 * * *",
+    "0-9 {h} * * 2",
+    "@weekly",
+)
+GROUPS = 40
+"""Groups of hosts; each schedule is for one of them."""
+MISHAPS = ("cut", "cut", "kill", "kill", "power", "apart", "clock", "server", "edit", "edit", "labels", "cancel")
+
+
+class Story(World):
+    """A month of a fleet, with mishaps, and three quiet days for all to come right."""
+
+    def __init__(
+        self, seed: int, agents: int = 50, schedules: int = 200, listen: Callable[[str], None] | None = None
+    ) -> None:
+        super().__init__(seed, agents, listen)
+        for agent in self.agents:
+            self.db.labels[agent.name] = self._some_labels()
+            self.db.since[agent.name] = self.now
+            self.db.versions[agent.name] = 0
+            self.db.open[agent.name] = {}
+            self.at(self.now + self.rng.random() * HOUR, agent.start)
+        self.server.start()
+        for _ in range(schedules):
+            self._create()
+
+    def play(self, days: int = 30, mishaps: int = 300) -> "Story":
+        """Let it happen, from the first day to the last."""
+        quiet = self.begin + days * DAY
+        for _ in range(mishaps):
+            self.at(self.begin + self.rng.random() * (quiet - self.begin), lambda: self._mishap(quiet))
+        self.run_until(quiet)
+        self.kills_after_commit = 0.0
+        for agent in self.agents:
+            agent.cut_off = False
+            agent.set_clock(timedelta())
+        self.run_until(quiet + 3 * DAY)
+        return self
+
+    # What goes wrong.
+
+    def _mishap(self, before: datetime) -> None:
+        """Something happens to somebody: half of the time at the worst moment, when a run is about to be due."""
+        agent = self.rng.choice(self.agents)
+        at = self.now
+        if agent.core is not None and self.rng.random() < 0.5:
+            due = max(at, min(agent.core.wake_at, before) - agent.skew)
+            at = max(at, min(due + (self.rng.random() * 0.3 - 0.05) * SECOND, before))
+        what = self.rng.choice(MISHAPS)
+        self.at(at, lambda: self._happen(what, agent))
+
+    def _happen(self, what: str, agent: Agent) -> None:
+        rng = self.rng
+        match what:
+            case "cut" if agent.pipe is not None:
+                self.tell(agent.name, "connection breaks")
+                agent.pipe.cut()
+            case "kill" | "power":
+                agent.kill(power=what == "power")
+            case "apart":
+                self._cut_off(agent, rng.random() * 3 * DAY)
+            case "clock":
+                agent.set_clock(rng.choice((-26, -4, -1, -0.01, 0.01, 1, 4, 26)) * rng.random() * HOUR)
+                self.at(self.now + rng.random() * 6 * HOUR, lambda: agent.set_clock(timedelta()))
+            case "server":
+                self.server.kill()
+            case "edit" if self.server.up:
+                rng.choice((self._create, self._retime, self._change, self._delete))()
+            case "labels" if self.server.up:
+                labels = self._some_labels()
+                self.tell("user", f"gives {agent.name} {labels}")
+                self.server.relabel(agent.name, labels)
+            case "cancel" if self.server.up and (jobs := self.db.open[agent.name]):
+                job_id = rng.choice(list(jobs))
+                self.tell("user", f"cancels {job_id} on {agent.name}")
+                self.server.cancel(job_id)
+
+    def _cut_off(self, agent: Agent, width: timedelta) -> None:
+        self.tell(agent.name, f"is cut off for {width}")
+        agent.cut_off = True
+        if agent.pipe is not None:
+            agent.pipe.cut()
+
+        def heal() -> None:
+            agent.cut_off = False
+
+        self.at(self.now + width, heal)
+
+    # What people want.
+
+    def _some_labels(self) -> dict[str, str]:
+        return {"group": str(self.rng.randrange(GROUPS))}
+
+    def _create(self) -> None:
+        schedule_id = self.new_id()
+        self._put(schedule_id, self._some_timing(), "creates")
+
+    def _retime(self) -> None:
+        self._put(self._some_id(), self._some_timing(), "changes the timing of")
+
+    def _change(self) -> None:
+        schedule_id = self._some_id()
+        self._put(schedule_id, None, "changes")
+
+    def _delete(self) -> None:
+        schedule_id = self._some_id()
+        self.tell("user", f"deletes {schedule_id}")
+        self.server.remove(schedule_id)
+
+    def _some_id(self) -> str:
+        return self.rng.choice(list(self.db.targets))
+
+    def _some_timing(self) -> ScheduleSpec:
+        """When something is to run, on which hosts, and what if it could not."""
+        rng = self.rng
+        return _spec(
+            rng.choice(CRONS).format(m=rng.randrange(60), h=rng.randrange(24)),
+            rng.choice(ZONES),
+            rng.random() > 0.05,
+            rng.randrange(GROUPS),
+            "RunOnce" if rng.random() < 0.9 else "Skip",
+            None if rng.random() < 0.9 else 600,
+            rng.choice((0, 0, 0, 1800)),
+        )
+
+    def _put(self, schedule_id: str, timing: ScheduleSpec | None, does: str) -> None:
+        """Put a schedule; without a timing, it keeps the one it has and something else about it changes."""
+        spec = timing or self.db.targets[schedule_id].spec
+        begun = self.now if timing else self.db.begun[schedule_id]
+        name = f"default/{schedule_id}"
+        self.tell("user", f"{does} {schedule_id}: {spec.cron} {spec.time_zone} enabled={spec.enabled}")
+        item = entry_item(schedule_id, name, spec, begun, self.new_id())
+        self.server.put(Target(schedule_id, name, spec, "repo", None, item), begun)
+
+
+@lru_cache(maxsize=4096)
+def _spec(
+    cron: str, zone: str, enabled: bool, group: int, missed: str, deadline: int | None, spread: int
+) -> ScheduleSpec:
+    backup = {"paths": ["/etc"], "excludes": [], "tags": [], "oneFileSystem": False, "excludeCaches": False}
+    return schedule_spec(
+        {
+            "kind": "backup",
+            "cron": cron,
+            "timeZone": zone,
+            "enabled": enabled,
+            "hostSelector": {"matchLabels": {"group": str(group)}},
+            "repositoryRef": {"name": "repo"},
+            "backup": backup,
+            "concurrencyPolicy": "Forbid",
+            "missedRunPolicy": missed,
+            "startingDeadlineSeconds": deadline,
+            "spreadSeconds": spread,
+            "retry": {"limit": 0, "backoffSeconds": 60},
+        }
+    )
+
+
+def play(seed: int, listen: Callable[[str], None] | None = None) -> Story:
+    """The whole story of a seed."""
+    return Story(seed, listen=listen).play()

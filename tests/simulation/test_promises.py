@@ -1,0 +1,39 @@
+"""A hundred months of a fleet with random faults, each from a seed: at the end every promise holds."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.simulation.promises import BrokenPromiseError, check
+from tests.simulation.story import play
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_every_promise_holds_after_a_month_of_faults(seed):
+    check(play(seed))
+
+
+def test_a_seed_plays_the_same_story_in_every_process():
+    def told(hash_seed):
+        command = [sys.executable, "-m", "tests.simulation", "3", "--about", "seed"]
+        return subprocess.check_output(command, env=os.environ | {"PYTHONHASHSEED": hash_seed})
+
+    assert play(3).trace.hexdigest()[:16] in told("1").decode()
+    assert play(3).trace.hexdigest() != play(4).trace.hexdigest()
+
+
+def test_a_broken_promise_says_how_to_play_its_seed_again():
+    story = play(3)
+    story.db.jobs[next(iter(story.db.jobs))].end = None
+    with pytest.raises(BrokenPromiseError, match=r"has no end(.|\n)*python -m tests\.simulation 3"):
+        check(story)
