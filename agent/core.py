@@ -170,13 +170,16 @@ class Core:
         """The clock may have come to a due time, or may have been set."""
         if self._table is None or self.stopping:
             return []
+        effects: list[Effect] = []
         if self._latest is not None and now < self._latest - CORRECTION:
             log.warning("clock was set back: due times are counted anew", extra={"was": self._latest, "now": now})
+            if ahead := [(key, now) for key, at in self.memory.passed.items() if at > now]:
+                effects = self._persist(Passed(ahead))
             self._table = timetable.build(self.memory.entries, self.memory.passed, self.host, now)
             self._latest = now
         self._latest = max(now, self._latest or now)
         if self._table.next_at > now:
-            return []
+            return effects
         due = self._table.take(now)
         fires, dropped = [], []
         for late in due:
@@ -191,7 +194,9 @@ class Core:
         sends: list[Effect] = []
         if self.connected:
             sends = [Send(fires[at : at + MAX_FIRES]) for at in range(0, len(fires), MAX_FIRES)]
-        return sends + self._persist(*records)  # the frame first: a fire that is not on disk is only fired again
+        return (
+            effects + sends + self._persist(*records)
+        )  # the frame first: a fire that is not on disk is only fired again
 
     def _fire(self, due: Due) -> ScheduleFire:
         waiting = self.memory.fires.get(due.entry.id)
