@@ -13,7 +13,7 @@ _DNS = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])
 
 def selector_matches(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
     """Whether these labels satisfy all of a selector. NotIn and DoesNotExist hold for a label that is absent."""
-    return all(labels.get(key) == value for key, value in selector.match_labels.items()) and all(
+    return selector.match_labels.items() <= labels.items() and all(
         _holds(requirement, labels) for requirement in selector.match_expressions
     )
 
