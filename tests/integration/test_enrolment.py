@@ -3,18 +3,21 @@
 import asyncio
 import hashlib
 import secrets
+import sys
+from asyncio.subprocess import PIPE
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from websockets.exceptions import InvalidStatus
 
 from agent import enrolment
-from cli.main import main
 from server.kubernetes import Config as Api
 from server.service import Config, serving
 
 pytestmark = pytest.mark.anyio
+
+LAMPLIGHTER = Path(sys.executable).with_name("lamplighter")
 
 
 @pytest.fixture
@@ -229,19 +232,21 @@ async def test_a_server_that_is_not_there_is_named(tmp_path):
 
 
 async def lamplighter(server, data, *arguments):
-    asked = [*arguments, "--server", f"http://127.0.0.1:{server.port}", "--data-dir", str(data)]
-    return await asyncio.to_thread(CliRunner().invoke, main, asked)
+    """What a real process of the command says: its stdout, its stderr and its exit code."""
+    asked = [LAMPLIGHTER, *arguments, "--server", f"http://127.0.0.1:{server.port}", "--data-dir", data]
+    process = await asyncio.create_subprocess_exec(*asked, stdout=PIPE, stderr=PIPE)
+    told = await process.communicate()
+    return (*(text.decode() for text in told), process.returncode)
 
 
 async def test_a_host_is_enrolled_and_revoked_from_the_command_line(server, api, connect, tmp_path):
-    assert "create it first" in (await lamplighter(server, tmp_path, "enrol", "web-1")).output
+    assert "create it first" in (await lamplighter(server, tmp_path, "enrol", "web-1"))[1]
     await api.put("/hosts/web-1", json={"labels": {}})
-    offered = await lamplighter(server, tmp_path, "enrol", "web-1")
-    assert offered.exit_code == 0, offered.output
-    key = await enrol(server, offered.stdout.strip(), tmp_path / "agent")
-    assert "--host web-1 --enrol-token-file FILE" in offered.stderr
+    token, hint, _ = await lamplighter(server, tmp_path, "enrol", "web-1")
+    key = await enrol(server, token.strip(), tmp_path / "agent")
+    assert "--host web-1 --enrol-token-file FILE" in hint
     async with connect("web-1", token=key) as agent:
         await served(agent)
-        assert (await lamplighter(server, tmp_path, "revoke", "web-1")).exit_code == 0
+        assert (await lamplighter(server, tmp_path, "revoke", "web-1"))[2] == 0
         assert await agent.closed()
     assert await denied(connect, key)
