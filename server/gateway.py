@@ -9,9 +9,9 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -19,12 +19,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from server import pushes, records
 from server.control import Control
 from server.host import Accepted, Acked, Effect, Finish, Host, News, Record, Send
-from server.problems import Problem, Unauthorized
+from server.problems import Problem, Unauthorized, Unavailable
 from server.pushes import Push
 from server.records import RepositoryRow
 from server.store import Store
 from wire import codec
-from wire.messages import PROTOCOL, FromAgent, Hello, JobLog
+from wire.messages import PROTOCOL, FromAgent, Hello, JobLog, ScheduleRefused
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +52,12 @@ class Peer(Protocol):
 class Connection:
     """One agent's connection: frames leave in the order in which they are given."""
 
-    __slots__ = ("_peer", "host", "reader", "repositories", "session")
+    __slots__ = ("_peer", "host", "pushed_at", "reader", "repositories", "session")
 
     def __init__(self, peer: Peer, host: Host, session: int) -> None:
         self.host = host
         self.session = session
+        self.pushed_at = 0.0  # when a push was written that is yet to be acked, by the loop's clock
         self.reader = asyncio.current_task()
         self.repositories: tuple[RepositoryRow, ...] = ()  # those whose credentials it was told
         self._peer = peer
@@ -150,15 +151,19 @@ class Gateway:
             hello = await self._first(websocket, allowed)
             await self._check_again(websocket, ended)
             await self._serve(websocket, hello)
+        except WebSocketDisconnect:
+            return
         except codec.FrameError as error:
             log.warning("connection closed: malformed frame", extra={"reason": str(error)})
-            await websocket.close(1007, codec.close_reason(error))
-        except WebSocketDisconnect:
-            pass
+            code, reason = 1007, codec.close_reason(error)
+        except Unavailable as error:  # what was said is not stored: it is said again on the next connection
+            code, reason = 1013, codec.close_reason(error)
         except asyncio.CancelledError:  # by `Connection.replace`
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
-            await websocket.close(REPLACED, "another connection of this host has come, or it was deleted")
+            code, reason = REPLACED, "another connection of this host has come, or it was deleted"
+        with suppress(WebSocketDisconnect):
+            await websocket.close(code, reason)
 
     async def _allowed(self, websocket: WebSocket) -> str:
         """The host that a connection's token is for, "" for any. Raises Unauthorized, Unavailable."""
@@ -190,7 +195,7 @@ class Gateway:
             raise codec.FrameError(f"this token is not for host {hello.host!r}")
         return hello
 
-    async def _serve(self, websocket: WebSocket, hello: Hello) -> None:
+    async def _serve(self, websocket: WebSocket, hello: Hello) -> NoReturn:
         host = await self._control.host(hello.host)
         connection = Connection(websocket.state.peer, host, next(self._sessions))
         self._replace(host.name)
@@ -220,6 +225,7 @@ class Gateway:
         """
         host, now = connection.host, self._clock()
         effects = host.hello(connection.session, hello)
+        connection.pushed_at = asyncio.get_running_loop().time()
         first = [pushes.frame(effect) for effect in effects if isinstance(effect, Push)]
         for frame in [*self._credentials(connection), *first]:
             await websocket.send_text(frame)
@@ -253,7 +259,7 @@ class Gateway:
             match effect:
                 case Record(jobs):
                     new = await self._store.write(records.record_jobs, [records.job_row(job) for job in jobs])
-                    self._control.opened(job for job in jobs if job.command.job_id in new)
+                    self._control.opened([job for job in jobs if job.command.job_id in new])
                     await self._perform(connection, host.recorded(jobs, new))
                 case Finish(ends):
                     await self._store.write(records.jobs_finished, ends)
@@ -265,6 +271,9 @@ class Gateway:
                 case Acked(version, digest):
                     await self._store.write(records.host_acks, (host.name, version, digest, now))
                     self._control.news.changed("hosts", "schedules")
+                    if connection.pushed_at and host.in_sync:
+                        self._control.metrics.acked(asyncio.get_running_loop().time() - connection.pushed_at)
+                        connection.pushed_at = 0.0
                 case News(news):
                     for item in news:
                         if isinstance(item, JobLog):
@@ -275,8 +284,12 @@ class Gateway:
     def _write(self, connection: Connection, effect: Effect) -> None:
         match effect:
             case Send(messages, answers):
+                for message in messages:
+                    if isinstance(message, ScheduleRefused):
+                        self._control.metrics.refused(message.reason)
                 connection.send(codec.encode(messages, answers))
             case Push():
+                connection.pushed_at = asyncio.get_running_loop().time()
                 connection.send(pushes.frame(effect))
 
 

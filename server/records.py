@@ -118,7 +118,8 @@ class OpenJob(NamedTuple):
 class Loaded(NamedTuple):
     """All that a server needs in memory when it starts.
 
-    `last_ends`: (schedule id, host, status, when it ended, when one last went well). `open_jobs`: (id, schedule, host).
+    `last_ends`: (schedule id, host, status, when it ended, when one last went well). `open_jobs`: (id, kind,
+    schedule id, host).
     """
 
     hosts: list[HostRow]
@@ -371,7 +372,8 @@ def load_all(conn: Connection) -> Loaded:
     hosts = bulk.whole(conn, [HOSTS.c[name] for name in HostRow._fields], HostRow)
     schedules = bulk.whole(conn, [SCHEDULES.c[name] for name in ScheduleRow._fields], ScheduleRow)
     repositories = bulk.whole(conn, [REPOSITORIES.c[name] for name in RepositoryRow._fields], RepositoryRow)
-    open_jobs = conn.execute(sa.select(JOBS.c.id, JOBS.c.scheduled_id, JOBS.c.host).where(JOBS.c.status.in_(OPEN)))
+    columns = (JOBS.c.id, JOBS.c.kind, JOBS.c.scheduled_id, JOBS.c.host)
+    open_jobs = conn.execute(sa.select(*columns).where(JOBS.c.status.in_(OPEN)))
     ends = [tuple(row) for row in _last_ends(conn)]
     return Loaded(hosts, schedules, repositories, ends, [tuple(row) for row in open_jobs])
 

@@ -98,6 +98,11 @@ class Store:
             writer.dispose()  # the writer's thread opens its own connection
         return cls(writer, readers)
 
+    @property
+    def waiting(self) -> int:
+        """How many calls of `write` wait for their commit to begin."""
+        return self._calls.qsize()
+
     async def write(self, function: BulkFunction[Item, Result], item: Item) -> Result:
         """Have `function(conn, items)` run with this item among those of neighbouring calls; answer after the commit.
 
