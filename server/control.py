@@ -22,6 +22,7 @@ from server import commands, records, resources
 from server.desired import Fleet, Member, Plan, Target, entry_item
 from server.grants import NOTHING, Grants, path_errors, url_errors
 from server.host import Effect, Host, NewJob, OpenJob, Send, command_for
+from server.metrics import Metrics
 from server.models import OPEN, Actor
 from server.news import News
 from server.outcomes import Last, Outcomes
@@ -113,6 +114,7 @@ class Control:
         self.is_connected: Callable[[str], bool] = lambda host: False
         self.outcomes = Outcomes()
         self.news = News()
+        self.metrics = Metrics()
         self.disconnect: Callable[[str], None] = lambda host: None
         self._store = store
         self._vault = vault
@@ -298,15 +300,17 @@ class Control:
         for job in jobs:
             self.deliver(job.host, [Send((job.command,))])
 
-    def opened(self, jobs: Iterable[NewJob]) -> None:
+    def opened(self, jobs: Sequence[NewJob]) -> None:
         """Jobs are recorded."""
+        self.metrics.fired(jobs)
         for job in jobs:
-            self.outcomes.opened(job.command.job_id, job.command.schedule_id, job.host)
+            self.outcomes.opened(job.command.job_id, job.command.kind, job.command.schedule_id, job.host)
         self.news.changed("runs", "schedules")
 
     def ended(self, ends: Iterable[JobFinished]) -> None:
         """Jobs have ended, and that is stored."""
-        self.outcomes.ended(ends)
+        for kind, status in self.outcomes.ended(ends):
+            self.metrics.ended(kind, status)
         self.news.changed("runs", "schedules")
 
     async def cancel_job(self, actor: Actor, job_id: str) -> Row:
@@ -452,8 +456,8 @@ class Control:
         for schedule_id, host_name, *last in loaded.last_ends:
             if schedule_id in self.fleet.targets and host_name in self.hosts:
                 self.outcomes.remember(schedule_id, host_name, Last(*last))
-        for job_id, schedule_id, host_name in loaded.open_jobs:
-            self.outcomes.opened(job_id, schedule_id or "", host_name)
+        for job_id, kind, schedule_id, host_name in loaded.open_jobs:
+            self.outcomes.opened(job_id, kind, schedule_id or "", host_name)
         return moved
 
     def _target(self, row: ScheduleRow, repository: RepositoryRow | None = None) -> Target:
