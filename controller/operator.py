@@ -1,12 +1,13 @@
 """The operator: kopf watches the cluster and feeds what it sees to `cluster`."""
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,10 +29,17 @@ WATCH_AGAIN_S = 5.0
 def login() -> kopf.ConnectionInfo:
     """The credentials of this process: its service account's, or a kubeconfig's. Raises ControllerError."""
     settings = kopf.OperatorSettings()
-    found = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
-    if found is None:
-        raise ControllerError("no cluster: run in a pod with a service account, or set KUBECONFIG")
-    return found
+    if found := kopf.login_with_service_account(settings=settings):
+        return dataclasses.replace(found, server=api_server(os.environ))
+    if found := kopf.login_with_kubeconfig(settings=settings):
+        return found
+    raise ControllerError("no cluster: run in a pod with a service account, or set KUBECONFIG")
+
+
+def api_server(environ: Mapping[str, str]) -> str:
+    """The API server's URL as every pod is told it: as in client-go, it is found also while the cluster's DNS is not."""
+    host, port = environ["KUBERNETES_SERVICE_HOST"], environ.get("KUBERNETES_SERVICE_PORT", "443")
+    return f"https://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def operate(
