@@ -1,6 +1,7 @@
 """The server as a service: store, control plane, gateway and REST in one process, from start to a clean stop."""
 
 import asyncio
+import gc
 import logging
 import secrets
 import socket
@@ -11,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import uvicorn
 from msgspec import Struct
@@ -34,6 +35,9 @@ from wire import codec
 
 log = logging.getLogger(__name__)
 
+GC_THRESHOLDS = (50_000, 5, 2)
+"""Python's own are for small programs: each burst here would have it walk, several times, all that thousands of idle
+connections hold. A full walk still comes with every half a million objects more, long before cycles fill the memory."""
 SHUTDOWN_S = 5
 """Seconds that open requests have to end when the server stops."""
 PING_S = 20.0
@@ -94,6 +98,7 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
 
     Raises ServerError when the folder or the certificate cannot be used or the address is taken.
     """
+    gc.set_threshold(*GC_THRESHOLDS)
     secure = _tls_context(config)
     with _bind(config.host, config.port) as listening:
         async with _opened(config) as (store, vault), _identity(config) as identity:
@@ -173,6 +178,11 @@ class _Protocol(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if not self.close_sent:
             self.scope["state"]["peer"] = self
+
+    async def send(self, message: Any) -> None:
+        """Send what the application says. A denial ends the handshake too, or uvicorn would log that nothing did."""
+        await super().send(message)
+        self.handshake_complete = self.handshake_complete or self.close_sent
 
     def write(self, frame: str) -> int:
         """Send a text frame without waiting; how many bytes are unsent then. Nothing is sent once the end has begun."""

@@ -6,6 +6,7 @@ and the audit log are plain records. Each operation names what its caller must b
 
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -284,9 +285,12 @@ class Api:
         return json_response(self._host(row), 201 if created else 200)
 
     async def delete_host(self, request: Request) -> Response:
-        """Forget a host; its jobs stay."""
+        """Forget a host; its jobs stay. One that has a key loses it, and the connection that it opened."""
         Query(request)
-        await self._control.delete_host(_actor(request), request.path_params["name"])
+        actor, name = _actor(request), request.path_params["name"]
+        with suppress(NotFound):
+            await self._enrolment.revoke(actor, name)
+        await self._control.delete_host(actor, name)
         return Response(status_code=204)
 
     async def enrol_host(self, request: Request) -> Response:

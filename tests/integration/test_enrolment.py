@@ -138,10 +138,18 @@ async def test_a_key_that_is_revoked_ends_its_connection_and_opens_no_other(offe
 async def test_a_host_that_is_deleted_leaves_no_key_behind(offer, exchange, api, connect):
     token, key = await offer(), new_key()
     await exchange(token, key)
-    assert (await api.delete("/hosts/web-1")).status_code == 204
+    async with connect("web-1", token=key) as agent:
+        await served(agent)
+        assert (await api.delete("/hosts/web-1")).status_code == 204
+        assert await agent.closed()
     assert (await api.put("/hosts/web-1", json={"labels": {}})).status_code == 201
     assert await denied(connect, key)
     assert await exchange(token, key) == 401
+
+
+async def test_a_denial_is_no_error_of_ours(connect, caplog):
+    assert await denied(connect, new_key())
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 async def test_only_known_hosts_are_enrolled_and_for_a_bounded_time(api, offer):
