@@ -37,7 +37,7 @@ def login() -> kopf.ConnectionInfo:
 
 
 def api_server(environ: Mapping[str, str]) -> str:
-    """The API server's URL as every pod is told it: as in client-go, it is found also while the cluster's DNS is not."""
+    """The API server's URL as every pod is told it, which needs no DNS (client-go does the same)."""
     host, port = environ["KUBERNETES_SERVICE_HOST"], environ.get("KUBERNETES_SERVICE_PORT", "443")
     return f"https://{f'[{host}]' if ':' in host else host}:{port}"
 
