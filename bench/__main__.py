@@ -10,11 +10,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from bench import fires, loading, memory, pushes, reconnect, timing
+from bench import fires, fleets, loading, memory, pushes, timing
 from bench.fleet import raise_file_limit
 from bench.result import Result, Row
 
-PARTS = (fires, pushes, timing, loading, memory, reconnect)
+PARTS = (fires, pushes, timing, loading, memory, fleets)
 ROWS: dict[str, Row] = {row.name: row for part in PARTS for row in part.ROWS}
 
 

@@ -118,7 +118,15 @@ def clock(_: str) -> Any:
 
 
 def main(kind: str, port: str, file: str) -> None:
-    app = {"echo": echo, "cast": cast, "keep": keep, "clock": clock}[kind](file)
+    loop = {"echo": echo, "cast": cast, "keep": keep, "clock": clock}[kind](file)
+
+    async def app(scope: dict[str, Any], receive: Receive, send: Sender) -> None:
+        if scope["type"] == "websocket":
+            await loop(scope, receive, send)
+        else:  # somebody asks whether this serves
+            await send({"type": "http.response.start", "status": 204})
+            await send({"type": "http.response.body"})
+
     uvicorn.run(
         app,
         port=int(port),

@@ -1,4 +1,4 @@
-"""Rows of memory: what an idle agent costs the server, and what an agent holds itself."""
+"""The row of an agent's own memory."""
 
 import asyncio
 import signal
@@ -7,46 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from tempfile import TemporaryDirectory
 
-from bench import floors
-from bench.fleet import CONNECTING, Fleet
 from bench.result import Limits, Result, Row
-from bench.servers import LAMPLIGHTER, QUIET, Process, declare, resident, schedule, serving
+from bench.servers import LAMPLIGHTER, QUIET, declare, resident, schedule, serving
 
-FIRST, MORE = 500, 4_000
-"""Connections that warm a server up, and those that are counted."""
-HELD = 3
 SCHEDULES = 100
 SETTLED_S = 2.0
 IN_SYNC = "SELECT count(*) FROM hosts WHERE applied_version = 1 AND applied_digest = desired_digest"
 IMPORTS = "import cli.main, cli.logs, cli.agent, asyncio.base_events, encodings.idna, zoneinfo; "
-
-
-async def for_an_agent(row: str) -> Sequence[Result]:
-    """The server's memory for each agent that is connected and in sync."""
-    async with serving() as server:
-        async with server.client() as client:
-            await declare(client, [schedule(f"nightly-{at}", "0 2 * * *") for at in range(HELD)])
-        fleet = Fleet(server.gateway, server.agent_token, FIRST + MORE)
-        agents, fleet.agents = fleet.agents, fleet.agents[:FIRST]
-        await fleet.start()
-        await server.until_stored(IN_SYNC, FIRST)
-        before = await _settled(server)
-        fleet.agents = agents[FIRST:]
-        await fleet.start()
-        await server.until_stored(IN_SYNC, FIRST + MORE)
-        each = (await _settled(server) - before) / MORE
-        await fleet.stop()
-    async with floors.serving("keep") as bare, floors.connected(bare.port, FIRST, CONNECTING):
-        before = await _settled(bare)
-        async with floors.connected(bare.port, MORE, CONNECTING):
-            floor = (await _settled(bare) - before) / MORE
-    what = f"server memory for an idle agent that is in sync ({MORE:,} of them)"
-    return [Result(row, what, "KiB", each, floor, "a bare connection", Limits(32 << 10, 1.25))]
-
-
-async def _settled(process: Process) -> int:
-    await asyncio.sleep(SETTLED_S)
-    return process.resident
 
 
 async def of_an_agent(row: str) -> Sequence[Result]:
@@ -77,4 +44,4 @@ async def _child(*argv: str) -> AsyncIterator[int]:
         await process.wait()
 
 
-ROWS = (Row("memory-server", for_an_agent), Row("memory-agent", of_an_agent))
+ROWS = (Row("agent-memory", of_an_agent),)

@@ -7,62 +7,72 @@ from collections.abc import Sequence
 from websockets.asyncio.client import ClientConnection, connect
 
 from bench import floors
-from bench.fleet import CONNECTING, running, still
+from bench.fleet import CONNECTING, Fleet, running, still
 from bench.result import Limits, Result, Row, median, runs
 from bench.servers import Server, change, declare, schedule, serving
 from wire import codec, entries
 from wire.messages import PROTOCOL, FromServer, Hello, ScheduleAck, ScheduleDiff, ScheduleSet
 
-FLEETS = {1_000: 0.3, 10_000: 2.0}
-"""How many agents, and seconds to their last ack stored."""
-RUNS = 3
+AGENTS = 1_000
+RUNS = 5
 MANY = 1_000
 IN_SYNC = "SELECT count(*) FROM hosts WHERE applied_version = ? AND applied_digest = desired_digest"
 
 
-def rollout(agents: int) -> Row:
-    """The row of a fleet of that size."""
-
-    async def measure(row: str) -> Sequence[Result]:
-        """One schedule changed, from the request to the last ack in the database."""
-        took = []
-        async with serving() as server, server.client() as client:
-            await declare(client, [schedule("nightly", "0 2 * * *"), schedule("weekly", "@weekly")])
-            async with running(server.gateway, server.agent_token, agents) as fleet, still():
-                await server.until_stored(IN_SYNC, agents, 1)
-                for run in range(1, RUNS + 1):
-                    begin = time.perf_counter()
-                    await change(client, schedule("nightly", f"{run} 2 * * *"))
-                    await fleet.until_version(1 + run)
-                    await server.until_stored(IN_SYNC, agents, 1 + run)
-                    took.append(time.perf_counter() - begin)
-            frame = await _diff_frame(server, "one-more")
-        floor = [await _cast(frame, agents) for _ in range(RUNS)]
-        what = f"one schedule changed for {agents:,} online agents: the last ack stored"
-        limits = Limits(FLEETS[agents], 2.0)
-        return [Result(row, what, "s", median(took), median(floor), "same bytes, one ack each", limits, runs(took))]
-
-    return Row(f"rollout-{agents}", measure)
+async def rollout(row: str) -> Sequence[Result]:
+    """One schedule changed for 1,000 agents."""
+    async with serving() as server:
+        await declare_two(server)
+        async with running(server.gateway, server.agent_token, AGENTS) as fleet, still():
+            await server.until_stored(IN_SYNC, AGENTS, 1)
+            took = [await rolled_out(server, fleet, 1 + run) for run in range(1, RUNS + 1)]
+        frame = await diff_frame(server, "one-more")
+    async with floors.serving("cast") as bare, floors.connected(bare.port, AGENTS, CONNECTING) as clients, still():
+        floor = [await cast(bare.port, clients, frame) for _ in range(RUNS)]
+    return [rollout_result(row, AGENTS, took, floor, 0.3)]
 
 
-async def _cast(frame: str, agents: int) -> float:
-    """Seconds to send a frame to so many bare connections and to read one ack of each."""
+def rollout_result(row: str, agents: int, took: Sequence[float], floor: Sequence[float], most: float) -> Result:
+    """The line for a fleet of that size."""
+    what = f"one schedule changed for {agents:,} online agents: the last ack stored"
+    return Result(
+        row, what, "s", median(took), median(floor), "same bytes, one ack each", Limits(most, 2.0), runs(took)
+    )
+
+
+async def declare_two(server: Server) -> None:
+    """The Schedules of the fleet."""
+    async with server.client() as client:
+        await declare(client, [schedule("nightly", "0 2 * * *"), schedule("weekly", "@weekly")])
+
+
+async def rolled_out(server: Server, fleet: Fleet, version: int) -> float:
+    """Seconds from the request that changes a Schedule to the last ack in the database, of that version."""
+    async with server.client() as client:
+        begin = time.perf_counter()
+        await change(client, schedule("nightly", f"{version} 2 * * *"))
+        await fleet.until_version(version)
+        await server.until_stored(IN_SYNC, len(fleet.agents), version)
+        return time.perf_counter() - begin
+
+
+async def cast(port: int, clients: Sequence[ClientConnection], frame: str) -> float:
+    """Seconds to send a frame to bare connections and to read one ack of each."""
     ack = codec.encode([ScheduleAck(2, "0" * 64)])
 
     async def answer(client: ClientConnection) -> None:
         await client.recv()
         await client.send(ack)
 
-    async with floors.serving("cast") as server, floors.connected(server.port, agents, CONNECTING) as clients, still():
-        caller = await floors.dial(server.port, "/all")
-        answers = [asyncio.create_task(answer(client)) for client in clients]
-        await asyncio.sleep(0)
-        begin = time.perf_counter()
-        await caller.send(frame)
-        await caller.recv()
-        took = time.perf_counter() - begin
-        await asyncio.gather(*answers)
-        caller.transport.abort()
+    caller = await floors.dial(port, "/all")
+    answers = [asyncio.create_task(answer(client)) for client in clients]
+    await asyncio.sleep(0)
+    begin = time.perf_counter()
+    await caller.send(frame)
+    await caller.recv()
+    took = time.perf_counter() - begin
+    await asyncio.gather(*answers)
+    caller.transport.abort()
     return took
 
 
@@ -71,7 +81,7 @@ async def diff(row: str) -> Sequence[Result]:
     async with serving() as server:
         async with server.client() as client:
             await declare(client, [schedule(f"nightly-{at}", "0 2 * * *") for at in range(MANY - 1)])
-        frame = await _diff_frame(server, "nightly")
+        frame = await diff_frame(server, "nightly")
         (message,) = [message for message, _ in codec.from_server.read(frame)]
         assert isinstance(message, ScheduleDiff)
         (entry,) = message.upsert
@@ -81,7 +91,7 @@ async def diff(row: str) -> Sequence[Result]:
     return [Result(row, what, "B", len(frame), len(bytes(entry)), "that schedule", Limits(None, 2.0), note)]
 
 
-async def _diff_frame(server: Server, name: str) -> str:
+async def diff_frame(server: Server, name: str) -> str:
     """The frame that a host is sent when a Schedule that it has is changed."""
     async with server.client() as client, _connect(server) as socket:
         await change(client, schedule(name, "0 2 * * *"))
@@ -119,4 +129,4 @@ async def _next(socket: ClientConnection, wanted: type[FromServer]) -> str:
     raise AssertionError("the connection ended")
 
 
-ROWS = (*map(rollout, FLEETS), Row("diff", diff))
+ROWS = (Row("rollout", rollout), Row("diff", diff))

@@ -16,6 +16,8 @@ from typing import Any, Self
 import httpx
 
 READY_S = 60.0
+LOOK_S = 0.01
+"""Seconds from one look into the database to the next."""
 LAMPLIGHTER = (sys.executable, "-c", "from cli.main import main; main()")
 QUIET = ("--log-level", "warning")
 
@@ -23,7 +25,7 @@ QUIET = ("--log-level", "warning")
 def free_port() -> int:
     """A port that nothing listens on, below those that the system gives out by itself (ip(7), ip_local_port_range)."""
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(20_000, 32_000)  # noqa: S311
         with closing(socket.socket()) as sock, suppress(OSError):
             sock.bind(("127.0.0.1", port))
             return port
@@ -96,16 +98,12 @@ class Server(Process):
         headers = {"authorization": f"Bearer {token}"}
         return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}/api/v1", headers=headers, timeout=60)
 
-    def stored(self, question: str, *values: object) -> Any:
-        """The first value that a query on its database answers, read beside it: what is seen is committed."""
+    async def until_stored(self, question: str, wanted: object, *values: object, timeout_s: float = 120) -> None:
+        """Wait until a query on its database answers what is wanted, asked beside it: what is seen is committed."""
         with closing(sqlite3.connect(f"file:{self.data}/lamplighter.db?mode=ro", uri=True)) as database:
-            return database.execute(question, values).fetchone()[0]
-
-    async def until_stored(self, question: str, wanted: object, *values: object, timeout_s: float = 60) -> None:
-        """Wait until a query answers what is wanted."""
-        async with asyncio.timeout(timeout_s):
-            while self.stored(question, *values) != wanted:
-                await asyncio.sleep(0.002)
+            async with asyncio.timeout(timeout_s):
+                while database.execute(question, values).fetchone()[0] != wanted:
+                    await asyncio.sleep(LOOK_S)
 
 
 @asynccontextmanager
