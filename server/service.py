@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 GC_THRESHOLDS = (50_000, 5, 2)
 """Python's own are for small programs: each burst here would have it walk, several times, all that thousands of idle
 connections hold. A full walk still comes with every half a million objects more, long before cycles fill the memory."""
+GC_THRESHOLDS = (50_000, 5, 2)
+"""Python's own are for small programs: each burst here would have it walk, several times, all that thousands of idle
+connections hold. A full walk still comes with every half a million objects more, long before cycles fill the memory."""
 SHUTDOWN_S = 5
 """Seconds that open requests have to end when the server stops."""
 PING_S = 20.0
@@ -98,6 +101,7 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
 
     Raises ServerError when the folder or the certificate cannot be used or the address is taken.
     """
+    gc.set_threshold(*GC_THRESHOLDS)
     gc.set_threshold(*GC_THRESHOLDS)
     secure = _tls_context(config)
     with _bind(config.host, config.port) as listening:
