@@ -17,6 +17,7 @@ from agent.core import Apply, Core, Effect, Persist, Send, StartJob, StopJob
 from agent.journal import Journal
 from agent.link import Link
 from agent.memory import Memory
+from agent.metrics import Metrics
 from agent.scheduler import Scheduler
 from wire.messages import CommandRun, FromServer, JobEnd, JobFinished, JobLog, JobProgress, Repository
 
@@ -75,6 +76,7 @@ class Service:
         rng: random.Random | None = None,
     ) -> None:
         self.core = Core(config.host, memory, __version__)
+        self.metrics = Metrics(self.core)
         self._clock = clock
         self._journal = journal
         self._jobs = jobs
@@ -128,6 +130,7 @@ class Service:
                 case Send(messages):
                     self._link.send(messages)
                 case Persist(records, then):
+                    self.metrics.persisted(records, self._clock())
                     self._journal.append(records, partial(self.perform, then) if then else None)
                 case StartJob(command, repository):
                     assert self._tasks is not None  # noqa: S101 - effects come while running

@@ -13,6 +13,7 @@ from agent.enrolment import KEY_FILE
 from agent.journal import Journal
 from agent.runner import Runner
 from agent.service import Config, Service, utc_now
+from cli import metrics
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ async def agent(
     restic: str,
     stop: asyncio.Event,
     ca_file: Path | None = None,
+    metrics_listen: str = "",
 ) -> None:
     """Run an agent until `stop` is set; then running jobs end as interrupted. Raises JournalError."""
     if shutil.which(restic) is None:
@@ -51,7 +53,11 @@ async def agent(
     journal, memory = Journal.open(data / "journal.jsonl")
     config = Config(host, gateway_url(server), token, ca_file)
     service = Service(config, journal, memory, Runner(restic, data / "cache", utc_now), clock=utc_now)
-    async with asyncio.TaskGroup() as tasks:
+
+    async def waits_for() -> str:
+        return "" if service.core.connected else "not connected to the server"
+
+    async with metrics.serving(metrics_listen, service.metrics.registry, waits_for), asyncio.TaskGroup() as tasks:
         tasks.create_task(service.run(), name="agent")
         await stop.wait()
         await service.stop()

@@ -85,6 +85,7 @@ def up(folder: Path, data_dir: Path, listen: str, host: str, restic: str, log_fo
 @options.option("--grants", type=options.FILE, help="What namespaces may reach (YAML).", show_default="everything")
 @options.option("--kubernetes-token-file", type=options.FILE, help="Our token there.")
 @options.option("--kubernetes-ca-file", type=options.FILE, help="Authorities that vouch for it (PEM).")
+@options.metrics_listen
 @options.log_format
 @options.log_level
 def server(
@@ -94,6 +95,7 @@ def server(
     kubernetes_token_file: Path | None,
     kubernetes_ca_file: Path | None,
     vault_key_file: Path | None,
+    metrics_listen: str,
     log_format: str,
     log_level: str,
     **settings: Any,
@@ -111,7 +113,7 @@ def server(
     host, port = options.address(listen)
     cluster = parts.cluster(kubernetes_api, kubernetes_token_file, kubernetes_ca_file)
     config = Config(data_dir, host, port, vault_key=vault_key_file, cluster=cluster, **settings)
-    _run(lambda stop: parts.server(config, stop))
+    _run(lambda stop: parts.server(config, metrics_listen, stop))
 
 
 @main.command()
@@ -120,6 +122,7 @@ def server(
 @options.restic
 @options.option("--enrol", metavar="TOKEN", default="", help="Token by which this host gets a key of its own, once.")
 @options.option("--enrol-token-file", type=options.FILE, help="File with that token.")
+@options.metrics_listen
 @options.log_format
 @options.log_level
 def agent(
@@ -128,6 +131,7 @@ def agent(
     restic: str,
     enrol: str,
     enrol_token_file: Path | None,
+    metrics_listen: str,
     log_format: str,
     log_level: str,
 ) -> None:
@@ -145,7 +149,7 @@ def agent(
     if enrol:
         parts.enrol(server, enrol, host, data_dir, ca_file)
     token = options.token_reader(token_file, data_dir / "host-key", data_dir / "agent-token")
-    _run(lambda stop: parts.agent(server, token, data_dir, host, restic, stop, ca_file))
+    _run(lambda stop: parts.agent(server, token, data_dir, host, restic, stop, ca_file, metrics_listen))
 
 
 @main.command()

@@ -46,6 +46,12 @@ log_level = option(
     default="info",
     help="The least important lines that are written.",
 )
+metrics_listen = option(
+    "--metrics-listen",
+    metavar="ADDRESS:PORT",
+    default="",
+    help="Serve /metrics, /healthz and /readyz there, over HTTP.",
+)
 server_url = option("--server", default="http://127.0.0.1:8700", help="The server's URL.")
 token_file = option(
     "--token-file",

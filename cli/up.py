@@ -5,6 +5,7 @@ import logging
 import platform
 from pathlib import Path
 
+from cli import metrics
 from cli.agent import agent
 from cli.controller import folder as follow_folder
 from controller.client import Client
@@ -39,9 +40,12 @@ def cluster(url: str | None, token_file: Path | None, ca_file: Path | None) -> k
     return kubernetes.Config(url, token_file or kubernetes.SERVICE_ACCOUNT / "token", ca_file)
 
 
-async def server(config: Config, stop: asyncio.Event) -> None:
+async def server(config: Config, metrics_listen: str, stop: asyncio.Event) -> None:
     """Run a server until `stop` is set."""
-    async with serving(config) as running:
+    async with (
+        serving(config) as running,
+        metrics.serving(metrics_listen, running.control.metrics.registry, metrics.always_ready),
+    ):
         log.info("ready", extra={"listen": _authority(config.host, running.port), "data": config.data})
         await stop.wait()
         log.info("stopping")

@@ -38,9 +38,6 @@ log = logging.getLogger(__name__)
 GC_THRESHOLDS = (50_000, 5, 2)
 """Python's own are for small programs: each burst here would have it walk, several times, all that thousands of idle
 connections hold. A full walk still comes with every half a million objects more, long before cycles fill the memory."""
-GC_THRESHOLDS = (50_000, 5, 2)
-"""Python's own are for small programs: each burst here would have it walk, several times, all that thousands of idle
-connections hold. A full walk still comes with every half a million objects more, long before cycles fill the memory."""
 SHUTDOWN_S = 5
 """Seconds that open requests have to end when the server stops."""
 PING_S = 20.0
@@ -102,7 +99,6 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
     Raises ServerError when the folder or the certificate cannot be used or the address is taken.
     """
     gc.set_threshold(*GC_THRESHOLDS)
-    gc.set_threshold(*GC_THRESHOLDS)
     secure = _tls_context(config)
     with _bind(config.host, config.port) as listening:
         async with _opened(config) as (store, vault), _identity(config) as identity:
@@ -111,6 +107,7 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
             if control.hosts:
                 log.info("carrying on", extra={"hosts": len(control.hosts), "schedules": len(control.schedules)})
             enrolment = Enrolment(store, clock)
+            control.metrics.watch(control, store)
             gateway = Gateway(control, store, partial(_agent, identity, enrolment), clock, new_id)
             enrolment.ended = gateway.disconnect
             app = application(gateway, rest.routes(control, store, enrolment, identity))
