@@ -14,6 +14,7 @@ from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import InvalidStatus
 
 from server import gateway, records, resources
+from server import store as stores
 from server.records import RepositoryRow, ScheduleRow
 from server.store import Store
 
@@ -363,9 +364,10 @@ async def test_a_due_time_has_one_job_however_often_it_is_fired(api, declare, co
 
 async def test_a_burst_of_fires_from_many_connections_shares_a_commit(server, declare, connect, until):
     schedule_id, store = await declare(), server.control._store
-    commits, let_go = [], threading.Event()
+    commits, entered, let_go = [], threading.Event(), threading.Event()
 
     def hold(conn, items):
+        entered.set()
         assert let_go.wait(20)
         return [None] * len(items)
 
@@ -374,7 +376,7 @@ async def test_a_burst_of_fires_from_many_connections_shares_a_commit(server, de
             commits.append(conn)
 
     async def gathered():
-        return store._calls.qsize() == 40
+        return store.waiting == 40
 
     async with AsyncExitStack() as stack:
         agents = [await stack.enter_async_context(connect(f"node-{n}")) for n in range(40)]
@@ -386,6 +388,7 @@ async def test_a_burst_of_fires_from_many_connections_shares_a_commit(server, de
         stack.callback(sa.event.remove, sa.Engine, "commit", committed)
         stack.callback(let_go.set)
         held = asyncio.create_task(store.write(hold, None))
+        await asyncio.to_thread(entered.wait)
         for agent in agents:
             await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=DUE)
         await until(gathered)
@@ -592,6 +595,19 @@ async def test_a_frame_that_breaks_the_protocol_closes_the_connection_with_the_r
         await agent.socket.send(frame)
         closed = await agent.closed()
     assert (closed[0], closed[1][: len(reason)]) == (code, reason)
+
+
+async def test_a_store_that_cannot_keep_up_has_agents_call_again(api, declare, connect, monkeypatch):
+    fire = {"schedule_id": await declare(), "scheduled_at": DUE}
+    async with connect() as agent:
+        await agent.follow()
+        monkeypatch.setattr(stores, "MAX_WAITING", 0)
+        await agent.say("schedule.fire", **fire)
+        assert await agent.closed() == (1013, "the database cannot keep up: try again later")
+    monkeypatch.undo()
+    async with connect(applied_version=1, digest=agent.digest) as again:
+        await again.say("schedule.fire", **fire)
+        assert (await again.hears("command.run"))["job_id"] == (await jobs(api))[0]["id"]
 
 
 async def test_what_is_not_known_is_tolerated(caplog, declare, connect, synced):
