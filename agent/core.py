@@ -57,6 +57,8 @@ log = logging.getLogger(__name__)
 
 MAX_FIRES = 1000
 """Fires in one frame; a frame stays far below what the server reads."""
+MAX_ENDS = 32
+"""Ends in one frame: each may tell an error of 4096 characters, in JSON up to six bytes each."""
 
 Push = ScheduleSet | ScheduleDiff
 
@@ -150,13 +152,13 @@ class Core:
             [*memory.running, *memory.ends],
         )
         effects: list[Effect] = [Send((hello,))]
-        if memory.ends:
-            effects.append(Send(tuple(memory.ends.values())))
+        effects += _frames(list(memory.ends.values()), MAX_ENDS)
         return effects + self._send_fires(list(memory.fires.values()), now)
 
     def connection_lost(self) -> list[Effect]:
-        """The connection is gone. The cron goes on."""
+        """The connection is gone. The cron goes on; pushes that wait are left to the next hello."""
         self.connected = False
+        self._pushes.clear()
         return []
 
     def stop(self) -> list[Effect]:
@@ -183,7 +185,7 @@ class Core:
         due = self._table.take(now)
         fires, dropped = [], []
         for late in due:
-            if reason := _too_late(late, now):
+            if reason := _too_late(late.entry, late.at, now):
                 log.warning("run skipped", extra={"schedule": late.entry.name, "due": late.at, "reason": reason})
                 dropped.append((late.entry.id, late.at))
             else:
@@ -191,17 +193,14 @@ class Core:
         records: list[Record] = [Fired(fires)] if fires else []
         if dropped:
             records.append(Passed(dropped))
-        sends: list[Effect] = []
-        if self.connected:
-            sends = [Send(fires[at : at + MAX_FIRES]) for at in range(0, len(fires), MAX_FIRES)]
-        return (
-            effects + sends + self._persist(*records)
-        )  # the frame first: a fire that is not on disk is only fired again
+        sends = _frames(fires, MAX_FIRES) if self.connected else []
+        # The frame first: a fire that is not on disk is only fired again.
+        return effects + sends + self._persist(*records)
 
     def _fire(self, due: Due) -> ScheduleFire:
         waiting = self.memory.fires.get(due.entry.id)
         missed = due.missed
-        if waiting is not None and not self.connected:  # one run stands for all that were missed
+        if waiting is not None:  # no answer has come since: one run stands for all that were missed
             missed = max(1, waiting.missed) + max(1, missed)
         late = {"missed": missed} if missed else {}
         log.info("fire", extra={"schedule": due.entry.name, "due": due.at, **late})
@@ -212,13 +211,12 @@ class Core:
         sent, dropped = [], []
         for fire in fires:
             entry = self._entry(fire.schedule_id)
-            if entry is not None and _too_late(Due(entry, fire.scheduled_at, fire.missed), now):
+            if entry is not None and _too_late(entry, fire.scheduled_at, now):
                 dropped.append(Answered(fire.schedule_id, fire.scheduled_at))
             else:  # of one that cannot be read any more, the server knows what is too late
                 late = now - fire.scheduled_at >= ON_TIME
                 sent.append(ScheduleFire(fire.schedule_id, fire.scheduled_at, max(fire.missed, int(late))))
-        effects = self._persist(*dropped)
-        return effects + [Send(sent[at : at + MAX_FIRES]) for at in range(0, len(sent), MAX_FIRES)]
+        return self._persist(*dropped) + _frames(sent, MAX_FIRES)
 
     # Messages.
 
@@ -237,7 +235,7 @@ class Core:
                 return self._persist(Answered(schedule_id, scheduled_at)) if schedule_id in self.memory.fires else []
             case ScheduleSet() | ScheduleDiff():
                 self._pushes.append(message)
-                return self._apply_next()
+                return self.tick(now) + self._apply_next()  # what is due by now is due by the old set
             case RepoCredentials(repositories):
                 self._repositories = {repository.id: repository for repository in repositories}
         return []
@@ -266,22 +264,23 @@ class Core:
     # Pushes: the old cron stops when one comes, and the new one starts once it is built.
 
     def _apply_next(self) -> list[Effect]:
-        if self._table is None:
-            return []  # one is being applied; the next follows it
-        while self._pushes:
+        """Begin with the next push, unless one is being applied: the next follows it."""
+        effects: list[Effect] = []
+        while self._pushes and self._table is not None:
             push = self._pushes.popleft()
-            if not self.memory.fits(push):
-                return [Send((ScheduleResync(self.memory.version),))]
-            self._table = None
-            return [Apply(push)]
-        return []
+            if self.memory.fits(push):
+                self._table = None
+                effects.append(Apply(push))
+            else:
+                effects.append(Send((ScheduleResync(self.memory.version),)))
+        return effects
 
     def applied(self, result: Built | str, now: datetime) -> list[Effect]:
         """An Apply is done: what it built, or why the push cannot be read, which leaves the set that was in force."""
         if isinstance(result, str):
             log.error("push left out: it cannot be read", extra={"reason": result})
             self._table = timetable.build(self.memory.entries, self.memory.passed, self.host, now)
-            return self._apply_next()
+            return self.tick(now) + self._apply_next()
         for key, problem in result.table.problems.items():
             log.warning("schedule left out", extra={"schedule": key, "reason": problem})
         self._table = result.table
@@ -339,6 +338,11 @@ def built(memory: Memory, push: Push | None, host: str, now: datetime) -> Built 
     return Built(push, held, timetable.build(held, passed, host, now))
 
 
+def _frames(messages: Sequence[FromAgent], size: int) -> list[Effect]:
+    """Messages in frames of at most `size`."""
+    return [Send(messages[at : at + size]) for at in range(0, len(messages), size)]
+
+
 def _tell(result: Built) -> None:
     """Say in the log what is in force, and what comes next."""
     facts: dict[str, object] = {"schedules": len(result.held)}
@@ -347,11 +351,10 @@ def _tell(result: Built) -> None:
     log.log(logging.INFO if result.held else logging.DEBUG, "schedules in force", extra=facts)
 
 
-def _too_late(due: Due, now: datetime) -> str:
+def _too_late(entry: Entry, due: datetime, now: datetime) -> str:
     """Why a due time is not to be run any more; empty when it is."""
-    entry = due.entry
-    if entry.deadline_s is not None and now - due.at > timedelta(seconds=entry.deadline_s):
+    if entry.deadline_s is not None and now - due > timedelta(seconds=entry.deadline_s):
         return "startingDeadlineSeconds passed"
-    if entry.missed_run_policy == "Skip" and now - due.at >= ON_TIME:
+    if entry.missed_run_policy == "Skip" and now - due >= ON_TIME:
         return "missedRunPolicy is Skip"
     return ""

@@ -165,7 +165,7 @@ class Memory:
 
     def _answer(self, schedule_id: str, scheduled_at: datetime) -> None:
         fire = self.fires.get(schedule_id)
-        if fire is not None and fire.scheduled_at <= scheduled_at:
+        if fire is not None and fire.scheduled_at == scheduled_at:
             del self.fires[schedule_id]
 
 

@@ -1,0 +1,343 @@
+"""The agent's core: what it fires, runs, remembers and says, event by event."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from msgspec import Raw
+
+from agent.core import MAX_ENDS, Apply, Built, Core, Persist, Send, StartJob, StopJob, built
+from agent.memory import Accepted, Answered, Confirmed, Ended, Fired, Memory, Passed, SetApplied, replay
+from agent.timetable import NEVER
+from wire import entries
+from wire.messages import (
+    CommandCancel,
+    CommandRun,
+    Entry,
+    Hello,
+    JobAccepted,
+    JobConfirmed,
+    JobFinished,
+    JobLog,
+    ScheduleAck,
+    ScheduleDiff,
+    ScheduleFire,
+    ScheduleRefused,
+    ScheduleResync,
+    ScheduleSet,
+)
+
+NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+
+
+def raw(schedule_id="a", cron="0 * * * *", since=NOON, **more):
+    return Raw(entries.encode_entry(Entry(schedule_id, f"default/{schedule_id}", cron, since, "1", **more)))
+
+
+def whole(version, *schedules):
+    return ScheduleSet(version, list(schedules))
+
+
+def run(job_id="job", schedule_id="a", scheduled_at=NOON + HOUR):
+    return CommandRun(job_id, "backup", ["backup"], "repo", None, None, schedule_id, scheduled_at)
+
+
+def end(job_id="job", status="succeeded"):
+    return JobFinished(job_id, status, NOON)
+
+
+class Process:
+    """A core and its shell: effects are done at once, and kept to look at."""
+
+    def __init__(self, memory=None, *schedules, now=NOON):
+        self.disk = [] if memory is not None else [SetApplied(whole(1, *schedules))]
+        self.core = Core("host", memory or replay(self.disk))
+        self.sent, self.started, self.stopped, self.applying = [], [], [], None
+        self.do(self.core.started(now))
+        self.applied(now)
+
+    def do(self, effects):
+        for effect in effects:
+            match effect:
+                case Send(messages):
+                    self.sent += messages
+                case Persist(records, then):
+                    self.disk += records
+                    self.do(then)
+                case Apply(push):
+                    assert self.applying is None
+                    self.applying = (push,)
+                case StartJob(command):
+                    self.started.append(command.job_id)
+                case StopJob(job_id, status):
+                    self.stopped.append((job_id, status))
+        return self
+
+    def applied(self, now=NOON):
+        (push,), self.applying = self.applying, None
+        return self.do(self.core.applied(built(self.core.memory, push, "host", now), now))
+
+    def connect(self, now=NOON):
+        self.sent.clear()
+        return self.do(self.core.connection_made(now))
+
+    def lose(self):
+        return self.do(self.core.connection_lost())
+
+    def tick(self, now):
+        return self.do(self.core.tick(now))
+
+    def hear(self, message, now=NOON):
+        return self.do(self.core.received(message, now))
+
+    def said(self, kind):
+        return [message for message in self.sent if isinstance(message, kind)]
+
+    def restart(self, now):
+        return Process(replay(self.disk), now=now)
+
+
+# Pushes.
+
+
+def test_a_push_stops_the_cron_and_starts_the_new_one_once_it_is_built():
+    agent = Process(None, raw())
+    agent.hear(whole(2, raw("b", "30 * * * *")))
+    assert agent.core.wake_at == NEVER
+    assert agent.applied().core.wake_at == NOON + 30 * MINUTE
+
+
+def test_nothing_due_while_a_push_is_applied_is_dropped():
+    agent = Process(None, raw()).connect()
+    agent.hear(whole(2, raw(), raw("b"))).tick(NOON + HOUR)
+    assert not agent.said(ScheduleFire)
+    agent.applied(NOON + HOUR)
+    assert [fire.schedule_id for fire in agent.said(ScheduleFire)] == ["a", "b"]
+
+
+def test_a_set_is_acked_only_once_it_is_on_disk():
+    agent = Process(Memory()).connect()
+    agent.core.received(push := whole(1, raw()), NOON)
+    (persist,) = agent.core.applied(built(agent.core.memory, push, "host", NOON), NOON)
+    assert persist.records == (SetApplied(push),)
+    assert persist.then == (Send((ScheduleAck(1, entries.whole([raw()]).digest),)),)
+
+
+def test_an_empty_set_removes_what_was_there():
+    agent = Process(None, raw()).connect().hear(whole(2)).applied()
+    assert agent.core.wake_at == NEVER
+    assert agent.said(ScheduleAck) == [ScheduleAck(2, entries.EMPTY.digest)]
+
+
+def test_a_diff_on_another_base_asks_for_the_whole_set_and_holds_up_no_other_push():
+    agent = Process(None, raw()).connect()
+    agent.hear(whole(2)).hear(ScheduleDiff(7, 8, [raw("b")])).hear(whole(3, raw("c"))).applied().applied()
+    assert agent.said(ScheduleResync) == [ScheduleResync(2)]
+    assert (agent.core.memory.version, set(agent.core.memory.entries.items)) == (3, {"c"})
+
+
+def test_pushes_of_a_lost_connection_are_left_to_the_next_hello():
+    agent = Process(None, raw()).connect()
+    agent.hear(whole(2)).hear(whole(3, raw("b"))).lose().applied()
+    assert (agent.core.memory.version, agent.applying) == (2, None)
+
+
+def test_a_bad_entry_is_left_out_and_hurts_no_other():
+    agent = Process(Memory()).hear(whole(1, raw("bad", "61 * * * *"), raw("worse", time_zone="No/Where"), raw()))
+    agent.applied().connect().tick(NOON + HOUR)
+    assert [fire.schedule_id for fire in agent.said(ScheduleFire)] == ["a"]
+
+
+def test_a_push_that_cannot_be_read_leaves_what_was_in_force():
+    agent = Process(None, raw()).hear(whole(2, Raw(b"{}"))).applied()
+    assert (agent.core.memory.version, agent.core.wake_at) == (1, NOON + HOUR)
+
+
+def test_a_disabled_schedule_does_not_fire():
+    assert Process(None, raw(enabled=False)).core.wake_at == NEVER
+
+
+def test_what_was_due_before_a_push_came_runs_by_the_set_of_that_time():
+    agent = Process(None, raw()).connect()
+    agent.hear(whole(2, raw(since=NOON + HOUR + MINUTE)), NOON + HOUR + MINUTE)
+    assert agent.said(ScheduleFire) == [ScheduleFire("a", NOON + HOUR, 1)]
+
+
+def test_a_changed_schedule_counts_from_its_last_due_time_unless_it_began_anew():
+    agent = Process(None, raw()).connect().tick(NOON + HOUR)
+    agent.hear(whole(2, raw(enabled=True, deadline_s=7)), NOON + HOUR).applied(NOON + HOUR)
+    assert agent.core.wake_at == NOON + 2 * HOUR
+
+
+# Fires.
+
+
+def test_a_due_time_is_fired_once_and_on_time():
+    agent = Process(None, raw()).connect().tick(NOON + HOUR).tick(NOON + HOUR)
+    assert agent.said(ScheduleFire) == [ScheduleFire("a", NOON + HOUR)]
+
+
+def test_it_never_fires_early():
+    agent = Process(None, raw()).connect().tick(NOON + HOUR - timedelta(microseconds=1))
+    assert not agent.said(ScheduleFire)
+
+
+def test_a_tick_without_a_connection_is_remembered_until_it_is_answered():
+    agent = Process(None, raw()).tick(NOON + HOUR)
+    assert agent.sent == []
+    assert agent.connect(NOON + HOUR).said(ScheduleFire) == [ScheduleFire("a", NOON + HOUR)]
+    agent.hear(ScheduleRefused("a", NOON + HOUR, "Duplicate")).lose()
+    assert agent.connect(NOON + HOUR).said(ScheduleFire) == []
+
+
+def test_missed_due_times_run_once_the_latest_with_their_number():
+    agent = Process(None, raw())
+    for hours in (1, 2, 3):
+        agent.tick(NOON + hours * HOUR)
+    assert agent.connect(NOON + 3 * HOUR + MINUTE).said(ScheduleFire) == [ScheduleFire("a", NOON + 3 * HOUR, 3)]
+
+
+def test_missed_due_times_run_once_after_a_restart_too():
+    agent = Process(None, raw()).tick(NOON + HOUR).restart(NOON + 5 * HOUR + MINUTE)
+    assert agent.connect(NOON + 5 * HOUR + MINUTE).said(ScheduleFire) == [ScheduleFire("a", NOON + 5 * HOUR, 5)]
+
+
+def test_a_fire_lost_with_a_dying_connection_is_counted_by_the_next():
+    agent = Process(None, raw()).connect().tick(NOON + HOUR).tick(NOON + 2 * HOUR).lose()
+    assert agent.connect(NOON + 2 * HOUR).said(ScheduleFire) == [ScheduleFire("a", NOON + 2 * HOUR, 2)]
+
+
+def test_an_answer_to_another_due_time_does_not_answer_this_one():
+    agent = Process(None, raw()).tick(NOON + HOUR).hear(run(scheduled_at=NOON + 9 * HOUR))
+    assert agent.connect(NOON + HOUR).said(ScheduleFire) == [ScheduleFire("a", NOON + HOUR)]
+
+
+def test_a_missed_time_is_not_run_where_the_policy_is_skip():
+    agent = Process(None, raw(missed_run_policy="Skip")).tick(NOON + HOUR)
+    assert agent.connect(NOON + HOUR + MINUTE).said(ScheduleFire) == []
+    assert agent.tick(NOON + 3 * HOUR + MINUTE).said(ScheduleFire) == []
+    assert agent.tick(NOON + 4 * HOUR).said(ScheduleFire) == [ScheduleFire("a", NOON + 4 * HOUR)]
+
+
+@pytest.mark.parametrize(("late", "fires"), [(600, 1), (601, 0)])
+def test_a_missed_time_is_not_run_after_its_deadline(late, fires):
+    agent = Process(None, raw(deadline_s=600)).tick(NOON + HOUR)
+    assert len(agent.connect(NOON + HOUR + timedelta(seconds=late)).said(ScheduleFire)) == fires
+
+
+def test_a_fire_that_is_too_late_is_not_thought_of_again():
+    agent = Process(None, raw(deadline_s=600)).tick(NOON + HOUR).connect(NOON + HOUR + 20 * MINUTE)
+    assert Answered("a", NOON + HOUR) in agent.disk
+
+
+def test_a_fire_whose_schedule_was_lost_with_the_journal_is_left_to_the_server():
+    fire = ScheduleFire("a", NOON)
+    assert Process(replay([Fired([fire])])).connect().said(ScheduleFire) == [fire]
+
+
+# Clocks.
+
+
+def test_a_clock_set_forward_runs_what_it_skipped_once():
+    agent = Process(None, raw()).connect().tick(NOON + 26 * HOUR)
+    assert agent.said(ScheduleFire) == [ScheduleFire("a", NOON + 26 * HOUR, 26)]
+
+
+def test_a_clock_set_back_a_little_repeats_nothing():
+    agent = Process(None, raw()).connect().tick(NOON + 2 * HOUR)
+    agent.sent.clear()
+    assert not agent.tick(NOON + MINUTE).tick(NOON + HOUR).said(ScheduleFire)
+    assert agent.tick(NOON + 3 * HOUR).said(ScheduleFire)
+
+
+def test_a_clock_set_back_far_was_wrong_before_and_the_new_time_counts_at_once():
+    agent = Process(None, raw()).connect().tick(NOON + 26 * HOUR).tick(NOON + MINUTE)
+    agent.sent.clear()
+    assert agent.tick(NOON + HOUR).said(ScheduleFire)[0].scheduled_at == NOON + HOUR
+
+
+def test_what_a_wrong_clock_skipped_runs_when_the_right_clock_comes_to_it():
+    agent = Process(None, raw(cron="0 13 * * *", missed_run_policy="Skip")).connect().tick(NOON + 10 * HOUR)
+    assert agent.disk[-1] == Passed([("a", NOON + HOUR)])
+    agent = agent.tick(NOON + MINUTE).restart(NOON + 2 * MINUTE).connect().tick(NOON + HOUR)
+    assert agent.said(ScheduleFire) == [ScheduleFire("a", NOON + HOUR)]
+
+
+# Jobs.
+
+
+def test_a_command_is_accepted_and_run_only_once_it_is_on_disk():
+    (persist,) = Process(None, raw()).core.received(run(), NOON)
+    assert persist.records == (Accepted("job", "a", NOON + HOUR),)
+    assert persist.then == (Send((JobAccepted("job"),)), StartJob(run(), None))
+
+
+def test_a_command_answers_its_fire():
+    agent = Process(None, raw()).connect().tick(NOON + HOUR).hear(run()).lose()
+    assert agent.connect(NOON + HOUR).said(ScheduleFire) == []
+
+
+def test_a_command_that_is_repeated_runs_once():
+    agent = Process(None, raw()).connect().hear(run()).hear(run())
+    assert agent.said(JobAccepted) == [JobAccepted("job")] * 2
+    agent.do(agent.core.job_ended(end())).hear(run()).hear(JobConfirmed("job")).hear(run())
+    assert agent.said(JobFinished) == [end()] * 2
+    assert agent.started == ["job"]
+
+
+def test_an_end_is_told_on_every_connection_until_it_is_confirmed():
+    agent = Process(None, raw()).connect().hear(run()).lose()
+    agent.do(agent.core.job_ended(end()))
+    agent = agent.restart(NOON)
+    assert agent.connect().said(JobFinished) == [end()]
+    assert agent.said(Hello)[0].running_jobs == ["job"]
+    agent.hear(JobConfirmed("job")).lose()
+    assert agent.disk[-1] == Confirmed(["job"])
+    assert agent.connect().said(JobFinished) == []
+
+
+def test_ends_go_in_frames_that_the_server_reads():
+    agent = Process(replay(Ended(end(f"job-{number}")) for number in range(MAX_ENDS + 1)))
+    frames = [effect.messages for effect in agent.core.connection_made(NOON)]
+    assert [len(frame) for frame in frames] == [1, MAX_ENDS, 1]
+
+
+def test_a_job_that_ran_when_the_agent_died_was_interrupted():
+    agent = Process(None, raw()).hear(run()).restart(NOON + MINUTE)
+    assert [(told.job_id, told.status) for told in agent.connect().said(JobFinished)] == [("job", "interrupted")]
+
+
+def test_cancel_stops_a_job():
+    assert Process(None, raw()).hear(run()).hear(CommandCancel("job")).stopped == [("job", "cancelled")]
+
+
+def test_a_job_cancelled_before_it_came_never_begins():
+    agent = Process(None, raw()).connect().hear(CommandCancel("job")).hear(run())
+    assert [told.status for told in agent.said(JobFinished)] == ["cancelled", "cancelled"]
+    assert agent.started == []
+
+
+def test_a_cancel_that_comes_too_late_changes_nothing():
+    agent = Process(None, raw()).hear(run())
+    agent.do(agent.core.job_ended(end())).hear(CommandCancel("job"))
+    assert agent.connect().said(JobFinished) == [end()]
+
+
+def test_news_of_a_job_is_sent_while_there_is_a_connection():
+    agent = Process(None, raw()).connect()
+    agent.do(agent.core.job_news(JobLog("job", ["x"]))).lose()
+    agent.do(agent.core.job_news(JobLog("job", ["y"])))
+    assert agent.said(JobLog) == [JobLog("job", ["x"])]
+
+
+def test_stop_interrupts_what_runs_and_begins_nothing_new():
+    agent = Process(None, raw()).connect().hear(run())
+    agent.do(agent.core.stop()).hear(run("other")).tick(NOON + HOUR)
+    assert agent.stopped == [("job", "interrupted")]
+    assert (agent.started, agent.said(ScheduleFire), agent.core.wake_at) == (["job"], [], NEVER)
+
+
+def test_built_does_not_change_the_memory():
+    memory = Memory()
+    assert isinstance(built(memory, whole(1, raw()), "host", NOON), Built)
+    assert (memory.version, len(memory.entries), memory.passed) == (0, 0, {})
