@@ -44,9 +44,13 @@ MAX_TAIL = 50
 # An agent that is killed cannot stop restic, and a job that nobody watches must not go on: the kernel interrupts restic
 # when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG = 1). Set from a program between the two, since code
 # after fork() in a process with threads may deadlock (subprocess, preexec_fn). One with file capabilities is exempt.
+# The pipes to the agent break with it, and a Go program that writes to a broken stdout or stderr is killed by SIGPIPE
+# (os/signal), here before it has removed its lock: so restic holds a reader of each itself.
 _TIED = """
 import ctypes, os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
+for number in (1, 2):
+    os.set_inheritable(os.open(f"/proc/self/fd/{number}", os.O_RDONLY), True)
 ctypes.CDLL(None).prctl(1, signal.SIGINT)
 if os.getppid() != int(sys.argv[1]):
     sys.exit("the agent ended before restic began")
@@ -130,7 +134,7 @@ class Runner:
         job = self._jobs.get(job_id)
         if job is None:
             self._stops.setdefault(job_id, status)
-        elif not job.limit.expired():
+        elif job.stopped is None and not job.limit.expired():
             job.stopped = status
             job.limit.reschedule(asyncio.get_running_loop().time())
 

@@ -1,0 +1,385 @@
+"""The runner on real restic: what it makes can be restored, its ends are told apart, and nothing of it stays behind."""
+
+import asyncio
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+from array import array
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from agent import runner as runners
+from agent.runner import Runner
+from wire.messages import CommandRun, JobLog, JobProgress, Repository
+
+RESTIC = shutil.which("restic")
+
+pytestmark = [pytest.mark.anyio, pytest.mark.skipif(RESTIC is None, reason="restic is not installed")]
+
+INIT = ["--json", "init"]
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Something to back up."""
+    made = tmp_path / "data"
+    made.mkdir()
+    (made / "größe.txt").write_text("a letter\n")
+    (made / "noise").write_bytes(os.urandom(100_000))
+    return made
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository("r1", "ns/main", str(tmp_path / "repository"), PASSWORD)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A runner, of restic or of a program that stands for one."""
+
+    def made(script=None, **settings):
+        program = "restic"
+        if script is not None:
+            program = tmp_path / "restic"
+            program.write_text(f"#!/bin/sh\n{script}\n")
+            program.chmod(0o755)
+        return Runner(str(program), tmp_path / "cache", lambda: datetime.now(UTC), **settings)
+
+    return made
+
+
+class Told:
+    """What a job reported."""
+
+    def __init__(self):
+        self.news = []
+        self.any = asyncio.Event()
+
+    def __call__(self, news):
+        self.news.append(news)
+        self.any.set()
+
+    @property
+    def lines(self):
+        return [line for news in self.news if isinstance(news, JobLog) for line in news.lines]
+
+    @property
+    def progress(self):
+        return [news for news in self.news if isinstance(news, JobProgress)]
+
+
+def backup(*paths, job_id="j1", init=INIT, **settings):
+    args = ["backup", "--json", "--host", "node-1", "--", *map(str, paths)]
+    return CommandRun(job_id, "backup", args, "r1", init=init, **settings)
+
+
+def restic(repository, *args):
+    env = {"PATH": os.environ["PATH"], "RESTIC_REPOSITORY": repository.url, "RESTIC_PASSWORD": PASSWORD}
+    return subprocess.run([RESTIC, "--no-cache", *args], env=env, capture_output=True, check=True, text=True).stdout
+
+
+def snapshots(repository):
+    return json.loads(restic(repository, "snapshots", "--json"))
+
+
+async def until(holds):
+    async with asyncio.timeout(30):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# What it makes.
+
+
+async def test_a_backup_makes_the_repository_and_a_snapshot_that_gives_the_bytes_back(
+    make, repository, folder, tmp_path
+):
+    told = Told()
+    end = await make().run(backup(folder), repository, told)
+    assert (end.status, end.exit_code, end.error) == ("succeeded", 0, "")
+    assert (end.files_processed, end.bytes_processed) == (2, 100_009)
+    assert end.started_at <= end.finished_at
+    [snapshot] = snapshots(repository)
+    assert snapshot["id"].startswith(end.snapshot_id)
+    assert len(end.snapshot_id) >= 8
+    restic(repository, "restore", end.snapshot_id, "--target", str(tmp_path / "back"))
+    for file in folder.iterdir():
+        assert (tmp_path / "back" / file.relative_to("/")).read_bytes() == file.read_bytes()
+    again = await make().run(backup(folder, job_id="j2"), repository, told)
+    assert (again.status, len(snapshots(repository))) == ("succeeded", 2)
+
+
+async def test_two_first_backups_at_once_make_one_repository(make, repository, folder):
+    runner = make()
+    ends = await asyncio.gather(*(runner.run(backup(folder, job_id=f"j{n}"), repository, Told()) for n in range(3)))
+    assert [end.status for end in ends] == ["succeeded"] * 3
+    assert len(json.loads(restic(repository, "key", "list", "--json"))) == 1
+
+
+async def test_a_path_that_begins_with_a_dash_is_a_path(make, repository, tmp_path, monkeypatch):
+    (tmp_path / "--help").mkdir()
+    (tmp_path / "--help" / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    end = await make().run(backup("--help"), repository, Told())
+    assert (end.status, end.files_processed) == ("succeeded", 1)
+    assert snapshots(repository)[0]["paths"] == [str(tmp_path / "--help")]
+
+
+# How it ends.
+
+
+async def test_where_a_repository_must_exist_its_absence_is_an_error_with_the_remedy(
+    make, repository, folder, tmp_path
+):
+    end = await make().run(backup(folder, init=None), repository, Told())
+    assert (end.status, end.exit_code) == ("failed", 1)
+    assert "there is no repository: set spec.init: true on the Repository" in end.error
+    assert Path(repository.url) not in list(tmp_path.iterdir())
+
+
+async def test_a_wrong_password_is_told_with_the_remedy_and_shown_nowhere(make, repository, folder):
+    restic(repository, "init")
+    wrong, told = Repository("r1", "ns/main", repository.url, "hunter2-hunter2"), Told()
+    end = await make().run(backup(folder), wrong, told)
+    assert (end.status, end.exit_code) == ("failed", 1)
+    assert "correct the Secret that spec.passwordSecretRef names" in end.error
+    assert "hunter2" not in f"{end}{told.news}"
+
+
+async def test_a_locked_repository_is_told_with_the_remedy(make, endless, repository):
+    runner, reads = endless
+    other = asyncio.create_task(runner.run(backup("/etc", job_id="j2"), repository, Told()))
+    await until(reads)
+    end = await make("exec restic prune").run(CommandRun("j1", "prune", ["prune"], "r1"), repository, Told())
+    runner.stop("j2", "cancelled")
+    await other
+    assert (end.status, end.exit_code) == ("failed", 1)
+    assert "the repository is locked: let the other job end" in end.error
+
+
+async def test_what_could_not_be_read_makes_a_warning_and_a_snapshot(make, repository, folder):
+    end = await make().run(backup(folder, folder / "missing"), repository, Told())
+    assert (end.status, end.exit_code) == ("warning", 0)
+    assert end.error == "1 paths could not be read and are not in the snapshot"
+    assert len(snapshots(repository)) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+async def test_a_file_that_may_not_be_read_makes_a_warning(make, repository, folder):
+    (folder / "noise").chmod(0)
+    end = await make().run(backup(folder), repository, Told())
+    assert (end.status, end.exit_code) == ("warning", 3)
+
+
+async def test_nothing_that_could_be_backed_up_is_a_failure(make, repository, folder):
+    end = await make().run(backup(folder / "missing"), repository, Told())
+    assert (end.status, end.exit_code) == ("failed", 1)
+    assert "all target directories/files do not exist" in end.error
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "says"),
+    [
+        (3, "warning", "restic exit code 3"),
+        (10, "failed", "there is no repository"),
+        (11, "failed", "the repository is locked"),
+        (12, "failed", "the password does not open the repository"),
+        (1, "failed", "restic exit code 1"),
+        (130, "failed", "interrupted by a signal that was not the agent's"),
+    ],
+)
+async def test_the_codes_of_later_versions_are_told_apart(make, repository, code, status, says):
+    end = await make(f"exit {code}").run(backup("/etc", init=None), repository, Told())
+    assert (end.status, end.exit_code) == (status, code)
+    assert says in end.error
+
+
+async def test_a_restic_that_is_killed_by_the_system_is_a_failure(make, repository):
+    end = await make("kill -9 $$").run(backup("/etc"), repository, Told())
+    assert (end.status, end.exit_code) == ("failed", -9)
+    assert "SIGKILL: check whether the host" in end.error
+
+
+async def test_a_missing_restic_and_missing_credentials_are_told_with_the_remedy(make, repository, tmp_path):
+    missing = Runner(str(tmp_path / "nowhere"), tmp_path, lambda: datetime.now(UTC))
+    end = await missing.run(backup("/etc"), repository, Told())
+    assert end.status == "failed"
+    assert "install it, or name its path to the agent" in end.error
+    end = await make().run(backup("/etc"), None, Told())
+    assert end.status == "failed"
+    assert "no credentials for repository 'r1'" in end.error
+
+
+async def test_a_nul_byte_in_an_argument_is_a_failure(make, repository):
+    end = await make().run(backup("/etc\0"), repository, Told())
+    assert (end.status, end.error) == ("failed", "embedded null byte")
+
+
+# How it is ended.
+
+
+FOR_EVER = """
+case "$*" in *init*) exec restic "$@";; esac
+exec restic backup --stdin < {pipe}
+"""
+
+
+@pytest.fixture
+def endless(make, repository, tmp_path):
+    """A runner whose backup reads a pipe that nobody closes, and how to know that it reads, and so holds its lock."""
+    restic(repository, "init")
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR)
+    os.write(pipe, b"read me")
+    waiting = array("i", [0])
+    yield (
+        make(FOR_EVER.format(pipe=tmp_path / "pipe")),
+        lambda: fcntl.ioctl(pipe, termios.FIONREAD, waiting) == 0 and waiting[0] == 0,
+    )
+    os.close(pipe)
+
+
+@pytest.mark.parametrize("status", ["cancelled", "interrupted"])
+async def test_a_job_that_is_stopped_leaves_no_lock(endless, repository, status):
+    runner, reads = endless
+    running = asyncio.create_task(runner.run(backup("/etc"), repository, Told()))
+    await until(reads)
+    runner.stop("j1", status)
+    runner.stop("j1", "failed")  # the first counts
+    end = await running
+    assert end.status == status
+    assert restic(repository, "list", "locks") == ""
+    assert snapshots(repository) == []
+
+
+async def test_a_job_that_takes_too_long_is_stopped_with_the_remedy(make, repository):
+    end = await make("exec sleep 600").run(backup("/etc", timeout_s=1), repository, Told())
+    assert (end.status, end.exit_code) == ("timed_out", -signal.SIGINT)
+    assert end.error == "stopped at its time limit: raise spec.timeoutSeconds if it needs longer"
+
+
+async def test_an_agent_that_is_cancelled_takes_restic_with_it(endless, repository):
+    runner, reads = endless
+    running = asyncio.create_task(runner.run(backup("/etc"), repository, Told()))
+    await until(reads)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert restic(repository, "list", "locks") == ""
+
+
+async def test_a_job_that_is_stopped_before_it_began_does_not_begin(make, repository, tmp_path):
+    runner = make(f"touch {tmp_path}/began")
+    runner.stop("j1", "cancelled")
+    end = await runner.run(backup("/etc"), repository, Told())
+    assert (end.status, end.started_at, end.error) == ("cancelled", None, "cancelled before it began")
+    assert not (tmp_path / "began").exists()
+
+
+async def test_a_restic_that_does_not_heed_is_killed_with_its_children(make, repository, tmp_path):
+    told, runner = Told(), make("trap '' INT; sleep 600 & echo $!; wait; wait", grace_s=0.1, progress_s=0.01)
+    running = asyncio.create_task(runner.run(backup("/etc"), repository, told))
+    await until(lambda: told.lines)
+    runner.stop("j1", "cancelled")
+    end = await running
+    assert (end.status, end.exit_code) == ("cancelled", -signal.SIGKILL)
+    await until(lambda: not alive(told.lines[0]))
+
+
+async def test_a_child_that_keeps_the_pipes_does_not_keep_the_job(make, repository, monkeypatch):
+    monkeypatch.setattr(runners, "LINGER_S", 0.1)
+    told = Told()
+    end = await make("sleep 600 & echo $!", progress_s=0.01).run(backup("/etc"), repository, told)
+    assert end.status == "succeeded"
+    await until(lambda: not alive(told.lines[0]))
+
+
+AGENT = """
+import asyncio, pathlib, sys
+from datetime import UTC, datetime
+from agent.runner import Runner
+from wire.messages import CommandRun, Repository
+program, cache, url = sys.argv[1:]
+runner = Runner(program, pathlib.Path(cache), lambda: datetime.now(UTC))
+command = CommandRun("j1", "backup", ["backup"], "r1")
+asyncio.run(runner.run(command, Repository("r1", "ns/main", url, "correct horse battery"), print))
+"""
+
+
+async def test_an_agent_that_is_killed_takes_restic_with_it_and_no_lock_is_left(endless, repository, tmp_path):
+    _, reads = endless
+    argv = [sys.executable, "-c", AGENT, tmp_path / "restic", tmp_path / "cache", repository.url]
+    agent = await asyncio.create_subprocess_exec(*argv)
+    await until(reads)
+    agent.kill()
+    await agent.wait()
+    await until(lambda: not list(Path(repository.url, "locks").iterdir()))
+
+
+# What it is given, and what it says.
+
+
+async def test_restic_is_given_no_more_of_the_agents_environment_than_it_needs(make, repository):
+    told = Told()
+    env = {"PATH": os.environ["PATH"], "HOME": "/root", "LAMPLIGHTER_TOKEN": "x", "LD_PRELOAD": "", "AWS_PROFILE": "x"}
+    await make("env", env=env).run(backup("/etc"), repository, told)
+    names = {line.partition("=")[0] for line in told.lines}
+    assert names - {"PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE"} == {
+        *("PATH", "HOME"),
+        *("RESTIC_REPOSITORY", "RESTIC_PASSWORD", "RESTIC_CACHE_DIR", "RESTIC_PROGRESS_FPS"),
+    }
+    assert "RESTIC_PASSWORD=***" in told.lines
+
+
+async def test_nothing_of_a_repository_stands_in_the_arguments(make, repository):
+    told = Told()
+    await make('cat /proc/$$/cmdline | tr "\\0" "\\n"').run(backup("/etc"), repository, told)
+    assert "backup" in told.lines
+    assert not {PASSWORD, "***", repository.url} & set(told.lines)
+
+
+async def test_long_lines_are_cut_and_a_last_line_needs_no_end(make, repository):
+    told = Told()
+    await make("head -c 1000000 /dev/zero | tr '\\0' x; echo; printf 'the last' >&2").run(
+        backup("/etc"), repository, told
+    )
+    assert [line[:8] for line in told.lines] == ["xxxxxxxx", "the last"]
+    assert max(map(len, told.lines)) == 4096
+
+
+async def test_a_log_without_end_is_bounded_and_says_how_much_is_left_out(make, repository):
+    told = Told()
+    await make("seq 20000").run(backup("/etc"), repository, told)
+    assert told.lines == [str(n + 1) for n in range(runners.MAX_LOG_LINES)] + ["… 15000 more lines are left out"]
+    assert max(len(news.lines) for news in told.news) <= 1000
+
+
+async def test_progress_is_told_at_a_bounded_rate_and_the_latest_counts(make, repository):
+    told = Told()
+    line = '{"message_type":"status","percent_done":0.%s}'
+    script = "".join(f"echo '{line % at}'\n" for at in range(10, 100))
+    end = await make(script, progress_s=60).run(backup("/etc"), repository, told)
+    assert end.status == "succeeded"
+    assert len(told.progress) <= 2
+    assert told.progress[-1].fraction == 0.99
