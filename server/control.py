@@ -434,9 +434,16 @@ class Control:
         log.info("%s %s", kind, _DONE[audit.action], extra={kind: audit.object_name, **facts})
 
     async def load(self) -> None:
-        """Take in what the store holds; a host whose set is not what it was stored as gets a new version."""
+        """Take in what the store holds; a host whose set is not what it was stored as gets a new version.
+
+        Credentials that an older key sealed are sealed with the first.
+        """
         with _growing():
-            moved = self._take_in(await self._store.read(records.load_all))
+            loaded = await self._store.read(records.load_all)
+            renewed = [self._renewed(row) for row in loaded.repositories]
+            moved = self._take_in(loaded._replace(repositories=renewed))
+        changed = [new for new, old in zip(renewed, loaded.repositories, strict=True) if new != old]
+        await asyncio.gather(*(self._store.write(records.upsert_repositories, row) for row in changed))
         await self._store.write(records.set_desired, moved)
 
     def _take_in(self, loaded: records.Loaded) -> list[tuple[str, int, str]]:
@@ -509,6 +516,12 @@ class Control:
             return self._opened(row)
         except VaultError:
             return None
+
+    def _renewed(self, row: RepositoryRow) -> RepositoryRow:
+        try:
+            return row if row.credentials is None else row._replace(credentials=self._vault.renew(row.credentials))
+        except VaultError:  # told when a host needs them
+            return row
 
     def _opened(self, row: RepositoryRow) -> Credentials | None:
         return self._vault.unseal(row.credentials) if row.credentials is not None else None

@@ -1,7 +1,7 @@
 """Encryption at rest: what opens a repository is stored sealed with a key that is not in the database.
 
 The key file holds one Fernet key a line (https://github.com/fernet/spec). The first seals; all open. To rotate: put a
-new key on top (`Vault.new_key`), restart, put each repository's credentials again, then drop the old line.
+new key on top (`Vault.new_key`) and restart, which seals anew what is stored; then the old line can go.
 """
 
 import os
@@ -39,7 +39,7 @@ class Vault:
         if not keys:
             raise VaultError("no key: give at least one Fernet key, 32 random bytes in URL-safe base64")
         try:
-            self._fernet = MultiFernet([Fernet(key) for key in keys])
+            self._first, self._fernet = Fernet(keys[0]), MultiFernet([Fernet(key) for key in keys])
         except ValueError:
             raise VaultError("a key is not a Fernet key: each is 32 random bytes in URL-safe base64") from None
 
@@ -77,6 +77,14 @@ class Vault:
                 "stored credentials cannot be opened with the keys at hand: "
                 "put back the key that sealed them, or set the repository's credentials again"
             ) from None
+
+    def renew(self, sealed: str) -> str:
+        """What was sealed, sealed with the first key; the same text where it is already. Raises VaultError."""
+        try:
+            self._first.decrypt(sealed.encode())
+        except InvalidToken:
+            return self.seal(self.unseal(sealed))
+        return sealed
 
 
 def _read(path: Path) -> list[str]:
