@@ -1,0 +1,96 @@
+"""What every host should hold: schedules matched with hosts."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from server.desired import Fleet, Member, Target, entry_item
+from server.resources import schedule_spec
+
+NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
+
+
+def target(schedule_id="a", revision="1", **labels):
+    spec = schedule_spec(
+        {
+            "kind": "unlock",
+            "cron": "0 * * * *",
+            "timeZone": "UTC",
+            "enabled": True,
+            "hostSelector": {"matchLabels": labels},
+            "repositoryRef": {"name": "main"},
+            "concurrencyPolicy": "Forbid",
+            "missedRunPolicy": "RunOnce",
+            "spreadSeconds": 0,
+            "retry": {"limit": 0, "backoffSeconds": 60},
+        }
+    )
+    name = f"default/{schedule_id}"
+    return Target(schedule_id, name, spec, "main", None, entry_item(schedule_id, name, spec, NOON, revision))
+
+
+@pytest.fixture
+def fleet():
+    fleet = Fleet()
+    for name, labels in {"db-1": {"tier": "db"}, "db-2": {"tier": "db"}, "web-1": {"tier": "web"}}.items():
+        fleet.members[name] = Member(labels, NOON, fleet.match(labels))
+    return fleet
+
+
+def put(fleet, *targets):
+    plan = fleet.plan(targets)
+    fleet.commit(plan)
+    return plan
+
+
+def held(fleet, host):
+    return set(fleet.members[host].held.items)
+
+
+def test_a_schedule_is_held_by_the_hosts_that_it_selects(fleet):
+    assert set(put(fleet, target(tier="db")).sets) == {"db-1", "db-2"}
+    assert (held(fleet, "db-1"), held(fleet, "web-1")) == ({"a"}, set())
+
+
+def test_an_empty_selector_selects_every_host(fleet):
+    assert set(put(fleet, target()).sets) == {"db-1", "db-2", "web-1"}
+
+
+def test_a_changed_selector_moves_a_schedule(fleet):
+    put(fleet, target(tier="db"))
+    assert set(put(fleet, target(tier="web")).sets) == {"db-1", "db-2", "web-1"}
+    assert (held(fleet, "db-1"), held(fleet, "web-1")) == (set(), {"a"})
+
+
+def test_only_hosts_whose_set_changes_are_in_a_plan(fleet):
+    put(fleet, target(tier="db"))
+    assert put(fleet, target(tier="db")).sets == {}
+    assert set(put(fleet, target(tier="db", revision="2")).sets) == {"db-1", "db-2"}
+
+
+def test_a_removed_schedule_is_held_by_none(fleet):
+    put(fleet, target(tier="db"), target("b"))
+    plan = fleet.plan(remove=["a"])
+    fleet.commit(plan)
+    assert (set(plan.sets), held(fleet, "db-1"), set(fleet.targets)) == ({"db-1", "db-2"}, {"b"}, {"b"})
+
+
+def test_a_plan_changes_nothing_until_it_is_committed(fleet):
+    fleet.plan([target()])
+    assert (held(fleet, "db-1"), fleet.targets) == (set(), {})
+
+
+def test_hosts_that_hold_the_same_share_one_set(fleet):
+    put(fleet, target(tier="db"))
+    assert fleet.members["db-1"].held is fleet.members["db-2"].held is fleet.match({"tier": "db"})
+
+
+def test_a_host_is_matched_with_all_that_is_there(fleet):
+    put(fleet, target(tier="db"), target("b"), target("c", tier="web"))
+    assert set(fleet.match({"tier": "db"}).items) == {"a", "b"}
+
+
+def test_a_schedule_knows_its_hosts(fleet):
+    put(fleet, schedule := target(tier="db"))
+    assert fleet.matched(schedule) == ["db-1", "db-2"]
+    assert fleet.matched(schedule, ["db-2", "web-1", "unknown"]) == ["db-2"]
