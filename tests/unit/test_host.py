@@ -1,0 +1,282 @@
+"""The server's side of one host: what it pushes, records and answers, event by event."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from server import pushes
+from server.desired import Target, entry_item
+from server.host import Accepted, Acked, Finish, Host, NewJob, News, OpenJob, Record, Send
+from server.pushes import Push
+from server.resources import schedule_spec
+from wire import entries
+from wire.entries import EMPTY
+from wire.messages import (
+    CommandCancel,
+    CommandRun,
+    Hello,
+    JobAccepted,
+    JobConfirmed,
+    JobFinished,
+    JobLog,
+    ScheduleAck,
+    ScheduleDiff,
+    ScheduleFire,
+    ScheduleRefused,
+    ScheduleResync,
+    ScheduleSet,
+)
+
+NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+def target(schedule_id="a", revision="1", since=NOON, **more):
+    spec = schedule_spec(
+        {
+            "kind": "backup",
+            "cron": "0 * * * *",
+            "timeZone": "UTC",
+            "enabled": True,
+            "hostSelector": {},
+            "repositoryRef": {"name": "main"},
+            "backup": {"paths": ["/etc"], "excludes": [], "tags": [], "oneFileSystem": False, "excludeCaches": False},
+            "concurrencyPolicy": "Forbid",
+            "missedRunPolicy": "RunOnce",
+            "spreadSeconds": 0,
+            "timeoutSeconds": 60,
+            "retry": {"limit": 0, "backoffSeconds": 60},
+            **more,
+        }
+    )
+    name = f"default/{schedule_id}"
+    return Target(schedule_id, name, spec, "main", ["init"], entry_item(schedule_id, name, spec, since, revision))
+
+
+A, B = target("a"), target("b")
+
+
+def held(*targets):
+    return entries.patched(EMPTY, {it.id: it.item for it in targets})
+
+
+def host(version=1, *targets):
+    return Host("db-1", NOON, version, held(*targets))
+
+
+def hello(version=0, digest=""):
+    return Hello("db-1", "1", version, digest)
+
+
+def in_sync(version=1, *targets):
+    """A host that is connected and holds what it should."""
+    it = host(version, *targets)
+    it.hello(1, hello(version, held(*targets).digest))
+    it.registered()
+    return it
+
+
+def change(it, version, *targets):
+    return it.changed(version, held(*targets), NOON)
+
+
+def said(effects):
+    """What pushes say, of all effects."""
+    return [pushes.message(effect) for effect in effects if isinstance(effect, Push)]
+
+
+def ack(it, version, *targets):
+    return it.acked(ScheduleAck(version, held(*targets).digest))
+
+
+# Pushes.
+
+
+def test_a_host_in_sync_is_sent_nothing():
+    it = host(1, A)
+    assert it.hello(1, hello(1, held(A).digest)) == [Acked(1, held(A).digest)]
+    assert it.registered() == []
+    assert it.in_sync
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        pytest.param(hello(), id="never heard of"),
+        pytest.param(hello(0, held(A).digest), id="another version"),
+        pytest.param(hello(1, held(B).digest), id="another digest"),
+        pytest.param(hello(7, held(A).digest), id="from before the store was restored"),
+    ],
+)
+def test_a_host_that_is_not_in_sync_is_sent_its_whole_set(told):
+    (pushed,) = said(host(1, A).hello(1, told))
+    assert pushed == ScheduleSet(1, pushed.schedules, NOON)
+    assert entries.whole(pushed.schedules) == held(A)
+
+
+def test_a_host_for_which_nothing_was_declared_is_sent_an_empty_set():
+    assert said(host(0).hello(1, hello(0, EMPTY.digest))) == [ScheduleSet(0, [], NOON)]
+
+
+def test_a_change_is_pushed_as_what_differs():
+    (pushed,) = said(change(in_sync(1, A), 2, B))
+    assert pushed == ScheduleDiff(1, 2, pushed.upsert, ["a"])
+    assert [bytes(raw) for raw in pushed.upsert] == [B.item.raw]
+
+
+def test_a_host_learns_its_own_beginning_when_an_entry_is_older():
+    (pushed,) = said(change(in_sync(1), 2, target("old", since=NOON - MINUTE)))
+    assert pushed.since == NOON
+
+
+def test_a_diff_builds_only_on_a_set_that_was_acked():
+    it = in_sync(1)
+    assert len(said(change(it, 2, A))) == 1
+    assert change(it, 3, A, B) == []
+    (pushed,) = said(ack(it, 2, A))
+    assert (pushed.base, pushed.version, [bytes(raw) for raw in pushed.upsert]) == (2, 3, [B.item.raw])
+
+
+def test_an_ack_of_an_earlier_push_is_no_proof_of_the_last():
+    it = in_sync(1)
+    change(it, 2, A)
+    assert said(ack(it, 1)) == []
+    assert change(it, 3, B) == []
+
+
+def test_changes_wait_until_the_first_push_is_written():
+    it = host(1, A)
+    it.hello(1, hello(1, held(A).digest))
+    assert change(it, 2, B) == []
+    assert [pushed.version for pushed in said(it.registered())] == [2]
+
+
+def test_a_host_that_is_offline_learns_a_change_at_its_next_hello():
+    it = in_sync(1, A)
+    it.lost(1)
+    assert change(it, 2, B) == []
+    assert [pushed.version for pushed in said(it.hello(2, hello(1, held(A).digest)))] == [2]
+
+
+def test_the_loss_of_a_replaced_connection_is_not_that_of_the_new_one():
+    it = in_sync(1, A)
+    it.hello(2, hello(1, held(A).digest))
+    it.registered()
+    it.lost(1)
+    assert len(said(change(it, 2, B))) == 1
+
+
+def test_a_digest_that_differs_has_the_whole_set_sent_once():
+    it = in_sync(1)
+    change(it, 2, A)
+    assert [type(pushed) for pushed in said(ack(it, 2, B))] == [ScheduleSet]
+    assert said(ack(it, 2, B)) == []
+    assert not it.in_sync
+
+
+def test_after_a_digest_that_differs_the_next_change_tries_again():
+    it = in_sync(1)
+    change(it, 2, A)
+    ack(it, 2, B), ack(it, 2, B)
+    assert len(said(change(it, 3, A, B))) == 1
+    assert [type(pushed) for pushed in said(ack(it, 3, B))] == [ScheduleSet]
+
+
+def test_a_host_that_cannot_apply_a_diff_is_sent_its_whole_set():
+    it = in_sync(1)
+    change(it, 2, A)
+    assert [type(pushed) for pushed in said(it.resync(ScheduleResync(0)))] == [ScheduleSet]
+
+
+def test_what_was_acked_is_stored():
+    assert ack(in_sync(1, A), 1, A) == [Acked(1, held(A).digest)]
+
+
+# Fires.
+
+
+def fired(it=None, schedule=A, now=NOON, missed=0):
+    return (it or in_sync(1, A)).fire(ScheduleFire("a", NOON, missed), {schedule.id: schedule}, now, "job", "7")
+
+
+def test_a_fire_becomes_a_job_whose_command_the_server_builds():
+    args = ["backup", "--json", "--host=db-1", "--tag=lamplighter=default/a", "--", "/etc"]
+    command = CommandRun("job", "backup", args, "main", 60, ["init"], "a", NOON)
+    assert fired(missed=3) == NewJob("db-1", command, "schedule", "default/a", 3, NOON, "7")
+
+
+@pytest.mark.parametrize(
+    ("reason", "given"),
+    [
+        pytest.param("NotFound", {"schedule": B}, id="deleted"),
+        pytest.param("NotThisHost", {"it": in_sync(1, B)}, id="another host's"),
+        pytest.param("Disabled", {"schedule": target("a", enabled=False)}, id="disabled"),
+        pytest.param(
+            "DeadlineExceeded",
+            {"schedule": target("a", startingDeadlineSeconds=59), "now": NOON + MINUTE},
+            id="too late",
+        ),
+    ],
+)
+def test_a_fire_is_refused_with_the_reason(reason, given):
+    refused = fired(**given)
+    assert refused == ScheduleRefused("a", NOON, reason, refused.message)
+    assert refused.message
+
+
+def test_a_fire_within_its_deadline_becomes_a_job():
+    assert isinstance(fired(schedule=target("a", startingDeadlineSeconds=60), now=NOON + MINUTE), NewJob)
+
+
+def test_only_a_due_time_that_is_new_is_run():
+    it = in_sync(1, A, B)
+    targets = {"a": A, "b": B}
+    jobs = [it.fire(ScheduleFire(key, NOON), targets, NOON, f"job-{key}", key) for key in targets]
+    (send,) = it.recorded(jobs, {"job-b"})
+    refused, command = send.messages
+    assert refused == ScheduleRefused("a", NOON, "Duplicate", refused.message)
+    assert (command, send.answers) == (jobs[1].command, ["a", "b"])
+
+
+def test_a_frame_is_stored_and_answered_as_a_whole():
+    it = in_sync(1, A)
+    log, end = JobLog("job", ["x"]), JobFinished("job", "succeeded", NOON)
+    frame = [ScheduleFire("a", NOON), ScheduleFire("gone", NOON), JobAccepted("job"), log, end]
+    ids = [f"id-{number}" for number in range(len(frame))]
+    refused, *stored = it.received([(message, str(at)) for at, message in enumerate(frame)], {"a": A}, NOON, ids)
+    assert ([it.reason for it in refused.messages], refused.answers) == (["NotFound"], ["1"])
+    assert [job.command.job_id for job in stored[0].jobs] == ["id-0"]
+    assert stored == [Record(stored[0].jobs), Accepted(["job"]), Finish([end]), News([log])]
+
+
+def test_an_end_is_confirmed_once_it_is_stored():
+    it, end = in_sync(1, A), JobFinished("job", "succeeded", NOON)
+    assert it.received([(end, "")], {}, NOON, ["x"]) == [Finish([end])]
+    assert it.finished([end]) == [Send([JobConfirmed("job")])]
+
+
+# Open jobs at a hello.
+
+COMMAND = CommandRun("job", "backup", [])
+
+
+def resumed(running, *open_jobs):
+    return in_sync(1, A).resumed(running, open_jobs, NOON)
+
+
+def test_a_command_that_was_not_taken_is_sent_again():
+    assert resumed([], OpenJob(COMMAND, accepted=False)) == [Send([COMMAND])]
+
+
+def test_a_job_that_was_taken_and_forgotten_was_interrupted():
+    ((end,),) = (effect.ends for effect in resumed([], OpenJob(COMMAND, accepted=True)))
+    assert (end.job_id, end.status) == ("job", "interrupted")
+
+
+def test_a_job_that_the_host_has_is_known_to_be_taken():
+    assert resumed(["job"], OpenJob(COMMAND, accepted=False)) == [Accepted(["job"])]
+    assert resumed(["job"], OpenJob(COMMAND, accepted=True)) == []
+
+
+def test_a_job_that_is_over_is_cancelled():
+    assert resumed(["over"]) == [Send([CommandCancel("over")])]
