@@ -17,7 +17,8 @@ LABEL org.opencontainers.image.title="lamplighter-server" \
       org.opencontainers.image.description="Lamplighter's server, controller and command line" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/lamplighter /opt/lamplighter
-ENV PATH=/opt/lamplighter/bin:/usr/local/bin:/usr/bin:/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# LOGNAME: kopf asks for the user's name, and the user below has none in /etc/passwd.
+ENV LOGNAME=lamplighter PATH=/opt/lamplighter/bin:/usr/local/bin:/usr/bin:/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /tmp
 USER 65532:65532
 ENTRYPOINT ["lamplighter"]
