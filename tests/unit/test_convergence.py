@@ -1,0 +1,199 @@
+"""Whatever is created, changed, deleted, relabelled, cut and restarted: in the end each agent's set is the server's."""
+
+from collections import deque
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from agent.core import Apply, Core, Persist, Send, built
+from agent.memory import replay
+from server import pushes
+from server.desired import Fleet, Member, Target, entry_item
+from server.host import Host
+from server.pushes import Push
+from server.resources import schedule_spec
+from wire.messages import Hello
+
+NAMES, IDS, TIERS = ("host-0", "host-1"), ("a", "b", "c"), ("db", "web")
+names, ids, tiers = map(st.sampled_from, (NAMES, IDS, TIERS))
+
+
+class Link:
+    """A connection's two streams. `greeted`: whether the server has heard the hello."""
+
+    def __init__(self):
+        self.up, self.down, self.greeted = deque(), deque(), False
+
+
+class Convergence(RuleBasedStateMachine):
+    @initialize()
+    def begin(self):
+        self.now = datetime(2026, 3, 5, tzinfo=UTC)
+        self.sessions = 0
+        self.labels = {name: {"tier": "db"} for name in NAMES}
+        self.since = dict.fromkeys(NAMES, self.now)
+        self.versions = dict.fromkeys(NAMES, 0)
+        self.targets, self.hosts, self.links, self.cores, self.applying = {}, {}, {}, {}, {}
+        self.disks = {name: [] for name in NAMES}
+        self.restart_server()
+        for name in NAMES:
+            self.restart_agent(name, lost=0)
+
+    # What people change.
+
+    @rule(schedule_id=ids, tier=tiers, enabled=st.booleans())
+    def put(self, schedule_id, tier, enabled):
+        self.now += timedelta(seconds=1)
+        spec = schedule_spec(
+            {
+                "kind": "unlock",
+                "cron": "0 * * * *",
+                "timeZone": "UTC",
+                "enabled": enabled,
+                "hostSelector": {"matchLabels": {"tier": tier}},
+                "repositoryRef": {"name": "main"},
+                "concurrencyPolicy": "Forbid",
+                "missedRunPolicy": "RunOnce",
+                "spreadSeconds": 0,
+                "retry": {"limit": 0, "backoffSeconds": 60},
+            }
+        )
+        item = entry_item(schedule_id, schedule_id, spec, self.now, str(self.now))
+        self.targets[schedule_id] = Target(schedule_id, schedule_id, spec, "main", None, item)
+        self.change(self.fleet.plan([self.targets[schedule_id]]))
+
+    @rule(schedule_id=ids)
+    def delete(self, schedule_id):
+        self.targets.pop(schedule_id, None)
+        self.change(self.fleet.plan(remove=[schedule_id]))
+
+    @rule(name=names, tier=tiers)
+    def relabel(self, name, tier):
+        self.now += timedelta(seconds=1)
+        self.labels[name], before = {"tier": tier}, self.fleet.members[name].held
+        held = self.fleet.match(self.labels[name])
+        if held != before:
+            self.since[name] = self.now
+            self.fleet.members[name] = Member(self.labels[name], self.now, held)
+            self.push(name)
+
+    def change(self, plan):
+        self.fleet.commit(plan)
+        for name in plan.sets:
+            self.push(name)
+
+    def push(self, name):
+        self.versions[name] += 1
+        member = self.fleet.members[name]
+        self.say(name, self.hosts[name].changed(self.versions[name], member.held, member.since))
+
+    # What goes wrong.
+
+    @rule(name=names)
+    def disconnect(self, name):
+        if self.links.pop(name, None) is not None:
+            self.hosts[name].lost(self.hosts[name].session)
+            self.do(name, self.cores[name].connection_lost())
+
+    @rule()
+    def restart_server(self):
+        for name in list(self.links):
+            self.disconnect(name)
+        self.fleet = Fleet()
+        self.fleet.targets = dict(self.targets)
+        for name, labels in self.labels.items():
+            held = self.fleet.match(labels)
+            self.fleet.members[name] = Member(labels, self.since[name], held)
+            self.hosts[name] = Host(name, self.since[name], self.versions[name], held)
+
+    @rule(name=names, lost=st.integers(0, 3))
+    def restart_agent(self, name, lost):
+        """The last records may be lost with the process, as with a journal that was torn."""
+        if name in self.links:
+            self.disconnect(name)
+        self.disks[name] = self.disks[name][: max(0, len(self.disks[name]) - lost)]
+        self.applying.pop(name, None)
+        self.cores[name] = Core(name, replay(self.disks[name]))
+        self.do(name, self.cores[name].started(self.now))
+
+    @rule(name=names)
+    def compact(self, name):
+        """The journal is written anew with what its agent remembers."""
+        self.disks[name] = list(self.cores[name].memory.records())
+
+    # What crosses the wire, one step at a time.
+
+    @rule(name=names)
+    def connect(self, name):
+        if name not in self.links:
+            self.links[name] = Link()
+            self.do(name, self.cores[name].connection_made(self.now))
+
+    @rule(name=names)
+    def server_hears(self, name):
+        if (link := self.links.get(name)) is None or not link.up:
+            return
+        host, messages = self.hosts[name], link.up.popleft()
+        if isinstance(messages[0], Hello):
+            self.sessions += 1
+            link.greeted = True
+            self.say(name, host.hello(self.sessions, messages[0]))
+            self.say(name, host.registered())
+        else:
+            framed = [(message, "") for message in messages]
+            self.say(name, host.received(framed, self.fleet.targets, self.now, [""] * len(framed)))
+
+    @rule(name=names)
+    def agent_hears(self, name):
+        if (link := self.links.get(name)) is not None and link.down:
+            self.do(name, self.cores[name].received(link.down.popleft(), self.now))
+
+    @rule(name=names)
+    def agent_applies(self, name):
+        if name in self.applying:
+            result = built(self.cores[name].memory, self.applying.pop(name), name, self.now)
+            self.do(name, self.cores[name].applied(result, self.now))
+
+    def do(self, name, effects):
+        for effect in effects:
+            match effect:
+                case Send(messages):
+                    if name in self.links:
+                        self.links[name].up.append(messages)
+                case Persist(records, then):
+                    self.disks[name] += records
+                    self.do(name, then)
+                case Apply(push):
+                    self.applying[name] = push
+
+    def say(self, name, effects):
+        if (link := self.links.get(name)) is not None and link.greeted:
+            link.down += [pushes.message(effect) for effect in effects if isinstance(effect, Push)]
+
+    # What must come of it.
+
+    @rule()
+    def converge(self):
+        for name in NAMES:
+            self.connect(name)
+            link = self.links[name]
+            while link.up or link.down or name in self.applying:
+                self.server_hears(name)
+                self.agent_hears(name)
+                self.agent_applies(name)
+            member, memory = self.fleet.members[name], self.cores[name].memory
+            wanted = {key for key, it in self.targets.items() if it.spec.host_selector.match_labels == member.labels}
+            assert set(member.held.items) == wanted
+            assert memory.entries.items == member.held.items
+            assert (memory.version, memory.digest) == (self.versions[name], member.held.digest)
+            assert self.hosts[name].in_sync
+            assert set(memory.passed) == wanted
+
+    def teardown(self):
+        self.converge()
+
+
+def test_every_agent_comes_to_hold_what_the_server_wants():
+    run_state_machine_as_test(Convergence, settings=settings(max_examples=100, stateful_step_count=40, deadline=None))
