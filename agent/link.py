@@ -146,6 +146,9 @@ class Link:
                 self._listener.connected()
                 reason = await self._read(socket)
                 sender.cancel()
+        except asyncio.CancelledError:
+            await socket.close(1001, "the agent stops")
+            raise
         finally:
             self._socket = None
             self._queue.clear()

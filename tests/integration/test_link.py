@@ -1,0 +1,288 @@
+"""The link over a real socket: it calls until it is heard, sends in order, and says why a connection is gone."""
+
+import asyncio
+import random
+from contextlib import asynccontextmanager
+
+import pytest
+from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
+
+from agent import link as links
+from agent.link import Link, backoff
+from wire import codec
+from wire.messages import PROTOCOL, CommandCancel, JobConfirmed, JobLog, RepoCredentials
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Calls again after hundredths of a second."""
+    monkeypatch.setattr(links, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(links, "LONGEST_DELAY_S", 0.05)
+
+
+class Server:
+    """A server that keeps what it hears, by connection, and does with each connection what `handle` says."""
+
+    def __init__(self):
+        self.sockets = asyncio.Queue()
+        self.requests = []
+        self.refusal = None
+
+    async def next(self):
+        return await asyncio.wait_for(self.sockets.get(), 10)
+
+    async def _handle(self, socket):
+        await self.sockets.put(socket)
+        await socket.wait_closed()
+
+    def _request(self, connection, request):
+        self.requests.append(request)
+        return connection.respond(*self.refusal) if self.refusal else None
+
+    @asynccontextmanager
+    async def listening(self, port=0, **settings):
+        async with serve(
+            self._handle,
+            "127.0.0.1",
+            port,
+            subprotocols=[PROTOCOL],
+            process_request=self._request,
+            **settings,
+        ) as server:
+            self.port = server.sockets[0].getsockname()[1]
+            yield self
+
+
+class Agent:
+    """Who listens: keeps what it is told, and says hello."""
+
+    def __init__(self):
+        self.link = None
+        self.told = []
+        self.news = asyncio.Event()
+        self.hello = JobLog("hello", ["x"])
+
+    def connected(self):
+        self._hear("connected")
+        self.link.send([self.hello])
+
+    def received(self, message):
+        self._hear(message)
+
+    def lost(self):
+        self._hear("lost")
+
+    def _hear(self, what):
+        self.told.append(what)
+        self.news.set()
+
+    async def until(self, *told):
+        """Wait until that is what was told last."""
+        async with asyncio.timeout(10):
+            while tuple(self.told[-len(told) :]) != told:
+                self.news.clear()
+                await self.news.wait()
+
+
+@asynccontextmanager
+async def calling(port, token=""):
+    agent = Agent()
+    agent.link = Link(f"ws://127.0.0.1:{port}/agent", token, agent, random.Random(1))
+    running = asyncio.create_task(agent.link.run())
+    try:
+        yield agent
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.fixture
+async def server():
+    async with Server().listening() as listening:
+        yield listening
+
+
+@pytest.fixture
+async def agent(server):
+    async with calling(server.port, "t0ken") as made:
+        yield made
+
+
+async def frames(socket, count):
+    return [codec.from_agent.read(await asyncio.wait_for(socket.recv(), 10)) for _ in range(count)]
+
+
+# Calling.
+
+
+async def test_it_says_who_calls_and_speaks_first(server, agent):
+    socket = await server.next()
+    assert await frames(socket, 1) == [[(agent.hello, "")]]
+    assert socket.subprotocol == PROTOCOL
+    [request] = server.requests
+    assert (request.path, request.headers["Authorization"]) == ("/agent", "Bearer t0ken")
+    assert "Sec-WebSocket-Extensions" not in request.headers
+
+
+async def test_it_calls_until_a_server_is_there(caplog):
+    async with Server().listening() as was:
+        port = was.port
+    async with calling(port) as agent:
+        while len(caplog.records) < 3:
+            await asyncio.sleep(0.01)
+        assert agent.told == []
+        async with Server().listening(port) as server:
+            await frames(await server.next(), 1)
+    record = caplog.records[0]
+    assert (record.getMessage(), record.url) == ("not connected", f"ws://127.0.0.1:{port}/agent")
+    assert "Connect call failed" in record.reason
+
+
+async def test_a_refusal_is_logged_in_the_servers_words(server, caplog):
+    server.refusal = (401, "the token is not known\n")
+    async with calling(server.port):
+        while not caplog.records:
+            await asyncio.sleep(0.01)
+    assert caplog.records[0].reason == "the server answered 401: the token is not known"
+
+
+def test_waits_grow_to_a_limit_and_differ():
+    rng = random.Random(1)
+    for failures in (1, 2, 3, 8, 1000):
+        limit = min(links.LONGEST_DELAY_S, links.FIRST_DELAY_S * 2 ** (failures - 1))
+        delays = [backoff(failures, rng) for _ in range(1000)]
+        assert 0.1 * limit <= min(delays) < 0.2 * limit
+        assert 0.9 * limit < max(delays) <= limit
+
+
+async def test_a_connection_that_did_not_last_makes_the_next_wait_longer(server, monkeypatch):
+    asked = []
+    monkeypatch.setattr(links, "backoff", lambda failures, rng: asked.append(failures) or 0)
+    async with calling(server.port):
+        for _ in range(3):
+            await (await server.next()).close()
+        last = await server.next()
+        assert asked == [1, 2, 3]
+        monkeypatch.setattr(links, "STEADY_S", 0)
+        await last.close()
+        await (await server.next()).close()
+        await server.next()
+        assert asked == [1, 2, 3, 1, 1]
+
+
+# Talking.
+
+
+async def test_frames_keep_their_order_and_their_messages(server, agent):
+    socket = await server.next()
+    await agent.until("connected")
+    for number in range(500):
+        agent.link.send([JobLog(f"j{number}", []), JobLog(f"k{number}", [])])
+    heard = await frames(socket, 501)
+    assert [[message.job_id for message, _ in frame] for frame in heard[1:]] == [[f"j{n}", f"k{n}"] for n in range(500)]
+
+
+async def test_messages_are_handed_on_in_order_whatever_frames_they_come_in(server, agent):
+    socket = await server.next()
+    messages = [CommandCancel("j1"), JobConfirmed("j2"), RepoCredentials([])]
+    await socket.send(codec.encode(messages[:2]))
+    await socket.send(codec.encode(messages[2:]).encode())
+    await agent.until("connected", *messages)
+
+
+async def test_a_type_that_is_not_known_is_left_unread(server, agent):
+    socket = await server.next()
+    await socket.send(
+        '[{"type": "of.tomorrow", "payload": [1]}, {"type": "job.confirmed", "payload": {"job_id": "j1"}}]'
+    )
+    await agent.until("connected", JobConfirmed("j1"))
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        ("{", "frame: Input data was truncated"),
+        ('{"type": "job.confirmed"}', "job.confirmed: Object missing required field `job_id`"),
+        ('{"type": "schedule.refused", "payload": {"schedule_id": "s", "scheduled_at": "2026-01-01T00:00:00Z",'
+         f' "reason": "{"é" * 200}"}}}}', f"schedule.refused: Invalid enum value '{'é' * 42}"),
+    ],
+)  # fmt: skip
+async def test_a_malformed_frame_ends_the_connection_with_its_reason_and_the_next_one_begins(
+    server, agent, frame, reason
+):
+    socket = await server.next()
+    await socket.send(frame)
+    with pytest.raises(ConnectionClosed):
+        await frames(socket, 2)
+    assert (socket.close_code, socket.close_reason) == (1007, reason)
+    await server.next()
+    await agent.until("connected", "lost", "connected")
+
+
+async def test_a_server_that_closes_or_vanishes_is_called_again_and_each_connection_ends_once(server, agent):
+    await (await server.next()).close(1001, "going away")
+    (await server.next()).transport.abort()
+    await server.next()
+    await agent.until(*["connected", "lost"] * 2, "connected")
+
+
+async def test_what_is_said_without_a_connection_is_dropped(server, agent):
+    first = await server.next()
+    first.transport.abort()
+    await agent.until("connected", "lost")
+    agent.link.send([JobLog("j1", [])])
+    second = await server.next()
+    assert await frames(second, 1) == [[(agent.hello, "")]]
+    agent.link.send([JobLog("j2", [])])
+    assert await frames(second, 1) == [[(JobLog("j2", []), "")]]
+
+
+async def test_a_server_that_does_not_answer_pings_is_called_again(server, monkeypatch):
+    monkeypatch.setattr(links, "PING_S", 0.05)
+    async with calling(server.port) as agent:
+        silent = await server.next()
+        silent.transport.pause_reading()
+        await agent.until("connected", "lost", "connected")
+        silent.transport.abort()
+
+
+async def test_a_server_that_does_not_read_costs_no_more_than_the_queue(monkeypatch, caplog):
+    monkeypatch.setattr(links, "MAX_QUEUE", 1 << 20)
+    async with Server().listening(max_queue=1) as server, calling(server.port) as agent:
+        socket = await server.next()
+        await frames(socket, 1)
+        socket.transport.pause_reading()
+        while "lost" not in agent.told:
+            agent.link.send([JobLog("j1", ["x" * 4096])])
+            await asyncio.sleep(0)
+        await agent.until("connected", "lost", "connected")
+        assert "server reads too slowly: connection given up" in caplog.text
+        socket.transport.abort()
+
+
+async def test_a_listener_that_fails_ends_the_link_and_is_seen(server):
+    agent = Agent()
+    agent.link = Link(f"ws://127.0.0.1:{server.port}/agent", "", agent, random.Random(1))
+    agent.received = lambda message: 1 / 0
+    running = asyncio.create_task(agent.link.run())
+    await (await server.next()).send(codec.encode([JobConfirmed("j1")]))
+    with pytest.raises(ExceptionGroup) as raised:
+        await asyncio.wait_for(running, 10)
+    assert raised.group_contains(ZeroDivisionError)
+    assert agent.told == ["connected", "lost"]
+
+
+async def test_an_agent_that_stops_takes_leave(server):
+    async with calling(server.port):
+        socket = await server.next()
+        await frames(socket, 1)
+    await asyncio.wait_for(socket.wait_closed(), 10)
+    assert (socket.close_code, socket.close_reason) == (1001, "the agent stops")
