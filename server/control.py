@@ -271,7 +271,7 @@ class Control:
         audit = _audit(now, actor, "run", "Schedule", _name(row), hosts=matched)
         await self._store.write(write_changes, Change(audit, put_jobs=[records.job_row(job) for job in jobs]))
         self._send_new(jobs)
-        return [await self._job(job.command.job_id) for job in jobs]
+        return await self._store.read(records.get_jobs, [job.command.job_id for job in jobs])
 
     async def start_run(self, actor: Actor, namespace: str, name: str, run: str, selector: LabelSelector) -> Row:
         """Run a schedule once, now, on those of its hosts that a selector selects; the same run again changes nothing.

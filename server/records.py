@@ -452,6 +452,14 @@ def run_status(conn: Connection, run: str, run_id: str) -> Row:
     return status
 
 
+def get_jobs(conn: Connection, job_ids: Sequence[str]) -> list[Row]:
+    """Those of these jobs that exist, in this order."""
+    given = bulk.Given(conn.dialect.name, [JOBS.c.id]).select()
+    found = conn.execute(sa.select(JOBS).where(JOBS.c.id.in_(given)), bulk.parameter((job_id,) for job_id in job_ids))
+    rows = {row.id: _plain(row) for row in found}
+    return [rows[job_id] for job_id in job_ids if job_id in rows]
+
+
 def list_jobs(
     conn: Connection, filters: Mapping[str, str], after: tuple[datetime, str] | None, limit: int, id_prefix: str = ""
 ) -> list[Row]:
