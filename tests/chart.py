@@ -27,7 +27,12 @@ def rendered(given: Object, *, name: str = "lamplighter", namespace: str = NAMES
     with helm_python.Chart.load(CHART) as chart:
         files = chart.render(given, name=name, namespace=namespace)
     texts = [text for path, text in files.items() if path.endswith(".yaml")]
-    return [found for text in texts for found in yaml.safe_load_all(text) if found]
+    return [found for text in texts for found in loaded(text)]
+
+
+def loaded(text: str) -> list[Object]:
+    """The objects of a text in YAML, without empty documents."""
+    return [found for found in yaml.load_all(text, yaml.CSafeLoader) if found]  # noqa: S506 - the safe one, in C
 
 
 def is_hook(found: Object) -> bool:

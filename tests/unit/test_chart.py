@@ -1,5 +1,6 @@
 """The chart: clean, equal to the plain manifests, strict about its values, and no more powerful than it must be."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -9,11 +10,19 @@ import click
 import helm_python
 import pytest
 import yaml
+from prometheus_client import generate_latest
 
 from cli.main import main
-from tests.chart import CHART, NAMESPACE, ROOT, SETS, is_hook, pods, rendered, values
+from controller.metrics import Metrics as ControllerMetrics
+from server.service import Config, serving
+from tests.chart import CHART, NAMESPACE, ROOT, SETS, is_hook, loaded, pods, rendered, values
 
 ALL = ["default", *SETS]
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
 
 
 def identity(found):
@@ -32,7 +41,7 @@ def named(objects, kind, name):
 def kustomized(folder):
     kubectl = Path(sys.executable).with_name("kubectl")
     built = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=True, cwd=ROOT)
-    return list(yaml.safe_load_all(built.stdout))
+    return loaded(built.stdout)
 
 
 # Helm takes it.
@@ -202,6 +211,23 @@ def test_with_all_secrets_given_the_server_reads_none_through_the_api():
     objects = rendered(values("given-secrets"))
     assert [it for it in objects if it["kind"] == "Secret"] == []
     assert secret_rights(objects) == {("", None)}
+
+
+# What is told.
+
+
+def measured(metrics):
+    return {line.split()[2] for line in generate_latest(metrics.registry).decode().splitlines() if "# HELP" in line}
+
+
+@pytest.mark.anyio
+async def test_alerts_speak_of_metrics_that_there_are(tmp_path):
+    rules = named(rendered(values("monitoring")), "PrometheusRule", "lamplighter")["spec"]["groups"][0]["rules"]
+    spoken_of = {name for rule in rules for name in re.findall(r"lamplighter_\w+", rule["expr"])}
+    async with serving(Config(tmp_path, port=0)) as server:
+        there_are = measured(server.control.metrics) | measured(ControllerMetrics())
+    assert len(rules) >= 6
+    assert spoken_of <= there_are
 
 
 # What upgrades rely on.
