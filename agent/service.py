@@ -100,8 +100,8 @@ class Service:
                 self._scheduler.stop()
                 await scheduler
                 await self._end_jobs()
+                await self._journal.flush()  # what is told once it is on disk is told by then
                 link.cancel()
-                await self._journal.flush()
                 journal.cancel()
         finally:
             self._journal.close()
