@@ -8,13 +8,14 @@ only since 0.17). It goes to restic alone, so that the ssh or rclone that it spe
 """
 
 import asyncio
+import json
 import logging
 import os
 import shutil
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -41,21 +42,7 @@ BATCH_BYTES = 1 << 17
 MAX_TAIL = 50
 """Last lines of stderr that are kept to tell why restic failed."""
 
-# An agent that is killed cannot stop restic, and a job that nobody watches must not go on: the kernel interrupts restic
-# when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG = 1). Set from a program between the two, since code
-# after fork() in a process with threads may deadlock (subprocess, preexec_fn). One with file capabilities is exempt.
-# The pipes to the agent break with it, and a Go program that writes to a broken stdout or stderr is killed by SIGPIPE
-# (os/signal), here before it has removed its lock: so restic holds a reader of each itself.
-_TIED = """
-import ctypes, os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-for number in (1, 2):
-    os.set_inheritable(os.open(f"/proc/self/fd/{number}", os.O_RDONLY), True)
-ctypes.CDLL(None).prctl(1, signal.SIGINT)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the agent ended before restic began")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
+_LAUNCH = Path(__file__).with_name("launch.py")
 
 _ENDS: Mapping[JobEnd, tuple[int, str]] = {
     "succeeded": (logging.INFO, "job succeeded"),
@@ -79,6 +66,7 @@ class Runner:
 
     `restic`: the program, a name on PATH or a path. `cache_dir`: restic's cache, shared by all jobs. `clock`: aware
     datetimes in UTC. `env`: the agent's own environment, of which restic gets little (`restic.environment`).
+    `root`: the folder that is restic's root (chroot(2)), where `cache_dir` must be too, by the same path.
     `progress_s`, `grace_s`: seconds above 0. Use it in a thread that lives as long as the process.
     """
 
@@ -89,10 +77,12 @@ class Runner:
         clock: Callable[[], datetime],
         *,
         env: Mapping[str, str] | None = None,
+        root: Path = Path("/"),
         progress_s: float = PROGRESS_S,
         grace_s: float = GRACE_S,
     ) -> None:
         self._program = restic
+        self._root = root
         self._cache_dir = cache_dir
         self._clock = clock
         self._env = os.environ if env is None else env
@@ -113,7 +103,7 @@ class Runner:
         news = _News(command.job_id, report, self._progress_s)
         try:
             async with asyncio.timeout(command.timeout_s) as limit:
-                job = self._jobs[command.job_id] = _Job(limit, news)
+                job = self._jobs[command.job_id] = _Job(limit, news, command.within)
                 await self._work(job, command, repository)
         except TimeoutError:
             job.stopped = job.stopped or "timed_out"
@@ -145,6 +135,9 @@ class Runner:
                 "and that the Schedule's status shows no problem with it"
             )
         env = restic.environment(repository, self._env, self._cache_dir, 1 / self._progress_s)
+        if self._root != Path("/"):  # the host's file system need not be one that can be written
+            self._cache_dir.mkdir(parents=True, exist_ok=True)
+            env["TMPDIR"] = str(self._cache_dir)
         job.hide = restic.redactor(repository)
         ended = await self._restic(job, command.args, env)
         if ended.end != "no_repository" or command.init is None:
@@ -159,6 +152,11 @@ class Runner:
             job.ended = None
             await self._restic(job, command.args, env)
 
+    def _launched(self, program: str, within: Sequence[str]) -> list[str]:
+        """The start of an argv that runs a program as `launch` does."""
+        start = [sys.executable, "-I", "-S", str(_LAUNCH)]
+        return [*start, str(os.getpid()), str(self._root), json.dumps(list(within)), program]
+
     async def _restic(self, job: "_Job", args: list[str], env: Mapping[str, str]) -> restic.Outcome:
         """Run restic once. When cancelled, interrupt it, and kill it when it does not end in time."""
         program = shutil.which(self._program, path=env.get("PATH"))
@@ -168,7 +166,7 @@ class Runner:
         loop = asyncio.get_running_loop()
         transport, child = await loop.subprocess_exec(
             lambda: _Child(output.take),
-            *_tied(program),
+            *self._launched(program, job.within),
             *args,
             stdin=asyncio.subprocess.DEVNULL,
             env=env,
@@ -190,8 +188,9 @@ class Runner:
 class _Job:
     """One job: how it can be stopped, and what is known of it. `ended`: the outcome of the last restic that ended."""
 
-    def __init__(self, limit: asyncio.Timeout, news: "_News") -> None:
+    def __init__(self, limit: asyncio.Timeout, news: "_News", within: Sequence[str]) -> None:
         self.limit = limit
+        self.within = within
         self.news = news
         self.hide: Callable[[str], str] = str
         self.stopped: JobEnd | None = None
@@ -397,10 +396,3 @@ def _tell(end: JobFinished, started_at: datetime) -> None:
         facts |= {"reason": end.error}
     level, said = _ENDS[end.status]
     log.log(level, said, extra=facts)
-
-
-def _tied(program: str) -> list[str]:
-    """The start of an argv that runs a program which is interrupted when this thread ends."""
-    if sys.platform != "linux":
-        return [program]
-    return [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), program]

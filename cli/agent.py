@@ -44,6 +44,7 @@ async def agent(
     restic: str,
     stop: asyncio.Event,
     ca_file: Path | None = None,
+    root: Path = Path("/"),
     metrics_listen: str = "",
 ) -> None:
     """Run an agent until `stop` is set; then running jobs end as interrupted. Raises JournalError."""
@@ -52,7 +53,7 @@ async def agent(
         log.error("restic is missing", extra={"restic": restic, "remedy": remedy})
     journal, memory = Journal.open(data / "journal.jsonl")
     config = Config(host, gateway_url(server), token, ca_file)
-    service = Service(config, journal, memory, Runner(restic, data / "cache", utc_now), clock=utc_now)
+    service = Service(config, journal, memory, Runner(restic, data / "cache", utc_now, root=root), clock=utc_now)
 
     async def waits_for() -> str:
         return "" if service.core.connected else "not connected to the server"

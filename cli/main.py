@@ -120,6 +120,12 @@ def server(
 @options.access
 @options.host
 @options.restic
+@options.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path("/"),
+    help="The host's file system, as a pod has it mounted; the data folder must be in it too.",
+)
 @options.option("--enrol", metavar="TOKEN", default="", help="Token by which this host gets a key of its own, once.")
 @options.option("--enrol-token-file", type=options.FILE, help="File with that token.")
 @options.metrics_listen
@@ -131,6 +137,7 @@ def agent(
     restic: str,
     enrol: str,
     enrol_token_file: Path | None,
+    root: Path,
     metrics_listen: str,
     log_format: str,
     log_level: str,
@@ -149,7 +156,7 @@ def agent(
     if enrol:
         parts.enrol(server, enrol, host, data_dir, ca_file)
     token = options.token_reader(token_file, data_dir / "host-key", data_dir / "agent-token")
-    _run(lambda stop: parts.agent(server, token, data_dir, host, restic, stop, ca_file, metrics_listen))
+    _run(lambda stop: parts.agent(server, token, data_dir, host, restic, stop, ca_file, root, metrics_listen))
 
 
 @main.command()

@@ -477,8 +477,9 @@ class Control:
         init = commands.init_args(resources.repository_spec(repository.spec))
         grant = self._grants.of(row.namespace)
         paths = spec.backup.paths if spec.backup else ()  # what was granted once may not be any more
+        within = () if grant.everywhere else grant.path_prefixes
         granted = grant.host_selector if all(map(grant.covers, paths)) else NOTHING
-        return Target(row.id, _name(row), spec, repository.id, init, item, granted)
+        return Target(row.id, _name(row), spec, repository.id, init, item, granted, within)
 
     def _schedule_row(self, old: ScheduleRow | None, parsed: resources.Schedule, now: datetime) -> ScheduleRow:
         """The row of a new or changed schedule. When it is due begins anew where that changes, not to run the past."""

@@ -21,7 +21,7 @@ from wire.messages import Entry
 class Target(Struct, frozen=True):
     """A schedule as hosts are matched with it and jobs made from it. `repository_id`: of the one it refers to.
 
-    `granted`: the hosts that its namespace may reach.
+    `granted`: the hosts that its namespace may reach; `within`: the paths, all when empty.
     """
 
     id: str
@@ -31,6 +31,7 @@ class Target(Struct, frozen=True):
     init: list[str] | None
     item: Item
     granted: LabelSelector = LabelSelector()
+    within: tuple[str, ...] = ()
 
     def selects(self, labels: Mapping[str, str]) -> bool:
         """Whether a host with these labels is to hold it: selected, and granted to its namespace."""

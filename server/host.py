@@ -322,6 +322,7 @@ def command_for(target: Target, host: str, job_id: str, scheduled_at: datetime |
         target.init,
         target.id,
         scheduled_at,
+        list(target.within),
     )
 
 

@@ -138,6 +138,7 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
     """server → agent: run restic with `args` against a repository. Sent again until the job is accepted.
 
     `init`: the arguments that create the repository when restic finds none; absent where it must exist.
+    `within`: where the paths after `--` must lead to, symbolic links followed; empty for anywhere.
     """
 
     job_id: Id
@@ -148,6 +149,7 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
     init: Argv | None = None
     schedule_id: Annotated[str, Meta(max_length=64)] = ""
     scheduled_at: Time | None = None
+    within: Annotated[list[Annotated[str, Meta(max_length=4096)]], Meta(max_length=256)] = field(default_factory=list)
 
 
 class CommandCancel(Struct, frozen=True):

@@ -1,0 +1,95 @@
+"""An agent in a pod: restic sees the host's own paths, and just those that are granted."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from agent.runner import Runner
+from wire.messages import CommandRun, Repository
+
+RESTIC = shutil.which("restic")
+pytestmark = [pytest.mark.anyio, pytest.mark.skipif(RESTIC is None, reason="restic is not installed")]
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+def backup(*paths, within=()):
+    args = ["backup", "--json", "--host=node-1", "--", *map(str, paths)]
+    return CommandRun("j1", "backup", args, "r1", init=["init"], within=[str(path) for path in within])
+
+
+@pytest.fixture
+def host(tmp_path):
+    """A host's file system as a pod has it mounted, with what restic needs to run in it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may change its root (chroot(2))")
+    root = tmp_path / "host"
+    linked = subprocess.run([shutil.which("ldd"), RESTIC], capture_output=True, text=True, check=False).stdout
+    for library in re.findall(r"/\S+", linked):
+        copy = root / library.lstrip("/")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, copy)
+    for folder in ("srv/data", "var/lib/agent", "proc", "dev"):
+        (root / folder).mkdir(parents=True)
+    (root / "srv/data/letter").write_text("of the host")
+    return root
+
+
+def restic(repository, *args):
+    env = {**os.environ, "RESTIC_PASSWORD": "a password"}
+    argv = [RESTIC, "--repo", repository, "--no-cache", *args]
+    return subprocess.run(argv, env=env, capture_output=True, check=True).stdout
+
+
+async def test_snapshots_carry_the_hosts_own_paths(host):
+    cache = Path("/var/lib/agent") / host.parent.name  # the same path in both views
+    (host / cache.relative_to("/")).mkdir()
+    repository = Repository("r1", "ns/main", "/var/lib/agent/repository", "a password")
+    cache.mkdir(parents=True)
+    try:
+        runner = Runner("restic", cache, lambda: datetime.now(UTC), root=host)
+        end = await runner.run(backup("/srv/data"), repository, lambda news: None)
+    finally:
+        shutil.rmtree(cache)
+    assert (end.status, end.error) == ("succeeded", "")
+    kept = host / "var/lib/agent/repository"
+    assert json.loads(restic(kept, "snapshots", "--json"))[0]["paths"] == ["/srv/data"]
+    assert restic(kept, "dump", "latest", "/srv/data/letter") == b"of the host"
+
+
+@pytest.fixture
+def granted(tmp_path):
+    (tmp_path / "granted").mkdir()
+    (tmp_path / "granted" / "letter").write_text("ours")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("not ours")
+    return tmp_path / "granted"
+
+
+async def run(tmp_path, command):
+    runner = Runner("restic", tmp_path / "cache", lambda: datetime.now(UTC))
+    return await runner.run(command, Repository("r1", "ns/main", str(tmp_path / "repository"), "a password"), print)
+
+
+async def test_what_lies_in_the_grant_is_backed_up(tmp_path, granted):
+    (granted / "way").symlink_to(granted / "letter")
+    end = await run(tmp_path, backup(granted, granted / "way", within=[granted]))
+    assert end.status == "succeeded"
+
+
+@pytest.mark.parametrize("path", ["way/key", "way", "../secret", "../granted-too"])
+async def test_no_symbolic_link_leads_out_of_the_grant(tmp_path, granted, path):
+    (granted / "way").symlink_to(tmp_path / "secret")
+    end = await run(tmp_path, backup(granted / path, within=[granted]))
+    assert end.status == "failed"
+    assert "is not granted to the Schedule's namespace" in end.error
+    assert not (tmp_path / "repository").exists()
