@@ -143,7 +143,7 @@ tolerations:
 # Nodes become Hosts, which carry their labels.
 - apiGroups: [""]
   resources: [nodes]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [lamplighter.dev]
   resources: [hosts]
   verbs: [create, update, patch, delete]
