@@ -148,9 +148,7 @@ class Gateway:
             return
         await websocket.accept(PROTOCOL)
         try:
-            hello = await self._first(websocket, allowed)
-            await self._check_again(websocket, ended)
-            await self._serve(websocket, hello)
+            await self._serve(websocket, allowed, ended)
         except WebSocketDisconnect:
             return
         except codec.FrameError as error:
@@ -195,13 +193,16 @@ class Gateway:
             raise codec.FrameError(f"this token is not for host {hello.host!r}")
         return hello
 
-    async def _serve(self, websocket: WebSocket, hello: Hello) -> NoReturn:
+    async def _serve(self, websocket: WebSocket, allowed: str, ended: int) -> NoReturn:
+        hello = await self._first(websocket, allowed)
+        await self._check_again(websocket, ended)
         host = await self._control.host(hello.host)
         connection = Connection(websocket.state.peer, host, next(self._sessions))
         self._replace(host.name)
         self._latest[host.name] = connection
         try:
             await self._welcome(connection, hello, websocket)
+            del hello  # most connections are idle: they keep nothing that they need no more
             while True:
                 await self._hear(connection, codec.from_agent.read(await _frame(websocket)))
         finally:

@@ -7,7 +7,7 @@ import secrets
 import socket
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -17,8 +17,9 @@ from typing import Any, Literal
 import uvicorn
 from msgspec import Struct
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, WebSocketRoute
-from starlette.types import ASGIApp
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 from websockets.protocol import State
@@ -166,9 +167,20 @@ async def _opened(config: Config) -> AsyncIterator[tuple[Store, Vault]]:
         await store.close()
 
 
-def application(gateway: Gateway, routes: Sequence[BaseRoute]) -> Starlette:
-    """Everything that is served, as one ASGI application: the agents' gateway and these routes."""
-    return Starlette(routes=[WebSocketRoute("/agent", gateway.endpoint), *routes])
+def application(gateway: Gateway, routes: Sequence[BaseRoute]) -> ASGIApp:
+    """Everything that is served, as one ASGI application: the agents' gateway and these routes.
+
+    A connection of an agent does not pass through Starlette's layers, each of which would hold a frame of its own as
+    long as the connection lives.
+    """
+    web = Starlette(routes=routes)
+
+    def app(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if scope["type"] == "websocket" and scope["path"] == "/agent":
+            return gateway.endpoint(WebSocket(scope, receive, send))
+        return web(scope, receive, send)
+
+    return app
 
 
 class _Protocol(WebSocketsSansIOProtocol):
@@ -216,6 +228,7 @@ async def _uvicorn(app: ASGIApp, secure: ssl.SSLContext | None, listening: socke
     server = _Uvicorn(
         uvicorn.Config(
             app,
+            interface="asgi3",
             http="h11",
             ws=_Protocol,
             ws_per_message_deflate=False,
@@ -223,6 +236,7 @@ async def _uvicorn(app: ASGIApp, secure: ssl.SSLContext | None, listening: socke
             ws_ping_interval=PING_S,
             ws_ping_timeout=PING_S,
             lifespan="off",
+            proxy_headers=False,
             access_log=False,
             log_config=None,
             server_header=False,
