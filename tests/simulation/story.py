@@ -114,11 +114,24 @@ class Story(World):
         self._put(schedule_id, self._some_timing(), "creates")
 
     def _retime(self) -> None:
-        self._put(self._some_id(), self._some_timing(), "changes the timing of")
+        schedule_id = self._some_id()
+        self._put(schedule_id, self._some_timing(), "changes the timing of")
+        self._change_soon(schedule_id)
 
     def _change(self) -> None:
         schedule_id = self._some_id()
         self._put(schedule_id, None, "changes")
+        self._change_soon(schedule_id)
+
+    def _change_soon(self, schedule_id: str) -> None:
+        """People save twice: a change may come while the last one is being pushed."""
+
+        def change() -> None:
+            if self.server.up and schedule_id in self.db.targets:
+                self._put(schedule_id, None, "changes")
+
+        if self.rng.random() < 0.5:
+            self.at(self.now + self.rng.random() * SECOND, change)
 
     def _delete(self) -> None:
         schedule_id = self._some_id()

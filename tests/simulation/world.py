@@ -15,7 +15,7 @@ from functools import partial
 
 from agent import core as agent_core
 from agent.core import Core
-from agent.memory import Memory, Record, replay
+from agent.memory import DiffApplied, Memory, Record, SetApplied, replay
 from agent.timetable import CORRECTION
 from server import host as server_host
 from server import pushes
@@ -24,7 +24,7 @@ from server.host import Host, NewJob, OpenJob
 from server.pushes import Push
 from tests.simulation.expected import Expected
 from wire import entries
-from wire.messages import CommandCancel, CommandRun, JobFinished, RepoCredentials, Repository
+from wire.messages import CommandCancel, CommandRun, JobFinished, RepoCredentials, Repository, ScheduleAck
 
 SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
@@ -134,7 +134,7 @@ class Agent:
     def __init__(self, world: "World", name: str) -> None:
         self.world, self.name = world, name
         self.disk: list[Record] = []
-        self.synced = 0
+        self.synced = self._applied = 0  # how much of it a power failure leaves; how much says what set is in force
         self.memory = Memory()
         self.core: Core | None = None
         self.life = 0
@@ -161,7 +161,7 @@ class Agent:
             return
         self.world.tell(self.name, "agent starts")
         self.disk = list(self.memory.records())
-        self.synced = len(self.disk)
+        self.synced = self._applied = len(self.disk)
         self.core = Core(self.name, self.memory)
         self.perform(self.core.started(self.clock))
         self.world.later(2, self.life, self, self.connect)
@@ -259,12 +259,16 @@ class Agent:
         for effect in effects:
             match effect:
                 case agent_core.Send(messages):
+                    if isinstance(messages[0], ScheduleAck) and self.synced < self._applied:
+                        world.early.append(f"{self.name} acked version {messages[0].version} before it was on disk")
                     if isinstance(messages[0], JobFinished):
                         world.said.update({end.job_id: end.status for end in messages})
                     if self.pipe is not None:
                         self.pipe.to_server(messages)
                 case agent_core.Persist(records, then):
                     self.disk.extend(records)
+                    if isinstance(records[0], (SetApplied, DiffApplied)):
+                        self._applied = len(self.disk)
                     if then:
                         self._sync(then)
                 case agent_core.Apply(push):
@@ -487,7 +491,8 @@ class Server:
 class World:
     """What all have in common: the time, the events to come, chance, the database, and what was seen to happen.
 
-    `listen` is told every line of the story; `trace` is their hash.
+    `runs`: when each job of a due time really began; `said`: how its agent said that it ended; `early`: acks of what a
+    power failure would have undone. `listen` is told every line of the story; `trace` is their hash.
     """
 
     def __init__(self, seed: int, agents: int, listen: Callable[[str], None] | None = None) -> None:
@@ -498,6 +503,7 @@ class World:
         self.kills_after_commit = rng.choice((0.0, 0.0005))
         self.runs: dict[tuple[str, str, datetime | None], list[datetime]] = {}
         self.said: dict[str, str] = {}
+        self.early: list[str] = []
         self.trace = hashlib.sha256()
         self._listen = listen
         self._heap: list[tuple[datetime, int, Callable[[], None]]] = []

@@ -169,6 +169,12 @@ def test_a_changed_schedule_counts_from_its_last_due_time_unless_it_began_anew()
     assert agent.core.wake_at == NOON + 2 * HOUR
 
 
+def test_a_set_that_is_sent_again_has_nothing_run_again():
+    agent = Process(None, raw(since=NOON - DAY)).connect().tick(NOON + HOUR).hear(run())
+    agent = agent.hear(whole(2, raw(since=NOON - DAY)), NOON + HOUR).applied(NOON + HOUR).restart(NOON + HOUR)
+    assert agent.connect(NOON + HOUR).said(ScheduleFire) == []
+
+
 # Fires.
 
 
