@@ -11,28 +11,41 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from controller.client import Client, ControllerError, Refused, Unreachable
 from controller.kube import Kube, KubeError, Object
-from controller.mirror import WATCHED, Mirror, credentials_of, key_of, resource_of, secrets_named
+from controller.mirror import WATCHED, Mirror, credentials_of, is_active, key_of, resource_of, secrets_named
 from controller.reconcile import PLURALS, Declared, Key, Outcome, Put, Reconciler, Resource
 from controller.status import NotFoundError, host_status, repository_status, run_status, schedule_status
-from controller.writer import Writer
+from controller.writer import INTERVAL_S, Writer
 
 log = logging.getLogger(__name__)
 
 OWNER = "lamplighter-controller"
-FULL_S = 300.0
-"""Seconds between full comparisons."""
-SECRETS_S = 60.0
-"""Seconds between looks at the Secrets that Repositories name: the cluster does not tell when they change."""
-LOOK_S = 2.0
-"""Seconds between looks at the server, at least, however much news it has."""
-RETRY_S, MAX_RETRY_S = 0.5, 30.0
-"""Seconds before what failed is tried again: the first time, and at most."""
 CONCURRENCY = 8
 """Requests for Secrets, Hosts and Runs under way at once."""
+
+
+class Times(NamedTuple):
+    """Seconds between one and the next.
+
+    `full`: comparisons of everything. `secrets`: looks at the Secrets that Repositories name, for the cluster does not
+    tell when they change. `look`: looks at the server, at least, however much news it has. `retry`, `most_retry`:
+    attempts at what failed, the first ones and at most. `listed`: an object that a watch lists and the end of its list.
+    `write`: writes of one object's status.
+    """
+
+    full: float = 300.0
+    secrets: float = 60.0
+    look: float = 2.0
+    retry: float = 0.5
+    most_retry: float = 30.0
+    listed: float = 2.0
+    write: float = INTERVAL_S
+
+
+TIMES = Times()
 
 
 class Cluster:
@@ -48,8 +61,10 @@ class Cluster:
         host_namespace: str,
         clock: Callable[[], datetime],
         namespaces: Collection[str] = (),
+        times: Times = TIMES,
     ) -> None:
-        self.writer = Writer(kube, clock)
+        self.writer = Writer(kube, clock, times.write)
+        self._times = times
         self._kube = kube
         self._client = client
         self._clock = clock
@@ -65,19 +80,28 @@ class Cluster:
         self._news: set[str] = set()
         self._missed = True
         self._listed: set[Key] = set()
+        self._listed_at: float | None = None  # when there is something to be checked after a listing
+        self._retry_s = self._times.retry
         self._woken = asyncio.Event()
         self.compared = asyncio.Event()
 
     def see(self, body: Object, *, deleted: bool = False, listed: bool = False) -> None:
         """An object of a WATCHED kind is there as it is now, or is no more.
 
-        `listed`: a watch has begun, and lists what is there. Where it is not the first one, what was deleted between
-        the two goes unsaid, and everything is compared.
+        `listed`: a watch has begun, and lists what is there. What was deleted before goes unsaid: where it is not the
+        first one, or leaves out what was there, everything is compared.
         """
         key = key_of(body)
-        self._missed |= listed and key in self._listed
+        if listed:
+            self._missed |= key in self._listed
+            self.begin()
         self._listed.add(key)
         self._dirty |= self._mirror.see(body, deleted=deleted)
+        self._woken.set()
+
+    def begin(self) -> None:
+        """Watches are beginning to list what is there."""
+        self._listed_at = asyncio.get_running_loop().time() + self._times.listed
         self._woken.set()
 
     @property
@@ -97,56 +121,68 @@ class Cluster:
     async def _follow(self) -> None:
         now = asyncio.get_running_loop().time
         full_at = secrets_at = look_at = again_at = 0.0
-        retry_s = RETRY_S
         while True:
             self._woken.clear()
             if now() >= again_at:
                 self._dirty, self._again = self._dirty | self._again, set()
             if now() >= secrets_at:
-                secrets_at = now() + SECRETS_S
+                secrets_at = now() + self._times.secrets
                 self._dirty |= {key for key, _ in self._mirror.of("Repository")}
+            if self._listed_at is not None and now() >= self._listed_at:
+                self._missed |= not self._mirror.objects.keys() <= self._listed
+                self._listed_at = None
             if now() >= full_at or (self._missed and now() >= again_at):
-                self._missed = not await self._compare_all()
-                full_at = now() + FULL_S
+                self._missed = False
+                self._missed |= not await self._compare_all()  # more may be missed meanwhile
+                full_at = now() + self._times.full
             keys, self._dirty = self._dirty, set()
             await self._bring(keys)
             if self._news and now() >= look_at:
                 await self._look()
-                look_at = now() + LOOK_S
+                look_at = now() + self._times.look
             if not (failing := self._missed or bool(self._again)):
-                retry_s = RETRY_S
+                self._retry_s = self._times.retry
             elif now() >= again_at:
-                again_at, retry_s = now() + retry_s, min(2 * retry_s, MAX_RETRY_S)
+                again_at, self._retry_s = now() + self._retry_s, min(2 * self._retry_s, self._times.most_retry)
             times = [full_at, secrets_at, *([look_at] if self._news else []), *([again_at] if failing else [])]
+            times += [] if self._listed_at is None else [self._listed_at]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(min(times)):
                     await self._woken.wait()
 
     async def _listen(self) -> None:
         """Have the server looked at whenever it has news; after each loss of the stream, for all that was missed."""
-        retry_s = RETRY_S
+        retry_s = self._times.retry
+        was_lost = False
         while True:
             try:
                 async for changed in self._client.news():
+                    self._missed |= was_lost  # the server that is back may hold something else
+                    was_lost = False
                     self._news |= set(changed)
                     self._woken.set()
-                    retry_s = RETRY_S
+                    retry_s = self._times.retry
             except (Unreachable, Refused) as error:
                 log.warning("server's news not heard, trying again", extra={"reason": str(error)})
+            was_lost = True
             await asyncio.sleep(retry_s)
-            retry_s = min(2 * retry_s, MAX_RETRY_S)
+            retry_s = min(2 * retry_s, self._times.most_retry)
 
     async def _compare_all(self) -> bool:
         """Read everything on both sides anew, and put right what differs. Whether that could be done."""
         try:
-            self._mirror.replace(WATCHED, [body async for body in self._all_objects()])
+            self._mirror.begin()
+            self._mirror.replace([body async for body in self._all_objects()])
             self._hosts = {item["name"]: item async for item in self._client.resources("hosts")}
             declared = await self._declare(key for key in self._mirror.objects if key.kind in PLURALS)
             outcomes = await self._reconciler.reconcile(declared)
         except ControllerError as error:
             log.warning("not compared, trying again", extra={"reason": str(error)})
+            self._tell_new(error)
             return False
         self._take(declared, outcomes, ())
+        uids = {self._mirror.objects[key]["metadata"]["uid"] for key in self._mirror.active_runs()}
+        self._runs = {uid: run for uid, run in self._runs.items() if uid in uids}
         names = {*self._hosts, *(key.name for key, _ in self._mirror.of("Node"))}
         self._dirty |= {Key("Host", self._mirror.host_namespace, name) for name in names}
         self._dirty |= {key for key in self._mirror.objects if key.kind in ("Host", "Run")}
@@ -156,6 +192,13 @@ class Cluster:
         log.info("compared", extra={"objects": len(self._mirror.objects), "changes": len(outcomes)})
         self.compared.set()
         return not any(isinstance(outcome.error, Unreachable) for outcome in outcomes)
+
+    def _tell_new(self, error: ControllerError) -> None:
+        """Say of what the server has yet to take why it has not."""
+        for key, body in list(self._mirror.objects.items()):
+            if key.kind in PLURALS and (body.get("status") or {}).get("observedGeneration") != _generation(body):
+                self._errors[key] = error
+                self._tell(key)
 
     async def _all_objects(self) -> AsyncIterator[Object]:
         for kind in WATCHED:
@@ -229,6 +272,7 @@ class Cluster:
                     self._schedules.pop(key, None)
             if isinstance(outcome.change, Put) and outcome.answer is not None and outcome.was is None:
                 log.info("%s accepted", key.kind.lower(), extra={key.kind.lower(): str(key)})
+                self._dirty |= set(self._mirror.dependents(key))
 
     async def _keep_node_host(self, key: Key) -> None:
         """Have a Host for a node, with its labels, and none for a node that is gone."""
@@ -269,8 +313,9 @@ class Cluster:
             self._hosts[key.name] = await self._client.put_host(key.name, labels)
 
     async def _bring_run(self, key: Key) -> None:
-        if key in self._mirror.objects and key in self._mirror.active_runs():
-            await self._trying(key, self._run(key, self._mirror.objects[key]))
+        body = self._mirror.objects.get(key)
+        if body is not None and is_active(body):
+            await self._trying(key, self._run(key, body))
 
     async def _run(self, key: Key, body: Object) -> None:
         """Ask for a run, which the server knows by the Run's uid and so does once, and how far it is."""
@@ -312,17 +357,20 @@ class Cluster:
             self._listed.discard(key)
             self._errors.pop(key, None)
             return
-        old, generation, now = body.get("status") or {}, body["metadata"].get("generation", 1), self._clock()
+        old, generation, now = body.get("status") or {}, _generation(body), self._clock()
         error = self._errors.get(key)
         match key.kind:
             case "Schedule":
-                status = schedule_status(old, generation, error, self._schedules.get(key), now)
+                seen = self._schedules.get(key)
+                if seen is None and error is None:
+                    return  # it is there: the next look tells
+                status = schedule_status(old, generation, error, seen, now)
             case "Repository":
                 status = repository_status(old, generation, error, now)
             case "Host":
                 status = host_status(old, generation, error, self._hosts.get(key.name), now)
             case "Run":
-                if key not in self._mirror.active_runs():
+                if not is_active(body):
                     return
                 status = run_status(old, generation, error, self._runs.get(body["metadata"]["uid"]), now)
             case _:
@@ -345,12 +393,13 @@ class Cluster:
         if error is None:
             self._errors.pop(key, None)
             return
+        waits = _waits(error)
         if str(self._errors.get(key)) != str(error):
-            log.warning("%s not brought", key.kind.lower(), extra={key.kind.lower(): str(key), "reason": str(error)})
+            self._retry_s = self._times.retry
+            level = logging.INFO if waits else logging.WARNING
+            log.log(level, "%s not brought", key.kind.lower(), extra={key.kind.lower(): str(key), "reason": str(error)})
         self._errors[key] = error
-        passing = isinstance(error, Unreachable) or (isinstance(error, KubeError) and error.passing)
-        waits = isinstance(error, Refused) and error.status in (404, 409)
-        if passing or waits:
+        if waits or _passes(error):
             self._again.add(key)
 
 
@@ -365,6 +414,25 @@ async def _each(keys: Iterable[Key], work: Callable[[Key], Awaitable[None]]) -> 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(CONCURRENCY):
             tasks.create_task(worker())
+
+
+def _generation(body: Object) -> int:
+    generation: int = body["metadata"].get("generation", 1)
+    return generation
+
+
+def _passes(error: ControllerError) -> bool:
+    """Whether it is over once a server or the network is well."""
+    if isinstance(error, Refused):
+        return error.status == 401 or error.status >= 500
+    return isinstance(error, Unreachable) or (isinstance(error, KubeError) and error.passing)
+
+
+def _waits(error: ControllerError) -> bool:
+    """Whether it is over once something else is there, or is gone; that may well be on its way."""
+    if isinstance(error, NotFoundError):
+        return error.reason in ("SecretNotFound", "SecretKeyNotFound")
+    return isinstance(error, Refused) and error.status in (404, 409)
 
 
 def _text(value: str) -> str:

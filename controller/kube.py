@@ -165,14 +165,16 @@ class Kube:
         try:
             answer = await self._http.request(method, path, params=params, content=content, headers=headers)
             if answer.status_code == httpx.codes.UNAUTHORIZED:  # a service account's token is replaced every hour
-                stale, self._http = self._http, _connected(self._login())
-                await stale.aclose()
+                self._http.headers.update(self._login().as_http_headers())
                 answer = await self._http.request(method, path, params=params, content=content, headers=headers)
         except httpx.RequestError as error:
             raise KubeError(0, f"the Kubernetes API does not answer: {str(error) or type(error).__name__}") from None
         if not answer.is_success:
             raise KubeError(answer.status_code, f"{method} {path}: {_message(answer)}")
-        found: Object = answer.json()
+        try:
+            found: Object = answer.json()
+        except ValueError:
+            raise KubeError(0, f"{method} {path}: the answer is not JSON: is this the Kubernetes API?") from None
         return found
 
 

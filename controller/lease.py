@@ -1,30 +1,41 @@
 """One controller at work among its replicas: a Lease that its holder renews, as Kubernetes' own components hold them.
 
-The rules are those of client-go's leader election: a holder that cannot renew for RENEW_S stops before others, who
-wait for DURATION_S without seeing a change by their own clocks, take over. No two clocks are compared.
+The rules are those of client-go's leader election: a holder that cannot renew for a while stops before others, who wait
+for longer without seeing a change by their own clocks, take over. No two clocks are compared.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from controller.kube import Kube, KubeError, Object
 
 log = logging.getLogger(__name__)
 
-DURATION_S = 15.0
-"""Seconds that a lease must be seen unchanged before another may take it."""
-RENEW_S = 10.0
-"""Seconds within which its holder must renew it, or stop."""
-RETRY_S = 2.0
-"""Seconds between attempts."""
+
+class Times(NamedTuple):
+    """Seconds. `duration`: a lease must be seen unchanged for so long before another may take it. `renew`: within
+
+    these its holder must renew it, or stop. `retry`: between attempts.
+    """
+
+    duration: float = 15.0
+    renew: float = 10.0
+    retry: float = 2.0
+
+
+TIMES = Times()
+"""Those of Kubernetes' own components."""
 
 
 class Lease:
     """A Lease as one candidate sees it."""
 
-    def __init__(self, kube: Kube, namespace: str, name: str, identity: str) -> None:
+    def __init__(self, kube: Kube, namespace: str, name: str, identity: str, times: Times = TIMES) -> None:
+        self._times = times
         self._kube = kube
         self._namespace = namespace
         self._name = name
@@ -34,7 +45,7 @@ class Lease:
     async def hold(self, work: Callable[[], Awaitable[None]]) -> None:
         """Wait for the lease, then do the work while it is held; returns when the work does, or the lease is lost."""
         while not await self._taken():
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(self._times.retry)
         log.info("lease taken", extra={"lease": f"{self._namespace}/{self._name}", "holder": self._identity})
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -49,10 +60,13 @@ class Lease:
     async def _renew(self) -> None:
         clock = asyncio.get_running_loop().time
         renewed = clock()
-        while clock() - renewed < RENEW_S:
-            await asyncio.sleep(RETRY_S)
-            if await self._taken():
-                renewed = clock()
+        with contextlib.suppress(TimeoutError):  # an API server that never answers must not hold up the end
+            while True:
+                async with asyncio.timeout_at(renewed + self._times.renew):
+                    await asyncio.sleep(self._times.retry)
+                    begun = clock()
+                    if await self._taken():
+                        renewed = begun
         log.error("lease lost", extra={"lease": f"{self._namespace}/{self._name}"})
 
     async def _taken(self) -> bool:
@@ -87,7 +101,7 @@ class Lease:
         state = (lease["spec"].get("holderIdentity"), lease["spec"].get("renewTime"))
         if self._seen[0] != state:
             self._seen = (state, clock)
-        return clock - self._seen[1] > DURATION_S
+        return clock - self._seen[1] > self._times.duration
 
     def _wanted(self, lease: Object | None) -> Object:
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -96,7 +110,7 @@ class Lease:
         spec = {
             **old,
             "holderIdentity": self._identity,
-            "leaseDurationSeconds": int(DURATION_S),
+            "leaseDurationSeconds": max(1, round(self._times.duration)),
             "acquireTime": old.get("acquireTime") if mine else now,
             "renewTime": now,
             "leaseTransitions": old.get("leaseTransitions", 0) + (lease is not None and not mine),

@@ -19,10 +19,12 @@ class Mirror:
     def __init__(self, host_namespace: str) -> None:
         self.host_namespace = host_namespace
         self.objects: dict[Key, Object] = {}
+        self._seen: set[Key] = set()
 
     def see(self, body: Object, *, deleted: bool = False) -> set[Key]:
         """Take in an object as it is now, or is no more. Returns what is to be looked at for it."""
         key = key_of(body)
+        self._seen.add(key)
         old = self.objects.get(key)
         if deleted:
             self.objects.pop(key, None)
@@ -30,14 +32,17 @@ class Mirror:
             self.objects[key] = body
         if not deleted and old is not None and _declares(old) == _declares(body):
             return set()
-        return {key, *self._dependents(key)}
+        return {key, *self.dependents(key)}
 
-    def replace(self, kinds: Iterable[str], bodies: Iterable[Object]) -> None:
-        """Take in all objects of some kinds: those that are not among them are no more."""
-        gone = set(kinds)
-        self.objects = {key: it for key, it in self.objects.items() if key.kind not in gone}
-        for body in bodies:
-            self.objects[key_of(body)] = body
+    def begin(self) -> None:
+        """What is seen from here on is news to a list that is read meanwhile."""
+        self._seen.clear()
+
+    def replace(self, bodies: Iterable[Object]) -> None:
+        """Take in a list of all objects, which was begun to be read at `begin`: others are no more."""
+        listed = {key_of(body): body for body in bodies}
+        newer = {key: self.objects.get(key) for key in self._seen}
+        self.objects = {key: body for key, body in {**listed, **newer}.items() if body is not None}
 
     def of(self, kind: str) -> Iterator[tuple[Key, Object]]:
         """All objects of a kind."""
@@ -63,9 +68,9 @@ class Mirror:
 
     def active_runs(self) -> list[Key]:
         """Runs that have not ended."""
-        return [key for key, body in self.of("Run") if (body.get("status") or {}).get("phase") not in ENDED]
+        return [key for key, body in self.of("Run") if is_active(body)]
 
-    def _dependents(self, key: Key) -> Iterator[Key]:
+    def dependents(self, key: Key) -> Iterator[Key]:
         """What refers to an object: it may be right now, or wrong."""
         if key.kind == "Node":
             yield Key("Host", self.host_namespace, key.name)
@@ -73,6 +78,11 @@ class Mirror:
             for it, body in self.of("Schedule"):
                 if it.namespace == key.namespace and body["spec"]["repositoryRef"]["name"] == key.name:
                     yield it
+
+
+def is_active(run: Mapping[str, Any]) -> bool:
+    """Whether a Run has not ended."""
+    return (run.get("status") or {}).get("phase") not in ENDED
 
 
 def key_of(body: Mapping[str, Any]) -> Key:

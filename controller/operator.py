@@ -14,7 +14,7 @@ from typing import Any
 import kopf
 
 from controller.client import Client, ControllerError
-from controller.cluster import Cluster
+from controller.cluster import TIMES, Cluster, Times
 from controller.kube import KINDS, Kube, Object
 from controller.lease import Lease
 from controller.mirror import WATCHED
@@ -22,6 +22,10 @@ from controller.mirror import WATCHED
 log = logging.getLogger(__name__)
 
 LEASE = "lamplighter-controller"
+BACKOFFS_S = (1, 1, 2, 3, 5, 5, 5, 5)
+"""Seconds between kopf's attempts to reach the API server, before it gives up."""
+IDLE_S = 0.5
+"""Seconds that kopf keeps an object's task for further events; it waits for them to end when it is to stop."""
 WATCH_AGAIN_S = 5.0
 """Seconds before kopf is begun anew when it has given up."""
 
@@ -43,7 +47,13 @@ def api_server(environ: Mapping[str, str]) -> str:
 
 
 async def operate(
-    client: Client, host_namespace: str, namespaces: Collection[str], stop: asyncio.Event, *, lease: bool = True
+    client: Client,
+    host_namespace: str,
+    namespaces: Collection[str],
+    stop: asyncio.Event,
+    *,
+    lease: bool = True,
+    times: Times = TIMES,
 ) -> None:
     """Follow the cluster until `stop` is set. With `lease`, only while no other replica does."""
     async with Kube(login) as kube:
@@ -51,7 +61,8 @@ async def operate(
         held = Lease(kube, host_namespace, LEASE, identity)
 
         async def lead() -> None:
-            await _follow(Cluster(kube, client, host_namespace, _now, namespaces), host_namespace, namespaces)
+            cluster = Cluster(kube, client, host_namespace, _now, namespaces, times)
+            await _follow(cluster, host_namespace, namespaces)
 
         async with asyncio.TaskGroup() as tasks:
             leading = tasks.create_task(_again(held, lead) if lease else lead(), name="lead")
@@ -92,6 +103,7 @@ async def _watch(cluster: Cluster, namespaces: Collection[str]) -> None:
         where: dict[str, Any] = {"namespaces": namespaces} if namespaces else {"clusterwide": True}
         asyncio.run(kopf.operator(registry=_registry(see), standalone=True, stop_flag=stop, **where))
 
+    cluster.begin()
     watching = asyncio.ensure_future(asyncio.to_thread(watch))
     try:
         await asyncio.shield(watching)
@@ -114,6 +126,8 @@ def _registry(see: Callable[[Object, str | None], None]) -> kopf.OperatorRegistr
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         settings.posting.enabled = False
         settings.scanning.disabled = True
+        settings.networking.error_backoffs = BACKOFFS_S
+        settings.queueing.idle_timeout = IDLE_S
 
     async def seen(event: kopf.RawEvent, **_: Any) -> None:
         see(dict(event["object"]), event["type"])

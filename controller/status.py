@@ -16,6 +16,7 @@ Condition = dict[str, Any]
 _NO_HOST = "no Host has the labels that hostSelector selects"
 _COUNTS = ("hosts", "hostsInSync", "hostsFailed")
 _TIMES = ("lastScheduleTime", "nextScheduleTime")
+_REASONS = {401: "Unauthorized", 403: "NotGranted", 404: "ScheduleNotFound", 409: "Conflict"}
 _PHASES = ("pending", "running", "succeeded", "failed")
 
 
@@ -39,15 +40,23 @@ def schedule_status(
     old: Status, generation: int, error: ControllerError | None, seen: Mapping[str, Any] | None, now: datetime
 ) -> Status:
     """The status of a Schedule. `error`: why its declaration is not in force; `seen`: the resource at the server."""
+    ready = _ready(error, "the server holds it as declared")
+    if seen is None and isinstance(error, Unreachable):  # what was last known is still the best that is
+        kept = [it for it in old.get("conditions", ()) if it["type"] != "Ready"]
+        status = _status(old, generation, _facts(old), [ready], now)
+        return {**status, "conditions": [*status["conditions"], *kept]}
     told = seen["status"] if seen is not None else {}
-    status = {name: told[name] for name in (*_COUNTS, *_TIMES) if told.get(name) is not None}
-    conditions = [_ready(error, "the server holds it as declared")]
-    if seen is not None and "hosts" in told:
+    status, conditions = _facts(told), [ready]
+    if "hosts" in told:
         conditions += [_in_sync(told), _degraded(told)]
         if kept_out := told.get("hostsNotGranted"):
-            message = f"{kept_out} hosts that it selects are not granted to its namespace: the cluster's operator can"
+            message = f"hosts that it selects and its namespace is not granted: {kept_out}; ask the cluster's operator"
             conditions.append(_condition("Granted", "False", "HostsNotGranted", message))
     return _status(old, generation, status, conditions, now)
+
+
+def _facts(told: Mapping[str, Any]) -> Status:
+    return {name: told[name] for name in (*_COUNTS, *_TIMES) if told.get(name) is not None}
 
 
 def repository_status(old: Status, generation: int, error: ControllerError | None, now: datetime) -> Status:
@@ -115,7 +124,7 @@ def notices(old: Status, new: Status) -> list[Notice]:
         before = was.get(condition["type"], {})
         if (before.get("status"), before.get("reason")) == (condition["status"], condition["reason"]):
             continue
-        bad = {"Ready": "False", "Degraded": "True"}.get(condition["type"])
+        bad = {"Ready": "False", "Degraded": "True", "Granted": "False"}.get(condition["type"])
         is_over = condition["type"] == "Complete" and condition["status"] == "True"
         if condition["status"] == bad or (is_over and condition["reason"] == "Failed"):
             found.append(Notice("Warning", condition["reason"], condition["message"]))
@@ -144,10 +153,10 @@ def _reason(error: ControllerError) -> str:
         return error.reason
     if isinstance(error, Refused):
         fields = {it.field for it in error.errors}
-        if error.status == 403:
-            return "NotGranted"
-        if error.status == 409:
-            return "Conflict"
+        if reason := _REASONS.get(error.status):
+            return reason
+        if error.status >= 500:
+            return "ServerError"
         return "RepositoryNotFound" if fields == {"spec.repositoryRef.name"} else "Invalid"
     return "Failed"
 

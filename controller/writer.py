@@ -1,7 +1,7 @@
 """Writes statuses to the Kubernetes API: only changes, and no more often than it can bear.
 
-The first write for an object is made at once. After that it gets one in INTERVAL_S seconds, and always its latest
-status; Hosts, of which there may be ten thousand that change together, share HOSTS_PER_S.
+The first write for an object is made at once. After that it gets one in INTERVAL_S, and always its latest status;
+Hosts, of which there may be ten thousand that change together, share HOSTS_PER_S.
 """
 
 import asyncio
@@ -18,16 +18,20 @@ log = logging.getLogger(__name__)
 WORKERS = 8
 """Writes under way at once."""
 INTERVAL_S = 5.0
+"""Seconds between two writes for one object."""
 HOSTS_PER_S = 50.0
+"""Writes for Hosts in a second."""
 
 
 class Writer:
     """Brings statuses to the API server while `run` runs."""
 
-    def __init__(self, kube: Kube, clock: Callable[[], datetime]) -> None:
+    def __init__(self, kube: Kube, clock: Callable[[], datetime], interval_s: float = INTERVAL_S) -> None:
         self._kube = kube
         self._clock = clock
+        self._interval_s = interval_s
         self._wanted: dict[Key, tuple[Object, Status]] = {}
+        self._writing: set[Key] = set()
         self._ready: asyncio.Queue[Key] = asyncio.Queue()
         self._not_before: dict[Key, float] = {}
         self._host_slot = 0.0
@@ -35,7 +39,7 @@ class Writer:
 
     def want(self, key: Key, about: Object, status: Status) -> None:
         """Have an object's status be this one, soon. `about`: the object as last seen; it is kept up to date."""
-        if about.get("status") == status:
+        if about.get("status") == status and key not in self._writing:
             self._wanted.pop(key, None)
             return
         waiting = key in self._wanted
@@ -70,27 +74,35 @@ class Writer:
         clock = asyncio.get_running_loop().time
         while True:
             key = await self._ready.get()
-            if key not in self._wanted:
+            if key not in self._wanted or key in self._writing:
                 continue
             about, status = self._wanted[key]
-            self._not_before[key] = clock() + INTERVAL_S
-            written = await self._write(key, about, status)
-            if self._wanted.get(key) == (about, status) and written:
+            self._not_before[key] = clock() + self._interval_s
+            self._writing.add(key)
+            done = await self._write(key, about, status)
+            self._writing.discard(key)
+            if done and key in self._wanted and self._wanted[key][1] == status:
                 del self._wanted[key]
             elif key in self._wanted:
                 self._put_in_line(key, self._not_before.get(key, 0.0))
+            else:  # it is gone
+                self._not_before.pop(key, None)
 
     async def _write(self, key: Key, about: Object, status: Status) -> bool:
         """Write one status. Whether that is done with, if only because it cannot be."""
         old = about.get("status") or {}
         try:
-            changed = {"status": patch(old, status)}
+            same = {"uid": about["metadata"]["uid"]}  # refused for another object that has taken the name
+            changed = {"metadata": same, "status": patch(old, status)}
             await self._kube.patch(key.kind, key.namespace, key.name, changed, subresource="status")
             self.writes += 1
-            about["status"] = status
-            for notice in notices(old, status):
-                await self._kube.tell(about, notice.type, notice.reason, notice.message, self._clock())
         except KubeError as error:
             log.warning("status not written", extra={key.kind.lower(): str(key), "reason": str(error)})
             return not error.passing
+        about["status"] = status
+        try:
+            for notice in notices(old, status):
+                await self._kube.tell(about, notice.type, notice.reason, notice.message, self._clock())
+        except KubeError as error:
+            log.warning("event not posted", extra={key.kind.lower(): str(key), "reason": str(error)})
         return True

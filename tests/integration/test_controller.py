@@ -1,0 +1,463 @@
+"""The controller between a mocked Kubernetes API and a real server: what reaches it, and what the statuses say."""
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import shutil
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import yaml
+from kmock import KubernetesEmulator, KubernetesError, Server, action, resource
+
+from controller.client import Client
+from controller.cluster import Times
+from controller.operator import operate
+from server.service import Config, serving
+
+pytestmark = pytest.mark.anyio
+
+HOME = "lamplighter-system"
+PATIENCE_S = 6
+FAST = Times(full=300, secrets=0.5, look=0.1, retry=0.05, most_retry=0.2, listed=0.2, write=0.1)
+GROUP = "lamplighter.dev/v1alpha1"
+PLURALS = {
+    "Schedule": f"{GROUP}/schedules",
+    "Repository": f"{GROUP}/repositories",
+    "Host": f"{GROUP}/hosts",
+    "Run": f"{GROUP}/runs",
+    "Node": "v1/nodes",
+    "Secret": "v1/secrets",
+    "Event": "events.k8s.io/v1/events",
+    "Namespace": "v1/namespaces",  # kopf waits until it has found these two
+    "CustomResourceDefinition": "apiextensions.k8s.io/v1/customresourcedefinitions",
+}
+CLUSTER_SCOPED = ("Node", "Namespace", "CustomResourceDefinition")
+BACKUP = {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}, "backup": {"paths": ["/etc"]}}
+
+
+class Api(KubernetesEmulator):
+    """The mocked API, which keeps uids and generations as the real one does. `refuse`: a status for a request, or 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.refuse = lambda request: 0
+        self.heard = []
+        self._ids = itertools.count(1)
+        for name, path in PLURALS.items():
+            namespaced, sub = name not in CLUSTER_SCOPED, {"status"}
+            info = self.ResourceInfo(kind=name, namespaced=namespaced, subresources=sub, verbs={"list", "watch"})
+            self.resources[resource(path)] = info
+
+    async def _handle(self, request):
+        self.heard.append(request)
+        if request.action and (status := self.refuse(request)):
+            raise KubernetesError(status=status, message="not now")
+        if request.action == action.CREATE:
+            metadata = request.data["metadata"]
+            metadata.setdefault("name", f"{metadata.get('generateName')}{next(self._ids)}")
+            metadata |= {"uid": f"uid-{next(self._ids)}", "generation": 1}
+        if request.action == action.UPDATE and "spec" in request.data:
+            generation = self.body(request.resource, request.namespace, request.name)["metadata"]["generation"]
+            request.data.setdefault("metadata", {})["generation"] = generation + 1
+        return await super()._handle(request)
+
+    def body(self, of, namespace, name):
+        return self.objects[of, namespace, name].raw
+
+    async def lose_watch(self, kind):
+        """End a kind's watch as the API server does when what it would go on from is compacted."""
+        gone = {"kind": "Status", "apiVersion": "v1", "code": 410, "message": "too old"}
+        await self._buses[resource(PLURALS[kind])].put({"type": "ERROR", "object": gone})
+
+    def writes(self):
+        """Requests that changed something."""
+        return [it for it in self.heard if it.method in ("POST", "PUT", "PATCH", "DELETE")]
+
+
+class Kubectl:
+    """What a person does with the API, and sees there."""
+
+    def __init__(self, api, http):
+        self._api, self._http = api, http
+
+    def _path(self, kind, namespace, name=""):
+        version, _, plural = PLURALS[kind].rpartition("/")
+        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        within = "" if kind == "Node" else f"/namespaces/{namespace}"
+        return f"{root}{within}/{plural}" + (f"/{name}" if name else "")
+
+    async def create(self, kind, name, spec=None, namespace="ns", **others):
+        metadata = {"name": name, **others.pop("metadata", {})}
+        if kind != "Node":
+            metadata["namespace"] = namespace
+        version = PLURALS[kind].rpartition("/")[0]
+        body = {"apiVersion": version, "kind": kind, "metadata": metadata, **others}
+        body |= {} if spec is None else {"spec": spec}
+        (await self._http.post(self._path(kind, namespace), json=body)).raise_for_status()
+
+    async def patch(self, kind, name, namespace="ns", **changes):
+        (await self._http.patch(self._path(kind, namespace, name), json=changes)).raise_for_status()
+
+    async def delete(self, kind, name, namespace="ns"):
+        (await self._http.delete(self._path(kind, namespace, name))).raise_for_status()
+
+    def get(self, kind, name, namespace="ns"):
+        key = (resource(PLURALS[kind]), None if kind == "Node" else namespace, name)
+        if key not in self._api.objects or self._api.objects[key].deleted:
+            return None
+        return self._api.objects[key].raw
+
+    def conditions(self, kind, name, namespace="ns"):
+        status = (self.get(kind, name, namespace) or {}).get("status", {})
+        return {it["type"]: (it["status"], it["reason"]) for it in status.get("conditions", ())}
+
+    def ready(self, kind, name, namespace="ns"):
+        return self.conditions(kind, name, namespace).get("Ready")
+
+    async def secret(self, name, **data):
+        encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
+        await self.create("Secret", name, data=encoded)
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+async def api():
+    async with Api() as api:
+        yield api
+
+
+@pytest.fixture
+async def kubectl(api, tmp_path, monkeypatch):
+    async with Server(api) as listening, httpx.AsyncClient(base_url=str(listening.url), trust_env=False) as http:
+        config = {
+            "current-context": "test",
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            "clusters": [{"name": "test", "cluster": {"server": str(listening.url).rstrip("/")}}],
+            "users": [{"name": "test", "user": {}}],
+        }
+        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        yield Kubectl(api, http)
+
+
+@pytest.fixture
+async def server(tmp_path):
+    async with serving(Config(tmp_path / "data", port=0)) as running:
+        yield running
+
+
+@pytest.fixture
+async def rest(server):
+    async with resting(server) as http:
+        yield http
+
+
+@asynccontextmanager
+async def resting(server):
+    headers = {"authorization": f"Bearer {server.admin_token}"}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}/api/v1", headers=headers) as http:
+        yield http
+
+
+@asynccontextmanager
+async def controlling(server, namespaces=(), **times):
+    """A controller at work."""
+    stop = asyncio.Event()
+    async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client, asyncio.TaskGroup() as tasks:
+        tasks.create_task(operate(client, HOME, namespaces, stop, lease=False, times=FAST._replace(**times)))
+        try:
+            yield
+        finally:
+            stop.set()
+
+
+@pytest.fixture
+async def controller(server, kubectl):
+    async with controlling(server):
+        yield
+
+
+async def until(condition):
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            found = condition()
+            if asyncio.iscoroutine(found):
+                found = await found
+            if found:
+                return found
+            await asyncio.sleep(0.02)
+
+
+async def known(rest, path):
+    """What the server has there, or nothing."""
+    answer = await rest.get(path)
+    return answer.json() if answer.is_success else None
+
+
+async def declare(kubectl, *names):
+    """A Repository and Schedules, accepted and told."""
+    await kubectl.create("Repository", "main", {"url": "/b"})
+    for name in names:
+        await kubectl.create("Schedule", name, BACKUP)
+    for name in names:
+        await until(lambda name=name: "InSync" in kubectl.conditions("Schedule", name))
+    await until(lambda: kubectl.ready("Repository", "main") == ACCEPTED)
+
+
+ACCEPTED = ("True", "Accepted")
+
+
+async def test_what_is_applied_reaches_the_server_and_each_status_is_written_once(controller, kubectl, rest, api):
+    await declare(kubectl, "etc")
+    assert (await known(rest, "/schedules/ns/etc"))["spec"]["backup"]["paths"] == ["/etc"]
+    assert kubectl.conditions("Schedule", "etc") == {
+        "Ready": ACCEPTED,
+        "InSync": ("True", "NoHosts"),
+        "Degraded": ("False", "RunsSucceed"),
+    }
+    assert kubectl.get("Schedule", "etc")["status"]["observedGeneration"] == 1
+    assert [it.url.path.rpartition("v1alpha1/")[2] for it in api.writes() if it.method == "PATCH"] == [
+        "namespaces/ns/repositories/main/status",
+        "namespaces/ns/schedules/etc/status",
+    ]
+
+
+async def test_what_is_changed_is_changed_at_the_server(controller, kubectl, rest):
+    await declare(kubectl, "etc")
+    await kubectl.patch("Schedule", "etc", spec={"cron": "0 3 * * *"})
+    await until(lambda: kubectl.get("Schedule", "etc")["status"]["observedGeneration"] == 2)
+    assert (await known(rest, "/schedules/ns/etc"))["spec"]["cron"] == "0 3 * * *"
+
+
+async def test_what_is_deleted_is_deleted_at_the_server_at_once_and_in_any_order(controller, kubectl, rest):
+    await declare(kubectl, "etc")
+    await kubectl.delete("Repository", "main")  # refused by the server for now, which no one need notice
+    await kubectl.delete("Schedule", "etc")
+    await until(lambda: _gone(rest, "/schedules/ns/etc"))
+    await until(lambda: _gone(rest, "/repositories/ns/main"))
+
+
+async def _gone(rest, path):
+    return await known(rest, path) is None
+
+
+async def test_nothing_of_lamplighter_holds_up_a_delete(controller, kubectl):
+    await declare(kubectl, "etc")
+    assert "finalizers" not in kubectl.get("Schedule", "etc")["metadata"]
+
+
+async def test_a_schedule_is_accepted_when_its_repository_comes(controller, kubectl):
+    await kubectl.create("Schedule", "etc", BACKUP)
+    await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "RepositoryNotFound"))
+    await kubectl.create("Repository", "main", {"url": "/b"})
+    await until(lambda: kubectl.ready("Schedule", "etc") == ACCEPTED)
+
+
+async def test_a_schedule_is_accepted_when_its_repository_s_secret_comes(controller, kubectl, rest):
+    await kubectl.create("Repository", "main", {"url": "/b", "passwordSecretRef": {"name": "hush"}})
+    await kubectl.create("Schedule", "etc", BACKUP)
+    await until(lambda: kubectl.ready("Repository", "main") == ("False", "SecretNotFound"))
+    await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "RepositoryNotFound"))
+    await kubectl.secret("hush", other="x")
+    await until(lambda: kubectl.ready("Repository", "main") == ("False", "SecretKeyNotFound"))
+    await kubectl.patch("Secret", "hush", data={"password": base64.b64encode(b"open sesame").decode()})
+    await until(lambda: kubectl.ready("Repository", "main") == ACCEPTED)
+    await until(lambda: kubectl.ready("Schedule", "etc") == ACCEPTED)
+
+
+async def test_a_repository_whose_secret_is_gone_stays_as_it_was(controller, kubectl, rest):
+    await kubectl.secret("hush", password="open sesame")
+    await kubectl.create("Repository", "main", {"url": "/b", "passwordSecretRef": {"name": "hush"}})
+    await until(lambda: kubectl.ready("Repository", "main") == ACCEPTED)
+    await kubectl.delete("Secret", "hush")
+    await until(lambda: kubectl.ready("Repository", "main") == ("False", "SecretNotFound"))
+    assert await known(rest, "/repositories/ns/main")
+
+
+async def test_a_secret_is_read_only_where_a_repository_names_it_and_shown_nowhere(controller, kubectl, api, caplog):
+    caplog.set_level("DEBUG", "controller")
+    await kubectl.secret("hush", password="open sesame")
+    await kubectl.secret("other", password="not asked for")
+    await kubectl.create("Repository", "main", {"url": "/b", "passwordSecretRef": {"name": "hush"}})
+    await until(lambda: kubectl.ready("Repository", "main") == ACCEPTED)
+    asked = {it.url.path for it in api.heard if it.method == "GET" and "/secrets" in it.url.path}
+    assert asked == {"/api/v1/namespaces/ns/secrets/hush"}
+    told = json.dumps([it.data for it in api.writes() if "/secrets" not in it.url.path])
+    assert "sesame" not in told + caplog.text
+
+
+async def test_a_wrong_declaration_is_told_with_the_remedy_and_an_event(controller, kubectl, api):
+    await kubectl.create("Repository", "main", {"url": "/b"})
+    await kubectl.create("Schedule", "etc", {**BACKUP, "cron": "0 0 30 2 *"})
+    await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "Invalid"))
+    (event,) = await until(lambda: [it.data for it in api.writes() if it.url.path.endswith("/events")])
+    assert (event["type"], event["reason"], event["regarding"]["name"]) == ("Warning", "Invalid", "etc")
+    assert event["note"].startswith("spec.cron: ")
+
+
+async def test_nodes_become_hosts_whose_labels_follow_and_go_with_them(controller, kubectl, rest):
+    await kubectl.create("Node", "n1", metadata={"labels": {"pool": "a"}})
+    await until(lambda: kubectl.get("Host", "n1", HOME))
+    assert kubectl.get("Host", "n1", HOME)["metadata"]["ownerReferences"][0]["name"] == "n1"
+    await until(lambda: _labels(rest, "n1", {"pool": "a"}))
+    await kubectl.patch("Node", "n1", metadata={"labels": {"pool": "b", "more": ""}})
+    await until(lambda: _labels(rest, "n1", {"pool": "b", "more": ""}))
+    assert kubectl.get("Host", "n1", HOME)["metadata"]["labels"] == {"pool": "b", "more": ""}
+    await kubectl.delete("Node", "n1")
+    await until(lambda: kubectl.get("Host", "n1", HOME) is None)
+    await until(lambda: _gone(rest, "/hosts/n1"))
+
+
+async def _labels(rest, host, labels):
+    return (await known(rest, f"/hosts/{host}") or {}).get("labels") == labels
+
+
+async def test_a_host_elsewhere_is_told_where_hosts_count(controller, kubectl, rest):
+    await kubectl.create("Host", "laptop", {}, namespace=HOME)
+    await kubectl.create("Host", "laptop", {}, namespace="ns", metadata={"labels": {"a": "b"}})
+    await until(lambda: kubectl.ready("Host", "laptop", "ns") == ("False", "WrongNamespace"))
+    await until(lambda: kubectl.ready("Host", "laptop", HOME) == ("False", "Disconnected"))
+    await kubectl.delete("Host", "laptop", "ns")
+    await kubectl.patch("Host", "laptop", HOME, metadata={"labels": {"c": "d"}})
+    await until(lambda: _labels(rest, "laptop", {"c": "d"}))
+
+
+async def test_a_run_is_asked_for_once_and_followed_to_its_end(controller, kubectl, rest):
+    await declare(kubectl, "etc")
+    await kubectl.create("Run", "now", {"scheduleRef": {"name": "etc"}})
+    await until(lambda: kubectl.conditions("Run", "now").get("Complete") == ("True", "Succeeded"))  # on no host
+    assert kubectl.ready("Run", "now") == ACCEPTED
+
+
+async def test_a_run_waits_for_its_schedule(controller, kubectl):
+    await kubectl.create("Run", "now", {"scheduleRef": {"name": "etc"}})
+    await until(lambda: kubectl.ready("Run", "now") == ("False", "ScheduleNotFound"))
+    await declare(kubectl, "etc")
+    await until(lambda: kubectl.ready("Run", "now") == ACCEPTED)
+
+
+async def test_a_restart_writes_nothing(server, kubectl, api, rest):
+    async with controlling(server):
+        await kubectl.create("Node", "n1")
+        await declare(kubectl, "etc")
+        await kubectl.create("Schedule", "bad", {**BACKUP, "cron": "never"})
+        await until(lambda: kubectl.conditions("Host", "n1", HOME))
+        await until(lambda: kubectl.conditions("Schedule", "etc")["InSync"] == ("False", "HostsBehind"))
+        await until(lambda: kubectl.ready("Schedule", "bad") == ("False", "Invalid"))
+    before, audit = len(api.writes()), (await known(rest, "/audit"))["items"]
+    async with controlling(server, full=0.3):
+        compared = len(api.heard)
+        lists = lambda: [it for it in list(api.heard)[compared:] if it.url.path.endswith("/runs")]  # noqa: E731
+        await until(lambda: len(lists()) > 4)  # compared, watched, and compared again
+    assert len(api.writes()) == before
+    assert (await known(rest, "/audit"))["items"] == audit
+
+
+async def test_what_was_deleted_while_nobody_looked_is_removed(server, kubectl, rest):
+    async with controlling(server):
+        await declare(kubectl, "etc", "home")
+    await kubectl.delete("Schedule", "home")
+    async with controlling(server):
+        await until(lambda: _gone(rest, "/schedules/ns/home"))
+    assert await known(rest, "/schedules/ns/etc")
+
+
+async def test_what_others_made_at_the_server_is_left_alone(server, kubectl, rest):
+    (await rest.put("/repositories/ns/main", json={"spec": {"url": "/theirs"}})).raise_for_status()
+    (await rest.put("/repositories/ns/other", json={"spec": {"url": "/theirs"}})).raise_for_status()
+    async with controlling(server):
+        await kubectl.create("Repository", "main", {"url": "/b"})
+        await until(lambda: kubectl.ready("Repository", "main") == ("False", "Conflict"))
+    assert [(await known(rest, f"/repositories/ns/{name}"))["spec"]["url"] for name in ("main", "other")] == [
+        "/theirs",
+        "/theirs",
+    ]
+
+
+async def test_what_was_deleted_during_a_lost_watch_is_removed(controller, kubectl, rest, api):
+    await declare(kubectl, "etc", "home")
+    del api.objects[resource(PLURALS["Schedule"]), "ns", "home"]  # and no watch tells
+    await api.lose_watch("Schedule")
+    await until(lambda: _gone(rest, "/schedules/ns/home"))
+    await kubectl.create("Schedule", "new", BACKUP)
+    await until(lambda: kubectl.ready("Schedule", "new") == ACCEPTED)
+
+
+@pytest.mark.parametrize("status", [500, 429, 503])
+async def test_a_status_that_the_api_server_cannot_write_now_is_written_later(controller, kubectl, api, status):
+    api.refuse = lambda request: status if request.method == "PATCH" else 0
+    await kubectl.create("Repository", "main", {"url": "/b"})
+    await until(lambda: [it for it in api.heard if it.method == "PATCH"])
+    api.refuse = lambda request: 0
+    await until(lambda: kubectl.ready("Repository", "main") == ACCEPTED)
+
+
+async def test_what_the_controller_may_not_do_hurts_nothing_else(controller, kubectl, api):
+    denied = ("/secrets/", "/events", "/schedules/etc/status")
+    api.refuse = lambda request: 403 if any(part in request.url.path for part in denied) else 0
+    await kubectl.create("Repository", "locked", {"url": "/b", "passwordSecretRef": {"name": "hush"}})
+    await kubectl.create("Repository", "main", {"url": "/b"})
+    await kubectl.create("Schedule", "etc", BACKUP)
+    await kubectl.create("Schedule", "home", BACKUP)
+    await until(lambda: kubectl.ready("Repository", "locked") == ("False", "SecretForbidden"))
+    await until(lambda: kubectl.ready("Schedule", "home") == ACCEPTED)
+
+
+async def test_the_controller_begins_when_the_api_server_lets_it(server, kubectl, api):
+    await kubectl.create("Repository", "main", {"url": "/b"})
+    api.refuse = lambda request: 403
+    async with controlling(server):
+        await until(lambda: len(api.heard) > 3)
+        api.refuse = lambda request: 0
+        await until(lambda: kubectl.ready("Repository", "main") == ACCEPTED)
+
+
+async def test_a_server_that_is_away_is_told_of_what_is_new_and_all_is_well_when_it_is_back(kubectl, tmp_path):
+    config = Config(tmp_path / "data", port=0)
+    async with serving(config) as server:
+        port, token = server.port, server.admin_token
+        async with controlling(server):
+            await declare(kubectl, "etc")
+    away = type("Away", (), {"port": port, "admin_token": token})
+    before = kubectl.get("Schedule", "etc")["status"]
+    async with controlling(away):
+        await kubectl.create("Schedule", "new", BACKUP)
+        await until(lambda: kubectl.ready("Schedule", "new") == ("Unknown", "ServerUnreachable"))
+        await kubectl.patch("Schedule", "etc", spec={"cron": "0 4 * * *"})
+        await until(lambda: kubectl.ready("Schedule", "etc") == ("Unknown", "ServerUnreachable"))
+        assert kubectl.get("Schedule", "etc")["status"]["hosts"] == before["hosts"]
+        async with serving(Config(tmp_path / "data", port=port)):
+            await until(lambda: kubectl.ready("Schedule", "new") == ACCEPTED)
+            await until(lambda: kubectl.ready("Schedule", "etc") == ACCEPTED)
+
+
+async def test_a_server_that_comes_back_with_an_old_store_is_put_right_at_once(kubectl, tmp_path):
+    config = Config(tmp_path / "data", port=0)
+    async with serving(config):  # what is restored later: nothing
+        pass
+    shutil.copytree(tmp_path / "data", tmp_path / "backup")
+    async with contextlib.AsyncExitStack() as stack:
+        async with serving(config) as server:
+            config = Config(tmp_path / "backup", port=server.port)
+            await stack.enter_async_context(controlling(server))
+            await declare(kubectl, "etc")
+        async with serving(config) as server, resting(server) as rest:
+            await until(lambda: known(rest, "/schedules/ns/etc"))
+
+
+async def test_only_the_namespaces_that_are_named_count(server, kubectl, rest):
+    async with controlling(server, namespaces=["ns"]):
+        await declare(kubectl, "etc")
+        await kubectl.create("Repository", "main", {"url": "/b"}, namespace="elsewhere")
+        await kubectl.create("Repository", "second", {"url": "/b"})
+        await until(lambda: kubectl.ready("Repository", "second") == ACCEPTED)
+    assert kubectl.ready("Repository", "main", "elsewhere") is None
+    assert await known(rest, "/repositories/elsewhere/main") is None
