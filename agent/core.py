@@ -55,6 +55,8 @@ from wire.messages import (
 
 log = logging.getLogger(__name__)
 
+TOLD = 20
+"""Fires of one tick that are logged one by one; of more, their number is."""
 MAX_FIRES = 1000
 """Fires in one frame; a frame stays far below what the server reads."""
 MAX_ENDS = 32
@@ -190,6 +192,7 @@ class Core:
                 dropped.append((late.entry.id, late.at))
             else:
                 fires.append(self._fire(late))
+        _log_fires(due, fires)
         records: list[Record] = [Fired(fires)] if fires else []
         if dropped:
             records.append(Passed(dropped))
@@ -202,8 +205,6 @@ class Core:
         missed = due.missed
         if waiting is not None:  # no answer has come since: one run stands for all that were missed
             missed = max(1, waiting.missed) + max(1, missed)
-        late = {"missed": missed} if missed else {}
-        log.info("fire", extra={"schedule": due.entry.name, "due": due.at, **late})
         return ScheduleFire(due.entry.id, due.at, missed)
 
     def _send_fires(self, fires: list[ScheduleFire], now: datetime) -> list[Effect]:
@@ -320,6 +321,17 @@ class Core:
         """What people call a schedule; its id when it is not of this host any more."""
         entry = self._entry(schedule_id)
         return entry.name if entry is not None else schedule_id
+
+
+def _log_fires(due: Sequence[Due], fires: Sequence[ScheduleFire]) -> None:
+    """Log fires, each in a line of its own where that can be read, and is soon written."""
+    if len(fires) > TOLD:
+        log.info("fires", extra={"schedules": len(fires), "due": max(fire.scheduled_at for fire in fires)})
+        return
+    names = {late.entry.id: late.entry.name for late in due}
+    for fire in fires:
+        late = {"missed": fire.missed} if fire.missed else {}
+        log.info("fire", extra={"schedule": names[fire.schedule_id], "due": fire.scheduled_at, **late})
 
 
 def built(memory: Memory, push: Push | None, host: str, now: datetime) -> Built | str:

@@ -1,21 +1,21 @@
 """The agent's connection to the server: connect, read, write, and connect again with exponential backoff and jitter.
 
-The read loop only hands messages on and never waits for what they cause. Frames to be sent queue here, in order; the
-queue belongs to one connection and goes with it, since the core says again what the server has not answered.
+The read loop only hands messages on and never waits for what they cause. A frame to be sent is handed to the transport
+at once, before whatever else is to be done: it keeps, in order, what the kernel does not take yet. That goes with the
+connection, since the core says again what the server has not answered.
 """
 
 import asyncio
 import logging
 import random
 import ssl
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.protocol import State
 from websockets.typing import Subprotocol
 
 from wire import codec
@@ -30,7 +30,7 @@ STEADY_S = 30.0
 PING_S = 20.0
 """Seconds between pings, and to wait for a pong (RFC 6455, section 5.5.2)."""
 OPEN_S = 10.0
-MAX_QUEUE = 8 << 20
+MAX_UNSENT = 8 << 20
 """Bytes that may wait for a slow server before the connection is given up."""
 
 MAX_REASON = 500
@@ -83,9 +83,6 @@ class Link:
         self._rng = rng
         self._user_agent = user_agent
         self._socket: ClientConnection | None = None
-        self._queue: deque[str] = deque()
-        self._queued = 0
-        self._more = asyncio.Event()
 
     async def run(self) -> None:
         """Connect and read, again and again, until cancelled; then close the connection. A listener's error ends it."""
@@ -106,16 +103,14 @@ class Link:
 
     def send(self, messages: Sequence[FromAgent]) -> None:
         """Send one frame on the connection there is; without one it is dropped."""
-        if self._socket is None:
+        socket = self._socket
+        if socket is None or socket.protocol.state is not State.OPEN:
             return
-        frame = codec.encode(messages)
-        self._queue.append(frame)
-        self._queued += len(frame)
-        if self._queued > MAX_QUEUE:
-            log.error("server reads too slowly: connection given up", extra={"bytes": self._queued})
-            self._socket.transport.abort()
-        else:
-            self._more.set()
+        socket.protocol.send_text(codec.encode(messages).encode())
+        socket.send_data()
+        if (unsent := socket.transport.get_write_buffer_size()) > MAX_UNSENT:
+            log.error("server reads too slowly: connection given up", extra={"bytes": unsent})
+            socket.transport.abort()
 
     def _connect(self) -> connect:
         """A connection to await. Raises OSError when the token or the authorities cannot be read."""
@@ -137,24 +132,18 @@ class Link:
         )
 
     async def _converse(self, socket: ClientConnection) -> str:
-        """Write and read until the connection is gone, and say why it is."""
+        """Read until the connection is gone, and say why it is."""
         self._socket = socket
         log.info("connected", extra={"url": self._url})
         try:
-            async with asyncio.TaskGroup() as tasks:
-                sender = tasks.create_task(self._send_queued(socket), name="send")
-                self._listener.connected()
-                reason = await self._read(socket)
-                sender.cancel()
+            self._listener.connected()
+            return await self._read(socket)
         except asyncio.CancelledError:
             await socket.close(1001, "the agent stops")
             raise
         finally:
             self._socket = None
-            self._queue.clear()
-            self._queued = 0
             self._listener.lost()
-        return reason
 
     async def _read(self, socket: ClientConnection) -> str:
         try:
@@ -167,16 +156,6 @@ class Link:
         except ConnectionClosed as error:
             return _reason(error)
         return f"closed by the server: {socket.close_reason or socket.close_code}"
-
-    async def _send_queued(self, socket: ClientConnection) -> None:
-        with suppress(ConnectionClosed):  # the read loop says so
-            while True:
-                await self._more.wait()
-                self._more.clear()
-                while self._queue:
-                    frame = self._queue.popleft()
-                    await socket.send(frame)
-                    self._queued -= len(frame)
 
 
 def _reason(error: Exception) -> str:

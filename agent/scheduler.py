@@ -8,7 +8,7 @@ what the core was told before is done before it is told to apply.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from agent import core
 from agent.core import Core, Effect, Push
@@ -47,7 +47,7 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
         if not self._stopped:
-            until = (self._core.wake_at - self._clock()) / timedelta(seconds=1)
+            until = (self._core.wake_at - self._clock()).total_seconds()
             self._timer = asyncio.get_running_loop().call_later(min(max(until, 0.0), LOOK_S), self._woken.set)
 
     def apply(self, push: Push | None) -> None:

@@ -80,10 +80,12 @@ class Timetable:
         """What is due, at most once for each schedule: the latest due time and how many had passed. Never early."""
         taken = []
         heap = self._heap
+        memo: dict[tuple[int, int, timedelta, datetime], datetime] = {}  # what is due together mostly is so again
         while heap and heap[0][0] <= now:
             at, key = heap[0]
             slot = self._slots[key]
-            following = slot.next(at)
+            alike = id(slot.expression), id(slot.zone), slot.offset, at
+            following = memo.get(alike) or memo.setdefault(alike, slot.next(at))
             missed = 0 if now - at < ON_TIME else 1
             if following <= now:
                 late = slot.latest(at, now)

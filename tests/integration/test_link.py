@@ -254,8 +254,8 @@ async def test_a_server_that_does_not_answer_pings_is_called_again(server, monke
         silent.transport.abort()
 
 
-async def test_a_server_that_does_not_read_costs_no_more_than_the_queue(monkeypatch, caplog):
-    monkeypatch.setattr(links, "MAX_QUEUE", 1 << 20)
+async def test_a_server_that_does_not_read_costs_no_more_than_what_may_be_unsent(monkeypatch, caplog):
+    monkeypatch.setattr(links, "MAX_UNSENT", 1 << 20)
     async with Server().listening(max_queue=1) as server, calling(server.port) as agent:
         socket = await server.next()
         await frames(socket, 1)
@@ -274,9 +274,8 @@ async def test_a_listener_that_fails_ends_the_link_and_is_seen(server):
     agent.received = lambda message: 1 / 0
     running = asyncio.create_task(agent.link.run())
     await (await server.next()).send(codec.encode([JobConfirmed("j1")]))
-    with pytest.raises(ExceptionGroup) as raised:
+    with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(running, 10)
-    assert raised.group_contains(ZeroDivisionError)
     assert agent.told == ["connected", "lost"]
 
 
