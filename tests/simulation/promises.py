@@ -99,7 +99,7 @@ def _too_late(what: str, spans: list[Span], ran: dict[datetime, Row], agent: Age
 
 def in_sync(story: Story) -> Iterator[str]:
     """What was acked is what runs: each agent's set is the one that the server wants it to hold."""
-    yield from story.early
+    yield from story.wrongs
     for agent in story.agents:
         memory, held = agent.memory, story.server.fleet.members[agent.name].held
         should, does = story.db.versions[agent.name], memory.version

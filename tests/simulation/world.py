@@ -134,7 +134,7 @@ class Agent:
     def __init__(self, world: "World", name: str) -> None:
         self.world, self.name = world, name
         self.disk: list[Record] = []
-        self.synced = self._applied = 0  # how much of it a power failure leaves; how much says what set is in force
+        self.synced = 0
         self.memory = Memory()
         self.core: Core | None = None
         self.life = 0
@@ -161,7 +161,7 @@ class Agent:
             return
         self.world.tell(self.name, "agent starts")
         self.disk = list(self.memory.records())
-        self.synced = self._applied = len(self.disk)
+        self.synced = len(self.disk)
         self.core = Core(self.name, self.memory)
         self.perform(self.core.started(self.clock))
         self.world.later(2, self.life, self, self.connect)
@@ -196,6 +196,10 @@ class Agent:
         """Whether it had a fault then, or so little before that its clock may have been beyond that time already."""
         ills = [*self.ills, (self.ill_since, self.world.now)] if self.ill_since is not None else self.ills
         return any(begin - CALM <= at <= end + CORRECTION for begin, end in ills)
+
+    def was_well(self, since: datetime) -> bool:
+        """Whether it has had no fault since then."""
+        return self.ill_since is None and self.ills[-1][1] <= since
 
     def recovers(self) -> None:
         """It is connected, or its clock is right: if all that is so for a while, it is well."""
@@ -259,16 +263,14 @@ class Agent:
         for effect in effects:
             match effect:
                 case agent_core.Send(messages):
-                    if isinstance(messages[0], ScheduleAck) and self.synced < self._applied:
-                        world.early.append(f"{self.name} acked version {messages[0].version} before it was on disk")
+                    if isinstance(messages[0], ScheduleAck) and messages[0].version != self._kept_version():
+                        world.wrongs.append(f"{self.name} acked version {messages[0].version} before it was on disk")
                     if isinstance(messages[0], JobFinished):
                         world.said.update({end.job_id: end.status for end in messages})
                     if self.pipe is not None:
                         self.pipe.to_server(messages)
                 case agent_core.Persist(records, then):
                     self.disk.extend(records)
-                    if isinstance(records[0], (SetApplied, DiffApplied)):
-                        self._applied = len(self.disk)
                     if then:
                         self._sync(then)
                 case agent_core.Apply(push):
@@ -295,6 +297,11 @@ class Agent:
 
         self._sync_at = max(self._sync_at, world.now + timedelta(seconds=0.02 * world.rng.random()))
         world.at(self._sync_at, synced)
+
+    def _kept_version(self) -> int:
+        """The version of the set that a power failure would leave."""
+        kept = (self.disk[at] for at in reversed(range(self.synced)))
+        return next((record.push.version for record in kept if isinstance(record, SetApplied | DiffApplied)), 0)
 
     def _apply(self, push: agent_core.Push | None) -> None:
         assert self.core is not None
@@ -486,13 +493,19 @@ class Server:
             effects = self.hosts[name].changed(db.versions[name], member.held, member.since)
             if (pipe := self.pipes.get(name)) is not None:
                 self.perform(pipe, effects)
+            world.at(world.now + CALM, partial(self._check_known, world.by_name[name], db.versions[name], world.now))
+
+    def _check_known(self, agent: Agent, version: int, since: datetime) -> None:
+        """A change has long reached a host that was well all the time."""
+        if agent.was_well(since) and self.world.db.acked[agent.name][0] < version:
+            self.world.wrongs.append(f"{agent.name} was online and has not heard of version {version} of {since}")
 
 
 class World:
     """What all have in common: the time, the events to come, chance, the database, and what was seen to happen.
 
-    `runs`: when each job of a due time really began; `said`: how its agent said that it ended; `early`: acks of what a
-    power failure would have undone. `listen` is told every line of the story; `trace` is their hash.
+    `runs`: when each job of a due time really began; `said`: how its agent said that it ended; `wrongs`: what
+    was seen to be wrong before the end. `listen` is told every line of the story; `trace` is their hash.
     """
 
     def __init__(self, seed: int, agents: int, listen: Callable[[str], None] | None = None) -> None:
@@ -503,7 +516,7 @@ class World:
         self.kills_after_commit = rng.choice((0.0, 0.0005))
         self.runs: dict[tuple[str, str, datetime | None], list[datetime]] = {}
         self.said: dict[str, str] = {}
-        self.early: list[str] = []
+        self.wrongs: list[str] = []
         self.trace = hashlib.sha256()
         self._listen = listen
         self._heap: list[tuple[datetime, int, Callable[[], None]]] = []
