@@ -110,12 +110,21 @@ async def _rate(fleet: Fleet) -> float:
 
 
 async def _at_rate(fleet: Fleet, rate: float) -> list[float]:
-    """Seconds that fires take which come at a steady rate, each agent in its turn."""
-    begin = asyncio.get_running_loop().time()
+    """Seconds from when each fire should come, at a steady rate and each agent in its turn, to its command."""
+    loop = asyncio.get_running_loop()
+    turns = [asyncio.Lock() for _ in fleet.agents]
+
+    async def at(due: float, number: int) -> float:
+        async with turns[number % FEW]:
+            await _fire(fleet.agents[number % FEW])
+            return loop.time() - due
+
+    begin = loop.time()
     tasks = []
     for number in range(int(rate * OPEN_S)):
-        await asyncio.sleep(begin + number / rate - asyncio.get_running_loop().time())
-        tasks.append(asyncio.create_task(_fire(fleet.agents[number % FEW])))
+        due = begin + number / rate
+        await asyncio.sleep(due - loop.time())
+        tasks.append(asyncio.create_task(at(due, number)))
     return list(await asyncio.gather(*tasks))
 
 
