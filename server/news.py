@@ -19,6 +19,7 @@ class News:
 
     def __init__(self) -> None:
         self._listeners: set[_Listener] = set()
+        self._ended = False
 
     def changed(self, *kinds: str) -> None:
         """Something of these KINDS has changed."""
@@ -26,18 +27,25 @@ class News:
             listener.kinds.update(kinds)
             listener.woken.set()
 
+    def end(self) -> None:
+        """End all streams, which would hold up a server that stops."""
+        self._ended = True
+        self.changed()
+
     async def stream(self) -> AsyncIterator[bytes]:
         """Server-sent events (HTML Living Standard, section 9.2), each with the kinds that changed; first, all."""
         listener = _Listener()
         self._listeners.add(listener)
         try:
-            while True:
+            while not self._ended:
                 try:
                     async with asyncio.timeout(ALIVE_S):
                         await listener.woken.wait()
                 except TimeoutError:
                     yield b": nothing new\n\n"
                     continue
+                if self._ended:
+                    return
                 listener.woken.clear()
                 kinds, listener.kinds = sorted(listener.kinds), set()
                 yield b"data: " + json.dumps({"changed": kinds}).encode() + b"\n\n"

@@ -114,7 +114,10 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
             app = application(gateway, rest.routes(control, store, enrolment, identity))
             async with gateway.running(), _uvicorn(app, secure, listening):
                 admin, agents = (identity.admin, identity.agents) if isinstance(identity, Files) else ("", "")
-                yield Running(listening.getsockname()[1], admin, agents, control)
+                try:
+                    yield Running(listening.getsockname()[1], admin, agents, control)
+                finally:
+                    control.news.end()
 
 
 async def _agent(identity: Identity, enrolment: Enrolment, token: str) -> str:

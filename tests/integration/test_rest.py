@@ -1,6 +1,7 @@
 """The REST API over a real socket, on a real control plane and store: what it takes, answers, refuses and hides."""
 
 import asyncio
+import contextlib
 import re
 from datetime import UTC, datetime, timedelta
 
@@ -489,3 +490,14 @@ async def test_answers_are_as_described(anyone, api, store):
         jsonschema.validate(answer, {"$ref": f"#/components/schemas/{name}", **document})
     problem = (await api.get("/jobs?limit=0")).json()
     jsonschema.validate(problem, {"$ref": "#/components/schemas/Problem", **document})
+
+
+async def test_a_listener_to_news_does_not_hold_up_a_server_that_stops(tmp_path):
+    async with httpx.AsyncClient() as client, contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(serving(Config(tmp_path, port=0)))
+        headers = {"authorization": f"Bearer {server.admin_token}"}
+        async with client.stream("GET", f"http://127.0.0.1:{server.port}/api/v1/news", headers=headers) as news:
+            lines = news.aiter_lines()
+            assert "schedules" in await anext(lines)
+            await stack.aclose()
+            assert [line async for line in lines if line] == []
