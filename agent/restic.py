@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Raw, Struct
 
+from wire import variables
 from wire.messages import Repository
 
 MAX_LINE = 1 << 16
@@ -25,15 +26,9 @@ MAX_TEXT = 4096
 # The environment.
 
 _FROM_HOST = (
-    *("PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "GOOGLE_APPLICATION_CREDENTIALS"),
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
 )
-_ALLOWED = re.compile(
-    r"(AWS|AZURE|B2|GOOGLE|OS|ST|RESTIC_AWS|RESTIC_REST)_[A-Z0-9_]+"
-    r"|RESTIC_(KEY_HINT|COMPRESSION|PACK_SIZE|READ_CONCURRENCY)|RCLONE_BWLIMIT"
-)
-# These make restic read a file of the host, or run a program of it, that a Repository's author chose.
-_REACHES_HOST = re.compile(r".*_FILE|GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES|AZURE_FORCE_CLI_CREDENTIAL")
 _SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|SAS")
 _URL_PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@")
 SHORTEST_SECRET = 4
@@ -50,14 +45,14 @@ def environment(
     """The whole environment of a restic process: a few names of the host's, the repository's, and no others.
 
     `fps`: progress lines per second, above 0; restic caps it at 60. Raises RepositoryError, naming the variable, for
-    one that no backend in restic's manual reads, or that would make restic read files or run programs of the host.
+    one that `wire.variables` does not allow.
     """
     env = {name: host_env[name] for name in _FROM_HOST if name in host_env}
     for name, value in repository.env.items():
-        if not _ALLOWED.fullmatch(name) or _REACHES_HOST.fullmatch(name):
+        if name not in variables.ALLOWED:
             raise RepositoryError(
-                f"repository {repository.name}: variable {name!r} is not passed to restic: remove it from the Secret "
-                "that spec.envSecretRef names; allowed are the backends' own, such as AWS_ACCESS_KEY_ID"
+                f"repository {repository.name}: variable {name!r} {variables.REFUSED}; "
+                "remove it from the Secret that spec.envSecretRef names"
             )
         if "\0" in value:
             raise RepositoryError(f"repository {repository.name}: the value of {name} holds a NUL byte: correct it")

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,19 @@ def main() -> None:
 @options.listen
 @options.host
 @options.restic
+@options.schemes
 @options.log_format
 @options.log_level
-def up(folder: Path, data_dir: Path, listen: str, host: str, restic: str, log_format: str, log_level: str) -> None:
+def up(
+    folder: Path,
+    data_dir: Path,
+    listen: str,
+    host: str,
+    restic: str,
+    schemes: tuple[str, ...],
+    log_format: str,
+    log_level: str,
+) -> None:
     """Run all of it here, on the resources in DIR.
 
     That is a server, an agent for this machine, and what keeps them following DIR, in one process. DIR holds
@@ -58,10 +69,11 @@ def up(folder: Path, data_dir: Path, listen: str, host: str, restic: str, log_fo
     fleet follows; a file that is wrong says what is wrong in it and leaves the rest running.
     """
     from cli import up as parts
+    from server.service import Config
 
     logs.setup(log_format, log_level)
     address = options.address(listen)
-    _run(lambda stop: parts.up(folder, data_dir, address, host, restic, stop))
+    _run(lambda stop: parts.up(folder, Config(data_dir, *address, schemes=schemes), host, restic, stop))
 
 
 @main.command()
@@ -83,6 +95,7 @@ def up(folder: Path, data_dir: Path, listen: str, host: str, restic: str, log_fo
     "--kubernetes-api", metavar="URL", help="API server that is asked who calls.", show_default="this cluster"
 )
 @options.option("--grants", type=options.FILE, help="What namespaces may reach (YAML).", show_default="everything")
+@options.schemes
 @options.option("--kubernetes-token-file", type=options.FILE, help="Our token there.")
 @options.option("--kubernetes-ca-file", type=options.FILE, help="Authorities that vouch for it (PEM).")
 @options.metrics_listen
@@ -173,6 +186,7 @@ def agent(
     help="Whether to work only while no other replica does.",
 )
 @options.access
+@options.metrics_listen
 @options.log_format
 @options.log_level
 def controller(
@@ -181,6 +195,7 @@ def controller(
     namespaces: tuple[str, ...],
     host_namespace: str,
     lease: bool,
+    metrics_listen: str,
     log_format: str,
     log_level: str,
 ) -> None:
@@ -197,7 +212,8 @@ def controller(
     if folder is not None:
         _run(lambda stop: parts.folder(folder, client, stop))
     else:
-        _run(lambda stop: parts.cluster(client, host_namespace, namespaces, stop, lease=lease))
+        follow = partial(parts.cluster, client, host_namespace, namespaces, lease=lease, metrics_listen=metrics_listen)
+        _run(follow)
 
 
 @main.command()

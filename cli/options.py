@@ -28,6 +28,13 @@ def this_host() -> str:
     return socket.gethostname().lower().replace("_", "-")
 
 
+def _schemes() -> tuple[str, ...]:
+    """The kinds of URLs that are allowed unless told otherwise."""
+    from server.urls import SCHEMES
+
+    return SCHEMES
+
+
 data_dir = option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -37,6 +44,15 @@ data_dir = option(
 listen = option("--listen", default="127.0.0.1:8700", help="Address and port to serve on.")
 restic = option("--restic", default="restic", help="The restic program to run.")
 host = option("--host", default=this_host, show_default="this machine's name", help="The host that this agent is.")
+schemes = option(
+    "--allow-scheme",
+    "schemes",
+    metavar="SCHEME",
+    multiple=True,
+    default=_schemes,
+    show_default="all but rclone",
+    help="A kind of URL that Repositories may have; may be given again. With rclone, their authors can run programs.",
+)
 log_format = option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", help="How log lines are written to stderr."
 )

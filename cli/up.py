@@ -15,11 +15,12 @@ from server.service import Config, serving
 log = logging.getLogger(__name__)
 
 
-async def up(folder: Path, data: Path, address: tuple[str, int], host: str, restic: str, stop: asyncio.Event) -> None:
+async def up(folder: Path, config: Config, host: str, restic: str, stop: asyncio.Event) -> None:
     """Run everything until `stop` is set: first the agent stops, while the server can still hear of its last jobs."""
     logging.getLogger("agent.link").setLevel(logging.WARNING)  # the server says who connects
-    async with serving(Config(data, *address)) as server:
-        url = f"http://{_authority(address[0], server.port)}"
+    data = config.data
+    async with serving(config) as server:
+        url = f"http://{_authority(config.host, server.port)}"
         log.info("ready", extra={"url": url, "data": data, "folder": folder})
         async with Client(url, server.admin_token) as client:
             await client.put_host(host, this_machine(host))

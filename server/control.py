@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -31,6 +32,7 @@ from server.records import AuditRow, HostRow, JobRow, RepositoryRow, Row, Schedu
 from server.selectors import selector_matches
 from server.specs import LabelSelector
 from server.store import Store
+from server.urls import SCHEMES, scheme_errors
 from server.vault import Credentials, Vault, VaultError
 from wire.entries import EMPTY, EntrySet
 from wire.messages import CommandCancel, CommandRun, HostName, JobFinished, RepoCredentials, Repository
@@ -105,6 +107,7 @@ class Control:
         clock: Callable[[], datetime],
         new_id: Callable[[], str],
         grants: Grants | None = None,
+        schemes: Sequence[str] = SCHEMES,
     ) -> None:
         self.fleet = Fleet()
         self.hosts: dict[str, Host] = {}
@@ -121,6 +124,7 @@ class Control:
         self._clock = clock
         self._new_id = new_id
         self._grants = grants or Grants()
+        self._schemes = schemes
         self._changing = asyncio.Lock()
         self._newcomers: set[str] = set()
         self._needed: WeakKeyDictionary[EntrySet, tuple[RepositoryRow, ...]] = WeakKeyDictionary()
@@ -166,6 +170,8 @@ class Control:
         Every host whose schedules use it gets the credentials anew, and a new version of its set.
         """
         parsed = resources.parse_repository(manifest)
+        if wrong := list(scheme_errors(parsed.spec.url, self._schemes)):
+            raise Invalid("the Repository is not valid", wrong)
         self._check_granted(parsed.namespace, url=parsed.spec.url)
         async with self._changing:
             old = self.repositories.get((parsed.namespace, parsed.name))
@@ -474,11 +480,17 @@ class Control:
         basis = (row.generation, row.spec, repository.id, repository.generation)
         revision = hashlib.blake2b(msgspec.json.encode(basis, order="deterministic"), digest_size=8).hexdigest()
         item = entry_item(row.id, _name(row), spec, row.since, revision)
-        init = commands.init_args(resources.repository_spec(repository.spec))
+        where = resources.repository_spec(repository.spec)
+        init = commands.init_args(where)
         grant = self._grants.of(row.namespace)
-        paths = spec.backup.paths if spec.backup else ()  # what was granted once may not be any more
         within = () if grant.everywhere else grant.path_prefixes
-        granted = grant.host_selector if all(map(grant.covers, paths)) else NOTHING
+        paths = spec.backup.paths if spec.backup else ()
+        wrong = chain(  # what was allowed once may not be any more
+            path_errors(grant, row.namespace, paths, ""),
+            url_errors(grant, row.namespace, where.url),
+            scheme_errors(where.url, self._schemes),
+        )
+        granted = NOTHING if any(wrong) else grant.host_selector
         return Target(row.id, _name(row), spec, repository.id, init, item, granted, within)
 
     def _schedule_row(self, old: ScheduleRow | None, parsed: resources.Schedule, now: datetime) -> ScheduleRow:

@@ -12,7 +12,6 @@ A file in YAML:
 """
 
 import posixpath
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -23,11 +22,10 @@ from msgspec import Struct
 from server.problems import FieldError
 from server.selectors import selector_errors
 from server.specs import LabelSelector, Requirement
+from server.urls import folder_of
 
 NOTHING = LabelSelector(match_expressions=(Requirement("lamplighter.dev/nothing", "In"),))
 """Selects no host at all."""
-_SCHEME = re.compile(r"(?P<name>[a-z][a-z0-9]*):")
-"""How restic's URLs of repositories begin that are not folders (its manual, "Preparing a new repository")."""
 
 
 class GrantsError(ValueError):
@@ -94,14 +92,6 @@ def url_errors(grant: Grant, namespace: str, url: str) -> Iterator[FieldError]:
         yield {"field": "spec.url", "detail": f"{folder[:64]!r} must be absolute: begin it with /"}
     elif not grant.covers(folder.replace("{namespace}", namespace)):
         yield {"field": "spec.url", "detail": _refusal(grant, namespace)}
-
-
-def folder_of(url: str) -> str | None:
-    """The folder that a repository's URL means; None for one that is elsewhere (s3:, sftp:, rest: and their like)."""
-    scheme = _SCHEME.match(url)
-    if scheme is None:
-        return url
-    return url[scheme.end() :] if scheme["name"] == "local" else None
 
 
 def _normal(path: str) -> str:

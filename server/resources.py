@@ -1,6 +1,5 @@
 """Manifests of Schedules and Repositories: checked against their definitions, completed, and read as typed values."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from server.schema import MAX_ERRORS, Schema, below, hint, is_plain
 from server.selectors import is_dns_label, is_dns_name, label_errors, selector_errors
 from server.specs import RepositorySpec, ScheduleSpec
 from server.vault import Credentials
+from wire import variables
 
 API_VERSION = "lamplighter.dev/v1alpha1"
 MAX_LABELS = 256
@@ -161,8 +161,8 @@ def _credentials_errors(credentials: object) -> Iterator[FieldError]:
         yield _error("credentials.env", f"must be an object of at most {MAX_ENV} variables")
         return
     for name, value in env.items():
-        if len(name) > 256 or not _VARIABLE.fullmatch(name):
-            yield _error("credentials.env", f"{name[:64]!r} must be a variable's name: letters, digits and '_'")
+        if name not in variables.ALLOWED:
+            yield _error("credentials.env", f"{name[:64]!r} {variables.REFUSED}")
         elif not _is_secret(value):
             detail = f"must be a string of at most {MAX_SECRET} characters, without NUL"
             yield _error(f"credentials.env.{name}", detail)
@@ -177,7 +177,6 @@ def _error(field: str, detail: str) -> FieldError:
 
 
 _SECRETS = {"password", "env"}
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _METADATA = (
     "name",
     "namespace",

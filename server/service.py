@@ -31,6 +31,7 @@ from server.gateway import Gateway
 from server.grants import Grants, GrantsError
 from server.identity import Files, Identity, Reviews
 from server.store import Store
+from server.urls import SCHEMES
 from server.vault import Vault
 from wire import codec
 
@@ -51,7 +52,8 @@ class Config(Struct, frozen=True):
     `auth`: whether callers are known by the token files in the folder or by the reviews of a cluster, the one that this
     runs in unless `cluster` names another; there, `agent_service_account` is that of agents, NAMESPACE/NAME.
     `vault_key`: the file with the keys that seal credentials, in the folder when None. `grants`: the
-    file that says what namespaces may reach, everything when None.
+    file that says what namespaces may reach, everything when None. `schemes`: the kinds of repositories' URLs that
+    are allowed.
     """
 
     data: Path
@@ -65,6 +67,7 @@ class Config(Struct, frozen=True):
     cluster: kubernetes.Config | None = None
     vault_key: Path | None = None
     grants: Path | None = None
+    schemes: tuple[str, ...] = SCHEMES
 
 
 class ServerError(Exception):
@@ -103,7 +106,7 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
     secure = _tls_context(config)
     with _bind(config.host, config.port) as listening:
         async with _opened(config) as (store, vault), _identity(config) as identity:
-            control = Control(store, vault, clock, new_id, _grants(config))
+            control = Control(store, vault, clock, new_id, _grants(config), config.schemes)
             await control.load()
             if control.hosts:
                 log.info("carrying on", extra={"hosts": len(control.hosts), "schedules": len(control.schedules)})

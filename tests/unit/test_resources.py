@@ -247,6 +247,14 @@ def test_missing_parts_are_named():
         ("/b" + "/{host}" * 9, "at most 8 of them"),
         ("/b/{host", "only {host} and {namespace} are filled in"),
         ("rest:https://me:hush@example.org/", "must not hold a password"),
+        ("-o", "must not begin with '-'"),
+        ("/b\n", "line breaks"),
+        ("/b\x1b[2J", "control characters"),
+        ("/b\u2028", "line breaks"),
+        ("sftp:-oProxyCommand=id:/b", "must name a host that does not begin with '-'"),
+        ("sftp://-oProxyCommand=id/b", "must name a host that does not begin with '-'"),
+        ("sftp:a/b@-oProxyCommand=id:/b", "must name a host that does not begin with '-'"),
+        ("rest:http+unix:///var/run/docker.sock:/", "must not be a socket of the host"),
     ],
 )
 def test_a_wrong_url_is_refused(url, detail):
@@ -270,7 +278,8 @@ def test_the_urls_that_restic_takes_are_accepted(url):
         ({"password": "hush" * 2000}, "credentials.password"),
         ({"env": ["hush"]}, "credentials.env"),
         ({"env": {"A B": "hush"}}, "credentials.env"),
-        ({"env": {"A": ["hush"]}}, "credentials.env.A"),
+        ({"env": {"RESTIC_PASSWORD_COMMAND": "hush"}}, "credentials.env"),
+        ({"env": {"AWS_REGION": ["hush"]}}, "credentials.env.AWS_REGION"),
         ({"env": {f"A{at}": "hush" for at in range(65)}}, "credentials.env"),
     ],
 )

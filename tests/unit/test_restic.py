@@ -54,6 +54,8 @@ def test_restic_gets_its_repository_and_little_of_the_host():
         ),
         *("AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CA_BUNDLE_FILE"),
         *("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "AZURE_FORCE_CLI_CREDENTIAL", "RCLONE_CONFIG"),
+        *("GOOGLE_APPLICATION_CREDENTIALS", "AZURE_CLIENT_CERTIFICATE_PATH", "AZURE_CONFIG_DIR", "RESTIC_CACERT"),
+        *("GODEBUG", "SSH_ASKPASS", "SSH_AUTH_SOCK", "RCLONE_SFTP_SSH", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
     ],
 )
 def test_a_variable_that_reaches_the_host_is_refused_by_name_with_the_remedy(name):
