@@ -21,10 +21,19 @@ async def folder(path: Path, server: Server, stop: asyncio.Event) -> None:
 
 
 async def cluster(
-    server: Server, host_namespace: str, namespaces: Collection[str], stop: asyncio.Event, *, lease: bool
+    server: Server,
+    host_namespace: str,
+    namespaces: Collection[str],
+    stop: asyncio.Event,
+    *,
+    lease: bool,
+    metrics_listen: str,
 ) -> None:
     """Keep a server's desired state equal to a cluster's resources until `stop` is set. Raises ControllerError."""
+    from cli import metrics
+    from controller.metrics import Metrics
     from controller.operator import operate
 
-    async with Client(*server) as client:
-        await operate(client, host_namespace, namespaces, stop, lease=lease)
+    measured = Metrics()
+    async with Client(*server) as client, metrics.serving(metrics_listen, measured.registry, metrics.always_ready):
+        await operate(client, host_namespace, namespaces, stop, lease=lease, metrics=measured)

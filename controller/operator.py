@@ -17,6 +17,7 @@ from controller.client import Client, ControllerError
 from controller.cluster import TIMES, Cluster, Times
 from controller.kube import KINDS, Kube, Object
 from controller.lease import Lease
+from controller.metrics import Metrics
 from controller.mirror import WATCHED
 
 log = logging.getLogger(__name__)
@@ -54,15 +55,20 @@ async def operate(
     *,
     lease: bool = True,
     times: Times = TIMES,
+    metrics: Metrics | None = None,
 ) -> None:
     """Follow the cluster until `stop` is set. With `lease`, only while no other replica does."""
+    metrics = metrics or Metrics()
     async with Kube(login) as kube:
         identity = f"{socket.gethostname()}_{os.getpid()}"
         held = Lease(kube, host_namespace, LEASE, identity)
 
         async def lead() -> None:
-            cluster = Cluster(kube, client, host_namespace, _now, namespaces, times)
-            await _follow(cluster, host_namespace, namespaces)
+            metrics.leading = cluster = Cluster(kube, client, host_namespace, _now, namespaces, times)
+            try:
+                await _follow(cluster, host_namespace, namespaces)
+            finally:
+                metrics.leading = None
 
         async with asyncio.TaskGroup() as tasks:
             leading = tasks.create_task(_again(held, lead) if lease else lead(), name="lead")
