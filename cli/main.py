@@ -5,7 +5,6 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +187,6 @@ def agent(
 )
 @options.access
 @options.metrics_listen
-@options.metrics_listen
 @options.log_format
 @options.log_level
 def controller(
@@ -197,7 +195,6 @@ def controller(
     namespaces: tuple[str, ...],
     host_namespace: str,
     lease: bool,
-    metrics_listen: str,
     metrics_listen: str,
     log_format: str,
     log_level: str,
