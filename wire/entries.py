@@ -35,18 +35,14 @@ _entry_encoder = msgspec.json.Encoder()
 
 
 class EntrySet:
-    """An immutable set of entries by schedule id, with its digest, by which sets are compared."""
+    """An immutable set of entries by schedule id. `digest`, by which sets are compared: 64 hexadecimal digits."""
 
-    __slots__ = ("__weakref__", "digest_sum", "items")
+    __slots__ = ("__weakref__", "digest", "digest_sum", "items")
 
     def __init__(self, items: Mapping[str, Item], digest_sum: int) -> None:
         self.items = items
         self.digest_sum = digest_sum
-
-    @property
-    def digest(self) -> str:
-        """64 hexadecimal digits."""
-        return format(self.digest_sum, "064x")
+        self.digest = format(digest_sum, "064x")
 
     def __len__(self) -> int:
         return len(self.items)
