@@ -1,0 +1,159 @@
+"""Good and bad specs of Schedules and Repositories: the server itself and the API server must agree on them."""
+
+from typing import Any, NamedTuple
+
+Spec = dict[str, Any]
+
+BACKUP: Spec = {
+    "kind": "backup",
+    "cron": "0 2 * * *",
+    "repositoryRef": {"name": "main"},
+    "backup": {"paths": ["/etc"]},
+}
+FORGET: Spec = {"kind": "forget", "cron": "@daily", "repositoryRef": {"name": "main"}, "retention": {"keepDaily": 7}}
+REPOSITORY: Spec = {"url": "/backup/{host}"}
+
+
+class Bad(NamedTuple):
+    """A spec that is wrong in one field. `detail`: of what the server says of it.
+
+    `by`: who tells beside the server: the API server by a "rule" of ours, in the same words; by the "schema", in words
+    of its own; or none but the "server", which is then told by a condition.
+    """
+
+    spec: Spec
+    field: str
+    detail: str
+    by: str
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.detail}"[:60]
+
+
+def changed(spec: Spec, **changes: Any) -> Spec:
+    """A spec with other fields; without those that become an ellipsis."""
+    return {key: value for key, value in {**spec, **changes}.items() if value is not ...}
+
+
+def _backup(field: str, detail: str, by: str, **changes: Any) -> Bad:
+    return Bad(changed(BACKUP, **changes), field, detail, by)
+
+
+def _requirement(field: str, detail: str, by: str, **requirement: Any) -> Bad:
+    where = "spec.hostSelector.matchExpressions[0]"
+    return _backup(f"{where}.{field}", detail, by, hostSelector={"matchExpressions": [requirement]})
+
+
+def _retention(field: str, detail: str, by: str, **retention: Any) -> Bad:
+    return Bad(changed(FORGET, retention=retention), f"spec.retention{field}", detail, by)
+
+
+def _url(detail: str, by: str, url: str) -> Bad:
+    return Bad({"url": url}, "spec.url", detail, by)
+
+
+BAD_SCHEDULES = [
+    _backup("spec.kind", "'bakcup' is not known: did you mean backup?", "schema", kind="bakcup"),
+    _backup("spec.cron", "missing. Give it: when it is due: five fields", "schema", cron=...),
+    _backup("spec.cron", "must be a string, not a number (5)", "schema", cron=5),
+    _backup("spec.cron", "must not be empty", "schema", cron=""),
+    _backup("spec.cron", "must be at most 256 characters long, not 400", "schema", cron="* " * 200),
+    _backup("spec.cron", "", "server", cron="61 * * * *"),
+    _backup("spec.cron", "", "server", cron="0 0 30 2 *"),
+    _backup("spec.timeZone", "", "server", timeZone="Mars/Olympus"),
+    _backup("spec.enabled", "must be true or false, not a string ('yes')", "schema", enabled="yes"),
+    _backup("spec.paths", "unknown field", "schema", paths=["/etc"]),
+    _backup("spec.hostSlector", "unknown field: did you mean hostSelector?", "schema", hostSlector={}),
+    _backup("spec.backup", "add backup.paths", "rule", backup=...),
+    _backup("spec.backup.paths", "missing. Give it: files and folders to back up", "schema", backup={}),
+    _backup("spec.backup.paths", "must not be empty: give at least one", "schema", backup={"paths": []}),
+    _backup("spec.backup.paths[0]", "must be absolute: begin it with /", "rule", backup={"paths": ["etc"]}),
+    _backup("spec.backup.paths[1]", "must not hold '..'", "rule", backup={"paths": ["/a", "/a/../b"]}),
+    _backup("spec.backup.paths[0]", "holds a NUL", "server", backup={"paths": ["/a\0b"]}),
+    _backup("spec.backup.paths", "must hold at most 256, not 257", "schema", backup={"paths": ["/a"] * 257}),
+    _backup("spec.backup.tags[0]", "must not hold a comma", "rule", backup={"paths": ["/a"], "tags": ["a,b"]}),
+    _backup("spec.retention", "only kind forget takes it", "rule", retention={"keepLast": 1}),
+    _backup("spec.check", "only kind check takes it", "rule", check={}),
+    _backup("spec.retention", "say what to keep", "rule", kind="forget", backup=...),
+    _backup("spec.spreadSeconds", "must be at least 0, not -1", "schema", spreadSeconds=-1),
+    _backup("spec.spreadSeconds", "must be at most 86400", "schema", spreadSeconds=2**40),
+    _backup("spec.retry.limit", "must be a whole number, not a boolean (True)", "schema", retry={"limit": True}),
+    _backup(
+        "spec.hostSelector.matchLabels[a b]", "a label's key is", "server", hostSelector={"matchLabels": {"a b": "c"}}
+    ),
+    _backup(
+        "spec.hostSelector.matchLabels.a", "a label's value is", "server", hostSelector={"matchLabels": {"a": "-"}}
+    ),
+    _backup("spec.hostSelector.matchLabels.a", "must be a string", "schema", hostSelector={"matchLabels": {"a": True}}),
+    _requirement("values", "In and NotIn need at least one value", "rule", key="a", operator="In"),
+    _requirement("values", "In and NotIn need at least one value", "rule", key="a", operator="NotIn", values=[]),
+    _requirement("values", "take no values", "rule", key="a", operator="Exists", values=["b"]),
+    _requirement("values", "take no values", "rule", key="a", operator="DoesNotExist", values=["b"]),
+    _requirement("operator", "'Like' is not known", "schema", key="a", operator="Like"),
+    _requirement("key", "a label's key is", "server", key="a/b/c", operator="Exists"),
+    _requirement("values[1]", "a label's value is", "server", key="a", operator="In", values=["ok", "b c"]),
+    _requirement("key", "missing", "schema", operator="Exists"),
+    _retention("", "would keep nothing", "rule"),
+    _retention(".keepLast", "must be at least 1", "schema", keepLast=0),
+    _retention(".keepWithin", "must be a duration", "rule", keepWithin="7 days"),
+    _retention(".keepTags", "must not be empty", "schema", keepTags=[]),
+    Bad(
+        changed(BACKUP, kind="check", backup=..., check={"readDataSubset": "half"}),
+        "spec.check.readDataSubset",
+        "must be a part (1/7)",
+        "rule",
+    ),
+]
+
+GOOD_SCHEDULES = [
+    BACKUP,
+    FORGET,
+    *(changed(BACKUP, kind=kind, backup=...) for kind in ("prune", "unlock", "check")),
+    *(changed(FORGET, retention=it) for it in ({"keepLast": 1}, {"keepWithin": "1y6m14d12h"}, {"keepTags": ["a"]})),
+    *(
+        changed(BACKUP, kind="check", backup=..., check={"readDataSubset": subset})
+        for subset in ("1/7", "2.5%", "500M", "100")
+    ),
+    changed(
+        BACKUP,
+        cron="@hourly",
+        timeZone="Europe/Berlin",
+        enabled=False,
+        hostSelector={
+            "matchLabels": {"example.org/pool": "", "a": "b"},
+            "matchExpressions": [
+                {"key": "a", "operator": "In", "values": ["b", "c"]},
+                {"key": "c", "operator": "DoesNotExist"},
+            ],
+        },
+        backup={"paths": ["/", "/srv/a..b"], "excludes": ["*.tmp"], "tags": ["x"], "oneFileSystem": True},
+        concurrencyPolicy="Replace",
+        startingDeadlineSeconds=60,
+        missedRunPolicy="Skip",
+        spreadSeconds=600,
+        timeoutSeconds=3600,
+        retry={"limit": 3},
+        hooks={"before": ["/bin/true"], "after": ["/bin/echo", "done"]},
+    ),
+]
+
+BAD_REPOSITORIES = [
+    _url("must not be empty", "schema", ""),
+    _url("only {host} and {namespace} are filled in", "rule", "/b/{hots}"),
+    _url("at most 8 of them", "rule", "/b" + "/{host}" * 9),
+    _url("only {host} and {namespace} are filled in", "rule", "/b/{host"),
+    _url("must not hold a password", "rule", "rest:https://me:hush@example.org/"),
+    Bad({}, "spec.url", "missing", "schema"),
+    Bad({**REPOSITORY, "init": "yes"}, "spec.init", "must be true or false", "schema"),
+    Bad({**REPOSITORY, "maxConcurrentJobs": 0}, "spec.maxConcurrentJobs", "must be at least 1", "schema"),
+    Bad({**REPOSITORY, "passwordSecretRef": {}}, "spec.passwordSecretRef.name", "missing", "schema"),
+]
+
+GOOD_REPOSITORIES = [
+    REPOSITORY,
+    *(
+        {"url": url}
+        for url in ("s3:https://s3.example.org:9000/b/{namespace}/{host}", "rest:https://me@h/", "sftp:u@h:/b")
+    ),
+    {**REPOSITORY, "passwordSecretRef": {"name": "s"}, "envSecretRef": {"name": "s"}, "init": True},
+]
