@@ -109,6 +109,21 @@ class Cluster:
         """Whether all that was seen is done and told."""
         return not (self._dirty or self._again or self._news) and self.writer.settled
 
+    @property
+    def object_count(self) -> int:
+        """Objects that are followed."""
+        return len(self._mirror.objects)
+
+    @property
+    def failing(self) -> int:
+        """Objects that could not be brought to the server."""
+        return len(self._errors)
+
+    @property
+    def queue_length(self) -> int:
+        """Objects that are to be looked at, now or again."""
+        return len(self._dirty | self._again)
+
     async def run(self) -> None:
         """Follow until cancelled."""
         async with asyncio.TaskGroup() as tasks:

@@ -15,13 +15,14 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.leading: Cluster | None = None
-        for name, about, value in (
+        gauges: tuple[tuple[str, str, Callable[[Cluster], float]], ...] = (
             ("leader", "Whether this replica is the one at work: 0 or 1.", lambda _: 1),
             ("objects", "Objects of the cluster that are followed.", lambda cluster: cluster.object_count),
             ("objects_failing", "Objects that could not be brought to the server.", lambda cluster: cluster.failing),
             ("queue_length", "Objects that are to be looked at.", lambda cluster: cluster.queue_length),
             ("statuses_waiting", "Statuses that are to be written.", lambda cluster: cluster.writer.waiting),
-        ):
+        )
+        for name, about, value in gauges:
             Gauge(f"lamplighter_controller_{name}", about, registry=registry).set_function(self._of_leader(value))
         registry.register(_Writes(self))
 

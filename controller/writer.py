@@ -53,6 +53,11 @@ class Writer:
         self._not_before.pop(key, None)
 
     @property
+    def waiting(self) -> int:
+        """Statuses that are to be written."""
+        return len(self._wanted)
+
+    @property
     def settled(self) -> bool:
         """Whether nothing waits to be written."""
         return not self._wanted

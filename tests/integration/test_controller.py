@@ -15,6 +15,7 @@ from kmock import KubernetesEmulator, KubernetesError, Server, action, resource
 
 from controller.client import Client
 from controller.cluster import Times
+from controller.metrics import Metrics
 from controller.operator import operate
 from server.service import Config, serving
 
@@ -168,11 +169,11 @@ async def resting(server):
 
 
 @asynccontextmanager
-async def controlling(server, namespaces=(), **times):
+async def controlling(server, namespaces=(), metrics=None, **times):
     """A controller at work."""
-    stop = asyncio.Event()
+    stop, fast = asyncio.Event(), FAST._replace(**times)
     async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client, asyncio.TaskGroup() as tasks:
-        tasks.create_task(operate(client, HOME, namespaces, stop, lease=False, times=FAST._replace(**times)))
+        tasks.create_task(operate(client, HOME, namespaces, stop, lease=False, times=fast, metrics=metrics))
         try:
             yield
         finally:
@@ -461,3 +462,15 @@ async def test_only_the_namespaces_that_are_named_count(server, kubectl, rest):
         await until(lambda: kubectl.ready("Repository", "second") == ACCEPTED)
     assert kubectl.ready("Repository", "main", "elsewhere") is None
     assert await known(rest, "/repositories/elsewhere/main") is None
+
+
+async def test_prometheus_is_told_which_replica_is_at_work(server, kubectl):
+    metrics = Metrics()
+    told = metrics.registry.get_sample_value
+    assert told("lamplighter_controller_leader") == 0
+    async with controlling(server, metrics=metrics):
+        await declare(kubectl, "etc")
+        assert told("lamplighter_controller_leader") == 1
+        assert told("lamplighter_controller_objects") >= 2
+        await until(lambda: told("lamplighter_controller_status_writes_total") == 2)
+    assert told("lamplighter_controller_leader") == 0
