@@ -28,6 +28,7 @@ BINARIES = Path(os.environ.get("KUBEBUILDER_ASSETS", "/usr/local/kubebuilder/bin
 KUBECONFIG = os.environ.get("LAMPLIGHTER_TEST_KUBECONFIG", "")
 START_S = 120
 """What has not started by then will not."""
+CRDS = Path(__file__).parents[2] / "crds"
 RBAC = "rbac.authorization.k8s.io"
 
 
@@ -71,6 +72,19 @@ def namespace(cluster):
     return cluster.namespace()
 
 
+@pytest.fixture(scope="session")
+def definitions(cluster):
+    """Our kinds, as the cluster serves them."""
+    for path in sorted(CRDS.glob("*.yaml")):
+        cluster.apply("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", yaml.safe_load(path.read_text()))
+    deadline = time.monotonic() + START_S
+    while not all(
+        cluster.http.get(f"/apis/lamplighter.dev/v1alpha1/{path.stem}").is_success for path in CRDS.glob("*.yaml")
+    ):
+        assert time.monotonic() < deadline, "the definitions are not served"
+        time.sleep(0.1)
+
+
 class Cluster:
     """A cluster by its kubeconfig. Paths are those of the API: `cluster.create("/api/v1/namespaces", {…})`."""
 
@@ -101,6 +115,13 @@ class Cluster:
 
     def create(self, path, body):
         return self._answer(self.http.post(path, json=body))
+
+    def apply(self, path, body):
+        """Server-side apply."""
+        query = {"fieldManager": "tests", "force": "true"}
+        headers = {"content-type": "application/apply-patch+yaml"}
+        name = body["metadata"]["name"]
+        return self._answer(self.http.patch(f"{path}/{name}", params=query, headers=headers, content=json.dumps(body)))
 
     def get(self, path):
         return self._answer(self.http.get(path))

@@ -1,0 +1,158 @@
+"""The definitions on a real API server: what it refuses and fills in as the server does, and what `kubectl get` shows."""
+
+from uuid import uuid4
+
+import pytest
+
+from server.resources import parse_repository, parse_schedule
+from tests.specs import (
+    BACKUP,
+    BAD_REPOSITORIES,
+    BAD_SCHEDULES,
+    GOOD_REPOSITORIES,
+    GOOD_SCHEDULES,
+    changed,
+)
+
+GROUP = "lamplighter.dev/v1alpha1"
+KINDS = {"Schedule": "schedules", "Repository": "repositories", "Host": "hosts", "Run": "runs"}
+RUN = {"scheduleRef": {"name": "etc"}}
+
+
+@pytest.fixture
+def objects(cluster, namespace, definitions):
+    return Objects(cluster.http, namespace)
+
+
+class Objects:
+    """Objects of ours in one namespace, as `kubectl` would handle them."""
+
+    def __init__(self, http, namespace):
+        self._http, self._namespace = http, namespace
+
+    def path(self, kind, name=""):
+        return f"/apis/{GROUP}/namespaces/{self._namespace}/{KINDS[kind]}" + (f"/{name}" if name else "")
+
+    def create(self, kind, spec, name=None, **query):
+        metadata = {"name": name or f"x-{uuid4().hex[:8]}", "namespace": self._namespace}
+        body = {"apiVersion": GROUP, "kind": kind, "metadata": metadata, "spec": spec}
+        return self._http.post(self.path(kind), json=body, params={"fieldValidation": "Strict", **query})
+
+    def patch(self, kind, name, patch, subresource=""):
+        headers = {"content-type": "application/merge-patch+json"}
+        path = self.path(kind, name) + (f"/{subresource}" if subresource else "")
+        return self._http.patch(path, json=patch, headers=headers)
+
+    def table(self, kind):
+        """What `kubectl get` prints: titles of the columns that are always shown, and each row's cells by them."""
+        headers = {"accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
+        table = self._http.get(self.path(kind), headers=headers).json()
+        titles = [(at, it["name"]) for at, it in enumerate(table["columnDefinitions"]) if it["priority"] == 0]
+        return [title for _, title in titles], [
+            {title: row["cells"][at] for at, title in titles} for row in table["rows"]
+        ]
+
+
+def refusal(answer):
+    """What a person reads of a refusal, and the fields that programs are told."""
+    status = answer.json()
+    assert status["kind"] == "Status", f"accepted: {answer.text}"
+    assert answer.status_code in (400, 422)
+    return status["message"]
+
+
+@pytest.mark.parametrize("spec", GOOD_SCHEDULES, ids=lambda spec: spec["kind"])
+def test_a_good_schedule_is_accepted_and_completed_as_the_server_does(objects, spec):
+    answer = objects.create("Schedule", spec)
+    assert answer.is_success, answer.text
+    assert answer.json()["spec"] == parse_schedule({"metadata": {"name": "x"}, "spec": spec}).raw_spec
+
+
+@pytest.mark.parametrize("spec", GOOD_REPOSITORIES, ids=lambda spec: spec["url"])
+def test_a_good_repository_is_accepted_and_completed_as_the_server_does(objects, spec):
+    answer = objects.create("Repository", spec)
+    assert answer.is_success, answer.text
+    assert answer.json()["spec"] == parse_repository({"metadata": {"name": "x"}, "spec": spec}).raw_spec
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad"),
+    [
+        pytest.param(kind, bad, id=f"{kind} {bad}")
+        for kind, table in (("Schedule", BAD_SCHEDULES), ("Repository", BAD_REPOSITORIES))
+        for bad in table
+        if bad.by != "server"
+    ],
+)
+def test_a_bad_spec_is_refused_by_the_api_server_too_which_names_the_field(objects, kind, bad):
+    said = refusal(objects.create(kind, bad.spec))
+    assert bad.field.replace("[a b]", "") in said
+    assert bad.by == "schema" or bad.detail in said
+
+
+@pytest.mark.parametrize("bad", [it for it in BAD_SCHEDULES if it.by == "server"], ids=str)
+def test_what_a_schema_cannot_tell_is_left_to_the_server(objects, bad):
+    assert objects.create("Schedule", bad.spec).is_success
+
+
+def test_a_host_is_its_own_node_or_none(objects):
+    assert "must be the Host's own name" in refusal(objects.create("Host", {"nodeName": "other"}, "one"))
+    assert objects.create("Host", {"nodeName": "one"}, "one").is_success
+    assert objects.create("Host", {}, "two").is_success
+
+
+def test_what_kind_of_machine_a_host_is_stays(objects):
+    objects.create("Host", {}, "laptop")
+    objects.create("Host", {"nodeName": "node"}, "node")
+    assert "delete the Host and make it anew" in refusal(
+        objects.patch("Host", "laptop", {"spec": {"nodeName": "laptop"}})
+    )
+    assert "delete the Host and make it anew" in refusal(objects.patch("Host", "node", {"spec": {"nodeName": None}}))
+    assert objects.patch("Host", "node", {"metadata": {"labels": {"a": "b"}}}).is_success
+
+
+def test_a_run_cannot_be_changed(objects):
+    assert objects.create("Run", RUN, "now").json()["spec"] == {**RUN, "hostSelector": {}}
+    assert "create another Run" in refusal(objects.patch("Run", "now", {"spec": {"scheduleRef": {"name": "home"}}}))
+    assert "scheduleRef" in refusal(objects.create("Run", {}))
+    assert objects.patch("Run", "now", {"metadata": {"labels": {"a": "b"}}}).is_success
+
+
+def test_kubectl_get_answers_the_first_question_of_each_kind(objects):
+    objects.create("Schedule", BACKUP, "etc")
+    status = {"hosts": 3, "hostsInSync": 2, "hostsFailed": 1, "nextScheduleTime": "2026-03-29T02:00:00Z"}
+    assert objects.patch("Schedule", "etc", {"status": status}, "status").json()["status"] == status
+    titles, (row,) = objects.table("Schedule")
+    assert titles == ["Name", "Kind", "Cron", "Hosts", "InSync", "Last", "Next"]
+    assert row == {
+        "Name": "etc",
+        "Kind": "backup",
+        "Cron": "0 2 * * *",
+        "Hosts": 3,
+        "InSync": 2,
+        "Last": None,
+        "Next": "2026-03-29T02:00:00Z",
+    }
+    objects.create("Host", {}, "laptop")
+    assert objects.table("Host")[0] == ["Name", "Connected", "InSync", "Desired", "Applied", "Agent", "Age"]
+    objects.create("Run", RUN, "now")
+    assert objects.table("Run")[0] == ["Name", "Schedule", "Phase", "Hosts", "Succeeded", "Failed", "Age"]
+    objects.create("Repository", {"url": "/b"}, "main")
+    assert objects.table("Repository")[0] == ["Name", "URL", "Init", "Ready", "Age"]
+
+
+def test_kinds_are_found_by_short_names_and_category(cluster, definitions):
+    listed = {it["name"]: it for it in cluster.get(f"/apis/{GROUP}")["resources"]}
+    assert listed["schedules"]["shortNames"] == ["sched"]
+    assert listed["repositories"]["shortNames"] == ["repo"]
+    for plural in KINDS.values():
+        assert listed[plural]["categories"] == ["lamplighter"]
+        assert f"{plural}/status" in listed
+
+
+def test_a_status_is_written_apart_from_the_spec(objects):
+    made = objects.create("Schedule", BACKUP, "etc").json()
+    objects.patch("Schedule", "etc", {"status": {"hosts": 1}})
+    told = objects.patch("Schedule", "etc", {"spec": changed(BACKUP, cron="@daily"), "status": {"hosts": 2}}, "status")
+    assert (told.json()["spec"], told.json()["status"]) == (made["spec"], {"hosts": 2})
+    assert told.json()["metadata"]["generation"] == 1
