@@ -27,9 +27,24 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 Argv = Annotated[list[Annotated[str, Meta(max_length=8192)]], Meta(max_length=4096)]
 
 MissedRunPolicy = Literal["RunOnce", "Skip"]
-RefusalReason = Literal["NotFound", "NotThisHost", "Disabled", "Duplicate", "DeadlineExceeded"]
+RefusalReason = Literal["NotFound", "NotThisHost", "Disabled", "Duplicate", "DeadlineExceeded", "Concurrent", "Queued"]
+"""Why a fire is not answered with a command. `Queued`: its job is recorded and waits for its turn; the command follows.
+`Concurrent`: the last run of its schedule on that host is not over, and the schedule's concurrencyPolicy is Forbid."""
 JobEnd = Literal["succeeded", "warning", "failed", "timed_out", "cancelled", "interrupted"]
-"""How a job ended. `warning`: a snapshot exists, but some files could not be read (restic's exit code 3)."""
+"""How a job ended. `warning`: what was to be done is done, but not all of it: some files could not be read (restic's
+exit code 3), or the hook after it failed."""
+JobReason = Literal[
+    "",
+    "WrongPassword",
+    "NoRepository",
+    "Locked",
+    "HookFailed",
+    "NotGranted",
+    "VerificationFailed",
+    "TargetNotEmpty",
+]
+"""Why a job ended badly, as programs tell it; empty where its error alone tells."""
+Path = Annotated[str, Meta(max_length=4096)]
 
 
 class Entry(Struct, frozen=True, omit_defaults=True):
@@ -126,7 +141,7 @@ class ScheduleFire(Struct, frozen=True, omit_defaults=True):
 
 
 class ScheduleRefused(Struct, frozen=True):
-    """server → agent: that fire makes no job, and why."""
+    """server → agent: no command follows that fire now, and why."""
 
     schedule_id: Id
     scheduled_at: Time
@@ -134,11 +149,49 @@ class ScheduleRefused(Struct, frozen=True):
     message: Text = ""
 
 
+class Hooks(Struct, frozen=True, omit_defaults=True):
+    """Programs of the host to run before and after a job, each with its arguments; empty for none.
+
+    `schedule`: what people call the schedule, which they are told.
+    """
+
+    before: Argv = field(default_factory=list)
+    after: Argv = field(default_factory=list)
+    schedule: Text = ""
+
+
+class Verify(Struct, frozen=True):
+    """How many files of a snapshot are restored and compared: at most `files`, of at most `max_bytes` together."""
+
+    files: Annotated[int, Meta(ge=1, le=500)]
+    max_bytes: Count
+
+
+class Restore(Struct, frozen=True, omit_defaults=True):
+    """What is to be restored, and where to.
+
+    `snapshot`: "latest", or an id's beginning; `before`: of "latest", the time that it may not be later than.
+    `source_host`: whose snapshot it is; empty for anyone's. `paths`: what of it, absolute; empty for all.
+    `target`: an absolute folder, which must be empty or not there unless `overwrite`.
+    """
+
+    target: Annotated[str, Meta(min_length=1, max_length=4096, pattern="^/")]
+    snapshot: Annotated[str, Meta(pattern="^(latest|[0-9a-f]{4,64})$")] = "latest"
+    before: Time | None = None
+    source_host: Annotated[str, Meta(max_length=253)] = ""
+    paths: Annotated[list[Annotated[str, Meta(max_length=4096, pattern="^/")]], Meta(max_length=256)] = field(
+        default_factory=list
+    )
+    overwrite: bool = False
+
+
 class CommandRun(Struct, frozen=True, omit_defaults=True):
     """server → agent: run restic with `args` against a repository. Sent again until the job is accepted.
 
     `init`: the arguments that create the repository when restic finds none; absent where it must exist.
-    `within`: where the paths after `--` must lead to, symbolic links followed; empty for anywhere.
+    `within`: where the paths after `--` and a restore's target must lead to, symbolic links followed; empty for
+    anywhere. `lock_wait_s`: how long a locked repository is waited for. `verify`, of kind verify: `args` list the
+    snapshot to choose from. `restore`: what kind restore does, in place of `args`.
     """
 
     job_id: Id
@@ -149,7 +202,11 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
     init: Argv | None = None
     schedule_id: Annotated[str, Meta(max_length=64)] = ""
     scheduled_at: Time | None = None
-    within: Annotated[list[Annotated[str, Meta(max_length=4096)]], Meta(max_length=256)] = field(default_factory=list)
+    within: Annotated[list[Path], Meta(max_length=256)] = field(default_factory=list)
+    lock_wait_s: Seconds = 300
+    hooks: Hooks | None = None
+    verify: Verify | None = None
+    restore: Restore | None = None
 
 
 class CommandCancel(Struct, frozen=True):
@@ -184,7 +241,10 @@ class JobLog(Struct, frozen=True):
 
 
 class JobFinished(Struct, frozen=True, omit_defaults=True):
-    """agent → server: how a job ended. Sent again until the server answers `job.confirmed`."""
+    """agent → server: how a job ended. Sent again until the server answers `job.confirmed`.
+
+    `error` is for people; `reason` for programs, one of JobReason, or one that a later version tells.
+    """
 
     job_id: Id
     status: JobEnd
@@ -196,6 +256,7 @@ class JobFinished(Struct, frozen=True, omit_defaults=True):
     bytes_processed: Count = 0
     bytes_added: Count = 0
     error: Text = ""
+    reason: Annotated[str, Meta(max_length=64)] = ""
 
 
 class JobConfirmed(Struct, frozen=True):
