@@ -8,6 +8,7 @@ yet, so that nobody waits for a slow reader and an idle connection costs nothing
 import asyncio
 import itertools
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
@@ -295,11 +296,18 @@ class Gateway:
 
 
 async def _frame(websocket: WebSocket) -> str:
-    """The next frame. Raises WebSocketDisconnect when the connection ends, FrameError for a binary frame."""
+    """The next frame. Raises WebSocketDisconnect when the connection ends, FrameError for one that is binary or holds
+    a NUL, which no file's name has and PostgreSQL does not store."""
     message = await websocket.receive()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1005), message.get("reason"))
     text: str | None = message.get("text")
     if text is None:
         raise codec.FrameError("binary frame: frames are text")
+    if "\\u0000" in text and _NUL.search(text):
+        raise codec.FrameError("frame: holds a NUL")
     return text
+
+
+_NUL = re.compile(r"(?<!\\)(\\\\)*\\u0000")
+"""A NUL in JSON, rather than a backslash that `u0000` follows."""

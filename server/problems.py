@@ -81,6 +81,13 @@ class TooLarge(Problem):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
+class TooSlow(Problem):
+    """The request did not come in time; what is left of it is not awaited."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
+
+
 class UnsupportedMediaType(Problem):
     """The body is of a type that the server does not read."""
 

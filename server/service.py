@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import uvicorn
 from msgspec import Struct
-from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
@@ -179,7 +178,7 @@ def application(gateway: Gateway, routes: Sequence[BaseRoute]) -> ASGIApp:
     A connection of an agent does not pass through Starlette's layers, each of which would hold a frame of its own as
     long as the connection lives.
     """
-    web = Starlette(routes=routes)
+    web = rest.application(routes)
 
     def app(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "websocket" and scope["path"] == "/agent":

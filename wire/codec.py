@@ -6,12 +6,13 @@ a message that answers nothing has none.
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Generic, TypeVar
+from datetime import datetime
+from typing import Annotated, Generic, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from wire.messages import FROM_AGENT, FROM_SERVER, TYPES, FromAgent, FromServer, Message
+from wire.messages import FROM_AGENT, FROM_SERVER, TYPES, FromAgent, FromServer, Message, Time
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,8 @@ MAX_SERVER_FRAME = 64 << 20
 """Bytes that an agent reads in one frame of the server: a set of 100,000 schedules fits."""
 MAX_MESSAGES = 10_000
 """Messages in one frame."""
+YEARS = range(1970, 9999)
+"""Those that times may be in: beyond, arithmetic with spans and zones leaves the calendar (datetime.MAXYEAR)."""
 
 M = TypeVar("M", FromAgent, FromServer)
 
@@ -73,6 +76,7 @@ class Reader(Generic[M]):
         self._decoders: dict[str, msgspec.json.Decoder[M]] = {
             name: msgspec.json.Decoder(cls) for name, cls in types.items()
         }
+        self._times: dict[type[Struct], list[str]] = {cls: _times_of(cls) for cls in types.values()}
 
     def read(self, frame: str | bytes) -> list[tuple[M, str]]:
         """The messages of a frame, each with its envelope's id. Types that are not known are logged and left out.
@@ -97,10 +101,20 @@ class Reader(Generic[M]):
                 log.info("message of unknown type left unread", extra={"type": envelope.type[:64]})
                 continue
             try:
-                messages.append((decoder.decode(envelope.payload), envelope.id))
+                message = decoder.decode(envelope.payload)
             except _UNREADABLE as error:
                 raise FrameError(f"{envelope.type}: {error}") from None
+            for name in self._times[type(message)]:
+                at: datetime | None = getattr(message, name)
+                if at is not None and at.year not in YEARS:
+                    raise FrameError(f"{envelope.type}: {name} must be in the years {YEARS[0]} to {YEARS[-1]}")
+            messages.append((message, envelope.id))
         return messages
+
+
+def _times_of(cls: type[Struct]) -> list[str]:
+    """The fields of a message that hold times."""
+    return [it.name for it in msgspec.structs.fields(cls) if it.type == Time or Time in get_args(it.type)]
 
 
 from_agent: Reader[FromAgent] = Reader(FROM_AGENT, MAX_AGENT_FRAME)

@@ -6,19 +6,22 @@ routed and what /openapi.json describes.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import ASGIApp
 
 from server import openapi, records
 from server.enrolment import Enrolment
 from server.identity import Identity
-from server.problems import Unavailable
+from server.problems import NotFound, Unavailable
 from server.rest.api import BODIES, OPERATIONS, Api, ControlPlane, Operation
-from server.rest.guard import Authenticated, Problems
+from server.rest.guard import Authenticated, Problems, nowhere
 from server.rest.reading import json_response
 from server.store import Store
 
@@ -28,6 +31,11 @@ READY_S = 5
 
 
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+def application(routes: Sequence[BaseRoute]) -> ASGIApp:
+    """These routes, and a problem where there is none."""
+    return Starlette(routes=routes, exception_handlers={HTTPException: nowhere})
 
 
 def routes(control: ControlPlane, store: Store, enrolment: Enrolment, identity: Identity) -> list[BaseRoute]:
@@ -56,6 +64,8 @@ def _authorized(operation: Operation, api: Api, identity: Identity) -> Handler:
     """An operation, for those who may."""
 
     async def handler(request: Request) -> Response:
+        if "\0" in request.scope["path"]:  # PostgreSQL cannot even be asked for it
+            raise NotFound("nothing is at this path")
         for permission in await operation.permissions(api, request):
             await identity.authorize(request.state.user, permission)
         return await operation.handler(api, request)

@@ -7,7 +7,7 @@ and the audit log are plain records. Each operation names what its caller must b
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, NamedTuple, Protocol
 
 from msgspec import Meta, Raw, Struct
@@ -24,6 +24,7 @@ from server.problems import Conflict, Invalid, NotFound
 from server.records import Row
 from server.resources import API_VERSION, MAX_LABELS
 from server.rest.reading import (
+    Number,
     Query,
     bad_parameter,
     body,
@@ -320,7 +321,7 @@ class Api:
         """List jobs, newest first."""
         query = Query(request, "id", "host", "schedule", "status", "actor_kind", "limit", "cursor")
         after, limit = query.after(tuple[datetime, str]), query.limit()
-        if after is not None and after[0].tzinfo is None:
+        if after is not None and after[0].utcoffset() != timedelta():
             raise bad_parameter("cursor", "must be the `next` of an earlier page, as it was given")
         given = {
             "host": query.text("host"),
@@ -340,7 +341,7 @@ class Api:
     async def get_job_log(self, request: Request) -> Response:
         """Read what restic wrote for people, line by line."""
         query = Query(request, "limit", "cursor")
-        after, limit = query.after(int) or 0, query.limit()
+        after, limit = query.after(Number) or 0, query.limit()
         job = await self._job(request)
         rows = await self._store.read(records.list_log, job["id"], after, limit + 1)
         return _page(rows, limit, dict, "seq")
@@ -356,7 +357,7 @@ class Api:
     async def list_audit(self, request: Request) -> Response:
         """List who changed what, newest first."""
         query = Query(request, "limit", "cursor")
-        before, limit = query.after(int), query.limit()
+        before, limit = query.after(Number), query.limit()
         rows = await self._store.read(records.list_audit, before, limit + 1)
         return _page(rows, limit, dict, "id")
 

@@ -6,7 +6,7 @@ from http import HTTPStatus
 import msgspec
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -59,6 +59,11 @@ class Authenticated:
             raise Unauthorized("this needs the header 'Authorization: Bearer TOKEN'")
         scope.setdefault("state", {})["user"] = await self._identity.user(token.strip())
         await self._app(scope, receive, send)
+
+
+async def nowhere(_request: Request, error: Exception) -> Response:
+    """What is told where no operation stands behind a path, or none of that method."""
+    return _response(error)
 
 
 def _response(error: Exception) -> Response:

@@ -1,23 +1,29 @@
 """Requests read within limits, and answers as JSON. What cannot be read is refused with its name."""
 
+import asyncio
 import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.problems import BadRequest, FieldError, Invalid, TooLarge, UnsupportedMediaType
+from server.problems import BadRequest, FieldError, Invalid, TooLarge, TooSlow, UnsupportedMediaType
 
 MAX_BODY = 1 << 20
 """Bytes of a request's body that are read."""
 MAX_DEPTH = 32
 """How deep objects and arrays of a body may be nested."""
+BODY_S = 30.0
+"""Seconds within which a body must have come."""
 MAX_LIMIT, DEFAULT_LIMIT = 500, 100
 """Items of one page."""
+Number = Annotated[int, Meta(ge=0, le=2**53)]
+"""A number by which rows are in order, as a cursor holds it."""
 
 T = TypeVar("T")
 
@@ -28,7 +34,7 @@ def json_response(content: object, status: int = 200, headers: Mapping[str, str]
 
 
 async def body(request: Request) -> object:
-    """The JSON of the body, read the first time. Raises UnsupportedMediaType, TooLarge, BadRequest."""
+    """The JSON of the body, read the first time. Raises UnsupportedMediaType, TooLarge, TooSlow, BadRequest."""
     if not hasattr(request.state, "body"):
         request.state.body = await _read_body(request)
     return request.state.body
@@ -70,10 +76,14 @@ async def _content(request: Request) -> bytes:
     if length.isdecimal() and int(length) > MAX_BODY:
         raise too_large
     content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MAX_BODY:
-            raise too_large
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > MAX_BODY:
+                    raise too_large
+    except TimeoutError:
+        raise TooSlow(f"the body did not come within {BODY_S:.0f} s") from None
     return bytes(content)
 
 
@@ -125,6 +135,8 @@ class Query:
                 errors.append({"field": name[:64], "detail": f"is not a parameter here; known: {allowed}"})
             elif len(self._given.getlist(name)) > 1:
                 errors.append({"field": name, "detail": "may be given once"})
+            elif "\0" in self._given[name]:
+                errors.append({"field": name, "detail": "must not hold a NUL"})
         if errors:
             raise BadRequest("the query cannot be read", errors)
 
@@ -151,11 +163,15 @@ class Query:
         given = self._given.get("cursor")
         if given is None:
             return None
+        wrong = bad_parameter("cursor", "must be the `next` of an earlier page, as it was given")
         try:
             text = base64.urlsafe_b64decode(given + "=" * (-len(given) % 4))
-            return msgspec.json.decode(text, type=key)
-        except (binascii.Error, ValueError):
-            raise bad_parameter("cursor", "must be the `next` of an earlier page, as it was given") from None
+            after = msgspec.json.decode(text, type=key)
+        except (binascii.Error, ValueError, RecursionError):
+            raise wrong from None
+        if b"\\u0000" in text:
+            raise wrong  # PostgreSQL cannot even be asked for it
+        return after
 
 
 def cursor(key: object) -> str:
