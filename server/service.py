@@ -7,6 +7,7 @@ import secrets
 import socket
 import ssl
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
@@ -195,7 +196,7 @@ class _Protocol(WebSocketsSansIOProtocol):
         """Hand this to the application, in the connection's state, as the gateway's `Peer`."""
         super().handle_connect(event)
         if not self.close_sent:
-            self.scope["state"]["peer"] = self
+            self.scope["state"]["peer"] = weakref.proxy(self)  # no cycle: what a connection held is freed with it
 
     async def send(self, message: Any) -> None:
         """Send what the application says. A denial ends the handshake too, or uvicorn would log that nothing did."""
