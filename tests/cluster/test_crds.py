@@ -1,4 +1,4 @@
-"""The definitions on a real API server: what it refuses and fills in as the server does, and what `kubectl get` shows."""
+"""The definitions on a real API server: what it refuses and fills in as the server does, what `kubectl get` shows."""
 
 from uuid import uuid4
 

@@ -1,0 +1,523 @@
+"""The controller on a real API server and a real server, with the chart's rights: applied, told, killed, restarted."""
+
+import asyncio
+import base64
+import os
+import signal
+import ssl
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+import uvicorn
+import yaml
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from controller.client import Client
+from controller.cluster import Times
+from controller.operator import operate
+from server.service import Config, serving
+from tests.chart import rendered
+from tests.specs import BACKUP, BAD_SCHEDULES
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("definitions")]
+
+GROUP = "lamplighter.dev/v1alpha1"
+PATIENCE_S = 60
+FAST = Times(full=300, secrets=0.5, look=0.2, retry=0.1, most_retry=0.5, listed=0.5, write=0.2)
+ROLES = {
+    "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
+    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles",
+    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
+}
+PATHS = {
+    "Schedule": f"/apis/{GROUP}/namespaces/{{namespace}}/schedules",
+    "Repository": f"/apis/{GROUP}/namespaces/{{namespace}}/repositories",
+    "Host": f"/apis/{GROUP}/namespaces/{{namespace}}/hosts",
+    "Run": f"/apis/{GROUP}/namespaces/{{namespace}}/runs",
+    "Secret": "/api/v1/namespaces/{namespace}/secrets",
+    "ConfigMap": "/api/v1/namespaces/{namespace}/configmaps",
+    "Event": "/apis/events.k8s.io/v1/namespaces/{namespace}/events",
+    "Lease": "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases",
+    "Node": "/api/v1/nodes",
+}
+ACCEPTED = ("True", "Accepted")
+
+
+class Kubectl:
+    """What a person does in one namespace, and sees there."""
+
+    def __init__(self, cluster, namespace):
+        self._http, self.namespace = cluster.http, namespace
+
+    def _path(self, kind, name=""):
+        return PATHS[kind].format(namespace=self.namespace) + (f"/{name}" if name else "")
+
+    def create(self, kind, name, spec=None, **others):
+        metadata = {"name": name} | ({} if kind == "Node" else {"namespace": self.namespace})
+        version = (
+            "/".join(self._path(kind).split("/")[2:4]) if kind in ("Schedule", "Repository", "Host", "Run") else "v1"
+        )
+        body = {"apiVersion": version, "kind": kind, "metadata": metadata | others.pop("metadata", {}), **others}
+        body |= {} if spec is None else {"spec": spec}
+        _succeeded(self._http.post(self._path(kind), json=body))
+
+    def patch(self, kind, name, patch):
+        headers = {"content-type": "application/merge-patch+json"}
+        _succeeded(self._http.patch(self._path(kind, name), json=patch, headers=headers))
+
+    def delete(self, kind, name):
+        _succeeded(self._http.delete(self._path(kind, name)))
+
+    def get(self, kind, name):
+        answer = self._http.get(self._path(kind, name))
+        return answer.json() if answer.is_success else None
+
+    def list(self, kind):
+        return _succeeded(self._http.get(self._path(kind)))["items"]
+
+    def conditions(self, kind, name):
+        status = (self.get(kind, name) or {}).get("status", {})
+        return {it["type"]: (it["status"], it["reason"]) for it in status.get("conditions", ())}
+
+    def ready(self, kind, name):
+        return self.conditions(kind, name).get("Ready")
+
+    def secret(self, name, **data):
+        self.create("Secret", name, data={key: base64.b64encode(it.encode()).decode() for key, it in data.items()})
+
+
+def _succeeded(answer):
+    assert answer.is_success, answer.text
+    return answer.json()
+
+
+@pytest.fixture
+def kubectl(cluster, namespace):
+    return Kubectl(cluster, namespace)
+
+
+@pytest.fixture
+def home(cluster):
+    """The namespace of the controller and of Hosts."""
+    return Kubectl(cluster, cluster.namespace())
+
+
+@pytest.fixture(params=["cluster", "namespaces"])
+def rights(request, cluster, namespace, home):
+    return account(cluster, home, {} if request.param == "cluster" else {"tenancy": {"namespaces": [namespace]}})
+
+
+@pytest.fixture
+def token(cluster, home):
+    return account(cluster, home, {})
+
+
+def account(cluster, home, values):
+    """A token of the controller's service account, with the roles that the chart gives it and no others."""
+    release = f"t-{uuid4().hex[:8]}"
+    name = f"{release}-lamplighter-controller"
+    for found in rendered(values, name=release, namespace=home.namespace):
+        metadata = found["metadata"]
+        if found["kind"] in ROLES and metadata["name"] in (name, f"{release}-lamplighter-follow"):
+            cluster.apply(ROLES[found["kind"]].format(namespace=metadata.get("namespace")), found)
+    return cluster.token(home.namespace, name, audience="")
+
+
+def kubeconfig(path, url, ca, token):
+    """A file that leads to an API server with a token."""
+    there = {"server": url} | ({"certificate-authority-data": base64.b64encode(ca.encode()).decode()} if ca else {})
+    config = {
+        "current-context": "test",
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        "clusters": [{"name": "test", "cluster": there}],
+        "users": [{"name": "test", "user": {"token": token}}],
+    }
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture
+async def server(tmp_path):
+    async with serving(Config(tmp_path / "data", port=0)) as running:
+        yield running
+
+
+@pytest.fixture
+async def rest(server):
+    headers = {"authorization": f"Bearer {server.admin_token}"}
+    url = f"http://127.0.0.1:{server.port}/api/v1"
+    async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as http:
+        yield http
+
+
+async def names(rest, plural):
+    return {it["metadata"]["name"] for it in (await rest.get(f"/{plural}")).json()["items"]}
+
+
+@asynccontextmanager
+async def controlling(cluster, server, home, token, monkeypatch, tmp_path, namespaces):
+    """A controller at work in this process."""
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "kubeconfig", cluster.url, cluster.ca, token)))
+    stop = asyncio.Event()
+    async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client, asyncio.TaskGroup() as tasks:
+        tasks.create_task(operate(client, home.namespace, namespaces, stop, times=FAST))
+        try:
+            yield
+        finally:
+            stop.set()
+
+
+@pytest.fixture
+async def controller(cluster, server, kubectl, home, token, monkeypatch, tmp_path):
+    async with controlling(cluster, server, home, token, monkeypatch, tmp_path, [kubectl.namespace]):
+        yield
+
+
+async def until(condition):
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            found = condition()
+            if asyncio.iscoroutine(found):
+                found = await found
+            if found:
+                return found
+            await asyncio.sleep(0.1)
+
+
+async def declared(kubectl, *schedules):
+    """A Repository with a Secret, and Schedules, all accepted."""
+    kubectl.secret("hush", password="open sesame")
+    kubectl.create("Repository", "main", {"url": "/b", "passwordSecretRef": {"name": "hush"}})
+    for name in schedules:
+        kubectl.create("Schedule", name, BACKUP)
+    for kind, name in [("Repository", "main"), *(("Schedule", name) for name in schedules)]:
+        await until(lambda kind=kind, name=name: kubectl.ready(kind, name) == ACCEPTED)
+
+
+# With the rights of the chart and no others.
+
+
+async def test_what_is_applied_changed_and_deleted_follows_with_the_charts_rights(
+    cluster, server, rest, kubectl, home, rights, monkeypatch, tmp_path
+):
+    async with controlling(cluster, server, home, rights, monkeypatch, tmp_path, [kubectl.namespace]):
+        await declared(kubectl, "etc", "home")
+        await until(lambda: kubectl.conditions("Schedule", "etc").get("InSync"))
+        kubectl.patch("Schedule", "etc", {"spec": {"cron": "@daily"}})
+        await until(lambda: kubectl.get("Schedule", "etc")["status"]["observedGeneration"] == 2)
+        assert (await rest.get(f"/schedules/{kubectl.namespace}/etc")).json()["spec"]["cron"] == "@daily"
+        kubectl.create("Run", "now", {"scheduleRef": {"name": "etc"}})
+        await until(lambda: kubectl.conditions("Run", "now").get("Complete"))
+        kubectl.create("Schedule", "bad", {**BACKUP, "timeZone": "Mars/Olympus"})
+        await until(lambda: [it for it in kubectl.list("Event") if it["regarding"]["name"] == "bad"])
+        node = Kubectl(cluster, "")
+        node.create("Node", kubectl.namespace, metadata={"labels": {"pool": "a"}})
+        await until(lambda: home.ready("Host", kubectl.namespace) == ("False", "Disconnected"))
+        node.patch("Node", kubectl.namespace, {"metadata": {"labels": {"pool": None, "other": "b"}}})
+        await until(lambda: home.get("Host", kubectl.namespace)["metadata"]["labels"] == {"other": "b"})
+        await until(lambda: _labels(rest, kubectl.namespace, {"other": "b"}))
+        node.delete("Node", kubectl.namespace)
+        await until(lambda: home.get("Host", kubectl.namespace) is None)
+        for kind, name in (("Repository", "main"), ("Schedule", "etc"), ("Schedule", "home"), ("Schedule", "bad")):
+            kubectl.delete(kind, name)
+        await until(lambda: _empty(rest))
+    assert home.get("Lease", "lamplighter-controller")["spec"]["holderIdentity"] == ""
+
+
+async def _labels(rest, host, labels):
+    answer = await rest.get(f"/hosts/{host}")
+    return answer.is_success and answer.json()["labels"] == labels
+
+
+async def _empty(rest):
+    return not await names(rest, "schedules") | await names(rest, "repositories")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/v1/namespaces/{namespace}/secrets"),
+        ("GET", "/api/v1/secrets"),
+        ("DELETE", "/api/v1/nodes/none"),
+        ("GET", "/api/v1/namespaces/{namespace}/configmaps/none"),
+        ("PATCH", f"/apis/{GROUP}/namespaces/{{namespace}}/schedules/none"),
+        ("PATCH", f"/apis/{GROUP}/namespaces/{{namespace}}/repositories/none"),
+    ],
+)
+def test_the_controller_may_not_do_what_it_does_not_need(cluster, kubectl, token, method, path):
+    headers = {"authorization": f"Bearer {token}", "content-type": "application/merge-patch+json"}
+    with httpx.Client(base_url=cluster.url, verify=_trusting(cluster), headers=headers, trust_env=False) as http:
+        answer = http.request(method, path.format(namespace=kubectl.namespace), content=b"{}")
+    assert answer.status_code == 403
+
+
+def _trusting(cluster):
+    return ssl.create_default_context(cadata=cluster.ca)
+
+
+async def test_what_only_the_server_can_tell_becomes_a_condition(controller, kubectl):
+    kubectl.create("Repository", "main", {"url": "/b"})
+    bad = {f"bad-{at}": it for at, it in enumerate(it for it in BAD_SCHEDULES if it.by == "server")}
+    for name, it in bad.items():
+        kubectl.create("Schedule", name, it.spec)
+    for name, it in bad.items():
+        await until(lambda name=name: kubectl.ready("Schedule", name) == ("False", "Invalid"))
+        (condition,) = kubectl.get("Schedule", name)["status"]["conditions"]
+        assert condition["message"].startswith(f"{it.field}: ")
+        assert it.detail in condition["message"]
+
+
+async def test_a_host_elsewhere_is_told_where_hosts_count(controller, kubectl, home):
+    kubectl.create("Host", "laptop", {})
+    home.create("Host", "laptop", {})
+    await until(lambda: kubectl.ready("Host", "laptop") == ("False", "WrongNamespace"))
+    await until(lambda: home.ready("Host", "laptop") == ("False", "Disconnected"))
+
+
+async def test_a_status_is_not_written_onto_another_object_that_has_taken_the_name(controller, kubectl):
+    await declared(kubectl, "etc")
+    for _ in range(3):
+        kubectl.delete("Schedule", "etc")
+        kubectl.create("Schedule", "etc", {**BACKUP, "cron": "never"})
+        await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "Invalid"))
+        kubectl.delete("Schedule", "etc")
+        kubectl.create("Schedule", "etc", BACKUP)
+        await until(lambda: kubectl.ready("Schedule", "etc") == ACCEPTED)
+
+
+async def test_a_delete_is_not_held_up_when_server_and_controller_are_gone_for_good(
+    cluster, kubectl, home, token, monkeypatch, tmp_path
+):
+    async with (
+        serving(Config(tmp_path / "data", port=0)) as server,
+        controlling(cluster, server, home, token, monkeypatch, tmp_path, [kubectl.namespace]),
+    ):
+        await declared(kubectl, "etc")
+    for kind, name in (("Schedule", "etc"), ("Repository", "main")):
+        kubectl.delete(kind, name)
+        assert kubectl.get(kind, name) is None
+
+
+# The API server goes, comes back, and forgets.
+
+
+async def test_an_api_server_that_is_killed_and_restarted_is_followed_on(own_cluster, controller, kubectl, rest):
+    await declared(kubectl, "etc", "home")
+    await asyncio.to_thread(own_cluster.stop)
+    (await rest.delete(f"/schedules/{kubectl.namespace}/etc")).raise_for_status()  # news that can be told to nobody
+    await asyncio.to_thread(own_cluster.start)
+    kubectl.create("Schedule", "new", BACKUP)
+    kubectl.delete("Schedule", "home")
+    await until(lambda: kubectl.ready("Schedule", "new") == ACCEPTED)
+    await until(lambda: _without(rest, "home"))
+
+
+async def _without(rest, name):
+    return name not in await names(rest, "schedules")
+
+
+async def test_what_is_deleted_while_the_history_is_compacted_is_removed(own_cluster, controller, kubectl, rest):
+    await declared(kubectl, "etc", "home")
+    seen = kubectl.get("Schedule", "home")["metadata"]["resourceVersion"]
+    await asyncio.to_thread(own_cluster.stop)
+    await asyncio.to_thread(own_cluster.compact)
+    await asyncio.to_thread(own_cluster.start)
+    kubectl.delete("Schedule", "home")
+    path = f"/apis/{GROUP}/namespaces/{kubectl.namespace}/schedules"
+    watch = own_cluster.http.get(path, params={"watch": "true", "resourceVersion": seen, "timeoutSeconds": 1})
+    assert '"code":410' in watch.text
+    await until(lambda: _without(rest, "home"))
+    kubectl.create("Schedule", "new", BACKUP)
+    await until(lambda: kubectl.ready("Schedule", "new") == ACCEPTED)
+
+
+# The controller is killed, as a process of its own.
+
+
+class Proxy:
+    """Stands before a server or an API server; at a request that `fatal` names, `strike` before or after it is done."""
+
+    def __init__(self, url, **options):
+        self._http = httpx.AsyncClient(base_url=url, timeout=None, trust_env=False, **options)  # noqa: S113 - watches
+        self.fatal, self.when, self.strike = lambda method, path: False, "before", lambda: None
+        self.heard = []
+
+    async def _answer(self, request):
+        method, path = request.method, request.url.path
+        self.heard.append((method, path))
+        fatal = self.fatal(method, path)
+        if fatal and self.when == "before":
+            self.strike()
+            return Response(status_code=502)
+        headers = {key: it for key, it in request.headers.items() if key not in ("host", "accept-encoding")}
+        url = path + (f"?{request.url.query}" if request.url.query else "")
+        built = self._http.build_request(method, url, headers=headers, content=await request.body())
+        answer = await self._http.send(built, stream=True)
+        if fatal:
+            self.strike()
+        kept = {key: it for key, it in answer.headers.items() if key in ("content-type", "content-length")}
+        end = BackgroundTask(answer.aclose)
+        return StreamingResponse(answer.aiter_raw(), answer.status_code, kept, background=end)
+
+    @asynccontextmanager
+    async def serving(self):
+        methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+        app = Starlette(routes=[Route("/{path:path}", self._answer, methods=methods)])
+        config = uvicorn.Config(app, port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=0)
+        proxy = uvicorn.Server(config)
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(proxy._serve())
+            await until(lambda: proxy.started)
+            self.port = proxy.servers[0].sockets[0].getsockname()[1]
+            try:
+                yield self
+            finally:
+                proxy.should_exit = True
+                await asyncio.wait([running])
+                await self._http.aclose()
+
+
+class Replica:
+    """`lamplighter controller`, between proxies."""
+
+    def __init__(self, api, rest, folder, home, kubectl, token, admin_token):
+        folder.mkdir()
+        (folder / "admin-token").write_text(admin_token)
+        self.api, self.rest, self.process = api, rest, None
+        self._env = {
+            **os.environ,
+            "KUBECONFIG": str(kubeconfig(folder / "kubeconfig", f"http://127.0.0.1:{api.port}", "", token)),
+        }
+        self._argv = [
+            Path(sys.executable).with_name("lamplighter"),
+            "controller",
+            f"--server=http://127.0.0.1:{rest.port}",
+            f"--token-file={folder / 'admin-token'}",
+            f"--host-namespace={home.namespace}",
+            f"--namespace={kubectl.namespace}",
+        ]
+        self._log = folder / "log"
+
+    async def start(self, *more):
+        with self._log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(*self._argv, *more, env=self._env, stderr=log)
+
+    async def end(self, how=signal.SIGKILL):
+        if self.process is not None:
+            if self.process.returncode is None:
+                self.process.send_signal(how)
+            await self.process.wait()
+
+    def writes(self):
+        """What it changed, on either side."""
+        return [it for it in (*self.rest.heard, *self.api.heard) if it[0] != "GET" and "/leases" not in it[1]]
+
+
+@pytest.fixture
+async def replica(cluster, server, kubectl, home, token, tmp_path):
+    async with replicating(cluster, server, kubectl, home, token, tmp_path / "replica") as replica:
+        yield replica
+
+
+@asynccontextmanager
+async def replicating(cluster, server, kubectl, home, token, folder):
+    api = Proxy(cluster.url, verify=_trusting(cluster))
+    rest = Proxy(f"http://127.0.0.1:{server.port}")
+    async with api.serving(), rest.serving():
+        replica = Replica(api, rest, folder, home, kubectl, token, server.admin_token)
+        try:
+            yield replica
+        finally:
+            await replica.end()
+
+
+STEPS = {
+    "the repository's put": ("rest", "PUT", "/main"),
+    "the schedule's put": ("rest", "PUT", "/etc"),
+    "the repository's status": ("api", "PATCH", "/main/status"),
+    "the schedule's status": ("api", "PATCH", "/etc/status"),
+    "the schedule's delete": ("rest", "DELETE", "/etc"),
+    "the repository's delete": ("rest", "DELETE", "/main"),
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_controller_killed_at_any_step_leaves_nothing_undone_and_nothing_orphaned(replica, kubectl, rest, when):
+    kubectl.secret("hush", password="open sesame")
+    await replica.start("--no-lease")
+    for step, (side, method, suffix) in STEPS.items():
+        killed = asyncio.Event()
+
+        def strike(killed=killed):
+            if not killed.is_set():
+                replica.process.kill()
+                killed.set()
+
+        proxy = getattr(replica, side)
+        proxy.fatal = lambda asked, path, method=method, suffix=suffix: asked == method and path.endswith(suffix)
+        proxy.when, proxy.strike = when, strike
+        if method == "DELETE":
+            kubectl.delete("Schedule" if suffix == "/etc" else "Repository", suffix.strip("/"))
+        elif kubectl.get("Schedule", "etc") is None:
+            kubectl.create("Repository", "main", {"url": "/b", "passwordSecretRef": {"name": "hush"}})
+            kubectl.create("Schedule", "etc", BACKUP)
+        else:  # a change of both, for their next steps
+            kubectl.patch("Repository", "main", {"spec": {"url": f"/b/{len(step)}"}})
+            kubectl.patch("Schedule", "etc", {"spec": {"spreadSeconds": len(step)}})
+        await until(killed.is_set)
+        await replica.process.wait()
+        proxy.fatal = lambda method, path: False
+        await replica.start("--no-lease")
+        await until(lambda: _converged(kubectl, rest))
+    assert await _empty(rest)
+
+
+async def _converged(kubectl, rest):
+    """Whether the server holds just what is declared, and the statuses say so."""
+    for kind, plural in (("Schedule", "schedules"), ("Repository", "repositories")):
+        there = {it["metadata"]["name"]: it["spec"] for it in (await rest.get(f"/{plural}")).json()["items"]}
+        if there != {it["metadata"]["name"]: it["spec"] for it in kubectl.list(kind)}:
+            return False
+        for it in kubectl.list(kind):
+            status = it.get("status", {})
+            ready = kubectl.ready(kind, it["metadata"]["name"]) == ACCEPTED
+            if not ready or status["observedGeneration"] != it["metadata"]["generation"]:
+                return False
+    return True
+
+
+async def test_of_two_replicas_one_works_and_the_other_takes_over(
+    cluster, server, rest, kubectl, home, token, tmp_path
+):
+    async with (
+        replicating(cluster, server, kubectl, home, token, tmp_path / "one") as one,
+        replicating(cluster, server, kubectl, home, token, tmp_path / "other") as other,
+    ):
+        await one.start()
+        await declared(kubectl, "etc")
+        await other.start()
+        await until(lambda: [it for it in other.api.heard if "/leases/" in it[1]])
+        kubectl.create("Schedule", "home", BACKUP)
+        await until(lambda: kubectl.ready("Schedule", "home") == ACCEPTED)
+        assert other.writes() == []
+        await one.end()
+        kubectl.create("Schedule", "new", BACKUP)
+        await until(lambda: kubectl.ready("Schedule", "new") == ACCEPTED)
+        made = [it for it in other.writes() if it[0] == "PUT" and "/schedules/" in it[1]]
+        assert made == [("PUT", f"/api/v1/schedules/{kubectl.namespace}/new")]
+        audit = (await rest.get("/audit")).json()["items"]
+        assert sorted(it["object_name"] for it in audit if it["object_kind"] == "Schedule") == sorted(
+            f"{kubectl.namespace}/{name}" for name in ("etc", "home", "new")
+        )
+        await other.end(signal.SIGTERM)
+        assert other.process.returncode == 0
+    assert home.get("Lease", "lamplighter-controller")["spec"]["holderIdentity"] == ""
