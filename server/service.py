@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import resource
 import secrets
 import socket
 import ssl
@@ -15,11 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import h11
 import uvicorn
 from msgspec import Struct
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 from websockets.protocol import State
@@ -44,6 +47,10 @@ SHUTDOWN_S = 5
 """Seconds that open requests have to end when the server stops."""
 PING_S = 20.0
 """Seconds between pings to each agent, and to wait for the pong."""
+REQUEST_S = 60.0
+"""Seconds within which a request must have come, from its first byte on or from the connection's beginning."""
+STALLED_S = 60.0
+"""Seconds after which the kernel gives up a connection whose other end takes nothing of what is to be sent."""
 
 
 class Config(Struct, frozen=True):
@@ -103,6 +110,8 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
     Raises ServerError when the folder or the certificate cannot be used or the address is taken.
     """
     gc.set_threshold(*GC_THRESHOLDS)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection for each agent
     secure = _tls_context(config)
     with _bind(config.host, config.port) as listening:
         async with _opened(config) as (store, vault), _identity(config) as identity:
@@ -189,8 +198,70 @@ def application(gateway: Gateway, routes: Sequence[BaseRoute]) -> ASGIApp:
     return app
 
 
+class _Http(H11Protocol):
+    """A connection that is not kept for who does not say what it wants."""
+
+    deadline: asyncio.TimerHandle | None = None
+    upgraded = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Someone has come."""
+        super().connection_made(transport)
+        self._await_request()
+
+    def data_received(self, data: bytes) -> None:
+        """Some of a request came, or all of it."""
+        super().data_received(data)
+        self._await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over."""
+        super().connection_lost(exc)
+        self._forget()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """From here on this is a connection of another kind."""
+        self._forget()
+        self.upgraded = True
+        super().handle_websocket_upgrade(event)
+
+    def _await_request(self) -> None:
+        """Have the wait for the rest of a request end in time, if there is one."""
+        if self.upgraded or self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self._forget()
+        elif self.deadline is None:
+            self.deadline = self.loop.call_later(REQUEST_S, self.transport.close)
+
+    def _forget(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+
+
 class _Protocol(WebSocketsSansIOProtocol):
     """A connection that can be written to without a task to wait in, and given up without a peer to wait for."""
+
+    def data_received(self, data: bytes) -> None:
+        """The handshake came, whole, or something after it. A handshake that cannot be read is the end."""
+        super().data_received(data)
+        if not self.handshake_initiated:
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            self.transport.close()
+
+    def send_receive_event_to_app(self) -> None:
+        """A message came. Text that is none ends the connection (RFC 6455, section 8.1), which is no error of ours."""
+        if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
+            self.conn.send_close(1007, "frame: not UTF-8")
+            self.handle_parser_exception()
+        else:
+            super().send_receive_event_to_app()
+
+    def handle_ping(self) -> None:
+        """Answer a ping, unless the other end reads no answers: they would pile up."""
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()
 
     def handle_connect(self, event: Request) -> None:
         """Hand this to the application, in the connection's state, as the gateway's `Peer`."""
@@ -220,6 +291,14 @@ class _Protocol(WebSocketsSansIOProtocol):
         self.transport.abort()
 
 
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 class _Uvicorn(uvicorn.Server):
     """Uvicorn as a part of our process, which has signal handlers of its own."""
 
@@ -235,7 +314,7 @@ async def _uvicorn(app: ASGIApp, secure: ssl.SSLContext | None, listening: socke
         uvicorn.Config(
             app,
             interface="asgi3",
-            http="h11",
+            http=_Http,
             ws=_Protocol,
             ws_per_message_deflate=False,
             ws_max_size=codec.MAX_AGENT_FRAME,
@@ -277,6 +356,8 @@ def _bind(host: str, port: int) -> socket.socket:
         raise ServerError(f"--listen {host}:{port}: {error.strerror}") from error
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # For each connection that is accepted here (tcp(7)).
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STALLED_S * 1000))
         listening.bind(address)
         listening.listen(4096)
         listening.setblocking(False)

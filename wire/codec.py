@@ -22,7 +22,7 @@ MAX_SERVER_FRAME = 64 << 20
 """Bytes that an agent reads in one frame of the server: a set of 100,000 schedules fits."""
 MAX_MESSAGES = 10_000
 """Messages in one frame."""
-YEARS = range(1970, 9999)
+YEARS = range(2, 9999)
 """Those that times may be in: beyond, arithmetic with spans and zones leaves the calendar (datetime.MAXYEAR)."""
 
 M = TypeVar("M", FromAgent, FromServer)

@@ -36,7 +36,9 @@ def values(kind):  # noqa: PLR0911 - a line for each kind of field
         case inspect.FloatType(ge=low, le=high):
             return st.floats(low, high)
         case inspect.DateTimeType():
-            return st.datetimes(timezones=st.just(UTC))
+            return st.datetimes(
+                datetime(codec.YEARS[0], 1, 1), datetime(codec.YEARS[-1], 12, 31), timezones=st.just(UTC)
+            )
         case inspect.LiteralType(values=options):
             return st.sampled_from(options)
         case inspect.ListType(item_type=item):
@@ -197,6 +199,16 @@ def test_no_altered_frame_raises_anything_but_a_frame_error(message, data):
     for reader in (from_agent, from_server):
         _read(reader, bytes(spoilt[: data.draw(st.integers(0, len(spoilt)))]))
         _read(reader, bytes(spoilt))
+
+
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "9999-06-01T00:00:00Z"])
+def test_a_time_at_the_edge_of_the_calendar_is_refused_by_name(at):
+    fire = {"type": "schedule.fire", "payload": {"schedule_id": "s1", "scheduled_at": at}}
+    with pytest.raises(FrameError, match="schedule.fire: scheduled_at must be in the years 2 to 9998"):
+        from_agent.read(json.dumps(fire))
+    end = {"job_id": "j1", "status": "failed", "finished_at": "2026-01-01T00:00:00Z", "started_at": at}
+    with pytest.raises(FrameError, match="started_at"):
+        from_agent.read(json.dumps({"type": "job.finished", "payload": end}))
 
 
 def _read(reader, junk):
