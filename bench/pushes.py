@@ -93,12 +93,13 @@ async def diff(row: str) -> Sequence[Result]:
 
 async def diff_frame(server: Server, name: str) -> str:
     """The frame that a host is sent when a Schedule that it has is changed."""
-    async with server.client() as client, _connect(server) as socket:
+    async with server.client() as client:
         await change(client, schedule(name, "0 2 * * *"))
-        await socket.send(codec.encode([Hello("watcher")]))
-        await _ack(socket)
-        await change(client, schedule(name, "30 2 * * *"))
-        return await _next(socket, ScheduleDiff)
+        async with _connect(server) as socket:
+            await socket.send(codec.encode([Hello("watcher")]))
+            await _ack(socket)
+            await change(client, schedule(name, "30 2 * * *"))
+            return await _next(socket, ScheduleDiff)
 
 
 async def _whole_frame(server: Server) -> str:
