@@ -48,7 +48,7 @@ class Story(World):
         for _ in range(mishaps):
             self.at(self.begin + self.rng.random() * (quiet - self.begin), lambda: self._mishap(quiet))
         self.run_until(quiet)
-        self.kills_after_commit = 0.0
+        self.kills_at_commit = 0.0
         for agent in self.agents:
             agent.cut_off = False
             agent.set_clock(timedelta())

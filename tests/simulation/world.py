@@ -143,6 +143,7 @@ class Agent:
         self.cut_off = False
         self.ill_since: datetime | None = world.now
         self.ills: list[tuple[datetime, datetime]] = []
+        self.clock_set: list[datetime] = []
         self._jobs: dict[str, CommandRun] = {}
         self._stopped: dict[str, str] = {}
         self._alarm: datetime | None = None
@@ -243,6 +244,7 @@ class Agent:
         """Somebody sets this host's clock; the agent looks at it within ten seconds."""
         if skew != self.skew:
             self.world.tell(self.name, f"clock is set {skew.total_seconds():+.0f} s off")
+            self.clock_set.append(self.world.now)
         self.skew = skew
         self.ails()
         self._alarm = None
@@ -416,7 +418,7 @@ class Server:
 
     def _store(self, commit: Callable[[], None]) -> None:
         """Commit something soon, in order; a kill before that loses it."""
-        self.world.commit(self.life, commit)
+        self.world.commit(self.life, lambda: commit() if self._survives() else None)
 
     def perform(self, pipe: Pipe, effects: Sequence[server_host.Effect]) -> None:
         """Do what a host's core asks for; the answer to what is stored comes after a commit that a kill may follow."""
@@ -439,10 +441,14 @@ class Server:
 
     def _answer(self, pipe: Pipe, effects: Sequence[server_host.Effect]) -> None:
         """After a commit: say so, unless the process is killed just then."""
-        if self.world.rng.random() < self.world.kills_after_commit:
-            self.kill()
-        elif self.pipes.get(pipe.agent.name) is pipe:
+        if self._survives() and self.pipes.get(pipe.agent.name) is pipe:
             self.perform(pipe, effects)
+
+    def _survives(self) -> bool:
+        """Whether the process gets past this moment, right before or right after a commit."""
+        if self.world.rng.random() < self.world.kills_at_commit:
+            self.kill()
+        return self.up
 
     # What people change.
 
@@ -513,7 +519,7 @@ class World:
         self.rng = rng = random.Random(seed)
         self.now = self.begin = rng.choice(MONTHS)
         self.duplicates = rng.choice((0.0, 0.01, 0.05))
-        self.kills_after_commit = rng.choice((0.0, 0.0005))
+        self.kills_at_commit = rng.choice((0.0, 0.0005))
         self.runs: dict[tuple[str, str, datetime | None], list[datetime]] = {}
         self.said: dict[str, str] = {}
         self.wrongs: list[str] = []
