@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import ssl
 import sys
@@ -124,8 +125,10 @@ async def _process(cluster: OwnCluster, argv: Sequence[str]) -> AsyncIterator[as
     try:
         yield process
     finally:
-        process.terminate()
-        await process.communicate()
+        if process.returncode is None:
+            process.terminate()
+        _, said = await process.communicate()
+        sys.stderr.write(said.decode())
 
 
 @asynccontextmanager
@@ -135,7 +138,7 @@ async def operating(
     """An operator that is seen to work."""
     async with _process(cluster, argv):
         await _create(http, namespace, "repositories", "main", "Repository", REPOSITORY)
-        await _create(http, namespace, "schedules", "first", "Schedule", schedule("first")["spec"])
+        await _create(http, namespace, "schedules", "first", "Schedule", schedule("first", "0 2 * * *")["spec"])
         async with asyncio.timeout(60):
             await _ready(http, namespace, {"first"})
         yield
@@ -148,7 +151,7 @@ async def _until_ready(http: httpx.AsyncClient, namespace: str, count: int) -> f
 
     async def create() -> None:
         for name in left:
-            await _create(http, namespace, "schedules", name, "Schedule", schedule(name)["spec"])
+            await _create(http, namespace, "schedules", name, "Schedule", schedule(name, "0 2 * * *")["spec"])
 
     async with asyncio.timeout(600), asyncio.TaskGroup() as tasks:
         watching = asyncio.Event()
@@ -219,6 +222,7 @@ async def _pages(http: httpx.AsyncClient, path: str, parameter: str, following: 
 
 def peer() -> None:
     """Patch the status of every Schedule that is created, and nothing else."""
+    logging.basicConfig(level=logging.ERROR)
     import kopf  # noqa: PLC0415 - only in the process of the peer
 
     @kopf.on.login()
@@ -238,7 +242,7 @@ def peer() -> None:
             patch.status["observedGeneration"] = body["metadata"]["generation"]
             patch.status["conditions"] = [ready]
 
-    kopf.run(clusterwide=True, standalone=True, quiet=True)
+    kopf.run(clusterwide=True, standalone=True)
 
 
 ROWS = (Row("schedules-ready", created), Row("controller-restart", restarted))

@@ -15,6 +15,8 @@ from server.models import stored
 
 AGENTS = 10_000
 RUNS = 3
+LAST = 1 + RUNS + 2
+"""The version of the set after the first push, the changes, and those that show the frame of one."""
 SETTLED_S = 1.0
 BACK = f"{IN_SYNC} AND last_seen > ?"
 
@@ -33,6 +35,7 @@ async def fleet(row: str) -> Sequence[Result]:
         async with still():
             took = [await rolled_out(server, agents, 1 + run) for run in range(1, RUNS + 1)]
         frame = await diff_frame(server, "one-more")
+        await server.until_stored(IN_SYNC, AGENTS, LAST)
         await server.stop(signal.SIGKILL)
         await agents.stop()
         back = await _back(server, agents)
@@ -63,7 +66,7 @@ async def _back(server: Server, agents: Fleet) -> float:
             since = stored(datetime.now(UTC))
             begin = time.perf_counter()
             await second.start()
-            await again.until_stored(BACK, AGENTS, 1 + RUNS, since)
+            await again.until_stored(BACK, AGENTS, LAST, since)
             took = time.perf_counter() - begin
         await second.stop()
         return took
