@@ -97,6 +97,8 @@ def _broken_rules(node: Node, value: Any, path: Path, broken: Sequence[Path]) ->
         return
     if not any(it[: len(path)] == path for it in broken):
         for rule in node.get("x-kubernetes-validations", ()):
+            if "oldSelf" in rule["rule"]:
+                continue  # a transition rule is for changes: KEP-2876
             if not _holds(rule["rule"], value):
                 below = tuple(step for step in rule.get("fieldPath", "").split(".") if step)
                 yield (*path, *below), rule["message"]
