@@ -1,13 +1,13 @@
 """restic as data: the environment it is given, the lines it prints, and what its end means. Nothing here does I/O.
 
 Sources: restic's manual, chapter "Scripting" (environment variables, exit codes, JSON output), and its source
-(internal/ui/backup/json.go, cmd/restic/main.go), read for 0.14, 0.17, 0.18 and 0.19.
+(internal/ui/backup/json.go, internal/ui/restore/json.go, cmd/restic/main.go), read for 0.14, 0.17, 0.18 and 0.19.
 """
 
 import os
 import re
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
@@ -15,8 +15,9 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Raw, Struct
 
+from agent.launch import NOT_EMPTY, NOT_GRANTED
 from wire import variables
-from wire.messages import Repository
+from wire.messages import JobReason, Repository
 
 MAX_LINE = 1 << 16
 """Bytes of one line of restic that are read; the rest of a longer line is left out."""
@@ -93,7 +94,8 @@ class Status(Struct, frozen=True):
 
 
 class Summary(Struct, frozen=True):
-    """What a backup made. `snapshot_id`: 8 digits before restic 0.15, else 64; `bytes_added`: before compression."""
+    """What a backup or a restore (since 0.16) has done. `snapshot_id`: of a backup, 8 digits before restic 0.15, else
+    64; `bytes_added`: before compression."""
 
     snapshot_id: str
     files_processed: int
@@ -129,6 +131,8 @@ class _Message(Struct):
     total_files_processed: int = 0
     total_bytes_processed: int = 0
     data_added: int = 0
+    files_restored: int = 0
+    bytes_restored: int = 0
     error: Raw = Raw(b"{}")
     during: str = ""
     item: str = ""
@@ -161,7 +165,7 @@ def read_line(line: bytes) -> Output | None:
             return _read_message(_messages.decode(line))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass
-    text = _UNPRINTABLE.sub("", line.decode(errors="replace")).strip()
+    text = plain(line)
     if bar := _BAR.fullmatch(text):
         return Status(_fraction(float(bar[1]) / 100)) if bar[1].count(".") == 1 else None
     if _SKIPPED.fullmatch(text):  # before 0.19 restic exits with 0 though this path is not in the snapshot
@@ -169,13 +173,20 @@ def read_line(line: bytes) -> Output | None:
     return LogLine(text) if text else None
 
 
+def plain(line: bytes) -> str:
+    """The line as text that can be shown: nothing in it moves a cursor or breaks an encoding."""
+    return _UNPRINTABLE.sub("", line.decode(errors="replace")).strip()
+
+
 def _read_message(message: _Message) -> Output | None:
     match message.message_type:
         case "status":
-            counts = (message.files_done, message.total_files, message.bytes_done, message.total_bytes)
+            files, size = message.files_done or message.files_restored, message.bytes_done or message.bytes_restored
+            counts = (files, message.total_files, size, message.total_bytes)
             return Status(_fraction(message.percent_done), *map(_count, counts))
         case "summary":
-            sums = (message.total_files_processed, message.total_bytes_processed, message.data_added)
+            files = message.total_files_processed or message.files_restored
+            sums = (files, message.total_bytes_processed or message.bytes_restored, message.data_added)
             return Summary(_UNPRINTABLE.sub("", message.snapshot_id)[:64], *map(_count, sums))
         case "error":
             text = _UNPRINTABLE.sub("", f"{message.item}: {_error_text(message)}")
@@ -234,14 +245,23 @@ class Lines:
 
 # What its end means.
 
-End = Literal["succeeded", "warning", "failed", "no_repository", "repository_exists", "locked", "wrong_password"]
+End = Literal[
+    "succeeded", "warning", "failed", "no_repository", "repository_exists", "damaged", "locked", "wrong_password"
+]
+_REASONS: Mapping[End, JobReason] = {
+    "no_repository": "NoRepository",
+    "locked": "Locked",
+    "wrong_password": "WrongPassword",
+}
+_LAUNCH_REASONS: Mapping[int, JobReason] = {NOT_GRANTED: "NotGranted", NOT_EMPTY: "TargetNotEmpty"}
 
 
 class Outcome(Struct, frozen=True):
-    """How a restic process ended. `error`: for people, with the remedy; empty when it succeeded."""
+    """How a job, or one program of it, ended. `error`: for people, with the remedy; empty when it succeeded."""
 
     end: End
     error: str = ""
+    reason: JobReason = ""
 
 
 class _Problem(Struct, frozen=True):
@@ -279,9 +299,9 @@ _PROBLEMS = (
         "the repository exists already",
     ),
     _Problem(
-        "failed",
+        "damaged",
         None,
-        re.compile(r"ciphertext verification failed"),
+        re.compile(r"config.* ciphertext verification failed"),
         "the repository's key or config is damaged: if it is new, two hosts created it at once: delete it, run again",
     ),
     _Problem(
@@ -309,10 +329,12 @@ def outcome(exit_code: int | None, stderr: Sequence[str], unreadable: int = 0) -
         return Outcome("warning", clipped(missing or said or "restic exit code 3: not everything could be done"))
     if exit_code is None or exit_code < 0 or exit_code in (2, 130):
         return Outcome("failed", clipped(_with(_died(exit_code), said)))
+    if (reason := _LAUNCH_REASONS.get(exit_code)) is not None:
+        return Outcome("failed", clipped(stderr[-1] if stderr else reason), reason)
     text = "\n".join(stderr)
     for problem in _PROBLEMS:
         if exit_code == problem.code or (exit_code == 1 and problem.pattern.search(text)):
-            return Outcome(problem.end, clipped(_with(problem.remedy, said)))
+            return Outcome(problem.end, clipped(_with(problem.remedy, said)), _REASONS.get(problem.end, ""))
     return Outcome("failed", clipped(_with(f"restic exit code {exit_code}", said)))
 
 
@@ -339,3 +361,19 @@ def _useful(stderr: Sequence[str]) -> str:
 
 def _with(advice: str, said: str) -> str:
     return f"{advice} ({said})" if said else advice
+
+
+# When it is tried again.
+
+CREATION_WAITS = (0.0, 1.0, 2.0, 4.0, 8.0)
+"""Seconds before each try on a repository that another host may be about to create: a key comes before the config."""
+_FIRST_LOCK_WAIT_S, _LAST_LOCK_WAIT_S = 5.0, 60.0
+
+
+def lock_waits(limit_s: float) -> Iterator[float]:
+    """Seconds to wait before each try on a locked repository: they double, and are `limit_s` together."""
+    wait, left = _FIRST_LOCK_WAIT_S, limit_s
+    while left > 0:
+        yield min(wait, left)
+        left -= wait
+        wait = min(2 * wait, _LAST_LOCK_WAIT_S)

@@ -4,11 +4,12 @@ Their schema, limits and defaults are in the custom resource definitions (crds/)
 after a release needs the same default here, for rows that were stored before.
 """
 
+from datetime import datetime
 from typing import Literal
 
 from msgspec import Struct
 
-Kind = Literal["backup", "forget", "prune", "check", "unlock"]
+Kind = Literal["backup", "forget", "prune", "check", "unlock", "verify"]
 
 
 class Requirement(Struct, frozen=True, rename="camel"):
@@ -50,7 +51,8 @@ class Backup(Struct, frozen=True, rename="camel"):
 
 
 class Retention(Struct, frozen=True, rename="camel"):
-    """Which snapshots `forget` keeps: numbers of them, a restic duration, tags."""
+    """Which snapshots `forget` keeps: numbers of them, a restic duration, tags. `prune`: whether the data of others is
+    removed at once; `all_hosts`: whether those of other hosts are forgotten too."""
 
     keep_last: int | None = None
     keep_hourly: int | None = None
@@ -60,12 +62,21 @@ class Retention(Struct, frozen=True, rename="camel"):
     keep_yearly: int | None = None
     keep_within: str | None = None
     keep_tags: tuple[str, ...] = ()
+    prune: bool = False
+    all_hosts: bool = False
 
 
 class Check(Struct, frozen=True, rename="camel"):
     """How much `check` reads."""
 
     read_data_subset: str | None = None
+
+
+class Verify(Struct, frozen=True, rename="camel"):
+    """How much of a snapshot `verify` restores: a number of files, and a quantity of bytes (100Mi)."""
+
+    files: int = 20
+    max_bytes: str = "100Mi"
 
 
 class Retry(Struct, frozen=True, rename="camel"):
@@ -100,6 +111,7 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     backup: Backup | None = None
     retention: Retention | None = None
     check: Check | None = None
+    verify: Verify | None = None
     hooks: Hooks | None = None
 
     @property
@@ -116,3 +128,17 @@ class RepositorySpec(Struct, frozen=True, rename="camel"):
     password_secret_ref: SecretKeyRef | None = None
     env_secret_ref: ObjectRef | None = None
     max_concurrent_jobs: int | None = None
+    verify_within_days: int | None = None
+
+
+class RestoreSpec(Struct, frozen=True, rename="camel"):
+    """The spec of a Restore. `host`: None for the source host; `snapshot`: "latest", or how its id begins."""
+
+    repository_ref: ObjectRef
+    source_host: str
+    target: str
+    snapshot: str
+    paths: tuple[str, ...]
+    overwrite: bool
+    host: str | None = None
+    before: datetime | None = None

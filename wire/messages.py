@@ -42,9 +42,13 @@ JobReason = Literal[
     "NotGranted",
     "VerificationFailed",
     "TargetNotEmpty",
+    "NoSnapshot",
+    "DeadlineExceeded",
 ]
 """Why a job ended badly, as programs tell it; empty where its error alone tells."""
 Path = Annotated[str, Meta(max_length=4096)]
+RepositoryId = Annotated[str, Meta(max_length=320)]
+"""An id; where a URL that holds a host's name is that of another host, followed by a slash and that name."""
 
 
 class Entry(Struct, frozen=True, omit_defaults=True):
@@ -69,7 +73,7 @@ class Entry(Struct, frozen=True, omit_defaults=True):
 class Repository(Struct, frozen=True, omit_defaults=True):
     """Where a host's snapshots go, and what opens it. Its repr hides the secrets."""
 
-    id: Id
+    id: RepositoryId
     name: Text
     url: Annotated[str, Meta(min_length=1, max_length=4096)]
     password: Text = ""
@@ -176,7 +180,7 @@ class Restore(Struct, frozen=True, omit_defaults=True):
     """
 
     target: Annotated[str, Meta(min_length=1, max_length=4096, pattern="^/")]
-    snapshot: Annotated[str, Meta(pattern="^(latest|[0-9a-f]{4,64})$")] = "latest"
+    snapshot: Annotated[str, Meta(max_length=64, pattern="^(latest|[0-9a-f]{4,64})$")] = "latest"
     before: Time | None = None
     source_host: Annotated[str, Meta(max_length=253)] = ""
     paths: Annotated[list[Annotated[str, Meta(max_length=4096, pattern="^/")]], Meta(max_length=256)] = field(
@@ -197,7 +201,7 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
     job_id: Id
     kind: Annotated[str, Meta(max_length=32)]
     args: Argv
-    repository: Annotated[str, Meta(max_length=64)] = ""
+    repository: RepositoryId = ""
     timeout_s: Seconds | None = None
     init: Argv | None = None
     schedule_id: Annotated[str, Meta(max_length=64)] = ""

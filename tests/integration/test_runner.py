@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from agent import runner as runners
+from agent import news as news_of_jobs
+from agent import process
+from agent.job import Pace
 from agent.runner import Runner
 from wire.messages import CommandRun, JobLog, JobProgress, Repository
 
@@ -51,13 +53,13 @@ def repository(tmp_path):
 def make(tmp_path):
     """A runner, of restic or of a program that stands for one."""
 
-    def made(script=None, **settings):
+    def made(script=None, env=None, **pace):
         program = "restic"
         if script is not None:
             program = tmp_path / "restic"
             program.write_text(f"#!/bin/sh\n{script}\n")
             program.chmod(0o755)
-        return Runner(str(program), tmp_path / "cache", lambda: datetime.now(UTC), **settings)
+        return Runner(str(program), tmp_path / "cache", lambda: datetime.now(UTC), env=env, pace=Pace(**pace))
 
     return made
 
@@ -153,7 +155,7 @@ async def test_where_a_repository_must_exist_its_absence_is_an_error_with_the_re
     make, repository, folder, tmp_path
 ):
     end = await make().run(backup(folder, init=None), repository, Told())
-    assert (end.status, end.exit_code) == ("failed", 1)
+    assert (end.status, end.exit_code, end.reason) == ("failed", 1, "NoRepository")
     assert "there is no repository: set spec.init: true on the Repository" in end.error
     assert Path(repository.url) not in list(tmp_path.iterdir())
 
@@ -162,20 +164,43 @@ async def test_a_wrong_password_is_told_with_the_remedy_and_shown_nowhere(make, 
     restic(repository, "init")
     wrong, told = Repository("r1", "ns/main", repository.url, "hunter2-hunter2"), Told()
     end = await make().run(backup(folder), wrong, told)
-    assert (end.status, end.exit_code) == ("failed", 1)
+    assert (end.status, end.exit_code, end.reason) == ("failed", 1, "WrongPassword")
     assert "correct the Secret that spec.passwordSecretRef names" in end.error
     assert "hunter2" not in f"{end}{told.news}"
 
 
-async def test_a_locked_repository_is_told_with_the_remedy(make, endless, repository):
+async def test_a_locked_repository_is_waited_for_and_then_told_with_the_remedy(make, endless, repository):
     runner, reads = endless
     other = asyncio.create_task(runner.run(backup("/etc", job_id="j2"), repository, Told()))
     await until(reads)
-    end = await make("exec restic prune").run(CommandRun("j1", "prune", ["prune"], "r1"), repository, Told())
+    waits, told = [], Told()
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    prune = CommandRun("j1", "prune", ["prune"], "r1", lock_wait_s=100)
+    end = await make("exec restic prune", sleep=sleep).run(prune, repository, told)
     runner.stop("j2", "cancelled")
     await other
-    assert (end.status, end.exit_code) == ("failed", 1)
+    assert (end.status, end.exit_code, end.reason) == ("failed", 1, "Locked")
     assert "the repository is locked: let the other job end" in end.error
+    assert waits == [5, 10, 20, 40, 25]
+    assert "the repository is locked: trying again in 40 s" in told.lines
+
+
+async def test_a_job_goes_on_once_the_lock_is_gone(make, endless, repository):
+    runner, reads = endless
+    other = asyncio.create_task(runner.run(backup("/etc", job_id="j2"), repository, Told()))
+    await until(reads)
+
+    async def sleep(seconds):
+        runner.stop("j2", "cancelled")
+        await other
+
+    end = await make("exec restic prune", sleep=sleep).run(
+        CommandRun("j1", "prune", ["prune"], "r1"), repository, Told()
+    )
+    assert (end.status, end.reason) == ("succeeded", "")
 
 
 async def test_what_could_not_be_read_makes_a_warning_and_a_snapshot(make, repository, folder):
@@ -199,19 +224,19 @@ async def test_nothing_that_could_be_backed_up_is_a_failure(make, repository, fo
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "says"),
+    ("code", "status", "reason", "says"),
     [
-        (3, "warning", "restic exit code 3"),
-        (10, "failed", "there is no repository"),
-        (11, "failed", "the repository is locked"),
-        (12, "failed", "the password does not open the repository"),
-        (1, "failed", "restic exit code 1"),
-        (130, "failed", "interrupted by a signal that was not the agent's"),
+        (3, "warning", "", "restic exit code 3"),
+        (10, "failed", "NoRepository", "there is no repository"),
+        (11, "failed", "Locked", "the repository is locked"),
+        (12, "failed", "WrongPassword", "the password does not open the repository"),
+        (1, "failed", "", "restic exit code 1"),
+        (130, "failed", "", "interrupted by a signal that was not the agent's"),
     ],
 )
-async def test_the_codes_of_later_versions_are_told_apart(make, repository, code, status, says):
-    end = await make(f"exit {code}").run(backup("/etc", init=None), repository, Told())
-    assert (end.status, end.exit_code) == (status, code)
+async def test_the_codes_of_later_versions_are_told_apart(make, repository, code, status, reason, says):
+    end = await make(f"exit {code}").run(backup("/etc", init=None, lock_wait_s=0), repository, Told())
+    assert (end.status, end.exit_code, end.reason) == (status, code, reason)
     assert says in end.error
 
 
@@ -308,7 +333,7 @@ async def test_a_restic_that_does_not_heed_is_killed_with_its_children(make, rep
 
 
 async def test_a_child_that_keeps_the_pipes_does_not_keep_the_job(make, repository, monkeypatch):
-    monkeypatch.setattr(runners, "LINGER_S", 0.1)
+    monkeypatch.setattr(process, "LINGER_S", 0.1)
     told = Told()
     end = await make("sleep 600 & echo $!", progress_s=0.01).run(backup("/etc"), repository, told)
     assert end.status == "succeeded"
@@ -371,7 +396,7 @@ async def test_long_lines_are_cut_and_a_last_line_needs_no_end(make, repository)
 async def test_a_log_without_end_is_bounded_and_says_how_much_is_left_out(make, repository):
     told = Told()
     await make("seq 20000").run(backup("/etc"), repository, told)
-    assert told.lines == [str(n + 1) for n in range(runners.MAX_LOG_LINES)] + ["… 15000 more lines are left out"]
+    assert told.lines == [str(n + 1) for n in range(news_of_jobs.MAX_LOG_LINES)] + ["… 15000 more lines are left out"]
     assert max(len(news.lines) for news in told.news) <= 1000
 
 

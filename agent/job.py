@@ -1,0 +1,247 @@
+"""One job while it runs: the programs that it runs, and what is known of its end."""
+
+import asyncio
+import logging
+import shutil
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import msgspec
+from msgspec import Struct
+
+from agent import process, restic
+from agent.launch import Launch
+from agent.news import News
+from agent.restic import Outcome
+from agent.verify import Digest
+from wire.messages import CommandRun, JobEnd, JobFinished, JobReason, Repository
+
+log = logging.getLogger(__name__)
+
+MAX_TAIL = 50
+"""Last lines of stderr that are kept to tell why a program failed."""
+
+MAX_ANSWER = 64 << 20
+"""Bytes of one line that restic was asked for: a list of some 100,000 snapshots is one."""
+
+_STOPPED: Mapping[JobEnd, str] = {
+    "timed_out": "stopped at its time limit: raise spec.timeoutSeconds if it needs longer",
+    "cancelled": "cancelled while it ran",
+    "interrupted": "the agent stopped while the job ran",
+}
+_digests = msgspec.json.Decoder(Digest | None)
+
+Sleep = Callable[[float], Awaitable[object]]
+
+
+class Pace(Struct, frozen=True):
+    """How fast things go. `progress_s`: seconds between two reports of a running job. `grace_s`: seconds for a program
+    to end when it is asked to. Both above 0. `sleep`: waits that many seconds.
+    """
+
+    progress_s: float = 1.0
+    grace_s: float = process.GRACE_S
+    sleep: Sleep = asyncio.sleep
+
+
+AT_EASE = Pace()
+
+
+class Place(NamedTuple):
+    """What restic may touch of the host: `paths` and `vacant` of `agent.launch.Launch`."""
+
+    paths: Sequence[str] = ()
+    vacant: str = ""
+
+
+NOWHERE = Place()
+
+
+class Setting(Struct, frozen=True):
+    """What all jobs of an agent share; see `agent.runner.Runner`."""
+
+    program: str
+    cache_dir: Path
+    env: Mapping[str, str]
+    root: Path
+    pace: Pace
+
+    @property
+    def scratch_dir(self) -> Path:
+        """Where restic puts what a verification restores."""
+        return self.cache_dir.with_name("scratch")
+
+    @property
+    def scratch(self) -> Path:
+        """The same folder, as the agent sees it."""
+        return self.root / self.scratch_dir.relative_to("/")
+
+
+class Job:
+    """One job: what it runs restic with, how it can be stopped, and what is known of its end.
+
+    `ended`: how what counts of it has ended; None before. `stopped`: the first reason to stop it.
+    """
+
+    def __init__(self, setting: Setting, command: CommandRun, news: News) -> None:
+        self.setting = setting
+        self.command = command
+        self.news = news
+        self.hide: Callable[[str], str] = str
+        self.limit = asyncio.timeout(None)
+        self.stopped: JobEnd | None = None
+        self.ended: Outcome | None = None
+        self.exit_code: int | None = None
+        self.summary = restic.Summary("", 0, 0, 0)
+        self.url = ""
+        self._env: Mapping[str, str] = {}
+        self._lock_waits = restic.lock_waits(command.lock_wait_s)
+
+    def open(self, repository: Repository | None) -> None:
+        """Take what opens the repository. Raises restic.RepositoryError."""
+        if repository is None:
+            raise restic.RepositoryError(
+                f"no credentials for repository {self.command.repository!r}: check that it and its Secrets exist, "
+                "and that the Schedule's status shows no problem with it"
+            )
+        setting = self.setting
+        env = restic.environment(repository, setting.env, setting.cache_dir, 1 / setting.pace.progress_s)
+        if setting.root != Path("/"):  # the host's file system need not be one that can be written
+            setting.cache_dir.mkdir(parents=True, exist_ok=True)
+            env["TMPDIR"] = str(setting.cache_dir)
+        self._env, self.url = env, repository.url
+        self.hide = restic.redactor(repository)
+
+    async def restic(
+        self,
+        args: Sequence[str],
+        answer: Callable[[bytes], None] | None = None,
+        place: Place = NOWHERE,
+    ) -> Outcome:
+        """Run restic, again while the repository is locked and the command's patience lasts.
+
+        Without `answer` it is what the job is for, and how it ended is how the job did. With it, it is asked for its
+        lines on stdout, and only a failure is the job's.
+        """
+        how = Launch(str(self.setting.root), True, self.command.within, *place)
+        while True:
+            outcome = await self._once(how, args, answer)
+            wait = next(self._lock_waits, None) if outcome.end == "locked" else None
+            if wait is None:
+                return outcome
+            self.ended = None
+            self.news.log(f"the repository is locked: trying again in {wait:g} s")
+            await self.setting.pace.sleep(wait)
+
+    async def _once(self, how: Launch, args: Sequence[str], answer: Callable[[bytes], None] | None) -> Outcome:
+        program = shutil.which(self.setting.program, path=self._env.get("PATH"))
+        if program is None:
+            remedy = "install it, or name its path to the agent"
+            raise FileNotFoundError(f"restic is not at {self.setting.program!r}: {remedy}")
+        output = _Output(self.news, self.hide, answer)
+        outcome = Outcome("failed")
+
+        def ended(exit_code: int | None) -> None:
+            nonlocal outcome
+            outcome = restic.outcome(exit_code, output.stderr, output.unreadable)
+            self.exit_code = exit_code
+            self.summary = output.summary or self.summary
+            if answer is None or outcome.end != "succeeded":
+                self.ended = outcome
+
+        argv = process.launched(how, [program, *args])
+        max_line = restic.MAX_LINE if answer is None else MAX_ANSWER
+        grace_s = self.setting.pace.grace_s
+        await process.run(argv, self._env, output.take, ended, grace_s=grace_s, max_line=max_line)
+        return outcome
+
+    async def hook(self, argv: Sequence[str], env: Mapping[str, str]) -> int | None:
+        """Run a program of the host; its output goes into the job's log. Its exit code, or None for no end."""
+        codes: list[int | None] = []
+
+        def take(_: int, line: bytes) -> None:
+            if text := restic.plain(line):
+                self.news.log(restic.clipped(self.hide(text)))
+
+        how = Launch(str(self.setting.root), own=False)
+        await process.run(process.launched(how, argv), env, take, codes.append, grace_s=self.setting.pace.grace_s)
+        return codes[0]
+
+    async def digests(self, files: Sequence[str]) -> list[Digest | None]:
+        """What files of the host hold, in order; None for what cannot be read."""
+        lines: list[bytes] = []
+
+        def take(fd: int, line: bytes) -> None:
+            if fd == 1:
+                lines.append(line)
+
+        argv = process.python("digest.py", str(self.setting.root), *files)
+        await process.run(argv, {}, take, lambda exit_code: None, grace_s=self.setting.pace.grace_s)
+        found = [_digests.decode(line) for line in lines]
+        return found + [None] * (len(files) - len(found))
+
+    def fail(self, error: str, reason: JobReason = "") -> None:
+        """What counts of the job has failed."""
+        self.ended = Outcome("failed", restic.clipped(self.hide(error)), reason)
+
+    def hook_failed(self, error: str) -> None:
+        """A hook around it has failed: what had succeeded, has not wholly; what had not begun, does not."""
+        self.news.log(restic.clipped(self.hide(error)))
+        if self.ended is None:
+            self.fail(error, "HookFailed")
+        elif self.ended.end in ("succeeded", "warning"):
+            said = f"{self.ended.error}; {error}" if self.ended.error else error
+            self.ended = Outcome("warning", restic.clipped(said), "HookFailed")
+
+    def status(self) -> JobEnd:
+        """How the job ended."""
+        if self.ended is not None and self.ended.end in ("succeeded", "warning"):
+            return cast(JobEnd, self.ended.end)
+        return self.stopped or "failed"
+
+    def finished(self, end: "JobFinished") -> JobFinished:
+        """The end of the job, as the server is told; `end` says whose and when."""
+        status, summary, ended = self.status(), self.summary, self.ended or Outcome("failed")
+        told = status in ("succeeded", "warning", "failed")
+        return msgspec.structs.replace(
+            end,
+            status=status,
+            exit_code=self.exit_code,
+            snapshot_id=summary.snapshot_id,
+            files_processed=summary.files_processed,
+            bytes_processed=summary.bytes_processed,
+            bytes_added=summary.bytes_added,
+            error=ended.error if told else _STOPPED.get(status, ""),
+            reason=ended.reason if told else "",
+        )
+
+
+class _Output:
+    """What one restic process has printed."""
+
+    def __init__(self, news: News, hide: Callable[[str], str], answer: Callable[[bytes], None] | None) -> None:
+        self._news = news
+        self._hide = hide
+        self._answer = answer
+        self.stderr: deque[str] = deque(maxlen=MAX_TAIL)
+        self.summary: restic.Summary | None = None
+        self.unreadable = 0
+
+    def take(self, fd: int, line: bytes) -> None:
+        """A line came on stdout (1) or stderr (2)."""
+        if fd == 1 and self._answer is not None:
+            self._answer(line)
+            return
+        match restic.read_line(line):
+            case restic.Status() as status:
+                self._news.progress(status)
+            case restic.Summary() as summary:
+                self.summary = summary
+            case (restic.Unreadable(text) | restic.LogLine(text)) as said:
+                self.unreadable += isinstance(said, restic.Unreadable)
+                for part in map(restic.clipped, self._hide(text).splitlines()):
+                    self._news.log(part)
+                    if fd == 2:
+                        self.stderr.append(part)

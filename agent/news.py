@@ -1,0 +1,102 @@
+"""What a running job tells the server: its latest progress and its log, at a bounded rate and of a bounded size."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from agent import restic
+from wire.messages import JobLog, JobProgress
+
+log = logging.getLogger(__name__)
+
+MAX_LOG_LINES = 5000
+MAX_LOG_BYTES = 1 << 20
+"""What is told of one job's log; how many lines follow that are not is told in one more."""
+MAX_LISTED_LINES = 10_000
+MAX_LISTED_BYTES = 4 << 20
+"""The same, of a job whose log is what it was asked for."""
+BATCH_LINES = 500
+BATCH_BYTES = 1 << 17
+"""What one JobLog holds at most, far below a frame's limit."""
+
+Report = Callable[[JobProgress | JobLog], None]
+
+
+class News:
+    """Tells how a job goes: the latest progress and the lines since, at once and then once in `interval_s`."""
+
+    def __init__(self, job_id: str, report: Report, interval_s: float) -> None:
+        self._job_id = job_id
+        self._report = report
+        self._interval_s = interval_s
+        self._loop = asyncio.get_running_loop()
+        self._next = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._progress: JobProgress | None = None
+        self._lines: list[str] = []
+        self._size = 0
+        self._told_lines = self._told_bytes = self._left_out = 0
+        self._max_lines, self._max_bytes = MAX_LOG_LINES, MAX_LOG_BYTES
+        self._tenth = -1
+
+    def list(self) -> None:
+        """The log is what the job was asked for: more of it is told."""
+        self._max_lines, self._max_bytes = MAX_LISTED_LINES, MAX_LISTED_BYTES
+
+    def progress(self, status: restic.Status) -> None:
+        """restic told how far it is."""
+        self._progress = JobProgress(
+            self._job_id,
+            status.fraction,
+            status.files_done,
+            status.files_total,
+            status.bytes_done,
+            status.bytes_total,
+        )
+        self._arm()
+
+    def log(self, line: str) -> None:
+        """restic said something to people."""
+        size = len(line.encode())
+        if self._told_lines >= self._max_lines or self._told_bytes + size > self._max_bytes:
+            self._left_out += 1
+            return
+        self._told_lines += 1
+        self._told_bytes += size
+        if len(self._lines) >= BATCH_LINES or self._size + size > BATCH_BYTES:
+            self._tell_lines()
+        self._lines.append(line)
+        self._size += size
+        self._arm()
+
+    def close(self) -> None:
+        """Tell what is yet to be told, and how much is not."""
+        if self._left_out:
+            self._lines.append(f"… {self._left_out} more lines are left out")
+        self._tell()
+
+    def _arm(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._next, self._tell)
+
+    def _tell(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._next = self._loop.time() + self._interval_s
+        if self._progress is not None:
+            self._tell_progress(self._progress)
+            self._progress = None
+        self._tell_lines()
+
+    def _tell_progress(self, progress: JobProgress) -> None:
+        self._report(progress)
+        if (tenth := int(10 * progress.fraction)) != self._tenth:  # a line for each would fill the log
+            self._tenth = tenth
+            facts = {"percent": round(100 * progress.fraction), "files": progress.files_done}
+            log.info("progress", extra={"job": self._job_id, **facts, "bytes": progress.bytes_done})
+
+    def _tell_lines(self) -> None:
+        if self._lines:
+            self._report(JobLog(self._job_id, self._lines))
+            self._lines, self._size = [], 0

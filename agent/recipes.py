@@ -1,0 +1,125 @@
+"""What each kind of job does, where it is more than one call of restic."""
+
+import asyncio
+import os
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from agent import restic, snapshots, verify
+from agent.job import Job, Place
+from agent.snapshots import SnapshotError
+from agent.verify import Sample
+from wire.messages import Restore, Verify
+
+
+async def plain(job: Job, creating: asyncio.Lock) -> None:
+    """One call of restic; where there is no repository yet and one may be made, `restic init` and restic again.
+
+    `creating`: held by who creates this repository. Two at once would each write a key, and leave a repository that
+    neither can open. Another host may be as fast: its repository is waited for while it cannot be opened yet.
+    """
+    command = job.command
+    place = Place(command.args[command.args.index("--") + 1 :] if "--" in command.args else ())
+    ended = await job.restic(command.args, place=place)
+    if command.init is None or ended.end not in ("no_repository", "damaged"):
+        return
+    if ended.end == "no_repository":
+        async with creating:
+            job.ended = None
+            created = await job.restic(command.init)
+        if created.end not in ("succeeded", "repository_exists"):
+            return
+    for wait in restic.CREATION_WAITS:
+        job.ended = None
+        await job.setting.pace.sleep(wait)
+        ended = await job.restic(command.args, place=place)
+        if ended.end not in ("no_repository", "damaged"):
+            return
+
+
+async def check_restore(job: Job, wanted: Verify, rng: random.Random) -> None:
+    """Restore some files of a snapshot into a scratch folder, and compare them."""
+    sample = Sample(wanted.files, wanted.max_bytes, rng)
+    if (await job.restic(job.command.args, sample.take)).end != "succeeded":
+        return
+    snapshot, files = sample.snapshot, sample.picked()
+    if snapshot is None:
+        raise SnapshotError("there is no snapshot of this host: run a Schedule of kind backup first")
+    if not files:
+        lack = f"snapshot {snapshot.id[:8]} holds no file of at most {wanted.max_bytes} bytes"
+        raise SnapshotError(f"{lack}: raise spec.verify.maxBytes, or check what is backed up")
+    job.setting.scratch.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=job.setting.scratch))
+    target = job.setting.scratch_dir / scratch.name
+    try:
+        args = snapshots.restore_args(snapshot.id, str(target), [node.path for node in files], sparse=False)
+        restored = await job.restic(args)
+        job.ended = None  # what counts is what came back
+        copies = await job.digests([f"{target}{node.path}" for node in files])
+        sources = await job.digests([node.path for node in files])
+    finally:
+        discard(scratch)
+    found = verify.compare(files, copies, sources)
+    job.news.log(
+        f"restored {len(files)} of {sample.files} files of snapshot {snapshot.id[:8]}: "
+        f"{len(found.differences)} differ; the source of {found.compared} was unchanged and compared too"
+    )
+    job.summary = restic.Summary(snapshot.id, len(files), sum(node.size for node in files), 0)
+    job.ended = restored
+    if found.differences:
+        for difference in found.differences:
+            job.news.log(restic.clipped(difference))
+        job.fail(f"what was restored differs: {verify.named(found.differences)}", "VerificationFailed")
+
+
+async def restore(job: Job, wanted: Restore) -> None:
+    """Restore a snapshot, or parts of it, below a folder."""
+    lines: list[bytes] = []
+    host = [f"--host={wanted.source_host}"] if wanted.source_host else []
+    place = Place([wanted.target], "" if wanted.overwrite else wanted.target)
+    listing = await job.restic(["snapshots", "--json", *host], lines.append, place)
+    if listing.end != "succeeded":
+        return
+    snapshot = snapshots.choose(snapshots.read_list(b"".join(lines)), wanted)
+    job.news.log(f"restoring snapshot {snapshot.id[:8]} of {snapshot.hostname}, {snapshot.time:%Y-%m-%d %H:%M:%S %Z}")
+    tally = snapshots.Tally(wanted.paths)
+    deep = ["--recursive"] if wanted.paths else []
+    if (await job.restic(["ls", "--json", *deep, "--", snapshot.id, *wanted.paths], tally.take)).end != "succeeded":
+        return
+    if tally.missing:
+        raise SnapshotError(f"snapshot {snapshot.id[:8]} does not hold {', '.join(tally.missing)}: list its files")
+    version: list[bytes] = []
+    await job.restic(["version"], version.append)
+    sparse = snapshots.knows_sparse(b"".join(version).decode(errors="replace"))
+    args = snapshots.restore_args(snapshot.id, wanted.target, wanted.paths, sparse=sparse)
+    done = await job.restic(args, place=place)
+    summary = restic.Summary(snapshot.id, tally.files, tally.bytes, 0) if done.end == "succeeded" else job.summary
+    job.summary = msgspec.structs.replace(summary, snapshot_id=snapshot.id)
+
+
+async def browse(job: Job) -> None:
+    """List snapshots, or what is in one: one line of JSON in the job's log for each."""
+    job.news.list()
+    count = 0
+
+    def tell(line: bytes) -> None:
+        nonlocal count
+        for text in snapshots.listed(line):
+            count += 1
+            job.news.log(restic.clipped(job.hide(text)))
+
+    ended = await job.restic(job.command.args, tell)
+    if ended.end == "succeeded" and not count and job.command.kind == "ls":
+        raise SnapshotError("there is no such snapshot: list the snapshots, and give the id of one")
+    job.ended = ended
+
+
+def discard(folder: Path) -> None:
+    """Remove a scratch folder with all that is in it, whatever its files' modes."""
+    for path, _, _ in os.walk(folder):
+        Path(path).chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,159 @@
+"""What restic says of snapshots and the files in them, as data: to choose one, to restore parts of it, to list it.
+
+Sources: restic's manual, chapters "Scripting" (`snapshots`, `ls`) and "Restoring from backup"; its source
+(cmd/restic/cmd_ls.go; internal/filter), read for 0.14 to 0.18: `ls` tells its lines apart by struct_type, since 0.17
+also by message_type.
+"""
+
+import posixpath
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+import msgspec
+from msgspec import Struct
+
+from wire.messages import Restore
+
+
+class SnapshotError(ValueError):
+    """A snapshot, or something in it, that is not there; says what to ask for instead."""
+
+
+class Snapshot(Struct, frozen=True):
+    """One snapshot."""
+
+    id: str
+    time: datetime
+    hostname: str = ""
+    paths: list[str] = []
+    tags: list[str] | None = None
+
+
+class Node(Struct, frozen=True, omit_defaults=True):
+    """A file, a folder or whatever else a snapshot holds. `mtime`, `ctime`: as restic writes them (RFC 3339)."""
+
+    path: str
+    type: str
+    size: int = 0
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    mtime: str = ""
+    ctime: str = ""
+
+
+class _Kind(Struct):
+    struct_type: str = ""
+
+
+_kinds = msgspec.json.Decoder(_Kind)
+_snapshots = msgspec.json.Decoder(Snapshot)
+_lists = msgspec.json.Decoder(list[Snapshot] | None)
+_nodes = msgspec.json.Decoder(Node)
+_encoder = msgspec.json.Encoder()
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
+
+
+def read_list(line: bytes) -> list[Snapshot]:
+    """What `snapshots --json` prints, oldest first. Raises SnapshotError for what is no list of them."""
+    try:
+        return sorted(_lists.decode(line) or [], key=lambda snapshot: snapshot.time)
+    except _UNREADABLE as error:
+        raise SnapshotError(f"restic's list of snapshots cannot be read: {error}") from None
+
+
+def read_node(line: bytes) -> Snapshot | Node | None:
+    """What a line of `ls --json` says: first the snapshot, then what is in it; None for what cannot be read."""
+    try:
+        match _kinds.decode(line).struct_type:
+            case "snapshot":
+                return _snapshots.decode(line)
+            case "node":
+                return _nodes.decode(line)
+    except _UNREADABLE:
+        pass
+    return None
+
+
+def listed(line: bytes) -> Iterable[str]:
+    """A line of `snapshots --json` or `ls --json` as lines of JSON, one for each thing, with the fields named here."""
+    if line.startswith(b"["):
+        return (_encoder.encode(snapshot).decode() for snapshot in read_list(line))
+    node = read_node(line)
+    return () if node is None else (_encoder.encode(node).decode(),)
+
+
+def choose(snapshots: Sequence[Snapshot], wanted: Restore) -> Snapshot:
+    """The snapshot to restore. Raises SnapshotError, with what there is."""
+    ours = [it for it in snapshots if wanted.source_host in ("", it.hostname)]
+    whose = f" of host {wanted.source_host}" if wanted.source_host else ""
+    if wanted.snapshot != "latest":
+        found = [it for it in ours if it.id.startswith(wanted.snapshot)]
+        if len(found) != 1:
+            what = "several snapshots" if found else "no snapshot"
+            raise SnapshotError(f"there is {what}{whose} with id {wanted.snapshot}: list them, and give a whole id")
+        return found[0]
+    paths = [posixpath.normpath(path) for path in wanted.paths]
+    found = [it for it in ours if all(any(_related(path, root) for root in it.paths) for path in paths)]
+    early = [it for it in found if wanted.before is None or it.time <= wanted.before]
+    if not early:
+        lack = f" from before {wanted.before:%Y-%m-%dT%H:%M:%SZ}" if found and wanted.before else ""
+        of = f" of {', '.join(paths)}" if ours and not found else ""
+        raise SnapshotError(f"there is no snapshot{whose}{of}{lack}: list the snapshots, and choose among those")
+    return max(early, key=lambda snapshot: snapshot.time)
+
+
+class Tally:
+    """Counts what a restore of `paths` takes from a snapshot, of which `take` gets the lines of `ls`."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.files = self.bytes = 0
+        self._missing = dict.fromkeys(map(posixpath.normpath, paths))
+
+    def take(self, line: bytes) -> None:
+        """A line of `ls --json`."""
+        node = read_node(line)
+        if isinstance(node, Node):
+            self._missing.pop(node.path, None)
+            self.files += node.type == "file"
+            self.bytes += node.size
+
+    @property
+    def missing(self) -> list[str]:
+        """The paths that the snapshot does not hold; "/" is in each."""
+        return [path for path in self._missing if path != "/"]
+
+
+def restore_args(snapshot_id: str, target: str, paths: Sequence[str], *, sparse: bool) -> list[str]:
+    """The arguments that restore these paths, or all, below a folder."""
+    includes = [f"--include={pattern(path)}" for path in paths]
+    return ["restore", "--json", *["--sparse"] * sparse, f"--target={target}", *includes, "--", snapshot_id]
+
+
+def pattern(path: str) -> str:
+    """The pattern that matches this path, whatever is in it, and what is below it."""
+    return re.sub(r"([\\*?\[])", r"\\\1", posixpath.normpath(path))
+
+
+def knows_sparse(version: str) -> bool:
+    """Whether restic, by what `restic version` prints, has --sparse: since 0.15 (its changelog, "Enh #3931")."""
+    found = re.search(r"restic (\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) >= (0, 15)
+
+
+def nanoseconds(time: str) -> int | None:
+    """A time of restic's in nanoseconds since 1970, as st_mtime_ns; None for what is none."""
+    found = re.fullmatch(r"(\d{4,}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", time)
+    if found is None:
+        return None
+    try:
+        seconds = datetime.fromisoformat(found[1] + found[3]).timestamp()
+    except ValueError:
+        return None
+    return int(seconds) * 10**9 + int((found[2] or "").ljust(9, "0"))
+
+
+def _related(path: str, root: str) -> bool:
+    """Whether one lies in the other."""
+    return path == root or path.startswith(root.rstrip("/") + "/") or root.startswith(path.rstrip("/") + "/")
