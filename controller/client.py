@@ -143,6 +143,14 @@ class Client:
         """How far a run is, in the words of a Run's status."""
         return await self._ask("GET", _path("runs", namespace, run))
 
+    async def restore(self, namespace: str, restore: str, spec: Object) -> Object:
+        """Restore what a Restore's spec says; asked again, it is the same restore. Returns its job."""
+        return await self._ask("PUT", _path("restores", namespace, restore), body={"spec": spec})
+
+    async def restore_job(self, namespace: str, restore: str) -> Object:
+        """The job of a restore."""
+        return await self._ask("GET", _path("restores", namespace, restore))
+
     async def news(self) -> AsyncIterator[Collection[str]]:
         """Which kinds have changed on the server (`schedules`, `hosts`, `runs`), as it happens; first of all, all.
 

@@ -15,16 +15,26 @@ from typing import Any, NamedTuple
 
 from controller.client import Client, ControllerError, Refused, Unreachable
 from controller.kube import Kube, KubeError, Object
-from controller.mirror import WATCHED, Mirror, credentials_of, is_active, key_of, resource_of, secrets_named
+from controller.mirror import ONCE, WATCHED, Mirror, credentials_of, is_active, key_of, resource_of, secrets_named
 from controller.reconcile import PLURALS, Declared, Key, Outcome, Put, Reconciler, Resource
-from controller.status import NotFoundError, host_status, repository_status, run_status, schedule_status
+from controller.status import (
+    NotFoundError,
+    host_status,
+    reason,
+    repository_status,
+    restore_status,
+    run_status,
+    schedule_status,
+)
 from controller.writer import INTERVAL_S, Writer
 
 log = logging.getLogger(__name__)
 
 OWNER = "lamplighter-controller"
+WAITS = ("HostNotFound", "RepositoryNotFound", "ScheduleNotFound", "SecretNotFound", "SecretKeyNotFound", "Conflict")
+"""Reasons that are over once something else is there, or is gone, which may well be on its way."""
 CONCURRENCY = 8
-"""Requests for Secrets, Hosts and Runs under way at once."""
+"""Requests for Secrets, Hosts, Runs and Restores under way at once."""
 
 
 class Times(NamedTuple):
@@ -74,14 +84,15 @@ class Cluster:
         self._errors: dict[Key, ControllerError] = {}
         self._schedules: dict[Key, Object] = {}  # as the server has them
         self._hosts: dict[str, Object] = {}
-        self._runs: dict[str, Object] = {}
+        self._once: dict[str, Object] = {}
         self._dirty: set[Key] = set()
         self._again: set[Key] = set()
         self._news: set[str] = set()
         self._missed = True
         self._listed: set[Key] = set()
         self._listed_at: float | None = None  # when there is something to be checked after a listing
-        self._retry_s = self._times.retry
+        self._retry_s, self._again_at = times.retry, 0.0
+        self._unsaid: set[Key] = set()  # what fails for the first time, and may be well in a moment
         self._woken = asyncio.Event()
         self.compared = asyncio.Event()
 
@@ -135,10 +146,10 @@ class Cluster:
 
     async def _follow(self) -> None:
         now = asyncio.get_running_loop().time
-        full_at = secrets_at = look_at = again_at = 0.0
+        full_at = secrets_at = look_at = 0.0
         while True:
             self._woken.clear()
-            if now() >= again_at:
+            if now() >= self._again_at:
                 self._dirty, self._again = self._dirty | self._again, set()
             if now() >= secrets_at:
                 secrets_at = now() + self._times.secrets
@@ -146,7 +157,7 @@ class Cluster:
             if self._listed_at is not None and now() >= self._listed_at:
                 self._missed |= not self._mirror.objects.keys() <= self._listed
                 self._listed_at = None
-            if now() >= full_at or (self._missed and now() >= again_at):
+            if now() >= full_at or (self._missed and now() >= self._again_at):
                 self._missed = False
                 self._missed |= not await self._compare_all()  # more may be missed meanwhile
                 full_at = now() + self._times.full
@@ -157,9 +168,9 @@ class Cluster:
                 look_at = now() + self._times.look
             if not (failing := self._missed or bool(self._again)):
                 self._retry_s = self._times.retry
-            elif now() >= again_at:
-                again_at, self._retry_s = now() + self._retry_s, min(2 * self._retry_s, self._times.most_retry)
-            times = [full_at, secrets_at, *([look_at] if self._news else []), *([again_at] if failing else [])]
+            elif now() >= self._again_at:
+                self._again_at, self._retry_s = now() + self._retry_s, min(2 * self._retry_s, self._times.most_retry)
+            times = [full_at, secrets_at, *([look_at] if self._news else []), *([self._again_at] if failing else [])]
             times += [] if self._listed_at is None else [self._listed_at]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(min(times)):
@@ -196,11 +207,11 @@ class Cluster:
             self._tell_new(error)
             return False
         self._take(declared, outcomes, ())
-        uids = {self._mirror.objects[key]["metadata"]["uid"] for key in self._mirror.active_runs()}
-        self._runs = {uid: run for uid, run in self._runs.items() if uid in uids}
+        uids = {self._mirror.objects[key]["metadata"]["uid"] for key in self._mirror.active()}
+        self._once = {uid: run for uid, run in self._once.items() if uid in uids}
         names = {*self._hosts, *(key.name for key, _ in self._mirror.of("Node"))}
         self._dirty |= {Key("Host", self._mirror.host_namespace, name) for name in names}
-        self._dirty |= {key for key in self._mirror.objects if key.kind in ("Host", "Run")}
+        self._dirty |= {key for key in self._mirror.objects if key.kind in ("Host", *ONCE)}
         self._news |= {"schedules", "hosts"}
         for key in declared.resources:
             self._tell(key)
@@ -232,7 +243,7 @@ class Cluster:
         resources = {key for key in keys if key.kind in PLURALS}
         declared = await self._declare(resources)
         self._take(declared, await self._reconciler.touch(declared, resources), resources)
-        await _each((key for key in keys if key.kind == "Run"), self._bring_run)
+        await _each((key for key in keys if key.kind in ONCE), self._bring_once)
         for key in keys:
             self._tell(key)
 
@@ -327,19 +338,27 @@ class Cluster:
         if seen is None or seen["labels"] != labels:
             self._hosts[key.name] = await self._client.put_host(key.name, labels)
 
-    async def _bring_run(self, key: Key) -> None:
+    async def _bring_once(self, key: Key) -> None:
         body = self._mirror.objects.get(key)
         if body is not None and is_active(body):
-            await self._trying(key, self._run(key, body))
+            await self._trying(key, self._do_once(key, body))
 
-    async def _run(self, key: Key, body: Object) -> None:
-        """Ask for a run, which the server knows by the Run's uid and so does once, and how far it is."""
+    async def _do_once(self, key: Key, body: Object) -> None:
+        """Ask for it, which the server knows by its uid and so does once, and how far it is."""
         uid, spec = body["metadata"]["uid"], body["spec"]
-        if uid in self._runs:
-            self._runs[uid] = await self._client.run_status(key.namespace, uid)
+        if key.kind == "Restore":
+            known = uid in self._once
+            ask = (
+                self._client.restore_job(key.namespace, uid)
+                if known
+                else self._client.restore(key.namespace, uid, spec)
+            )
+            self._once[uid] = await ask
+        elif uid in self._once:
+            self._once[uid] = await self._client.run_status(key.namespace, uid)
         else:
             schedule, selector = spec["scheduleRef"]["name"], spec.get("hostSelector") or {}
-            self._runs[uid] = await self._client.run(key.namespace, schedule, uid, selector)
+            self._once[uid] = await self._client.run(key.namespace, schedule, uid, selector)
 
     # What the server says.
 
@@ -362,7 +381,7 @@ class Cluster:
             log.warning("server not looked at, trying again", extra={"reason": str(error)})
             self._news |= news
         if "runs" in news:
-            self._dirty |= set(self._mirror.active_runs())
+            self._dirty |= set(self._mirror.active())
 
     def _tell(self, key: Key) -> None:
         """Have an object's status say what is known of it."""
@@ -370,7 +389,10 @@ class Cluster:
         if body is None:
             self.writer.forget(key)
             self._listed.discard(key)
-            self._errors.pop(key, None)
+            if key not in self._again:
+                self._errors.pop(key, None)
+            return
+        if key in self._unsaid:
             return
         old, generation, now = body.get("status") or {}, _generation(body), self._clock()
         error = self._errors.get(key)
@@ -384,10 +406,11 @@ class Cluster:
                 status = repository_status(old, generation, error, now)
             case "Host":
                 status = host_status(old, generation, error, self._hosts.get(key.name), now)
-            case "Run":
+            case "Run" | "Restore":
                 if not is_active(body):
                     return
-                status = run_status(old, generation, error, self._runs.get(body["metadata"]["uid"]), now)
+                told = run_status if key.kind == "Run" else restore_status
+                status = told(old, generation, error, self._once.get(body["metadata"]["uid"]), now)
             case _:
                 return
         self.writer.want(key, body, status)
@@ -407,10 +430,16 @@ class Cluster:
         """Remember how it went with a key. What may go better without a change here is tried again."""
         if error is None:
             self._errors.pop(key, None)
+            self._unsaid.discard(key)
             return
-        waits = _waits(error)
+        waits = reason(error) in WAITS
+        if waits and key not in self._errors:
+            self._unsaid.add(key)
+        else:
+            self._unsaid.discard(key)
         if str(self._errors.get(key)) != str(error):
             self._retry_s = self._times.retry
+            self._again_at = min(self._again_at, asyncio.get_running_loop().time() + self._retry_s)
             level = logging.INFO if waits else logging.WARNING
             log.log(level, "%s not brought", key.kind.lower(), extra={key.kind.lower(): str(key), "reason": str(error)})
         self._errors[key] = error
@@ -441,13 +470,6 @@ def _passes(error: ControllerError) -> bool:
     if isinstance(error, Refused):
         return error.status == 401 or error.status >= 500
     return isinstance(error, Unreachable) or (isinstance(error, KubeError) and error.passing)
-
-
-def _waits(error: ControllerError) -> bool:
-    """Whether it is over once something else is there, or is gone; that may well be on its way."""
-    if isinstance(error, NotFoundError):
-        return error.reason in ("SecretNotFound", "SecretKeyNotFound")
-    return isinstance(error, Refused) and error.status in (404, 409)
 
 
 def _text(value: str) -> str:

@@ -6,12 +6,14 @@ The credentials are kopf's own finding (a service account's, or a kubeconfig's),
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 
-import httpx
+import aiohttp
 import kopf
+from yarl import URL
 
 from controller.client import ControllerError
 
@@ -58,6 +60,7 @@ KINDS: Mapping[str, Kind] = {
     "Repository": Kind(f"{GROUP}/{VERSION}", "repositories"),
     "Host": Kind(f"{GROUP}/{VERSION}", "hosts"),
     "Run": Kind(f"{GROUP}/{VERSION}", "runs"),
+    "Restore": Kind(f"{GROUP}/{VERSION}", "restores"),
     "Node": Kind("v1", "nodes"),
     "Secret": Kind("v1", "secrets"),
     "ConfigMap": Kind("v1", "configmaps"),
@@ -71,15 +74,19 @@ class Kube:
 
     def __init__(self, login: Callable[[], kopf.ConnectionInfo]) -> None:
         self._login = login
-        self._http = _connected(login())
 
     async def __aenter__(self) -> Self:
+        info = self._login()
+        self._url, self._headers = info.server.rstrip("/"), info.as_http_headers()
+        trusted = info.as_ssl_context() if info.server.startswith("https:") else True
+        connector = aiohttp.TCPConnector(ssl=trusted)
+        self._http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(TIMEOUT_S))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.aclose()
+        await self._http.close()
 
     async def list(self, kind: str, namespace: str | None = None) -> AsyncIterator[Object]:
         """All objects of a kind, in one namespace or in all, page by page."""
@@ -97,7 +104,7 @@ class Kube:
         try:
             return await self._ask("GET", KINDS[kind].path(namespace, name))
         except KubeError as error:
-            if error.status == httpx.codes.NOT_FOUND:
+            if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
 
@@ -118,7 +125,7 @@ class Kube:
         try:
             return await self._ask("PATCH", path, body=patch, content_type="application/merge-patch+json")
         except KubeError as error:
-            if error.status == httpx.codes.NOT_FOUND:
+            if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
 
@@ -127,7 +134,7 @@ class Kube:
         try:
             await self._ask("DELETE", KINDS[kind].path(namespace, name), body={"preconditions": {"uid": uid}})
         except KubeError as error:
-            if error.status not in (httpx.codes.NOT_FOUND, httpx.codes.CONFLICT):
+            if error.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
                 raise
 
     async def tell(self, about: Object, type_: str, reason: str, note: str, at: datetime) -> None:
@@ -161,36 +168,32 @@ class Kube:
         content_type: str = "application/json",
     ) -> Object:
         content = None if body is None else json.dumps(body).encode()
-        headers = {} if body is None else {"Content-Type": content_type}
+        url = URL(f"{self._url}{path}", encoded=True).with_query(params)
+
+        async def attempt() -> tuple[int, bytes]:
+            headers = self._headers | ({} if body is None else {"Content-Type": content_type})
+            async with self._http.request(method, url, data=content, headers=headers) as answer:
+                return answer.status, await answer.read()
+
         try:
-            answer = await self._http.request(method, path, params=params, content=content, headers=headers)
-            if answer.status_code == httpx.codes.UNAUTHORIZED:  # a service account's token is replaced every hour
-                self._http.headers.update(self._login().as_http_headers())
-                answer = await self._http.request(method, path, params=params, content=content, headers=headers)
-        except httpx.RequestError as error:
+            status, said = await attempt()
+            if status == HTTPStatus.UNAUTHORIZED:  # a service account's token is replaced every hour
+                self._headers = self._login().as_http_headers()
+                status, said = await attempt()
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise KubeError(0, f"the Kubernetes API does not answer: {str(error) or type(error).__name__}") from None
-        if not answer.is_success:
-            raise KubeError(answer.status_code, f"{method} {path}: {_message(answer)}")
+        if not 200 <= status < 300:
+            raise KubeError(status, f"{method} {path}: {_message(said) or status}")
         try:
-            found: Object = answer.json()
+            found: Object = json.loads(said)
         except ValueError:
             raise KubeError(0, f"{method} {path}: the answer is not JSON: is this the Kubernetes API?") from None
         return found
 
 
-def _connected(info: kopf.ConnectionInfo) -> httpx.AsyncClient:
-    """A client with kopf's credentials."""
-    return httpx.AsyncClient(
-        base_url=info.server,
-        headers=info.as_http_headers(),
-        verify=info.as_ssl_context() if info.server.startswith("https:") else True,
-        timeout=TIMEOUT_S,
-        trust_env=False,
-    )
-
-
-def _message(answer: httpx.Response) -> str:
+def _message(said: bytes) -> str:
+    """What a Status says, or nothing."""
     try:
-        return str(answer.json()["message"])
+        return str(json.loads(said)["message"])
     except (ValueError, KeyError, TypeError):
-        return f"{answer.status_code} {answer.reason_phrase}"
+        return ""

@@ -7,10 +7,12 @@ from controller.kube import Object
 from controller.reconcile import Key, Resource
 from controller.status import NotFoundError
 
-WATCHED = ("Node", "Repository", "Schedule", "Host", "Run")
+ONCE = ("Run", "Restore")
+"""The kinds that are done once, and then are over."""
+WATCHED = ("Node", "Repository", "Schedule", "Host", *ONCE)
 """The kinds that are mirrored, those that others depend on first."""
 ENDED = ("Succeeded", "Failed")
-"""The phases in which a Run stays."""
+"""The phases in which one of ONCE stays."""
 
 
 class Mirror:
@@ -66,23 +68,23 @@ class Mirror:
             "spec": {"nodeName": name},
         }
 
-    def active_runs(self) -> list[Key]:
-        """Runs that have not ended."""
-        return [key for key, body in self.of("Run") if is_active(body)]
+    def active(self) -> list[Key]:
+        """Those of ONCE that have not ended."""
+        return [key for kind in ONCE for key, body in self.of(kind) if is_active(body)]
 
     def dependents(self, key: Key) -> Iterator[Key]:
         """What refers to an object: it may be right now, or wrong."""
         if key.kind == "Node":
             yield Key("Host", self.host_namespace, key.name)
         elif key.kind == "Repository":
-            for it, body in self.of("Schedule"):
+            for it, body in [*self.of("Schedule"), *self.of("Restore")]:
                 if it.namespace == key.namespace and body["spec"]["repositoryRef"]["name"] == key.name:
                     yield it
 
 
-def is_active(run: Mapping[str, Any]) -> bool:
-    """Whether a Run has not ended."""
-    return (run.get("status") or {}).get("phase") not in ENDED
+def is_active(body: Mapping[str, Any]) -> bool:
+    """Whether one of ONCE has not ended."""
+    return (body.get("status") or {}).get("phase") not in ENDED
 
 
 def key_of(body: Mapping[str, Any]) -> Key:

@@ -17,7 +17,18 @@ _NO_HOST = "no Host has the labels that hostSelector selects"
 _COUNTS = ("hosts", "hostsInSync", "hostsFailed")
 _TIMES = ("lastScheduleTime", "nextScheduleTime")
 _REASONS = {401: "Unauthorized", 403: "NotGranted", 404: "ScheduleNotFound", 409: "Conflict"}
+_MISSING = {"spec.repositoryRef.name": "RepositoryNotFound", "spec.host": "HostNotFound"}
 _PHASES = ("pending", "running", "succeeded", "failed")
+_JOB_PHASES = {"pending": "Pending", "running": "Running", "succeeded": "Succeeded", "warning": "Succeeded"}
+_JOB_FACTS = {
+    "host": "host",
+    "job": "id",
+    "snapshot": "snapshot_id",
+    "files": "files_processed",
+    "bytes": "bytes_processed",
+    "startTime": "accepted_at",
+    "completionTime": "finished_at",
+}
 
 
 class NotFoundError(ControllerError):
@@ -116,6 +127,24 @@ def run_status(
     return _status(old, generation, {"phase": phase, **counts, **times}, [ready, complete], now)
 
 
+def restore_status(
+    old: Status, generation: int, error: ControllerError | None, seen: Mapping[str, Any] | None, now: datetime
+) -> Status:
+    """The status of a Restore. `seen`: its job at the server."""
+    ready = _ready(error, "the server took it")
+    if seen is None:
+        return _status(old, generation, {"phase": "Pending"}, [ready], now)
+    phase = _JOB_PHASES.get(seen["status"], "Failed")
+    over = phase in ("Succeeded", "Failed")
+    facts = {name: seen[field] for name, field in _JOB_FACTS.items() if seen.get(field) not in (None, "")}
+    if over:
+        message = seen["error"] or f"snapshot {seen['snapshot_id']} was restored"
+    else:
+        message = f"waits for {seen['waits_for']}" if seen.get("waits_for") else f"host {seen['host']} is at it"
+    complete = _condition("Complete", _truth(over), seen["reason"] or phase, message)
+    return _status(old, generation, {"phase": phase, **facts}, [ready, complete], now)
+
+
 def notices(old: Status, new: Status) -> list[Notice]:
     """What a person should notice of a change of status: trouble that begins, and trouble that is over."""
     was = {condition["type"]: condition for condition in old.get("conditions", ())}
@@ -126,7 +155,7 @@ def notices(old: Status, new: Status) -> list[Notice]:
             continue
         bad = {"Ready": "False", "Degraded": "True", "Granted": "False"}.get(condition["type"])
         is_over = condition["type"] == "Complete" and condition["status"] == "True"
-        if condition["status"] == bad or (is_over and condition["reason"] == "Failed"):
+        if condition["status"] == bad or (is_over and new.get("phase") == "Failed"):
             found.append(Notice("Warning", condition["reason"], condition["message"]))
         elif before.get("status") == bad is not None or is_over:
             found.append(Notice("Normal", condition["reason"], condition["message"]))
@@ -145,19 +174,20 @@ def _ready(error: ControllerError | None, fine: str) -> Condition:
         return _condition("Ready", "Unknown", "ServerUnreachable", str(error))
     named = error.errors if isinstance(error, Refused) else ()
     said = "; ".join(f"{it.field}: {it.detail}" for it in named) or str(error)
-    return _condition("Ready", "False", _reason(error), said)
+    return _condition("Ready", "False", reason(error), said)
 
 
-def _reason(error: ControllerError) -> str:
+def reason(error: ControllerError) -> str:
+    """Why a declaration is not in force, in a word."""
     if isinstance(error, NotFoundError):
         return error.reason
     if isinstance(error, Refused):
         fields = {it.field for it in error.errors}
-        if reason := _REASONS.get(error.status):
-            return reason
+        if error.status in _REASONS:
+            return _REASONS[error.status]
         if error.status >= 500:
             return "ServerError"
-        return "RepositoryNotFound" if fields == {"spec.repositoryRef.name"} else "Invalid"
+        return _MISSING.get(fields.pop(), "Invalid") if len(fields) == 1 else "Invalid"
     return "Failed"
 
 

@@ -74,6 +74,14 @@ class Api(KubernetesEmulator):
         gone = {"kind": "Status", "apiVersion": "v1", "code": 410, "message": "too old"}
         await self._buses[resource(PLURALS[kind])].put({"type": "ERROR", "object": gone})
 
+    def events(self):
+        """The reasons of Events by what they are about."""
+        found = {}
+        for it in self.writes():
+            if it.url.path.endswith("/events"):
+                found.setdefault(it.data["regarding"]["name"], []).append(it.data["reason"])
+        return found
+
     def writes(self):
         """Requests that changed something."""
         return [it for it in self.heard if it.method in ("POST", "PUT", "PATCH", "DELETE")]
@@ -350,15 +358,16 @@ async def test_a_restart_writes_nothing(server, kubectl, api, rest):
         await kubectl.create("Node", "n1")
         await declare(kubectl, "etc")
         await kubectl.create("Schedule", "bad", {**BACKUP, "cron": "never"})
-        await until(lambda: kubectl.conditions("Host", "n1", HOME))
+        await until(lambda: (kubectl.get("Host", "n1", HOME) or {}).get("status", {}).get("desiredVersion") == 1)
         await until(lambda: kubectl.conditions("Schedule", "etc")["InSync"] == ("False", "HostsBehind"))
         await until(lambda: kubectl.ready("Schedule", "bad") == ("False", "Invalid"))
+        await until(lambda: api.events() == {"n1": ["Disconnected"], "bad": ["Invalid"]})
     before, audit = len(api.writes()), (await known(rest, "/audit"))["items"]
     async with controlling(server, full=0.3):
         compared = len(api.heard)
         lists = lambda: [it for it in list(api.heard)[compared:] if it.url.path.endswith("/runs")]  # noqa: E731
         await until(lambda: len(lists()) > 4)  # compared, watched, and compared again
-    assert len(api.writes()) == before
+    assert [(it.method, it.url.path, it.data) for it in api.writes()][before:] == []
     assert (await known(rest, "/audit"))["items"] == audit
 
 
