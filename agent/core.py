@@ -8,8 +8,9 @@ the process ended is sent again after the next hello; the server knows repeats b
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from itertools import groupby
 
 import msgspec
 from msgspec import Struct
@@ -57,6 +58,8 @@ log = logging.getLogger(__name__)
 
 TOLD = 20
 """Fires of one tick that are logged one by one; of more, their number is."""
+CAPABILITIES = ("backup", "forget", "prune", "check", "unlock", "verify", "restore", "snapshots", "ls", "hooks")
+"""The kinds of jobs that this agent runs, and whether it runs hooks around them."""
 MAX_FIRES = 1000
 """Fires in one frame; a frame stays far below what the server reads."""
 MAX_ENDS = 32
@@ -150,7 +153,7 @@ class Core:
             self.agent_version,
             memory.version,
             memory.digest,
-            ["backup"],
+            list(CAPABILITIES),
             [*memory.running, *memory.ends],
         )
         effects: list[Effect] = [Send((hello,))]
@@ -220,6 +223,10 @@ class Core:
         return self._persist(*dropped) + _frames(sent, MAX_FIRES)
 
     # Messages.
+
+    def heard(self, messages: Sequence[FromServer], now: datetime) -> list[Effect]:
+        """The server said several things in one frame: what they cause goes to disk, and is answered, together."""
+        return gathered([effect for message in messages for effect in self.received(message, now)])
 
     def received(self, message: FromServer, now: datetime) -> list[Effect]:
         """The server said something."""
@@ -332,6 +339,32 @@ def _log_fires(due: Sequence[Due], fires: Sequence[ScheduleFire]) -> None:
     for fire in fires:
         late = {"missed": fire.missed} if fire.missed else {}
         log.info("fire", extra={"schedule": names[fire.schedule_id], "due": fire.scheduled_at, **late})
+
+
+def gathered(effects: Sequence[Effect]) -> list[Effect]:
+    """The same effects with neighbours made one: records that share a write, acceptances that share a frame.
+
+    What follows a write is first said and then done: a job that begins a moment later is the same job.
+    """
+    made: list[Effect] = []
+    for kind, group in groupby(effects, type):
+        alike = list(group)
+        if kind is Persist and len(alike) > 1:
+            writes = [effect for effect in alike if isinstance(effect, Persist)]
+            then = [effect for write in writes for effect in write.then]
+            then.sort(key=lambda effect: not isinstance(effect, Send))
+            made.append(Persist([record for write in writes for record in write.records], gathered(then)))
+        elif kind is Send:
+            made += _gathered_sends([effect for effect in alike if isinstance(effect, Send)])
+        else:
+            made += alike
+    return made
+
+
+def _gathered_sends(sends: Sequence[Send]) -> Iterator[Effect]:
+    for accepts, group in groupby(sends, lambda send: all(isinstance(it, JobAccepted) for it in send.messages)):
+        alike = list(group)
+        yield from _frames([it for send in alike for it in send.messages], MAX_FIRES) if accepts else alike
 
 
 def built(memory: Memory, push: Push | None, host: str, now: datetime) -> Built | str:

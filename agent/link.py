@@ -43,8 +43,8 @@ class Listener(Protocol):
     def connected(self) -> None:
         """A connection is open and frames can be sent."""
 
-    def received(self, message: FromServer) -> None:
-        """A message came."""
+    def received(self, messages: Sequence[FromServer]) -> None:
+        """The messages of a frame came."""
 
     def lost(self) -> None:
         """The connection is gone."""
@@ -148,8 +148,7 @@ class Link:
     async def _read(self, socket: ClientConnection) -> str:
         try:
             async for frame in socket:
-                for message, _ in codec.from_server.read(frame):
-                    self._listener.received(message)
+                self._listener.received([message for message, _ in codec.from_server.read(frame)])
         except codec.FrameError as error:
             await socket.close(1007, codec.close_reason(error))
             return f"the server broke the protocol: {error}"

@@ -149,9 +149,9 @@ class Service:
         """A connection is open."""
         self.perform(self.core.connection_made(self._clock()))
 
-    def received(self, message: FromServer) -> None:
-        """The server said something."""
-        self.perform(self.core.received(message, self._clock()))
+    def received(self, messages: Sequence[FromServer]) -> None:
+        """A frame of the server came."""
+        self.perform(self.core.heard(messages, self._clock()))
 
     def lost(self) -> None:
         """The connection is gone."""

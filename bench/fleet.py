@@ -102,11 +102,11 @@ class Agent(Service):
         super().connected()
         self.on_change()
 
-    def received(self, message: FromServer) -> None:
-        if isinstance(message, CommandRun):
-            self.commands += 1
+    def received(self, messages: Sequence[FromServer]) -> None:
+        if commands := sum(isinstance(message, CommandRun) for message in messages):
+            self.commands += commands
             self.asked_at = time.perf_counter()
-        super().received(message)
+        super().received(messages)
         self.on_change()
 
     def perform(self, effects: Sequence[Any]) -> None:

@@ -24,10 +24,11 @@ class Timed(Agent):
 
     read_at = datetime.min.replace(tzinfo=UTC)
 
-    def received(self, message: FromServer) -> None:
-        if isinstance(message, ScheduleRefused):
-            self.read_at = message.scheduled_at
-        super().received(message)
+    def received(self, messages: Sequence[FromServer]) -> None:
+        for message in messages:
+            if isinstance(message, ScheduleRefused):
+                self.read_at = message.scheduled_at
+        super().received(messages)
 
 
 async def lateness(row: str) -> Sequence[Result]:

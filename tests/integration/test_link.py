@@ -74,8 +74,9 @@ class Agent:
         self._hear("connected")
         self.link.send([self.hello])
 
-    def received(self, message):
-        self._hear(message)
+    def received(self, messages):
+        for message in messages:
+            self._hear(message)
 
     def lost(self):
         self._hear("lost")
@@ -271,7 +272,7 @@ async def test_a_server_that_does_not_read_costs_no_more_than_what_may_be_unsent
 async def test_a_listener_that_fails_ends_the_link_and_is_seen(server):
     agent = Agent()
     agent.link = Link(f"ws://127.0.0.1:{server.port}/agent", "", agent, random.Random(1))
-    agent.received = lambda message: 1 / 0
+    agent.received = lambda messages: 1 / 0
     running = asyncio.create_task(agent.link.run())
     await (await server.next()).send(codec.encode([JobConfirmed("j1")]))
     with pytest.raises(ZeroDivisionError):

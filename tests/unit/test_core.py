@@ -278,6 +278,14 @@ def test_a_command_is_accepted_and_run_only_once_it_is_on_disk():
     assert persist.then == (Send((JobAccepted("job"),)), StartJob(run(), None))
 
 
+def test_commands_of_one_frame_share_a_write_and_are_accepted_in_one_frame():
+    commands = [run(f"j{number}", "") for number in range(3)]
+    (write,) = Process(None, raw()).core.heard(commands, NOON)
+    assert [record.job_id for record in write.records] == ["j0", "j1", "j2"]
+    accepts = Send([JobAccepted(f"j{number}") for number in range(3)])
+    assert write.then == [accepts, *(StartJob(command, None) for command in commands)]
+
+
 def test_a_command_answers_its_fire():
     agent = Process(None, raw()).connect().tick(NOON + HOUR).hear(run()).lose()
     assert agent.connect(NOON + HOUR).said(ScheduleFire) == []
