@@ -8,7 +8,7 @@ from server.schema import below
 from server.specs import LabelSelector, Requirement
 
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-_DNS = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+DNS = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 def selector_matches(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
@@ -32,7 +32,7 @@ def _holds(requirement: Requirement, labels: Mapping[str, str]) -> bool:
 
 def is_dns_name(name: str) -> bool:
     """Whether this is an RFC 1123 subdomain, as Kubernetes names objects: at most 253 characters."""
-    return len(name) <= 253 and _DNS.fullmatch(name) is not None
+    return len(name) <= 253 and DNS.fullmatch(name) is not None
 
 
 def is_dns_label(name: str) -> bool:

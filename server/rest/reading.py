@@ -43,7 +43,8 @@ async def body(request: Request) -> object:
 async def _read_body(request: Request) -> object:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
-        raise UnsupportedMediaType(f"send JSON with the header 'Content-Type: application/json' (got {content_type!r})")
+        got = f"(got {content_type[:64]!r})"
+        raise UnsupportedMediaType(f"send JSON with the header 'Content-Type: application/json' {got}")
     content = await _content(request)
     try:
         value = msgspec.json.decode(content)
