@@ -18,9 +18,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-NOT_GRANTED = 77
-NOT_EMPTY = 73
-"""Exit codes of this program, EX_NOPERM and EX_CANTCREAT of sysexits.h; restic has none of them."""
+NOT_GRANTED, NOT_EMPTY, NOT_STARTED = 77, 73, 126
+"""Exit codes of this program: EX_NOPERM and EX_CANTCREAT of sysexits.h, and the shell's. restic has none of them."""
 
 
 class Launch(NamedTuple):
@@ -55,9 +54,12 @@ def main(agent: int, how: Launch, argv: list[str]) -> None:
         leave(NOT_GRANTED, f"{path} leads to {real}, which is not granted to the namespace: name another path")
     if how.vacant and (found := occupied(how.vacant)):
         leave(NOT_EMPTY, f"{how.vacant} {found}: name another folder, or allow to overwrite what is there")
-    if how.root == "/" or not how.own:
-        os.execv(argv[0], argv)  # noqa: S606 - an argv list is what this is for
-    os.execve(program, argv, os.environ)  # noqa: S606
+    try:
+        if how.root == "/" or not how.own:
+            os.execv(argv[0], argv)  # noqa: S606 - an argv list is what this is for
+        os.execve(program, argv, os.environ)  # noqa: S606
+    except OSError as error:
+        leave(NOT_STARTED, f"{argv[0]} cannot be run: {error.strerror}")
 
 
 def strayed(paths: Sequence[str], within: Sequence[str]) -> str:

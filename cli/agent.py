@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
@@ -16,6 +17,14 @@ from agent.service import Config, Service, utc_now
 from cli import metrics
 
 log = logging.getLogger(__name__)
+
+
+class Local(NamedTuple):
+    """What an agent runs on its host; see `Runner`."""
+
+    restic: str
+    root: Path = Path("/")
+    allow_hooks: tuple[str, ...] = ()
 
 
 def gateway_url(server: str) -> str:
@@ -41,19 +50,19 @@ async def agent(
     token: str | Callable[[], str],
     data: Path,
     host: str,
-    restic: str,
+    local: Local,
     stop: asyncio.Event,
     ca_file: Path | None = None,
-    root: Path = Path("/"),
     metrics_listen: str = "",
 ) -> None:
     """Run an agent until `stop` is set; then running jobs end as interrupted. Raises JournalError."""
-    if shutil.which(restic) is None:
+    if shutil.which(local.restic) is None:
         remedy = "install it (apt-get install restic), or name its path with --restic; until then every job fails"
-        log.error("restic is missing", extra={"restic": restic, "remedy": remedy})
+        log.error("restic is missing", extra={"restic": local.restic, "remedy": remedy})
     journal, memory = Journal.open(data / "journal.jsonl")
     config = Config(host, gateway_url(server), token, ca_file)
-    service = Service(config, journal, memory, Runner(restic, data / "cache", utc_now, root=root), clock=utc_now)
+    runner = Runner(local.restic, data / "cache", utc_now, root=local.root, allow_hooks=local.allow_hooks)
+    service = Service(config, journal, memory, runner, clock=utc_now)
 
     async def waits_for() -> str:
         return "" if service.core.connected else "not connected to the server"

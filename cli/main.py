@@ -19,6 +19,7 @@ First steps:
   lamplighter get schedules             what is declared, and whether every host holds it
   lamplighter get jobs                  what ran, and how it ended
   lamplighter logs JOB                  what restic said
+  lamplighter restore REPOSITORY ...    what was backed up, brought back
 
 COMMAND --help tells each option, and the environment variable that sets it as well.
 """
@@ -49,6 +50,7 @@ def main() -> None:
 @options.listen
 @options.host
 @options.restic
+@options.allow_hooks
 @options.schemes
 @options.log_format
 @options.log_level
@@ -58,6 +60,7 @@ def up(
     listen: str,
     host: str,
     restic: str,
+    allow_hooks: tuple[str, ...],
     schemes: tuple[str, ...],
     log_format: str,
     log_level: str,
@@ -69,11 +72,12 @@ def up(
     fleet follows; a file that is wrong says what is wrong in it and leaves the rest running.
     """
     from cli import up as parts
+    from cli.agent import Local
     from server.service import Config
 
     logs.setup(log_format, log_level)
-    address = options.address(listen)
-    _run(lambda stop: parts.up(folder, Config(data_dir, *address, schemes=schemes), host, restic, stop))
+    address, local = options.address(listen), Local(restic, allow_hooks=allow_hooks)
+    _run(lambda stop: parts.up(folder, Config(data_dir, *address, schemes=schemes), host, local, stop))
 
 
 @main.command()
@@ -139,6 +143,7 @@ def server(
     default=Path("/"),
     help="The host's file system, as a pod has it mounted; the data folder must be in it too.",
 )
+@options.allow_hooks
 @options.option("--enrol", metavar="TOKEN", default="", help="Token by which this host gets a key of its own, once.")
 @options.option("--enrol-token-file", type=options.FILE, help="File with that token.")
 @options.metrics_listen
@@ -151,6 +156,7 @@ def agent(
     enrol: str,
     enrol_token_file: Path | None,
     root: Path,
+    allow_hooks: tuple[str, ...],
     metrics_listen: str,
     log_format: str,
     log_level: str,
@@ -169,7 +175,8 @@ def agent(
     if enrol:
         parts.enrol(server, enrol, host, data_dir, ca_file)
     token = options.token_reader(token_file, data_dir / "host-key", data_dir / "agent-token")
-    _run(lambda stop: parts.agent(server, token, data_dir, host, restic, stop, ca_file, root, metrics_listen))
+    how = parts.Local(restic, root, allow_hooks)
+    _run(lambda stop: parts.agent(server, token, data_dir, host, how, stop, ca_file, metrics_listen))
 
 
 @main.command()
@@ -315,6 +322,74 @@ def job_logs(access: options.Access, job: str) -> None:
     from cli import ask
 
     ask.job_logs(access, job)
+
+
+@main.command()
+@click.argument("repository", metavar="[NAMESPACE/]REPOSITORY")
+@click.option("--host", "source", metavar="SOURCE", required=True, help="The host that was backed up.")
+@click.option("--to", "host", metavar="HOST", help="The host that gets the files.", show_default="SOURCE")
+@click.option(
+    "--snapshot", metavar="ID", help="The snapshot, by the first digits of its id.", show_default="the newest"
+)
+@click.option("--before", metavar="TIME", help="The newest snapshot that is not later than this: 2026-03-29T02:00.")
+@click.option("--path", "paths", metavar="P", multiple=True, help="Only this file or folder; may be given again.")
+@click.option("--target", metavar="DIR", required=True, help="The folder on the host to put the files below.")
+@click.option("--overwrite", is_flag=True, help="Also where DIR is not empty: files in it may be replaced.")
+@options.access
+def restore(
+    access: options.Access,
+    repository: str,
+    source: str,
+    host: str | None,
+    snapshot: str | None,
+    before: str | None,
+    paths: tuple[str, ...],
+    target: str,
+    overwrite: bool,
+) -> None:
+    """Restore files of a host, there or elsewhere.
+
+    Each file is put below DIR by its whole path: /etc/hosts becomes DIR/etc/hosts. This waits until it is done; the
+    exit code is 1 when it failed. A host that is offline does it when it is back.
+    """
+    from cli import restoring
+
+    given = {"host": host, "snapshot": snapshot, "before": before and restoring.when(before), "paths": list(paths)}
+    spec = {"sourceHost": source, "target": target, "overwrite": overwrite}
+    restoring.restore(access, repository, spec | {name: it for name, it in given.items() if it})
+
+
+@main.command()
+@click.argument("repository", metavar="[NAMESPACE/]REPOSITORY")
+@click.option("--host", help="Snapshots of this host only; needed where the URL holds {host}.")
+@click.option("-n", "--limit", type=click.IntRange(min=1), help="How many to show, newest first.", show_default="all")
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@options.access
+def snapshots(access: options.Access, repository: str, host: str | None, limit: int | None, output: str) -> None:
+    """List the snapshots in a repository.
+
+    A host that is connected looks, the one that is named if it can.
+    """
+    from cli import restoring
+
+    restoring.snapshots(access, repository, host, limit, output)
+
+
+@main.command()
+@click.argument("repository", metavar="[NAMESPACE/]REPOSITORY")
+@click.argument("snapshot")
+@click.argument("path", default="/")
+@click.option("--host", help="The host that was backed up; needed where the URL holds {host}.")
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@options.access
+def ls(access: options.Access, repository: str, snapshot: str, path: str, host: str | None, output: str) -> None:
+    """List what a folder of a snapshot holds.
+
+    SNAPSHOT is the first digits of its id, or latest.
+    """
+    from cli import restoring
+
+    restoring.files(access, repository, snapshot, path, host, output)
 
 
 @main.command()

@@ -43,6 +43,14 @@ data_dir = option(
 )
 listen = option("--listen", default="127.0.0.1:8700", help="Address and port to serve on.")
 restic = option("--restic", default="restic", help="The restic program to run.")
+allow_hooks = option(
+    "--allow-hook",
+    "allow_hooks",
+    metavar="PATH",
+    multiple=True,
+    help="A program of this host that Schedules may have run before and after a job, with arguments of their choice; "
+    "may be given again.",
+)
 host = option("--host", default=this_host, show_default="this machine's name", help="The host that this agent is.")
 schemes = option(
     "--allow-scheme",

@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 
 from cli import metrics
-from cli.agent import agent
+from cli.agent import Local, agent
 from cli.controller import folder as follow_folder
 from controller.client import Client
 from server import kubernetes
@@ -15,7 +15,7 @@ from server.service import Config, serving
 log = logging.getLogger(__name__)
 
 
-async def up(folder: Path, config: Config, host: str, restic: str, stop: asyncio.Event) -> None:
+async def up(folder: Path, config: Config, host: str, local: Local, stop: asyncio.Event) -> None:
     """Run everything until `stop` is set: first the agent stops, while the server can still hear of its last jobs."""
     logging.getLogger("agent.link").setLevel(logging.WARNING)  # the server says who connects
     data = config.data
@@ -26,7 +26,7 @@ async def up(folder: Path, config: Config, host: str, restic: str, stop: asyncio
             await client.put_host(host, this_machine(host))
         agent_stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(agent(url, server.agent_token, data / "agent", host, restic, agent_stop))
+            running = tasks.create_task(agent(url, server.agent_token, data / "agent", host, local, agent_stop))
             watching = tasks.create_task(follow_folder(folder, (url, server.admin_token, None), stop))
             await _either(stop, running, watching)
             log.info("stopping")

@@ -1,0 +1,183 @@
+"""Hooks: the host's operator says which programs, they are told little, and the job heeds how they end."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from agent import hooks as rules
+from agent.job import Pace
+from agent.runner import Runner
+from wire.messages import CommandRun, Hooks, JobLog, Repository
+
+RESTIC = shutil.which("restic")
+pytestmark = [pytest.mark.anyio, pytest.mark.skipif(RESTIC is None, reason="restic is not installed")]
+
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+class Host:
+    """A host with programs on it, and what a job with hooks does there."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.repository = Repository("r1", "ns/main", str(folder / "repository"), PASSWORD)
+        self.told = []
+        self.allowed = []
+        self.runner = None
+
+    def program(self, name, script, *, allow=True):
+        path = self.folder / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        self.allowed += [str(path)] * allow
+        return str(path)
+
+    async def run(self, before=(), after=(), *, restic="restic", env=None, **command):
+        self.runner = Runner(
+            restic,
+            self.folder / "cache",
+            lambda: datetime.now(UTC),
+            env=env,
+            allow_hooks=self.allowed,
+            pace=Pace(progress_s=0.01, grace_s=5),
+        )
+        hooks = Hooks(list(before), list(after), "ns/etc")
+        args = ["backup", "--json", "--", "/etc/hostname"]
+        wanted = CommandRun("j1", "backup", args, "r1", init=["init"], hooks=hooks, **command)
+        return await self.runner.run(wanted, self.repository, self.told.append)
+
+    @property
+    def lines(self):
+        return [line for news in self.told if isinstance(news, JobLog) for line in news.lines]
+
+    @property
+    def snapshots(self):
+        if not Path(self.repository.url).exists():
+            return 0
+        argv = [RESTIC, "--no-cache", "--repo", self.repository.url, "snapshots", "--json"]
+        env = {**os.environ, "RESTIC_PASSWORD": PASSWORD}
+        return len(json.loads(subprocess.run(argv, env=env, check=True, capture_output=True).stdout) or ())
+
+
+@pytest.fixture
+def host(tmp_path):
+    return Host(tmp_path)
+
+
+async def test_hooks_run_around_the_job_with_their_arguments_as_they_stand(host):
+    say = host.program("say", 'echo "$#:$1:$LAMPLIGHTER_STATUS"')
+    end = await host.run([say, "a b; $(id)"], [say, "*"])
+    assert (end.status, end.error, host.snapshots) == ("succeeded", "", 1)
+    told = [line for line in host.lines if line[1:2] == ":"]
+    assert told == ["1:a b; $(id):", "1:*:succeeded"]
+
+
+async def test_a_hook_is_told_of_its_job_and_no_more_of_the_environment(host):
+    show = host.program("show", "env")
+    env = {"PATH": os.environ["PATH"], "HOME": "/root", "LAMPLIGHTER_TOKEN": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+    await host.run(after=[show], env=env)
+    told = dict(line.split("=", 1) for line in host.lines if "=" in line)
+    assert {name: value for name, value in told.items() if name.startswith("LAMPLIGHTER")} == {
+        "LAMPLIGHTER_JOB": "j1",
+        "LAMPLIGHTER_SCHEDULE": "ns/etc",
+        "LAMPLIGHTER_STATUS": "succeeded",
+    }
+    assert not {"LAMPLIGHTER_TOKEN", "AWS_SECRET_ACCESS_KEY", "RESTIC_PASSWORD", "RESTIC_REPOSITORY"} & set(told)
+
+
+async def test_a_failing_hook_before_skips_the_job_says_so_and_has_the_hook_after_run(host):
+    no, say = host.program("no", "echo not now; exit 7"), host.program("say", 'echo "it $LAMPLIGHTER_STATUS"')
+    end = await host.run([no], [say])
+    assert (end.status, end.reason, end.exit_code, host.snapshots) == ("failed", "HookFailed", None, 0)
+    assert (
+        end.error == f"the hook before the job failed: {no} ended with exit code 7: the job was not begun; see its log"
+    )
+    assert host.lines == ["not now", end.error, "it failed"]
+
+
+async def test_a_failing_hook_after_makes_a_success_a_warning_and_a_failure_no_better(host):
+    no = host.program("no", "exit 1")
+    end = await host.run(after=[no])
+    assert (end.status, end.reason, host.snapshots) == ("warning", "HookFailed", 1)
+    assert end.error == f"the hook after the job failed: {no} ended with exit code 1: see the job's log"
+    end = await host.run(after=[no], restic="/nowhere/restic")
+    assert (end.status, end.reason) == ("failed", "")
+    assert "restic is not at" in end.error
+
+
+@pytest.mark.parametrize(
+    "argv", [["{folder}/other"], ["{folder}/./say"], ["say"], ["{folder}/say/../say"], ["/bin/sh"]]
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_what_the_agent_does_not_allow_by_its_exact_path_is_not_run_and_nor_is_the_job(host, argv, when):
+    host.program("say", "touch $0.ran")
+    host.program("other", "touch $0.ran", allow=False)
+    end = await host.run(**{when: [argv[0].format(folder=host.folder)]})
+    assert (end.status, end.reason, host.snapshots) == ("failed", "HookFailed", 0)
+    assert "start its agent with --allow-hook and the program's path, or remove the hook" in end.error
+    assert not list(host.folder.glob("*.ran"))
+
+
+async def test_a_hook_that_is_allowed_but_not_there_fails(host):
+    host.allowed.append("/nowhere/hook")
+    end = await host.run(["/nowhere/hook"])
+    assert (end.status, end.reason) == ("failed", "HookFailed")
+    assert host.lines[0] == "/nowhere/hook cannot be run: No such file or directory"
+
+
+async def test_a_hook_has_the_time_of_its_job(host):
+    wait = host.program("wait", "exec sleep 600")
+    end = await host.run([wait], timeout_s=1)
+    assert (end.status, host.snapshots) == ("timed_out", 0)
+
+
+@pytest.mark.parametrize("status", ["cancelled", "interrupted"])
+async def test_what_was_held_for_a_job_that_is_stopped_is_let_go(host, status):
+    hold = host.program("hold", "touch $0.held")
+    go = host.program("go", 'rm "$1.held"; echo "let go: $LAMPLIGHTER_STATUS"')
+    slow = host.program("restic", "echo began; exec sleep 600")
+    running = asyncio.create_task(host.run([hold], [go, hold], restic=slow))
+    while "began" not in host.lines:
+        await asyncio.sleep(0.01)
+    host.runner.stop("j1", status)
+    end = await running
+    assert (end.status, end.exit_code) == (status, -signal.SIGINT)
+    assert host.lines[-1] == f"let go: {status}"
+    assert not Path(f"{hold}.held").exists()
+
+
+async def test_a_hook_after_a_stop_has_its_own_short_time(host, monkeypatch):
+    monkeypatch.setattr(rules, "AFTER_STOP_S", 0.1)
+    stuck = host.program("stuck", "exec sleep 600")
+    end = await host.run(after=[stuck], restic=host.program("restic", "exec sleep 600"), timeout_s=1)
+    assert end.status == "timed_out"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may change its root (chroot(2))")
+@pytest.mark.skipif(
+    shutil.which("busybox") is None, reason="no program that needs no libraries: install busybox-static"
+)
+async def test_hooks_are_looked_up_in_the_hosts_own_file_system(host):
+    root = host.folder / "root"
+    for folder in ("bin", "proc", "dev", "etc"):
+        (root / folder).mkdir(parents=True)
+    (root / "etc" / "who").write_text("the host itself")
+    for program in (root / "bin" / "cat", host.folder / "true"):
+        shutil.copy(shutil.which("busybox"), program)
+    restic, cache = str(host.folder / "true"), host.folder / "cache"
+    runner = Runner(restic, cache, lambda: datetime.now(UTC), root=root, allow_hooks=["/bin/cat"])
+    command = CommandRun("j1", "backup", [], "r1", hooks=Hooks(["/bin/cat", "/etc/who"]))
+    end = await runner.run(command, host.repository, host.told.append)
+    assert (end.status, host.lines) == ("succeeded", ["the host itself"])
