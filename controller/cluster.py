@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 OWNER = "lamplighter-controller"
 WAITS = ("HostNotFound", "RepositoryNotFound", "ScheduleNotFound", "SecretNotFound", "SecretKeyNotFound", "Conflict")
 """Reasons that are over once something else is there, or is gone, which may well be on its way."""
+LOOK_RATIO = 10
+"""How many times as long as a look at the server the pause after it is at least."""
 CONCURRENCY = 8
 """Requests for Secrets, Hosts, Runs and Restores under way at once."""
 
@@ -164,8 +166,9 @@ class Cluster:
             keys, self._dirty = self._dirty, set()
             await self._bring(keys)
             if self._news and now() >= look_at:
+                begun = now()
                 await self._look()
-                look_at = now() + self._times.look
+                look_at = now() + max(self._times.look, LOOK_RATIO * (now() - begun))
             if not (failing := self._missed or bool(self._again)):
                 self._retry_s = self._times.retry
             elif now() >= self._again_at:

@@ -30,6 +30,7 @@ PLURALS = {
     "Repository": f"{GROUP}/repositories",
     "Host": f"{GROUP}/hosts",
     "Run": f"{GROUP}/runs",
+    "Restore": f"{GROUP}/restores",
     "Node": "v1/nodes",
     "Secret": "v1/secrets",
     "Event": "events.k8s.io/v1/events",

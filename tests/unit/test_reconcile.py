@@ -1,5 +1,7 @@
 """What is declared against what a server holds: what is put, deleted and left alone, and in which order."""
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from controller.reconcile import (
     Key,
     Observed,
     Put,
+    Reconciler,
     Resource,
     foreign,
     manifest,
@@ -182,3 +185,64 @@ def test_one_pass_makes_the_server_follow_the_next_does_nothing_and_a_restart_wr
     for change in plan(declared, after, {}, ME):
         server.make(change)
     assert server.writes == writes
+
+
+# What kubernetes has completed can be compared word for word.
+
+FULL = {"cron": "1", "timeZone": "UTC"}
+
+
+def test_after_a_restart_what_says_the_same_word_for_word_is_left_alone():
+    assert changes({ETC: resource(**FULL)}, {ETC: observed(cron="1")}) == []
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        Resource({"name": "x"}, FULL, {"password": "may be another"}),
+        Resource({"name": "x", "labels": {"a": "b"}}, FULL),
+    ],
+)
+def test_after_a_restart_what_may_differ_is_put(declared):
+    assert changes({ETC: declared}, {ETC: observed(cron="1")}) == [Put(ETC, declared)]
+
+
+class Rest:
+    """As much of a client as a reconciler uses."""
+
+    def __init__(self, *held):
+        self.held, self.asked = list(held), []
+
+    async def resources(self, plural):
+        for item in self.held if plural == "schedules" else []:
+            yield item
+
+    async def put(self, plural, namespace, name, body):
+        self.asked.append(("PUT", name))
+        return {"metadata": {"labels": body["metadata"]["labels"], "generation": 1}, "spec": body["spec"]}
+
+    async def delete(self, plural, namespace, name):
+        self.asked.append(("DELETE", name))
+
+
+def held(name):
+    return {
+        "metadata": {"namespace": "default", "name": name, "labels": {OWNER_LABEL: ME}, "generation": 1},
+        "spec": FULL,
+    }
+
+
+def test_a_touch_is_about_its_keys_alone():
+    other = Key("Schedule", "default", "other")
+
+    async def touched():
+        rest = Rest(held("etc"), held("other"))
+        reconciler = Reconciler(rest, ME)
+        await reconciler.reconcile(Declared({ETC: resource(**FULL), other: resource(**FULL)}))
+        await reconciler.touch(Declared({}), {ETC})  # it is not declared any more
+        await reconciler.touch(Declared({}), {ETC})
+        await reconciler.touch(Declared({other: resource(cron="2")}), {other})
+        await reconciler.touch(Declared({other: resource(cron="2")}), {other})
+        return rest.asked
+
+    assert asyncio.run(touched()) == [("DELETE", "etc"), ("PUT", "other")]

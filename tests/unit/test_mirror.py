@@ -1,0 +1,118 @@
+"""The cluster as it was last seen: which events matter, to what, and what a list that is read meanwhile may say."""
+
+import pytest
+
+from controller.mirror import Mirror, credentials_of, resource_of, secrets_named
+from controller.reconcile import Key
+from controller.status import NotFoundError
+
+HOME = "lamplighter-system"
+MAIN = Key("Repository", "ns", "main")
+ETC, HOME_DIR = Key("Schedule", "ns", "etc"), Key("Schedule", "ns", "home")
+NODE, HOST = Key("Node", "", "n1"), Key("Host", HOME, "n1")
+
+
+def body(key, spec=None, generation=1, uid="1", **others):
+    metadata = {"namespace": key.namespace, "name": key.name, "uid": uid, "generation": generation}
+    metadata |= others.pop("metadata", {})
+    return {"kind": key.kind, "metadata": metadata, "spec": spec or {}, **others}
+
+
+def schedule(key, repository="main", **others):
+    return body(key, {"repositoryRef": {"name": repository}}, **others)
+
+
+@pytest.fixture
+def mirror():
+    return Mirror(HOME)
+
+
+def test_what_is_new_changed_or_gone_is_to_be_looked_at(mirror):
+    assert mirror.see(schedule(ETC)) == {ETC}
+    assert mirror.see(schedule(ETC, generation=2)) == {ETC}
+    assert mirror.see(schedule(ETC, generation=2, metadata={"labels": {"a": "b"}})) == {ETC}
+    assert mirror.see(schedule(ETC, generation=2, uid="2")) == {ETC}
+    assert mirror.see(schedule(ETC), deleted=True) == {ETC}
+    assert mirror.objects == {}
+
+
+def test_a_status_alone_matters_to_nobody_but_is_kept(mirror):
+    mirror.see(schedule(ETC))
+    assert mirror.see(schedule(ETC, status={"hosts": 1})) == set()
+    assert mirror.objects[ETC]["status"] == {"hosts": 1}
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_repository_matters_to_the_schedules_that_name_it(mirror, deleted):
+    mirror.see(schedule(ETC))
+    mirror.see(schedule(HOME_DIR, "other"))
+    mirror.see(schedule(Key("Schedule", "elsewhere", "etc")))
+    assert mirror.see(body(MAIN), deleted=deleted) == {MAIN, ETC}
+
+
+def test_a_node_matters_to_its_host_which_has_its_labels_and_goes_with_it(mirror):
+    assert mirror.see(body(NODE, uid="u", metadata={"labels": {"pool": "a"}})) == {NODE, HOST}
+    host = mirror.node_host("n1")
+    assert (host["metadata"]["namespace"], host["spec"]) == (HOME, {"nodeName": "n1"})
+    assert host["metadata"]["labels"] == {"pool": "a"}
+    assert host["metadata"]["ownerReferences"] == [{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u"}]
+    mirror.see(body(NODE), deleted=True)
+    assert mirror.node_host("n1") is None
+
+
+def test_a_list_says_what_there_is(mirror):
+    mirror.see(schedule(ETC))
+    mirror.begin()
+    mirror.replace([schedule(HOME_DIR)])
+    assert mirror.objects.keys() == {HOME_DIR}
+
+
+def test_what_is_seen_while_a_list_is_read_is_newer_than_the_list(mirror):
+    mirror.see(schedule(ETC))
+    mirror.begin()
+    mirror.see(schedule(ETC), deleted=True)
+    mirror.see(schedule(HOME_DIR, generation=2))
+    mirror.replace([schedule(ETC), schedule(HOME_DIR)])
+    assert mirror.objects == {HOME_DIR: schedule(HOME_DIR, generation=2)}
+
+
+def test_a_run_that_has_ended_is_left_alone(mirror):
+    for phase in ("", "Pending", "Running", "Succeeded", "Failed"):
+        mirror.see(body(Key("Run", "ns", f"run-{phase}"), status={"phase": phase} if phase else {}))
+    assert [key.name for key in mirror.active()] == ["run-", "run-Pending", "run-Running"]
+
+
+def test_a_declaration_leaves_out_what_kubernetes_adds():
+    declared = resource_of(schedule(ETC, metadata={"labels": {"a": "b"}, "managedFields": []}), {"password": "hush"})
+    assert declared.metadata == {"namespace": "ns", "name": "etc", "labels": {"a": "b"}}
+    assert "hush" not in repr(declared)
+
+
+SECRETS = {"s": {"password": "hush", "other": "also"}, "e": {"AWS_ACCESS_KEY_ID": "id"}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "credentials"),
+    [
+        ({}, None),
+        ({"passwordSecretRef": {"name": "s"}}, {"password": "hush"}),
+        ({"passwordSecretRef": {"name": "s", "key": "other"}}, {"password": "also"}),
+        ({"envSecretRef": {"name": "e"}}, {"env": {"AWS_ACCESS_KEY_ID": "id"}}),
+    ],
+)
+def test_what_opens_a_repository_comes_from_the_secrets_that_it_names(spec, credentials):
+    assert credentials_of(body(MAIN, spec), SECRETS) == credentials
+    assert secrets_named(body(MAIN, spec)) <= SECRETS.keys()
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason", "message"),
+    [
+        ({"name": "none"}, "SecretNotFound", "there is no Secret none in namespace ns: create it"),
+        ({"name": "s", "key": "none"}, "SecretKeyNotFound", "Secret s has no key none: add it"),
+    ],
+)
+def test_a_secret_or_a_key_that_is_missing_is_named(reference, reason, message):
+    with pytest.raises(NotFoundError, match=message) as missing:
+        credentials_of(body(MAIN, {"passwordSecretRef": reference}), SECRETS)
+    assert missing.value.reason == reason

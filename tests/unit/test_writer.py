@@ -1,0 +1,135 @@
+"""Statuses on their way: each change written once, the latest last, not too often, and again where it failed."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import pytest
+
+from controller.kube import KubeError
+from controller.reconcile import Key
+from controller.writer import Writer
+
+pytestmark = pytest.mark.anyio
+
+ETC = Key("Schedule", "ns", "etc")
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+class Kube:
+    """As much of the API as a writer sees: it can be held up, and can fail."""
+
+    def __init__(self):
+        self.written, self.told, self.fails = [], [], []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.asked = asyncio.Event()
+
+    async def patch(self, kind, namespace, name, patch, subresource=""):
+        self.asked.set()
+        await self.open.wait()
+        if self.fails:
+            raise KubeError(self.fails.pop(0), "no")
+        self.written.append(patch["status"])
+
+    async def tell(self, about, type_, reason, message, at):
+        self.told.append(reason)
+
+
+def body(status=None):
+    return {"metadata": {"name": "etc", "uid": "1"}, **({} if status is None else {"status": status})}
+
+
+@pytest.fixture
+def kube():
+    return Kube()
+
+
+@asynccontextmanager
+async def writing(kube, interval_s=0.0):
+    writer = Writer(kube, lambda: datetime.now(UTC), interval_s)
+    task = asyncio.create_task(writer.run())
+    yield writer
+    task.cancel()
+
+
+async def settled(writer):
+    async with asyncio.timeout(20):
+        while not writer.settled:
+            await asyncio.sleep(0)
+
+
+async def test_what_is_so_already_is_not_written(kube):
+    async with writing(kube) as writer:
+        writer.want(ETC, body({"hosts": 1}), {"hosts": 1})
+        assert writer.settled
+
+
+async def test_only_the_latest_of_what_waits_is_written(kube):
+    async with writing(kube) as writer:
+        about = body()
+        for hosts in range(5):
+            writer.want(ETC, about, {"hosts": hosts})
+        await settled(writer)
+    assert kube.written == [{"hosts": 4}]
+    assert about["status"] == {"hosts": 4}
+
+
+async def test_what_changes_during_a_write_is_written_after_it_even_if_it_changes_back(kube):
+    kube.open.clear()
+    async with writing(kube) as writer:
+        about = body({"hosts": 0})
+        writer.want(ETC, about, {"hosts": 1})
+        await kube.asked.wait()
+        writer.want(ETC, about, {"hosts": 0})
+        kube.open.set()
+        await settled(writer)
+    assert kube.written == [{"hosts": 1}, {"hosts": 0}]
+
+
+async def test_the_next_write_of_an_object_waits_and_that_of_another_does_not(kube):
+    async with writing(kube, interval_s=3600) as writer:
+        about = body()
+        writer.want(ETC, about, {"hosts": 1})
+        await settled(writer)
+        writer.want(ETC, about, {"hosts": 2})
+        writer.want(Key("Schedule", "ns", "home"), body(), {"hosts": 3})
+        async with asyncio.timeout(20):
+            while len(kube.written) < 2:
+                await asyncio.sleep(0)
+        assert kube.written == [{"hosts": 1}, {"hosts": 3}]
+        assert not writer.settled
+
+
+@pytest.mark.parametrize(("status", "written"), [(0, 1), (429, 1), (500, 1), (403, 0), (409, 0)])
+async def test_a_write_that_fails_is_tried_again_where_it_may_succeed(kube, status, written):
+    kube.fails = [status]
+    async with writing(kube) as writer:
+        writer.want(ETC, body(), {"hosts": 1})
+        await settled(writer)
+    assert len(kube.written) == written
+
+
+async def test_what_is_gone_is_forgotten(kube):
+    kube.fails = [500] * 3
+    async with writing(kube, interval_s=3600) as writer:
+        writer.want(ETC, body(), {"hosts": 1})
+        await kube.asked.wait()
+        writer.forget(ETC)
+        assert writer.settled
+
+
+async def test_an_event_that_cannot_be_posted_does_not_have_a_status_written_twice(kube):
+    async def refuse(*_):
+        raise KubeError(500, "no")
+
+    kube.tell = refuse
+    bad = {"type": "Ready", "status": "False", "reason": "Invalid", "message": ""}
+    async with writing(kube) as writer:
+        writer.want(ETC, body(), {"conditions": [bad]})
+        await settled(writer)
+    assert kube.written == [{"conditions": [bad]}]
