@@ -17,8 +17,8 @@ from rich.text import Text
 from cli.logs import SHORT_ID, local_time
 from cli.options import Access, read_token
 
-TIMEOUT_S = 30.0
-"""Seconds that the server has for one answer."""
+TIMEOUT_S = 45.0
+"""Seconds that the server has for one answer; it gives a host 30 to look into a repository."""
 PAGE = 500
 """Items that are asked for at once."""
 WIDE = 200
@@ -50,7 +50,7 @@ class Server:
             base_url=base, headers=headers, timeout=TIMEOUT_S, trust_env=not local, verify=trusted
         )
 
-    def ask(self, method: str, path: str, *, body: object = None, **query: object) -> Any:
+    def ask(self, method: str, path: str, /, *, body: object = None, **query: object) -> Any:
         """What the server answers to one request."""
         given = {name: str(value) for name, value in query.items() if value is not None}
         try:
@@ -105,7 +105,7 @@ def get(access: Access, what: str, filters: Mapping[str, str | None], limit: int
     newest_first = what in ("jobs", "audit")
     given = dict(filters) if what == "jobs" else {}
     if given.get("schedule"):
-        given["schedule"] = _full_name(str(given["schedule"]))
+        given["schedule"] = full_name(str(given["schedule"]))
     items = list(server.items(f"/{what}", limit if newest_first else None, **given))
     if output == "json":
         click.echo(json.dumps({"items": items}, indent=2, ensure_ascii=False))
@@ -114,16 +114,16 @@ def get(access: Access, what: str, filters: Mapping[str, str | None], limit: int
         click.echo(f"no {what}" + (" like that" if any(given.values()) else ""), err=True)
         return
     names = _names(server, items) if what == "jobs" else {}
-    _print(_TABLES[what], [_ROWS[what](item, names) for item in items])
+    print_table(_TABLES[what], [_ROWS[what](item, names) for item in items])
 
 
 def run(access: Access, schedule: str, hosts: Sequence[str]) -> None:
     """Run a schedule now."""
     server = Server(access)
     body = {"hosts": list(hosts)} if hosts else {}
-    jobs = server.ask("POST", f"/schedules/{_full_name(schedule)}/run", body=body)["items"]
+    jobs = server.ask("POST", f"/schedules/{full_name(schedule)}/run", body=body)["items"]
     if not jobs:
-        raise click.ClickException(f"{_full_name(schedule)} selects no host: see `lamplighter get hosts`")
+        raise click.ClickException(f"{full_name(schedule)} selects no host: see `lamplighter get hosts`")
     for job in jobs:
         click.echo(f"job {job['id'][:SHORT_ID]} on {job['host']}")
 
@@ -141,9 +141,9 @@ def job_logs(access: Access, digits: str) -> None:
     server = Server(access)
     job = server.job(digits)
     for line in server.items(f"/jobs/{job['id']}/log"):
-        click.echo(_safe(line["line"]))
-    outcome = _outcome(job)
-    click.echo(f"job {job['id'][:SHORT_ID]} on {job['host']}: {job['status']}{outcome and f', {outcome}'}", err=True)
+        click.echo(safe(line["line"]))
+    came = outcome(job)
+    click.echo(f"job {job['id'][:SHORT_ID]} on {job['host']}: {job['status']}{came and f', {came}'}", err=True)
 
 
 def enrol(access: Access, host: str, expires_in_s: int) -> None:
@@ -188,13 +188,13 @@ def _repository(item: Item, _: Mapping[str, str]) -> list[str]:
 
 def _job(item: Item, names: Mapping[str, str]) -> list[str]:
     what = [item["id"][:SHORT_ID], item["host"], _schedule_name(item, names), item["kind"], item["status"]]
-    times = [_at(item["scheduled_at"]), _at(item["started_at"]), _took(item)]
-    return [*what, *times, _outcome(item) or "-"]
+    times = [moment(item["scheduled_at"]), moment(item["started_at"]), _took(item)]
+    return [*what, *times, outcome(item) or "-"]
 
 
 def _audit(item: Item, _: Mapping[str, str]) -> list[str]:
     actor = f"{item['actor_kind']}/{item['actor_id']}"
-    return [_at(item["at"]), actor, item["action"], item["object_kind"], item["object_name"]]
+    return [moment(item["at"]), actor, item["action"], item["object_kind"], item["object_name"]]
 
 
 _TABLES: Mapping[str, Sequence[str]] = {
@@ -225,7 +225,7 @@ _STYLES = {
 }
 
 
-def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table; in a terminal it fits the width and tells good from bad by colour."""
     console = Console(highlight=False)
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
@@ -233,7 +233,7 @@ def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         last = column == columns[-1]
         table.add_column(column, no_wrap=not (last and console.is_terminal), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_safe(cell), style=_STYLES.get(cell, "")) for cell in row))
+        table.add_row(*(Text(safe(cell), style=_STYLES.get(cell, "")) for cell in row))
     if console.is_terminal:
         console.print(table)
     else:
@@ -255,7 +255,7 @@ def _schedule_name(job: Item, names: Mapping[str, str]) -> str:
     return names.get(id_, id_[:SHORT_ID])
 
 
-def _outcome(job: Item) -> str:
+def outcome(job: Item) -> str:
     """What came of a job: its snapshot, or what went wrong; empty while it runs."""
     snapshot = (job["snapshot_id"] or "")[:SHORT_ID]
     error = " ".join((job["error"] or "").split())
@@ -269,7 +269,8 @@ def _took(job: Item) -> str:
     return _span((end - datetime.fromisoformat(job["started_at"])).total_seconds())
 
 
-def _full_name(name: str) -> str:
+def full_name(name: str) -> str:
+    """A name with its namespace."""
     return name if "/" in name else f"default/{name}"
 
 
@@ -277,7 +278,8 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _at(time: str | None) -> str:
+def moment(time: str | None) -> str:
+    """A time for people, as REST tells it; "-" for none."""
     return local_time(datetime.fromisoformat(time)) if time else "-"
 
 
@@ -304,6 +306,6 @@ def _span(seconds: float) -> str:
     return f"{left}s"
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """Text that others wrote, unable to command a terminal."""
     return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
