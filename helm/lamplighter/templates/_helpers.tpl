@@ -152,7 +152,7 @@ tolerations:
   verbs: [patch]
 # What is declared, here and at the server, which it is compared with as a whole.
 - apiGroups: [lamplighter.dev]
-  resources: [schedules, repositories, hosts, runs]
+  resources: [schedules, repositories, hosts, runs, restores]
   verbs: [get, list, watch]
 {{- end }}
 
@@ -160,10 +160,10 @@ tolerations:
 {{- define "lamplighter.namespaceRules" -}}
 # At the server, it creates and deletes what is declared; in the cluster, it writes their status.
 - apiGroups: [lamplighter.dev]
-  resources: [schedules, repositories, runs]
+  resources: [schedules, repositories, runs, restores]
   verbs: [create, update, delete]
 - apiGroups: [lamplighter.dev]
-  resources: [schedules/status, repositories/status, runs/status]
+  resources: [schedules/status, repositories/status, runs/status, restores/status]
   verbs: [patch]
 # The Secrets that Repositories name.
 - apiGroups: [""]
