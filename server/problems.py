@@ -100,6 +100,18 @@ class Invalid(Problem):
     status = HTTPStatus.UNPROCESSABLE_ENTITY
 
 
+class BadGateway(Problem):
+    """A host was asked, and could not do it."""
+
+    status = HTTPStatus.BAD_GATEWAY
+
+
+class NoAnswer(Problem):
+    """No host could be asked, or the one that was gave no answer in time."""
+
+    status = HTTPStatus.GATEWAY_TIMEOUT
+
+
 class Unavailable(Problem):
     """The server cannot do this now; the same request may succeed later."""
 

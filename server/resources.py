@@ -1,4 +1,4 @@
-"""Manifests of Schedules and Repositories: checked against their definitions, completed, and read as typed values."""
+"""Manifests of what is declared: checked against their definitions, completed, and read as typed values."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -11,7 +11,7 @@ import cron
 from server.problems import FieldError, Invalid
 from server.schema import MAX_ERRORS, Schema, below, hint, is_plain
 from server.selectors import is_dns_label, is_dns_name, label_errors, selector_errors
-from server.specs import RepositorySpec, ScheduleSpec
+from server.specs import RepositorySpec, RestoreSpec, ScheduleSpec
 from server.vault import Credentials
 from wire import variables
 
@@ -77,8 +77,21 @@ def repository_spec(raw_spec: Mapping[str, Any]) -> RepositorySpec:
     return msgspec.convert(raw_spec, RepositorySpec)
 
 
+def parse_restore(manifest: object) -> RestoreSpec:
+    """What a Restore's manifest says. Raises Invalid, which names all fields that are wrong, and the remedies."""
+    checked = _check("Restore", RESTORE, manifest, ())
+    errors = list(checked.errors)
+    if not errors:
+        try:
+            return msgspec.convert(checked.spec, RestoreSpec)
+        except msgspec.ValidationError:  # the one thing that the schema cannot tell
+            errors.append(_error("spec.before", "is no time that there ever is: correct its date or its time of day"))
+    raise Invalid("the Restore is not valid", errors)
+
+
 SCHEDULE = Schema.load("schedules")
 REPOSITORY = Schema.load("repositories")
+RESTORE = Schema.load("restores")
 
 
 class _Checked(NamedTuple):

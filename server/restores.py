@@ -115,7 +115,7 @@ class Restores:
     async def restore(self, actor: Actor, manifest: Mapping[str, Any]) -> Row:
         """Restore, once, what a Restore says; one of the same name is the same restore. Answers its job.
 
-        Raises Invalid, Forbidden, NotFound for a repository or a host that is not there, Conflict for a name that was
+        Raises Invalid, also for a repository or a host that is not there, Forbidden, and Conflict for a name that was
         used for another restore.
         """
         spec = resources.parse_restore(manifest)
@@ -137,13 +137,16 @@ class Restores:
         return job
 
     async def _record(self, actor: Actor, namespace: str, name: str, spec: RestoreSpec, job_id: str) -> Row:
-        row, where = self._repository(namespace, spec.repository_ref.name)
+        try:
+            row, where = self._repository(namespace, spec.repository_ref.name)
+        except NotFound as error:
+            raise _invalid("spec.repositoryRef.name", error.detail) from None
         host = spec.host or spec.source_host
         grant = self._grants.of(namespace)
         self._check(grant, namespace, where, path_errors(grant, namespace, [spec.target], "spec.target"))
         member = self._control.fleet.members.get(host)
         if member is None:
-            raise NotFound(f"there is no host {host!r}: name one that is there in spec.host, or start its agent")
+            raise _invalid("spec.host", f"there is no host {host!r}: name one that is there, or start its agent")
         if not selector_matches(grant.host_selector, member.labels):
             detail = f"{host} is not granted to namespace {namespace}; the cluster's operator can change that"
             raise Forbidden(f"namespace {namespace} may not reach this", [{"field": "spec.host", "detail": detail}])
