@@ -21,13 +21,14 @@ from sqlalchemy import Connection
 import cron
 from server import commands, records, resources
 from server.desired import Fleet, Member, Plan, Target, entry_item
+from server.dispatch import Dispatch, stored, then
 from server.grants import NOTHING, Grants, path_errors, url_errors
-from server.host import Effect, Host, NewJob, OpenJob, Send, command_for
+from server.host import Effect, Host, NewJob, new_job
 from server.metrics import Metrics
 from server.models import OPEN, Actor
 from server.news import News
-from server.outcomes import Last, Outcomes
 from server.problems import Conflict, Forbidden, Invalid, NotFound
+from server.queue import Job
 from server.records import AuditRow, HostRow, JobRow, RepositoryRow, Row, ScheduleRow
 from server.selectors import selector_matches
 from server.specs import LabelSelector
@@ -35,7 +36,7 @@ from server.store import Store
 from server.urls import SCHEMES, scheme_errors
 from server.vault import Credentials, Vault, VaultError
 from wire.entries import EMPTY, EntrySet
-from wire.messages import CommandCancel, CommandRun, HostName, JobFinished, RepoCredentials, Repository
+from wire.messages import HostName, JobFinished, RepoCredentials, Repository
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,13 @@ class Coverage(NamedTuple):
     not_granted: int
 
 
+class Needed(NamedTuple):
+    """A repository that a host needs. `whose`: the host whose name is in its URL; "" for that host's own."""
+
+    row: RepositoryRow
+    whose: str = ""
+
+
 class Change(NamedTuple):
     """What one change stores, all of it or nothing. `desired`: the hosts whose sets change, with their new versions."""
 
@@ -72,10 +80,12 @@ class Change(NamedTuple):
     delete_hosts: Sequence[str] = ()
     put_jobs: Sequence[JobRow] = ()
     end_jobs: Sequence[JobFinished] = ()
+    cancel_jobs: Sequence[str] = ()
 
 
-def write_changes(conn: Connection, changes: Sequence[Change]) -> list[None]:
-    """Store changes. Those that come together touch different rows, but for jobs, which are put before they end."""
+def write_changes(conn: Connection, changes: Sequence[Change]) -> list[set[str]]:
+    """Store changes; the answers are the ids of the jobs that each put. Those that come together touch different rows,
+    but for jobs, which are put before they end."""
 
     def each(field: str) -> list[Any]:
         return [row for change in changes for row in getattr(change, field)]
@@ -88,9 +98,10 @@ def write_changes(conn: Connection, changes: Sequence[Change]) -> list[None]:
     records.upsert_hosts(conn, each("put_hosts"))
     records.delete_hosts(conn, each("delete_hosts"))
     records.set_desired(conn, [each("desired")])
-    records.record_jobs(conn, [each("put_jobs")])
+    put = records.record_jobs(conn, [change.put_jobs for change in changes])
+    records.jobs_cancelled(conn, [each("cancel_jobs")])
     records.jobs_finished(conn, [each("end_jobs")])
-    return [None] * len(changes)
+    return put
 
 
 class Control:
@@ -115,9 +126,9 @@ class Control:
         self.repositories: dict[Key, RepositoryRow] = {}
         self.deliver: Callable[[str, Sequence[Effect]], None] = lambda host, effects: None
         self.is_connected: Callable[[str], bool] = lambda host: False
-        self.outcomes = Outcomes()
         self.news = News()
         self.metrics = Metrics()
+        self.jobs = Dispatch(store.submit, self.fleet, self.metrics, self.news, clock)
         self.disconnect: Callable[[str], None] = lambda host: None
         self._store = store
         self._vault = vault
@@ -127,7 +138,7 @@ class Control:
         self._schemes = schemes
         self._changing = asyncio.Lock()
         self._newcomers: set[str] = set()
-        self._needed: WeakKeyDictionary[EntrySet, tuple[RepositoryRow, ...]] = WeakKeyDictionary()
+        self._needed: WeakKeyDictionary[EntrySet, tuple[Needed, ...]] = WeakKeyDictionary()
 
     # Schedules.
 
@@ -213,7 +224,7 @@ class Control:
         return host, created
 
     async def delete_host(self, actor: Actor, name: str) -> None:
-        """Forget a host; its jobs stay. Raises NotFound, Conflict while its agent is connected."""
+        """Forget a host; its jobs stay, those that are open end. Raises NotFound, Conflict while it is connected."""
         async with self._changing:
             if name not in self.hosts:
                 raise NotFound(f"there is no host {name!r}")
@@ -221,9 +232,12 @@ class Control:
                 raise Conflict(f"{name} is connected: stop its agent first")
             now = self._clock()
             audit = _audit(now, actor, "delete", "Host", name)
-            await self._change(Change(audit, delete_hosts=[name]), self.fleet.plan())
+            error = "its host was deleted"
+            ends = [JobFinished(job.id, "cancelled", now, error=error) for job in self.jobs.queue.of_host(name)]
+            await self._change(Change(audit, delete_hosts=[name], end_jobs=ends), self.fleet.plan())
             del self.hosts[name], self.fleet.members[name]
-            self.outcomes.forget(host=name)
+            self.jobs.ended(ends)
+            self.jobs.outcomes.forget(host=name)
             self.disconnect(name)  # one that said hello meanwhile calls again, and is made known anew
 
     async def host(self, name: str) -> Host:
@@ -270,13 +284,8 @@ class Control:
         if hosts is not None and (others := sorted(set(hosts) - set(matched))):
             raise _invalid("hosts", f"{_name(row)} does not select {', '.join(others[:5])}")
         now = self._clock()
-        jobs = [
-            NewJob(host, command_for(target, host, self._new_id(), None), actor.kind, actor.id, 0, now)
-            for host in matched
-        ]
-        audit = _audit(now, actor, "run", "Schedule", _name(row), hosts=matched)
-        await self._store.write(write_changes, Change(audit, put_jobs=[records.job_row(job) for job in jobs]))
-        self._send_new(jobs)
+        jobs = [self._run_of(target, host, self._new_id(), actor, now) for host in matched]
+        await self.record(jobs, _audit(now, actor, "run", "Schedule", _name(row), hosts=matched))
         return await self._store.read(records.get_jobs, [job.command.job_id for job in jobs])
 
     async def start_run(self, actor: Actor, namespace: str, name: str, run: str, selector: LabelSelector) -> Row:
@@ -289,53 +298,36 @@ class Control:
         now, run_id = self._clock(), f"{namespace}/{run}"
         labels = {host: self.fleet.members[host].labels for host in self.fleet.matched(target)}
         hosts = [host for host, has in labels.items() if selector_matches(selector, has)]
-        jobs = [
-            NewJob(host, command_for(target, host, records.run_job_id(run, host), None), "run", run_id, 0, now)
-            for host in hosts
-        ]
         before = await self._store.read(records.run_status, run, run_id)
-        if before["hosts"] == 0 and jobs:
-            audit = _audit(now, actor, "run", "Schedule", _name(row), run=run_id, hosts=hosts)
-            await self._store.write(write_changes, Change(audit, put_jobs=[records.job_row(job) for job in jobs]))
-            self._send_new(jobs)
+        ids = {host: records.run_job_id(run, host) for host in hosts}
+        if before["hosts"] == 0 and not any(job_id in self.jobs.queue.jobs for job_id in ids.values()) and hosts:
+            jobs = [self._run_of(target, host, job_id, Actor("run", run_id), now) for host, job_id in ids.items()]
+            await self.record(jobs, _audit(now, actor, "run", "Schedule", _name(row), run=run_id, hosts=hosts))
         return await self._store.read(records.run_status, run, run_id)
 
-    def _send_new(self, jobs: Sequence[NewJob]) -> None:
-        """Jobs are recorded: have hosts that are online run them; others learn of them at their next hello."""
-        self.opened(jobs)
-        for job in jobs:
-            self.deliver(job.host, [Send((job.command,))])
+    def _run_of(self, target: Target, host: str, job_id: str, actor: Actor, now: datetime) -> NewJob:
+        """A job that somebody asked for. Where its schedule's last run is not over, it waits for it or replaces it."""
+        return new_job(target, host, job_id, None, now, self.jobs.queue.runs(target.id, host), actor)
 
-    def opened(self, jobs: Sequence[NewJob]) -> None:
-        """Jobs are recorded."""
-        self.metrics.fired(jobs)
-        for job in jobs:
-            self.outcomes.opened(job.command.job_id, job.command.kind, job.command.schedule_id, job.host)
-        self.news.changed("runs", "schedules")
-
-    def ended(self, ends: Iterable[JobFinished]) -> None:
-        """Jobs have ended, and that is stored."""
-        for kind, status in self.outcomes.ended(ends):
-            self.metrics.ended(kind, status)
-        self.news.changed("runs", "schedules")
+    async def record(self, jobs: Sequence[NewJob], audit: AuditRow) -> None:
+        """Store jobs that somebody asked for, and have those run that may."""
+        change = Change(audit)
+        await stored(self.jobs.record(jobs, lambda it: self._store.submit(write_changes, change._replace(put_jobs=it))))
 
     async def cancel_job(self, actor: Actor, job_id: str) -> Row:
         """Have a job end as cancelled. Raises NotFound, Conflict for one that has ended.
 
-        A host that is online says itself how the job ended; for one that is not, it is over at once, and its agent is
-        told at its next hello.
+        A host that is online says itself how a job ended that was sent to it. Any other job is over at once; if its
+        host has it nevertheless, that is told at its next hello.
         """
         job = await self._job(job_id)
         if job["status"] not in OPEN:
             raise Conflict(f"job {job_id} has ended already: {job['status']}")
-        now = self._clock()
-        host: str = job["host"]
-        end = JobFinished(job_id, "cancelled", now, error=f"cancelled by {actor.id} while the host was offline")
-        audit = _audit(now, actor, "cancel", "Job", job_id)
-        ends = [] if self.is_connected(host) else [end]
-        await self._store.write(write_changes, Change(audit, end_jobs=ends))
-        self.ended(ends)
-        self.deliver(host, [Send((CommandCancel(job_id, f"cancelled by {actor.id}"),))])
+        why = f"cancelled by {actor.id}"
+        ends, asked = self.jobs.to_cancel([job_id], why)
+        audit = _audit(self._clock(), actor, "cancel", "Job", job_id)
+        future = self._store.submit(write_changes, Change(audit, end_jobs=ends, cancel_jobs=asked))
+        await stored(then(future, lambda _: self.jobs.cancelled(ends, asked, why)))
         return await self._job(job_id)
 
     async def _job(self, job_id: str) -> Row:
@@ -343,11 +335,6 @@ class Control:
         if job is None:
             raise NotFound(f"there is no job {job_id!r}")
         return job
-
-    async def open_jobs(self, host: str) -> list[OpenJob]:
-        """The jobs of a host that have no end, in order with all that is being stored."""
-        jobs = await self._store.write(records.open_jobs, host)
-        return [OpenJob(_command.decode(job.command), job.status == "running") for job in jobs]
 
     def _check_granted(self, namespace: str, paths: Sequence[str] = (), url: str = "s3:") -> None:
         """Raises Forbidden, which names what a namespace may not reach."""
@@ -367,7 +354,7 @@ class Control:
         for id_ in schedule_ids:
             having = [host for held, hosts in groups.items() if id_ in held.items for host in hosts]
             behind = sorted(host.name for host in having if not host.in_sync)
-            failed = self.outcomes.failed(id_, {host.name for host in having})
+            failed = self.jobs.outcomes.failed(id_, {host.name for host in having})
             in_sync, kept_out = len(having) - len(behind), self._kept_out(self.fleet.targets.get(id_))
             found[id_] = Coverage(len(having), in_sync, behind[:NAMED], len(failed), failed[:NAMED], kept_out)
         return found
@@ -386,8 +373,18 @@ class Control:
             return None
         return cron.next_due(cron.parse(target.spec.cron), cron.zone(target.spec.time_zone), self._clock())
 
-    def repositories_of(self, host: str) -> tuple[RepositoryRow, ...]:
-        """The repositories that a host's schedules use, and no others; found once for all hosts that hold the same.
+    def repositories_of(self, host: str) -> tuple[Needed, ...]:
+        """The repositories that a host's schedules use, and those of its open jobs that are of none; no others."""
+        jobs = self.jobs.queue.runs("", host)
+        return self._scheduled(host) + self._asked(jobs) if jobs else self._scheduled(host)
+
+    def _asked(self, jobs: Iterable[Job]) -> tuple[Needed, ...]:
+        """What jobs need that somebody asked for."""
+        wanted = {(job.repository, job.whose if job.whose != job.host else "") for job in jobs}
+        return tuple(Needed(row, whose) for row in self.repositories.values() for id_, whose in wanted if id_ == row.id)
+
+    def _scheduled(self, host: str) -> tuple[Needed, ...]:
+        """What a host's schedules need; found once for all hosts that hold the same.
 
         A set's digest covers them: an entry's revision changes with its repository, credentials and all.
         """
@@ -395,24 +392,25 @@ class Control:
         needed = self._needed.get(held)
         if needed is None:
             ids = {self.fleet.targets[key].repository_id for key in held.items}
-            needed = self._needed[held] = tuple(row for row in self.repositories.values() if row.id in ids)
+            needed = self._needed[held] = tuple(Needed(row) for row in self.repositories.values() if row.id in ids)
         return needed
 
-    def credentials(self, host: str, repositories: Iterable[RepositoryRow]) -> RepoCredentials:
+    def credentials(self, host: str, repositories: Iterable[Needed]) -> RepoCredentials:
         """What opens these repositories on a host; those whose credentials cannot be opened are left out."""
         told = []
-        for row in repositories:
+        for row, whose in repositories:
             try:
-                told.append(self._repository(row, host))
+                told.append(self._repository(row, host, whose))
             except VaultError as error:
                 log.error("credentials left out", extra={"repository": _name(row), "host": host, "reason": error})
         return RepoCredentials(told)
 
-    def _repository(self, row: RepositoryRow, host: str) -> Repository:
+    def _repository(self, row: RepositoryRow, host: str, whose: str) -> Repository:
         spec = resources.repository_spec(row.spec)
         secret = self._opened(row)
-        url = commands.repository_url(spec, row.namespace, host)
-        return Repository(row.id, _name(row), url, secret.password if secret else "", secret.env if secret else {})
+        url = commands.repository_url(spec, row.namespace, whose or host)
+        id_ = commands.repository_id(row.id, spec, whose or host, host)
+        return Repository(id_, _name(row), url, secret.password if secret else "", secret.env if secret else {})
 
     # The way of a change.
 
@@ -424,9 +422,13 @@ class Control:
         _put_and_drop(self.schedules, change.put_schedules, change.delete_schedules)
         _put_and_drop(self.repositories, change.put_repositories, change.delete_repositories)
         for schedule in change.delete_schedules:
-            self.outcomes.forget(schedule_id=schedule.id)
+            self.jobs.outcomes.forget(schedule_id=schedule.id)
+        for repository in change.delete_repositories:
+            self.jobs.forget(repository)
+        for repository in change.put_repositories:
+            self.jobs.follow(repository)
         self.fleet.commit(plan)
-        self.news.changed("schedules", "hosts")
+        self.news.changed("schedules", "repositories", "hosts")
         self._tell(change)
         for host, held in plan.sets.items():
             self.deliver(host, self.hosts[host].changed(versions[host], held, self.fleet.members[host].since))
@@ -466,11 +468,9 @@ class Control:
             self.fleet.members[row.name] = Member(row.labels, row.since, held)
             self.hosts[row.name] = host = Host(row.name, row.since, version, held)
             host.applied_version, host.applied_digest = row.applied_version, row.applied_digest
-        for schedule_id, host_name, *last in loaded.last_ends:
-            if schedule_id in self.fleet.targets and host_name in self.hosts:
-                self.outcomes.remember(schedule_id, host_name, Last(*last))
-        for job_id, kind, schedule_id, host_name in loaded.open_jobs:
-            self.outcomes.opened(job_id, kind, schedule_id or "", host_name)
+        for repository in loaded.repositories:
+            self.jobs.follow(repository)
+        self.jobs.load(loaded.last_ends, loaded.open_jobs)
         return moved
 
     def _target(self, row: ScheduleRow, repository: RepositoryRow | None = None) -> Target:
@@ -554,7 +554,6 @@ def _growing() -> Iterator[None]:
 
 _DONE = {"create": "accepted", "update": "changed", "delete": "deleted"}
 _TIMING = ("cron", "timeZone", "enabled", "hostSelector", "spreadSeconds")
-_command = msgspec.json.Decoder(CommandRun)
 
 
 def _invalid(field: str, detail: str) -> Invalid:

@@ -18,11 +18,11 @@ from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server import pushes, records
-from server.control import Control
+from server.control import Control, Needed
+from server.dispatch import stored
 from server.host import Accepted, Acked, Effect, Finish, Host, News, Record, Send
 from server.problems import Problem, Unauthorized, Unavailable
 from server.pushes import Push
-from server.records import RepositoryRow
 from server.store import Store
 from wire import codec
 from wire.messages import PROTOCOL, FromAgent, Hello, JobLog, ScheduleRefused
@@ -60,7 +60,7 @@ class Connection:
         self.session = session
         self.pushed_at = 0.0  # when a push was written that is yet to be acked, by the loop's clock
         self.reader = asyncio.current_task()
-        self.repositories: tuple[RepositoryRow, ...] = ()  # those whose credentials it was told
+        self.repositories: tuple[Needed, ...] = ()  # those whose credentials it was told
         self._peer = peer
 
     def send(self, frame: str) -> None:
@@ -105,6 +105,7 @@ class Gateway:
         """While entered, agents can connect; on leaving, what is still being sent is given up."""
         control = self._control
         control.deliver, control.is_connected, control.disconnect = self.deliver, self.connected, self.disconnect
+        control.jobs.deliver = self.deliver
         try:
             yield
         finally:
@@ -217,6 +218,7 @@ class Gateway:
             del self._latest[name]
         if self._hub.get(name) is connection:
             del self._hub[name]
+            self._control.jobs.departed(name)
             self._control.news.changed("hosts")
             log.info("host disconnected", extra={"host": name})
 
@@ -235,41 +237,41 @@ class Gateway:
         self._control.news.changed("hosts")
         self.deliver(host.name, host.registered())
         await self._perform(connection, [effect for effect in effects if not isinstance(effect, Push)])
-        open_jobs = await self._control.open_jobs(host.name)
+        jobs = self._control.jobs
+        open_jobs = jobs.queue.of_host(host.name)
         await self._perform(connection, host.resumed(hello.running_jobs, open_jobs, self._clock()))
+        jobs.arrived(host.name, hello.running_jobs)
         await self._store.write(records.host_hello, (host.name, hello.agent_version, now))
 
     def _credentials(self, connection: Connection) -> list[str]:
-        """The frame that opens what the host's schedules need; none where there are none, or it was told of them."""
+        """The frame that opens what the host needs; none where that is nothing, or what it was told of."""
         needed = self._control.repositories_of(connection.host.name)
         if needed == connection.repositories:
             return []
         connection.repositories = needed
-        return [codec.encode((self._control.credentials(connection.host.name, needed),))] if needed else []
+        return [codec.encode((self._control.credentials(connection.host.name, needed),))]
 
     async def _hear(self, connection: Connection, messages: Sequence[tuple[FromAgent, str]]) -> None:
         if any(isinstance(message, Hello) for message, _ in messages):
             raise codec.FrameError("a connection says hello once")
         ids = [self._new_id() for _ in messages]
         host = connection.host
-        await self._perform(connection, host.received(messages, self._control.fleet.targets, self._clock(), ids))
+        control = self._control
+        targets, queue = control.fleet.targets, control.jobs.queue
+        await self._perform(connection, host.received(messages, targets, queue, self._clock(), ids))
 
     async def _perform(self, connection: Connection, effects: Sequence[Effect]) -> None:
         """Do what the host's core asks for. What is stored shares a commit with what other connections store."""
-        host, now = connection.host, self._clock()
+        host, jobs, now = connection.host, self._control.jobs, self._clock()
         for effect in effects:
             match effect:
-                case Record(jobs):
-                    new = await self._store.write(records.record_jobs, [records.job_row(job) for job in jobs])
-                    self._control.opened([job for job in jobs if job.command.job_id in new])
-                    await self._perform(connection, host.recorded(jobs, new))
+                case Record(new):
+                    await stored(jobs.record(new))
                 case Finish(ends):
-                    await self._store.write(records.jobs_finished, ends)
-                    self._control.ended(ends)
+                    await stored(*jobs.finish(host.name, ends))
                     await self._perform(connection, host.finished(ends))
                 case Accepted(job_ids):
-                    await self._store.write(records.jobs_accepted, [(job_id, now) for job_id in job_ids])
-                    self._control.news.changed("runs")
+                    await stored(*jobs.accept(host.name, job_ids))
                 case Acked(version, digest):
                     await self._store.write(records.host_acks, (host.name, version, digest, now))
                     self._control.news.changed("hosts", "schedules")
@@ -279,7 +281,9 @@ class Gateway:
                 case News(news):
                     for item in news:
                         if isinstance(item, JobLog):
-                            await self._store.write(records.log_lines, (item.job_id, now, item.lines))
+                            await stored(*jobs.log(host.name, item.job_id, item.lines))
+                        else:
+                            jobs.progress(host.name, item)
                 case _:
                     self._write(connection, effect)
 

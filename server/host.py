@@ -11,11 +11,13 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
+import msgspec
 from msgspec import Struct
 
 from server import commands, pushes
 from server.desired import Target
 from server.pushes import Push
+from server.queue import Job, Queue
 from wire.entries import EntrySet
 from wire.messages import (
     CommandCancel,
@@ -39,7 +41,11 @@ log = logging.getLogger(__name__)
 
 
 class NewJob(Struct, frozen=True):
-    """A job to be recorded for a fire. `answers`: the id of the fire's envelope."""
+    """A job to be recorded. `answers`: the id of the envelope of its fire.
+
+    `alone`: not to run beside another run of its schedule on its host. `start_by`: when it is too late to begin with
+    it. `replaces`: the jobs that it is to run in place of.
+    """
 
     host: str
     command: CommandRun
@@ -48,13 +54,9 @@ class NewJob(Struct, frozen=True):
     missed: int
     created_at: datetime
     answers: str = ""
-
-
-class OpenJob(Struct, frozen=True):
-    """A job of this host that has no end yet."""
-
-    command: CommandRun
-    accepted: bool
+    alone: bool = True
+    start_by: datetime | None = None
+    replaces: tuple[str, ...] = ()
 
 
 class Send(Struct, frozen=True):
@@ -78,13 +80,13 @@ class Acked(Struct, frozen=True):
 
 
 class Accepted(Struct, frozen=True):
-    """Store that the host took these jobs."""
+    """Store that the host took these attempts of jobs."""
 
     job_ids: Sequence[str]
 
 
 class Finish(Struct, frozen=True):
-    """Store how jobs ended, the first end of each; then say `finished`."""
+    """Store how attempts of jobs ended, the first end of each; then say `finished`."""
 
     ends: Sequence[JobFinished]
 
@@ -158,26 +160,28 @@ class Host:
         self._ready = True
         return self._push()
 
-    def resumed(self, running: Collection[str], open_jobs: Sequence[OpenJob], now: datetime) -> list[Effect]:
-        """What a hello's running jobs teach about the jobs that are open here, read once the connection can be found:
-        from then on a new job reaches it, and one from before is among these.
+    def resumed(self, running: Collection[str], open_jobs: Sequence[Job], now: datetime) -> list[Effect]:
+        """What a hello's running jobs teach about the jobs that are open here.
 
-        Jobs that the host has not taken are sent again; jobs that it had taken and forgot were interrupted; jobs that
-        it runs though they are over here are cancelled.
+        Jobs that it had taken and forgot were interrupted; those that it runs though they are over here, or are to
+        end, are cancelled. Those that it has not taken are back in the queue.
         """
         running = set(running)
-        again = [job.command for job in open_jobs if not job.accepted and job.command.job_id not in running]
-        taken = [job.command.job_id for job in open_jobs if not job.accepted and job.command.job_id in running]
-        gone = [job.command.job_id for job in open_jobs if job.accepted and job.command.job_id not in running]
-        over = running - {job.command.job_id for job in open_jobs}
-        error = "the agent has no memory of this job: its journal was lost"
+        taken = [job.wire_id for job in open_jobs if job.state != "running" and job.wire_id in running]
+        stop = [CommandCancel(job.wire_id, job.cancelled) for job in open_jobs if job.cancelled]
+        over = running - {job.wire_id for job in open_jobs}
+        gone = [
+            cancelled(job, now) if job.cancelled else JobFinished(job.wire_id, "interrupted", now, error=_FORGOTTEN)
+            for job in open_jobs
+            if job.wire_id not in running and (job.cancelled or job.state == "running")
+        ]
         effects: list[Effect] = []
-        if again or over:
-            effects.append(Send([*again, *map(CommandCancel, sorted(over))]))
+        if stop or over:
+            effects.append(Send([*stop, *map(CommandCancel, sorted(over))]))
         if taken:
             effects.append(Accepted(taken))
         if gone:
-            effects.append(Finish([JobFinished(job_id, "interrupted", now, error=error) for job_id in gone]))
+            effects.append(Finish(gone))
         return effects
 
     def lost(self, session: int) -> None:
@@ -240,10 +244,14 @@ class Host:
         self,
         messages: Sequence[tuple[FromAgent, str]],
         targets: Mapping[str, Target],
+        queue: Queue,
         now: datetime,
         new_ids: Sequence[str],
     ) -> list[Effect]:
-        """One frame of the session: what to store and to answer. `new_ids`: one for each message, for jobs."""
+        """One frame of the session: what to store and to answer. `new_ids`: one for each message, for jobs.
+
+        What it says of another host's jobs is not heard.
+        """
         effects: list[Effect] = []
         jobs: list[NewJob] = []
         refused: list[ScheduleRefused] = []
@@ -254,7 +262,7 @@ class Host:
         for (message, answers), new_id in zip(messages, new_ids, strict=True):
             match message:
                 case ScheduleFire():
-                    answer = self.fire(message, targets, now, new_id, answers)
+                    answer = self.fire(message, targets, queue, now, new_id, answers)
                     if isinstance(answer, NewJob):
                         jobs.append(answer)
                     else:
@@ -264,6 +272,12 @@ class Host:
                     effects += self.acked(message)
                 case ScheduleResync():
                     effects += self.resync(message)
+                case JobAccepted() | JobFinished() | JobProgress() | JobLog() if queue.is_anothers(
+                    self.name, message.job_id
+                ):
+                    log.warning(
+                        "message left out: another host's job", extra={"host": self.name, "job": message.job_id}
+                    )
                 case JobAccepted(job_id):
                     taken.append(job_id)
                 case JobFinished():
@@ -276,14 +290,20 @@ class Host:
             effects.append(Record(jobs))
         if taken:
             effects.append(Accepted(taken))
-        if ends:
-            effects.append(Finish(ends))
         if news:
             effects.append(News(news))
+        if ends:
+            effects.append(Finish(ends))
         return effects
 
     def fire(
-        self, fire: ScheduleFire, targets: Mapping[str, Target], now: datetime, new_id: str, answers: str = ""
+        self,
+        fire: ScheduleFire,
+        targets: Mapping[str, Target],
+        queue: Queue,
+        now: datetime,
+        new_id: str,
+        answers: str = "",
     ) -> NewJob | ScheduleRefused:
         """What a due time becomes: a job to record, or the reason why there is none."""
         target = targets.get(fire.schedule_id)
@@ -297,32 +317,73 @@ class Host:
         deadline = spec.starting_deadline_seconds
         if deadline is not None and now - fire.scheduled_at > timedelta(seconds=deadline):
             return _refused(fire, "DeadlineExceeded", f"{target.name} must start within {deadline} s of its due time")
-        command = command_for(target, self.name, new_id, fire.scheduled_at)
-        return NewJob(self.name, command, "schedule", target.name, fire.missed, now, answers)
-
-    def recorded(self, jobs: Sequence[NewJob], new: set[str]) -> list[Effect]:
-        """Jobs are stored: have those run that are new, refuse the due times that had one."""
-        messages = [job.command if job.command.job_id in new else _repeated(job.command) for job in jobs]
-        return [Send(messages, [job.answers for job in jobs])]
+        runs = queue.runs(fire.schedule_id, self.name)
+        last = [job.id for job in runs if job.recorded and job.command.scheduled_at != fire.scheduled_at]
+        if last and len(last) == len(runs) and spec.concurrency_policy == "Forbid":  # else it may be a repeat
+            return _refused(fire, "Concurrent", f"the last run of {target.name} is not over: job {last[0]}")
+        job = new_job(target, self.name, new_id, fire.scheduled_at, now, runs, ("schedule", target.name))
+        return msgspec.structs.replace(job, missed=fire.missed, answers=answers)
 
     def finished(self, ends: Sequence[JobFinished]) -> list[Effect]:
         """Ends are stored: the host may forget them."""
         return [Send([JobConfirmed(end.job_id) for end in ends])]
 
 
+def new_job(
+    target: Target,
+    host: str,
+    job_id: str,
+    due: datetime | None,
+    now: datetime,
+    runs: Sequence[Job],
+    actor: tuple[str, str],
+) -> NewJob:
+    """The job that does on a host what a schedule says. `due`: None for run now. `runs`: those that are not over."""
+    spec = target.spec
+    deadline = spec.starting_deadline_seconds
+    start_by = None if deadline is None else (due or now) + timedelta(seconds=deadline)
+    replaces = tuple(job.id for job in runs) if spec.concurrency_policy == "Replace" else ()
+    command = command_for(target, host, job_id, due)
+    alone = spec.concurrency_policy != "Allow"
+    return NewJob(host, command, *actor, 0, now, "", alone, start_by, replaces)
+
+
+def answered(jobs: Sequence[NewJob], new: Collection[str], going: Collection[str]) -> Send | None:
+    """What a host is told once its jobs are stored, of which some were `new` and some are `going` to it at once."""
+    messages: list[FromServer] = []
+    answers: list[str] = []
+    for job in jobs:
+        job_id = job.command.job_id
+        if job_id in going and job_id in new:
+            messages.append(job.command)
+        elif job.command.scheduled_at is not None:
+            messages.append(_not_now(job.command, "Queued" if job_id in new else "Duplicate"))
+        else:
+            continue
+        answers.append(job.answers)
+    return Send(messages, answers) if messages else None
+
+
+def cancelled(job: Job, now: datetime) -> JobFinished:
+    """The end of a job that somebody wanted to end, and that does not run."""
+    return JobFinished(job.wire_id, "cancelled", now, error=job.cancelled)
+
+
 def command_for(target: Target, host: str, job_id: str, scheduled_at: datetime | None) -> CommandRun:
     """The command that does on a host what a schedule says. `scheduled_at`: its due time, None for run now."""
-    args = commands.run_args(target.spec, target.name, host)
+    spec = target.spec
     return CommandRun(
         job_id,
-        target.spec.kind,
-        args,
+        spec.kind,
+        commands.run_args(spec, target.name, host),
         target.repository_id,
-        target.spec.timeout_seconds,
-        target.init,
+        spec.timeout_seconds,
+        target.init if spec.kind == "backup" else None,  # nothing else has a use for an empty repository
         target.id,
         scheduled_at,
         list(target.within),
+        hooks=commands.hooks_part(spec, target.name),
+        verify=commands.verify_part(spec),
     )
 
 
@@ -331,9 +392,13 @@ def _level(version: int) -> int:
     return logging.INFO if version else logging.DEBUG
 
 
-def _repeated(command: CommandRun) -> ScheduleRefused:
-    assert command.scheduled_at is not None  # noqa: S101 - only fires are recorded with answers
-    return ScheduleRefused(command.schedule_id, command.scheduled_at, "Duplicate", "this due time has its job already")
+def _not_now(command: CommandRun, reason: RefusalReason) -> ScheduleRefused:
+    assert command.scheduled_at is not None  # noqa: S101 - only fires are answered so
+    message = "its job waits for its turn" if reason == "Queued" else "this due time has its job already"
+    return ScheduleRefused(command.schedule_id, command.scheduled_at, reason, message)
+
+
+_FORGOTTEN = "the agent has no memory of this job: its journal was lost"
 
 
 def _refused(fire: ScheduleFire, reason: RefusalReason, message: str) -> ScheduleRefused:

@@ -29,6 +29,9 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self._jobs = Counter("lamplighter_jobs", "Jobs that ended.", ["kind", "status"], registry=registry)
+        self._attempts = Counter(
+            "lamplighter_job_attempts", "Attempts of jobs that ended.", ["kind", "status"], registry=registry
+        )
         self._fires = Counter(
             "lamplighter_fires", "Fires of agents, by what came of them.", ["result"], registry=registry
         )
@@ -56,12 +59,17 @@ class Metrics:
                 self._lateness.observe(max(0.0, (job.created_at - due).total_seconds()))
 
     def refused(self, reason: str) -> None:
-        """A fire was refused."""
-        self._fires.labels(reason).inc()
+        """A fire was refused; one whose job waits for its turn was recorded."""
+        if reason != "Queued":
+            self._fires.labels(reason).inc()
 
     def ended(self, kind: str, status: str) -> None:
         """A job ended."""
         self._jobs.labels(kind, status).inc()
+
+    def attempted(self, kind: str, status: str) -> None:
+        """An attempt of a job ended, the last one or not."""
+        self._attempts.labels(kind, status).inc()
 
     def acked(self, seconds: float) -> None:
         """A push was acked, so many seconds after it was written."""
@@ -92,7 +100,9 @@ class _State(Collector):
         in_sync = sum(host.in_sync for host in hosts)
         yield _gauge("lamplighter_hosts_in_sync", "Hosts that hold what is declared for them.", in_sync)
         yield _gauge("lamplighter_schedules", "Schedules that are declared.", len(control.schedules))
-        yield _gauge("lamplighter_jobs_open", "Jobs that have not ended.", control.outcomes.open_count)
+        yield _gauge("lamplighter_jobs_open", "Jobs that have not ended.", len(control.jobs.queue.jobs))
+        waiting = control.jobs.queue.waiting_count
+        yield _gauge("lamplighter_jobs_waiting", "Jobs that wait for their turn, their host or a retry.", waiting)
         yield _gauge("lamplighter_store_queue_length", "Writes that wait for the store.", self._store.waiting)
         yield self._successes()
 
@@ -103,7 +113,7 @@ class _State(Collector):
             labels=["namespace", "schedule", "host"],
         )
         names = {row.id: (row.namespace, row.name) for row in list(self._control.schedules.values())}
-        for schedule_id, host, at in _oldest(self._control.outcomes.successes(), MAX_SERIES):
+        for schedule_id, host, at in _oldest(self._control.jobs.outcomes.successes(), MAX_SERIES):
             if schedule_id in names:
                 family.add_metric([*names[schedule_id], host], at.timestamp())
         return family

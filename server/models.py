@@ -126,6 +126,8 @@ class Job(Base, table=True):
     """One run on one host. The unique key is promise 1: one run for each schedule, host and due time.
 
     `scheduled_id` without `scheduled_at` is a run asked for by hand. `command`: the JSON of the command.run payload.
+    `sent`: whether its host may have the present `attempt`, which is not due before `not_before`; an attempt that
+    failed and was followed by another is in JobAttempt. `cancel_requested`: its host is to end it.
     """
 
     __tablename__ = "jobs"
@@ -161,6 +163,27 @@ class Job(Base, table=True):
     bytes_processed: int | None = Field(default=None, sa_type=sa.BigInteger)
     bytes_added: int | None = Field(default=None, sa_type=sa.BigInteger)
     error: str | None = Field(default=None, sa_type=sa.Text)
+    reason: str | None = Field(default=None, max_length=64)
+    sent: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    attempt: int = Field(default=1, sa_column_kwargs={"server_default": "1"})
+    not_before: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    cancel_requested: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+
+
+class JobAttempt(Base, table=True):
+    """How an attempt of a job failed that was followed by another."""
+
+    __tablename__ = "job_attempts"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id", ondelete="CASCADE", max_length=64)
+    attempt: int = Field(primary_key=True)
+    status: str = Field(max_length=16)
+    finished_at: datetime = Field(sa_type=UtcDateTime)
+    started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    exit_code: int | None = None
+    snapshot_id: str | None = Field(default=None, max_length=64)
+    error: str | None = Field(default=None, sa_type=sa.Text)
+    reason: str | None = Field(default=None, max_length=64)
 
 
 class JobLog(Base, table=True):
@@ -213,5 +236,6 @@ class Audit(Base, table=True):
 
 tables = Base.metadata.tables
 HOSTS, SCHEDULES, REPOSITORIES = tables["hosts"], tables["schedules"], tables["repositories"]
-JOBS, JOB_LOGS, AUDIT = tables["jobs"], tables["job_logs"], tables["audit_log"]
+JOBS, JOB_ATTEMPTS, JOB_LOGS = tables["jobs"], tables["job_attempts"], tables["job_logs"]
+AUDIT = tables["audit_log"]
 ENROLMENTS, HOST_KEYS = tables["enrolments"], tables["host_keys"]

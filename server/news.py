@@ -7,7 +7,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 
-KINDS = ("schedules", "hosts", "runs")
+KINDS = ("schedules", "repositories", "hosts", "runs")
 PAUSE_S = 0.5
 """Seconds between two pieces of news to one listener."""
 ALIVE_S = 15.0

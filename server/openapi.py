@@ -9,26 +9,34 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import yaml
-from sqlalchemy import JSON, BigInteger, Column, Integer, Table
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Integer, Table
 
 import server
-from server.models import ACTOR_KINDS, AUDIT, HOSTS, JOB_LOGS, JOB_STATUSES, JOBS, UtcDateTime
+from server import selectors
+from server.models import ACTOR_KINDS, AUDIT, HOSTS, JOB_ATTEMPTS, JOB_LOGS, JOB_STATUSES, JOBS, UtcDateTime
 from server.problems import MEDIA_TYPE
+from server.resources import MAX_LABELS, MAX_SECRET
+from wire.variables import ALLOWED
 
 if TYPE_CHECKING:
     from server.rest.api import Operation
 
 Schema = dict[str, Any]
 
+_NAME: Schema = {"type": "string", "maxLength": 253, "pattern": f"^{selectors.DNS.pattern}$"}
+_NAMESPACE: Schema = {"type": "string", "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}
+_IN_PATH: Mapping[str, Schema] = {"namespace": _NAMESPACE, "name": _NAME}
 _PARAMETERS: Mapping[str, Schema] = {
     "limit": {"description": "Items of a page.", "schema": {"type": "integer", "minimum": 1, "maximum": 500}},
     "cursor": {"description": "The `next` of the page before.", "schema": {"type": "string"}},
     "id": {"description": "Only jobs whose id begins so.", "schema": {"type": "string"}},
-    "host": {"description": "Only jobs of this host.", "schema": {"type": "string"}},
+    "host": {"description": "Only jobs, or snapshots, of this host.", "schema": {"type": "string"}},
     "schedule": {
         "description": "Only jobs of the schedule NAMESPACE/NAME, or with this uid.",
         "schema": {"type": "string"},
     },
+    "kind": {"description": "Only jobs of this kind.", "schema": {"type": "string"}},
+    "path": {"description": "The folder, or the file; / when it is not given.", "schema": {"type": "string"}},
     "status": {"description": "Only jobs of this status.", "schema": {"enum": list(JOB_STATUSES)}},
     "actor_kind": {"description": "Only jobs caused by such an actor.", "schema": {"enum": list(ACTOR_KINDS)}},
 }
@@ -74,13 +82,17 @@ def _operation(operation: "Operation") -> Schema:
 
 
 def _general(operation: "Operation") -> tuple[int, ...]:
-    """The problems that every operation may answer."""
-    return (500, 503) if operation.needs is None else (401, 403, 500, 503)
+    """The problems that every operation of its form may answer."""
+    known = () if operation.needs is None else (401, 403)
+    placed = (404,) if "{" in operation.path else ()
+    read = () if operation.takes is None else (408,)
+    return (*known, *placed, *read, 500, 503)
 
 
 def _parameters(operation: "Operation") -> list[Schema]:
     names = re.findall(r"{(\w+)}", operation.path)
-    in_path = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    text: Schema = {"type": "string"}
+    in_path = [{"name": it, "in": "path", "required": True, "schema": _IN_PATH.get(it, text)} for it in names]
     return in_path + [{"name": name, "in": "query", **_PARAMETERS[name]} for name in operation.query]
 
 
@@ -108,13 +120,28 @@ def _schemas() -> dict[str, Schema]:
     """The schemas that operations name: the CRDs', those of the plain records, and their lists."""
     crds = _crd_schemas()
     seen: Schema = {"connected": {"type": "boolean"}, "in_sync": {"type": "boolean"}}
+    status: Schema = {"enum": list(JOB_STATUSES)}
+    waits: Schema = {"type": ["string", "null"], "description": "What a job waits for, in words."}
+    job = _record(JOBS, {"command": {"type": "object"}, "status": status, "waits_for": waits, "progress": _PROGRESS})
+    attempt = _record(JOB_ATTEMPTS, {"status": status}, leave_out=("job_id",))
+    attempt["properties"]["finished_at"] = {**attempt["properties"]["finished_at"], "type": ["string", "null"]}
+    attempts = {"type": "array", "items": attempt, "description": "The last one, and those that it followed."}
     schemas = {
         **crds,
-        "RepositoryPut": {"allOf": [crds["Repository"], {"properties": {"credentials": _CREDENTIALS}}]},
+        "RepositoryPut": {
+            **crds["Repository"],
+            "properties": {**crds["Repository"]["properties"], "credentials": _CREDENTIALS},
+        },
         "Host": _record(HOSTS, seen),
-        "Job": _record(JOBS, {"command": {"type": "object"}, "status": {"enum": list(JOB_STATUSES)}}),
+        "Job": job,
+        "JobDetail": {
+            "allOf": [job, {"type": "object", "properties": {"attempts": attempts}, "required": ["attempts"]}]
+        },
         "LogLine": _record(JOB_LOGS, {}, leave_out=("job_id", "total_bytes")),
         "Audit": _record(AUDIT, {}),
+        "RestorePut": _restore(),
+        "SnapshotList": _look("Snapshot"),
+        "FileList": _look("File"),
         "Problem": _PROBLEM,
         "Events": {"type": "string", "description": 'Server-sent events: {"changed": ["schedules", …]}.'},
     }
@@ -123,9 +150,27 @@ def _schemas() -> dict[str, Schema]:
 
 
 def _crd_schemas() -> dict[str, Schema]:
-    """The schemas of the custom resources that are served here as they are declared, by kind."""
-    found = [yaml.safe_load((resources.files("crds") / f"{name}.yaml").read_text()) for name in _SERVED]
-    return {crd["spec"]["names"]["kind"]: crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"] for crd in found}
+    """The schemas of the custom resources that are served here, by kind: as they are declared, and no more fields."""
+    found = [yaml.safe_load((resources.files("crds") / f"{name}.yaml").read_text())["spec"] for name in _SERVED]
+    return {crd["names"]["kind"]: _object(crd["versions"][0]["schema"]["openAPIV3Schema"]) for crd in found}
+
+
+def _object(schema: Schema) -> Schema:
+    """The schema of a manifest. In an answer, its status may say more than in the cluster."""
+    fields = schema["properties"]
+    known = {"metadata": _METADATA, "spec": _closed(fields["spec"]), "status": {"type": "object"}}
+    return {**schema, "properties": {**fields, **known}, "additionalProperties": False}
+
+
+def _closed(schema: Schema) -> Schema:
+    """A schema that takes no other fields than it names, as the server does."""
+    closed = dict(schema)
+    if "properties" in schema:
+        closed["properties"] = {name: _closed(field) for name, field in schema["properties"].items()}
+        closed["additionalProperties"] = False
+    if "items" in schema:
+        closed["items"] = _closed(schema["items"])
+    return closed
 
 
 def _record(table: Table, also: Mapping[str, Schema], leave_out: Sequence[str] = ()) -> Schema:
@@ -142,6 +187,8 @@ def _column(column: "Column[Any]") -> Schema:
             schema = {"type": "object"}
         case Integer() | BigInteger():
             schema = {"type": "integer"}
+        case Boolean():
+            schema = {"type": "boolean"}
         case _:
             schema = {"type": "string"}
     return {**schema, "type": [schema["type"], "null"]} if column.nullable else schema
@@ -158,15 +205,49 @@ def _list(name: str) -> Schema:
     return {"type": "object", "properties": properties, "required": ["items", "next"]}
 
 
+def _look(name: str) -> Schema:
+    listed = _list(name)
+    truncated = {"type": "boolean", "description": "Whether there is more than can be listed."}
+    return {**listed, "properties": {**listed["properties"], "truncated": truncated}}
+
+
+def _restore() -> Schema:
+    """The schema of a Restore's manifest, whose names are in its path."""
+    crd = yaml.safe_load((resources.files("crds") / "restores.yaml").read_text())
+    spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    return {
+        "type": "object",
+        "properties": {"spec": _closed(spec)},
+        "required": ["spec"],
+        "additionalProperties": False,
+    }
+
+
+_PROGRESS: Schema = {
+    "type": ["object", "null"],
+    "description": "What its host last told of a running job; what is 0 is left out.",
+    "properties": {
+        "fraction": {"type": "number"},
+        **{name: {"type": "integer"} for name in ("files_done", "files_total", "bytes_done", "bytes_total")},
+    },
+}
 _MEDIA_TYPES = {"Events": "text/event-stream"}
 _SERVED = ("schedules", "repositories")
-_CREDENTIALS: Schema = {
+_LABELS: Schema = {"type": "object", "maxProperties": MAX_LABELS, "additionalProperties": {"type": "string"}}
+_METADATA: Schema = {
     "type": "object",
+    "description": "What Kubernetes keeps there as well is taken, and left alone.",
+    "properties": {"namespace": _NAMESPACE, "name": _NAME, "labels": _LABELS},
+}
+_SECRET: Schema = {"type": "string", "maxLength": MAX_SECRET}
+_CREDENTIALS: Schema = {
+    "type": ["object", "null"],
     "writeOnly": True,
     "properties": {
-        "password": {"type": "string"},
-        "env": {"type": "object", "additionalProperties": {"type": "string"}},
+        "password": _SECRET,
+        "env": {"type": "object", "properties": dict.fromkeys(sorted(ALLOWED), _SECRET), "additionalProperties": False},
     },
+    "additionalProperties": False,
 }
 
 _PROBLEM: Schema = {

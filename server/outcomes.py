@@ -1,6 +1,7 @@
-"""How each schedule's runs went last on each host: kept as jobs open and end, so that nobody has to search the jobs."""
+"""How each schedule's runs went last on each host, and what is wrong with each repository: kept as jobs end, so that
+nobody has to search the jobs."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from datetime import datetime
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ from wire.messages import JobFinished
 
 GOOD = ("succeeded", "warning")
 """The ends after which a snapshot, or what else was asked for, is there."""
+OF_REPOSITORY = frozenset({"WrongPassword", "NoRepository", "Locked", "VerificationFailed"})
+"""The reasons that say something of the repository, not of the job alone."""
 
 
 class Last(NamedTuple):
@@ -18,34 +21,27 @@ class Last(NamedTuple):
     succeeded_at: datetime | None
 
 
+class Problem(NamedTuple):
+    """Why a repository could not be used: a JobReason, the job's error, the host and the time."""
+
+    reason: str
+    message: str
+    host: str
+    at: datetime
+
+
 class Outcomes:
     """The last outcome by schedule and host. Jobs that are of no schedule do not count."""
 
     def __init__(self) -> None:
-        self._open: dict[str, tuple[str, str, str]] = {}
         self._last: dict[str, dict[str, Last]] = {}
 
-    @property
-    def open_count(self) -> int:
-        """How many jobs have not ended."""
-        return len(self._open)
-
-    def opened(self, job_id: str, kind: str, schedule_id: str, host: str) -> None:
-        """A job is recorded."""
-        self._open[job_id] = (kind, schedule_id, host)
-
-    def ended(self, ends: Iterable[JobFinished]) -> list[tuple[str, str]]:
-        """Jobs have ended: those that had not before, as kind and status. An end that is told again changes nothing."""
-        new = []
-        for end in ends:
-            kind, schedule_id, host = self._open.pop(end.job_id, ("", "", ""))
-            if kind:
-                new.append((kind, str(end.status)))
-            if schedule_id:
-                before = self._last.setdefault(schedule_id, {}).get(host)
-                succeeded_at = end.finished_at if end.status in GOOD else before.succeeded_at if before else None
-                self._last[schedule_id][host] = Last(end.status, end.finished_at, succeeded_at)
-        return new
+    def ended(self, schedule_id: str, host: str, end: JobFinished) -> None:
+        """A job has ended."""
+        if schedule_id:
+            before = self._last.setdefault(schedule_id, {}).get(host)
+            succeeded_at = end.finished_at if end.status in GOOD else before.succeeded_at if before else None
+            self._last[schedule_id][host] = Last(end.status, end.finished_at, succeeded_at)
 
     def remember(self, schedule_id: str, host: str, last: Last) -> None:
         """What is known from before the server began."""
@@ -71,3 +67,41 @@ class Outcomes:
                 if last.succeeded_at is not None:
                     found.append((schedule_id, host, last.succeeded_at))
         return found
+
+
+class Health:
+    """What each repository was last found to be like, by each host: a problem lasts until a job of that host, on that
+    repository, goes well."""
+
+    def __init__(self) -> None:
+        self._problems: dict[str, dict[str, Problem]] = {}
+        self._verified: dict[str, datetime] = {}
+
+    def told(self, repository: str, host: str, kind: str, end: JobFinished) -> bool:
+        """An attempt of a job on a repository has ended; whether that changes what is known of it."""
+        before = self.problem(repository), self.verified(repository)
+        if end.status in GOOD:
+            self._problems.get(repository, {}).pop(host, None)
+            if kind == "verify":
+                self.remember_verified(repository, end.finished_at)
+        elif end.reason in OF_REPOSITORY:
+            problem = Problem(end.reason, end.error, host, end.finished_at)
+            self._problems.setdefault(repository, {})[host] = problem
+        return before != (self.problem(repository), self.verified(repository))
+
+    def remember_verified(self, repository: str, at: datetime) -> None:
+        """It was verified then, and maybe later."""
+        self._verified[repository] = max(at, self._verified.get(repository, at))
+
+    def forget(self, repository: str) -> None:
+        """A repository is gone."""
+        self._problems.pop(repository, None)
+        self._verified.pop(repository, None)
+
+    def problem(self, repository: str) -> Problem | None:
+        """The newest problem that lasts."""
+        return max(self._problems.get(repository, {}).values(), key=lambda it: it.at, default=None)
+
+    def verified(self, repository: str) -> datetime | None:
+        """When what is in it was last restored and compared, all well."""
+        return self._verified.get(repository)

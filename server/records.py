@@ -5,7 +5,7 @@ Each does its work in a fixed number of statements, however many items there are
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from itertools import chain
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from server import bulk
-from server.models import AUDIT, HOSTS, JOB_LOGS, JOBS, OPEN, REPOSITORIES, SCHEDULES
+from server.models import AUDIT, HOSTS, JOB_ATTEMPTS, JOB_LOGS, JOBS, OPEN, REPOSITORIES, SCHEDULES
 from server.outcomes import GOOD
 from wire.messages import JobFinished
 
@@ -27,6 +27,8 @@ MAX_LOG_LINES = 10_000
 """Lines kept of one job's log; what is beyond is dropped, and the last line says so."""
 MAX_LOG_BYTES = 1 << 20
 """Bytes kept of one job's log, in UTF-8."""
+BATCH = 200
+"""Rows that one transaction deletes, with what belongs to them: others wait no longer than for that."""
 
 Row = dict[str, Any]
 """A row by column name, as a query answers it: aware datetimes, JSON columns as plain values."""
@@ -34,8 +36,17 @@ Row = dict[str, Any]
 _encode = msgspec.json.Encoder().encode
 
 
+class _On(msgspec.Struct):
+    """Of a command, which repository it is on; see `commands.repository_id`."""
+
+    repository: str = ""
+
+
+_on = msgspec.json.Decoder(_On)
+
+
 class JobRow(NamedTuple):
-    """A job that is about to be recorded. `command`: the JSON of its command.run payload."""
+    """A job that is about to be recorded. `command`: the JSON of its command.run payload. `sent`: it goes at once."""
 
     id: str
     host: str
@@ -47,6 +58,7 @@ class JobRow(NamedTuple):
     missed: int
     command: str
     created_at: datetime
+    sent: bool = False
     status: str = "pending"
 
 
@@ -110,29 +122,41 @@ class AuditRow(NamedTuple):
 class OpenJob(NamedTuple):
     """A job without an end. `status`: pending or running; `command`: the JSON of its command.run payload."""
 
-    job_id: str
+    host: str
     status: str
     command: str
+    created_at: datetime
+    sent: bool
+    attempt: int
+    not_before: datetime | None
+    cancel_requested: bool
+
+
+class Retry(NamedTuple):
+    """An attempt of a job that failed, and when the next one is due."""
+
+    end: JobFinished
+    attempt: int
+    not_before: datetime
 
 
 class Loaded(NamedTuple):
     """All that a server needs in memory when it starts.
 
-    `last_ends`: (schedule id, host, status, when it ended, when one last went well). `open_jobs`: (id, kind,
-    schedule id, host).
+    `last_ends`: (schedule id, host, status, when it ended, when one last went well, reason, error).
     """
 
     hosts: list[HostRow]
     schedules: list[ScheduleRow]
     repositories: list[RepositoryRow]
     last_ends: list[tuple[Any, ...]]
-    open_jobs: list[tuple[Any, ...]]
+    open_jobs: list[OpenJob]
 
 
 # Jobs.
 
 
-def job_row(job: "NewJob") -> JobRow:
+def job_row(job: "NewJob", *, sent: bool) -> JobRow:
     """A fire's or a run's job as it is recorded."""
     command = job.command
     return JobRow(
@@ -146,6 +170,7 @@ def job_row(job: "NewJob") -> JobRow:
         missed=job.missed,
         command=_encode(command).decode(),
         created_at=job.created_at,
+        sent=sent,
     )
 
 
@@ -182,7 +207,7 @@ def jobs_accepted(conn: Connection, batches: Sequence[Sequence[tuple[str, dateti
 
 _ENDED = (
     "id", "status", "finished_at", "started_at", "exit_code", "snapshot_id",
-    "files_processed", "bytes_processed", "bytes_added", "error",
+    "files_processed", "bytes_processed", "bytes_added", "error", "reason",
 )  # fmt: skip
 
 
@@ -218,20 +243,52 @@ def _update_jobs(dialect: str, names: tuple[str, ...], statuses: tuple[str, ...]
     return bulk.update(dialect, JOBS, names, JOBS.c.status.in_(statuses))
 
 
-def open_jobs(conn: Connection, hosts: Sequence[str]) -> list[list[OpenJob]]:
-    """The jobs of each host that have no end, oldest first."""
-    found: dict[str, list[OpenJob]] = {}
-    for host, *job in bulk.gathered(conn, _open_jobs(conn.dialect.name), ((host,) for host in set(hosts))):
-        found.setdefault(host, []).append(OpenJob(*job))
-    return [found.get(host, []) for host in hosts]
+def jobs_sent(conn: Connection, batches: Sequence[Sequence[str]]) -> list[None]:
+    """Jobs that waited for their turn are about to be sent."""
+    _set(conn, "sent", chain.from_iterable(batches))
+    return [None] * len(batches)
+
+
+def jobs_cancelled(conn: Connection, batches: Sequence[Sequence[str]]) -> list[None]:
+    """Hosts are to end these jobs."""
+    _set(conn, "cancel_requested", chain.from_iterable(batches))
+    return [None] * len(batches)
+
+
+def _set(conn: Connection, flag: str, job_ids: Iterable[str]) -> None:
+    if ids := set(job_ids):
+        statement = _update_jobs(conn.dialect.name, ("id", flag), OPEN)
+        conn.execute(statement, bulk.parameter((job_id, True) for job_id in ids))
+
+
+_FAILED = ("job_id", "attempt", "status", "finished_at", "started_at", "exit_code", "snapshot_id", "error", "reason")
+
+
+def jobs_retried(conn: Connection, batches: Sequence[Sequence[Retry]]) -> list[None]:
+    """Attempts failed and others follow; of several ends of one attempt the first counts."""
+    ids = {retry.end.job_id for batch in batches for retry in batch}
+    given = bulk.gathered(conn, _attempts(conn.dialect.name), ((job_id,) for job_id in ids)) if ids else []
+    at = dict(given)
+    retries: dict[str, Retry] = {}
+    for retry in chain.from_iterable(batches):
+        if at.get(retry.end.job_id) == retry.attempt:
+            retries.setdefault(retry.end.job_id, retry)
+    if retries:
+        failed = [
+            [job_id, it.attempt, *(getattr(it.end, name) for name in _FAILED[2:])] for job_id, it in retries.items()
+        ]
+        conn.execute(bulk.insert_new(conn.dialect.name, JOB_ATTEMPTS, _FAILED), bulk.parameter(failed))
+        names = ("id", "status", "attempt", "not_before", "sent", "accepted_at")
+        again = [(job_id, "pending", it.attempt + 1, it.not_before, False, None) for job_id, it in retries.items()]
+        conn.execute(_update_jobs(conn.dialect.name, names, OPEN), bulk.parameter(again))
+    return [None] * len(batches)
 
 
 @cache
-def _open_jobs(dialect: str) -> sa.Executable:
-    given = bulk.Given(dialect, [JOBS.c.host]).select()
-    is_open = sa.text("status IN ('pending', 'running')")  # in the words of the partial index, so that it is used
-    columns = (JOBS.c.host, JOBS.c.id, JOBS.c.status, JOBS.c.command)
-    found = sa.select(*columns).where(JOBS.c.host.in_(given), is_open).order_by(JOBS.c.created_at, JOBS.c.id)
+def _attempts(dialect: str) -> sa.Executable:
+    """The present attempt of those of the given jobs that are open."""
+    given = bulk.Given(dialect, [JOBS.c.id]).select()
+    found = sa.select(JOBS.c.id, JOBS.c.attempt).where(JOBS.c.id.in_(given), JOBS.c.status.in_(OPEN))
     return bulk.gather(found.subquery())
 
 
@@ -364,7 +421,65 @@ def audit(conn: Connection, rows: Sequence[AuditRow]) -> list[None]:
     return [None] * len(rows)
 
 
+# History.
+
+
+class Past(NamedTuple):
+    """Which ended jobs may be deleted: recorded before `before`, and beyond the one of (created_at, id) `after`."""
+
+    before: datetime
+    after: tuple[datetime, str] | None = None
+
+
+def delete_past(conn: Connection, items: Sequence[Past]) -> list[tuple[datetime, str] | None]:
+    """Delete ended jobs, oldest first, with their attempts and logs; kept is the last that ended of each schedule on
+    each host. Each call looks at up to BATCH jobs; the answer is the last one of them, None when there are no more."""
+    return [_delete_past(conn, item) for item in items]
+
+
+def _delete_past(conn: Connection, past: Past) -> tuple[datetime, str] | None:
+    place = sa.tuple_(JOBS.c.created_at, JOBS.c.id)
+    old = sa.select(JOBS.c.created_at, JOBS.c.id).where(JOBS.c.created_at < past.before)
+    if past.after is not None:
+        at = sa.literal(past.after[0], JOBS.c.created_at.type)
+        old = old.where(place > sa.tuple_(at, sa.literal(past.after[1])))
+    seen = conn.execute(old.order_by(JOBS.c.created_at, JOBS.c.id).limit(BATCH)).all()
+    if not seen:
+        return None
+    later = JOBS.alias()
+    is_not_last = sa.exists().where(
+        later.c.host == JOBS.c.host,
+        later.c.scheduled_id == JOBS.c.scheduled_id,
+        later.c.status.not_in(OPEN),
+        sa.tuple_(later.c.created_at, later.c.id) > place,
+    )
+    ids = bulk.Given(conn.dialect.name, [JOBS.c.id]).select()
+    may_go = sa.and_(JOBS.c.status.not_in(OPEN), sa.or_(JOBS.c.scheduled_id.is_(None), is_not_last))
+    statement = sa.delete(JOBS).where(JOBS.c.id.in_(ids), may_go)
+    conn.execute(statement, bulk.parameter((row.id,) for row in seen))
+    return (seen[-1].created_at, seen[-1].id) if len(seen) == BATCH else None
+
+
+def delete_audit(conn: Connection, items: Sequence[datetime]) -> list[bool]:
+    """Delete what was audited before these times, oldest first, up to BATCH lines; whether there may be more."""
+    more = []
+    for before in items:
+        oldest = conn.execute(sa.select(AUDIT.c.id, AUDIT.c.at).order_by(AUDIT.c.id).limit(BATCH)).all()
+        ids = [row.id for row in oldest if row.at < before]
+        if ids:
+            conn.execute(bulk.delete(conn.dialect.name, AUDIT, "id"), bulk.parameter((id_,) for id_ in ids))
+        more.append(len(ids) == BATCH)
+    return more
+
+
 # Queries, for `Store.read`.
+
+
+def nth_newest_job(conn: Connection, number: int) -> datetime | None:
+    """When the job was recorded before which there are only older ones than so many; None when there are no more."""
+    newest = sa.select(JOBS.c.created_at).order_by(JOBS.c.created_at.desc(), JOBS.c.id.desc())
+    at: datetime | None = conn.execute(newest.offset(number - 1).limit(1)).scalar()
+    return at
 
 
 def load_all(conn: Connection) -> Loaded:
@@ -372,10 +487,10 @@ def load_all(conn: Connection) -> Loaded:
     hosts = bulk.whole(conn, [HOSTS.c[name] for name in HostRow._fields], HostRow)
     schedules = bulk.whole(conn, [SCHEDULES.c[name] for name in ScheduleRow._fields], ScheduleRow)
     repositories = bulk.whole(conn, [REPOSITORIES.c[name] for name in RepositoryRow._fields], RepositoryRow)
-    columns = (JOBS.c.id, JOBS.c.kind, JOBS.c.scheduled_id, JOBS.c.host)
-    open_jobs = conn.execute(sa.select(*columns).where(JOBS.c.status.in_(OPEN)))
+    is_open = sa.text("status IN ('pending', 'running')")  # in the words of the partial index, so that it is used
+    open_jobs = conn.execute(sa.select(*(JOBS.c[name] for name in OpenJob._fields)).where(is_open))
     ends = [tuple(row) for row in _last_ends(conn)]
-    return Loaded(hosts, schedules, repositories, ends, [tuple(row) for row in open_jobs])
+    return Loaded(hosts, schedules, repositories, ends, [OpenJob(*row) for row in open_jobs])
 
 
 def _last_ends(conn: Connection) -> Iterable[sa.Row[Any]]:
@@ -387,6 +502,8 @@ def _last_ends(conn: Connection) -> Iterable[sa.Row[Any]]:
         JOBS.c.status,
         JOBS.c.finished_at,
         sa.func.max(good, type_=JOBS.c.finished_at.type).over(partition_by=pair).label("succeeded_at"),
+        JOBS.c.reason,
+        JOBS.c.error,
         sa.func.row_number().over(partition_by=pair, order_by=newest_first).label("place"),
     ).where(JOBS.c.scheduled_id.is_not(None), JOBS.c.status.not_in(OPEN))
     ends = ended.subquery()
@@ -421,10 +538,19 @@ def get_job(conn: Connection, job_id: str) -> Row | None:
     return _one(conn, sa.select(JOBS).where(JOBS.c.id == job_id))
 
 
+def list_attempts(conn: Connection, job_id: str) -> list[Row]:
+    """A job's attempts that were followed by another, in order."""
+    columns = [column for column in JOB_ATTEMPTS.c if column.name != "job_id"]
+    return _all(conn, sa.select(*columns).where(JOB_ATTEMPTS.c.job_id == job_id).order_by(JOB_ATTEMPTS.c.attempt))
+
+
 def job_namespace(conn: Connection, job_id: str) -> str | None:
-    """The namespace of the schedule that a job is of, or None."""
-    found = sa.select(SCHEDULES.c.namespace).join(JOBS, JOBS.c.scheduled_id == SCHEDULES.c.id)
-    namespace: str | None = conn.execute(found.where(JOBS.c.id == job_id)).scalar()
+    """The namespace of the repository that a job is on, or None."""
+    command: str | None = conn.execute(sa.select(JOBS.c.command).where(JOBS.c.id == job_id)).scalar()
+    if command is None:
+        return None
+    id_ = _on.decode(command).repository.partition("/")[0]
+    namespace: str | None = conn.execute(sa.select(REPOSITORIES.c.namespace).where(REPOSITORIES.c.id == id_)).scalar()
     return namespace
 
 
@@ -461,11 +587,21 @@ def get_jobs(conn: Connection, job_ids: Sequence[str]) -> list[Row]:
 
 
 def list_jobs(
-    conn: Connection, filters: Mapping[str, str], after: tuple[datetime, str] | None, limit: int, id_prefix: str = ""
+    conn: Connection,
+    filters: Mapping[str, str],
+    after: tuple[datetime, str] | None,
+    limit: int,
+    id_prefix: str = "",
+    leave_out: Collection[str] = (),
 ) -> list[Row]:
-    """Jobs whose columns equal `filters`, newest first, beyond the one of (created_at, id) `after`."""
+    """Jobs whose columns equal `filters`, newest first, beyond the one of (created_at, id) `after`.
+
+    `leave_out`: kinds that are not told.
+    """
     found = sa.select(JOBS).order_by(JOBS.c.created_at.desc(), JOBS.c.id.desc()).limit(limit)
     found = found.where(*(JOBS.c[name] == value for name, value in filters.items()))
+    if leave_out:
+        found = found.where(JOBS.c.kind.not_in(leave_out))
     if id_prefix:
         found = found.where(JOBS.c.id >= id_prefix, JOBS.c.id < id_prefix + "g")  # ids are hexadecimal digits
     if after is not None:

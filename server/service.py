@@ -9,7 +9,7 @@ import socket
 import ssl
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -27,12 +27,14 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.http11 import Request
 from websockets.protocol import State
 
-from server import kubernetes, rest, tls, tokens
+from server import history, kubernetes, rest, tls, tokens
 from server.control import Control
 from server.enrolment import KEY_PREFIX, Enrolment
 from server.gateway import Gateway
 from server.grants import Grants, GrantsError
+from server.history import Keep
 from server.identity import Files, Identity, Reviews
+from server.restores import Restores
 from server.store import Store
 from server.urls import SCHEMES
 from server.vault import Vault
@@ -60,7 +62,7 @@ class Config(Struct, frozen=True):
     runs in unless `cluster` names another; there, `agent_service_account` is that of agents, NAMESPACE/NAME.
     `vault_key`: the file with the keys that seal credentials, in the folder when None. `grants`: the
     file that says what namespaces may reach, everything when None. `schemes`: the kinds of repositories' URLs that
-    are allowed.
+    are allowed. `keep`: how much of the past is kept.
     """
 
     data: Path
@@ -74,6 +76,7 @@ class Config(Struct, frozen=True):
     cluster: kubernetes.Config | None = None
     vault_key: Path | None = None
     grants: Path | None = None
+    keep: Keep = Keep()
     schemes: tuple[str, ...] = SCHEMES
 
 
@@ -115,7 +118,8 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
     secure = _tls_context(config)
     with _bind(config.host, config.port) as listening:
         async with _opened(config) as (store, vault), _identity(config) as identity:
-            control = Control(store, vault, clock, new_id, _grants(config), config.schemes)
+            grants = _grants(config)
+            control = Control(store, vault, clock, new_id, grants, config.schemes)
             await control.load()
             if control.hosts:
                 log.info("carrying on", extra={"hosts": len(control.hosts), "schedules": len(control.schedules)})
@@ -123,13 +127,16 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
             control.metrics.watch(control, store)
             gateway = Gateway(control, store, partial(_agent, identity, enrolment), clock, new_id)
             enrolment.ended = gateway.disconnect
-            app = application(gateway, rest.routes(control, store, enrolment, identity))
-            async with gateway.running(), _uvicorn(app, secure, listening):
+            restores = Restores(control, store, clock, new_id, grants, config.schemes)
+            app = application(gateway, rest.routes(control, store, enrolment, identity, restores))
+            tidying = _running(history.follow(store, config.keep, clock))
+            async with tidying, gateway.running(), _uvicorn(app, secure, listening):
                 admin, agents = (identity.admin, identity.agents) if isinstance(identity, Files) else ("", "")
                 try:
                     yield Running(listening.getsockname()[1], admin, agents, control)
                 finally:
                     control.news.end()
+                    control.jobs.close()
 
 
 async def _agent(identity: Identity, enrolment: Enrolment, token: str) -> str:
@@ -165,6 +172,17 @@ def _files(data: Path) -> Files:
         return Files(tokens.load(data / "admin-token"), tokens.load(data / "agent-token"))
     except (OSError, ValueError) as error:
         raise ServerError(f"{data}: {error}") from error
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """While entered, something goes on beside."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 @asynccontextmanager

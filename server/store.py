@@ -111,13 +111,17 @@ class Store:
         Raises what the function raises for this item; Unavailable when MAX_WAITING calls wait, or the database is
         locked, full or gone; StoreClosedError.
         """
+        return await self.submit(function, item)
+
+    def submit(self, function: BulkFunction[Item, Result], item: Item) -> "asyncio.Future[Result]":
+        """As `write`, for one who has something to do with the answer whether or not somebody waits for it."""
         if self._closed:
             raise StoreClosedError("the store is closed")
         if self._calls.qsize() >= MAX_WAITING:
             raise Unavailable("the database cannot keep up: try again later")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._calls.put(_Call(function, item, future))
-        return await future
+        return future
 
     async def read(self, function: Callable[[Connection, *Args], Result], *args: *Args) -> Result:
         """Have `function(conn, *args)` run in a reader's thread, on one snapshot of the database.

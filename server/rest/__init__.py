@@ -23,6 +23,7 @@ from server.problems import NotFound, Unavailable
 from server.rest.api import BODIES, OPERATIONS, Api, ControlPlane, Operation
 from server.rest.guard import Authenticated, Problems, nowhere
 from server.rest.reading import json_response
+from server.restores import Restores
 from server.store import Store
 
 PREFIX = "/api/v1"
@@ -38,9 +39,11 @@ def application(routes: Sequence[BaseRoute]) -> ASGIApp:
     return Starlette(routes=routes, exception_handlers={HTTPException: nowhere})
 
 
-def routes(control: ControlPlane, store: Store, enrolment: Enrolment, identity: Identity) -> list[BaseRoute]:
+def routes(
+    control: ControlPlane, store: Store, enrolment: Enrolment, identity: Identity, restores: Restores
+) -> list[BaseRoute]:
     """The routes of the API, its description and the probes."""
-    api = Api(control, store, enrolment)
+    api = Api(control, store, enrolment, restores)
     problems, known = Middleware(Problems), Middleware(Authenticated, identity=identity)
     open_ = _routes((it for it in OPERATIONS if it.needs is None), api, identity)
     guarded = _routes((it for it in OPERATIONS if it.needs is not None), api, identity)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Annotated, Any, NamedTuple, Protocol
 
 from msgspec import Meta, Raw, Struct
@@ -16,11 +17,13 @@ from starlette.responses import Response, StreamingResponse
 
 from server import enrolment, records
 from server.control import Coverage
+from server.dispatch import Dispatch
 from server.enrolment import Enrolment
 from server.identity import Permission, User
 from server.models import ACTOR_KINDS, JOB_STATUSES, REPOSITORIES, SCHEDULES, Actor
 from server.news import News
 from server.problems import Conflict, Invalid, NotFound
+from server.queue import LOOKS
 from server.records import Row
 from server.resources import API_VERSION, MAX_LABELS
 from server.rest.reading import (
@@ -35,6 +38,8 @@ from server.rest.reading import (
     json_response,
     object_body,
 )
+from server.restores import File, Question, Restores, Snapshot
+from server.schema import MAX_ERRORS
 from server.selectors import label_errors
 from server.specs import LabelSelector
 from server.store import Store
@@ -104,6 +109,8 @@ BODIES: Mapping[str, type[Struct]] = {
     "Run": RunBody,
     "RunPut": RunPutBody,
     "RunStatus": RunStatus,
+    "Snapshot": Snapshot,
+    "File": File,
     "EnrolmentPost": OfferBody,
     "Enrolment": Offer,
     "Enrol": EnrolBody,
@@ -119,6 +126,7 @@ class ControlPlane(Protocol):
         """Whether the host of this name has an agent that is connected."""
 
     news: News
+    jobs: Dispatch
 
     def coverage(self, schedule_ids: Collection[str]) -> Mapping[str, Coverage]:
         """On which hosts each of these schedules is, and how it is going there."""
@@ -157,8 +165,9 @@ class ControlPlane(Protocol):
 class Api:
     """The operations, on a control plane and the store that it writes."""
 
-    def __init__(self, control: ControlPlane, store: Store, enrolment: Enrolment) -> None:
+    def __init__(self, control: ControlPlane, store: Store, enrolment: Enrolment, restores: Restores) -> None:
         self._control = control
+        self._restores = restores
         self._store = store
         self._enrolment = enrolment
 
@@ -199,14 +208,14 @@ class Api:
         Query(request)
         wanted = converted(await body(request), RunBody) if has_body(request) else RunBody()
         rows = await self._control.run_now(_actor(request), **request.path_params, hosts=wanted.hosts)
-        return json_response({"items": [_job(row) for row in rows], "next": None}, 201)
+        return json_response({"items": [self._shown_job(row) for row in rows], "next": None}, 201)
 
     # Runs.
 
     async def put_run(self, request: Request) -> Response:
         """Run a schedule once, now, under this id; asked for again, it is the same run."""
         Query(request)
-        namespace, run = request.path_params["namespace"], _run_id(request)
+        namespace, run = request.path_params["namespace"], _own_id(request)
         wanted = converted(await object_body(request), RunPutBody)
         selector = wanted.hostSelector
         row = await self._control.start_run(_actor(request), namespace, wanted.schedule, run, selector)
@@ -215,8 +224,46 @@ class Api:
     async def get_run(self, request: Request) -> Response:
         """Read how far a run is; one that is not known is on no host."""
         Query(request)
-        namespace, run = request.path_params["namespace"], _run_id(request)
+        namespace, run = request.path_params["namespace"], _own_id(request)
         return json_response(await self._store.read(records.run_status, run, f"{namespace}/{run}"))
+
+    # Restores.
+
+    async def put_restore(self, request: Request) -> Response:
+        """Restore what a Restore says, once; under the same id it is the same restore. Answers its job."""
+        Query(request)
+        namespace, name = request.path_params["namespace"], _own_id(request)
+        manifest = await object_body(request)
+        metadata = {"namespace": namespace, "name": name}
+        row = await self._restores.restore(_actor(request), {**manifest, "metadata": metadata})
+        return json_response(self._shown_job(row))
+
+    async def get_restore(self, request: Request) -> Response:
+        """Read the job of a restore."""
+        Query(request)
+        row = await self._restores.get(request.path_params["namespace"], _own_id(request))
+        return json_response(self._shown_job(row))
+
+    async def list_snapshots(self, request: Request) -> Response:
+        """List the snapshots in a repository, newest first, as a host that is connected finds them."""
+        query = Query(request, "host", "limit", "cursor")
+        question = Question(**request.path_params, host=query.text("host") or "")
+        return await self._look(request, query, question)
+
+    async def list_files(self, request: Request) -> Response:
+        """List what a folder of a snapshot holds, as a host that is connected finds it."""
+        query = Query(request, "host", "path", "limit", "cursor")
+        names = dict(request.path_params)
+        snapshot = names.pop("snapshot")
+        path = query.text("path") or "/"
+        question = Question(**names, host=query.text("host") or "", snapshot=snapshot, path=path)
+        return await self._look(request, query, question)
+
+    async def _look(self, request: Request, query: Query, question: Question) -> Response:
+        after, limit = query.after(tuple[str, Number]), query.limit()
+        page = await self._restores.look(_actor(request), question, limit, after)
+        next_ = None if page.after is None else cursor(page.after)
+        return json_response({"items": page.items, "next": next_, "truncated": page.truncated})
 
     # News.
 
@@ -233,23 +280,23 @@ class Api:
         query = Query(request, "limit", "cursor")
         after, limit = query.after(tuple[str, str]), query.limit()
         rows = await self._store.read(records.list_resources, REPOSITORIES, after, limit + 1)
-        return _page(rows, limit, _repository, "namespace", "name")
+        return _page(rows, limit, self._repository, "namespace", "name")
 
     async def create_repository(self, request: Request) -> Response:
         """Create a repository. Its `credentials` can be written, and are never told."""
         manifest = await self._new_manifest(request, "Repository")
         row, created = await self._control.put_repository(_actor(request), manifest)
-        return _created(request, "Repository", row, _repository(row), created)
+        return _created(request, "Repository", row, self._repository(row), created)
 
     async def get_repository(self, request: Request) -> Response:
         """Read a repository, without its credentials."""
         Query(request)
-        return json_response(_repository(await self._resource(request, "Repository")))
+        return json_response(self._repository(await self._resource(request, "Repository")))
 
     async def put_repository(self, request: Request) -> Response:
         """Create a repository, or make it what the manifest says; saying the same again changes nothing."""
         row, created = await self._control.put_repository(_actor(request), await _named_manifest(request))
-        return json_response(_repository(row), 201 if created else 200)
+        return json_response(self._repository(row), 201 if created else 200)
 
     async def delete_repository(self, request: Request) -> Response:
         """Delete a repository's declaration; what is stored in it stays."""
@@ -279,7 +326,7 @@ class Api:
         """Make a host known, or give it these labels in place of those it had."""
         Query(request)
         given = await object_body(request)
-        if errors := list(label_errors(given.get("labels"), "labels")):
+        if errors := list(islice(label_errors(given.get("labels"), "labels"), MAX_ERRORS)):
             raise Invalid("the request is not allowed", errors)
         wanted = converted(given, HostBody)
         row, created = await self._control.put_host(_actor(request), request.path_params["name"], wanted.labels)
@@ -318,25 +365,31 @@ class Api:
     # Jobs.
 
     async def list_jobs(self, request: Request) -> Response:
-        """List jobs, newest first."""
-        query = Query(request, "id", "host", "schedule", "status", "actor_kind", "limit", "cursor")
+        """List jobs, newest first; looks into repositories only where they are asked for by id or kind."""
+        query = Query(request, "id", "host", "schedule", "kind", "status", "actor_kind", "limit", "cursor")
         after, limit = query.after(tuple[datetime, str]), query.limit()
         if after is not None and after[0].utcoffset() != timedelta():
             raise bad_parameter("cursor", "must be the `next` of an earlier page, as it was given")
         given = {
             "host": query.text("host"),
             "scheduled_id": await self._schedule_id(query.text("schedule")),
+            "kind": query.text("kind"),
             "status": query.one_of("status", JOB_STATUSES),
             "actor_kind": query.one_of("actor_kind", ACTOR_KINDS),
         }
         filters = {name: value for name, value in given.items() if value is not None}
-        rows = await self._store.read(records.list_jobs, filters, after, limit + 1, query.text("id") or "")
-        return _page(rows, limit, _job, "created_at", "id")
+        id_ = query.text("id") or ""
+        leave_out = () if id_ or "kind" in filters else LOOKS
+        rows = await self._store.read(records.list_jobs, filters, after, limit + 1, id_, leave_out)
+        return _page(rows, limit, self._shown_job, "created_at", "id")
 
     async def get_job(self, request: Request) -> Response:
-        """Read a job."""
+        """Read a job, with its attempts."""
         Query(request)
-        return json_response(_job(await self._job(request)))
+        row = await self._job(request)
+        before = await self._store.read(records.list_attempts, row["id"])
+        last = {name: row[name] for name in ATTEMPT}
+        return json_response({**self._shown_job(row), "attempts": [*before, last]})
 
     async def get_job_log(self, request: Request) -> Response:
         """Read what restic wrote for people, line by line."""
@@ -350,7 +403,7 @@ class Api:
         """Have a job end as cancelled."""
         Query(request)
         row = await self._control.cancel_job(_actor(request), request.path_params["id"])
-        return json_response(_job(row))
+        return json_response(self._shown_job(row))
 
     # The audit log.
 
@@ -383,7 +436,7 @@ class Api:
         return (namespace if slash else ""), ""
 
     async def of_job(self, request: Request) -> tuple[str, str]:
-        """A job of a schedule; where that is gone, no namespace in particular."""
+        """A job of a schedule, or on a repository; where that is gone, no namespace in particular."""
         return await self._store.read(records.job_namespace, request.path_params["id"]) or "", ""
 
     # What they share.
@@ -434,11 +487,24 @@ class Api:
         known = {name: at for name, at in due.items() if at is not None}
         return _object("Schedule", row, {**counts, **named, **known})
 
+    def _repository(self, row: Row) -> dict[str, object]:
+        health = self._control.jobs.health
+        problem, verified = health.problem(row["id"]), health.verified(row["id"])
+        known = {"problem": problem._asdict() if problem else None, "lastVerified": verified}
+        return _object("Repository", row, {name: it for name, it in known.items() if it is not None})
+
+    def _shown_job(self, row: Row) -> dict[str, object]:
+        jobs = self._control.jobs
+        now = {"waits_for": jobs.waits_for(row["id"]) or None, "progress": jobs.progress_of(row["id"])}
+        return {**row, "command": Raw(row["command"].encode()), **now}
+
     def _host(self, row: Row) -> dict[str, object]:
         in_sync = (row["desired_version"], row["desired_digest"]) == (row["applied_version"], row["applied_digest"])
         return {**row, "connected": self._control.is_connected(row["name"]), "in_sync": in_sync}
 
 
+ATTEMPT = ("attempt", "status", "started_at", "finished_at", "exit_code", "snapshot_id", "error", "reason")
+"""What is told of each attempt of a job."""
 _TABLES = {"Schedule": SCHEDULES, "Repository": REPOSITORIES}
 
 
@@ -495,15 +561,7 @@ def _object(kind: str, row: Row, status: Mapping[str, object]) -> dict[str, obje
     return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": row["spec"], "status": status}
 
 
-def _repository(row: Row) -> dict[str, object]:
-    return _object("Repository", row, {})
-
-
-def _job(row: Row) -> dict[str, object]:
-    return {**row, "command": Raw(row["command"].encode())}
-
-
-def _run_id(request: Request) -> str:
+def _own_id(request: Request) -> str:
     run: str = request.path_params["id"]
     if not re.fullmatch(r"[a-z0-9][-a-z0-9]{0,39}", run):
         raise invalid({"id": "must be 1 to 40 lower case letters, digits and '-', such as a uid"})
@@ -545,7 +603,8 @@ class Operation(NamedTuple):
 
 _PAGE = ("limit", "cursor")
 _BODY = (400, 413, 415, 422)
-_RUN = "/runs/{namespace}/{id}"
+_LOOK = (400, 404, 409, 422, 502, 504)
+_RUN, _RESTORE = "/runs/{namespace}/{id}", "/restores/{namespace}/{id}"
 _SCHEDULE, _REPOSITORY, _HOST = "/schedules/{namespace}/{name}", "/repositories/{namespace}/{name}", "/hosts/{name}"
 
 OPERATIONS: Sequence[Operation] = (
@@ -631,6 +690,36 @@ OPERATIONS: Sequence[Operation] = (
         may=(*_BODY, 404),
     ),
     Operation("GET", _RUN, Api.get_run, Needs("get", "runs", Api.in_namespace), {200: "RunStatus"}, may=(400, 422)),
+    Operation(
+        "PUT",
+        _RESTORE,
+        Api.put_restore,
+        Needs("create", "restores", Api.in_namespace),
+        {200: "Job"},
+        "RestorePut",
+        may=(*_BODY, 404, 409),
+    ),
+    Operation(
+        "GET", _RESTORE, Api.get_restore, Needs("get", "restores", Api.in_namespace), {200: "Job"}, may=(400, 404, 422)
+    ),
+    Operation(
+        "GET",
+        f"{_REPOSITORY}/snapshots",
+        Api.list_snapshots,
+        Needs("get", "repositories/snapshots"),
+        {200: "SnapshotList"},
+        query=("host", *_PAGE),
+        may=_LOOK,
+    ),
+    Operation(
+        "GET",
+        f"{_REPOSITORY}/snapshots/{{snapshot}}/files",
+        Api.list_files,
+        Needs("get", "repositories/snapshots"),
+        {200: "FileList"},
+        query=("host", "path", *_PAGE),
+        may=_LOOK,
+    ),
     Operation("GET", "/news", Api.listen, Needs("list", "schedules"), {200: "Events"}, may=(400,)),
     Operation("GET", "/hosts", Api.list_hosts, Needs("list", "hosts"), {200: "HostList"}, query=_PAGE, may=(400,)),
     Operation("GET", _HOST, Api.get_host, Needs("get", "hosts"), {200: "Host"}, may=(400, 404)),
@@ -656,10 +745,10 @@ OPERATIONS: Sequence[Operation] = (
         Api.list_jobs,
         Needs("list", "runs", Api.of_filter),
         {200: "JobList"},
-        query=("id", "host", "schedule", "status", "actor_kind", *_PAGE),
+        query=("id", "host", "schedule", "kind", "status", "actor_kind", *_PAGE),
         may=(400,),
     ),
-    Operation("GET", "/jobs/{id}", Api.get_job, Needs("get", "runs", Api.of_job), {200: "Job"}, may=(400, 404)),
+    Operation("GET", "/jobs/{id}", Api.get_job, Needs("get", "runs", Api.of_job), {200: "JobDetail"}, may=(400, 404)),
     Operation(
         "GET",
         "/jobs/{id}/log",

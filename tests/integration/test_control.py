@@ -34,6 +34,7 @@ class World:
         control = Control(self.store, self.vault, lambda: self.now, self.new_id)
         control.is_connected = self.online.__contains__
         control.deliver = lambda host, effects: self.delivered.extend((host, effect) for effect in effects)
+        control.jobs.deliver = control.deliver
         return control
 
     def new_id(self):
@@ -267,12 +268,13 @@ async def test_a_host_that_nobody_declared_is_made_known_once(fleet):
     assert [line for line in await fleet.audit() if line[3] == "new"] == [("new", "create", "Host", "new")]
 
 
-async def test_a_deleted_host_is_forgotten_and_its_jobs_stay(fleet):
+async def test_a_deleted_host_is_forgotten_and_its_jobs_stay_and_are_over(fleet):
     [job] = await fleet.control.run_now(ME, "ns", "db", None)
     await fleet.control.delete_host(ME, "d")
     assert "d" not in fleet.versions()
     assert await fleet.store.read(records.get_host, "d") is None
-    assert await fleet.store.read(records.get_job, job["id"]) == job
+    ended = await fleet.store.read(records.get_job, job["id"])
+    assert (ended["status"], ended["error"]) == ("cancelled", "its host was deleted")
     with pytest.raises(NotFound):
         await fleet.control.delete_host(ME, "d")
 
@@ -302,8 +304,8 @@ async def test_run_now_runs_on_the_hosts_that_are_asked_for_and_selected(fleet):
 
 
 async def test_a_job_of_a_host_that_is_online_is_cancelled_by_its_agent(fleet):
+    fleet.control.jobs.arrived("d", ())
     [job] = await fleet.control.run_now(ME, "ns", "db", None)
-    fleet.online.add("d")
     assert (await fleet.control.cancel_job(ME, job["id"]))["status"] == "pending"
     host, sent = fleet.delivered[-1]
     assert (host, list(sent.messages)) == ("d", [CommandCancel(job["id"], "cancelled by me")])
@@ -312,6 +314,6 @@ async def test_a_job_of_a_host_that_is_online_is_cancelled_by_its_agent(fleet):
 async def test_a_job_of_a_host_that_is_offline_is_over_at_once(fleet):
     [job] = await fleet.control.run_now(ME, "ns", "db", None)
     assert (await fleet.control.cancel_job(ME, job["id"]))["status"] == "cancelled"
-    assert await fleet.control.open_jobs("d") == []
+    assert fleet.control.jobs.queue.of_host("d") == []
     with pytest.raises(Problem, match="has ended already"):
         await fleet.control.cancel_job(ME, job["id"])

@@ -11,6 +11,7 @@ import pytest
 
 from controller.client import Client
 from server import records
+from server.control import Needed
 from server.records import JobRow
 from server.rest import reading
 from server.rest.api import OPERATIONS
@@ -272,7 +273,8 @@ async def test_a_schedule_runs_now_on_its_hosts_or_some(api):
     some = (await api.post("/schedules/ns/etc/run", json={"hosts": ["node-2"]})).json()["items"]
     assert [(job["host"], job["status"], job["actor_kind"]) for job in some] == [("node-2", "pending", "user")]
     assert some[0]["command"]["args"][0] == "backup"
-    assert (await api.get(f"/jobs/{some[0]['id']}")).json() == some[0]
+    [attempt] = (told := (await api.get(f"/jobs/{some[0]['id']}")).json()).pop("attempts")
+    assert (told, attempt["status"]) == (some[0], "pending")
     refused(await api.post("/schedules/ns/etc/run", json={"hosts": ["node-3"]}), 422, "hosts")
     refused(await api.post("/schedules/ns/etc/run", json={"hosts": []}), 422, "hosts")
     refused(await api.post("/schedules/ns/no/run"), 404)
@@ -311,6 +313,11 @@ async def test_jobs_are_filtered(api, store):
     assert last == "2026-03-29T01:30:01Z"
 
 
+def opened(control):
+    """What a host would be told of all repositories."""
+    return control.credentials("node-1", map(Needed, control.repositories.values())).repositories
+
+
 async def test_a_server_that_lost_its_key_goes_on_and_takes_credentials_anew(tmp_path):
     declared = repository(credentials={"password": "secret"})
     for lost in (False, True):
@@ -318,12 +325,10 @@ async def test_a_server_that_lost_its_key_goes_on_and_takes_credentials_anew(tmp
             (tmp_path / "vault-key").unlink()
         async with serving(Config(tmp_path, port=0)) as server:
             client = Client(f"http://127.0.0.1:{server.port}", server.admin_token)
-            rows = server.control.repositories.values()
-            assert server.control.credentials("node-1", rows).repositories == []
+            assert opened(server.control) == []
             async with client:
                 await client.put("repositories", "ns", "main", declared)
-            (told,) = server.control.credentials("node-1", rows).repositories
-            assert told.password == "secret"
+            assert [it.password for it in opened(server.control)] == ["secret"]
 
 
 async def test_a_schedule_tells_on_how_many_hosts_it_is_and_how_many_hold_it(api, server):

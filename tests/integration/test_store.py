@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 from server import bulk, records, store
 from server.models import AUDIT, HOSTS, JOBS, REPOSITORIES, SCHEDULES, stored
 from server.problems import Unavailable
-from server.records import AuditRow, HostRow, JobRow, OpenJob, RepositoryRow, ScheduleRow
+from server.records import AuditRow, HostRow, JobRow, OpenJob, RepositoryRow, Retry, ScheduleRow
 from server.store import Store, StoreClosedError, StoreError
 from wire.messages import JobFinished
 
@@ -302,23 +302,39 @@ async def test_of_ends_that_share_a_commit_the_first_counts(db):
     await held
 
 
-async def test_open_jobs_are_those_without_an_end_oldest_first(db):
-    jobs = [job(str(at), scheduled_at=None, created_at=NOW - timedelta(at)) for at in range(4)]
+async def test_open_jobs_are_those_without_an_end(db):
+    jobs = [job(str(at), scheduled_at=None, created_at=NOW + timedelta(at)) for at in range(4)]
     await db.write(records.record_jobs, jobs)
     await db.write(records.jobs_accepted, [("1", NOW)])
     await db.write(records.jobs_finished, [end("2")])
-    expected = [OpenJob("3", "pending", "{}"), OpenJob("1", "running", "{}"), OpenJob("0", "pending", "{}")]
-    assert await db.write(records.open_jobs, "node-1") == expected
-    assert await db.write(records.open_jobs, "node-2") == []
+    await db.write(records.jobs_sent, ["1"])
+    await db.write(records.jobs_cancelled, ["1"])
+    await db.write(records.jobs_retried, [Retry(end("3", "failed"), 1, NOW)])
+    found = (await db.read(records.load_all)).open_jobs
+    assert sorted(found, key=lambda it: it.created_at) == [
+        OpenJob("node-1", "pending", "{}", NOW, False, 1, None, False),
+        OpenJob("node-1", "running", "{}", NOW + timedelta(1), True, 1, None, True),
+        OpenJob("node-1", "pending", "{}", NOW + timedelta(3), False, 2, NOW, False),
+    ]
 
 
-async def test_open_jobs_are_found_by_their_index(db):
-    def plan(conn):
-        statement = records._open_jobs("sqlite").compile(conn)
-        values = ['[["node-1"]]' if name == "rows" else "$[0]" for name in statement.positiontup]
-        return [row[3] for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", tuple(values))]
+async def test_of_several_ends_of_an_attempt_the_first_counts(db):
+    await db.write(records.record_jobs, [job("1")])
+    first, second = Retry(end("1", "failed"), 1, NOW), Retry(end("1", "interrupted"), 1, NOW + timedelta(1))
+    await db.write(records.jobs_retried, [first, second])
+    await db.write(records.jobs_retried, [second])
+    [attempt] = await db.read(records.list_attempts, "1")
+    row = await db.read(records.get_job, "1")
+    assert (attempt["attempt"], attempt["status"]) == (1, "failed")
+    assert (row["attempt"], row["status"], row["not_before"], row["sent"]) == (2, "pending", NOW, False)
 
-    assert any("ix_jobs_open_host" in step for step in await db.read(plan))
+
+async def test_an_attempt_of_a_job_that_is_over_is_followed_by_none(db):
+    await db.write(records.record_jobs, [job("1")])
+    await db.write(records.jobs_finished, [end("1")])
+    await db.write(records.jobs_retried, [Retry(end("1", "failed"), 1, NOW)])
+    assert await db.read(records.list_attempts, "1") == []
+    assert (await db.read(records.get_job, "1"))["status"] == "succeeded"
 
 
 async def test_jobs_are_listed_newest_first_in_pages_that_do_not_overlap(db):
@@ -450,7 +466,7 @@ def test_statements_can_be_said_to_postgresql():
         bulk.upsert("postgresql", SCHEDULES, ScheduleRow._fields, ("created_at",)),
         bulk.update("postgresql", HOSTS, ("name", "desired_version", "desired_digest")),
         bulk.delete("postgresql", HOSTS, "name"),
-        records._open_jobs("postgresql"),
+        records._attempts("postgresql"),
         records._log_ends("postgresql"),
     ]
     said = "\n".join(str(statement.compile(dialect=dialect)) for statement in statements)

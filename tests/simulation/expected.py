@@ -1,12 +1,13 @@
 """What should run: which schedule was which host's under which timing, written down while a story goes on."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from server.desired import Target
+from wire.messages import ScheduleFire
 
 if TYPE_CHECKING:
     from tests.simulation.world import Agent
@@ -31,11 +32,27 @@ class Span(Struct):
 
 
 class Expected:
-    """All spans of a story, by host and schedule."""
+    """All spans of a story, by host and schedule; and `concurrent`, the due times that were left out because the run
+    before was not over, with how many had been missed by then."""
 
     def __init__(self) -> None:
         self.spans: dict[tuple[str, str], list[Span]] = {}
         self._open: dict[str, dict[str, Span]] = {}
+        self.concurrent: dict[tuple[str, str], dict[datetime, int]] = {}
+        self.wrongly: list[str] = []
+        self._missed: dict[tuple[str, str, datetime], int] = {}
+
+    def fired(self, host: str, messages: Iterable[object]) -> None:
+        """A host's fires reached the server."""
+        for fire in messages:
+            if isinstance(fire, ScheduleFire):
+                self._missed[host, fire.schedule_id, fire.scheduled_at] = fire.missed
+
+    def excuse(self, host: str, schedule: str, due: datetime, by: Sequence[str]) -> None:
+        """A due time is left out, because these jobs of the same schedule and host are not over."""
+        self.concurrent.setdefault((host, schedule), {})[due] = self._missed[host, schedule, due]
+        if not by:
+            self.wrongly.append(f"{schedule} due {due} on {host} was refused, though no run of it was open")
 
     def changed(
         self, agent: "Agent", held: Iterable[Target], begun: Mapping[str, datetime], now: datetime, *, relabelled: bool

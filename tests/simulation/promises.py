@@ -6,12 +6,15 @@ from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import cron
+from server.queue import EXCLUSIVE
 from tests.simulation.expected import Span
 from tests.simulation.story import HALF_PAST_TWO, Story
-from tests.simulation.world import DAY, Agent, Row
+from tests.simulation.world import DAY, RULES, Agent, Row, Use
 
 SETTLED = timedelta(hours=1)
 """What came due less than this before the end of a story may still be on its way."""
+WAITED = timedelta(hours=12)
+"""Jobs that came less than this before the end of a story may still wait for others, or be tried again."""
 
 
 class BrokenPromiseError(AssertionError):
@@ -31,10 +34,10 @@ def check(story: Story) -> None:
 
 def one_run(story: Story) -> Iterator[str]:
     """One run for each schedule, host and due time: never two, whatever is killed or cut."""
-    for (host, schedule, due), times in story.runs.items():
+    for (host, schedule, due, _), times in story.runs.items():
         if len(times) > 1:
             yield f"{schedule} due {due} ran {len(times)} times on {host}: {', '.join(map(str, times))}"
-    jobs = Counter((row.job.host, row.job.command.schedule_id, row.job.command.scheduled_at) for row in _rows(story))
+    jobs = Counter((row.job.host, row.job.scheduled_id, row.job.scheduled_at) for row in _rows(story))
     for (host, schedule, due), count in jobs.items():
         if count > 1:
             yield f"{schedule} due {due} has {count} jobs on {host}"
@@ -47,7 +50,7 @@ def none_dropped(story: Story) -> Iterator[str]:
         what, ran, agent = f"{schedule} on {host}", jobs[host, schedule], story.by_name[host]
         to_run = [due for span in spans for due in _to_run(story, agent, span)]
         if not ran.keys() >= set(to_run):
-            yield from _not_stood_for(what, to_run, ran)
+            yield from _not_stood_for(what, to_run, _stood_for(story, host, schedule, ran))
         yield from _too_late(what, spans, ran, agent)
 
 
@@ -69,17 +72,23 @@ def _may_be_left_out(span: Span) -> bool:
     return spec.missed_run_policy == "Skip" or spec.starting_deadline_seconds is not None
 
 
-def _not_stood_for(what: str, to_run: list[datetime], ran: dict[datetime, Row]) -> Iterator[str]:
+def _stood_for(story: Story, host: str, schedule: str, ran: dict[datetime, Row]) -> dict[datetime, int]:
+    """The due times that were dealt with, each with how many had been missed by then: those that ran, and those that
+    were left out because the last run was not over."""
+    return {due: row.job.missed for due, row in ran.items()} | story.expected.concurrent.get((host, schedule), {})
+
+
+def _not_stood_for(what: str, to_run: list[datetime], ran: dict[datetime, int]) -> Iterator[str]:
     """Due times for which no run stands: none is of that time, or of a later one and counts back to it."""
     times = sorted({*to_run, *ran})
     stands_from = len(times)
     for at in reversed(range(len(times))):
         due = times[at]
         if due in ran:
-            stands_from = min(stands_from, at - max(ran[due].job.missed - 1, 0))
+            stands_from = min(stands_from, at - max(ran[due] - 1, 0))
         elif at < stands_from:
             after = times[at + 1] if at + 1 < len(times) else None
-            told = f"the next run, of {after}, says it stands for {ran[after].job.missed}" if after in ran else "nor"
+            told = f"the next run, of {after}, says it stands for {ran[after]}" if after in ran else "nor"
             yield f"{what}: {due} never ran, {told}"
 
 
@@ -115,12 +124,15 @@ def in_sync(story: Story) -> Iterator[str]:
 
 def no_end_lost(story: Story) -> Iterator[str]:
     """Every job has the end that its agent told, and no agent has anything left to tell."""
-    settled = story.now - SETTLED
+    settled = story.now - WAITED
     for job_id, row in story.db.jobs.items():
-        said = story.said.get(job_id)
+        said = story.said.get(row.wire_id)
         if row.end is None:
             if row.job.created_at < settled:
                 yield f"{job_id} on {row.job.host} has no end; its agent said {said}"
+        elif row.end.reason == "DeadlineExceeded":
+            if row.wire_id in story.uses:
+                yield f"{job_id} on {row.job.host} ended as too late, and ran"
         elif row.end.status not in (said, "cancelled"):
             yield f"{job_id} on {row.job.host} ended as {row.end.status} ({row.end.error}); its agent said {said}"
     for agent in story.agents:
@@ -132,6 +144,26 @@ def no_end_lost(story: Story) -> Iterator[str]:
                 yield f"{agent.name} still has to tell {end}"
 
 
+def in_turn(story: Story) -> Iterator[str]:
+    """No more jobs use a repository at once than it allows, and none beside one that needs it alone; a fire is refused
+    only while the last run is not over. What the server had given up by then does not count."""
+    yield from story.expected.wrongly
+    uses: dict[str, list[tuple[datetime, datetime, Use]]] = defaultdict(list)
+    for job_id, use in story.uses.items():
+        repository, over = use.command.repository, story.db.jobs[job_id.partition(".")[0]].ended_at
+        key = f"{repository} of {use.host}" if RULES[repository].per_host else repository
+        uses[key].append((use.begin, min(use.end or story.now, over or story.now), use))
+    for key, its in uses.items():
+        active: list[tuple[datetime, Use]] = []
+        for begin, end, use in sorted(its, key=lambda it: it[0]):
+            active = [*((till, other) for till, other in active if till > begin), (end, use)]
+            limit = RULES[use.command.repository].limit
+            if limit is not None and len(active) > limit:
+                yield f"{len(active)} jobs used {key} at {begin}, which allows {limit}"
+            if len(active) > 1 and any(other.command.kind in EXCLUSIVE for _, other in active):
+                yield f"{', '.join(other.command.job_id for _, other in active)} used {key} at once, at {begin}"
+
+
 def once_a_day(story: Story) -> Iterator[str]:
     """Half past two comes once a day, days on which clocks are changed included. The calendar says so, not `cron`."""
     jobs = _by_schedule(story)
@@ -140,7 +172,7 @@ def once_a_day(story: Story) -> Iterator[str]:
         if spec.cron != HALF_PAST_TWO or later or _may_be_left_out(first):
             continue
         zone, offset = ZoneInfo(spec.time_zone), cron.spread(host, schedule, spec.spread_seconds)
-        ran = {due: row.job.missed for due, row in jobs[host, schedule].items()}
+        ran = _stood_for(story, host, schedule, jobs[host, schedule])
         days = Counter((due - offset).astimezone(zone).date() for due in ran)
         stood_for = {
             (due - offset).astimezone(zone).date() - timedelta(days=back)
@@ -157,9 +189,9 @@ def _by_schedule(story: Story) -> dict[tuple[str, str], dict[datetime, Row]]:
     """Jobs by host and schedule, and then by due time."""
     jobs: dict[tuple[str, str], dict[datetime, Row]] = defaultdict(dict)
     for row in _rows(story):
-        due = row.job.command.scheduled_at
-        assert due is not None
-        jobs[row.job.host, row.job.command.schedule_id][due] = row
+        assert row.job.scheduled_at is not None
+        assert row.job.scheduled_id is not None
+        jobs[row.job.host, row.job.scheduled_id][row.job.scheduled_at] = row
     return jobs
 
 
@@ -167,4 +199,4 @@ def _rows(story: Story) -> list[Row]:
     return list(story.db.jobs.values())
 
 
-PROMISES = {1: one_run, 2: none_dropped, 3: in_sync, 4: no_end_lost, 5: once_a_day}
+PROMISES = {1: one_run, 2: none_dropped, 3: in_sync, 4: no_end_lost, 5: once_a_day, "of turns": in_turn}

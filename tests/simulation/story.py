@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import lru_cache
 
+from server import commands
 from server.desired import Target, entry_item
 from server.resources import schedule_spec
 from server.specs import ScheduleSpec
@@ -20,6 +21,8 @@ CRONS = (
     "0-9 {h} * * 2",
     "@weekly",
 )
+KINDS = ("backup",) * 9 + tuple(sorted(commands.KINDS & {"prune"}))
+REPOSITORIES = ("repo",) * 6 + ("few", "one", "each")
 GROUPS = 40
 """Groups of hosts; each schedule is for one of them."""
 MISHAPS = ("cut", "cut", "kill", "kill", "power", "apart", "clock", "server", "edit", "edit", "labels", "cancel")
@@ -152,6 +155,10 @@ class Story(World):
             "RunOnce" if rng.random() < 0.9 else "Skip",
             None if rng.random() < 0.9 else 600,
             rng.choice((0, 0, 0, 1800)),
+            rng.choice(KINDS),
+            rng.choice(("Forbid", "Forbid", "Allow", "Replace")),
+            rng.choice(REPOSITORIES),
+            rng.choice((0, 0, 2)),
         )
 
     def _put(self, schedule_id: str, timing: ScheduleSpec | None, does: str) -> None:
@@ -161,28 +168,38 @@ class Story(World):
         name = f"default/{schedule_id}"
         self.tell("user", f"{does} {schedule_id}: {spec.cron} {spec.time_zone} enabled={spec.enabled}")
         item = entry_item(schedule_id, name, spec, begun, self.new_id())
-        self.server.put(Target(schedule_id, name, spec, "repo", None, item), begun)
+        self.server.put(Target(schedule_id, name, spec, spec.repository, None, item), begun)
 
 
 @lru_cache(maxsize=4096)
 def _spec(
-    cron: str, zone: str, enabled: bool, group: int, missed: str, deadline: int | None, spread: int
+    cron: str,
+    zone: str,
+    enabled: bool,
+    group: int,
+    missed: str,
+    deadline: int | None,
+    spread: int,
+    kind: str,
+    concurrency: str,
+    repository: str,
+    retries: int,
 ) -> ScheduleSpec:
     backup = {"paths": ["/etc"], "excludes": [], "tags": [], "oneFileSystem": False, "excludeCaches": False}
     return schedule_spec(
         {
-            "kind": "backup",
+            "kind": kind,
             "cron": cron,
             "timeZone": zone,
             "enabled": enabled,
             "hostSelector": {"matchLabels": {"group": str(group)}},
-            "repositoryRef": {"name": "repo"},
+            "repositoryRef": {"name": repository},
             "backup": backup,
-            "concurrencyPolicy": "Forbid",
+            "concurrencyPolicy": concurrency,
             "missedRunPolicy": missed,
             "startingDeadlineSeconds": deadline,
             "spreadSeconds": spread,
-            "retry": {"limit": 0, "backoffSeconds": 60},
+            "retry": {"limit": retries, "backoffSeconds": 60},
         }
     )
 

@@ -8,23 +8,36 @@ delay, repeat a frame, or break, at which both sides learn of it at different ti
 import hashlib
 import heapq
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 from agent import core as agent_core
 from agent.core import Core
 from agent.memory import DiffApplied, Memory, Record, SetApplied, replay
 from agent.timetable import CORRECTION
 from server import host as server_host
-from server import pushes
+from server import pushes, records
 from server.desired import Fleet, Member, Target
-from server.host import Host, NewJob, OpenJob
+from server.dispatch import Dispatch
+from server.host import Host
+from server.metrics import Metrics
+from server.news import News
 from server.pushes import Push
+from server.queue import Rule
+from server.records import JobRow, OpenJob, Retry
 from tests.simulation.expected import Expected
 from wire import entries
-from wire.messages import CommandCancel, CommandRun, JobFinished, RepoCredentials, Repository, ScheduleAck
+from wire.messages import (
+    CommandRun,
+    JobFinished,
+    RepoCredentials,
+    Repository,
+    ScheduleAck,
+    ScheduleRefused,
+)
 
 SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
@@ -33,16 +46,28 @@ DAY = timedelta(days=1)
 MONTHS = (datetime(2026, 3, 5, tzinfo=UTC), datetime(2026, 10, 8, tzinfo=UTC))  # each holds daylight-saving changes
 CALM = 2 * 60 * SECOND
 """How long after a fault is over a host has answered all that waited."""
-CREDENTIALS = (RepoCredentials([Repository("repo", "default/repo", "/repo", "secret")]),)
+RULES = {"repo": Rule(), "few": Rule(limit=3), "one": Rule(limit=1), "each": Rule(limit=1, per_host=True)}
+"""The repositories, and how many jobs may use each of them."""
+CREDENTIALS = (RepoCredentials([Repository(name, f"default/{name}", f"/{name}", "secret") for name in RULES]),)
 
 
 @dataclass
 class Row:
     """A job as the database holds it."""
 
-    job: NewJob
-    accepted: bool = False
+    job: JobRow
+    sent: bool
+    status: str = "pending"
+    attempt: int = 1
+    not_before: datetime | None = None
+    cancel_requested: bool = False
     end: JobFinished | None = None
+    ended_at: datetime | None = None
+
+    @property
+    def wire_id(self) -> str:
+        """What agents call the present attempt."""
+        return self.job.id if self.attempt == 1 else f"{self.job.id}.{self.attempt}"
 
 
 @dataclass
@@ -57,32 +82,115 @@ class Database:
     acked: dict[str, tuple[int, str]] = field(default_factory=dict)
     jobs: dict[str, Row] = field(default_factory=dict)
     open: dict[str, dict[str, Row]] = field(default_factory=dict)
-    due: dict[tuple[str, str, datetime | None], str] = field(default_factory=dict)
+    due: dict[tuple[str, str | None, datetime | None], str] = field(default_factory=dict)
 
-    def record(self, jobs: Sequence[NewJob]) -> set[str]:
+    def perform(self, function: object, item: Any, now: datetime) -> object:
+        """What a function of `server.records` does to the jobs, and answers."""
+        match function:
+            case records.record_jobs:
+                return self._record(item)
+            case records.jobs_finished:
+                self.finish(item, now)
+            case records.jobs_accepted:
+                for row in self._open(job_id for job_id, _ in item):
+                    row.status = "running"
+            case records.jobs_sent:
+                for row in self._open(item):
+                    row.sent = True
+            case records.jobs_cancelled:
+                for row in self._open(item):
+                    row.cancel_requested = True
+            case records.jobs_retried:
+                self._retry(item)
+        return None
+
+    def _record(self, jobs: Sequence[JobRow]) -> set[str]:
         """Keep the jobs whose due time has none yet, and say which those are."""
         new = set()
         for job in jobs:
-            command = job.command
-            key = (job.host, command.schedule_id, command.scheduled_at)
-            if self.due.setdefault(key, command.job_id) == command.job_id:
-                self.jobs[command.job_id] = self.open[job.host][command.job_id] = Row(job)
-                new.add(command.job_id)
+            if self.due.setdefault((job.host, job.scheduled_id, job.scheduled_at), job.id) == job.id:
+                self.jobs[job.id] = self.open[job.host][job.id] = Row(job, job.sent)
+                new.add(job.id)
         return new
 
-    def accept(self, job_ids: Sequence[str]) -> None:
-        """Keep that a host took these jobs."""
-        for job_id in job_ids:
-            if job_id in self.jobs:
-                self.jobs[job_id].accepted = True
+    def _retry(self, retries: Sequence[Retry]) -> None:
+        for end, attempt, at in retries:
+            for row in self._open([end.job_id]):
+                if row.attempt == attempt:
+                    row.attempt, row.status, row.not_before, row.sent = attempt + 1, "pending", at, False
 
-    def finish(self, ends: Sequence[JobFinished]) -> Sequence[JobFinished]:
-        """Keep the first end of each job; all of them are known then."""
+    def finish(self, ends: Sequence[JobFinished], now: datetime) -> None:
+        """Keep the first end of each job."""
         for end in ends:
-            if (row := self.jobs.get(end.job_id)) is not None and row.end is None:
-                row.end = end
+            for row in self._open([end.job_id]):
+                row.end, row.ended_at = end, now
                 del self.open[row.job.host][end.job_id]
-        return ends
+
+    def _open(self, job_ids: Iterable[str]) -> list[Row]:
+        found = (self.jobs.get(job_id) for job_id in job_ids)
+        return [row for row in found if row is not None and row.end is None]
+
+    def open_jobs(self) -> list[OpenJob]:
+        """The jobs without an end, as a server reads them when it starts."""
+        return [
+            OpenJob(
+                row.job.host,
+                row.status,
+                row.job.command,
+                row.job.created_at,
+                row.sent,
+                row.attempt,
+                row.not_before,
+                row.cancel_requested,
+            )
+            for rows in self.open.values()
+            for row in rows.values()
+        ]
+
+
+class Stored:
+    """What a store answers at once, and completes when it is committed: an asyncio.Future as `Dispatch` uses it."""
+
+    def __init__(self) -> None:
+        self._result: object = None
+        self._callbacks: list[Callable[[Any], None]] = []
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Call it when this is done."""
+        self._callbacks.append(callback)
+
+    def done(self, result: object) -> None:
+        """It is committed."""
+        self._result = result
+        for callback in self._callbacks:
+            callback(self)
+
+    def cancelled(self) -> bool:
+        """Never: nobody waits."""
+        return False
+
+    def exception(self) -> None:
+        """None: a disk that fails takes the process with it."""
+
+    def result(self) -> object:
+        """What the store answered."""
+        return self._result
+
+
+class Timer:
+    """Something to come, which can be called off."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do: Callable[[], None] | None = do
+
+    def cancel(self) -> None:
+        """It is not to come."""
+        self._do = None
+
+    def ring(self) -> None:
+        """It comes."""
+        if self._do is not None:
+            self._do()
 
 
 class Pipe:
@@ -173,6 +281,8 @@ class Agent:
             return
         self.world.tell(self.name, "power fails" if power else "agent is killed")
         self.ails()
+        for job_id in self._jobs:
+            self.world.over(job_id)
         self.core, self._jobs, self._stopped, self._alarm = None, {}, {}, None
         self.life += 1
         if power:
@@ -234,9 +344,8 @@ class Agent:
 
     def receive(self, messages: Sequence[object]) -> None:
         """A frame came."""
-        for message in messages:
-            if self.core is not None:
-                self.perform(self.core.received(message, self.clock))  # type: ignore[arg-type]
+        if self.core is not None:
+            self.perform(self.core.heard(messages, self.clock))  # type: ignore[arg-type]
 
     # Time.
 
@@ -314,14 +423,17 @@ class Agent:
         job_id = command.job_id
         self.world.ran(self.name, command)
         self._jobs[job_id] = command
+        rng = self.world.rng
         if (stopped := self._stopped.pop(job_id, None)) is not None:  # before it had begun
             within_s, status = 1, stopped
         else:
-            within_s, status = 1200, "failed" if repository is None else "succeeded"
+            fails = repository is None or rng.random() < 0.1
+            within_s, status = 1200, rng.choice(("failed", "timed_out")) if fails else "succeeded"
         self.world.later(within_s, self.life, self, partial(self._end, job_id, status))
 
     def _end(self, job_id: str, status: str) -> None:
         if self._jobs.pop(job_id, None) is not None and self.core is not None:
+            self.world.over(job_id)
             end = JobFinished(job_id, status, self.clock)  # type: ignore[arg-type]
             self.perform(self.core.job_ended(end))
 
@@ -334,6 +446,7 @@ class Server:
         self.up = False
         self.life = 0
         self.fleet = Fleet()
+        self.dispatch = self._new_dispatch()
         self.hosts: dict[str, Host] = {}
         self.pipes: dict[str, Pipe] = {}
         self._accepted: list[Pipe] = []
@@ -352,6 +465,25 @@ class Server:
             held = self.fleet.match(labels)
             self.fleet.members[name] = Member(labels, db.since[name], held)
             self.hosts[name] = Host(name, db.since[name], db.versions[name], held)
+        self.dispatch = self._new_dispatch()
+        for name, rule in RULES.items():
+            self.dispatch.queue.rule(name, rule)
+        self.dispatch.load([], db.open_jobs())
+
+    def _new_dispatch(self) -> Dispatch:
+        world = self.world
+        dispatch = Dispatch(self._submit, self.fleet, Metrics(), News(), lambda: world.now, self._call_later)  # type: ignore[arg-type]
+        dispatch.deliver = self._deliver
+        return dispatch
+
+    def _call_later(self, seconds: float, do: Callable[[], None]) -> Timer:
+        timer, life = Timer(do), self.life
+        self.world.at(self.world.now + seconds * SECOND, lambda: timer.ring() if self.life == life else None)
+        return timer
+
+    def _deliver(self, name: str, effects: Sequence[server_host.Effect]) -> None:
+        if (pipe := self.pipes.get(name)) is not None:
+            self.perform(pipe, effects)
 
     def kill(self) -> None:
         """The process dies, wherever it is."""
@@ -380,6 +512,7 @@ class Server:
         if self.pipes.get(name) is pipe:
             del self.pipes[name]
             self.hosts[name].lost(pipe.session)
+            self.dispatch.departed(name)
 
     def receive(self, pipe: Pipe, messages: Sequence[object]) -> None:
         """A frame came."""
@@ -392,57 +525,82 @@ class Server:
                 return  # a repeated frame
             if (old := self.pipes.get(name)) is not None:
                 old.cut()
+                self.dispatch.departed(name)
             self.pipes[name] = pipe
             effects = host.hello(pipe.session, hello)
             pipe.to_agent(CREDENTIALS)
             self.perform(pipe, effects)
             self.perform(pipe, host.registered())
-            self._store(lambda: self._resume(pipe, host, hello))
+            self._submit(None, None).add_done_callback(lambda _: self._resume(pipe, host, hello))
         elif not pipe.welcomed:
             pipe.unread.append(messages)  # nothing is read while the hello is being answered
         elif host.session == pipe.session:
             ids = [self.world.new_id() for _ in messages]
             framed = [(message, "") for message in messages]
-            self.perform(pipe, host.received(framed, self.fleet.targets, self.world.now, ids))  # type: ignore[arg-type]
+            queue = self.dispatch.queue
+            self.world.expected.fired(name, messages)
+            self.perform(pipe, host.received(framed, self.fleet.targets, queue, self.world.now, ids))  # type: ignore[arg-type]
 
     def _resume(self, pipe: Pipe, host: Host, hello: server_host.Hello) -> None:
         """The open jobs are read in order with all writes; only then are further frames."""
         if self.pipes.get(host.name) is not pipe:
             return
-        open_jobs = [OpenJob(row.job.command, row.accepted) for row in self.world.db.open[host.name].values()]
-        self.perform(pipe, host.resumed(hello.running_jobs, open_jobs, self.world.now))
-        pipe.welcomed = True
-        for messages in pipe.unread:
-            self.receive(pipe, messages)
-        pipe.agent.recovers()
+        open_jobs = self.dispatch.queue.of_host(host.name)
+        stored = self.perform(pipe, host.resumed(hello.running_jobs, open_jobs, self.world.now))
 
-    def _store(self, commit: Callable[[], None]) -> None:
-        """Commit something soon, in order; a kill before that loses it."""
-        self.world.commit(self.life, lambda: commit() if self._survives() else None)
+        def arrived(_: object = None) -> None:
+            if self.pipes.get(host.name) is not pipe:
+                return
+            self.dispatch.arrived(host.name, hello.running_jobs)
+            pipe.welcomed = True
+            for messages in pipe.unread:
+                self.receive(pipe, messages)
+            pipe.agent.recovers()
 
-    def perform(self, pipe: Pipe, effects: Sequence[server_host.Effect]) -> None:
-        """Do what a host's core asks for; the answer to what is stored comes after a commit that a kill may follow."""
-        db, name = self.world.db, pipe.agent.name
-        host = self.hosts[name]
+        if stored is None:
+            arrived()
+        else:
+            stored.add_done_callback(arrived)
+
+    def _submit(self, function: object, item: Any) -> Stored:
+        """Commit something soon, in order; a kill right before loses it, and one right after the answer."""
+        world, stored = self.world, Stored()
+
+        def commit() -> None:
+            if self._survives():
+                result = world.db.perform(function, item, world.now)
+                if self._survives():
+                    stored.done(result)
+
+        world.commit(self.life, commit)
+        return stored
+
+    def perform(self, pipe: Pipe, effects: Sequence[server_host.Effect]) -> Stored | None:
+        """Do what a host's core asks for. Answers the last that is being stored, if anything is."""
+        name, dispatch = pipe.agent.name, self.dispatch
+        stored: list[Any] = []
         for effect in effects:
             match effect:
                 case server_host.Send(messages):
+                    self.world.refused(name, messages)
                     pipe.to_agent(messages)
                 case Push():
                     pipe.to_agent((pushes.message(effect),))
                 case server_host.Record(jobs):
-                    self._store(lambda jobs=jobs: self._answer(pipe, host.recorded(jobs, db.record(jobs))))
+                    stored.append(dispatch.record(jobs))
                 case server_host.Finish(ends):
-                    self._store(lambda ends=ends: self._answer(pipe, host.finished(db.finish(ends))))
+                    stored += dispatch.finish(name, ends)
+                    confirm = partial(self._confirm, pipe, ends)
+                    stored[-1].add_done_callback(confirm) if stored else confirm()
                 case server_host.Accepted(job_ids):
-                    self._store(partial(db.accept, job_ids))
+                    stored += dispatch.accept(name, job_ids)
                 case server_host.Acked(version, digest):
-                    db.acked[name] = version, digest
+                    self.world.db.acked[name] = version, digest
+        return stored[-1] if stored else None
 
-    def _answer(self, pipe: Pipe, effects: Sequence[server_host.Effect]) -> None:
-        """After a commit: say so, unless the process is killed just then."""
-        if self._survives() and self.pipes.get(pipe.agent.name) is pipe:
-            self.perform(pipe, effects)
+    def _confirm(self, pipe: Pipe, ends: Sequence[JobFinished], _: object = None) -> None:
+        if self.pipes.get(pipe.agent.name) is pipe:
+            self.perform(pipe, self.hosts[pipe.agent.name].finished(ends))
 
     def _survives(self) -> bool:
         """Whether the process gets past this moment, right before or right after a commit."""
@@ -474,11 +632,9 @@ class Server:
 
     def cancel(self, job_id: str) -> None:
         """Have a job end as cancelled: by its host if that is online."""
-        row = self.world.db.jobs[job_id]
-        if (pipe := self.pipes.get(row.job.host)) is not None:
-            pipe.to_agent((CommandCancel(job_id),))
-        else:
-            self.world.db.finish([JobFinished(job_id, "cancelled", self.world.now)])
+        ends, asked = self.dispatch.to_cancel([job_id], "cancelled")
+        stored = self._submit(records.jobs_finished, ends) if ends else self._submit(records.jobs_cancelled, asked)
+        stored.add_done_callback(lambda _: self.dispatch.cancelled(ends, asked, "cancelled"))
 
     def _change(self, put: Sequence[Target] = (), remove: Sequence[str] = ()) -> None:
         db = self.world.db
@@ -507,11 +663,22 @@ class Server:
             self.world.wrongs.append(f"{agent.name} was online and has not heard of version {version} of {since}")
 
 
+@dataclass
+class Use:
+    """An attempt of a job that really used a repository, from its begin to its end."""
+
+    host: str
+    command: CommandRun
+    begin: datetime
+    end: datetime | None = None
+
+
 class World:
     """What all have in common: the time, the events to come, chance, the database, and what was seen to happen.
 
-    `runs`: when each job of a due time really began; `said`: how its agent said that it ended; `wrongs`: what
-    was seen to be wrong before the end. `listen` is told every line of the story; `trace` is their hash.
+    `runs`: when each attempt of a due time's job really began; `uses`: for how long, by its job's id; `said`: how
+    its agent said that it ended; `wrongs`: what was seen to be wrong before the end. `listen` is told every line of
+    the story; `trace` is their hash.
     """
 
     def __init__(self, seed: int, agents: int, listen: Callable[[str], None] | None = None) -> None:
@@ -520,7 +687,8 @@ class World:
         self.now = self.begin = rng.choice(MONTHS)
         self.duplicates = rng.choice((0.0, 0.01, 0.05))
         self.kills_at_commit = rng.choice((0.0, 0.0005))
-        self.runs: dict[tuple[str, str, datetime | None], list[datetime]] = {}
+        self.runs: dict[tuple[str, str, datetime | None, str], list[datetime]] = {}
+        self.uses: dict[str, Use] = {}
         self.said: dict[str, str] = {}
         self.wrongs: list[str] = []
         self.trace = hashlib.sha256()
@@ -571,5 +739,19 @@ class World:
 
     def ran(self, host: str, command: CommandRun) -> None:
         """A job really began on a host."""
-        self.runs.setdefault((host, command.schedule_id, command.scheduled_at), []).append(self.now)
+        attempt = command.job_id.partition(".")[2]
+        self.runs.setdefault((host, command.schedule_id, command.scheduled_at, attempt), []).append(self.now)
+        self.uses[command.job_id] = Use(host, command, self.now)
         self.tell(host, f"runs {command.schedule_id} due {command.scheduled_at} as {command.job_id}")
+
+    def over(self, job_id: str) -> None:
+        """An attempt of a job uses its repository no more."""
+        self.uses[job_id].end = self.now
+
+    def refused(self, host: str, messages: Sequence[object]) -> None:
+        """A host was told why there is no command for its fires."""
+        for message in messages:
+            if isinstance(message, ScheduleRefused) and message.reason == "Concurrent":
+                runs = [row for row in self.db.open[host].values() if row.job.scheduled_id == message.schedule_id]
+                self.expected.excuse(host, message.schedule_id, message.scheduled_at, by=[row.job.id for row in runs])
+                self.tell(host, f"{message.schedule_id} due {message.scheduled_at} is refused: the last is not over")

@@ -13,6 +13,7 @@ from server import pushes
 from server.desired import Fleet, Member, Target, entry_item
 from server.host import Host
 from server.pushes import Push
+from server.queue import Queue
 from server.resources import schedule_spec
 from wire.messages import Hello
 
@@ -143,7 +144,7 @@ class Convergence(RuleBasedStateMachine):
             self.say(name, host.registered())
         else:
             framed = [(message, "") for message in messages]
-            self.say(name, host.received(framed, self.fleet.targets, self.now, [""] * len(framed)))
+            self.say(name, host.received(framed, self.fleet.targets, Queue(), self.now, [""] * len(framed)))
 
     @rule(name=names)
     def agent_hears(self, name):

@@ -6,8 +6,9 @@ import pytest
 
 from server import pushes
 from server.desired import Target, entry_item
-from server.host import Accepted, Acked, Finish, Host, NewJob, News, OpenJob, Record, Send
+from server.host import Accepted, Acked, Finish, Host, NewJob, News, Record, Send, answered, new_job
 from server.pushes import Push
+from server.queue import Job, Queue
 from server.resources import schedule_spec
 from wire import entries
 from wire.entries import EMPTY
@@ -195,8 +196,9 @@ def test_what_was_acked_is_stored():
 # Fires.
 
 
-def fired(it=None, schedule=A, now=NOON, missed=0):
-    return (it or in_sync(1, A)).fire(ScheduleFire("a", NOON, missed), {schedule.id: schedule}, now, "job", "7")
+def fired(it=None, schedule=A, now=NOON, missed=0, queue=None):
+    targets = {schedule.id: schedule}
+    return (it or in_sync(1, A)).fire(ScheduleFire("a", NOON, missed), targets, queue or Queue(), now, "job", "7")
 
 
 def test_a_fire_becomes_a_job_whose_command_the_server_builds():
@@ -231,8 +233,8 @@ def test_a_fire_within_its_deadline_becomes_a_job():
 def test_only_a_due_time_that_is_new_is_run():
     it = in_sync(1, A, B)
     targets = {"a": A, "b": B}
-    jobs = [it.fire(ScheduleFire(key, NOON), targets, NOON, f"job-{key}", key) for key in targets]
-    (send,) = it.recorded(jobs, {"job-b"})
+    jobs = [it.fire(ScheduleFire(key, NOON), targets, Queue(), NOON, f"job-{key}", key) for key in targets]
+    send = answered(jobs, {"job-b"}, {"job-a", "job-b"})
     refused, command = send.messages
     assert refused == ScheduleRefused("a", NOON, "Duplicate", refused.message)
     assert (command, send.answers) == (jobs[1].command, ["a", "b"])
@@ -243,16 +245,74 @@ def test_a_frame_is_stored_and_answered_as_a_whole():
     log, end = JobLog("job", ["x"]), JobFinished("job", "succeeded", NOON)
     frame = [ScheduleFire("a", NOON), ScheduleFire("gone", NOON), JobAccepted("job"), log, end]
     ids = [f"id-{number}" for number in range(len(frame))]
-    refused, *stored = it.received([(message, str(at)) for at, message in enumerate(frame)], {"a": A}, NOON, ids)
+    framed = [(message, str(at)) for at, message in enumerate(frame)]
+    refused, *stored = it.received(framed, {"a": A}, Queue(), NOON, ids)
     assert ([it.reason for it in refused.messages], refused.answers) == (["NotFound"], ["1"])
     assert [job.command.job_id for job in stored[0].jobs] == ["id-0"]
-    assert stored == [Record(stored[0].jobs), Accepted(["job"]), Finish([end]), News([log])]
+    assert stored == [Record(stored[0].jobs), Accepted(["job"]), News([log]), Finish([end])]
 
 
 def test_an_end_is_confirmed_once_it_is_stored():
     it, end = in_sync(1, A), JobFinished("job", "succeeded", NOON)
-    assert it.received([(end, "")], {}, NOON, ["x"]) == [Finish([end])]
+    assert it.received([(end, "")], {}, Queue(), NOON, ["x"]) == [Finish([end])]
     assert it.finished([end]) == [Send([JobConfirmed("job")])]
+
+
+# What is open already.
+
+
+def queued(host="db-1", due=NOON - MINUTE, schedule_id="a", **more):
+    """A queue with a job that runs."""
+    queue = Queue()
+    command = CommandRun("old", "backup", [], schedule_id=schedule_id, scheduled_at=due)
+    queue.add([Job(command, host, NOON, state="running", **more)])
+    return queue
+
+
+def test_a_fire_is_refused_while_the_last_run_is_not_over():
+    refused = fired(queue=queued())
+    assert (refused.reason, "job old" in refused.message) == ("Concurrent", True)
+
+
+@pytest.mark.parametrize(
+    "queue",
+    [
+        pytest.param(queued(host="db-2"), id="another host's"),
+        pytest.param(queued(schedule_id="b"), id="another schedule's"),
+        pytest.param(queued(due=NOON), id="a repeat of the same due time, which the store tells"),
+        pytest.param(queued(recorded=False), id="one that may yet not be stored"),
+    ],
+)
+def test_a_fire_is_not_refused_for(queue):
+    assert isinstance(fired(queue=queue), NewJob)
+
+
+def test_with_allow_a_run_does_not_wait_for_another_and_with_replace_it_ends_it():
+    allowed = fired(schedule=target("a", concurrencyPolicy="Allow"), queue=queued())
+    assert (allowed.alone, allowed.replaces) == (False, ())
+    replacing = fired(schedule=target("a", concurrencyPolicy="Replace"), queue=queued())
+    assert (replacing.alone, replacing.replaces) == (True, ("old",))
+
+
+def test_a_job_knows_when_it_is_too_late_to_begin_with_it():
+    assert fired(schedule=target("a", startingDeadlineSeconds=60)).start_by == NOON + MINUTE
+
+
+def test_a_fire_whose_job_must_wait_is_told_so():
+    (refused,) = answered([fired()], {"job"}, set()).messages
+    assert (refused.reason, refused.scheduled_at) == ("Queued", NOON)
+
+
+def test_a_run_that_somebody_asked_for_is_answered_only_by_its_command():
+    job = new_job(A, "db-1", "job", None, NOON, (), ("user", "me"))
+    assert answered([job], {"job"}, {"job"}) == Send([job.command], [""])
+    assert answered([job], {"job"}, set()) is None
+
+
+@pytest.mark.parametrize("said", [JobAccepted("old"), JobFinished("old", "succeeded", NOON), JobLog("old", ["x"])])
+def test_what_a_host_says_of_another_hosts_job_is_not_heard(said):
+    assert in_sync(1, A).received([(said, "")], {}, queued(host="db-2"), NOON, ["x"]) == []
+    assert in_sync(1, A).received([(said, "")], {}, queued(), NOON, ["x"]) != []
 
 
 # Open jobs at a hello.
@@ -264,19 +324,37 @@ def resumed(running, *open_jobs):
     return in_sync(1, A).resumed(running, open_jobs, NOON)
 
 
-def test_a_command_that_was_not_taken_is_sent_again():
-    assert resumed([], OpenJob(COMMAND, accepted=False)) == [Send([COMMAND])]
+def a_job(state, **more):
+    return Job(COMMAND, "db-1", NOON, state=state, **more)
 
 
 def test_a_job_that_was_taken_and_forgotten_was_interrupted():
-    ((end,),) = (effect.ends for effect in resumed([], OpenJob(COMMAND, accepted=True)))
+    ((end,),) = (effect.ends for effect in resumed([], a_job("running")))
     assert (end.job_id, end.status) == ("job", "interrupted")
 
 
+def test_a_job_that_was_not_taken_is_left_to_the_queue():
+    assert resumed([], a_job("sent")) == resumed([], a_job("waiting")) == []
+
+
 def test_a_job_that_the_host_has_is_known_to_be_taken():
-    assert resumed(["job"], OpenJob(COMMAND, accepted=False)) == [Accepted(["job"])]
-    assert resumed(["job"], OpenJob(COMMAND, accepted=True)) == []
+    assert resumed(["job"], a_job("sent")) == [Accepted(["job"])]
+    assert resumed(["job"], a_job("running")) == []
 
 
 def test_a_job_that_is_over_is_cancelled():
     assert resumed(["over"]) == [Send([CommandCancel("over")])]
+
+
+def test_an_attempt_that_is_over_is_cancelled_and_the_present_one_known():
+    assert resumed(["job", "job.2"], a_job("running", attempt=2)) == [Send([CommandCancel("job")])]
+
+
+def test_a_job_that_is_to_end_is_cancelled_again():
+    assert resumed(["job"], a_job("running", cancelled="why")) == [Send([CommandCancel("job", "why")])]
+
+
+@pytest.mark.parametrize("state", ["sent", "running"])
+def test_a_job_that_is_to_end_and_does_not_run_has_ended(state):
+    stop, finish = resumed([], a_job(state, cancelled="why"))
+    assert [(end.job_id, end.status, end.error) for end in finish.ends] == [("job", "cancelled", "why")]

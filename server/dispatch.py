@@ -1,0 +1,457 @@
+"""The way of a job: stored when it is recorded, sent when the queue says so, followed until its end is stored.
+
+What is in memory changes once it is stored, also when whoever asked for it is gone by then: methods answer a future of
+what they store, which nobody has to await. A job is sent only after it is stored that it may be, so that a server that
+was killed knows which jobs may be running.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from sqlalchemy import Connection
+
+from server import records, resources
+from server.desired import Fleet, Target
+from server.host import Effect, NewJob, Send, answered
+from server.metrics import Metrics
+from server.news import News
+from server.outcomes import Health, Last, Outcomes
+from server.problems import Unavailable
+from server.queue import LOOKS, Job, Queue, Rule
+from server.records import JobRow, OpenJob, RepositoryRow, Retry
+from server.store import StoreClosedError
+from wire.messages import CommandCancel, CommandRun, JobFinished, JobProgress
+
+LONGEST = timedelta(hours=24)
+"""The longest time between two attempts, however often a job has failed."""
+LOOK_S = 60.0
+"""The clock is looked at so often at least: it may have been set."""
+MAX_HEARD = 10_001
+"""Lines that are heard of a look: what an agent tells at most, and one that says how many it left out."""
+AGAIN_S = 5.0
+"""When what could not be stored is tried again."""
+
+Result = TypeVar("Result")
+Submit = Callable[[Callable[[Connection, Sequence[Any]], Sequence[Any]], Any], "asyncio.Future[Any]"]
+CallLater = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
+
+
+class Heard(NamedTuple):
+    """What a look has told so far, and how it ended once it has."""
+
+    lines: list[str]
+    end: "asyncio.Future[JobFinished]"
+
+
+class Dispatch:
+    """All open jobs, and what sends, ends and retries them. `deliver` writes to a host that is online.
+
+    `submit` stores as `Store.submit` does; `call_later` as an event loop's, that of the running loop when None.
+    """
+
+    def __init__(
+        self,
+        submit: Submit,
+        fleet: Fleet,
+        metrics: Metrics,
+        news: News,
+        clock: Callable[[], datetime],
+        call_later: CallLater | None = None,
+    ) -> None:
+        self.queue = Queue()
+        self.outcomes = Outcomes()
+        self.health = Health()
+        self.deliver: Callable[[str, Sequence[Effect]], None] = lambda host, effects: None
+        self._submit = submit
+        self._call_later = call_later
+        self._fleet = fleet
+        self._metrics = metrics
+        self._news = news
+        self._clock = clock
+        self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = clock()
+        self._closed = False
+        self._names: dict[str, str] = {}
+        self._heard: dict[str, Heard] = {}
+
+    def load(self, last_ends: Iterable[Sequence[Any]], open_jobs: Iterable[OpenJob]) -> None:
+        """Take in how each schedule's runs went last on each host, and the jobs that were open when the last server
+        ended: their hosts have yet to say what they know."""
+        now = self._clock()
+        for schedule_id, host, *last, reason, error in sorted(last_ends, key=lambda end: end[3]):
+            target = self._fleet.targets.get(schedule_id)
+            if target is not None and host in self._fleet.members:
+                self._remember(target, host, Last(*last), reason or "", error or "")
+        jobs = [self._loaded(row) for row in open_jobs]
+        self.queue.add(jobs)
+        for host in {job.host for job in jobs}:
+            self.queue.departed(host, now)
+        self._go_on()
+
+    def _remember(self, target: Target, host: str, last: Last, reason: str, error: str) -> None:
+        kind: str = target.spec.kind
+        status: Any = last.status
+        self.outcomes.remember(target.id, host, last)
+        end = JobFinished("", status, last.finished_at, error=error, reason=reason)
+        self.health.told(target.repository_id, host, kind, end)
+        if kind == "verify" and last.succeeded_at is not None:
+            self.health.remember_verified(target.repository_id, last.succeeded_at)
+
+    def _loaded(self, row: OpenJob) -> Job:
+        command = _command.decode(row.command)
+        target = self._fleet.targets.get(command.schedule_id)
+        alone, deadline = bool(command.schedule_id), None
+        if target is not None:
+            alone, deadline = target.spec.concurrency_policy != "Allow", target.spec.starting_deadline_seconds
+        start_by = None if deadline is None else (command.scheduled_at or row.created_at) + timedelta(seconds=deadline)
+        job = Job(command, row.host, row.not_before or row.created_at, alone, start_by, row.attempt)
+        job.state = "running" if row.status == "running" else "sent" if row.sent else "waiting"
+        job.cancelled = "cancelled" if row.cancel_requested else ""
+        job.off = job.state == "waiting" and row.not_before is not None
+        return job
+
+    def close(self) -> None:
+        """Look at the clock no more."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # Repositories.
+
+    def follow(self, row: RepositoryRow) -> None:
+        """A repository is there, or has become another."""
+        spec = resources.repository_spec(row.spec)
+        self._names[row.id] = f"{row.namespace}/{row.name}"
+        self.queue.rule(row.id, Rule(spec.max_concurrent_jobs, "{host}" in spec.url))
+        self._go_on()
+
+    def forget(self, row: RepositoryRow) -> None:
+        """A repository is not declared any more."""
+        self._names.pop(row.id, None)
+        self.queue.rule(row.id, Rule())
+        self.health.forget(row.id)
+        self._go_on()
+
+    def waits_for(self, job_id: str) -> str:
+        """What a job waits for, in words; empty when it does not."""
+        job = self.queue.jobs.get(job_id)
+        return "" if job is None else self.queue.waits_for(job_id, self._names.get(job.repository, ""))
+
+    # From a fire or a wish to its job.
+
+    def record(
+        self,
+        jobs: Sequence[NewJob],
+        store: Callable[[Sequence[JobRow]], "asyncio.Future[set[str]]"] | None = None,
+    ) -> "asyncio.Future[set[str]]":
+        """Store jobs, each once for its due time, and have those run that may. `store`: stores them with something
+        else, and answers which are new. Raises Unavailable."""
+        placed = [_placed(job) for job in jobs]
+        going = {job.id for job in self.queue.add(placed)}
+        rows = [records.job_row(job, sent=job.command.job_id in going) for job in jobs]
+        try:
+            future: asyncio.Future[set[str]] = self._submit(records.record_jobs, rows) if store is None else store(rows)
+        except Exception:
+            self._not_recorded(placed)
+            raise
+        return then(future, partial(self._recorded, jobs, placed, going), partial(self._not_recorded, placed))
+
+    def _recorded(self, jobs: Sequence[NewJob], placed: Sequence[Job], going: Collection[str], new: set[str]) -> None:
+        by_host: dict[str, list[NewJob]] = defaultdict(list)
+        for job, its in zip(jobs, placed, strict=True):
+            by_host[job.host].append(job)
+            its.recorded = True
+        self._drop(job for job in placed if job.id not in new)
+        for host, of_host in by_host.items():
+            if (send := answered(of_host, new, going)) is not None:
+                self.deliver(host, [send])
+        self._metrics.fired(job for job in jobs if job.command.job_id in new)
+        self._news.changed("runs", "schedules")
+        for job in jobs:
+            if job.replaces and job.command.job_id in new:
+                self._replace(job)
+        self._go_on()
+
+    def _not_recorded(self, placed: Sequence[Job]) -> None:
+        self._drop(placed)
+        self._go_on()
+
+    def _drop(self, placed: Iterable[Job]) -> None:
+        for job in placed:
+            if self.queue.jobs.get(job.id) is job:
+                self.queue.remove(job.id)
+
+    # To its host.
+
+    def arrived(self, host: str, running: Collection[str]) -> None:
+        """A host can be written to, and has these attempts: what it was told in its hello is dealt with."""
+        self.queue.arrived(host, running)
+        self._go_on()
+
+    def departed(self, host: str) -> None:
+        """A host's connection is gone."""
+        self.queue.departed(host, self._clock())
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Send what may be sent by now, end what is too late, and be called again when there is more to do."""
+        now = self._clock()
+        if late := self.queue.tick(now):
+            self._end([_late(job, now) for job in late])
+        if going := self.queue.take():
+            self._end([JobFinished(job.id, "cancelled", now, error=_GONE) for job in going if self._is_gone(job)])
+            going = [job for job in going if not self._is_gone(job)]
+            ids = [job.id for job in going]
+            self._soon(records.jobs_sent, ids, lambda _: self._sent(going), partial(self._unsent, going))
+        self._look_again(now)
+
+    def _sent(self, going: Sequence[Job]) -> None:
+        for job in going:
+            if self.queue.jobs.get(job.id) is job and job.state == "sent" and not job.cancelled:
+                self.deliver(job.host, [Send((job.to_send,))])
+
+    def _unsent(self, going: Sequence[Job]) -> None:
+        for job in going:
+            self.queue.unsent(job)
+        self._call_in(AGAIN_S)
+
+    def _look_again(self, now: datetime) -> None:
+        if (at := self.queue.wake_at) is not None:
+            self._call_in(min(max((at - now).total_seconds(), 0.0), LOOK_S))
+
+    def _call_in(self, seconds: float) -> None:
+        """Go on after that time, or sooner where that was asked for."""
+        at = self._clock() + timedelta(seconds=seconds)
+        if self._closed or (self._timer is not None and self._wakes_at <= at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        call_later = self._call_later or asyncio.get_running_loop().call_later
+        self._timer, self._wakes_at = call_later(seconds, self._woken), at
+
+    def _woken(self) -> None:
+        self._timer = None
+        self._go_on()
+
+    def _is_gone(self, job: Job) -> bool:
+        schedule_id = job.command.schedule_id
+        return bool(schedule_id) and self._target(job) is None
+
+    def _target(self, job: Job) -> Target | None:
+        """The schedule of a job, if its host still has it."""
+        member = self._fleet.members.get(job.host)
+        if member is None or job.command.schedule_id not in member.held.items:
+            return None
+        return self._fleet.targets.get(job.command.schedule_id)
+
+    # What its host says.
+
+    def accept(self, host: str, wire_ids: Sequence[str]) -> "Sequence[asyncio.Future[Any]]":
+        """A host took these attempts. Raises Unavailable."""
+        jobs = [job for wire_id in wire_ids if (job := self.queue.find(host, wire_id)) is not None]
+        now = self._clock()
+        for job in jobs:
+            self.queue.accepted(job)
+        if not jobs:
+            return []
+        future = self._submit(records.jobs_accepted, [(job.id, now) for job in jobs])
+        return [then(future, lambda _: self._news.changed("runs"))]
+
+    def log(self, host: str, wire_id: str, lines: Sequence[str]) -> "Sequence[asyncio.Future[Any]]":
+        """An attempt told something for people; a look tells who waits for it, and nothing of it is stored.
+
+        Raises Unavailable.
+        """
+        job = self.queue.find(host, wire_id)
+        if job is None:
+            return []
+        if job.command.kind not in LOOKS:
+            return [self._submit(records.log_lines, (job.id, self._clock(), lines))]
+        if (heard := self._heard.get(job.id)) is not None:
+            heard.lines.extend(lines[: MAX_HEARD - len(heard.lines)])
+        return []
+
+    def progress(self, host: str, news: JobProgress) -> None:
+        """An attempt told how far it is."""
+        if (job := self.queue.find(host, news.job_id)) is not None:
+            job.progress = news
+
+    def progress_of(self, job_id: str) -> JobProgress | None:
+        """How far a job is; None when that is not known."""
+        job = self.queue.jobs.get(job_id)
+        return None if job is None else job.progress
+
+    @contextmanager
+    def listening(self, job_id: str) -> Iterator["Heard"]:
+        """While entered, what a look tells is heard."""
+        heard = self._heard[job_id] = Heard([], asyncio.get_running_loop().create_future())
+        try:
+            yield heard
+        finally:
+            del self._heard[job_id]
+
+    def finish(self, host: str, ends: Sequence[JobFinished]) -> "Sequence[asyncio.Future[Any]]":
+        """Attempts of a host's jobs ended: stored, and followed by others where the schedule says so. What ended before
+        is left alone. Raises Unavailable."""
+        over, again, futures = [], [], []
+        now = self._clock()
+        for end in ends:
+            if (job := self.queue.find(host, end.job_id)) is None:
+                continue
+            its = msgspec.structs.replace(end, job_id=job.id)
+            if (at := self._retry_at(job, its, now)) is None:
+                over.append(its)
+            else:
+                again.append(Retry(its, job.attempt, at))
+        if again:
+            futures.append(then(self._submit(records.jobs_retried, again), lambda _: self._retried(again)))
+        if over:
+            futures.append(then(self._submit(records.jobs_finished, over), lambda _: self.ended(over)))
+        return futures
+
+    def _retry_at(self, job: Job, end: JobFinished, now: datetime) -> datetime | None:
+        """When a job is tried again after this end; None when it is over."""
+        target = self._target(job)
+        if job.cancelled or target is None or end.status not in ("failed", "timed_out", "interrupted"):
+            return None
+        retry = target.spec.retry
+        if job.attempt > retry.limit:
+            return None
+        return now + min(timedelta(seconds=retry.backoff_seconds * 2 ** (job.attempt - 1)), LONGEST)
+
+    def _retried(self, retries: Sequence[Retry]) -> None:
+        for end, attempt, at in retries:
+            job = self.queue.jobs.get(end.job_id)
+            if job is not None and job.attempt == attempt:
+                self._attempted(job, end)
+                self.queue.retry(job, at)
+                if job.cancelled:
+                    self._end_cancelled(job)
+        self._news.changed("runs")
+        self._go_on()
+
+    def _attempted(self, job: Job, end: JobFinished) -> None:
+        command = job.command
+        self._metrics.attempted(command.kind, end.status)
+        # What was asked for by hand may be of no repository that is there.
+        if command.schedule_id and self.health.told(command.repository, job.host, command.kind, end):
+            self._news.changed("repositories")
+
+    # Its end.
+
+    def to_cancel(self, job_ids: Iterable[str], why: str) -> tuple[list[JobFinished], list[str]]:
+        """The ends of those of these jobs that end at once, because they have not begun or their host is offline; and
+        those whose host is to say how they ended."""
+        ends, asked = [], []
+        for job_id in job_ids:
+            job = self.queue.jobs.get(job_id)
+            if job is None:
+                continue
+            if job.state != "waiting" and self.queue.is_online(job.host):
+                asked.append(job_id)
+            else:
+                ends.append(JobFinished(job_id, "cancelled", self._clock(), error=f"{why} {_UNBEGUN[job.state]}"))
+        return ends, asked
+
+    def cancelled(self, ends: Sequence[JobFinished], asked: Sequence[str], why: str) -> None:
+        """That jobs are to end is stored: have their hosts end them, at once or after their next hello."""
+        self.ended(ends)
+        for job_id in asked:
+            if (job := self.queue.jobs.get(job_id)) is None:
+                continue
+            job.cancelled = why
+            if job.state == "waiting":
+                self._end_cancelled(job)
+            else:
+                self.deliver(job.host, [Send((CommandCancel(job.wire_id, why),))])
+
+    def _end_cancelled(self, job: Job) -> None:
+        self._end([JobFinished(job.id, "cancelled", self._clock(), error=job.cancelled)])
+
+    def _replace(self, new: NewJob) -> None:
+        """End the runs in whose place a new one is."""
+        why = f"replaced by job {new.command.job_id}"
+        ends, asked = self.to_cancel(new.replaces, why)
+        self._end(ends)
+        self._soon(records.jobs_cancelled, asked, lambda _: self.cancelled((), asked, why), lambda: None)
+
+    def _end(self, ends: Sequence[JobFinished]) -> None:
+        """End jobs that do not run. What cannot be stored now is tried again."""
+        if ends:
+            self._soon(records.jobs_finished, ends, lambda _: self.ended(ends), partial(self._not_ended, ends))
+
+    def _not_ended(self, ends: Sequence[JobFinished]) -> None:
+        self._unsent([job for end in ends if (job := self.queue.jobs.get(end.job_id)) is not None])
+
+    def ended(self, ends: Sequence[JobFinished]) -> None:
+        """Jobs have ended, and that is stored."""
+        for end in ends:
+            if (job := self.queue.remove(end.job_id)) is not None:
+                self._attempted(job, end)
+                self._metrics.ended(job.command.kind, end.status)
+                self.outcomes.ended(job.command.schedule_id, job.host, end)
+                if not job.command.schedule_id:
+                    self.deliver(job.host, ())  # it needs the credentials no more
+                if (heard := self._heard.get(job.id)) is not None and not heard.end.done():
+                    heard.end.set_result(end)
+        if ends:
+            self._news.changed("runs", "schedules")
+            self._go_on()
+
+    def _soon(
+        self,
+        function: Callable[[Connection, Sequence[Any]], Sequence[Any]],
+        item: object,
+        follow: Callable[[Any], None],
+        failed: Callable[[], None],
+    ) -> None:
+        """Store something that nobody waits for."""
+        if not item:
+            return
+        try:
+            future = self._submit(function, item)
+        except (Unavailable, StoreClosedError):
+            failed()
+        else:
+            then(future, follow, failed)
+
+
+def then(
+    future: "asyncio.Future[Result]", follow: Callable[[Result], None], failed: Callable[[], None] = lambda: None
+) -> "asyncio.Future[Result]":
+    """Have something follow once it is stored; before whoever awaits that goes on."""
+
+    def done(future: "asyncio.Future[Result]") -> None:
+        if future.cancelled() or future.exception() is not None:
+            failed()
+        else:
+            follow(future.result())
+
+    future.add_done_callback(done)
+    return future
+
+
+async def stored(*futures: "asyncio.Future[Any]") -> None:
+    """Wait until all of that is stored; to give up waiting changes nothing of it. Raises Unavailable."""
+    for future in futures:
+        await asyncio.shield(future)
+
+
+def _placed(job: NewJob) -> Job:
+    return Job(job.command, job.host, job.created_at, job.alone, job.start_by, recorded=False)
+
+
+def _late(job: Job, now: datetime) -> JobFinished:
+    error = "it waited for longer than its schedule's startingDeadlineSeconds"
+    return JobFinished(job.id, "failed", now, error=error, reason="DeadlineExceeded")
+
+
+_GONE = "its schedule was deleted, or does not select this host any more"
+_UNBEGUN = {"waiting": "before it began", "sent": "while its host was offline", "running": "while its host was offline"}
+_command = msgspec.json.Decoder(CommandRun)

@@ -1,0 +1,427 @@
+"""Which jobs may run now, and which wait for what: all jobs that have no end, as a state machine without I/O.
+
+Each repository has a line. Within it, who came first goes first and nobody overtakes: at most so many jobs run at once
+as the repository allows, and those for which restic locks it alone (EXCLUSIVE) wait for the others and hold off what
+came later. Who cannot go anyway does not stand in line, and comes back to the place it had: a job whose host is
+offline, or whose schedule's last run on that host is not over. A job that failed stands in line anew when it is due.
+
+A job is `waiting` until it is to be sent, then `sent` until its host has accepted it, then `running`. Sent and running
+jobs hold a place. After a crash all of this is known again from what is stored and from what hosts say in their hello.
+"""
+
+import heapq
+from bisect import bisect_left, insort
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import Literal, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from wire.messages import CommandRun, JobProgress
+
+EXCLUSIVE = frozenset({"forget", "prune", "check"})
+"""The kinds for which restic locks a repository alone (restic: doc/design, "Locks")."""
+LOOKS = frozenset({"snapshots", "ls"})
+"""The kinds whose log is what was asked for, by somebody who waits for it."""
+UNLIMITED = LOOKS | {"unlock"}
+"""The kinds that stand in no line: they lock nothing, and are wanted just when others are stuck, or at once."""
+HOLD = timedelta(minutes=30)
+"""How long a job keeps its place while its host is offline; restic takes a lock that old for stale, too."""
+AGAIN = timedelta(minutes=1)
+"""After this, a job that is too late is told again: its end could not be stored."""
+
+State = Literal["waiting", "sent", "running"]
+Place = tuple[datetime, str]
+"""Where a job stands in line: since when, and its id."""
+
+
+class Rule(NamedTuple):
+    """How many jobs may use a repository at once, and whether each host has one of its own under its name."""
+
+    limit: int | None = None
+    per_host: bool = False
+
+
+class Job(Struct, eq=False):
+    """A job that has no end. `since`: when it was recorded, or its next attempt is due.
+
+    `alone`: not beside another run of its schedule on its host. `start_by`: when it is too late to begin with it.
+    `cancelled`: why it is to end, once somebody wants that. `recorded`: whether it is stored. `off`: it stands in no
+    line for now, because it is not due yet or too late. `progress`: what its host last told.
+    """
+
+    command: CommandRun
+    host: str
+    since: datetime
+    alone: bool = True
+    start_by: datetime | None = None
+    attempt: int = 1
+    state: State = "waiting"
+    cancelled: str = ""
+    recorded: bool = True
+    off: bool = False
+    in_line: bool = False
+    progress: JobProgress | None = None
+
+    @property
+    def id(self) -> str:
+        """The job's id, the same for all attempts."""
+        return self.command.job_id
+
+    @property
+    def wire_id(self) -> str:
+        """What agents call this attempt; they know nothing of attempts."""
+        return self.id if self.attempt == 1 else f"{self.id}.{self.attempt}"
+
+    @property
+    def to_send(self) -> CommandRun:
+        """The command of this attempt."""
+        return self.command if self.attempt == 1 else msgspec.structs.replace(self.command, job_id=self.wire_id)
+
+    @property
+    def repository(self) -> str:
+        """The id of its repository."""
+        return self.command.repository.partition("/")[0]
+
+    @property
+    def whose(self) -> str:
+        """The host whose name is in the repository's URL, where that holds one."""
+        return self.command.repository.partition("/")[2] or self.host
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether it must have its repository to itself."""
+        return self.command.kind in EXCLUSIVE
+
+    @property
+    def place(self) -> Place:
+        """Where it stands in its line."""
+        return self.since, self.id
+
+
+class _Line:
+    """One repository's line: who has a place, how many of them must be alone, and who stands in line, in order."""
+
+    __slots__ = ("active", "exclusive", "waiting")
+
+    def __init__(self) -> None:
+        self.active: set[str] = set()
+        self.exclusive = 0
+        self.waiting: list[Job] = []
+
+
+class _Timer(NamedTuple):
+    """Something to look at again: a job, or a host that has been gone since `gone`."""
+
+    at: datetime
+    number: int
+    job: Job | None
+    host: str = ""
+    gone: datetime | None = None
+
+
+class Queue:
+    """All open jobs. After each change, `take` tells which may be sent; when `wake_at` has come, call `tick`."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Job] = {}
+        self._rules: dict[str, Rule] = {}
+        self._lines: dict[str, _Line] = {}
+        self._runs: dict[tuple[str, str], list[Job]] = {}  # by schedule and host
+        self._of_host: dict[str, dict[str, Job]] = {}
+        self._online: set[str] = set()
+        self._gone: dict[str, datetime] = {}  # since when, of hosts that are offline and may be running jobs
+        self._changed: dict[str, None] = {}  # lines to look at; in order, so that the same events give the same jobs
+        self._timers: list[_Timer] = []
+        self._number = 0
+
+    # What is open.
+
+    def find(self, host: str, wire_id: str) -> Job | None:
+        """The open job of this host whose present attempt has this id."""
+        job = self.jobs.get(wire_id.partition(".")[0])
+        return job if job is not None and job.host == host and job.wire_id == wire_id else None
+
+    def is_anothers(self, host: str, wire_id: str) -> bool:
+        """Whether an open job of another host has this id."""
+        job = self.jobs.get(wire_id.partition(".")[0])
+        return job is not None and job.host != host
+
+    def of_host(self, host: str) -> list[Job]:
+        """A host's stored jobs, oldest first."""
+        return sorted((job for job in self._of_host.get(host, {}).values() if job.recorded), key=_place)
+
+    def is_online(self, host: str) -> bool:
+        """Whether a host has said hello, and its connection is not gone."""
+        return host in self._online
+
+    def runs(self, schedule_id: str, host: str) -> Sequence[Job]:
+        """A schedule's jobs on a host; for "", those of no schedule."""
+        return self._runs.get((schedule_id, host), ())
+
+    @property
+    def waiting_count(self) -> int:
+        """How many jobs wait."""
+        return sum(job.state == "waiting" for job in list(self.jobs.values()))
+
+    def waits_for(self, job_id: str, repository: str) -> str:
+        """What a job waits for, in words; empty when it does not. `repository`: what its repository is called."""
+        job = self.jobs.get(job_id)
+        if job is None or job.state != "waiting":
+            return ""
+        if job.off:
+            return f"retry at {job.since:%Y-%m-%dT%H:%M:%SZ}" if job.attempt > 1 else "its end: it is too late to begin"
+        if job.host not in self._online:
+            return f"host {job.host} to connect"
+        if not job.in_line:
+            return f"the run before it on host {job.host}"
+        line = self._lines[self._key(job)]
+        ahead = len(line.active) + bisect_left(line.waiting, job.place, key=_place)
+        return f"{ahead} job{'s' * (ahead != 1)} before it in repository {repository}"
+
+    # What changes.
+
+    def rule(self, repository: str, rule: Rule) -> None:
+        """A repository's rule is this from now on."""
+        if self._rules.get(repository, Rule()) == rule:
+            return
+        moved = [job for job in self.jobs.values() if job.repository == repository]
+        moved = [job for job in moved if job.state == "waiting" or self._has_place(job)]
+        for job in moved:
+            self._leave(job)
+        if rule == Rule():
+            del self._rules[repository]
+        else:
+            self._rules[repository] = rule
+        for job in moved:
+            self._enter(job)
+
+    def add(self, jobs: Sequence[Job]) -> list[Job]:
+        """Jobs that are about to be stored take their places; those that may be sent once they are stored.
+
+        Also for jobs that are known from before a crash, which have the state that is stored. One that is open already
+        is left out.
+        """
+        for job in jobs:
+            if job.id in self.jobs:
+                continue
+            self.jobs[job.id] = job
+            self._of_host.setdefault(job.host, {})[job.id] = job
+            self._runs.setdefault((job.command.schedule_id, job.host), []).append(job)
+            self._enter(job)
+        going = self.take()
+        for job in jobs:
+            self._watch(job)
+        return going
+
+    def recorded(self, job_id: str) -> None:
+        """A job that was added is stored."""
+        if (job := self.jobs.get(job_id)) is not None:
+            job.recorded = True
+
+    def remove(self, job_id: str) -> Job | None:
+        """A job has ended, or was not stored; what it was, or None if it was not open."""
+        job = self.jobs.pop(job_id, None)
+        if job is None:
+            return None
+        self._leave(job)
+        _discard(self._of_host, job.host, job)
+        if (runs := self._runs.get((job.command.schedule_id, job.host))) is not None:
+            runs.remove(job)
+            if not runs:
+                del self._runs[job.command.schedule_id, job.host]
+        self._settle_others(job)
+        return job
+
+    def accepted(self, job: Job) -> None:
+        """Its host has it."""
+        self._move(job, "running")
+
+    def retry(self, job: Job, at: datetime) -> None:
+        """An attempt failed; the next one is due at that time."""
+        self._leave(job)
+        job.attempt, job.state, job.since, job.off = job.attempt + 1, "waiting", at, True
+        self._enter(job)
+        self._watch(job)
+        self._settle_others(job)
+
+    def unsent(self, job: Job) -> None:
+        """A job that was to be sent was not: it is back in its place."""
+        if job.state == "sent" and self.jobs.get(job.id) is job:
+            self._move(job, "waiting")
+            self._watch(job)
+
+    def arrived(self, host: str, running: Collection[str]) -> None:
+        """A host said hello, and which attempts it has."""
+        self._online.add(host)
+        self._gone.pop(host, None)
+        for job in sorted(self._of_host.get(host, {}).values(), key=_place):
+            if job.wire_id in running:
+                self._move(job, "running")
+            elif job.state == "sent" and job.recorded:  # one that is being stored has yet to be sent
+                self.unsent(job)
+            else:
+                self._move(job, job.state)
+
+    def departed(self, host: str, now: datetime) -> None:
+        """A host's connection is gone. Its jobs keep the places that they have for a while, and stand in no line."""
+        self._online.discard(host)
+        jobs = self._of_host.get(host, {}).values()
+        for job in jobs:
+            self._settle(job)
+        if any(job.state != "waiting" for job in jobs):
+            self._gone[host] = now
+            self._set_timer(now + HOLD, None, host, now)
+
+    # Who may go.
+
+    def take(self) -> list[Job]:
+        """The jobs that may be sent now, and are taken to be: each is told once."""
+        taken: list[Job] = []
+        while self._changed:
+            key = next(iter(self._changed))
+            del self._changed[key]
+            line = self._lines.get(key)
+            while line is not None and line.waiting and self._may_go(line, line.waiting[0]):
+                job = line.waiting[0]
+                self._move(job, "sent")
+                taken.append(job)
+            if line is not None and not line.active and not line.waiting:
+                del self._lines[key]
+        return taken
+
+    def _may_go(self, line: _Line, job: Job) -> bool:
+        if job.command.kind in UNLIMITED or not line.active:
+            return True
+        limit = self._rules.get(job.repository, Rule()).limit
+        return not (line.exclusive or job.exclusive or (limit is not None and len(line.active) >= limit))
+
+    # Time.
+
+    @property
+    def wake_at(self) -> datetime | None:
+        """When `tick` has work to do."""
+        return self._timers[0].at if self._timers else None
+
+    def tick(self, now: datetime) -> list[Job]:
+        """Time has come: attempts that are due stand in line. Answers those that are too late, whose end is due."""
+        late = []
+        while self._timers and self._timers[0].at <= now:
+            _, _, job, host, gone = heapq.heappop(self._timers)
+            if job is None:
+                if self._gone.get(host) == gone:
+                    self._let_go(host)
+            elif self.jobs.get(job.id) is not job or job.state != "waiting":
+                continue
+            elif job.start_by is not None and job.attempt == 1 and job.start_by <= now:
+                job.off = True
+                self._settle(job)
+                self._settle_others(job)
+                late.append(job)
+                self._set_timer(now + AGAIN, job)
+            elif job.off and job.since <= now:
+                job.off = False
+                self._settle(job)
+                self._settle_others(job)
+        return late
+
+    def _let_go(self, host: str) -> None:
+        """The jobs of a host that has been gone for long keep no others waiting."""
+        for job in self._of_host.get(host, {}).values():
+            self._free(job)
+
+    def _watch(self, job: Job) -> None:
+        """Have `tick` look at a job that waits for a time."""
+        if job.state == "waiting":
+            if job.off:
+                self._set_timer(job.since, job)
+            elif job.start_by is not None and job.attempt == 1:
+                self._set_timer(job.start_by, job)
+
+    def _set_timer(self, at: datetime, job: Job | None, host: str = "", gone: datetime | None = None) -> None:
+        self._number += 1
+        heapq.heappush(self._timers, _Timer(at, self._number, job, host, gone))
+
+    # Places.
+
+    def _key(self, job: Job) -> str:
+        if job.command.kind in UNLIMITED:
+            return ""
+        repository = job.repository
+        return f"{repository}/{job.whose}" if self._rules.get(repository, Rule()).per_host else repository
+
+    def _move(self, job: Job, state: State) -> None:
+        """Put a job where one of this state belongs."""
+        self._leave(job)
+        job.state = state
+        self._enter(job)
+        self._settle_others(job)
+
+    def _enter(self, job: Job) -> None:
+        if job.state == "waiting":
+            self._settle(job)
+            return
+        key = self._key(job)
+        line = self._lines.setdefault(key, _Line())
+        line.active.add(job.id)
+        line.exclusive += job.exclusive
+
+    def _leave(self, job: Job) -> None:
+        self._free(job)
+        if job.in_line:
+            self._step_out(job)
+
+    def _free(self, job: Job) -> None:
+        """Take a job's place from it, if it has one."""
+        if self._has_place(job):
+            key = self._key(job)
+            line = self._lines[key]
+            line.active.remove(job.id)
+            line.exclusive -= job.exclusive
+            self._changed[key] = None
+
+    def _has_place(self, job: Job) -> bool:
+        line = self._lines.get(self._key(job))
+        return line is not None and job.id in line.active
+
+    def _settle(self, job: Job) -> None:
+        """Have a job stand in line, or not, as it should by now."""
+        should = job.state == "waiting" and not job.off and job.host in self._online and not self._must_not_yet(job)
+        if should and not job.in_line:
+            key = self._key(job)
+            insort(self._lines.setdefault(key, _Line()).waiting, job, key=_place)
+            job.in_line = True
+            self._changed[key] = None
+        elif job.in_line and not should:
+            self._step_out(job)
+
+    def _step_out(self, job: Job) -> None:
+        key = self._key(job)
+        waiting = self._lines[key].waiting
+        del waiting[bisect_left(waiting, job.place, key=_place)]
+        job.in_line = False
+        self._changed[key] = None
+
+    def _settle_others(self, job: Job) -> None:
+        for other in self.runs(job.command.schedule_id, job.host):
+            if other is not job:
+                self._settle(other)
+
+    def _must_not_yet(self, job: Job) -> bool:
+        """Whether a run of its schedule on its host goes before it."""
+        return job.alone and any(
+            other is not job and (other.state != "waiting" or (not other.off and other.place < job.place))
+            for other in self.runs(job.command.schedule_id, job.host)
+        )
+
+
+def _place(job: Job) -> Place:
+    return job.place
+
+
+def _discard(groups: dict[str, dict[str, Job]], name: str, job: Job) -> None:
+    group = groups[name]
+    del group[job.id]
+    if not group:
+        del groups[name]
