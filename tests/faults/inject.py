@@ -1,0 +1,265 @@
+"""How each kind of fault is brought about and ended."""
+
+import asyncio
+import os
+import resource
+import signal
+import sqlite3
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal, cast
+
+from bench.fleet import Fleet as Storm
+from tests.faults import plan
+from tests.faults.fleet import Fleet, Part, can_mount
+from tests.faults.plan import Fault, Plan
+
+
+class NotNowError(Exception):
+    """The fault cannot be brought about now: its target is down, or under another fault."""
+
+
+Injection = Callable[[Fleet, Fault], AbstractAsyncContextManager[None]]
+
+
+async def inject(fleet: Fleet, planned: Plan) -> Counter[str]:
+    """Bring all faults of a plan about, each in its time, and end them; how many there were of each kind."""
+    done: Counter[str] = Counter()
+
+    async def bring_about(fault: Fault) -> None:
+        await asyncio.sleep(fault.at)
+        with suppress(NotNowError):
+            async with KINDS[fault.kind](fleet, fault):
+                done[fault.kind] += 1
+                await asyncio.sleep(fault.lasts)
+
+    async with asyncio.TaskGroup() as tasks:
+        for fault in planned.faults:
+            tasks.create_task(bring_about(fault))
+    return done
+
+
+@asynccontextmanager
+async def _held(part: Part) -> AsyncIterator[int]:
+    """A part that runs and that no other fault of this kind has got hold of; its process."""
+    if part.busy or part.pid is None:
+        raise NotNowError
+    part.busy = True
+    try:
+        yield part.pid
+    finally:
+        part.busy = False
+
+
+@asynccontextmanager
+async def _kill(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
+    part = fleet.parts[fault.target]
+    async with _held(part):
+        await part.kill()
+        try:
+            yield
+        finally:
+            part.release()
+
+
+@asynccontextmanager
+async def _pause(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
+    async with _held(fleet.parts[fault.target]) as pid:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def _kill_restic(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
+    agent = fleet.part_of(fault.target).pid
+    children = [] if agent is None else children_of(agent)
+    if not children:
+        raise NotNowError
+    for pid in children:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    yield
+
+
+def children_of(parent: int) -> list[int]:
+    """The processes that a process has started and that are not over (proc(5))."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, ppid = path.read_text().rpartition(")")[2].split()[:2]
+            if int(ppid) == parent and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+@asynccontextmanager
+async def _cut(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
+    link = fleet.links[fault.target]
+    link.up = False
+    link.cut()
+    try:
+        yield
+    finally:
+        link.up = True
+
+
+@asynccontextmanager
+async def _delay(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
+    link = fleet.links[fault.target]
+    link.delay = float(fault.how)
+    try:
+        yield
+    finally:
+        link.delay = 0.0
+
+
+@asynccontextmanager
+async def _stall(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
+    link = fleet.links[fault.target]
+    link.stall()
+    try:
+        yield
+    finally:
+        link.flow()
+
+
+@asynccontextmanager
+async def _half_open(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
+    """What is said is lost; one side may learn at once that its connection is gone, the other never by that."""
+    link = fleet.links[fault.target]
+    link.deaf = True
+    if fault.how != "both":
+        link.cut(cast(Literal["agent", "server"], fault.how))
+    try:
+        yield
+    finally:
+        link.cut()  # a connection that lost something never goes on
+        link.deaf = False
+
+
+@asynccontextmanager
+async def _duplicate(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
+    fleet.links[fault.target].twice["agent" if fault.how == "to-agent" else "server"] += 1
+    yield
+
+
+@asynccontextmanager
+async def _disk_full(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
+    """Fill the part's disk; where it has none of its own, have its process write no byte more (setrlimit(2))."""
+    part, filler = fleet.parts[fault.target], fleet.data(fault.target) / "filler"
+    if not can_mount():
+        async with _limited(part):
+            yield
+        return
+    if filler.exists():
+        raise NotNowError
+    try:
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 20))
+        with suppress(OSError), filler.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(512))
+        yield
+    finally:
+        filler.unlink()
+
+
+@asynccontextmanager
+async def _limited(part: Part) -> AsyncIterator[None]:
+    async with _held(part) as pid:
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, hard))
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@asynccontextmanager
+async def _busy(fleet: Fleet, _: Fault) -> AsyncIterator[None]:
+    with closing(sqlite3.connect(fleet.database, isolation_level=None, timeout=0)) as database:
+        try:
+            database.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            raise NotNowError from error
+        yield
+
+
+@asynccontextmanager
+async def _clock(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
+    fleet.clocks.move(fault.target, timedelta(hours=float(fault.how.split()[0])))
+    try:
+        yield
+    finally:
+        fleet.clocks.move(fault.target, timedelta())
+
+
+@asynccontextmanager
+async def _edit(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
+    await edit(fleet, fault)
+    yield
+
+
+@asynccontextmanager
+async def _edit_offline(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
+    async with _cut(fleet, fault):
+        await edit(fleet, fault)
+        yield
+
+
+async def edit(fleet: Fleet, fault: Fault) -> None:
+    """Have somebody change what is declared; a server that is down is told when it is back."""
+    async with fleet.edits:
+        match fault.how.split(maxsplit=3):
+            case ["put", schedule, group, cron]:
+                selector = {"matchLabels": {"group": group}}
+                await fleet.put_schedule(schedule, "backup", cron, hostSelector=selector)
+            case ["delete", schedule]:
+                await fleet.ask("DELETE", f"/schedules/faults/{schedule}")
+            case ["relabel", group]:
+                await fleet.label(fault.target, group)
+
+
+@asynccontextmanager
+async def _storm(fleet: Fleet, _: Fault) -> AsyncIterator[None]:
+    """Many agents connect at once, lose their connections at once, and come back; they stay until all is quiet."""
+    if fleet.storm is not None:
+        raise NotNowError
+    url = f"ws://127.0.0.1:{fleet.port}/agent"
+    token = (fleet.data(fleet.setup.server) / "agent-token").read_text().strip()
+    fleet.storm = Storm(url, token, plan.STORM)
+    fleet.storm.clock.set(fleet.clocks.right())
+    await fleet.storm.start()
+    await fleet.storm.stop()
+    fleet.storm = Storm(url, token, plan.STORM, [agent.core.memory for agent in fleet.storm.agents])
+    fleet.storm.clock.set(fleet.clocks.right())
+    await fleet.storm.start()
+    yield
+
+
+KINDS: Mapping[str, Injection] = {
+    "kill server": _kill,
+    "kill agent": _kill,
+    "kill restic": _kill_restic,
+    "pause": _pause,
+    "cut": _cut,
+    "delay": _delay,
+    "stall": _stall,
+    "half-open": _half_open,
+    "duplicate": _duplicate,
+    "disk full": _disk_full,
+    "database busy": _busy,
+    "clock": _clock,
+    "edit": _edit,
+    "edit while offline": _edit_offline,
+    "storm": _storm,
+}

@@ -1,0 +1,95 @@
+"""Rounds of faults: each brings a plan about on a fleet, waits until that is quiet, and checks what must hold."""
+
+import asyncio
+import shutil
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.faults import finding
+from tests.faults.checks import MINUTE, violations
+from tests.faults.fleet import Fleet, running
+from tests.faults.inject import inject
+from tests.faults.plan import ROUNDS_OF_A_FLEET, Plan, plan
+
+QUIET_S = 75.0
+"""Seconds within which a fleet must be quiet after the last fault is over."""
+
+
+class Round(NamedTuple):
+    """How a round went. `jobs` and `runs`: how many the fleet has had by then; `last`: whether its time is over.
+
+    `folder`: where the files of a fleet are that broke a promise.
+    """
+
+    plan: Plan
+    done: Counter[str]
+    jobs: int
+    runs: int
+    seconds: float
+    wrong: list[str]
+    last: bool
+    folder: Path | None = None
+
+
+async def play(first: int, count: int) -> AsyncIterator[Round]:
+    """The rounds of so many seeds, from the first on. After one that broke a promise the next has a new fleet."""
+    seed = first
+    while seed < first + count:
+        until = min(first + count, seed - seed % ROUNDS_OF_A_FLEET + ROUNDS_OF_A_FLEET)
+        async with aclosing(_with_one_fleet(seed, until)) as rounds:
+            async for it in rounds:
+                yield it
+                seed = it.plan.seed + 1
+
+
+async def _with_one_fleet(seed: int, until: int) -> AsyncIterator[Round]:
+    async with running(plan(seed).setup) as fleet:
+        if waits := await _quiet(fleet):
+            raise TimeoutError(f"a fleet did not begin: {waits}")
+        fleet.begin = fleet.clocks.right()
+        for at in range(seed, until):
+            it = await _round(fleet, plan(at), last=at + 1 == until)
+            yield it
+            if it.wrong:
+                return
+
+
+async def _round(fleet: Fleet, planned: Plan, *, last: bool) -> Round:
+    began = time.monotonic()
+    fleet.clocks.run(fleet.clocks.right(), planned.setup.rate)
+    done = await inject(fleet, planned)
+    waits = await _quiet(fleet)
+    until = fleet.until
+    found = await asyncio.to_thread(finding.evidence, fleet, until, waits, last=last)
+    wrong = violations(found)
+    kept = _keep(fleet, planned.seed) if wrong else None
+    runs = len(found.runs or ())
+    return Round(planned, done, len(found.jobs), runs, time.monotonic() - began, wrong, last or bool(wrong), kept)
+
+
+async def _quiet(fleet: Fleet) -> list[str]:
+    """Have it be later than any clock has shown, just after a minute began, and time go on as it does; then wait until
+    nothing is left to come. What that is, when it takes too long."""
+    ahead = fleet.clocks.farthest() + MINUTE
+    fleet.until = ahead.replace(second=0, microsecond=0) + MINUTE
+    fleet.clocks.run(fleet.until + timedelta(seconds=1), 1.0)
+    end = time.monotonic() + QUIET_S
+    while (waits := await finding.unsettled(fleet, fleet.until)) and time.monotonic() < end:
+        await asyncio.sleep(0.1)
+    if fleet.storm is not None:
+        await fleet.storm.stop()
+        fleet.storm = None
+    return waits
+
+
+def _keep(fleet: Fleet, seed: int) -> Path:
+    """Copy the files of a fleet to where they outlive it."""
+    kept = fleet.folder.with_name(f"lamplighter-faults-seed-{seed}")
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(fleet.folder, kept, ignore=shutil.ignore_patterns("filler"))
+    return kept
