@@ -146,6 +146,7 @@ async def test_a_hook_has_the_time_of_its_job(host):
 @pytest.mark.parametrize("status", ["cancelled", "interrupted"])
 async def test_what_was_held_for_a_job_that_is_stopped_is_let_go(host, status):
     hold = host.program("hold", "touch $0.held")
+    held = Path(f"{hold}.held")
     go = host.program("go", 'rm "$1.held"; echo "let go: $LAMPLIGHTER_STATUS"')
     slow = host.program("restic", "echo began; exec sleep 600")
     running = asyncio.create_task(host.run([hold], [go, hold], restic=slow))
@@ -155,7 +156,7 @@ async def test_what_was_held_for_a_job_that_is_stopped_is_let_go(host, status):
     end = await running
     assert (end.status, end.exit_code) == (status, -signal.SIGINT)
     assert host.lines[-1] == f"let go: {status}"
-    assert not Path(f"{hold}.held").exists()
+    assert held not in host.folder.iterdir()
 
 
 async def test_a_hook_after_a_stop_has_its_own_short_time(host, monkeypatch):
