@@ -43,7 +43,7 @@ def restore(access: Access, repository: str, spec: Mapping[str, Any]) -> None:
         _warn(job["error"] or "not all of it was restored: see its log")
     snapshot, files, size = job["snapshot_id"][:SHORT_ID], job["files_processed"], _size(job["bytes_processed"])
     where = f"{spec['target']} on {job['host']}"
-    click.echo(f"restored snapshot {snapshot} of {spec['sourceHost']} below {where}: {files} files, {size}")
+    click.echo(f"restored snapshot {snapshot} of {spec['sourceHost']} below {where}: {_files(files)}, {size}")
 
 
 def _followed(server: Server, path: str, job: Item) -> Item:
@@ -55,7 +55,7 @@ def _followed(server: Server, path: str, job: Item) -> Item:
         while job["status"] in ("pending", "running"):
             told = job["progress"] or {}
             waits = f"waits for {job['waits_for']}" if job["waits_for"] else "restores"
-            done = f"{told.get('files_done', 0)} files, {_size(told.get('bytes_done', 0))}" if told else ""
+            done = f"{_files(told.get('files_done'))}, {_size(told.get('bytes_done', 0))}" if told else ""
             total = 1.0 if told else None
             progress.update(task, description=waits, total=total, completed=told.get("fraction", 0), done=done)
             time.sleep(LOOK_S)
@@ -116,6 +116,10 @@ def _listed(server: Server, where: str, limit: int | None, **query: object) -> t
 def _path(repository: str) -> str:
     namespace, _, name = full_name(repository).partition("/")
     return f"/repositories/{quote(namespace, safe='')}/{quote(name, safe='')}"
+
+
+def _files(count: int | None) -> str:
+    return f"{count or 0} file{'s' * (count != 1)}"
 
 
 def _size(count: int | None) -> str:
