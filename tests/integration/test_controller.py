@@ -31,6 +31,7 @@ PLURALS = {
     "Host": f"{GROUP}/hosts",
     "Run": f"{GROUP}/runs",
     "Restore": f"{GROUP}/restores",
+    "Restore": f"{GROUP}/restores",
     "Node": "v1/nodes",
     "Secret": "v1/secrets",
     "Event": "events.k8s.io/v1/events",
@@ -352,6 +353,25 @@ async def test_a_run_waits_for_its_schedule(controller, kubectl):
     await until(lambda: kubectl.ready("Run", "now") == ("False", "ScheduleNotFound"))
     await declare(kubectl, "etc")
     await until(lambda: kubectl.ready("Run", "now") == ACCEPTED)
+
+
+RESTORE = {"repositoryRef": {"name": "main"}, "sourceHost": "gone", "host": "laptop", "target": "/restored"}
+
+
+async def test_a_restore_waits_for_its_repository_and_its_host_and_is_followed_to_its_end(controller, kubectl, rest):
+    await kubectl.create("Restore", "back", RESTORE)
+    await until(lambda: kubectl.ready("Restore", "back") == ("False", "RepositoryNotFound"))
+    await kubectl.create("Repository", "main", {"url": "/b"})
+    await until(lambda: kubectl.ready("Restore", "back") == ("False", "HostNotFound"))
+    await kubectl.create("Host", "laptop", {}, namespace=HOME)
+    await until(lambda: kubectl.ready("Restore", "back") == ACCEPTED)
+    (job,) = (await rest.get("/jobs")).json()["items"]
+    assert job["command"]["restore"]["target"] == "/restored"
+    waiting = kubectl.get("Restore", "back")["status"]
+    assert (waiting["phase"], waiting["host"], waiting["job"]) == ("Pending", "laptop", job["id"])
+    await rest.post(f"/jobs/{job['id']}/cancel")
+    await until(lambda: kubectl.conditions("Restore", "back")["Complete"] == ("True", "Failed"))
+    assert kubectl.get("Restore", "back")["status"]["phase"] == "Failed"
 
 
 async def test_a_restart_writes_nothing(server, kubectl, api, rest):
