@@ -22,7 +22,7 @@ from server.service import Config, serving
 pytestmark = pytest.mark.anyio
 
 HOME = "lamplighter-system"
-PATIENCE_S = 6
+PATIENCE_S = 20
 FAST = Times(full=300, secrets=0.5, look=0.1, retry=0.05, most_retry=0.2, listed=0.2, write=0.1)
 GROUP = "lamplighter.dev/v1alpha1"
 PLURALS = {
@@ -30,7 +30,6 @@ PLURALS = {
     "Repository": f"{GROUP}/repositories",
     "Host": f"{GROUP}/hosts",
     "Run": f"{GROUP}/runs",
-    "Restore": f"{GROUP}/restores",
     "Restore": f"{GROUP}/restores",
     "Node": "v1/nodes",
     "Secret": "v1/secrets",
@@ -470,18 +469,25 @@ async def test_a_server_that_is_away_is_told_of_what_is_new_and_all_is_well_when
             await until(lambda: kubectl.ready("Schedule", "etc") == ACCEPTED)
 
 
-async def test_a_server_that_comes_back_with_an_old_store_is_put_right_at_once(kubectl, tmp_path):
+async def test_a_server_restored_from_an_old_backup_is_put_right_at_once(kubectl, tmp_path):
     config = Config(tmp_path / "data", port=0)
-    async with serving(config):  # what is restored later: nothing
-        pass
+    async with serving(config) as server, controlling(server):
+        await declare(kubectl, "etc", "old")
     shutil.copytree(tmp_path / "data", tmp_path / "backup")
     async with contextlib.AsyncExitStack() as stack:
         async with serving(config) as server:
-            config = Config(tmp_path / "backup", port=server.port)
             await stack.enter_async_context(controlling(server))
-            await declare(kubectl, "etc")
-        async with serving(config) as server, resting(server) as rest:
-            await until(lambda: known(rest, "/schedules/ns/etc"))
+            await kubectl.create("Schedule", "new", BACKUP)
+            await until(lambda: kubectl.ready("Schedule", "new") == ACCEPTED)
+            await kubectl.delete("Schedule", "old")
+            await kubectl.patch("Schedule", "etc", spec={"cron": "0 5 * * *"})
+            async with resting(server) as rest:
+                await until(lambda: _gone(rest, "/schedules/ns/old"))
+            await until(lambda: kubectl.get("Schedule", "etc")["status"]["observedGeneration"] == 2)
+        async with serving(Config(tmp_path / "backup", port=server.port)) as server, resting(server) as rest:
+            await until(lambda: known(rest, "/schedules/ns/new"))
+            await until(lambda: _gone(rest, "/schedules/ns/old"))
+            assert (await known(rest, "/schedules/ns/etc"))["spec"]["cron"] == "0 5 * * *"
 
 
 async def test_only_the_namespaces_that_are_named_count(server, kubectl, rest):
