@@ -1,4 +1,4 @@
-"""Good and bad specs of Schedules and Repositories: the server itself and the API server must agree on them."""
+"""Good and bad specs of Schedules, Repositories and Restores: the server itself and the API server must agree on them."""
 
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ BACKUP: Spec = {
 }
 FORGET: Spec = {"kind": "forget", "cron": "@daily", "repositoryRef": {"name": "main"}, "retention": {"keepDaily": 7}}
 REPOSITORY: Spec = {"url": "/backup/{host}"}
+RESTORE: Spec = {"repositoryRef": {"name": "main"}, "sourceHost": "web-1", "target": "/restored"}
 
 
 class Bad(NamedTuple):
@@ -48,8 +49,16 @@ def _retention(field: str, detail: str, by: str, **retention: Any) -> Bad:
     return Bad(changed(FORGET, retention=retention), f"spec.retention{field}", detail, by)
 
 
+def _verify(field: str, detail: str, by: str, **verify: Any) -> Bad:
+    return Bad(changed(BACKUP, kind="verify", backup=..., verify=verify), f"spec.verify{field}", detail, by)
+
+
 def _url(detail: str, by: str, url: str) -> Bad:
     return Bad({"url": url}, "spec.url", detail, by)
+
+
+def _restore(field: str, detail: str, by: str, **changes: Any) -> Bad:
+    return Bad(changed(RESTORE, **changes), f"spec.{field}", detail, by)
 
 
 BAD_SCHEDULES = [
@@ -75,6 +84,12 @@ BAD_SCHEDULES = [
     _backup("spec.retention", "only kind forget takes it", "rule", retention={"keepLast": 1}),
     _backup("spec.check", "only kind check takes it", "rule", check={}),
     _backup("spec.retention", "say what to keep", "rule", kind="forget", backup=...),
+    _backup("spec.verify", "only kind verify takes it", "rule", verify={}),
+    _verify(".files", "must be at most 500", "schema", files=501),
+    _verify(".maxBytes", "for example 100Mi", "rule", maxBytes="0"),
+    _verify(".maxBytes", "for example 100Mi", "rule", maxBytes="5MB"),
+    _backup("spec.hooks.before", "begin with the program's absolute path", "rule", hooks={"before": ["freeze"]}),
+    _backup("spec.hooks.after", "begin with the program's absolute path", "rule", hooks={"after": ["./thaw"]}),
     _backup("spec.spreadSeconds", "must be at least 0, not -1", "schema", spreadSeconds=-1),
     _backup("spec.spreadSeconds", "must be at most 86400", "schema", spreadSeconds=2**40),
     _backup("spec.retry.limit", "must be a whole number, not a boolean (True)", "schema", retry={"limit": True}),
@@ -96,7 +111,8 @@ BAD_SCHEDULES = [
     _retention("", "would keep nothing", "rule"),
     _retention(".keepLast", "must be at least 1", "schema", keepLast=0),
     _retention(".keepWithin", "must be a duration", "rule", keepWithin="7 days"),
-    _retention(".keepTags", "must not be empty", "schema", keepTags=[]),
+    _retention(".keepTags", "must not be empty", "schema", keepLast=1, keepTags=[]),
+    _retention(".keepTags", "the last one too: add keepLast: 1", "rule", keepTags=["a"]),
     Bad(
         changed(BACKUP, kind="check", backup=..., check={"readDataSubset": "half"}),
         "spec.check.readDataSubset",
@@ -108,8 +124,10 @@ BAD_SCHEDULES = [
 GOOD_SCHEDULES = [
     BACKUP,
     FORGET,
-    *(changed(BACKUP, kind=kind, backup=...) for kind in ("prune", "unlock", "check")),
-    *(changed(FORGET, retention=it) for it in ({"keepLast": 1}, {"keepWithin": "1y6m14d12h"}, {"keepTags": ["a"]})),
+    *(changed(BACKUP, kind=kind, backup=...) for kind in ("prune", "unlock", "check", "verify")),
+    *(changed(FORGET, retention=it) for it in ({"keepLast": 1}, {"keepWithin": "1y6m14d12h"})),
+    changed(FORGET, retention={"keepLast": 1, "keepTags": ["a"], "prune": True, "allHosts": True}),
+    changed(BACKUP, kind="verify", backup=..., verify={"files": 5, "maxBytes": "2Gi"}),
     *(
         changed(BACKUP, kind="check", backup=..., check={"readDataSubset": subset})
         for subset in ("1/7", "2.5%", "500M", "100")
@@ -156,4 +174,33 @@ GOOD_REPOSITORIES = [
         for url in ("s3:https://s3.example.org:9000/b/{namespace}/{host}", "rest:https://me@h/", "sftp:u@h:/b")
     ),
     {**REPOSITORY, "passwordSecretRef": {"name": "s"}, "envSecretRef": {"name": "s"}, "init": True},
+]
+
+BAD_RESTORES = [
+    _restore("repositoryRef", "missing. Give it: the Repository that holds the snapshot", "schema", repositoryRef=...),
+    _restore("sourceHost", "missing. Give it: the host that was backed up", "schema", sourceHost=...),
+    _restore("sourceHost", "must be the name of a host", "rule", sourceHost="../web-1"),
+    _restore("host", "must be the name of a host", "rule", host="Web"),
+    _restore("target", "missing. Give it: the folder on the host", "schema", target=...),
+    _restore("target", "must be absolute", "rule", target="restored"),
+    _restore("target", "must not hold '..'", "rule", target="/srv/../etc"),
+    _restore("target", "/ is never empty", "rule", target="/"),
+    _restore("target", "/ is never empty", "rule", target="/./"),
+    _restore("snapshot", "must be latest, or 4 to 64 of the digits", "rule", snapshot="--help"),
+    _restore("before", "only snapshot latest takes it", "rule", snapshot="abcd", before="2026-03-29T02:00:00Z"),
+    _restore("before", "must be a time with its zone", "rule", before="2026-03-29"),
+    _restore("before", "is no time that there ever is", "server", before="2026-02-30T02:00:00Z"),
+    _restore("paths[0]", "must be absolute", "rule", paths=["etc"]),
+    _restore("paths[1]", "must not hold '..'", "rule", paths=["/a", "/a/.."]),
+    _restore("overwrite", "must be true or false", "schema", overwrite="yes"),
+    _restore("path", "unknown field: did you mean paths?", "schema", path="/etc"),
+]
+
+GOOD_RESTORES = [
+    RESTORE,
+    changed(RESTORE, target="/", overwrite=True),
+    changed(
+        RESTORE, target="/..data/.x", host="web-2.example.org", snapshot="latest", before="2026-03-29T02:00:00+02:00"
+    ),
+    changed(RESTORE, snapshot="5eed5eed", paths=["/etc/hosts", "/srv/a..b"]),
 ]

@@ -7,7 +7,9 @@ import msgspec
 import pytest
 
 from server import commands
+from server.resources import parse_schedule
 from server.specs import RepositorySpec, ScheduleSpec
+from wire.messages import Hooks, Verify
 
 
 def spec(**backup):
@@ -50,9 +52,71 @@ def test_all_that_a_backup_can_say():
     ]
 
 
+def of_kind(kind, **blocks):
+    manifest = {"kind": kind, "cron": "@daily", "repositoryRef": {"name": "main"}, **blocks}
+    return parse_schedule({"metadata": {"name": "it"}, "spec": manifest}).spec
+
+
+POLICY = {
+    "keepLast": 1,
+    "keepHourly": 2,
+    "keepDaily": 3,
+    "keepWeekly": 4,
+    "keepMonthly": 5,
+    "keepYearly": 6,
+    "keepWithin": "1y6m",
+    "keepTags": ["a", "-b"],
+}
+KEPT = [
+    *("--keep-last=1", "--keep-hourly=2", "--keep-daily=3", "--keep-weekly=4", "--keep-monthly=5", "--keep-yearly=6"),
+    *("--keep-within=1y6m", "--keep-tag=a", "--keep-tag=-b"),
+]
+
+
+@pytest.mark.parametrize(
+    ("said", "args"),
+    [
+        (of_kind("forget", retention=POLICY), ["forget", "--host=node-1", *KEPT]),
+        (of_kind("forget", retention={"keepLast": 1, "allHosts": True}), ["forget", "--keep-last=1"]),
+        (
+            of_kind("forget", retention={"keepLast": 1, "prune": True}),
+            ["forget", "--host=node-1", "--keep-last=1", "--prune"],
+        ),
+        (of_kind("prune"), ["prune"]),
+        (of_kind("check"), ["check"]),
+        (of_kind("check", check={"readDataSubset": "1/7"}), ["check", "--read-data-subset=1/7"]),
+        (of_kind("unlock"), ["unlock"]),
+        (of_kind("verify"), ["ls", "--json", "--host=node-1", "--", "latest"]),
+    ],
+)
+def test_every_kind_says_no_more_than_its_spec(said, args):
+    assert commands.run_args(said, "ns/it", "node-1") == args
+
+
+def test_a_verification_is_bounded_by_its_spec_or_by_the_defaults():
+    assert commands.verify_part(of_kind("verify")) == Verify(20, 100 << 20)
+    assert commands.verify_part(of_kind("verify", verify={"files": 5, "maxBytes": "2Ki"})) == Verify(5, 2048)
+    assert commands.verify_part(of_kind("check")) is None
+
+
+def test_hooks_go_with_the_name_of_their_schedule():
+    assert commands.hooks_part(of_kind("prune", hooks={"before": ["/a", "b"]}), "ns/it") == Hooks(
+        ["/a", "b"], [], "ns/it"
+    )
+    assert commands.hooks_part(of_kind("prune", hooks={}), "ns/it") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("1", 1), ("10Ki", 10240), ("3Mi", 3 << 20), ("4Gi", 4 << 30), ("1Ti", 1 << 40)]
+)
+def test_a_quantity_is_a_number_with_a_unit_of_kubernetes(text, count):
+    assert commands.quantity(text) == count
+
+
 def test_a_kind_that_is_not_run_is_refused_with_those_that_are():
-    with pytest.raises(ValueError, match="'prune' is not run by this version: use one of backup"):
-        commands.run_args(msgspec.structs.replace(spec(), kind="prune", backup=None), "ns/etc", "node-1")
+    said = msgspec.structs.replace(spec(), kind="rewrite")
+    with pytest.raises(ValueError, match="'rewrite' is not run by this version: use one of backup, check"):
+        commands.run_args(said, "ns/etc", "node-1")
 
 
 def test_restic_takes_no_value_for_an_option(tmp_path):

@@ -11,12 +11,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.problems import Invalid
-from server.resources import parse_repository, parse_schedule, repository_spec, schedule_spec
+from server.resources import parse_repository, parse_restore, parse_schedule, repository_spec, schedule_spec
 from server.schema import Schema
 from server.selectors import is_dns_label, is_dns_name, is_label_key, is_label_value, selector_matches
 from server.specs import LabelSelector, Requirement
 from server.vault import Credentials
-from tests.specs import BACKUP, BAD_REPOSITORIES, BAD_SCHEDULES, GOOD_REPOSITORIES, GOOD_SCHEDULES, changed
+from tests.specs import (
+    BACKUP,
+    BAD_REPOSITORIES,
+    BAD_RESTORES,
+    BAD_SCHEDULES,
+    GOOD_REPOSITORIES,
+    GOOD_RESTORES,
+    GOOD_SCHEDULES,
+    changed,
+)
 
 
 def schedule(spec=BACKUP, **changes):
@@ -81,7 +90,7 @@ def test_defaults_are_not_shared_between_resources():
     assert (other["retry"]["limit"], other["backup"]["tags"]) == (0, [])
 
 
-@pytest.mark.parametrize("kind", ["prune", "unlock", "check"])
+@pytest.mark.parametrize("kind", ["prune", "unlock", "check", "verify"])
 def test_kinds_without_a_block_need_none(kind):
     assert parse_schedule(schedule(kind=kind, backup=...)).spec.kind == kind
 
@@ -126,6 +135,18 @@ def test_a_wrong_repository_has_its_field_named_with_the_remedy(bad):
     found = errors({"metadata": {"name": "main"}, "spec": bad.spec}, parse_repository)
     assert found.keys() == {bad.field}
     assert bad.detail in found[bad.field]
+
+
+@pytest.mark.parametrize("bad", BAD_RESTORES, ids=str)
+def test_a_wrong_restore_has_its_field_named_with_the_remedy(bad):
+    found = errors({"metadata": {"name": "back"}, "spec": bad.spec}, parse_restore)
+    assert found.keys() == {bad.field}
+    assert bad.detail in found[bad.field]
+
+
+@pytest.mark.parametrize("spec", GOOD_RESTORES, ids=lambda spec: spec["target"])
+def test_a_good_restore_is_accepted(spec):
+    assert parse_restore({"metadata": {"name": "back"}, "spec": spec}).target == spec["target"]
 
 
 @pytest.mark.parametrize("spec", GOOD_SCHEDULES, ids=lambda spec: spec["kind"])
@@ -249,7 +270,7 @@ def definition(plural):
 
 ROOTS = {
     plural: definition(plural)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    for plural in ("schedules", "repositories", "hosts", "runs")
+    for plural in ("schedules", "repositories", "hosts", "runs", "restores")
 }
 SPECS = [
     pytest.param(node, id=plural + path)

@@ -125,6 +125,18 @@ def test_a_secret_is_no_pattern():
         (said(message_type="error", error="odd", during="archival", item="/x"), Unreadable('/x: "odd"')),
         (said(message_type="error", error={"message": "gone"}, during="scan", item="/x"), LogLine("/x: gone")),
         (said(message_type="exit_error", code=12, message="Fatal: wrong password"), LogLine("Fatal: wrong password")),
+        (  # a restore, since 0.16
+            said(message_type="status", percent_done=0.5, total_files=4, files_restored=2, bytes_restored=3),
+            Status(0.5, 2, 4, 3, 0),
+        ),
+        (
+            said(message_type="summary", total_files=4, files_restored=4, total_bytes=9, bytes_restored=9),
+            Summary("", 4, 9, 0),
+        ),
+        (  # since 0.17
+            said(message_type="error", error={"message": "no space"}, during="restore", item="/x"),
+            Unreadable("/x: no space"),
+        ),
         (said(message_type="verbose_status", action="new", item="/x"), None),
         (said(message_type="invented"), None),
         (said(other=1), None),
@@ -216,3 +228,9 @@ def test_paths_that_were_not_read_make_a_warning_whatever_the_code(code):
 
 def test_an_error_is_cut_to_what_the_wire_carries():
     assert len(restic.outcome(1, ["Fatal: " + "x" * 9999]).error) == restic.MAX_TEXT
+
+
+def test_a_locked_repository_is_waited_for_ever_longer_up_to_a_minute_and_no_longer_than_the_limit():
+    assert list(restic.lock_waits(300)) == [5, 10, 20, 40, 60, 60, 60, 45]
+    assert list(restic.lock_waits(7)) == [5, 2]
+    assert list(restic.lock_waits(0)) == []

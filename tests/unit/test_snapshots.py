@@ -1,0 +1,118 @@
+"""Snapshots and their files as data: which one is meant, what of it, and how that is asked for."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent import snapshots
+from agent.snapshots import Node, Snapshot, SnapshotError, Tally
+from wire.messages import Restore
+
+NODE = {"name": "a", "type": "file", "path": "/a", "size": 5, "mtime": "2026-01-01T00:00:00.5Z", "struct_type": "node"}
+SNAPSHOT = {"id": "ab" * 32, "time": "2026-01-01T12:00:00.123456789+01:00", "hostname": "n", "paths": ["/a"]}
+
+
+def at(day, paths=("/srv",), host="node-1", id_="00"):
+    return Snapshot(id_ + f"{day:02}" * 31, datetime(2026, 1, day, tzinfo=UTC), host, list(paths))
+
+
+def chosen(found, *paths, **wanted):
+    return snapshots.choose(found, Restore("/t", paths=list(paths), **wanted)).time.day
+
+
+@pytest.mark.parametrize(
+    ("line", "means"),
+    [
+        (NODE, Node("/a", "file", 5, mtime="2026-01-01T00:00:00.5Z")),
+        (NODE | {"message_type": "node"}, Node("/a", "file", 5, mtime="2026-01-01T00:00:00.5Z")),  # since 0.17
+        (
+            SNAPSHOT | {"struct_type": "snapshot"},
+            Snapshot("ab" * 32, datetime(2026, 1, 1, 11, 0, 0, 123457, UTC), "n", ["/a"]),
+        ),
+        (NODE | {"size": "big"}, None),
+        ({"message_type": "summary"}, None),
+        ([], None),
+    ],
+)
+def test_a_line_of_ls_is_read_in_any_version(line, means):
+    assert snapshots.read_node(json.dumps(line).encode()) == means
+
+
+@given(st.binary())
+def test_no_line_is_too_odd_to_be_read(line):
+    assert snapshots.read_node(line) is None
+
+
+@pytest.mark.parametrize(("said", "count"), [(b"null", 0), (b"[]", 0), (json.dumps([SNAPSHOT]).encode(), 1)])
+def test_a_list_of_snapshots_may_be_null(said, count):
+    assert len(snapshots.read_list(said)) == count
+
+
+def test_what_is_no_list_of_snapshots_is_told_as_that():
+    with pytest.raises(SnapshotError, match="cannot be read"):
+        snapshots.read_list(b"[5]")
+
+
+def test_the_latest_is_the_one_with_the_latest_time_that_has_to_do_with_every_path():
+    found = [at(3), at(2), at(4, ["/home"]), at(5, host="node-2")]
+    assert chosen(found) == 5
+    assert chosen(found, source_host="node-1") == 4
+    assert chosen(found, "/srv/a", source_host="node-1") == 3
+    assert chosen(found, "/", source_host="node-1") == 4
+    assert chosen(found, "/srv", before=datetime(2026, 1, 2, tzinfo=UTC)) == 2
+
+
+def test_a_path_that_only_begins_alike_is_another():
+    with pytest.raises(SnapshotError, match="of /srvother"):
+        chosen([at(3)], "/srvother")
+
+
+def test_an_id_must_mean_one_snapshot():
+    found = [at(1, id_="aabb"), at(2, id_="aacc")]
+    assert chosen(found, snapshot="aacc") == 2
+    with pytest.raises(SnapshotError, match="several snapshots with id 0001"):
+        snapshots.choose([at(1), at(1)], Restore("/t", snapshot="0001"))
+    with pytest.raises(SnapshotError, match="give a whole id"):
+        chosen(found, snapshot="dddd")
+
+
+def test_what_a_restore_takes_is_counted_and_what_is_not_there_is_known():
+    tally = Tally(["/a/", "/b", "/"])
+    for node in (NODE, NODE | {"path": "/a/x", "size": 2}, NODE | {"path": "/a", "type": "dir", "size": 0}):
+        tally.take(json.dumps(node).encode())
+    assert (tally.files, tally.bytes, tally.missing) == (2, 7, ["/b"])
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern"),
+    [("/a/b/", "/a/b"), ("/a*[b]?", r"/a\*\[b]\?"), ("/a\\b", r"/a\\b"), ("/**", r"/\*\*"), ("/!a$b", "/!a$b")],
+)
+def test_a_path_is_no_pattern(path, pattern):
+    assert snapshots.pattern(path) == pattern
+
+
+@pytest.mark.parametrize(
+    ("version", "knows"),
+    [("restic 0.14.0 compiled with go1.19.8", False), ("restic 0.15.0", True), ("restic 1.0.0", True), ("", False)],
+)
+def test_holes_are_asked_for_where_restic_knows_them(version, knows):
+    assert snapshots.knows_sparse(version) == knows
+    assert ("--sparse" in snapshots.restore_args("ab", "/t", [], sparse=knows)) == knows
+
+
+@pytest.mark.parametrize(
+    ("time", "ns"),
+    [
+        ("1970-01-01T00:00:01Z", 10**9),
+        ("1970-01-01T01:00:00.000000001+01:00", 1),
+        ("1969-12-31T23:59:59.5Z", -500_000_000),
+        ("2026-11-24T22:18:16.891520662Z", 1795558696891520662),
+        ("yesterday", None),
+        ("2026-13-01T00:00:00Z", None),
+    ],
+)
+def test_a_time_is_read_to_the_nanosecond(time, ns):
+    assert snapshots.nanoseconds(time) == ns
