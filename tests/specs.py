@@ -1,4 +1,4 @@
-"""Good and bad specs of Schedules, Repositories and Restores: the server itself and the API server must agree on them."""
+"""Good and bad specs of what is declared: the server itself and the API server must agree on them."""
 
 from typing import Any, NamedTuple
 

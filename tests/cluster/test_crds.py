@@ -4,18 +4,28 @@ from uuid import uuid4
 
 import pytest
 
+from server.resources import RESTORE as RESTORE_SCHEMA
 from server.resources import parse_repository, parse_schedule
 from tests.specs import (
     BACKUP,
     BAD_REPOSITORIES,
+    BAD_RESTORES,
     BAD_SCHEDULES,
     GOOD_REPOSITORIES,
+    GOOD_RESTORES,
     GOOD_SCHEDULES,
+    RESTORE,
     changed,
 )
 
 GROUP = "lamplighter.dev/v1alpha1"
-KINDS = {"Schedule": "schedules", "Repository": "repositories", "Host": "hosts", "Run": "runs"}
+KINDS = {
+    "Schedule": "schedules",
+    "Repository": "repositories",
+    "Host": "hosts",
+    "Run": "runs",
+    "Restore": "restores",
+}
 RUN = {"scheduleRef": {"name": "etc"}}
 
 
@@ -75,11 +85,22 @@ def test_a_good_repository_is_accepted_and_completed_as_the_server_does(objects,
     assert answer.json()["spec"] == parse_repository({"metadata": {"name": "x"}, "spec": spec}).raw_spec
 
 
+@pytest.mark.parametrize("spec", GOOD_RESTORES, ids=lambda spec: spec["target"])
+def test_a_good_restore_is_accepted_and_completed_as_the_server_does(objects, spec):
+    answer = objects.create("Restore", spec)
+    assert answer.is_success, answer.text
+    assert answer.json()["spec"] == RESTORE_SCHEMA.complete(spec)
+
+
 @pytest.mark.parametrize(
     ("kind", "bad"),
     [
         pytest.param(kind, bad, id=f"{kind} {bad}")
-        for kind, table in (("Schedule", BAD_SCHEDULES), ("Repository", BAD_REPOSITORIES))
+        for kind, table in (
+            ("Schedule", BAD_SCHEDULES),
+            ("Repository", BAD_REPOSITORIES),
+            ("Restore", BAD_RESTORES),
+        )
         for bad in table
         if bad.by != "server"
     ],
@@ -118,6 +139,12 @@ def test_a_run_cannot_be_changed(objects):
     assert objects.patch("Run", "now", {"metadata": {"labels": {"a": "b"}}}).is_success
 
 
+def test_a_restore_cannot_be_changed(objects):
+    objects.create("Restore", RESTORE, "back")
+    assert "create another Restore" in refusal(objects.patch("Restore", "back", {"spec": {"target": "/elsewhere"}}))
+    assert objects.patch("Restore", "back", {"metadata": {"labels": {"a": "b"}}}).is_success
+
+
 def test_kubectl_get_answers_the_first_question_of_each_kind(objects):
     objects.create("Schedule", BACKUP, "etc")
     status = {"hosts": 3, "hostsInSync": 2, "hostsFailed": 1, "nextScheduleTime": "2026-03-29T02:00:00Z"}
@@ -137,6 +164,8 @@ def test_kubectl_get_answers_the_first_question_of_each_kind(objects):
     assert objects.table("Host")[0] == ["Name", "Connected", "InSync", "Desired", "Applied", "Agent", "Age"]
     objects.create("Run", RUN, "now")
     assert objects.table("Run")[0] == ["Name", "Schedule", "Phase", "Hosts", "Succeeded", "Failed", "Age"]
+    objects.create("Restore", RESTORE, "back")
+    assert objects.table("Restore")[0] == ["Name", "Source", "Host", "Target", "Phase", "Files", "Age"]
     objects.create("Repository", {"url": "/b"}, "main")
     assert objects.table("Repository")[0] == ["Name", "URL", "Init", "Ready", "Age"]
 
