@@ -88,7 +88,7 @@ def evidence(fleet: Fleet, until: datetime, waits: Sequence[str], *, last: bool)
     """All that there is to find. `last`: also what takes long, which is looked at when a fleet's time is over."""
     problems = [f"not quiet in time: {what}" for what in waits]
     problems += [death for part in fleet.parts.values() for death in part.deaths]
-    problems += _unsound(fleet.database)
+    problems += unsound(fleet.database)
     overlaps = fleet.folder / "overlaps"
     if overlaps.exists():
         problems += [f"ran beside the run before it: {line}" for line in overlaps.read_text().splitlines()]
@@ -107,10 +107,14 @@ def evidence(fleet: Fleet, until: datetime, waits: Sequence[str], *, last: bool)
     )
 
 
-def _unsound(database: Path) -> list[str]:
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
-        said = [row[0] for row in db.execute("PRAGMA integrity_check")]
-        said += [f"{row} refers to nothing" for row in db.execute("PRAGMA foreign_key_check")]
+def unsound(database: Path) -> list[str]:
+    """What is wrong with a database (SQLite: PRAGMA integrity_check, foreign_key_check)."""
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
+            said = [row[0] for row in db.execute("PRAGMA integrity_check")]
+            said += [f"{row} refers to nothing" for row in db.execute("PRAGMA foreign_key_check")]
+    except sqlite3.DatabaseError as error:
+        said = [str(error)]
     return [f"the database is damaged: {what}" for what in said if what != "ok"]
 
 
