@@ -88,7 +88,7 @@ class Store:
             if url.database in {None, "", ":memory:"}:
                 raise StoreError("the store needs a file: a database in memory is gone with its connection")
             _make_private(Path(str(url.database)))
-        writer, readers = _engine(url, "BEGIN IMMEDIATE", 1), _engine(url, "BEGIN", READERS)
+        writer, readers = _engine(url, 1, writes=True), _engine(url, READERS, writes=False)
         try:
             with writer.begin() as conn:
                 migrations.upgrade(conn)
@@ -231,7 +231,16 @@ def _make_private(path: Path) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-def _engine(url: sa.URL, begin: str, connections: int) -> Engine:
+_BEGINS = {
+    # Its driver begins transactions late and by its own rules, so it is told to leave them to us.
+    ("sqlite", True): "BEGIN IMMEDIATE",
+    ("sqlite", False): "BEGIN",
+    ("postgresql", False): "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+}
+"""What is said at the beginning of a transaction, by backend and whether it writes: each read is of one snapshot."""
+
+
+def _engine(url: sa.URL, connections: int, *, writes: bool) -> Engine:
     engine = sa.create_engine(
         url,
         pool_size=connections,
@@ -239,10 +248,11 @@ def _engine(url: sa.URL, begin: str, connections: int) -> Engine:
         json_serializer=lambda value: msgspec.json.encode(value).decode(),
         json_deserializer=msgspec.json.decode,
         hide_parameters=True,  # values, which may be credentials, stay out of errors
+        pool_pre_ping=url.get_backend_name() != "sqlite",  # a database elsewhere may have been restarted
     )
     if url.get_backend_name() == "sqlite":
         sa.event.listen(engine, "connect", _prepare_sqlite)
-        # The driver begins transactions late and by its own rules, so it is told to leave them to us.
+    if (begin := _BEGINS.get((url.get_backend_name(), writes))) is not None:
         sa.event.listen(engine, "begin", partial(_begin, begin))
     return engine
 

@@ -3,8 +3,10 @@
 import asyncio
 import hashlib
 import json
+import os
 from collections import deque
 from contextlib import asynccontextmanager, suppress
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -20,6 +22,26 @@ PATIENCE_S = 60
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory):
+    """A real PostgreSQL."""
+    folder = tmp_path_factory.mktemp("postgresql")
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # it warns where there is none
+    pgserver = pytest.importorskip("pgserver")
+    started = pgserver.get_server(folder / "data")
+    yield started
+    started.cleanup()
+
+
+@pytest.fixture
+def postgresql(postgresql_server):
+    """The URL of an empty database in PostgreSQL."""
+    name = f"test_{uuid4().hex}"
+    postgresql_server.psql(f"CREATE DATABASE {name}")
+    where = postgresql_server.get_uri().partition("?")[2]
+    return f"postgresql+psycopg://postgres:@/{name}?{where}"
 
 
 @pytest.fixture

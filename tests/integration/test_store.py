@@ -27,8 +27,18 @@ def anyio_backend():
     return "asyncio"
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def db(request, tmp_path):
+    if request.param == "sqlite":
+        opened = Store.open(tmp_path / "data" / "lamplighter.db")
+    else:
+        opened = await asyncio.to_thread(Store.open, request.getfixturevalue("postgresql"))
+    yield opened
+    await opened.close()
+
+
 @pytest.fixture
-async def db(tmp_path):
+async def sqlite_db(tmp_path):
     opened = Store.open(tmp_path / "data" / "lamplighter.db")
     yield opened
     await opened.close()
@@ -77,19 +87,19 @@ def count(conn, table):
 # Writing.
 
 
-async def test_files_are_for_this_user_only(db, tmp_path):
-    await db.write(records.upsert_hosts, host("node-1"))
+async def test_files_are_for_this_user_only(sqlite_db, tmp_path):
+    await sqlite_db.write(records.upsert_hosts, host("node-1"))
     modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "data").iterdir()}
     assert modes == dict.fromkeys(("lamplighter.db", "lamplighter.db-wal", "lamplighter.db-shm"), 0o600)
     assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
 
 
-async def test_commits_are_durable_and_keys_are_held(db):
+async def test_commits_are_durable_and_keys_are_held(sqlite_db):
     def pragmas(conn, items):
         names = ("journal_mode", "synchronous", "foreign_keys")
         return [[conn.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]] * len(items)
 
-    assert await db.write(pragmas, None) == ["wal", 2, 1]
+    assert await sqlite_db.write(pragmas, None) == ["wal", 2, 1]
 
 
 async def test_neighbours_with_one_function_are_handed_over_together_and_in_order(db):
@@ -147,14 +157,32 @@ async def test_a_waiter_that_gives_up_disturbs_nobody(db):
     await held
 
 
-async def test_what_is_answered_is_on_disk_for_others(db, tmp_path):
+async def test_a_read_is_of_one_snapshot(db):
     await db.write(records.upsert_hosts, host("node-1"))
+    seen, go_on = threading.Event(), threading.Event()
+
+    def twice(conn):
+        first = count(conn, HOSTS)
+        seen.set()
+        assert go_on.wait(10)
+        return first, count(conn, HOSTS)
+
+    reading = asyncio.create_task(db.read(twice))
+    await asyncio.to_thread(seen.wait, 10)
+    await db.write(records.upsert_hosts, host("node-2"))
+    go_on.set()
+    assert await reading == (1, 1)
+
+
+async def test_what_is_answered_is_on_disk_for_others(sqlite_db, tmp_path):
+    await sqlite_db.write(records.upsert_hosts, host("node-1"))
     other = sqlite3.connect(tmp_path / "data" / "lamplighter.db")
     assert other.execute("SELECT name FROM hosts").fetchall() == [("node-1",)]
     other.close()
 
 
-async def test_a_locked_database_is_told_to_all_at_once_and_then_forgotten(db, tmp_path, monkeypatch, caplog):
+async def test_a_locked_database_is_told_to_all_at_once_and_then_forgotten(sqlite_db, tmp_path, caplog):
+    db = sqlite_db
     await db.write(lambda conn, items: [conn.exec_driver_sql("PRAGMA busy_timeout=1").scalar()], None)
     other = sqlite3.connect(tmp_path / "data" / "lamplighter.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
