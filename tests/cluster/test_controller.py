@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import os
+import shutil
 import signal
 import ssl
+import subprocess
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +21,10 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from agent.journal import Journal
+from agent.runner import Runner
+from agent.service import Config as AgentConfig
+from agent.service import Service, utc_now
 from controller.client import Client
 from controller.cluster import Times
 from controller.operator import operate
@@ -30,6 +36,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("definitions")]
 
 GROUP = "lamplighter.dev/v1alpha1"
 PATIENCE_S = 60
+RESTIC = shutil.which("restic") or "restic"
 FAST = Times(full=300, secrets=0.5, look=0.2, retry=0.1, most_retry=0.5, listed=0.5, write=0.2)
 ROLES = {
     "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
@@ -43,6 +50,7 @@ PATHS = {
     "Repository": f"/apis/{GROUP}/namespaces/{{namespace}}/repositories",
     "Host": f"/apis/{GROUP}/namespaces/{{namespace}}/hosts",
     "Run": f"/apis/{GROUP}/namespaces/{{namespace}}/runs",
+    "Restore": f"/apis/{GROUP}/namespaces/{{namespace}}/restores",
     "Secret": "/api/v1/namespaces/{namespace}/secrets",
     "ConfigMap": "/api/v1/namespaces/{namespace}/configmaps",
     "Event": "/apis/events.k8s.io/v1/namespaces/{namespace}/events",
@@ -63,9 +71,7 @@ class Kubectl:
 
     def create(self, kind, name, spec=None, **others):
         metadata = {"name": name} | ({} if kind == "Node" else {"namespace": self.namespace})
-        version = (
-            "/".join(self._path(kind).split("/")[2:4]) if kind in ("Schedule", "Repository", "Host", "Run") else "v1"
-        )
+        version = GROUP if self._path(kind).startswith(f"/apis/{GROUP}") else "v1"
         body = {"apiVersion": version, "kind": kind, "metadata": metadata | others.pop("metadata", {}), **others}
         body |= {} if spec is None else {"spec": spec}
         _succeeded(self._http.post(self._path(kind), json=body))
@@ -231,6 +237,51 @@ async def test_what_is_applied_changed_and_deleted_follows_with_the_charts_right
             kubectl.delete(kind, name)
         await until(lambda: _empty(rest))
     assert home.get("Lease", "lamplighter-controller")["spec"]["holderIdentity"] == ""
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A file that was backed up by a host that is gone."""
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost")
+    env = os.environ | {"RESTIC_REPOSITORY": str(tmp_path / "repository" / "gone"), "RESTIC_PASSWORD": "sesame"}
+    for args in (["init"], ["backup", "--host", "gone", tmp_path / "hosts"]):
+        subprocess.run([RESTIC, "--no-cache", *args], env=env, check=True, capture_output=True)
+    return tmp_path / "hosts"
+
+
+async def test_what_is_to_be_restored_is_back_and_told_with_the_charts_rights(
+    cluster, server, kubectl, home, rights, saved, monkeypatch, tmp_path
+):
+    target = tmp_path / "restored"
+    spec = {"repositoryRef": {"name": "main"}, "sourceHost": "gone", "host": "web-2", "target": str(target)}
+    async with (
+        controlling(cluster, server, home, rights, monkeypatch, tmp_path, [kubectl.namespace]),
+        agent(server, "web-2", tmp_path / "agent"),
+    ):
+        kubectl.create("Restore", "back", spec)
+        kubectl.secret("hush", password="sesame")
+        url = f"{tmp_path}/repository/{{host}}"
+        kubectl.create("Repository", "main", {"url": url, "passwordSecretRef": {"name": "hush"}})
+        home.create("Host", "web-2", {})
+        await until(lambda: kubectl.conditions("Restore", "back").get("Complete") == ("True", "Succeeded"))
+    status = kubectl.get("Restore", "back")["status"]
+    assert (status["phase"], status["host"], status["files"], status["bytes"]) == ("Succeeded", "web-2", 1, 19)
+    assert (target / saved.relative_to("/")).read_text() == saved.read_text()
+
+
+@asynccontextmanager
+async def agent(server, host, folder):
+    """A host's agent, whole."""
+    journal, memory = Journal.open(folder / "journal.jsonl")
+    config = AgentConfig(host, f"ws://127.0.0.1:{server.port}/agent", server.agent_token)
+    runner = Runner(RESTIC, folder / "cache", utc_now)
+    service = Service(config, journal, memory, runner, clock=utc_now)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(service.run())
+        try:
+            yield
+        finally:
+            await service.stop()
 
 
 async def _labels(rest, host, labels):

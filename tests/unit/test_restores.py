@@ -1,0 +1,43 @@
+"""Restores in the queue: they stand in the line of the host whose repository it is; looks stand in none."""
+
+from datetime import UTC, datetime
+
+from server import commands
+from server.queue import Job, Queue, Rule
+from server.specs import RepositorySpec
+from wire.messages import CommandRun
+
+NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
+SHARED, EACH_ITS_OWN = RepositorySpec("/backup", init=False), RepositorySpec("/backup/{host}", init=False)
+
+
+def job(job_id, kind, host, source="", where=EACH_ITS_OWN):
+    command = CommandRun(job_id, kind, [], commands.repository_id("repo", where, source or host, host))
+    return Job(command, host, NOON, alone=False)
+
+
+def queue(*jobs, where=EACH_ITS_OWN):
+    """The ids of the jobs that may go, when these come one after the other."""
+    queue = Queue()
+    queue.rule("repo", Rule(per_host="{host}" in where.url))
+    for host in ("a", "b"):
+        queue.arrived(host, ())
+    return [going.id for it in jobs for going in queue.add([it])]
+
+
+def test_a_restore_waits_for_who_prunes_the_repository_that_it_reads():
+    assert queue(job("prune", "prune", "a"), job("restore", "restore", "b", source="a")) == ["prune"]
+    assert queue(job("restore", "restore", "b", source="a"), job("prune", "prune", "a")) == ["restore"]
+
+
+def test_a_restore_does_not_wait_for_who_prunes_another_hosts():
+    assert queue(job("prune", "prune", "b"), job("restore", "restore", "b", source="a")) == ["prune", "restore"]
+
+
+def test_what_all_hosts_share_has_one_line():
+    prune, restore = job("prune", "prune", "b", where=SHARED), job("restore", "restore", "b", "a", SHARED)
+    assert queue(prune, restore, where=SHARED) == ["prune"]
+
+
+def test_a_look_waits_for_nobody():
+    assert queue(job("prune", "prune", "a"), job("look", "ls", "a")) == ["prune", "look"]
