@@ -186,9 +186,10 @@ _TYPES = {
 
 
 def _called(value: object) -> str:
+    """What a value is; a string is not repeated, since what stands in the wrong place may be a password."""
     kind = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     said = kind.get(type(value), "null")
-    return f"{said} ({repr(value)[:32]})" if isinstance(value, str | int | float) else said
+    return f"{said} ({repr(value)[:32]})" if isinstance(value, int | float) else said
 
 
 def _say(error: ValidationError) -> str:

@@ -70,7 +70,7 @@ BAD_SCHEDULES = [
     _backup("spec.cron", "", "server", cron="61 * * * *"),
     _backup("spec.cron", "", "server", cron="0 0 30 2 *"),
     _backup("spec.timeZone", "", "server", timeZone="Mars/Olympus"),
-    _backup("spec.enabled", "must be true or false, not a string ('yes')", "schema", enabled="yes"),
+    _backup("spec.enabled", "must be true or false, not a string", "schema", enabled="yes"),
     _backup("spec.paths", "unknown field", "schema", paths=["/etc"]),
     _backup("spec.hostSlector", "unknown field: did you mean hostSelector?", "schema", hostSlector={}),
     _backup("spec.backup", "add backup.paths", "rule", backup=...),
@@ -161,6 +161,16 @@ BAD_REPOSITORIES = [
     _url("at most 8 of them", "rule", "/b" + "/{host}" * 9),
     _url("only {host} and {namespace} are filled in", "rule", "/b/{host"),
     _url("must not hold a password", "rule", "rest:https://me:hush@example.org/"),
+    _url("must not hold a password", "rule", "rest:https://me:8/hush@example.org/"),
+    *(
+        _url("must not begin with '-', nor hold line breaks", "rule", it)
+        for it in ("-o", "/b\n", "/b\x1b[2J", "/b\u2028")
+    ),
+    *(
+        _url("must name a host that does not begin with '-'", "rule", url)
+        for url in ("sftp:-oProxyCommand=id:/b", "sftp://-oProxyCommand=id/b", "sftp:a/b@-oProxyCommand=id:/b")
+    ),
+    _url("must not be a socket of the host", "rule", "rest:http+unix:///var/run/docker.sock:/"),
     Bad({}, "spec.url", "missing", "schema"),
     Bad({**REPOSITORY, "init": "yes"}, "spec.init", "must be true or false", "schema"),
     Bad({**REPOSITORY, "maxConcurrentJobs": 0}, "spec.maxConcurrentJobs", "must be at least 1", "schema"),
@@ -169,10 +179,7 @@ BAD_REPOSITORIES = [
 
 GOOD_REPOSITORIES = [
     REPOSITORY,
-    *(
-        {"url": url}
-        for url in ("s3:https://s3.example.org:9000/b/{namespace}/{host}", "rest:https://me@h/", "sftp:u@h:/b")
-    ),
+    *({"url": url} for url in ("s3:https://h:9000/b@c/{namespace}/{host}", "rest:https://me@h/", "sftp:u@h:/b")),
     {**REPOSITORY, "passwordSecretRef": {"name": "s"}, "envSecretRef": {"name": "s"}, "init": True},
 ]
 
