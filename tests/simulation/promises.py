@@ -75,7 +75,8 @@ def _may_be_left_out(span: Span) -> bool:
 def _stood_for(story: Story, host: str, schedule: str, ran: dict[datetime, Row]) -> dict[datetime, int]:
     """The due times that were dealt with, each with how many had been missed by then: those that ran, and those that
     were left out because the last run was not over."""
-    return {due: row.job.missed for due, row in ran.items()} | story.expected.concurrent.get((host, schedule), {})
+    left_out = story.expected.concurrent.get((host, schedule), {})
+    return left_out | {due: max(row.job.missed, left_out.get(due, 0)) for due, row in ran.items()}
 
 
 def _not_stood_for(what: str, to_run: list[datetime], ran: dict[datetime, int]) -> Iterator[str]:

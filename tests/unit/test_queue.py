@@ -1,0 +1,373 @@
+"""The queue: fair, as many at once as the repository allows, some alone; nobody is stuck; a restart changes nothing."""
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from server.queue import EXCLUSIVE, HOLD, Job, Queue, Rule
+from wire.messages import CommandRun
+
+NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+HOSTS = ("a", "b", "c")
+
+
+def job(job_id, host="a", kind="backup", at=0, schedule="", repository="repo", alone=None, **more):
+    """A job, recorded so many minutes after noon."""
+    command = CommandRun(job_id, kind, [], repository, schedule_id=schedule)
+    return Job(command, host, NOON + at * MINUTE, bool(schedule) if alone is None else alone, **more)
+
+
+@pytest.fixture
+def queue():
+    """A queue in which all hosts are online, and one job at once may use the repository."""
+    queue = Queue()
+    queue.rule("repo", Rule(limit=1))
+    for host in HOSTS:
+        queue.arrived(host, ())
+    return queue
+
+
+def ids(jobs):
+    return [it.id for it in jobs]
+
+
+def ends(queue, job_id):
+    """A job ends; who may go then."""
+    queue.remove(job_id)
+    return ids(queue.take())
+
+
+# Limits.
+
+
+def test_without_a_limit_everybody_goes_at_once(queue):
+    queue.rule("repo", Rule())
+    assert ids(queue.add([job("1"), job("2"), job("3", "b")])) == ["1", "2", "3"]
+
+
+def test_as_many_go_at_once_as_the_limit_says_and_the_first_goes_first(queue):
+    queue.rule("repo", Rule(limit=2))
+    assert ids(queue.add([job(str(at), at=at) for at in range(5)])) == ["0", "1"]
+    assert ends(queue, "1") == ["2"]
+    assert ends(queue, "0") == ["3"]
+
+
+def test_a_limit_that_is_raised_lets_the_next_go(queue):
+    queue.add([job(str(at), at=at) for at in range(5)])
+    queue.rule("repo", Rule(limit=3))
+    assert ids(queue.take()) == ["1", "2"]
+
+
+def test_hosts_with_repositories_of_their_own_do_not_wait_for_each_other(queue):
+    queue.rule("repo", Rule(limit=1, per_host=True))
+    assert ids(queue.add([job("1", "a"), job("2", "b"), job("3", "a")])) == ["1", "2"]
+
+
+def test_repositories_do_not_wait_for_each_other(queue):
+    assert ids(queue.add([job("1"), job("2", repository="other"), job("3")])) == ["1", "2"]
+
+
+# Those that must be alone.
+
+
+@pytest.mark.parametrize("kind", sorted(EXCLUSIVE))
+def test_one_that_must_be_alone_waits_for_others_and_holds_off_later_ones(queue, kind):
+    queue.rule("repo", Rule())
+    assert ids(queue.add([job("1"), job("2"), job("3", kind=kind, at=1), job("4", at=2), job("5", at=2)])) == ["1", "2"]
+    assert ends(queue, "1") == []
+    assert ends(queue, "2") == ["3"]
+    assert ends(queue, "3") == ["4", "5"]
+
+
+def test_unlock_goes_at_once_whoever_is_stuck(queue):
+    assert ids(queue.add([job("1", kind="prune"), job("2"), job("3", kind="unlock")])) == ["1", "3"]
+
+
+# Hosts that are offline.
+
+
+def test_a_host_that_is_offline_holds_up_nobody_and_comes_back_to_its_place(queue):
+    queue.departed("b", NOON)
+    assert ids(queue.add([job("1", "a"), job("2", "b", at=1), job("3", "c", at=2), job("4", "c", at=3)])) == ["1"]
+    assert ends(queue, "1") == ["3"]
+    queue.arrived("b", ())
+    assert ends(queue, "3") == ["2"]
+
+
+def test_a_job_that_may_be_running_keeps_its_place_for_a_while_when_its_host_is_gone(queue):
+    queue.add([job("1", "a"), job("2", "b")])
+    queue.departed("a", NOON)
+    queue.tick(NOON + HOLD - MINUTE)
+    assert queue.take() == []
+    queue.tick(NOON + HOLD)
+    assert ids(queue.take()) == ["2"]
+
+
+def test_a_host_that_was_gone_for_a_moment_keeps_its_places(queue):
+    queue.add([job("1", "a"), job("2", "b")])
+    queue.departed("a", NOON)
+    queue.arrived("a", {"1"})
+    queue.tick(NOON + HOLD)
+    assert (queue.take(), queue.jobs["1"].state) == ([], "running")
+
+
+def test_a_job_that_did_not_reach_its_host_is_back_in_its_place(queue):
+    queue.add([job("1", "a"), job("2", "b", at=1)])
+    queue.departed("a", NOON)
+    queue.arrived("a", ())
+    assert ids(queue.take()) == ["1"]
+
+
+# Runs of one schedule on one host.
+
+
+def test_a_run_waits_for_the_one_before_it_and_holds_up_no_others(queue):
+    queue.rule("repo", Rule())
+    runs = [job("1", schedule="s"), job("2", schedule="s", at=1), job("3", "b", schedule="s", at=2), job("4", at=3)]
+    assert ids(queue.add(runs)) == ["1", "3", "4"]
+    assert ends(queue, "1") == ["2"]
+
+
+def test_runs_that_need_not_be_alone_go_together(queue):
+    queue.rule("repo", Rule())
+    assert ids(queue.add([job("1", schedule="s", alone=False), job("2", schedule="s", alone=False)])) == ["1", "2"]
+
+
+def test_a_run_does_not_wait_for_one_that_is_to_be_tried_again_later(queue):
+    queue.add([first := job("1", schedule="s")])
+    queue.retry(first, NOON + 5 * MINUTE)
+    assert ids(queue.add([job("2", schedule="s", at=1)])) == ["2"]
+    queue.tick(NOON + 5 * MINUTE)
+    assert queue.take() == []
+    assert ends(queue, "2") == ["1"]
+
+
+# Time.
+
+
+def test_an_attempt_stands_in_line_anew_when_it_is_due(queue):
+    queue.add([first := job("1"), job("2", "b", at=1), job("3", "b", at=2)])
+    queue.retry(first, NOON + 5 * MINUTE)
+    assert ids(queue.take()) == ["2"]
+    queue.tick(NOON + 5 * MINUTE)
+    assert ends(queue, "2") == ["3"]
+    assert ends(queue, "3") == ["1"]
+    assert (first.attempt, first.wire_id, first.to_send.job_id) == (2, "1.2", "1.2")
+
+
+def test_a_job_that_waited_too_long_is_told_and_told_again_until_it_has_ended(queue):
+    queue.add([job("1"), late := job("2", start_by=NOON + 5 * MINUTE)])
+    assert queue.tick(NOON + 4 * MINUTE) == []
+    assert queue.tick(NOON + 5 * MINUTE) == [late]
+    assert ends(queue, "1") == []
+    assert queue.tick(NOON + 6 * MINUTE) == [late]
+    queue.remove("2")
+    assert queue.tick(NOON + 7 * MINUTE) == []
+
+
+def test_a_job_that_was_sent_in_time_is_not_too_late(queue):
+    queue.add([job("1", start_by=NOON + MINUTE)])
+    assert queue.tick(NOON + 2 * MINUTE) == []
+
+
+def test_wake_at_is_when_the_next_has_its_time(queue):
+    queue.add([first := job("1"), job("2", start_by=NOON + 9 * MINUTE)])
+    queue.retry(first, NOON + 5 * MINUTE)
+    assert queue.wake_at == NOON + 5 * MINUTE
+
+
+# What people see.
+
+
+def test_what_a_job_waits_for_is_told(queue):
+    queue.departed("c", NOON)
+    failed, late = job("5", "b", repository="other"), job("6", start_by=NOON)
+    runs = [job("7", schedule="s", repository="other"), job("8", schedule="s", repository="other", at=1)]
+    queue.add([job("1"), job("2", at=1), job("3", "b", at=2), job("4", "c"), failed, late, *runs])
+    queue.retry(failed, NOON + MINUTE)
+    queue.tick(NOON)
+    assert {job_id: queue.waits_for(job_id, "ns/main") for job_id in [*queue.jobs, "gone"]} == {
+        "1": "",
+        "2": "1 job before it in repository ns/main",
+        "3": "2 jobs before it in repository ns/main",
+        "4": "host c to connect",
+        "5": "retry at 2026-03-05T12:01:00Z",
+        "6": "its end: it is too late to begin",
+        "7": "",
+        "8": "the run before it on host a",
+        "gone": "",
+    }
+
+
+def test_a_job_is_found_by_its_host_and_its_present_attempt(queue):
+    queue.add([it := job("1")])
+    assert (queue.find("a", "1"), queue.find("b", "1"), queue.find("a", "1.2")) == (it, None, None)
+    assert [queue.is_anothers(*said) for said in (("b", "1"), ("a", "1"), ("b", "2"))] == [True, False, False]
+    queue.retry(it, NOON)
+    assert (queue.find("a", "1"), queue.find("a", "1.2")) == (None, it)
+
+
+def test_a_job_that_is_open_already_is_left_out(queue):
+    queue.add([first := job("1")])
+    assert queue.add([job("1", "b")]) == []
+    assert queue.jobs == {"1": first}
+
+
+# All that may come, in any order.
+
+
+LIMITS = {"one": Rule(limit=1), "two": Rule(limit=2), "own": Rule(limit=1, per_host=True), "free": Rule()}
+
+
+class Fleet(RuleBasedStateMachine):
+    """Hosts that come and go, jobs that are sent to them, and a queue that is restarted, with what a store keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.number = NOON, 0
+        self.online: set[str] = set()
+        self.queue = self.fresh()
+
+    def fresh(self):
+        queue = Queue()
+        for name, limit in LIMITS.items():
+            queue.rule(name, limit)
+        return queue
+
+    @initialize()
+    def begin(self):
+        for host in HOSTS[:2]:
+            self.comes(host)
+
+    @property
+    def active(self):
+        return [it for it in self.queue.jobs.values() if it.state != "waiting"]
+
+    def go_on(self):
+        """What a server does after every event; those that go overtake nobody who stood in line before them."""
+        for late in self.queue.tick(self.now):
+            self.queue.remove(late.id)
+        stood = {it.id: it.place for it in self.queue.jobs.values() if it.in_line}
+        for sent in self.queue.take():
+            ahead = [
+                it
+                for it in self.queue.jobs.values()
+                if it.in_line and self.queue._key(it) == self.queue._key(sent) and it.place < sent.place
+            ]
+            assert (sent.id in stood, ahead) == (True, [])
+
+    @rule(
+        host=st.sampled_from(HOSTS),
+        kind=st.sampled_from(["backup", "backup", "prune", "unlock"]),
+        repository=st.sampled_from(sorted(LIMITS)),
+        schedule=st.sampled_from(["", "s", "t"]),
+        minutes=st.sampled_from([None, 1, 60]),
+    )
+    def fires(self, host, kind, repository, schedule, minutes):
+        self.number += 1
+        start_by = None if minutes is None else self.now + minutes * MINUTE
+        command = CommandRun(f"{self.number:04}", kind, [], repository, schedule_id=schedule)
+        self.queue.add([Job(command, host, self.now, bool(schedule), start_by)])
+        self.go_on()
+
+    @precondition(lambda self: self.active)
+    @rule(data=st.data(), how=st.sampled_from(["accepted", "ended", "ended", "failed"]))
+    def says(self, data, how):
+        it = data.draw(st.sampled_from(sorted(self.active, key=lambda it: it.id)))
+        if it.host not in self.online:
+            return
+        if how == "accepted":
+            self.queue.accepted(it)
+        elif how == "ended":
+            self.queue.remove(it.id)
+        else:
+            self.queue.retry(it, self.now + MINUTE)
+        self.go_on()
+
+    @rule(host=st.sampled_from(HOSTS))
+    def comes(self, host):
+        self.online.add(host)
+        self.queue.arrived(host, {it.wire_id for it in self.queue.of_host(host) if it.state == "running"})
+        self.go_on()
+
+    @rule(host=st.sampled_from(HOSTS))
+    def goes(self, host):
+        self.online.discard(host)
+        self.queue.departed(host, self.now)
+        self.go_on()
+
+    @rule(minutes=st.sampled_from([1, 2, 45]))
+    def time_passes(self, minutes):
+        self.now += minutes * MINUTE
+        self.go_on()
+
+    @rule()
+    def restarts(self):
+        """The same hosts come back with the same jobs: the same jobs wait, in the same places, and no others go."""
+        before = self.queue
+        kept = [self.kept(it) for it in before.jobs.values()]
+        self.queue = self.fresh()
+        self.queue.add(kept)
+        for host in HOSTS:
+            self.queue.departed(host, self.now)
+        for host in sorted(self.online):
+            self.queue.arrived(host, {it.wire_id for it in kept if it.host == host and it.state != "waiting"})
+        lines = {it.id: (it.in_line, it.place, it.state == "waiting") for it in before.jobs.values()}
+        assert {it.id: (it.in_line, it.place, it.state == "waiting") for it in self.queue.jobs.values()} == lines
+        self.go_on()
+
+    def kept(self, it):
+        """A job as it is read from the store."""
+        off = it.state == "waiting" and it.attempt > 1 and it.since > self.now
+        return msgspec.structs.replace(it, in_line=False, off=off)
+
+    @invariant()
+    def as_many_as_allowed(self):
+        """Of jobs whose hosts are there: nobody else is believed to be running after a while."""
+        uses: dict[str, list[Job]] = {}
+        for it in self.active:
+            if it.host in self.online and it.command.kind != "unlock":
+                uses.setdefault(self.queue._key(it), []).append(it)
+        for its in uses.values():
+            returned = [it for it in its if it.state == "running"]
+            limit = LIMITS[its[0].repository].limit
+            assert limit is None or len(its) <= max(limit, len(returned))
+            assert len(its) == 1 or len(returned) == len(its) or not any(it.exclusive for it in its)
+
+    @invariant()
+    def nobody_is_stuck(self):
+        """Whoever waits is told for what, and the first in a line that nobody uses has gone."""
+        for it in self.queue.jobs.values():
+            assert (self.queue.waits_for(it.id, "r") != "") == (it.state == "waiting")
+            if it.in_line:
+                line = self.queue._lines[self.queue._key(it)]
+                assert line.active
+                assert line.active <= self.queue.jobs.keys()
+
+    @invariant()
+    def runs_of_a_schedule_are_alone(self):
+        """No two runs that are to be alone were sent to one host at once."""
+        sent = [(it.command.schedule_id, it.host) for it in self.active if it.alone]
+        assert len(sent) == len(set(sent))
+
+    def teardown(self):
+        """Once all hosts are there and say how their jobs end, every job ends."""
+        for host in HOSTS:
+            self.comes(host)
+        for _ in range(3 * len(self.queue.jobs) + 3):
+            self.now += 2 * MINUTE
+            self.go_on()
+            for it in self.active:
+                self.queue.remove(it.id)
+            self.go_on()
+        assert self.queue.jobs == {}
+        assert self.queue._lines == {}
+
+
+TestFleet = Fleet.TestCase
+TestFleet.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
