@@ -1,0 +1,252 @@
+"""Jobs take turns at a repository, over real sockets: limits, those that must be alone, and concurrencyPolicy."""
+
+import httpx
+import pytest
+
+from server.service import Config, serving
+
+pytestmark = pytest.mark.anyio
+
+DUE = [f"2026-03-29T0{hour}:00:00Z" for hour in range(10)]
+
+
+@pytest.fixture
+def limited(api):
+    """Declares the repository that schedules are on, with its limit."""
+
+    async def limited(**spec):
+        answer = await api.put("/repositories/ns/main", json={"spec": {"url": "/backup", **spec}})
+        answer.raise_for_status()
+
+    return limited
+
+
+async def fire(agent, schedule_id, due=DUE[0]):
+    """A due time comes: the command, or the reason why there is none now."""
+    await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=due)
+    answer = await agent.hear()
+    payload = answer["payload"]
+    return payload["job_id"] if answer["type"] == "command.run" else payload["reason"]
+
+
+async def ends(agent, job_id, status="succeeded", **more):
+    await agent.say("job.accepted", job_id=job_id)
+    await agent.say("job.finished", job_id=job_id, status=status, finished_at=DUE[0], **more)
+
+
+async def hears_end_of(agent, job_id):
+    assert (await agent.hears("job.confirmed"))["job_id"] == job_id
+
+
+async def hears_command(agent):
+    """The next command, which may come after the confirmation of the end that made way for it."""
+    while (answer := await agent.hear())["type"] != "command.run":
+        assert answer["type"] == "job.confirmed"
+    return answer["payload"]
+
+
+async def waiting(api):
+    return [job["waits_for"] for job in (await api.get("/jobs")).json()["items"] if job["waits_for"]]
+
+
+# Turns.
+
+
+async def test_hosts_take_turns_at_a_repository_in_the_order_in_which_they_came(api, limited, declare, connect):
+    await limited(maxConcurrentJobs=1)
+    schedule_id = await declare()
+    async with connect("node-1") as first, connect("node-2") as second, connect("node-3") as third:
+        for agent in (first, second, third):
+            await agent.follow()
+        job = await fire(first, schedule_id)
+        assert [await fire(second, schedule_id), await fire(third, schedule_id)] == ["Queued", "Queued"]
+        assert await waiting(api) == ["2 jobs before it in repository ns/main", "1 job before it in repository ns/main"]
+        await ends(first, job)
+        job = (await second.hears("command.run"))["job_id"]
+        assert await waiting(api) == ["1 job before it in repository ns/main"]
+        await ends(second, job)
+        assert (await third.hears("command.run"))["schedule_id"] == schedule_id
+
+
+async def test_a_limit_that_is_raised_lets_the_next_go(limited, declare, connect):
+    await limited(maxConcurrentJobs=1)
+    schedule_id = await declare()
+    async with connect("node-1") as first, connect("node-2") as second:
+        await first.follow()
+        await second.follow()
+        await fire(first, schedule_id)
+        assert await fire(second, schedule_id) == "Queued"
+        await limited(maxConcurrentJobs=2)
+        assert {(await second.hear())["type"] for _ in range(2)} == {"schedule.diff", "command.run"}
+
+
+async def test_a_prune_waits_for_backups_and_holds_off_later_ones(limited, declare, connect):
+    await limited()
+    backup, prune = await declare(), await declare("prune", kind="prune", backup=None)
+    async with connect("node-1") as first, connect("node-2") as second, connect("node-3") as third:
+        for agent in (first, second, third):
+            await agent.follow()
+        job = await fire(first, backup)
+        assert [await fire(second, prune), await fire(third, backup)] == ["Queued", "Queued"]
+        await ends(first, job)
+        job = (await second.hears("command.run"))["job_id"]
+        await ends(second, job)
+        assert (await third.hears("command.run"))["kind"] == "backup"
+
+
+async def test_a_host_that_leaves_the_queue_holds_up_nobody(api, limited, declare, connect, until):
+    await limited(maxConcurrentJobs=1)
+    schedule_id = await declare()
+    async with connect("node-1") as first, connect("node-3") as third:
+        await first.follow()
+        await third.follow()
+        job = await fire(first, schedule_id)
+        async with connect("node-2") as second:
+            await second.follow()
+            assert await fire(second, schedule_id) == "Queued"
+
+        async def gone():
+            return await waiting(api) == ["host node-2 to connect"]
+
+        await until(gone)
+        assert await fire(third, schedule_id) == "Queued"
+        await ends(first, job)
+        await third.hears("command.run")
+
+
+async def test_the_queue_is_the_same_after_a_restart(tmp_path, connect, until):
+    async def declared(client):
+        for path, spec in (
+            ("/repositories/ns/main", {"url": "/backup", "maxConcurrentJobs": 1}),
+            ("/schedules/ns/etc", {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}} | PATHS),
+        ):
+            (await client.put(path, json={"spec": spec})).raise_for_status()
+        return (await client.get("/schedules/ns/etc")).json()["metadata"]["uid"]
+
+    PATHS = {"backup": {"paths": ["/etc"]}}  # noqa: N806
+    config = Config(tmp_path, port=0)
+    async with serving(config) as server, rest(server) as client:
+        schedule_id = await declared(client)
+        async with connect("node-1", to=server) as first, connect("node-2", to=server) as second:
+            await first.follow()
+            await second.follow()
+            job = await fire(first, schedule_id)
+            await first.say("job.accepted", job_id=job)
+            assert await fire(second, schedule_id) == "Queued"
+    async with serving(config) as server, rest(server) as client:
+        assert await waiting(client) == ["host node-2 to connect"]
+        async with connect("node-2", to=server) as second:
+            await second.follow()
+            async with connect("node-1", to=server, running_jobs=[job]) as first:
+                await first.follow()
+
+                async def both_are_back():
+                    return await waiting(client) == ["1 job before it in repository ns/main"]
+
+                await until(both_are_back)
+                await ends(first, job)
+                await second.hears("command.run")
+
+
+def rest(server):
+    headers = {"authorization": f"Bearer {server.admin_token}"}
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}/api/v1", headers=headers)
+
+
+# concurrencyPolicy.
+
+
+async def test_forbid_refuses_a_fire_while_the_last_run_is_not_over(declare, connect):
+    schedule_id = await declare(concurrencyPolicy="Forbid")
+    async with connect() as agent:
+        await agent.follow()
+        job = await fire(agent, schedule_id, DUE[1])
+        assert await fire(agent, schedule_id, DUE[2]) == "Concurrent"
+        await ends(agent, job)
+        await hears_end_of(agent, job)
+        assert await fire(agent, schedule_id, DUE[3]) != "Concurrent"
+
+
+async def test_allow_runs_both(declare, connect):
+    schedule_id = await declare(concurrencyPolicy="Allow")
+    async with connect() as agent:
+        await agent.follow()
+        assert len({await fire(agent, schedule_id, due) for due in DUE[:3]} - {"Concurrent", "Queued"}) == 3
+
+
+async def test_replace_ends_the_last_run_and_begins_the_new_one_after_it(api, declare, connect):
+    schedule_id = await declare(concurrencyPolicy="Replace")
+    async with connect() as agent:
+        await agent.follow()
+        job = await fire(agent, schedule_id, DUE[1])
+        await agent.say("job.accepted", job_id=job)
+        assert await fire(agent, schedule_id, DUE[2]) == "Queued"
+        assert (await agent.hears("command.cancel"))["job_id"] == job
+        await ends(agent, job, "cancelled")
+        new = await hears_command(agent)
+        assert new["scheduled_at"] == DUE[2]
+        assert (await api.get(f"/jobs/{job}")).json()["status"] == "cancelled"
+
+
+async def test_a_run_that_somebody_asks_for_waits_for_the_last_one(api, declare, connect):
+    schedule_id = await declare(concurrencyPolicy="Forbid")
+    async with connect() as agent:
+        await agent.follow()
+        job = await fire(agent, schedule_id)
+        [asked] = (await api.post("/schedules/ns/etc/run")).json()["items"]
+        assert asked["waits_for"] == "the run before it on host node-1"
+        await ends(agent, job)
+        assert (await hears_command(agent))["job_id"] == asked["id"]
+
+
+# What hosts may say, and what must reach them.
+
+
+async def test_a_host_may_not_touch_another_hosts_job(api, declare, connect):
+    schedule_id = await declare()
+    async with connect("node-1") as first, connect("node-2") as second:
+        await first.follow()
+        await second.follow()
+        job = await fire(first, schedule_id)
+        await ends(second, job, "failed")
+        await second.say("job.log", job_id=job, lines=["not mine"])
+        assert await fire(second, schedule_id) != job  # all before it was heard
+        assert (await api.get(f"/jobs/{job}")).json()["status"] == "pending"
+        assert (await api.get(f"/jobs/{job}/log")).json()["items"] == []
+
+
+async def test_a_cancel_survives_a_broken_link(api, declare, connect, until):
+    schedule_id = await declare()
+    async with connect() as agent:
+        await agent.follow()
+        job = await fire(agent, schedule_id)
+        await agent.say("job.accepted", job_id=job)
+
+        async def accepted():
+            return (await api.get(f"/jobs/{job}")).json()["status"] == "running"
+
+        await until(accepted)
+        assert (await api.post(f"/jobs/{job}/cancel")).json()["cancel_requested"] is True
+        # The link breaks before the agent has read that.
+    async with connect(applied_version=1, digest=agent.digest, running_jobs=[job]) as again:
+        assert (await again.hears("command.cancel"))["job_id"] == job
+        await ends(again, job, "cancelled")
+        await hears_end_of(again, job)
+
+
+async def test_a_job_of_a_schedule_that_is_gone_by_its_turn_is_not_run(api, limited, declare, connect, until):
+    await limited(maxConcurrentJobs=1)
+    first_id, gone_id = await declare("etc"), await declare("gone")
+    async with connect() as agent:
+        await agent.follow()
+        job = await fire(agent, first_id)
+        assert await fire(agent, gone_id) == "Queued"
+        await api.delete("/schedules/ns/gone")
+        await agent.follow()
+        await ends(agent, job)
+
+        async def over():
+            return (await api.get("/jobs", params={"schedule": gone_id})).json()["items"][0]["status"] == "cancelled"
+
+        await until(over)
+        assert "command.run" not in agent.told[agent.told.index("schedule.diff") :]

@@ -1,0 +1,241 @@
+"""A run that failed is tried again, as one job with several attempts; one that waited too long is not begun."""
+
+import contextlib
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from server import records
+from server.control import Control
+from server.models import Actor
+from server.store import Store
+from server.vault import Vault
+from wire.messages import CommandRun, JobFinished
+
+pytestmark = pytest.mark.anyio
+
+ME = Actor("user", "me")
+NOON = datetime(2026, 3, 29, 12, tzinfo=UTC)
+
+
+class World:
+    """A control plane on a store, with a clock that is set by hand and hosts that hear all they are told."""
+
+    def __init__(self, store, vault):
+        self.store, self.vault, self.now, self.ids = store, vault, NOON, 0
+        self.heard = []
+        self.control = None
+
+    async def restart(self):
+        if self.control is not None:
+            self.control.jobs.close()
+        self.control = Control(self.store, self.vault, lambda: self.now, self.new_id)
+        await self.control.load()
+        self.jobs = self.control.jobs
+        self.jobs.deliver = lambda host, effects: self.heard.extend(it for effect in effects for it in effect.messages)
+
+    def new_id(self):
+        self.ids += 1
+        return f"id{self.ids}"
+
+    async def settled(self):
+        """What was begun is stored, and what follows from it too."""
+        for _ in range(5):
+            await self.store.write(records.ping, None)
+
+    async def passes(self, **time):
+        self.now += timedelta(**time)
+        self.jobs._go_on()
+        await self.settled()
+
+    async def runs(self):
+        [row] = await self.control.run_now(ME, "ns", "etc", None)
+        return row["id"]
+
+    async def ends(self, wire_id, status, **more):
+        for future in self.jobs.finish("a", [JobFinished(wire_id, status, self.now, **more)]):
+            await future
+        await self.settled()
+
+    async def job(self, job_id):
+        row = await self.store.read(records.get_job, job_id)
+        attempts = await self.store.read(records.list_attempts, job_id)
+        return row["status"], row["attempt"], [it["status"] for it in attempts]
+
+    @property
+    def sent(self):
+        return [it.job_id for it in self.heard if isinstance(it, CommandRun)]
+
+
+@pytest.fixture
+async def make(tmp_path):
+    """Makes a world with a host, a repository and a schedule."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def make(*, online=True, **spec):
+            store = Store.open(tmp_path / "lamplighter.db")
+            world = World(store, Vault([Vault.new_key()]))
+            await world.restart()
+            stack.push_async_callback(store.close)
+            stack.callback(lambda: world.jobs.close())  # noqa: PLW0108 - those of the last restart
+            metadata = {"namespace": "ns", "name": "main"}
+            await world.control.put_repository(ME, {"metadata": metadata, "spec": {"url": "/backup"}})
+            spec = {"kind": "backup", "cron": "0 2 * * *", "backup": {"paths": ["/etc"]}, **spec}
+            spec["repositoryRef"] = {"name": "main"}
+            await world.control.put_schedule(ME, {"metadata": {"namespace": "ns", "name": "etc"}, "spec": spec})
+            await world.control.put_host(ME, "a", {})
+            if online:
+                world.jobs.arrived("a", ())
+            return world
+
+        yield make
+
+
+RETRY = {"retry": {"limit": 2, "backoffSeconds": 60}}
+
+
+async def test_a_run_that_failed_is_tried_again_later_and_later_until_its_attempts_are_used_up(make):
+    world = await make(**RETRY)
+    job_id = await world.runs()
+    await world.ends(job_id, "failed")
+    assert await world.job(job_id) == ("pending", 2, ["failed"])
+    assert world.jobs.waits_for(job_id) == "retry at 2026-03-29T12:01:00Z"
+    await world.passes(seconds=59)
+    assert world.sent == [job_id]
+    await world.passes(seconds=1)
+    assert world.sent == [job_id, f"{job_id}.2"]
+    await world.ends(f"{job_id}.2", "timed_out")
+    await world.passes(seconds=119)
+    assert len(world.sent) == 2
+    await world.passes(seconds=1)
+    await world.ends(f"{job_id}.3", "failed", error="still", exit_code=1)
+    assert await world.job(job_id) == ("failed", 3, ["failed", "timed_out"])
+    row = await world.store.read(records.get_job, job_id)
+    assert (row["error"], row["exit_code"]) == ("still", 1)
+
+
+@pytest.mark.parametrize("status", ["succeeded", "warning", "cancelled"])
+async def test_what_went_well_or_was_cancelled_is_not_tried_again(make, status):
+    world = await make(**RETRY)
+    job_id = await world.runs()
+    await world.ends(job_id, status)
+    assert await world.job(job_id) == (status, 1, [])
+
+
+async def test_without_retries_the_first_end_counts(make):
+    world = await make()
+    job_id = await world.runs()
+    await world.ends(job_id, "failed")
+    assert await world.job(job_id) == ("failed", 1, [])
+
+
+async def test_the_end_of_an_older_attempt_that_is_told_again_changes_nothing(make):
+    world = await make(**RETRY)
+    job_id = await world.runs()
+    await world.ends(job_id, "failed")
+    await world.ends(job_id, "failed")
+    assert await world.job(job_id) == ("pending", 2, ["failed"])
+
+
+async def test_backoff_ends_at_a_day(make):
+    world = await make(retry={"limit": 100, "backoffSeconds": 86400})
+    job_id = await world.runs()
+    await world.ends(job_id, "failed")
+    await world.passes(days=1)
+    await world.ends(f"{job_id}.2", "failed")
+    assert world.jobs.waits_for(job_id) == "retry at 2026-03-31T12:00:00Z"
+
+
+async def test_a_retry_survives_a_restart(make):
+    world = await make(**RETRY)
+    job_id = await world.runs()
+    await world.ends(job_id, "interrupted")
+    await world.restart()
+    world.jobs.arrived("a", ())
+    await world.settled()
+    assert world.sent == [job_id]
+    await world.passes(minutes=1)
+    assert world.sent == [job_id, f"{job_id}.2"]
+
+
+async def test_a_cancel_ends_all_attempts(make):
+    world = await make(**RETRY)
+    job_id = await world.runs()
+    await world.ends(job_id, "failed")
+    await world.control.cancel_job(ME, job_id)
+    await world.passes(hours=1)
+    assert (await world.job(job_id), world.sent) == (("cancelled", 2, ["failed"]), [job_id])
+
+
+async def test_a_run_that_is_being_cancelled_is_not_tried_again(make):
+    world = await make(**RETRY)
+    job_id = await world.runs()
+    await world.control.cancel_job(ME, job_id)
+    await world.ends(job_id, "interrupted")
+    assert await world.job(job_id) == ("interrupted", 1, [])
+
+
+async def test_a_schedule_that_is_gone_is_not_tried_again(make):
+    world = await make(**RETRY)
+    job_id = await world.runs()
+    await world.control.delete_schedule(ME, "ns", "etc")
+    await world.ends(job_id, "failed")
+    assert await world.job(job_id) == ("failed", 1, [])
+
+
+# The deadline.
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_job_that_waited_for_longer_than_its_deadline_ends_as_failed(make, restarts):
+    world = await make(online=False, startingDeadlineSeconds=600, **RETRY)
+    job_id = await world.runs()
+    await world.passes(seconds=599)
+    assert await world.job(job_id) == ("pending", 1, [])
+    if restarts:
+        await world.restart()
+    await world.passes(seconds=1)
+    row = await world.store.read(records.get_job, job_id)
+    assert (row["status"], row["reason"]) == ("failed", "DeadlineExceeded")
+    world.jobs.arrived("a", ())
+    await world.settled()
+    assert world.sent == []
+
+
+async def test_the_deadline_is_for_the_first_attempt_alone(make):
+    world = await make(startingDeadlineSeconds=30, **RETRY)
+    job_id = await world.runs()
+    await world.passes(seconds=40)
+    await world.ends(job_id, "failed")
+    await world.passes(minutes=1)
+    assert world.sent == [job_id, f"{job_id}.2"]
+
+
+# What is known of the repository.
+
+
+async def test_a_problem_of_a_repository_is_told_until_a_job_goes_well_and_after_a_restart(make):
+    world = await make(**RETRY)
+    repository = world.control.repositories["ns", "main"].id
+    first = await world.runs()
+    await world.ends(first, "failed", reason="WrongPassword", error="wrong password")
+    problem = world.jobs.health.problem(repository)
+    assert (problem.reason, problem.message, problem.host, problem.at) == ("WrongPassword", "wrong password", "a", NOON)
+    await world.control.cancel_job(ME, first)
+    second = await world.runs()
+    await world.ends(second, "failed", reason="Locked")
+    await world.passes(minutes=1)
+    await world.ends(f"{second}.2", "failed", reason="Locked")
+    await world.passes(minutes=2)
+    await world.ends(f"{second}.3", "failed", reason="Locked", error="locked by b")
+    await world.restart()
+    assert world.jobs.health.problem(repository).message == "locked by b"
+    world.jobs.arrived("a", ())
+    await world.ends(await world.runs(), "succeeded")
+    assert world.jobs.health.problem(repository) is None
+
+
+async def test_a_failure_of_the_job_alone_is_no_problem_of_its_repository(make):
+    world = await make()
+    await world.ends(await world.runs(), "failed", reason="HookFailed")
+    assert world.jobs.health.problem(world.control.repositories["ns", "main"].id) is None
