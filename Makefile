@@ -33,6 +33,7 @@ bench: $(READY) ## Measure, each figure beside its limit in the same run
 faults: $(READY) restic ## Run the parts under faults, at length
 	@test -d tests/faults || { echo "make faults comes with a later change" >&2; exit 1; }
 	$(BIN)/python -m tests.faults
+	LAMPLIGHTER_FUZZ=20 $(BIN)/pytest -q tests/integration/test_hostile.py tests/integration/test_hostile_rest.py
 
 .PHONY: cluster-test
 cluster-test: $(READY) restic ## Test against a real Kubernetes API server

@@ -161,7 +161,7 @@ BAD_REPOSITORIES = [
     _url("at most 8 of them", "rule", "/b" + "/{host}" * 9),
     _url("only {host} and {namespace} are filled in", "rule", "/b/{host"),
     _url("must not hold a password", "rule", "rest:https://me:hush@example.org/"),
-    _url("must not hold a password", "rule", "rest:https://me:8/hush@example.org/"),
+    _url("must not hold a password", "rule", "rest:https://me:hu/sh@example.org/"),
     *(
         _url("must not begin with '-', nor hold line breaks", "rule", it)
         for it in ("-o", "/b\n", "/b\x1b[2J", "/b\u2028")

@@ -26,8 +26,8 @@ from server.rest import PREFIX, reading
 from server.rest.api import OPERATIONS, Api
 from server.service import Config, serving
 
-EXAMPLES = int(os.environ.get("LAMPLIGHTER_EXAMPLES", "10"))
-"""Of each operation and way to make them; `make faults` asks for more."""
+EXAMPLES = 10 * int(os.environ.get("LAMPLIGHTER_FUZZ", "1"))
+"""Of each operation; `make faults` asks for many times as many."""
 PATIENCE_S = 30
 PROBLEM = "application/problem+json"
 CHECKS = [
