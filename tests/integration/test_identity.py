@@ -190,7 +190,7 @@ async def test_no_operation_is_done_for_who_may_nothing(kube, api, tmp_path):
     ):
         for operation in OPERATIONS:
             if operation.needs is not None:
-                path = operation.path.format(namespace="ns", name="a", id="1", run="1")
+                path = operation.path.format(namespace="ns", name="a", id="1", run="1", snapshot="latest")
                 answer = await client.request(operation.method, path, json={})
                 assert answer.status_code == 403, operation
                 assert "jane" in answer.json()["detail"]
