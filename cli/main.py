@@ -52,6 +52,8 @@ def main() -> None:
 @options.restic
 @options.allow_hooks
 @options.schemes
+@options.keep_jobs
+@options.keep_jobs_days
 @options.log_format
 @options.log_level
 def up(
@@ -61,9 +63,9 @@ def up(
     host: str,
     restic: str,
     allow_hooks: tuple[str, ...],
-    schemes: tuple[str, ...],
     log_format: str,
     log_level: str,
+    **settings: Any,
 ) -> None:
     """Run all of it here, on the resources in DIR.
 
@@ -77,7 +79,7 @@ def up(
 
     logs.setup(log_format, log_level)
     address, local = options.address(listen), Local(restic, allow_hooks=allow_hooks)
-    _run(lambda stop: parts.up(folder, Config(data_dir, *address, schemes=schemes), host, local, stop))
+    _run(lambda stop: parts.up(folder, Config(data_dir, *address, **settings), host, local, stop))
 
 
 @main.command()
@@ -100,6 +102,8 @@ def up(
 )
 @options.option("--grants", type=options.FILE, help="What namespaces may reach (YAML).", show_default="everything")
 @options.schemes
+@options.keep_jobs
+@options.keep_jobs_days
 @options.option("--kubernetes-token-file", type=options.FILE, help="Our token there.")
 @options.option("--kubernetes-ca-file", type=options.FILE, help="Authorities that vouch for it (PEM).")
 @options.metrics_listen

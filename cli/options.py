@@ -76,6 +76,18 @@ metrics_listen = option(
     default="",
     help="Serve /metrics, /healthz and /readyz there, over HTTP.",
 )
+keep_jobs = option(
+    "--keep-jobs",
+    type=click.IntRange(min=1),
+    default=100_000,
+    help="How many jobs are kept, with their logs; the last of a schedule on a host always is.",
+)
+keep_jobs_days = option(
+    "--keep-jobs-days",
+    type=click.IntRange(min=1, max=36500),
+    default=90,
+    help="For how many days jobs and the audit log are kept.",
+)
 server_url = option("--server", default="http://127.0.0.1:8700", help="The server's URL.")
 token_file = option(
     "--token-file",

@@ -62,7 +62,7 @@ class Config(Struct, frozen=True):
     runs in unless `cluster` names another; there, `agent_service_account` is that of agents, NAMESPACE/NAME.
     `vault_key`: the file with the keys that seal credentials, in the folder when None. `grants`: the
     file that says what namespaces may reach, everything when None. `schemes`: the kinds of repositories' URLs that
-    are allowed. `keep`: how much of the past is kept.
+    are allowed. `keep_jobs`, `keep_jobs_days`: see `history.Keep`.
     """
 
     data: Path
@@ -76,7 +76,8 @@ class Config(Struct, frozen=True):
     cluster: kubernetes.Config | None = None
     vault_key: Path | None = None
     grants: Path | None = None
-    keep: Keep = Keep()
+    keep_jobs: int = Keep().jobs
+    keep_jobs_days: int = Keep().days
     schemes: tuple[str, ...] = SCHEMES
 
 
@@ -129,7 +130,7 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
             enrolment.ended = gateway.disconnect
             restores = Restores(control, store, clock, new_id, grants, config.schemes)
             app = application(gateway, rest.routes(control, store, enrolment, identity, restores))
-            tidying = _running(history.follow(store, config.keep, clock))
+            tidying = _running(history.follow(store, Keep(config.keep_jobs, config.keep_jobs_days), clock))
             async with tidying, gateway.running(), _uvicorn(app, secure, listening):
                 admin, agents = (identity.admin, identity.agents) if isinstance(identity, Files) else ("", "")
                 try:
