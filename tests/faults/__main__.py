@@ -23,6 +23,9 @@ from tests.faults.part import hurry
 from tests.faults.plan import KINDS
 from tests.faults.rounds import Round
 
+SLOW_S = 20.0
+"""A round that takes longer says why."""
+
 
 def main() -> int:
     parser = ArgumentParser(prog="python -m tests.faults", description=__doc__)
@@ -90,6 +93,8 @@ def tell(console: Console, it: Round, *, in_full: bool) -> None:
     console.print(
         f"seed {it.plan.seed} ({which}): {faults}, {it.jobs} jobs by now, {it.seconds:.1f} s", highlight=False
     )
+    if it.seconds > SLOW_S:
+        console.print(f"  slow: the last to come right was: {escape(it.waited)}", highlight=False)
     for fault in it.plan.faults if in_full else ():
         console.print(f"  {fault}", highlight=False)
     for wrong in it.wrong[:20]:

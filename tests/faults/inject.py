@@ -5,17 +5,22 @@ import os
 import resource
 import signal
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from bench.fleet import Fleet as Storm
 from tests.faults import plan
 from tests.faults.fleet import Fleet, Part, can_mount
+from tests.faults.link import Side
 from tests.faults.plan import Fault, Plan
+
+KILL_WITHIN_S = 2.0
+"""Seconds that a fault waits for a restic to kill."""
 
 
 class NotNowError(Exception):
@@ -78,10 +83,12 @@ async def _pause(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _kill_restic(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
-    agent = fleet.part_of(fault.target).pid
-    children = [] if agent is None else children_of(agent)
-    if not children:
-        raise NotNowError
+    """Kill what the agent has started by then, or starts soon after."""
+    part, end = fleet.part_of(fault.target), time.monotonic() + KILL_WITHIN_S
+    while part.pid is None or not (children := children_of(part.pid)):
+        if time.monotonic() > end:
+            raise NotNowError
+        await asyncio.sleep(0.01)
     for pid in children:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -136,7 +143,7 @@ async def _half_open(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
     link = fleet.links[fault.target]
     link.deaf = True
     if fault.how != "both":
-        link.cut(cast(Literal["agent", "server"], fault.how))
+        link.cut(cast(Side, fault.how))
     try:
         yield
     finally:
@@ -146,8 +153,12 @@ async def _half_open(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _duplicate(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
-    fleet.links[fault.target].twice["agent" if fault.how == "to-agent" else "server"] += 1
-    yield
+    link, side = fleet.links[fault.target], cast(Side, fault.how)
+    link.twice.add(side)
+    try:
+        yield
+    finally:
+        link.twice.discard(side)
 
 
 @asynccontextmanager
@@ -255,7 +266,7 @@ KINDS: Mapping[str, Injection] = {
     "delay": _delay,
     "stall": _stall,
     "half-open": _half_open,
-    "duplicate": _duplicate,
+    "frames twice to": _duplicate,
     "disk full": _disk_full,
     "database busy": _busy,
     "clock": _clock,

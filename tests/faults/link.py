@@ -15,8 +15,8 @@ Frame = Callable[[StreamReader], Awaitable[bytes]]
 class Link:
     """A port that leads to a server's. `delay`: seconds that each frame takes; `up`: whether connections are taken.
 
-    While `deaf`, all that is said is lost, and neither side learns it, as on a path that is gone. `twice`: how many
-    text frames to each side are yet to be doubled.
+    While `deaf`, all that is said is lost, and neither side learns it, as on a path that is gone. `twice`: to which
+    sides each text frame goes twice.
     """
 
     port: int
@@ -26,7 +26,7 @@ class Link:
         self.up = True
         self.delay = 0.0
         self.deaf = False
-        self.twice: dict[Side, int] = {"agent": 0, "server": 0}
+        self.twice: set[Side] = set()
         self._flows = asyncio.Event()
         self._flows.set()
         self._open: set[dict[Side, StreamWriter]] = set()
@@ -89,8 +89,7 @@ class Link:
             speaks_frames = b" 101 " in head.partition(b"\r\n")[0] or head.startswith(b"GET /agent ")
             while data := await (_frame(source) if speaks_frames else source.read(1 << 16)):
                 await self._hand_on(data, sink, to)
-                if data[0] == TEXT and self.twice[to]:
-                    self.twice[to] -= 1
+                if data[0] == TEXT and to in self.twice:
                     await self._hand_on(data, sink, to)
         while self.deaf:  # the other side is to find out by itself
             await asyncio.sleep(0.02)

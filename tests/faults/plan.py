@@ -95,7 +95,7 @@ KINDS: Mapping[str, _Kind] = {
     "delay": _Kind(3, _linked, lambda rng: f"{rng.uniform(0.02, 0.4):.2f}"),
     "stall": _Kind(3, _linked),
     "half-open": _Kind(3, _linked, lambda rng: rng.choice(("agent", "server", "both"))),
-    "duplicate": _Kind(4, _linked, lambda rng: rng.choice(("to-agent", "to-server"))),
+    "frames twice to": _Kind(4, _linked, lambda rng: rng.choice(("agent", "server"))),
     "disk full": _Kind(4, _parts),
     "database busy": _Kind(3, _server),
     "clock": _Kind(3, _parts, lambda rng: f"{rng.choice((-1, 1)) * rng.uniform(0.2, 5):+.2f} h"),

@@ -23,7 +23,7 @@ QUIET_S = 75.0
 class Round(NamedTuple):
     """How a round went. `jobs` and `runs`: how many the fleet has had by then; `last`: whether its time is over.
 
-    `folder`: where the files of a fleet are that broke a promise.
+    `waited`: what was last to come right; `folder`: where the files of a fleet are that broke a promise.
     """
 
     plan: Plan
@@ -31,6 +31,7 @@ class Round(NamedTuple):
     jobs: int
     runs: int
     seconds: float
+    waited: str
     wrong: list[str]
     last: bool
     folder: Path | None = None
@@ -49,7 +50,8 @@ async def play(first: int, count: int) -> AsyncIterator[Round]:
 
 async def _with_one_fleet(seed: int, until: int) -> AsyncIterator[Round]:
     async with running(plan(seed).setup) as fleet:
-        if waits := await _quiet(fleet):
+        waits, _ = await _quiet(fleet)
+        if waits:
             raise TimeoutError(f"a fleet did not begin: {waits}")
         fleet.begin = fleet.clocks.right()
         for at in range(seed, until):
@@ -63,28 +65,31 @@ async def _round(fleet: Fleet, planned: Plan, *, last: bool) -> Round:
     began = time.monotonic()
     fleet.clocks.run(fleet.clocks.right(), planned.setup.rate)
     done = await inject(fleet, planned)
-    waits = await _quiet(fleet)
+    waits, waited = await _quiet(fleet)
     until = fleet.until
     found = await asyncio.to_thread(finding.evidence, fleet, until, waits, last=last)
     wrong = violations(found)
     kept = _keep(fleet, planned.seed) if wrong else None
     runs = len(found.runs or ())
-    return Round(planned, done, len(found.jobs), runs, time.monotonic() - began, wrong, last or bool(wrong), kept)
+    return Round(
+        planned, done, len(found.jobs), runs, time.monotonic() - began, waited, wrong, last or bool(wrong), kept
+    )
 
 
-async def _quiet(fleet: Fleet) -> list[str]:
+async def _quiet(fleet: Fleet) -> tuple[list[str], str]:
     """Have it be later than any clock has shown, just after a minute began, and time go on as it does; then wait until
-    nothing is left to come. What that is, when it takes too long."""
+    nothing is left to come. What is left when that takes too long, and what was last to come."""
     ahead = fleet.clocks.farthest() + MINUTE
     fleet.until = ahead.replace(second=0, microsecond=0) + MINUTE
     fleet.clocks.run(fleet.until + timedelta(seconds=1), 1.0)
-    end = time.monotonic() + QUIET_S
+    waited, end = "", time.monotonic() + QUIET_S
     while (waits := await finding.unsettled(fleet, fleet.until)) and time.monotonic() < end:
+        waited = waits[-1]
         await asyncio.sleep(0.1)
     if fleet.storm is not None:
         await fleet.storm.stop()
         fleet.storm = None
-    return waits
+    return waits, waited
 
 
 def _keep(fleet: Fleet, seed: int) -> Path:
