@@ -112,6 +112,7 @@ def test_the_plain_manifests_are_what_the_chart_makes_of_its_default_values():
         ({"agent": {"dataPath": "var/lib"}}, "/agent/dataPath"),
         ({"agent": {"writablePaths": ["/srv/../etc"]}}, "/agent/writablePaths/0"),
         ({"agent": {"writablePaths": ["/"]}}, "/agent/writablePaths/0"),
+        ({"agent": {"restorePaths": ["/"]}}, "/agent/restorePaths/0"),
         ({"agent": {"mountPropagation": "Bidirectional"}}, "/agent/mountPropagation"),
         ({"tenancy": {"namespaces": "team-a"}}, "/tenancy/namespaces"),
         ({"tenancy": {"grants": {"namespaces": {"team-a": {"pathPrefixes": ["srv"]}}}}}, "/pathPrefixes/0"),
@@ -180,6 +181,15 @@ def test_the_agent_writes_to_its_own_folder_and_those_that_are_named(name):
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["DAC_READ_SEARCH", "SYS_CHROOT"]}
     assert container["securityContext"]["privileged"] is False
     assert agent["automountServiceAccountToken"] is False
+
+
+def test_an_agent_that_may_restore_can_give_files_their_owners_back_and_writes_there_alone():
+    given = {"agent": {"writablePaths": ["/srv/backups", "/srv/both"], "restorePaths": ["/srv/both", "/srv/restored"]}}
+    agent = named(rendered(given), "DaemonSet", "lamplighter-agent")["spec"]["template"]["spec"]
+    (container,) = agent["containers"]
+    mounts = [it["mountPath"] for it in container["volumeMounts"] if not it.get("readOnly")]
+    assert mounts[2:] == ["/host/srv/backups", "/host/srv/both", "/host/srv/restored"]
+    assert {"CHOWN", "DAC_OVERRIDE", "FOWNER"} <= set(container["securityContext"]["capabilities"]["add"])
 
 
 @pytest.mark.parametrize("name", ALL)
