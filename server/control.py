@@ -36,7 +36,7 @@ from server.store import Store
 from server.urls import SCHEMES, scheme_errors
 from server.vault import Credentials, Vault, VaultError
 from wire.entries import EMPTY, EntrySet
-from wire.messages import HostName, JobFinished, RepoCredentials, Repository
+from wire.messages import CommandRun, HostName, JobFinished, RepoCredentials, Repository
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,7 @@ class Control:
         self.news = News()
         self.metrics = Metrics()
         self.jobs = Dispatch(store.submit, self.fleet, self.metrics, self.news, clock)
+        self.jobs.lacks = self._lacks
         self.disconnect: Callable[[str], None] = lambda host: None
         self._store = store
         self._vault = vault
@@ -139,6 +140,10 @@ class Control:
         self._changing = asyncio.Lock()
         self._newcomers: set[str] = set()
         self._needed: WeakKeyDictionary[EntrySet, tuple[Needed, ...]] = WeakKeyDictionary()
+
+    def _lacks(self, host: str, command: CommandRun) -> str:
+        known = self.hosts.get(host)
+        return "" if known is None else known.lacks(command)
 
     # Schedules.
 

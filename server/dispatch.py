@@ -25,6 +25,7 @@ from server.outcomes import Health, Last, Outcomes
 from server.problems import Unavailable
 from server.queue import LOOKS, Job, Queue, Rule
 from server.records import JobRow, OpenJob, RepositoryRow, Retry
+from server.specs import RepositorySpec
 from server.store import StoreClosedError
 from wire.messages import CommandCancel, CommandRun, JobFinished, JobProgress
 
@@ -68,6 +69,7 @@ class Dispatch:
         self.outcomes = Outcomes()
         self.health = Health()
         self.deliver: Callable[[str, Sequence[Effect]], None] = lambda host, effects: None
+        self.lacks: Callable[[str, CommandRun], str] = lambda host, command: ""
         self._submit = submit
         self._call_later = call_later
         self._fleet = fleet
@@ -78,6 +80,8 @@ class Dispatch:
         self._wakes_at = clock()
         self._closed = False
         self._names: dict[str, str] = {}
+        self._specs: dict[str, RepositorySpec] = {}
+        self._opened: dict[str, str] = {}  # the URL at which a repository was seen to be there
         self._heard: dict[str, Heard] = {}
 
     def load(self, last_ends: Iterable[Sequence[Any]], open_jobs: Iterable[OpenJob]) -> None:
@@ -98,6 +102,8 @@ class Dispatch:
         kind: str = target.spec.kind
         status: Any = last.status
         self.outcomes.remember(target.id, host, last)
+        if last.succeeded_at is not None:
+            self._saw(target.repository_id)
         end = JobFinished("", status, last.finished_at, error=error, reason=reason)
         self.health.told(target.repository_id, host, kind, end)
         if kind == "verify" and last.succeeded_at is not None:
@@ -126,14 +132,31 @@ class Dispatch:
 
     def follow(self, row: RepositoryRow) -> None:
         """A repository is there, or has become another."""
-        spec = resources.repository_spec(row.spec)
         self._names[row.id] = f"{row.namespace}/{row.name}"
-        self.queue.rule(row.id, Rule(spec.max_concurrent_jobs, "{host}" in spec.url))
+        self._specs[row.id] = resources.repository_spec(row.spec)
+        self._rule(row.id)
         self._go_on()
+
+    def _rule(self, repository: str) -> None:
+        """One job at a time while a repository may have yet to be created: two hosts that create it at once each write
+        a key, and leave a repository that nobody can open."""
+        spec = self._specs[repository]
+        creating = spec.init and self._opened.get(repository) != spec.url
+        self.queue.rule(repository, Rule(1 if creating else spec.max_concurrent_jobs, "{host}" in spec.url))
+
+    def _saw(self, repository: str) -> bool:
+        """A job has opened a repository; whether it was not known to be there."""
+        spec = self._specs.get(repository)
+        if spec is None or self._opened.get(repository) == spec.url:
+            return False
+        self._opened[repository] = spec.url
+        self._rule(repository)
+        return True
 
     def forget(self, row: RepositoryRow) -> None:
         """A repository is not declared any more."""
-        self._names.pop(row.id, None)
+        for known in (self._names, self._specs, self._opened):
+            known.pop(row.id, None)
         self.queue.rule(row.id, Rule())
         self.health.forget(row.id)
         self._go_on()
@@ -153,7 +176,7 @@ class Dispatch:
         """Store jobs, each once for its due time, and have those run that may. `store`: stores them with something
         else, and answers which are new. Raises Unavailable."""
         placed = [_placed(job) for job in jobs]
-        going = {job.id for job in self.queue.add(placed)}
+        going = {job.id for job in self.queue.add(placed) if not self.lacks(job.host, job.command)}
         rows = [records.job_row(job, sent=job.command.job_id in going) for job in jobs]
         try:
             future: asyncio.Future[set[str]] = self._submit(records.record_jobs, rows) if store is None else store(rows)
@@ -168,6 +191,7 @@ class Dispatch:
             by_host[job.host].append(job)
             its.recorded = True
         self._drop(job for job in placed if job.id not in new)
+        self._end(self._beyond(job for job in placed if job.id in new and job.state == "sent" and job.id not in going))
         for host, of_host in by_host.items():
             if (send := answered(of_host, new, going)) is not None:
                 self.deliver(host, [send])
@@ -206,10 +230,17 @@ class Dispatch:
             self._end([_late(job, now) for job in late])
         if going := self.queue.take():
             self._end([JobFinished(job.id, "cancelled", now, error=_GONE) for job in going if self._is_gone(job)])
-            going = [job for job in going if not self._is_gone(job)]
+            self._end(beyond := self._beyond(job for job in going if not self._is_gone(job)))
+            over = {end.job_id for end in beyond}
+            going = [job for job in going if not self._is_gone(job) and job.id not in over]
             ids = [job.id for job in going]
             self._soon(records.jobs_sent, ids, lambda _: self._sent(going), partial(self._unsent, going))
         self._look_again(now)
+
+    def _beyond(self, jobs: Iterable[Job]) -> list[JobFinished]:
+        """The ends of those of these jobs that their hosts' agents cannot run."""
+        told = ((job, self.lacks(job.host, job.command)) for job in jobs)
+        return [JobFinished(job.id, "failed", self._clock(), error=error) for job, error in told if error]
 
     def _sent(self, going: Sequence[Job]) -> None:
         for job in going:
@@ -281,6 +312,8 @@ class Dispatch:
         """An attempt told how far it is."""
         if (job := self.queue.find(host, news.job_id)) is not None:
             job.progress = news
+            if self._saw(job.repository):  # restic tells nothing before it has opened it
+                self._go_on()
 
     def progress_of(self, job_id: str) -> JobProgress | None:
         """How far a job is; None when that is not known."""
@@ -339,6 +372,8 @@ class Dispatch:
     def _attempted(self, job: Job, end: JobFinished) -> None:
         command = job.command
         self._metrics.attempted(command.kind, end.status)
+        if end.status in ("succeeded", "warning"):
+            self._saw(job.repository)
         # What was asked for by hand may be of no repository that is there.
         if command.schedule_id and self.health.told(command.repository, job.host, command.kind, end):
             self._news.changed("repositories")

@@ -8,6 +8,7 @@ A connection's hello begins a session. What comes from an older session is not h
 """
 
 import logging
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -111,6 +112,7 @@ class Host:
         "agent_version",
         "applied_digest",
         "applied_version",
+        "capabilities",
         "held",
         "name",
         "session",
@@ -126,6 +128,7 @@ class Host:
         self.applied_version = 0
         self.applied_digest = ""
         self.agent_version = ""
+        self.capabilities: frozenset[str] = frozenset()
         self.session: int | None = None
         self._ready = False  # whether the first push was written and changes may follow
         self._told: tuple[int, EntrySet] | None = None  # what the host holds once it applied what it was sent
@@ -137,6 +140,15 @@ class Host:
         """Whether the host proved that it holds what it should: same version, same digest."""
         return self.applied_version == self.version and self.applied_digest == self.held.digest
 
+    def lacks(self, command: CommandRun) -> str:
+        """What of a command this host's agent does not do, in words; empty where it does all, or never said."""
+        needs = {command.kind, *(["hooks"] if command.hooks else [])}
+        lacking = sorted(needs - self.capabilities) if self.capabilities else ()
+        version = f" {self.agent_version}" if self.agent_version else ""
+        return (
+            f"agent{version} does not run {' and '.join(lacking)}: update the agent of {self.name}" if lacking else ""
+        )
+
     # The connection.
 
     def hello(self, session: int, hello: Hello) -> list[Effect]:
@@ -145,6 +157,7 @@ class Host:
         self._ready = False
         self._resent = -1
         self.agent_version = hello.agent_version
+        self.capabilities = frozenset(map(sys.intern, hello.capabilities))
         self.applied_version, self.applied_digest = hello.applied_version, hello.digest
         facts = {"agent": hello.agent_version, "desired": self.version, "applied": self.applied_version}
         log.info("host connected", extra={"host": self.name, **facts})

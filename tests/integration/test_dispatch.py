@@ -1,0 +1,76 @@
+"""What a job waits for, and what no host is asked to do, over real connections."""
+
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+DUE = "2026-03-29T02:00:00Z"
+
+
+@pytest.fixture
+def shared(api, declare):
+    """Declares a schedule into one repository of all hosts, which is created where it is missing."""
+
+    async def shared(**spec):
+        there = {"spec": {"url": "/backup", "init": True}}
+        (await api.put("/repositories/ns/main", json=there)).raise_for_status()
+        return await declare(**spec)
+
+    return shared
+
+
+async def fire(agent, schedule_id):
+    await agent.follow()
+    await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=DUE)
+
+
+@pytest.mark.parametrize(
+    ("type_", "told"),
+    [
+        ("job.progress", {"fraction": 0.1}),
+        ("job.finished", {"status": "succeeded", "finished_at": DUE}),
+        ("job.finished", {"status": "failed", "finished_at": DUE}),
+    ],
+)
+async def test_while_a_repository_may_have_to_be_created_one_host_at_a_time_uses_it(connect, shared, type_, told):
+    schedule = await shared()
+    async with connect("node-1") as one, connect("node-2") as other, connect("node-3") as third:
+        await fire(one, schedule)
+        command = await one.hears("command.run")
+        assert command["init"] == ["init"]
+        await fire(other, schedule)
+        assert (await other.hears("schedule.refused"))["reason"] == "Queued"
+        await fire(third, schedule)
+        assert (await third.hears("schedule.refused"))["reason"] == "Queued"
+        await one.say("job.accepted", job_id=command["job_id"])
+        await one.say(type_, job_id=command["job_id"], **told)
+        following = await other.hears("command.run")
+        if told.get("status") == "failed":  # nobody has seen the repository yet
+            await other.say("job.progress", job_id=following["job_id"], fraction=0.1)
+        await third.hears("command.run")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "spec", "error"),
+    [
+        (["prune"], {}, "agent 9.9 does not run backup: update the agent of node-1"),
+        (["backup"], {"hooks": {"before": ["/bin/true"]}}, "agent 9.9 does not run hooks: update the agent of node-1"),
+    ],
+)
+async def test_what_an_agent_does_not_run_it_is_not_asked_for_and_the_job_says_why(
+    api, connect, declare, until, capabilities, spec, error
+):
+    schedule = await declare(**spec)
+    async with connect("node-1", agent_version="9.9", capabilities=capabilities) as agent:
+        await fire(agent, schedule)
+        await agent.hears("schedule.refused")
+
+        async def ended(count):
+            jobs = (await api.get("/jobs")).json()["items"]
+            return jobs if [job["status"] for job in jobs] == ["failed"] * count else None
+
+        [job] = await until(lambda: ended(1))
+        assert job["error"] == error
+        (await api.post("/schedules/ns/etc/run", json={})).raise_for_status()
+        assert [job["error"] for job in await until(lambda: ended(2))] == [error] * 2
+        assert "command.run" not in agent.told
