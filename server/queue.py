@@ -48,7 +48,8 @@ class Job(Struct, eq=False):
 
     `alone`: not beside another run of its schedule on its host. `start_by`: when it is too late to begin with it.
     `cancelled`: why it is to end, once somebody wants that. `recorded`: whether it is stored. `off`: it stands in no
-    line for now, because it is not due yet or too late. `progress`: what its host last told.
+    line for now, because it is not due yet or too late. `key`: of its line. `progress`: what its
+    host last told.
     """
 
     command: CommandRun
@@ -61,6 +62,7 @@ class Job(Struct, eq=False):
     cancelled: str = ""
     recorded: bool = True
     off: bool = False
+    key: str = ""
     in_line: bool = False
     progress: JobProgress | None = None
 
@@ -176,7 +178,7 @@ class Queue:
             return f"host {job.host} to connect"
         if not job.in_line:
             return f"the run before it on host {job.host}"
-        line = self._lines[self._key(job)]
+        line = self._lines[job.key]
         ahead = len(line.active) + bisect_left(line.waiting, job.place, key=_place)
         return f"{ahead} job{'s' * (ahead != 1)} before it in repository {repository}"
 
@@ -353,17 +355,20 @@ class Queue:
 
     def _move(self, job: Job, state: State) -> None:
         """Put a job where one of this state belongs."""
+        if job.state == "sent" and state == "running" and self._has_place(job):
+            job.state = state
+            return
         self._leave(job)
         job.state = state
         self._enter(job)
         self._settle_others(job)
 
     def _enter(self, job: Job) -> None:
+        job.key = self._key(job)
         if job.state == "waiting":
             self._settle(job)
             return
-        key = self._key(job)
-        line = self._lines.setdefault(key, _Line())
+        line = self._lines.setdefault(job.key, _Line())
         line.active.add(job.id)
         line.exclusive += job.exclusive
 
@@ -375,33 +380,30 @@ class Queue:
     def _free(self, job: Job) -> None:
         """Take a job's place from it, if it has one."""
         if self._has_place(job):
-            key = self._key(job)
-            line = self._lines[key]
+            line = self._lines[job.key]
             line.active.remove(job.id)
             line.exclusive -= job.exclusive
-            self._changed[key] = None
+            self._changed[job.key] = None
 
     def _has_place(self, job: Job) -> bool:
-        line = self._lines.get(self._key(job))
+        line = self._lines.get(job.key)
         return line is not None and job.id in line.active
 
     def _settle(self, job: Job) -> None:
         """Have a job stand in line, or not, as it should by now."""
         should = job.state == "waiting" and not job.off and job.host in self._online and not self._must_not_yet(job)
         if should and not job.in_line:
-            key = self._key(job)
-            insort(self._lines.setdefault(key, _Line()).waiting, job, key=_place)
+            insort(self._lines.setdefault(job.key, _Line()).waiting, job, key=_place)
             job.in_line = True
-            self._changed[key] = None
+            self._changed[job.key] = None
         elif job.in_line and not should:
             self._step_out(job)
 
     def _step_out(self, job: Job) -> None:
-        key = self._key(job)
-        waiting = self._lines[key].waiting
+        waiting = self._lines[job.key].waiting
         del waiting[bisect_left(waiting, job.place, key=_place)]
         job.in_line = False
-        self._changed[key] = None
+        self._changed[job.key] = None
 
     def _settle_others(self, job: Job) -> None:
         for other in self.runs(job.command.schedule_id, job.host):

@@ -255,9 +255,7 @@ class Fleet(RuleBasedStateMachine):
         stood = {it.id: it.place for it in self.queue.jobs.values() if it.in_line}
         for sent in self.queue.take():
             ahead = [
-                it
-                for it in self.queue.jobs.values()
-                if it.in_line and self.queue._key(it) == self.queue._key(sent) and it.place < sent.place
+                it for it in self.queue.jobs.values() if it.in_line and it.key == sent.key and it.place < sent.place
             ]
             assert (sent.id in stood, ahead) == (True, [])
 
@@ -332,7 +330,7 @@ class Fleet(RuleBasedStateMachine):
         uses: dict[str, list[Job]] = {}
         for it in self.active:
             if it.host in self.online and it.command.kind != "unlock":
-                uses.setdefault(self.queue._key(it), []).append(it)
+                uses.setdefault(it.key, []).append(it)
         for its in uses.values():
             returned = [it for it in its if it.state == "running"]
             limit = LIMITS[its[0].repository].limit
@@ -345,7 +343,7 @@ class Fleet(RuleBasedStateMachine):
         for it in self.queue.jobs.values():
             assert (self.queue.waits_for(it.id, "r") != "") == (it.state == "waiting")
             if it.in_line:
-                line = self.queue._lines[self.queue._key(it)]
+                line = self.queue._lines[it.key]
                 assert line.active
                 assert line.active <= self.queue.jobs.keys()
 
