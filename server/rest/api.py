@@ -40,9 +40,10 @@ from server.rest.reading import (
 )
 from server.restores import File, Question, Restores, Snapshot
 from server.schema import MAX_ERRORS
-from server.selectors import label_errors
+from server.selectors import is_dns_name, label_errors
 from server.specs import LabelSelector
 from server.store import Store
+from wire.messages import HostName
 
 
 class HostBody(Struct, forbid_unknown_fields=True):
@@ -97,7 +98,7 @@ class EnrolBody(Struct, forbid_unknown_fields=True):
     """An agent's token, the host that it is, and the SHA-256 of the key that it will show from now on."""
 
     token: Annotated[str, Meta(max_length=256)]
-    host: Annotated[str, Meta(max_length=253)]
+    host: HostName
     key_sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
     def __repr__(self) -> str:
@@ -447,9 +448,9 @@ class Api:
         manifest = await object_body(request)
         metadata = manifest.get("metadata")
         namespace, name = (metadata.get("namespace"), metadata.get("name")) if isinstance(metadata, dict) else ("", "")
-        if not isinstance(namespace or "", str) or not isinstance(name, str):
-            return manifest  # control tells what is wrong
         namespace = namespace or "default"
+        if not (isinstance(namespace, str) and isinstance(name, str) and is_dns_name(namespace) and is_dns_name(name)):
+            return manifest  # control tells what is wrong
         if await self._store.read(records.get_resource, _TABLES[kind], namespace, name) is not None:
             raise _taken(kind, namespace, name)
         return manifest

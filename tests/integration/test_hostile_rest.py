@@ -14,6 +14,7 @@ from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
+from schemathesis.core.parameters import ParameterLocation
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     negative_data_rejection,
@@ -34,7 +35,6 @@ CHECKS = [
     status_code_conformance,
     content_type_conformance,
     response_schema_conformance,
-    negative_data_rejection,
     unsupported_method,
 ]
 BACKUP = {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}, "backup": {"paths": ["/etc"]}}
@@ -98,7 +98,7 @@ def test_every_answer_is_one_that_the_description_tells(server, description, the
 
     @settings(
         max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None,
-        phases=[Phase.explicit, Phase.generate],
+        phases=[Phase.generate], derandomize=True,
     )  # fmt: skip
     @given(
         data=st.data(), mode=st.sampled_from([GenerationMode.POSITIVE, GenerationMode.NEGATIVE]), of_what=st.booleans()
@@ -108,7 +108,10 @@ def test_every_answer_is_one_that_the_description_tells(server, description, the
         if of_what and case.path_parameters and mode is GenerationMode.POSITIVE:
             case.path_parameters = {name: known.get(name, it) for name, it in case.path_parameters.items()}
         headers = {"Authorization": f"Bearer {server.admin_token}"} if operation.needs is not None else {}
-        answer = case.call_and_validate(headers=headers, checks=CHECKS, timeout=PATIENCE_S)
+        body = case.meta.components.get(ParameterLocation.BODY)
+        wrong = body is not None and body.mode is GenerationMode.NEGATIVE  # what else is wrong may not reach the wire
+        checks = [*CHECKS, negative_data_rejection] if wrong else CHECKS
+        answer = case.call_and_validate(headers=headers, checks=checks, timeout=PATIENCE_S)
         assert answer.status_code != 500
 
     holds()
@@ -206,6 +209,36 @@ def test_a_body_that_does_not_come_is_not_awaited(server, monkeypatch):
                     b"Content-Length: 99\r\n\r\n{")  # fmt: skip
     assert said.startswith(b"HTTP/1.1 408 ")
     assert b"the body did not come within" in said
+
+
+@pytest.fixture
+def on_postgresql(postgresql, tmp_path):
+    config = Config(tmp_path, port=0, database=postgresql)
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(serving(config)) as it:
+        url, headers = f"http://127.0.0.1:{it.port}{PREFIX}", {"authorization": f"Bearer {it.admin_token}"}
+        with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_S, trust_env=False) as client:
+            yield client
+
+
+def test_what_postgresql_cannot_be_asked_is_answered_all_the_same(on_postgresql):
+    key = base64.urlsafe_b64encode(b'["2026-01-01T00:00:00Z", "\\u0000"]').decode()
+    enrol = {"token": "\0", "host": "node-1\0", "key_sha256": "0" * 64}
+    spec = {"kind": "backup", "cron": "@daily", "repositoryRef": {"name": "\0"}, "backup": {"paths": ["/\0"]}}
+    metadata = {"metadata": {"namespace": "ns\0", "name": "etc\0", "labels": {"\0": "\0"}}}
+    requests = [
+        *(("GET", path, None) for path in ("/hosts/%00", "/jobs/%00", "/jobs/%00/log", "/schedules/%00/%00")),
+        *(("GET", f"/jobs?{name}=%00", None) for name in ("id", "host", "schedule", "status", "actor_kind", "limit")),
+        *(("GET", f"/{path}?cursor={key}", None) for path in ("jobs", "hosts", "schedules", "repositories", "audit")),
+        ("GET", "/jobs?schedule=ns/%00", None),
+        ("POST", "/enrol", enrol),
+        ("POST", "/schedules", {**metadata, "spec": spec}),
+        ("POST", "/repositories", {**metadata, "spec": {"url": "/\0"}}),
+        ("PUT", "/hosts/node-1", {"labels": {"a": "\0"}}),
+        ("PUT", "/hosts/node-1", {"labels": {"\0": "a"}}),
+        ("PUT", "/runs/ns/run", {"schedule": "\0", "hostSelector": {"matchLabels": {"\0": "\0"}}}),
+    ]
+    answers = [on_postgresql.request(method, path, json=body) for method, path, body in requests]
+    assert [answer.status_code for answer in answers if answer.status_code not in {400, 404, 422}] == []
 
 
 # Variables and kinds of URLs that are not allowed.
