@@ -106,9 +106,11 @@ class Up:
                 *argv, cwd=self.folder, env=self.env, stdout=log, stderr=log
             )
         await self.until(lambda: "ready" in self.log.read_text() and "http://" in self.log.read_text())
-        url = "http://" + self.log.read_text().partition("http://")[2].split()[0].rstrip('",')
+        self.url = "http://" + self.log.read_text().partition("http://")[2].split()[0].rstrip('",')
         headers = {"authorization": f"Bearer {(self.data / 'admin-token').read_text().strip()}"}
-        self.api = httpx.AsyncClient(base_url=f"{url}/api/v1", headers=headers, timeout=PATIENCE_S, trust_env=False)
+        self.api = httpx.AsyncClient(
+            base_url=f"{self.url}/api/v1", headers=headers, timeout=PATIENCE_S, trust_env=False
+        )
         return self
 
     async def __aexit__(self, *_):
@@ -146,6 +148,18 @@ class Up:
                     return
                 await asyncio.sleep(0.05)
 
+    async def enrolled(self, token):
+        """Run an agent of node-1 with this token until the server takes its key, which it returns."""
+        own = {"LAMPLIGHTER_ENROL": token, "LAMPLIGHTER_DATA_DIR": "other", "LAMPLIGHTER_SERVER": self.url}
+        with self.log.open("ab") as log:
+            agent = await asyncio.create_subprocess_exec(
+                LAMPLIGHTER, "agent", cwd=self.folder, env=self.env | own, stdout=log, stderr=log
+            )
+        await self.until(lambda: "host connected" in self.log.read_text().partition("host enrolled")[2])
+        agent.terminate()
+        assert await agent.wait() == 0
+        return (self.folder / "other" / "host-key").read_text().strip()
+
     async def answers(self, **known):
         """What every operation answers that only reads."""
         told = []
@@ -159,7 +173,7 @@ class Up:
 
     def kept(self):
         """What every file of its data folder holds, but for the keys and tokens themselves; and a dump of the store."""
-        files = [path for path in self.data.rglob("*") if path.is_file()]
+        files = [path for data in (self.data, self.folder / "other") for path in data.rglob("*") if path.is_file()]
         own = {"vault-key", "admin-token", "agent-token", "host-key"}
         kept = {str(path): path.read_bytes() for path in files if path.name not in own}
         with sqlite3.connect(f"file:{self.data / 'lamplighter.db'}?mode=ro", uri=True) as store:
@@ -237,13 +251,17 @@ async def test_a_planted_secret_is_in_restics_environment_and_sealed_and_nowhere
             answers.append(await up.api.put("/repositories/default/odd", content=body, headers=JSON))
             assert answers[-1].status_code in {400, 422}, answers[-1].text
 
+        # An agent that gets a key of its own.
+        token = (await up.api.post("/hosts/node-1/enrolments")).json()["token"]
+        key = await up.enrolled(token)
+
         told = await up.answers(namespace="default", name="main", id=job["id"], snapshot=job["snapshot_id"][:8])
         told += [answer.text for answer in answers]
-        token = (await up.api.post("/hosts/node-1/enrolments")).json()["token"]
         live = up.kept()  # with the log of what is yet to be moved into the database
         assert any(name.endswith("-wal") for name in live)
 
     log = up.log.read_bytes()
+    assert b"host enrolled" in log
     assert b"job failed" in log
     assert b"Traceback" not in log
     places = {
@@ -254,7 +272,7 @@ async def test_a_planted_secret_is_in_restics_environment_and_sealed_and_nowhere
     places |= live | {f"left {name}": held for name, held in up.kept().items()}
     nowhere(places, PLANTED)
     tokens = [(up.data / name).read_text().strip() for name in ("admin-token", "agent-token")]
-    nowhere(places, [*tokens, token, (up.data / "vault-key").read_text().strip()])
+    nowhere(places, [*tokens, token, key, (up.data / "vault-key").read_text().strip()])
 
 
 JSON = {"content-type": "application/json"}
