@@ -2,7 +2,10 @@
 
 `core` decides everything and does no I/O: an event and the time go in, effects come out. `memory` is what it must not
 forget, `timetable` when what is due. Around it stand thin shells: `link` owns the socket, `scheduler` the clock,
-`journal` the file, `runner` the processes (`restic` reads what they print); `service` joins them.
+`journal` the file, `runner` the jobs; `service` joins them.
+
+A job is a `job`: programs that `process` runs, each begun by `launch`, put together as its kind asks by `recipes`. What
+they print is read, and what is to be done is decided, by `restic`, `snapshots`, `verify` and `hooks`, without I/O.
 """
 
 __version__ = "0.1.0"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.runner import Runner
-from wire.messages import CommandRun, Repository
+from wire.messages import CommandRun, Repository, Restore, Verify
 
 RESTIC = shutil.which("restic")
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(RESTIC is None, reason="restic is not installed")]
@@ -50,20 +50,37 @@ def restic(repository, *args):
     return subprocess.run(argv, env=env, capture_output=True, check=True).stdout
 
 
-async def test_snapshots_carry_the_hosts_own_paths(host):
-    cache = Path("/var/lib/agent") / host.parent.name  # the same path in both views
-    (host / cache.relative_to("/")).mkdir()
-    repository = Repository("r1", "ns/main", "/var/lib/agent/repository", "a password")
+@pytest.fixture
+def cache(host):
+    """A folder that has the same path in both views."""
+    cache = Path("/var/lib/agent") / host.parent.name / "cache"
+    (host / cache.relative_to("/")).mkdir(parents=True)
     cache.mkdir(parents=True)
-    try:
-        runner = Runner("restic", cache, lambda: datetime.now(UTC), root=host)
-        end = await runner.run(backup("/srv/data"), repository, lambda news: None)
-    finally:
-        shutil.rmtree(cache)
+    yield cache
+    shutil.rmtree(cache.parent)
+
+
+async def test_snapshots_carry_the_hosts_own_paths(host, cache):
+    repository = Repository("r1", "ns/main", "/var/lib/agent/repository", "a password")
+    runner = Runner("restic", cache, lambda: datetime.now(UTC), root=host)
+    end = await runner.run(backup("/srv/data"), repository, lambda news: None)
     assert (end.status, end.error) == ("succeeded", "")
     kept = host / "var/lib/agent/repository"
     assert json.loads(restic(kept, "snapshots", "--json"))[0]["paths"] == ["/srv/data"]
     assert restic(kept, "dump", "latest", "/srv/data/letter") == b"of the host"
+
+
+async def test_a_verification_and_a_restore_are_of_the_hosts_own_files(host, cache):
+    repository = Repository("r1", "ns/main", "/var/lib/agent/repository", "a password")
+    runner, told = Runner("restic", cache, lambda: datetime.now(UTC), root=host), []
+    await runner.run(backup("/srv/data"), repository, told.append)
+    listing = ["ls", "--json", "--host=node-1", "--", "latest"]
+    end = await runner.run(CommandRun("j2", "verify", listing, "r1", verify=Verify(5, 100)), repository, told.append)
+    assert (end.status, end.error, end.files_processed) == ("succeeded", "", 1)
+    assert "the source of 1 was unchanged" in told[-1].lines[-1]
+    end = await runner.run(CommandRun("j3", "restore", [], "r1", restore=Restore("/srv/back")), repository, told.append)
+    assert (end.status, end.error) == ("succeeded", "")
+    assert (host / "srv/back/srv/data/letter").read_text() == "of the host"
 
 
 @pytest.fixture
@@ -90,6 +107,6 @@ async def test_what_lies_in_the_grant_is_backed_up(tmp_path, granted):
 async def test_no_symbolic_link_leads_out_of_the_grant(tmp_path, granted, path):
     (granted / "way").symlink_to(tmp_path / "secret")
     end = await run(tmp_path, backup(granted / path, within=[granted]))
-    assert end.status == "failed"
-    assert "is not granted to the Schedule's namespace" in end.error
+    assert (end.status, end.reason) == ("failed", "NotGranted")
+    assert "is not granted to the namespace: name another path" in end.error
     assert not (tmp_path / "repository").exists()
