@@ -31,7 +31,8 @@ def anyio_backend():
 @pytest.fixture
 async def server(tmp_path):
     """A server with two hosts, a schedule on one of them, and a job of each kind of end."""
-    async with serving(Config(tmp_path, port=0)) as running:
+    await seed(tmp_path)
+    async with serving(Config(tmp_path, port=0, keep_jobs_days=10_000)) as running:
         async with Client(f"http://127.0.0.1:{running.port}", running.admin_token) as client:
             await client.put_host("node-1", {"role": "db"})
             await client.put_host("node-2", {})
@@ -39,7 +40,6 @@ async def server(tmp_path):
             spec = {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}}
             spec |= {"backup": {"paths": ["/etc"]}, "hostSelector": {"matchLabels": {"role": "db"}}}
             await client.put("schedules", "default", "etc", manifest("Schedule", spec))
-        await seed(tmp_path)
         yield running
 
 
@@ -62,10 +62,16 @@ def manifest(kind, spec):
     return {"kind": kind, "metadata": {}, "spec": spec}
 
 
+def command(job_id):
+    return json.dumps({"job_id": job_id, "kind": "backup", "args": []})
+
+
 async def seed(data):
     store = Store.open(data / "lamplighter.db")
     rows = [
-        JobRow(id_, "node-1", "backup", "schedule", "default/etc", "s1", NOW + timedelta(days=day), 0, "{}", NOW)
+        JobRow(
+            id_, "node-1", "backup", "schedule", "default/etc", "s1", NOW + timedelta(days=day), 0, command(id_), NOW
+        )
         for day, id_ in enumerate(JOBS)
     ]
     await store.write(records.record_jobs, rows)
