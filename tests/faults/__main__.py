@@ -30,8 +30,8 @@ SLOW_S = 20.0
 def main() -> int:
     parser = ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seeds", type=int, default=10_000, metavar="N", help="seeds of the simulation (10000)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of faults (300; of --seed 1)")
-    parser.add_argument("--seed", type=int, metavar="S", help="only rounds of faults, from that of this seed on")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of faults (300; with --seed 1)")
+    parser.add_argument("--seed", type=int, metavar="S", help="no simulation, and rounds from that of this seed on")
     parser.add_argument("--keep-going", action="store_true", help="go on after a round that broke a promise")
     given = parser.parse_args()
     many = given.rounds if given.rounds is not None else 300 if given.seed is None else 1
@@ -39,10 +39,10 @@ def main() -> int:
     logging.disable()
     raise_file_limit()
     hurry()
-    if given.seed is None and not simulate(console, given.seeds):
-        return 1
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        return 0 if asyncio.run(play(console, given.seed or 0, many, keep_going=given.keep_going)) else 1
+        if given.seed is None and not simulate(console, given.seeds):
+            return 1
+        return 0 if not many or asyncio.run(play(console, given.seed or 0, many, keep_going=given.keep_going)) else 1
     return 130
 
 
@@ -81,7 +81,8 @@ async def play(console: Console, first: int, count: int, *, keep_going: bool) ->
                 tell(console, it, in_full=count == 1 or bool(it.wrong))
                 if it.wrong and not keep_going:
                     break
-    show(console, played)
+    if played:
+        show(console, played)
     return not any(it.wrong for it in played)
 
 
@@ -115,7 +116,7 @@ def show(console: Console, played: list[Round]) -> None:
     ended = [it for at, it in enumerate(played) if it.last or at + 1 == len(played)]
     table.add_row("jobs", str(sum(it.jobs for it in ended)))
     table.add_row("backups that were begun, or made where restic is real", str(sum(it.runs for it in ended)))
-    table.add_row("seconds of a round, on average", f"{sum(it.seconds for it in played) / max(len(played), 1):.1f}")
+    table.add_row("seconds of a round, on average", f"{sum(it.seconds for it in played) / len(played):.1f}")
     table.add_row(
         "[red]violations" if any(it.wrong for it in played) else "violations", str(sum(len(it.wrong) for it in played))
     )

@@ -30,9 +30,8 @@ class NotNowError(Exception):
 Injection = Callable[[Fleet, Fault], AbstractAsyncContextManager[None]]
 
 
-async def inject(fleet: Fleet, planned: Plan) -> Counter[str]:
-    """Bring all faults of a plan about, each in its time, and end them; how many there were of each kind."""
-    done: Counter[str] = Counter()
+async def inject(fleet: Fleet, planned: Plan, done: Counter[str]) -> None:
+    """Bring all faults of a plan about, each in its time, and end them; `done` counts them by kind."""
 
     async def bring_about(fault: Fault) -> None:
         await asyncio.sleep(fault.at)
@@ -44,7 +43,6 @@ async def inject(fleet: Fleet, planned: Plan) -> Counter[str]:
     async with asyncio.TaskGroup() as tasks:
         for fault in planned.faults:
             tasks.create_task(bring_about(fault))
-    return done
 
 
 @asynccontextmanager

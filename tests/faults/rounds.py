@@ -14,7 +14,7 @@ from tests.faults import finding
 from tests.faults.checks import MINUTE, violations
 from tests.faults.fleet import Fleet, running
 from tests.faults.inject import inject
-from tests.faults.plan import ROUNDS_OF_A_FLEET, Plan, plan
+from tests.faults.plan import LONGEST_S, ROUND_S, ROUNDS_OF_A_FLEET, Plan, plan
 
 QUIET_S = 75.0
 """Seconds within which a fleet must be quiet after the last fault is over."""
@@ -64,10 +64,17 @@ async def _with_one_fleet(seed: int, until: int) -> AsyncIterator[Round]:
 async def _round(fleet: Fleet, planned: Plan, *, last: bool) -> Round:
     began = time.monotonic()
     fleet.clocks.run(fleet.clocks.right(), planned.setup.rate)
-    done = await inject(fleet, planned)
+    slow_down = asyncio.get_running_loop().call_later(ROUND_S + LONGEST_S, fleet.clocks.slow_down)
+    done: Counter[str] = Counter()
+    failed: list[str] = []
+    try:
+        await inject(fleet, planned, done)
+    except* (TimeoutError, AssertionError) as errors:  # a server that does not answer for a minute, or refuses
+        failed = [f"{type(error).__name__}: {error}" for error in errors.exceptions]
+    slow_down.cancel()
     waits, waited = await _quiet(fleet)
     until = fleet.until
-    found = await asyncio.to_thread(finding.evidence, fleet, until, waits, last=last)
+    found = await asyncio.to_thread(finding.evidence, fleet, until, failed + waits, last=last)
     wrong = violations(found)
     kept = _keep(fleet, planned.seed) if wrong else None
     runs = len(found.runs or ())

@@ -2,8 +2,9 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import Pool
 from typing import NamedTuple
 
 from tests.simulation.promises import BrokenPromiseError, check
@@ -20,7 +21,6 @@ class Told(NamedTuple):
 
 def tell(seed: int) -> Told:
     """Play the story of a seed, and check it."""
-    logging.disable()
     story = play(seed)
     try:
         check(story)
@@ -29,14 +29,13 @@ def tell(seed: int) -> Told:
     return Told(seed, len(story.db.jobs), "")
 
 
+def _leave_signals() -> None:
+    """Leave Ctrl-C to the process that waits for the stories, which ends this one."""
+    logging.disable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def play_all(first: int, count: int) -> Iterator[Told]:
     """What became of so many seeds from the first on, as they end; closing this stops the rest."""
-    workers = os.cpu_count() or 1
-    with ProcessPoolExecutor(workers) as pool:
-        left = iter(range(first, first + count))
-        going = {pool.submit(tell, seed) for seed, _ in zip(left, range(2 * workers), strict=False)}
-        while going:
-            done = next(as_completed(going))
-            going.remove(done)
-            yield done.result()
-            going |= {pool.submit(tell, seed) for seed, _ in zip(left, range(1), strict=False)}
+    with Pool(os.cpu_count(), _leave_signals) as pool:
+        yield from pool.imap_unordered(tell, range(first, first + count))
