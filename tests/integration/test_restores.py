@@ -10,6 +10,7 @@ import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from agent.journal import Journal
@@ -80,10 +81,10 @@ def agent(server, tmp_path):
     """Runs a host's agent, whole, until it is left."""
 
     @asynccontextmanager
-    async def running(host, restic=RESTIC):
+    async def running(host, restic=RESTIC, to=server):
         data = tmp_path / host
         journal, memory = Journal.open(data / "journal.jsonl")
-        config = AgentConfig(host, f"ws://127.0.0.1:{server.port}/agent", server.agent_token)
+        config = AgentConfig(host, f"ws://127.0.0.1:{to.port}/agent", to.agent_token)
         service = Service(config, journal, memory, Runner(str(restic), data / "cache", utc_now), clock=utc_now)
         task = asyncio.create_task(service.run())
         try:
@@ -133,6 +134,11 @@ def ended(api, until):
         return await until(over)
 
     return ended
+
+
+def client(server):
+    url = f"http://127.0.0.1:{server.port}/api/v1"
+    return httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {server.admin_token}"})
 
 
 def below(target, path):
@@ -245,6 +251,23 @@ async def test_a_host_that_is_offline_restores_when_it_is_back(
     assert (job["status"], job["waits_for"]) == ("pending", "host web-1 to connect")
     async with agent("web-1"):
         assert (await ended())["status"] == "succeeded"
+    assert below(tmp_path / "out", source / "day").read_text() == "tuesday"
+
+
+async def test_a_restore_outlives_the_server_that_was_asked_for_it(agent, vault, source, tmp_path, until):
+    config = Config(tmp_path / "again", port=0)
+    async with serving(config) as first, client(first) as api:
+        await api.put("/hosts/web-2", json={"labels": {}})
+        body = {"spec": {"url": f"{vault}/repositories/{{host}}"}, "credentials": {"password": PASSWORD}}
+        await api.put("/repositories/ns/main", json=body)
+        spec = {"repositoryRef": {"name": "main"}, "sourceHost": "web-1", "host": "web-2"}
+        await api.put("/restores/ns/r1", json={"spec": {**spec, "target": str(tmp_path / "out")}})
+    async with serving(config) as second, client(second) as api, agent("web-2", to=second):
+
+        async def restored():
+            return (await api.get("/restores/ns/r1")).json()["status"] == "succeeded"
+
+        await until(restored)
     assert below(tmp_path / "out", source / "day").read_text() == "tuesday"
 
 
