@@ -256,7 +256,9 @@ def _schedule_name(job: Item, names: Mapping[str, str]) -> str:
 
 
 def outcome(job: Item) -> str:
-    """What came of a job: its snapshot, or what went wrong; empty while it runs."""
+    """What came of a job: its snapshot, or what went wrong; what it waits for, and empty while it runs."""
+    if job["waits_for"]:
+        return f"waits for {job['waits_for']}".replace("waits for retry", "retry")
     snapshot = (job["snapshot_id"] or "")[:SHORT_ID]
     error = " ".join((job["error"] or "").split())
     return f"{snapshot} ({error})" if snapshot and error else snapshot or error
