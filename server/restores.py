@@ -11,6 +11,7 @@ import re
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from server.control import Control
 from server.grants import Grant, Grants, path_errors, url_errors
 from server.host import NewJob
 from server.models import Actor
-from server.problems import BadGateway, Conflict, FieldError, Forbidden, Invalid, NoAnswer, NotFound
+from server.problems import BadGateway, Conflict, FieldError, Forbidden, Invalid, NoAnswer, NotFound, Unavailable
 from server.records import AuditRow, RepositoryRow, Row
 from server.selectors import is_dns_name, selector_matches
 from server.specs import RepositorySpec, RestoreSpec
@@ -32,6 +33,8 @@ from wire.messages import CommandRun, JobFinished, Restore
 
 LOOK_S = 30.0
 """Seconds that a host has to list what is in a repository."""
+MAX_LOOKS = 16
+"""Looks that are under way at once: each has a host run restic."""
 KEPT = 32
 """Lists that are kept for whoever reads their next pages; the oldest makes way."""
 
@@ -108,6 +111,7 @@ class Restores:
         self._grants = grants or Grants()
         self._schemes = schemes
         self._asking = asyncio.Lock()
+        self._looks = 0
         self._kept: OrderedDict[str, Listing] = OrderedDict()
 
     # Restores.
@@ -221,7 +225,16 @@ class Restores:
         return _files(question, lines) if question.snapshot else _snapshots(question, lines)
 
     async def _answer(self, job: NewJob, audit: AuditRow) -> tuple[JobFinished, Sequence[str]]:
-        """Run a job whose log is what it was asked for. Raises NoAnswer."""
+        """Run a job whose log is what it was asked for. Raises NoAnswer, and Unavailable when too many run."""
+        if self._looks >= MAX_LOOKS:
+            raise Unavailable(f"{MAX_LOOKS} looks into repositories are under way: try again when one has ended")
+        self._looks += 1
+        try:
+            return await self._heard(job, audit)
+        finally:
+            self._looks -= 1
+
+    async def _heard(self, job: NewJob, audit: AuditRow) -> tuple[JobFinished, Sequence[str]]:
         job_id = job.command.job_id
         with self._control.jobs.listening(job_id) as heard:
             await self._control.record([job], audit)
@@ -229,9 +242,9 @@ class Restores:
                 async with asyncio.timeout(LOOK_S):
                     return await heard.end, heard.lines
             except TimeoutError:
-                why = f"no answer within {LOOK_S:.0f} s"
-                await self._control.cancel_job(Actor(job.actor_kind, job.actor_id), job_id)
-        raise NoAnswer(f"{job.host} gave {why}: try again, or run restic there")
+                with suppress(Conflict):  # it has ended just now
+                    await self._control.cancel_job(Actor(job.actor_kind, job.actor_id), job_id)
+        raise NoAnswer(f"{job.host} gave no answer within {LOOK_S:.0f} s: try again, or run restic there")
 
     def _looker(self, grant: Grant, row: RepositoryRow, where: RepositorySpec, source: str) -> str:
         """The host that is to look: the one whose snapshots they are, or one that uses the repository, or any other.

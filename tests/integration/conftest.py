@@ -54,7 +54,7 @@ async def server(tmp_path):
 async def api(server):
     url = f"http://127.0.0.1:{server.port}/api/v1"
     headers = {"authorization": f"Bearer {server.admin_token}"}
-    async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE_S) as client:
         yield client
 
 

@@ -410,6 +410,21 @@ async def test_where_nobody_can_look_the_remedy_is_told(api, connect, connected,
         assert (await speaks.hears("command.cancel"))["job_id"] == job["job_id"]
 
 
+async def test_who_looks_often_does_not_keep_all_hosts_busy(api, connect, connected, repository, monkeypatch):
+    monkeypatch.setattr(restores, "MAX_LOOKS", 1)
+    async with connect("web-1") as speaks:
+        await speaks.follow()
+        await connected("web-1")
+        first = asyncio.create_task(api.get("/repositories/ns/main/snapshots?host=web-1"))
+        await speaks.hears("repo.credentials")
+        job_id = (await speaks.hears("command.run"))["job_id"]
+        second = await api.get("/repositories/ns/main/snapshots?host=web-1")
+        assert (second.status_code, "try again" in second.json()["detail"]) == (503, True)
+        end = {"job_id": job_id, "status": "succeeded", "finished_at": "2026-03-29T02:00:00Z"}
+        await speaks.say("job.finished", **end)
+        assert (await first).json()["items"] == []
+
+
 async def test_what_a_host_leaves_out_of_a_list_is_told(api, connect, connected, repository):
     async with connect("web-1") as speaks:
         await speaks.follow()
