@@ -72,17 +72,19 @@ async def play(console: Console, first: int, count: int, *, keep_going: bool) ->
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     played: list[Round] = []
-    with _progress(console) as progress:
-        bar = progress.add_task("rounds of faults", total=count)
-        async with aclosing(rounds.play(first, count)) as going:
-            async for it in going:
-                played.append(it)
-                progress.advance(bar)
-                tell(console, it, in_full=count == 1 or bool(it.wrong))
-                if it.wrong and not keep_going:
-                    break
-    if played:
-        show(console, played)
+    try:
+        with _progress(console) as progress:
+            bar = progress.add_task("rounds of faults", total=count)
+            async with aclosing(rounds.play(first, count)) as going:
+                async for it in going:
+                    played.append(it)
+                    progress.advance(bar)
+                    tell(console, it, in_full=count == 1 or bool(it.wrong))
+                    if it.wrong and not keep_going:
+                        break
+    finally:
+        if played:
+            show(console, played)
     return not any(it.wrong for it in played)
 
 

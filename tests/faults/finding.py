@@ -12,7 +12,7 @@ import httpx
 
 from agent.journal import read
 from agent.memory import replay
-from tests.faults.checks import Evidence, Held, Job, Kept, Row, Run, due_times
+from tests.faults.checks import MINUTE, Evidence, Held, Job, Kept, Row, Run, due_times
 from tests.faults.fleet import KEPT, Fleet
 from tests.faults.plan import HOSTS
 
@@ -49,11 +49,14 @@ def _job(job_id: str, schedule_id: str, actor: str, host: str, kind: str, due: s
     return Job(job_id, schedule_id, name, host, kind, at, missed, status, attempt, created, snapshot)  # type: ignore[arg-type]
 
 
-def kept(fleet: Fleet) -> list[Kept]:
-    """What was never changed, on each of the hosts."""
+def kept(fleet: Fleet, until: datetime) -> list[Kept]:
+    """What was never changed, on each of the hosts. Of what has a deadline, the last due time at least is to run."""
+    known = fleet.schedules.keys()
+    since = {name: (minutes, fleet.begin) for name, minutes in KEPT.items()}
+    since |= dict.fromkeys(DEADLINES.keys() & known, (1, until - MINUTE))
     return [
-        Kept(fleet.schedules[name], name, host, minutes, fleet.begin)
-        for name, minutes in KEPT.items()
+        Kept(fleet.schedules[name], name, host, minutes, begin)
+        for name, (minutes, begin) in since.items()
         for host in HOSTS
     ]
 
@@ -74,7 +77,7 @@ async def unsettled(fleet: Fleet, until: datetime) -> list[str]:
         f"job {job.id} of {job.schedule} is {job.status}" for job in found if job.status in ("pending", "running")
     ]
     has = {(job.schedule_id, job.host, job.due) for job in found}
-    for it in kept(fleet):
+    for it in kept(fleet, until):
         due = due_times(it, until)[-1:]
         waits += [
             f"{it.schedule} on {it.host}, due {at}, has no job"
@@ -98,7 +101,7 @@ def evidence(fleet: Fleet, until: datetime, waits: Sequence[str], *, last: bool)
     return Evidence(
         until,
         jobs(fleet.database),
-        kept(fleet),
+        kept(fleet, until),
         hosts(fleet.database),
         journals,
         _runs(fleet, last=last),
