@@ -84,7 +84,7 @@ class Cluster:
         self._namespaces = sorted({*namespaces, host_namespace}) if namespaces else [None]
         self._reconciler = Reconciler(client, OWNER)
         self._errors: dict[Key, ControllerError] = {}
-        self._schedules: dict[Key, Object] = {}  # as the server has them
+        self._resources: dict[Key, Object] = {}  # as the server has them
         self._hosts: dict[str, Object] = {}
         self._once: dict[str, Object] = {}
         self._dirty: set[Key] = set()
@@ -215,7 +215,7 @@ class Cluster:
         names = {*self._hosts, *(key.name for key, _ in self._mirror.of("Node"))}
         self._dirty |= {Key("Host", self._mirror.host_namespace, name) for name in names}
         self._dirty |= {key for key in self._mirror.objects if key.kind in ("Host", *ONCE)}
-        self._news |= {"schedules", "hosts"}
+        self._news |= {"schedules", "repositories", "hosts"}
         for key in declared.resources:
             self._tell(key)
         log.info("compared", extra={"objects": len(self._mirror.objects), "changes": len(outcomes)})
@@ -294,11 +294,10 @@ class Cluster:
         for outcome in outcomes:
             key = outcome.change.key
             self._settle(key, outcome.error)
-            if key.kind == "Schedule":
-                if outcome.answer is not None:
-                    self._schedules[key] = outcome.answer
-                elif outcome.error is None:
-                    self._schedules.pop(key, None)
+            if outcome.answer is not None:
+                self._resources[key] = outcome.answer
+            elif outcome.error is None:
+                self._resources.pop(key, None)
             if isinstance(outcome.change, Put) and outcome.answer is not None and outcome.was is None:
                 log.info("%s accepted", key.kind.lower(), extra={key.kind.lower(): str(key)})
                 self._dirty |= set(self._mirror.dependents(key))
@@ -369,12 +368,11 @@ class Cluster:
         """Read anew what the server has news of, and tell it as statuses."""
         news, self._news = self._news, set()
         try:
-            if "schedules" in news:
-                self._schedules = {
-                    Key("Schedule", it["metadata"]["namespace"], it["metadata"]["name"]): it
-                    async for it in self._client.resources("schedules")
-                }
-                for key, _ in self._mirror.of("Schedule"):
+            for kind in (kind for kind, plural in PLURALS.items() if plural in news):
+                found = [it async for it in self._client.resources(PLURALS[kind])]
+                others = {key: it for key, it in self._resources.items() if key.kind != kind}
+                self._resources = others | {key_of(it): it for it in found}
+                for key, _ in self._mirror.of(kind):
                     self._tell(key)
             if "hosts" in news:
                 self._hosts = {it["name"]: it async for it in self._client.resources("hosts")}
@@ -400,13 +398,12 @@ class Cluster:
         old, generation, now = body.get("status") or {}, _generation(body), self._clock()
         error = self._errors.get(key)
         match key.kind:
-            case "Schedule":
-                seen = self._schedules.get(key)
+            case "Schedule" | "Repository":
+                seen = self._resources.get(key)
                 if seen is None and error is None:
                     return  # it is there: the next look tells
-                status = schedule_status(old, generation, error, seen, now)
-            case "Repository":
-                status = repository_status(old, generation, error, now)
+                said = schedule_status if key.kind == "Schedule" else repository_status
+                status = said(old, generation, error, seen, now)
             case "Host":
                 status = host_status(old, generation, error, self._hosts.get(key.name), now)
             case "Run" | "Restore":

@@ -5,7 +5,7 @@ programs, a message for people, and the time at which its status last became ano
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from controller.client import ControllerError, Refused, Unreachable
@@ -70,9 +70,16 @@ def _facts(told: Mapping[str, Any]) -> Status:
     return {name: told[name] for name in (*_COUNTS, *_TIMES) if told.get(name) is not None}
 
 
-def repository_status(old: Status, generation: int, error: ControllerError | None, now: datetime) -> Status:
-    """The status of a Repository. `error`: why its declaration is not in force."""
-    return _status(old, generation, {}, [_ready(error, "the server holds it, and what opens it")], now)
+def repository_status(
+    old: Status, generation: int, error: ControllerError | None, seen: Mapping[str, Any] | None, now: datetime
+) -> Status:
+    """The status of a Repository. `error`: why its declaration is not in force; `seen`: the resource at the server."""
+    told = seen["status"] if seen is not None else {}
+    facts = {name: told[name] for name in ("problem", "lastVerified") if told.get(name) is not None}
+    conditions = [_ready(error, "the server holds it, and what opens it")]
+    if seen is not None:
+        conditions.append(_unwell(seen, now))
+    return _status(old, generation, facts, conditions, now)
 
 
 def host_status(
@@ -211,6 +218,18 @@ def _degraded(told: Mapping[str, Any]) -> Condition:
     return _condition(
         "Degraded", "True", "RunsFail", f"the last run failed on {failed} of {told['hosts']} hosts: {names}"
     )
+
+
+def _unwell(repository: Mapping[str, Any], now: datetime) -> Condition:
+    """Whether a repository could not be used of late, or has not been shown in time to give back what is in it."""
+    told, days = repository["status"], repository["spec"].get("verifyWithinDays")
+    if (problem := told.get("problem")) is not None:
+        return _condition("Degraded", "True", problem["reason"], f"{problem['message']} (on {problem['host']})")
+    since = told.get("lastVerified") or repository["metadata"]["creationTimestamp"]
+    if days is not None and now - datetime.fromisoformat(since) > timedelta(days=days):
+        what = "no Schedule of kind verify has gone well" if told.get("lastVerified") is None else "last verified"
+        return _condition("Degraded", "True", "NotVerified", f"{what} since {since}: it must be every {days} days")
+    return _condition("Degraded", "False", "Usable", "no job's last attempt found it unusable")
 
 
 def _named(names: Sequence[str], count: int) -> str:

@@ -67,7 +67,7 @@ def states(status):
 )
 def test_a_reason_says_why_a_declaration_is_not_in_force(error, ready):
     assert states(schedule(error=error))["Ready"] == ready
-    assert states(repository_status({}, 1, error, NOW))["Ready"] == ready
+    assert states(repository_status({}, 1, error, None, NOW))["Ready"] == ready
 
 
 def test_a_message_names_just_the_fields_that_are_wrong():
@@ -179,3 +179,38 @@ def test_a_patch_makes_one_status_the_other_and_holds_no_more_than_that(old, new
     merged = {name: it for name, it in {**old, **made}.items() if it is not None}  # RFC 7386
     assert merged == new
     assert all(old.get(name) != it for name, it in made.items())
+
+
+def repository(days=None, age_days=0, **told):
+    created = (NOW - timedelta(days=age_days)).isoformat()
+    spec = {"verifyWithinDays": days} if days else {}
+    return {"metadata": {"creationTimestamp": created}, "spec": spec, "status": told}
+
+
+def ago(days):
+    return (NOW - timedelta(days=days)).isoformat()
+
+
+PROBLEM = {"reason": "WrongPassword", "message": "wrong password", "host": "node-1", "at": ago(0)}
+
+
+@pytest.mark.parametrize(
+    ("told", "degraded"),
+    [
+        (repository(), ("False", "Usable")),
+        (repository(problem=PROBLEM), ("True", "WrongPassword")),
+        (repository(days=7, age_days=6), ("False", "Usable")),
+        (repository(days=7, age_days=8), ("True", "NotVerified")),
+        (repository(days=7, age_days=99, lastVerified=ago(6)), ("False", "Usable")),
+        (repository(days=7, age_days=99, lastVerified=ago(8)), ("True", "NotVerified")),
+        (repository(age_days=99, lastVerified=ago(98)), ("False", "Usable")),
+    ],
+)
+def test_a_repository_is_degraded_while_it_cannot_be_used_or_was_not_verified_in_time(told, degraded):
+    assert states(repository_status({}, 1, None, told, NOW))["Degraded"] == degraded
+
+
+def test_what_made_a_repository_unusable_is_told_with_the_host_and_noticed():
+    status = repository_status({}, 1, None, repository(problem=PROBLEM), NOW)
+    assert status["problem"] == PROBLEM
+    assert Notice("Warning", "WrongPassword", "wrong password (on node-1)") in notices({}, status)
