@@ -167,7 +167,7 @@ def test_kubectl_get_answers_the_first_question_of_each_kind(objects):
     objects.create("Restore", RESTORE, "back")
     assert objects.table("Restore")[0] == ["Name", "Source", "Host", "Target", "Phase", "Files", "Age"]
     objects.create("Repository", {"url": "/b"}, "main")
-    assert objects.table("Repository")[0] == ["Name", "URL", "Init", "Ready", "Age"]
+    assert objects.table("Repository")[0] == ["Name", "URL", "Init", "Ready", "Degraded", "Age"]
 
 
 def test_kinds_are_found_by_short_names_and_category(cluster, definitions):
