@@ -356,5 +356,5 @@ def test_a_job_that_is_to_end_is_cancelled_again():
 
 @pytest.mark.parametrize("state", ["sent", "running"])
 def test_a_job_that_is_to_end_and_does_not_run_has_ended(state):
-    stop, finish = resumed([], a_job(state, cancelled="why"))
+    _, finish = resumed([], a_job(state, cancelled="why"))
     assert [(end.job_id, end.status, end.error) for end in finish.ends] == [("job", "cancelled", "why")]
