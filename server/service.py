@@ -51,6 +51,8 @@ PING_S = 20.0
 """Seconds between pings to each agent, and to wait for the pong."""
 REQUEST_S = 60.0
 """Seconds within which a request must have come, from its first byte on or from the connection's beginning."""
+LINGER_S = 1.0
+"""Seconds for which what still comes is read, and not heard, from who was told that the protocol was broken."""
 STALLED_S = 60.0
 """Seconds after which the kernel gives up a connection whose other end takes nothing of what is to be sent."""
 
@@ -274,6 +276,18 @@ class _Protocol(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
         else:
             super().send_receive_event_to_app()
+
+    def handle_parser_exception(self) -> None:
+        """Something broke the protocol: say what, and read on for a while, unheard.
+
+        To close while more comes makes the kernel reset the connection, and lose what was said (RFC 1122, 4.2.2.13).
+        """
+        if not self.close_sent and (close := self.conn.close_sent) is not None:
+            self.close_sent = True
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": close.code, "reason": close.reason})
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.resume_reading()
+            self.close_timer = self.loop.call_later(LINGER_S, self.transport.close)
 
     def handle_ping(self) -> None:
         """Answer a ping, unless the other end reads no answers: they would pile up."""

@@ -1,6 +1,7 @@
 """Hostile agents, and strangers at the agents' door: each gets a clear answer or its leave, and hurts nobody else."""
 
 import asyncio
+import copy
 import json
 import logging
 import os
@@ -98,9 +99,8 @@ def untroubled(request):
     """Nothing that a guest does is an error of the server."""
     caplog = request.getfixturevalue("caplog")
     yield
-    told = [
-        it.getMessage() for when in ("setup", "call") for it in caplog.get_records(when) if it.levelno >= logging.ERROR
-    ]
+    records = [it for when in ("setup", "call") for it in caplog.get_records(when) if it.name != "websockets.client"]
+    told = [it.getMessage() for it in records if it.levelno >= logging.ERROR]
     assert told == []
 
 
@@ -122,14 +122,19 @@ VALID = [
     ("job.finished", {"job_id": "j1", "status": "failed", "finished_at": DUE, "started_at": DUE, "exit_code": 1}),
 ]
 DEEP = json.loads("[" * 900 + "]" * 900)
-NASTY = st.sampled_from(
-    [
-        *(None, True, -1, 2**53, 2**63, 2**64, 10**400, -(2**63) - 1, 1e308, float("nan"), float("inf"), 0.1),
-        *("", "\0", "\ud800", "\\u0000", "é" * 70, "x" * 1000, "x" * 1_000_000, "\u202e", "../../etc/passwd", "{}"),
-        *("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-03-29T01:30:00", "9" * 5000),
-        *([], [[]] * 5000, ["x"] * 10_001, [None], {}, {"": {}}, dict.fromkeys(map(str, range(5000)), 0), DEEP),
-    ]
-)
+NASTY = [
+    *(None, True, -1, 2**53, 2**63, 2**64, 10**400, -(2**63) - 1, 1e308, float("nan"), float("inf"), 0.1),
+    *("", "\0", "\ud800", "\\u0000", "é" * 70, "x" * 1000, "x" * 1_000_000, "\u202e", "../../etc/passwd", "{}"),
+    *("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-03-29T01:30:00", "9" * 5000),
+    *([], [[]] * 5000, ["x"] * 10_001, [None], {}, {"": {}}, dict.fromkeys(map(str, range(5000)), 0), DEEP),
+]
+
+
+class Frame(str):
+    """A text that tells only its beginning of itself."""
+
+    def __repr__(self):
+        return f"{str(self[:200])!r} of {len(self)}"
 
 
 @st.composite
@@ -139,20 +144,20 @@ def spoilt(draw):
     frame = {"type": type_, "id": "", "payload": dict(payload)}
     for _ in range(draw(st.integers(0, 3))):
         inside = draw(st.sampled_from([frame, frame["payload"] if isinstance(frame.get("payload"), dict) else frame]))
-        inside[draw(st.sampled_from([*inside, "type", "id", "more"]))] = draw(NASTY)
+        inside[draw(st.sampled_from([*inside, "type", "id", "more"]))] = copy.deepcopy(draw(st.sampled_from(NASTY)))
     text = json.dumps(draw(st.sampled_from([frame, [frame], [frame] * 3, {**frame, "type": "from.the.future"}])))
     match draw(st.sampled_from(["whole", "whole", "whole", "cut", "twice", "trailing", "duplicate keys", "binary"])):
         case "cut":
-            return text[: draw(st.integers(0, len(text)))]
+            return Frame(text[: draw(st.integers(0, len(text)))])
         case "twice":
-            return text + text
+            return Frame(text + text)
         case "trailing":
-            return text + " \ufeff"
+            return Frame(text + " \ufeff")
         case "duplicate keys":
-            return '{"type": "hello", ' + text[1:]
+            return Frame('{"type": "hello", ' + text[1:])
         case "binary":
-            return text.encode()
-    return text
+            return text[:9000].encode()
+    return Frame(text)
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -160,7 +165,7 @@ def spoilt(draw):
 @example(True, [envelope("schedule.fire", schedule_id="s1", scheduled_at="0001-01-01T00:00:00+23:59")])
 @example(True, [envelope("job.log", job_id="j1", lines=["a\0b"])])
 @example(True, [envelope("job.log", job_id="j1", lines=["a\\u0000b"])])
-@example(True, [json.dumps({"type": "job.accepted", "id": "x" * 1_000_000, "payload": {"job_id": "j1"}})])
+@example(True, [Frame(json.dumps({"type": "job.accepted", "id": "x" * 1_000_000, "payload": {"job_id": "j1"}}))])
 def test_whatever_an_agent_says_is_tolerated_or_ends_its_connection_with_a_reason(server, said_hello, frames):
     with server.connect() as agent:
         with suppress(ConnectionClosed):
