@@ -79,8 +79,7 @@ class Store:
     def open(cls, location: str | os.PathLike[str]) -> Self:
         """Open the database at a path (SQLite) or an SQLAlchemy URL, made or migrated as needed. Blocks meanwhile.
 
-        Raises StoreError when the database was written by a newer version, sqlalchemy.exc.DBAPIError when it cannot
-        be opened.
+        Raises StoreError when the database was written by a newer version, or cannot be opened and written now.
         """
         text = os.fspath(location)
         url = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=text)
@@ -94,6 +93,9 @@ class Store:
                 migrations.upgrade(conn)
         except migrations.UnknownRevisionError as error:
             raise StoreError(str(error)) from error
+        except sa.exc.DBAPIError as error:
+            remedy = "it must be reachable and writable, its disk not full, and no other process may lock it"
+            raise StoreError(f"{url.render_as_string()}: {str(error.orig).strip()}: {remedy}") from error
         finally:
             writer.dispose()  # the writer's thread opens its own connection
         return cls(writer, readers)

@@ -259,6 +259,16 @@ def test_a_database_in_memory_is_refused(location):
         Store.open(location)
 
 
+async def test_a_database_that_another_process_locks_is_named_with_what_to_look_at(tmp_path, monkeypatch):
+    await Store.open(tmp_path / "lamplighter.db").close()
+    monkeypatch.setattr(store, "BUSY_TIMEOUT_MS", 10)
+    other = sqlite3.connect(tmp_path / "lamplighter.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StoreError, match=r"lamplighter\.db: database is locked: .* no other process may lock it"):
+        Store.open(tmp_path / "lamplighter.db")
+    other.close()
+
+
 # Jobs.
 
 
