@@ -123,8 +123,7 @@ def unsound(database: Path) -> list[str]:
 
 def _damaged(fleet: Fleet, host: str) -> list[str]:
     try:
-        fleet.restic("unlock", host=host)  # what was killed left its lock
-        fleet.restic("check", "--read-data", host=host)
+        fleet.restic("check", "--read-data", "--no-lock", host=host)  # what was killed left its lock
     except subprocess.CalledProcessError as error:
         return [f"repository {host or 'shared'} is damaged: {error.output.strip()}"]
     return []
@@ -136,5 +135,7 @@ def _runs(fleet: Fleet, *, last: bool) -> list[Run] | None:
         return [Run(*line.split()) for line in path.read_text().splitlines()] if path.exists() else []
     if not last:
         return None
-    snapshots = [it for host in ("", *HOSTS) for it in json.loads(fleet.restic("snapshots", "--json", host=host))]
+    snapshots = [
+        it for host in ("", *HOSTS) for it in json.loads(fleet.restic("snapshots", "--json", "--no-lock", host=host))
+    ]
     return [Run(it["hostname"], it["tags"][0].rpartition("/")[2], it["id"]) for it in snapshots]

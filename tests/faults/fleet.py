@@ -183,9 +183,10 @@ class Fleet:
         program = f'#!/bin/sh\nexec "{restic}" "$@"\n' if self.setup.real else RESTIC
         (self.folder / "restic").write_text(program.replace("FOLDER", str(self.folder)))
         (self.folder / "restic").chmod(0o755)
-        for host in ("", *HOSTS):
-            if self.setup.real:
-                self.restic("init", host=host)
+        if self.setup.real:
+            self.restic("init")  # which is slow on purpose: the others are its copies
+            for host in HOSTS:
+                shutil.copytree(self.repository(), self.repository(host))
 
     def restic(self, *args: str, host: str = "") -> str:
         """Real restic on a repository of the fleet: what it prints. Raises CalledProcessError."""
