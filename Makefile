@@ -18,7 +18,7 @@ test: $(READY) restic ## Check style, types and imports, and run all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -n auto --dist worksteal -m "not cluster"
+	$(BIN)/pytest -q -n 4 --dist worksteal -m "not cluster" # more than cores: many tests wait for processes
 
 .PHONY: format
 format: $(READY) ## Format the code, and mend what ruff can mend

@@ -28,11 +28,14 @@ from server.store import Store
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
+PATIENCE_S = 60
+"""What takes longer than this will not come."""
+
 ROOT = Path(__file__).parents[2]
 LONG_AGO = datetime(2020, 1, 1, 12, tzinfo=UTC)
 OWNED = {OWNER_LABEL: OWNER}
 LAMPLIGHTER = "from cli.main import main; main()"
-DIES_AFTER_COMMIT = f"import os; from server.host import Host; Host.recorded = lambda *_: os._exit(9); {LAMPLIGHTER}"
+DIES_AFTER_COMMIT = f"import os, server.dispatch; server.dispatch.answered = lambda *_: os._exit(9); {LAMPLIGHTER}"
 """The server that is gone between a job's row and its command."""
 
 RESTIC = """#!{python} -IS
@@ -264,7 +267,7 @@ async def test_the_server_is_killed_between_a_jobs_row_and_its_command(machine):
     await machine.declare()
     dying = await machine.server(DIES_AFTER_COMMIT)
     await machine.agent()
-    assert await dying.wait() == 9
+    assert await asyncio.wait_for(dying.wait(), PATIENCE_S) == 9
     assert (machine.runs(), (await machine.job("pending"))["actor_kind"]) == ([], "schedule")
     await machine.server()
     await machine.job("succeeded")
