@@ -231,6 +231,8 @@ class Fleet(RuleBasedStateMachine):
         super().__init__()
         self.now, self.number = NOON, 0
         self.online: set[str] = set()
+        self.gone: dict[str, datetime] = {}
+        self.let_go: set[str] = set()  # jobs whose hosts were gone for so long that others took their places
         self.queue = self.fresh()
 
     def fresh(self):
@@ -296,12 +298,15 @@ class Fleet(RuleBasedStateMachine):
     @rule(host=st.sampled_from(HOSTS))
     def goes(self, host):
         self.online.discard(host)
+        self.gone[host] = self.now
         self.queue.departed(host, self.now)
         self.go_on()
 
     @rule(minutes=st.sampled_from([1, 2, 45]))
     def time_passes(self, minutes):
         self.now += minutes * MINUTE
+        away = {host for host, since in self.gone.items() if host not in self.online and self.now - since >= HOLD}
+        self.let_go |= {it.id for it in self.active if it.host in away}
         self.go_on()
 
     @rule()
@@ -312,6 +317,7 @@ class Fleet(RuleBasedStateMachine):
         self.queue = self.fresh()
         self.queue.add(kept)
         for host in HOSTS:
+            self.gone[host] = self.now
             self.queue.departed(host, self.now)
         for host in sorted(self.online):
             self.queue.arrived(host, {it.wire_id for it in kept if it.host == host and it.state != "waiting"})
@@ -326,10 +332,10 @@ class Fleet(RuleBasedStateMachine):
 
     @invariant()
     def as_many_as_allowed(self):
-        """Of jobs whose hosts are there: nobody else is believed to be running after a while."""
+        """Of jobs whose hosts are there, and were not gone for so long that their places were let go."""
         uses: dict[str, list[Job]] = {}
         for it in self.active:
-            if it.host in self.online and it.command.kind != "unlock":
+            if it.host in self.online and it.id not in self.let_go and it.command.kind != "unlock":
                 uses.setdefault(it.key, []).append(it)
         for its in uses.values():
             returned = [it for it in its if it.state == "running"]
