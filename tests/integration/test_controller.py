@@ -234,7 +234,7 @@ async def test_what_is_applied_reaches_the_server_and_each_status_is_written_onc
         "Degraded": ("False", "RunsSucceed"),
     }
     assert kubectl.get("Schedule", "etc")["status"]["observedGeneration"] == 1
-    assert [it.url.path.rpartition("v1alpha1/")[2] for it in api.writes() if it.method == "PATCH"] == [
+    assert sorted(it.url.path.rpartition("v1alpha1/")[2] for it in api.writes() if it.method == "PATCH") == [
         "namespaces/ns/repositories/main/status",
         "namespaces/ns/schedules/etc/status",
     ]
