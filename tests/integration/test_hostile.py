@@ -348,13 +348,16 @@ def test_pings_to_which_nobody_hears_the_answer_are_not_answered_without_bound(s
 
 @pytest.mark.slow
 def test_thousands_of_hostile_connections_leave_no_trace_in_memory(tmp_path):
-    process = subprocess.Popen(
-        [LAMPLIGHTER, "server", "--data-dir", "data", "--listen", "127.0.0.1:0", "--log-format", "json"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-    )
+    log = tmp_path / "log"  # a file: a pipe that nobody reads fills, and the server waits for it
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [LAMPLIGHTER, "server", "--data-dir", "data", "--listen", "127.0.0.1:0", "--log-format", "json"],
+            cwd=tmp_path,
+            stderr=stderr,
+        )
     try:
-        ready = json.loads(process.stderr.readline())
+        until(lambda: b"\n" in log.read_bytes())
+        ready = json.loads(log.read_bytes().splitlines()[0])
         (data,) = tmp_path.glob("data")
         server = Server(int(ready["listen"].rpartition(":")[2]), *((data / f"{it}-token").read_text().strip()
                         for it in ("agent", "admin")))  # fmt: skip
@@ -363,6 +366,7 @@ def test_thousands_of_hostile_connections_leave_no_trace_in_memory(tmp_path):
         def rounds(count):
             for _ in range(count):
                 _hostile(server)
+                assert server.get("/healthz").text == "ok\n"  # who came before it was let in, and not only queued
                 until(lambda: _held(process.pid)[1] <= files + 2)
 
         rounds(30)  # what is allocated once is
@@ -373,7 +377,8 @@ def test_thousands_of_hostile_connections_leave_no_trace_in_memory(tmp_path):
         assert after <= before * 1.25
     finally:
         process.terminate()
-        _, said = process.communicate(timeout=PATIENCE_S)
+        process.wait(PATIENCE_S)
+    said = log.read_bytes()
     assert process.returncode == 0
     assert b"Traceback" not in said
     assert b'"level": "error"' not in said
