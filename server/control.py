@@ -463,7 +463,7 @@ class Control:
         """Put what was loaded in force; the hosts that get a new version, with it and its digest."""
         _put_and_drop(self.repositories, loaded.repositories, ())
         _put_and_drop(self.schedules, loaded.schedules, ())
-        self.fleet.targets.update((row.id, self._target(row)) for row in loaded.schedules)
+        self.fleet.put(self._target(row) for row in loaded.schedules)
         moved = []
         for row in loaded.hosts:
             held = self.fleet.match(row.labels)

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
+import msgspec
 from msgspec import Struct
 
 from server.selectors import selector_matches
@@ -77,6 +78,7 @@ class Fleet:
     def __init__(self) -> None:
         self.targets: dict[str, Target] = {}
         self.members: dict[str, Member] = {}
+        self._alike: dict[bytes, dict[str, Item]] = {}
         self._shared: WeakValueDictionary[int, EntrySet] = WeakValueDictionary()
 
     def plan(self, put: Sequence[Target] = (), remove: Sequence[str] = ()) -> Plan:
@@ -97,8 +99,10 @@ class Fleet:
 
     def match(self, labels: Mapping[str, str]) -> EntrySet:
         """The set of a host with these labels."""
-        targets = self.targets.values()
-        items = {it.id: it.item for it in targets if it.selects(labels)}
+        items: dict[str, Item] = {}
+        for alike in self._alike.values():
+            if self.targets[next(iter(alike))].selects(labels):
+                items |= alike
         return self._share(entries.patched(EMPTY, items)) if items else EMPTY
 
     def matched(self, target: Target, hosts: Iterable[str] | None = None) -> list[str]:
@@ -106,15 +110,33 @@ class Fleet:
         names = self.members if hosts is None else hosts
         return [name for name in names if name in self.members and target.id in self.members[name].held.items]
 
+    def put(self, targets: Iterable[Target]) -> None:
+        """Take in schedules; sets that were matched before stay as they are."""
+        for target in targets:
+            self._drop(target.id)
+            self.targets[target.id] = target
+            self._alike.setdefault(_chosen(target), {})[target.id] = target.item
+
     def commit(self, plan: Plan) -> None:
         """Put a plan in force."""
         for schedule_id in plan.remove:
-            self.targets.pop(schedule_id, None)
-        for target in plan.put:
-            self.targets[target.id] = target
+            self._drop(schedule_id)
+        self.put(plan.put)
         for host, held in plan.sets.items():
             member = self.members[host]
             self.members[host] = Member(member.labels, member.since, held)
 
+    def _drop(self, schedule_id: str) -> None:
+        if (target := self.targets.pop(schedule_id, None)) is not None:
+            alike = self._alike[key := _chosen(target)]
+            del alike[schedule_id]
+            if not alike:
+                del self._alike[key]
+
     def _share(self, held: EntrySet) -> EntrySet:
         return self._shared.setdefault(held.digest_sum, held)
+
+
+def _chosen(target: Target) -> bytes:
+    """What says which hosts are to hold a schedule: the many of a fleet that choose alike are matched as one."""
+    return msgspec.json.encode((target.spec.host_selector, target.granted), order="deterministic")

@@ -3,8 +3,9 @@
 Counts and times are noted as things happen; how things stand is read from the control plane when it is asked for.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -28,12 +29,13 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self._jobs = Counter("lamplighter_jobs", "Jobs that ended.", ["kind", "status"], registry=registry)
-        self._attempts = Counter(
-            "lamplighter_job_attempts", "Attempts of jobs that ended.", ["kind", "status"], registry=registry
+        ended = ["kind", "status"]
+        self._jobs = _children(Counter("lamplighter_jobs", "Jobs that ended.", ended, registry=registry))
+        self._attempts = _children(
+            Counter("lamplighter_job_attempts", "Attempts of jobs that ended.", ended, registry=registry)
         )
-        self._fires = Counter(
-            "lamplighter_fires", "Fires of agents, by what came of them.", ["result"], registry=registry
+        self._fires = _children(
+            Counter("lamplighter_fires", "Fires of agents, by what came of them.", ["result"], registry=registry)
         )
         self._missed = Counter("lamplighter_missed_runs", "Due times that no run of their own had.", registry=registry)
         self._lateness = Histogram(
@@ -52,7 +54,7 @@ class Metrics:
             due = job.command.scheduled_at
             if due is None:
                 continue
-            self._fires.labels("Recorded").inc()
+            self._fires("Recorded").inc()
             if job.missed:
                 self._missed.inc(job.missed)
             else:
@@ -61,15 +63,15 @@ class Metrics:
     def refused(self, reason: str) -> None:
         """A fire was refused; one whose job waits for its turn was recorded."""
         if reason != "Queued":
-            self._fires.labels(reason).inc()
+            self._fires(reason).inc()
 
     def ended(self, kind: str, status: str) -> None:
         """A job ended."""
-        self._jobs.labels(kind, status).inc()
+        self._jobs(kind, status).inc()
 
     def attempted(self, kind: str, status: str) -> None:
         """An attempt of a job ended, the last one or not."""
-        self._attempts.labels(kind, status).inc()
+        self._attempts(kind, status).inc()
 
     def acked(self, seconds: float) -> None:
         """A push was acked, so many seconds after it was written."""
@@ -117,6 +119,11 @@ class _State(Collector):
             if schedule_id in names:
                 family.add_metric([*names[schedule_id], host], at.timestamp())
         return family
+
+
+def _children(counter: Counter) -> Callable[..., Counter]:
+    """Answers the child for some values of labels, which prometheus-client looks up anew each time."""
+    return cache(counter.labels)
 
 
 def _oldest(found: Sequence[tuple[str, str, datetime]], limit: int) -> Sequence[tuple[str, str, datetime]]:

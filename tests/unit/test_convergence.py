@@ -103,7 +103,7 @@ class Convergence(RuleBasedStateMachine):
         for name in list(self.links):
             self.disconnect(name)
         self.fleet = Fleet()
-        self.fleet.targets = dict(self.targets)
+        self.fleet.put(self.targets.values())
         for name, labels in self.labels.items():
             held = self.fleet.match(labels)
             self.fleet.members[name] = Member(labels, self.since[name], held)

@@ -94,3 +94,12 @@ def test_a_schedule_knows_its_hosts(fleet):
     put(fleet, schedule := target(tier="db"))
     assert fleet.matched(schedule) == ["db-1", "db-2"]
     assert fleet.matched(schedule, ["db-2", "web-1", "unknown"]) == ["db-2"]
+
+
+def test_a_host_is_matched_as_a_plan_would_have_it(fleet):
+    put(fleet, target("a", tier="db"), target("b", tier="db"), target("c", tier="web"), target("d"))
+    put(fleet, target("b", tier="web"))
+    fleet.commit(fleet.plan(remove=["c"]))
+    matched = {name: set(fleet.match(member.labels).items) for name, member in fleet.members.items()}
+    assert matched == {name: held(fleet, name) for name in fleet.members}
+    assert matched == {"db-1": {"a", "d"}, "db-2": {"a", "d"}, "web-1": {"b", "d"}}
