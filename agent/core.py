@@ -17,7 +17,6 @@ from msgspec import Struct
 
 from agent import timetable
 from agent.memory import (
-    EPOCH,
     Accepted,
     Answered,
     Confirmed,
@@ -142,7 +141,7 @@ class Core:
         """The process began: what ran when the last one ended was interrupted; the set it held is put in force."""
         error = "the agent stopped while the job ran"
         ends = [JobFinished(job_id, "interrupted", now, error=error) for job_id in self.memory.running]
-        return [*self._persist(*map(Ended, ends)), Apply(None)]
+        return [*self._persist(*map(Ended, ends)), *self._counted_anew(now, CORRECTION), Apply(None)]
 
     def connection_made(self, now: datetime) -> list[Effect]:
         """A connection is open: say hello, then whatever the server has not answered yet."""
@@ -180,8 +179,7 @@ class Core:
         effects: list[Effect] = []
         if self._latest is not None and now < self._latest - CORRECTION:
             log.warning("clock was set back: due times are counted anew", extra={"was": self._latest, "now": now})
-            if ahead := [(key, now) for key, at in self.memory.passed.items() if at > now]:
-                effects = self._persist(Passed(ahead))
+            effects = self._counted_anew(now, timedelta())
             self._table = timetable.build(self.memory.entries, self.memory.passed, self.host, now)
             self._latest = now
         self._latest = max(now, self._latest or now)
@@ -202,6 +200,11 @@ class Core:
         sends = _frames(fires, MAX_FIRES) if self.connected else []
         # The frame first: a fire that is not on disk is only fired again.
         return effects + sends + self._persist(*records)
+
+    def _counted_anew(self, now: datetime, ahead: timedelta) -> list[Effect]:
+        """Due times that passed by a clock that was so far ahead, or further, are still to come."""
+        wrong = [(key, now) for key, at in self.memory.passed.items() if at > now + ahead]
+        return self._persist(Passed(wrong)) if wrong else []
 
     def _fire(self, due: Due) -> ScheduleFire:
         waiting = self.memory.fires.get(due.entry.id)
@@ -379,7 +382,7 @@ def built(memory: Memory, push: Push | None, host: str, now: datetime) -> Built 
         held = memory.after(push)
     except msgspec.DecodeError as error:
         return str(error)
-    passed = {key: memory.passed.get(key, push.since or EPOCH) for key in held.items}
+    passed = memory.passed | memory.begins(push, held)
     return Built(push, held, timetable.build(held, passed, host, now))
 
 

@@ -131,17 +131,30 @@ class Memory:
             return entries.whole(push.schedules)
         return entries.apply(self.entries, entries.Diff(tuple(map(bytes, push.upsert)), tuple(push.remove)))
 
+    def begins(self, push: ScheduleSet | ScheduleDiff, held: entries.EntrySet) -> dict[str, datetime]:
+        """From when the entries of a push count, in the set that `after` gave: a new one from its own or the host's
+        beginning, whichever is later; a changed one from its last due time; one that began anew from then on, whatever
+        was due by its old timing since."""
+        begins = {}
+        for key in (
+            held.items if isinstance(push, ScheduleSet) else [entries.entry_id(bytes(raw)) for raw in push.upsert]
+        ):
+            old, new = self.entries.items.get(key), held.items[key]
+            since = _since(new.raw)
+            if old is None or old.raw == new.raw or _since(old.raw) >= since:
+                since = max(self.passed.get(key, push.since or EPOCH), since)
+            begins[key] = since
+        return begins
+
     def put(self, push: ScheduleSet | ScheduleDiff, held: entries.EntrySet) -> None:
-        """Hold the set that `after` gave. A new entry counts from its own or the host's beginning, whichever is later;
-        a changed one from its last due time, unless it began anew."""
+        """Hold the set that `after` gave."""
+        begins = self.begins(push, held)
         if isinstance(push, ScheduleSet):
-            changed, known, self.passed = list(held.items), self.passed, {}
+            self.passed = begins
         else:
-            changed, known = [entries.entry_id(bytes(raw)) for raw in push.upsert], self.passed
             for key in push.remove:
                 self.passed.pop(key, None)
-        for key in changed:
-            self.passed[key] = max(known.get(key, push.since or EPOCH), _since(held.items[key].raw))
+            self.passed.update(begins)
         self.fires = {key: fire for key, fire in self.fires.items() if key in held.items}
         self.entries, self.version, self.digest = held, push.version, held.digest
 

@@ -169,6 +169,16 @@ def test_a_changed_schedule_counts_from_its_last_due_time_unless_it_began_anew()
     assert agent.core.wake_at == NOON + 2 * HOUR
 
 
+@pytest.mark.parametrize("push", ["set", "diff"])
+def test_what_was_due_by_a_new_timing_that_it_had_not_heard_of_runs_though_the_old_one_came_later(push):
+    new = raw(cron="30 14 * * *", since=NOON + HOUR)  # and the old timing was due at 15:00
+    agent = Process(None, raw(deadline_s=600)).tick(NOON + HOUR).tick(NOON + 2 * HOUR).tick(NOON + 3 * HOUR)
+    later = NOON + 3 * HOUR + 30 * MINUTE
+    agent.connect(later).hear(whole(2, new) if push == "set" else ScheduleDiff(1, 2, [new], []), later).applied(later)
+    assert agent.said(ScheduleFire) == [ScheduleFire("a", NOON + 2 * HOUR + 30 * MINUTE, 1)]
+    assert agent.restart(later).connect(later).said(ScheduleFire) == agent.said(ScheduleFire)
+
+
 def test_a_set_that_is_sent_again_has_nothing_run_again():
     agent = Process(None, raw(since=NOON - DAY)).connect().tick(NOON + HOUR).hear(run())
     agent = agent.hear(whole(2, raw(since=NOON - DAY)), NOON + HOUR).applied(NOON + HOUR).restart(NOON + HOUR)
@@ -260,6 +270,14 @@ def test_a_clock_set_back_far_was_wrong_before_and_the_new_time_counts_at_once()
     agent = Process(None, raw()).connect().tick(NOON + 26 * HOUR).tick(NOON + MINUTE)
     agent.sent.clear()
     assert agent.tick(NOON + HOUR).said(ScheduleFire)[0].scheduled_at == NOON + HOUR
+
+
+def test_what_a_wrong_clock_skipped_counts_anew_for_good_once_the_agent_starts_with_the_right_one():
+    agent = Process(None, raw(cron="0 16 * * *", missed_run_policy="Skip")).tick(NOON + 5 * HOUR).restart(NOON)
+    agent.hear(whole(2, raw(cron="0 16 * * *")), NOON + 2 * HOUR).applied(NOON + 2 * HOUR)
+    assert agent.connect(NOON + 2 * HOUR).tick(NOON + 4 * HOUR).said(ScheduleFire) == [
+        ScheduleFire("a", NOON + 4 * HOUR)
+    ]
 
 
 def test_what_a_wrong_clock_skipped_runs_when_the_right_clock_comes_to_it():
