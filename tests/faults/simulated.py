@@ -8,7 +8,7 @@ from multiprocessing import Pool
 from typing import NamedTuple
 
 from tests.simulation.promises import BrokenPromiseError, check
-from tests.simulation.story import play
+from tests.simulation.story import drawn, play
 
 
 class Told(NamedTuple):
@@ -20,8 +20,8 @@ class Told(NamedTuple):
 
 
 def tell(seed: int) -> Told:
-    """Play the story of a seed, and check it."""
-    story = play(seed)
+    """Play the story of a seed and the fleet drawn from it, and check it."""
+    story = play(seed, drawn(seed))
     try:
         check(story)
     except BrokenPromiseError as error:

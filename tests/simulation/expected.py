@@ -65,10 +65,13 @@ class Expected:
             if key in targets and begun[key] == span.begun and (known or not relabelled):
                 continue
             del spans[key]
-            ill_since = agent.ill_since or now
-            span.end, span.excused = now, ill_since - IN_FLIGHT
-            if key in targets and known:  # it says what was due under the old timing, as far as its clock has come
+            span.end = now
+            late_too = key in targets and targets[key].spec.starting_deadline_seconds is None
+            if known and late_too:  # it says what was due under the old timing, as far as its clock has come
                 span.excused = now + min(agent.skew, timedelta())
+                continue
+            for earlier in self.spans[agent.name, key]:  # timings that changed while it was away count as well
+                earlier.excused = min(earlier.excused, (agent.ill_since or now) - IN_FLIGHT)
         for key, target in targets.items():
             if key not in spans:
                 spans[key] = Span(target, begun[key], now)

@@ -460,7 +460,7 @@ class Server:
         db = self.world.db
         self.up = True
         self.fleet = Fleet()
-        self.fleet.targets = dict(db.targets)
+        self.fleet.put(db.targets.values())
         for name, labels in db.labels.items():
             held = self.fleet.match(labels)
             self.fleet.members[name] = Member(labels, db.since[name], held)
