@@ -1,13 +1,20 @@
-"""Repositories elsewhere than in a folder: what restic is given opens them, and all else is the same."""
+"""Repositories elsewhere than in a folder: what restic is given opens them, and all else is the same.
+
+Each on a real server: moto for S3, rclone for restic's own protocol, OpenSSH for SFTP. A test skips without its server.
+"""
 
 import asyncio
+import getpass
 import importlib.util
 import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,13 +24,10 @@ from agent.runner import Runner
 from wire.messages import CommandRun, JobLog, Repository, Restore, Verify
 
 RESTIC = shutil.which("restic")
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.skipif(RESTIC is None, reason="restic is not installed"),
-    pytest.mark.skipif(importlib.util.find_spec("moto") is None, reason="no S3 server: pip install 'moto[server]'"),
-]
+SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin")
+pytestmark = [pytest.mark.anyio, pytest.mark.skipif(RESTIC is None, reason="restic is not installed")]
 
-KEYS = {"AWS_ACCESS_KEY_ID": "an-id", "AWS_SECRET_ACCESS_KEY": "hunter2-hunter2", "AWS_DEFAULT_REGION": "us-east-1"}
+SECRET = "hunter2-hunter2"
 
 
 @pytest.fixture
@@ -31,33 +35,101 @@ def anyio_backend():
     return "asyncio"
 
 
-@pytest.fixture
-async def bucket():
-    """The URL of a bucket on an S3 server of its own."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {"PATH": os.environ["PATH"]}
-    argv = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        return free.getsockname()[1]
+
+
+@asynccontextmanager
+async def running(*argv, env=None):
+    """A server, until it is not needed any more."""
     devnull = asyncio.subprocess.DEVNULL
-    server = await asyncio.create_subprocess_exec(*argv, env=env, stdout=devnull, stderr=devnull)
+    env = {"PATH": os.environ["PATH"]} | (env or {})
+    server = await asyncio.create_subprocess_exec(*map(str, argv), env=env, stdout=devnull, stderr=devnull)
     try:
-        async with httpx.AsyncClient(trust_env=False) as client, asyncio.timeout(60):
-            while True:
-                try:
-                    (await client.put(f"http://127.0.0.1:{port}/backups")).raise_for_status()
-                    break
-                except httpx.TransportError:
-                    await asyncio.sleep(0.05)
-        yield f"s3:http://127.0.0.1:{port}/backups"
+        yield server
     finally:
         server.kill()
         await server.wait()
 
 
-async def test_a_backup_to_s3_is_made_verified_and_restored_and_its_key_is_shown_nowhere(bucket, tmp_path):
-    repository = Repository("r1", "ns/main", f"{bucket}/node-1", "correct horse battery", KEYS)
-    runner = Runner("restic", tmp_path / "agent" / "cache", lambda: datetime.now(UTC), pace=Pace(progress_s=0.1))
+async def listening(port):
+    """Wait until a server lets us in."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.05)
+            else:
+                return writer.close()
+
+
+@asynccontextmanager
+async def s3(_folder):
+    if importlib.util.find_spec("moto") is None:
+        pytest.skip("no S3 server: pip install 'moto[server]'")
+    host = f"127.0.0.1:{(port := free_port())}"
+    async with running(sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", port):
+        await listening(port)
+        async with httpx.AsyncClient(trust_env=False) as client:
+            (await client.put(f"http://{host}/backups")).raise_for_status()
+        keys = {"AWS_ACCESS_KEY_ID": "an-id", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
+        yield f"s3:http://{host}/backups/node-1", keys, {}
+
+
+@asynccontextmanager
+async def rest(folder):
+    if (rclone := shutil.which("rclone")) is None:
+        pytest.skip("no server of restic's REST protocol: apt-get install rclone")
+    host = f"127.0.0.1:{(port := free_port())}"
+    known = {"RCLONE_USER": "node-1", "RCLONE_PASS": SECRET}
+    argv = rclone, "serve", "restic", f"--addr=127.0.0.1:{port}", "--config=", folder
+    async with running(*argv, env=known):
+        await listening(port)
+        yield f"rest:http://node-1:{SECRET}@{host}/node-1/", {}, {}
+
+
+@asynccontextmanager
+async def sftp(folder):
+    if SSHD is None:
+        pytest.skip("no SFTP server: apt-get install openssh-server")
+    port = free_port()
+    prepare_ssh(folder, port)
+    async with running(SSHD, "-D", "-f", folder / "sshd"):
+        await listening(port)
+        url = f"sftp://{getpass.getuser()}@127.0.0.1:{port}/{folder}/node-1"
+        yield url, {}, {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def prepare_ssh(folder, port):
+    """Keys for both sides, and a command `ssh` that uses those, where else it would those of whoever runs the agent."""
+    for name in ("host", "user"):
+        subprocess.run([shutil.which("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+    (folder / "known").write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
+    (folder / "sshd").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\n"
+        "PidFile none\nStrictModes no\nUsePAM no\nSubsystem sftp internal-sftp\n"
+    )
+    ssh, options = shutil.which("ssh"), f"-F none -i {folder}/user -o UserKnownHostsFile={folder}/known"
+    (folder / "ssh").write_text(f'#!/bin/sh\nexec {ssh} {options} "$@"\n')
+    (folder / "ssh").chmod(0o700)
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # for its privilege separation
+
+
+@pytest.mark.parametrize("backend", [s3, rest, sftp])
+async def test_a_repository_elsewhere_is_made_verified_and_restored_and_its_key_is_shown_nowhere(backend, tmp_path):
+    (tmp_path / "server").mkdir()
+    async with backend(tmp_path / "server") as (url, keys, env):
+        await every_kind(Repository("r1", "ns/main", url, "correct horse battery", keys), env, tmp_path)
+
+
+async def every_kind(repository, env, tmp_path):
+    pace = Pace(progress_s=0.1)
+    cache = tmp_path / "agent" / "cache"
+    runner = Runner("restic", cache, lambda: datetime.now(UTC), pace=pace, env=os.environ | env)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "letter").write_text("a letter")
     told = []
@@ -77,7 +149,7 @@ async def test_a_backup_to_s3_is_made_verified_and_restored_and_its_key_is_shown
     ]
     assert [(end.status, end.error) for end in ends] == [("succeeded", "")] * 6
     assert (back / data.lstrip("/") / "letter").read_text() == "a letter"
-    assert "hunter2" not in f"{ends}{told}"
+    assert SECRET not in f"{ends}{told}"
     told.clear()
     await run("snapshots", ["snapshots", "--json"])
     [line] = [line for news in told if isinstance(news, JobLog) for line in news.lines]
