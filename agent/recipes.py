@@ -44,7 +44,8 @@ async def plain(job: Job, creating: asyncio.Lock) -> None:
 async def check_restore(job: Job, wanted: Verify, rng: random.Random) -> None:
     """Restore some files of a snapshot into a scratch folder, and compare them."""
     sample = Sample(wanted.files, wanted.max_bytes, rng)
-    if (await job.restic(job.command.args, sample.take)).end != "succeeded":
+    listed = await job.restic(job.command.args, sample.take)
+    if listed.end not in ("succeeded", "no_snapshot"):
         return
     snapshot, files = sample.snapshot, sample.picked()
     if snapshot is None:
@@ -113,7 +114,7 @@ async def browse(job: Job) -> None:
             job.news.log(restic.clipped(job.hide(text)))
 
     ended = await job.restic(job.command.args, tell)
-    if ended.end == "succeeded" and not count and job.command.kind == "ls":
+    if ended.end == "no_snapshot" or (ended.end == "succeeded" and not count and job.command.kind == "ls"):
         raise SnapshotError("there is no such snapshot: list the snapshots, and give the id of one")
     job.ended = ended
 

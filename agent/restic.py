@@ -246,12 +246,21 @@ class Lines:
 # What its end means.
 
 End = Literal[
-    "succeeded", "warning", "failed", "no_repository", "repository_exists", "damaged", "locked", "wrong_password"
+    "succeeded",
+    "warning",
+    "failed",
+    "no_repository",
+    "repository_exists",
+    "damaged",
+    "locked",
+    "wrong_password",
+    "no_snapshot",
 ]
 _REASONS: Mapping[End, JobReason] = {
     "no_repository": "NoRepository",
     "locked": "Locked",
     "wrong_password": "WrongPassword",
+    "no_snapshot": "NoSnapshot",
 }
 _LAUNCH_REASONS: Mapping[int, JobReason] = {NOT_GRANTED: "NotGranted", NOT_EMPTY: "TargetNotEmpty"}
 
@@ -291,6 +300,12 @@ _PROBLEMS = (
         12,  # since 0.17.1
         re.compile(r"wrong password or no key found|an empty password is not"),
         "the password does not open the repository: correct the Secret that spec.passwordSecretRef names",
+    ),
+    _Problem(
+        "no_snapshot",
+        None,  # before 0.15 such a snapshot is ignored, which makes an empty list
+        re.compile(r"no snapshot found|no matching ID found"),
+        "there is no such snapshot: list the snapshots, and choose among those",
     ),
     _Problem(
         "repository_exists",

@@ -155,7 +155,8 @@ async def test_where_a_repository_must_exist_its_absence_is_an_error_with_the_re
     make, repository, folder, tmp_path
 ):
     end = await make().run(backup(folder, init=None), repository, Told())
-    assert (end.status, end.exit_code, end.reason) == ("failed", 1, "NoRepository")
+    assert (end.status, end.reason) == ("failed", "NoRepository")
+    assert end.exit_code in (1, 10)  # before and since restic 0.17
     assert "there is no repository: set spec.init: true on the Repository" in end.error
     assert Path(repository.url) not in list(tmp_path.iterdir())
 
@@ -164,7 +165,8 @@ async def test_a_wrong_password_is_told_with_the_remedy_and_shown_nowhere(make, 
     restic(repository, "init")
     wrong, told = Repository("r1", "ns/main", repository.url, "hunter2-hunter2"), Told()
     end = await make().run(backup(folder), wrong, told)
-    assert (end.status, end.exit_code, end.reason) == ("failed", 1, "WrongPassword")
+    assert (end.status, end.reason) == ("failed", "WrongPassword")
+    assert end.exit_code in (1, 12)  # before and since restic 0.17
     assert "correct the Secret that spec.passwordSecretRef names" in end.error
     assert "hunter2" not in f"{end}{told.news}"
 
@@ -182,7 +184,8 @@ async def test_a_locked_repository_is_waited_for_and_then_told_with_the_remedy(m
     end = await make("exec restic prune", sleep=sleep).run(prune, repository, told)
     runner.stop("j2", "cancelled")
     await other
-    assert (end.status, end.exit_code, end.reason) == ("failed", 1, "Locked")
+    assert (end.status, end.reason) == ("failed", "Locked")
+    assert end.exit_code in (1, 11)  # before and since restic 0.17
     assert "the repository is locked: let the other job end" in end.error
     assert waits == [5, 10, 20, 40, 25]
     assert "the repository is locked: trying again in 40 s" in told.lines
@@ -205,7 +208,8 @@ async def test_a_job_goes_on_once_the_lock_is_gone(make, endless, repository):
 
 async def test_what_could_not_be_read_makes_a_warning_and_a_snapshot(make, repository, folder):
     end = await make().run(backup(folder, folder / "missing"), repository, Told())
-    assert (end.status, end.exit_code) == ("warning", 0)
+    assert end.status == "warning"
+    assert end.exit_code in (0, 3)  # before and since restic 0.19
     assert end.error == "1 paths could not be read and are not in the snapshot"
     assert len(snapshots(repository)) == 1
 
@@ -220,7 +224,7 @@ async def test_a_file_that_may_not_be_read_makes_a_warning(make, repository, fol
 async def test_nothing_that_could_be_backed_up_is_a_failure(make, repository, folder):
     end = await make().run(backup(folder / "missing"), repository, Told())
     assert (end.status, end.exit_code) == ("failed", 1)
-    assert "all target directories/files do not exist" in end.error
+    assert "directories/files do not exist" in end.error
 
 
 @pytest.mark.parametrize(
