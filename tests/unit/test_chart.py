@@ -113,6 +113,8 @@ def test_the_plain_manifests_are_what_the_chart_makes_of_its_default_values():
         ({"agent": {"writablePaths": ["/srv/../etc"]}}, "/agent/writablePaths/0"),
         ({"agent": {"writablePaths": ["/"]}}, "/agent/writablePaths/0"),
         ({"agent": {"restorePaths": ["/"]}}, "/agent/restorePaths/0"),
+        ({"agent": {"allowedHooks": ["freeze"]}}, "/agent/allowedHooks/0"),
+        ({"server": {"allowedSchemes": ["http"]}}, "/server/allowedSchemes/0"),
         ({"agent": {"mountPropagation": "Bidirectional"}}, "/agent/mountPropagation"),
         ({"tenancy": {"namespaces": "team-a"}}, "/tenancy/namespaces"),
         ({"tenancy": {"grants": {"namespaces": {"team-a": {"pathPrefixes": ["srv"]}}}}}, "/pathPrefixes/0"),
@@ -190,6 +192,17 @@ def test_an_agent_that_may_restore_can_give_files_their_owners_back_and_writes_t
     mounts = [it["mountPath"] for it in container["volumeMounts"] if not it.get("readOnly")]
     assert mounts[2:] == ["/host/srv/backups", "/host/srv/both", "/host/srv/restored"]
     assert {"CHOWN", "DAC_OVERRIDE", "FOWNER"} <= set(container["securityContext"]["capabilities"]["add"])
+
+
+def test_hooks_and_kinds_of_urls_are_allowed_by_value():
+    objects = rendered({"agent": {"allowedHooks": ["/usr/bin/true"]}, "server": {"allowedSchemes": ["s3", "rclone"]}})
+    agent, server = (
+        named(objects, "DaemonSet", "lamplighter-agent"),
+        named(objects, "StatefulSet", "lamplighter-server"),
+    )
+    assert "--allow-hook=/usr/bin/true" in agent["spec"]["template"]["spec"]["containers"][0]["args"]
+    args = server["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert [it for it in args if "scheme" in it] == ["--allow-scheme=s3", "--allow-scheme=rclone"]
 
 
 @pytest.mark.parametrize("name", ALL)
