@@ -67,6 +67,15 @@ class Needed(NamedTuple):
     whose: str = ""
 
 
+class Place(NamedTuple):
+    """A repository as its schedules need it. `init`: what creates it, where that is wished. `allowed`: whether its URL
+    is; what was allowed once may not be any more."""
+
+    row: RepositoryRow
+    init: list[str] | None
+    allowed: bool
+
+
 class Change(NamedTuple):
     """What one change stores, all of it or nothing. `desired`: the hosts whose sets change, with their new versions."""
 
@@ -159,7 +168,8 @@ class Control:
             raise _invalid("spec.kind", f"{parsed.spec.kind!r} is not run by this version: use one of {runs}")
         async with self._changing:
             old = self.schedules.get((parsed.namespace, parsed.name))
-            if (parsed.namespace, parsed.spec.repository) not in self.repositories:
+            repository = self.repositories.get((parsed.namespace, parsed.spec.repository))
+            if repository is None:
                 there = f"there is no Repository {parsed.spec.repository!r} in namespace {parsed.namespace!r}"
                 raise _invalid("spec.repositoryRef.name", f"{there}: create it first, or name one that exists")
             if old is not None and (old.spec, old.labels) == (parsed.raw_spec, parsed.labels):
@@ -167,7 +177,9 @@ class Control:
             now = self._clock()
             row = self._schedule_row(old, parsed, now)
             audit = _audit(now, actor, "update" if old else "create", "Schedule", _name(row), spec=row.spec)
-            await self._change(Change(audit, put_schedules=[row]), self.fleet.plan([self._target(row)]))
+            await self._change(
+                Change(audit, put_schedules=[row]), self.fleet.plan([self._target(row, self._place(repository))])
+            )
             return row._asdict(), old is None
 
     async def delete_schedule(self, actor: Actor, namespace: str, name: str) -> None:
@@ -199,7 +211,8 @@ class Control:
             changed = "changed" if kept != parsed.credentials else "unchanged"
             detail = {"spec": row.spec, "credentials": changed}
             audit = _audit(now, actor, "update" if old else "create", "Repository", _name(row), **detail)
-            users = [self._target(it, row) for it in self.schedules.values() if _uses(it, row)]
+            place = self._place(row)
+            users = [self._target(it, place) for it in self.schedules.values() if _uses(it, row)]
             await self._change(Change(audit, put_repositories=[row]), self.fleet.plan(users))
             return row._asdict(), old is None
 
@@ -463,7 +476,8 @@ class Control:
         """Put what was loaded in force; the hosts that get a new version, with it and its digest."""
         _put_and_drop(self.repositories, loaded.repositories, ())
         _put_and_drop(self.schedules, loaded.schedules, ())
-        self.fleet.put(self._target(row) for row in loaded.schedules)
+        places = {key: self._place(row) for key, row in self.repositories.items()}
+        self.fleet.put(self._target(row, places[_repository_of(row)]) for row in loaded.schedules)
         moved = []
         for row in loaded.hosts:
             held = self.fleet.match(row.labels)
@@ -478,25 +492,23 @@ class Control:
         self.jobs.load(loaded.last_ends, loaded.open_jobs)
         return moved
 
-    def _target(self, row: ScheduleRow, repository: RepositoryRow | None = None) -> Target:
+    def _place(self, row: RepositoryRow) -> Place:
+        """A repository as its schedules need it."""
+        spec, grant = resources.repository_spec(row.spec), self._grants.of(row.namespace)
+        wrong = chain(url_errors(grant, row.namespace, spec.url), scheme_errors(spec.url, self._schemes))
+        return Place(row, commands.init_args(spec), not any(wrong))
+
+    def _target(self, row: ScheduleRow, place: Place) -> Target:
         """A schedule as hosts are matched with it. Its revision covers all that its runs depend on."""
-        spec = resources.schedule_spec(row.spec)
-        repository = repository or self.repositories[row.namespace, spec.repository]
+        spec, repository, grant = resources.schedule_spec(row.spec), place.row, self._grants.of(row.namespace)
         basis = (row.generation, row.spec, repository.id, repository.generation)
         revision = hashlib.blake2b(msgspec.json.encode(basis, order="deterministic"), digest_size=8).hexdigest()
         item = entry_item(row.id, _name(row), spec, row.since, revision)
-        where = resources.repository_spec(repository.spec)
-        init = commands.init_args(where)
-        grant = self._grants.of(row.namespace)
         within = () if grant.everywhere else grant.path_prefixes
         paths = spec.backup.paths if spec.backup else ()
-        wrong = chain(  # what was allowed once may not be any more
-            path_errors(grant, row.namespace, paths, ""),
-            url_errors(grant, row.namespace, where.url),
-            scheme_errors(where.url, self._schemes),
-        )
-        granted = NOTHING if any(wrong) else grant.host_selector
-        return Target(row.id, _name(row), spec, repository.id, init, item, granted, within)
+        allowed = place.allowed and not any(path_errors(grant, row.namespace, paths, ""))
+        granted = grant.host_selector if allowed else NOTHING
+        return Target(row.id, _name(row), spec, repository.id, place.init, item, granted, within)
 
     def _schedule_row(self, old: ScheduleRow | None, parsed: resources.Schedule, now: datetime) -> ScheduleRow:
         """The row of a new or changed schedule. When it is due begins anew where that changes, not to run the past."""
@@ -583,8 +595,12 @@ def _name(row: ScheduleRow | RepositoryRow) -> str:
 
 
 def _uses(schedule: ScheduleRow, repository: RepositoryRow) -> bool:
-    named: str = schedule.spec["repositoryRef"]["name"]
-    return (schedule.namespace, named) == (repository.namespace, repository.name)
+    return _repository_of(schedule) == (repository.namespace, repository.name)
+
+
+def _repository_of(schedule: ScheduleRow) -> tuple[str, str]:
+    """Namespace and name of the repository that a schedule uses."""
+    return schedule.namespace, schedule.spec["repositoryRef"]["name"]
 
 
 def _audit(at: datetime, actor: Actor, action: str, kind: str, name: str, **detail: Any) -> AuditRow:
