@@ -35,6 +35,7 @@ from server.grants import Grants, GrantsError
 from server.history import Keep
 from server.identity import Files, Identity, Reviews
 from server.restores import Restores
+from server.standing import Standing
 from server.store import Store
 from server.urls import SCHEMES
 from server.vault import Vault
@@ -127,7 +128,7 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
             if control.hosts:
                 log.info("carrying on", extra={"hosts": len(control.hosts), "schedules": len(control.schedules)})
             enrolment = Enrolment(store, clock)
-            control.metrics.watch(control, store)
+            control.metrics.registry.register(Standing(control, store))
             gateway = Gateway(control, store, partial(_agent, identity, enrolment), clock, new_id)
             enrolment.ended = gateway.disconnect
             restores = Restores(control, store, clock, new_id, grants, config.schemes)

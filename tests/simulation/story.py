@@ -234,7 +234,8 @@ def _spec(
 
 def play(seed: int, scale: Scale = MONTH, listen: Callable[[str], None] | None = None) -> Story:
     """The whole story of a seed."""
-    gc.disable()  # hardly a thing in it is garbage before its end
+    gc.collect()  # what the last story left
+    gc.disable()  # hardly a thing in one is garbage before its end
     try:
         return Story(seed, scale, listen).play()
     finally:
