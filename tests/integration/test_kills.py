@@ -218,8 +218,7 @@ class Link:
         return self
 
     async def __aexit__(self, *_):
-        self._listener.close()
-        await self._listener.wait_closed()
+        self._listener.close()  # since 3.12 its wait_closed would wait for the connections, which outlive this
 
     async def _carry(self, agent_reader, agent_writer):
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
