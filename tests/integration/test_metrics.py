@@ -1,0 +1,114 @@
+"""What Prometheus scrapes and Kubernetes probes, over real HTTP: the values after what really happened."""
+
+import socket
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from cli import metrics
+from server.standing import Standing
+
+pytestmark = pytest.mark.anyio
+
+DUE = "2026-03-29T01:30:00Z"
+LATE = {"schedule": "etc", "namespace": "ns", "host": "node-1"}
+
+
+@pytest.fixture
+def listen():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+async def scraped(listen):
+    """Every sample: its value by its name and labels."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        answer = (await client.get(f"http://{listen}/metrics")).raise_for_status()
+    families = list(text_string_to_metric_families(answer.text))
+    assert [family.name for family in families if not family.documentation] == []
+    return {(it.name, tuple(sorted(it.labels.items()))): it.value for family in families for it in family.samples}
+
+
+async def test_a_server_tells_what_happened_and_how_it_stands(server, api, declare, connect, until, listen):
+    schedule_id = await declare("etc", missedRunPolicy="RunOnce")
+    await declare("off", enabled=False)
+    async with (
+        metrics.serving(listen, server.control.metrics.registry, metrics.always_ready),
+        connect() as agent,
+        connect("gone") as gone,
+    ):
+        await agent.follow()
+        await gone.follow()
+        await gone.socket.close()
+        await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=DUE, missed=3)
+        job_id = (await agent.hears("command.run"))["job_id"]
+        await agent.say("schedule.fire", schedule_id="nothing", scheduled_at=DUE)
+        assert (await agent.hears("schedule.refused"))["reason"] == "NotFound"
+        await agent.say("job.accepted", job_id=job_id)
+        ended = datetime.now(UTC)
+        await agent.say("job.finished", job_id=job_id, status="succeeded", finished_at=ended.isoformat())
+        await agent.hears("job.confirmed")
+
+        async def settled():
+            found = await scraped(listen)
+            return found if found["lamplighter_hosts_connected", ()] == 1 else None
+
+        found = await until(settled)
+    kind = (("kind", "backup"), ("status", "succeeded"))
+    at = tuple(sorted(LATE.items()))
+    assert {key: found[key] for key in found if "created" not in key[0] and "bucket" not in key[0]} == {
+        ("lamplighter_jobs_total", kind): 1,
+        ("lamplighter_job_attempts_total", kind): 1,
+        ("lamplighter_fires_total", (("result", "Recorded"),)): 1,
+        ("lamplighter_fires_total", (("result", "NotFound"),)): 1,
+        ("lamplighter_missed_runs_total", ()): 3,
+        ("lamplighter_fire_lateness_seconds_count", ()): 0,
+        ("lamplighter_fire_lateness_seconds_sum", ()): 0,
+        ("lamplighter_push_ack_seconds_count", ()): 2,
+        ("lamplighter_push_ack_seconds_sum", ()): found["lamplighter_push_ack_seconds_sum", ()],
+        ("lamplighter_build_info", (("version", "0.1.0"),)): 1,
+        ("lamplighter_hosts", ()): 2,
+        ("lamplighter_hosts_connected", ()): 1,
+        ("lamplighter_hosts_in_sync", ()): 2,
+        ("lamplighter_schedules", ()): 2,
+        ("lamplighter_jobs_open", ()): 0,
+        ("lamplighter_jobs_waiting", ()): 0,
+        ("lamplighter_store_queue_length", ()): 0,
+        ("lamplighter_last_success_timestamp_seconds", at): pytest.approx(ended.timestamp(), abs=0.001),
+    }
+
+
+async def test_of_very_many_successes_those_that_are_oldest_are_told(server, declare, connect, monkeypatch):
+    monkeypatch.setattr("server.standing.MAX_SERIES", 1)
+    ids = [await declare("etc"), await declare("srv")]
+    async with connect() as agent:
+        await agent.follow()
+        for schedule_id, at in zip(ids, ("2026-03-29T02:00:00Z", "2026-03-29T01:00:00Z"), strict=True):
+            await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=DUE)
+            job_id = (await agent.hears("command.run"))["job_id"]
+            await agent.say("job.accepted", job_id=job_id)
+            await agent.say("job.finished", job_id=job_id, status="succeeded", finished_at=at)
+            await agent.hears("job.confirmed")
+        families = {it.name: it for it in Standing(server.control, server.control._store).collect()}
+    told = families["lamplighter_last_success_timestamp_seconds"].samples
+    assert [it.labels["schedule"] for it in told] == ["srv"]
+
+
+async def test_a_part_is_probed(server, listen):
+    waits_for = ["the moon"]
+
+    async def ready():
+        return waits_for[0]
+
+    async with (
+        metrics.serving(listen, server.control.metrics.registry, ready),
+        httpx.AsyncClient(base_url=f"http://{listen}", trust_env=False) as client,
+    ):
+        alive, not_yet = await client.get("/healthz"), await client.get("/readyz")
+        waits_for[0] = ""
+        assert (await client.get("/readyz")).text == "ok\n"
+        assert (await client.get("/elsewhere")).status_code == 404
+    assert (alive.status_code, not_yet.status_code, not_yet.text) == (200, 503, "the moon\n")
