@@ -50,7 +50,8 @@ class Expected:
 
     def excuse(self, host: str, schedule: str, due: datetime, by: Sequence[str]) -> None:
         """A due time is left out, because these jobs of the same schedule and host are not over."""
-        self.concurrent.setdefault((host, schedule), {})[due] = self._missed[host, schedule, due]
+        left_out = self.concurrent.setdefault((host, schedule), {})
+        left_out[due] = max(left_out.get(due, 0), self._missed[host, schedule, due])  # a clock may come there twice
         if not by:
             self.wrongly.append(f"{schedule} due {due} on {host} was refused, though no run of it was open")
 
