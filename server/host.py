@@ -230,7 +230,7 @@ class Host:
     def _mismatched(self, ack: ScheduleAck) -> list[Effect]:
         extra = {"host": self.name, "version": ack.version, "digest": ack.digest}
         if self._resent == ack.version:  # it had the whole set and still differs: the next change tries again
-            log.error("host holds another set than it was sent", extra=extra)
+            log.warning("host holds another set than it was sent", extra=extra)
             return []
         log.warning("digests differ: sending the whole set", extra=extra)
         self._resent = ack.version
