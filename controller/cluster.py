@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 OWNER = "lamplighter-controller"
 WAITS = ("HostNotFound", "RepositoryNotFound", "ScheduleNotFound", "SecretNotFound", "SecretKeyNotFound", "Conflict")
 """Reasons that are over once something else is there, or is gone, which may well be on its way."""
-LOOK_RATIO = 10
-"""How many times as long as a look at the server the pause after it is at least."""
+LOOK_RATIO, MOST_LOOK_S = 10, 20.0
+"""How many times as long as a look at the server the pause after it is at least, and what it need not be longer than:
+a look that was slow once must not hide for long how things stand."""
 CONCURRENCY = 8
 """Requests for Secrets, Hosts, Runs and Restores under way at once."""
 
@@ -168,7 +169,7 @@ class Cluster:
             if self._news and now() >= look_at:
                 begun = now()
                 await self._look()
-                look_at = now() + max(self._times.look, LOOK_RATIO * (now() - begun))
+                look_at = now() + max(self._times.look, min(LOOK_RATIO * (now() - begun), MOST_LOOK_S))
             if not (failing := self._missed or bool(self._again)):
                 self._retry_s = self._times.retry
             elif now() >= self._again_at:
