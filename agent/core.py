@@ -15,6 +15,7 @@ from itertools import groupby
 import msgspec
 from msgspec import Struct
 
+import cron
 from agent import timetable
 from agent.memory import (
     Accepted,
@@ -28,7 +29,7 @@ from agent.memory import (
     Record,
     SetApplied,
 )
-from agent.timetable import CORRECTION, NEVER, ON_TIME, Due, Timetable
+from agent.timetable import CORRECTION, NEVER, Due, Timetable
 from wire import entries
 from wire.messages import (
     CommandCancel,
@@ -221,7 +222,7 @@ class Core:
             if entry is not None and _too_late(entry, fire.scheduled_at, now):
                 dropped.append(Answered(fire.schedule_id, fire.scheduled_at))
             else:  # of one that cannot be read any more, the server knows what is too late
-                late = now - fire.scheduled_at >= ON_TIME
+                late = now - fire.scheduled_at >= cron.ON_TIME
                 sent.append(ScheduleFire(fire.schedule_id, fire.scheduled_at, max(fire.missed, int(late))))
         return self._persist(*dropped) + _frames(sent, MAX_FIRES)
 
@@ -255,8 +256,8 @@ class Core:
         job_id = command.job_id
         if (end := self.memory.ends.get(job_id)) is not None:
             return [Send((end,))]
-        if job_id in self.memory.running:
-            return [Send((JobAccepted(job_id),))]
+        if job_id in self.memory.running:  # told again only once what was said of it before is on disk, too
+            return [Persist((), (Send((JobAccepted(job_id),)),))]
         if self.memory.knows(job_id) or self.stopping:  # the server sends what was not accepted after the next hello
             return []
         facts = {"kind": command.kind, "schedule": self._name(command.schedule_id)}
@@ -403,6 +404,6 @@ def _too_late(entry: Entry, due: datetime, now: datetime) -> str:
     """Why a due time is not to be run any more; empty when it is."""
     if entry.deadline_s is not None and now - due > timedelta(seconds=entry.deadline_s):
         return "startingDeadlineSeconds passed"
-    if entry.missed_run_policy == "Skip" and now - due >= ON_TIME:
+    if entry.missed_run_policy == "Skip" and now - due >= cron.ON_TIME:
         return "missedRunPolicy is Skip"
     return ""

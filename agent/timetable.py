@@ -15,8 +15,6 @@ import cron
 from wire import entries
 from wire.messages import Entry
 
-ON_TIME = timedelta(minutes=1)
-"""A fire within its own minute, cron's grain, is on time; later it is a missed one."""
 CORRECTION = timedelta(hours=3)
 """A clock set back by more than this was wrong before, and the new time counts at once (cron(8), "Daylight Saving
 Time and other time changes")."""
@@ -86,7 +84,7 @@ class Timetable:
             slot = self._slots[key]
             alike = id(slot.expression), id(slot.zone), slot.offset, at
             following = memo.get(alike) or memo.setdefault(alike, slot.next(at))
-            missed = 0 if now - at < ON_TIME else 1
+            missed = 0 if now - at < cron.ON_TIME else 1
             if following <= now:
                 late = slot.latest(at, now)
                 at, missed = late.due, 1 + late.times

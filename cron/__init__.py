@@ -3,7 +3,7 @@
 `expression` reads the text, `due` says when it is due. Nothing here looks at a clock.
 """
 
-from cron.due import Missed, catch_up, next_due, spread, zone
+from cron.due import ON_TIME, Missed, catch_up, next_due, spread, zone
 from cron.expression import CronError, Expression, parse
 
-__all__ = ["CronError", "Expression", "Missed", "catch_up", "next_due", "parse", "spread", "zone"]
+__all__ = ["ON_TIME", "CronError", "Expression", "Missed", "catch_up", "next_due", "parse", "spread", "zone"]

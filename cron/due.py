@@ -17,6 +17,8 @@ from zoneinfo import ZoneInfo
 
 from cron.expression import CronError, Expression
 
+ON_TIME = timedelta(minutes=1)
+"""A fire within its own minute, cron's grain, is on time; later it is a missed one."""
 _MINUTE = timedelta(minutes=1)
 _FARTHEST_BACK = timedelta(hours=3)
 """No clock is set back by more, as far as cron(8) and the zones of the last decades go."""

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 import msgspec
 from msgspec import Struct
 
+import cron
 from server import commands, pushes
 from server.desired import Target
 from server.pushes import Push
@@ -327,9 +328,8 @@ class Host:
         spec = target.spec
         if not spec.enabled:
             return _refused(fire, "Disabled", f"{target.name} is disabled")
-        deadline = spec.starting_deadline_seconds
-        if deadline is not None and now - fire.scheduled_at > timedelta(seconds=deadline):
-            return _refused(fire, "DeadlineExceeded", f"{target.name} must start within {deadline} s of its due time")
+        if (too_late := _too_late(target, fire, now)) is not None:
+            return too_late
         runs = queue.runs(fire.schedule_id, self.name)
         last = [job.id for job in runs if job.recorded and job.command.scheduled_at != fire.scheduled_at]
         if last and len(last) == len(runs) and spec.concurrency_policy == "Forbid":  # else it may be a repeat
@@ -412,6 +412,17 @@ def _not_now(command: CommandRun, reason: RefusalReason) -> ScheduleRefused:
 
 
 _FORGOTTEN = "the agent has no memory of this job: its journal was lost"
+
+
+def _too_late(target: Target, fire: ScheduleFire, now: datetime) -> ScheduleRefused | None:
+    """Why a due time is not to be run any more, where its host has not heard of that, or came late; None when it is."""
+    spec, late = target.spec, now - fire.scheduled_at
+    deadline = spec.starting_deadline_seconds
+    if deadline is not None and late > timedelta(seconds=deadline):
+        return _refused(fire, "DeadlineExceeded", f"{target.name} must start within {deadline} s of its due time")
+    if spec.missed_run_policy == "Skip" and fire.missed and late >= cron.ON_TIME:
+        return _refused(fire, "Missed", f"{target.name} skips runs that were missed")
+    return None
 
 
 def _refused(fire: ScheduleFire, reason: RefusalReason, message: str) -> ScheduleRefused:

@@ -27,9 +27,12 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 Argv = Annotated[list[Annotated[str, Meta(max_length=8192)]], Meta(max_length=4096)]
 
 MissedRunPolicy = Literal["RunOnce", "Skip"]
-RefusalReason = Literal["NotFound", "NotThisHost", "Disabled", "Duplicate", "DeadlineExceeded", "Concurrent", "Queued"]
+RefusalReason = Literal[
+    "NotFound", "NotThisHost", "Disabled", "Duplicate", "DeadlineExceeded", "Missed", "Concurrent", "Queued"
+]
 """Why a fire is not answered with a command. `Queued`: its job is recorded and waits for its turn; the command follows.
-`Concurrent`: the last run of its schedule on that host is not over, and the schedule's concurrencyPolicy is Forbid."""
+`Concurrent`: the last run of its schedule on that host is not over, and the schedule's concurrencyPolicy is Forbid.
+`Missed`: it comes late, and the schedule's missedRunPolicy is Skip."""
 JobEnd = Literal["succeeded", "warning", "failed", "timed_out", "cancelled", "interrupted"]
 """How a job ended. `warning`: what was to be done is done, but not all of it: some files could not be read (restic's
 exit code 3), or the hook after it failed."""

@@ -325,13 +325,14 @@ async def test_fires_of_one_frame_are_answered_in_one_each_by_its_id(api, declar
         ({"hostSelector": {"matchLabels": {"role": "db"}}}, "NotThisHost"),
         ({"enabled": False}, "Disabled"),
         ({"startingDeadlineSeconds": 60}, "DeadlineExceeded"),
+        ({"missedRunPolicy": "Skip"}, "Missed"),
     ],
 )
 async def test_a_fire_that_may_not_run_makes_no_job_and_is_refused_with_the_reason(api, declare, connect, spec, reason):
     schedule_id = await declare(**spec)
     async with connect() as agent:
         await agent.follow()
-        await agent.say("schedule.fire", "f", schedule_id=schedule_id, scheduled_at=DUE)
+        await agent.say("schedule.fire", "f", schedule_id=schedule_id, scheduled_at=DUE, missed=1)
         refusal = await agent.hear()
     assert (refusal["type"], refusal["id"]) == ("schedule.refused", "f")
     assert (refusal["payload"]["schedule_id"], refusal["payload"]["reason"]) == (schedule_id, reason)

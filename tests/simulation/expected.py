@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from server.desired import Target
+from server.specs import ScheduleSpec
 from wire.messages import ScheduleFire
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 NEVER = datetime.max.replace(tzinfo=UTC)
 IN_FLIGHT = timedelta(minutes=2)
 """What came due less than this before a schedule was taken away may be answered after that."""
+
+
+def may_be_left_out(spec: ScheduleSpec) -> bool:
+    """Whether a due time that comes late may never run."""
+    return spec.missed_run_policy == "Skip" or spec.starting_deadline_seconds is not None
 
 
 class Span(Struct):
@@ -67,7 +73,7 @@ class Expected:
                 continue
             del spans[key]
             span.end = now
-            late_too = key in targets and targets[key].spec.starting_deadline_seconds is None
+            late_too = key in targets and not may_be_left_out(targets[key].spec)
             if known and late_too:  # it says what was due under the old timing, as far as its clock has come
                 span.excused = now + min(agent.skew, timedelta())
                 continue

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import cron
 from server.queue import EXCLUSIVE
-from tests.simulation.expected import Span
+from tests.simulation.expected import Span, may_be_left_out
 from tests.simulation.story import HALF_PAST_TWO, MONTH, Story
 from tests.simulation.world import DAY, RULES, Agent, Row, Use
 
@@ -69,7 +69,7 @@ def _to_run(story: Story, agent: Agent, span: Span) -> Iterator[datetime]:
     end = min(span.end, span.excused, story.now - SETTLED)
     due = cron.next_due(expression, zone, span.begin - offset) + offset
     while due < end:
-        if not (_may_be_left_out(span) and agent.was_ill(due)):
+        if not (may_be_left_out(span.target.spec) and agent.was_ill(due)):
             yield due
         due = cron.next_due(expression, zone, due - offset) + offset
 
@@ -79,11 +79,6 @@ def _is_due(span: Span, agent: Agent, due: datetime) -> bool:
     spec = span.target.spec
     before = due - cron.spread(agent.name, span.target.id, spec.spread_seconds)
     return cron.next_due(cron.parse(spec.cron), cron.zone(spec.time_zone), before - timedelta.resolution) == before
-
-
-def _may_be_left_out(span: Span) -> bool:
-    spec = span.target.spec
-    return spec.missed_run_policy == "Skip" or spec.starting_deadline_seconds is not None
 
 
 def _stood_for(story: Story, host: str, schedule: str, ran: dict[datetime, Row]) -> dict[datetime, int]:
@@ -197,7 +192,7 @@ def once_a_day(story: Story) -> Iterator[str]:
     jobs = _by_schedule(story)
     for (host, schedule), (first, *later) in story.expected.spans.items():
         spec = first.target.spec
-        if spec.cron != HALF_PAST_TWO or later or _may_be_left_out(first):
+        if spec.cron != HALF_PAST_TWO or later or may_be_left_out(first.target.spec):
             continue
         zone, offset = ZoneInfo(spec.time_zone), cron.spread(host, schedule, spec.spread_seconds)
         ran = _stood_for(story, host, schedule, jobs[host, schedule])

@@ -296,6 +296,13 @@ def test_a_command_is_accepted_and_run_only_once_it_is_on_disk():
     assert persist.then == (Send((JobAccepted("job"),)), StartJob(run(), None))
 
 
+def test_a_command_that_comes_twice_is_accepted_twice_and_only_once_it_is_on_disk():
+    core = Process(None, raw()).core
+    core.received(run(), NOON)
+    (persist,) = core.received(run(), NOON)
+    assert (persist.records, persist.then) == ((), (Send((JobAccepted("job"),)),))
+
+
 def test_commands_of_one_frame_share_a_write_and_are_accepted_in_one_frame():
     commands = [run(f"j{number}", "") for number in range(3)]
     (write,) = Process(None, raw()).core.heard(commands, NOON)
