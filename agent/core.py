@@ -8,7 +8,7 @@ the process ended is sent again after the next hello; the server knows repeats b
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
 
@@ -105,11 +105,12 @@ Effect = Send | Persist | Apply | StartJob | StopJob
 
 
 class Built(Struct, frozen=True):
-    """A push worked out: the set it gives, and when its schedules are due."""
+    """A push worked out: the set it gives, when its schedules are due, and from when those that it brings count."""
 
     push: Push | None
     held: entries.EntrySet
     table: Timetable
+    begins: Mapping[str, datetime] = {}
 
 
 class Core:
@@ -299,7 +300,7 @@ class Core:
         _tell(result)
         effects: list[Effect] = []
         if (push := result.push) is not None:
-            self.memory.put(push, result.held)
+            self.memory.put(push, result.held, result.begins)
             record = SetApplied(push) if isinstance(push, ScheduleSet) else DiffApplied(push)
             ack = ScheduleAck(self.memory.version, self.memory.digest)
             effects.append(Persist((record,), (Send((ack,)),)))
@@ -375,7 +376,8 @@ def built(memory: Memory, push: Push | None, host: str, now: datetime) -> Built 
     """What a push, or None for the set in memory, makes of the agent's set: the work of `Apply`.
 
     Pure and free of the core's state but for reading `memory`, which nothing but the push's own record changes in
-    `version`, `entries` and the keys of `passed` meanwhile. An entry that says no id makes the whole push unreadable.
+    `version`, `entries` and `passed` meanwhile: without a timetable nothing fires. An entry that says no id makes the
+    whole push unreadable.
     """
     if push is None:
         return Built(None, memory.entries, timetable.build(memory.entries, memory.passed, host, now))
@@ -383,8 +385,8 @@ def built(memory: Memory, push: Push | None, host: str, now: datetime) -> Built 
         held = memory.after(push)
     except msgspec.DecodeError as error:
         return str(error)
-    passed = memory.passed | memory.begins(push, held)
-    return Built(push, held, timetable.build(held, passed, host, now))
+    begins = memory.begins(push, held)
+    return Built(push, held, timetable.build(held, memory.passed | begins, host, now), begins)
 
 
 def _frames(messages: Sequence[FromAgent], size: int) -> list[Effect]:

@@ -4,7 +4,7 @@ Every change of `Memory` is a record; the journal holds the records, and a start
 what is on disk cannot differ in meaning, and a record that is lost with a torn tail is a change that never happened.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -96,7 +96,8 @@ class Memory:
         match record:
             case SetApplied(push) | DiffApplied(push):
                 if self.fits(push):
-                    self.put(push, self.after(push))
+                    held = self.after(push)
+                    self.put(push, held, self.begins(push, held))
                 else:
                     self.version = 0  # a set with a gap: by its digest the server sees that, and sends it whole
             case Passed(due):
@@ -135,10 +136,12 @@ class Memory:
         """From when the entries of a push count, in the set that `after` gave: a new one from its own or the host's
         beginning, whichever is later; a changed one from its last due time; one that began anew from then on, whatever
         was due by its old timing since."""
+        if isinstance(push, ScheduleSet):
+            keys = list(held.items)
+        else:
+            keys = [entries.entry_id(bytes(raw)) for raw in push.upsert]
         begins = {}
-        for key in (
-            held.items if isinstance(push, ScheduleSet) else [entries.entry_id(bytes(raw)) for raw in push.upsert]
-        ):
+        for key in keys:
             old, new = self.entries.items.get(key), held.items[key]
             since = _since(new.raw)
             if old is None or old.raw == new.raw or _since(old.raw) >= since:
@@ -146,11 +149,10 @@ class Memory:
             begins[key] = since
         return begins
 
-    def put(self, push: ScheduleSet | ScheduleDiff, held: entries.EntrySet) -> None:
-        """Hold the set that `after` gave."""
-        begins = self.begins(push, held)
+    def put(self, push: ScheduleSet | ScheduleDiff, held: entries.EntrySet, begins: Mapping[str, datetime]) -> None:
+        """Hold the set that `after` gave, each entry from when `begins` says."""
         if isinstance(push, ScheduleSet):
-            self.passed = begins
+            self.passed = dict(begins)
         else:
             for key in push.remove:
                 self.passed.pop(key, None)
