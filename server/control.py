@@ -177,9 +177,8 @@ class Control:
             now = self._clock()
             row = self._schedule_row(old, parsed, now)
             audit = _audit(now, actor, "update" if old else "create", "Schedule", _name(row), spec=row.spec)
-            await self._change(
-                Change(audit, put_schedules=[row]), self.fleet.plan([self._target(row, self._place(repository))])
-            )
+            target = self._target(row, self._place(repository))
+            await self._change(Change(audit, put_schedules=[row]), self.fleet.plan([target]))
             return row._asdict(), old is None
 
     async def delete_schedule(self, actor: Actor, namespace: str, name: str) -> None:
