@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ import pytest
 
 from agent.job import Pace
 from agent.runner import Runner
+from bench.servers import free_port
 from wire.messages import CommandRun, JobLog, Repository, Restore, Verify
 
 RESTIC = shutil.which("restic")
@@ -33,12 +33,6 @@ SECRET = "hunter2-hunter2"
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @asynccontextmanager

@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sqlite3
 import sys
 from contextlib import closing, suppress
@@ -19,6 +18,7 @@ import pytest
 
 from agent.journal import read
 from agent.memory import replay
+from bench.servers import free_port
 from cli.up import this_machine
 from controller.folder import OWNER
 from controller.reconcile import OWNER_LABEL
@@ -61,9 +61,7 @@ class Machine:
     def __init__(self, folder, until):
         self.folder, self.until = folder, until
         self.processes = []
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.restic = folder / "restic"
         self.restic.write_text(RESTIC.format(python=sys.executable, folder=folder))
         self.restic.chmod(0o755)

@@ -73,8 +73,8 @@ class Expected:
                 continue
             del spans[key]
             span.end = now
-            late_too = key in targets and not may_be_left_out(targets[key].spec)
-            if known and late_too:  # it says what was due under the old timing, as far as its clock has come
+            makes_up = key in targets and not may_be_left_out(targets[key].spec)
+            if known and makes_up:  # it says what was due under the old timing, as far as its clock has come
                 span.excused = now + min(agent.skew, timedelta())
                 continue
             for earlier in self.spans[agent.name, key]:  # timings that changed while it was away count as well

@@ -68,8 +68,9 @@ def _to_run(story: Story, agent: Agent, span: Span) -> Iterator[datetime]:
     offset = cron.spread(agent.name, span.target.id, spec.spread_seconds)
     end = min(span.end, span.excused, story.now - SETTLED)
     due = cron.next_due(expression, zone, span.begin - offset) + offset
+    left_out = may_be_left_out(spec)
     while due < end:
-        if not (may_be_left_out(span.target.spec) and agent.was_ill(due)):
+        if not (left_out and agent.was_ill(due)):
             yield due
         due = cron.next_due(expression, zone, due - offset) + offset
 
@@ -192,7 +193,7 @@ def once_a_day(story: Story) -> Iterator[str]:
     jobs = _by_schedule(story)
     for (host, schedule), (first, *later) in story.expected.spans.items():
         spec = first.target.spec
-        if spec.cron != HALF_PAST_TWO or later or may_be_left_out(first.target.spec):
+        if spec.cron != HALF_PAST_TWO or later or may_be_left_out(spec):
             continue
         zone, offset = ZoneInfo(spec.time_zone), cron.spread(host, schedule, spec.spread_seconds)
         ran = _stood_for(story, host, schedule, jobs[host, schedule])
