@@ -1,6 +1,5 @@
 """Asks a server, and shows what it answers: tables for people, JSON for programs."""
 
-import json
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,19 +9,15 @@ from urllib.parse import quote
 
 import click
 import httpx
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from cli.logs import SHORT_ID, local_time
 from cli.options import Access, read_token
+from cli.terminal import note, print_table, say, say_json
 
 TIMEOUT_S = 45.0
 """Seconds that the server has for one answer; it gives a host 30 to look into a repository."""
 PAGE = 500
 """Items that are asked for at once."""
-WIDE = 200
-"""Columns of a table that does not go to a terminal; one word that is longer makes its line longer."""
 
 Item = Mapping[str, Any]
 """What REST lists: a resource, or a record."""
@@ -108,13 +103,13 @@ def get(access: Access, what: str, filters: Mapping[str, str | None], limit: int
         given["schedule"] = full_name(str(given["schedule"]))
     items = list(server.items(f"/{what}", limit if newest_first else None, **given))
     if output == "json":
-        click.echo(json.dumps({"items": items}, indent=2, ensure_ascii=False))
+        say_json({"items": items})
         return
     if not items:
-        click.echo(f"no {what}" + (" like that" if any(given.values()) else ""), err=True)
+        note(f"no {what}" + (" like that" if any(given.values()) else ""))
         return
     names = _names(server, items) if what == "jobs" else {}
-    print_table(_TABLES[what], [_ROWS[what](item, names) for item in items])
+    print_table(_TABLES[what], [_ROWS[what](item, names) for item in items], STYLES)
 
 
 def run(access: Access, schedule: str, hosts: Sequence[str]) -> None:
@@ -125,7 +120,7 @@ def run(access: Access, schedule: str, hosts: Sequence[str]) -> None:
     if not jobs:
         raise click.ClickException(f"{full_name(schedule)} selects no host: see `lamplighter get hosts`")
     for job in jobs:
-        click.echo(f"job {job['id'][:SHORT_ID]} on {job['host']}")
+        say(f"job {job['id'][:SHORT_ID]} on {job['host']}")
 
 
 def cancel(access: Access, digits: str) -> None:
@@ -133,7 +128,7 @@ def cancel(access: Access, digits: str) -> None:
     server = Server(access)
     job = server.ask("POST", f"/jobs/{server.job(digits)['id']}/cancel")
     ended = job["status"] == "cancelled"
-    click.echo(f"job {job['id'][:SHORT_ID]} on {job['host']} {'is cancelled' if ended else 'is being cancelled'}")
+    say(f"job {job['id'][:SHORT_ID]} on {job['host']} {'is cancelled' if ended else 'is being cancelled'}")
 
 
 def job_logs(access: Access, digits: str) -> None:
@@ -141,26 +136,26 @@ def job_logs(access: Access, digits: str) -> None:
     server = Server(access)
     job = server.job(digits)
     for line in server.items(f"/jobs/{job['id']}/log"):
-        click.echo(safe(line["line"]))
+        say(line["line"])
     came = outcome(job)
-    click.echo(f"job {job['id'][:SHORT_ID]} on {job['host']}: {job['status']}{came and f', {came}'}", err=True)
+    note(f"job {job['id'][:SHORT_ID]} on {job['host']}: {job['status']}{came and f', {came}'}")
 
 
 def enrol(access: Access, host: str, expires_in_s: int) -> None:
     """Show a new token to enrol a host with, on stdout, and how to use it, on stderr."""
     offer = Server(access).ask("POST", f"/hosts/{quote(host, safe='')}/enrolments", body={"expires_in_s": expires_in_s})
-    click.echo(offer["token"])
+    say(offer["token"])
     trust = " --ca-file ca.crt" if access.ca_file else ""
     use = f"--enrol {offer['token']}" if sys.stdout.isatty() else "--enrol-token-file FILE"
     until = local_time(datetime.fromisoformat(offer["expires_at"]))
-    click.echo(f"on {host}, once, before {until}:", err=True)
-    click.echo(f"  lamplighter agent --server {access.server}{trust} --host {host} {use}", err=True)
+    note(f"on {host}, once, before {until}:")
+    note(f"  lamplighter agent --server {access.server}{trust} --host {host} {use}")
 
 
 def revoke(access: Access, host: str) -> None:
     """Have a host's key be good no more."""
     Server(access).ask("DELETE", f"/hosts/{quote(host, safe='')}/key")
-    click.echo(f"the key of {host} is revoked, and its agent is cut off")
+    say(f"the key of {host} is revoked, and its agent is cut off")
 
 
 # How items become rows.
@@ -211,7 +206,7 @@ _ROWS: Mapping[str, Callable[[Item, Mapping[str, str]], list[str]]] = {
     "jobs": _job,
     "audit": _audit,
 }
-_STYLES = {
+STYLES = {
     "succeeded": "green",
     "yes": "green",
     "running": "cyan",
@@ -223,21 +218,6 @@ _STYLES = {
     "timed_out": "red",
     "no": "red",
 }
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table; in a terminal it fits the width and tells good from bad by colour."""
-    console = Console(highlight=False)
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
-    for column in columns:
-        last = column == columns[-1]
-        table.add_column(column, no_wrap=not (last and console.is_terminal), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(safe(cell), style=_STYLES.get(cell, "")) for cell in row))
-    if console.is_terminal:
-        console.print(table)
-    else:
-        Console(highlight=False, width=max(WIDE, console.measure(table).maximum), no_color=True).print(table)
 
 
 def _names(server: Server, jobs: Sequence[Item]) -> Mapping[str, str]:
@@ -306,8 +286,3 @@ def _span(seconds: float) -> str:
             few = f"{rest // below}{part}" if whole < 10 and rest >= below else ""
             return f"{whole}{unit}{few}"
     return f"{left}s"
-
-
-def safe(text: str) -> str:
-    """Text that others wrote, unable to command a terminal."""
-    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -7,6 +7,8 @@ import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
+from cli.terminal import escaped, safe
+
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _ID = re.compile(r"[0-9a-f]{32,}")
 _LEVELS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "31;1"}
@@ -46,9 +48,11 @@ class Text(logging.Formatter):
         told = " ".join(f"{key}={_text(value)}" for key, value in facts(record).items())
         mark = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         head = self._paint(f"{part:<10}", _PARTS.get(part, "37"))
-        what = self._paint(mark + record.getMessage(), _LEVELS.get(record.levelname, "1"))
+        what = self._paint(mark + safe(record.getMessage()), _LEVELS.get(record.levelname, "1"))
         line = f"{when} {head} {what}  {told}".rstrip()
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if record.exc_info:
+            line += "\n" + safe(self.formatException(record.exc_info), "\n\t")
+        return line
 
     def _paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._color else text
@@ -68,7 +72,7 @@ class Json(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=_plain, ensure_ascii=False)
+        return escaped(json.dumps(line, default=_plain, ensure_ascii=False))
 
 
 def _plain(value: object) -> str:

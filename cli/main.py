@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from cli import logs, options
+from cli import logs, options, terminal
 
 EPILOG = """
 \b
@@ -32,6 +32,16 @@ class InOrder(click.Group):
         """The names, in order."""
         return list(self.commands)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse the group's own options. The messages of errors are made safe."""
+        with terminal.safe_errors():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. The messages of errors are made safe."""
+        with terminal.safe_errors():
+            return super().invoke(ctx)
+
 
 @click.group(
     cls=InOrder, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -42,6 +52,7 @@ def main() -> None:
 
     A server holds what every host should do, agents do it with restic, and `get` shows which host did not.
     """
+    sys.excepthook = terminal.excepthook
 
 
 @main.command()

@@ -1,6 +1,5 @@
 """What a person types to get files back: `restore`, `snapshots` and `ls`."""
 
-import json
 import stat
 import time
 import uuid
@@ -10,12 +9,11 @@ from typing import Any
 from urllib.parse import quote
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cli.ask import Item, Server, full_name, moment, print_table, safe
+from cli.ask import Item, Server, full_name, moment
 from cli.logs import SHORT_ID
 from cli.options import Access
+from cli.terminal import note, print_table, progress, say, say_json
 
 LOOK_S = 0.3
 """Seconds between two looks at a restore that runs."""
@@ -33,31 +31,25 @@ def restore(access: Access, repository: str, spec: Mapping[str, Any]) -> None:
     try:
         job = _followed(server, path, job)
     except KeyboardInterrupt:
-        click.echo(f"it goes on as job {short}: `lamplighter cancel {short}` ends it", err=True)
+        note(f"it goes on as job {short}: `lamplighter cancel {short}` ends it")
         raise click.exceptions.Exit(130) from None
     if job["status"] not in ("succeeded", "warning"):
-        raise click.ClickException(
-            f"job {short} on {job['host']} {job['status']}: {safe(job['error'] or 'see its log')}"
-        )
+        raise click.ClickException(f"job {short} on {job['host']} {job['status']}: {job['error'] or 'see its log'}")
     if job["status"] == "warning":
         _warn(job["error"] or "not all of it was restored: see its log")
     snapshot, files, size = job["snapshot_id"][:SHORT_ID], job["files_processed"], _size(job["bytes_processed"])
     where = f"{spec['target']} on {job['host']}"
-    click.echo(f"restored snapshot {snapshot} of {spec['sourceHost']} below {where}: {_files(files)}, {size}")
+    say(f"restored snapshot {snapshot} of {spec['sourceHost']} below {where}: {_files(files)}, {size}")
 
 
 def _followed(server: Server, path: str, job: Item) -> Item:
     """A restore's job once it has ended; until then, in a terminal, how far it is."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None, done="")
+    with progress() as show:
         while job["status"] in ("pending", "running"):
             told = job["progress"] or {}
-            waits = f"waits for {job['waits_for']}" if job["waits_for"] else "restores"
+            doing = f"waits for {job['waits_for']}" if job["waits_for"] else "restores"
             done = f"{_files(told.get('files_done'))}, {_size(told.get('bytes_done', 0))}" if told else ""
-            total = 1.0 if told else None
-            progress.update(task, description=waits, total=total, completed=told.get("fraction", 0), done=done)
+            show(doing, done, told.get("fraction", 0) if told else None)
             time.sleep(LOOK_S)
             job = server.ask("GET", path)
     return job
@@ -67,15 +59,15 @@ def snapshots(access: Access, repository: str, host: str | None, limit: int | No
     """Show the snapshots in a repository, newest first."""
     items, truncated = _listed(Server(access), f"{_path(repository)}/snapshots", limit, host=host)
     if output == "json":
-        click.echo(json.dumps({"items": items, "truncated": truncated}, indent=2, ensure_ascii=False))
+        say_json({"items": items, "truncated": truncated})
     elif not items:
-        click.echo("no snapshots" + (f" of {host}" if host else ""), err=True)
+        note("no snapshots" + (f" of {host}" if host else ""))
     else:
         rows = [
             [it["id"][:SHORT_ID], moment(it["time"]), it["host"], ", ".join(it["tags"]) or "-", ", ".join(it["paths"])]
             for it in items
         ]
-        print_table(("SNAPSHOT", "TIME", "HOST", "TAGS", "PATHS"), rows)
+        print_table(("SNAPSHOT", "TIME", "HOST", "TAGS", "PATHS"), rows, {})
     if truncated:
         _warn("there are more than can be listed: give --host")
 
@@ -85,11 +77,11 @@ def files(access: Access, repository: str, snapshot: str, path: str, host: str |
     where = f"{_path(repository)}/snapshots/{quote(snapshot, safe='')}/files"
     items, truncated = _listed(Server(access), where, None, host=host, path=path)
     if output == "json":
-        click.echo(json.dumps({"items": items, "truncated": truncated}, indent=2, ensure_ascii=False))
+        say_json({"items": items, "truncated": truncated})
     elif not items:
-        click.echo(f"{path} is empty", err=True)
+        note(f"{path} is empty")
     else:
-        print_table(("MODE", "OWNER", "SIZE", "MODIFIED", "PATH"), [_file(it) for it in items])
+        print_table(("MODE", "OWNER", "SIZE", "MODIFIED", "PATH"), [_file(it) for it in items], {})
     if truncated:
         _warn("there is more than can be listed: name a folder in it")
 
@@ -133,7 +125,7 @@ def _size(count: int | None) -> str:
 
 
 def _warn(text: str) -> None:
-    click.echo(f"Warning: {safe(text)}", err=True)
+    note(f"Warning: {text}")
 
 
 def when(text: str) -> str:

@@ -1,0 +1,185 @@
+"""What a host, a manifest or a program wrote can neither command a terminal nor forge a line, whatever is typed."""
+
+import ast
+import asyncio
+import json
+import logging
+import os
+import pty
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli import logs, terminal
+from server import records
+from server.records import AuditRow, HostRow, JobRow
+from server.service import Config, serving
+from server.store import Store
+from wire.messages import JobFinished
+
+LAMPLIGHTER = Path(sys.executable).with_name("lamplighter")
+NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
+UNPRINTABLE = [c for c in map(chr, range(sys.maxunicode + 1)) if not c.isprintable() and not "\ud800" <= c <= "\udfff"]
+STORED = "".join(c for c in UNPRINTABLE if "\0" < c <= "\uffff" or "\U000e0000" <= c <= "\U000e00ff")
+"""All that is no letter and no sign in the plane that is in use, and the tags; PostgreSQL stores no NUL."""
+ATTACKS = [
+    "\x1b]0;title\x07",
+    "\x1b[2J",
+    "\x9b31m",
+    "\x1bP+q\x1b\\",
+    "a\rb",
+    "a\nError: b",
+    "\u202egpj",
+    "\u2066",
+    STORED,
+]
+JOB = "ab" + "0" * 30
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+async def server(tmp_path):
+    """A server whose store holds, in each place for text of others, what a terminal must not get."""
+    store = Store.open(tmp_path / "lamplighter.db")
+    hosts = [HostRow(f"host{attack[:40]}", {"label": attack}, NOW, NOW, 0, "") for attack in ATTACKS]
+    await asyncio.gather(*(store.write(records.upsert_hosts, host) for host in hosts))
+    command = json.dumps({"job_id": JOB, "kind": "backup", "args": ["backup", STORED]})
+    ids = [JOB, *(f"cd{number:030}" for number in range(len(ATTACKS)))]
+    jobs = [
+        JobRow(id_, attack[:40], "backup", "schedule", attack[:40], "s", NOW + timedelta(days=at), 0, command, NOW)
+        for at, (id_, attack) in enumerate(zip(ids, [STORED, *ATTACKS], strict=True))
+    ]
+    await store.write(records.record_jobs, jobs)
+    ends = [JobFinished(id_, "failed", NOW, NOW, 1, error=attack) for id_, attack in zip(ids[1:], ATTACKS, strict=True)]
+    await store.write(records.jobs_finished, [JobFinished(JOB, "failed", NOW, NOW, 1, error=STORED), *ends])
+    await store.write(records.log_lines, (JOB, NOW, ATTACKS))
+    audit = [AuditRow(NOW, "agent", it[:40], "create", "Host", it[:40], {}) for it in ATTACKS]
+    await asyncio.gather(*(store.write(records.audit, line) for line in audit))
+    await store.close()
+    async with serving(Config(tmp_path, port=0, keep_jobs_days=10_000)) as running:
+        yield running
+
+
+@pytest.fixture
+def lamplighter(server, tmp_path):
+    """Runs a command to its end, and answers what it wrote: on two pipes, or in a terminal."""
+    here = {"LAMPLIGHTER_SERVER": f"http://127.0.0.1:{server.port}", "LAMPLIGHTER_DATA_DIR": str(tmp_path)}
+
+    async def run(*words, in_terminal=False):
+        env = os.environ | here | {"COLUMNS": "120", "TERM": "xterm"}
+        if not in_terminal:
+            process = await asyncio.create_subprocess_exec(LAMPLIGHTER, *words, env=env, stdout=-1, stderr=-1)
+            return b"".join(await process.communicate()).decode()
+        ours, theirs = pty.openpty()
+        process = await asyncio.create_subprocess_exec(LAMPLIGHTER, *words, env=env, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        reading = asyncio.to_thread(read_all, ours)
+        (shown, _) = await asyncio.gather(reading, process.wait())
+        return shown.decode().replace("\r\n", "\n")
+
+    return run
+
+
+def read_all(descriptor):
+    found = []
+    try:
+        while some := os.read(descriptor, 65536):
+            found.append(some)
+    except OSError:  # how the end of a terminal is told
+        pass
+    os.close(descriptor)
+    return b"".join(found)
+
+
+def unprintable(shown):
+    return {c for c in shown if not c.isprintable()} - {"\n", "\t"}
+
+
+COMMANDS = [
+    ("get", "hosts"),
+    ("get", "jobs"),
+    ("get", "audit"),
+    ("logs", "ab"),
+    ("get", "jobs", "-o", "json"),
+    ("logs", "\x1b[31m\n\u202e"),
+    ("run", "x", "--host", "\x1b[31m\nError:"),
+    ("get", "\x1b]0;x\x07"),
+]
+
+
+@pytest.mark.anyio
+async def test_no_command_shows_what_could_command_a_terminal(lamplighter):
+    piped = await asyncio.gather(*(lamplighter(*words) for words in COMMANDS))
+    for words, shown in zip(COMMANDS, piped, strict=True):
+        assert shown, words
+        assert not unprintable(shown), words
+    for words in COMMANDS[1:4]:
+        shown = COLOUR.sub("", await lamplighter(*words, in_terminal=True))
+        assert not unprintable(shown), words
+
+
+@pytest.mark.anyio
+async def test_a_row_stays_one_line_and_json_loses_nothing(lamplighter):
+    shown = await lamplighter("get", "hosts")
+    assert len(shown.splitlines()) == 1 + len(ATTACKS)
+    found = json.loads(await lamplighter("get", "jobs", "-o", "json"))["items"]
+    assert {job["error"] for job in found} == set(ATTACKS)
+    assert await lamplighter("logs", "\x1b[31m\nError: b") == (
+        "Error: no job begins with \ufffd[31m\ufffdError: b: `lamplighter get jobs` lists them\n"
+    )
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_text_made_safe_is_printable_and_as_long_and_json_says_the_same(text):
+    assert terminal.safe(text).isprintable()
+    assert len(terminal.safe(text)) == len(text)
+    assert text.isprintable() == (terminal.safe(text) == text or "\ufffd" in text)
+    line = terminal.escaped(json.dumps({"text": text}, ensure_ascii=False))
+    assert line.isprintable()
+    assert json.loads(line) == {"text": text}
+
+
+@pytest.mark.parametrize("form", [logs.Text(color=False), logs.Json()])
+def test_logs_are_safe_whether_it_is_the_message_a_fact_or_a_traceback(form):
+    everything = "".join(UNPRINTABLE)
+    error = ValueError(everything)
+    record = logging.makeLogRecord(
+        {"name": "agent", "levelno": 20, "msg": everything, "exc_info": (ValueError, error, None), "fact": everything}
+    )
+    assert not unprintable(form.format(record))
+
+
+def test_an_error_that_nobody_expected_is_told_safely(capsys):
+    terminal.excepthook(ValueError, ValueError("".join(UNPRINTABLE)), None)
+    shown = capsys.readouterr().err
+    assert shown.startswith("ValueError: ")
+    assert not unprintable(shown)
+
+
+def test_nothing_else_writes_to_a_terminal():
+    writers = {"echo", "secho", "print", "Console", "stdout", "stderr"}
+    found = set()
+    for part in ("agent", "cli", "controller", "cron", "server", "wire"):
+        for path in Path(part).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                name = getattr(node, "attr", getattr(node, "id", ""))
+                if name in writers and isinstance(node, (ast.Attribute, ast.Name)):
+                    found.add((str(path), name))
+    assert {it for it in found if it[0] != "cli/terminal.py"} == {
+        ("agent/digest.py", "stdout"),  # for restic alone: its own program
+        ("agent/job.py", "stderr"),  # of restic
+        ("agent/launch.py", "stderr"),
+        ("agent/restic.py", "stderr"),
+        ("cli/ask.py", "stdout"),  # asks whether it is a terminal
+        ("cli/logs.py", "stderr"),  # where its formatters write
+    }
