@@ -9,8 +9,8 @@ import gc
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -22,6 +22,7 @@ import cron
 from server import commands, records, resources
 from server.desired import Fleet, Member, Plan, Target, entry_item
 from server.dispatch import Dispatch, stored, then
+from server.expected import Beginnings, Expected, Joined, Pair, overdue, success_within
 from server.grants import NOTHING, Grants, path_errors, url_errors
 from server.host import Effect, Host, NewJob, new_job
 from server.metrics import Metrics
@@ -33,6 +34,7 @@ from server.records import AuditRow, HostRow, JobRow, RepositoryRow, Row, Schedu
 from server.selectors import selector_matches
 from server.specs import LabelSelector
 from server.store import Store
+from server.trouble import NAMED, Coverage
 from server.urls import SCHEMES, scheme_errors
 from server.vault import Credentials, Vault, VaultError
 from wire.entries import EMPTY, EntrySet
@@ -43,21 +45,6 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", ScheduleRow, RepositoryRow)
 Key = tuple[str, str]
 """(namespace, name)."""
-
-
-NAMED = 5
-"""Hosts that are told by name where a count is not enough."""
-
-
-class Coverage(NamedTuple):
-    """On how many hosts a schedule is, how many of them hold it, and on how many its last run failed; some by name."""
-
-    hosts: int
-    in_sync: int
-    behind: list[str]
-    failed: int
-    failing: list[str]
-    not_granted: int
 
 
 class Needed(NamedTuple):
@@ -90,6 +77,8 @@ class Change(NamedTuple):
     put_jobs: Sequence[JobRow] = ()
     end_jobs: Sequence[JobFinished] = ()
     cancel_jobs: Sequence[str] = ()
+    put_joined: Sequence[Joined] = ()
+    delete_joined: Sequence[Pair] = ()
 
 
 def write_changes(conn: Connection, changes: Sequence[Change]) -> list[set[str]]:
@@ -107,6 +96,8 @@ def write_changes(conn: Connection, changes: Sequence[Change]) -> list[set[str]]
     records.upsert_hosts(conn, each("put_hosts"))
     records.delete_hosts(conn, each("delete_hosts"))
     records.set_desired(conn, [each("desired")])
+    records.delete_joined(conn, each("delete_joined"))
+    records.upsert_joined(conn, each("put_joined"))
     put = records.record_jobs(conn, [change.put_jobs for change in changes])
     records.jobs_cancelled(conn, [each("cancel_jobs")])
     records.jobs_finished(conn, [each("end_jobs")])
@@ -130,6 +121,7 @@ class Control:
         schemes: Sequence[str] = SCHEMES,
     ) -> None:
         self.fleet = Fleet()
+        self.beginnings = Beginnings()
         self.hosts: dict[str, Host] = {}
         self.schedules: dict[Key, ScheduleRow] = {}
         self.repositories: dict[Key, RepositoryRow] = {}
@@ -253,6 +245,7 @@ class Control:
             ends = [JobFinished(job.id, "cancelled", now, error=error) for job in self.jobs.queue.of_host(name)]
             await self._change(Change(audit, delete_hosts=[name], end_jobs=ends), self.fleet.plan())
             del self.hosts[name], self.fleet.members[name]
+            self.beginnings.forget_host(name)
             self.jobs.ended(ends)
             self.jobs.outcomes.forget(host=name)
             self.disconnect(name)  # one that said hello meanwhile calls again, and is made known anew
@@ -282,8 +275,15 @@ class Control:
         audit = _audit(now, actor, "update" if old else "create", "Host", name, labels=dict(labels))
         since = old.since if old is not None and held == before else now
         row = HostRow(name, dict(labels), now, since, version, held.digest)
-        change = Change(audit, desired=[(name, version, held.digest)], put_hosts=[row])
+        joined = [Joined(id_, name, now) for id_ in held.items if id_ not in before.items] if old is not None else []
+        left = [(id_, name) for id_ in before.items if id_ not in held.items]
+        desired = [(name, version, held.digest)]
+        change = Change(audit, desired, put_hosts=[row], put_joined=joined, delete_joined=left)
         await self._store.write(write_changes, change)
+        if old is None:
+            self.beginnings.put_host(name, now)
+        self.beginnings.leave(left)
+        self.beginnings.join(joined)
         self.fleet.members[name] = Member(dict(labels), since, held)
         self.news.changed("schedules", "hosts")
         if name not in self.hosts:
@@ -294,10 +294,12 @@ class Control:
     # Jobs.
 
     async def run_now(self, actor: Actor, namespace: str, name: str, hosts: Sequence[str] | None) -> list[Row]:
-        """Run a schedule once, now, on its hosts or on some of them. Raises NotFound, Invalid."""
+        """Run a schedule once, now, on its hosts or on some of them. Raises NotFound, Invalid, Conflict for no host."""
         row = _found("Schedule", self.schedules, namespace, name)
         target = self.fleet.targets[row.id]
         matched = self.fleet.matched(target, hosts)
+        if hosts is None and not matched:
+            raise Conflict(f"{_name(row)} has no host: hostSelector must select one that its namespace is granted")
         if hosts is not None and (others := sorted(set(hosts) - set(matched))):
             raise _invalid("hosts", f"{_name(row)} does not select {', '.join(others[:5])}")
         now = self._clock()
@@ -370,11 +372,72 @@ class Control:
         found = {}
         for id_ in schedule_ids:
             having = [host for held, hosts in groups.items() if id_ in held.items for host in hosts]
-            behind = sorted(host.name for host in having if not host.in_sync)
-            failed = self.jobs.outcomes.failed(id_, {host.name for host in having})
-            in_sync, kept_out = len(having) - len(behind), self._kept_out(self.fleet.targets.get(id_))
-            found[id_] = Coverage(len(having), in_sync, behind[:NAMED], len(failed), failed[:NAMED], kept_out)
+            found[id_] = self._coverage(id_, having)
         return found
+
+    def _coverage(self, schedule_id: str, having: Sequence[Host]) -> Coverage:
+        """How it is going with a schedule on the hosts that have it."""
+        target = self.fleet.targets.get(schedule_id)
+        names = [host.name for host in having]
+        behind = sorted(host.name for host in having if not host.in_sync)
+        failed = self.jobs.outcomes.failed(schedule_id, set(names))
+        within = success_within(target.spec) if target is not None else timedelta()
+        counting = {host: self._since(schedule_id, host) for host in names} if target and target.spec.enabled else {}
+        late = overdue(counting, within, self._clock())
+        succeeded = [at for host in names if (at := self.jobs.outcomes.succeeded(schedule_id, host)) is not None]
+        return Coverage(
+            len(having),
+            len(having) - len(behind),
+            behind[:NAMED],
+            len(failed),
+            failed[:NAMED],
+            self._kept_out(target),
+            self._denied(target),
+            target is not None and target.spec.enabled,
+            len(late),
+            late[:NAMED],
+            within,
+            len(having) - len(succeeded),
+            min(succeeded, default=None),
+        )
+
+    def _since(self, schedule_id: str, host: str) -> datetime:
+        """When a schedule last went well on a host that has it, or since when it should, whichever is later."""
+        began = self.beginnings.since(schedule_id, host)
+        return max(began, self.jobs.outcomes.succeeded(schedule_id, host) or began)
+
+    def expected(self) -> list[Expected]:
+        """Each enabled schedule with the hosts that should have a success of it. Any thread may ask."""
+        now = self._clock()
+        groups: dict[EntrySet, list[str]] = {}
+        for known in list(self.hosts.values()):
+            groups.setdefault(known.held, []).append(known.name)
+        having: dict[str, list[str]] = {}
+        for held, names in groups.items():
+            for schedule_id in held.items:
+                having.setdefault(schedule_id, []).extend(names)
+        found = []
+        for row in list(self.schedules.values()):
+            target = self.fleet.targets.get(row.id)
+            if target is not None and target.spec.enabled:
+                within, since = success_within(target.spec), {}
+                for host in having.get(row.id, ()):
+                    with suppress(KeyError):  # gone since we began to look
+                        since[host] = self._since(row.id, host)
+                found.append(Expected(row.namespace, row.name, within, since, overdue(since, within, now)))
+        return found
+
+    def _denied(self, target: Target | None) -> str:
+        """Why no host has a schedule, whatever its labels: what its namespace may not reach. Empty where it may."""
+        if target is None or target.granted != NOTHING:
+            return ""
+        namespace, _, name = target.name.partition("/")
+        grant, row = self._grants.of(namespace), self.schedules[namespace, name]
+        url = resources.repository_spec(self.repositories[_repository_of(row)].spec).url
+        paths = target.spec.backup.paths if target.spec.backup else ()
+        wrong = [*path_errors(grant, namespace, paths, "spec.backup.paths"), *url_errors(grant, namespace, url)]
+        wrong += scheme_errors(url, self._schemes)
+        return "; ".join(f"{it['field']} {it['detail']}" for it in wrong[:NAMED])
 
     def _kept_out(self, target: Target | None) -> int:
         """How many hosts a schedule selects that are not granted to its namespace."""
@@ -382,6 +445,10 @@ class Control:
             return 0
         members = (member.labels for member in self.fleet.members.values())
         return sum(selector_matches(target.spec.host_selector, it) and not target.selects(it) for it in members)
+
+    def now(self) -> datetime:
+        """The server's clock."""
+        return self._clock()
 
     def next_due(self, schedule_id: str) -> datetime | None:
         """When a schedule is due next, spread aside; None for one that is disabled or unknown."""
@@ -435,11 +502,16 @@ class Control:
         """Store a change with the new versions it causes; then put it in force, and push to those who are online."""
         versions = {host: self.hosts[host].version + 1 for host in plan.sets}
         desired = [(host, versions[host], held.digest) for host, held in plan.sets.items()]
-        await self._store.write(write_changes, change._replace(desired=desired))
+        came, left = self.fleet.moved(plan)
+        joined = [Joined(*pair, change.audit.at) for pair in came]
+        change = change._replace(desired=desired, put_joined=joined, delete_joined=left)
+        await self._store.write(write_changes, change)
+        self._count(change)
         _put_and_drop(self.schedules, change.put_schedules, change.delete_schedules)
         _put_and_drop(self.repositories, change.put_repositories, change.delete_repositories)
         for schedule in change.delete_schedules:
             self.jobs.outcomes.forget(schedule_id=schedule.id)
+            self.beginnings.forget_schedule(schedule.id)
         for repository in change.delete_repositories:
             self.jobs.forget(repository)
         for repository in change.put_repositories:
@@ -449,6 +521,13 @@ class Control:
         self._tell(change)
         for host, held in plan.sets.items():
             self.deliver(host, self.hosts[host].changed(versions[host], held, self.fleet.members[host].since))
+
+    def _count(self, change: Change) -> None:
+        """Since when schedules count on hosts after a change of what is declared."""
+        for row in change.put_schedules:
+            self.beginnings.put_schedule(row.id, row.enabled_since or row.since)
+        self.beginnings.leave(change.delete_joined)
+        self.beginnings.join(change.put_joined)
 
     def _tell(self, change: Change) -> None:
         """Say in the log what is in force now, before its pushes say so themselves."""
@@ -484,8 +563,12 @@ class Control:
             if version != row.desired_version:
                 moved.append((row.name, version, held.digest))
             self.fleet.members[row.name] = Member(row.labels, row.since, held)
+            self.beginnings.put_host(row.name, row.created_at)
             self.hosts[row.name] = host = Host(row.name, row.since, version, held)
             host.applied_version, host.applied_digest = row.applied_version, row.applied_digest
+        for schedule in loaded.schedules:
+            self.beginnings.put_schedule(schedule.id, schedule.enabled_since or schedule.since)
+        self.beginnings.join(loaded.joined)
         for repository in loaded.repositories:
             self.jobs.follow(repository)
         self.jobs.load(loaded.last_ends, loaded.open_jobs)
@@ -521,9 +604,14 @@ class Control:
             old.created_at if old else now,
             now,
             now,
+            now,
         )
-        anew = old is None or any(old.spec.get(key) != row.spec.get(key) for key in _TIMING)
-        return row if old is None or anew else row._replace(since=old.since)
+        if old is None:
+            return row
+        if old.spec["enabled"]:
+            row = row._replace(enabled_since=old.enabled_since or old.since)
+        anew = any(old.spec.get(key) != row.spec.get(key) for key in _TIMING)
+        return row if anew else row._replace(since=old.since)
 
     def _repository_row(self, old: RepositoryRow | None, parsed: resources.Repository, now: datetime) -> RepositoryRow:
         sealed = self._vault.seal(parsed.credentials) if parsed.credentials is not None else None

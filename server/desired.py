@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 import msgspec
 from msgspec import Struct
 
+from server.expected import Pair
 from server.selectors import selector_matches
 from server.specs import LabelSelector, ScheduleSpec
 from wire import entries
@@ -125,6 +126,20 @@ class Fleet:
         for host, held in plan.sets.items():
             member = self.members[host]
             self.members[host] = Member(member.labels, member.since, held)
+
+    def moved(self, plan: Plan) -> tuple[list[Pair], list[Pair]]:
+        """The pairs of a schedule and a host, both there before, that a plan makes, and those that it ends."""
+        joined: list[Pair] = []
+        left: list[Pair] = []
+        for target in plan.put:
+            old = self.targets.get(target.id)
+            if old is None or _chosen(old) == _chosen(target):
+                continue
+            for host, held in plan.sets.items():
+                had, has = target.id in self.members[host].held.items, target.id in held.items
+                if had != has:
+                    (joined if has else left).append((target.id, host))
+        return joined, left
 
     def _drop(self, schedule_id: str) -> None:
         if (target := self.targets.pop(schedule_id, None)) is not None:

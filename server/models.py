@@ -89,7 +89,8 @@ class Host(Base, table=True):
 
 
 class Schedule(Base, table=True):
-    """A Schedule resource as accepted. `since`: due times before it do not count."""
+    """A Schedule resource as accepted. `since`: due times before it do not count; `enabled_since`: it was created or
+    last enabled then (None, in rows of before: at `since`)."""
 
     __tablename__ = "schedules"
     __table_args__ = (sa.UniqueConstraint("namespace", "name"),)
@@ -103,6 +104,17 @@ class Schedule(Base, table=True):
     created_at: datetime = Field(sa_type=UtcDateTime)
     since: datetime = Field(sa_type=UtcDateTime)
     updated_at: datetime = Field(sa_type=UtcDateTime)
+    enabled_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class HostSchedule(Base, table=True):
+    """Since when a host has a schedule that came to it later than both were there; see `expected`."""
+
+    __tablename__ = "host_schedules"
+
+    schedule_id: str = Field(primary_key=True, foreign_key="schedules.id", ondelete="CASCADE", max_length=32)
+    host: str = Field(primary_key=True, foreign_key="hosts.name", ondelete="CASCADE", max_length=253, index=True)
+    since: datetime = Field(sa_type=UtcDateTime)
 
 
 class Repository(Base, table=True):
@@ -237,5 +249,5 @@ class Audit(Base, table=True):
 tables = Base.metadata.tables
 HOSTS, SCHEDULES, REPOSITORIES = tables["hosts"], tables["schedules"], tables["repositories"]
 JOBS, JOB_ATTEMPTS, JOB_LOGS = tables["jobs"], tables["job_attempts"], tables["job_logs"]
-AUDIT = tables["audit_log"]
+AUDIT, HOST_SCHEDULES = tables["audit_log"], tables["host_schedules"]
 ENROLMENTS, HOST_KEYS = tables["enrolments"], tables["host_keys"]

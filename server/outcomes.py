@@ -40,7 +40,8 @@ class Outcomes:
         """A job has ended."""
         if schedule_id:
             before = self._last.setdefault(schedule_id, {}).get(host)
-            succeeded_at = end.finished_at if end.status in GOOD else before.succeeded_at if before else None
+            known = before.succeeded_at if before else None
+            succeeded_at = max(known or end.finished_at, end.finished_at) if end.status in GOOD else known
             self._last[schedule_id][host] = Last(end.status, end.finished_at, succeeded_at)
 
     def remember(self, schedule_id: str, host: str, last: Last) -> None:
@@ -59,14 +60,10 @@ class Outcomes:
         last = self._last.get(schedule_id, {})
         return sorted(host for host, it in last.items() if it.status not in GOOD and host in hosts)
 
-    def successes(self) -> list[tuple[str, str, datetime]]:
-        """When each schedule last went well on each host: (schedule id, host, when). Any thread may ask."""
-        found = []
-        for schedule_id, hosts in list(self._last.items()):
-            for host, last in list(hosts.items()):
-                if last.succeeded_at is not None:
-                    found.append((schedule_id, host, last.succeeded_at))
-        return found
+    def succeeded(self, schedule_id: str, host: str) -> datetime | None:
+        """When a schedule last went well on a host."""
+        last = self._last.get(schedule_id, {}).get(host)
+        return None if last is None else last.succeeded_at
 
 
 class Health:

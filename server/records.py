@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from server import bulk
-from server.models import AUDIT, HOSTS, JOB_ATTEMPTS, JOB_LOGS, JOBS, OPEN, REPOSITORIES, SCHEDULES
+from server.expected import Joined, Pair
+from server.models import AUDIT, HOST_SCHEDULES, HOSTS, JOB_ATTEMPTS, JOB_LOGS, JOBS, OPEN, REPOSITORIES, SCHEDULES
 from server.outcomes import GOOD
 from wire.messages import JobFinished
 
@@ -88,6 +89,7 @@ class ScheduleRow(NamedTuple):
     created_at: datetime
     since: datetime
     updated_at: datetime
+    enabled_since: datetime | None = None
 
 
 class RepositoryRow(NamedTuple):
@@ -151,6 +153,7 @@ class Loaded(NamedTuple):
     repositories: list[RepositoryRow]
     last_ends: list[tuple[Any, ...]]
     open_jobs: list[OpenJob]
+    joined: list[Joined]
 
 
 # Jobs.
@@ -414,6 +417,24 @@ def _delete(conn: Connection, table: sa.Table, key: str, values: Sequence[str]) 
     return [None] * len(values)
 
 
+def upsert_joined(conn: Connection, rows: Sequence[Joined]) -> list[None]:
+    """Put since when hosts have schedules."""
+    if rows:
+        last = {(row.schedule_id, row.host): row for row in rows}
+        statement = bulk.upsert(conn.dialect.name, HOST_SCHEDULES, Joined._fields)
+        conn.execute(statement, bulk.parameter(last.values()))
+    return [None] * len(rows)
+
+
+def delete_joined(conn: Connection, pairs: Sequence[Pair]) -> list[None]:
+    """Delete since when hosts have schedules."""
+    if pairs:
+        given = bulk.Given(conn.dialect.name, [HOST_SCHEDULES.c.schedule_id, HOST_SCHEDULES.c.host])
+        key = sa.tuple_(HOST_SCHEDULES.c.schedule_id, HOST_SCHEDULES.c.host)
+        conn.execute(sa.delete(HOST_SCHEDULES).where(key.in_(given.select())), bulk.parameter(pairs))
+    return [None] * len(pairs)
+
+
 def audit(conn: Connection, rows: Sequence[AuditRow]) -> list[None]:
     """Append to the audit log."""
     if rows:
@@ -487,10 +508,11 @@ def load_all(conn: Connection) -> Loaded:
     hosts = bulk.whole(conn, [HOSTS.c[name] for name in HostRow._fields], HostRow)
     schedules = bulk.whole(conn, [SCHEDULES.c[name] for name in ScheduleRow._fields], ScheduleRow)
     repositories = bulk.whole(conn, [REPOSITORIES.c[name] for name in RepositoryRow._fields], RepositoryRow)
+    joined = bulk.whole(conn, [HOST_SCHEDULES.c[name] for name in Joined._fields], Joined)
     is_open = sa.text("status IN ('pending', 'running')")  # in the words of the partial index, so that it is used
     open_jobs = conn.execute(sa.select(*(JOBS.c[name] for name in OpenJob._fields)).where(is_open))
     ends = [tuple(row) for row in _last_ends(conn)]
-    return Loaded(hosts, schedules, repositories, ends, [OpenJob(*row) for row in open_jobs])
+    return Loaded(hosts, schedules, repositories, ends, [OpenJob(*row) for row in open_jobs], joined)
 
 
 def _last_ends(conn: Connection) -> Iterable[sa.Row[Any]]:
@@ -576,6 +598,14 @@ def run_status(conn: Connection, run: str, run_id: str) -> Row:
     if status["pending"] + status["running"]:
         status["completionTime"] = None
     return status
+
+
+def run_failures(conn: Connection, run: str, run_id: str, limit: int) -> list[Row]:
+    """The first jobs of a run that did not go well, by the host's name: host, status, reason, error."""
+    columns = (JOBS.c.host, JOBS.c.status, JOBS.c.reason, JOBS.c.error)
+    of_run = (JOBS.c.id > f"{run}-", JOBS.c.id < f"{run}-g", JOBS.c.actor_id == run_id)
+    found = sa.select(*columns).where(*of_run, JOBS.c.status.not_in((*OPEN, *GOOD)))
+    return _all(conn, found.order_by(JOBS.c.host).limit(limit))
 
 
 def get_jobs(conn: Connection, job_ids: Sequence[str]) -> list[Row]:

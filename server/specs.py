@@ -107,7 +107,8 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     spread_seconds: int
     retry: Retry
     starting_deadline_seconds: int | None = None
-    timeout_seconds: int | None = None
+    timeout_seconds: int = 86400
+    success_within: str | None = None
     backup: Backup | None = None
     retention: Retention | None = None
     check: Check | None = None

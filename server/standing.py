@@ -1,17 +1,18 @@
 """What Prometheus is told of how a server stands, read from the control plane and the store when it asks."""
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from heapq import nsmallest
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 import server
 from server.control import Control
+from server.expected import Expected
 from server.store import Store
 
 MAX_SERIES = 20_000
-"""Pairs of schedule and host whose last success is told; beyond that, those that are oldest."""
+"""Series that one metric may have; beyond that, those that are nearest to being overdue are told."""
 
 
 class Standing(Collector):
@@ -38,23 +39,37 @@ class Standing(Collector):
         waiting = control.jobs.queue.waiting_count
         yield _gauge("lamplighter_jobs_waiting", "Jobs that wait for their turn, their host or a retry.", waiting)
         yield _gauge("lamplighter_store_queue_length", "Writes that wait for the store.", self._store.waiting)
-        yield self._successes()
-
-    def _successes(self) -> Metric:
-        family = GaugeMetricFamily(
-            "lamplighter_last_success_timestamp_seconds",
-            "When a schedule last went well on a host.",
-            labels=["namespace", "schedule", "host"],
-        )
-        names = {row.id: (row.namespace, row.name) for row in list(self._control.schedules.values())}
-        for schedule_id, host, at in _oldest(self._control.jobs.outcomes.successes(), MAX_SERIES):
-            if schedule_id in names:
-                family.add_metric([*names[schedule_id], host], at.timestamp())
-        return family
+        yield from _expectations(control.expected())
 
 
-def _oldest(found: Sequence[tuple[str, str, datetime]], limit: int) -> Sequence[tuple[str, str, datetime]]:
-    return found if len(found) <= limit else sorted(found, key=lambda it: it[2])[:limit]
+def _expectations(found: Sequence[Expected]) -> Iterator[Metric]:
+    """What should succeed: each schedule that is enabled, on each of its hosts, and none else."""
+    yield _gauge(
+        "lamplighter_schedules_without_hosts", "Enabled Schedules that no host has.", sum(not it.since for it in found)
+    )
+    overdue = sum(len(it.overdue) for it in found)
+    yield _gauge("lamplighter_overdue", "Pairs of a Schedule and a host without a success in time.", overdue)
+    names = ["namespace", "schedule"]
+    last = GaugeMetricFamily(
+        "lamplighter_last_success_timestamp_seconds",
+        "When a schedule last went well on a host, or since when it should.",
+        labels=[*names, "host"],
+    )
+    pairs = ((at.timestamp() + it.within.total_seconds(), it, host) for it in found for host, at in it.since.items())
+    for _, it, host in nsmallest(MAX_SERIES, pairs, key=lambda pair: pair[0]):
+        last.add_metric([it.namespace, it.schedule, host], it.since[host].timestamp())
+    yield last
+    within = GaugeMetricFamily(
+        "lamplighter_success_within_seconds", "How long ago a host's last success of a schedule may be.", labels=names
+    )
+    late = GaugeMetricFamily(
+        "lamplighter_overdue_hosts", "Hosts without a success of a schedule in time.", labels=names
+    )
+    for it in nsmallest(MAX_SERIES, found, key=lambda it: -len(it.overdue)):
+        within.add_metric([it.namespace, it.schedule], it.within.total_seconds())
+        late.add_metric([it.namespace, it.schedule], len(it.overdue))
+    yield within
+    yield late
 
 
 def _gauge(name: str, about: str, value: float) -> Metric:

@@ -92,6 +92,12 @@ BAD_SCHEDULES = [
     _backup("spec.hooks.after", "begin with the program's absolute path", "rule", hooks={"after": ["./thaw"]}),
     _backup("spec.spreadSeconds", "must be at least 0, not -1", "schema", spreadSeconds=-1),
     _backup("spec.spreadSeconds", "must be at most 86400", "schema", spreadSeconds=2**40),
+    *(
+        _backup("spec.successWithin", "must be a duration", "rule", successWithin=it)
+        for it in ("36", "1h1d", "-1h", "1.5h", "PT1H", "2 d", "1H", "5h\n")
+    ),
+    _backup("spec.successWithin", "must be longer than nothing", "rule", successWithin="0h"),
+    _backup("spec.successWithin", "must be a string, not a number (36)", "schema", successWithin=36),
     _backup("spec.retry.limit", "must be a whole number, not a boolean (True)", "schema", retry={"limit": True}),
     _backup(
         "spec.hostSelector.matchLabels[a b]", "a label's key is", "server", hostSelector={"matchLabels": {"a b": "c"}}
@@ -150,6 +156,7 @@ GOOD_SCHEDULES = [
         missedRunPolicy="Skip",
         spreadSeconds=600,
         timeoutSeconds=3600,
+        successWithin="1w2d12h30m5s",
         retry={"limit": 3},
         hooks={"before": ["/bin/true"], "after": ["/bin/echo", "done"]},
     ),

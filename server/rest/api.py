@@ -9,14 +9,13 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from msgspec import Meta, Raw, Struct
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from server import enrolment, records
-from server.control import Coverage
 from server.dispatch import Dispatch
 from server.enrolment import Enrolment
 from server.identity import Permission, User
@@ -43,6 +42,7 @@ from server.schema import MAX_ERRORS
 from server.selectors import is_dns_name, label_errors
 from server.specs import LabelSelector
 from server.store import Store
+from server.trouble import NAMED, Coverage, repository_troubles, run_phase, schedule_troubles
 from wire.messages import HostName
 
 
@@ -52,9 +52,22 @@ class HostBody(Struct, forbid_unknown_fields=True):
     labels: Annotated[dict[str, str], Meta(max_length=MAX_LABELS)]
 
 
-class RunStatus(Struct, frozen=True, rename="camel"):
-    """How far a run is: on how many hosts, and how many of them are in each state."""
+class RunFailure(Struct, frozen=True):
+    """How a run failed on a host. `reason`: a word, where there is one."""
 
+    host: str
+    status: str
+    reason: str | None
+    error: str | None
+
+
+class RunStatus(Struct, frozen=True, rename="camel"):
+    """How far a run is: on how many hosts, and how many of them are in each state. `failures`: the first of them."""
+
+    phase: Literal["Pending", "Running", "Succeeded", "Failed"]
+    reason: str
+    message: str
+    failures: list[RunFailure]
     hosts: int
     pending: int
     running: int
@@ -134,6 +147,9 @@ class ControlPlane(Protocol):
 
     def next_due(self, schedule_id: str) -> datetime | None:
         """When a schedule is due next."""
+
+    def now(self) -> datetime:
+        """The server's clock."""
 
     async def put_schedule(self, actor: Actor, manifest: object) -> tuple[Row, bool]:
         """Create or change a schedule; the flag: it is new."""
@@ -220,13 +236,22 @@ class Api:
         wanted = converted(await object_body(request), RunPutBody)
         selector = wanted.hostSelector
         row = await self._control.start_run(_actor(request), namespace, wanted.schedule, run, selector)
-        return json_response(row)
+        return json_response(await self._run(row, namespace, run))
 
     async def get_run(self, request: Request) -> Response:
-        """Read how far a run is; one that is not known is on no host."""
+        """Read how far a run is; one that is not known is on no host, and has failed."""
         Query(request)
         namespace, run = request.path_params["namespace"], _own_id(request)
-        return json_response(await self._store.read(records.run_status, run, f"{namespace}/{run}"))
+        row = await self._store.read(records.run_status, run, f"{namespace}/{run}")
+        return json_response(await self._run(row, namespace, run))
+
+    async def _run(self, row: Row, namespace: str, run: str) -> Row:
+        """How far a run is, and why it failed on the first of its hosts."""
+        phase, reason, message = run_phase(row)
+        failures = (
+            await self._store.read(records.run_failures, run, f"{namespace}/{run}", NAMED) if row["failed"] else []
+        )
+        return {"phase": phase, "reason": reason, "message": message, "failures": failures, **row}
 
     # Restores.
 
@@ -484,15 +509,22 @@ class Api:
         covers = (coverage or self._control.coverage([row["id"]]))[row["id"]]
         counts = {"hosts": covers.hosts, "hostsInSync": covers.in_sync, "hostsFailed": covers.failed}
         named = {"outOfSync": covers.behind, "failed": covers.failing, "hostsNotGranted": covers.not_granted}
+        counts |= {"hostsOverdue": covers.late, "hostsWithoutSuccess": covers.unproven}
+        named |= {"overdue": covers.overdue, "successWithinSeconds": int(covers.within.total_seconds())}
+        troubles = [it._asdict() for it in schedule_troubles(covers)]
         due = {"lastScheduleTime": row.get("last_due"), "nextScheduleTime": self._control.next_due(row["id"])}
-        known = {name: at for name, at in due.items() if at is not None}
-        return _object("Schedule", row, {**counts, **named, **known})
+        times = {**due, "oldestSuccessTime": covers.oldest}
+        known = {name: at for name, at in times.items() if at is not None}
+        return _object("Schedule", row, {**counts, **named, **known, "problems": troubles})
 
     def _repository(self, row: Row) -> dict[str, object]:
         health = self._control.jobs.health
         problem, verified = health.problem(row["id"]), health.verified(row["id"])
+        days = row["spec"].get("verifyWithinDays")
+        troubles = repository_troubles(problem, days, verified, row["created_at"], self._control.now())
         known = {"problem": problem._asdict() if problem else None, "lastVerified": verified}
-        return _object("Repository", row, {name: it for name, it in known.items() if it is not None})
+        status: dict[str, object] = {name: it for name, it in known.items() if it is not None}
+        return _object("Repository", row, {**status, "problems": [it._asdict() for it in troubles]})
 
     def _shown_job(self, row: Row) -> dict[str, object]:
         jobs = self._control.jobs
@@ -646,7 +678,7 @@ OPERATIONS: Sequence[Operation] = (
         {201: "JobList"},
         "Run",
         body_required=False,
-        may=(*_BODY, 404),
+        may=(*_BODY, 404, 409),
     ),
     Operation(
         "GET",

@@ -55,6 +55,8 @@ async def test_a_server_tells_what_happened_and_how_it_stands(server, api, decla
         found = await until(settled)
     kind = (("kind", "backup"), ("status", "succeeded"))
     whose = (("host", "node-1"), ("namespace", "ns"), ("schedule", "etc"))
+    without = (("host", "gone"), *whose[1:])
+    known = datetime.fromisoformat((await api.get("/hosts/gone")).json()["created_at"])
     assert {key: found[key] for key in found if "created" not in key[0] and "bucket" not in key[0]} == {
         ("lamplighter_jobs_total", kind): 1,
         ("lamplighter_job_attempts_total", kind): 1,
@@ -74,20 +76,26 @@ async def test_a_server_tells_what_happened_and_how_it_stands(server, api, decla
         ("lamplighter_jobs_waiting", ()): 0,
         ("lamplighter_store_queue_length", ()): 0,
         ("lamplighter_last_success_timestamp_seconds", whose): pytest.approx(ended.timestamp(), abs=0.001),
+        ("lamplighter_last_success_timestamp_seconds", without): pytest.approx(known.timestamp(), abs=0.001),
+        ("lamplighter_success_within_seconds", whose[1:]): 2 * 86400,
+        ("lamplighter_overdue_hosts", whose[1:]): 0,
+        ("lamplighter_overdue", ()): 0,
+        ("lamplighter_schedules_without_hosts", ()): 0,
     }
 
 
-async def test_of_very_many_successes_those_that_are_oldest_are_told(server, declare, connect, monkeypatch):
+async def test_of_very_many_pairs_those_that_are_overdue_first_are_told(server, declare, connect, monkeypatch):
     monkeypatch.setattr("server.standing.MAX_SERIES", 1)
-    ids = [await declare("etc"), await declare("srv")]
+    await declare("srv")
+    schedule_id = await declare("etc")
     async with connect() as agent:
         await agent.follow()
-        for schedule_id, at in zip(ids, ("2026-03-29T02:00:00Z", "2026-03-29T01:00:00Z"), strict=True):
-            await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=DUE)
-            job_id = (await agent.hears("command.run"))["job_id"]
-            await agent.say("job.accepted", job_id=job_id)
-            await agent.say("job.finished", job_id=job_id, status="succeeded", finished_at=at)
-            await agent.hears("job.confirmed")
+        await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=DUE)
+        job_id = (await agent.hears("command.run"))["job_id"]
+        await agent.say("job.accepted", job_id=job_id)
+        ended = datetime.now(UTC).isoformat()
+        await agent.say("job.finished", job_id=job_id, status="succeeded", finished_at=ended)
+        await agent.hears("job.confirmed")
         families = {it.name: it for it in server.control.metrics.registry.collect()}
     told = families["lamplighter_last_success_timestamp_seconds"].samples
     assert [it.labels["schedule"] for it in told] == ["srv"]

@@ -59,6 +59,7 @@ def test_a_short_schedule_is_completed_with_the_defaults_of_its_definition():
         "concurrencyPolicy": "Forbid",
         "missedRunPolicy": "RunOnce",
         "spreadSeconds": 0,
+        "timeoutSeconds": 86400,
         "retry": {"limit": 0, "backoffSeconds": 60},
     }
 

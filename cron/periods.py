@@ -1,0 +1,64 @@
+"""How far apart due times lie: the longest time that two periods in a row take, however irregular an expression is."""
+
+from datetime import date, timedelta
+from functools import cache, lru_cache
+from itertools import pairwise
+
+from cron.expression import Expression
+
+_FIRST, _LAST = date(2000, 1, 1), date(2083, 12, 31)
+"""Three times the 28 years after which weekdays and leap days repeat (the year 2000 is a leap year): what comes once in
+28 years comes three times."""
+_DAYS = _LAST.toordinal() - _FIRST.toordinal() + 1
+_DAY_MINUTES = 24 * 60
+
+
+@lru_cache(maxsize=1 << 12)
+def two_periods(expression: Expression) -> timedelta:
+    """The longest time between a due time and the second one after it, by the wall clock.
+
+    Whoever waits for longer than this has seen at least two due times pass.
+    """
+    times = expression.times
+    one, two = _longest_gaps(expression.months, expression.month_days, expression.weekdays, expression.either)
+    if len(times) == 1:
+        return timedelta(days=two)
+    spans = [third - first for first, third in zip(times, times[2:], strict=False)]
+    night = one * _DAY_MINUTES  # from a time of one day to the same time of the next day that is named
+    spans += [night + times[0] - times[-2], night + times[1] - times[-1]]
+    return timedelta(minutes=max(spans))
+
+
+@lru_cache(maxsize=1 << 12)
+def _longest_gaps(
+    months: frozenset[int], month_days: frozenset[int], weekdays: frozenset[int], either: bool
+) -> tuple[int, int]:
+    """The most days between a named day and the next one, and between it and the second one after it.
+
+    Days are bits of one number, so that an expression costs a few operations on long numbers and no walk of the days.
+    """
+    of_month, of_week = _any_of("day", month_days), _any_of("weekday", weekdays)
+    named = _any_of("month", months) & (of_month | of_week if either else of_month & of_week)
+    gaps = [len(between) + 1 for between in f"{named:b}".split("1")[1:-1]]
+    two = max((first + second for first, second in pairwise(gaps)), default=_DAYS)
+    return max(gaps, default=_DAYS), two
+
+
+def _any_of(field: str, numbers: frozenset[int]) -> int:
+    named = 0
+    for number in numbers:
+        named |= _bits().get((field, number), 0)
+    return named
+
+
+@cache
+def _bits() -> dict[tuple[str, int], int]:
+    """For each month, day of month and weekday (0 is Sunday), the days from _FIRST to _LAST that have it, as bits."""
+    days = [date.fromordinal(_FIRST.toordinal() + number) for number in range(_DAYS)]
+    values = {"month": [it.month for it in days], "day": [it.day for it in days]}
+    values["weekday"] = [it.isoweekday() % 7 for it in days]
+    return {
+        (field, number): int("".join("1" if it == number else "0" for it in has), 2)
+        for field, has in values.items()
+        for number in set(has)
+    }

@@ -1,0 +1,107 @@
+"""When a schedule should have succeeded on a host: since when that counts, within how long, and who is overdue.
+
+Each pair of an enabled schedule and a host that has it should have a success within `success_within`. A pair counts
+from when it began: when the schedule was created or enabled, the host was made known, or, where both were there before,
+when the schedule came to the host by a change of its selector or of the host's labels.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import NamedTuple
+
+import cron
+from server.specs import ScheduleSpec
+
+_UNITS = {"w": timedelta(weeks=1), "d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
+_UNITS["s"] = timedelta(seconds=1)
+
+Pair = tuple[str, str]
+"""The id of a schedule, and the name of a host."""
+
+
+class Joined(NamedTuple):
+    """A schedule came to a host, both of which were there before."""
+
+    schedule_id: str
+    host: str
+    since: datetime
+
+
+class Expected(NamedTuple):
+    """A schedule that should succeed: `since` when it has not, by host, and the hosts that are overdue, worst first."""
+
+    namespace: str
+    schedule: str
+    within: timedelta
+    since: Mapping[str, datetime]
+    overdue: Sequence[str]
+
+
+class Beginnings:
+    """Since when each pair counts. It holds the times of schedules and hosts, and those of pairs that began later."""
+
+    def __init__(self) -> None:
+        self._schedules: dict[str, datetime] = {}
+        self._hosts: dict[str, datetime] = {}
+        self._joined: dict[str, dict[str, datetime]] = {}
+
+    def since(self, schedule_id: str, host: str) -> datetime:
+        """Since when a pair of a schedule and a host that are known counts."""
+        began = max(self._schedules[schedule_id], self._hosts[host])
+        joined = self._joined.get(schedule_id, {}).get(host)
+        return began if joined is None else max(began, joined)
+
+    def put_schedule(self, schedule_id: str, enabled_since: datetime) -> None:
+        """A schedule is there; pairs that began before it was enabled begin with that."""
+        self._schedules[schedule_id] = enabled_since
+
+    def put_host(self, host: str, created_at: datetime) -> None:
+        """A host is known."""
+        self._hosts[host] = created_at
+
+    def join(self, pairs: Iterable[Joined]) -> None:
+        """Schedules came to hosts."""
+        for schedule_id, host, since in pairs:
+            self._joined.setdefault(schedule_id, {})[host] = since
+
+    def leave(self, pairs: Iterable[Pair]) -> None:
+        """Hosts lost schedules."""
+        for schedule_id, host in pairs:
+            self._joined.get(schedule_id, {}).pop(host, None)
+
+    def forget_schedule(self, schedule_id: str) -> None:
+        """A schedule is gone."""
+        self._schedules.pop(schedule_id, None)
+        self._joined.pop(schedule_id, None)
+
+    def forget_host(self, host: str) -> None:
+        """A host is gone."""
+        self._hosts.pop(host, None)
+        for hosts in self._joined.values():
+            hosts.pop(host, None)
+
+
+def success_within(spec: ScheduleSpec) -> timedelta:
+    """Within how long a schedule should succeed again: as it says, or two of its periods and its spread."""
+    return _within(spec.cron, spec.spread_seconds, spec.success_within)
+
+
+@lru_cache(maxsize=1 << 12)
+def _within(expression: str, spread_s: int, said: str | None) -> timedelta:
+    if said is not None:
+        return duration(said)
+    return cron.two_periods(cron.parse(expression)) + timedelta(seconds=spread_s)
+
+
+def duration(text: str) -> timedelta:
+    """A duration as resources write it: whole numbers of w, d, h, m (minutes) and s, such as 1d12h."""
+    parts = re.findall(r"([0-9]+)([wdhms])", text)
+    return sum((int(number) * _UNITS[unit] for number, unit in parts), timedelta())
+
+
+def overdue(since: Mapping[str, datetime], within: timedelta, now: datetime) -> list[str]:
+    """The hosts whose time (of the last success, or since when that counts) is longer ago, the longest first."""
+    late = [(at, host) for host, at in since.items() if now - at > within]
+    return [host for _, host in sorted(late)]

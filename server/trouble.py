@@ -1,0 +1,114 @@
+"""What is wrong with what is declared, in a word for programs and a sentence for people: plain data in and out.
+
+REST, the command line and conditions tell the same, from here. What is well has no trouble.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from server.outcomes import Problem
+
+NAMED = 5
+"""Hosts that are told by name where a count is not enough."""
+NO_HOST = "it runs nowhere: no host has the labels that hostSelector selects"
+
+
+class Trouble(NamedTuple):
+    """`reason`: one word, as the reason of a condition. `message`: what is wrong and, where it is known, the remedy."""
+
+    reason: str
+    message: str
+
+
+class Coverage(NamedTuple):
+    """On how many hosts a schedule is, how many of them hold it, and how it goes there; some hosts by name.
+
+    `not_granted`: how many it selects and its namespace may not reach; `denied`: why none is, where that is of the
+    schedule itself. `late`, `overdue`: hosts without a success within `within`, none while it is disabled; `unproven`:
+    hosts without any; `oldest`: of each host's last success, the oldest.
+    """
+
+    hosts: int
+    in_sync: int
+    behind: Sequence[str]
+    failed: int
+    failing: Sequence[str]
+    not_granted: int
+    denied: str
+    enabled: bool
+    late: int
+    overdue: Sequence[str]
+    within: timedelta
+    unproven: int
+    oldest: datetime | None
+
+
+def schedule_troubles(covers: Coverage) -> list[Trouble]:
+    """What is wrong with a schedule, the worst first."""
+    found = []
+    if covers.denied:
+        found.append(Trouble("NotGranted", f"it runs nowhere: {covers.denied}"))
+    elif covers.not_granted:
+        found.append(Trouble("HostsNotGranted", _not_granted(covers)))
+    elif covers.hosts == 0 and covers.enabled:
+        found.append(Trouble("NoHosts", NO_HOST))
+    if covers.late:
+        who = named(covers.overdue, covers.late)
+        found.append(
+            Trouble("Overdue", f"no success for more than {span(covers.within)} on {_of(covers.late, covers)}: {who}")
+        )
+    if covers.failed:
+        who = named(covers.failing, covers.failed)
+        found.append(Trouble("RunsFail", f"the last run failed on {_of(covers.failed, covers)}: {who}"))
+    return found
+
+
+def repository_troubles(
+    problem: Problem | None, verify_within_days: int | None, verified: datetime | None, created: datetime, now: datetime
+) -> list[Trouble]:
+    """What is wrong with a repository: it could not be used, or was not shown in time to give back what is in it."""
+    found = [Trouble(problem.reason, f"{problem.message} (on {problem.host})")] if problem is not None else []
+    since = verified or created
+    if verify_within_days is not None and now - since > timedelta(days=verify_within_days):
+        what = "last verified" if verified is not None else "no Schedule of kind verify has gone well since"
+        message = f"{what} {since:%Y-%m-%dT%H:%M:%SZ}: it must be every {verify_within_days} days"
+        found.append(Trouble("NotVerified", message))
+    return found
+
+
+def run_phase(run: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The phase of a run, its reason and a message, from its counts of hosts. One on no host has failed."""
+    hosts, failed, under_way = run["hosts"], run["failed"], run["pending"] + run["running"]
+    if hosts == 0:
+        return "Failed", "NoHosts", "it ran nowhere: the Schedule has no host, or the selector selects none of them"
+    if under_way:
+        begun = under_way < hosts or run["running"]
+        return ("Running" if begun else "Pending"), "", f"{under_way} of {hosts} hosts have not ended"
+    if failed:
+        return "Failed", "RunsFail", f"{failed} of {hosts} hosts failed"
+    return "Succeeded", "", f"all {hosts} hosts succeeded"
+
+
+def named(names: Sequence[str], count: int) -> str:
+    """Some names of `count`, and how many more there are."""
+    more = count - len(names)
+    return ", ".join(names) + (f" and {more} more" if names and more > 0 else "")
+
+
+def span(time: timedelta) -> str:
+    """A length of time as resources write it: 1d12h."""
+    left, text = int(time.total_seconds()), ""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s")):
+        if left >= size:
+            text, left = f"{text}{left // size}{unit}", left % size
+    return text or "0s"
+
+
+def _not_granted(covers: Coverage) -> str:
+    where = "" if covers.hosts else "it runs nowhere: "
+    return f"{where}hosts that it selects and its namespace is not granted: {covers.not_granted}"
+
+
+def _of(count: int, covers: Coverage) -> str:
+    return f"{count} of {covers.hosts} hosts"

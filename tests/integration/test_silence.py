@@ -1,0 +1,213 @@
+"""Silence is never green: what should have a success and has none is told, from when it should; nothing else is."""
+
+import random
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+
+from server.control import Control
+from server.models import Actor
+from server.problems import NotFound
+from server.service import Config, serving
+from server.standing import Standing
+from server.store import Store
+from server.vault import Vault
+from wire.messages import JobFinished
+
+pytestmark = pytest.mark.anyio
+
+ME = Actor("user", "me")
+START = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
+ROLES = ("db", "web", None)
+DAY = timedelta(days=1)
+
+
+class Clock:
+    def __init__(self):
+        self.now = START
+
+    def __call__(self):
+        return self.now
+
+
+class Story:
+    """A control plane to which anything happens, and beside it what should be told of it."""
+
+    def __init__(self, store, seed):
+        self.store, self.rng, self.clock = store, random.Random(seed), Clock()
+        self.vault, self._ids = Vault([Vault.new_key()]), 0
+        self.control = self.fresh()
+        self.hosts, self.schedules = {}, {}  # labels by name; (role, enabled) by name
+        self.began, self.succeeded = {}, {}
+
+    def fresh(self):
+        return Control(self.store, self.vault, self.clock, self.new_id)
+
+    def new_id(self):
+        self._ids += 1
+        return f"id{self._ids}"
+
+    async def begin(self):
+        await self.control.put_repository(ME, {"metadata": {"namespace": "ns", "name": "r"}, "spec": {"url": "/b"}})
+
+    async def step(self):
+        self.clock.now += timedelta(minutes=self.rng.randint(1, 600))
+        happens = (self.put_host, self.put_schedule, self.put_schedule, self.succeed, self.succeed, self.delete)
+        await self.rng.choice((*happens, self.restart))()
+        should = {
+            (schedule, host)
+            for schedule, (role, enabled) in self.schedules.items()
+            for host, has in self.hosts.items()
+            if enabled and role in (None, has)
+        }
+        self.began = {pair: self.began.get(pair, self.clock.now) for pair in should}
+
+    async def put_host(self):
+        name, role = self.rng.choice("abcd"), self.rng.choice(("db", "web"))
+        await self.control.put_host(ME, name, {"role": role})
+        self.hosts[name] = role
+
+    async def put_schedule(self):
+        name, role, enabled = self.rng.choice("xyz"), self.rng.choice(ROLES), self.rng.random() < 0.7
+        cron = self.rng.choice(("0 2 * * *", "@hourly"))
+        selector = {} if role is None else {"matchLabels": {"role": role}}
+        spec = {"kind": "prune", "cron": cron, "repositoryRef": {"name": "r"}, "enabled": enabled}
+        metadata = {"namespace": "ns", "name": name}
+        await self.control.put_schedule(ME, {"metadata": metadata, "spec": spec | {"hostSelector": selector}})
+        self.schedules[name] = (role, enabled)
+
+    async def succeed(self):
+        """A run on some host ends, well or not."""
+        if not self.began:
+            return
+        schedule, host = self.rng.choice(sorted(self.began))
+        [job] = await self.control.run_now(ME, "ns", schedule, [host])
+        status = self.rng.choice(("succeeded", "warning", "failed"))
+        for future in self.control.jobs.finish(host, [JobFinished(job["id"], status, self.clock.now)]):
+            await future
+        if status != "failed":
+            self.succeeded[schedule, host] = self.clock.now
+
+    async def delete(self):
+        name = self.rng.choice("abcdxyz")
+        try:
+            await (
+                self.control.delete_host(ME, name) if name in "abcd" else self.control.delete_schedule(ME, "ns", name)
+            )
+        except NotFound:
+            return
+        self.hosts.pop(name, None)
+        self.schedules.pop(name, None)
+        self.succeeded = {pair: at for pair, at in self.succeeded.items() if name not in pair}
+
+    async def restart(self):
+        self.control.jobs.close()
+        self.control = self.fresh()
+        await self.control.load()
+
+    def told(self):
+        families = {it.name: it for it in Standing(self.control, self.store).collect()}
+        samples = families["lamplighter_last_success_timestamp_seconds"].samples
+        return {(it.labels["schedule"], it.labels["host"]): it.value for it in samples}
+
+    def expected(self):
+        return {pair: max(at, self.succeeded.get(pair, at)).timestamp() for pair, at in self.began.items()}
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_there_is_a_series_for_each_host_that_should_have_a_success_and_no_other(tmp_path, seed):
+    store = Store.open(tmp_path / "lamplighter.db")
+    story = Story(store, seed)
+    await story.begin()
+    for _ in range(60):
+        await story.step()
+        assert story.told() == story.expected()
+    story.control.jobs.close()
+    await store.close()
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+async def server(tmp_path, clock):
+    async with serving(Config(tmp_path, port=0), clock) as running:
+        yield running
+
+
+async def status(api, name="etc"):
+    return (await api.get(f"/schedules/ns/{name}")).raise_for_status().json()["status"]
+
+
+def reasons(told):
+    return [it["reason"] for it in told["problems"]]
+
+
+async def test_a_schedule_without_hosts_is_told_and_so_is_one_that_gets_none(api, declare):
+    await declare("etc", hostSelector={"matchLabels": {"role": "db"}})
+    told = await status(api)
+    assert told["problems"] == [
+        {"reason": "NoHosts", "message": "it runs nowhere: no host has the labels that hostSelector selects"}
+    ]
+    await api.put("/hosts/db-1", json={"labels": {"role": "db"}})
+    assert reasons(await status(api)) == []
+    await api.put("/hosts/db-1", json={"labels": {"role": "web"}})
+    assert reasons(await status(api)) == ["NoHosts"]
+
+
+async def test_a_schedule_that_is_disabled_is_no_trouble(api, declare, clock):
+    await declare("etc", enabled=False)
+    await declare("srv", enabled=False, hostSelector={"matchLabels": {"role": "db"}})
+    await api.put("/hosts/a", json={"labels": {}})
+    clock.now += 30 * DAY
+    assert reasons(await status(api)) == reasons(await status(api, "srv")) == []
+
+
+async def test_a_host_that_never_had_a_success_is_overdue(declare, api, clock):
+    await declare("etc")
+    for host in "abcdefg":
+        await api.put(f"/hosts/{host}", json={"labels": {}})
+    clock.now += 2 * DAY
+    told = await status(api)
+    assert (told["hosts"], told["hostsOverdue"], told["hostsWithoutSuccess"], reasons(told)) == (7, 0, 7, [])
+    clock.now += timedelta(seconds=1)
+    told = await status(api)
+    assert (told["hostsOverdue"], told["overdue"]) == (7, ["a", "b", "c", "d", "e"])
+    message = "no success for more than 2d on 7 of 7 hosts: a, b, c, d, e and 2 more"
+    assert told["problems"] == [{"reason": "Overdue", "message": message}]
+    await declare("etc", successWithin="49h")
+    told = await status(api)
+    assert (told["successWithinSeconds"], told["hostsOverdue"]) == (49 * 3600, 0)
+
+
+async def test_a_run_on_no_host_has_failed(api, declare):
+    await declare("etc", hostSelector={"matchLabels": {"role": "db"}})
+    await api.put("/hosts/db-1", json={"labels": {"role": "db"}})
+    nowhere = {"schedule": "etc", "hostSelector": {"matchLabels": {"role": "web"}}}
+    run = (await api.put("/runs/ns/one", json=nowhere)).raise_for_status().json()
+    assert (run["phase"], run["reason"], run["hosts"], run["failures"]) == ("Failed", "NoHosts", 0, [])
+    run = (await api.put("/runs/ns/two", json={"schedule": "etc"})).raise_for_status().json()
+    assert (run["phase"], run["reason"], run["hosts"]) == ("Pending", "", 1)
+    await api.put("/hosts/db-1", json={"labels": {"role": "web"}})
+    answer = await api.post("/schedules/ns/etc/run")
+    assert (answer.status_code, "hostSelector" in answer.json()["detail"]) == (httpx.codes.CONFLICT, True)
+
+
+async def test_why_a_run_failed_is_told_with_the_hosts_name(api, declare, connect, until):
+    await declare("etc")
+    async with connect() as agent:
+        await agent.follow()
+        await api.put("/runs/ns/one", json={"schedule": "etc"})
+        job_id = (await agent.hears("command.run"))["job_id"]
+        assert (await api.get("/runs/ns/one")).json()["phase"] == "Pending"
+        await agent.say("job.accepted", job_id=job_id)
+        end = {"status": "failed", "finished_at": START.isoformat(), "error": "no such key", "reason": "WrongPassword"}
+        await agent.say("job.finished", job_id=job_id, **end)
+        await agent.hears("job.confirmed")
+    run = (await api.get("/runs/ns/one")).json()
+    assert (run["phase"], run["reason"], run["message"]) == ("Failed", "RunsFail", "1 of 1 hosts failed")
+    failure = {"host": "node-1", "status": "failed", "reason": "WrongPassword", "error": "no such key"}
+    assert run["failures"] == [failure]
