@@ -32,7 +32,8 @@ bench: $(READY) ## Measure, each figure beside its limit in the same run
 .PHONY: faults
 faults: $(READY) restic ## Run the parts under faults, at length
 	$(BIN)/python -m tests.faults
-	LAMPLIGHTER_FUZZ=20 $(BIN)/pytest -q tests/integration/test_hostile.py tests/integration/test_hostile_rest.py
+	LAMPLIGHTER_FUZZ=20 $(BIN)/pytest -q tests/integration/test_hostile.py tests/integration/test_hostile_rest.py \
+		tests/unit/test_cron_grammar.py
 
 .PHONY: cluster-test
 cluster-test: $(READY) restic ## Test against a real Kubernetes API server

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from cron.expression import CronError, Expression
+from cron.expression import Expression
 
 ON_TIME = timedelta(minutes=1)
 """A fire within its own minute, cron's grain, is on time; later it is a missed one."""
@@ -29,14 +29,6 @@ class Missed(NamedTuple):
 
     due: datetime
     times: int
-
-
-def zone(name: str) -> ZoneInfo:
-    """The zone of an IANA name. Raises CronError for one that is not known."""
-    try:
-        return ZoneInfo(name)
-    except (ValueError, OSError, KeyError):  # not a key; a folder of the database; not there
-        raise CronError(f"{name[:64]!r} is not a time zone: give an IANA name, for example Europe/Berlin") from None
 
 
 @lru_cache(maxsize=1 << 12)

@@ -1,7 +1,8 @@
 """A cron expression: its text, and the minutes, days and months that it names.
 
-The rules are those of crontab(5): five fields, with names, lists, ranges and steps. croniter works out what a field
-names; here stands what it must look like, since croniter takes more than crontab(5) does.
+The grammar stands in `cron`. It is checked here before croniter reads anything: croniter takes more than that, and
+misreads some of it (a range of one value, as in `5-5`, is every value to it). So each field is checked and written in
+the one form that croniter reads rightly, and croniter works out the numbers.
 """
 
 import re
@@ -12,6 +13,8 @@ from typing import NamedTuple
 
 from croniter import croniter
 
+from cron.errors import CronError
+
 MACROS = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -19,39 +22,36 @@ MACROS = {
     "@monthly": "0 0 1 * *",
     "@yearly": "0 0 1 1 *",
 }
+_SYNONYMS = {"@midnight": "@daily", "@annually": "@yearly"}
 MAX_TEXT = 256
 """Characters of an expression that are read."""
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
 
-class CronError(ValueError):
-    """An expression or a zone that cannot be used; the message says what is wrong and what to write."""
-
-
 class _Field(NamedTuple):
-    """A field's name, the numbers it may hold, and the names that stand for the first of them."""
+    """A field's name, the numbers that it may hold, the last that `*` names, and the names of the first numbers."""
 
     name: str
     low: int
     high: int
+    end: int
     names: tuple[str, ...] = ()
 
 
 _FIELDS = (
-    _Field("minute", 0, 59),
-    _Field("hour", 0, 23),
-    _Field("day of month", 1, 31),
-    _Field("month", 1, 12, _MONTHS),
-    _Field("day of week", 0, 7, _WEEKDAYS),
+    _Field("minute", 0, 59, 59),
+    _Field("hour", 0, 23, 23),
+    _Field("day of month", 1, 31, 31),
+    _Field("month", 1, 12, 12, _MONTHS),
+    _Field("day of week", 0, 7, 6, _WEEKDAYS),
 )
-_EVERY = tuple(frozenset(range(about.low, about.high + 1)) for about in _FIELDS)
+_EVERY = tuple(frozenset(range(about.low, about.end + 1)) for about in _FIELDS)
 """What * names, shared by all expressions: thousands are kept in memory."""
 _DAY = tuple(range(24 * 60))
 """The minutes of a day, shared likewise."""
-_PART = re.compile(
-    r"(?:\*|(?P<first>[0-9]{1,2}|[a-z]{3})(?:-(?P<last>[0-9]{1,2}|[a-z]{3}))?)(?:/(?P<step>[0-9]{1,2}))?"
-)
+_BLANKS = " \t"
+_PART = re.compile(r"(?:\*|(?P<first>[0-9]+|[a-z]{3})(?:-(?P<last>[0-9]+|[a-z]{3}))?)(?:/(?P<step>[0-9]+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +78,16 @@ class Expression:
 
 @lru_cache(maxsize=1 << 12)
 def parse(text: str) -> Expression:
-    """The expression that a text says. Raises CronError for one that crontab(5) does not know, or that never comes.
-
-    A step may also follow a single number, as in CronJobs: `5/15` is `5-59/15`. Names are read in any case.
-    """
+    """The expression that a text says, by the grammar in `cron`. Raises CronError for any other, or one never due."""
     if len(text) > MAX_TEXT:
         raise CronError(f"has {len(text)} characters: give at most {MAX_TEXT}, with ranges and steps in place of lists")
-    fields = MACROS.get(text, text).lower().split()
-    if text.startswith("@") and text not in MACROS:
-        raise CronError(f"{text[:32]!r} is not known: use one of {', '.join(MACROS)}, or five fields")
-    if len(fields) != len(_FIELDS):
-        raise CronError(
-            f"has {len(fields)} fields: give minute, hour, day of month, month and day of week, for example 0 2 * * *"
-        )
-    for said, about in zip(fields, _FIELDS, strict=True):
-        _check(said, about)
+    fields = _fields(text.strip(_BLANKS))
+    normal = " ".join(_normal(said, about) for said, about in zip(fields, _FIELDS, strict=True))
     minutes, hours, month_days, months, weekdays = (
         every if "*" in named else frozenset(map(int, named))
-        for named, every in zip(croniter.expand(" ".join(fields))[0], _EVERY, strict=True)
+        for named, every in zip(croniter.expand(normal)[0], _EVERY, strict=True)
     )
-    # crontab(5): either day matches "if both fields are restricted (i.e., don't contain the "*" character)".
-    either = "*" not in fields[2] and "*" not in fields[4]
+    either = not fields[2].startswith("*") and not fields[4].startswith("*")
     times = tuple(_DAY[60 * hour + minute] for hour in sorted(hours) for minute in sorted(minutes))
     expression = Expression(text, times, month_days, months, weekdays, either, len(hours) == 24)
     if not _comes(expression):
@@ -106,24 +95,63 @@ def parse(text: str) -> Expression:
     return expression
 
 
-def _check(said: str, about: _Field) -> None:
-    """Raises CronError where a field is not one of crontab(5)."""
-    for part in said.split(","):
-        match = _PART.fullmatch(part)
-        if match is None:
-            raise CronError(f"{about.name} {part[:32]!r} is not understood: give {_wanted(about)}")
-        ends = [_number(end, about) for end in match.group("first", "last") if end is not None]
-        if sorted(ends) != ends:
-            raise CronError(f"{about.name} {part!r} ends before it begins: write it as two ranges")
-        if match["step"] is not None and int(match["step"]) == 0:
-            raise CronError(f"{about.name} {part!r} has a step of 0: give 1 or more")
+def _fields(said: str) -> list[str]:
+    """The five fields that a text has, or that its nickname stands for. Raises CronError."""
+    nickname = _SYNONYMS.get(said, said)
+    if said.startswith("@") and nickname not in MACROS:
+        raise CronError(f"{said[:32]!r} is not known: use one of {', '.join(MACROS)}, or five fields{_instead(said)}")
+    fields = re.findall(f"[^{_BLANKS}]+", MACROS.get(nickname, said).lower())
+    if "=" in said:
+        raise CronError(f"has {len(fields)} fields, one with '=': leave TZ= and CRON_TZ= out, and set timeZone")
+    if len(fields) != len(_FIELDS):
+        raise CronError(
+            f"has {len(fields)} fields: give minute, hour, day of month, month and day of week, for example 0 2 * * *"
+        )
+    return fields
+
+
+def _instead(said: str) -> str:
+    """What to do in place of a nickname that means no time of day."""
+    if said.startswith("@every"):
+        return ", for example */15 * * * * in place of @every 15m"
+    return "; what a host missed while it was down is made up for without it" if said == "@reboot" else ""
+
+
+def _normal(said: str, about: _Field) -> str:
+    """A field in numbers, as croniter reads it rightly. Raises CronError where it is not one of the grammar."""
+    return ",".join(_normal_part(part, about) for part in said.split(","))
+
+
+def _normal_part(part: str, about: _Field) -> str:
+    match = _PART.fullmatch(part)
+    if match is None:
+        raise CronError(f"{about.name} {part[:32]!r} is not understood: give {_wanted(about)}")
+    step = int(match["step"] or 1)
+    if step == 0:
+        raise CronError(f"{about.name} {part[:32]!r} has a step of 0: give 1 or more")
+    first = about.low if match["first"] is None else _number(match["first"], about)
+    last = about.end if match["step"] or match["first"] is None else first
+    if match["last"] is not None:
+        last = _number(match["last"], about)
+        if last < first:
+            raise CronError(
+                f"{about.name} {part[:32]!r} ends before it begins: write it as two ranges, "
+                f"{_range(first, about.high)},{_range(about.low, last)}"
+            )
+    elif last < first:  # day 7 with a step: crontab(5) knows none, and CronJobs know no 7
+        raise CronError(f"{about.name} {part[:32]!r} goes on after the week's end: for Sunday and on, write 0/{step}")
+    return f"{first}-{last}/{step}" if first + step <= last else str(first)  # a range of one is not read rightly
+
+
+def _range(first: int, last: int) -> str:
+    return f"{first}-{last}" if first < last else str(first)
 
 
 def _number(said: str, about: _Field) -> int:
     """The number that one end of a range says. Raises CronError."""
     number = about.low + about.names.index(said) if said in about.names else int(said) if said.isdigit() else -1
     if not about.low <= number <= about.high:
-        raise CronError(f"{about.name} {said!r} does not exist: give {_wanted(about)}")
+        raise CronError(f"{about.name} {said[:32]!r} does not exist: give {_wanted(about)}")
     return number
 
 

@@ -160,7 +160,7 @@ def spoilt(draw):
     return Frame(text)
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), database=None)
 @given(said_hello=st.booleans(), frames=st.lists(spoilt(), min_size=1, max_size=4))
 @example(True, [envelope("schedule.fire", schedule_id="s1", scheduled_at="0001-01-01T00:00:00+23:59")])
 @example(True, [envelope("schedule.ack", version=0, digest="f" * 64)] * 2)

@@ -97,7 +97,7 @@ def test_every_answer_is_one_that_the_description_tells(server, description, the
     known = there | {"name": "node-1" if "/hosts/" in operation.path else "etc"}
 
     @settings(
-        max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None,
+        max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), database=None,
         phases=[Phase.generate], derandomize=True,
     )  # fmt: skip
     @given(
@@ -125,7 +125,7 @@ CURSORS = st.recursive(
 ).map(lambda key: base64.urlsafe_b64encode(json.dumps(key).encode()).decode())  # fmt: skip
 
 
-@settings(max_examples=10 * EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=10 * EXAMPLES, suppress_health_check=list(HealthCheck), database=None)
 @given(
     path=st.sampled_from(["/audit", "/jobs", "/hosts", "/schedules", "/repositories", "/jobs/{id}/log"]),
     cursor=CURSORS | st.text(st.characters(codec="utf-8")) | st.just("W1tb" * 5000),

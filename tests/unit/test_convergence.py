@@ -197,4 +197,4 @@ class Convergence(RuleBasedStateMachine):
 
 
 def test_every_agent_comes_to_hold_what_the_server_wants():
-    run_state_machine_as_test(Convergence, settings=settings(max_examples=100, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(Convergence, settings=settings(max_examples=100, stateful_step_count=40))

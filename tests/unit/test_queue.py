@@ -374,4 +374,4 @@ class Fleet(RuleBasedStateMachine):
 
 
 TestFleet = Fleet.TestCase
-TestFleet.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestFleet.settings = settings(max_examples=200, stateful_step_count=40)

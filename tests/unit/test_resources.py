@@ -246,7 +246,7 @@ JSON = st.recursive(
 SPEC_FIELD = st.sampled_from([*BACKUP, "retention", "hostSelector", "retry", "timeZone", "check"])
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # the first calls compile the CEL rules
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first calls compile the CEL rules
 @given(st.dictionaries(SPEC_FIELD, JSON, max_size=4))
 def test_any_spec_is_accepted_or_refused_and_nothing_else(spec):
     with contextlib.suppress(Invalid):

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import cron
@@ -166,7 +166,6 @@ OFFSETS = st.integers(-36_000, 0).map(lambda seconds: timedelta(seconds=seconds)
 SLOTS = st.lists(st.tuples(EXPRESSIONS, ZONES, st.sampled_from([0, 0, 90, 600]), OFFSETS), max_size=6)
 
 
-@settings(deadline=None)
 @given(SLOTS, st.lists(st.integers(0, 7200), max_size=20))
 def test_each_due_time_is_taken_or_counted_once_and_none_before_its_time(slots, steps):
     held = [entry(f"s{at}", text, time_zone=name, spread_s=width) for at, (text, name, width, _) in enumerate(slots)]
