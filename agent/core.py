@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from itertools import groupby
+from itertools import groupby, islice
 
 import msgspec
 from msgspec import Struct
@@ -44,6 +44,7 @@ from wire.messages import (
     JobFinished,
     JobLog,
     JobProgress,
+    LeftOut,
     RepoCredentials,
     Repository,
     ScheduleAck,
@@ -64,6 +65,11 @@ MAX_FIRES = 1000
 """Fires in one frame; a frame stays far below what the server reads."""
 MAX_ENDS = 32
 """Ends in one frame: each may tell an error of 4096 characters, in JSON up to six bytes each."""
+
+MAX_LEFT_OUT = 100
+"""Entries that are not in force that are told one by one; beyond, their number is."""
+MAX_REASON = 256
+"""Characters of a reason why an entry is not in force."""
 
 Push = ScheduleSet | ScheduleDiff
 
@@ -114,10 +120,14 @@ class Built(Struct, frozen=True):
 
 
 class Core:
-    """One agent. Call one method for each event, do the effects in order, call `tick` again at `wake_at`."""
+    """One agent. Call one method for each event, do the effects in order, call `tick` again at `wake_at`.
 
-    def __init__(self, host: str, memory: Memory, version: str = "") -> None:
+    `instance`: an id of this process, by which the server tells its connections from those of another agent.
+    """
+
+    def __init__(self, host: str, memory: Memory, version: str = "", instance: str = "") -> None:
         self.host = host
+        self.instance = instance
         self.memory = memory
         self.agent_version = version
         self.connected = False
@@ -126,6 +136,7 @@ class Core:
         self._table: Timetable | None = None  # None while a push is being applied
         self._pushes: deque[Push] = deque()
         self._latest: datetime | None = None
+        self._left_out: tuple[list[LeftOut], int] | None = None  # of the set in memory; None until it was worked out
 
     @property
     def wake_at(self) -> datetime:
@@ -156,6 +167,9 @@ class Core:
             memory.digest,
             list(CAPABILITIES),
             [*memory.running, *memory.ends],
+            self.instance,
+            now,
+            *(self._left_out or (None, 0)),
         )
         effects: list[Effect] = [Send((hello,))]
         effects += _frames(list(memory.ends.values()), MAX_ENDS)
@@ -297,14 +311,19 @@ class Core:
         for key, problem in result.table.problems.items():
             log.warning("schedule left out", extra={"schedule": key, "reason": problem})
         self._table = result.table
+        self._left_out = _left_out(result.table.problems)
         _tell(result)
         effects: list[Effect] = []
         if (push := result.push) is not None:
             self.memory.put(push, result.held, result.begins)
             record = SetApplied(push) if isinstance(push, ScheduleSet) else DiffApplied(push)
-            ack = ScheduleAck(self.memory.version, self.memory.digest)
-            effects.append(Persist((record,), (Send((ack,)),)))
+            effects.append(Persist((record,), (self._ack(),)))
+        elif self.connected and self.memory.digest:  # the hello went out before this was known
+            effects.append(self._ack())
         return effects + self.tick(now) + self._apply_next()
+
+    def _ack(self) -> Send:
+        return Send((ScheduleAck(self.memory.version, self.memory.digest, *(self._left_out or ([], 0))),))
 
     # Jobs.
 
@@ -387,6 +406,12 @@ def built(memory: Memory, push: Push | None, host: str, now: datetime) -> Built 
         return str(error)
     begins = memory.begins(push, held)
     return Built(push, held, timetable.build(held, memory.passed | begins, host, now), begins)
+
+
+def _left_out(problems: Mapping[str, str]) -> tuple[list[LeftOut], int]:
+    """What is told of entries that are not in force, and how many there are."""
+    told = islice(problems.items(), MAX_LEFT_OUT)
+    return [LeftOut(key, reason[:MAX_REASON]) for key, reason in told], len(problems)
 
 
 def _frames(messages: Sequence[FromAgent], size: int) -> list[Effect]:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -75,7 +76,7 @@ class Service:
         clock: Callable[[], datetime] = utc_now,
         rng: random.Random | None = None,
     ) -> None:
-        self.core = Core(config.host, memory, __version__)
+        self.core = Core(config.host, memory, __version__, uuid.uuid4().hex)
         self.metrics = Metrics(self.core)
         self._clock = clock
         self._journal = journal

@@ -24,7 +24,7 @@ from server.desired import Fleet, Member, Plan, Target, entry_item
 from server.dispatch import Dispatch, stored, then
 from server.expected import Beginnings, Expected, Joined, Pair, overdue, success_within
 from server.grants import NOTHING, Grants, path_errors, url_errors
-from server.host import Effect, Host, NewJob, new_job
+from server.host import Effect, Host, NewJob, NotInForce, new_job
 from server.metrics import Metrics
 from server.models import OPEN, Actor
 from server.news import News
@@ -379,7 +379,7 @@ class Control:
         """How it is going with a schedule on the hosts that have it."""
         target = self.fleet.targets.get(schedule_id)
         names = [host.name for host in having]
-        behind = sorted(host.name for host in having if not host.in_sync)
+        behind = sorted(host.name for host in having if not host.has_in_force(schedule_id))
         failed = self.jobs.outcomes.failed(schedule_id, set(names))
         within = success_within(target.spec) if target is not None else timedelta()
         counting = {host: self._since(schedule_id, host) for host in names} if target and target.spec.enabled else {}
@@ -438,6 +438,17 @@ class Control:
         wrong = [*path_errors(grant, namespace, paths, "spec.backup.paths"), *url_errors(grant, namespace, url)]
         wrong += scheme_errors(url, self._schemes)
         return "; ".join(f"{it['field']} {it['detail']}" for it in wrong[:NAMED])
+
+    def told_of(self, name: str, left_out: Mapping[str, str]) -> Row:
+        """What REST tells of a host beside its row. `left_out`: why, by the id of each that is not in force."""
+        host, targets = self.hosts.get(name), self.fleet.targets
+        names = {key: targets[key].name if key in targets else key for key in left_out}
+        problems = host.problems(self._clock(), names) if host is not None else []
+        return {
+            "left_out": [{"schedule": names[key], "reason": why} for key, why in left_out.items()],
+            "clock_skew_seconds": host.clock_skew_s if host is not None else None,
+            "problems": [msgspec.structs.asdict(problem) for problem in problems],
+        }
 
     def _kept_out(self, target: Target | None) -> int:
         """How many hosts a schedule selects that are not granted to its namespace."""
@@ -521,6 +532,9 @@ class Control:
         self._tell(change)
         for host, held in plan.sets.items():
             self.deliver(host, self.hosts[host].changed(versions[host], held, self.fleet.members[host].since))
+        if change.put_schedules and len(self.schedules) == len(change.put_schedules):  # the first that this store has
+            for it in self.hosts.values():
+                self.deliver(it.name, it.declared())
 
     def _count(self, change: Change) -> None:
         """Since when schedules count on hosts after a change of what is declared."""
@@ -566,6 +580,7 @@ class Control:
             self.beginnings.put_host(row.name, row.created_at)
             self.hosts[row.name] = host = Host(row.name, row.since, version, held)
             host.applied_version, host.applied_digest = row.applied_version, row.applied_digest
+            host.left_out = msgspec.convert(row.left_out or {}, NotInForce)
         for schedule in loaded.schedules:
             self.beginnings.put_schedule(schedule.id, schedule.enabled_since or schedule.since)
         self.beginnings.join(loaded.joined)

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import NoReturn, Protocol
 
+import msgspec
 from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -228,7 +229,7 @@ class Gateway:
         Another connection of this host ends this one wherever it waits here.
         """
         host, now = connection.host, self._clock()
-        effects = host.hello(connection.session, hello)
+        effects = host.hello(connection.session, hello, now, empty=not self._control.schedules)
         connection.pushed_at = asyncio.get_running_loop().time()
         first = [pushes.frame(effect) for effect in effects if isinstance(effect, Push)]
         for frame in [*self._credentials(connection), *first]:
@@ -272,10 +273,13 @@ class Gateway:
                     await self._perform(connection, host.finished(ends))
                 case Accepted(job_ids):
                     await stored(*jobs.accept(host.name, job_ids))
-                case Acked(version, digest):
+                case Acked(version, digest, left_out):
                     await self._store.write(records.host_acks, (host.name, version, digest, now))
+                    if left_out is not None:
+                        kept = msgspec.structs.asdict(left_out) if left_out.count else None
+                        await self._store.write(records.host_left_out, (host.name, kept))
                     self._control.news.changed("hosts", "schedules")
-                    if connection.pushed_at and host.in_sync:
+                    if connection.pushed_at and host.proved:
                         self._control.metrics.acked(asyncio.get_running_loop().time() - connection.pushed_at)
                         connection.pushed_at = 0.0
                 case News(news):

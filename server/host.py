@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -20,7 +21,7 @@ from server import commands, pushes
 from server.desired import Target
 from server.pushes import Push
 from server.queue import Job, Queue
-from wire.entries import EntrySet
+from wire.entries import EMPTY, EntrySet
 from wire.messages import (
     CommandCancel,
     CommandRun,
@@ -40,6 +41,13 @@ from wire.messages import (
 )
 
 log = logging.getLogger(__name__)
+
+MAX_SKEW_S = 60.0
+"""Seconds by which a host's clock may differ from ours before that is told."""
+DUPLICATE = timedelta(minutes=3)
+"""For how long a second agent is told of after it was refused: it tries again at least once a minute."""
+NAMED = 3
+"""Schedules that are told by name where a count is not enough."""
 
 
 class NewJob(Struct, frozen=True):
@@ -75,10 +83,11 @@ class Record(Struct, frozen=True):
 
 
 class Acked(Struct, frozen=True):
-    """Store what the host holds."""
+    """Store what the host holds. `left_out`: what of it is not in force, where that has changed."""
 
     version: int
     digest: str
+    left_out: "NotInForce | None" = None
 
 
 class Accepted(Struct, frozen=True):
@@ -99,11 +108,35 @@ class News(Struct, frozen=True):
     news: Sequence[JobProgress | JobLog]
 
 
+class Problem(Struct, frozen=True):
+    """Something that is wrong with a host: for programs, and for people."""
+
+    reason: Literal["EntriesLeftOut", "DuplicateAgent", "ClockSkew", "StoreEmpty"]
+    message: str
+
+
+class NotInForce(Struct, frozen=True):
+    """The entries that a host holds and could not put in force: why, by schedule id, and how many there are.
+
+    `count` is greater than the number of reasons where the host has more of them than it tells.
+    """
+
+    reasons: Mapping[str, str] = {}
+    count: int = 0
+
+
+ALL_IN_FORCE = NotInForce()
+
 Effect = Send | Push | Record | Acked | Accepted | Finish | News
 
 
 class Host:
-    """One host. `version` and `held` are what it should hold; `applied` what it said it does."""
+    """One host. `version` and `held` are what it should hold; `applied` what it said it does.
+
+    `left_out`: what of that is not in force. `instance`: which agent process it is. `clock_skew_s`: how many seconds
+    the agent's clock was ahead of ours at its last hello, None where it did not say. `duplicate_at`: when a second
+    agent of this name was last refused. `held_back`: whether the agent was left the schedules of another store.
+    """
 
     __slots__ = (
         "_on_way",
@@ -114,7 +147,12 @@ class Host:
         "applied_digest",
         "applied_version",
         "capabilities",
+        "clock_skew_s",
+        "duplicate_at",
         "held",
+        "held_back",
+        "instance",
+        "left_out",
         "name",
         "session",
         "since",
@@ -130,6 +168,11 @@ class Host:
         self.applied_digest = ""
         self.agent_version = ""
         self.capabilities: frozenset[str] = frozenset()
+        self.left_out = ALL_IN_FORCE
+        self.instance = ""
+        self.clock_skew_s: float | None = None
+        self.duplicate_at: datetime | None = None
+        self.held_back = False
         self.session: int | None = None
         self._ready = False  # whether the first push was written and changes may follow
         self._told: tuple[int, EntrySet] | None = None  # what the host holds once it applied what it was sent
@@ -137,9 +180,42 @@ class Host:
         self._resent = -1  # the version sent whole again, because digests differed
 
     @property
-    def in_sync(self) -> bool:
+    def proved(self) -> bool:
         """Whether the host proved that it holds what it should: same version, same digest."""
         return self.applied_version == self.version and self.applied_digest == self.held.digest
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether the host proved that it holds what it should, and has all of it in force."""
+        return self.proved and not self.left_out.count
+
+    def has_in_force(self, schedule_id: str) -> bool:
+        """Whether a schedule that the host should hold is in force there."""
+        left_out = self.left_out
+        return self.proved and schedule_id not in left_out.reasons and left_out.count == len(left_out.reasons)
+
+    def problems(self, now: datetime, names: Mapping[str, str]) -> list[Problem]:
+        """What is wrong with this host's agent, as far as the server can tell. `names`: of schedules, by id."""
+        found = []
+        if count := self.left_out.count:
+            told = [f"{names.get(key, key)} ({why})" for key, why in list(self.left_out.reasons.items())[:NAMED]]
+            more = f" and {count - len(told)} more" if count > len(told) else ""
+            found.append(Problem("EntriesLeftOut", f"its agent cannot put in force: {', '.join(told)}{more}"))
+        if self.is_duplicate(now):
+            error = "a second agent of this name tries to connect: stop it, or give it a name of its own"
+            found.append(Problem("DuplicateAgent", error))
+        if (skew := self.clock_skew_s) is not None and abs(skew) > MAX_SKEW_S:
+            way = "ahead of" if skew > 0 else "behind"
+            error = f"its clock is {abs(skew):.0f} s {way} the server's: have both follow a time server"
+            found.append(Problem("ClockSkew", error))
+        if self.held_back:
+            error = "its agent holds schedules, and nothing is declared here: did the server start on the wrong store?"
+            found.append(Problem("StoreEmpty", error))
+        return found
+
+    def is_duplicate(self, now: datetime) -> bool:
+        """Whether a second agent of this name was refused a short while ago."""
+        return self.duplicate_at is not None and now - self.duplicate_at < DUPLICATE
 
     def lacks(self, command: CommandRun) -> str:
         """What of a command this host's agent does not do, in words; empty where it does all, or never said."""
@@ -152,18 +228,29 @@ class Host:
 
     # The connection.
 
-    def hello(self, session: int, hello: Hello) -> list[Effect]:
-        """A connection's first message: what to write to it before anything else."""
+    def hello(self, session: int, hello: Hello, now: datetime | None = None, *, empty: bool = False) -> list[Effect]:
+        """A connection's first message: what to write to it before anything else.
+
+        `now`: what our clock shows. `empty`: whether nothing is declared here: an agent that holds schedules of another
+        store keeps them until something is.
+        """
         self.session = session
         self._ready = False
         self._resent = -1
         self.agent_version = hello.agent_version
         self.capabilities = frozenset(map(sys.intern, hello.capabilities))
-        self.applied_version, self.applied_digest = hello.applied_version, hello.digest
-        facts = {"agent": hello.agent_version, "desired": self.version, "applied": self.applied_version}
+        self.instance = hello.instance
+        self.clock_skew_s = (hello.now - now).total_seconds() if hello.now is not None and now is not None else None
+        if abs(self.clock_skew_s or 0) > MAX_SKEW_S:
+            log.warning("host's clock is wrong", extra={"host": self.name, "ahead_s": round(self.clock_skew_s or 0)})
+        facts = {"agent": hello.agent_version, "desired": self.version, "applied": hello.applied_version}
         log.info("host connected", extra={"host": self.name, **facts})
-        effects: list[Effect] = [Acked(hello.applied_version, hello.digest)]
-        if self.in_sync and self.version > 0:
+        effects: list[Effect] = [self._applied(hello)]
+        self.held_back = empty and self.version == 0 and hello.digest not in ("", EMPTY.digest)
+        if self.held_back:
+            log.warning("agent holds schedules, and nothing is declared here: it keeps them", extra={"host": self.name})
+            self._told = None
+        elif self.proved and self.version > 0:
             self._told, self._on_way = (self.version, self.held), False
         else:
             effects += self._push_whole()
@@ -172,7 +259,7 @@ class Host:
     def registered(self) -> list[Effect]:
         """The first push is written and the connection can be found by others: catch up with changes since."""
         self._ready = True
-        return self._push()
+        return self._push_whole() if self._told is None and not self.held_back else self._push()
 
     def resumed(self, running: Collection[str], open_jobs: Sequence[Job], now: datetime) -> list[Effect]:
         """What a hello's running jobs teach about the jobs that are open here.
@@ -209,12 +296,18 @@ class Host:
     def changed(self, version: int, held: EntrySet, since: datetime) -> list[Effect]:
         """The set that this host should hold is another."""
         self.version, self.held, self.since = version, held, since
-        return self._push()
+        return self.declared() or self._push()
+
+    def declared(self) -> list[Effect]:
+        """Something is declared here: an agent that was left those of another store gets what it should hold."""
+        if not self.held_back:
+            return []
+        self.held_back = False
+        return self._push_whole() if self._ready else []
 
     def acked(self, ack: ScheduleAck) -> list[Effect]:
         """The host says what is in force."""
-        self.applied_version, self.applied_digest = ack.version, ack.digest
-        effects: list[Effect] = [Acked(ack.version, ack.digest)]
+        effects: list[Effect] = [self._applied(ack)]
         if self._told is None or ack.version != self._told[0]:
             return effects  # of an earlier push; the one on its way will be acked too
         self._on_way = False
@@ -222,6 +315,23 @@ class Host:
             return effects + self._mismatched(ack)
         log.log(_level(ack.version), "acked", extra={"host": self.name, "version": ack.version, "digest": ack.digest})
         return effects + self._push()
+
+    def _applied(self, told: Hello | ScheduleAck) -> Acked:
+        """Take in what the host says that it holds. A hello that tells nothing of what is left out keeps what was told
+        of the same set: its agent is yet to work that out, and acks once it has."""
+        version = told.applied_version if isinstance(told, Hello) else told.version
+        known = (self.applied_version, self.applied_digest) == (version, told.digest)
+        self.applied_version, self.applied_digest = version, told.digest
+        if told.left_out is None and known:
+            return Acked(version, told.digest)
+        reasons = {it.schedule_id: it.reason for it in told.left_out or ()}
+        left_out = NotInForce(reasons, max(told.left_out_count, len(reasons)))
+        if left_out == self.left_out:
+            return Acked(version, told.digest)
+        self.left_out = left_out
+        for key, reason in reasons.items():
+            log.warning("host left a schedule out", extra={"host": self.name, "schedule": key, "reason": reason})
+        return Acked(version, told.digest, left_out)
 
     def resync(self, message: ScheduleResync) -> list[Effect]:
         """The host cannot apply the diff that it was sent."""
@@ -275,6 +385,8 @@ class Host:
         news: list[JobProgress | JobLog] = []
         for (message, answers), new_id in zip(messages, new_ids, strict=True):
             match message:
+                case ScheduleFire() if self.held_back:
+                    pass  # of another store: its agent keeps it until something is declared here
                 case ScheduleFire():
                     answer = self.fire(message, targets, queue, now, new_id, answers)
                     if isinstance(answer, NewJob):

@@ -72,7 +72,11 @@ class Base(SQLModel):
 
 
 class Host(Base, table=True):
-    """A machine that an agent runs on: what it should hold, and what it was last known to hold."""
+    """A machine that an agent runs on: what it should hold, and what it was last known to hold.
+
+    `left_out`: {"count": N, "reasons": {schedule id: reason}}, of what it holds and could not put in force; absent for
+    nothing. Of more than `wire.messages.LeftOutList` holds, only the count tells.
+    """
 
     __tablename__ = "hosts"
 
@@ -86,6 +90,7 @@ class Host(Base, table=True):
     applied_digest: str = Field(default="", max_length=64)
     agent_version: str = Field(default="", max_length=64)
     last_seen: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    left_out: dict[str, Any] | None = Field(default=None, sa_type=sa.JSON)
 
 
 class Schedule(Base, table=True):

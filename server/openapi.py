@@ -119,7 +119,13 @@ def _ref(name: str) -> Schema:
 def _schemas() -> dict[str, Schema]:
     """The schemas that operations name: the CRDs', those of the plain records, and their lists."""
     crds = _crd_schemas()
-    seen: Schema = {"connected": {"type": "boolean"}, "in_sync": {"type": "boolean"}}
+    seen: Schema = {
+        "connected": {"type": "boolean"},
+        "in_sync": {"type": "boolean"},
+        "left_out": _list_of("What the host holds and could not put in force.", "schedule", "reason"),
+        "clock_skew_seconds": {"type": ["number", "null"], "description": "How far its clock was ahead, at its hello."},
+        "problems": _list_of("What is wrong with its agent.", "reason", "message"),
+    }
     status: Schema = {"enum": list(JOB_STATUSES)}
     waits: Schema = {"type": ["string", "null"], "description": "What a job waits for, in words."}
     job = _record(JOBS, {"command": {"type": "object"}, "status": status, "waits_for": waits, "progress": _PROGRESS})
@@ -171,6 +177,12 @@ def _closed(schema: Schema) -> Schema:
     if "items" in schema:
         closed["items"] = _closed(schema["items"])
     return closed
+
+
+def _list_of(description: str, *fields: str) -> Schema:
+    """The schema of a list of objects with these fields, all of them text."""
+    item = {"type": "object", "properties": {name: {"type": "string"} for name in fields}, "required": list(fields)}
+    return {"type": "array", "items": item, "description": description}
 
 
 def _record(table: Table, also: Mapping[str, Schema], leave_out: Sequence[str] = ()) -> Schema:

@@ -75,6 +75,7 @@ class HostRow(NamedTuple):
     applied_version: int = 0
     applied_digest: str = ""
     agent_version: str = ""
+    left_out: Mapping[str, Any] | None = None
 
 
 class ScheduleRow(NamedTuple):
@@ -346,6 +347,11 @@ def _log_ends(dialect: str) -> sa.Executable:
 def host_acks(conn: Connection, items: Sequence[tuple[str, int, str, datetime]]) -> list[None]:
     """Store what hosts hold: (host, version, digest, when); the last of a host counts."""
     return _update_hosts(conn, ("name", "applied_version", "applied_digest", "last_seen"), items)
+
+
+def host_left_out(conn: Connection, items: Sequence[tuple[str, Mapping[str, Any] | None]]) -> list[None]:
+    """Store what hosts could not put in force: (host, `Host.left_out`); the last of a host counts."""
+    return _update_hosts(conn, ("name", "left_out"), items)
 
 
 def host_hello(conn: Connection, items: Sequence[tuple[str, str, datetime]]) -> list[None]:

@@ -47,6 +47,7 @@ JobReason = Literal[
     "TargetNotEmpty",
     "NoSnapshot",
     "DeadlineExceeded",
+    "OutcomeUnknown",
 ]
 """Why a job ended badly, as programs tell it; empty where its error alone tells."""
 Path = Annotated[str, Meta(max_length=4096)]
@@ -86,8 +87,24 @@ class Repository(Struct, frozen=True, omit_defaults=True):
         return f"Repository(id={self.id!r}, name={self.name!r})"
 
 
-class Hello(Struct, frozen=True):
-    """agent → server, first on every connection. `running_jobs`: every job whose end the server has not confirmed."""
+class LeftOut(Struct, frozen=True):
+    """An entry of the set that the agent holds and could not put in force, and why."""
+
+    schedule_id: Id
+    reason: Annotated[str, Meta(max_length=256)]
+
+
+LeftOutList = Annotated[list[LeftOut], Meta(max_length=100)]
+"""The first of them in the order of the set; their number tells whether there are more."""
+
+
+class Hello(Struct, frozen=True, omit_defaults=True):
+    """agent → server, first on every connection. `running_jobs`: every job whose end the server has not confirmed.
+
+    `instance`: an id that each agent process makes when it starts; empty from agents that make none. `now`: what the
+    agent's clock shows. `left_out`: entries that are held and not in force, None while the agent works that out: a
+    schedule.ack follows. `left_out_count`: how many there are, those that are not listed included.
+    """
 
     host: HostName
     agent_version: Annotated[str, Meta(max_length=64)] = ""
@@ -97,6 +114,10 @@ class Hello(Struct, frozen=True):
         default_factory=list
     )
     running_jobs: Annotated[list[Id], Meta(max_length=10_000)] = field(default_factory=list)
+    instance: Annotated[str, Meta(max_length=64)] = ""
+    now: Time | None = None
+    left_out: LeftOutList | None = None
+    left_out_count: Count = 0
 
 
 class RepoCredentials(Struct, frozen=True):
@@ -126,11 +147,16 @@ class ScheduleDiff(Struct, frozen=True, omit_defaults=True):
     since: Time | None = None
 
 
-class ScheduleAck(Struct, frozen=True):
-    """agent → server: the set at `version` is in force, and has this digest as the agent holds it."""
+class ScheduleAck(Struct, frozen=True, omit_defaults=True):
+    """agent → server: the set at `version` is in force, and has this digest as the agent holds it.
+
+    `left_out`: entries of it that are not in force, and why; `left_out_count`: how many, those not listed included.
+    """
 
     version: Version
     digest: Digest
+    left_out: LeftOutList = field(default_factory=list)
+    left_out_count: Count = 0
 
 
 class ScheduleResync(Struct, frozen=True):
@@ -223,6 +249,12 @@ class CommandCancel(Struct, frozen=True):
     reason: Text = ""
 
 
+class JobAsk(Struct, frozen=True):
+    """server → agent: what became of that job? Answered with job.accepted while it runs, else with job.finished."""
+
+    job_id: Id
+
+
 class JobAccepted(Struct, frozen=True):
     """agent → server: the command is in the agent's journal; it will end, whatever happens."""
 
@@ -273,7 +305,9 @@ class JobConfirmed(Struct, frozen=True):
 
 
 FromAgent = Hello | ScheduleAck | ScheduleResync | ScheduleFire | JobAccepted | JobProgress | JobLog | JobFinished
-FromServer = RepoCredentials | ScheduleSet | ScheduleDiff | ScheduleRefused | CommandRun | CommandCancel | JobConfirmed
+FromServer = (
+    RepoCredentials | ScheduleSet | ScheduleDiff | ScheduleRefused | CommandRun | CommandCancel | JobAsk | JobConfirmed
+)
 Message = FromAgent | FromServer
 
 FROM_AGENT: dict[str, type[FromAgent]] = {
@@ -293,6 +327,7 @@ FROM_SERVER: dict[str, type[FromServer]] = {
     "schedule.refused": ScheduleRefused,
     "command.run": CommandRun,
     "command.cancel": CommandCancel,
+    "job.ask": JobAsk,
     "job.confirmed": JobConfirmed,
 }
 TYPES: dict[type[Message], str] = {cls: name for name, cls in {**FROM_AGENT, **FROM_SERVER}.items()}

@@ -142,6 +142,9 @@ class ControlPlane(Protocol):
     news: News
     jobs: Dispatch
 
+    def told_of(self, name: str, left_out: Mapping[str, str]) -> Row:
+        """What is told of a host beside its row."""
+
     def coverage(self, schedule_ids: Collection[str]) -> Mapping[str, Coverage]:
         """On which hosts each of these schedules is, and how it is going there."""
 
@@ -533,7 +536,10 @@ class Api:
 
     def _host(self, row: Row) -> dict[str, object]:
         in_sync = (row["desired_version"], row["desired_digest"]) == (row["applied_version"], row["applied_digest"])
-        return {**row, "connected": self._control.is_connected(row["name"]), "in_sync": in_sync}
+        left_out = row["left_out"] or {}
+        told = self._control.told_of(row["name"], left_out.get("reasons", {}))
+        now = {"connected": self._control.is_connected(row["name"]), "in_sync": in_sync and not left_out}
+        return {**row, **now, **told}
 
 
 ATTEMPT = ("attempt", "status", "started_at", "finished_at", "exit_code", "snapshot_id", "error", "reason")

@@ -9,6 +9,7 @@ from agent.core import MAX_ENDS, Apply, Built, Core, Persist, Send, StartJob, St
 from agent.memory import Accepted, Answered, Confirmed, Ended, Fired, Memory, Passed, SetApplied, replay
 from agent.timetable import NEVER
 from wire import entries
+from wire.codec import encode, from_agent
 from wire.messages import (
     CommandCancel,
     CommandRun,
@@ -49,12 +50,13 @@ def end(job_id="job", status="succeeded"):
 class Process:
     """A core and its shell: effects are done at once, and kept to look at."""
 
-    def __init__(self, memory=None, *schedules, now=NOON):
+    def __init__(self, memory=None, *schedules, now=NOON, builds=True):
         self.disk = [] if memory is not None else [SetApplied(whole(1, *schedules))]
         self.core = Core("host", memory or replay(self.disk))
         self.sent, self.started, self.stopped, self.applying = [], [], [], None
         self.do(self.core.started(now))
-        self.applied(now)
+        if builds:
+            self.applied(now)
 
     def do(self, effects):
         for effect in effects:
@@ -121,6 +123,32 @@ def test_a_set_is_acked_only_once_it_is_on_disk():
     (persist,) = agent.core.applied(built(agent.core.memory, push, "host", NOON), NOON)
     assert persist.records == (SetApplied(push),)
     assert persist.then == (Send((ScheduleAck(1, entries.whole([raw()]).digest),)),)
+
+
+def test_the_ack_and_each_hello_tell_which_entries_are_not_in_force():
+    bad = raw("b", time_zone="Nowhere/At_All")
+    agent = Process(Memory()).connect().hear(whole(1, raw(), bad)).applied()
+    [ack] = agent.said(ScheduleAck)
+    assert ([it.schedule_id for it in ack.left_out], ack.left_out_count) == (["b"], 1)
+    assert "Nowhere/At_All" in ack.left_out[0].reason
+    [hello] = agent.restart(NOON).connect().said(Hello)
+    assert (hello.left_out, hello.left_out_count) == (ack.left_out, 1)
+
+
+def test_what_is_left_out_is_acked_where_the_hello_went_out_before_it_was_known():
+    agent = Process(None, raw(), builds=False).connect()
+    [hello] = agent.said(Hello)
+    assert hello.left_out is None
+    agent.applied()
+    assert agent.said(ScheduleAck) == [ScheduleAck(1, agent.core.memory.digest)]
+
+
+def test_entries_that_are_not_in_force_are_told_within_bounds():
+    many = [raw(f"{at:03}", cron="* * * * x" + "y" * 400) for at in range(150)]
+    agent = Process(Memory()).connect().hear(whole(1, *many)).applied()
+    [ack] = agent.said(ScheduleAck)
+    assert (len(ack.left_out), ack.left_out_count) == (100, 150)
+    assert len(from_agent.read(encode([ack]))) == 1
 
 
 def test_an_empty_set_removes_what_was_there():

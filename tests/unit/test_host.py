@@ -2,11 +2,12 @@
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from server import pushes
 from server.desired import Target, entry_item
-from server.host import Accepted, Acked, Finish, Host, NewJob, News, Record, Send, answered, new_job
+from server.host import Accepted, Acked, Finish, Host, NewJob, News, NotInForce, Record, Send, answered, new_job
 from server.pushes import Push
 from server.queue import Job, Queue
 from server.resources import schedule_spec
@@ -20,6 +21,7 @@ from wire.messages import (
     JobConfirmed,
     JobFinished,
     JobLog,
+    LeftOut,
     ScheduleAck,
     ScheduleDiff,
     ScheduleFire,
@@ -113,6 +115,56 @@ def test_a_host_that_is_not_in_sync_is_sent_its_whole_set(told):
     (pushed,) = said(host(1, A).hello(1, told))
     assert pushed == ScheduleSet(1, pushed.schedules, NOON)
     assert entries.whole(pushed.schedules) == held(A)
+
+
+def test_a_host_that_left_an_entry_out_is_not_in_sync_and_the_others_are_in_force():
+    it = in_sync(1, A, B)
+    out = NotInForce({"a": "unknown zone"}, 1)
+    assert it.acked(ScheduleAck(1, held(A, B).digest, [LeftOut("a", "unknown zone")], 1)) == [
+        Acked(1, held(A, B).digest, out)
+    ]
+    assert (it.in_sync, it.has_in_force("a"), it.has_in_force("b")) == (False, False, True)
+    [problem] = it.problems(NOON, {"a": "default/a"})
+    assert (problem.reason, "default/a (unknown zone)" in problem.message) == ("EntriesLeftOut", True)
+    it.acked(ScheduleAck(1, held(A, B).digest))
+    assert (it.in_sync, it.problems(NOON, {})) == (True, [])
+
+
+def test_of_more_entries_than_are_listed_none_is_thought_to_be_in_force():
+    it = in_sync(1, A, B)
+    it.acked(ScheduleAck(1, held(A, B).digest, [LeftOut("a", "unknown zone")], 2))
+    assert not it.has_in_force("b")
+
+
+def test_a_hello_that_does_not_say_what_is_left_out_keeps_what_was_told_of_the_same_set():
+    it = in_sync(1, A, B)
+    it.acked(ScheduleAck(1, held(A, B).digest, [LeftOut("a", "unknown zone")], 1))
+    it.hello(2, hello(1, held(A, B).digest))
+    assert not it.in_sync
+    it.hello(3, msgspec.structs.replace(hello(1, held(A, B).digest), left_out=[]))
+    assert it.in_sync
+
+
+@pytest.mark.parametrize(("ahead", "told"), [(59, []), (61, ["ClockSkew"]), (-61, ["ClockSkew"])])
+def test_a_clock_that_is_more_than_a_minute_wrong_is_told(ahead, told):
+    it = host(1, A)
+    it.hello(1, Hello("db-1", now=NOON + timedelta(seconds=ahead)), NOON)
+    assert [problem.reason for problem in it.problems(NOON, {})] == told
+    assert it.clock_skew_s == ahead
+
+
+def test_an_agent_that_holds_another_stores_schedules_keeps_them_until_something_is_declared():
+    it = host(0)
+    it.hello(1, hello(7, held(A).digest), NOON, empty=True)
+    assert said([*it.registered(), *it.received([(ScheduleFire("a", NOON), "1")], {}, Queue(), NOON, ["job"])]) == []
+    assert [problem.reason for problem in it.problems(NOON, {})] == ["StoreEmpty"]
+    [pushed] = said(it.declared())
+    assert (pushed.version, pushed.schedules) == (0, [])
+    assert it.problems(NOON, {}) == []
+
+
+def test_an_agent_that_holds_nothing_is_in_order_at_an_empty_store():
+    assert said(host(0).hello(1, hello(7, EMPTY.digest), NOON, empty=True)) != []
 
 
 def test_a_host_for_which_nothing_was_declared_is_sent_an_empty_set():
