@@ -32,8 +32,9 @@ async def cluster(
     """Keep a server's desired state equal to a cluster's resources until `stop` is set. Raises ControllerError."""
     from cli import metrics
     from controller.metrics import Metrics
-    from controller.operator import operate
+    from controller.operator import Health, operate
 
-    measured = Metrics()
-    async with Client(*server) as client, metrics.serving(metrics_listen, measured.registry, metrics.always_ready):
-        await operate(client, host_namespace, namespaces, stop, lease=lease, metrics=measured)
+    measured, health = Metrics(), Health()
+    probed = metrics.serving(metrics_listen, measured.registry, metrics.always_ready, health.problem)
+    async with Client(*server) as client, probed:
+        await operate(client, host_namespace, namespaces, stop, lease=lease, metrics=measured, health=health)

@@ -25,14 +25,25 @@ StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
 @asynccontextmanager
-async def serving(listen: str, registry: CollectorRegistry, ready: Ready) -> AsyncIterator[None]:
-    """Serve at ADDRESS:PORT while entered; nothing when that is empty. Raises OSError when the address is taken."""
+async def serving(
+    listen: str, registry: CollectorRegistry, ready: Ready, healthy: Ready | None = None
+) -> AsyncIterator[None]:
+    """Serve at ADDRESS:PORT while entered; nothing when that is empty. Raises OSError when the address is taken.
+
+    `healthy`: what is wrong that only a restart can mend; empty when nothing is. It is not ready either then.
+    """
     if not listen:
         yield
         return
     host, port = options.address(listen)
     loop = asyncio.get_running_loop()
-    app = _application(registry, lambda: asyncio.run_coroutine_threadsafe(_asked(ready), loop).result(ANSWER_S))
+
+    def ask(path: str) -> str:
+        """What stands against a probe's success."""
+        asked = _asked(healthy or always_ready, ready if path == "/readyz" else always_ready)
+        return asyncio.run_coroutine_threadsafe(asked, loop).result(ANSWER_S)
+
+    app = _application(registry, ask)
     with make_server(host, port, app, ThreadingWSGIServer, handler_class=_Silent) as server:
         thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
         thread.start()
@@ -47,11 +58,14 @@ async def always_ready() -> str:
     return ""
 
 
-async def _asked(ready: Ready) -> str:
-    return await ready()
+async def _asked(*questions: Ready) -> str:
+    for question in questions:
+        if wrong := await question():
+            return wrong
+    return ""
 
 
-def _application(registry: CollectorRegistry, ready: Callable[[], str]) -> Callable[..., Iterable[bytes]]:
+def _application(registry: CollectorRegistry, ask: Callable[[str], str]) -> Callable[..., Iterable[bytes]]:
     metrics = make_wsgi_app(registry)
 
     def application(environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
@@ -62,11 +76,11 @@ def _application(registry: CollectorRegistry, ready: Callable[[], str]) -> Calla
         if path not in ("/healthz", "/readyz"):
             return _text(start, "404 Not Found", "nothing is at this path")
         try:
-            waits_for = ready()
+            wrong = ask(path)
         except TimeoutError:
             return _text(start, "503 Service Unavailable", f"no answer within {ANSWER_S:.0f} s")
-        if waits_for and path == "/readyz":
-            return _text(start, "503 Service Unavailable", waits_for)
+        if wrong:
+            return _text(start, "503 Service Unavailable", wrong)
         return _text(start, "200 OK", "ok")
 
     return application

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from controller import watching
 from controller.client import Client, ControllerError, Refused, Unreachable
 from controller.kube import Kube, KubeError, Object
 from controller.mirror import ONCE, WATCHED, Mirror, credentials_of, is_active, key_of, resource_of, secrets_named
@@ -46,7 +47,7 @@ class Times(NamedTuple):
     `full`: comparisons of everything. `secrets`: looks at the Secrets that Repositories name, for the cluster does not
     tell when they change. `look`: looks at the server, at least, however much news it has. `retry`, `most_retry`:
     attempts at what failed, the first ones and at most. `listed`: an object that a watch lists and the end of its list.
-    `write`: writes of one object's status.
+    `write`: writes of one object's status. `watch`: those of the watches.
     """
 
     full: float = 300.0
@@ -56,6 +57,7 @@ class Times(NamedTuple):
     most_retry: float = 30.0
     listed: float = 2.0
     write: float = INTERVAL_S
+    watch: watching.Times = watching.TIMES
 
 
 TIMES = Times()
@@ -98,6 +100,7 @@ class Cluster:
         self._unsaid: set[Key] = set()  # what fails for the first time, and may be well in a moment
         self._woken = asyncio.Event()
         self.compared = asyncio.Event()
+        self.turned_at = asyncio.get_running_loop().time()  # when it last came round, whatever it then found
 
     def see(self, body: Object, *, deleted: bool = False, listed: bool = False) -> None:
         """An object of a WATCHED kind is there as it is now, or is no more.
@@ -152,6 +155,7 @@ class Cluster:
         full_at = secrets_at = look_at = 0.0
         while True:
             self._woken.clear()
+            self.turned_at = now()
             if now() >= self._again_at:
                 self._dirty, self._again = self._dirty | self._again, set()
             if now() >= secrets_at:

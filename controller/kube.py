@@ -69,6 +69,12 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
+def session(info: kopf.ConnectionInfo, **options: Any) -> aiohttp.ClientSession:
+    """HTTP to an API server with these credentials; `options` are those of aiohttp's session."""
+    trusted = info.as_ssl_context() if info.server.startswith("https:") else True
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, ssl=trusted), **options)
+
+
 class Kube:
     """Speaks with one API server, as an asynchronous context manager. Every method raises KubeError."""
 
@@ -78,9 +84,7 @@ class Kube:
     async def __aenter__(self) -> Self:
         info = self._login()
         self._url, self._headers = info.server.rstrip("/"), info.as_http_headers()
-        trusted = info.as_ssl_context() if info.server.startswith("https:") else True
-        connector = aiohttp.TCPConnector(ssl=trusted)
-        self._http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(TIMEOUT_S))
+        self._http = session(info, timeout=aiohttp.ClientTimeout(TIMEOUT_S))
         return self
 
     async def __aexit__(

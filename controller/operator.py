@@ -1,13 +1,11 @@
-"""The operator: kopf watches the cluster and feeds what it sees to `cluster`."""
+"""The operator: what kopf sees of the cluster is fed to `cluster`, by the one replica that holds the lease."""
 
 import asyncio
 import dataclasses
-import functools
 import logging
 import os
 import socket
-import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,20 +13,17 @@ import kopf
 
 from controller.client import Client, ControllerError
 from controller.cluster import TIMES, Cluster, Times
-from controller.kube import KINDS, Kube, Object
+from controller.kube import Kube, Object
 from controller.lease import Lease
 from controller.metrics import Metrics
-from controller.mirror import WATCHED
+from controller.watching import Progress, watch, watched_paths
+from controller.watching import Times as WatchTimes
 
 log = logging.getLogger(__name__)
 
 LEASE = "lamplighter-controller"
-BACKOFFS_S = (1, 1, 2, 3, 5, 5, 5, 5)
-"""Seconds between kopf's attempts to reach the API server, before it gives up."""
-IDLE_S = 0.5
-"""Seconds that kopf keeps an object's task for further events; it waits for them to end when it is to stop."""
-WATCH_AGAIN_S = 5.0
-"""Seconds before kopf is begun anew when it has given up."""
+STUCK_S = 900.0
+"""Seconds that the controller may work at what it has found before it counts as stuck: three full comparisons."""
 
 
 def login() -> kopf.ConnectionInfo:
@@ -47,6 +42,33 @@ def api_server(environ: Mapping[str, str]) -> str:
     return f"https://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+class Health:
+    """Whether a controller moves. One that waits for the lease is well."""
+
+    def __init__(self) -> None:
+        self._leading: tuple[Cluster, Progress, WatchTimes] | None = None
+
+    def begin(self, cluster: Cluster, progress: Progress, times: WatchTimes) -> None:
+        """This replica is at work."""
+        self._leading = (cluster, progress, times)
+
+    def end(self) -> None:
+        """This replica is not at work any more."""
+        self._leading = None
+
+    async def problem(self) -> str:
+        """What does not move, though it was begun anew; empty when all does."""
+        if self._leading is None:
+            return ""
+        cluster, progress, times = self._leading
+        now = asyncio.get_running_loop().time()
+        if silent := progress.silent(now, times.stalled + times.check):
+            return f"the API server has answered no watch for {times.stalled:.0f} s of {', '.join(silent)}"
+        if now - cluster.turned_at > STUCK_S:
+            return f"the controller has not come round for {STUCK_S:.0f} s"
+        return ""
+
+
 async def operate(
     client: Client,
     host_namespace: str,
@@ -56,19 +78,24 @@ async def operate(
     lease: bool = True,
     times: Times = TIMES,
     metrics: Metrics | None = None,
+    health: Health | None = None,
 ) -> None:
     """Follow the cluster until `stop` is set. With `lease`, only while no other replica does."""
-    metrics = metrics or Metrics()
+    metrics, health = metrics or Metrics(), health or Health()
     async with Kube(login) as kube:
         identity = f"{socket.gethostname()}_{os.getpid()}"
         held = Lease(kube, host_namespace, LEASE, identity)
 
         async def lead() -> None:
+            where = sorted({*namespaces, host_namespace}) if namespaces else []
+            progress = Progress(watched_paths(where))
             metrics.leading = cluster = Cluster(kube, client, host_namespace, _now, namespaces, times)
+            health.begin(cluster, progress, times.watch)
             try:
-                await _follow(cluster, host_namespace, namespaces)
+                await _follow(cluster, where, progress, times.watch)
             finally:
                 metrics.leading = None
+                health.end()
 
         async with asyncio.TaskGroup() as tasks:
             leading = tasks.create_task(_again(held, lead) if lease else lead(), name="lead")
@@ -81,66 +108,22 @@ async def _again(lease: Lease, lead: Any) -> None:
         await lease.hold(lead)
 
 
-async def _follow(cluster: Cluster, host_namespace: str, namespaces: Collection[str]) -> None:
+async def _follow(cluster: Cluster, namespaces: Sequence[str], progress: Progress, times: WatchTimes) -> None:
     """Watch with kopf and follow what it sees, until cancelled."""
-    where = sorted({*namespaces, host_namespace}) if namespaces else []
+
+    def see(body: Object, kind: str | None) -> None:
+        cluster.see(body, deleted=kind == "DELETED", listed=kind is None)
+
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # it warns of not being the main thread
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(cluster.run(), name="cluster")
         await cluster.compared.wait()  # from here on the definitions are known to be there
         while True:
-            await _watch(cluster, where)
+            cluster.begin()
+            await watch(login, see, namespaces, progress, times)
             log.warning("watches ended, beginning anew")
-            await asyncio.sleep(WATCH_AGAIN_S)
-
-
-async def _watch(cluster: Cluster, namespaces: Collection[str]) -> None:
-    """Run kopf until it ends, or this is cancelled.
-
-    In a thread with a loop of its own: it takes all signals and all tasks of the loop that it runs in for its own.
-    """
-    loop, stop = asyncio.get_running_loop(), threading.Event()
-    logging.getLogger("kopf").setLevel(logging.WARNING)
-    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # it warns of not being the main thread
-
-    def see(body: Object, kind: str | None) -> None:
-        loop.call_soon_threadsafe(functools.partial(cluster.see, body, deleted=kind == "DELETED", listed=kind is None))
-
-    def watch() -> None:
-        where: dict[str, Any] = {"namespaces": namespaces} if namespaces else {"clusterwide": True}
-        asyncio.run(kopf.operator(registry=_registry(see), standalone=True, stop_flag=stop, **where))
-
-    cluster.begin()
-    watching = asyncio.ensure_future(asyncio.to_thread(watch))
-    try:
-        await asyncio.shield(watching)
-    except Exception as error:  # noqa: BLE001 - whatever ended it, it is begun anew
-        log.warning("kopf gave up", extra={"reason": str(error) or type(error).__name__})
-    finally:
-        stop.set()
-        await asyncio.wait([watching])
-
-
-def _registry(see: Callable[[Object, str | None], None]) -> kopf.OperatorRegistry:
-    """Handlers that only hand on what is seen; nothing is written by kopf."""
-    registry = kopf.OperatorRegistry()
-
-    @kopf.on.login(registry=registry)
-    def log_in(**_: Any) -> kopf.ConnectionInfo:
-        return login()
-
-    @kopf.on.startup(registry=registry)
-    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        settings.posting.enabled = False
-        settings.scanning.disabled = True
-        settings.networking.error_backoffs = BACKOFFS_S
-        settings.queueing.idle_timeout = IDLE_S
-
-    async def seen(event: kopf.RawEvent, **_: Any) -> None:
-        see(dict(event["object"]), event["type"])
-
-    for name in WATCHED:
-        kopf.on.event(KINDS[name].version, KINDS[name].plural, registry=registry)(seen)
-    return registry
+            await asyncio.sleep(times.again)
 
 
 def _now() -> datetime:

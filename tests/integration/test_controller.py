@@ -16,14 +16,16 @@ from kmock import KubernetesEmulator, KubernetesError, Server, action, resource
 from controller.client import Client
 from controller.cluster import Times
 from controller.metrics import Metrics
-from controller.operator import operate
+from controller.operator import Health, operate
+from controller.watching import Times as WatchTimes
 from server.service import Config, serving
 
 pytestmark = pytest.mark.anyio
 
 HOME = "lamplighter-system"
 PATIENCE_S = 20
-FAST = Times(full=300, secrets=0.5, look=0.1, retry=0.05, most_retry=0.2, listed=0.2, write=0.1)
+WATCHED = WatchTimes(watch=1, stalled=30, check=0.2, again=0.1)
+FAST = Times(full=300, secrets=0.5, look=0.1, retry=0.05, most_retry=0.2, listed=0.2, write=0.1, watch=WATCHED)
 GROUP = "lamplighter.dev/v1alpha1"
 PLURALS = {
     "Schedule": f"{GROUP}/schedules",
@@ -42,11 +44,15 @@ BACKUP = {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main
 
 
 class Api(KubernetesEmulator):
-    """The mocked API, which keeps uids and generations as the real one does. `refuse`: a status for a request, or 0."""
+    """The mocked API, which keeps uids and generations as the real one does.
+
+    `refuse`: a status for a request, or 0. `ignores`: whether a request never gets an answer.
+    """
 
     def __init__(self):
         super().__init__()
         self.refuse = lambda request: 0
+        self.ignores = lambda request: False
         self.heard = []
         self._ids = itertools.count(1)
         for name, path in PLURALS.items():
@@ -56,6 +62,8 @@ class Api(KubernetesEmulator):
 
     async def _handle(self, request):
         self.heard.append(request)
+        while self.ignores(request):
+            await asyncio.sleep(0.05)
         if request.action and (status := self.refuse(request)):
             raise KubernetesError(status=status, message="not now")
         if request.action == action.CREATE:
@@ -159,6 +167,75 @@ async def kubectl(api, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+async def road(kubectl, tmp_path):
+    """What the controller's connections to the API server go through."""
+    config = yaml.safe_load((tmp_path / "kubeconfig").read_text())
+    cluster = config["clusters"][0]["cluster"]
+    async with Road(int(cluster["server"].rpartition(":")[2])) as road:
+        cluster["server"] = f"http://127.0.0.1:{road.port}"
+        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+        yield road
+
+
+class Road:
+    """A TCP proxy that can cut all connections and refuse new ones for a while.
+
+    `cut_after`: connections from now on, of which the last one is followed by a cut. `cut_within`: what a cut comes in
+    the middle of, once.
+    """
+
+    def __init__(self, to):
+        self._to, self._open, self._cutting = to, set(), set()
+        self.cut_after, self.cut_within, self.cuts = 0, None, 0
+
+    async def __aenter__(self):
+        await self._listen(0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+        self._cut_all()
+
+    async def _listen(self, port):
+        self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", port)
+
+    async def _pass_on(self, reader, writer):
+        there, back = await asyncio.open_connection("127.0.0.1", self._to)
+        self._open |= {writer, back}
+        self.cut_after -= 1
+        if self.cut_after == 0:
+            self._cutting.add(asyncio.create_task(self._cut()))
+        with contextlib.suppress(OSError):
+            await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
+        self._open -= {writer, back}
+
+    async def _copy(self, reader, writer):
+        while some := await reader.read(65536):
+            if self.cut_within and self.cut_within in some:
+                writer.write(some.partition(self.cut_within)[0])
+                await writer.drain()
+                self.cut_within = None
+                await self._cut(0)
+                return
+            writer.write(some)
+            await writer.drain()
+        writer.close()
+
+    async def _cut(self, after_s=0.005):
+        await asyncio.sleep(after_s)
+        self._server.close()
+        self._cut_all()
+        await asyncio.sleep(3)
+        await self._listen(self.port)
+        self.cuts += 1
+
+    def _cut_all(self):
+        for writer in self._open:
+            writer.transport.abort()
+
+
+@pytest.fixture
 async def server(tmp_path):
     async with serving(Config(tmp_path / "data", port=0)) as running:
         yield running
@@ -178,11 +255,11 @@ async def resting(server):
 
 
 @asynccontextmanager
-async def controlling(server, namespaces=(), metrics=None, **times):
+async def controlling(server, namespaces=(), metrics=None, health=None, **times):
     """A controller at work."""
-    stop, fast = asyncio.Event(), FAST._replace(**times)
+    stop, told = asyncio.Event(), {"times": FAST._replace(**times), "metrics": metrics, "health": health}
     async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client, asyncio.TaskGroup() as tasks:
-        tasks.create_task(operate(client, HOME, namespaces, stop, lease=False, times=fast, metrics=metrics))
+        tasks.create_task(operate(client, HOME, namespaces, stop, lease=False, **told))
         try:
             yield
         finally:
@@ -510,3 +587,40 @@ async def test_prometheus_is_told_which_replica_is_at_work(server, kubectl):
         assert told("lamplighter_controller_objects") >= 2
         await until(lambda: told("lamplighter_controller_status_writes_total") == 2)
     assert told("lamplighter_controller_leader") == 0
+
+
+@pytest.mark.parametrize("connections", [3, 5])
+async def test_a_network_that_breaks_while_watches_begin_holds_nothing_up(server, kubectl, road, connections):
+    road.cut_after = 1 + connections  # the first is the controller's own
+    async with controlling(server):
+        async with asyncio.timeout(PATIENCE_S):
+            while not road.cuts:
+                await asyncio.sleep(0.05)
+        await declare(kubectl, "etc")
+
+
+@pytest.mark.parametrize("within", [b"APIResourceList", b"APIGroupList", b"APIVersions"])
+async def test_a_scan_that_is_cut_in_the_middle_is_begun_anew(server, kubectl, road, within):
+    road.cut_within = within
+    async with controlling(server):
+        await until(lambda: road.cuts)
+        await declare(kubectl, "etc")
+
+
+@pytest.mark.parametrize("kind", ["schedules", "nodes"])
+async def test_a_watch_that_is_never_answered_is_begun_anew_and_the_probe_tells(server, kubectl, api, kind):
+    health = Health()
+    hangs = lambda request: request.method == "GET" and request.url.path.endswith(kind) and "watch" in request.url.query  # noqa: E731
+    async with controlling(server, health=health, watch=WATCHED._replace(stalled=1.5)):
+        await declare(kubectl, "etc")
+        assert await health.problem() == ""
+        api.ignores = hangs
+        assert kind in await until(health.problem)
+        api.ignores = lambda request: False
+        await until(lambda: _is_well(health))
+        await kubectl.create("Schedule", "home", BACKUP)
+        await until(lambda: kubectl.ready("Schedule", "home") == ACCEPTED)
+
+
+async def _is_well(health):
+    return await health.problem() == ""

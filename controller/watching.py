@@ -1,0 +1,217 @@
+"""Runs kopf, which watches the cluster, and begins it anew whenever it ends or does not move.
+
+kopf runs in a thread with a loop of its own: it takes all signals and all tasks of its loop for its own. That it moves
+is seen from outside of it: every watch is asked for again within `Times.watch` seconds, so a watch that the API server
+has not answered for long is dead, whatever became of the task that should ask.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Collection, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import aiohttp
+import kopf
+
+from controller.kube import KINDS, TIMEOUT_S, Object, session
+from controller.mirror import WATCHED
+
+log = logging.getLogger(__name__)
+
+BACKOFFS_S = (1, 1, 2, 3, 5, 5, 5, 5)
+"""Seconds between kopf's attempts to reach the API server, before it gives up."""
+IDLE_S = 0.5
+"""Seconds that kopf keeps an object's task for further events; it waits for them to end when it is to stop."""
+STOP_S = 15.0
+"""Seconds that kopf has to stop, and then again to be cancelled, before its thread is left to itself."""
+
+See = Callable[[Object, str | None], None]
+"""Takes an object and the type of its event: None where a watch lists it."""
+
+
+class Times(NamedTuple):
+    """Seconds. `watch`: a watch lasts before it is asked for anew. `stalled`: a watch is unanswered before kopf is
+
+    begun anew. `check`: between two looks at that. `again`: before kopf is begun anew.
+    """
+
+    watch: float = 30.0
+    stalled: float = 90.0
+    check: float = 5.0
+    again: float = 5.0
+
+
+TIMES = Times()
+
+
+class Progress:
+    """When the API server last answered each watch. Times are seconds of one monotonic clock.
+
+    `paths`: of what is watched, as requests have them.
+    """
+
+    def __init__(self, paths: Collection[str]) -> None:
+        self._answered: dict[str, float | None] = dict.fromkeys(paths)
+        self._begun = 0.0
+
+    def begin(self, now: float) -> None:
+        """Watches are begun, or begun anew."""
+        self._begun = now
+        for path, at in self._answered.items():
+            self._answered[path] = now if at is None else at
+
+    def answered(self, path: str, now: float) -> None:
+        """The API server has answered a request. Other paths than those that are watched do not count."""
+        if path in self._answered:
+            self._answered[path] = now
+
+    def stalled(self, now: float, limit: float) -> Sequence[str]:
+        """The paths that were not answered for more than `limit` seconds, though watches have begun that long ago."""
+        return self.silent(now, limit) if now - self._begun > limit else ()
+
+    def silent(self, now: float, limit: float) -> Sequence[str]:
+        """The paths that were not answered for more than `limit` seconds, however often watches were begun since."""
+        return [path for path, at in self._answered.items() if at is not None and now - at > limit]
+
+
+def watched_paths(namespaces: Sequence[str]) -> list[str]:
+    """The paths of all that is watched: in these namespaces, or in all where none is named."""
+    scopes: Sequence[str | None] = namespaces or [None]
+    return [KINDS[kind].path(scope) for kind in WATCHED for scope in ([None] if kind == "Node" else scopes)]
+
+
+async def watch(
+    login: Callable[[], kopf.ConnectionInfo],
+    see: See,
+    namespaces: Sequence[str],
+    progress: Progress,
+    times: Times = TIMES,
+) -> None:
+    """Watch once: until kopf ends, a watch stalls, or this is cancelled. `see` is called on this loop."""
+    clock = asyncio.get_running_loop().time
+    progress.begin(clock())
+    running = _Kopf(login, see, namespaces, progress, times)
+    running.start()
+    try:
+        while not await _set_within(running.ended, times.check):
+            if stalled := progress.stalled(clock(), times.stalled):
+                log.warning("watches do not move", extra={"unanswered": " ".join(stalled)})
+                return
+    finally:
+        await running.stop()
+
+
+class _Kopf:
+    """One run of kopf in a thread of its own. What it sees after it was told to stop counts no more."""
+
+    def __init__(
+        self,
+        login: Callable[[], kopf.ConnectionInfo],
+        see: See,
+        namespaces: Sequence[str],
+        progress: Progress,
+        times: Times,
+    ) -> None:
+        self.ended = asyncio.Event()
+        self._login, self._see, self._progress, self._times = login, see, progress, times
+        self._where: dict[str, Any] = {"namespaces": namespaces} if namespaces else {"clusterwide": True}
+        self._ours = asyncio.get_running_loop()
+        self._kopfs = asyncio.new_event_loop()
+        self._stop_flag = asyncio.Event()  # one of threads would keep a thread waiting for it, and kopf from ending
+        self._is_stopping = False
+
+    def start(self) -> None:
+        """Begin."""
+        threading.Thread(target=self._run, name="kopf", daemon=True).start()
+
+    async def stop(self) -> None:
+        """Have it end. A thread that does not is left to itself: it is heard no more, and ends with the process."""
+        self._is_stopping = True
+        for have_it_end in (self._stop_flag.set, self._cancel_all):
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                self._kopfs.call_soon_threadsafe(have_it_end)
+            if await _set_within(self.ended, STOP_S):
+                return
+        log.error("kopf does not end, and is left to itself")
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._kopfs) as runner:
+                runner.run(
+                    kopf.operator(registry=self._registry(), standalone=True, stop_flag=self._stop_flag, **self._where)
+                )
+        except BaseException as error:  # noqa: BLE001 - whatever ended it, it is begun anew
+            log.warning("kopf gave up", extra={"reason": str(error) or type(error).__name__})
+        finally:
+            self._tell(self.ended.set)
+
+    def _cancel_all(self) -> None:
+        for task in asyncio.all_tasks(self._kopfs):
+            task.cancel()
+
+    def _tell(self, call: Callable[..., None], *args: object) -> None:
+        """Have something called on the loop of those who watch, if that still runs."""
+        with contextlib.suppress(RuntimeError):
+            self._ours.call_soon_threadsafe(call, *args)
+
+    def _seen(self, body: Object, kind: str | None) -> None:
+        if not self._is_stopping:
+            self._see(body, kind)
+
+    def _session(self) -> kopf.AiohttpSession:
+        """A session that tells what the API server answers."""
+
+        async def answered(_: aiohttp.ClientSession, __: SimpleNamespace, end: aiohttp.TraceRequestEndParams) -> None:
+            if end.response.ok:
+                self._tell(self._answered, end.url.path)
+
+        tracing = aiohttp.TraceConfig()
+        tracing.on_request_end.append(answered)
+        info = self._login()
+        made = session(
+            info,
+            headers=info.as_http_headers(),
+            trace_configs=[tracing],
+            proxy=info.proxy_url,
+            trust_env=info.trust_env,
+        )
+        return kopf.AiohttpSession(server=info.server, default_namespace=info.default_namespace, aiohttp_session=made)
+
+    def _answered(self, path: str) -> None:
+        if not self._is_stopping:
+            self._progress.answered(path, self._ours.time())
+
+    def _registry(self) -> kopf.OperatorRegistry:
+        """Handlers that only hand on what is seen; nothing is written by kopf."""
+        registry = kopf.OperatorRegistry()
+
+        @kopf.on.login(registry=registry)
+        async def log_in(**_: Any) -> kopf.AiohttpSession:
+            return self._session()
+
+        @kopf.on.startup(registry=registry)
+        async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+            settings.posting.enabled = False
+            settings.scanning.disabled = True
+            settings.networking.error_backoffs = BACKOFFS_S
+            settings.networking.request_timeout = TIMEOUT_S
+            settings.watching.server_timeout = max(1, round(self._times.watch))
+            settings.watching.client_timeout = self._times.watch + TIMEOUT_S  # for a connection that is cut unsaid
+            settings.queueing.idle_timeout = IDLE_S
+
+        async def seen(event: kopf.RawEvent, **_: Any) -> None:
+            self._tell(self._seen, dict(event["object"]), event["type"])
+
+        for name in WATCHED:
+            kopf.on.event(KINDS[name].version, KINDS[name].plural, registry=registry)(seen)
+        return registry
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
