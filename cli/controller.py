@@ -10,12 +10,12 @@ Server = tuple[str, str | Callable[[], str], Path | None]
 """A server's URL, the token that it takes, and who vouches for it."""
 
 
-async def folder(path: Path, server: Server, stop: asyncio.Event) -> None:
-    """Keep a server's desired state equal to a folder until `stop` is set."""
+async def folder(path: Path, server: Server, stop: asyncio.Event, *, allow_empty: bool) -> None:
+    """Keep a server's desired state equal to a folder until `stop` is set. `allow_empty`: even an empty one."""
     from controller.folder import watch
 
     async with Client(*server) as client, asyncio.TaskGroup() as tasks:
-        watching = tasks.create_task(watch(path, client))
+        watching = tasks.create_task(watch(path, client, allow_empty=allow_empty))
         await stop.wait()
         watching.cancel()
 

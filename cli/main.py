@@ -60,6 +60,7 @@ def main() -> None:
 @options.data_dir
 @options.listen
 @options.host
+@options.allow_empty
 @options.restic
 @options.allow_hooks
 @options.schemes
@@ -72,6 +73,7 @@ def up(
     data_dir: Path,
     listen: str,
     host: str,
+    allow_empty: bool,
     restic: str,
     allow_hooks: tuple[str, ...],
     log_format: str,
@@ -90,7 +92,8 @@ def up(
 
     logs.setup(log_format, log_level)
     address, local = options.address(listen), Local(restic, allow_hooks=allow_hooks)
-    _run(lambda stop: parts.up(folder, Config(data_dir, *address, **settings), host, local, stop))
+    config = Config(data_dir, *address, **settings)
+    _run(lambda stop: parts.up(folder, config, host, local, stop, allow_empty=allow_empty))
 
 
 @main.command()
@@ -207,6 +210,7 @@ def agent(
     default=True,
     help="Whether to work only while no other replica does.",
 )
+@options.allow_empty
 @options.access
 @options.metrics_listen
 @options.log_format
@@ -214,6 +218,7 @@ def agent(
 def controller(
     access: options.Access,
     folder: Path | None,
+    allow_empty: bool,
     namespaces: tuple[str, ...],
     host_namespace: str,
     lease: bool,
@@ -232,7 +237,7 @@ def controller(
     token = options.token_reader(access.token_file, access.data_dir / "admin-token")
     client = (access.server, token, access.ca_file)
     if folder is not None:
-        _run(lambda stop: parts.folder(folder, client, stop))
+        _run(lambda stop: parts.folder(folder, client, stop, allow_empty=allow_empty))
     else:
         follow = partial(parts.cluster, client, host_namespace, namespaces, lease=lease, metrics_listen=metrics_listen)
         _run(follow)

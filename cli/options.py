@@ -70,6 +70,11 @@ log_level = option(
     default="info",
     help="The least important lines that are written.",
 )
+allow_empty = option(
+    "--allow-empty",
+    is_flag=True,
+    help="Delete what DIR declares no more, even where that is more than half of all that the server has of it.",
+)
 metrics_listen = option(
     "--metrics-listen",
     metavar="ADDRESS:PORT",

@@ -15,7 +15,7 @@ from server.service import Config, serving
 log = logging.getLogger(__name__)
 
 
-async def up(folder: Path, config: Config, host: str, local: Local, stop: asyncio.Event) -> None:
+async def up(folder: Path, config: Config, host: str, local: Local, stop: asyncio.Event, *, allow_empty: bool) -> None:
     """Run everything until `stop` is set: first the agent stops, while the server can still hear of its last jobs."""
     logging.getLogger("agent.link").setLevel(logging.WARNING)  # the server says who connects
     data = config.data
@@ -27,7 +27,8 @@ async def up(folder: Path, config: Config, host: str, local: Local, stop: asynci
         agent_stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(agent(url, server.agent_token, data / "agent", host, local, agent_stop))
-            watching = tasks.create_task(follow_folder(folder, (url, server.admin_token, None), stop))
+            access = (url, server.admin_token, None)
+            watching = tasks.create_task(follow_folder(folder, access, stop, allow_empty=allow_empty))
             await _either(stop, running, watching)
             log.info("stopping")
             agent_stop.set()

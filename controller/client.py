@@ -47,14 +47,23 @@ class Refused(ControllerError):  # noqa: N818 - an answer
 
 
 class Bearer(httpx.Auth):
-    """A token that is read anew for every request: those of service accounts are replaced every hour."""
+    """A token that is read anew for every request: those of service accounts are replaced every hour.
+
+    `token` may raise OSError, as for a file that is away for a moment.
+    """
 
     def __init__(self, token: Callable[[], str]) -> None:
         self._token = token
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Put the token into the request's header (RFC 6750, section 2.1)."""
-        request.headers["Authorization"] = f"Bearer {self._token()}"
+        """Put the token into the request's header (RFC 6750, section 2.1). Raises Unreachable where there is none."""
+        try:
+            token = self._token()
+        except OSError as error:
+            raise Unreachable(f"{error.filename}: {error.strerror}: no token to show the server for now") from None
+        if not (token.isascii() and token.isprintable()):
+            raise Unreachable("the token holds what no token does: write it into its file anew")
+        request.headers["Authorization"] = f"Bearer {token}"
         yield request
 
 

@@ -18,16 +18,20 @@ from watchfiles import Change, awatch
 
 from controller.client import Client, ControllerError, Refused, Unreachable
 from controller.documents import Document, Mistake, Parsed, parse, secret_values
-from controller.reconcile import PLURALS, Declared, Delete, Key, Outcome, Put, Reconciler, Resource, observe
+from controller.reconcile import PLURALS, Declared, Delete, Key, Outcome, Put, Reconciler, Resource, Withheld, observe
 
 log = logging.getLogger(__name__)
 
 OWNER = "lamplighter-folder"
 SUFFIXES = (".yaml", ".yml")
+CONFIRMATION = "allow-empty"
+"""The file in a folder that confirms that most of what it declared is to be deleted."""
 MAX_FILE = 4 << 20
 """Bytes of a file that are read."""
 MAX_FILES = 10_000
 """Files of a folder that are read."""
+MAX_NAMED = 5
+"""Resources that a message names."""
 RESYNC_S = 60.0
 """Seconds between full comparisons, whether or not a file has changed."""
 SETTLE_MS = 200
@@ -212,25 +216,36 @@ class Teller:
         self._told[topic] = set(now)
 
 
-async def watch(folder: Path, client: Client, *, owner: str = OWNER, resync_s: float = RESYNC_S) -> None:
+async def watch(
+    folder: Path, client: Client, *, owner: str = OWNER, resync_s: float = RESYNC_S, allow_empty: bool = False
+) -> None:
     """Make a server follow a folder until cancelled.
 
     Everything is compared when a file has changed, every `resync_s` seconds, and again, ever more rarely, while the
-    server cannot be reached.
+    server cannot be reached or a comparison fails. `allow_empty`: as for Follower.
     """
     changed = asyncio.Event()
-    follower = Follower(folder, client, owner)
+    follower = Follower(folder, client, owner, allow_empty=allow_empty)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_notice(folder, changed), name="notice files")
         await asyncio.sleep(0)  # it notices from here on, before files are read
         retry_s = RETRY_S
         while True:
             changed.clear()
-            reached = await follower.compare()
+            reached = await _compared(follower)
             pause_s, retry_s = (resync_s, RETRY_S) if reached else (retry_s, min(2 * retry_s, MAX_RETRY_S))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await changed.wait()
+
+
+async def _compared(follower: "Follower") -> bool:
+    """Whether a comparison went well. Nothing that happens in one ends the next."""
+    try:
+        return await follower.compare()
+    except Exception:
+        log.exception("comparison failed, trying again")
+        return False
 
 
 async def _notice(folder: Path, changed: asyncio.Event) -> None:
@@ -239,7 +254,7 @@ async def _notice(folder: Path, changed: asyncio.Event) -> None:
         try:
             async for _ in awatch(folder, watch_filter=_Visible(folder), step=SETTLE_MS, recursive=True):
                 changed.set()
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, comparisons go on, and it is tried again
             log.warning("changes go unnoticed until the next comparison", extra={"folder": folder, "detail": error})
         await asyncio.sleep(RESYNC_S)
 
@@ -258,10 +273,15 @@ class _Visible:
 
 
 class Follower:
-    """Compares a folder with a server, and says in the log what came of it."""
+    """Compares a folder with a server, and says in the log what came of it.
 
-    def __init__(self, folder: Path, client: Client, owner: str) -> None:
+    A folder that declares less than half of what the server holds of it deletes nothing until that is confirmed: by
+    `allow_empty`, or by a file CONFIRMATION in it. It may be a volume that is not mounted.
+    """
+
+    def __init__(self, folder: Path, client: Client, owner: str, *, allow_empty: bool = False) -> None:
         self._folder = folder
+        self._allow_empty = allow_empty
         self._reconciler = Reconciler(client, owner)
         self._files: Mapping[Path, File] = {}
         self._teller = Teller()
@@ -271,6 +291,7 @@ class Follower:
         """Read, compare, put right what differs. Whether the server could be reached."""
         try:
             texts = await asyncio.to_thread(read_texts, self._folder)
+            confirmed = self._allow_empty or await asyncio.to_thread(os.path.exists, self._folder / CONFIRMATION)
         except FolderError as error:
             self._teller.tell("folder", [_event(logging.ERROR, "folder not read", detail=error)])
             return True
@@ -279,7 +300,7 @@ class Follower:
         self._files = reading.files
         self._teller.tell("files", _file_events(reading))
         try:
-            outcomes = await self._reconciler.reconcile(reading.declared)
+            outcomes = await self._reconciler.reconcile(reading.declared._replace(may_delete_most=confirmed))
         except Unreachable as error:
             return self._unreachable(error)
         except Refused as error:
@@ -287,6 +308,7 @@ class Follower:
             return False
         for outcome in outcomes:
             _log_done(outcome)
+        self._warn_of_withheld(outcomes)
         self._teller.tell("refused", _refusals(outcomes, reading.documents))
         lost = next((it.error for it in outcomes if isinstance(it.error, Unreachable)), None)
         if lost is not None:
@@ -294,6 +316,18 @@ class Follower:
         self._teller.tell("server", [])
         self._sum_up(reading)
         return True
+
+    def _warn_of_withheld(self, outcomes: Sequence[Outcome]) -> None:
+        """Say loudly, at each comparison, what is not deleted for being too much."""
+        kept = [(it.change.key, it.error.owned) for it in outcomes if isinstance(it.error, Withheld)]
+        if kept:
+            detail = (
+                f"{len(kept)} of {kept[0][1]} resources that the server has from {self._folder} are not declared there "
+                f"any more: is it mounted? They go on as they are. To have them deleted, give --allow-empty, or make a "
+                f"file {CONFIRMATION} in the folder"
+            )
+            named = ", ".join(f"{key.kind} {key}" for key, _ in kept[:MAX_NAMED])
+            log.error("deleting nothing", extra={"folder": str(self._folder), "detail": detail, "first": named})
 
     def _unreachable(self, error: Unreachable) -> bool:
         self._teller.tell("server", [_event(logging.WARNING, "server not reached, trying again", detail=error)])

@@ -56,12 +56,24 @@ class Declared(NamedTuple):
     """What there should be.
 
     `held`: resources whose declaration cannot be understood for now, left as they are. `complete`: whether everything
-    that is declared is known; while it is not, nothing is deleted.
+    that is declared is known; while it is not, nothing is deleted. `may_delete_most`: whether more than half of what
+    the server holds may be deleted at once; while it may not, none of it is.
     """
 
     resources: Mapping[Key, Resource]
     held: Collection[Key] = ()
     complete: bool = True
+    may_delete_most: bool = True
+
+
+class Withheld(ControllerError):  # noqa: N818 - a state of affairs
+    """A resource is not declared any more, and is not deleted either. `owned`: how many the server holds in all."""
+
+    def __init__(self, owned: int) -> None:
+        super().__init__(
+            "not declared any more, as more than half of what the server holds: kept until that is confirmed"
+        )
+        self.owned = owned
 
 
 class Agreed(NamedTuple):
@@ -108,12 +120,25 @@ def plan(
         seen = observed.get(key)
         if owns(owner, seen) and not _is_agreed(resource, seen, agreed.get(key)) and not _says(seen, resource, owner):
             puts.append(Put(key, resource))
-    kept = declared.resources.keys() | set(declared.held)
-    gone = [Delete(key) for key, it in observed.items() if declared.complete and key not in kept and owns(owner, it)]
+    gone = [] if withheld(declared, observed, owner) else [Delete(key) for key in _gone(declared, observed, owner)]
     order = list(PLURALS)
     puts.sort(key=lambda put: (order.index(put.key.kind), put.key))
     gone.sort(key=lambda delete: (-order.index(delete.key.kind), delete.key))
     return [*puts, *gone]
+
+
+def withheld(declared: Declared, observed: Mapping[Key, Observed], owner: str) -> list[Outcome]:
+    """What would be deleted, but is so much of what the owner has at the server that it may well be a mistake."""
+    gone, owned = _gone(declared, observed, owner), sum(owns(owner, it) for it in observed.values())
+    if declared.may_delete_most or 2 * len(gone) <= owned:
+        return []
+    return [Outcome(Delete(key), observed[key], error=Withheld(owned)) for key in gone]
+
+
+def _gone(declared: Declared, observed: Mapping[Key, Observed], owner: str) -> list[Key]:
+    """What the owner has at the server, and declares no more."""
+    kept = declared.resources.keys() | set(declared.held)
+    return [key for key, it in observed.items() if declared.complete and key not in kept and owns(owner, it)]
 
 
 def owns(owner: str, observed: Observed | None) -> bool:
@@ -184,7 +209,8 @@ class Reconciler:
                 self._agreed[change.key] = Agreed(change.resource, seen)
             elif isinstance(change, Delete) and error is None:
                 self._observed.pop(change.key, None)
-        return [*outcomes, *foreign(declared, observed, self._owner)]
+        left_alone = [*foreign(declared, observed, self._owner), *withheld(declared, observed, self._owner)]
+        return [*outcomes, *left_alone]
 
     async def _observe(self) -> AsyncIterator[tuple[Key, Observed]]:
         for kind, plural in PLURALS.items():

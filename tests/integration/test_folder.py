@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from controller.client import Client, ControllerError, Refused, Unreachable
-from controller.folder import OWNER, Follower, watch
+from controller.folder import OWNER, Follower, read, watch
 from controller.reconcile import OWNER_LABEL
 from server.service import Config, serving
 
@@ -135,7 +135,7 @@ async def test_a_change_is_followed_and_a_deleted_file_too(folder, follower, cli
     assert (await held(client))["etc"]["spec"]["timeZone"] == "Europe/Berlin"
     for path in folder.iterdir():
         path.unlink()
-    await follower.compare()
+    await Follower(folder, client, OWNER, allow_empty=True).compare()
     assert await held(client) == await held(client, "repositories") == {}
     lines = [message for message in messages(told()) if message != "folder compared"]
     assert lines == ["schedule changed", "schedule deleted", "repository deleted"]
@@ -225,8 +225,84 @@ async def test_many_resources_are_followed_page_by_page(folder, follower, client
     await follower.compare()
     assert len(await held(client)) == 601
     (folder / "many.yaml").unlink()
+    (folder / "allow-empty").touch()
     await follower.compare()
     assert len(await held(client)) == 1
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("left", [[], ["repository.yaml", "secret.yaml"], ["other.yaml"]], ids=len)
+async def test_a_folder_that_declares_less_than_half_deletes_nothing_until_it_is_confirmed(
+    folder, follower, client, told, left, restarted
+):
+    text = (folder / "schedule.yaml").read_text()
+    for name in ("home", "srv"):
+        (folder / f"{name}.yaml").write_text(text.replace("name: etc", f"name: {name}"))
+    await follower.compare()
+    before = await held(client)
+    for path in folder.iterdir():
+        if path.name not in left:
+            path.unlink()
+    if "other.yaml" in left:  # as when another volume is mounted
+        (folder / "other.yaml").write_text((QUICKSTART / "repository.yaml").read_text().replace("local", "other"))
+    if restarted:
+        follower = Follower(folder, client, OWNER)
+    told()
+    await follower.compare()
+    await follower.compare()
+    assert await held(client) == before
+    assert "local" in await held(client, "repositories")
+    errors = [facts for message, facts in told() if message == "deleting nothing"]
+    assert len(errors) == 2  # at each comparison: it is loud
+    assert "--allow-empty" in errors[0]["detail"]
+    assert "allow-empty in the folder" in errors[0]["detail"]
+    (folder / "allow-empty").touch()
+    await follower.compare()
+    assert await held(client) == {}
+
+
+async def test_half_of_a_folder_is_deleted_as_it_says(folder, follower, client):
+    await follower.compare()
+    (folder / "schedule.yaml").unlink()
+    await follower.compare()
+    assert await held(client) == {}
+
+
+@pytest.mark.parametrize("content", [None, "", "two\nlines", "t\u00f6ken"])
+async def test_a_token_that_is_away_for_a_moment_ends_nothing(folder, server, client, tmp_path, content):
+    token = tmp_path / "token"
+    token.write_text(server.admin_token)
+
+    async def there():
+        return "etc" in await held(client)
+
+    async with Client(f"http://127.0.0.1:{server.port}", token.read_text) as reading:
+        follower = Follower(folder, reading, OWNER)
+        token.unlink()
+        if content is not None:
+            token.write_text(content)
+        assert not await follower.compare()
+        async with watching(folder, reading):
+            token.write_text(server.admin_token)
+            await until(there)
+
+
+async def test_a_comparison_that_fails_for_an_unknown_reason_is_made_again(folder, server, client, monkeypatch, told):
+    fails = iter([ValueError("who would have thought"), OSError(28, "No space left on device")])
+
+    def parse(*args):
+        for error in fails:
+            raise error
+        return read(*args)
+
+    monkeypatch.setattr("controller.folder.read", parse)
+
+    async def there():
+        return "etc" in await held(client)
+
+    async with watching(folder, client):
+        await until(there)
+    assert messages(told()).count("comparison failed, trying again") == 2
 
 
 async def test_files_are_followed_as_they_change(folder, client):

@@ -21,6 +21,7 @@ from controller.reconcile import (
     manifest,
     observe,
     plan,
+    withheld,
 )
 
 ME = "lamplighter-folder"
@@ -47,6 +48,18 @@ def test_what_is_new_is_put():
 
 def test_what_is_not_declared_any_more_is_deleted():
     assert changes({}, {ETC: observed()}) == [Delete(ETC)]
+
+
+@pytest.mark.parametrize("owned", range(7))
+def test_more_than_half_is_deleted_only_where_that_may_be(owned):
+    seen = {Key("Schedule", "ns", f"s{at}"): observed() for at in range(owned)} | {MAIN: observed(owner="another")}
+    for kept in range(owned + 1):
+        declared = dict.fromkeys(list(seen)[:kept], resource())
+        deleted = [it for it in changes(declared, seen, may_delete_most=False) if isinstance(it, Delete)]
+        refused = withheld(Declared(declared, may_delete_most=False), seen, ME)
+        assert len(deleted) == (owned - kept if 2 * kept >= owned else 0)
+        assert len(deleted) + len(refused) == owned - kept
+        assert withheld(Declared(declared), seen, ME) == []
 
 
 def test_nothing_is_done_while_neither_side_has_changed():
