@@ -39,6 +39,7 @@ from wire.messages import (
     FromServer,
     Hello,
     JobAccepted,
+    JobAsk,
     JobConfirmed,
     JobEnd,
     JobFinished,
@@ -59,8 +60,8 @@ log = logging.getLogger(__name__)
 
 TOLD = 20
 """Fires of one tick that are logged one by one; of more, their number is."""
-CAPABILITIES = ("backup", "forget", "prune", "check", "unlock", "verify", "restore", "snapshots", "ls", "hooks")
-"""The kinds of jobs that this agent runs, and whether it runs hooks around them."""
+CAPABILITIES = ("backup", "forget", "prune", "check", "unlock", "verify", "restore", "snapshots", "ls", "hooks", "ask")
+"""The kinds of jobs that this agent runs, whether it runs hooks around them, and whether it answers job.ask."""
 MAX_FIRES = 1000
 """Fires in one frame; a frame stays far below what the server reads."""
 MAX_ENDS = 32
@@ -251,9 +252,9 @@ class Core:
         """The server said something."""
         match message:
             case CommandRun():
-                return self._run(message)
-            case CommandCancel(job_id):
-                return self._cancel(job_id, now)
+                return self._run(message, now)
+            case CommandCancel() | JobAsk():
+                return self._asked_of(message, now)
             case JobConfirmed(job_id):
                 return self._persist(Confirmed([job_id])) if job_id in self.memory.ends else []
             case ScheduleRefused(schedule_id, scheduled_at, reason):
@@ -267,13 +268,11 @@ class Core:
                 self._repositories = {repository.id: repository for repository in repositories}
         return []
 
-    def _run(self, command: CommandRun) -> list[Effect]:
+    def _run(self, command: CommandRun, now: datetime) -> list[Effect]:
         job_id = command.job_id
-        if (end := self.memory.ends.get(job_id)) is not None:
-            return [Send((end,))]
-        if job_id in self.memory.running:  # told again only once what was said of it before is on disk, too
-            return [Persist((), (Send((JobAccepted(job_id),)),))]
-        if self.memory.knows(job_id) or self.stopping:  # the server sends what was not accepted after the next hello
+        if (known := self._what_became_of(job_id, now)) is not None:
+            return known
+        if self.stopping:  # the server sends what was not accepted after the next hello
             return []
         facts = {"kind": command.kind, "schedule": self._name(command.schedule_id)}
         log.info("job started", extra={"job": job_id, **facts})
@@ -281,12 +280,29 @@ class Core:
         accepted = Accepted(job_id, command.schedule_id, command.scheduled_at)
         return self._persist(accepted, then=(Send((JobAccepted(job_id),)), start))
 
-    def _cancel(self, job_id: str, now: datetime) -> list[Effect]:
-        if job_id in self.memory.running:
+    def _asked_of(self, message: CommandCancel | JobAsk, now: datetime) -> list[Effect]:
+        """End a job, or say what became of it. One that was never taken has ended."""
+        job_id = message.job_id
+        if isinstance(message, JobAsk):
+            error = "the agent has no memory of this job: its journal was lost"
+            unknown = JobFinished(job_id, "interrupted", now, error=error)
+        elif job_id in self.memory.running:
             return [StopJob(job_id, "cancelled")]
-        if self.memory.knows(job_id):
-            return []
-        return self.job_ended(JobFinished(job_id, "cancelled", now, error="cancelled before it began"))
+        else:
+            unknown = JobFinished(job_id, "cancelled", now, error="cancelled before it began")
+        known = self._what_became_of(job_id, now)
+        return self.job_ended(unknown) if known is None else known
+
+    def _what_became_of(self, job_id: str, now: datetime) -> list[Effect] | None:
+        """The answer for a job that was taken before, whatever the server remembers of it; None for another."""
+        memory = self.memory
+        if job_id in memory.running:  # told again only once what was said of it before is on disk, too
+            return [Persist((), (Send((JobAccepted(job_id),)),))]
+        end = memory.ends.get(job_id) or memory.confirmed.get(job_id)
+        if end is None and job_id in memory.done:
+            error = "this job is over; how it ended was confirmed and is not known here any more"
+            end = JobFinished(job_id, "interrupted", now, error=error, reason="OutcomeUnknown")
+        return [Send((end,))] if end is not None else None
 
     # Pushes: the old cron stops when one comes, and the new one starts once it is built.
 

@@ -6,6 +6,7 @@ what is on disk cannot differ in meaning, and a record that is lost with a torn 
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
@@ -13,8 +14,15 @@ from msgspec import Raw, Struct
 from wire import entries
 from wire.messages import JobFinished, ScheduleDiff, ScheduleFire, ScheduleSet
 
-REMEMBERED_JOBS = 1000
-"""Ids of confirmed jobs that are kept, so that a command that arrives twice does not run twice."""
+REMEMBERED_JOBS = 10_000
+"""Ids of confirmed jobs that are kept, so that a command that arrives again, even from a server whose database is that
+of yesterday, does not run twice."""
+REMEMBERED_ENDS = 1000
+"""Confirmed ends that are kept, to be told again to a server that has forgotten them."""
+REMEMBERED_ERROR = 500
+"""Characters that are kept of the error of each."""
+REMEMBERED_SCHEDULES = 10_000
+"""Schedules that are not held any more of which it is kept what was run: an older database may bring them back."""
 
 EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -33,6 +41,12 @@ class DiffApplied(Struct, frozen=True, tag="diff"):
 
 class Passed(Struct, frozen=True, tag="passed"):
     """Due times that are dealt with: (schedule id, due time) each. No later start looks at them again."""
+
+    due: list[tuple[str, datetime]]
+
+
+class Removed(Struct, frozen=True, tag="removed"):
+    """What `Passed` said of schedules that are held no more."""
 
     due: list[tuple[str, datetime]]
 
@@ -70,15 +84,16 @@ class Confirmed(Struct, frozen=True, tag="confirmed"):
     job_ids: list[str]
 
 
-Record = SetApplied | DiffApplied | Passed | Fired | Answered | Accepted | Ended | Confirmed
+Record = SetApplied | DiffApplied | Passed | Removed | Fired | Answered | Accepted | Ended | Confirmed
 
 
 class Memory:
     """The state that records add up to. Change it with `add` alone.
 
-    `passed`: the latest due time of each schedule that needs no more thought, or the time from which it counts.
-    `fires`: fires not yet answered. `running`: jobs accepted and not ended. `ends`: ends not yet confirmed.
-    `done`: the last jobs that the server confirmed.
+    `passed`: the latest due time of each schedule that needs no more thought, or the time from which it counts;
+    `removed`: the same of schedules that are held no more. `fires`: fires not yet answered. `running`: jobs accepted
+    and not ended. `ends`: ends not yet confirmed. `done`: the last jobs that the server confirmed; `confirmed`: the
+    ends of the last of these.
     """
 
     def __init__(self) -> None:
@@ -86,10 +101,12 @@ class Memory:
         self.digest = ""  # of no set at all; that of an empty set is zeros
         self.entries = entries.EMPTY
         self.passed: dict[str, datetime] = {}
+        self.removed: dict[str, datetime] = {}
         self.fires: dict[str, ScheduleFire] = {}
         self.running: dict[str, Accepted] = {}
         self.ends: dict[str, JobFinished] = {}
         self.done: dict[str, None] = {}
+        self.confirmed: dict[str, JobFinished] = {}
 
     def add(self, record: Record) -> None:
         """Take one record in. A record that does not fit (its neighbours were lost) loses no more than itself."""
@@ -102,6 +119,8 @@ class Memory:
                     self.version = 0  # a set with a gap: by its digest the server sees that, and sends it whole
             case Passed(due):
                 self.passed.update(due)
+            case Removed(due):
+                self.removed.update(due)
             case Fired(fires):
                 for fire in fires:
                     self.fires[fire.schedule_id] = fire
@@ -117,10 +136,11 @@ class Memory:
                 self.ends[end.job_id] = end
             case Confirmed(job_ids):
                 for job_id in job_ids:
-                    self.ends.pop(job_id, None)
+                    if (told := self.ends.pop(job_id, None)) is not None:
+                        self.confirmed[job_id] = msgspec.structs.replace(told, error=told.error[:REMEMBERED_ERROR])
                     self.done[job_id] = None
-                while len(self.done) > REMEMBERED_JOBS:
-                    del self.done[next(iter(self.done))]
+                _keep_last(self.done, REMEMBERED_JOBS)
+                _keep_last(self.confirmed, REMEMBERED_ENDS)
 
     def fits(self, push: ScheduleSet | ScheduleDiff) -> bool:
         """Whether a push can follow the set that is held: a whole set always, a diff only on its base."""
@@ -145,29 +165,32 @@ class Memory:
             old, new = self.entries.items.get(key), held.items[key]
             since = _since(new.raw)
             if old is None or old.raw == new.raw or _since(old.raw) >= since:
-                since = max(self.passed.get(key, push.since or EPOCH), since)
+                before = max(push.since or EPOCH, self.removed.get(key, EPOCH))
+                since = max(self.passed.get(key, before), since)
             begins[key] = since
         return begins
 
     def put(self, push: ScheduleSet | ScheduleDiff, held: entries.EntrySet, begins: Mapping[str, datetime]) -> None:
         """Hold the set that `after` gave, each entry from when `begins` says."""
-        if isinstance(push, ScheduleSet):
-            self.passed = dict(begins)
-        else:
-            for key in push.remove:
-                self.passed.pop(key, None)
-            self.passed.update(begins)
+        gone = self.passed.keys() - held.items.keys() if isinstance(push, ScheduleSet) else push.remove
+        for key in gone:
+            if (at := self.passed.pop(key, None)) is not None:
+                self.removed.pop(key, None)
+                self.removed[key] = at
+        self.passed.update(begins)
+        for key in begins:
+            self.removed.pop(key, None)
+        _keep_last(self.removed, REMEMBERED_SCHEDULES)
         self.fires = {key: fire for key, fire in self.fires.items() if key in held.items}
         self.entries, self.version, self.digest = held, push.version, held.digest
-
-    def knows(self, job_id: str) -> bool:
-        """Whether a command with this id was taken before."""
-        return job_id in self.running or job_id in self.ends or job_id in self.done
 
     def records(self) -> Iterator[Record]:
         """The fewest records that add up to this state: what a compacted journal holds."""
         if self.done:
             yield Confirmed(list(self.done))
+        yield from map(Ended, self.confirmed.values())
+        if self.confirmed:
+            yield Confirmed(list(self.confirmed))
         yield from map(Ended, self.ends.values())
         yield from self.running.values()
         if self.digest:
@@ -177,6 +200,8 @@ class Memory:
             yield Fired(list(self.fires.values()))
         if self.passed:
             yield Passed(list(self.passed.items()))
+        if self.removed:
+            yield Removed(list(self.removed.items()))
 
     def _answer(self, schedule_id: str, scheduled_at: datetime) -> None:
         fire = self.fires.get(schedule_id)
@@ -190,6 +215,12 @@ def replay(records: Iterable[Record]) -> Memory:
     for record in records:
         memory.add(record)
     return memory
+
+
+def _keep_last(found: dict[str, Any], limit: int) -> None:
+    """Forget the oldest beyond so many."""
+    while len(found) > limit:
+        del found[next(iter(found))]
 
 
 def _since(raw: bytes) -> datetime:

@@ -351,7 +351,12 @@ class Dispatch:
     def _retry_at(self, job: Job, end: JobFinished, now: datetime) -> datetime | None:
         """When a job is tried again after this end; None when it is over."""
         target = self._target(job)
-        if job.cancelled or target is None or end.status not in ("failed", "timed_out", "interrupted"):
+        if (
+            end.reason == "OutcomeUnknown"
+            or job.cancelled
+            or target is None
+            or end.status not in ("failed", "timed_out", "interrupted")
+        ):
             return None
         retry = target.spec.retry
         if job.attempt > retry.limit:

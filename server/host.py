@@ -29,6 +29,7 @@ from wire.messages import (
     FromServer,
     Hello,
     JobAccepted,
+    JobAsk,
     JobConfirmed,
     JobFinished,
     JobLog,
@@ -264,21 +265,25 @@ class Host:
     def resumed(self, running: Collection[str], open_jobs: Sequence[Job], now: datetime) -> list[Effect]:
         """What a hello's running jobs teach about the jobs that are open here.
 
-        Jobs that it had taken and forgot were interrupted; those that it runs though they are over here, or are to
-        end, are cancelled. Those that it has not taken are back in the queue.
+        Jobs that it had taken, and does not name, are asked for: they are over there, which a database that was
+        restored may not know, or its journal was lost. Those that it runs though they are over here, or are to end, are
+        cancelled. Those that it has not taken are back in the queue.
         """
         running = set(running)
         taken = [job.wire_id for job in open_jobs if job.state != "running" and job.wire_id in running]
         stop = [CommandCancel(job.wire_id, job.cancelled) for job in open_jobs if job.cancelled]
         over = running - {job.wire_id for job in open_jobs}
+        missing = [job for job in open_jobs if job.wire_id not in running and (job.cancelled or job.state == "running")]
+        ask = [JobAsk(job.wire_id) for job in missing if "ask" in self.capabilities and not job.cancelled]
         gone = [
             cancelled(job, now) if job.cancelled else JobFinished(job.wire_id, "interrupted", now, error=_FORGOTTEN)
-            for job in open_jobs
-            if job.wire_id not in running and (job.cancelled or job.state == "running")
+            for job in missing
+            if job.cancelled or not ask
         ]
         effects: list[Effect] = []
-        if stop or over:
-            effects.append(Send([*stop, *map(CommandCancel, sorted(over))]))
+        told: list[FromServer] = [*stop, *map(CommandCancel, sorted(over)), *ask]
+        if told:
+            effects.append(Send(told))
         if taken:
             effects.append(Accepted(taken))
         if gone:

@@ -16,6 +16,7 @@ from wire.messages import (
     Entry,
     Hello,
     JobAccepted,
+    JobAsk,
     JobConfirmed,
     JobFinished,
     JobLog,
@@ -344,11 +345,69 @@ def test_a_command_answers_its_fire():
     assert agent.connect(NOON + HOUR).said(ScheduleFire) == []
 
 
+def ended(*job_ids, reopened=True):
+    """An agent whose jobs of these ids are over and confirmed, before or after its journal was written anew."""
+    agent = Process(None, raw()).connect()
+    for job_id in job_ids:
+        agent.hear(run(job_id)).do(agent.core.job_ended(end(job_id))).hear(JobConfirmed(job_id))
+    if not reopened:
+        return agent
+    compacted = Process(replay(list(replay(agent.disk).records())))
+    return compacted.connect()
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+@pytest.mark.parametrize("asks", [run("job"), CommandCancel("job"), JobAsk("job")], ids=lambda it: type(it).__name__)
+def test_whatever_the_server_forgot_it_is_told_again_how_a_job_ended(asks, reopened):
+    agent = ended("job", "other", reopened=reopened)
+    agent.sent.clear()
+    agent.hear(asks)
+    assert agent.said(JobFinished) == [end()]
+    assert agent.started == ([] if reopened else ["job", "other"])
+
+
+@pytest.mark.parametrize("asks", [run("job"), CommandCancel("job"), JobAsk("job")], ids=lambda it: type(it).__name__)
+def test_of_a_job_whose_end_is_remembered_no_more_it_is_told_that_it_is_over(asks, monkeypatch):
+    monkeypatch.setattr("agent.memory.REMEMBERED_ENDS", 1)
+    agent = ended("job", "other")
+    agent.hear(asks)
+    [told] = agent.said(JobFinished)
+    assert (told.job_id, told.status, told.reason) == ("job", "interrupted", "OutcomeUnknown")
+
+
+def test_a_job_that_runs_is_said_to_run_when_it_is_asked_for():
+    agent = Process(None, raw()).connect().hear(run())
+    assert agent.hear(JobAsk("job")).said(JobAccepted) == [JobAccepted("job")] * 2
+
+
+def test_a_job_that_the_agent_never_had_is_said_to_be_interrupted_and_that_is_on_disk():
+    agent = Process(None, raw()).connect().hear(JobAsk("job"))
+    [told] = agent.said(JobFinished)
+    assert (told.status, Ended(told) in agent.disk) == ("interrupted", True)
+
+
+def test_what_is_remembered_of_ends_is_bounded(monkeypatch):
+    monkeypatch.setattr("agent.memory.REMEMBERED_ENDS", 3)
+    monkeypatch.setattr("agent.memory.REMEMBERED_JOBS", 5)
+    memory = ended(*map(str, range(9))).core.memory
+    assert (list(memory.confirmed), list(memory.done)) == (list("678"), list("45678"))
+
+
+@pytest.mark.parametrize("removal", [whole(2), ScheduleDiff(1, 2, [], ["a"])], ids=["set", "diff"])
+def test_a_schedule_that_an_older_database_brings_back_does_not_run_again_what_it_ran(removal):
+    agent = Process(None, raw()).connect().tick(NOON + HOUR)
+    agent.hear(run()).do(agent.core.job_ended(end())).hear(removal).applied(NOON + HOUR)
+    agent = Process(replay(list(replay(agent.disk).records())), now=NOON + HOUR).connect()
+    agent.hear(whole(1, raw()), NOON + HOUR + MINUTE).applied(NOON + HOUR + MINUTE)
+    assert agent.said(ScheduleFire) == []
+    assert agent.core.wake_at == NOON + 2 * HOUR
+
+
 def test_a_command_that_is_repeated_runs_once():
     agent = Process(None, raw()).connect().hear(run()).hear(run())
     assert agent.said(JobAccepted) == [JobAccepted("job")] * 2
     agent.do(agent.core.job_ended(end())).hear(run()).hear(JobConfirmed("job")).hear(run())
-    assert agent.said(JobFinished) == [end()] * 2
+    assert agent.said(JobFinished) == [end()] * 3
     assert agent.started == ["job"]
 
 

@@ -18,6 +18,7 @@ from wire.messages import (
     CommandRun,
     Hello,
     JobAccepted,
+    JobAsk,
     JobConfirmed,
     JobFinished,
     JobLog,
@@ -383,6 +384,12 @@ def a_job(state, **more):
 def test_a_job_that_was_taken_and_forgotten_was_interrupted():
     ((end,),) = (effect.ends for effect in resumed([], a_job("running")))
     assert (end.job_id, end.status) == ("job", "interrupted")
+
+
+def test_an_agent_that_can_be_asked_says_itself_what_became_of_a_job():
+    it = host(1, A)
+    it.hello(1, Hello("db-1", "2", 1, held(A).digest, ["backup", "ask"]))
+    assert it.resumed([], [a_job("running")], NOON) == [Send([JobAsk("job")])]
 
 
 def test_a_job_that_was_not_taken_is_left_to_the_queue():
