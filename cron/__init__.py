@@ -10,7 +10,8 @@ The grammar of an expression, by crontab(5) of Debian's cron 3.0pl1 except where
     field      = part *( "," part )
     part       = "*" [ "/" step ] | value [ "/" step ] | value "-" value [ "/" step ]
 
-Blanks (spaces or tabs) separate fields, any number of them, and may stand at both ends; nicknames are in lower case.
+Blanks (spaces or tabs; in a Schedule spaces alone, by crds/) separate fields, any number of them, and may stand at both
+ends; nicknames are in lower case.
 A `value` is a decimal number: minute 0 to 59, hour 0 to 23, day of month 1 to 31, month 1 to 12, day of week 0 to 7,
 both 0 and 7 being Sunday. The first three letters of a month's or weekday's English name, in any case, stand for its
 number (sun for 0), in ranges and lists as well. Numbers may have leading zeros. A `step` is a number of 1 or more.

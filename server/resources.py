@@ -46,7 +46,8 @@ class Repository(Struct, frozen=True):
 def parse_schedule(manifest: object) -> Schedule:
     """What a Schedule's manifest says. Raises Invalid, which names all fields that are wrong, and the remedies."""
     checked = _check("Schedule", SCHEDULE, manifest, ())
-    errors = [*checked.errors, *_timing_errors(checked.spec), *_selector_errors(checked.spec)]
+    exact = [*_timing_errors(checked.spec), *_selector_errors(checked.spec)]
+    errors = [*(it for it in checked.errors if not _is_said_by(exact, it)), *exact]
     if errors:
         raise Invalid("the Schedule is not valid", errors)
     return Schedule(checked.namespace, checked.name, checked.labels, schedule_spec(checked.spec), checked.spec)
@@ -143,8 +144,14 @@ def _metadata_errors(metadata: object) -> Iterator[FieldError]:
             yield _error(below("metadata", field), f"unknown field{hint(field, _METADATA)}")
 
 
+def _is_said_by(exact: Sequence[FieldError], error: FieldError) -> bool:
+    """Whether an error of the schema is told by one that says more: of its field, or of a label below it."""
+    field, detail = error["field"], error["detail"]
+    return any(it["field"] == field or (it["detail"] == detail and it["field"].startswith(field)) for it in exact)
+
+
 def _timing_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
-    """What the schema cannot tell: whether the expression is one that ever comes, and the time zone exists."""
+    """All that is wrong with the expression and the time zone: the schema tells some of it, in fewer words."""
     for field, parse in (("cron", cron.parse), ("timeZone", cron.zone)):
         value = spec.get(field)
         if isinstance(value, str) and 0 < len(value) <= 256 and is_plain(value):
@@ -155,7 +162,7 @@ def _timing_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
 
 
 def _selector_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
-    """What the schema cannot tell: whether keys and values are ones that labels can have."""
+    """Which keys and values are not ones that labels can have: the schema tells that one of them is not."""
     return islice(selector_errors(spec.get("hostSelector"), "spec.hostSelector"), MAX_ERRORS)
 
 

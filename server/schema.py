@@ -103,9 +103,10 @@ def _broken_rules(node: Node, value: Any, path: Path, broken: Sequence[Path]) ->
                 below = tuple(step for step in rule.get("fieldPath", "").split(".") if step)
                 yield (*path, *below), rule["message"]
     if isinstance(value, dict):
-        for key, field in node.get("properties", {}).items():
-            if key in value:
-                yield from _broken_rules(field, value[key], (*path, key), broken)
+        fields: Node = node.get("properties", {})
+        other: Node = node.get("additionalProperties", {})
+        for key, item in value.items():
+            yield from _broken_rules(fields.get(key, other), item, (*path, key), broken)
     elif isinstance(value, list):
         for at, item in enumerate(value):
             yield from _broken_rules(node.get("items", {}), item, (*path, at), broken)

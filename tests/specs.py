@@ -67,9 +67,57 @@ BAD_SCHEDULES = [
     _backup("spec.cron", "must be a string, not a number (5)", "schema", cron=5),
     _backup("spec.cron", "must not be empty", "schema", cron=""),
     _backup("spec.cron", "must be at most 256 characters long, not 400", "schema", cron="* " * 200),
-    _backup("spec.cron", "", "server", cron="61 * * * *"),
-    _backup("spec.cron", "", "server", cron="0 0 30 2 *"),
-    _backup("spec.timeZone", "", "server", timeZone="Mars/Olympus"),
+    *(
+        _backup("spec.cron", f"give {wanted}, *, a range such as 1-5", "rule", cron=cron)
+        for wanted, crons in (
+            (
+                "0 to 59",
+                ["61 * * * *", "H * * * *", "5- * * * *", "*-5 * * * *", "-1 * * * *"],
+            ),
+            ("0 to 23", ["0 24 * * *", "0 2h * * *", "0 1-25 * * *", "0 */5/5 * * *"]),
+            ("1 to 31", ["0 0 0 * *", "0 0 32 * *", "0 0 L * *", "0 0 15W * *", "0 0 ? * *", "0 0 1,x * *"]),
+            ("1 to 12 (or jan to dec)", ["0 0 * 13 *", "0 0 * mon *", "0 0 * march *", "0 0 * 1,, *"]),
+            ("0 to 7 (or sun to sat)", ["0 0 * * 8", "0 0 * * jan", "0 0 * * 5#2", "0 0 * * 5L"]),
+        )
+        for cron in crons
+    ),
+    *(
+        _backup("spec.cron", "is not understood", "rule", cron=it)
+        for it in ("1, * * * *", "0 0 1, * *", "0 0 * * mon,")
+    ),
+    *(
+        _backup("spec.cron", "month and day of week, for example 0 2 * * *", "rule", cron=cron)
+        for cron in ("* * * *", "0 0 * * * *", "hourly", " ")
+    ),
+    *(
+        _backup("spec.cron", "use one of @hourly, @daily, @weekly, @monthly, @yearly, or five", "rule", cron=cron)
+        for cron in ("@every 15m", "@reboot", "@Daily", "@midnight 5")
+    ),
+    *(
+        _backup("spec.cron", "leave TZ= and CRON_TZ= out, and set timeZone", "rule", cron=cron)
+        for cron in ("TZ=UTC 0 2 * * *", "CRON_TZ=UTC 0 2 * * *", "TZ=UTC @daily")
+    ),
+    *(
+        _backup("spec.cron", "replace tabs, line breaks and the like", "rule", cron=cron)
+        for cron in ("0\t2 * * *", "0 2 * * *\t")
+    ),
+    *(
+        _backup("spec.cron", "ends before it begins", "server", cron=cron)
+        for cron in ("0 22-2 * * *", "0 0 * * fri-mon")
+    ),
+    *(_backup("spec.cron", "never comes", "server", cron=cron) for cron in ("0 0 30 2 *", "0 0 31 4,6 */2")),
+    *(
+        _backup("spec.timeZone", "is not a time zone but an offset", "rule", timeZone=zone)
+        for zone in ("+02:00", "UTC+2", "GMT-3", "-5", "Z0")
+    ),
+    *(
+        _backup("spec.timeZone", "give an IANA name, for example Europe/Berlin", "rule", timeZone=zone)
+        for zone in ("Local", "localtime", "europe/berlin", "posix/Europe/Berlin", "right/UTC", "posixrules", "Factory")
+    ),
+    *(
+        _backup("spec.timeZone", "give an IANA name, for example Europe/Berlin", "server", timeZone=zone)
+        for zone in ("Mars/Olympus", "Europe", "PST", "America/San_Francisco")
+    ),
     _backup("spec.enabled", "must be true or false, not a string", "schema", enabled="yes"),
     _backup("spec.paths", "unknown field", "schema", paths=["/etc"]),
     _backup("spec.hostSlector", "unknown field: did you mean hostSelector?", "schema", hostSlector={}),
@@ -99,11 +147,20 @@ BAD_SCHEDULES = [
     _backup("spec.successWithin", "must be longer than nothing", "rule", successWithin="0h"),
     _backup("spec.successWithin", "must be a string, not a number (36)", "schema", successWithin=36),
     _backup("spec.retry.limit", "must be a whole number, not a boolean (True)", "schema", retry={"limit": True}),
-    _backup(
-        "spec.hostSelector.matchLabels[a b]", "a label's key is", "server", hostSelector={"matchLabels": {"a b": "c"}}
+    *(
+        _backup(
+            f"spec.hostSelector.matchLabels[{key}]",
+            "a label's key is",
+            "rule",
+            hostSelector={"matchLabels": {key: "c"}},
+        )
+        for key in ("a b", "-a", "a/b/c", "/a", "Example.org/a", "a." * 127 + "a/b")
     ),
-    _backup(
-        "spec.hostSelector.matchLabels.a", "a label's value is", "server", hostSelector={"matchLabels": {"a": "-"}}
+    *(
+        _backup(
+            "spec.hostSelector.matchLabels.a", "a label's value is", "rule", hostSelector={"matchLabels": {"a": value}}
+        )
+        for value in ("-", "b c", "b/c", "ü")
     ),
     _backup("spec.hostSelector.matchLabels.a", "must be a string", "schema", hostSelector={"matchLabels": {"a": True}}),
     _requirement("values", "In and NotIn need at least one value", "rule", key="a", operator="In"),
@@ -111,8 +168,9 @@ BAD_SCHEDULES = [
     _requirement("values", "take no values", "rule", key="a", operator="Exists", values=["b"]),
     _requirement("values", "take no values", "rule", key="a", operator="DoesNotExist", values=["b"]),
     _requirement("operator", "'Like' is not known", "schema", key="a", operator="Like"),
-    _requirement("key", "a label's key is", "server", key="a/b/c", operator="Exists"),
-    _requirement("values[1]", "a label's value is", "server", key="a", operator="In", values=["ok", "b c"]),
+    _requirement("key", "a label's key is", "rule", key="a/b/c", operator="Exists"),
+    _requirement("key", "a label's key is", "rule", key="a" * 64, operator="Exists"),
+    _requirement("values[1]", "a label's value is", "rule", key="a", operator="In", values=["ok", "b c"]),
     _requirement("key", "missing", "schema", operator="Exists"),
     _retention("", "would keep nothing", "rule"),
     _retention(".keepLast", "must be at least 1", "schema", keepLast=0),
@@ -130,6 +188,17 @@ BAD_SCHEDULES = [
 GOOD_SCHEDULES = [
     BACKUP,
     FORGET,
+    *(
+        changed(BACKUP, cron=cron)
+        for cron in (
+            "@midnight",
+            "@annually",
+            " 0  2 * * * ",
+            "5-5,7/9,*/90 0-23/2,007 31,*/2 JAN,mar-3/9,nov-12 mon-FRI,7,0/2",
+        )
+    ),
+    *(changed(BACKUP, timeZone=zone) for zone in ("Etc/GMT+5", "GMT-0", "America/Argentina/Buenos_Aires", "EST5EDT")),
+    changed(BACKUP, hostSelector={"matchLabels": {"a." * 126 + "a/" + "b" * 63: "c" * 63}}),
     *(changed(BACKUP, kind=kind, backup=...) for kind in ("prune", "unlock", "check", "verify")),
     *(changed(FORGET, retention=it) for it in ({"keepLast": 1}, {"keepWithin": "1y6m14d12h"})),
     changed(FORGET, retention={"keepLast": 1, "keepTags": ["a"], "prune": True, "allHosts": True}),

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 from importlib.resources import files
 
 import pytest
@@ -10,8 +11,9 @@ from cel_expr_python import cel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import cron
 from server.problems import Invalid
-from server.resources import parse_repository, parse_restore, parse_schedule, repository_spec, schedule_spec
+from server.resources import SCHEDULE, parse_repository, parse_restore, parse_schedule, repository_spec, schedule_spec
 from server.schema import Schema
 from server.selectors import is_dns_label, is_dns_name, is_label_key, is_label_value, selector_matches
 from server.specs import LabelSelector, Requirement
@@ -251,6 +253,42 @@ SPEC_FIELD = st.sampled_from([*BACKUP, "retention", "hostSelector", "retry", "ti
 def test_any_spec_is_accepted_or_refused_and_nothing_else(spec):
     with contextlib.suppress(Invalid):
         parse_schedule({"metadata": {"name": "etc"}, "spec": spec})
+
+
+PART = st.builds(
+    "".join,
+    st.tuples(
+        st.sampled_from(
+            ["", "*", "0", "1", "7", "12", "13", "24", "31", "59", "60", "007", "jan", "Mon", "sat", "foo", "L", "é"]
+        ),
+        st.sampled_from(["", "", "", "-7", "-59", "-sat", "-dec", "-", "W", "#2"]),
+        st.sampled_from(["", "", "", "/2", "/0", "/100", "/", "/2/2"]),
+    ),
+)
+FIELD_TEXT = st.just("*") | st.lists(PART, min_size=1, max_size=2).map(",".join)
+SEPARATOR = st.sampled_from([" ", " ", " ", "  ", "\t", "\n"])
+CRON_TEXT = st.builds(
+    str.join, SEPARATOR, st.lists(FIELD_TEXT, min_size=5, max_size=5) | st.lists(FIELD_TEXT, max_size=7)
+)
+
+
+LEFT_TO_THE_SERVER = re.compile("ends before it begins|never comes")
+
+
+@settings(max_examples=300)
+@given(CRON_TEXT | st.text("*1-,/ @\tjan=", max_size=16))
+def test_the_rules_refuse_all_that_is_no_expression_but_for_two_things_and_of_the_rest_only_tabs(text):
+    told = SCHEDULE.errors(BACKUP | {"cron": text})
+    reason = wrong_by_grammar(text)
+    assert bool(told) == ("\t" in text or reason != "") or LEFT_TO_THE_SERVER.search(reason)
+
+
+def wrong_by_grammar(text):
+    try:
+        cron.parse(text)
+    except cron.CronError as error:
+        return str(error)
+    return ""
 
 
 # The definitions themselves: what the API server asks of them.
