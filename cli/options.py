@@ -85,7 +85,7 @@ keep_jobs = option(
     "--keep-jobs",
     type=click.IntRange(min=1),
     default=100_000,
-    help="How many jobs are kept, with their logs; the last of a schedule on a host always is.",
+    help="How many jobs are kept, with their logs; the last of a schedule on a host, and the last success, always are.",
 )
 keep_jobs_days = option(
     "--keep-jobs-days",

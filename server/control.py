@@ -383,7 +383,8 @@ class Control:
         failed = self.jobs.outcomes.failed(schedule_id, set(names))
         within = success_within(target.spec) if target is not None else timedelta()
         counting = {host: self._since(schedule_id, host) for host in names} if target and target.spec.enabled else {}
-        late = overdue(counting, within, self._clock())
+        now = self._clock()
+        late = overdue(counting, within, now)
         succeeded = [at for host in names if (at := self.jobs.outcomes.succeeded(schedule_id, host)) is not None]
         return Coverage(
             len(having),
@@ -397,6 +398,7 @@ class Control:
             len(late),
             late[:NAMED],
             within,
+            [host for host in names if any(job.hangs(now) for job in self.jobs.queue.runs(schedule_id, host))],
             len(having) - len(succeeded),
             min(succeeded, default=None),
         )

@@ -27,6 +27,7 @@ from server.queue import LOOKS, Job, Queue, Rule
 from server.records import JobRow, OpenJob, RepositoryRow, Retry
 from server.specs import RepositorySpec
 from server.store import StoreClosedError
+from server.trouble import span
 from wire.messages import CommandCancel, CommandRun, JobFinished, JobProgress
 
 LONGEST = timedelta(hours=24)
@@ -118,6 +119,7 @@ class Dispatch:
         start_by = None if deadline is None else (command.scheduled_at or row.created_at) + timedelta(seconds=deadline)
         job = Job(command, row.host, row.not_before or row.created_at, alone, start_by, row.attempt)
         job.state = "running" if row.status == "running" else "sent" if row.sent else "waiting"
+        job.running_since = row.accepted_at
         job.cancelled = "cancelled" if row.cancel_requested else ""
         job.off = job.state == "waiting" and row.not_before is not None
         return job
@@ -165,6 +167,15 @@ class Dispatch:
         """What a job waits for, in words; empty when it does not."""
         job = self.queue.jobs.get(job_id)
         return "" if job is None else self.queue.waits_for(job_id, self._names.get(job.repository, ""))
+
+    def problem_of(self, job_id: str) -> str:
+        """What is wrong with a job that runs; empty where nothing is."""
+        job = self.queue.jobs.get(job_id)
+        if job is None or not job.hangs(self._clock()):
+            return ""
+        return (
+            f"runs for longer than its limit of {span(job.limit)}: its agent may hang; cancel it, or restart the agent"
+        )
 
     # From a fire or a wish to its job.
 
@@ -288,7 +299,7 @@ class Dispatch:
         jobs = [job for wire_id in wire_ids if (job := self.queue.find(host, wire_id)) is not None]
         now = self._clock()
         for job in jobs:
-            self.queue.accepted(job)
+            self.queue.accepted(job, now)
         if not jobs:
             return []
         future = self._submit(records.jobs_accepted, [(job.id, now) for job in jobs])

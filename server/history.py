@@ -37,7 +37,8 @@ async def follow(store: Store, keep: Keep, clock: Callable[[], datetime]) -> Non
 
 
 async def delete(store: Store, keep: Keep, now: datetime, pause_s: float = PAUSE_S) -> None:
-    """Delete once. Jobs that are open stay, and so does the last that ended of each schedule on each host.
+    """Delete once. Jobs that are open stay, and so do the last that ended of each schedule on each host, and the last
+    that went well.
 
     Raises Unavailable.
     """

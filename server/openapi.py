@@ -128,7 +128,9 @@ def _schemas() -> dict[str, Schema]:
     }
     status: Schema = {"enum": list(JOB_STATUSES)}
     waits: Schema = {"type": ["string", "null"], "description": "What a job waits for, in words."}
-    job = _record(JOBS, {"command": {"type": "object"}, "status": status, "waits_for": waits, "progress": _PROGRESS})
+    problem: Schema = {"type": ["string", "null"], "description": "What is wrong with a job that runs, in words."}
+    now = {"waits_for": waits, "progress": _PROGRESS, "problem": problem}
+    job = _record(JOBS, {"command": {"type": "object"}, "status": status, **now})
     attempt = _record(JOB_ATTEMPTS, {"status": status}, leave_out=("job_id",))
     attempt["properties"]["finished_at"] = {**attempt["properties"]["finished_at"], "type": ["string", "null"]}
     attempts = {"type": "array", "items": attempt, "description": "The last one, and those that it followed."}

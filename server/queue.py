@@ -28,6 +28,10 @@ UNLIMITED = LOOKS | {"unlock"}
 """The kinds that stand in no line: they lock nothing, and are wanted just when others are stuck, or at once."""
 HOLD = timedelta(minutes=30)
 """How long a job keeps its place while its host is offline; restic takes a lock that old for stale, too."""
+LIMIT = timedelta(days=1)
+"""How long a job may run whose command has no time limit, such as a restore."""
+GRACE = timedelta(minutes=15)
+"""How long a job may go on after its limit before that is told: its host waits for locks, and restic ends slowly."""
 AGAIN = timedelta(minutes=1)
 """After this, a job that is too late is told again: its end could not be stored."""
 
@@ -49,7 +53,7 @@ class Job(Struct, eq=False):
     `alone`: not beside another run of its schedule on its host. `start_by`: when it is too late to begin with it.
     `cancelled`: why it is to end, once somebody wants that. `recorded`: whether it is stored. `off`: it stands in no
     line for now, because it is not due yet or too late. `key`: of its line. `progress`: what its
-    host last told.
+    host last told. `running_since`: when its host accepted the present attempt.
     """
 
     command: CommandRun
@@ -65,6 +69,7 @@ class Job(Struct, eq=False):
     key: str = ""
     in_line: bool = False
     progress: JobProgress | None = None
+    running_since: datetime | None = None
 
     @property
     def id(self) -> str:
@@ -95,6 +100,15 @@ class Job(Struct, eq=False):
     def exclusive(self) -> bool:
         """Whether it must have its repository to itself."""
         return self.command.kind in EXCLUSIVE
+
+    @property
+    def limit(self) -> timedelta:
+        """How long it may run."""
+        return LIMIT if self.command.timeout_s is None else timedelta(seconds=self.command.timeout_s)
+
+    def hangs(self, now: datetime) -> bool:
+        """Whether it runs although its host should have stopped it by now."""
+        return self.running_since is not None and now - self.running_since > self.limit + GRACE
 
     @property
     def place(self) -> Place:
@@ -167,6 +181,10 @@ class Queue:
         """How many jobs wait."""
         return sum(job.state == "waiting" for job in list(self.jobs.values()))
 
+    def hanging(self, now: datetime) -> int:
+        """How many jobs run although their hosts should have stopped them by now. Any thread may ask."""
+        return sum(job.hangs(now) for job in list(self.jobs.values()))
+
     def waits_for(self, job_id: str, repository: str) -> str:
         """What a job waits for, in words; empty when it does not. `repository`: what its repository is called."""
         job = self.jobs.get(job_id)
@@ -236,14 +254,16 @@ class Queue:
         self._settle_others(job)
         return job
 
-    def accepted(self, job: Job) -> None:
-        """Its host has it."""
+    def accepted(self, job: Job, now: datetime) -> None:
+        """Its host has it, since `now` unless that was known."""
+        job.running_since = job.running_since or now
         self._move(job, "running")
 
     def retry(self, job: Job, at: datetime) -> None:
         """An attempt failed; the next one is due at that time."""
         self._leave(job)
         job.attempt, job.state, job.since, job.off = job.attempt + 1, "waiting", at, True
+        job.running_since = None
         self._enter(job)
         self._watch(job)
         self._settle_others(job)

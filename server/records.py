@@ -133,6 +133,7 @@ class OpenJob(NamedTuple):
     attempt: int
     not_before: datetime | None
     cancel_requested: bool
+    accepted_at: datetime | None
 
 
 class Retry(NamedTuple):
@@ -459,8 +460,11 @@ class Past(NamedTuple):
 
 
 def delete_past(conn: Connection, items: Sequence[Past]) -> list[tuple[datetime, str] | None]:
-    """Delete ended jobs, oldest first, with their attempts and logs; kept is the last that ended of each schedule on
-    each host. Each call looks at up to BATCH jobs; the answer is the last one of them, None when there are no more."""
+    """Delete ended jobs, oldest first, with their attempts and logs.
+
+    Kept are the last that ended of each schedule on each host, and the last that went well. Each call looks at up to
+    BATCH jobs; the answer is the last one of them, None when there are no more.
+    """
     return [_delete_past(conn, item) for item in items]
 
 
@@ -474,12 +478,11 @@ def _delete_past(conn: Connection, past: Past) -> tuple[datetime, str] | None:
     if not seen:
         return None
     later = JOBS.alias()
-    is_not_last = sa.exists().where(
-        later.c.host == JOBS.c.host,
-        later.c.scheduled_id == JOBS.c.scheduled_id,
-        later.c.status.not_in(OPEN),
-        sa.tuple_(later.c.created_at, later.c.id) > place,
-    )
+    of_pair = (later.c.host == JOBS.c.host, later.c.scheduled_id == JOBS.c.scheduled_id)
+    is_later = sa.tuple_(later.c.created_at, later.c.id) > place
+    has_later = sa.exists().where(*of_pair, later.c.status.not_in(OPEN), is_later)
+    has_later_good = sa.exists().where(*of_pair, later.c.status.in_(GOOD), is_later)
+    is_not_last = sa.and_(has_later, sa.or_(JOBS.c.status.not_in(GOOD), has_later_good))
     ids = bulk.Given(conn.dialect.name, [JOBS.c.id]).select()
     may_go = sa.and_(JOBS.c.status.not_in(OPEN), sa.or_(JOBS.c.scheduled_id.is_(None), is_not_last))
     statement = sa.delete(JOBS).where(JOBS.c.id.in_(ids), may_go)

@@ -10,6 +10,7 @@ import server
 from server.control import Control
 from server.expected import Expected
 from server.store import Store
+from server.trouble import repository_troubles
 
 MAX_SERIES = 20_000
 """Series that one metric may have; beyond that, those that are nearest to being overdue are told."""
@@ -39,7 +40,33 @@ class Standing(Collector):
         waiting = control.jobs.queue.waiting_count
         yield _gauge("lamplighter_jobs_waiting", "Jobs that wait for their turn, their host or a retry.", waiting)
         yield _gauge("lamplighter_store_queue_length", "Writes that wait for the store.", self._store.waiting)
+        hanging = control.jobs.queue.hanging(control.now())
+        yield _gauge("lamplighter_jobs_hanging", "Jobs that run for longer than their timeoutSeconds.", hanging)
         yield from _expectations(control.expected())
+        yield from self._repositories()
+
+    def _repositories(self) -> Iterator[Metric]:
+        """What is wrong with repositories, and when those were verified that must be."""
+        control, names = self._control, ["namespace", "repository"]
+        health, now = control.jobs.health, control.now()
+        trouble = GaugeMetricFamily(
+            "lamplighter_repository_problem",
+            "1 for each thing that is wrong with a Repository.",
+            labels=[*names, "reason"],
+        )
+        verified = GaugeMetricFamily(
+            "lamplighter_last_verified_timestamp_seconds",
+            "When a Repository with verifyWithinDays was last verified, or since when it should be.",
+            labels=names,
+        )
+        for row in list(control.repositories.values())[:MAX_SERIES]:
+            days, at = row.spec.get("verifyWithinDays"), health.verified(row.id)
+            for it in repository_troubles(health.problem(row.id), days, at, row.created_at, now):
+                trouble.add_metric([row.namespace, row.name, it.reason], 1)
+            if days is not None:
+                verified.add_metric([row.namespace, row.name], (at or row.created_at).timestamp())
+        yield trouble
+        yield verified
 
 
 def _expectations(found: Sequence[Expected]) -> Iterator[Metric]:

@@ -25,8 +25,9 @@ class Coverage(NamedTuple):
     """On how many hosts a schedule is, how many of them hold it, and how it goes there; some hosts by name.
 
     `not_granted`: how many it selects and its namespace may not reach; `denied`: why none is, where that is of the
-    schedule itself. `late`, `overdue`: hosts without a success within `within`, none while it is disabled; `unproven`:
-    hosts without any; `oldest`: of each host's last success, the oldest.
+    schedule itself. `late`, `overdue`: hosts without a success within `within`, none while it is disabled; `hanging`:
+    all hosts where a run should have been stopped by now; `unproven`: hosts without any success; `oldest`: of each
+    host's last success, the oldest.
     """
 
     hosts: int
@@ -40,6 +41,7 @@ class Coverage(NamedTuple):
     late: int
     overdue: Sequence[str]
     within: timedelta
+    hanging: Sequence[str]
     unproven: int
     oldest: datetime | None
 
@@ -58,6 +60,10 @@ def schedule_troubles(covers: Coverage) -> list[Trouble]:
         found.append(
             Trouble("Overdue", f"no success for more than {span(covers.within)} on {_of(covers.late, covers)}: {who}")
         )
+    if covers.hanging:
+        count, who = len(covers.hanging), named(covers.hanging[:NAMED], len(covers.hanging))
+        message = f"a run goes on beyond its timeoutSeconds on {_of(count, covers)}, whose agent may hang: {who}"
+        found.append(Trouble("RunsHang", message))
     if covers.failed:
         who = named(covers.failing, covers.failed)
         found.append(Trouble("RunsFail", f"the last run failed on {_of(covers.failed, covers)}: {who}"))

@@ -532,6 +532,7 @@ class Api:
     def _shown_job(self, row: Row) -> dict[str, object]:
         jobs = self._control.jobs
         now = {"waits_for": jobs.waits_for(row["id"]) or None, "progress": jobs.progress_of(row["id"])}
+        now |= {"problem": jobs.problem_of(row["id"]) or None}
         return {**row, "command": Raw(row["command"].encode()), **now}
 
     def _host(self, row: Row) -> dict[str, object]:

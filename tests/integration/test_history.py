@@ -25,14 +25,18 @@ async def store(tmp_path):
 
 
 async def put(store, *jobs):
-    """Record jobs, as (id, days ago, schedule, host); those whose id ends in "!" stay open."""
+    """Record jobs, as (id, days ago, schedule, host); those whose id ends in "!" stay open, and in "-" have failed."""
     for job_id, days, schedule, host in jobs:
         at = NOW - timedelta(days=days)
         due = at if schedule else None
         row = JobRow(job_id, host, "backup", "schedule", "ns/etc", schedule, due, 0, "{}", at)
         await store.write(records.record_jobs, [row])
         if not job_id.endswith("!"):
-            await store.write(records.jobs_finished, [JobFinished(job_id, "succeeded", at)])
+            await store.write(records.jobs_finished, [JobFinished(job_id, _status(job_id), at)])
+
+
+def _status(job_id):
+    return "failed" if job_id.endswith("-") else "succeeded"
 
 
 async def left(store, keep):
@@ -55,6 +59,12 @@ async def test_the_last_that_ended_of_a_schedule_on_a_host_stays_and_so_do_open_
     older = [(f"older {schedule}{host}", 300, schedule, host) for _, _, schedule, host in pairs]
     await put(store, *older, *pairs, ("open!", 400, "s", "a"), ("newer!", 100, "t", "b"))
     assert await left(store, Keep()) == {"sa", "sb", "ta", "tb", "open!", "newer!"}
+
+
+async def test_the_last_success_of_a_schedule_on_a_host_stays_however_often_it_failed_since(store):
+    failed = [(f"{days}-", days, "s", "a") for days in (95, 150, 250)]
+    await put(store, ("older", 300, "s", "a"), ("old", 200, "s", "a"), *failed, ("never-", 200, "s", "b"))
+    assert await left(store, Keep()) == {"old", "95-", "never-"}
 
 
 async def test_attempts_and_logs_go_with_their_job(store):

@@ -81,6 +81,7 @@ async def test_a_server_tells_what_happened_and_how_it_stands(server, api, decla
         ("lamplighter_overdue_hosts", whose[1:]): 0,
         ("lamplighter_overdue", ()): 0,
         ("lamplighter_schedules_without_hosts", ()): 0,
+        ("lamplighter_jobs_hanging", ()): 0,
     }
 
 

@@ -211,3 +211,49 @@ async def test_why_a_run_failed_is_told_with_the_hosts_name(api, declare, connec
     assert (run["phase"], run["reason"], run["message"]) == ("Failed", "RunsFail", "1 of 1 hosts failed")
     failure = {"host": "node-1", "status": "failed", "reason": "WrongPassword", "error": "no such key"}
     assert run["failures"] == [failure]
+
+
+async def test_a_run_that_goes_on_beyond_its_limit_is_told_also_after_a_restart(tmp_path, clock, connect, api, declare):
+    """Its agent should have stopped it, and hangs."""
+    schedule_id = await declare("etc", timeoutSeconds=3600)
+    async with connect() as agent:
+        await agent.follow()
+        await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=START.isoformat())
+        job_id = (await agent.hears("command.run"))["job_id"]
+        await agent.say("job.accepted", job_id=job_id)
+        await agent.say("schedule.fire", schedule_id="nothing", scheduled_at=START.isoformat())
+        await agent.hears("schedule.refused")  # what came before it is stored by now
+    clock.now += timedelta(minutes=75)
+    assert reasons(await status(api)) == []
+    assert (await api.get(f"/jobs/{job_id}")).json()["problem"] is None
+    clock.now += timedelta(seconds=1)
+    told = await status(api)
+    message = "a run goes on beyond its timeoutSeconds on 1 of 1 hosts, whose agent may hang: node-1"
+    assert told["problems"] == [{"reason": "RunsHang", "message": message}]
+    assert (await api.get(f"/jobs/{job_id}")).json()["problem"].startswith("runs for longer than its limit of 1h")
+    store = Store.open(tmp_path / "lamplighter.db")
+    again = Control(store, Vault([Vault.new_key()]), clock, lambda: "")
+    await again.load()
+    families = {it.name: it.samples[0].value for it in Standing(again, store).collect() if len(it.samples) == 1}
+    assert families["lamplighter_jobs_hanging"] == 1
+    again.jobs.close()
+    await store.close()
+
+
+async def test_a_repository_that_nobody_verified_in_time_is_told(api, clock, server):
+    await api.put("/repositories/ns/main", json={"spec": {"url": "/b", "verifyWithinDays": 7}})
+    await api.put("/repositories/ns/other", json={"spec": {"url": "/b"}})
+
+    async def problems():
+        found = (await api.get("/repositories")).json()["items"]
+        return {it["metadata"]["name"]: reasons(it["status"]) for it in found}
+
+    clock.now += 7 * DAY
+    assert await problems() == {"main": [], "other": []}
+    clock.now += timedelta(seconds=1)
+    assert await problems() == {"main": ["NotVerified"], "other": []}
+    samples = {it.name: it.samples for it in server.control.metrics.registry.collect()}
+    [trouble] = samples["lamplighter_repository_problem"]
+    assert trouble.labels == {"namespace": "ns", "repository": "main", "reason": "NotVerified"}
+    [verified] = samples["lamplighter_last_verified_timestamp_seconds"]
+    assert verified.value == START.timestamp()

@@ -350,9 +350,9 @@ async def test_open_jobs_are_those_without_an_end(db):
     await db.write(records.jobs_retried, [Retry(end("3", "failed"), 1, NOW)])
     found = (await db.read(records.load_all)).open_jobs
     assert sorted(found, key=lambda it: it.created_at) == [
-        OpenJob("node-1", "pending", "{}", NOW, False, 1, None, False),
-        OpenJob("node-1", "running", "{}", NOW + timedelta(1), True, 1, None, True),
-        OpenJob("node-1", "pending", "{}", NOW + timedelta(3), False, 2, NOW, False),
+        OpenJob("node-1", "pending", "{}", NOW, False, 1, None, False, None),
+        OpenJob("node-1", "running", "{}", NOW + timedelta(1), True, 1, None, True, NOW),
+        OpenJob("node-1", "pending", "{}", NOW + timedelta(3), False, 2, NOW, False, None),
     ]
 
 

@@ -61,6 +61,7 @@ class Row:
     attempt: int = 1
     not_before: datetime | None = None
     cancel_requested: bool = False
+    accepted_at: datetime | None = None
     end: JobFinished | None = None
     ended_at: datetime | None = None
 
@@ -93,7 +94,7 @@ class Database:
                 self.finish(item, now)
             case records.jobs_accepted:
                 for row in self._open(job_id for job_id, _ in item):
-                    row.status = "running"
+                    row.status, row.accepted_at = "running", now
             case records.jobs_sent:
                 for row in self._open(item):
                     row.sent = True
@@ -118,6 +119,7 @@ class Database:
             for row in self._open([end.job_id]):
                 if row.attempt == attempt:
                     row.attempt, row.status, row.not_before, row.sent = attempt + 1, "pending", at, False
+                    row.accepted_at = None
 
     def finish(self, ends: Sequence[JobFinished], now: datetime) -> None:
         """Keep the first end of each job."""
@@ -142,6 +144,7 @@ class Database:
                 row.attempt,
                 row.not_before,
                 row.cancel_requested,
+                row.accepted_at,
             )
             for rows in self.open.values()
             for row in rows.values()

@@ -282,7 +282,7 @@ class Fleet(RuleBasedStateMachine):
         if it.host not in self.online:
             return
         if how == "accepted":
-            self.queue.accepted(it)
+            self.queue.accepted(it, self.now)
         elif how == "ended":
             self.queue.remove(it.id)
         else:
