@@ -464,11 +464,17 @@ class Control:
         return self._clock()
 
     def next_due(self, schedule_id: str) -> datetime | None:
-        """When a schedule is due next, spread aside; None for one that is disabled or unknown."""
+        """When a schedule is due next, spread aside; None for one that is disabled or unknown, or that never is.
+
+        It never is where an older release, or one with another tzdata, stored what is no expression or zone here.
+        """
         target = self.fleet.targets.get(schedule_id)
         if target is None or not target.spec.enabled:
             return None
-        return cron.next_due(cron.parse(target.spec.cron), cron.zone(target.spec.time_zone), self._clock())
+        try:
+            return cron.next_due(cron.parse(target.spec.cron), cron.zone(target.spec.time_zone), self._clock())
+        except cron.CronError:
+            return None
 
     def repositories_of(self, host: str) -> tuple[Needed, ...]:
         """The repositories that a host's schedules use, and those of its open jobs that are of none; no others."""

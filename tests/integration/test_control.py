@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from server import records
+from server import models, records
 from server.control import Control
 from server.models import Actor
 from server.problems import Conflict, Invalid, NotFound, Problem
@@ -317,3 +317,22 @@ async def test_a_job_of_a_host_that_is_offline_is_over_at_once(fleet):
     assert fleet.control.jobs.queue.of_host("d") == []
     with pytest.raises(Problem, match="has ended already"):
         await fleet.control.cancel_job(ME, job["id"])
+
+
+@pytest.mark.parametrize(("field", "value"), [("cron", "0 22-2 * * *"), ("timeZone", "posix/Europe/Berlin")])
+async def test_what_an_older_release_stored_and_this_one_does_not_read_is_never_due_but_overdue(fleet, field, value):
+    def store_as_it_was(conn, items):
+        spec = {**fleet.control.schedules["ns", "db"].spec, field: value}
+        conn.execute(sa.update(models.Schedule).where(models.Schedule.name == "db").values(spec=spec))
+        return [None] * len(items)
+
+    await fleet.store.write(store_as_it_was, None)
+    control = fleet.fresh()
+    await control.load()
+    assert {row.name: control.next_due(row.id) is None for row in control.schedules.values()} == {
+        "db": True,
+        "web": False,
+    }
+    assert {it.schedule: it.overdue for it in control.expected()} == {"db": [], "web": []}
+    fleet.now += timedelta(days=3)
+    assert {it.schedule: it.overdue for it in control.expected()} == {"db": ["d"], "web": ["w"]}
