@@ -1,4 +1,7 @@
-"""`python -m bench [ROW …]`: measures, and prints a table of what was measured beside its floor and its limits."""
+"""`python -m bench [ROW …]`: measures, and prints a table of what was measured beside its floor and its limits.
+
+Exit codes: 0 all limits are met, 1 some are not, 2 a row could not be measured.
+"""
 
 import asyncio
 import logging
@@ -13,7 +16,7 @@ from rich.table import Table
 
 from bench import controller, fires, fleets, loading, memory, pushes, timing
 from bench.fleet import raise_file_limit
-from bench.result import Result, Row
+from bench.result import FULL, SMALLEST, Result, Row
 
 PARTS = (fires, pushes, timing, loading, memory, fleets, controller)
 ROWS: dict[str, Row] = {row.name: row for part in PARTS for row in part.ROWS}
@@ -23,6 +26,7 @@ def main() -> int:
     parser = ArgumentParser("python -m bench", description="Measures what the product's heart can do, beside a floor.")
     parser.add_argument("row", nargs="*", help=f"rows to measure, all when none is named: {', '.join(ROWS)}")
     parser.add_argument("--json", action="store_true", help="print results as JSON, in seconds and bytes")
+    parser.add_argument("--smallest", action="store_true", help="see whether rows work: the figures count for nothing")
     given = parser.parse_args()
     if unknown := set(given.row) - ROWS.keys():
         parser.error(f"there is no row {', '.join(sorted(unknown))}")
@@ -33,7 +37,7 @@ def main() -> int:
     with console.status("") as status:
         for name in names:
             status.update(f"measuring {name} ({names.index(name) + 1} of {len(names)})")
-            found = measured(name) if len(names) > 1 else here(name)
+            found = measured(name, given.smallest) if len(names) > 1 else here(name, given.smallest)
             results += found
             failed += [] if found else [name]
     if given.json:
@@ -42,19 +46,20 @@ def main() -> int:
         show(results)
     if failed:
         console.print(f"[red]could not be measured:[/] {', '.join(failed)}")
-    return 0 if all(result.met for result in results) and not failed else 1
+        return 2
+    return 0 if all(result.met for result in results) else 1
 
 
-def here(name: str) -> Sequence[Result]:
+def here(name: str, smallest: bool) -> Sequence[Result]:
     """A row measured in this process."""
     raise_file_limit()
     logging.basicConfig(level=logging.ERROR)  # agents of a server that is killed have nothing new to tell
-    return asyncio.run(ROWS[name].measure(name))
+    return asyncio.run(ROWS[name].measure(name, SMALLEST if smallest else FULL))
 
 
-def measured(name: str) -> list[Result]:
+def measured(name: str, smallest: bool) -> list[Result]:
     """A row measured in a process of its own, so that rows do not disturb each other; nothing where that failed."""
-    argv = [sys.executable, "-m", "bench", "--json", name]
+    argv = [sys.executable, "-m", "bench", "--json", *["--smallest"] * smallest, name]
     printed = subprocess.run(argv, stdout=subprocess.PIPE, check=False).stdout
     return msgspec.json.decode(printed, type=list[Result]) if printed else []
 

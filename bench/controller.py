@@ -18,48 +18,46 @@ from typing import Any
 
 import httpx
 
-from bench.result import Limits, Result, Row, median, runs
+from bench.result import Limits, Result, Row, Size, median, runs
 from bench.servers import LAMPLIGHTER, Server, schedule, serving
 from tests.cluster.apiserver import OwnCluster
 
-MANY, MORE = 1_000, 5_000
-RUNS = 3
 CREATING = 32
 """Schedules that are created at a time."""
-SETTLED_S = 10.0
-"""Seconds after its comparison within which a controller would have written what it had to."""
+SETTLED = 5
+"""A controller has written what it had to within so many times the time after which memory is read."""
 GROUP = "lamplighter.dev/v1alpha1"
 REPOSITORY = {"url": "s3:https://s3.example.org/backups/{host}"}
 PEER = (sys.executable, "-m", "bench.controller")
 
 
-async def created(row: str) -> Sequence[Result]:
+async def created(row: str, size: Size) -> Sequence[Result]:
     """From the first create to the last status."""
     took: dict[str, list[float]] = {"lamplighter": [], "peer": []}
     async with running() as (cluster, http), serving() as server:
-        for run in range(RUNS):
+        for run in range(size.runs):
             for name, argv in (("peer", PEER), ("lamplighter", controller(server))):
                 namespace = await _namespace(http, f"{name}-{run}")
                 async with operating(cluster, http, argv, namespace):
-                    took[name].append(await _until_ready(http, namespace, MANY))
+                    took[name].append(await _until_ready(http, namespace, size.created))
                 await _cleared(http, namespace)
-    what = f"{MANY:,} Schedules created at once: the last one Ready"
+    what = f"{size.created:,} Schedules created at once: the last one Ready"
     floor_is = "an operator that only patches status"
     limits = Limits(ratio=1 / 0.7)
     note = f"{runs(took['lamplighter'])}; peer {runs(took['peer'])}"
     return [Result(row, what, "s", median(took["lamplighter"]), median(took["peer"]), floor_is, limits, note)]
 
 
-async def restarted(row: str) -> Sequence[Result]:
+async def restarted(row: str, size: Size) -> Sequence[Result]:
     """A controller started anew, to its first comparison of everything; it must write nothing."""
     async with running() as (cluster, http), serving() as server:
         namespace = await _namespace(http, "many")
         async with operating(cluster, http, controller(server), namespace):
-            await _until_ready(http, namespace, MORE)
-            await asyncio.sleep(SETTLED_S)
+            await _until_ready(http, namespace, size.compared)
+            await asyncio.sleep(SETTLED * size.settled_s)
         before = (await _versions(http), await _last_change(server))
         took = []
-        for _ in range(RUNS):
+        for _ in range(size.runs):
             begin = time.perf_counter()
             async with _process(cluster, controller(server, "--log-level", "info")) as process:
                 assert process.stderr is not None
@@ -67,7 +65,7 @@ async def restarted(row: str) -> Sequence[Result]:
                     if b"compared" in line:
                         break
                 took.append(time.perf_counter() - begin)
-                await asyncio.sleep(SETTLED_S)
+                await asyncio.sleep(SETTLED * size.settled_s)
         after = (await _versions(http), await _last_change(server))
         assert after == before, "a restart wrote something"
         begin = time.perf_counter()
@@ -75,7 +73,7 @@ async def restarted(row: str) -> Sequence[Result]:
         async with server.client() as client:
             await _pages(client, "/schedules", "cursor", lambda page: page["next"])
         floor = time.perf_counter() - begin
-    what = f"a controller of {MORE:,} Schedules started anew, until all is compared and nothing written"
+    what = f"a controller of {size.compared:,} Schedules started anew, until all is compared and nothing written"
     return [Result(row, what, "s", median(took), floor, "both sides' lists read once", Limits(15.0), runs(took))]
 
 
@@ -96,7 +94,7 @@ def controller(server: Server, *more: str) -> Sequence[str]:
 async def running() -> AsyncIterator[tuple[OwnCluster, httpx.AsyncClient]]:
     """An API server that knows our kinds, and a client of it."""
     with TemporaryDirectory(prefix="lamplighter-bench-") as folder:
-        cluster = await asyncio.to_thread(lambda: OwnCluster(Path(folder)).__enter__())
+        cluster = await asyncio.to_thread(OwnCluster(Path(folder)).__enter__)
         try:
             cluster.define()
             cert, key = Path(folder) / "admin.crt", Path(folder) / "admin.key"
@@ -203,7 +201,7 @@ async def _cleared(http: httpx.AsyncClient, namespace: str) -> None:
 
 async def _versions(http: httpx.AsyncClient) -> dict[str, str]:
     """The version of each of our objects, which every write changes."""
-    found = {}
+    found: dict[str, str] = {}
     for plural in ("schedules", "repositories", "hosts"):
         pages = await _pages(http, f"/apis/{GROUP}/{plural}", "continue", lambda page: page["metadata"].get("continue"))
         found.update((it["metadata"]["uid"], it["metadata"]["resourceVersion"]) for it in pages)
@@ -252,7 +250,7 @@ def peer() -> None:
     kopf.run(clusterwide=True, standalone=True)
 
 
-ROWS = (Row("schedules-ready", created), Row("controller-restart", restarted))
+ROWS = (Row("schedules-ready", created, True), Row("controller-restart", restarted, True))
 
 if __name__ == "__main__":
     peer()

@@ -9,41 +9,41 @@ from websockets.asyncio.client import ClientConnection
 
 from bench import floors
 from bench.fleet import CONNECTING, Agent, Fleet, running, still, until
-from bench.result import Limits, Result, Row, median, percentile, runs
+from bench.result import Limits, Result, Row, Size, median, percentile, runs
 from bench.servers import declare, schedule, serving
 from wire import codec
 from wire.messages import ScheduleFire
 
-AGENTS, EACH = 1000, 10
-RUNS = 3
-ALONE = 400
-CLOSED_S = OPEN_S = 3.0
-FEW = 100
+EACH = 10
+"""Schedules of each agent that are due at once."""
+FEW = 10
+"""One of so many agents sends the fires that come at a rate."""
 IDLE_S = 0.01
 
 
-async def herd(row: str) -> Sequence[Result]:
+async def herd(row: str, size: Size) -> Sequence[Result]:
     """10,000 fires due at once over 1,000 agents, from their due time to the last command received."""
     took = []
+    all_fires = size.agents * EACH
     async with serving() as server:
         async with server.client() as client:
             await declare(client, [schedule(f"every-minute-{at}") for at in range(EACH)])
-        async with running(server.gateway, server.agent_token, AGENTS) as fleet, still():
+        async with running(server.gateway, server.agent_token, size.agents) as fleet, still():
             await fleet.until_version(1)
-            for run in range(1, RUNS + 1):
+            for run in range(1, size.runs + 1):
                 due = fleet.due_in(1.0)
-                await fleet.until_commands(run * AGENTS * EACH)
+                await fleet.until_commands(run * all_fires)
                 took.append(max(agent.asked_at for agent in fleet.agents) - due)
-                await server.until_stored("SELECT count(*) FROM jobs WHERE status = 'running'", run * AGENTS * EACH)
-    floor = [await _echo_herd(EACH) for _ in range(RUNS)]
-    batched = [await _echo_herd(1) for _ in range(RUNS)]
+                await server.until_stored("SELECT count(*) FROM jobs WHERE status = 'running'", run * all_fires)
+    floor = [await _echo_herd(size.agents, EACH) for _ in range(size.runs)]
+    batched = [await _echo_herd(size.agents, 1) for _ in range(size.runs)]
     note = f"{runs(took)}; none lost; echo of one frame for each agent's tick: {median(batched) * 1e3:.0f} ms"
-    what = "10,000 fires due at once over 1,000 agents, recorded and answered: the last answer"
+    what = f"{all_fires:,} fires due at once over {size.agents:,} agents, recorded and answered: the last answer"
     is_ = "echo, one row and frame each"
     return [Result(row, what, "s", median(took), median(floor), is_, Limits(1.5, 2.0), note)]
 
 
-async def _echo_herd(each: int) -> float:
+async def _echo_herd(agents: int, each: int) -> float:
     """As many rows through a bare echo, in so many frames on each connection: seconds to the last answer."""
     fires = [ScheduleFire("0" * 32, datetime.now(UTC)) for _ in range(EACH // each)]
     frame = codec.encode(fires)
@@ -54,25 +54,25 @@ async def _echo_herd(each: int) -> float:
         for _ in range(each):
             await client.recv()
 
-    async with floors.serving("echo") as server, floors.connected(server.port, AGENTS, CONNECTING) as clients, still():
+    async with floors.serving("echo") as server, floors.connected(server.port, agents, CONNECTING) as clients, still():
         begin = time.perf_counter()
         await asyncio.gather(*map(ask, clients))
         return time.perf_counter() - begin
 
 
-async def fire(row: str) -> Sequence[Result]:
+async def fire(row: str, size: Size) -> Sequence[Result]:
     """One fire on an idle server, from the tick to the command; then at half of what the server can do."""
     async with serving() as server:
         async with server.client() as client:
             await declare(client, [schedule("every-minute")])
-        async with running(server.gateway, server.agent_token, FEW) as fleet, still():
+        async with running(server.gateway, server.agent_token, max(1, size.agents // FEW)) as fleet, still():
             await fleet.until_version(1)
-            alone = [await _alone(fleet.agents[0]) for _ in range(ALONE)]
-            rate = await _rate(fleet)
-            loaded = await _at_rate(fleet, rate / 2)
-    echoed = await _echo_alone()
+            alone = [await _alone(fleet.agents[0]) for _ in range(size.fires)]
+            rate = await _rate(fleet, size.seconds)
+            loaded = await _at_rate(fleet, rate / 2, size.seconds)
+    echoed = await _echo_alone(size.fires)
     what = "one fire on an idle server, to the command: p50"
-    half = f"one fire at half load ({rate / 2:,.0f} fires a second of {FEW} agents): p99"
+    half = f"one fire at half load ({rate / 2:,.0f} fires a second of {len(fleet.agents)} agents): p99"
     return [
         Result(row, what, "ms", median(alone), median(echoed), "echo of one row", Limits(None, 2.0)),
         Result(row, half, "ms", percentile(loaded, 99), None, "", Limits(0.010), f"p50 {median(loaded) * 1e3:.1f} ms"),
@@ -94,10 +94,10 @@ async def _alone(agent: Agent) -> float:
     return await _fire(agent)
 
 
-async def _rate(fleet: Fleet) -> float:
+async def _rate(fleet: Fleet, seconds: float) -> float:
     """Fires a second when each agent fires again as soon as it was answered."""
     count = 0
-    end = time.perf_counter() + CLOSED_S
+    end = time.perf_counter() + seconds
 
     async def again(agent: Agent) -> None:
         nonlocal count
@@ -106,33 +106,34 @@ async def _rate(fleet: Fleet) -> float:
             count += 1
 
     await asyncio.gather(*map(again, fleet.agents))
-    return count / CLOSED_S
+    return count / seconds
 
 
-async def _at_rate(fleet: Fleet, rate: float) -> list[float]:
+async def _at_rate(fleet: Fleet, rate: float, seconds: float) -> list[float]:
     """Seconds from when each fire should come, at a steady rate and each agent in its turn, to its command."""
     loop = asyncio.get_running_loop()
     turns = [asyncio.Lock() for _ in fleet.agents]
 
     async def at(due: float, number: int) -> float:
-        async with turns[number % FEW]:
-            await _fire(fleet.agents[number % FEW])
+        turn = number % len(turns)
+        async with turns[turn]:
+            await _fire(fleet.agents[turn])
             return loop.time() - due
 
     begin = loop.time()
     tasks = []
-    for number in range(int(rate * OPEN_S)):
+    for number in range(max(1, int(rate * seconds))):
         due = begin + number / rate
         await asyncio.sleep(due - loop.time())
         tasks.append(asyncio.create_task(at(due, number)))
     return list(await asyncio.gather(*tasks))
 
 
-async def _echo_alone() -> list[float]:
+async def _echo_alone(fires: int) -> list[float]:
     frame = codec.encode([ScheduleFire("0" * 32, datetime.now(UTC))])
     took = []
     async with floors.serving("echo") as server, floors.connected(server.port, 1, 1) as (client,), still():
-        for _ in range(ALONE):
+        for _ in range(fires):
             await asyncio.sleep(IDLE_S)
             begin = time.perf_counter()
             await client.send(frame)

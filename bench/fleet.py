@@ -78,7 +78,8 @@ class Endless:
     """Runs commands that have no end within the bench."""
 
     async def run(self, command: CommandRun, *_: object) -> JobFinished:
-        return await asyncio.get_running_loop().create_future()
+        never: asyncio.Future[JobFinished] = asyncio.get_running_loop().create_future()
+        return await never
 
     def stop(self, job_id: str, status: JobEnd) -> None:
         pass

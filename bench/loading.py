@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from agent import core
 from agent.memory import Memory
-from bench.result import Limits, Result, Row, median, runs
+from bench.result import Limits, Result, Row, Size, median, runs
 from bench.servers import repository, schedule
 from server import records, resources
 from server.control import Control
@@ -24,62 +24,62 @@ from server.vault import Vault
 from wire import entries
 from wire.messages import Entry, ScheduleSet
 
-MANY = 100_000
 CRONS = ("0 2 * * *", "*/15 * * * *", "30 3 * * 1-5", "0 0 1 * *", "@hourly", "15 4 * * sun")
 ZONES = ("UTC", "Europe/Berlin", "America/New_York")
-RUNS = 3
 
 
-async def by_agent(row: str) -> Sequence[Result]:
+async def by_agent(row: str, size: Size) -> Sequence[Result]:
     """A set pushed to an agent: read, digested and its timetable built."""
-    push = ScheduleSet(1, [Raw(raw) for raw in _entries()])
+    push = ScheduleSet(1, [Raw(raw) for raw in _entries(size.loaded)])
     took = []
-    for _ in range(RUNS):
+    for _ in range(size.runs):
         begin = time.perf_counter()
         built = core.built(Memory(), push, "host", datetime.now(UTC))
         took.append(time.perf_counter() - begin)
         assert isinstance(built, core.Built)
-        assert len(built.table) == MANY
-    return [_result(row, "100,000 schedules loaded by an agent: digest and timetable", took)]
+        assert len(built.table) == size.loaded
+    return [_result(row, size.loaded, "schedules loaded by an agent: digest and timetable", took)]
 
 
-async def by_server(row: str) -> Sequence[Result]:
+async def by_server(row: str, size: Size) -> Sequence[Result]:
     """Control.load of a database with a host that holds them all."""
     took = []
     with TemporaryDirectory(prefix="lamplighter-bench-") as folder:
         store = await asyncio.to_thread(Store.open, Path(folder) / "lamplighter.db")
-        await _fill(store)
-        for _ in range(RUNS):
+        await _fill(store, size.loaded)
+        for _ in range(size.runs):
             control = Control(store, Vault([Vault.new_key()]), utc_now, new_id)
             begin = time.perf_counter()
             await control.load()
             took.append(time.perf_counter() - begin)
-            assert len(control.hosts["host"].held) == MANY
+            assert len(control.hosts["host"].held) == size.loaded
         await store.close()
-    return [_result(row, "100,000 schedules loaded by the server: rows, sets and digests", took)]
+    return [_result(row, size.loaded, "schedules loaded by the server: rows, sets and digests", took)]
 
 
-def _result(row: str, what: str, took: Sequence[float]) -> Result:
-    floor = _constructors()
-    return Result(row, what, "s", median(took), floor, "croniter's constructors alone", Limits(1.0), runs(took))
+def _result(row: str, count: int, what: str, took: Sequence[float]) -> Result:
+    floor = _constructors(count)
+    return Result(
+        row, f"{count:,} {what}", "s", median(took), floor, "croniter's constructors alone", Limits(1.0), runs(took)
+    )
 
 
-def _constructors() -> float:
+def _constructors(count: int) -> float:
     now = datetime.now(UTC)
     begin = time.perf_counter()
-    for at in range(MANY):
+    for at in range(count):
         croniter(CRONS[at % len(CRONS)], now)
     return time.perf_counter() - begin
 
 
-def _entries() -> Iterator[bytes]:
+def _entries(count: int) -> Iterator[bytes]:
     began = datetime.now(UTC)
-    for at in range(MANY):
+    for at in range(count):
         zone = ZONES[at % len(ZONES)]
         yield entries.encode_entry(Entry(f"{at:032x}", f"bench/{at}", CRONS[at % len(CRONS)], began, "1", zone))
 
 
-async def _fill(store: Store) -> None:
+async def _fill(store: Store, count: int) -> None:
     now = datetime.now(UTC)
     main = resources.parse_repository(repository())
     await store.write(
@@ -89,7 +89,7 @@ async def _fill(store: Store) -> None:
     parsed = [resources.parse_schedule(schedule("any", cron)) for cron in CRONS]
     specs = (
         it.raw_spec | {"backup": it.raw_spec["backup"] | {"paths": [f"/srv/{at}"]}}
-        for at, it in zip(range(MANY), cycle(parsed), strict=False)
+        for at, it in zip(range(count), cycle(parsed), strict=False)
     )
     rows = (
         ScheduleRow(new_id(), "bench", f"nightly-{at}", {}, spec, 1, now, now, now) for at, spec in enumerate(specs)

@@ -5,31 +5,29 @@ import time
 from collections.abc import Sequence
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from bench import floors
 from bench.fleet import CONNECTING, Fleet, running, still
-from bench.result import Limits, Result, Row, median, runs
+from bench.result import Limits, Result, Row, Size, median, runs
 from bench.servers import Server, change, declare, schedule, serving
 from wire import codec, entries
 from wire.messages import PROTOCOL, FromServer, Hello, ScheduleAck, ScheduleDiff, ScheduleSet
 
-AGENTS = 1_000
-RUNS = 5
-MANY = 1_000
 IN_SYNC = "SELECT count(*) FROM hosts WHERE applied_version = ? AND applied_digest = desired_digest"
 
 
-async def rollout(row: str) -> Sequence[Result]:
+async def rollout(row: str, size: Size) -> Sequence[Result]:
     """One schedule changed for 1,000 agents."""
     async with serving() as server:
         await declare_two(server)
-        async with running(server.gateway, server.agent_token, AGENTS) as fleet, still():
-            await server.until_stored(IN_SYNC, AGENTS, 1)
-            took = [await rolled_out(server, fleet, 1 + run) for run in range(1, RUNS + 1)]
+        async with running(server.gateway, server.agent_token, size.agents) as fleet, still():
+            await server.until_stored(IN_SYNC, size.agents, 1)
+            took = [await rolled_out(server, fleet, 1 + run) for run in range(1, size.runs + 1)]
         frame = await diff_frame(server, "one-more")
-    async with floors.serving("cast") as bare, floors.connected(bare.port, AGENTS, CONNECTING) as clients, still():
-        floor = [await cast(bare.port, clients, frame) for _ in range(RUNS)]
-    return [rollout_result(row, AGENTS, took, floor, 0.3)]
+    async with floors.serving("cast") as bare, floors.connected(bare.port, size.agents, CONNECTING) as clients, still():
+        floor = [await cast(bare.port, clients, frame) for _ in range(size.runs)]
+    return [rollout_result(row, size.agents, took, floor, 0.3)]
 
 
 def rollout_result(row: str, agents: int, took: Sequence[float], floor: Sequence[float], most: float) -> Result:
@@ -76,18 +74,18 @@ async def cast(port: int, clients: Sequence[ClientConnection], frame: str) -> fl
     return took
 
 
-async def diff(row: str) -> Sequence[Result]:
+async def diff(row: str, size: Size) -> Sequence[Result]:
     """The bytes of the frame that one changed schedule of 1,000 causes."""
     async with serving() as server:
         async with server.client() as client:
-            await declare(client, [schedule(f"nightly-{at}", "0 2 * * *") for at in range(MANY - 1)])
+            await declare(client, [schedule(f"nightly-{at}", "0 2 * * *") for at in range(size.schedules - 1)])
         frame = await diff_frame(server, "nightly")
         (message,) = [message for message, _ in codec.from_server.read(frame)]
         assert isinstance(message, ScheduleDiff)
         (entry,) = message.upsert
         whole = await _whole_frame(server)
     note = f"the whole set: {len(whole):,} bytes"
-    what = "bytes pushed when one of a host's 1,000 schedules changes"
+    what = f"bytes pushed when one of a host's {size.schedules:,} schedules changes"
     return [Result(row, what, "B", len(frame), len(bytes(entry)), "that schedule", Limits(None, 2.0), note)]
 
 
@@ -110,7 +108,9 @@ async def _whole_frame(server: Server) -> str:
 
 def _connect(server: Server) -> connect:
     headers = {"authorization": f"Bearer {server.agent_token}"}
-    return connect(server.gateway, subprotocols=[PROTOCOL], additional_headers=headers, max_size=None, proxy=None)
+    return connect(
+        server.gateway, subprotocols=[Subprotocol(PROTOCOL)], additional_headers=headers, max_size=None, proxy=None
+    )
 
 
 async def _ack(socket: ClientConnection) -> None:

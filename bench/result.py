@@ -1,8 +1,8 @@
 """What a row measured, beside its floor and its limits, and whether they are met."""
 
 import statistics
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
@@ -48,11 +48,38 @@ class Result(Struct, frozen=True):
         return f"{value * factor:,.3g} {sign}" if value * factor < 1000 else f"{value * factor:,.0f} {sign}"
 
 
+class Size(NamedTuple):
+    """How much a row measures. Figures count at FULL only; SMALLEST shows that each row still works.
+
+    `agents`: connected agents; `fleet`: those of the large fleet. `schedules`: of one host. `loaded`: schedules loaded
+    at once. `created`: Schedules created in a cluster; `compared`: those that a restarted controller compares. `fires`:
+    sent one by one. `ticks`: of the local cron. `seconds`: of load. `settled_s`: seconds until memory is read, or until
+    what was not to be written was not. `runs`: of which the median counts.
+    """
+
+    agents: int
+    fleet: int
+    schedules: int
+    loaded: int
+    created: int
+    compared: int
+    fires: int
+    ticks: int
+    seconds: float
+    settled_s: float
+    runs: int
+
+
+FULL = Size(1_000, 10_000, 1_000, 100_000, 1_000, 5_000, 400, 100, 3.0, 2.0, 3)
+SMALLEST = Size(2, 3, 3, 6, 3, 3, 3, 2, 0.1, 0.1, 1)
+
+
 class Row(NamedTuple):
-    """A row by the name that is typed, and what measures it."""
+    """A row by the name that is typed, and what measures it. `needs_cluster`: whether an API server must be there."""
 
     name: str
-    measure: Callable[[str], Awaitable[Sequence[Result]]]
+    measure: Callable[[str, Size], Coroutine[Any, Any, Sequence[Result]]]
+    needs_cluster: bool = False
 
 
 def median(values: Sequence[float]) -> float:

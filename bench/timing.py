@@ -9,12 +9,10 @@ from msgspec import Raw
 from agent.memory import Memory
 from bench import floors
 from bench.fleet import Agent, Clock, still, until
-from bench.result import Limits, Result, Row, median, percentile
+from bench.result import Limits, Result, Row, Size, median, percentile
 from wire import entries
 from wire.messages import Entry, FromServer, ScheduleRefused, ScheduleSet
 
-ENTRIES = 1_000
-TICKS = 100
 AHEAD_S = 0.03
 """Seconds from one tick to the next."""
 
@@ -31,21 +29,23 @@ class Timed(Agent):
         super().received(messages)
 
 
-async def lateness(row: str) -> Sequence[Result]:
+async def lateness(row: str, size: Size) -> Sequence[Result]:
     """1,000 entries due together, again and again: from their due time until another process has read them all."""
     late, timer = [], []
     async with floors.serving("clock") as server:
-        agent = Timed("host", f"ws://127.0.0.1:{server.port}/", "", _memory(), Clock())
+        agent = Timed("host", f"ws://127.0.0.1:{server.port}/", "", _memory(size.schedules), Clock())
         running = asyncio.create_task(agent.run())
         await until(agent, lambda: agent.read_at.year > 1)
         async with still():
-            for _ in range(TICKS):
+            for _ in range(size.ticks):
                 late.append(await _tick(agent))
                 timer.append(await _empty_timer())
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     assert min(late) >= 0, f"early by {-min(late)} s"
-    what = "1,000 entries due together: lateness until the last fire was read by another process, p99; never early"
+    what = (
+        f"{size.schedules:,} entries due together: lateness until another process read the last fire, p99; never early"
+    )
     note = f"p50 {median(late) * 1e3:.1f} ms, the timer's {median(timer) * 1e3:.1f} ms"
     limits = Limits(0.005, 1.5)
     return [
@@ -53,12 +53,13 @@ async def lateness(row: str) -> Sequence[Result]:
     ]
 
 
-def _memory() -> Memory:
+def _memory(count: int) -> Memory:
     memory = Memory()
     began = datetime.now(UTC)
-    raws = [entries.encode_entry(Entry(f"{at:032x}", f"bench/{at}", "* * * * *", began, "1")) for at in range(ENTRIES)]
-    push = ScheduleSet(1, list(map(Raw, raws)))
-    memory.put(push, memory.after(push))
+    made = (Entry(f"{at:032x}", f"bench/{at}", "* * * * *", began, "1") for at in range(count))
+    push = ScheduleSet(1, [Raw(entries.encode_entry(entry)) for entry in made])
+    held = memory.after(push)
+    memory.put(push, held, memory.begins(push, held))
     return memory
 
 

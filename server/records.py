@@ -332,7 +332,7 @@ def _log_rows(
 
 
 @cache
-def _log_ends(dialect: str) -> sa.Executable:
+def _log_ends(dialect: str) -> sa.Select[Any]:
     """The number and the size of the last line of each given job that exists."""
     given = bulk.Given(dialect, [JOBS.c.id]).select()
     logs = JOB_LOGS.alias()

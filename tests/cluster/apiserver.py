@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import time
 from pathlib import Path
+from typing import Self
 from uuid import uuid4
 
 import httpx
@@ -52,7 +53,7 @@ class Cluster:
         headers = {"authorization": f"Bearer {user['token']}"} if "token" in user else {}
         self.http = httpx.Client(base_url=self.url, verify=trusted, headers=headers, timeout=30, trust_env=False)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_):
@@ -68,7 +69,7 @@ class Cluster:
         name = body["metadata"]["name"]
         return self._answer(self.http.patch(f"{path}/{name}", params=query, headers=headers, content=json.dumps(body)))
 
-    def define(self):
+    def define(self) -> None:
         """Have our kinds be served."""
         for path in sorted(CRDS.glob("*.yaml")):
             self.apply("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", yaml.safe_load(path.read_text()))
@@ -112,7 +113,7 @@ class Cluster:
 
     def token(self, namespace, service_account, *, audience="lamplighter", pod=None):
         """A token by the TokenRequest API; without an audience, for the API server."""
-        spec = {"expirationSeconds": 3600}
+        spec: dict[str, object] = {"expirationSeconds": 3600}
         if audience:
             spec["audiences"] = [audience]
         if pod:
@@ -141,7 +142,7 @@ class Cluster:
 class OwnCluster(Cluster):
     """An etcd and an API server of our own. `stop` and `start` are about the API server: what it holds stays."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._processes = {}
         etcd, self._port = _free_port(), _free_port()
@@ -154,7 +155,7 @@ class OwnCluster(Cluster):
         first = f"--initial-cluster=default={peers}"
         self._run("etcd", f"--data-dir={folder / 'etcd'}", "--unsafe-no-fsync", *urls, *more, first)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:
@@ -231,12 +232,13 @@ class OwnCluster(Cluster):
             try:
                 answer = self.http.get("/readyz")
             except httpx.TransportError as error:
-                answer = error
+                said = str(error)
             else:
+                said = answer.text
                 if answer.is_success and self.http.get("/api/v1/namespaces/default").is_success:
                     return
             if time.monotonic() > deadline:
-                raise RuntimeError(f"the API server is not ready after {START_S} s: {answer}")
+                raise RuntimeError(f"the API server is not ready after {START_S} s: {said}")
             time.sleep(0.1)
 
     def _keys(self):

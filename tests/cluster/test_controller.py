@@ -448,7 +448,7 @@ class Replica:
             **os.environ,
             "KUBECONFIG": str(kubeconfig(folder / "kubeconfig", f"http://127.0.0.1:{api.port}", "", token)),
         }
-        self._argv = [
+        self._argv: list[str | Path] = [
             Path(sys.executable).with_name("lamplighter"),
             "controller",
             f"--server=http://127.0.0.1:{rest.port}",

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
 
 from server.identity import ALLOWED_S, REFUSED_S, Permission, Reviews
 from server.kubernetes import Client
@@ -86,7 +87,7 @@ class Agent:
 async def connected(server, token):
     async with websocket(
         f"ws://127.0.0.1:{server.port}/agent",
-        subprotocols=["lamplighter.v1"],
+        subprotocols=[Subprotocol("lamplighter.v1")],
         additional_headers={"authorization": f"Bearer {token}"},
         proxy=None,
     ) as socket:

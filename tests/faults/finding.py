@@ -52,7 +52,7 @@ def _job(job_id: str, schedule_id: str, actor: str, host: str, kind: str, due: s
 def kept(fleet: Fleet, until: datetime) -> list[Kept]:
     """What was never changed, on each of the hosts. Of what has a deadline, the last due time at least is to run."""
     known = fleet.schedules.keys()
-    since = {name: (minutes, fleet.begin) for name, minutes in KEPT.items()}
+    since: dict[str, tuple[int, datetime]] = {name: (minutes, fleet.begin) for name, minutes in KEPT.items()}
     since |= dict.fromkeys(DEADLINES.keys() & known, (1, until - MINUTE))
     return [
         Kept(fleet.schedules[name], name, host, minutes, begin)

@@ -115,7 +115,7 @@ class Fleet:
         self.port = free_port()
         self.clocks = Clocks(folder, [setup.server, *setup.agents], BEGIN)
         self.begin = self.until = BEGIN
-        self.schedules: dict[str, datetime] = {}
+        self.schedules: dict[str, str] = {}
         self.edits = asyncio.Lock()
         self.api: httpx.AsyncClient
 

@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
@@ -37,7 +37,7 @@ class Round(NamedTuple):
     folder: Path | None = None
 
 
-async def play(first: int, count: int) -> AsyncIterator[Round]:
+async def play(first: int, count: int) -> AsyncGenerator[Round]:
     """The rounds of so many seeds, from the first on. After one that broke a promise the next has a new fleet."""
     seed = first
     while seed < first + count:
@@ -48,7 +48,7 @@ async def play(first: int, count: int) -> AsyncIterator[Round]:
                 seed = it.plan.seed + 1
 
 
-async def _with_one_fleet(seed: int, until: int) -> AsyncIterator[Round]:
+async def _with_one_fleet(seed: int, until: int) -> AsyncGenerator[Round]:
     async with running(plan(seed).setup) as fleet:
         waits, _ = await _quiet(fleet)
         if waits:

@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from multiprocessing import Pool
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ def _leave_signals() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def play_all(first: int, count: int) -> Iterator[Told]:
+def play_all(first: int, count: int) -> Generator[Told]:
     """What became of so many seeds from the first on, as they end; closing this stops the rest."""
     with Pool(os.cpu_count(), _leave_signals) as pool:
         yield from pool.imap_unordered(tell, range(first, first + count))

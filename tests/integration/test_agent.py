@@ -7,10 +7,12 @@ import sys
 import threading
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from msgspec import Raw
 from websockets.asyncio.server import serve
+from websockets.typing import Subprotocol
 
 from agent import core as cores
 from agent import link as links
@@ -110,10 +112,9 @@ async def server():
         await sockets.put(socket)
         await socket.wait_closed()
 
-    async with serve(handle, "127.0.0.1", 0, subprotocols=[PROTOCOL]) as listening:
-        listening.port = listening.sockets[0].getsockname()[1]
-        listening.next = lambda: asyncio.wait_for(_peer(sockets), 10)
-        yield listening
+    async with serve(handle, "127.0.0.1", 0, subprotocols=[Subprotocol(PROTOCOL)]) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        yield SimpleNamespace(port=port, next=lambda: asyncio.wait_for(_peer(sockets), 10))
 
 
 async def _peer(sockets):
@@ -130,7 +131,7 @@ def make(server, tmp_path):
         clock = Clock()
         clock.set(BEGAN + 12 * MINUTE / 24)
         service = Service(config, journal, memory, jobs or Jobs(), clock=clock)
-        service.clock = clock
+        service.clock = clock  # type: ignore[attr-defined]
         return service
 
     return made

@@ -23,7 +23,8 @@ from agent.runner import Runner
 from bench.servers import free_port
 from wire.messages import CommandRun, JobLog, Repository, Restore, Verify
 
-RESTIC = shutil.which("restic")
+RESTIC = shutil.which("restic") or "restic"
+SSH_KEYGEN = shutil.which("ssh-keygen") or "ssh-keygen"
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin")
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(RESTIC is None, reason="restic is not installed")]
 
@@ -100,7 +101,7 @@ async def sftp(folder):
 def prepare_ssh(folder, port):
     """Keys for both sides, and a command `ssh` that uses those, where else it would those of whoever runs the agent."""
     for name in ("host", "user"):
-        subprocess.run([shutil.which("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+        subprocess.run([SSH_KEYGEN, "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
     (folder / "known").write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
     (folder / "sshd").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\n"

@@ -323,7 +323,7 @@ async def test_a_job_of_a_host_that_is_offline_is_over_at_once(fleet):
 async def test_what_an_older_release_stored_and_this_one_does_not_read_is_never_due_but_overdue(fleet, field, value):
     def store_as_it_was(conn, items):
         spec = {**fleet.control.schedules["ns", "db"].spec, field: value}
-        conn.execute(sa.update(models.Schedule).where(models.Schedule.name == "db").values(spec=spec))
+        conn.execute(sa.update(models.SCHEDULES).where(models.SCHEDULES.c.name == "db").values(spec=spec))
         return [None] * len(items)
 
     await fleet.store.write(store_as_it_was, None)

@@ -181,8 +181,8 @@ async def test_a_key_opens_the_gateway_though_the_cluster_cannot_be_asked(tmp_pa
     await exchange(await offer(), key)
     (tmp_path / "token").write_text("of the server")
     nowhere = Api("http://127.0.0.1:9", tmp_path / "token")
-    more = {"auth": "kubernetes", "cluster": nowhere, "agent_service_account": "ns/agent"}
-    async with serving(Config(tmp_path, port=0, **more)) as clustered:
+    config = Config(tmp_path, port=0, auth="kubernetes", cluster=nowhere, agent_service_account="ns/agent")
+    async with serving(config) as clustered:
         async with connect("web-1", token=key, to=clustered) as agent:
             await served(agent)
         with pytest.raises(InvalidStatus) as refused:

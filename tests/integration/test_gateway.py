@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
 
 from server import gateway, records, resources
 from server import store as stores
@@ -518,7 +519,7 @@ async def test_a_handshake_without_an_agents_token_is_denied(server, header):
     with pytest.raises(InvalidStatus) as refused:
         await websocket(
             f"ws://127.0.0.1:{server.port}/agent",
-            subprotocols=["lamplighter.v1"],
+            subprotocols=[Subprotocol("lamplighter.v1")],
             additional_headers=headers,
             proxy=None,
         )

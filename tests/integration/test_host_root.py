@@ -13,7 +13,7 @@ import pytest
 from agent.runner import Runner
 from wire.messages import CommandRun, Repository, Restore, Verify
 
-RESTIC = shutil.which("restic")
+RESTIC = shutil.which("restic") or "restic"
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(RESTIC is None, reason="restic is not installed")]
 
 
@@ -33,7 +33,7 @@ def host(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("only root may change its root (chroot(2))")
     root = tmp_path / "host"
-    linked = subprocess.run([shutil.which("ldd"), RESTIC], capture_output=True, text=True, check=False).stdout
+    linked = subprocess.run([shutil.which("ldd") or "ldd", RESTIC], capture_output=True, text=True, check=False).stdout
     for library in re.findall(r"/\S+", linked):
         copy = root / library.lstrip("/")
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as websocket
+from websockets.typing import Subprotocol
 
 from server import service
 from server.service import Config, serving
@@ -41,7 +42,7 @@ class Server:
     def connect(self, **options):
         return websocket(
             f"ws://127.0.0.1:{self.port}/agent",
-            subprotocols=["lamplighter.v1"],
+            subprotocols=[Subprotocol("lamplighter.v1")],
             additional_headers=self.agent,
             compression=None,
             proxy=None,

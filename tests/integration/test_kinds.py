@@ -16,7 +16,7 @@ from server import commands
 from server.resources import parse_schedule
 from wire.messages import CommandRun, JobLog, Repository
 
-RESTIC = shutil.which("restic")
+RESTIC = shutil.which("restic") or "restic"
 HOST = "node-1"
 PASSWORD = "correct horse battery"
 
@@ -72,9 +72,9 @@ def restic(repository, *args):
 def command(kind, host=HOST, **spec):
     """The command that a Schedule with this spec becomes."""
     manifest = {"kind": kind, "cron": "@daily", "repositoryRef": {"name": "main"}, **spec}
-    spec = parse_schedule({"metadata": {"name": "it"}, "spec": manifest}).spec
-    args = commands.run_args(spec, "ns/it", host)
-    return CommandRun("j1", kind, args, "r1", lock_wait_s=0, verify=commands.verify_part(spec))
+    parsed = parse_schedule({"metadata": {"name": "it"}, "spec": manifest}).spec
+    args = commands.run_args(parsed, "ns/it", host)
+    return CommandRun("j1", kind, args, "r1", lock_wait_s=0, verify=commands.verify_part(parsed))
 
 
 def backup(repository, *paths, host=HOST):

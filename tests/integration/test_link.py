@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 import pytest
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
 
 from agent import link as links
 from agent.link import Link, backoff
 from wire import codec
-from wire.messages import PROTOCOL, CommandCancel, JobConfirmed, JobLog, RepoCredentials
+from wire.messages import PROTOCOL, CommandCancel, FromServer, JobConfirmed, JobLog, RepoCredentials
 
 pytestmark = pytest.mark.anyio
 
@@ -53,7 +54,7 @@ class Server:
             self._handle,
             "127.0.0.1",
             port,
-            subprotocols=[PROTOCOL],
+            subprotocols=[Subprotocol(PROTOCOL)],
             process_request=self._request,
             **settings,
         ) as server:
@@ -166,7 +167,12 @@ def test_waits_grow_to_a_limit_and_differ():
 
 async def test_a_connection_that_did_not_last_makes_the_next_wait_longer(server, monkeypatch):
     asked = []
-    monkeypatch.setattr(links, "backoff", lambda failures, rng: asked.append(failures) or 0)
+
+    def at_once(failures, rng):
+        asked.append(failures)
+        return 0
+
+    monkeypatch.setattr(links, "backoff", at_once)
     async with calling(server.port):
         for _ in range(3):
             await (await server.next()).close()
@@ -193,7 +199,7 @@ async def test_frames_keep_their_order_and_their_messages(server, agent):
 
 async def test_messages_are_handed_on_in_order_whatever_frames_they_come_in(server, agent):
     socket = await server.next()
-    messages = [CommandCancel("j1"), JobConfirmed("j2"), RepoCredentials([])]
+    messages: list[FromServer] = [CommandCancel("j1"), JobConfirmed("j2"), RepoCredentials([])]
     await socket.send(codec.encode(messages[:2]))
     await socket.send(codec.encode(messages[2:]).encode())
     await agent.until("connected", *messages)
@@ -269,10 +275,10 @@ async def test_a_server_that_does_not_read_costs_no_more_than_what_may_be_unsent
         socket.transport.abort()
 
 
-async def test_a_listener_that_fails_ends_the_link_and_is_seen(server):
+async def test_a_listener_that_fails_ends_the_link_and_is_seen(server, monkeypatch):
     agent = Agent()
     agent.link = Link(f"ws://127.0.0.1:{server.port}/agent", "", agent, random.Random(1))
-    agent.received = lambda messages: 1 / 0
+    monkeypatch.setattr(agent, "received", lambda messages: 1 / 0)
     running = asyncio.create_task(agent.link.run())
     await (await server.next()).send(codec.encode([JobConfirmed("j1")]))
     with pytest.raises(ZeroDivisionError):

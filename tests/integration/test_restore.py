@@ -16,7 +16,7 @@ from agent.runner import Runner
 from server import commands
 from wire.messages import CommandRun, JobLog, Repository, Restore
 
-RESTIC = shutil.which("restic")
+RESTIC = shutil.which("restic") or "restic"
 PASSWORD = "correct horse battery"
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(RESTIC is None, reason="restic is not installed")]
 

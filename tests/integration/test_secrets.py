@@ -100,7 +100,7 @@ class Up:
         }
 
     async def __aenter__(self):
-        argv = [LAMPLIGHTER, "up", "resources", "--listen", "127.0.0.1:0"]
+        argv: list[str | Path] = [LAMPLIGHTER, "up", "resources", "--listen", "127.0.0.1:0"]
         with self.log.open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *argv, cwd=self.folder, env=self.env, stdout=log, stderr=log

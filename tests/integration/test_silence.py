@@ -13,7 +13,7 @@ from server.service import Config, serving
 from server.standing import Standing
 from server.store import Store
 from server.vault import Vault
-from wire.messages import JobFinished
+from wire.messages import JobEnd, JobFinished
 
 pytestmark = pytest.mark.anyio
 
@@ -83,7 +83,7 @@ class Story:
             return
         schedule, host = self.rng.choice(sorted(self.began))
         [job] = await self.control.run_now(ME, "ns", schedule, [host])
-        status = self.rng.choice(("succeeded", "warning", "failed"))
+        status: JobEnd = self.rng.choice(("succeeded", "warning", "failed"))
         for future in self.control.jobs.finish(host, [JobFinished(job["id"], status, self.clock.now)]):
             await future
         if status != "failed":

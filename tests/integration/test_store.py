@@ -5,6 +5,7 @@ import logging
 import sqlite3
 import threading
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -499,7 +500,7 @@ async def test_the_audit_log_is_listed_newest_first(db):
 def test_statements_can_be_said_to_postgresql():
     """No server is asked: this holds that no statement uses what only SQLite's compiler knows."""
     dialect = postgresql.dialect()
-    statements = [
+    statements: list[Any] = [
         bulk.insert_new("postgresql", JOBS, JobRow._fields),
         bulk.upsert("postgresql", SCHEDULES, ScheduleRow._fields, ("created_at",)),
         bulk.update("postgresql", HOSTS, ("name", "desired_version", "desired_digest")),

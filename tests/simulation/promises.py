@@ -7,10 +7,12 @@ from itertools import chain
 from zoneinfo import ZoneInfo
 
 import cron
+from agent.memory import Accepted
 from server.queue import EXCLUSIVE
 from tests.simulation.expected import Span, may_be_left_out
 from tests.simulation.story import HALF_PAST_TWO, MONTH, Story
 from tests.simulation.world import DAY, RULES, Agent, Row, Use
+from wire.messages import ScheduleFire
 
 SETTLED = timedelta(hours=1)
 """What came due less than this before the end of a story may still be on its way."""
@@ -39,9 +41,9 @@ def one_run(story: Story) -> Iterator[str]:
         if len(times) > 1:
             yield f"{schedule} due {due} ran {len(times)} times on {host}: {', '.join(map(str, times))}"
     jobs = Counter((row.job.host, row.job.scheduled_id, row.job.scheduled_at) for row in _rows(story))
-    for (host, schedule, due), count in jobs.items():
+    for (host, name, due), count in jobs.items():
         if count > 1:
-            yield f"{schedule} due {due} has {count} jobs on {host}"
+            yield f"{name} due {due} has {count} jobs on {host}"
 
 
 def none_dropped(story: Story) -> Iterator[str]:
@@ -160,8 +162,9 @@ def no_end_lost(story: Story) -> Iterator[str]:
         elif row.end.status not in (said, "cancelled"):
             yield f"{job_id} on {row.job.host} ended as {row.end.status} ({row.end.error}); its agent said {said}"
     for agent in story.agents:
-        for left in (*agent.memory.running.values(), *agent.memory.fires.values()):
-            if left.scheduled_at < settled:
+        held: list[Accepted | ScheduleFire] = [*agent.memory.running.values(), *agent.memory.fires.values()]
+        for left in held:
+            if left.scheduled_at is not None and left.scheduled_at < settled:
                 yield f"{agent.name} still has {left}"
         for end in agent.memory.ends.values():
             if end.finished_at < settled:

@@ -17,7 +17,7 @@ from typing import Any
 from agent import core as agent_core
 from agent.core import Core
 from agent.memory import DiffApplied, Memory, Record, SetApplied, replay
-from agent.timetable import CORRECTION
+from agent.timetable import CORRECTION, NEVER
 from server import host as server_host
 from server import pushes, records
 from server.desired import Fleet, Member, Target
@@ -32,6 +32,7 @@ from tests.simulation.expected import Expected
 from wire import entries
 from wire.messages import (
     CommandRun,
+    Hello,
     JobFinished,
     RepoCredentials,
     Repository,
@@ -394,7 +395,7 @@ class Agent:
                 case agent_core.StopJob(job_id, status):
                     self._stopped[job_id] = status
                     world.later(1, life, self, partial(self._end, job_id, status))
-        if core is not None and (wake_at := core.wake_at) != agent_core.NEVER:
+        if core is not None and (wake_at := core.wake_at) != NEVER:
             at = max(wake_at - self.skew, world.now)
             if self._alarm is None or at < self._alarm:
                 self._alarm = at
@@ -523,7 +524,7 @@ class Server:
             return
         name = pipe.agent.name
         host = self.hosts[name]
-        if isinstance(hello := messages[0], server_host.Hello):
+        if isinstance(hello := messages[0], Hello):
             if host.session == pipe.session:
                 return  # a repeated frame
             if (old := self.pipes.get(name)) is not None:
@@ -544,7 +545,7 @@ class Server:
             self.world.expected.fired(name, messages)
             self.perform(pipe, host.received(framed, self.fleet.targets, queue, self.world.now, ids))  # type: ignore[arg-type]
 
-    def _resume(self, pipe: Pipe, host: Host, hello: server_host.Hello) -> None:
+    def _resume(self, pipe: Pipe, host: Host, hello: Hello) -> None:
         """The open jobs are read in order with all writes; only then are further frames."""
         if self.pipes.get(host.name) is not pipe:
             return

@@ -15,9 +15,9 @@ from wire.codec import FrameError, close_reason, from_agent, from_server
 from wire.messages import FROM_AGENT, FROM_SERVER, CommandRun, JobConfirmed, JobLog, Repository, ScheduleFire
 
 AT = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
-READERS = {**dict.fromkeys(FROM_AGENT, from_agent), **dict.fromkeys(FROM_SERVER, from_server)}
+READERS: dict[str, codec.Reader] = {**dict.fromkeys(FROM_AGENT, from_agent), **dict.fromkeys(FROM_SERVER, from_server)}
 CLASSES = {**FROM_AGENT, **FROM_SERVER}
-TEXT = st.characters(exclude_categories=("Cs",))
+TEXT = st.characters(exclude_categories=["Cs"])
 JSON = st.recursive(
     st.none() | st.integers() | st.floats() | st.text(TEXT) | st.sampled_from(sorted(CLASSES)),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["type", "id", "payload", "job_id"]), inner),
@@ -30,7 +30,7 @@ def values(kind):  # noqa: PLR0911 - a line for each kind of field
         case inspect.StrType(pattern=str(pattern)):
             return st.from_regex(pattern, fullmatch=True).filter(lambda text: len(text) <= (kind.max_length or 80))
         case inspect.StrType(min_length=low, max_length=high):
-            return st.text(TEXT, min_size=low or 0, max_size=min(high, 80))
+            return st.text(TEXT, min_size=low or 0, max_size=min(high or 80, 80))
         case inspect.IntType(ge=low, le=high):
             return st.integers(low, high)
         case inspect.FloatType(ge=low, le=high):
@@ -46,7 +46,7 @@ def values(kind):  # noqa: PLR0911 - a line for each kind of field
         case inspect.DictType(key_type=key, value_type=value):
             return st.dictionaries(values(key), values(value), max_size=4)
         case inspect.UnionType(types=types):
-            return st.one_of(map(values, types))
+            return st.one_of(*map(values, types))
         case inspect.StructType(cls=cls, fields=fields):
             return st.builds(cls, **{field.name: values(field.type) for field in fields})
         case inspect.BoolType():

@@ -129,7 +129,7 @@ def test_restic_takes_no_value_for_an_option(tmp_path):
     def restic(*args):
         return subprocess.run(["/usr/bin/restic", *args], cwd=tmp_path, env=env, check=True, capture_output=True).stdout
 
-    restic(*commands.init_args(RepositorySpec("", init=True)))
+    restic(*(commands.init_args(RepositorySpec("", init=True)) or ()))
     restic(*commands.run_args(said, "ns/etc", "node-1"))
     [snapshot] = json.loads(restic("snapshots", "--json"))
     files = [json.loads(line).get("path") for line in restic("ls", "--json", snapshot["id"]).splitlines()]

@@ -1,12 +1,13 @@
 """The agent's core: what it fires, runs, remembers and says, event by event."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from msgspec import Raw
 
 from agent.core import MAX_ENDS, Apply, Built, Core, Persist, Send, StartJob, StopJob, built
-from agent.memory import Accepted, Answered, Confirmed, Ended, Fired, Memory, Passed, SetApplied, replay
+from agent.memory import Accepted, Answered, Confirmed, Ended, Fired, Memory, Passed, Record, SetApplied, replay
 from agent.timetable import NEVER
 from wire import entries
 from wire.codec import encode, from_agent
@@ -52,9 +53,10 @@ class Process:
     """A core and its shell: effects are done at once, and kept to look at."""
 
     def __init__(self, memory=None, *schedules, now=NOON, builds=True):
-        self.disk = [] if memory is not None else [SetApplied(whole(1, *schedules))]
+        self.disk: list[Record] = [] if memory is not None else [SetApplied(whole(1, *schedules))]
         self.core = Core("host", memory or replay(self.disk))
-        self.sent, self.started, self.stopped, self.applying = [], [], [], None
+        self.sent, self.started, self.stopped = [], [], []
+        self.applying: tuple[Any, ...] | None = None
         self.do(self.core.started(now))
         if builds:
             self.applied(now)
@@ -77,7 +79,7 @@ class Process:
         return self
 
     def applied(self, now=NOON):
-        (push,), self.applying = self.applying, None
+        (push,), self.applying = self.applying or (None,), None
         return self.do(self.core.applied(built(self.core.memory, push, "host", now), now))
 
     def connect(self, now=NOON):

@@ -20,7 +20,7 @@ class Asked:
 
     def __init__(self):
         self.times = 0
-        self.answer = True
+        self.answer: bool | Exception = True
         self.may = asyncio.Event()
         self.may.set()
 

@@ -12,6 +12,11 @@ from cli import logs
 JOB = "6bb6fd3216ce44e985ea4b93168a203d"
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 @pytest.fixture
 def logged():
     """What one log call writes, in a form; the logging of the tests is put back."""
@@ -20,8 +25,7 @@ def logged():
     levels = {name: logging.getLogger(name).level for name in list(root.manager.loggerDict)}
 
     def write(form, message, level=logging.INFO, *, terminal=False, name="agent.core", **facts):
-        stream = io.StringIO()
-        stream.isatty = lambda: terminal
+        stream = Terminal() if terminal else io.StringIO()
         root.handlers[:] = []
         logs.setup(form, "info", stream)
         logging.getLogger(name).log(level, message, extra=facts)

@@ -1,12 +1,13 @@
 """What is declared against what a server holds: what is put, deleted and left alone, and in which order."""
 
 import asyncio
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.client import Refused
+from controller.client import Client, Refused
 from controller.reconcile import (
     OWNER_LABEL,
     Agreed,
@@ -250,7 +251,7 @@ def test_a_touch_is_about_its_keys_alone():
 
     async def touched():
         rest = Rest(held("etc"), held("other"))
-        reconciler = Reconciler(rest, ME)
+        reconciler = Reconciler(cast(Client, rest), ME)
         await reconciler.reconcile(Declared({ETC: resource(**FULL), other: resource(**FULL)}))
         await reconciler.touch(Declared({}), {ETC})  # it is not declared any more
         await reconciler.touch(Declared({}), {ETC})
