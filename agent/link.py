@@ -19,7 +19,7 @@ from websockets.protocol import State
 from websockets.typing import Subprotocol
 
 from wire import codec
-from wire.messages import PROTOCOL, FromAgent, FromServer
+from wire.messages import HOST_HEADER, PROTOCOL, FromAgent, FromServer
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ class Link:
     """Keeps one connection to a server alive while `run` runs.
 
     `token`: the bearer token, or what reads it, for those of service accounts are replaced every hour; `ca_file`: whom
-    to trust instead of the system's authorities, in PEM. Both are read for every connection.
+    to trust instead of the system's authorities, in PEM. Both are read for every connection. `host`: whose agent this
+    is, which a server that refuses it writes to its log.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Link:
         *,
         ca_file: Path | None = None,
         user_agent: str | None = None,
+        host: str = "",
     ) -> None:
         self._url = url
         self._token = token
@@ -82,6 +84,7 @@ class Link:
         self._listener = listener
         self._rng = rng
         self._user_agent = user_agent
+        self._claim = {HOST_HEADER: host} if host else {}
         self._socket: ClientConnection | None = None
 
     async def run(self) -> None:
@@ -120,7 +123,7 @@ class Link:
             self._url,
             ssl=secure,
             subprotocols=[Subprotocol(PROTOCOL)],
-            additional_headers={"Authorization": f"Bearer {token}"} if token else {},
+            additional_headers=self._claim | ({"Authorization": f"Bearer {token}"} if token else {}),
             user_agent_header=self._user_agent,
             compression=None,  # small frames: a context for each connection costs more than it saves
             max_size=codec.MAX_SERVER_FRAME,

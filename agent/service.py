@@ -83,7 +83,7 @@ class Service:
         self._jobs = jobs
         self._scheduler = Scheduler(self.core, clock, self.perform)
         jitter = rng or random.Random()  # noqa: S311 - no secret
-        self._link = Link(config.url, config.token, self, jitter, ca_file=config.ca_file)
+        self._link = Link(config.url, config.token, self, jitter, ca_file=config.ca_file, host=config.host)
         self._tasks: asyncio.TaskGroup | None = None
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()

@@ -24,9 +24,10 @@ from server.dispatch import stored
 from server.host import Accepted, Acked, Effect, Finish, Host, News, Record, Send
 from server.problems import Problem, Unauthorized, Unavailable
 from server.pushes import Push
+from server.selectors import is_dns_name
 from server.store import Store
 from wire import codec
-from wire.messages import PROTOCOL, FromAgent, Hello, JobLog, ScheduleRefused
+from wire.messages import HOST_HEADER, PROTOCOL, FromAgent, Hello, JobLog, ScheduleRefused
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,10 @@ REPLACED = 4000
 
 REFUSED = 4001
 """Close code for a connection whose token is not good any more."""
+DUPLICATE = 4002
+"""Close code for the connection of a second agent of a host whose first one answers."""
+PROBE_S = 5.0
+"""Seconds that the agent of a host has to answer a ping, before another process may take its place."""
 
 
 class Peer(Protocol):
@@ -50,14 +55,18 @@ class Peer(Protocol):
     def abort(self) -> None:
         """Give the connection up at once."""
 
+    async def answers(self, within_s: float) -> bool:
+        """Whether the other end answers a ping in that time."""
+
 
 class Connection:
     """One agent's connection: frames leave in the order in which they are given."""
 
-    __slots__ = ("_peer", "host", "pushed_at", "reader", "repositories", "session")
+    __slots__ = ("_peer", "host", "instance", "pushed_at", "reader", "repositories", "session")
 
-    def __init__(self, peer: Peer, host: Host, session: int) -> None:
+    def __init__(self, peer: Peer, host: Host, session: int, instance: str) -> None:
         self.host = host
+        self.instance = instance
         self.session = session
         self.pushed_at = 0.0  # when a push was written that is yet to be acked, by the loop's clock
         self.reader = asyncio.current_task()
@@ -69,6 +78,13 @@ class Connection:
         if self._peer.write(frame) > MAX_UNSENT:
             log.error("host reads too slowly: connection given up", extra={"host": self.host.name})
             self._peer.abort()  # a close frame would wait behind what is not read
+
+    async def is_alive(self) -> bool:
+        """Whether the agent at the other end answers."""
+        try:
+            return await self._peer.answers(PROBE_S)
+        except ReferenceError:  # it is gone
+            return False
 
     def replace(self) -> None:
         """End the connection soon: its reader closes it, so that its agent connects again if it still listens."""
@@ -142,7 +158,7 @@ class Gateway:
         try:
             allowed = await self._allowed(websocket)
         except Problem as problem:
-            log.warning("agent refused", extra={"reason": str(problem)})
+            log.warning("agent refused", extra={**_claim(websocket), "reason": str(problem)})
             denial = PlainTextResponse(f"{problem}\n", problem.status, dict(problem.headers))
             await websocket.send_denial_response(denial)
             return
@@ -155,7 +171,7 @@ class Gateway:
         except WebSocketDisconnect:
             return
         except codec.FrameError as error:
-            log.warning("connection closed: malformed frame", extra={"reason": str(error)})
+            log.warning("connection closed: malformed frame", extra={**_claim(websocket), "reason": str(error)})
             code, reason = 1007, codec.close_reason(error)
         except Unavailable as error:  # what was said is not stored: it is said again on the next connection
             code, reason = 1013, codec.close_reason(error)
@@ -180,6 +196,7 @@ class Gateway:
             try:
                 await self._allowed(websocket)
             except Problem as problem:
+                log.warning("agent refused", extra={**_claim(websocket), "reason": str(problem)})
                 await websocket.close(REFUSED, codec.close_reason(problem))
                 raise WebSocketDisconnect(REFUSED) from None
 
@@ -196,11 +213,45 @@ class Gateway:
             raise codec.FrameError(f"this token is not for host {hello.host!r}")
         return hello
 
+    async def _refuse_duplicate(self, websocket: WebSocket, hello: Hello) -> None:
+        """Have a second agent of a host wait until the first one is gone. Raises WebSocketDisconnect.
+
+        A process that connects anew replaces its old connection at once. Another one takes the place of a connection
+        whose agent answers no ping, as that of a process that died with its machine.
+        """
+        while (first := self._latest.get(hello.host)) is not None:
+            if hello.instance in ("", first.instance) or not first.instance:
+                return  # the same process, or an agent that does not say which it is
+            if not await first.is_alive():
+                if self._latest.get(hello.host) is first:
+                    return
+            elif self._latest.get(hello.host) is first:
+                self._tell_duplicate(first.host)
+                log.warning("second agent of a host refused: stop it, or name it otherwise", extra=_claim(websocket))
+                await websocket.close(
+                    DUPLICATE, "another agent of this host is connected: stop one of them, or rename it"
+                )
+                raise WebSocketDisconnect(DUPLICATE)
+
+    def _tell_duplicate(self, host: Host) -> None:
+        """Tell of a host's second agent for a while, and then that it is told of no more."""
+        now = self._clock()
+        told, host.duplicate_at = host.is_duplicate(now), now
+        if not told:
+            self._control.news.changed("hosts")
+            self._forget_duplicate(host)
+
+    def _forget_duplicate(self, host: Host) -> None:
+        self._control.news.changed("hosts")
+        if host.is_duplicate(self._clock()):
+            asyncio.get_running_loop().call_later(30.0, self._forget_duplicate, host)
+
     async def _serve(self, websocket: WebSocket, allowed: str, ended: int) -> NoReturn:
         hello = await self._first(websocket, allowed)
+        await self._refuse_duplicate(websocket, hello)
         await self._check_again(websocket, ended)
         host = await self._control.host(hello.host)
-        connection = Connection(websocket.state.peer, host, next(self._sessions))
+        connection = Connection(websocket.state.peer, host, next(self._sessions), hello.instance)
         self._replace(host.name)
         self._latest[host.name] = connection
         try:
@@ -315,6 +366,14 @@ async def _frame(websocket: WebSocket) -> str:
     if "\\u0000" in text and _NUL.search(text):
         raise codec.FrameError("frame: holds a NUL")
     return text
+
+
+def _claim(websocket: WebSocket) -> dict[str, str]:
+    """Who a connection says that it is, and where it comes from; nothing of it was proved."""
+    claimed = websocket.headers.get(HOST_HEADER, "")
+    known = {"claims": claimed if is_dns_name(claimed) else "what is no name of a host"}
+    address = websocket.client.host if websocket.client is not None else ""
+    return {**(known if claimed else {}), "address": address}
 
 
 _NUL = re.compile(r"(?<!\\)(\\\\)*\\u0000")

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.protocol import State
 
@@ -263,6 +264,8 @@ class _Http(H11Protocol):
 class _Protocol(WebSocketsSansIOProtocol):
     """A connection that can be written to without a task to wait in, and given up without a peer to wait for."""
 
+    probe: "tuple[bytes, asyncio.Future[bool]] | None" = None  # a ping that is not answered yet, with what it says
+
     def data_received(self, data: bytes) -> None:
         """The handshake came, whole, or something after it. A handshake that cannot be read is the end."""
         super().data_received(data)
@@ -319,6 +322,39 @@ class _Protocol(WebSocketsSansIOProtocol):
     def abort(self) -> None:
         """Give the connection up at once: to close it would wait for a peer that may never read what is unsent."""
         self.transport.abort()
+
+    async def answers(self, within_s: float) -> bool:
+        """Whether the other end answers a ping in that time. One of which we have yet to take what it said counts as
+        one that does, since its pong may stand behind that."""
+        if self.close_sent or self.disconnected or self.transport.is_closing():
+            return False
+        if self.probe is None:
+            self.probe = (secrets.token_bytes(8), self.loop.create_future())
+            self.conn.send_ping(self.probe[0])
+            self.transport.write(b"".join(self.conn.data_to_send()))
+        _, answer = self.probe
+        try:
+            async with asyncio.timeout(within_s):
+                return await asyncio.shield(answer)
+        except TimeoutError:
+            return self.read_paused
+
+    def handle_pong(self, event: Frame) -> None:
+        """A pong came, perhaps to a ping of `answers`."""
+        if self.probe is not None and bytes(event.data) == self.probe[0]:
+            self._end_probe(answered=True)
+        else:
+            super().handle_pong(event)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over."""
+        self._end_probe(answered=False)
+        super().connection_lost(exc)
+
+    def _end_probe(self, *, answered: bool) -> None:
+        if self.probe is not None:
+            self.probe[1].set_result(answered)
+            self.probe = None
 
     def keepalive_timeout(self) -> None:
         """No pong came."""

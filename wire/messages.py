@@ -11,6 +11,8 @@ from msgspec import Meta, Raw, Struct, field
 
 PROTOCOL = "lamplighter.v1"
 """The WebSocket subprotocol that both sides name (RFC 6455, section 1.9)."""
+HOST_HEADER = "Lamplighter-Host"
+"""The header of the handshake in which an agent says whose it is, for the log of a server that refuses it."""
 
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
 HostName = Annotated[

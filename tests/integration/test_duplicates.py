@@ -1,0 +1,194 @@
+"""Two agents of one name: the first keeps its connection while it answers, and a new process gets in once it is gone."""
+
+import asyncio
+import logging
+import random
+import signal
+import sys
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from websockets.asyncio.client import connect as websocket
+from websockets.exceptions import InvalidStatus
+
+from agent.journal import Journal
+from agent.link import Link
+from agent.service import Config, Service
+from server import gateway
+from tests.faults.link import Link as Proxy
+from wire.messages import JobFinished
+
+pytestmark = pytest.mark.anyio
+
+
+class Idle:
+    """Runs commands that end when they are told to."""
+
+    def __init__(self):
+        self.begun, self.over = [], asyncio.Event()
+
+    async def run(self, command, repository, report):
+        self.begun.append(command.job_id)
+        await self.over.wait()
+        return JobFinished(command.job_id, "succeeded", datetime.now(UTC))
+
+    def stop(self, job_id, status):
+        self.over.set()
+
+
+@asynccontextmanager
+async def agent(server, folder, jobs=None):
+    """An agent of node-1 with a journal of its own."""
+    journal, memory = Journal.open(folder / "journal.jsonl")
+    config = Config("node-1", f"ws://127.0.0.1:{server.port}/agent", server.agent_token)
+    service = Service(config, journal, memory, jobs or Idle(), rng=random.Random(1))
+    running = asyncio.create_task(service.run())
+    try:
+        yield service
+    finally:
+        await service.stop()
+        await running
+
+
+@pytest.fixture
+def host(api):
+    async def host():
+        return (await api.get("/hosts/node-1")).json()
+
+    return host
+
+
+async def test_a_second_agent_is_refused_while_the_first_answers_and_no_job_is_lost(
+    server, api, declare, until, host, tmp_path, caplog
+):
+    await api.put("/hosts/node-1", json={"labels": {}})
+    await declare()
+    first, second = Idle(), Idle()
+    async with agent(server, tmp_path / "first", first) as one:
+
+        async def in_sync():
+            return one.core.connected and (await host())["in_sync"]
+
+        await until(in_sync)
+        [job] = (await api.post("/schedules/ns/etc/run", json={})).json()["items"]
+
+        async def begun():
+            return first.begun
+
+        await until(begun)
+        async with agent(server, tmp_path / "second", second):
+
+            async def told():
+                return [it["reason"] for it in (await host())["problems"]]
+
+            assert await until(told) == ["DuplicateAgent"]
+            assert one.core.connected
+            assert second.begun == []
+            first.over.set()
+
+            async def ended():
+                it = (await api.get(f"/jobs/{job['id']}")).json()
+                return it["status"] if it["finished_at"] else None
+
+            assert await until(ended) == "succeeded"
+    refusals = [record for record in caplog.records if "second agent" in record.message]
+    assert refusals
+    assert {record.claims for record in refusals} == {"node-1"}
+
+
+async def test_a_process_that_connects_anew_replaces_its_old_connection_at_once(connect, until, host):
+    async with connect(instance="one") as old:
+        await old.hears("schedule.set")
+        async with connect(instance="one") as new:
+            await new.hears("schedule.set")
+            assert (await old.closed())[0] == gateway.REPLACED
+            assert (await host())["problems"] == []
+
+
+async def test_a_second_process_is_told_why_it_is_refused(connect):
+    async with connect(instance="one") as first:
+        await first.hears("schedule.set")
+        async with connect(instance="two") as second:
+            code, reason = await second.closed()
+            assert (code, "another agent of this host" in reason) == (gateway.DUPLICATE, True)
+
+
+async def test_a_new_process_gets_in_as_soon_as_the_old_one_answers_no_more(server, connect, monkeypatch):
+    """As after a machine lost its power, or its network: nothing says that the connection is over."""
+    monkeypatch.setattr(gateway, "PROBE_S", 0.2)
+    async with Proxy(server.port) as proxy, connect(instance="old", to=proxy) as old:
+        await old.hears("schedule.set")
+        proxy.stall()
+        async with connect(instance="new") as new:
+            await new.hears("schedule.set")
+        proxy.flow()
+
+
+async def test_a_new_process_gets_in_at_once_after_the_old_one_was_killed(server, connect, until, tmp_path):
+    script = tmp_path / "agent.py"
+    script.write_text(_OLD.format(port=server.port, token=server.agent_token))
+    old = await asyncio.create_subprocess_exec(sys.executable, script, stdout=asyncio.subprocess.PIPE)
+    assert await old.stdout.readline() == b"connected\n"
+    old.send_signal(signal.SIGKILL)
+    await old.wait()
+    async with connect(instance="new") as new:
+        await new.hears("schedule.set")
+
+
+_OLD = """
+import asyncio, json
+from websockets.asyncio.client import connect
+async def main():
+    headers = {{"authorization": "Bearer {token}"}}
+    url = "ws://127.0.0.1:{port}/agent"
+    async with connect(url, subprotocols=["lamplighter.v1"], additional_headers=headers, proxy=None) as socket:
+        await socket.send(json.dumps({{"type": "hello", "payload": {{"host": "node-1", "instance": "old"}}}}))
+        await socket.recv()
+        print("connected", flush=True)
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+async def test_that_there_were_two_is_told_for_a_while_only(server, connect, host):
+    async with connect(instance="one") as first:
+        await first.hears("schedule.set")
+        async with connect(instance="two") as second:
+            await second.closed()
+        known = server.control.hosts["node-1"]
+        assert [it["reason"] for it in (await host())["problems"]] == ["DuplicateAgent"]
+        known.duplicate_at -= timedelta(minutes=4)
+        assert (await host())["problems"] == []
+
+
+class Refused:
+    """Who listens to a link that is refused."""
+
+    def connected(self):
+        raise AssertionError
+
+    received = lost = connected
+
+
+async def test_an_agent_that_is_refused_is_logged_by_the_name_that_it_claims(server, until, caplog):
+    url = f"ws://127.0.0.1:{server.port}/agent"
+    task = asyncio.create_task(Link(url, "wrong", Refused(), random.Random(1), host="db-1").run())
+
+    async def refused():
+        return [record for record in caplog.records if record.message == "agent refused"]
+
+    [record, *_] = await until(refused)
+    assert (record.claims, record.address) == ("db-1", "127.0.0.1")
+    assert record.levelno == logging.WARNING
+    task.cancel()
+
+
+@pytest.mark.parametrize("claims", ["Not_A_Name", "a" * 300, "db-1 and more", "db-1\tx"])
+async def test_a_claim_that_is_no_name_is_not_repeated(server, claims, caplog):
+    with pytest.raises(InvalidStatus):
+        await websocket(
+            f"ws://127.0.0.1:{server.port}/agent", additional_headers={"Lamplighter-Host": claims}, proxy=None
+        )
+    [record] = [record for record in caplog.records if record.message == "agent refused"]
+    assert record.claims == "what is no name of a host"
