@@ -39,7 +39,7 @@ from server.rest.reading import (
 )
 from server.restores import File, Question, Restores, Snapshot
 from server.schema import MAX_ERRORS
-from server.selectors import is_dns_name, label_errors
+from server.selectors import is_dns_name, label_errors, selector_errors
 from server.specs import LabelSelector
 from server.store import Store
 from server.trouble import NAMED, Coverage, repository_troubles, run_phase, schedule_troubles
@@ -236,7 +236,10 @@ class Api:
         """Run a schedule once, now, under this id; asked for again, it is the same run."""
         Query(request)
         namespace, run = request.path_params["namespace"], _own_id(request)
-        wanted = converted(await object_body(request), RunPutBody)
+        given = await object_body(request)
+        if errors := list(islice(selector_errors(given.get("hostSelector"), "hostSelector"), MAX_ERRORS)):
+            raise Invalid("the Run is not valid", errors)
+        wanted = converted(given, RunPutBody)
         selector = wanted.hostSelector
         row = await self._control.start_run(_actor(request), namespace, wanted.schedule, run, selector)
         return json_response(await self._run(row, namespace, run))

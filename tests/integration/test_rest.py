@@ -506,3 +506,16 @@ async def test_a_listener_to_news_does_not_hold_up_a_server_that_stops(tmp_path)
             assert "schedules" in await anext(lines)
             await stack.aclose()
             assert [line async for line in lines if line] == []
+
+
+@pytest.mark.parametrize(
+    ("selector", "field"),
+    [
+        ({"matchLabels": {"a b": "c"}}, "hostSelector.matchLabels[a b]"),
+        ({"matchLabels": {"a": "b c"}}, "hostSelector.matchLabels.a"),
+        ({"matchExpressions": [{"key": "a/b/c", "operator": "Exists"}]}, "hostSelector.matchExpressions[0].key"),
+    ],
+)
+async def test_a_run_on_labels_that_no_host_can_have_is_refused(api, selector, field):
+    answer = await api.put("/runs/ns/now", json={"schedule": "etc", "hostSelector": selector})
+    assert (answer.status_code, [it["field"] for it in answer.json()["errors"]]) == (422, [field])
