@@ -1,4 +1,4 @@
-"""Two agents of one name: the first keeps its connection while it answers, and a new process gets in once it is gone."""
+"""Two agents of one name: the first stays connected while it answers, and a new process gets in once it is gone."""
 
 import asyncio
 import logging
