@@ -168,7 +168,11 @@ class Refused:
     def connected(self):
         raise AssertionError
 
-    received = lost = connected
+    def received(self, messages):
+        raise AssertionError
+
+    def lost(self):
+        raise AssertionError
 
 
 async def test_an_agent_that_is_refused_is_logged_by_the_name_that_it_claims(server, until, caplog):
