@@ -1,56 +1,47 @@
 """Serves what Prometheus scrapes and what Kubernetes probes, over plain HTTP: /metrics, /healthz and /readyz.
 
-In a thread, as prometheus-client does it; what a part must say of itself is asked on its event loop, so that a loop
-that hangs is not called healthy.
+All of it on the part's own event loop, so that a loop that hangs is not called healthy; only the text of the metrics is
+made in a thread, for it may be long.
 """
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+import gzip
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from http import HTTPStatus
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.exposition import ThreadingWSGIServer
+import click
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 
 from cli import options
+from listener import http
+from listener.accept import ListenError, bind
 
 ANSWER_S = 5.0
-"""Seconds that the event loop has to answer a probe."""
+"""Seconds that a part has to say whether it is ready."""
 
 Ready = Callable[[], Awaitable[str]]
 """What a part waits for before it is ready; empty when it is."""
-StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
 @asynccontextmanager
 async def serving(
     listen: str, registry: CollectorRegistry, ready: Ready, healthy: Ready | None = None
 ) -> AsyncIterator[None]:
-    """Serve at ADDRESS:PORT while entered; nothing when that is empty. Raises OSError when the address is taken.
+    """Serve at ADDRESS:PORT while entered; nothing when that is empty. Raises click.ClickException, with the remedy.
 
     `healthy`: what is wrong that only a restart can mend; empty when nothing is. It is not ready either then.
     """
     if not listen:
         yield
         return
-    host, port = options.address(listen)
-    loop = asyncio.get_running_loop()
-
-    def ask(path: str) -> str:
-        """What stands against a probe's success."""
-        asked = _asked(healthy or always_ready, ready if path == "/readyz" else always_ready)
-        return asyncio.run_coroutine_threadsafe(asked, loop).result(ANSWER_S)
-
-    app = _application(registry, ask)
-    with make_server(host, port, app, ThreadingWSGIServer, handler_class=_Silent) as server:
-        thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(server.shutdown)
+    try:
+        listening = bind(*options.address(listen), "--metrics-listen")
+    except ListenError as error:
+        raise click.ClickException(str(error)) from None
+    async with http.serving(listening, Part(registry, ready, healthy or always_ready).answer):
+        yield
 
 
 async def always_ready() -> str:
@@ -58,39 +49,42 @@ async def always_ready() -> str:
     return ""
 
 
-async def _asked(*questions: Ready) -> str:
-    for question in questions:
-        if wrong := await question():
-            return wrong
-    return ""
+class Part:
+    """What is asked of a part."""
+
+    def __init__(self, registry: CollectorRegistry, ready: Ready, healthy: Ready) -> None:
+        self._registry = registry
+        self._ready = ready
+        self._healthy = healthy
+        self._one_at_a_time = asyncio.Lock()
+
+    async def answer(self, request: http.Request) -> http.Answer:
+        """The answer to one request."""
+        match request.path:
+            case "/metrics":
+                async with self._one_at_a_time:
+                    return await asyncio.to_thread(self._metrics, request)
+            case "/healthz":
+                return await _probe(self._healthy)
+            case "/readyz":
+                return await _probe(self._healthy, self._ready)
+        return http.text(HTTPStatus.NOT_FOUND, "nothing is at this path")
+
+    def _metrics(self, request: http.Request) -> http.Answer:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        content, headers = encode(self._registry), {"Vary": "Accept, Accept-Encoding"}
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            content, headers["Content-Encoding"] = gzip.compress(content, 5), "gzip"
+        return http.Answer(HTTPStatus.OK, content, content_type, headers)
 
 
-def _application(registry: CollectorRegistry, ask: Callable[[str], str]) -> Callable[..., Iterable[bytes]]:
-    metrics = make_wsgi_app(registry)
-
-    def application(environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
-        path = environ["PATH_INFO"]
-        if path == "/metrics":
-            found: Iterable[bytes] = metrics(environ, start)
-            return found
-        if path not in ("/healthz", "/readyz"):
-            return _text(start, "404 Not Found", "nothing is at this path")
-        try:
-            wrong = ask(path)
-        except TimeoutError:
-            return _text(start, "503 Service Unavailable", f"no answer within {ANSWER_S:.0f} s")
-        if wrong:
-            return _text(start, "503 Service Unavailable", wrong)
-        return _text(start, "200 OK", "ok")
-
-    return application
-
-
-def _text(start: StartResponse, status: str, text: str) -> Iterable[bytes]:
-    start(status, [("Content-Type", "text/plain; charset=utf-8")])
-    return [f"{text}\n".encode()]
-
-
-class _Silent(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name for it
-        """Log no requests: probes come every few seconds."""
+async def _probe(*questions: Ready) -> http.Answer:
+    """The first thing that is wrong, or ok."""
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            for question in questions:
+                if wrong := await question():
+                    return http.text(HTTPStatus.SERVICE_UNAVAILABLE, wrong)
+    except TimeoutError:
+        return http.text(HTTPStatus.SERVICE_UNAVAILABLE, f"no answer within {ANSWER_S:.0f} s")
+    return http.text(HTTPStatus.OK, "ok")

@@ -58,6 +58,9 @@ class Peer(Protocol):
     async def answers(self, within_s: float) -> bool:
         """Whether the other end answers a ping in that time."""
 
+    def keep(self) -> None:
+        """Keep the connection even when there are too many, from its hello on."""
+
 
 class Connection:
     """One agent's connection: frames leave in the order in which they are given."""
@@ -250,6 +253,7 @@ class Gateway:
         hello = await self._first(websocket, allowed)
         await self._refuse_duplicate(websocket, hello)
         await self._check_again(websocket, ended)
+        websocket.state.peer.keep()
         host = await self._control.host(hello.host)
         connection = Connection(websocket.state.peer, host, next(self._sessions), hello.instance)
         self._replace(host.name)

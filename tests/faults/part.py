@@ -30,11 +30,12 @@ def _use(clock: Callable[[], datetime]) -> None:
     import server.gateway  # noqa: PLC0415
     import server.service  # noqa: PLC0415
     import server.store  # noqa: PLC0415
+    import server.transport  # noqa: PLC0415
 
     agent.service.utc_now = clock
     server.service.serving = partial(server.service.serving, clock=clock)
     server.dispatch.LOOK_S, server.dispatch.AGAIN_S = 0.1, 0.3
-    server.gateway.HELLO_S, server.service.PING_S = 4.0, 2.5
+    server.gateway.HELLO_S, server.transport.PING_S = 4.0, 2.5
     server.store.BUSY_TIMEOUT_MS = 500
 
 

@@ -21,7 +21,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as websocket
 from websockets.typing import Subprotocol
 
-from server import service
+from listener import accept
+from server import transport
 from server.service import Config, serving
 
 LAMPLIGHTER = Path(sys.executable).with_name("lamplighter")
@@ -265,12 +266,12 @@ def test_frames_that_are_none_end_the_connection_with_their_code(server, sent, c
     ids=["nothing", "a letter", "a header", "a handshake", "a body", "a second request"],
 )  # fmt: skip
 def test_a_request_that_is_never_finished_is_not_awaited(server, monkeypatch, begun):
-    monkeypatch.setattr(service, "REQUEST_S", 0.5)
+    monkeypatch.setattr(transport, "REQUEST_S", 0.5)
     answer(server.raw(begun))  # comes back
 
 
 def test_a_request_that_comes_by_the_letter_is_not_awaited_either(server, monkeypatch):
-    monkeypatch.setattr(service, "REQUEST_S", 0.5)
+    monkeypatch.setattr(transport, "REQUEST_S", 0.5)
     with closing(server.raw(b"GET /healthz HTTP/1.1\r\nX: ")) as connection:
         connection.settimeout(0.01)
         with suppress(ConnectionResetError, BrokenPipeError):
@@ -321,7 +322,7 @@ def test_a_thousand_connections_of_one_host_leave_one(server, portal):
 
 
 def test_who_reads_nothing_is_given_up_by_the_kernel(portal, tmp_path, monkeypatch):
-    monkeypatch.setattr(service, "STALLED_S", 1)
+    monkeypatch.setattr(accept, "STALLED_S", 1)
     with started(portal, tmp_path) as server:
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
