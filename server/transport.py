@@ -16,6 +16,7 @@ import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 from websockets.http11 import Request
@@ -155,7 +156,12 @@ class _Protocol(WebSocketsSansIOProtocol):
             self.scope["state"]["peer"] = weakref.proxy(self)  # no cycle: what a connection held is freed with it
 
     async def send(self, message: Any) -> None:
-        """Send what the application says. A denial ends the handshake too, or uvicorn would log that nothing did."""
+        """Send what the application says. A denial ends the handshake too, or uvicorn would log that nothing did.
+
+        Raises ClientDisconnected after a close that this protocol sent by itself, which the application cannot know of.
+        """
+        if self.handshake_complete and self.close_sent:
+            raise ClientDisconnected
         await super().send(message)
         self.handshake_complete = self.handshake_complete or self.close_sent
 

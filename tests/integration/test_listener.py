@@ -129,6 +129,10 @@ def connected(port, sent=b""):
     return connection
 
 
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def closes(connection):
     """Wait for the other end to close, which may have had something to say."""
     with closing(connection):
@@ -172,10 +176,10 @@ async def test_who_does_not_take_the_answer_is_not_awaited(monkeypatch):
 
     with bind("127.0.0.1", 0, "--listen") as listening:
         async with http.serving(listening, much):
-            before = len(os.listdir("/proc/self/fd"))
+            before = open_files()
             connection = connected(listening.getsockname()[1], GET + b"\r\n")
             await asyncio.to_thread(connection.recv, 1, socket.MSG_PEEK)
-            while len(os.listdir("/proc/self/fd")) > before + 1:  # ours alone is left
+            while open_files() > before + 1:  # ours alone is left
                 await asyncio.sleep(0.01)
             assert len(await closes(connection)) < 50_000_000
 

@@ -1,0 +1,121 @@
+"""What server/transport.py needs of uvicorn, h11 and websockets: that it is there, and does what is leant on."""
+
+import inspect
+import json
+import logging
+import re
+import tomllib
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+import h11
+import pytest
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.asyncio.client import connect as websocket
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+from server import transport
+
+
+@pytest.mark.parametrize(
+    ("base", "derived"),
+    [
+        (H11Protocol, transport._Http),
+        (WebSocketsSansIOProtocol, transport._Protocol),
+        (uvicorn.Server, transport._Uvicorn),
+    ],
+)
+def test_what_is_replaced_is_there_and_takes_the_same(base, derived):
+    ours = {"abort", "keep", "write", "__init__", "_await_request", "_forget"}
+    for name, function in vars(derived).items():
+        if inspect.isfunction(function) and name not in ours:
+            replaced = inspect.signature(getattr(base, name)).parameters
+            assert list(replaced) == list(inspect.signature(function).parameters), name
+
+
+@pytest.mark.parametrize(
+    ("attribute", "where"),
+    [
+        *((it, H11Protocol.__init__) for it in ("conn", "loop", "transport", "ws_protocol_class")),
+        *((it, WebSocketsSansIOProtocol.__init__) for it in (
+            "conn", "loop", "transport", "queue", "frames", "curr_msg_data_type", "writable", "handshake_initiated",
+            "handshake_complete", "close_sent", "close_timer",
+        )),
+        ("scope", WebSocketsSansIOProtocol.handle_connect),
+        ("ws_protocol_class", H11Protocol.handle_websocket_upgrade),
+        ("servers", uvicorn.Server.shutdown),
+        ("should_exit", uvicorn.Server.on_tick),
+        ("server_state", uvicorn.Server.__init__),
+    ],
+)  # fmt: skip
+def test_attributes_that_are_leant_on_are_there(attribute, where):
+    assert f"self.{attribute}" in inspect.getsource(where)
+
+
+def test_states_and_methods_of_h11_and_websockets_that_are_leant_on_are_there():
+    assert h11.Connection(h11.SERVER).their_state is h11.IDLE
+    assert h11.SEND_BODY is not h11.IDLE
+    protocol = ServerProtocol()
+    assert protocol.state is State.CONNECTING
+    assert protocol.close_sent is None
+    assert {"send_text", "send_close", "data_to_send"} <= set(dir(protocol))
+
+
+@pytest.mark.parametrize("package", ["h11", "uvicorn", "websockets"])
+def test_versions_that_are_leant_on_have_both_bounds_and_hold_for_what_is_installed(package):
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    (wanted,) = [it for it in project["optional-dependencies"]["server"] if re.match(rf"{package}\b", it)]
+    low, high = re.fullmatch(rf"{package}>=([0-9.]+),<([0-9.]+)", wanted).groups()
+
+    def number(version):
+        return [int(it) for it in version.split(".")]
+
+    assert number(low) <= number(metadata.version(package)) < number(high)
+
+
+# Over a real socket.
+
+
+@pytest.fixture(autouse=True)
+def untroubled(caplog):
+    """Nothing that a guest does is an error of the server."""
+    yield
+    told = [it for when in ("setup", "call") for it in caplog.get_records(when) if it.name != "websockets.client"]
+    assert [it.getMessage() for it in told if it.levelno >= logging.ERROR] == []
+
+
+LATE = [
+    (Opcode.TEXT, b"\xff\xfe"),
+    (Opcode.TEXT, b"late"),
+    (Opcode.TEXT, json.dumps({"type": "hello", "payload": {"host": "late"}}).encode()),
+    (Opcode.BINARY, b"late"),
+    (Opcode.PING, b"late"),
+    (Opcode.PONG, b"late"),
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("opcode", "data"), LATE)
+@pytest.mark.parametrize("first", ["{}", '{"type": "schedule.ack", "payload": {}}'])
+async def test_whatever_comes_after_a_close_is_discarded(server, first, opcode, data):
+    """The server closes; before the client answers that, it says more, as one whose frames cross the close does."""
+    async with websocket(
+        f"ws://127.0.0.1:{server.port}/agent",
+        subprotocols=["lamplighter.v1"],
+        additional_headers={"authorization": f"Bearer {server.agent_token}"},
+        compression=None,
+        proxy=None,
+    ) as socket:
+        frames = b"".join(Frame(it, said).serialize(mask=True) for it, said in [
+            (Opcode.TEXT, first.encode()), *[(opcode, data)] * 3, (Opcode.TEXT, b"\xff"), (opcode, data)
+        ])  # fmt: skip
+        socket.transport.write(frames)
+        with suppress(ConnectionClosed):
+            await socket.recv()
+    assert socket.close_code == 1007
