@@ -109,7 +109,7 @@ class _Protocol(WebSocketsSansIOProtocol):
     def __init__(self, slot: Slot, **settings: Any) -> None:
         super().__init__(**settings)
         self.slot = slot
-        self.probe: tuple[bytes, asyncio.Future[bool]] | None = None  # a ping that is not answered yet, and what it says
+        self.probe: tuple[bytes, asyncio.Future[bool]] | None = None  # an unanswered ping, and what it says
 
     def data_received(self, data: bytes) -> None:
         """The handshake came, whole, or something after it. A handshake that cannot be read is the end."""
