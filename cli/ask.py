@@ -12,6 +12,7 @@ import httpx
 
 from cli.logs import SHORT_ID, local_time
 from cli.options import Access, read_token
+from cli.reach import unreachable
 from cli.terminal import note, print_table, say, say_json
 
 TIMEOUT_S = 45.0
@@ -40,7 +41,7 @@ class Server:
         try:
             trusted = ssl.create_default_context(cafile=access.ca_file)
         except OSError as error:
-            raise click.ClickException(f"--ca-file {access.ca_file}: {error}") from None
+            raise click.ClickException(f"--ca-file {access.ca_file} holds no certificate in PEM ({error})") from None
         self._http = httpx.Client(
             base_url=base, headers=headers, timeout=TIMEOUT_S, trust_env=not local, verify=trusted
         )
@@ -51,8 +52,8 @@ class Server:
         try:
             answer = self._http.request(method, path, params=given, json=body)
         except (httpx.RequestError, httpx.UnsupportedProtocol) as error:
-            remedy = "start one with `lamplighter up DIR`, or say where it is with --server"
-            raise click.ClickException(f"no server answers at {self._access.server} ({error}): {remedy}") from None
+            why = unreachable(self._access.server, error, self._access.ca_file)
+            raise click.ClickException(why) from None
         if answer.status_code == httpx.codes.NO_CONTENT:
             return None
         try:
@@ -94,6 +95,35 @@ class Server:
         return "; ".join(errors) or str(content["detail"])
 
 
+def problems(access: Access, output: str) -> None:
+    """Show everything that is wrong. Raises click.exceptions.Exit, with code 1, where there is anything."""
+    found = list(_found_wrong(Server(access)))
+    if output == "json":
+        say_json({"items": [dict(zip(("kind", "name", "reason", "message"), it, strict=True)) for it in found]})
+    elif found:
+        print_table(("KIND", "NAME", "REASON", "MESSAGE"), [[*it[:3], " ".join(it[3].split())] for it in found], {})
+    else:
+        note("no problems")
+    if found:
+        raise click.exceptions.Exit(1)
+
+
+def _found_wrong(server: Server) -> Iterator[tuple[str, str, str, str]]:
+    """What is wrong with what: (kind, name, reason, message)."""
+    for plural, kind in (("schedules", "Schedule"), ("repositories", "Repository")):
+        for item in server.items(f"/{plural}"):
+            name = f"{item['metadata']['namespace']}/{item['metadata']['name']}"
+            yield from ((kind, name, it["reason"], it["message"]) for it in item["status"]["problems"])
+    for host in server.items("/hosts"):
+        yield from (("Host", host["name"], it["reason"], it["message"]) for it in host["problems"])
+        if not host["connected"]:
+            since = f"since {moment(host['last_seen'])}" if host["last_seen"] else "and never was"
+            yield "Host", host["name"], "NotConnected", f"its agent is not connected, {since}"
+    for job in server.items("/jobs", status="running"):
+        if job["problem"] and not job["scheduled_id"]:  # else its Schedule has told of it
+            yield "Job", job["id"][:SHORT_ID], "RunsHang", f"on {job['host']}: {job['problem']}"
+
+
 def get(access: Access, what: str, filters: Mapping[str, str | None], limit: int, output: str) -> None:
     """Show a list: what there is, in full, or the newest `limit` jobs or audit lines."""
     server = Server(access)
@@ -109,7 +139,8 @@ def get(access: Access, what: str, filters: Mapping[str, str | None], limit: int
         note(f"no {what}" + (" like that" if any(given.values()) else ""))
         return
     names = _names(server, items) if what == "jobs" else {}
-    print_table(_TABLES[what], [_ROWS[what](item, names) for item in items], STYLES)
+    rows = [_ROWS[what](item, names) for item in items]
+    print_table(_TABLES[what], rows, STYLES, _OPTIONAL.get(what, ()))
 
 
 def run(access: Access, schedule: str, hosts: Sequence[str]) -> None:
@@ -163,27 +194,34 @@ def revoke(access: Access, host: str) -> None:
 
 def _schedule(item: Item, _: Mapping[str, str]) -> list[str]:
     metadata, spec, status = item["metadata"], item["spec"], item["status"]
-    last, next_ = status.get("lastScheduleTime"), status.get("nextScheduleTime")
-    hosts = [str(status[count]) for count in ("hosts", "hostsInSync")]
-    due = [_ago(last), _in(next_) if next_ else "disabled"]
-    return [metadata["namespace"], metadata["name"], spec["kind"], spec["cron"], *hosts, *due]
+    next_ = status.get("nextScheduleTime")
+    hosts = [str(status[count]) for count in ("hosts", "hostsInSync", "hostsFailed", "hostsOverdue")]
+    oldest = _ago(status.get("oldestSuccessTime")) if not status["hostsWithoutSuccess"] else "never"
+    due = [_ago(status.get("lastScheduleTime")), oldest, _in(next_) if next_ else "disabled"]
+    return [metadata["namespace"], metadata["name"], spec["kind"], spec["cron"], *hosts, *due, _problems(status)]
 
 
 def _host(item: Item, _: Mapping[str, str]) -> list[str]:
     versions = [str(item["desired_version"]), str(item["applied_version"])]
     in_sync = [_yes(item["connected"]), *versions, _yes(item["in_sync"])]
-    seen = "now" if item["connected"] else _ago(item["last_seen"])
-    return [item["name"], *in_sync, item["agent_version"] or "-", seen]
+    seen = "now" if item["connected"] else _ago(item["last_seen"]) if item["last_seen"] else "never"
+    return [item["name"], *in_sync, item["agent_version"] or "-", seen, _problems(item)]
 
 
 def _repository(item: Item, _: Mapping[str, str]) -> list[str]:
-    metadata = item["metadata"]
-    return [metadata["namespace"], metadata["name"], item["spec"]["url"], _age(metadata["creationTimestamp"])]
+    metadata, status = item["metadata"], item["status"]
+    times = [_age(metadata["creationTimestamp"]), _ago(status.get("lastVerified"))]
+    return [metadata["namespace"], metadata["name"], item["spec"]["url"], *times, _problems(status)]
+
+
+def _problems(item: Item) -> str:
+    """What is wrong, in a line; "-" where nothing is."""
+    return "; ".join(f"{it['reason']}: {' '.join(it['message'].split())}" for it in item["problems"]) or "-"
 
 
 def _job(item: Item, names: Mapping[str, str]) -> list[str]:
     what = [item["id"][:SHORT_ID], item["host"], _schedule_name(item, names), item["kind"], item["status"]]
-    times = [moment(item["scheduled_at"]), moment(item["started_at"]), _took(item)]
+    times = [moment(item["scheduled_at"]), moment(_began(item)), _took(item)]
     return [*what, *times, outcome(item) or "-"]
 
 
@@ -193,9 +231,12 @@ def _audit(item: Item, _: Mapping[str, str]) -> list[str]:
 
 
 _TABLES: Mapping[str, Sequence[str]] = {
-    "schedules": ("NAMESPACE", "NAME", "KIND", "CRON", "HOSTS", "INSYNC", "LAST", "NEXT"),
-    "hosts": ("NAME", "CONNECTED", "DESIRED", "APPLIED", "INSYNC", "AGENT", "LAST-SEEN"),
-    "repositories": ("NAMESPACE", "NAME", "URL", "AGE"),
+    "schedules": (
+        *("NAMESPACE", "NAME", "KIND", "CRON", "HOSTS", "INSYNC", "FAILED", "OVERDUE"),
+        *("LAST", "OLDEST-SUCCESS", "NEXT", "PROBLEM"),
+    ),
+    "hosts": ("NAME", "CONNECTED", "DESIRED", "APPLIED", "INSYNC", "AGENT", "LAST-SEEN", "PROBLEM"),
+    "repositories": ("NAMESPACE", "NAME", "URL", "AGE", "VERIFIED", "PROBLEM"),
     "jobs": ("JOB", "HOST", "SCHEDULE", "KIND", "STATUS", "DUE", "STARTED", "DURATION", "SNAPSHOT/ERROR"),
     "audit": ("TIME", "ACTOR", "ACTION", "KIND", "OBJECT"),
 }
@@ -206,6 +247,14 @@ _ROWS: Mapping[str, Callable[[Item, Mapping[str, str]], list[str]]] = {
     "jobs": _job,
     "audit": _audit,
 }
+_OPTIONAL: Mapping[str, Sequence[str]] = {
+    "schedules": ("KIND", "CRON", "INSYNC", "NEXT"),
+    "hosts": ("AGENT", "APPLIED", "DESIRED"),
+    "repositories": ("AGE",),
+    "jobs": ("DUE", "KIND", "STARTED"),
+    "audit": ("ACTION",),
+}
+"""Which columns a narrow terminal does without, in this order."""
 STYLES = {
     "succeeded": "green",
     "yes": "green",
@@ -236,19 +285,29 @@ def _schedule_name(job: Item, names: Mapping[str, str]) -> str:
 
 
 def outcome(job: Item) -> str:
-    """What came of a job: its snapshot, or what went wrong; what it waits for, and empty while it runs."""
+    """What came of a job: its snapshot, or what went wrong. Of one that is not over, what it waits for, or since when
+    it runs and what is wrong with that."""
     if job["waits_for"]:
         return f"waits for {job['waits_for']}".replace("waits for retry", "retry")
+    if job["status"] == "running":
+        since = f"since {moment(_began(job))}"
+        return f"{since}; {job['problem']}" if job["problem"] else since
     snapshot = (job["snapshot_id"] or "")[:SHORT_ID]
     error = " ".join((job["error"] or "").split())
     return f"{snapshot} ({error})" if snapshot and error else snapshot or error
 
 
+def _began(job: Item) -> str | None:
+    """When a job began: as its host says at the end, and until then when the host accepted it."""
+    began: str | None = job["started_at"] or job["accepted_at"]
+    return began
+
+
 def _took(job: Item) -> str:
-    if job["started_at"] is None:
+    if (began := _began(job)) is None:
         return "-"
     end = datetime.fromisoformat(job["finished_at"]) if job["finished_at"] else datetime.now(UTC)
-    return _span((end - datetime.fromisoformat(job["started_at"])).total_seconds())
+    return _span((end - datetime.fromisoformat(began)).total_seconds())
 
 
 def full_name(name: str) -> str:

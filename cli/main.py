@@ -268,8 +268,11 @@ def keys(
     _run(lambda _: parts.make(secret, config_map, names, folder, vault=vault_key))
 
 
+_LISTS = ("hosts", "schedules", "repositories", "jobs", "problems", "audit")
+
+
 @main.command()
-@click.argument("what", metavar="WHAT", type=click.Choice(["hosts", "schedules", "repositories", "jobs", "audit"]))
+@click.argument("what", metavar="WHAT", type=click.Choice(_LISTS))
 @click.option("--host", help="Jobs of this host only.")
 @click.option("--schedule", metavar="[NAMESPACE/]NAME", help="Jobs of this schedule only.")
 @click.option("--status", metavar="STATUS", help="Jobs of this status only: pending, running, succeeded, failed …")
@@ -277,8 +280,7 @@ def keys(
     "-n",
     "--limit",
     type=click.IntRange(min=1),
-    default=50,
-    show_default=True,
+    show_default="50",
     help="How many jobs or audit lines to show, newest first.",
 )
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
@@ -289,21 +291,30 @@ def get(
     host: str | None,
     schedule: str | None,
     status: str | None,
-    limit: int,
+    limit: int | None,
     output: str,
 ) -> None:
     """Show what there is, what ran, and who holds what.
 
     \b
       hosts         who is connected, and whether it holds the schedules that it should (DESIRED, APPLIED)
-      schedules     what is declared, on how many hosts, when it was last due and is next
-      repositories  where snapshots go
+      schedules     what is declared, on how many hosts, how it goes there, when it was last due and is next
+      repositories  where snapshots go, and when one was last verified
       jobs          what ran, and the snapshot it made or the error it met
+      problems      all that is wrong; the exit code is 1 when anything is
       audit         who changed what
     """
     from cli import ask
 
-    ask.get(access, what, {"host": host, "schedule": schedule, "status": status}, limit, output)
+    filters = {"host": host, "schedule": schedule, "status": status}
+    given = [f"--{name}" for name, value in (filters | {"limit": limit}).items() if value is not None]
+    if what != "jobs" and (wrong := [it for it in given if it != "--limit" or what != "audit"]):
+        takers = "jobs and audit" if wrong == ["--limit"] else "jobs"
+        raise click.UsageError(f"{' and '.join(wrong)}: not for {what}, only for {takers}")
+    if what == "problems":
+        ask.problems(access, output)
+    else:
+        ask.get(access, what, filters, limit or 50, output)
 
 
 @main.command()

@@ -5,6 +5,8 @@ terminal (ECMA-48), forge a line, or turn the direction of the text (Unicode, UA
 """
 
 import json
+import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +15,7 @@ from types import TracebackType
 
 import click
 
-WIDE = 200
-"""Columns of a table that does not go to a terminal; one word that is longer makes its line longer."""
+from cli import table
 
 
 def safe(text: str, keep: str = "") -> str:
@@ -46,23 +47,23 @@ def escaped(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else json.dumps(c)[1:-1] for c in text)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str]) -> None:
-    """Write a table to stdout. In a terminal it fits the width, and cells are coloured by `styles`."""
-    from rich.console import Console  # which a part that only runs as a service is installed without
-    from rich.table import Table
-    from rich.text import Text
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    styles: Mapping[str, str],
+    optional: Sequence[str] = (),
+) -> None:
+    """Write a table to stdout; each row is one line, in full, unless that is a terminal.
 
-    console = Console(highlight=False)
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
-    for column in columns:
-        last = column == columns[-1]
-        table.add_column(column, no_wrap=not (last and console.is_terminal), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(safe(cell), style=styles.get(cell, "")) for cell in row))
-    if console.is_terminal:
-        console.print(table)
-    else:
-        Console(highlight=False, width=max(WIDE, console.measure(table).maximum), no_color=True).print(table)
+    A terminal's table fits its width, without the `optional` columns where it must, and cells are coloured by `styles`.
+    """
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+    def paint(cell: str, padded: str) -> str:
+        return click.style(padded, styles[cell]) if cell in styles and "NO_COLOR" not in os.environ else padded
+
+    for line in table.lines(columns, [[safe(cell) for cell in row] for row in rows], width, optional, paint):
+        click.echo(line)
 
 
 Show = Callable[[str, str, float | None], None]

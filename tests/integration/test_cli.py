@@ -91,17 +91,19 @@ async def test_get_hosts_tells_who_holds_what_it_should(lamplighter):
     code, out, err = await lamplighter("get", "hosts")
     assert (code, err) == (0, "")
     assert table(out) == [
-        ["NAME", "CONNECTED", "DESIRED", "APPLIED", "INSYNC", "AGENT", "LAST-SEEN"],
-        ["node-1", "no", "1", "0", "no", "-", "-"],
-        ["node-2", "no", "0", "0", "no", "-", "-"],
+        ["NAME", "CONNECTED", "DESIRED", "APPLIED", "INSYNC", "AGENT", "LAST-SEEN", "PROBLEM"],
+        ["node-1", "no", "1", "0", "no", "-", "never", "-"],
+        ["node-2", "no", "0", "0", "no", "-", "never", "-"],
     ]
 
 
 async def test_get_schedules_answers_what_kubectl_would(lamplighter):
     head, row = table((await lamplighter("get", "schedules"))[1])
-    assert head == ["NAMESPACE", "NAME", "KIND", "CRON", "HOSTS", "INSYNC", "LAST", "NEXT"]
-    assert row[:7] == ["default", "etc", "backup", "0 2 * * *", "1", "0", "-"]
-    assert row[7].startswith("in ")
+    assert head[:8] == ["NAMESPACE", "NAME", "KIND", "CRON", "HOSTS", "INSYNC", "FAILED", "OVERDUE"]
+    assert head[8:] == ["LAST", "OLDEST-SUCCESS", "NEXT", "PROBLEM"]
+    assert row[:10] == ["default", "etc", "backup", "0 2 * * *", "1", "0", "0", "0", "-", "never"]
+    assert row[10].startswith("in ")
+    assert row[11:] == ["-"]
 
 
 async def test_get_jobs_shows_the_snapshot_or_the_error(lamplighter):
@@ -182,6 +184,74 @@ async def test_what_is_wrong_is_said_in_a_line_with_the_remedy(lamplighter, tmp_
     assert err.count("\n") == 1
     assert err.startswith("Error: ")
     assert said in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("hosts", "--status", "failed"), "--status: not for hosts, only for jobs"),
+        (("schedules", "--host", "a", "--schedule", "etc"), "--host and --schedule: not for schedules, only for jobs"),
+        (("repositories", "-n", "5"), "--limit: not for repositories, only for jobs and audit"),
+        (("audit", "--host", "a"), "--host: not for audit, only for jobs"),
+        (("problems", "-n", "5"), "--limit: not for problems, only for jobs and audit"),
+    ],
+)
+async def test_a_filter_that_does_not_apply_is_refused(lamplighter, words, said):
+    code, out, err = await lamplighter("get", *words)
+    assert (code, out) == (2, "")
+    assert said in err
+
+
+async def test_get_problems_tells_all_that_is_wrong_and_its_exit_code_too(lamplighter, server):
+    async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
+        spec = {"kind": "prune", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}}
+        spec |= {"hostSelector": {"matchLabels": {"role": "none"}}}
+        await client.put("schedules", "default", "nowhere", manifest("Schedule", spec))
+        code, out, _ = await lamplighter("get", "problems")
+        assert (code, [row[:3] for row in table(out)]) == (
+            1,
+            [
+                ["KIND", "NAME", "REASON"],
+                ["Schedule", "default/nowhere", "NoHosts"],
+                ["Host", "node-1", "NotConnected"],
+                ["Host", "node-2", "NotConnected"],
+            ],
+        )
+        await client.delete("schedules", "default", "nowhere")
+        for host in ("node-1", "node-2"):
+            await client.delete_host(host)
+        await client.delete("schedules", "default", "etc")
+    assert await lamplighter("get", "problems") == (0, "", "no problems\n")
+
+
+async def test_a_running_job_shows_since_when(lamplighter, server, connect):
+    await lamplighter("run", "etc")
+    async with connect("node-1") as agent:
+        await agent.follow()
+        for _ in range(2):
+            await agent.say("job.accepted", job_id=(await agent.hears("command.run"))["job_id"])
+        await agent.say("schedule.fire", schedule_id="nothing", scheduled_at=NOW.isoformat())
+        await agent.hears("schedule.refused")  # what came before it is stored by now
+    row = table((await lamplighter("get", "jobs", "--status", "running"))[1])[1]
+    assert row[-1].startswith("since ")
+    assert row[-2][-1] == "s"  # how long it has been at it
+
+
+async def test_a_long_error_is_the_last_thing_in_its_line_whole_where_it_is_piped(tmp_path, server, lamplighter):
+    job = (await lamplighter("run", "etc"))[1].split()[1]
+    ids = [it["id"] for it in json.loads((await lamplighter("get", "jobs", "-o", "json"))[1])["items"]]
+    [job_id] = [it for it in ids if it.startswith(job)]
+    error = "cannot open " + "/very/long/path" * 40
+    end = JobFinished(job_id, "failed", NOW, error=error)
+    for future in server.control.jobs.finish("node-1", [end]):
+        await future
+    _, out, _ = await lamplighter("get", "jobs", COLUMNS="80")
+    head, *rows = out.splitlines()
+    assert next(row for row in rows if row.startswith(job)).endswith(f"   {error}")
+    others = [row for row in [head, *rows] if not row.startswith(job)]
+    assert len(rows) == 4
+    assert max(map(len, others)) < 160
+    assert all(row == row.rstrip() for row in [head, *rows])
 
 
 @pytest.mark.parametrize("words", [("get", "nothing"), ("get", "jobs", "-n", "0"), ("run",), ("up", "/nonexistent")])

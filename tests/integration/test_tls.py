@@ -4,10 +4,13 @@ import asyncio
 import random
 import ssl
 
+import click
 import httpx
 import pytest
 
 from agent.link import Link
+from cli.ask import Server
+from cli.options import Access
 from controller.client import Client, Unreachable
 from server.service import Config, ServerError, serving
 from tests.certificates import Authority
@@ -130,3 +133,24 @@ async def test_an_agent_reads_its_token_and_authorities_for_every_connection(ser
         await waiting.open.wait()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "ca", "said"),
+    [
+        ("https://127.0.0.1:{tls}", None, ["--ca-file", "certificate of the authority"]),
+        ("https://127.0.0.1:{tls}", "other.crt", ["--ca-file", "other.crt", "not of the authority"]),
+        ("https://localhost:{tls}", "ca.crt", ["not for localhost", "--server"]),
+        ("http://127.0.0.1:{tls}", None, ["--server https://127.0.0.1:{tls}"]),
+        ("https://127.0.0.1:{plain}", "ca.crt", ["--server http://127.0.0.1:{plain}"]),
+    ],
+)
+async def test_what_is_wrong_with_tls_is_said_with_the_remedy(server, files, tmp_path, url, ca, said):
+    (tmp_path / "other.crt").write_bytes(Authority().pem)
+    async with serving(Config(tmp_path / "plain", port=0)) as plain:
+        ports = {"tls": server.port, "plain": plain.port}
+        access = Access(url.format(**ports), tmp_path / "data", None, ca and tmp_path / ca)
+        with pytest.raises(click.ClickException) as raised:
+            await asyncio.to_thread(lambda: Server(access).ask("GET", "/hosts"))
+    assert [it for it in said if it.format(**ports) not in raised.value.message] == []
+    assert "_ssl.c" not in raised.value.message

@@ -1,0 +1,56 @@
+"""Why a server cannot be reached, in words with the remedy: what TLS says is for those who know it by heart."""
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+_NAME = (62, 64)
+"""What OpenSSL calls a certificate of another host name or address (x509_vfy.h, X509_V_ERR_*_MISMATCH)."""
+_TIME = (9, 10)
+"""A certificate that is not valid yet, or not any more."""
+
+
+def unreachable(url: str, error: BaseException, ca_file: Path | None) -> str:
+    """Why nothing answers at a URL: http, https, ws or wss. `ca_file`: whom the caller trusts, None for the system."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"no trust in {url}: {_untrusted(cause, url, ca_file)}"
+        if isinstance(cause, ssl.SSLError):
+            plain = url.replace("https:", "http:", 1).replace("wss:", "ws:", 1)
+            return f"no TLS at {url} ({_said(cause)}): if it serves without, give --server {plain}"
+    said = str(error) or type(error).__name__
+    if url.startswith(("http:", "ws:")) and _is_cut_off(error):
+        secure = url.replace("http:", "https:", 1).replace("ws:", "wss:", 1)
+        return f"{url} closed the connection without an answer ({said}): if it serves TLS, give --server {secure}"
+    remedy = "start one with `lamplighter up DIR`, or say where it is with --server"
+    return f"no server answers at {url} ({said}): {remedy}"
+
+
+def _untrusted(error: ssl.SSLCertVerificationError, url: str, ca_file: Path | None) -> str:
+    host = urlsplit(url).hostname
+    if error.verify_code in _NAME:
+        return (
+            f"its certificate is not for {host}: give --server with a name that it is for, or a certificate for {host}"
+        )
+    if error.verify_code in _TIME:
+        return f"{error.verify_message}: renew it, or set this machine's clock"
+    if ca_file is None:
+        return f"{error.verify_message}: give --ca-file, the certificate of the authority that issued its own (PEM)"
+    return f"{error.verify_message}: --ca-file {ca_file} is not of the authority that issued its certificate"
+
+
+def _is_cut_off(error: BaseException) -> bool:
+    """Whether the other end went away, or said what is no HTTP, in place of an answer."""
+    names = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
+    return bool(names & {"RemoteProtocolError", "ReadError", "ConnectionResetError", "InvalidMessage", "EOFError"})
+
+
+def _said(error: ssl.SSLError) -> str:
+    return (error.reason or str(error)).replace("_", " ").lower()
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
