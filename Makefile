@@ -1,5 +1,6 @@
-# What to type here. The first target that needs it makes .venv, from the versions in constraints.txt.
+# What to type here. The first target that needs it makes .venv, with the versions in $(CONSTRAINTS).
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -9,11 +10,11 @@ help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 22
 
 .PHONY: run
-run: $(READY) restic ## Run the quickstart here: a server, an agent, a backup each minute (Ctrl-C ends it)
+run: restic $(READY) ## Run the quickstart here: a server, an agent, a backup each minute (Ctrl-C ends it)
 	@$(BIN)/lamplighter up examples/quickstart
 
 .PHONY: test
-test: $(READY) restic ## Check style, types and imports, and run all tests
+test: restic rclone ssh busybox $(READY) ## Check style, types and imports, and run all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -30,13 +31,13 @@ bench: $(READY) ## Measure, each figure beside its limit in the same run
 	$(BIN)/python -m bench
 
 .PHONY: faults
-faults: $(READY) restic ## Run the parts under faults, at length
+faults: restic $(READY) ## Run the parts under faults, at length
 	$(BIN)/python -m tests.faults
 	LAMPLIGHTER_FUZZ=20 $(BIN)/pytest -q tests/integration/test_hostile.py tests/integration/test_hostile_rest.py \
 		tests/unit/test_cron_grammar.py
 
 .PHONY: cluster-test
-cluster-test: $(READY) restic ## Test against a real Kubernetes API server
+cluster-test: restic $(READY) ## Test against a real Kubernetes API server
 	$(BIN)/pytest -q tests/cluster
 
 .PHONY: clean
@@ -44,7 +45,7 @@ clean: ## Remove what make made; .lamplighter, which holds your data, stays
 	rm -rf $(VENV) dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@command -v $(PYTHON) >/dev/null \
 		|| { echo "$(PYTHON) is missing: apt-get install python3 python3-venv, or name another: make PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -52,12 +53,17 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 		|| { echo "$(PYTHON) cannot make a venv: apt-get install python3-venv" >&2; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
-.PHONY: restic
-restic:
-	@command -v restic >/dev/null \
+# Each program that is not in a wheel, and the package of Debian that has it.
+.PHONY: restic rclone ssh busybox
+restic: PACKAGE := restic
+rclone: PACKAGE := rclone
+ssh: PACKAGE := openssh-client
+busybox: PACKAGE := busybox-static
+restic rclone ssh busybox:
+	@command -v $@ >/dev/null \
 		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
-			&& { apt-get install -qq -y restic || { apt-get update -qq && apt-get install -qq -y restic; }; }; } \
-		|| { echo "restic is missing: apt-get install restic, or see https://restic.net" >&2; exit 1; }
+			&& { apt-get install -qq -y $(PACKAGE) || { apt-get update -qq && apt-get install -qq -y $(PACKAGE); }; }; } \
+		|| { echo "$@ is missing: apt-get install $(PACKAGE)" >&2; exit 1; }

@@ -1,20 +1,17 @@
 """Repositories elsewhere than in a folder: what restic is given opens them, and all else is the same.
 
-Each on a real server: moto for S3, rclone for restic's own protocol, OpenSSH for SFTP. A test skips without its server.
+Each on a real server: moto for S3, rclone for restic's own protocol, asyncssh for SFTP, which OpenSSH's client asks.
 """
 
 import asyncio
-import getpass
-import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 
+import asyncssh
 import httpx
 import pytest
 
@@ -23,10 +20,7 @@ from agent.runner import Runner
 from bench.servers import free_port
 from wire.messages import CommandRun, JobLog, Repository, Restore, Verify
 
-RESTIC = shutil.which("restic") or "restic"
-SSH_KEYGEN = shutil.which("ssh-keygen") or "ssh-keygen"
-SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin")
-pytestmark = [pytest.mark.anyio, pytest.mark.skipif(RESTIC is None, reason="restic is not installed")]
+pytestmark = pytest.mark.anyio
 
 SECRET = "hunter2-hunter2"
 
@@ -63,8 +57,6 @@ async def listening(port):
 
 @asynccontextmanager
 async def s3(_folder):
-    if importlib.util.find_spec("moto") is None:
-        pytest.skip("no S3 server: pip install 'moto[server]'")
     host = f"127.0.0.1:{(port := free_port())}"
     async with running(sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", port):
         await listening(port)
@@ -76,42 +68,40 @@ async def s3(_folder):
 
 @asynccontextmanager
 async def rest(folder):
-    if (rclone := shutil.which("rclone")) is None:
-        pytest.skip("no server of restic's REST protocol: apt-get install rclone")
     host = f"127.0.0.1:{(port := free_port())}"
     known = {"RCLONE_USER": "node-1", "RCLONE_PASS": SECRET}
-    argv = rclone, "serve", "restic", f"--addr=127.0.0.1:{port}", "--config=", folder
+    argv = "rclone", "serve", "restic", f"--addr=127.0.0.1:{port}", "--config=", folder
     async with running(*argv, env=known):
         await listening(port)
         yield f"rest:http://node-1:{SECRET}@{host}/node-1/", {}, {}
 
 
+class Files(asyncssh.SFTPServer):
+    """Ends as OpenSSH's sftp-server does, with exit code 0: restic takes a command that ends otherwise for failed."""
+
+    def exit(self):
+        self.channel.exit(0)
+
+
 @asynccontextmanager
 async def sftp(folder):
-    if SSHD is None:
-        pytest.skip("no SFTP server: apt-get install openssh-server")
-    port = free_port()
-    prepare_ssh(folder, port)
-    async with running(SSHD, "-D", "-f", folder / "sshd"):
-        await listening(port)
-        url = f"sftp://{getpass.getuser()}@127.0.0.1:{port}/{folder}/node-1"
-        yield url, {}, {"PATH": f"{folder}:{os.environ['PATH']}"}
+    host, user = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+    allowed = asyncssh.import_authorized_keys(user.export_public_key().decode())
+    options = {"server_host_keys": [host], "authorized_client_keys": allowed, "sftp_factory": Files}
+    async with asyncssh.listen("127.0.0.1", 0, **options) as server:
+        port = server.get_port()
+        (folder / "known").write_text(f"[127.0.0.1]:{port} {host.export_public_key().decode()}")
+        user.write_private_key(folder / "user")
+        (folder / "user").chmod(0o600)
+        ssh_of_the_agent(folder)
+        yield f"sftp://agent@127.0.0.1:{port}/{folder}/node-1", {}, {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
-def prepare_ssh(folder, port):
-    """Keys for both sides, and a command `ssh` that uses those, where else it would those of whoever runs the agent."""
-    for name in ("host", "user"):
-        subprocess.run([SSH_KEYGEN, "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
-    (folder / "known").write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
-    (folder / "sshd").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\n"
-        "PidFile none\nStrictModes no\nUsePAM no\nSubsystem sftp internal-sftp\n"
-    )
-    ssh, options = shutil.which("ssh"), f"-F none -i {folder}/user -o UserKnownHostsFile={folder}/known"
-    (folder / "ssh").write_text(f'#!/bin/sh\nexec {ssh} {options} "$@"\n')
+def ssh_of_the_agent(folder):
+    """A command `ssh` that knows the test's keys, where else it would take those of whoever runs the agent."""
+    options = f"-F none -i {folder}/user -o UserKnownHostsFile={folder}/known"
+    (folder / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} {options} "$@"\n')
     (folder / "ssh").chmod(0o700)
-    if os.getuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # for its privilege separation
 
 
 @pytest.mark.parametrize("backend", [s3, rest, sftp])

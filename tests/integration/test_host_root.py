@@ -14,7 +14,7 @@ from agent.runner import Runner
 from wire.messages import CommandRun, Repository, Restore, Verify
 
 RESTIC = shutil.which("restic") or "restic"
-pytestmark = [pytest.mark.anyio, pytest.mark.skipif(RESTIC is None, reason="restic is not installed")]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ RESTIC = shutil.which("restic") or "restic"
 HOST = "node-1"
 PASSWORD = "correct horse battery"
 
-pytestmark = [pytest.mark.anyio, pytest.mark.skipif(RESTIC is None, reason="restic is not installed")]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture

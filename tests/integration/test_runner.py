@@ -23,7 +23,7 @@ from wire.messages import CommandRun, JobLog, JobProgress, Repository
 
 RESTIC = shutil.which("restic") or "restic"
 
-pytestmark = [pytest.mark.anyio, pytest.mark.skipif(RESTIC is None, reason="restic is not installed")]
+pytestmark = pytest.mark.anyio
 
 INIT = ["--json", "init"]
 PASSWORD = "correct horse battery"
