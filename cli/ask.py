@@ -204,7 +204,7 @@ def _schedule(item: Item, _: Mapping[str, str]) -> list[str]:
 def _host(item: Item, _: Mapping[str, str]) -> list[str]:
     versions = [str(item["desired_version"]), str(item["applied_version"])]
     in_sync = [_yes(item["connected"]), *versions, _yes(item["in_sync"])]
-    seen = "now" if item["connected"] else _ago(item["last_seen"]) if item["last_seen"] else "never"
+    seen = _ago(item["last_seen"]) if item["last_seen"] else "never"
     return [item["name"], *in_sync, item["agent_version"] or "-", seen, _problems(item)]
 
 

@@ -127,6 +127,7 @@ class Control:
         self.repositories: dict[Key, RepositoryRow] = {}
         self.deliver: Callable[[str, Sequence[Effect]], None] = lambda host, effects: None
         self.is_connected: Callable[[str], bool] = lambda host: False
+        self.last_heard: Callable[[str], datetime | None] = lambda host: None
         self.news = News()
         self.metrics = Metrics()
         self.jobs = Dispatch(store.submit, self.fleet, self.metrics, self.news, clock)

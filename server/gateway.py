@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NoReturn, Protocol
 
 import msgspec
@@ -20,12 +20,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server import pushes, records
 from server.control import Control, Needed
-from server.dispatch import stored
+from server.dispatch import stored, then
 from server.host import Accepted, Acked, Effect, Finish, Host, News, Record, Send
 from server.problems import Problem, Unauthorized, Unavailable
 from server.pushes import Push
 from server.selectors import is_dns_name
-from server.store import Store
+from server.store import Store, StoreClosedError
 from wire import codec
 from wire.messages import HOST_HEADER, PROTOCOL, FromAgent, Hello, JobLog, ScheduleRefused
 
@@ -42,12 +42,19 @@ REFUSED = 4001
 """Close code for a connection whose token is not good any more."""
 DUPLICATE = 4002
 """Close code for the connection of a second agent of a host whose first one answers."""
+SEEN_S = 300.0
+"""Seconds between two times of storing when connected hosts were last heard of, lest a server dies and knows nothing."""
 PROBE_S = 5.0
 """Seconds that the agent of a host has to answer a ping, before another process may take its place."""
 
 
 class Peer(Protocol):
-    """The other end of a connection, as the WebSocket's `state` holds it."""
+    """The other end of a connection, as the WebSocket's `state` holds it.
+
+    `heard_at`: when anything last came from there, answers to pings too, by the loop's clock.
+    """
+
+    heard_at: float
 
     def write(self, frame: str) -> int:
         """Send a text frame without waiting; how many bytes are unsent then. Nothing is sent once the end has begun."""
@@ -65,7 +72,7 @@ class Peer(Protocol):
 class Connection:
     """One agent's connection: frames leave in the order in which they are given."""
 
-    __slots__ = ("_peer", "host", "instance", "pushed_at", "reader", "repositories", "session")
+    __slots__ = ("_heard_at", "_peer", "host", "instance", "pushed_at", "reader", "repositories", "session")
 
     def __init__(self, peer: Peer, host: Host, session: int, instance: str) -> None:
         self.host = host
@@ -75,6 +82,14 @@ class Connection:
         self.reader = asyncio.current_task()
         self.repositories: tuple[Needed, ...] = ()  # those whose credentials it was told
         self._peer = peer
+        self._heard_at = peer.heard_at
+
+    @property
+    def heard_at(self) -> float:
+        """When anything last came from its host, by the loop's clock."""
+        with suppress(ReferenceError):  # it is gone
+            self._heard_at = self._peer.heard_at
+        return self._heard_at
 
     def send(self, frame: str) -> None:
         """Send a frame. A host that does not read loses its connection before it costs memory without bound."""
@@ -125,16 +140,34 @@ class Gateway:
         """While entered, agents can connect; on leaving, what is still being sent is given up."""
         control = self._control
         control.deliver, control.is_connected, control.disconnect = self.deliver, self.connected, self.disconnect
-        control.jobs.deliver = self.deliver
+        control.jobs.deliver, control.last_heard = self.deliver, self.last_heard
+        noting = asyncio.create_task(self._note_seen())
         try:
             yield
         finally:
+            noting.cancel()
             for host in list(self._latest):
                 self._replace(host)
 
     def connected(self, host: str) -> bool:
         """Whether a host has a connection that pushes reach."""
         return host in self._hub
+
+    def last_heard(self, host: str) -> datetime | None:
+        """When a host that is connected last gave a sign of life, whatever it was; None for one that is not."""
+        connection = self._hub.get(host)
+        return None if connection is None else self._seen(connection)
+
+    def _seen(self, connection: Connection) -> datetime:
+        return self._clock() - timedelta(seconds=asyncio.get_running_loop().time() - connection.heard_at)
+
+    async def _note_seen(self) -> None:
+        """Store from time to time when connected hosts were last heard of."""
+        while True:
+            await asyncio.sleep(SEEN_S)
+            seen = [(name, self._seen(connection)) for name, connection in self._hub.items()]
+            with suppress(Unavailable):
+                await self._store.write(records.hosts_seen, seen)
 
     def deliver(self, host: str, effects: Sequence[Effect]) -> None:
         """Write to a host that is online, after the credentials that this may need; one that is offline learns it at
@@ -275,6 +308,8 @@ class Gateway:
         if self._hub.get(name) is connection:
             del self._hub[name]
             self._control.jobs.departed(name)
+            with suppress(Unavailable, StoreClosedError):
+                then(self._store.submit(records.hosts_seen, [(name, self._seen(connection))]), lambda _: None)
             self._control.news.changed("hosts")
             log.info("host disconnected", extra={"host": name})
 

@@ -360,6 +360,12 @@ def host_hello(conn: Connection, items: Sequence[tuple[str, str, datetime]]) -> 
     return _update_hosts(conn, ("name", "agent_version", "last_seen"), items)
 
 
+def hosts_seen(conn: Connection, batches: Sequence[Sequence[tuple[str, datetime]]]) -> list[None]:
+    """Store when hosts were last heard of: (host, when); the last of a host counts."""
+    _update_hosts(conn, ("name", "last_seen"), list(chain.from_iterable(batches)))
+    return [None] * len(batches)
+
+
 def set_desired(conn: Connection, batches: Sequence[Sequence[tuple[str, int, str]]]) -> list[None]:
     """Store what hosts should hold: (host, version, digest); the last of a host counts."""
     _update_hosts(conn, ("name", "desired_version", "desired_digest"), list(chain.from_iterable(batches)))

@@ -109,10 +109,12 @@ class _Protocol(WebSocketsSansIOProtocol):
     def __init__(self, slot: Slot, **settings: Any) -> None:
         super().__init__(**settings)
         self.slot = slot
+        self.heard_at = self.loop.time()  # when anything last came, a pong too
         self.probe: tuple[bytes, asyncio.Future[bool]] | None = None  # an unanswered ping, and what it says
 
     def data_received(self, data: bytes) -> None:
         """The handshake came, whole, or something after it. A handshake that cannot be read is the end."""
+        self.heard_at = self.loop.time()
         super().data_received(data)
         if not self.handshake_initiated:
             self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")

@@ -139,6 +139,10 @@ class ControlPlane(Protocol):
     def is_connected(self) -> Callable[[str], bool]:
         """Whether the host of this name has an agent that is connected."""
 
+    @property
+    def last_heard(self) -> Callable[[str], datetime | None]:
+        """When a host that is connected last gave a sign of life."""
+
     news: News
     jobs: Dispatch
 
@@ -541,6 +545,7 @@ class Api:
     def _host(self, row: Row) -> dict[str, object]:
         in_sync = (row["desired_version"], row["desired_digest"]) == (row["applied_version"], row["applied_digest"])
         left_out = row["left_out"] or {}
+        row = {**row, "last_seen": self._control.last_heard(row["name"]) or row["last_seen"]}
         told = self._control.told_of(row["name"], left_out.get("reasons", {}))
         now = {"connected": self._control.is_connected(row["name"]), "in_sync": in_sync and not left_out}
         return {**row, **now, **told}

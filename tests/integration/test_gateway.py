@@ -5,7 +5,7 @@ import json
 import logging
 import threading
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -644,3 +644,34 @@ async def test_an_agent_that_stops_reading_delays_nobody_and_is_given_up_at_the_
         slow.socket.transport.resume_reading()
         assert (await slow.closed())[0] == 1006
     assert "host reads too slowly" in caplog.text
+
+
+JITTER = timedelta(milliseconds=20)
+"""Between the clock of times and that of the loop, which a sign of life goes by."""
+
+
+async def test_a_host_was_last_seen_when_anything_came_from_it_also_once_it_is_gone(connect, api, until):
+    async def last_seen():
+        return datetime.fromisoformat((await api.get("/hosts/node-1")).json()["last_seen"])
+
+    async def is_gone():
+        return not (await api.get("/hosts/node-1")).json()["connected"]
+
+    async with connect() as agent:
+        await agent.follow()
+        await asyncio.sleep(2 * JITTER.total_seconds())
+        begun = datetime.now(UTC)
+        await (await agent.socket.ping())  # which any agent's library sends by itself, as it answers the server's
+
+        async def is_later():
+            return await last_seen() > begun - JITTER
+
+        await until(is_later)
+        seen = await last_seen()
+    await until(is_gone)
+
+    async def is_stored():
+        return await last_seen() >= seen - JITTER
+
+    await until(is_stored)
+    assert await last_seen() < datetime.now(UTC)
