@@ -43,7 +43,7 @@ REFUSED = 4001
 DUPLICATE = 4002
 """Close code for the connection of a second agent of a host whose first one answers."""
 SEEN_S = 300.0
-"""Seconds between two times of storing when connected hosts were last heard of, lest a server dies and knows nothing."""
+"""Seconds between two times of storing when connected hosts were last heard of, for a server that is killed later."""
 PROBE_S = 5.0
 """Seconds that the agent of a host has to answer a ping, before another process may take its place."""
 
