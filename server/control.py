@@ -319,7 +319,7 @@ class Control:
         labels = {host: self.fleet.members[host].labels for host in self.fleet.matched(target)}
         hosts = [host for host, has in labels.items() if selector_matches(selector, has)]
         before = await self._store.read(records.run_status, run, run_id)
-        ids = {host: records.run_job_id(run, host) for host in hosts}
+        ids = {host: records.run_job_id(namespace, run, host) for host in hosts}
         if before["hosts"] == 0 and not any(job_id in self.jobs.queue.jobs for job_id in ids.values()) and hosts:
             jobs = [self._run_of(target, host, job_id, Actor("run", run_id), now) for host, job_id in ids.items()]
             await self.record(jobs, _audit(now, actor, "run", "Schedule", _name(row), run=run_id, hosts=hosts))

@@ -209,8 +209,9 @@ def _column(column: "Column[Any]") -> Schema:
 
 
 def _body(struct: type[msgspec.Struct]) -> Schema:
-    """The schema of a body, inlined."""
-    (schema,), components = msgspec.json.schema_components([struct])
+    """The schema of a body, inlined. Its patterns are JSON Schema's, whose `$` is the end, as Python's `\\Z` is."""
+    described = msgspec.json.encode(msgspec.json.schema_components([struct])).replace(rb"\\Z", b"$")
+    (schema,), components = msgspec.json.decode(described, type=tuple[list[Schema], dict[str, Schema]])
     return components[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
 
 

@@ -591,9 +591,12 @@ def job_namespace(conn: Connection, job_id: str) -> str | None:
     return namespace
 
 
-def run_job_id(run: str, host: str) -> str:
-    """The id of a run's job on a host: ever the same, so that a run that is asked for again is the same run."""
-    return f"{run}-{hashlib.blake2b(host.encode(), digest_size=8).hexdigest()}"
+def run_job_id(namespace: str, run: str, host: str) -> str:
+    """The id of a run's job on a host: ever the same, so that a run that is asked for again is the same run.
+
+    Runs of two namespaces are two, whatever they are called.
+    """
+    return f"{run}-{hashlib.blake2b(f'run {namespace} {host}'.encode(), digest_size=8).hexdigest()}"
 
 
 def run_status(conn: Connection, run: str, run_id: str) -> Row:

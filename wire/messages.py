@@ -17,7 +17,7 @@ HOST_HEADER = "Lamplighter-Host"
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
 HostName = Annotated[
     str,
-    Meta(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"),
+    Meta(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z"),
 ]
 """An RFC 1123 subdomain, as Kubernetes names its nodes."""
 Version = Annotated[int, Meta(ge=0, le=2**53)]
@@ -211,7 +211,7 @@ class Restore(Struct, frozen=True, omit_defaults=True):
     """
 
     target: Annotated[str, Meta(min_length=1, max_length=4096, pattern="^/")]
-    snapshot: Annotated[str, Meta(max_length=64, pattern="^(latest|[0-9a-f]{4,64})$")] = "latest"
+    snapshot: Annotated[str, Meta(max_length=64, pattern=r"^(latest|[0-9a-f]{4,64})\Z")] = "latest"
     before: Time | None = None
     source_host: Annotated[str, Meta(max_length=253)] = ""
     paths: Annotated[list[Annotated[str, Meta(max_length=4096, pattern="^/")]], Meta(max_length=256)] = field(

@@ -6,7 +6,9 @@ routed and what /openapi.json describes.
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -48,12 +50,32 @@ def routes(
     open_ = _routes((it for it in OPERATIONS if it.needs is None), api, identity)
     guarded = _routes((it for it in OPERATIONS if it.needs is not None), api, identity)
     return [
-        Route("/healthz", _alive),
-        Route("/readyz", _ready(store), middleware=[problems]),
-        Route("/openapi.json", _description(openapi.document(OPERATIONS, BODIES, PREFIX))),
-        *(Route(PREFIX + route.path, route.endpoint, methods=route.methods, middleware=[problems]) for route in open_),
-        Mount(PREFIX, routes=guarded, middleware=[problems, known]),
+        _Route("/healthz", _alive),
+        _Route("/readyz", _ready(store), middleware=[problems]),
+        _Route("/openapi.json", _description(openapi.document(OPERATIONS, BODIES, PREFIX))),
+        *(_Route(PREFIX + route.path, route.endpoint, methods=route.methods, middleware=[problems]) for route in open_),
+        _Mount(PREFIX, routes=guarded, middleware=[problems, known]),
     ]
+
+
+class _Route(Route):
+    """A route that takes a path as a whole. Starlette's own also takes one that a newline follows."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.path_regex = _whole(self.path_regex)
+
+
+class _Mount(Mount):
+    """Routes below a prefix, whatever characters follow it. Starlette's own loses a newline at the end."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.path_regex = _whole(self.path_regex)
+
+
+def _whole(pattern: re.Pattern[str]) -> re.Pattern[str]:
+    return re.compile(rf"{pattern.pattern.removesuffix('$')}\Z", pattern.flags | re.DOTALL)
 
 
 def _routes(operations: Iterable[Operation], api: Api, identity: Identity) -> list[Route]:
@@ -80,7 +102,7 @@ def _route(path: str, handlers: Mapping[str, Handler]) -> Route:
     async def endpoint(request: Request) -> Response:
         return await handlers["GET" if request.method == "HEAD" else request.method](request)
 
-    return Route(path, endpoint, methods=list(handlers))
+    return _Route(path, endpoint, methods=list(handlers))
 
 
 async def _alive(request: Request) -> Response:

@@ -112,7 +112,7 @@ class EnrolBody(Struct, forbid_unknown_fields=True):
 
     token: Annotated[str, Meta(max_length=256)]
     host: HostName
-    key_sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    key_sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
     def __repr__(self) -> str:
         return f"EnrolBody(host={self.host!r})"

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
 
 import httpx
 import jsonschema
@@ -12,7 +13,7 @@ import pytest
 from controller.client import Client
 from server import records
 from server.control import Needed
-from server.records import JobRow
+from server.records import HostRow, JobRow
 from server.rest import reading
 from server.rest.api import OPERATIONS
 from server.service import Config, serving
@@ -519,3 +520,47 @@ async def test_a_listener_to_news_does_not_hold_up_a_server_that_stops(tmp_path)
 async def test_a_run_on_labels_that_no_host_can_have_is_refused(api, selector, field):
     answer = await api.put("/runs/ns/now", json={"schedule": "etc", "hostSelector": selector})
     assert (answer.status_code, [it["field"] for it in answer.json()["errors"]]) == (422, [field])
+
+
+async def test_a_name_is_taken_as_a_whole_whatever_stands_at_its_end(api, store):
+    await api.put("/hosts/one", json={"labels": {}})
+    for end in ("%0A", "%0D", "%0A%0A"):
+        assert (await api.put(f"/hosts/one{end}", json={"labels": {}})).status_code == 422
+        assert (await api.get(f"/hosts/one{end}")).status_code == 404
+        assert (await api.delete(f"/hosts/one{end}")).status_code == 404
+        assert (await api.post(f"/schedules/default/etc/run{end}")).status_code == 404
+    assert (await api.get("/hosts%0A")).status_code == 404
+    assert (await api.get("/hosts/one")).status_code == 200
+
+
+async def test_a_host_that_an_older_version_let_in_under_a_name_that_is_none_is_deleted(tmp_path):
+    now = datetime.now(UTC)
+    store = Store.open(tmp_path / "lamplighter.db")
+    for name in ("one", "one\n", "\n", "two\r\nthree", "a b", "a?b#c"):
+        await store.write(records.upsert_hosts, HostRow(name, {}, now, now, 0, ""))
+    await store.close()
+    async with serving(Config(tmp_path, port=0)) as running:
+        headers = {"authorization": f"Bearer {running.admin_token}"}
+        url = f"http://127.0.0.1:{running.port}/api/v1/"
+        async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client:
+            names = [it["name"] for it in (await client.get("hosts")).json()["items"]]
+            for name in names:
+                if name != "one":
+                    assert (await client.delete(f"hosts/{quote(name, safe='')}")).status_code == 204, name
+            assert [it["name"] for it in (await client.get("hosts")).json()["items"]] == ["one"]
+
+
+async def test_runs_and_restores_of_two_namespaces_may_have_one_name(api):
+    await api.put("/hosts/node-1", json={"labels": {}})
+    for namespace in ("ns", "other"):
+        (await api.put(f"/repositories/{namespace}/main", json={"spec": {"url": "/backup"}})).raise_for_status()
+        (await api.put(f"/schedules/{namespace}/etc", json={"spec": schedule()["spec"]})).raise_for_status()
+    for _ in range(2):  # asked for again, it is the same
+        for namespace in ("ns", "other"):
+            run = (await api.put(f"/runs/{namespace}/nightly", json={"schedule": "etc"})).raise_for_status().json()
+            assert run["hosts"] == 1
+            spec = {"repositoryRef": {"name": "main"}, "sourceHost": "node-1", "target": f"/srv/{namespace}"}
+            job = (await api.put(f"/restores/{namespace}/nightly", json={"spec": spec})).raise_for_status().json()
+            assert job["command"]["restore"]["target"] == f"/srv/{namespace}"
+    jobs = (await api.get("/jobs")).json()["items"]
+    assert len(jobs) == len({job["id"] for job in jobs}) == 4
