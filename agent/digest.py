@@ -1,8 +1,9 @@
-"""A program that tells of files what they hold: `digest.py ROOT FILE …` writes one line of JSON for each.
+"""A program that tells of files what they hold: `digest SETTINGS FILE …` writes one line of JSON for each.
 
 `{"size", "mtime_ns", "ctime_ns", "sha256"}`, or null for what is no regular file, cannot be read, or changed while it
-was. It is a program of its own so that the host's files are looked up below ROOT (chroot(2)), symbolic links included,
-and so that it can be ended. It needs nothing but the standard library.
+was. It is a program of its own so that the host's files are looked up below the host's root (chroot(2)), symbolic links
+included, so that it is confined to what is granted, and so that it can be ended. SETTINGS: a `Launch` as JSON. It needs
+nothing but the standard library.
 """
 
 import hashlib
@@ -10,6 +11,10 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Sequence
+
+from agent import confine, handles
+from agent.confine import Launch, enter
 
 
 def digest(path: str) -> dict[str, int | str] | None:
@@ -29,13 +34,11 @@ def digest(path: str) -> dict[str, int | str] | None:
     return {**facts, "sha256": content}
 
 
-def main(root: str, paths: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Write a line for each file, in order."""
-    if root != "/":
-        os.chroot(root)
-    for path in paths:
+    how = Launch(**json.loads(arguments[0]))
+    enter(how)
+    prefixes = [handles.locate(prefix, trusted=True) for prefix in how.within]
+    confine.rules(how, prefixes, -1).enforce()
+    for path in arguments[1:]:
         sys.stdout.write(json.dumps(digest(path)) + "\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])

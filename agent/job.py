@@ -1,10 +1,14 @@
 """One job while it runs: the programs that it runs, and what is known of its end."""
 
 import asyncio
+import json
 import logging
+import os
 import shutil
+import tempfile
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -12,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from agent import process, restic
-from agent.launch import Launch
+from agent.confine import STAGE, Launch
 from agent.news import News
 from agent.restic import Outcome
 from agent.verify import Digest
@@ -50,13 +54,23 @@ AT_EASE = Pace()
 
 
 class Place(NamedTuple):
-    """What restic may touch of the host: `paths` and `vacant` of `agent.launch.Launch`."""
+    """What restic may touch of the host: the fields of that name of `agent.confine.Launch`."""
 
     paths: Sequence[str] = ()
-    vacant: str = ""
+    private: Sequence[str] = ()
+    create: bool = False
+    target: str = ""
+    vacant: bool = False
+    overwrite: bool = False
+    stage: str = ""
+    parts: Sequence[str] = ()
+    chosen: bool = False
+    special: bool = False
 
 
 NOWHERE = Place()
+_OWN_KEYS = (".ssh", ".aws", ".azure", ".config/gcloud", ".config/rclone", ".mc", ".minio")
+"""Where, in a home folder, the programs and libraries that restic uses look for who they are."""
 
 
 class Setting(Struct, frozen=True):
@@ -67,11 +81,17 @@ class Setting(Struct, frozen=True):
     env: Mapping[str, str]
     root: Path
     pace: Pace
+    allow_unconfined: bool = False
 
     @property
     def scratch_dir(self) -> Path:
-        """Where restic puts what a verification restores."""
+        """Where jobs have their temporary folders, and restic puts what a verification restores."""
         return self.cache_dir.with_name("scratch")
+
+    @property
+    def notes(self) -> Path:
+        """Where there is a note for each restore under way, as the agent sees it."""
+        return self.root / self.cache_dir.with_name("restoring").relative_to("/")
 
     @property
     def scratch(self) -> Path:
@@ -97,6 +117,7 @@ class Job:
         self.summary = restic.Summary("", 0, 0, 0)
         self.url = ""
         self._env: Mapping[str, str] = {}
+        self._work: str | None = None
         self._lock_waits = restic.lock_waits(command.lock_wait_s)
 
     def open(self, repository: Repository | None) -> None:
@@ -107,10 +128,13 @@ class Job:
                 "and that the Schedule's status shows no problem with it"
             )
         setting = self.setting
-        env = restic.environment(repository, setting.env, setting.cache_dir, 1 / setting.pace.progress_s)
-        if setting.root != Path("/"):  # the host's file system need not be one that can be written
-            setting.cache_dir.mkdir(parents=True, exist_ok=True)
-            env["TMPDIR"] = str(setting.cache_dir)
+        lent = self.command.host_identity
+        fps = 1 / setting.pace.progress_s
+        env = restic.environment(repository, setting.env, setting.cache_dir, fps, identity=lent)
+        if "TMPDIR" not in env or setting.root != Path("/"):  # the host's file system need not be one to write to
+            env["TMPDIR"] = str(self.folder("tmp"))
+        env["HOME"] = setting.env.get("HOME", "/root") if lent else str(self.folder("home"))
+        (setting.root / setting.cache_dir.relative_to("/")).mkdir(parents=True, exist_ok=True)
         self._env, self.url = env, repository.url
         self.hide = restic.redactor(repository)
 
@@ -119,15 +143,18 @@ class Job:
         args: Sequence[str],
         answer: Callable[[bytes], None] | None = None,
         place: Place = NOWHERE,
+        expected: Collection[str] | None = None,
     ) -> Outcome:
         """Run restic, again while the repository is locked and the command's patience lasts.
+
+        `expected`: of a restore that leaves out what gives powers, the paths of devices. That is no failure.
 
         Without `answer` it is what the job is for, and how it ended is how the job did. With it, it is asked for its
         lines on stdout, and only a failure is the job's.
         """
-        how = Launch(str(self.setting.root), True, self.command.within, *place)
+        how = self._launch(place)
         while True:
-            outcome = await self._once(how, args, answer)
+            outcome = await self._once(how, args, answer, expected)
             wait = next(self._lock_waits, None) if outcome.end == "locked" else None
             if wait is None:
                 return outcome
@@ -135,16 +162,62 @@ class Job:
             self.news.log(f"the repository is locked: trying again in {wait:g} s")
             await self.setting.pace.sleep(wait)
 
-    async def _once(self, how: Launch, args: Sequence[str], answer: Callable[[bytes], None] | None) -> Outcome:
+    def folder(self, name: str) -> Path:
+        """A folder of the job's own, as restic sees it. It is gone when the job is."""
+        if self._work is None:
+            self.setting.scratch.mkdir(parents=True, exist_ok=True)
+            self._work = Path(tempfile.mkdtemp(dir=self.setting.scratch)).name
+        (self.setting.scratch / self._work / name).mkdir(exist_ok=True)
+        return self.setting.scratch_dir / self._work / name
+
+    def close(self) -> None:
+        """Remove the job's own folders."""
+        if self._work is not None:
+            discard(self.setting.scratch / self._work)
+
+    @asynccontextmanager
+    async def restoring(self, place: Place) -> AsyncIterator[None]:
+        """Around a restore: what is left of its fresh folder is removed after it, or when the agent starts again."""
+        how = json.dumps(self._launch(place)._asdict())
+        note = self.setting.notes / place.stage
+        self.setting.notes.mkdir(parents=True, exist_ok=True)
+        note.write_text(how)
+        try:
+            yield
+        finally:
+            await process.run(process.python("staging", how), {}, lambda fd, line: None, lambda exit_code: None)
+            note.unlink(missing_ok=True)
+
+    def _launch(self, place: Place) -> Launch:
+        setting = self.setting
+        own = [str(setting.cache_dir), self._env["TMPDIR"]]
+        lent = [self._env[name] for name in restic.FILES_LENT if name in self._env]
+        home = Path(self._env["HOME"])
+        keys = [home / name for name in _OWN_KEYS] if self.command.host_identity else [home]
+        return Launch(
+            str(setting.root),
+            confined=True,
+            unconfined=setting.allow_unconfined,
+            within=self.command.within,
+            readable=[*lent, *map(str, keys)],
+            repository=restic.local_folder(self.url),
+            **place._asdict() | {"private": [*own, *place.private]},
+        )
+
+    async def _once(
+        self, how: Launch, args: Sequence[str], answer: Callable[[bytes], None] | None, expected: Collection[str] | None
+    ) -> Outcome:
         program = shutil.which(self.setting.program, path=self._env.get("PATH"))
         if program is None:
             remedy = "install it, or name its path to the agent"
             raise FileNotFoundError(f"restic is not at {self.setting.program!r}: {remedy}")
-        output = _Output(self.news, self.hide, answer)
+        output = _Output(self.news, lambda text: self.hide(text.replace(STAGE, how.target)), answer, expected)
         outcome = Outcome("failed")
 
         def ended(exit_code: int | None) -> None:
             nonlocal outcome
+            if exit_code == 1 and output.was_expected:
+                exit_code = 0
             outcome = restic.outcome(exit_code, output.stderr, output.unreadable)
             self.exit_code = exit_code
             self.summary = output.summary or self.summary
@@ -177,7 +250,8 @@ class Job:
             if fd == 1:
                 lines.append(line)
 
-        argv = process.python("digest.py", str(self.setting.root), *files)
+        how = self._launch(Place(self.command.within, [str(self.folder("restored"))]))
+        argv = process.python("digest", json.dumps(how._asdict()), *files)
         await process.run(argv, {}, take, lambda exit_code: None, grace_s=self.setting.pace.grace_s)
         found = [_digests.decode(line) for line in lines]
         return found + [None] * (len(files) - len(found))
@@ -221,18 +295,34 @@ class Job:
 class _Output:
     """What one restic process has printed."""
 
-    def __init__(self, news: News, hide: Callable[[str], str], answer: Callable[[bytes], None] | None) -> None:
+    def __init__(
+        self,
+        news: News,
+        hide: Callable[[str], str],
+        answer: Callable[[bytes], None] | None,
+        expected: Collection[str] | None,
+    ) -> None:
         self._news = news
         self._hide = hide
         self._answer = answer
+        self._expected = expected
+        self._met = 0
         self.stderr: deque[str] = deque(maxlen=MAX_TAIL)
         self.summary: restic.Summary | None = None
         self.unreadable = 0
+
+    @property
+    def was_expected(self) -> bool:
+        """Whether all that restic could not do was expected."""
+        return self._met > 0 and any(f"There were {self._met} errors" in line for line in self.stderr)
 
     def take(self, fd: int, line: bytes) -> None:
         """A line came on stdout (1) or stderr (2)."""
         if fd == 1 and self._answer is not None:
             self._answer(line)
+            return
+        if self._expected is not None and restic.is_left_out(line, self._expected):
+            self._met += 1
             return
         match restic.read_line(line):
             case restic.Status() as status:
@@ -245,3 +335,10 @@ class _Output:
                     self._news.log(part)
                     if fd == 2:
                         self.stderr.append(part)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of the agent's own with all that is in it, whatever its files' modes."""
+    for path, _, _ in os.walk(folder):
+        Path(path).chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""The program between the agent and restic: it ties restic to the agent's life, and to the host's file system.
+"""The program between the agent and restic: it ties restic to the agent's life, and to what the job may reach.
 
-Run by the agent as `launch.py PID SETTINGS PROGRAM [ARGUMENT …]`: the agent's process, and a `Launch` as JSON. It needs
+Run by the agent as `launch PID SETTINGS PROGRAM [ARGUMENT …]`: the agent's process, and a `Launch` as JSON. It needs
 nothing but the standard library, for it runs without site-packages.
 
 An agent that is killed cannot stop restic, and a job that nobody watches must not go on: the kernel interrupts restic
@@ -8,52 +8,64 @@ when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG = 1). Set here,
 with threads may deadlock (subprocess, preexec_fn). A program with file capabilities is exempt. The pipes to the agent
 break with it, and a Go program that writes to a broken stdout or stderr is killed by SIGPIPE (os/signal), here before
 it has removed its lock: so restic holds a reader of each itself.
+
+What a job may reach is held by the kernel (`agent.landlock`), by handles (`agent.handles`): a symbolic link that is
+planted, or a folder that is swapped, before or during the job leads nowhere else. Only names are looked at where the
+kernel cannot confine and the whole host is granted, or the agent's operator allowed it.
 """
 
-import ctypes
 import json
 import os
 import signal
-import sys
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from functools import partial
+from typing import NoReturn
 
-NOT_GRANTED, NOT_EMPTY, NOT_STARTED = 77, 73, 126
-"""Exit codes of this program: EX_NOPERM and EX_CANTCREAT of sysexits.h, and the shell's. restic has none of them."""
-
-
-class Launch(NamedTuple):
-    """How a program is started. `root`: the folder that becomes its root.
-
-    `own`: whether PROGRAM is the agent's, found in the agent's file system, or else the host's, found below `root`.
-    `paths`: what must lead to somewhere in `within`, symbolic links followed, unless that is empty.
-    `vacant`: a folder that must be empty or not there; "" for none.
-    """
-
-    root: str = "/"
-    own: bool = True
-    within: Sequence[str] = ()
-    paths: Sequence[str] = ()
-    vacant: str = ""
+from agent import confine, handles, landlock, staging
+from agent.confine import (
+    NOT_CONFINED,
+    NOT_EMPTY,
+    NOT_GRANTED,
+    NOT_STARTED,
+    STAGE,
+    UNCONFINED,
+    Launch,
+    die_with,
+    enter,
+    leave,
+)
+from agent.handles import Location, StrayError
 
 
-def main(agent: int, how: Launch, argv: list[str]) -> None:
-    """Become the program. Exits with a message where that is not to be."""
+def main(arguments: Sequence[str]) -> None:
+    """Become the program, or restore by it. Exits with a message where that is not to be."""
+    agent, how, argv = int(arguments[0]), Launch(**json.loads(arguments[1])), list(arguments[2:])
     program = os.open(argv[0], os.O_RDONLY | os.O_CLOEXEC) if how.own else -1
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for number in (1, 2):
         os.set_inheritable(os.open(f"/proc/self/fd/{number}", os.O_RDONLY), True)
-    ctypes.CDLL(None).prctl(1, signal.SIGINT)
-    if os.getppid() != agent:
-        sys.exit("the agent ended before its program began")
-    if how.root != "/":
-        os.chroot(how.root)
-        os.chdir("/")
-    if path := strayed(how.paths, how.within):
-        real = os.path.realpath(path)
-        leave(NOT_GRANTED, f"{path} leads to {real}, which is not granted to the namespace: name another path")
-    if how.vacant and (found := occupied(how.vacant)):
-        leave(NOT_EMPTY, f"{how.vacant} {found}: name another folder, or allow to overwrite what is there")
+    die_with(agent)
+    enter(how)
+    if not how.confined:
+        execute(how, argv, program)
+    if how.within and not how.unconfined and not landlock.abi():
+        leave(NOT_CONFINED, UNCONFINED)
+    try:
+        prefixes = [handles.locate(prefix, trusted=True) for prefix in how.within]
+        target = handles.granted(how.target, prefixes) if how.target else None
+        rules = confine.rules(how, prefixes, program)
+    except StrayError as error:
+        leave(NOT_GRANTED, str(error))
+    if how.vacant and target is not None and (found := occupied(target)):
+        leave(NOT_EMPTY, f"{how.target} {found}: name another folder, or allow to overwrite what is there")
+    if how.stage and target is not None:
+        staging.restore(how, prefixes, target, rules, partial(_restore, how, argv, program))
+    rules.enforce()
+    execute(how, argv, program)
+
+
+def execute(how: Launch, argv: list[str], program: int) -> NoReturn:
+    """Become the program."""
     try:
         if how.root == "/" or not how.own:
             os.execv(argv[0], argv)  # noqa: S606 - an argv list is what this is for
@@ -62,32 +74,14 @@ def main(agent: int, how: Launch, argv: list[str]) -> None:
         leave(NOT_STARTED, f"{argv[0]} cannot be run: {error.strerror}")
 
 
-def strayed(paths: Sequence[str], within: Sequence[str]) -> str:
-    """The first path that leads out of what it must lie in, symbolic links followed; empty for none."""
-    granted = [os.path.realpath(prefix) for prefix in within]
-    for path in paths if within else ():
-        real = os.path.realpath(path)
-        if not any(real == prefix or real.startswith(prefix.rstrip("/") + "/") for prefix in granted):
-            return path
-    return ""
+def _restore(how: Launch, argv: list[str], program: int, where: str) -> NoReturn:
+    """Become restic, which restores into the folder `where`."""
+    execute(how, [it.replace(STAGE, where) for it in argv], program)
 
 
-def occupied(folder: str) -> str:
+def occupied(target: Location) -> str:
     """What keeps a folder from being written to as a new one; empty for nothing."""
     try:
-        with os.scandir(folder) as found:
-            return "is not empty" if next(found, None) else ""
-    except FileNotFoundError:
-        return ""
+        return "is not empty" if not target.rest and handles.names(handles.readable(target.handle)) else ""
     except NotADirectoryError:
         return "is no folder"
-
-
-def leave(code: int, message: str) -> NoReturn:
-    """Exit with this code, and a message for people."""
-    sys.stderr.write(message + "\n")
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Launch(**json.loads(sys.argv[2])), sys.argv[3:])

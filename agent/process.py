@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import cast
 
 from agent import restic
-from agent.launch import Launch
+from agent.confine import Launch
 
 log = logging.getLogger(__name__)
 
@@ -25,18 +25,21 @@ GRACE_S = 8.0
 LINGER_S = 1.0
 """Seconds to wait for a killed process to be gone, and for the pipes of one that is gone to be closed."""
 
+_PROGRAM = "import sys; sys.path.append({!r}); from agent.{} import main; main(sys.argv[1:])"
+"""A program that is a module, where -I and -S leave out the folder that it is in."""
+
 Take = Callable[[int, bytes], None]
 """Gets a line of stdout (1) or stderr (2), without its end."""
 
 
 def python(program: str, *arguments: str) -> list[str]:
-    """The argv of a program of the agent's own that needs nothing but the standard library."""
-    return [sys.executable, "-I", "-S", str(Path(__file__).with_name(program)), *arguments]
+    """The argv of a program of the agent's own, `agent.PROGRAM`, that needs nothing but the standard library."""
+    return [sys.executable, "-I", "-S", "-c", _PROGRAM.format(str(Path(__file__).parents[1]), program), *arguments]
 
 
 def launched(how: Launch, argv: Sequence[str]) -> list[str]:
     """The argv that starts a program by `agent.launch`."""
-    return [*python("launch.py", str(os.getpid()), json.dumps(how._asdict())), *argv]
+    return [*python("launch", str(os.getpid()), json.dumps(how._asdict())), *argv]
 
 
 async def run(

@@ -1,15 +1,13 @@
 """What each kind of job does, where it is more than one call of restic."""
 
 import asyncio
-import os
 import random
-import shutil
-import tempfile
-from pathlib import Path
+from uuid import uuid4
 
 import msgspec
 
 from agent import restic, snapshots, verify
+from agent.confine import SPECIAL, STAGE
 from agent.job import Job, Place
 from agent.snapshots import SnapshotError
 from agent.verify import Sample
@@ -30,7 +28,7 @@ async def plain(job: Job, creating: asyncio.Lock) -> None:
     if ended.end == "no_repository":
         async with creating:
             job.ended = None
-            created = await job.restic(command.init)
+            created = await job.restic(command.init, place=Place(create=True))
         if created.end not in ("succeeded", "repository_exists"):
             return
     for wait in restic.CREATION_WAITS:
@@ -53,17 +51,12 @@ async def check_restore(job: Job, wanted: Verify, rng: random.Random) -> None:
     if not files:
         lack = f"snapshot {snapshot.id[:8]} holds no file of at most {wanted.max_bytes} bytes"
         raise SnapshotError(f"{lack}: raise spec.verify.maxBytes, or check what is backed up")
-    job.setting.scratch.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=job.setting.scratch))
-    target = job.setting.scratch_dir / scratch.name
-    try:
-        args = snapshots.restore_args(snapshot.id, str(target), [node.path for node in files], sparse=False)
-        restored = await job.restic(args)
-        job.ended = None  # what counts is what came back
-        copies = await job.digests([f"{target}{node.path}" for node in files])
-        sources = await job.digests([node.path for node in files])
-    finally:
-        discard(scratch)
+    target = str(job.folder("restored"))
+    args = snapshots.restore_args(snapshot.id, target, [node.path for node in files], sparse=False)
+    restored = await job.restic(args, place=Place(private=[target]))
+    job.ended = None  # what counts is what came back
+    copies = await job.digests([f"{target}{node.path}" for node in files])
+    sources = await job.digests([node.path for node in files])
     found = verify.compare(files, copies, sources)
     job.news.log(
         f"restored {len(files)} of {sample.files} files of snapshot {snapshot.id[:8]}: "
@@ -81,7 +74,7 @@ async def restore(job: Job, wanted: Restore) -> None:
     """Restore a snapshot, or parts of it, below a folder."""
     lines: list[bytes] = []
     host = [f"--host={wanted.source_host}"] if wanted.source_host else []
-    place = Place([wanted.target], "" if wanted.overwrite else wanted.target)
+    place = Place(target=wanted.target, vacant=not wanted.overwrite)
     listing = await job.restic(["snapshots", "--json", *host], lines.append, place)
     if listing.end != "succeeded":
         return
@@ -96,8 +89,19 @@ async def restore(job: Job, wanted: Restore) -> None:
     version: list[bytes] = []
     await job.restic(["version"], version.append)
     sparse = snapshots.knows_sparse(b"".join(version).decode(errors="replace"))
-    args = snapshots.restore_args(snapshot.id, wanted.target, wanted.paths, sparse=sparse)
-    done = await job.restic(args, place=place)
+    args = snapshots.restore_args(snapshot.id, STAGE, wanted.paths, sparse=sparse)
+    special = wanted.setuid_and_devices and not job.command.within
+    place = place._replace(
+        overwrite=wanted.overwrite,
+        stage=f".lamplighter-restore-{uuid4().hex}",
+        parts=wanted.paths or snapshot.paths,
+        chosen=bool(wanted.paths),
+        special=special,
+    )
+    async with job.restoring(place):
+        done = await job.restic(args, place=place, expected=None if special else tally.devices)
+    if tally.devices and not special:
+        job.news.log(f"left out: {len(tally.devices)} devices: {SPECIAL}")
     summary = restic.Summary(snapshot.id, tally.files, tally.bytes, 0) if done.end == "succeeded" else job.summary
     job.summary = msgspec.structs.replace(summary, snapshot_id=snapshot.id)
 
@@ -117,10 +121,3 @@ async def browse(job: Job) -> None:
     if ended.end == "no_snapshot" or (ended.end == "succeeded" and not count and job.command.kind == "ls"):
         raise SnapshotError("there is no such snapshot: list the snapshots, and give the id of one")
     job.ended = ended
-
-
-def discard(folder: Path) -> None:
-    """Remove a scratch folder with all that is in it, whatever its files' modes."""
-    for path, _, _ in os.walk(folder):
-        Path(path).chmod(0o700)
-    shutil.rmtree(folder, ignore_errors=True)

@@ -4,10 +4,13 @@ Sources: restic's manual, chapter "Scripting" (environment variables, exit codes
 (internal/ui/backup/json.go, internal/ui/restore/json.go, cmd/restic/main.go), read for 0.14, 0.17, 0.18 and 0.19.
 """
 
+import ipaddress
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
@@ -15,7 +18,7 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Raw, Struct
 
-from agent.launch import NOT_EMPTY, NOT_GRANTED
+from agent.confine import NOT_CONFINED, NOT_EMPTY, NOT_GRANTED, NOT_PLACED, NOT_WRITABLE
 from wire import variables
 from wire.messages import JobReason, Repository
 
@@ -27,10 +30,35 @@ MAX_TEXT = 4096
 # The environment.
 
 _FROM_HOST = (
-    *("PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "GOOGLE_APPLICATION_CREDENTIALS"),
+    *("PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"),
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
 )
+_IDENTITY = (
+    *("SSH_AUTH_SOCK", "GOOGLE_APPLICATION_CREDENTIALS"),
+    *(f"AWS_{name}" for name in ("PROFILE", "SHARED_CREDENTIALS_FILE", "CONFIG_FILE", "ROLE_ARN")),
+    *("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+    *(f"AZURE_{name}" for name in ("CLIENT_ID", "TENANT_ID", "FEDERATED_TOKEN_FILE")),
+)
+"""What says who the host is: restic has it only where the namespace may speak as the host."""
+FILES_LENT = (
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "GOOGLE_APPLICATION_CREDENTIALS", "AWS_SHARED_CREDENTIALS_FILE"),
+    *("AWS_CONFIG_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AZURE_FEDERATED_TOKEN_FILE"),
+)
+"""Variables that name a file which restic must be able to read."""
+_KEYS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "s3": (("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),),
+    "gs": (("GOOGLE_ACCESS_TOKEN",),),
+    "azure": (
+        *(("AZURE_ACCOUNT_KEY",), ("AZURE_ACCOUNT_SAS",)),
+        ("AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET"),
+    ),
+}
+"""Of a backend that asks the cloud's metadata service who the host is when it has no keys: the sets of keys that do."""
 _SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|SAS")
+_AUTHORITY = re.compile(r"://(?:[^/@]*@)?(\[[^\]/]*\]|[^/:?#]+)")
+_METADATA_NAMES = ("metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal")
+_METADATA_ADDRESSES = ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16")
+"""Beside link-local addresses: of AWS, Google, Alibaba and Azure."""
 _URL_PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@")
 SHORTEST_SECRET = 4
 """Characters: hiding anything shorter would blot out most of a text and hide nothing that could not be guessed."""
@@ -41,14 +69,21 @@ class RepositoryError(ValueError):
 
 
 def environment(
-    repository: Repository, host_env: Mapping[str, str], cache_dir: Path, fps: float = 1.0
+    repository: Repository,
+    host_env: Mapping[str, str],
+    cache_dir: Path,
+    fps: float = 1.0,
+    *,
+    identity: bool = False,
 ) -> dict[str, str]:
     """The whole environment of a restic process: a few names of the host's, the repository's, and no others.
 
+    `identity`: whether it may speak as the host; without that, a repository that would is refused.
     `fps`: progress lines per second, above 0; restic caps it at 60. Raises RepositoryError, naming the variable, for
     one that `wire.variables` does not allow.
     """
-    env = {name: host_env[name] for name in _FROM_HOST if name in host_env}
+    lent = (*_FROM_HOST, *_IDENTITY) if identity else _FROM_HOST
+    env = {name: host_env[name] for name in lent if name in host_env}
     for name, value in repository.env.items():
         if name not in variables.ALLOWED:
             raise RepositoryError(
@@ -60,11 +95,45 @@ def environment(
         env[name] = value
     if "\0" in repository.url or "\0" in repository.password:
         raise RepositoryError(f"repository {repository.name}: its URL or password holds a NUL byte: correct it")
+    if not identity:
+        _check_identity(repository)
     env["RESTIC_REPOSITORY"] = repository.url
     env["RESTIC_PASSWORD"] = repository.password
     env["RESTIC_CACHE_DIR"] = str(cache_dir)
     env["RESTIC_PROGRESS_FPS"] = format(fps, "g")
     return env
+
+
+def _check_identity(repository: Repository) -> None:
+    """Raises RepositoryError for a repository that only what the host is could open, or that is where that is told."""
+    allow = "or have the operator set hostIdentity in the namespace's grant, to have restic speak as the host"
+    scheme = repository.url.partition(":")[0].lower()
+    sets = _KEYS.get(scheme, ())
+    if sets and not any(all(repository.env.get(name) for name in names) for names in sets):
+        wanted = ", or ".join(" and ".join(names) for names in sets)
+        raise RepositoryError(
+            f"repository {repository.name}: {scheme}: needs {wanted} in the Secret of spec.envSecretRef; {allow}"
+        )
+    for url in (repository.url, *repository.env.values()):
+        if (found := _AUTHORITY.search(url)) and _tells_identity(found[1]):
+            raise RepositoryError(
+                f"repository {repository.name}: {found[1]} is a metadata service: name where snapshots go, {allow}"
+            )
+
+
+def _tells_identity(name: str) -> bool:
+    """Whether the host of a URL is, by its name or address, a cloud's service that tells a machine who it is."""
+    name = name.strip("[]").rstrip(".").lower()
+    try:
+        address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.IPv4Address(socket.inet_aton(name))
+    except OSError:
+        try:
+            address = ipaddress.ip_address(name.partition("%")[0])
+        except ValueError:
+            return name in _METADATA_NAMES
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or address
+    return address.is_link_local or str(address) in _METADATA_ADDRESSES
 
 
 def redactor(repository: Repository) -> Callable[[str], str]:
@@ -173,6 +242,27 @@ def read_line(line: bytes) -> Output | None:
     return LogLine(text) if text else None
 
 
+def is_left_out(line: bytes, paths: Collection[str]) -> bool:
+    """Whether a line says that one of these paths, or file capabilities of any, could not be restored."""
+    if line.startswith(b"{"):
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            message = _messages.decode(line)
+            is_error = message.message_type == "error" and message.during == "restore"
+            return is_error and (message.item in paths or b"security.capability" in line)
+    text = plain(line)
+    _, begins, said = text.partition("ignoring error for ")
+    parts = said.split(": ")  # a path may hold that, too
+    found = any(": ".join(parts[:at]) in paths for at in range(1, len(parts)))
+    return bool(begins) and (found or "security.capability" in text)
+
+
+def local_folder(url: str) -> str:
+    """The folder that a URL means, which may be relative to where restic runs; "" for one that is elsewhere."""
+    if url.startswith("local:"):
+        return url.removeprefix("local:")
+    return url if ":" not in url or url.startswith(("/", "./", "../")) else ""
+
+
 def plain(line: bytes) -> str:
     """The line as text that can be shown: nothing in it moves a cursor or breaks an encoding."""
     return _UNPRINTABLE.sub("", line.decode(errors="replace")).strip()
@@ -262,7 +352,13 @@ _REASONS: Mapping[End, JobReason] = {
     "wrong_password": "WrongPassword",
     "no_snapshot": "NoSnapshot",
 }
-_LAUNCH_REASONS: Mapping[int, JobReason] = {NOT_GRANTED: "NotGranted", NOT_EMPTY: "TargetNotEmpty"}
+_LAUNCH_REASONS: Mapping[int, JobReason] = {
+    NOT_GRANTED: "NotGranted",
+    NOT_EMPTY: "TargetNotEmpty",
+    NOT_CONFINED: "NotConfined",
+    NOT_PLACED: "",
+    NOT_WRITABLE: "",
+}
 
 
 class Outcome(Struct, frozen=True):

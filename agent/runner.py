@@ -8,15 +8,16 @@ import asyncio
 import logging
 import os
 import random
+import subprocess
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from agent import hooks, recipes, restic
+from agent import hooks, process, recipes, restic
 from agent.hooks import When
-from agent.job import AT_EASE, Job, Pace, Setting
+from agent.job import AT_EASE, Job, Pace, Setting, discard
 from agent.news import News, Report
 from agent.snapshots import SnapshotError
 from wire.messages import CommandRun, Hooks, JobEnd, JobFinished, Repository, Restore, Verify
@@ -39,12 +40,15 @@ class Runner:
     `restic`: the program, a name on PATH or a path. `cache_dir`: restic's cache, shared by all jobs. `clock`: aware
     datetimes in UTC. `env`: the agent's own environment, of which restic gets little (`restic.environment`).
     `root`: the folder that is restic's root (chroot(2)), where `cache_dir` must be too, by the same path.
+    `allow_unconfined`: whether jobs of namespaces that are granted a part of the host run where the kernel cannot
+    confine them.
     `allow_hooks`: absolute paths, below `root`, of the programs that a Schedule may have run around a job.
-    What a verification restores is put beside the cache; what an agent that was killed left there is removed now.
+    Temporary folders, and what a verification restores, are put beside the cache; what an agent that was killed left
+    there, and in the folders that it restored to, is removed now.
     Use it in a thread that lives as long as the process.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is the operator's to say
         self,
         restic: str,
         cache_dir: Path,
@@ -55,16 +59,24 @@ class Runner:
         allow_hooks: Collection[str] = (),
         pace: Pace = AT_EASE,
         rng: random.Random | None = None,
+        allow_unconfined: bool = False,
     ) -> None:
         env = os.environ if env is None else env
-        self._setting = Setting(restic, cache_dir.absolute(), env, root, pace)
+        self._setting = Setting(restic, cache_dir.absolute(), env, root, pace, allow_unconfined)
         self._clock = clock
         self._allow_hooks = frozenset(allow_hooks)
         self._rng = rng or random.Random()  # noqa: S311 - no secret
         self._jobs: dict[str, Job] = {}
         self._stops: dict[str, JobEnd] = {}
         self._creating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        recipes.discard(self._setting.scratch)  # of an agent that was killed
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what an agent that was killed has left."""
+        discard(self._setting.scratch)
+        for note in self._setting.notes.glob("*"):
+            subprocess.run(process.python("staging", note.read_text()), check=False)
+            note.unlink()
 
     async def run(self, command: CommandRun, repository: Repository | None, report: Report) -> JobFinished:
         """Run a command to its end, and say how it ended; what restic and the host do never raises.
@@ -80,6 +92,7 @@ class Runner:
             await self._all(job, repository)
         finally:
             del self._jobs[command.job_id]
+            job.close()
             news.close()
         end = job.finished(JobFinished(command.job_id, "failed", self._clock(), started_at))
         _tell(end, started_at)

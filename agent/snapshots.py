@@ -15,6 +15,9 @@ from msgspec import Struct
 
 from wire.messages import Restore
 
+MAX_DEVICES = 100_000
+"""Device nodes of one restore that are known by their paths."""
+
 
 class SnapshotError(ValueError):
     """A snapshot, or something in it, that is not there; says what to ask for instead."""
@@ -105,10 +108,14 @@ def choose(snapshots: Sequence[Snapshot], wanted: Restore) -> Snapshot:
 
 
 class Tally:
-    """Counts what a restore of `paths` takes from a snapshot, of which `take` gets the lines of `ls`."""
+    """Counts what a restore of `paths` takes from a snapshot, of which `take` gets the lines of `ls`.
+
+    `devices`: the paths of device nodes, the first MAX_DEVICES of them.
+    """
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.files = self.bytes = 0
+        self.devices: set[str] = set()
         self._missing = dict.fromkeys(map(posixpath.normpath, paths))
 
     def take(self, line: bytes) -> None:
@@ -118,6 +125,8 @@ class Tally:
             self._missing.pop(node.path, None)
             self.files += node.type == "file"
             self.bytes += node.size
+            if node.type in ("dev", "chardev") and len(self.devices) < MAX_DEVICES:
+                self.devices.add(node.path)
 
     @property
     def missing(self) -> list[str]:

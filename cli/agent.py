@@ -25,6 +25,7 @@ class Local(NamedTuple):
     restic: str
     root: Path = Path("/")
     allow_hooks: tuple[str, ...] = ()
+    allow_unconfined: bool = False
 
 
 def gateway_url(server: str) -> str:
@@ -61,7 +62,14 @@ async def agent(
         log.error("restic is missing", extra={"restic": local.restic, "remedy": remedy})
     journal, memory = Journal.open(data / "journal.jsonl")
     config = Config(host, gateway_url(server), token, ca_file)
-    runner = Runner(local.restic, data / "cache", utc_now, root=local.root, allow_hooks=local.allow_hooks)
+    runner = Runner(
+        local.restic,
+        data / "cache",
+        utc_now,
+        root=local.root,
+        allow_hooks=local.allow_hooks,
+        allow_unconfined=local.allow_unconfined,
+    )
     service = Service(config, journal, memory, runner, clock=utc_now)
 
     async def waits_for() -> str:

@@ -63,6 +63,7 @@ def main() -> None:
 @options.allow_empty
 @options.restic
 @options.allow_hooks
+@options.allow_unconfined
 @options.schemes
 @options.keep_jobs
 @options.keep_jobs_days
@@ -76,6 +77,7 @@ def up(
     allow_empty: bool,
     restic: str,
     allow_hooks: tuple[str, ...],
+    allow_unconfined: bool,
     log_format: str,
     log_level: str,
     **settings: Any,
@@ -91,7 +93,7 @@ def up(
     from server.service import Config
 
     logs.setup(log_format, log_level)
-    address, local = options.address(listen), Local(restic, allow_hooks=allow_hooks)
+    address, local = options.address(listen), Local(restic, allow_hooks=allow_hooks, allow_unconfined=allow_unconfined)
     config = Config(data_dir, *address, **settings)
     _run(lambda stop: parts.up(folder, config, host, local, stop, allow_empty=allow_empty))
 
@@ -114,7 +116,7 @@ def up(
 @options.option(
     "--kubernetes-api", metavar="URL", help="API server that is asked who calls.", show_default="this cluster"
 )
-@options.option("--grants", type=options.FILE, help="What namespaces may reach (YAML).", show_default="everything")
+@options.grants
 @options.schemes
 @options.keep_jobs
 @options.keep_jobs_days
@@ -162,6 +164,7 @@ def server(
     help="The host's file system, as a pod has it mounted; the data folder must be in it too.",
 )
 @options.allow_hooks
+@options.allow_unconfined
 @options.option("--enrol", metavar="TOKEN", default="", help="Token by which this host gets a key of its own, once.")
 @options.option("--enrol-token-file", type=options.FILE, help="File with that token.")
 @options.metrics_listen
@@ -175,6 +178,7 @@ def agent(
     enrol_token_file: Path | None,
     root: Path,
     allow_hooks: tuple[str, ...],
+    allow_unconfined: bool,
     metrics_listen: str,
     log_format: str,
     log_level: str,
@@ -193,7 +197,7 @@ def agent(
     if enrol:
         parts.enrol(server, enrol, host, data_dir, ca_file)
     token = options.token_reader(token_file, data_dir / "host-key", data_dir / "agent-token")
-    how = parts.Local(restic, root, allow_hooks)
+    how = parts.Local(restic, root, allow_hooks, allow_unconfined)
     _run(lambda stop: parts.agent(server, token, data_dir, host, how, stop, ca_file, metrics_listen))
 
 
@@ -366,6 +370,9 @@ def job_logs(access: options.Access, job: str) -> None:
 @click.option("--path", "paths", metavar="P", multiple=True, help="Only this file or folder; may be given again.")
 @click.option("--target", metavar="DIR", required=True, help="The folder on the host to put the files below.")
 @click.option("--overwrite", is_flag=True, help="Also where DIR is not empty: files in it may be replaced.")
+@click.option(
+    "--setuid-and-devices", "special", is_flag=True, help="Setuid bits, file capabilities and devices come back too."
+)
 @options.access
 def restore(
     access: options.Access,
@@ -377,6 +384,7 @@ def restore(
     paths: tuple[str, ...],
     target: str,
     overwrite: bool,
+    special: bool,
 ) -> None:
     """Restore files of a host, there or elsewhere.
 
@@ -386,7 +394,7 @@ def restore(
     from cli import restoring
 
     given = {"host": host, "snapshot": snapshot, "before": before and restoring.when(before), "paths": list(paths)}
-    spec = {"sourceHost": source, "target": target, "overwrite": overwrite}
+    spec = {"sourceHost": source, "target": target, "overwrite": overwrite, "setuidAndDevices": special}
     restoring.restore(access, repository, spec | {name: it for name, it in given.items() if it})
 
 

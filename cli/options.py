@@ -51,6 +51,13 @@ allow_hooks = option(
     help="A program of this host that Schedules may have run before and after a job, with arguments of their choice; "
     "may be given again.",
 )
+allow_unconfined = option(
+    "--allow-unconfined",
+    is_flag=True,
+    help="Run jobs of namespaces that are granted a part of the host also where the kernel cannot hold them to it "
+    "(Landlock: since Linux 5.13, unless turned off). Then a symbolic link may lead them out.",
+)
+grants = option("--grants", type=FILE, help="What namespaces may reach (YAML).", show_default="everything")
 host = option("--host", default=this_host, show_default="this machine's name", help="The host that this agent is.")
 schemes = option(
     "--allow-scheme",

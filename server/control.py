@@ -614,7 +614,7 @@ class Control:
         paths = spec.backup.paths if spec.backup else ()
         allowed = place.allowed and not any(path_errors(grant, row.namespace, paths, ""))
         granted = grant.host_selector if allowed else NOTHING
-        return Target(row.id, _name(row), spec, repository.id, place.init, item, granted, within)
+        return Target(row.id, _name(row), spec, repository.id, place.init, item, granted, within, grant.host_identity)
 
     def _schedule_row(self, old: ScheduleRow | None, parsed: resources.Schedule, now: datetime) -> ScheduleRow:
         """The row of a new or changed schedule. When it is due begins anew where that changes, not to run the past."""

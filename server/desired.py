@@ -24,6 +24,7 @@ class Target(Struct, frozen=True):
     """A schedule as hosts are matched with it and jobs made from it. `repository_id`: of the one it refers to.
 
     `granted`: the hosts that its namespace may reach; `within`: the paths, all when empty.
+    `host_identity`: whether restic may speak as the host.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Target(Struct, frozen=True):
     item: Item
     granted: LabelSelector = LabelSelector()
     within: tuple[str, ...] = ()
+    host_identity: bool = False
 
     def selects(self, labels: Mapping[str, str]) -> bool:
         """Whether a host with these labels is to hold it: selected, and granted to its namespace."""

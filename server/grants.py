@@ -9,6 +9,7 @@ A file in YAML:
       team-a:
         hostSelector: {matchLabels: {pool: a}}
         pathPrefixes: [/srv/a]
+        hostIdentity: true       # restic may speak as the host: its SSH keys, cloud profiles and metadata service
 """
 
 import posixpath
@@ -33,10 +34,14 @@ class GrantsError(ValueError):
 
 
 class Grant(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """What a namespace may reach. `path_prefixes`: absolute paths, each with all that is below it."""
+    """What a namespace may reach. `path_prefixes`: absolute paths, each with all that is below it.
+
+    `host_identity`: whether its Repositories may be opened by what the host is, and not by their Secrets alone.
+    """
 
     host_selector: LabelSelector = LabelSelector()
     path_prefixes: tuple[str, ...] = ("/",)
+    host_identity: bool = False
 
     @property
     def everywhere(self) -> bool:

@@ -514,6 +514,7 @@ def command_for(target: Target, host: str, job_id: str, scheduled_at: datetime |
         list(target.within),
         hooks=commands.hooks_part(spec, target.name),
         verify=commands.verify_part(spec),
+        host_identity=target.host_identity,
     )
 
 

@@ -148,6 +148,11 @@ class Restores:
         host = spec.host or spec.source_host
         grant = self._grants.of(namespace)
         self._check(grant, namespace, where, path_errors(grant, namespace, [spec.target], "spec.target"))
+        if spec.setuid_and_devices and not grant.everywhere:
+            detail = "needs a grant of the whole host: leave it out; the cluster's operator can change the grant"
+            raise Forbidden(
+                f"namespace {namespace} may not have this", [{"field": "spec.setuidAndDevices", "detail": detail}]
+            )
         member = self._control.fleet.members.get(host)
         if member is None:
             raise _invalid("spec.host", f"there is no host {host!r}: name one that is there, or start its agent")
@@ -159,8 +164,8 @@ class Restores:
             "restore",
             [],
             commands.repository_id(row.id, where, spec.source_host, host),
-            within=[] if grant.everywhere else list(grant.path_prefixes),
             restore=_wanted(spec),
+            **_reach(grant),
         )
         now = self._clock()
         asked = {"restore": name, "host": host, **msgspec.to_builtins(_wanted(spec))}
@@ -213,7 +218,7 @@ class Restores:
         args = _args(question)
         repository = commands.repository_id(row.id, where, question.host, host)
         kind = "ls" if question.snapshot else "snapshots"
-        command = CommandRun(job_id, kind, args, repository, timeout_s=int(LOOK_S), lock_wait_s=0)
+        command = CommandRun(job_id, kind, args, repository, timeout_s=int(LOOK_S), lock_wait_s=0, **_reach(grant))
         now = self._clock()
         detail = {"host": host, "of": question.host, "snapshot": question.snapshot, "path": question.path}
         audit = AuditRow(now, *actor, kind, "Repository", f"{row.namespace}/{row.name}", detail)
@@ -306,7 +311,14 @@ def _wanted(spec: RestoreSpec) -> Restore:
         source_host=spec.source_host,
         paths=list(spec.paths),
         overwrite=spec.overwrite,
+        setuid_and_devices=spec.setuid_and_devices,
     )
+
+
+def _reach(grant: Grant) -> dict[str, Any]:
+    """What a command says of what its namespace is granted."""
+    within = [] if grant.everywhere else list(grant.path_prefixes)
+    return {"within": within, "host_identity": grant.host_identity}
 
 
 def _is_same(job: Row, spec: RestoreSpec) -> bool:

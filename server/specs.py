@@ -141,5 +141,6 @@ class RestoreSpec(Struct, frozen=True, rename="camel"):
     snapshot: str
     paths: tuple[str, ...]
     overwrite: bool
+    setuid_and_devices: bool = False
     host: str | None = None
     before: datetime | None = None

@@ -45,6 +45,7 @@ JobReason = Literal[
     "Locked",
     "HookFailed",
     "NotGranted",
+    "NotConfined",
     "VerificationFailed",
     "TargetNotEmpty",
     "NoSnapshot",
@@ -207,7 +208,8 @@ class Restore(Struct, frozen=True, omit_defaults=True):
 
     `snapshot`: "latest", or an id's beginning; `before`: of "latest", the time that it may not be later than.
     `source_host`: whose snapshot it is; empty for anyone's. `paths`: what of it, absolute; empty for all.
-    `target`: an absolute folder, which must be empty or not there unless `overwrite`.
+    `target`: an absolute folder, which must be empty or not there unless `overwrite`. `setuid_and_devices`: whether
+    setuid and setgid bits, file capabilities and devices come back, which needs an empty `CommandRun.within`.
     """
 
     target: Annotated[str, Meta(min_length=1, max_length=4096, pattern="^/")]
@@ -218,6 +220,7 @@ class Restore(Struct, frozen=True, omit_defaults=True):
         default_factory=list
     )
     overwrite: bool = False
+    setuid_and_devices: bool = False
 
 
 class CommandRun(Struct, frozen=True, omit_defaults=True):
@@ -226,7 +229,8 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
     `init`: the arguments that create the repository when restic finds none; absent where it must exist.
     `within`: where the paths after `--` and a restore's target must lead to, symbolic links followed; empty for
     anywhere. `lock_wait_s`: how long a locked repository is waited for. `verify`, of kind verify: `args` list the
-    snapshot to choose from. `restore`: what kind restore does, in place of `args`.
+    snapshot to choose from. `restore`: what kind restore does, in place of `args`. `host_identity`: whether restic may
+    speak as the host: with its keys and cloud profiles, and by what the cloud's metadata service says it is.
     """
 
     job_id: Id
@@ -242,6 +246,7 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
     hooks: Hooks | None = None
     verify: Verify | None = None
     restore: Restore | None = None
+    host_identity: bool = False
 
 
 class CommandCancel(Struct, frozen=True):

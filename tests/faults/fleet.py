@@ -72,8 +72,11 @@ class Part:
         try:
             while True:
                 await self._may_run.wait()
+                env = {**os.environ, "TMPDIR": str(self.log.parent)}  # where the stand-in for restic may write
                 with self.log.open("ab") as log:
-                    self._process = await asyncio.create_subprocess_exec(*self.argv, cwd=ROOT, stdout=log, stderr=log)
+                    self._process = await asyncio.create_subprocess_exec(
+                        *self.argv, cwd=ROOT, env=env, stdout=log, stderr=log
+                    )
                 code = await self._process.wait()
                 if self._may_run.is_set():
                     if not self._refused():

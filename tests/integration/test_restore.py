@@ -115,7 +115,7 @@ async def test_bytes_modes_owners_times_links_and_holes_come_back(host):
         os.chown(host.data / "link", 1234, 5678, follow_symlinks=False)
         (host.data / "deep" / "er" / "program").chmod(0o4751)
     host.backup()
-    end = await host.restore()
+    end = await host.restore(setuid_and_devices=True)
     assert (end.status, end.error, end.reason) == ("succeeded", "", "")
     assert described(host.came_back(host.data)) == described(host.data)
     assert (end.files_processed, end.bytes_processed) == (6, 8 + 300_000 + 50_000_007 + (40 << 20))

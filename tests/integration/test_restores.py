@@ -173,7 +173,7 @@ async def test_another_host_gets_the_files_of_one_that_is_gone(
 ):
     async with agent("web-2"):
         await connected("web-2")
-        await restore(host="web-2")
+        await restore(host="web-2", setuidAndDevices=True)
         assert (await ended())["status"] == "succeeded"
     there = below(tmp_path / "out", source)
     assert (there / "day").read_text() == "tuesday"
@@ -229,14 +229,14 @@ async def test_what_is_there_is_overwritten_only_where_that_was_said(
 
 async def test_a_restore_that_runs_can_be_cancelled(agent, api, connected, repository, restore, ended, until, tmp_path):
     slow = tmp_path / "restic"
-    slow.write_text(f'#!/bin/sh\n[ "$1" = restore ] && touch {tmp_path}/began && exec sleep 600\nexec {RESTIC} "$@"\n')
+    slow.write_text(f'#!/bin/sh\n[ "$1" = restore ] && touch "$TMPDIR/began" && exec sleep 600\nexec {RESTIC} "$@"\n')
     slow.chmod(0o755)
     async with agent("web-1", slow):
         await connected("web-1")
         job = (await restore()).json()
 
         async def began():
-            return (tmp_path / "began").exists()
+            return next(tmp_path.rglob("began"), None)
 
         await until(began)
         assert (await api.post(f"/jobs/{job['id']}/cancel")).is_success

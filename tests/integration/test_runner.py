@@ -375,7 +375,7 @@ async def test_restic_is_given_no_more_of_the_agents_environment_than_it_needs(m
     await make("env", env=env).run(backup("/etc"), repository, told)
     names = {line.partition("=")[0] for line in told.lines}
     assert names - {"PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE"} == {
-        *("PATH", "HOME"),
+        *("PATH", "HOME", "TMPDIR"),
         *("RESTIC_REPOSITORY", "RESTIC_PASSWORD", "RESTIC_CACHE_DIR", "RESTIC_PROGRESS_FPS"),
     }
     assert "RESTIC_PASSWORD=***" in told.lines

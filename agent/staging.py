@@ -1,0 +1,164 @@
+"""A restore, built where only root can enter, and then moved into its place.
+
+restic follows symbolic links, and Landlock keeps nobody from a chmod, chown or utime through one. So restic restores
+into a fresh folder on the file system of the target, which it is given as a handle: nobody else can plant anything
+there, and that the folder's name may be swapped does not matter. What came back is then moved by handles that follow
+no link: a link in the way is replaced, never followed. Needs nothing but the standard library.
+"""
+
+import json
+import os
+import signal
+import stat
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from agent import handles
+from agent.confine import NOT_PLACED, NOT_WRITABLE, SPECIAL, STAGE, STAGE_FD, Launch, die_with, enter, leave
+from agent.handles import Location, StrayError
+from agent.landlock import DEVICES, RESTORE, Access, Ruleset
+from agent.place import Placement, Stripped, strip
+
+
+def restore(
+    how: Launch, prefixes: Sequence[Location], target: Location, rules: Ruleset, execute: Callable[[str], NoReturn]
+) -> NoReturn:
+    """Run restic by `execute`, which gets the folder to restore to, move what came back, and exit as restic did."""
+    parent, stage = _make_stage(how, prefixes, target)
+    os.mkdir("new", 0o700, dir_fd=stage)
+    new = os.open("new", handles.FOLDER, dir_fd=stage)
+    rules.allow(new, RESTORE | (DEVICES if how.special else Access(0)))
+    os.dup2(stage, STAGE_FD, inheritable=True)
+    restic = Restic()
+    try:
+        code = restic.run(lambda: _become(how, rules, parent, execute))
+        if code in (0, 1, 3) and not restic.stopped and handles.names(new):
+            code = _place(how, prefixes, target, new, restic) or code
+    finally:
+        _discard(how.stage, parent, stage)
+    if restic.stopped or code < 0:
+        _die(signal.SIGINT if restic.stopped else signal.Signals(-code))
+    sys.stdout.flush()
+    os._exit(code)
+
+
+class Restic:
+    """restic as a child of this process. `stopped`: whether it, or what follows it, was asked to end."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._pid = 0
+
+    def run(self, become: Callable[[], NoReturn]) -> int:
+        """Run it to its end; its exit code, negative for a signal."""
+        me = os.getpid()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until it is known whom it is for
+        self._pid = os.fork()
+        if not self._pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            die_with(me)
+            become()
+        signal.signal(signal.SIGINT, self._stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        status = os.waitpid(self._pid, 0)[1]
+        self._pid = 0
+        return os.waitstatus_to_exitcode(status)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.stopped = True
+        if self._pid:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGINT)
+
+
+def _place(how: Launch, prefixes: Sequence[Location], target: Location, new: int, restic: Restic) -> int:
+    """Move what came back into its place, and tell what was left out, and what could not be. Answers an exit code."""
+    left_out = Stripped() if how.special else strip(new)
+
+    def follow(path: str) -> int:
+        return handles.make(handles.granted(how.target + path, prefixes, trusted=True))
+
+    placement = Placement(how.overwrite, how.parts, how.chosen, follow, lambda: restic.stopped)
+    placement.merge(new, handles.make(target), "")
+    if left_out:
+        sys.stdout.write(f"{left_out}: {SPECIAL}\n")
+    for error in placement.errors:
+        sys.stderr.write(error + "\n")
+    return NOT_PLACED if placement.errors else 0
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Sweep, as a program; `arguments`: a `Launch` as JSON."""
+    how = Launch(**json.loads(arguments[0]))
+    enter(how)
+    sweep(how)
+
+
+def sweep(how: Launch) -> None:
+    """Remove what a restore has left that was killed: its fresh folder is in some folder on the way to its target."""
+    for place in _candidates(how, [handles.locate(prefix, trusted=True) for prefix in how.within]):
+        for folder in place.chain:
+            with suppress(OSError):
+                facts = os.stat(how.stage, dir_fd=folder, follow_symlinks=False)
+                if facts.st_uid == os.geteuid() and stat.S_IMODE(facts.st_mode) == 0o700:
+                    handles.remove(how.stage, handles.readable(folder))
+
+
+def _candidates(how: Launch, prefixes: Sequence[Location]) -> Iterator[Location]:
+    """Where the fresh folder may be: in the folder, or above it, or where a part of what is restored goes."""
+    for path in (how.target, *(how.target.rstrip("/") + part for part in how.parts)):
+        with suppress(StrayError):
+            yield handles.granted(path, prefixes)
+
+
+def _make_stage(how: Launch, prefixes: Sequence[Location], target: Location) -> tuple[int, int]:
+    """The folder that holds the fresh one, and the fresh one: in the first candidate that can be written to."""
+    refused = ""
+    for place in _candidates(how, prefixes):
+        is_folder = stat.S_ISDIR(os.fstat(place.handle).st_mode)
+        parent = handles.readable(place.handle if is_folder else place.chain[-2])
+        try:
+            os.mkdir(how.stage, 0o700, dir_fd=parent)
+        except OSError as error:
+            refused = refused or error.strerror or str(error)
+            continue
+        stage = os.open(how.stage, handles.FOLDER, dir_fd=parent)
+        facts = os.fstat(stage)
+        if facts.st_uid != os.geteuid() or stat.S_IMODE(facts.st_mode) != 0o700 or handles.names(stage):
+            leave(NOT_WRITABLE, f"the fresh folder in {how.target} was swapped by somebody: try again")
+        return parent, stage
+    return leave(
+        NOT_WRITABLE, f"{how.target} cannot be written to ({refused}): name a folder that the agent may restore to"
+    )
+
+
+def _become(how: Launch, rules: Ruleset, parent: int, execute: Callable[[str], NoReturn]) -> NoReturn:
+    """Confine this process, and become restic."""
+    where = STAGE
+    if not Path(STAGE).is_dir():  # no proc(5) below the root
+        if how.within:
+            leave(NOT_WRITABLE, "/proc is not mounted below the agent's --root: mount it there to restore")
+        os.fchdir(parent)
+        where = f"{Path.cwd()}/{how.stage}/new"
+    rules.enforce()
+    execute(where)
+
+
+def _discard(name: str, parent: int, stage: int) -> None:
+    """Remove the fresh folder, wherever its name may have been moved to, but nothing that was put in its place."""
+    for entry in handles.names(stage):
+        handles.remove(entry, stage)
+    with suppress(OSError):
+        if os.path.samestat(os.stat(name, dir_fd=parent, follow_symlinks=False), os.fstat(stage)):
+            os.rmdir(name, dir_fd=parent)
+
+
+def _die(number: signal.Signals) -> NoReturn:
+    """End by this signal, as restic did."""
+    with suppress(OSError):
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    raise SystemExit(128 + number)

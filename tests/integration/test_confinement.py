@@ -1,0 +1,469 @@
+"""Promise 8, on the real kernel: whatever links, folders and mounts are put in its way, a job reaches what is granted.
+
+`RESTIC` names the program to try, in place of the one on PATH.
+"""
+
+import asyncio
+import ctypes
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from agent import landlock
+from agent.runner import Runner
+from wire.messages import CommandRun, JobLog, Repository, Restore, Verify
+
+RESTIC = shutil.which(os.environ.get("RESTIC", "restic")) or ""
+PASSWORD = "correct horse battery"
+NOBODY = 65534
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(not RESTIC, reason="restic is not installed"),
+    pytest.mark.skipif(landlock.abi() == 0, reason="the kernel has no Landlock"),
+]
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to others, or mount")
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def empty_repository(tmp_path_factory):
+    """A repository without snapshots, to be copied."""
+    made = tmp_path_factory.mktemp("empty") / "repository"
+    restic(made, "init")
+    return made
+
+
+def restic(repository, *args):
+    env = {"PATH": os.environ["PATH"], "RESTIC_REPOSITORY": str(repository), "RESTIC_PASSWORD": PASSWORD}
+    argv = [RESTIC, "--no-cache", *map(str, args)]
+    return subprocess.run(argv, env=env, capture_output=True, check=True).stdout
+
+
+def state(folder):
+    """All that can be told of a folder and what is below it."""
+    found = {}
+    for path in [folder, *sorted(folder.rglob("*"))]:
+        facts = path.lstat()
+        content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+        found[path.relative_to(folder)] = (facts.st_mode, facts.st_uid, facts.st_gid, facts.st_mtime_ns, content)
+    return found
+
+
+class Tenant:
+    """A namespace that is granted one folder of a host, with a repository in it, beside what is not granted."""
+
+    def __init__(self, folder, empty_repository):
+        self.granted, self.secret, self.state = folder / "granted", folder / "secret", folder / "agent"
+        for made in (self.granted, self.secret):
+            made.mkdir()
+        (self.secret / "key").write_text("not yours")
+        (self.secret / "key").chmod(0o600)
+        self.repository = self.granted / "repository"
+        shutil.copytree(empty_repository, self.repository)
+        self.told = []
+        self.runner = Runner(RESTIC, self.state / "cache", lambda: datetime.now(UTC))
+
+    async def run(self, kind, *args, url=None, within=None, **more):
+        """Run a job; `within`: what is granted, the tenant's folder when None, all for nothing."""
+        granted = [self.granted] if within is None else within
+        command = CommandRun("j1", kind, list(map(str, args)), "r1", within=list(map(str, granted)), **more)
+        held = Repository("r1", "ns/main", str(url or self.repository), PASSWORD)
+        return await self.runner.run(command, held, self.told.append)
+
+    async def backup(self, *paths, **more):
+        return await self.run("backup", "backup", "--json", "--host=node-1", "--", *paths, **more)
+
+    async def restore(self, target, *paths, within=None, **more):
+        wanted = Restore(str(target), paths=list(map(str, paths)), **{"overwrite": True} | more)
+        return await self.run("restore", lock_wait_s=0, restore=wanted, within=within)
+
+    def snapshot(self, *paths):
+        """Back up by hand, as root."""
+        restic(self.repository, "backup", "--host=node-1", "--", *paths)
+
+    @property
+    def lines(self):
+        return [line for news in self.told if isinstance(news, JobLog) for line in news.lines]
+
+
+@pytest.fixture
+def tenant(tmp_path, empty_repository):
+    return Tenant(tmp_path, empty_repository)
+
+
+@contextmanager
+def swapping(path, other):
+    """Have a path and another one change places again and again, as fast as can be, meanwhile."""
+    over = threading.Event()
+    names, libc = (os.fsencode(path), os.fsencode(other)), ctypes.CDLL(None)
+
+    def swap():
+        while not over.is_set():
+            libc.renameat2(-100, names[0], -100, names[1], 2)  # AT_FDCWD, RENAME_EXCHANGE
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+# What is read.
+
+
+async def test_no_path_that_is_swapped_while_it_is_backed_up_leads_out(tenant):
+    folder, link = tenant.granted / "a", tenant.granted / "b"
+    folder.mkdir()
+    (folder / "key").write_text("ours")
+    link.symlink_to(tenant.secret)
+    for _ in range(8):
+        with swapping(folder, link):
+            await tenant.backup(folder, folder / "key")
+    back = tenant.secret.parent / "back"
+    for snapshot in json.loads(restic(tenant.repository, "snapshots", "--json")):
+        restic(tenant.repository, "restore", snapshot["id"], "--target", back / snapshot["id"])
+    assert "not yours" not in [path.read_text() for path in back.rglob("key") if path.is_file()]
+
+
+@pytest.mark.parametrize("path", ["../secret", "way", "way/key", "up/secret", "missing/../../secret", "../granted-not"])
+async def test_no_link_and_no_dots_lead_a_backup_out(tenant, path):
+    (tenant.granted / "way").symlink_to("../secret")
+    (tenant.granted / "up").symlink_to("..")
+    end = await tenant.backup(tenant.granted / path)
+    assert (end.status, end.reason) == ("failed", "NotGranted")
+    assert "which is not granted to the namespace" in end.error
+
+
+async def test_a_link_in_the_grant_that_stays_in_it_is_followed(tenant):
+    (tenant.granted / "data").mkdir()
+    (tenant.granted / "data" / "letter").write_text("ours")
+    (tenant.granted / "current").symlink_to("data")
+    end = await tenant.backup(tenant.granted / "current" / "letter")
+    assert (end.status, end.error) == ("succeeded", "")
+
+
+async def test_a_verification_compares_no_file_beyond_the_grant(tenant):
+    folder = tenant.granted / "data"
+    folder.mkdir()
+    (folder / "key").write_text("not yours")
+    tenant.snapshot(folder)
+    shutil.rmtree(folder)
+    folder.symlink_to(tenant.secret)
+    end = await tenant.run("verify", "ls", "--json", "--host=node-1", "--", "latest", verify=Verify(5, 100))
+    assert (end.status, end.error) == ("succeeded", "")
+    assert "the source of 0 was unchanged" in tenant.lines[-1]
+
+
+# Where a grant lies.
+
+
+@as_root
+async def test_a_link_above_a_granted_folder_is_followed_where_root_made_it_and_nobody_else_can_replace_it(
+    tenant, tmp_path
+):
+    (tmp_path / "link").symlink_to(tenant.granted)
+    (tenant.granted / "letter").write_text("ours")
+    path = tmp_path / "link" / "letter"
+    end = await tenant.backup(path, within=[tmp_path / "link"])
+    assert (end.status, end.error) == ("succeeded", "")
+    os.chown(tmp_path / "link", NOBODY, NOBODY, follow_symlinks=False)
+    end = await tenant.backup(path, within=[tmp_path / "link"])
+    assert (end.status, end.reason) == ("failed", "NotGranted")
+    assert "through a symbolic link that others than root can replace" in end.error
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """Mounts, and unmounts after the test."""
+    made = []
+
+    def mount(*args):
+        args[-1].mkdir(exist_ok=True)
+        done = subprocess.run(["mount", *map(str, args)], capture_output=True, check=False)  # noqa: S607
+        if done.returncode:
+            pytest.skip("mounting is not allowed here")
+        made.append(args[-1])
+
+    yield mount
+    for path in reversed(made):
+        subprocess.run(["umount", path], check=True)  # noqa: S607
+
+
+@as_root
+async def test_a_mount_belongs_to_where_it_is_mounted_and_opens_nothing_around_it(tenant, tmp_path, mount):
+    inside, elsewhere = tenant.granted / "mounted", tmp_path / "elsewhere"
+    mount("--bind", tenant.secret, inside)
+    mount("--bind", tenant.granted, elsewhere)
+    assert (await tenant.backup(inside)).status == "succeeded"
+    assert (await tenant.backup(inside / ".." / ".." / "secret")).reason == "NotGranted"
+    assert (await tenant.backup(elsewhere / ".." / "secret")).reason == "NotGranted"
+    inner = tenant.secret / "link"
+    inner.symlink_to(tmp_path / "agent")
+    assert (await tenant.backup(inside / "link" / "cache")).reason == "NotGranted"
+
+
+# Where a restore writes.
+
+
+@pytest.mark.parametrize("which", ["folder", "file", "target"])
+async def test_a_link_that_a_restore_has_planted_is_not_followed_by_the_next(tenant, which):
+    data, back = tenant.granted / "data", tenant.granted / "back"
+    data.mkdir()
+    way = data / "way"
+    way.symlink_to(tenant.secret if which != "file" else tenant.secret / "key")
+    tenant.snapshot(data)
+    assert (await tenant.restore(back)).status == "succeeded"
+    way.unlink()
+    if which == "file":
+        way.write_text("of the attacker")
+    else:
+        way.mkdir(mode=0o777)
+        (way / "key").write_text("of the attacker")
+    tenant.snapshot(data)
+    before = state(tenant.secret)
+    planted = back / way.relative_to("/")
+    end = await (tenant.restore(planted) if which == "target" else tenant.restore(back))
+    assert state(tenant.secret) == before
+    assert (end.reason if which == "target" else end.status) == ("NotGranted" if which == "target" else "succeeded")
+    if which == "folder":
+        assert (planted / "key").read_text() == "of the attacker"
+
+
+async def test_no_folder_that_is_swapped_during_a_restore_leads_it_out(tenant):
+    data, back = tenant.granted / "data", tenant.granted / "back"
+    (data / "in").mkdir(parents=True)
+    for name in ("key", "new"):
+        (data / "in" / name).write_text("of the attacker")
+    tenant.snapshot(data)
+    swapped = back / data.relative_to("/")
+    swapped.mkdir(parents=True)
+    (tenant.secret / "in").mkdir()
+    link = tenant.granted / "link"
+    link.symlink_to(tenant.secret)
+    before = state(tenant.secret)
+    for _ in range(3):
+        with swapping(swapped, link):
+            await tenant.restore(back)
+        assert state(tenant.secret) == before
+    assert not list(tenant.granted.rglob(".lamplighter*"))
+
+
+async def test_what_is_not_in_the_snapshot_stays_and_a_link_of_roots_above_what_is_restored_is_followed(tenant):
+    data, back = tenant.granted / "data", tenant.granted / "back"
+    data.mkdir(mode=0o750)
+    (data / "letter").write_text("of then")
+    tenant.snapshot(data)
+    home = tenant.granted / "home"
+    home.mkdir(mode=0o711)
+    (home / "mine").write_text("stays")
+    above = back / tenant.granted.relative_to("/")
+    above.mkdir(parents=True)
+    (above / "data").symlink_to(home)
+    end = await tenant.restore(back, data / "letter")
+    assert (end.status, end.error) == ("succeeded", "")
+    assert {it.name: it.read_text() for it in home.iterdir()} == {"mine": "stays", "letter": "of then"}
+    assert stat.S_IMODE(home.stat().st_mode) == 0o711
+
+
+@as_root
+async def test_a_restore_across_file_systems_brings_all_back(tenant, mount):
+    data, back = tenant.granted / "data", tenant.granted / "back"
+    (data / "deep").mkdir(parents=True)
+    (data / "deep" / "letter").write_text("ours")
+    (data / "deep").chmod(0o750)
+    (data / "deep" / "link").symlink_to("letter")
+    os.chown(data / "deep" / "letter", NOBODY, NOBODY)
+    tenant.snapshot(data)
+    other = back / data.relative_to("/")
+    other.mkdir(parents=True)
+    mount("-t", "tmpfs", "tmpfs", other)
+    assert (await tenant.restore(back)).status == "succeeded"
+    assert [it[:4] for it in state(other / "deep").values()] == [it[:4] for it in state(data / "deep").values()]
+    assert (other / "deep" / "link").read_text() == "ours"
+
+
+# Repositories.
+
+
+@pytest.mark.parametrize("which", ["link", "link/repository", "data", "keys"])
+@pytest.mark.parametrize("kind", ["prune", "snapshots", "backup"])
+async def test_no_link_makes_a_repository_of_anothers(tenant, which, kind):
+    theirs = tenant.secret / "repository"
+    shutil.copytree(tenant.repository, theirs)
+    restic(theirs, "backup", tenant.secret / "key")
+    if which in ("data", "keys"):
+        shutil.rmtree(tenant.repository / which)
+        (tenant.repository / which).symlink_to(theirs / which)
+        url = tenant.repository
+    else:
+        (tenant.granted / "link").symlink_to(tenant.secret if "/" in which else theirs)
+        url = tenant.granted / which
+    before = state(theirs)
+    args = {"prune": ["prune"], "snapshots": ["snapshots", "--json"], "backup": ["backup", "--", tenant.granted]}[kind]
+    end = await tenant.run(kind, *args, url=url, lock_wait_s=0)
+    assert (end.status, end.reason) == ("failed", "NotGranted")
+    assert state(theirs) == before
+    assert not any("short_id" in line for line in tenant.lines)
+
+
+async def test_a_repository_that_is_swapped_for_anothers_is_not_written_to(tenant):
+    theirs, link = tenant.secret / "repository", tenant.granted / "link"
+    shutil.copytree(tenant.repository, theirs)
+    restic(theirs, "backup", tenant.secret / "key")
+    link.symlink_to(theirs)
+    before = state(theirs)
+    for _ in range(3):
+        with swapping(tenant.repository, link):
+            await tenant.run("backup", "backup", "--", tenant.granted / "link", url=tenant.repository, lock_wait_s=0)
+    assert state(theirs) == before
+
+
+# What gives powers.
+
+
+@as_root
+async def test_what_gives_powers_is_left_out_and_counted_unless_the_whole_host_is_granted_and_it_is_asked_for(tenant):
+    data, back = tenant.granted / "data", tenant.granted / "back"
+    data.mkdir()
+    for name, mode in (("setuid", 0o4755), ("setgid", 0o2755), ("plain", 0o640)):
+        (data / name).touch()
+        (data / name).chmod(mode)
+    os.setxattr(data / "plain", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+    os.mknod(data / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    os.mkfifo(data / "pipe")
+    tenant.snapshot(data)
+    end = await tenant.restore(back, setuid_and_devices=True)  # the grant is not the whole host
+    came = back / data.relative_to("/")
+    assert (end.status, end.error) == ("succeeded", ""), "\n".join(tenant.lines)
+    assert {it.name: stat.S_IMODE(it.stat().st_mode) for it in came.iterdir() if it.name != "pipe"} == {
+        "setuid": 0o755,
+        "setgid": 0o755,
+        "plain": 0o640,
+    }
+    assert os.listxattr(came / "plain") == []
+    said = [line for line in tenant.lines if line.startswith("left out")]
+    assert said[0].startswith(
+        "left out: setuid or setgid bits of 2 files, capabilities of 1 files: set setuidAndDevices"
+    )
+    assert said[1].startswith("left out: 1 devices: set setuidAndDevices")
+    tenant.told.clear()
+    assert (await tenant.restore(back, setuid_and_devices=True, within=[])).status == "succeeded"
+    assert state(came) == state(data)
+    assert os.getxattr(came / "plain", "security.capability") == os.getxattr(data / "plain", "security.capability")
+    assert not any("left out" in line for line in tenant.lines)
+
+
+async def test_restic_may_read_its_job_and_what_it_needs_and_write_to_its_own_folders(tenant, tmp_path):
+    """The program stands for a restic that tries all it can."""
+    program = tmp_path / "restic"
+    tries = {
+        "read granted": f"cat {tenant.granted}/letter",
+        "read secret": f"cat {tenant.secret}/key",
+        "list secret": f"ls {tenant.secret}",
+        "read root's keys": "ls /root/.ssh /root/.aws",
+        "read passwords": "cat /etc/shadow",
+        "write granted": f"touch {tenant.granted}/new",
+        "write secret": f"touch {tenant.secret}/new",
+        "write cache": "touch $RESTIC_CACHE_DIR/new",
+        "write temp": "touch $TMPDIR/new",
+        "write repository": f"touch {tenant.repository}/new",
+        "read names": "cat /etc/passwd",
+        "home is empty": '[ -d "$HOME" ] && [ -z "$(ls -A "$HOME")" ]',
+        "write home": "touch $HOME/new",
+    }
+    lines = [f'( {what} ) >/dev/null 2>&1 && echo "{name}"' for name, what in tries.items()]
+    program.write_text("\n".join(["#!/bin/sh", *lines, "exit 0"]))
+    program.chmod(0o755)
+    (tenant.granted / "letter").touch()
+    tenant.runner = Runner(str(program), tenant.state / "cache", lambda: datetime.now(UTC))
+    assert (await tenant.backup(tenant.granted)).status == "succeeded"
+    allowed = {"read granted", "read names", "home is empty"}
+    assert set(tenant.lines) == allowed | {"write cache", "write temp", "write repository"}
+
+
+# Where it cannot be held.
+
+WITHOUT_LANDLOCK = """
+import asyncio, ctypes, struct, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from agent.runner import Runner
+from wire.messages import CommandRun, Repository
+
+# seccomp(2): system call 444, landlock_create_ruleset, fails with ENOSYS, as on a kernel that has none.
+code = struct.pack("=" + "HBBI" * 4, 0x20, 0, 0, 0, 0x15, 0, 1, 444, 0x06, 0, 0, 0x00050026, 0x06, 0, 0, 0x7FFF0000)
+held = ctypes.create_string_buffer(code)
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, struct.pack("HxxxxxxQ", 4, ctypes.addressof(held))) == 0
+
+folder, restic, allow = Path(sys.argv[1]), sys.argv[2], sys.argv[3:] == ["allow"]
+for within in ([str(folder)], []):
+    args = ["backup", "--", str(folder / "secret")]
+    command = CommandRun("j1", "backup", args, "r1", within=within)
+    held = Repository("r1", "ns/main", str(folder / "granted" / "repository"), "correct horse battery")
+    runner = Runner(restic, folder / "agent" / "cache", lambda: datetime.now(UTC), allow_unconfined=allow)
+    end = asyncio.run(runner.run(command, held, lambda news: None))
+    print(end.status, end.reason, "--allow-unconfined" in end.error)
+"""
+
+
+@pytest.mark.parametrize(("allow", "with_paths"), [([], "failed NotConfined True"), (["allow"], "succeeded  False")])
+def test_where_the_kernel_cannot_confine_a_grant_of_paths_is_refused_unless_the_operator_says_otherwise(
+    tenant, tmp_path, allow, with_paths
+):
+    argv = [sys.executable, "-c", WITHOUT_LANDLOCK, tmp_path, RESTIC, *allow]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [with_paths, "succeeded  False"], done.stderr
+
+
+# What a restore leaves when it is killed.
+
+RESTORE_AND_WAIT = """
+import asyncio, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from agent.runner import Runner
+from wire.messages import CommandRun, Repository, Restore
+
+folder = Path(sys.argv[1])
+command = CommandRun("j1", "restore", [], "r1", restore=Restore(str(folder / "granted" / "back")))
+held = Repository("r1", "ns/main", str(folder / "granted" / "repository"), "correct horse battery")
+runner = Runner(str(folder / "restic"), folder / "agent" / "cache", lambda: datetime.now(UTC))
+asyncio.run(runner.run(command, held, lambda news: None))
+"""
+
+
+async def test_what_a_killed_restore_has_left_is_gone_when_the_agent_starts_again(tenant, tmp_path):
+    (tenant.granted / "data").mkdir()
+    tenant.snapshot(tenant.granted / "data")
+    (tmp_path / "restic").write_text(f'#!/bin/sh\n[ "$1" = restore ] && exec sleep 600\nexec {RESTIC} "$@"\n')
+    (tmp_path / "restic").chmod(0o755)
+    agent = await asyncio.create_subprocess_exec(sys.executable, "-c", RESTORE_AND_WAIT, tmp_path)
+    async with asyncio.timeout(60):
+        while not (left := list(tenant.granted.glob(".lamplighter-restore-*/new"))):
+            await asyncio.sleep(0.01)
+    agent.send_signal(signal.SIGSTOP)  # neither it nor the program between it and restic is to clean up
+    for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split():  # noqa: ASYNC240 - no disk
+        os.kill(int(pid), signal.SIGKILL)
+    agent.kill()
+    await agent.wait()
+    assert left[0].exists()
+    Runner(RESTIC, tenant.state / "cache", lambda: datetime.now(UTC))
+    assert not left[0].parent.exists()
+    assert not (tenant.granted / "back").exists()
