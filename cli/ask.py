@@ -172,6 +172,24 @@ def job_logs(access: Access, digits: str) -> None:
     note(f"job {job['id'][:SHORT_ID]} on {job['host']}: {job['status']}{came and f', {came}'}")
 
 
+def create_host(access: Access, name: str, labels: Sequence[str]) -> None:
+    """Make a host known, with labels as KEY=VALUE. Raises click.ClickException where it is known already."""
+    parsed = dict(label.split("=", 1) for label in labels if "=" in label)
+    if len(parsed) != len(labels):
+        raise click.UsageError("--label: give KEY=VALUE, each KEY once, for example --label role=db")
+    server = Server(access)
+    if any(host["name"] == name for host in server.items("/hosts")):
+        raise click.ClickException(f"there is a host {name} already: see `lamplighter get hosts`")
+    host = server.ask("PUT", f"/hosts/{quote(name, safe='')}", body={"labels": parsed})
+    say(f"host {host['name']} is known: `lamplighter enrol {host['name']}` makes a token for its agent")
+
+
+def delete_host(access: Access, name: str) -> None:
+    """Forget a host."""
+    Server(access).ask("DELETE", f"/hosts/{quote(name, safe='')}")
+    say(f"host {name} is forgotten")
+
+
 def enrol(access: Access, host: str, expires_in_s: int) -> None:
     """Show a new token to enrol a host with, on stdout, and how to use it, on stderr."""
     offer = Server(access).ask("POST", f"/hosts/{quote(host, safe='')}/enrolments", body={"expires_in_s": expires_in_s})

@@ -432,6 +432,36 @@ def ls(access: options.Access, repository: str, snapshot: str, path: str, host: 
 
 
 @main.command()
+@click.argument("what", metavar="host", type=click.Choice(["host"]))
+@click.argument("name")
+@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="A label; may be given again.")
+@options.access
+def create(access: options.Access, what: str, name: str, labels: tuple[str, ...]) -> None:
+    """Make a host known: create host NAME.
+
+    Schedules select it by its labels. To enrol its agent, `lamplighter enrol NAME`. Beside a cluster, declare a Host
+    there instead.
+    """
+    from cli import ask
+
+    ask.create_host(access, name, labels)
+
+
+@main.command()
+@click.argument("what", metavar="host", type=click.Choice(["host"]))
+@click.argument("name")
+@options.access
+def delete(access: options.Access, what: str, name: str) -> None:
+    """Forget a host: delete host NAME.
+
+    Its key is good no more, and its jobs stay. Its agent must be stopped first.
+    """
+    from cli import ask
+
+    ask.delete_host(access, name)
+
+
+@main.command()
 @click.argument("host")
 @click.option(
     "--expires-in",
@@ -445,7 +475,8 @@ def ls(access: options.Access, repository: str, snapshot: str, path: str, host: 
 def enrol(access: options.Access, host: str, expires_in: int) -> None:
     """Make a token for the agent of a HOST.
 
-    It gives a host outside a cluster a key of its own, once. The host must be known: declare it, as a Host.
+    It gives a host outside a cluster a key of its own, once. The host must be known: `lamplighter create host`, or a
+    Host that is declared.
     """
     from cli import ask
 

@@ -254,6 +254,37 @@ async def test_a_long_error_is_the_last_thing_in_its_line_whole_where_it_is_pipe
     assert all(row == row.rstrip() for row in [head, *rows])
 
 
+async def test_a_host_is_made_known_and_forgotten(lamplighter):
+    code, out, err = await lamplighter("create", "host", "db-1", "--label", "role=db", "--label", "a.b/c=")
+    assert (code, err) == (0, "")
+    assert "lamplighter enrol db-1" in out
+    [host] = [
+        it for it in json.loads((await lamplighter("get", "hosts", "-o", "json"))[1])["items"] if it["name"] == "db-1"
+    ]
+    assert host["labels"] == {"role": "db", "a.b/c": ""}
+    assert (await lamplighter("enrol", "db-1"))[0] == 0
+    code, _, err = await lamplighter("create", "host", "db-1", "--label", "role=web")
+    assert (code, "already" in err) == (1, True)
+    assert await lamplighter("delete", "host", "db-1") == (0, "host db-1 is forgotten\n", "")
+    code, _, err = await lamplighter("delete", "host", "db-1")
+    assert (code, err) == (1, "Error: there is no host 'db-1'\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("db-1", "--label", "role"), 2, "KEY=VALUE"),
+        (("db-1", "--label", "a=b", "--label", "a=c"), 2, "each KEY once"),
+        (("db-1", "--label", "a b=c"), 1, "a label's key"),
+        (("Db_1",), 1, "DNS name"),
+    ],
+)
+async def test_a_host_that_cannot_be_is_refused(lamplighter, words, code, said):
+    found, out, err = await lamplighter("create", "host", *words)
+    assert (found, out) == (code, "")
+    assert said in err
+
+
 @pytest.mark.parametrize("words", [("get", "nothing"), ("get", "jobs", "-n", "0"), ("run",), ("up", "/nonexistent")])
 async def test_what_cannot_be_meant_is_a_usage_error(lamplighter, words):
     code, out, err = await lamplighter(*words)
