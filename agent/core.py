@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby, islice
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -64,6 +65,8 @@ CAPABILITIES = ("backup", "forget", "prune", "check", "unlock", "verify", "resto
 """The kinds of jobs that this agent runs, whether it runs hooks around them, and whether it answers job.ask."""
 MAX_FIRES = 1000
 """Fires in one frame; a frame stays far below what the server reads."""
+AHEAD = timedelta(minutes=1)
+"""How far a clock may be ahead of the server's before due times are reckoned by the server's."""
 MAX_ENDS = 32
 """Ends in one frame: each may tell an error of 4096 characters, in JSON up to six bytes each."""
 
@@ -120,10 +123,20 @@ class Built(Struct, frozen=True):
     begins: Mapping[str, datetime] = {}
 
 
+class Early(NamedTuple):
+    """A fire that came too early, what stands for those of its due times that have come, and the time by then."""
+
+    fire: ScheduleFire
+    come: ScheduleFire | None
+    now: datetime
+
+
 class Core:
     """One agent. Call one method for each event, do the effects in order, call `tick` again at `wake_at`.
 
-    `instance`: an id of this process, by which the server tells its connections from those of another agent.
+
+    Times that come in are what the host's clock shows. Due times are reckoned by that clock, less how far it is ahead
+    of the server's once the server has said so: what it fires too early it fires again when its time has come.
     """
 
     def __init__(self, host: str, memory: Memory, version: str = "", instance: str = "") -> None:
@@ -138,27 +151,41 @@ class Core:
         self._pushes: deque[Push] = deque()
         self._latest: datetime | None = None
         self._left_out: tuple[list[LeftOut], int] | None = None  # of the set in memory; None until it was worked out
+        self._shown: datetime | None = None  # what the host's clock showed last
+        self._ahead = timedelta()  # how far that is ahead of the server's
+        self._early: dict[str, Early] = {}  # fires that came too early, until there is a timetable to put them in
 
     @property
     def wake_at(self) -> datetime:
         """When `tick` has work to do; NEVER while there is none."""
-        return self._table.next_at if self._table is not None and not self.stopping else NEVER
+        next_at = self._table.next_at if self._table is not None and not self.stopping else NEVER
+        return next_at + self._ahead if next_at < NEVER else NEVER
 
     @property
     def busy(self) -> bool:
         """Whether jobs are running."""
         return bool(self.memory.running)
 
+    def _reckoned(self, shown: datetime) -> datetime:
+        """The time by which due times are reckoned. A clock that is set back is so much less ahead."""
+        if self._shown is not None and shown < self._shown:
+            ahead = self._ahead - (self._shown - shown)
+            self._ahead = ahead if ahead > AHEAD else timedelta()
+        self._shown = shown
+        return shown - self._ahead
+
     # The process and the connection.
 
-    def started(self, now: datetime) -> list[Effect]:
+    def started(self, shown: datetime) -> list[Effect]:
         """The process began: what ran when the last one ended was interrupted; the set it held is put in force."""
+        now = self._reckoned(shown)
         error = "the agent stopped while the job ran"
         ends = [JobFinished(job_id, "interrupted", now, error=error) for job_id in self.memory.running]
         return [*self._persist(*map(Ended, ends)), *self._counted_anew(now, CORRECTION), Apply(None)]
 
-    def connection_made(self, now: datetime) -> list[Effect]:
+    def connection_made(self, shown: datetime) -> list[Effect]:
         """A connection is open: say hello, then whatever the server has not answered yet."""
+        now = self._reckoned(shown)
         self.connected = True
         memory = self.memory
         hello = Hello(
@@ -169,7 +196,7 @@ class Core:
             list(CAPABILITIES),
             [*memory.running, *memory.ends],
             self.instance,
-            now,
+            shown,
             *(self._left_out or (None, 0)),
         )
         effects: list[Effect] = [Send((hello,))]
@@ -189,8 +216,9 @@ class Core:
 
     # Time.
 
-    def tick(self, now: datetime) -> list[Effect]:
+    def tick(self, shown: datetime) -> list[Effect]:
         """The clock may have come to a due time, or may have been set."""
+        now = self._reckoned(shown)
         if self._table is None or self.stopping:
             return []
         effects: list[Effect] = []
@@ -244,12 +272,14 @@ class Core:
 
     # Messages.
 
-    def heard(self, messages: Sequence[FromServer], now: datetime) -> list[Effect]:
+    def heard(self, messages: Sequence[FromServer], shown: datetime) -> list[Effect]:
         """The server said several things in one frame: what they cause goes to disk, and is answered, together."""
-        return gathered([effect for message in messages for effect in self.received(message, now)])
+        effects = [effect for message in messages for effect in self.received(message, shown)]
+        return gathered(effects + self._fired_anew())
 
-    def received(self, message: FromServer, now: datetime) -> list[Effect]:
+    def received(self, message: FromServer, shown: datetime) -> list[Effect]:
         """The server said something."""
+        now = self._reckoned(shown)
         match message:
             case CommandRun():
                 return self._run(message, now)
@@ -257,13 +287,15 @@ class Core:
                 return self._asked_of(message, now)
             case JobConfirmed(job_id):
                 return self._persist(Confirmed([job_id])) if job_id in self.memory.ends else []
+            case ScheduleRefused(reason="TooEarly"):
+                self._too_early(message, shown)
             case ScheduleRefused(schedule_id, scheduled_at, reason):
                 extra = {"schedule": self._name(schedule_id), "due": scheduled_at, "reason": reason}
                 log.log(logging.DEBUG if reason == "Duplicate" else logging.WARNING, "fire refused", extra=extra)
                 return self._persist(Answered(schedule_id, scheduled_at)) if schedule_id in self.memory.fires else []
             case ScheduleSet() | ScheduleDiff():
                 self._pushes.append(message)
-                return self.tick(now) + self._apply_next()  # what is due by now is due by the old set
+                return self.tick(shown) + self._apply_next()  # what is due by now is due by the old set
             case RepoCredentials(repositories):
                 self._repositories = {repository.id: repository for repository in repositories}
         return []
@@ -318,12 +350,13 @@ class Core:
                 effects.append(Send((ScheduleResync(self.memory.version),)))
         return effects
 
-    def applied(self, result: Built | str, now: datetime) -> list[Effect]:
+    def applied(self, result: Built | str, shown: datetime) -> list[Effect]:
         """An Apply is done: what it built, or why the push cannot be read, which leaves the set that was in force."""
+        now = self._reckoned(shown)
         if isinstance(result, str):
             log.error("push left out: it cannot be read", extra={"reason": result})
             self._table = timetable.build(self.memory.entries, self.memory.passed, self.host, now)
-            return self.tick(now) + self._apply_next()
+            return self._fired_anew() + self.tick(shown) + self._apply_next()
         for key, problem in result.table.problems.items():
             log.warning("schedule left out", extra={"schedule": key, "reason": problem})
         self._table = result.table
@@ -336,7 +369,48 @@ class Core:
             effects.append(Persist((record,), (self._ack(),)))
         elif self.connected and self.memory.digest:  # the hello went out before this was known
             effects.append(self._ack())
-        return effects + self.tick(now) + self._apply_next()
+        return effects + self._fired_anew() + self.tick(shown) + self._apply_next()
+
+    # Fires that came too early.
+
+    def _too_early(self, refused: ScheduleRefused, shown: datetime) -> None:
+        """A fire's time is yet to come by the server's clock."""
+        ahead = max(shown - (refused.now or shown), timedelta())
+        if abs(ahead - self._ahead) > AHEAD:
+            log.warning("clock is ahead of the server's, which counts", extra={"seconds": int(ahead.total_seconds())})
+        self._ahead = ahead
+        fire = self.memory.fires.get(refused.schedule_id)
+        if fire is not None and fire.scheduled_at == refused.scheduled_at:
+            now = shown - ahead
+            self._early[refused.schedule_id] = Early(fire, self._come(fire, now), now)
+
+    def _come(self, fire: ScheduleFire, now: datetime) -> ScheduleFire | None:
+        """What stands for those of a fire's due times that have come by now; None where none has."""
+        entry = self._entry(fire.schedule_id)
+        try:
+            slot = timetable.slot(entry, self.host) if entry is not None else None
+        except cron.CronError:
+            slot = None
+        if slot is None:
+            return None
+        to_come = max(1, slot.latest(now, fire.scheduled_at).times)
+        late = slot.latest(slot.entry.since, now)
+        come = max(1, fire.missed) - to_come
+        return ScheduleFire(fire.schedule_id, late.due, come) if come > 0 and late.times else None
+
+    def _fired_anew(self) -> list[Effect]:
+        """Have fires that came too early be due again, and fire at once what they stood for that has come by now."""
+        if self._table is None or not self._early:
+            return []
+        memory = self.memory
+        early = {key: it for key, it in self._early.items() if memory.fires.get(key) == it.fire}
+        self._early = {}
+        passed = {key: min(memory.passed.get(key, it.now), it.now) for key, it in early.items()}
+        fires = [it.come for it in early.values() if it.come is not None]
+        answered = [Answered(key, it.fire.scheduled_at) for key, it in early.items()]
+        self._table.recount(passed)
+        effects = self._persist(*answered, *([Fired(fires)] if fires else []), Passed(list(passed.items())))
+        return (_frames(fires, MAX_FIRES) if self.connected else []) + effects
 
     def _ack(self) -> Send:
         return Send((ScheduleAck(self.memory.version, self.memory.digest, *(self._left_out or ([], 0))),))

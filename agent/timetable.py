@@ -74,6 +74,13 @@ class Timetable:
     def __len__(self) -> int:
         return len(self._heap)
 
+    def recount(self, passed: Mapping[str, datetime]) -> None:
+        """Count the due times of these schedules from these times on, whatever was taken before."""
+        kept = [item for item in self._heap if item[1] not in passed]
+        anew = [(self._slots[key].next(at), key) for key, at in passed.items() if key in self._slots]
+        self._heap = [*kept, *anew]
+        heapq.heapify(self._heap)
+
     def take(self, now: datetime) -> list[Due]:
         """What is due, at most once for each schedule: the latest due time and how many had passed. Never early."""
         taken = []
@@ -94,6 +101,12 @@ class Timetable:
         return taken
 
 
+def slot(entry: Entry, host: str) -> Slot:
+    """An entry on a host. Raises CronError."""
+    offset = cron.spread(host, entry.id, entry.spread_s) if entry.spread_s else timedelta()
+    return Slot(entry, cron.parse(entry.cron), cron.zone(entry.time_zone), offset)
+
+
 def build(held: entries.EntrySet, passed: Mapping[str, datetime], host: str, now: datetime) -> Timetable:
     """The timetable of a set: entries that are disabled are left out; so are those that cannot be understood, each
     with its reason in `problems`.
@@ -110,8 +123,7 @@ def build(held: entries.EntrySet, passed: Mapping[str, datetime], host: str, now
             entry = entries.parse_entry(item.raw)
             if not entry.enabled:
                 continue
-            offset = cron.spread(host, key, entry.spread_s) if entry.spread_s else timedelta()
-            slot = Slot(entry, cron.parse(entry.cron), cron.zone(entry.time_zone), offset)
+            its = slot(entry, host)
         except (msgspec.DecodeError, cron.CronError) as error:
             problems[key] = str(error)
             continue
@@ -120,10 +132,10 @@ def build(held: entries.EntrySet, passed: Mapping[str, datetime], host: str, now
             after = now
         # Entries of one expression mostly lie between the same two due times: one calculation serves them all.
         begin, due = upcoming.get((entry.cron, entry.time_zone), (NEVER, NEVER))
-        if not begin <= after - offset < due:
-            begin, due = after - offset, cron.next_due(slot.expression, slot.zone, after - offset)
+        if not begin <= after - its.offset < due:
+            begin, due = after - its.offset, cron.next_due(its.expression, its.zone, after - its.offset)
             upcoming[entry.cron, entry.time_zone] = begin, due
-        slots[key] = slot
-        heap.append((due + offset, key))
+        slots[key] = its
+        heap.append((due + its.offset, key))
     heapq.heapify(heap)
     return Timetable(slots, heap, problems)

@@ -10,7 +10,7 @@ from websockets.asyncio.client import ClientConnection
 from bench import floors
 from bench.fleet import CONNECTING, Agent, Fleet, running, still, until
 from bench.result import Limits, Result, Row, Size, median, percentile, runs
-from bench.servers import declare, schedule, serving
+from bench.servers import LEAPING, declare, schedule, serving
 from wire import codec
 from wire.messages import ScheduleFire
 
@@ -25,11 +25,12 @@ async def herd(row: str, size: Size) -> Sequence[Result]:
     """10,000 fires due at once over 1,000 agents, from their due time to the last command received."""
     took = []
     all_fires = size.agents * EACH
-    async with serving() as server:
+    async with serving(LEAPING) as server:
         async with server.client() as client:
             await declare(client, [schedule(f"every-minute-{at}") for at in range(EACH)])
         async with running(server.gateway, server.agent_token, size.agents) as fleet, still():
             await fleet.until_version(1)
+            server.leap()
             for run in range(1, size.runs + 1):
                 due = fleet.due_in(1.0)
                 await fleet.until_commands(run * all_fires)
@@ -62,11 +63,12 @@ async def _echo_herd(agents: int, each: int) -> float:
 
 async def fire(row: str, size: Size) -> Sequence[Result]:
     """One fire on an idle server, from the tick to the command; then at half of what the server can do."""
-    async with serving() as server:
+    async with serving(LEAPING) as server:
         async with server.client() as client:
             await declare(client, [schedule("every-minute")])
         async with running(server.gateway, server.agent_token, max(1, size.agents // FEW)) as fleet, still():
             await fleet.until_version(1)
+            server.leap()
             alone = [await _alone(fleet.agents[0]) for _ in range(size.fires)]
             rate = await _rate(fleet, size.seconds)
             loaded = await _at_rate(fleet, rate / 2, size.seconds)

@@ -19,6 +19,7 @@ READY_S = 60.0
 LOOK_S = 0.01
 """Seconds from one look into the database to the next."""
 LAMPLIGHTER = (sys.executable, "-c", "from cli.main import main; main()")
+LEAPING = (sys.executable, "-m", "bench.leaping")
 QUIET = ("--log-level", "warning")
 
 
@@ -74,13 +75,17 @@ class Server(Process):
     data: Path
 
     @classmethod
-    async def at(cls, data: Path, port: int | None = None) -> Self:
+    async def at(cls, data: Path, port: int | None = None, command: Sequence[str] = LAMPLIGHTER) -> Self:
         """Start one on a data folder."""
         port = port or free_port()
-        argv = (*LAMPLIGHTER, "server", "--data-dir", os.fspath(data), "--listen", f"127.0.0.1:{port}", *QUIET)
+        argv = (*command, "server", "--data-dir", os.fspath(data), "--listen", f"127.0.0.1:{port}", *QUIET)
         server = await cls.start(argv, port)
         server.data = data
         return server
+
+    def leap(self) -> None:
+        """Have all due times of a month have come, on one of command LEAPING."""
+        self.process.send_signal(signal.SIGUSR1)
 
     @property
     def gateway(self) -> str:
@@ -107,10 +112,10 @@ class Server(Process):
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[Server]:
+async def serving(command: Sequence[str] = LAMPLIGHTER) -> AsyncIterator[Server]:
     """A server on an empty folder."""
     with tempfile.TemporaryDirectory(prefix="lamplighter-bench-") as folder:
-        server = await Server.at(Path(folder))
+        server = await Server.at(Path(folder), command=command)
         try:
             yield server
         finally:

@@ -37,6 +37,18 @@ def next_due(expression: Expression, zone: ZoneInfo, after: datetime) -> datetim
     return _next(expression, zone, after)
 
 
+def is_due(expression: Expression, zone: ZoneInfo, at: datetime) -> bool:
+    """Whether an aware time is a due time: whether `next_due` gives it. Takes no longer for rare expressions."""
+    local = at.astimezone(zone)
+    wall = local.replace(tzinfo=None, fold=0)
+    if _offset(at - timedelta.resolution, zone) < _offset(at, zone):  # the moment that skipped times are due at
+        return _next(expression, zone, at - timedelta.resolution) == at
+    minute, times = 60 * wall.hour + wall.minute, expression.times
+    place = bisect_left(times, minute)
+    named = times[place : place + 1] == (minute,) and expression.names_day(wall.date())
+    return named and not (wall.second or wall.microsecond) and (expression.hourly or not local.fold)
+
+
 @lru_cache(maxsize=1 << 10)
 def catch_up(expression: Expression, zone: ZoneInfo, after: datetime, now: datetime, limit: int) -> Missed | None:
     """The latest due time after `after` and up to `now`, and how many there are; counted up to `limit` (1 or more)."""

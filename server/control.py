@@ -34,6 +34,7 @@ from server.records import AuditRow, HostRow, JobRow, RepositoryRow, Row, Schedu
 from server.selectors import selector_matches
 from server.specs import LabelSelector
 from server.store import Store
+from server.timing import superseded, timing
 from server.trouble import NAMED, Coverage
 from server.urls import SCHEMES, scheme_errors
 from server.vault import Credentials, Vault, VaultError
@@ -288,7 +289,7 @@ class Control:
         self.fleet.members[name] = Member(dict(labels), since, held)
         self.news.changed("schedules", "hosts")
         if name not in self.hosts:
-            self.hosts[name] = Host(name, since, version, held)
+            self.hosts[name] = Host(name, since, version, held, now)
         elif held != before:
             self.deliver(name, self.hosts[name].changed(version, held, since))
 
@@ -587,7 +588,7 @@ class Control:
                 moved.append((row.name, version, held.digest))
             self.fleet.members[row.name] = Member(row.labels, row.since, held)
             self.beginnings.put_host(row.name, row.created_at)
-            self.hosts[row.name] = host = Host(row.name, row.since, version, held)
+            self.hosts[row.name] = host = Host(row.name, row.since, version, held, row.created_at)
             host.applied_version, host.applied_digest = row.applied_version, row.applied_digest
             host.left_out = msgspec.convert(row.left_out or {}, NotInForce)
         for schedule in loaded.schedules:
@@ -614,7 +615,8 @@ class Control:
         paths = spec.backup.paths if spec.backup else ()
         allowed = place.allowed and not any(path_errors(grant, row.namespace, paths, ""))
         granted = grant.host_selector if allowed else NOTHING
-        return Target(row.id, _name(row), spec, repository.id, place.init, item, granted, within, grant.host_identity)
+        matched = (spec, repository.id, place.init, item, granted, within, grant.host_identity)
+        return Target(row.id, _name(row), *matched, row.since, row.earlier)
 
     def _schedule_row(self, old: ScheduleRow | None, parsed: resources.Schedule, now: datetime) -> ScheduleRow:
         """The row of a new or changed schedule. When it is due begins anew where that changes, not to run the past."""
@@ -634,8 +636,10 @@ class Control:
             return row
         if old.spec["enabled"]:
             row = row._replace(enabled_since=old.enabled_since or old.since)
-        anew = any(old.spec.get(key) != row.spec.get(key) for key in _TIMING)
-        return row if anew else row._replace(since=old.since)
+        if all(old.spec.get(key) == row.spec.get(key) for key in _TIMING):
+            return row._replace(since=old.since, earlier=old.earlier)
+        spec = resources.schedule_spec(old.spec)
+        return row._replace(earlier=superseded(timing(spec, old.since), old.earlier) if spec.enabled else old.earlier)
 
     def _repository_row(self, old: RepositoryRow | None, parsed: resources.Repository, now: datetime) -> RepositoryRow:
         sealed = self._vault.seal(parsed.credentials) if parsed.credentials is not None else None

@@ -5,7 +5,7 @@ storing fails, nothing here has changed. Sets are immutable, and hosts that hold
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -15,6 +15,7 @@ from msgspec import Struct
 from server.expected import Pair
 from server.selectors import selector_matches
 from server.specs import LabelSelector, ScheduleSpec
+from server.timing import Timing, timing
 from wire import entries
 from wire.entries import EMPTY, EntrySet, Item
 from wire.messages import Entry
@@ -24,7 +25,8 @@ class Target(Struct, frozen=True):
     """A schedule as hosts are matched with it and jobs made from it. `repository_id`: of the one it refers to.
 
     `granted`: the hosts that its namespace may reach; `within`: the paths, all when empty.
-    `host_identity`: whether restic may speak as the host.
+    `host_identity`: whether restic may speak as the host. `since`, `earlier`: since when it is due as its spec says,
+    and when it was before; see `server.timing`.
     """
 
     id: str
@@ -36,6 +38,13 @@ class Target(Struct, frozen=True):
     granted: LabelSelector = LabelSelector()
     within: tuple[str, ...] = ()
     host_identity: bool = False
+    since: datetime = datetime.fromtimestamp(0, UTC)
+    earlier: tuple[Timing, ...] = ()
+
+    @property
+    def timing(self) -> Timing:
+        """When it is due."""
+        return timing(self.spec, self.since)
 
     def selects(self, labels: Mapping[str, str]) -> bool:
         """Whether a host with these labels is to hold it: selected, and granted to its namespace."""

@@ -10,7 +10,7 @@ A connection's hello begins a session. What comes from an older session is not h
 import logging
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import msgspec
@@ -21,6 +21,7 @@ from server import commands, pushes
 from server.desired import Target
 from server.pushes import Push
 from server.queue import Job, Queue
+from server.timing import EARLY, most_missed, why_not
 from wire.entries import EMPTY, EntrySet
 from wire.messages import (
     CommandCancel,
@@ -49,6 +50,8 @@ DUPLICATE = timedelta(minutes=3)
 """For how long a second agent is told of after it was refused: it tries again at least once a minute."""
 NAMED = 3
 """Schedules that are told by name where a count is not enough."""
+MAX_RUNS = 1000
+"""Open jobs of one schedule on one host, whatever its concurrencyPolicy; of no schedule, restores and looks."""
 
 
 class NewJob(Struct, frozen=True):
@@ -131,15 +134,20 @@ ALL_IN_FORCE = NotInForce()
 Effect = Send | Push | Record | Acked | Accepted | Finish | News
 
 
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
 class Host:
     """One host. `version` and `held` are what it should hold; `applied` what it said it does.
 
     `left_out`: what of that is not in force. `instance`: which agent process it is. `clock_skew_s`: how many seconds
     the agent's clock was ahead of ours at its last hello, None where it did not say. `duplicate_at`: when a second
     agent of this name was last refused. `held_back`: whether the agent was left the schedules of another store.
+    `created_at`: when it was made known; no due time before that is its own.
     """
 
     __slots__ = (
+        "_heard_at",
         "_on_way",
         "_ready",
         "_resent",
@@ -149,6 +157,7 @@ class Host:
         "applied_version",
         "capabilities",
         "clock_skew_s",
+        "created_at",
         "duplicate_at",
         "held",
         "held_back",
@@ -160,9 +169,17 @@ class Host:
         "version",
     )
 
-    def __init__(self, name: str, since: datetime, version: int, held: EntrySet) -> None:
+    def __init__(
+        self,
+        name: str,
+        since: datetime,
+        version: int,
+        held: EntrySet,
+        created_at: datetime = _EPOCH,
+    ) -> None:
         self.name = name
         self.since = since
+        self.created_at = created_at
         self.version = version
         self.held = held
         self.applied_version = 0
@@ -179,6 +196,7 @@ class Host:
         self._told: tuple[int, EntrySet] | None = None  # what the host holds once it applied what it was sent
         self._on_way = False  # whether that was sent and not acked
         self._resent = -1  # the version sent whole again, because digests differed
+        self._heard_at: datetime | None = None  # when it was known to hold the set that it should
 
     @property
     def proved(self) -> bool:
@@ -254,6 +272,7 @@ class Host:
         elif self.proved and self.version > 0:
             self._told, self._on_way = (self.version, self.held), False
         else:
+            self._heard_at = None
             effects += self._push_whole()
         return effects
 
@@ -301,6 +320,7 @@ class Host:
     def changed(self, version: int, held: EntrySet, since: datetime) -> list[Effect]:
         """The set that this host should hold is another."""
         self.version, self.held, self.since = version, held, since
+        self._heard_at = None
         return self.declared() or self._push()
 
     def declared(self) -> list[Effect]:
@@ -382,9 +402,7 @@ class Host:
         What it says of another host's jobs is not heard.
         """
         effects: list[Effect] = []
-        jobs: list[NewJob] = []
-        refused: list[ScheduleRefused] = []
-        refused_ids: list[str] = []
+        fires: list[tuple[ScheduleFire, str, str]] = []
         taken: list[str] = []
         ends: list[JobFinished] = []
         news: list[JobProgress | JobLog] = []
@@ -393,12 +411,7 @@ class Host:
                 case ScheduleFire() if self.held_back:
                     pass  # of another store: its agent keeps it until something is declared here
                 case ScheduleFire():
-                    answer = self.fire(message, targets, queue, now, new_id, answers)
-                    if isinstance(answer, NewJob):
-                        jobs.append(answer)
-                    else:
-                        refused.append(answer)
-                        refused_ids.append(answers)
+                    fires.append((message, answers, new_id))
                 case ScheduleAck():
                     effects += self.acked(message)
                 case ScheduleResync():
@@ -415,17 +428,40 @@ class Host:
                     ends.append(message)
                 case JobProgress() | JobLog():
                     news.append(message)
-        if refused:
-            effects.append(Send(refused, refused_ids))
-        if jobs:
-            effects.append(Record(jobs))
+        effects += self._fires(fires, targets, queue, now)
         if taken:
             effects.append(Accepted(taken))
         if news:
             effects.append(News(news))
         if ends:
             effects.append(Finish(ends))
+        if self._heard_at is None and self.in_sync:
+            self._heard_at = now
         return effects
+
+    def _fires(
+        self,
+        fires: Sequence[tuple[ScheduleFire, str, str]],
+        targets: Mapping[str, Target],
+        queue: Queue,
+        now: datetime,
+    ) -> list[Effect]:
+        """What the fires of one frame become, each with the id of its envelope and one for its job."""
+        jobs: list[NewJob] = []
+        refused: list[ScheduleRefused] = []
+        refused_ids: list[str] = []
+        framed: dict[str, set[datetime]] = {}
+        for fire, answers, new_id in fires:
+            its = framed.setdefault(fire.schedule_id, set())
+            answer = self.fire(fire, targets, queue, now, new_id, answers, its)
+            if isinstance(answer, NewJob):
+                jobs.append(answer)
+                its.add(fire.scheduled_at)
+            else:
+                refused.append(answer)
+                refused_ids.append(answers)
+        effects: list[Effect] = [Send(refused, refused_ids)] if refused else []
+        return [*effects, Record(jobs)] if jobs else effects
 
     def fire(
         self,
@@ -435,24 +471,47 @@ class Host:
         now: datetime,
         new_id: str,
         answers: str = "",
+        framed: Collection[datetime] = (),
     ) -> NewJob | ScheduleRefused:
-        """What a due time becomes: a job to record, or the reason why there is none."""
+        """What a due time becomes: a job to record, or the reason why there is none.
+
+        `framed`: the due times of the same schedule that the same frame brought, whose jobs are not open yet.
+        """
         target = targets.get(fire.schedule_id)
         if target is None:
             return _refused(fire, "NotFound", "there is no such schedule (any more)")
+        runs = queue.runs(fire.schedule_id, self.name)
+        refused = (
+            self._not_its_own(target, fire)
+            or self._not_due(target, fire, now)
+            or _too_late(target, fire, now)
+            or _beside_others(target, fire, runs, framed)
+        )
+        if refused is not None:
+            return refused
+        job = new_job(target, self.name, new_id, fire.scheduled_at, now, runs, ("schedule", target.name))
+        oldest = target.earlier[-1] if target.earlier else target.timing
+        missed = min(fire.missed, most_missed(oldest, fire.scheduled_at))
+        return msgspec.structs.replace(job, missed=missed, answers=answers)
+
+    def _not_its_own(self, target: Target, fire: ScheduleFire) -> ScheduleRefused | None:
+        """Why a schedule is not to fire on this host; None when it is."""
         if fire.schedule_id not in self.held.items:
             return _refused(fire, "NotThisHost", f"{target.name} does not select {self.name}")
-        spec = target.spec
-        if not spec.enabled:
-            return _refused(fire, "Disabled", f"{target.name} is disabled")
-        if (too_late := _too_late(target, fire, now)) is not None:
-            return too_late
-        runs = queue.runs(fire.schedule_id, self.name)
-        last = [job.id for job in runs if job.recorded and job.command.scheduled_at != fire.scheduled_at]
-        if last and len(last) == len(runs) and spec.concurrency_policy == "Forbid":  # else it may be a repeat
-            return _refused(fire, "Concurrent", f"the last run of {target.name} is not over: job {last[0]}")
-        job = new_job(target, self.name, new_id, fire.scheduled_at, now, runs, ("schedule", target.name))
-        return msgspec.structs.replace(job, missed=fire.missed, answers=answers)
+        return None if target.spec.enabled else _refused(fire, "Disabled", f"{target.name} is disabled")
+
+    def _not_due(self, target: Target, fire: ScheduleFire, now: datetime) -> ScheduleRefused | None:
+        """Why a time is not one that the host may fire now; None when it is."""
+        due = fire.scheduled_at
+        if due > now + EARLY:
+            message = f"it is {now:%Y-%m-%dT%H:%M:%SZ} here: the clock of {self.name} is ahead"
+            return ScheduleRefused(fire.schedule_id, due, "TooEarly", message, now)
+        heard = self._heard_at or now
+        if due <= self.created_at <= now:
+            why = f"{self.name} is known since {self.created_at:%Y-%m-%dT%H:%M:%SZ}"
+        else:
+            why = why_not(target.timing, target.earlier, self.name, target.id, due, now, heard)
+        return _refused(fire, "NotDue", f"{target.name}: {why}") if why else None
 
     def finished(self, ends: Sequence[JobFinished]) -> list[Effect]:
         """Ends are stored: the host may forget them."""
@@ -525,10 +584,11 @@ def _level(version: int) -> int:
 
 def _not_now(command: CommandRun, reason: RefusalReason) -> ScheduleRefused:
     assert command.scheduled_at is not None  # noqa: S101 - only fires are answered so
-    message = "its job waits for its turn" if reason == "Queued" else "this due time has its job already"
+    message = "its job waits for its turn" if reason == "Queued" else _REPEATED
     return ScheduleRefused(command.schedule_id, command.scheduled_at, reason, message)
 
 
+_REPEATED = "this due time has its job already"
 _FORGOTTEN = "the agent has no memory of this job: its journal was lost"
 
 
@@ -540,6 +600,25 @@ def _too_late(target: Target, fire: ScheduleFire, now: datetime) -> ScheduleRefu
         return _refused(fire, "DeadlineExceeded", f"{target.name} must start within {deadline} s of its due time")
     if spec.missed_run_policy == "Skip" and fire.missed and late >= cron.ON_TIME:
         return _refused(fire, "Missed", f"{target.name} skips runs that were missed")
+    return None
+
+
+def _beside_others(
+    target: Target, fire: ScheduleFire, runs: Sequence[Job], framed: Collection[datetime]
+) -> ScheduleRefused | None:
+    """Why a due time is not to be run beside others of its schedule on its host; None when it is."""
+    if fire.scheduled_at in framed:
+        return _refused(fire, "Duplicate", _REPEATED)
+    if len(runs) + len(framed) >= MAX_RUNS:
+        return _refused(fire, "Concurrent", f"{MAX_RUNS} runs of {target.name} are not over")
+    policy = target.spec.concurrency_policy
+    if policy == "Allow":
+        return None
+    if framed:
+        return _refused(fire, "Concurrent", f"another run of {target.name} came with it")
+    may_be_repeat = not all(job.recorded and job.command.scheduled_at != fire.scheduled_at for job in runs)
+    if policy == "Forbid" and runs and not may_be_repeat:
+        return _refused(fire, "Concurrent", f"the last run of {target.name} is not over: job {runs[0].id}")
     return None
 
 

@@ -95,7 +95,7 @@ class Host(Base, table=True):
 
 class Schedule(Base, table=True):
     """A Schedule resource as accepted. `since`: due times before it do not count; `enabled_since`: it was created or
-    last enabled then (None, in rows of before: at `since`)."""
+    last enabled then (None, in rows of before: at `since`); `earlier`: see `server.timing`."""
 
     __tablename__ = "schedules"
     __table_args__ = (sa.UniqueConstraint("namespace", "name"),)
@@ -110,6 +110,7 @@ class Schedule(Base, table=True):
     since: datetime = Field(sa_type=UtcDateTime)
     updated_at: datetime = Field(sa_type=UtcDateTime)
     enabled_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    earlier: list[Any] = Field(default_factory=list, sa_type=sa.JSON, sa_column_kwargs={"server_default": "[]"})
 
 
 class HostSchedule(Base, table=True):

@@ -19,6 +19,7 @@ from server import bulk
 from server.expected import Joined, Pair
 from server.models import AUDIT, HOST_SCHEDULES, HOSTS, JOB_ATTEMPTS, JOB_LOGS, JOBS, OPEN, REPOSITORIES, SCHEDULES
 from server.outcomes import GOOD
+from server.timing import Timing
 from wire.messages import JobFinished
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class HostRow(NamedTuple):
 
 
 class ScheduleRow(NamedTuple):
-    """A schedule as accepted."""
+    """A schedule as accepted. `earlier`: its timings before the present one, newest first."""
 
     id: str
     namespace: str
@@ -91,6 +92,7 @@ class ScheduleRow(NamedTuple):
     since: datetime
     updated_at: datetime
     enabled_since: datetime | None = None
+    earlier: tuple[Timing, ...] = ()
 
 
 class RepositoryRow(NamedTuple):
@@ -678,7 +680,9 @@ def ping(conn: Connection, items: Sequence[None]) -> list[None]:
 
 
 def _public(table: sa.Table) -> list[sa.ColumnElement[Any]]:
-    columns: list[sa.ColumnElement[Any]] = [column for column in table.c if column.name != "credentials"]
+    columns: list[sa.ColumnElement[Any]] = [
+        column for column in table.c if column.name not in ("credentials", "earlier")
+    ]
     if table is not SCHEDULES:
         return columns
     runs = sa.select(JOBS.c.scheduled_at).where(JOBS.c.scheduled_id == SCHEDULES.c.id, JOBS.c.scheduled_at.is_not(None))

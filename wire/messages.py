@@ -30,9 +30,20 @@ Argv = Annotated[list[Annotated[str, Meta(max_length=8192)]], Meta(max_length=40
 
 MissedRunPolicy = Literal["RunOnce", "Skip"]
 RefusalReason = Literal[
-    "NotFound", "NotThisHost", "Disabled", "Duplicate", "DeadlineExceeded", "Missed", "Concurrent", "Queued"
+    "NotFound",
+    "NotThisHost",
+    "Disabled",
+    "TooEarly",
+    "NotDue",
+    "Duplicate",
+    "DeadlineExceeded",
+    "Missed",
+    "Concurrent",
+    "Queued",
 ]
 """Why a fire is not answered with a command. `Queued`: its job is recorded and waits for its turn; the command follows.
+`TooEarly`: by the server's clock it is yet to come; it is to be fired again when it has come by that clock.
+`NotDue`: the schedule has no such due time on that host, or it lies before the schedule or the host began.
 `Concurrent`: the last run of its schedule on that host is not over, and the schedule's concurrencyPolicy is Forbid.
 `Missed`: it comes late, and the schedule's missedRunPolicy is Skip."""
 JobEnd = Literal["succeeded", "warning", "failed", "timed_out", "cancelled", "interrupted"]
@@ -176,13 +187,14 @@ class ScheduleFire(Struct, frozen=True, omit_defaults=True):
     missed: Count = 0
 
 
-class ScheduleRefused(Struct, frozen=True):
-    """server → agent: no command follows that fire now, and why."""
+class ScheduleRefused(Struct, frozen=True, omit_defaults=True):
+    """server → agent: no command follows that fire now, and why. `now`: what the server's clock shows, for TooEarly."""
 
     schedule_id: Id
     scheduled_at: Time
     reason: RefusalReason
     message: Text = ""
+    now: Time | None = None
 
 
 class Hooks(Struct, frozen=True, omit_defaults=True):

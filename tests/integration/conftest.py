@@ -6,6 +6,7 @@ import json
 import os
 from collections import deque
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from uuid import uuid4
 
 import httpx
@@ -14,6 +15,7 @@ from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import ConnectionClosed
 
 from server.service import Config, serving
+from tests.integration.clock import Clock
 
 PATIENCE_S = 60
 """What takes longer than this will not come."""
@@ -45,8 +47,14 @@ def postgresql(postgresql_server):
 
 
 @pytest.fixture
-async def server(tmp_path):
-    async with serving(Config(tmp_path, port=0)) as running:
+def clock():
+    """The server's."""
+    return Clock()
+
+
+@pytest.fixture
+async def server(tmp_path, clock):
+    async with serving(Config(tmp_path, port=0), clock) as running:
         yield running
 
 
@@ -77,7 +85,7 @@ def declare(api):
 
 
 @pytest.fixture
-def connect(server):
+def connect(server, clock):
     """Connects as a host's agent, with what it says in its hello; without `hello`, it has yet to say it.
 
     `to`: another server than the test's.
@@ -92,7 +100,7 @@ def connect(server):
             compression=None,
             proxy=None,
         ) as socket:
-            agent = Agent(socket, host)
+            agent = Agent(socket, host, clock)
             if hello:
                 await agent.say("hello", host=host, **said)
             yield agent
@@ -116,13 +124,16 @@ def until():
 class Agent:
     """A connection as an agent of another make would use it: JSON by hand, and a set of its own."""
 
-    def __init__(self, socket, host):
-        self.socket, self.host = socket, host
+    def __init__(self, socket, host, clock):
+        self.socket, self.host, self.clock = socket, host, clock
         self.version, self.entries = 0, {}
         self.frames, self.told = [], []
         self._heard = deque()
 
     async def say(self, type_, id_="", **payload):
+        """Say something. What it says is due has come by the server's clock."""
+        if type_ == "schedule.fire":
+            self.clock.reach(datetime.fromisoformat(payload["scheduled_at"]))
         await self.socket.send(json.dumps({"type": type_, "id": id_, "payload": payload}))
 
     async def hear(self, *, credentials=False):

@@ -2,9 +2,11 @@
 
 import pytest
 
+from tests.integration.clock import due
+
 pytestmark = pytest.mark.anyio
 
-DUE = "2026-03-29T02:00:00Z"
+DUE = due()
 
 
 @pytest.fixture
@@ -14,6 +16,8 @@ def shared(api, declare):
     async def shared(**spec):
         there = {"spec": {"url": "/backup", "init": True}}
         (await api.put("/repositories/ns/main", json=there)).raise_for_status()
+        for host in ("node-1", "node-2", "node-3"):
+            (await api.put(f"/hosts/{host}", json={"labels": {}})).raise_for_status()
         return await declare(**spec)
 
     return shared

@@ -5,7 +5,7 @@ import json
 import logging
 import threading
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 import sqlalchemy as sa
@@ -18,11 +18,12 @@ from server import gateway, records, resources
 from server import store as stores
 from server.records import RepositoryRow, ScheduleRow
 from server.store import Store
+from tests.integration.clock import due
 from wire import variables
 
 pytestmark = pytest.mark.anyio
 
-DUE = "2026-03-29T01:30:00Z"
+DUE = due()
 SECRET = {"password": "correct horse", "env": {"AWS_SECRET_ACCESS_KEY": "battery staple"}}
 
 
@@ -329,10 +330,13 @@ async def test_fires_of_one_frame_are_answered_in_one_each_by_its_id(api, declar
         ({"missedRunPolicy": "Skip"}, "Missed"),
     ],
 )
-async def test_a_fire_that_may_not_run_makes_no_job_and_is_refused_with_the_reason(api, declare, connect, spec, reason):
+async def test_a_fire_that_may_not_run_makes_no_job_and_is_refused_with_the_reason(
+    api, declare, connect, clock, spec, reason
+):
     schedule_id = await declare(**spec)
     async with connect() as agent:
         await agent.follow()
+        clock.reach(datetime.fromisoformat(DUE) + timedelta(minutes=2))
         await agent.say("schedule.fire", "f", schedule_id=schedule_id, scheduled_at=DUE, missed=1)
         refusal = await agent.hear()
     assert (refusal["type"], refusal["id"]) == ("schedule.refused", "f")
@@ -360,7 +364,8 @@ async def test_a_due_time_has_one_job_however_often_it_is_fired(api, declare, co
         await agent.hears("command.run")
         await agent.say("schedule.fire", **fire)
         assert (await agent.hears("schedule.refused"))["reason"] == "Duplicate"
-        await agent.say("schedule.fire", **fire | {"scheduled_at": "2026-03-29T03:30:00+02:00"})  # the same instant
+        same = datetime.fromisoformat(DUE).astimezone(timezone(timedelta(hours=2)))
+        await agent.say("schedule.fire", **fire | {"scheduled_at": same.isoformat()})
         assert (await agent.hears("schedule.refused"))["reason"] == "Duplicate"
     assert len(await jobs(api)) == 1
 

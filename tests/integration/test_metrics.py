@@ -8,10 +8,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.servers import free_port
 from cli import metrics
+from tests.integration.clock import due
 
 pytestmark = pytest.mark.anyio
 
-DUE = "2026-03-29T01:30:00Z"
+DUE = due()
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ import httpx
 import pytest
 
 from server.service import Config, serving
+from tests.integration.clock import due
 
 pytestmark = pytest.mark.anyio
 
-DUE = [f"2026-03-29T0{hour}:00:00Z" for hour in range(10)]
+DUE = [due(days) for days in range(4)]
 
 
 @pytest.fixture
@@ -97,6 +98,7 @@ async def test_a_prune_waits_for_backups_and_holds_off_later_ones(limited, decla
 async def test_a_host_that_leaves_the_queue_holds_up_nobody(api, limited, declare, connect, until):
     await limited(maxConcurrentJobs=1)
     schedule_id = await declare()
+    await api.put("/hosts/node-2", json={"labels": {}})
     async with connect("node-1") as first, connect("node-3") as third:
         await first.follow()
         await third.follow()
@@ -114,7 +116,7 @@ async def test_a_host_that_leaves_the_queue_holds_up_nobody(api, limited, declar
         await third.hears("command.run")
 
 
-async def test_the_queue_is_the_same_after_a_restart(tmp_path, connect, until):
+async def test_the_queue_is_the_same_after_a_restart(tmp_path, connect, clock, until):
     async def declared(client):
         for path, spec in (
             ("/repositories/ns/main", {"url": "/backup", "maxConcurrentJobs": 1}),
@@ -125,7 +127,7 @@ async def test_the_queue_is_the_same_after_a_restart(tmp_path, connect, until):
 
     PATHS = {"backup": {"paths": ["/etc"]}}  # noqa: N806
     config = Config(tmp_path, port=0)
-    async with serving(config) as server, rest(server) as client:
+    async with serving(config, clock) as server, rest(server) as client:
         schedule_id = await declared(client)
         async with connect("node-1", to=server) as first, connect("node-2", to=server) as second:
             await first.follow()
@@ -133,7 +135,7 @@ async def test_the_queue_is_the_same_after_a_restart(tmp_path, connect, until):
             job = await fire(first, schedule_id)
             await first.say("job.accepted", job_id=job)
             assert await fire(second, schedule_id) == "Queued"
-    async with serving(config) as server, rest(server) as client:
+    async with serving(config, clock) as server, rest(server) as client:
         assert await waiting(client) == ["host node-2 to connect"]
         async with connect("node-2", to=server) as second:
             await second.follow()

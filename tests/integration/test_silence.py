@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
+import cron
 from server.control import Control
 from server.models import Actor
 from server.problems import NotFound
@@ -29,6 +30,9 @@ class Clock:
 
     def __call__(self):
         return self.now
+
+    def reach(self, at):
+        self.now = max(at, self.now)
 
 
 class Story:
@@ -218,7 +222,8 @@ async def test_a_run_that_goes_on_beyond_its_limit_is_told_also_after_a_restart(
     schedule_id = await declare("etc", timeoutSeconds=3600)
     async with connect() as agent:
         await agent.follow()
-        await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=START.isoformat())
+        due = cron.next_due(cron.parse("0 2 * * *"), cron.zone("UTC"), START)
+        await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=due.isoformat())
         job_id = (await agent.hears("command.run"))["job_id"]
         await agent.say("job.accepted", job_id=job_id)
         await agent.say("schedule.fire", schedule_id="nothing", scheduled_at=START.isoformat())

@@ -11,6 +11,7 @@ from server import commands
 from server.desired import Target, entry_item
 from server.resources import schedule_spec
 from server.specs import ScheduleSpec
+from server.timing import superseded
 from tests.simulation.world import DAY, HOUR, SECOND, Agent, World
 
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe")
@@ -196,7 +197,12 @@ class Story(World):
         name = f"default/{schedule_id}"
         self.tell("user", f"{does} {schedule_id}: {spec.cron} {spec.time_zone} enabled={spec.enabled}")
         item = entry_item(schedule_id, name, spec, begun, self.new_id())
-        self.server.put(Target(schedule_id, name, spec, spec.repository, None, item), begun)
+        was = self.db.targets.get(schedule_id)
+        earlier = was.earlier if was else ()
+        if was and timing and was.spec.enabled:
+            earlier = superseded(was.timing, earlier)
+        target = Target(schedule_id, name, spec, spec.repository, None, item, since=begun, earlier=earlier)
+        self.server.put(target, begun)
 
 
 @lru_cache(maxsize=4096)

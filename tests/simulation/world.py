@@ -354,8 +354,10 @@ class Agent:
     # Time.
 
     def set_clock(self, skew: timedelta) -> None:
-        """Somebody sets this host's clock; the agent looks at it within ten seconds."""
+        """Somebody sets this host's clock; the agent looks at it every ten seconds, so also a moment before."""
         if skew != self.skew:
+            if self.core is not None:
+                self.perform(self.core.tick(self.clock))
             self.world.tell(self.name, f"clock is set {skew.total_seconds():+.0f} s off")
             self.clock_set.append(self.world.now)
         self.skew = skew

@@ -95,6 +95,9 @@ class Process:
     def hear(self, message, now=NOON):
         return self.do(self.core.received(message, now))
 
+    def hear_frame(self, *messages, now=NOON):
+        return self.do(self.core.heard(messages, now))
+
     def said(self, kind):
         return [message for message in self.sent if isinstance(message, kind)]
 
@@ -288,6 +291,53 @@ def test_a_fire_whose_schedule_was_lost_with_the_journal_is_left_to_the_server()
 def test_a_clock_set_forward_runs_what_it_skipped_once():
     agent = Process(None, raw()).connect().tick(NOON + 26 * HOUR)
     assert agent.said(ScheduleFire) == [ScheduleFire("a", NOON + 26 * HOUR, 26)]
+
+
+def too_early(due, now):
+    return ScheduleRefused("a", due, "TooEarly", now=now)
+
+
+@pytest.mark.parametrize("ahead", [10 * MINUTE, 2 * HOUR, 26 * HOUR, timedelta(days=4000)])
+def test_a_clock_that_is_ahead_of_the_servers_fires_again_when_its_time_has_come(ahead):
+    agent = Process(None, raw()).connect()
+    agent.tick(NOON + ahead + 55 * MINUTE)
+    (fire,) = agent.said(ScheduleFire)
+    agent.sent.clear()
+    shown = NOON + ahead + 55 * MINUTE
+    agent.hear_frame(too_early(fire.scheduled_at, NOON + 55 * MINUTE), now=shown)
+    assert agent.core.wake_at == NOON + ahead + HOUR
+    assert not agent.tick(shown + MINUTE).said(ScheduleFire)
+    assert agent.tick(NOON + ahead + HOUR).said(ScheduleFire) == [ScheduleFire("a", NOON + HOUR)]
+
+
+def test_what_a_fire_that_came_too_early_stood_for_and_has_come_is_fired_at_once():
+    agent = Process(None, raw()).tick(NOON + HOUR).tick(NOON + 2 * HOUR).tick(NOON + 5 * HOUR).connect()
+    assert agent.said(ScheduleFire) == [ScheduleFire("a", NOON + 5 * HOUR, 5)]
+    agent.sent.clear()
+    agent.hear_frame(too_early(NOON + 5 * HOUR, NOON + 2 * HOUR + MINUTE), now=NOON + 5 * HOUR)
+    assert agent.said(ScheduleFire) == [ScheduleFire("a", NOON + 2 * HOUR, 2)]
+    assert replay(agent.disk).fires == {"a": ScheduleFire("a", NOON + 2 * HOUR, 2)}
+
+
+def test_a_clock_that_was_ahead_and_is_set_right_is_gone_by_again():
+    agent = Process(None, raw()).connect().tick(NOON + 3 * HOUR)
+    agent.hear_frame(too_early(NOON + 3 * HOUR, NOON + MINUTE), now=NOON + 3 * HOUR)
+    agent.sent.clear()
+    agent.tick(NOON + MINUTE)
+    assert agent.core.wake_at == NOON + HOUR
+    assert agent.tick(NOON + HOUR).said(ScheduleFire) == [ScheduleFire("a", NOON + HOUR)]
+
+
+def test_a_fire_that_came_too_early_is_not_lost_while_a_push_is_applied():
+    agent = Process(None, raw()).connect().tick(NOON + 5 * HOUR)
+    agent.hear(whole(2, raw(), raw("b")), now=NOON + 5 * HOUR)
+    agent.hear_frame(too_early(NOON + 5 * HOUR, NOON + MINUTE), now=NOON + 5 * HOUR)
+    assert replay(agent.disk).fires
+    agent.applied(NOON + 5 * HOUR)
+    agent.sent.clear()
+    assert agent.core.wake_at == NOON + 5 * HOUR - MINUTE + HOUR
+    agent.tick(NOON + 6 * HOUR - MINUTE)
+    assert ScheduleFire("a", NOON + HOUR) in agent.said(ScheduleFire)
 
 
 def test_a_clock_set_back_a_little_repeats_nothing():

@@ -15,7 +15,7 @@ from croniter import croniter
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cron import CronError, Missed, catch_up, next_due, parse, spread, zone
+from cron import CronError, Missed, catch_up, is_due, next_due, parse, spread, zone
 
 BERLIN, NEW_YORK, UTC_ZONE = zone("Europe/Berlin"), zone("America/New_York"), zone("UTC")
 MINUTE = timedelta(minutes=1)
@@ -379,6 +379,14 @@ def test_in_utc_it_agrees_with_croniter(fields, moment):
 
 
 # What was missed.
+
+
+@given(EXPRESSIONS | DAILY, st.sampled_from(CHANGES), st.lists(st.integers(-6 * 60, 6 * 60), min_size=1, max_size=40))
+def test_a_time_is_due_just_when_it_is_the_next_one_after_the_moment_before(expression, change, minutes):
+    name, moment = change
+    about = [moment + minute * MINUTE for minute in minutes]
+    for at in [*about, next_due(expression, zone(name), moment), *(it + timedelta.resolution for it in about)]:
+        assert is_due(expression, zone(name), at) == (next_due(expression, zone(name), at - timedelta.resolution) == at)
 
 
 @given(EXPRESSIONS | DAILY, st.sampled_from(CHANGES), st.integers(0, 2 * 86400), st.integers(1, 40))

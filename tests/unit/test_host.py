@@ -5,12 +5,27 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
+import cron
 from server import pushes
 from server.desired import Target, entry_item
-from server.host import Accepted, Acked, Finish, Host, NewJob, News, NotInForce, Record, Send, answered, new_job
+from server.host import (
+    MAX_RUNS,
+    Accepted,
+    Acked,
+    Finish,
+    Host,
+    NewJob,
+    News,
+    NotInForce,
+    Record,
+    Send,
+    answered,
+    new_job,
+)
 from server.pushes import Push
 from server.queue import Job, Queue
 from server.resources import schedule_spec
+from server.timing import EARLIER_TIMINGS, EARLY, Timing, superseded
 from wire import entries
 from wire.entries import EMPTY
 from wire.messages import (
@@ -35,7 +50,7 @@ NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
 
-def target(schedule_id="a", revision="1", since=NOON, **more):
+def target(schedule_id="a", revision="1", since=None, **more):
     spec = schedule_spec(
         {
             "kind": "backup",
@@ -54,7 +69,8 @@ def target(schedule_id="a", revision="1", since=NOON, **more):
         }
     )
     name = f"default/{schedule_id}"
-    return Target(schedule_id, name, spec, "main", ["init"], entry_item(schedule_id, name, spec, since, revision))
+    item = entry_item(schedule_id, name, spec, since or NOON, revision)
+    return Target(schedule_id, name, spec, "main", ["init"], item, since=since or NOON - timedelta(days=1))
 
 
 A, B = target("a"), target("b")
@@ -277,6 +293,131 @@ def test_a_fire_is_refused_with_the_reason(reason, given):
     refused = fired(**given)
     assert refused == ScheduleRefused("a", NOON, reason, refused.message)
     assert refused.message
+
+
+def judged(due, now=NOON, it=None, schedule=A, missed=0):
+    """Why a fire is refused; else for how many due times its job stands."""
+    fire = ScheduleFire(schedule.id, due, missed)
+    found = (it or in_sync(1, schedule)).fire(fire, {schedule.id: schedule}, Queue(), now, "job")
+    return found.reason if isinstance(found, ScheduleRefused) else found.missed
+
+
+SECOND = timedelta(seconds=1)
+HOUR = 60 * MINUTE
+BEGAN = NOON - 10 * HOUR
+SINCE = target("a", since=BEGAN)
+BERLIN = target("a", since=BEGAN, cron="0 2 * * *", timeZone="Europe/Berlin")
+SPREAD = target("a", since=BEGAN, spreadSeconds=3600)
+OFFSET = cron.spread("db-1", "a", 3600)
+
+
+@pytest.mark.parametrize(
+    ("due", "now", "schedule", "found"),
+    [
+        pytest.param(NOON, NOON, SINCE, 0, id="now"),
+        pytest.param(NOON, NOON - EARLY, SINCE, 0, id="by a clock that is a little ahead"),
+        pytest.param(NOON, NOON - EARLY - SECOND, SINCE, "TooEarly", id="to come"),
+        pytest.param(NOON + timedelta(days=365000), NOON, SINCE, "TooEarly", id="in a thousand years"),
+        pytest.param(NOON - 9 * HOUR, NOON, SINCE, 0, id="late"),
+        pytest.param(BEGAN, NOON, SINCE, "NotDue", id="when its schedule began"),
+        pytest.param(BEGAN - HOUR, NOON, SINCE, "NotDue", id="before its schedule began"),
+        pytest.param(NOON - MINUTE, NOON, SINCE, "NotDue", id="not of its expression"),
+        pytest.param(NOON - SECOND, NOON, SINCE, "NotDue", id="a second off"),
+        pytest.param(NOON - timedelta.resolution, NOON, SINCE, "NotDue", id="a microsecond off"),
+        pytest.param(NOON.replace(hour=2), NOON, BERLIN, "NotDue", id="not of its zone"),
+        pytest.param(NOON.replace(day=6, hour=1), NOON + 24 * HOUR, BERLIN, 0, id="of its zone"),
+        pytest.param(NOON, NOON + HOUR, SPREAD, "NotDue", id="without the host's spread"),
+        pytest.param(NOON + OFFSET, NOON + HOUR, SPREAD, 0, id="with the host's spread"),
+    ],
+)
+def test_only_a_time_at_which_its_schedule_is_due_on_that_host_becomes_a_job(due, now, schedule, found):
+    assert judged(due, now, schedule=schedule) == found
+
+
+def test_a_due_time_to_come_is_no_repeat_once_it_has_come():
+    assert (judged(NOON, NOON - HOUR, schedule=SINCE), judged(NOON, NOON, schedule=SINCE)) == ("TooEarly", 0)
+
+
+def test_what_a_run_stands_for_is_no_more_than_what_can_have_been_missed():
+    assert judged(NOON, schedule=SINCE, missed=2**53) == 10 * 60 + 1
+    assert judged(NOON, schedule=SINCE, missed=7) == 7
+
+
+def test_nothing_was_due_on_a_host_before_it_was_known():
+    it = Host("db-1", NOON, 1, held(SINCE), NOON - 2 * HOUR)
+    assert (judged(NOON - 2 * HOUR, it=it, schedule=SINCE), judged(NOON - HOUR, it=it, schedule=SINCE)) == ("NotDue", 0)
+
+
+def retimed(at, *earlier):
+    """A schedule that was due at half past, and is due on the hour since then."""
+    old = Timing(BEGAN, "30 * * * *", "UTC", 0)
+    was = msgspec.structs.replace(target("a", since=at), since=at)
+    return msgspec.structs.replace(was, earlier=(*earlier, old))
+
+
+def test_a_host_that_has_not_heard_of_a_new_timing_fires_by_the_old_one():
+    new = retimed(NOON - 2 * HOUR)
+    away = host(2, new)
+    away.hello(1, hello(1, "old"))
+    assert [judged(NOON - HOUR * hours / 2, it=away, schedule=new) for hours in (1, 3, 5, 19)] == [0, 0, 0, 0]
+    assert judged(BEGAN - 30 * MINUTE, it=away, schedule=new) == "NotDue"
+    assert judged(NOON - 4 * HOUR, it=away, schedule=new) == "NotDue"  # the new one did not count yet
+
+
+def test_a_host_that_has_heard_of_a_new_timing_fires_by_the_old_one_only_what_was_due_before():
+    new = retimed(NOON - 2 * HOUR)
+    it = in_sync(2, new)
+    it.received([], {}, Queue(), NOON - HOUR, [])
+    assert judged(NOON - 90 * MINUTE, it=it, schedule=new) == 0
+    assert judged(NOON - 30 * MINUTE, it=it, schedule=new) == "NotDue"
+    it.changed(3, held(new), NOON)
+    assert judged(NOON - 30 * MINUTE, it=it, schedule=new) == 0  # what it holds may be older again
+
+
+def test_so_many_timings_are_remembered_and_one_that_comes_back_counts_from_its_first_beginning():
+    earlier: tuple[Timing, ...] = ()
+    for number in range(EARLIER_TIMINGS + 2):
+        earlier = superseded(Timing(NOON + number * MINUTE, f"{number} * * * *", "UTC", 0), earlier)
+    assert [it.cron.split()[0] for it in earlier] == [str(number) for number in range(9, 1, -1)]
+    assert superseded(earlier[0]._replace(since=NOON + HOUR), earlier) == earlier
+
+
+def test_a_schedule_put_while_the_servers_clock_was_ahead_counts_at_once():
+    assert judged(NOON, schedule=msgspec.structs.replace(target("a"), since=NOON + 24 * HOUR)) == 0
+
+
+def framed(schedule, dues, queue=None):
+    """What one frame of fires becomes: jobs, and reasons."""
+    it = in_sync(1, schedule)
+    fires = [(ScheduleFire("a", due), "") for due in dues]
+    ids = [f"job-{at}" for at in range(len(fires))]
+    found = it.received(fires, {"a": schedule}, queue or Queue(), NOON, ids)
+    jobs = [job for effect in found if isinstance(effect, Record) for job in effect.jobs]
+    return jobs, [refused.reason for effect in found if isinstance(effect, Send) for refused in effect.messages]
+
+
+MINUTELY = {"since": NOON - timedelta(days=4), "cron": "* * * * *"}
+
+
+@pytest.mark.parametrize(("policy", "most"), [("Forbid", 1), ("Replace", 1), ("Allow", MAX_RUNS)])
+def test_a_frame_makes_no_more_jobs_of_a_schedule_than_may_be_open(policy, most):
+    schedule = target("a", concurrencyPolicy=policy, **MINUTELY)
+    jobs, reasons = framed(schedule, [NOON - number * MINUTE for number in range(5000)])
+    assert (len(jobs), reasons) == (most, ["Concurrent"] * (5000 - most))
+
+
+def test_a_schedule_has_no_more_open_jobs_on_a_host_than_the_bound():
+    schedule = target("a", concurrencyPolicy="Allow", **MINUTELY)
+    queue = Queue()
+    commands = [CommandRun(f"old-{at}", "backup", [], schedule_id="a") for at in range(MAX_RUNS - 1)]
+    queue.add([Job(command, "db-1", NOON, alone=False) for command in commands])
+    jobs, reasons = framed(schedule, [NOON, NOON - MINUTE], queue)
+    assert (len(jobs), reasons) == (1, ["Concurrent"])
+
+
+def test_a_due_time_that_a_frame_says_twice_is_one():
+    jobs, reasons = framed(target("a", concurrencyPolicy="Allow", **MINUTELY), [NOON, NOON])
+    assert (len(jobs), reasons) == (1, ["Duplicate"])
 
 
 def test_a_fire_within_its_deadline_becomes_a_job():
