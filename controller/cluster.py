@@ -17,7 +17,7 @@ from controller import watching
 from controller.client import Client, ControllerError, Refused, Unreachable
 from controller.kube import Kube, KubeError, Object
 from controller.mirror import ONCE, WATCHED, Mirror, credentials_of, is_active, key_of, resource_of, secrets_named
-from controller.reconcile import PLURALS, Declared, Key, Outcome, Put, Reconciler, Resource
+from controller.reconcile import PLURALS, Declared, Key, Outcome, Put, Reconciler, Resource, repository_urls
 from controller.status import (
     NotFoundError,
     host_status,
@@ -277,6 +277,7 @@ class Cluster:
 
     async def _credentials(self, key: Key, body: Object) -> dict[str, Any] | None:
         secrets: dict[str, dict[str, str]] = {}
+        urls: dict[str, list[str]] = {}
         for name in secrets_named(body):
             try:
                 secret = await self._kube.get("Secret", key.namespace, name)
@@ -286,7 +287,9 @@ class Cluster:
                 raise NotFoundError("SecretForbidden", f"Secret {name} cannot be read: {error}") from None
             if secret is not None:
                 secrets[name] = {it: _text(value) for it, value in (secret.get("data") or {}).items()}
-        return credentials_of(body, secrets)
+                if (bound := repository_urls(secret["metadata"])) is not None:
+                    urls[name] = bound
+        return credentials_of(body, secrets, urls)
 
     def _take(self, declared: Declared, outcomes: Collection[Outcome], keys: Collection[Key]) -> None:
         """Remember what came of changes, and what has to be tried again; where nothing had to be done, all is well."""

@@ -18,7 +18,20 @@ from watchfiles import Change, awatch
 
 from controller.client import Client, ControllerError, Refused, Unreachable
 from controller.documents import Document, Mistake, Parsed, parse, secret_values
-from controller.reconcile import PLURALS, Declared, Delete, Key, Outcome, Put, Reconciler, Resource, Withheld, observe
+from controller.reconcile import (
+    PLURALS,
+    SECRET_PARTS,
+    Declared,
+    Delete,
+    Key,
+    Outcome,
+    Put,
+    Reconciler,
+    Resource,
+    Withheld,
+    observe,
+    repository_urls,
+)
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +151,10 @@ def _credentials(
         secret = documents.get(Key("Secret", repository.namespace, ref["name"]))
         if secret is None:
             mistakes.append(repository.mistake(f"{at}.name", f"there is no {name} in the folder: declare it"))
-        elif field == "envSecretRef":
+            continue
+        if (urls := repository_urls(secret.content["metadata"])) is not None:
+            found.setdefault("urls", {})[SECRET_PARTS[field]] = urls
+        if field == "envSecretRef":
             found["env"] = secret_values(secret)
         else:
             key = ref.get("key") or "password"

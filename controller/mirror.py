@@ -1,10 +1,11 @@
 """What the cluster holds, as it was last seen, and what an event there may have an effect on. Plain data, no I/O."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from controller.kube import Object
-from controller.reconcile import Key, Resource
+from controller.reconcile import SECRET_PARTS, Key, Resource
 from controller.status import NotFoundError
 
 ONCE = ("Run", "Restore")
@@ -100,9 +101,14 @@ def resource_of(body: Mapping[str, Any], credentials: Mapping[str, Any] | None =
     return Resource(named, body.get("spec"), credentials)
 
 
-def credentials_of(body: Mapping[str, Any], secrets: Mapping[str, Mapping[str, str]]) -> dict[str, Any] | None:
+def credentials_of(
+    body: Mapping[str, Any],
+    secrets: Mapping[str, Mapping[str, str]],
+    urls: Mapping[str, list[str]] = MappingProxyType({}),
+) -> dict[str, Any] | None:
     """What opens a Repository, from the values of its namespace's Secrets. None where it names none.
 
+    `urls`: the URL prefixes that Secrets are for, by the name of each Secret that says so.
     Raises NotFoundError, with the remedy, for a Secret or a key that is not there.
     """
     spec = body["spec"]
@@ -115,6 +121,9 @@ def credentials_of(body: Mapping[str, Any], secrets: Mapping[str, Mapping[str, s
         found["password"] = values[key]
     if reference := spec.get("envSecretRef"):
         found["env"] = dict(_values(body, reference["name"], secrets))
+    named = {part: reference["name"] for field, part in SECRET_PARTS.items() if (reference := spec.get(field))}
+    if bound := {part: urls[name] for part, name in named.items() if name in urls}:
+        found["urls"] = bound
     return found or None
 
 

@@ -21,6 +21,11 @@ CONCURRENCY = 8
 PLURALS: Mapping[str, str] = {"Repository": "repositories", "Schedule": "schedules"}
 """The kinds, those that others refer to first."""
 
+SECRET_PARTS: Mapping[str, str] = {"passwordSecretRef": "password", "envSecretRef": "env"}
+"""What of a Repository's credentials is in the Secret that each field of its spec names."""
+REPOSITORY_URLS = "lamplighter.dev/repository-urls"
+"""The annotation by which a Secret says which repositories it is for. The server holds it to that."""
+
 
 class Key(NamedTuple):
     """What names a resource."""
@@ -42,6 +47,13 @@ class Resource(NamedTuple):
 
     def __repr__(self) -> str:
         return f"Resource({self.metadata!r}, {self.spec!r})"
+
+
+def repository_urls(secret_metadata: Mapping[str, Any]) -> list[str] | None:
+    """The URL prefixes that a Secret is for; None where it does not say."""
+    annotations = secret_metadata.get("annotations")
+    value = annotations.get(REPOSITORY_URLS) if isinstance(annotations, dict) else None
+    return None if value is None else str(value).split()
 
 
 class Observed(NamedTuple):

@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 
 import cron
 from server import commands, records, resources
+from server.bindings import binding_errors
 from server.desired import Fleet, Member, Plan, Target, entry_item
 from server.dispatch import Dispatch, stored, then
 from server.expected import Beginnings, Expected, Joined, Pair, overdue, success_within
@@ -194,6 +195,8 @@ class Control:
         if wrong := list(scheme_errors(parsed.spec.url, self._schemes)):
             raise Invalid("the Repository is not valid", wrong)
         self._check_granted(parsed.namespace, url=parsed.spec.url)
+        if wrong := list(binding_errors(parsed, self._grants.of(parsed.namespace))):
+            raise Forbidden("the Secret is not for this repository", wrong)
         async with self._changing:
             old = self.repositories.get((parsed.namespace, parsed.name))
             kept = self._kept(old) if old is not None else None
@@ -201,6 +204,11 @@ class Control:
                 return old._asdict(), False
             now = self._clock()
             row = self._repository_row(old, parsed, now)
+            if parsed.trimmed:
+                log.warning(
+                    "newline at the end of a secret left out",
+                    extra={"repository": _name(row), "fields": ", ".join(parsed.trimmed)},
+                )
             changed = "changed" if kept != parsed.credentials else "unchanged"
             detail = {"spec": row.spec, "credentials": changed}
             audit = _audit(now, actor, "update" if old else "create", "Repository", _name(row), **detail)
@@ -357,10 +365,11 @@ class Control:
             raise NotFound(f"there is no job {job_id!r}")
         return job
 
-    def _check_granted(self, namespace: str, paths: Sequence[str] = (), url: str = "s3:") -> None:
+    def _check_granted(self, namespace: str, paths: Sequence[str] = (), url: str | None = None) -> None:
         """Raises Forbidden, which names what a namespace may not reach."""
         grant = self._grants.of(namespace)
-        wrong = [*path_errors(grant, namespace, paths, "spec.backup.paths"), *url_errors(grant, namespace, url)]
+        wrong = list(path_errors(grant, namespace, paths, "spec.backup.paths"))
+        wrong += url_errors(grant, namespace, url) if url is not None else ()
         if wrong:
             raise Forbidden(f"namespace {namespace} may not reach this", wrong)
 

@@ -23,7 +23,7 @@ from msgspec import Struct
 from server.problems import FieldError
 from server.selectors import selector_errors
 from server.specs import LabelSelector, Requirement
-from server.urls import folder_of
+from server.urls import UrlError, parse
 
 NOTHING = LabelSelector(match_expressions=(Requirement("lamplighter.dev/nothing", "In"),))
 """Selects no host at all."""
@@ -47,6 +47,11 @@ class Grant(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     def everywhere(self) -> bool:
         """Whether every path of a host is granted."""
         return any(posixpath.normpath(prefix) == "/" for prefix in self.path_prefixes)
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a host or a path that is not granted."""
+        return not self.everywhere or self.host_selector != LabelSelector()
 
     def covers(self, path: str) -> bool:
         """Whether an absolute path lies in what is granted, whatever it is written like."""
@@ -92,12 +97,16 @@ def path_errors(grant: Grant, namespace: str, paths: Sequence[str], field: str) 
 
 def url_errors(grant: Grant, namespace: str, url: str) -> Iterator[FieldError]:
     """What of a repository's URL is not granted: a folder on the hosts is, as every path of theirs."""
-    folder = folder_of(url)
-    if folder is None or grant.everywhere:
+    if grant.everywhere:
         return
-    if not folder.startswith("/"):
+    try:
+        folder = parse(url).folder
+    except UrlError as error:
+        yield {"field": "spec.url", "detail": str(error)}
+        return
+    if folder is not None and not folder.startswith("/"):
         yield {"field": "spec.url", "detail": f"{folder[:64]!r} must be absolute: begin it with /"}
-    elif not grant.covers(folder.replace("{namespace}", namespace)):
+    elif folder is not None and not grant.covers(folder.replace("{namespace}", namespace)):
         yield {"field": "spec.url", "detail": _refusal(grant, namespace)}
 
 

@@ -15,7 +15,7 @@ import server
 from server import selectors
 from server.models import ACTOR_KINDS, AUDIT, HOSTS, JOB_ATTEMPTS, JOB_LOGS, JOB_STATUSES, JOBS, UtcDateTime
 from server.problems import MEDIA_TYPE
-from server.resources import MAX_LABELS, MAX_SECRET
+from server.resources import MAX_LABELS, MAX_SECRET, MAX_URL, MAX_URLS
 from wire.variables import ALLOWED
 
 if TYPE_CHECKING:
@@ -255,12 +255,23 @@ _METADATA: Schema = {
     "properties": {"namespace": _NAMESPACE, "name": _NAME, "labels": _LABELS},
 }
 _SECRET: Schema = {"type": "string", "maxLength": MAX_SECRET}
+_URLS: Schema = {
+    "type": "array",
+    "maxItems": MAX_URLS,
+    "items": {"type": "string", "maxLength": MAX_URL},
+    "description": "URL prefixes of repositories that it is for; for any, without it.",
+}
 _CREDENTIALS: Schema = {
     "type": ["object", "null"],
     "writeOnly": True,
     "properties": {
         "password": _SECRET,
         "env": {"type": "object", "properties": dict.fromkeys(sorted(ALLOWED), _SECRET), "additionalProperties": False},
+        "urls": {
+            "type": ["object", "null"],
+            "properties": {"password": _URLS, "env": _URLS},
+            "additionalProperties": False,
+        },
     },
     "additionalProperties": False,
 }

@@ -20,6 +20,8 @@ MAX_LABELS = 256
 MAX_ENV = 64
 MAX_SECRET = 4096
 """Characters of a password, or of one value of restic's environment."""
+MAX_URLS, MAX_URL = 64, 2048
+"""URL prefixes that a Secret may name, and characters of each."""
 
 
 class Schedule(Struct, frozen=True):
@@ -33,7 +35,11 @@ class Schedule(Struct, frozen=True):
 
 
 class Repository(Struct, frozen=True):
-    """A Repository that may be stored. `credentials`: what opens it, where the manifest told."""
+    """A Repository that may be stored. `credentials`: what opens it, where the manifest told.
+
+    `secret_urls`: the URL prefixes that password or env are for, where the manifest told (`server.bindings`).
+    `trimmed`: the fields of the credentials of which a final newline was cut off.
+    """
 
     namespace: str
     name: str
@@ -41,6 +47,8 @@ class Repository(Struct, frozen=True):
     spec: RepositorySpec
     raw_spec: dict[str, Any]
     credentials: Credentials | None
+    secret_urls: dict[str, list[str]] = {}
+    trimmed: tuple[str, ...] = ()
 
 
 def parse_schedule(manifest: object) -> Schedule:
@@ -56,16 +64,23 @@ def parse_schedule(manifest: object) -> Schedule:
 def parse_repository(manifest: object) -> Repository:
     """What a Repository's manifest says. Raises Invalid, which names all fields that are wrong, and the remedies.
 
-    `credentials` beside `spec`: {"password", "env"}, which Kubernetes keeps in Secrets; no error repeats any of it.
+    `credentials` beside `spec`: {"password", "env", "urls"}, which Kubernetes keeps in Secrets; no error repeats any of
+    it. A final newline of password and values is cut off, once: editors and `echo` add it without being asked.
     """
     checked = _check("Repository", REPOSITORY, manifest, ("credentials",))
     given = manifest.get("credentials") if isinstance(manifest, dict) else None
     errors = [*checked.errors, *_credentials_errors(given)]
     if errors:
         raise Invalid("the Repository is not valid", errors)
-    credentials = Credentials(given.get("password") or "", given.get("env") or {}) if given is not None else None
     spec = repository_spec(checked.spec)
-    return Repository(checked.namespace, checked.name, checked.labels, spec, checked.spec, credentials)
+    if given is None:
+        return Repository(checked.namespace, checked.name, checked.labels, spec, checked.spec, None)
+    password, env = given.get("password") or "", given.get("env") or {}
+    credentials = Credentials(_trimmed(password), {name: _trimmed(value) for name, value in env.items()})
+    values = {"password": password, **{f"env.{name}": value for name, value in env.items()}}
+    trimmed = tuple(field for field, value in values.items() if value != _trimmed(value))
+    urls = given.get("urls") or {}
+    return Repository(checked.namespace, checked.name, checked.labels, spec, checked.spec, credentials, urls, trimmed)
 
 
 def schedule_spec(raw_spec: Mapping[str, Any]) -> ScheduleSpec:
@@ -173,9 +188,15 @@ def _credentials_errors(credentials: object) -> Iterator[FieldError]:
         yield _error("credentials", "must be an object with password and env")
         return
     if not credentials.keys() <= _SECRETS:
-        yield _error("credentials", "must hold password and env, and nothing else")
-    if not _is_secret(credentials.get("password") or ""):
+        yield _error("credentials", "must hold password and env, and urls that they are for, and nothing else")
+    password = credentials.get("password")
+    if password is not None and not _is_secret(password):
         yield _error("credentials.password", f"must be a string of at most {MAX_SECRET} characters, without NUL")
+    elif password is not None and not _trimmed(password):
+        yield _error("credentials.password", "is empty, and restic takes no empty password: put one into the Secret")
+    if not _is_urls(credentials.get("urls") or {}):
+        detail = f"must be an object of password and env, each a list of at most {MAX_URLS} URL prefixes"
+        yield _error("credentials.urls", detail)
     env = credentials.get("env") or {}
     if not isinstance(env, dict) or len(env) > MAX_ENV:
         yield _error("credentials.env", f"must be an object of at most {MAX_ENV} variables")
@@ -188,6 +209,22 @@ def _credentials_errors(credentials: object) -> Iterator[FieldError]:
             yield _error(f"credentials.env.{name}", detail)
 
 
+def _trimmed(value: str) -> str:
+    """A secret without the line break at its end."""
+    return value.removesuffix("\n").removesuffix("\r") if value.endswith("\n") else value
+
+
+def _is_urls(value: object) -> bool:
+    """Whether this is what `credentials.urls` may be."""
+    return isinstance(value, dict) and all(
+        part in ("password", "env")
+        and isinstance(urls, list)
+        and len(urls) <= MAX_URLS
+        and all(isinstance(url, str) and len(url) <= MAX_URL for url in urls)
+        for part, urls in value.items()
+    )
+
+
 def _is_secret(value: object) -> bool:
     return isinstance(value, str) and len(value) <= MAX_SECRET and is_plain(value)
 
@@ -196,7 +233,7 @@ def _error(field: str, detail: str) -> FieldError:
     return {"field": field, "detail": detail}
 
 
-_SECRETS = {"password", "env"}
+_SECRETS = {"password", "env", "urls"}
 _METADATA = (
     "name",
     "namespace",

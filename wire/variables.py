@@ -2,12 +2,13 @@
 
 The author of a Repository need not be who runs the hosts. So no name is here by which restic, a library of its
 backends, ssh or rclone would run a program, or read a file of the host (a file such as GOOGLE_APPLICATION_CREDENTIALS
-names another file to send, and where to). Source: restic's manual, chapter "Environment Variables", up to 0.19.
+names another file to send, and where to, and AWS_PROFILE a part of one). Source: restic's manual, chapter "Environment
+Variables", up to 0.19.
 """
 
 ALLOWED = frozenset(
     {
-        *(f"AWS_{name}" for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "PROFILE")),
+        *(f"AWS_{name}" for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")),
         *(f"AWS_{name}" for name in ("DEFAULT_REGION", "REGION")),
         *(f"RESTIC_AWS_ASSUME_ROLE_{name}" for name in ("ARN", "SESSION_NAME", "EXTERNAL_ID", "POLICY", "REGION")),
         "RESTIC_AWS_ASSUME_ROLE_STS_ENDPOINT",

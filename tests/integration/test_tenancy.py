@@ -62,6 +62,27 @@ async def test_a_path_beyond_the_grant_is_refused_and_named(tmp_path):
     assert [error["field"] for error in answer.json()["errors"]] == ["spec.backup.paths[1]"]
 
 
+async def test_a_secret_goes_only_where_it_says_and_never_to_a_url_that_was_changed(tmp_path):
+    """In a namespace with limits. What was taken stays, with the URL that it was taken with."""
+    bound = {"password": ["rest:https://good.example/a"]}
+    urls = [
+        "rest:https://good.example/a/{host}",
+        "rest:https://good.example.evil/a",
+        "rest:https://good.example@evil/a",
+    ]
+
+    async def work(api):
+        async def put(url, **more):
+            body = manifest("Repository", "team-a", url=url, passwordSecretRef={"name": "s"})
+            answer = await api.put("/repositories/team-a/etc", json={**body, "credentials": {"password": "p", **more}})
+            return answer.status_code
+
+        statuses = [await put(urls[0]), *[await put(url, urls=bound) for url in urls]]
+        return statuses, (await api.get("/repositories/team-a/etc")).json()["spec"]["url"]
+
+    assert await Server(tmp_path).with_grants(GRANTS, work) == ([403, 201, 403, 403], urls[0])
+
+
 async def test_a_repository_on_a_path_beyond_the_grant_is_refused(tmp_path):
     async def work(api):
         return await api.post("/repositories", json=manifest("Repository", "team-a", url="/etc/cron.d"))

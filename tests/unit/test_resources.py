@@ -438,3 +438,20 @@ def test_match_labels_is_in_with_one_value(labels, key, value):
 def test_names_are_those_of_kubernetes(check, right, wrong):
     assert [name for name in right if not check(name)] == []
     assert [name for name in wrong if check(name)] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a\r", "a\r"), (" a ", " a "), ("a", "a")]
+)
+def test_one_final_newline_of_a_secret_is_cut_off_and_told(given, kept):
+    credentials = {"password": given, "env": {"AWS_ACCESS_KEY_ID": given}}
+    parsed = parse_repository(repository(credentials=credentials))
+    assert (parsed.credentials.password, parsed.credentials.env) == (kept, {"AWS_ACCESS_KEY_ID": kept})
+    assert parsed.trimmed == (("password", "env.AWS_ACCESS_KEY_ID") if given != kept else ())
+
+
+@pytest.mark.parametrize("password", ["", "\n", "\r\n"])
+def test_an_empty_password_is_refused(password):
+    with pytest.raises(Invalid) as caught:
+        parse_repository(repository(credentials={"password": password}))
+    assert [error["field"] for error in caught.value.errors] == ["credentials.password"]

@@ -66,7 +66,7 @@ def test_a_variable_that_reaches_the_host_is_refused_by_name_with_the_remedy(nam
 
 
 @pytest.mark.parametrize(
-    "held", [repository(url="a\0b"), repository(password="a\0b"), repository(env={"AWS_PROFILE": "a\0b"})]
+    "held", [repository(url="a\0b"), repository(password="a\0b"), repository(env={"AWS_REGION": "a\0b"})]
 )
 def test_a_nul_byte_is_refused_before_it_reaches_the_system(held):
     with pytest.raises(RepositoryError, match="NUL byte: correct it"):
