@@ -85,7 +85,7 @@ def up(
     """Run all of it here, on the resources in DIR.
 
     That is a server, an agent for this machine, and what keeps them following DIR, in one process. DIR holds
-    Schedules and Repositories as YAML, the same that `kubectl apply` takes. Edit, add or delete a file, and the
+    Schedules, Repositories and Hosts as YAML, the same that `kubectl apply` takes. Edit, add or delete a file, and the
     fleet follows; a file that is wrong says what is wrong in it and leaves the rest running.
     """
     from cli import up as parts

@@ -23,7 +23,8 @@ async def up(folder: Path, config: Config, host: str, local: Local, stop: asynci
         url = f"http://{_authority(config.host, server.port)}"
         log.info("ready", extra={"url": url, "data": data, "folder": folder})
         async with Client(url, server.admin_token) as client:
-            await client.put_host(host, this_machine(host))
+            known = [it["labels"] async for it in client.resources("hosts") if it["name"] == host]
+            await client.put_host(host, {**(known[0] if known else {}), **this_machine(host)})
         agent_stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(agent(url, server.agent_token, data / "agent", host, local, agent_stop))

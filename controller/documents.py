@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 API_VERSION = "lamplighter.dev/v1alpha1"
-API_VERSIONS = {"Schedule": API_VERSION, "Repository": API_VERSION, "Secret": "v1"}
+API_VERSIONS = {"Schedule": API_VERSION, "Repository": API_VERSION, "Host": API_VERSION, "Secret": "v1"}
 """The kinds that are read, each with the only version of it that is."""
 MAX_DEPTH = 32
 """How deep a document may be nested."""
@@ -47,8 +47,8 @@ class Document(NamedTuple):
 
     @property
     def namespace(self) -> str:
-        """The resource's namespace."""
-        return str(self.content["metadata"].get("namespace") or "default")
+        """The resource's namespace; "" for a Host, which all namespaces share."""
+        return "" if self.kind == "Host" else str(self.content["metadata"].get("namespace") or "default")
 
     @property
     def name(self) -> str:
@@ -90,7 +90,7 @@ def parse(path: Path, text: str) -> Parsed:
     return Parsed(tuple(found), tuple(mistakes), tuple(unread))
 
 
-_KINDS = "Schedule, Repository and Secret"
+_KINDS = "Schedule, Repository, Host and Secret"
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -200,6 +200,10 @@ def _mistakes(document: Document) -> Iterator[Mistake]:
             yield document.mistake(f"metadata.{field}", "must be a DNS name: lower case letters, digits, '-' and '.'")
     if kind == "Secret":
         yield from _secret_mistakes(document)
+    if kind == "Host" and content.get("spec"):
+        yield document.mistake(
+            "spec", "a Host in a folder has none: remove it, and put its labels into metadata.labels"
+        )
 
 
 def _secret_mistakes(document: Document) -> Iterator[Mistake]:

@@ -19,7 +19,7 @@ from watchfiles import Change, awatch
 from controller.client import Client, ControllerError, Refused, Unreachable
 from controller.documents import Document, Mistake, Parsed, parse, secret_values
 from controller.reconcile import (
-    PLURALS,
+    FOLDER_PLURALS,
     SECRET_PARTS,
     Declared,
     Delete,
@@ -105,7 +105,7 @@ def read(texts: Mapping[Path, str | Unreadable], last: Mapping[Path, File] = _NO
     for same in named.values():
         errors += [_twice(document, same[0]) for document in same[1:]]
     once = {key: same[0] for key, same in named.items() if len(same) == 1}
-    documents = {key: same[0] for key, same in named.items() if key.kind in PLURALS}
+    documents = {key: same[0] for key, same in named.items() if key.kind in FOLDER_PLURALS}
     resources: dict[Key, Resource] = {}
     for key, document in documents.items():
         if key in once:
@@ -298,7 +298,7 @@ class Follower:
     def __init__(self, folder: Path, client: Client, owner: str, *, allow_empty: bool = False) -> None:
         self._folder = folder
         self._allow_empty = allow_empty
-        self._reconciler = Reconciler(client, owner)
+        self._reconciler = Reconciler(client, owner, FOLDER_PLURALS)
         self._files: Mapping[Path, File] = {}
         self._teller = Teller()
         self._count: tuple[int, ...] = ()
@@ -394,7 +394,7 @@ def _log_done(outcome: Outcome) -> None:
 
 def _about(change: Put, answer: Mapping[str, Any]) -> dict[str, object]:
     """What a reader wants to know of a resource that was just accepted."""
-    if change.key.kind == "Repository":
+    if change.key.kind != "Schedule":
         return {}
     spec = answer["spec"]
     due = answer.get("status", {}).get("nextScheduleTime")

@@ -20,6 +20,10 @@ CONCURRENCY = 8
 
 PLURALS: Mapping[str, str] = {"Repository": "repositories", "Schedule": "schedules"}
 """The kinds, those that others refer to first."""
+FOLDER_PLURALS: Mapping[str, str] = {"Host": "hosts", **PLURALS}
+"""The kinds of a folder. A cluster's Hosts are brought one by one, and are not compared."""
+MACHINE_PREFIX = "kubernetes.io/"
+"""How the labels of a host begin that say what machine it is: they stay when a Host is declared without them."""
 
 SECRET_PARTS: Mapping[str, str] = {"passwordSecretRef": "password", "envSecretRef": "env"}
 """What of a Repository's credentials is in the Secret that each field of its spec names."""
@@ -35,7 +39,7 @@ class Key(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
 class Resource(NamedTuple):
@@ -130,10 +134,14 @@ def plan(
     puts = []
     for key, resource in declared.resources.items():
         seen = observed.get(key)
-        if owns(owner, seen) and not _is_agreed(resource, seen, agreed.get(key)) and not _says(seen, resource, owner):
+        if (
+            may_change(key, owner, seen)
+            and not _is_agreed(resource, seen, agreed.get(key))
+            and not _says(seen, resource, owner)
+        ):
             puts.append(Put(key, resource))
     gone = [] if withheld(declared, observed, owner) else [Delete(key) for key in _gone(declared, observed, owner)]
-    order = list(PLURALS)
+    order = list(FOLDER_PLURALS)
     puts.sort(key=lambda put: (order.index(put.key.kind), put.key))
     gone.sort(key=lambda delete: (-order.index(delete.key.kind), delete.key))
     return [*puts, *gone]
@@ -156,6 +164,11 @@ def _gone(declared: Declared, observed: Mapping[Key, Observed], owner: str) -> l
 def owns(owner: str, observed: Observed | None) -> bool:
     """Whether this is the owner's to change: its own, or not there yet."""
     return observed is None or observed.labels.get(OWNER_LABEL) == owner
+
+
+def may_change(key: Key, owner: str, observed: Observed | None) -> bool:
+    """Whether a declaration may change what is there: the owner's own, or a Host that is nobody's."""
+    return owns(owner, observed) or (key.kind == "Host" and observed is not None and OWNER_LABEL not in observed.labels)
 
 
 def _is_agreed(resource: Resource, observed: Observed | None, agreed: Agreed | None) -> bool:
@@ -184,16 +197,20 @@ def _labels(resource: Resource, owner: str) -> Any:
 
 
 def observe(answer: Object) -> Observed:
-    """What an answer of the server says of a resource."""
+    """What an answer of the server says of a resource. A host is a plain record; its labels are what is declared."""
+    if "metadata" not in answer:
+        return Observed(0, answer["labels"], {})
     metadata = answer["metadata"]
     return Observed(metadata["generation"], metadata["labels"], answer["spec"])
 
 
 class Reconciler:
-    """Makes a server follow what is declared. `owner`: the label's value by which its resources are known."""
+    """Makes a server follow what is declared. `owner`: the label's value by which its resources are known; `plurals`:
+    the kinds that are compared."""
 
-    def __init__(self, client: Client, owner: str) -> None:
+    def __init__(self, client: Client, owner: str, plurals: Mapping[str, str] = PLURALS) -> None:
         self._client = client
+        self._plurals = plurals
         self._owner = owner
         self._agreed: dict[Key, Agreed] = {}
         self._observed: dict[Key, Observed] = {}
@@ -225,9 +242,10 @@ class Reconciler:
         return [*outcomes, *left_alone]
 
     async def _observe(self) -> AsyncIterator[tuple[Key, Observed]]:
-        for kind, plural in PLURALS.items():
+        for kind, plural in self._plurals.items():
             async for item in self._client.resources(plural):
-                yield Key(kind, item["metadata"]["namespace"], item["metadata"]["name"]), observe(item)
+                named = item.get("metadata", item)
+                yield Key(kind, named.get("namespace", ""), named["name"]), observe(item)
 
 
 def foreign(declared: Declared, observed: Mapping[Key, Observed], owner: str) -> list[Outcome]:
@@ -238,7 +256,7 @@ def foreign(declared: Declared, observed: Mapping[Key, Observed], owner: str) ->
     return [
         Outcome(Put(key, resource), observed[key], error=Refused(409, detail))
         for key, resource in declared.resources.items()
-        if not owns(owner, observed.get(key))
+        if not may_change(key, owner, observed.get(key))
     ]
 
 
@@ -266,8 +284,10 @@ async def apply(
 
 
 async def _make(change: Change, was: Observed | None, client: Client, owner: str) -> Outcome:
-    plural = PLURALS[change.key.kind]
+    plural = FOLDER_PLURALS[change.key.kind]
     try:
+        if change.key.kind == "Host":
+            return await _make_host(change, was, client, owner)
         if isinstance(change, Put):
             body = manifest(change, owner)
             return Outcome(change, was, await client.put(plural, change.key.namespace, change.key.name, body))
@@ -275,3 +295,12 @@ async def _make(change: Change, was: Observed | None, client: Client, owner: str
         return Outcome(change, was)
     except ControllerError as error:
         return Outcome(change, was, error=error)
+
+
+async def _make_host(change: Change, was: Observed | None, client: Client, owner: str) -> Outcome:
+    if isinstance(change, Delete):
+        await client.delete_host(change.key.name)
+        return Outcome(change, was)
+    machine = {key: it for key, it in (was.labels if was else {}).items() if key.startswith(MACHINE_PREFIX)}
+    labels = _labels(change.resource, owner)
+    return Outcome(change, was, await client.put_host(change.key.name, machine | labels))

@@ -425,3 +425,47 @@ async def test_no_proxy_is_asked_for_this_machine(server, monkeypatch):
     monkeypatch.setitem(os.environ, "HTTP_PROXY", "http://127.0.0.1:9")
     async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
         assert await held(client) == {}
+
+
+# Hosts.
+
+DB = """apiVersion: lamplighter.dev/v1alpha1
+kind: Host
+metadata: {name: db-1, labels: {role: db}}
+"""
+
+
+async def hosts(client):
+    return {item["name"]: item["labels"] async for item in client.resources("hosts")}
+
+
+async def test_a_host_is_declared_changed_and_forgotten(follower, client, folder):
+    path = folder / "hosts.yaml"
+    path.write_text(DB)
+    await follower.compare()
+    assert await hosts(client) == {"db-1": {"role": "db", OWNER_LABEL: OWNER}}
+    path.write_text(DB.replace("role: db", "role: web"))
+    await follower.compare()
+    assert await hosts(client) == {"db-1": {"role": "web", OWNER_LABEL: OWNER}}
+    path.unlink()
+    await follower.compare()
+    assert await hosts(client) == {}
+
+
+async def test_a_host_that_came_by_itself_can_be_declared_and_keeps_what_machine_it_is(follower, client, folder, told):
+    await client.put_host("db-1", {"kubernetes.io/os": "linux", "role": "none"})
+    await client.put_host("other", {OWNER_LABEL: "someone"})
+    (folder / "hosts.yaml").write_text(f"{DB}---\n{DB.replace('db-1', 'other')}")
+    await follower.compare()
+    found = await hosts(client)
+    assert found["db-1"] == {"kubernetes.io/os": "linux", "role": "db", OWNER_LABEL: OWNER}
+    assert found["other"] == {OWNER_LABEL: "someone"}
+    assert any("not of this controller's making" in str(facts) for _, facts in told())
+    await follower.compare()
+    assert "host changed" not in messages(told())  # what is so already is not put again
+
+
+async def test_hosts_that_nobody_declared_are_left_alone(follower, client):
+    await client.put_host("web-1", {"role": "web"})
+    await follower.compare()
+    assert await hosts(client) == {"web-1": {"role": "web"}}

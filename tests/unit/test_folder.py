@@ -61,7 +61,7 @@ def test_other_kinds_are_left_unread_with_a_warning():
     (warning,) = found.warnings
     assert (warning.place, warning.detail) == (
         "a.yaml:1",
-        "Deployment is not read: Schedule, Repository and Secret are",
+        "Deployment is not read: Schedule, Repository, Host and Secret are",
     )
 
 
@@ -248,3 +248,21 @@ def test_text_that_is_not_utf_8_or_too_long_is_told(tmp_path):
     texts = read_texts(tmp_path)
     assert "UTF-8" in texts[Path("a.yaml")].reason
     assert "split it" in texts[Path("b.yaml")].reason
+
+
+def host(labels="{role: db}", more=""):
+    return f"{HEAD}kind: Host\nmetadata: {{name: db-1, labels: {labels}}}\n{more}"
+
+
+def test_a_host_is_of_all_namespaces():
+    elsewhere = host().replace("{name: db-1,", "{name: db-1, namespace: other,")
+    key = Key("Host", "", "db-1")
+    assert reading(a=host()).declared.resources.keys() == reading(a=elsewhere).declared.resources.keys() == {key}
+    assert "declared in a.yaml:1 too" in only_error(a=host(), b=elsewhere).detail
+    assert str(key) == "db-1"
+
+
+def test_a_host_in_a_folder_has_no_spec():
+    error = only_error(a=host(more="spec: {labels: {a: b}}\n"))
+    assert (error.field, "metadata.labels" in error.detail) == ("spec", True)
+    assert reading(a=host(more="spec: {}\n")).errors == []
