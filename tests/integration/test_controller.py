@@ -613,13 +613,17 @@ async def test_a_watch_that_is_never_answered_is_begun_anew_and_the_probe_tells(
     hangs = lambda request: request.method == "GET" and request.url.path.endswith(kind) and "watch" in request.url.query  # noqa: E731
     async with controlling(server, health=health, watch=WATCHED._replace(stalled=1.5)):
         await declare(kubectl, "etc")
-        assert await health.problem() == ""
+        await until(lambda: _is_well(health))
         api.ignores = hangs
-        assert kind in await until(health.problem)
+        await until(lambda: _is_told(health, kind))
         api.ignores = lambda request: False
         await until(lambda: _is_well(health))
         await kubectl.create("Schedule", "home", BACKUP)
         await until(lambda: kubectl.ready("Schedule", "home") == ACCEPTED)
+
+
+async def _is_told(health, kind):
+    return kind in await health.problem()  # on a busy machine another one may be told before it
 
 
 async def _is_well(health):
