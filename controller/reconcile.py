@@ -185,6 +185,7 @@ def _says(observed: Observed | None, resource: Resource, owner: str) -> bool:
 def manifest(change: Put, owner: str) -> Object:
     """The body that declares a resource as `owner`'s."""
     metadata = {**change.resource.metadata, "labels": _labels(change.resource, owner)}
+    metadata.pop("resourceVersion", None)  # of the cluster or the file, not the server's
     body = {"kind": change.key.kind, "metadata": metadata}
     credentials = change.resource.credentials
     return {**body, "spec": change.resource.spec, **({} if credentials is None else {"credentials": credentials})}

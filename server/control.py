@@ -39,6 +39,7 @@ from server.timing import superseded, timing
 from server.trouble import NAMED, Coverage
 from server.urls import SCHEMES, scheme_errors
 from server.vault import Credentials, Vault, VaultError
+from server.versions import Condition, host_version, unconditional, version_of
 from wire.entries import EMPTY, EntrySet
 from wire.messages import CommandRun, HostName, JobFinished, RepoCredentials, Repository
 
@@ -151,10 +152,12 @@ class Control:
 
     # Schedules.
 
-    async def put_schedule(self, actor: Actor, manifest: object) -> tuple[Row, bool]:
+    async def put_schedule(
+        self, actor: Actor, manifest: object, condition: Condition = unconditional
+    ) -> tuple[Row, bool]:
         """Create a schedule or make it what the manifest says; one that says so already changes nothing.
 
-        Returns the resource, and whether it is new. Raises Invalid, naming the fields.
+        Returns the resource, and whether it is new. Raises Invalid, naming the fields, and what `condition` does.
         """
         parsed = resources.parse_schedule(manifest)
         self._check_granted(parsed.namespace, paths=parsed.spec.backup.paths if parsed.spec.backup else ())
@@ -163,6 +166,7 @@ class Control:
             raise _invalid("spec.kind", f"{parsed.spec.kind!r} is not run by this version: use one of {runs}")
         async with self._changing:
             old = self.schedules.get((parsed.namespace, parsed.name))
+            condition(version_of(old))
             repository = self.repositories.get((parsed.namespace, parsed.spec.repository))
             if repository is None:
                 there = f"there is no Repository {parsed.spec.repository!r} in namespace {parsed.namespace!r}"
@@ -176,17 +180,22 @@ class Control:
             await self._change(Change(audit, put_schedules=[row]), self.fleet.plan([target]))
             return row._asdict(), old is None
 
-    async def delete_schedule(self, actor: Actor, namespace: str, name: str) -> None:
-        """Delete a schedule: no host fires it any more. Its jobs stay. Raises NotFound."""
+    async def delete_schedule(
+        self, actor: Actor, namespace: str, name: str, condition: Condition = unconditional
+    ) -> None:
+        """Delete a schedule: no host fires it any more. Its jobs stay. Raises NotFound, and what `condition` does."""
         async with self._changing:
             row = _found("Schedule", self.schedules, namespace, name)
+            condition(version_of(row))
             now = self._clock()
             audit = _audit(now, actor, "delete", "Schedule", _name(row))
             await self._change(Change(audit, delete_schedules=[row]), self.fleet.plan(remove=[row.id]))
 
     # Repositories.
 
-    async def put_repository(self, actor: Actor, manifest: object) -> tuple[Row, bool]:
+    async def put_repository(
+        self, actor: Actor, manifest: object, condition: Condition = unconditional
+    ) -> tuple[Row, bool]:
         """Create a repository or make it what the manifest and its credentials say. Raises Invalid.
 
         Every host whose schedules use it gets the credentials anew, and a new version of its set.
@@ -199,6 +208,7 @@ class Control:
             raise Forbidden("the Secret is not for this repository", wrong)
         async with self._changing:
             old = self.repositories.get((parsed.namespace, parsed.name))
+            condition(version_of(old))
             kept = self._kept(old) if old is not None else None
             if old is not None and (old.spec, old.labels, kept) == (parsed.raw_spec, parsed.labels, parsed.credentials):
                 return old._asdict(), False
@@ -217,10 +227,13 @@ class Control:
             await self._change(Change(audit, put_repositories=[row]), self.fleet.plan(users))
             return row._asdict(), old is None
 
-    async def delete_repository(self, actor: Actor, namespace: str, name: str) -> None:
+    async def delete_repository(
+        self, actor: Actor, namespace: str, name: str, condition: Condition = unconditional
+    ) -> None:
         """Delete a repository's declaration; what is in it stays. Raises NotFound, Conflict while it is used."""
         async with self._changing:
             row = _found("Repository", self.repositories, namespace, name)
+            condition(version_of(row))
             if users := sorted(_name(it) for it in self.schedules.values() if _uses(it, row)):
                 raise Conflict(f"{_name(row)} is used by Schedule {', '.join(users[:5])}: delete or change that first")
             now = self._clock()
@@ -229,7 +242,9 @@ class Control:
 
     # Hosts.
 
-    async def put_host(self, actor: Actor, name: str, labels: Mapping[str, str]) -> tuple[Row, bool]:
+    async def put_host(
+        self, actor: Actor, name: str, labels: Mapping[str, str], condition: Condition = unconditional
+    ) -> tuple[Row, bool]:
         """Make a host known, or give it these labels in place of those it had. Raises Invalid."""
         try:
             msgspec.convert(name, HostName)
@@ -237,16 +252,18 @@ class Control:
             raise _invalid("name", "a host is named like a DNS name: lower case letters, digits, '-' and '.'") from None
         async with self._changing:
             created = name not in self.hosts
+            condition(None if created else host_version(self.fleet.members[name].labels))
             await self._put_host(actor, name, labels)
             host = await self._store.read(records.get_host, name)
         assert host is not None  # noqa: S101 - it was just stored
         return host, created
 
-    async def delete_host(self, actor: Actor, name: str) -> None:
+    async def delete_host(self, actor: Actor, name: str, condition: Condition = unconditional) -> None:
         """Forget a host; its jobs stay, those that are open end. Raises NotFound, Conflict while it is connected."""
         async with self._changing:
             if name not in self.hosts:
                 raise NotFound(f"there is no host {name!r}")
+            condition(host_version(self.fleet.members[name].labels))
             if self.is_connected(name):
                 raise Conflict(f"{name} is connected: stop its agent first")
             now = self._clock()

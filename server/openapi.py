@@ -68,6 +68,7 @@ def _operation(operation: "Operation") -> Schema:
         "summary": (inspect.getdoc(operation.handler) or "").partition("\n")[0],
         "responses": {
             **{str(status): _answer(status, schema) for status, schema in operation.answers.items()},
+            **({"304": {"description": "Not Modified"}} if operation.method == "GET" else {}),
             **{str(status): _problem(status) for status in sorted({*operation.may, *_general(operation)})},
         },
     }
@@ -86,7 +87,8 @@ def _general(operation: "Operation") -> tuple[int, ...]:
     known = () if operation.needs is None else (401, 403)
     placed = (404,) if "{" in operation.path else ()
     read = () if operation.takes is None else (408,)
-    return (*known, *placed, *read, 500, 503)
+    conditional = (400, 412) if operation.method != "POST" and operation.needs is not None else ()
+    return (*known, *placed, *read, *conditional, 500, 503)
 
 
 def _parameters(operation: "Operation") -> list[Schema]:

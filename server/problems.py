@@ -75,6 +75,12 @@ class Conflict(Problem):
     status = HTTPStatus.CONFLICT
 
 
+class PreconditionFailed(Problem):
+    """The object is not as the caller's condition demands (RFC 9110, section 13)."""
+
+    status = HTTPStatus.PRECONDITION_FAILED
+
+
 class TooLarge(Problem):
     """The body is longer than the server reads."""
 

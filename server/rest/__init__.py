@@ -13,22 +13,26 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp
+from starlette.routing import BaseRoute, Match, Mount, Route
+from starlette.types import ASGIApp, Scope
 
 from server import openapi, records
 from server.enrolment import Enrolment
 from server.identity import Identity
 from server.problems import NotFound, Unavailable
 from server.rest.api import BODIES, OPERATIONS, Api, ControlPlane, Operation
+from server.rest.conditions import answered
 from server.rest.guard import Authenticated, Problems, nowhere
 from server.rest.reading import json_response
 from server.restores import Restores
 from server.store import Store
 
 PREFIX = "/api/v1"
+PACKED = 1024
+"""Bytes of an answer from which it is compressed for those who take gzip."""
 READY_S = 5
 """Seconds within which the store must answer for the server to be ready."""
 
@@ -38,7 +42,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def application(routes: Sequence[BaseRoute]) -> ASGIApp:
     """These routes, and a problem where there is none."""
-    return Starlette(routes=routes, exception_handlers={HTTPException: nowhere})
+    packed = Middleware(GZipMiddleware, minimum_size=PACKED, compresslevel=5)
+    return Starlette(routes=routes, exception_handlers={HTTPException: nowhere}, middleware=[packed])
 
 
 def routes(
@@ -59,11 +64,16 @@ def routes(
 
 
 class _Route(Route):
-    """A route that takes a path as a whole. Starlette's own also takes one that a newline follows."""
+    """The one route of its path, which it takes as a whole. Starlette's own also takes one that a newline follows."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.path_regex = _whole(self.path_regex)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Take any method: no other route would take it, and this one tells which methods there are."""
+        match, child = super().matches(scope)
+        return (Match.FULL if match is Match.PARTIAL else match), child
 
 
 class _Mount(Mount):
@@ -93,7 +103,8 @@ def _authorized(operation: Operation, api: Api, identity: Identity) -> Handler:
             raise NotFound("nothing is at this path")
         for permission in await operation.permissions(api, request):
             await identity.authorize(request.state.user, permission)
-        return await operation.handler(api, request)
+        answer = await operation.handler(api, request)
+        return answered(request, answer) if operation.method == "GET" else answer
 
     return handler
 

@@ -25,6 +25,7 @@ from server.problems import Conflict, Invalid, NotFound
 from server.queue import LOOKS
 from server.records import Row
 from server.resources import API_VERSION, MAX_LABELS
+from server.rest.conditions import condition, tag
 from server.rest.reading import (
     Number,
     Query,
@@ -39,10 +40,11 @@ from server.rest.reading import (
 )
 from server.restores import File, Question, Restores, Snapshot
 from server.schema import MAX_ERRORS
-from server.selectors import is_dns_name, label_errors, selector_errors
+from server.selectors import label_errors, selector_errors
 from server.specs import LabelSelector
 from server.store import Store
 from server.trouble import NAMED, Coverage, repository_troubles, run_phase, schedule_troubles
+from server.versions import Condition, host_version, resource_version
 from wire.messages import HostName
 
 
@@ -158,22 +160,24 @@ class ControlPlane(Protocol):
     def now(self) -> datetime:
         """The server's clock."""
 
-    async def put_schedule(self, actor: Actor, manifest: object) -> tuple[Row, bool]:
+    async def put_schedule(self, actor: Actor, manifest: object, condition: Condition) -> tuple[Row, bool]:
         """Create or change a schedule; the flag: it is new."""
 
-    async def delete_schedule(self, actor: Actor, namespace: str, name: str) -> None:
+    async def delete_schedule(self, actor: Actor, namespace: str, name: str, condition: Condition) -> None:
         """Delete a schedule."""
 
-    async def put_repository(self, actor: Actor, manifest: object) -> tuple[Row, bool]:
+    async def put_repository(self, actor: Actor, manifest: object, condition: Condition) -> tuple[Row, bool]:
         """Create or change a repository; the flag: it is new."""
 
-    async def delete_repository(self, actor: Actor, namespace: str, name: str) -> None:
+    async def delete_repository(self, actor: Actor, namespace: str, name: str, condition: Condition) -> None:
         """Delete a repository."""
 
-    async def put_host(self, actor: Actor, name: str, labels: Mapping[str, str]) -> tuple[Row, bool]:
+    async def put_host(
+        self, actor: Actor, name: str, labels: Mapping[str, str], condition: Condition
+    ) -> tuple[Row, bool]:
         """Create a host or change its labels; the flag: it is new."""
 
-    async def delete_host(self, actor: Actor, name: str) -> None:
+    async def delete_host(self, actor: Actor, name: str, condition: Condition) -> None:
         """Delete a host."""
 
     async def run_now(self, actor: Actor, namespace: str, name: str, hosts: Sequence[str] | None) -> list[Row]:
@@ -207,24 +211,28 @@ class Api:
 
     async def create_schedule(self, request: Request) -> Response:
         """Create a schedule."""
-        manifest = await self._new_manifest(request, "Schedule")
-        row, created = await self._control.put_schedule(_actor(request), manifest)
-        return _created(request, "Schedule", row, self._schedule(row), created)
+        Query(request)
+        manifest = await object_body(request)
+        row, _ = await self._control.put_schedule(_actor(request), manifest, _is_new(request, "Schedule"))
+        return _created(request, row, self._schedule(row))
 
     async def get_schedule(self, request: Request) -> Response:
         """Read a schedule."""
         Query(request)
-        return json_response(self._schedule(await self._resource(request, "Schedule")))
+        row = await self._resource(request, "Schedule")
+        return _versioned(self._schedule(row), _version(row))
 
     async def put_schedule(self, request: Request) -> Response:
         """Create a schedule, or make it what the manifest says; saying the same again changes nothing."""
-        row, created = await self._control.put_schedule(_actor(request), await _named_manifest(request))
-        return json_response(self._schedule(row), 201 if created else 200)
+        manifest = await _named_manifest(request)
+        check = condition(request, manifest["metadata"].get("resourceVersion"))
+        row, created = await self._control.put_schedule(_actor(request), manifest, check)
+        return _versioned(self._schedule(row), _version(row), 201 if created else 200)
 
     async def delete_schedule(self, request: Request) -> Response:
         """Delete a schedule; its jobs stay."""
         Query(request)
-        await self._control.delete_schedule(_actor(request), **request.path_params)
+        await self._control.delete_schedule(_actor(request), **request.path_params, condition=condition(request))
         return Response(status_code=204)
 
     async def run_schedule(self, request: Request) -> Response:
@@ -320,24 +328,28 @@ class Api:
 
     async def create_repository(self, request: Request) -> Response:
         """Create a repository. Its `credentials` can be written, and are never told."""
-        manifest = await self._new_manifest(request, "Repository")
-        row, created = await self._control.put_repository(_actor(request), manifest)
-        return _created(request, "Repository", row, self._repository(row), created)
+        Query(request)
+        manifest = await object_body(request)
+        row, _ = await self._control.put_repository(_actor(request), manifest, _is_new(request, "Repository"))
+        return _created(request, row, self._repository(row))
 
     async def get_repository(self, request: Request) -> Response:
         """Read a repository, without its credentials."""
         Query(request)
-        return json_response(self._repository(await self._resource(request, "Repository")))
+        row = await self._resource(request, "Repository")
+        return _versioned(self._repository(row), _version(row))
 
     async def put_repository(self, request: Request) -> Response:
         """Create a repository, or make it what the manifest says; saying the same again changes nothing."""
-        row, created = await self._control.put_repository(_actor(request), await _named_manifest(request))
-        return json_response(self._repository(row), 201 if created else 200)
+        manifest = await _named_manifest(request)
+        check = condition(request, manifest["metadata"].get("resourceVersion"))
+        row, created = await self._control.put_repository(_actor(request), manifest, check)
+        return _versioned(self._repository(row), _version(row), 201 if created else 200)
 
     async def delete_repository(self, request: Request) -> Response:
         """Delete a repository's declaration; what is stored in it stays."""
         Query(request)
-        await self._control.delete_repository(_actor(request), **request.path_params)
+        await self._control.delete_repository(_actor(request), **request.path_params, condition=condition(request))
         return Response(status_code=204)
 
     # Hosts.
@@ -352,11 +364,8 @@ class Api:
     async def get_host(self, request: Request) -> Response:
         """Read a host."""
         Query(request)
-        name = request.path_params["name"]
-        row = await self._store.read(records.get_host, name)
-        if row is None:
-            raise NotFound(f"there is no host {name!r}")
-        return json_response(self._host(row))
+        row = await self._host_row(request.path_params["name"])
+        return _versioned(self._host(row), host_version(row["labels"]))
 
     async def put_host(self, request: Request) -> Response:
         """Make a host known, or give it these labels in place of those it had."""
@@ -365,16 +374,19 @@ class Api:
         if errors := list(islice(label_errors(given.get("labels"), "labels"), MAX_ERRORS)):
             raise Invalid("the request is not allowed", errors)
         wanted = converted(given, HostBody)
-        row, created = await self._control.put_host(_actor(request), request.path_params["name"], wanted.labels)
-        return json_response(self._host(row), 201 if created else 200)
+        actor, name = _actor(request), request.path_params["name"]
+        row, created = await self._control.put_host(actor, name, wanted.labels, condition(request))
+        return _versioned(self._host(row), host_version(row["labels"]), 201 if created else 200)
 
     async def delete_host(self, request: Request) -> Response:
         """Forget a host; its jobs stay. One that has a key loses it, and the connection that it opened."""
         Query(request)
         actor, name = _actor(request), request.path_params["name"]
+        check = condition(request)
+        check(host_version((await self._host_row(name))["labels"]))
         with suppress(NotFound):
             await self._enrolment.revoke(actor, name)
-        await self._control.delete_host(actor, name)
+        await self._control.delete_host(actor, name, check)
         return Response(status_code=204)
 
     async def enrol_host(self, request: Request) -> Response:
@@ -477,24 +489,17 @@ class Api:
 
     # What they share.
 
-    async def _new_manifest(self, request: Request, kind: str) -> dict[str, Any]:
-        """The manifest in the body of a POST. Raises Conflict when what it names is there."""
-        Query(request)
-        manifest = await object_body(request)
-        metadata = manifest.get("metadata")
-        namespace, name = (metadata.get("namespace"), metadata.get("name")) if isinstance(metadata, dict) else ("", "")
-        namespace = namespace or "default"
-        if not (isinstance(namespace, str) and isinstance(name, str) and is_dns_name(namespace) and is_dns_name(name)):
-            return manifest  # control tells what is wrong
-        if await self._store.read(records.get_resource, _TABLES[kind], namespace, name) is not None:
-            raise _taken(kind, namespace, name)
-        return manifest
-
     async def _resource(self, request: Request, kind: str) -> Row:
         namespace, name = request.path_params["namespace"], request.path_params["name"]
         row = await self._store.read(records.get_resource, _TABLES[kind], namespace, name)
         if row is None:
             raise NotFound(f"there is no {kind} {namespace}/{name}")
+        return row
+
+    async def _host_row(self, name: str) -> Row:
+        row = await self._store.read(records.get_host, name)
+        if row is None:
+            raise NotFound(f"there is no host {name!r}")
         return row
 
     async def _job(self, request: Request) -> Row:
@@ -556,16 +561,34 @@ ATTEMPT = ("attempt", "status", "started_at", "finished_at", "exit_code", "snaps
 _TABLES = {"Schedule": SCHEDULES, "Repository": REPOSITORIES}
 
 
-def _taken(kind: str, namespace: str, name: str) -> Conflict:
-    return Conflict(f"there is a {kind} {namespace}/{name}: change it with PUT")
+def _is_new(request: Request, kind: str) -> Condition:
+    """What a POST demands: nothing is there yet. It is asked where nobody can come between."""
+    also = condition(request)
+
+    def check(version: str | None) -> None:
+        if version is not None:
+            raise Conflict(f"there is a {kind} of this name: change it with PUT")
+        also(version)
+
+    return check
 
 
-def _created(request: Request, kind: str, row: Row, shown: dict[str, object], created: bool) -> Response:
-    """The answer to a POST. Another may have created the same since it was looked for: that is a conflict too."""
-    if not created:
-        raise _taken(kind, row["namespace"], row["name"])
-    location = f"{request.url.path.rstrip('/')}/{row['namespace']}/{row['name']}"
-    return json_response(shown, 201, {"Location": location})
+def _version(row: Row) -> str:
+    return resource_version(row["id"], row["generation"])
+
+
+def _versioned(shown: dict[str, object], version: str, status: int = 200) -> Response:
+    """One object, with the tag by which it can be changed."""
+    answer = json_response(shown, status)
+    answer.headers["etag"] = tag(bytes(answer.body), version)
+    return answer
+
+
+def _created(request: Request, row: Row, shown: dict[str, object]) -> Response:
+    """The answer to a POST."""
+    answer = _versioned(shown, _version(row), 201)
+    answer.headers["location"] = f"{request.url.path.rstrip('/')}/{row['namespace']}/{row['name']}"
+    return answer
 
 
 def _actor(request: Request) -> Actor:
@@ -602,6 +625,7 @@ def _object(kind: str, row: Row, status: Mapping[str, object]) -> dict[str, obje
         "name": row["name"],
         "uid": row["id"],
         "generation": row["generation"],
+        "resourceVersion": _version(row),
         "labels": row["labels"],
         "creationTimestamp": row["created_at"],
     }
@@ -682,7 +706,7 @@ OPERATIONS: Sequence[Operation] = (
         Needs("create update", "schedules"),
         {200: "Schedule", 201: "Schedule"},
         "Schedule",
-        may=_BODY,
+        may=(*_BODY, 409),
     ),
     Operation("DELETE", _SCHEDULE, Api.delete_schedule, Needs("delete", "schedules"), {204: None}, may=(400, 404)),
     Operation(
@@ -723,7 +747,7 @@ OPERATIONS: Sequence[Operation] = (
         Needs("create update", "repositories"),
         {200: "Repository", 201: "Repository"},
         "RepositoryPut",
-        may=_BODY,
+        may=(*_BODY, 409),
     ),
     Operation(
         "DELETE", _REPOSITORY, Api.delete_repository, Needs("delete", "repositories"), {204: None}, may=(400, 404, 409)

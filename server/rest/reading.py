@@ -180,6 +180,11 @@ def cursor(key: object) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(key)).decode().rstrip("=")
 
 
+def bad_header(name: str, detail: str) -> BadRequest:
+    """A refusal of one header."""
+    return BadRequest("the headers cannot be read", [{"field": name, "detail": detail}])
+
+
 def bad_parameter(name: str, detail: str) -> BadRequest:
     """A refusal of one query parameter."""
     return BadRequest("the query cannot be read", [{"field": name, "detail": detail}])
