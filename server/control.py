@@ -9,7 +9,7 @@ import gc
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
@@ -397,23 +397,22 @@ class Control:
         groups: dict[EntrySet, list[Host]] = {}  # hosts that hold the same share a set
         for host in self.hosts.values():
             groups.setdefault(host.held, []).append(host)
-        found = {}
+        now, found = self._clock(), {}
+        hanging = self.jobs.queue.hanging(now)
         for id_ in schedule_ids:
             having = [host for held, hosts in groups.items() if id_ in held.items for host in hosts]
-            found[id_] = self._coverage(id_, having)
+            found[id_] = self._coverage(id_, having, hanging, now)
         return found
 
-    def _coverage(self, schedule_id: str, having: Sequence[Host]) -> Coverage:
-        """How it is going with a schedule on the hosts that have it."""
+    def _coverage(self, schedule_id: str, having: Sequence[Host], hanging: Iterable[Job], now: datetime) -> Coverage:
+        """How it is going with a schedule on the hosts that have it. `hanging`: all jobs that hang."""
         target = self.fleet.targets.get(schedule_id)
-        names = [host.name for host in having]
+        names = {host.name for host in having}
         behind = sorted(host.name for host in having if not host.has_in_force(schedule_id))
-        failed = self.jobs.outcomes.failed(schedule_id, set(names))
+        failed = self.jobs.outcomes.failed(schedule_id, names)
         within = success_within(target.spec) if target is not None else timedelta()
-        counting = {host: self._since(schedule_id, host) for host in names} if target and target.spec.enabled else {}
-        now = self._clock()
-        late = overdue(counting, within, now)
-        succeeded = [at for host in names if (at := self.jobs.outcomes.succeeded(schedule_id, host)) is not None]
+        late = overdue(self._since(schedule_id, names), within, now) if target and target.spec.enabled else []
+        succeeded = [at for host, at in self.jobs.outcomes.succeeded(schedule_id).items() if host in names]
         return Coverage(
             len(having),
             len(having) - len(behind),
@@ -426,15 +425,18 @@ class Control:
             len(late),
             late[:NAMED],
             within,
-            [host for host in names if any(job.hangs(now) for job in self.jobs.queue.runs(schedule_id, host))],
+            sorted({it.host for it in hanging if it.command.schedule_id == schedule_id and it.host in names}),
             len(having) - len(succeeded),
             min(succeeded, default=None),
         )
 
-    def _since(self, schedule_id: str, host: str) -> datetime:
-        """When a schedule last went well on a host that has it, or since when it should, whichever is later."""
-        began = self.beginnings.since(schedule_id, host)
-        return max(began, self.jobs.outcomes.succeeded(schedule_id, host) or began)
+    def _since(self, schedule_id: str, hosts: Iterable[str]) -> dict[str, datetime]:
+        """When a schedule last went well on each of these hosts, or since when it should, whichever is later."""
+        since = self.beginnings.since(schedule_id, hosts)
+        for host, at in self.jobs.outcomes.succeeded(schedule_id).items():
+            if host in since and at > since[host]:
+                since[host] = at
+        return since
 
     def expected(self) -> list[Expected]:
         """Each enabled schedule with the hosts that should have a success of it. Any thread may ask."""
@@ -450,10 +452,7 @@ class Control:
         for row in list(self.schedules.values()):
             target = self.fleet.targets.get(row.id)
             if target is not None and target.spec.enabled:
-                within, since = success_within(target.spec), {}
-                for host in having.get(row.id, ()):
-                    with suppress(KeyError):  # gone since we began to look
-                        since[host] = self._since(row.id, host)
+                within, since = success_within(target.spec), self._since(row.id, having.get(row.id, ()))
                 found.append(Expected(row.namespace, row.name, within, since, overdue(since, within, now)))
         return found
 

@@ -47,11 +47,14 @@ class Beginnings:
         self._hosts: dict[str, datetime] = {}
         self._joined: dict[str, dict[str, datetime]] = {}
 
-    def since(self, schedule_id: str, host: str) -> datetime:
-        """Since when a pair of a schedule and a host that are known counts."""
-        began = max(self._schedules[schedule_id], self._hosts[host])
-        joined = self._joined.get(schedule_id, {}).get(host)
-        return began if joined is None else max(began, joined)
+    def since(self, schedule_id: str, hosts: Iterable[str]) -> dict[str, datetime]:
+        """Since when a schedule counts on each of these hosts; what is not known is left out. Any thread may ask."""
+        enabled, joined = self._schedules.get(schedule_id), self._joined.get(schedule_id, {})
+        if enabled is None:
+            return {}
+        began = {host: max(enabled, at) for host in hosts if (at := self._hosts.get(host)) is not None}
+        began.update((host, max(at, began[host])) for host, at in list(joined.items()) if host in began)
+        return began
 
     def put_schedule(self, schedule_id: str, enabled_since: datetime) -> None:
         """A schedule is there; pairs that began before it was enabled begin with that."""
@@ -107,5 +110,6 @@ def duration(text: str) -> timedelta:
 
 def overdue(since: Mapping[str, datetime], within: timedelta, now: datetime) -> list[str]:
     """The hosts whose time (of the last success, or since when that counts) is longer ago, the longest first."""
-    late = [(at, host) for host, at in since.items() if now - at > within]
+    limit = now - within
+    late = [(at, host) for host, at in since.items() if at < limit]
     return [host for _, host in sorted(late)]

@@ -60,10 +60,10 @@ class Outcomes:
         last = self._last.get(schedule_id, {})
         return sorted(host for host, it in last.items() if it.status not in GOOD and host in hosts)
 
-    def succeeded(self, schedule_id: str, host: str) -> datetime | None:
-        """When a schedule last went well on a host."""
-        last = self._last.get(schedule_id, {}).get(host)
-        return None if last is None else last.succeeded_at
+    def succeeded(self, schedule_id: str) -> dict[str, datetime]:
+        """When a schedule last went well on each host where it did. Any thread may ask."""
+        found = list(self._last.get(schedule_id, {}).items())
+        return {host: last.succeeded_at for host, last in found if last.succeeded_at is not None}
 
 
 class Health:

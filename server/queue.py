@@ -181,9 +181,9 @@ class Queue:
         """How many jobs wait."""
         return sum(job.state == "waiting" for job in list(self.jobs.values()))
 
-    def hanging(self, now: datetime) -> int:
-        """How many jobs run although their hosts should have stopped them by now. Any thread may ask."""
-        return sum(job.hangs(now) for job in list(self.jobs.values()))
+    def hanging(self, now: datetime) -> list[Job]:
+        """The jobs that run although their hosts should have stopped them by now. Any thread may ask."""
+        return [job for job in list(self.jobs.values()) if job.hangs(now)]
 
     def waits_for(self, job_id: str, repository: str) -> str:
         """What a job waits for, in words; empty when it does not. `repository`: what its repository is called."""

@@ -1,5 +1,6 @@
 """What Prometheus is told of how a server stands, read from the control plane and the store when it asks."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from heapq import nsmallest
 
@@ -35,15 +36,25 @@ class Standing(Collector):
         yield _gauge("lamplighter_hosts_connected", "Hosts whose agent is connected.", connected)
         in_sync = sum(host.in_sync for host in hosts)
         yield _gauge("lamplighter_hosts_in_sync", "Hosts that hold what is declared for them.", in_sync)
+        yield self._host_problems()
         yield _gauge("lamplighter_schedules", "Schedules that are declared.", len(control.schedules))
         yield _gauge("lamplighter_jobs_open", "Jobs that have not ended.", len(control.jobs.queue.jobs))
         waiting = control.jobs.queue.waiting_count
         yield _gauge("lamplighter_jobs_waiting", "Jobs that wait for their turn, their host or a retry.", waiting)
         yield _gauge("lamplighter_store_queue_length", "Writes that wait for the store.", self._store.waiting)
-        hanging = control.jobs.queue.hanging(control.now())
+        hanging = len(control.jobs.queue.hanging(control.now()))
         yield _gauge("lamplighter_jobs_hanging", "Jobs that run for longer than their timeoutSeconds.", hanging)
         yield from _expectations(control.expected())
         yield from self._repositories()
+
+    def _host_problems(self) -> Metric:
+        """On how many hosts something is wrong, by what it is: the reasons are few."""
+        family = GaugeMetricFamily("lamplighter_hosts_with_problem", "Hosts that have a problem.", labels=["reason"])
+        now = self._control.now()
+        found = Counter(it.reason for host in list(self._control.hosts.values()) for it in host.problems(now, {}))
+        for reason, count in found.items():
+            family.add_metric([reason], count)
+        return family
 
     def _repositories(self) -> Iterator[Metric]:
         """What is wrong with repositories, and when those were verified that must be."""

@@ -92,11 +92,12 @@ def test_a_pair_counts_from_when_the_last_of_what_it_needs_was_there():
     begins.put_schedule("s", at[1])
     begins.put_host("early", at[0])
     begins.put_host("late", at[2])
-    assert (begins.since("s", "early"), begins.since("s", "late")) == (at[1], at[2])
+    assert begins.since("s", ["early", "late", "gone"]) == {"early": at[1], "late": at[2]}
     begins.join([Joined("s", "early", at[3])])
-    assert begins.since("s", "early") == at[3]
+    assert begins.since("s", ["early"]) == {"early": at[3]}
     begins.put_schedule("s", at[4])  # enabled anew
-    assert begins.since("s", "early") == at[4]
+    assert begins.since("s", ["early"]) == {"early": at[4]}
+    assert begins.since("unknown", ["early"]) == {}
 
 
 def test_those_that_are_overdue_are_told_the_worst_first():
