@@ -4,10 +4,12 @@ Needs nothing but the standard library.
 """
 
 import ctypes
+import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from agent import handles
@@ -137,6 +139,12 @@ def leave(code: int, message: str) -> NoReturn:
     sys.stderr.write(message + "\n")
     sys.stderr.flush()
     os._exit(code)
+
+
+def read_launch(argument: str) -> Launch:
+    """How a program is started, from JSON, or from the file that holds it and that "@" precedes."""
+    text = Path(argument[1:]).read_text(encoding="utf-8") if argument.startswith("@") else argument
+    return Launch(**json.loads(text))
 
 
 def enter(how: Launch) -> None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from agent import confine, handles
-from agent.confine import Launch, enter
+from agent.confine import enter, read_launch
 
 
 def digest(path: str) -> dict[str, int | str] | None:
@@ -36,7 +36,7 @@ def digest(path: str) -> dict[str, int | str] | None:
 
 def main(arguments: Sequence[str]) -> None:
     """Write a line for each file, in order."""
-    how = Launch(**json.loads(arguments[0]))
+    how = read_launch(arguments[0])
     enter(how)
     prefixes = [handles.locate(prefix, trusted=True) for prefix in how.within]
     confine.rules(how, prefixes, -1).enforce()

@@ -131,8 +131,9 @@ class Job:
         lent = self.command.host_identity
         fps = 1 / setting.pace.progress_s
         env = restic.environment(repository, setting.env, setting.cache_dir, fps, identity=lent)
+        temp = str(self.folder("tmp"))
         if "TMPDIR" not in env or setting.root != Path("/"):  # the host's file system need not be one to write to
-            env["TMPDIR"] = str(self.folder("tmp"))
+            env["TMPDIR"] = temp
         env["HOME"] = setting.env.get("HOME", "/root") if lent else str(self.folder("home"))
         (setting.root / setting.cache_dir.relative_to("/")).mkdir(parents=True, exist_ok=True)
         self._env, self.url = env, repository.url
@@ -167,8 +168,12 @@ class Job:
         if self._work is None:
             self.setting.scratch.mkdir(parents=True, exist_ok=True)
             self._work = Path(tempfile.mkdtemp(dir=self.setting.scratch)).name
-        (self.setting.scratch / self._work / name).mkdir(exist_ok=True)
+        self._own(name).mkdir(exist_ok=True)
         return self.setting.scratch_dir / self._work / name
+
+    def _own(self, name: str) -> Path:
+        """Something in the job's own folder, as the agent sees it."""
+        return self.setting.scratch / (self._work or "") / name
 
     def close(self) -> None:
         """Remove the job's own folders."""
@@ -224,7 +229,7 @@ class Job:
             if answer is None or outcome.end != "succeeded":
                 self.ended = outcome
 
-        argv = process.launched(how, [program, *args])
+        argv = process.launched(how, [program, *args], self._own("launch.json"))
         max_line = restic.MAX_LINE if answer is None else MAX_ANSWER
         grace_s = self.setting.pace.grace_s
         await process.run(argv, self._env, output.take, ended, grace_s=grace_s, max_line=max_line)

@@ -1,6 +1,6 @@
 """The program between the agent and restic: it ties restic to the agent's life, and to what the job may reach.
 
-Run by the agent as `launch PID SETTINGS PROGRAM [ARGUMENT …]`: the agent's process, and a `Launch` as JSON. It needs
+Run by the agent as `launch PID SETTINGS PROGRAM [ARGUMENT …]`: the agent's process, and a `Launch`. It needs
 nothing but the standard library, for it runs without site-packages.
 
 An agent that is killed cannot stop restic, and a job that nobody watches must not go on: the kernel interrupts restic
@@ -14,7 +14,6 @@ planted, or a folder that is swapped, before or during the job leads nowhere els
 kernel cannot confine and the whole host is granted, or the agent's operator allowed it.
 """
 
-import json
 import os
 import signal
 from collections.abc import Sequence
@@ -33,13 +32,14 @@ from agent.confine import (
     die_with,
     enter,
     leave,
+    read_launch,
 )
 from agent.handles import Location, StrayError
 
 
 def main(arguments: Sequence[str]) -> None:
     """Become the program, or restore by it. Exits with a message where that is not to be."""
-    agent, how, argv = int(arguments[0]), Launch(**json.loads(arguments[1])), list(arguments[2:])
+    agent, how, argv = int(arguments[0]), read_launch(arguments[1]), list(arguments[2:])
     program = os.open(argv[0], os.O_RDONLY | os.O_CLOEXEC) if how.own else -1
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for number in (1, 2):

@@ -37,9 +37,16 @@ def python(program: str, *arguments: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", _PROGRAM.format(str(Path(__file__).parents[1]), program), *arguments]
 
 
-def launched(how: Launch, argv: Sequence[str]) -> list[str]:
-    """The argv that starts a program by `agent.launch`."""
-    return [*python("launch", str(os.getpid()), json.dumps(how._asdict())), *argv]
+def launched(how: Launch, argv: Sequence[str], note: Path | None = None) -> list[str]:
+    """The argv that starts a program by `agent.launch`.
+
+    `note`: a file that holds `how`, where it may be longer than one argument can be (128 KiB, execve(2)).
+    """
+    told = json.dumps(how._asdict())
+    if note is not None:
+        note.write_text(told)
+        told = f"@{note}"
+    return [*python("launch", str(os.getpid()), told), *argv]
 
 
 async def run(

@@ -6,7 +6,6 @@ there, and that the folder's name may be swapped does not matter. What came back
 no link: a link in the way is replaced, never followed. Needs nothing but the standard library.
 """
 
-import json
 import os
 import signal
 import stat
@@ -17,7 +16,18 @@ from pathlib import Path
 from typing import NoReturn
 
 from agent import handles
-from agent.confine import NOT_PLACED, NOT_WRITABLE, SPECIAL, STAGE, STAGE_FD, Launch, die_with, enter, leave
+from agent.confine import (
+    NOT_PLACED,
+    NOT_WRITABLE,
+    SPECIAL,
+    STAGE,
+    STAGE_FD,
+    Launch,
+    die_with,
+    enter,
+    leave,
+    read_launch,
+)
 from agent.handles import Location, StrayError
 from agent.landlock import DEVICES, RESTORE, Access, Ruleset
 from agent.place import Placement, Stripped, strip
@@ -92,7 +102,7 @@ def _place(how: Launch, prefixes: Sequence[Location], target: Location, new: int
 
 def main(arguments: Sequence[str]) -> None:
     """Sweep, as a program; `arguments`: a `Launch` as JSON."""
-    how = Launch(**json.loads(arguments[0]))
+    how = read_launch(arguments[0])
     enter(how)
     sweep(how)
 

@@ -191,7 +191,22 @@ def test_an_agent_that_may_restore_can_give_files_their_owners_back_and_writes_t
     (container,) = agent["containers"]
     mounts = [it["mountPath"] for it in container["volumeMounts"] if not it.get("readOnly")]
     assert mounts[2:] == ["/host/srv/backups", "/host/srv/both", "/host/srv/restored"]
-    assert {"CHOWN", "DAC_OVERRIDE", "FOWNER"} <= set(container["securityContext"]["capabilities"]["add"])
+    powers = {"DAC_READ_SEARCH", "SYS_CHROOT", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID"}
+    assert set(container["securityContext"]["capabilities"]["add"]) == powers
+    asked = {"agent": {"restorePaths": ["/srv/restored"], "restoreDevices": True}}
+    agent = named(rendered(asked), "DaemonSet", "lamplighter-agent")["spec"]["template"]["spec"]
+    assert set(agent["containers"][0]["securityContext"]["capabilities"]["add"]) == powers | {"MKNOD", "SETFCAP"}
+
+
+def test_jobs_run_unconfined_and_restic_speaks_as_the_node_only_by_value():
+    grants = {"namespaces": {"team-a": {"pathPrefixes": ["/srv/a"], "hostIdentity": True}}}
+    objects = rendered({"agent": {"allowUnconfined": True}, "tenancy": {"grants": grants}})
+    agent = named(objects, "DaemonSet", "lamplighter-agent")["spec"]["template"]["spec"]
+    assert "--allow-unconfined" in agent["containers"][0]["args"]
+    agent = named(rendered({}), "DaemonSet", "lamplighter-agent")["spec"]["template"]["spec"]
+    assert "--allow-unconfined" not in agent["containers"][0]["args"]
+    config = named(objects, "ConfigMap", "lamplighter-grants")
+    assert "hostIdentity: true" in config["data"]["grants.yaml"]
 
 
 def test_hooks_and_kinds_of_urls_are_allowed_by_value():
