@@ -5,7 +5,9 @@ forget, `timetable` when what is due. Around it stand thin shells: `link` owns t
 `journal` the file, `runner` the jobs; `service` joins them.
 
 A job is a `job`: programs that `process` runs, each begun by `launch`, put together as its kind asks by `recipes`. What
-they print is read, and what is to be done is decided, by `restic`, `snapshots`, `verify` and `hooks`, without I/O.
+a program may reach is said by `confine`, and held by `landlock` and `handles`; `staging` builds a restore, and `place`
+moves it. What they print is read, and what is to be done is decided, by `restic`, `snapshots`, `verify` and `hooks`,
+without I/O.
 """
 
 __version__ = "0.1.0"

@@ -55,7 +55,7 @@ _KEYS: Mapping[str, tuple[tuple[str, ...], ...]] = {
 }
 """Of a backend that asks the cloud's metadata service who the host is when it has no keys: the sets of keys that do."""
 _SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|SAS")
-_AUTHORITY = re.compile(r"://(?:[^/@]*@)?(\[[^\]/]*\]|[^/:?#]+)")
+_AUTHORITY = re.compile(r"(?:://|^s3:(?!https?:))(?:[^/@]*@)?(\[[^\]/]*\]|[^/:?#]+)")
 _METADATA_NAMES = ("metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal")
 _METADATA_ADDRESSES = ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16")
 """Beside link-local addresses: of AWS, Google, Alibaba and Azure."""

@@ -1,5 +1,7 @@
 """Promise 8, at the server: what a namespace may not reach is refused, and what it selects beyond is left out."""
 
+import asyncio
+
 import httpx
 import pytest
 
@@ -118,3 +120,43 @@ async def test_what_is_granted_no_more_is_on_no_host(tmp_path):
 async def test_a_file_of_grants_that_is_wrong_keeps_the_server_from_starting(tmp_path):
     with pytest.raises(ServerError, match="--grants"):
         await Server(tmp_path).with_grants("default: {pathPrefixes: [relative]}", declared)
+
+
+async def test_powers_come_back_only_where_the_whole_host_is_granted(tmp_path):
+    ref = {"name": "etc"}
+
+    async def work(api):
+        answers = []
+        for namespace in ("team-a", "team-b"):
+            await declared(api, namespace)
+            spec = {"repositoryRef": ref, "sourceHost": "one", "target": "/srv/a/back", "setuidAndDevices": True}
+            answers.append(await api.put(f"/restores/{namespace}/r1", json={"spec": spec}))
+        return answers
+
+    refused, taken = await Server(tmp_path).with_grants(GRANTS, work)
+    assert (refused.status_code, taken.status_code) == (403, 200)
+    assert refused.json()["errors"] == [
+        {
+            "field": "spec.setuidAndDevices",
+            "detail": "needs a grant of the whole host: leave it out; the cluster's operator can change the grant",
+        }
+    ]
+
+
+async def test_every_command_says_what_the_namespace_is_granted(tmp_path, connect):
+    (tmp_path / "grants.yaml").write_text(GRANTS + "    hostIdentity: true\n")
+    async with serving(Config(tmp_path / "data", port=0, grants=tmp_path / "grants.yaml")) as running:
+        url = f"http://127.0.0.1:{running.port}/api/v1"
+        headers = {"authorization": f"Bearer {running.admin_token}"}
+        async with httpx.AsyncClient(base_url=url, headers=headers) as api:
+            await declared(api)
+            async with connect("one", token=running.agent_token, to=running) as agent:
+                await agent.follow()
+                spec = {"repositoryRef": {"name": "etc"}, "sourceHost": "one", "target": "/srv/a/back"}
+                await api.put("/restores/team-a/r1", json={"spec": spec})
+                asked = [await agent.hears("command.run")]
+                look = asyncio.create_task(api.get("/repositories/team-a/etc/snapshots"))
+                asked.append(await agent.hears("command.run"))
+                look.cancel()
+                assert [it["kind"] for it in asked] == ["restore", "snapshots"]
+                assert [(it["within"], it["host_identity"]) for it in asked] == [(["/srv/a"], True)] * 2

@@ -73,6 +73,77 @@ def test_a_nul_byte_is_refused_before_it_reaches_the_system(held):
         restic.environment(held, {}, CACHE)
 
 
+# Who the host is.
+
+KEYS = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "s3cret"}
+
+
+@pytest.mark.parametrize(
+    ("url", "env"),
+    [
+        ("s3:https://s3.example.org/b", {}),
+        ("s3:https://s3.example.org/b", {"AWS_ACCESS_KEY_ID": "AKIA"}),
+        ("s3:https://s3.example.org/b", {**KEYS, "AWS_SECRET_ACCESS_KEY": ""}),
+        ("s3:169.254.169.254/b", KEYS),
+        ("gs:b:/", {"GOOGLE_PROJECT_ID": "p"}),
+        ("azure:b:/", {"AZURE_ACCOUNT_NAME": "a"}),
+        ("azure:b:/", {"AZURE_TENANT_ID": "t", "AZURE_CLIENT_ID": "c"}),
+        ("rest:http://169.254.169.254/latest", {}),
+        ("rest:http://me:pw@169.254.170.2:80/", {}),
+        ("rest:http://0xA9FEA9FE/", {}),
+        ("rest:http://2852039166/", {}),
+        ("rest:http://[fd00:ec2::254]/", {}),
+        ("rest:http://[::ffff:169.254.169.254]/", {}),
+        ("rest:http://[fe80::1%25eth0]/", {}),
+        ("rest:http://Metadata.Google.Internal./x", {}),
+        ("s3:http://169.254.169.254/b", KEYS),
+        ("swift:c:/", {"OS_AUTH_URL": "http://169.254.169.254/v3"}),
+        ("s3:https://s3.example.org/b", {**KEYS, "RESTIC_AWS_ASSUME_ROLE_STS_ENDPOINT": "http://169.254.169.254"}),
+    ],
+)
+def test_a_repository_that_only_the_hosts_identity_opens_is_refused_unless_that_is_lent(url, env):
+    held = repository(url=url, env=env)
+    with pytest.raises(RepositoryError, match="hostIdentity in the namespace's grant") as refused:
+        restic.environment(held, {}, CACHE)
+    assert "s3cret" not in str(refused.value)
+    restic.environment(held, {}, CACHE, identity=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "env"),
+    [
+        ("s3:https://s3.example.org/b", KEYS),
+        ("gs:b:/", {"GOOGLE_ACCESS_TOKEN": "t"}),
+        ("azure:b:/", {"AZURE_ACCOUNT_NAME": "a", "AZURE_ACCOUNT_SAS": "s"}),
+        ("azure:b:/", {"AZURE_TENANT_ID": "t", "AZURE_CLIENT_ID": "c", "AZURE_CLIENT_SECRET": "s"}),
+        ("b2:b:/", {}),
+        ("rest:https://backup.example.org/169.254.169.254", {}),
+        ("rest:http://10.0.0.1:8000/", {}),
+        ("sftp:me@nas:/srv", {}),
+        ("/srv/backup", {}),
+    ],
+)
+def test_a_repository_with_keys_of_its_own_needs_no_identity(url, env):
+    restic.environment(repository(url=url, env=env), {}, CACHE)
+
+
+def test_what_says_who_the_host_is_reaches_restic_only_where_it_is_lent():
+    host = {"SSH_AUTH_SOCK": "/s", "AWS_PROFILE": "p", "GOOGLE_APPLICATION_CREDENTIALS": "/g", "LAMPLIGHTER_TOKEN": "x"}
+    assert not host.keys() & restic.environment(repository(), host, CACHE).keys()
+    lent = restic.environment(repository(), host, CACHE, identity=True)
+    assert host.keys() & lent.keys() == host.keys() - {"LAMPLIGHTER_TOKEN"}
+
+
+def test_file_capabilities_and_known_devices_that_are_not_restored_are_told_from_other_errors():
+    paths = {"/dev/a: b", "/dev/null"}
+    assert restic.is_left_out(b"ignoring error for /dev/a: b: permission denied", paths)
+    assert restic.is_left_out(b"ignoring error for /x: xattr.set /x security.capability: not permitted", paths)
+    assert restic.is_left_out(said(message_type="error", during="restore", item="/dev/null", error={}), paths)
+    assert not restic.is_left_out(b"ignoring error for /dev/a: permission denied", paths)
+    assert not restic.is_left_out(b"/dev/null: permission denied", paths)
+    assert not restic.is_left_out(said(message_type="error", during="archival", item="/dev/null", error={}), paths)
+
+
 # Secrets.
 
 
