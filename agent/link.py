@@ -59,12 +59,17 @@ def backoff(failures: int, rng: random.Random) -> float:
     return rng.uniform(0.1, 1.0) * limit
 
 
+def plain(error: Exception) -> str:
+    """An error in its own words."""
+    return str(error) or type(error).__name__
+
+
 class Link:
     """Keeps one connection to a server alive while `run` runs.
 
     `token`: the bearer token, or what reads it, for those of service accounts are replaced every hour; `ca_file`: whom
     to trust instead of the system's authorities, in PEM. Both are read for every connection. `host`: whose agent this
-    is, which a server that refuses it writes to its log.
+    is, which a server that refuses it writes to its log. `explain`: says why a connection could not be made.
     """
 
     def __init__(
@@ -77,8 +82,10 @@ class Link:
         ca_file: Path | None = None,
         user_agent: str | None = None,
         host: str = "",
+        explain: Callable[[Exception], str] = plain,
     ) -> None:
         self._url = url
+        self._explain = explain
         self._token = token
         self._ca_file = ca_file
         self._listener = listener
@@ -98,7 +105,7 @@ class Link:
                     opened = clock()
                     reason = await self._converse(socket)
             except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as error:
-                reason = _reason(error)
+                reason = self._reason(error) if opened is None else plain(error)
             failures = 1 if opened is not None and clock() - opened > STEADY_S else failures + 1
             delay = backoff(failures, self._rng)
             log.warning("not connected", extra={"url": self._url, "reason": reason, "retry_s": round(delay, 1)})
@@ -148,6 +155,13 @@ class Link:
             self._socket = None
             self._listener.lost()
 
+    def _reason(self, error: Exception) -> str:
+        """What a person needs to know of a failed connection."""
+        if isinstance(error, InvalidStatus):
+            body = (error.response.body or b"")[:MAX_REASON].decode(errors="replace").strip()
+            return f"the server answered {error.response.status_code}{body and ': ' + body}"
+        return self._explain(error)
+
     async def _read(self, socket: ClientConnection) -> str:
         try:
             async for frame in socket:
@@ -156,13 +170,5 @@ class Link:
             await socket.close(1007, codec.close_reason(error))
             return f"the server broke the protocol: {error}"
         except ConnectionClosed as error:
-            return _reason(error)
+            return plain(error)
         return f"closed by the server: {socket.close_reason or socket.close_code}"
-
-
-def _reason(error: Exception) -> str:
-    """What a person needs to know of a failed connection."""
-    if isinstance(error, InvalidStatus):
-        body = (error.response.body or b"")[:MAX_REASON].decode(errors="replace").strip()
-        return f"the server answered {error.response.status_code}{body and ': ' + body}"
-    return str(error) or type(error).__name__

@@ -16,7 +16,7 @@ from msgspec import Struct
 from agent import __version__
 from agent.core import Apply, Core, Effect, Persist, Send, StartJob, StopJob
 from agent.journal import Journal
-from agent.link import Link
+from agent.link import Link, plain
 from agent.memory import Memory
 from agent.metrics import Metrics
 from agent.scheduler import Scheduler
@@ -31,13 +31,15 @@ CONFIRM_S = 3.0
 class Config(Struct, frozen=True):
     """Who an agent is and whom it calls. `url`: the server's, ws:// or wss://, with the path /agent.
 
-    `token`: what shows who it is, or what reads that; `ca_file`: who vouches for the server (see `Link`).
+    `token`: what shows who it is, or what reads that; `ca_file`: who vouches for the server; `explain`: says why it is
+    not reached (see `Link`).
     """
 
     host: str
     url: str
     token: str | Callable[[], str] = ""
     ca_file: Path | None = None
+    explain: Callable[[Exception], str] = plain
 
     def __repr__(self) -> str:
         return f"Config(host={self.host!r}, url={self.url!r})"
@@ -83,7 +85,8 @@ class Service:
         self._jobs = jobs
         self._scheduler = Scheduler(self.core, clock, self.perform)
         jitter = rng or random.Random()  # noqa: S311 - no secret
-        self._link = Link(config.url, config.token, self, jitter, ca_file=config.ca_file, host=config.host)
+        to, who = (config.url, config.token), config.host
+        self._link = Link(*to, self, jitter, ca_file=config.ca_file, host=who, explain=config.explain)
         self._tasks: asyncio.TaskGroup | None = None
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()

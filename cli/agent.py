@@ -15,6 +15,7 @@ from agent.journal import Journal
 from agent.runner import Runner
 from agent.service import Config, Service, utc_now
 from cli import metrics
+from cli.reach import reason
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def enrol(server: str, token: str, host: str, data: Path, ca_file: Path | None) 
     try:
         enrolment.enrol(server, token, host, data, ca_file)
     except enrolment.EnrolmentError as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(reason(server, ca_file)(error)) from None
     log.info("enrolled", extra={"host": host, "key": data / KEY_FILE})
 
 
@@ -61,7 +62,7 @@ async def agent(
         remedy = "install it (apt-get install restic), or name its path with --restic; until then every job fails"
         log.error("restic is missing", extra={"restic": local.restic, "remedy": remedy})
     journal, memory = Journal.open(data / "journal.jsonl")
-    config = Config(host, gateway_url(server), token, ca_file)
+    config = Config(host, gateway_url(server), token, ca_file, reason(server, ca_file))
     runner = Runner(
         local.restic,
         data / "cache",

@@ -4,17 +4,23 @@ import asyncio
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from cli.reach import reason
 from controller.client import Client
 
 Server = tuple[str, str | Callable[[], str], Path | None]
 """A server's URL, the token that it takes, and who vouches for it."""
 
 
+def _client(server: Server) -> Client:
+    url, _, ca_file = server
+    return Client(*server, explain=reason(url, ca_file))
+
+
 async def folder(path: Path, server: Server, stop: asyncio.Event, *, allow_empty: bool) -> None:
     """Keep a server's desired state equal to a folder until `stop` is set. `allow_empty`: even an empty one."""
     from controller.folder import watch
 
-    async with Client(*server) as client, asyncio.TaskGroup() as tasks:
+    async with _client(server) as client, asyncio.TaskGroup() as tasks:
         watching = tasks.create_task(watch(path, client, allow_empty=allow_empty))
         await stop.wait()
         watching.cancel()
@@ -36,5 +42,5 @@ async def cluster(
 
     measured, health = Metrics(), Health()
     probed = metrics.serving(metrics_listen, measured.registry, metrics.always_ready, health.problem)
-    async with Client(*server) as client, probed:
+    async with _client(server) as client, probed:
         await operate(client, host_namespace, namespaces, stop, lease=lease, metrics=measured, health=health)

@@ -1,7 +1,7 @@
 """Why a server cannot be reached, in words with the remedy: what TLS says is for those who know it by heart."""
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,19 +12,34 @@ _TIME = (9, 10)
 
 
 def unreachable(url: str, error: BaseException, ca_file: Path | None) -> str:
-    """Why nothing answers at a URL: http, https, ws or wss. `ca_file`: whom the caller trusts, None for the system."""
+    """Why nothing answers at a URL, with the remedy. `ca_file`: whom the caller trusts, None for the system."""
+    if why := tls_trouble(url, error, ca_file):
+        return why
+    remedy = "start one with `lamplighter up DIR`, or say where it is with --server"
+    return f"no server answers at {url} ({_words(error)}): {remedy}"
+
+
+def reason(url: str, ca_file: Path | None) -> Callable[[BaseException], str]:
+    """What tells in a few words why a server at this URL is not reached, for those who try again."""
+    return lambda error: tls_trouble(url, error, ca_file) or _words(error)
+
+
+def tls_trouble(url: str, error: BaseException, ca_file: Path | None) -> str:
+    """What is wrong with TLS, or with a URL that names it or does not; empty where it is something else."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"no trust in {url}: {_untrusted(cause, url, ca_file)}"
         if isinstance(cause, ssl.SSLError):
-            plain = url.replace("https:", "http:", 1).replace("wss:", "ws:", 1)
+            plain = url.replace("https:", "http:", 1)
             return f"no TLS at {url} ({_said(cause)}): if it serves without, give --server {plain}"
-    said = str(error) or type(error).__name__
-    if url.startswith(("http:", "ws:")) and _is_cut_off(error):
-        secure = url.replace("http:", "https:", 1).replace("ws:", "wss:", 1)
-        return f"{url} closed the connection without an answer ({said}): if it serves TLS, give --server {secure}"
-    remedy = "start one with `lamplighter up DIR`, or say where it is with --server"
-    return f"no server answers at {url} ({said}): {remedy}"
+    if url.startswith("http:") and _is_cut_off(error):
+        secure = url.replace("http:", "https:", 1)
+        return f"{url} closed the connection without an answer: if it serves TLS, give --server {secure}"
+    return ""
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def _untrusted(error: ssl.SSLCertVerificationError, url: str, ca_file: Path | None) -> str:

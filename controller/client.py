@@ -67,15 +67,27 @@ class Bearer(httpx.Auth):
         yield request
 
 
+def plain(error: Exception) -> str:
+    """An error in its own words."""
+    return str(error) or type(error).__name__
+
+
 class Client:
     """Speaks with one server, as an asynchronous context manager. Its repr hides the token.
 
-    `token`: the bearer token, or what tells it; `ca_file`: whom to trust, in PEM, besides nobody. Every method raises
-    Unreachable and Refused.
+    `token`: the bearer token, or what tells it; `ca_file`: whom to trust, in PEM, besides nobody; `explain`: says why
+    the server is not reached. Every method raises Unreachable and Refused.
     """
 
-    def __init__(self, url: str, token: str | Callable[[], str], ca_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | Callable[[], str],
+        ca_file: Path | None = None,
+        explain: Callable[[Exception], str] = plain,
+    ) -> None:
         self.url = url
+        self._explain = explain
         auth = Bearer(token if callable(token) else lambda: token)
         try:
             verify = ssl.create_default_context(cafile=ca_file)
@@ -188,8 +200,7 @@ class Client:
         return _read(answer)
 
     def _unreachable(self, error: httpx.RequestError) -> Unreachable:
-        reason = str(error) or type(error).__name__
-        return Unreachable(f"{self.url} does not answer ({reason}): is the server running there?")
+        return Unreachable(f"{self.url} does not answer ({self._explain(error)}): is the server running there?")
 
 
 def _path(*parts: str) -> str:

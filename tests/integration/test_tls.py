@@ -11,6 +11,7 @@ import pytest
 from agent.link import Link
 from cli.ask import Server
 from cli.options import Access
+from cli.reach import reason
 from controller.client import Client, Unreachable
 from server.service import Config, ServerError, serving
 from tests.certificates import Authority
@@ -154,3 +155,21 @@ async def test_what_is_wrong_with_tls_is_said_with_the_remedy(server, files, tmp
             await asyncio.to_thread(lambda: Server(access).ask("GET", "/hosts"))
     assert [it for it in said if it.format(**ports) not in raised.value.message] == []
     assert "_ssl.c" not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("scheme", "said"), [("http", "if it serves TLS, give --server https://"), ("https", "give --ca-file")]
+)
+async def test_agent_and_controller_say_what_is_wrong_with_tls_too(server, caplog, scheme, said):
+    url = f"{scheme}://127.0.0.1:{server.port}"
+    async with Client(url, "token", explain=reason(url, None)) as client:
+        with pytest.raises(Unreachable, match=said):
+            await client.put_host("node-1", {})
+    gateway = f"{url.replace('http', 'ws', 1)}/agent"
+    link = Link(gateway, "token", Waiting(), random.Random(1), explain=reason(url, None))
+    async with asyncio.timeout(60):
+        task = asyncio.create_task(link.run())
+        while not (told := [it for it in caplog.records if it.getMessage() == "not connected"]):
+            await asyncio.sleep(0.01)
+        task.cancel()
+    assert said in told[0].reason
