@@ -89,10 +89,13 @@ class Dispatch:
         """Take in how each schedule's runs went last on each host, and the jobs that were open when the last server
         ended: their hosts have yet to say what they know."""
         now = self._clock()
-        for schedule_id, host, *last, reason, error in sorted(last_ends, key=lambda end: end[3]):
+        for schedule_id, host, status, at, succeeded_at, reason, error in sorted(last_ends, key=lambda end: end[3]):
             target = self._fleet.targets.get(schedule_id)
             if target is not None and host in self._fleet.members:
-                self._remember(target, host, Last(*last), reason or "", error or "")
+                last = Last(
+                    status, min(at, now), succeeded_at and min(succeeded_at, now)
+                )  # our clock may have been wrong
+                self._remember(target, host, last, reason or "", error or "")
         jobs = [self._loaded(row) for row in open_jobs]
         self.queue.add(jobs)
         for host in {job.host for job in jobs}:
@@ -348,7 +351,7 @@ class Dispatch:
         for end in ends:
             if (job := self.queue.find(host, end.job_id)) is None:
                 continue
-            its = msgspec.structs.replace(end, job_id=job.id)
+            its = _by_our_clock(end, job, now)
             if (at := self._retry_at(job, its, now)) is None:
                 over.append(its)
             else:
@@ -496,6 +499,14 @@ async def stored(*futures: "asyncio.Future[Any]") -> None:
 
 def _placed(job: NewJob) -> Job:
     return Job(job.command, job.host, job.created_at, job.alone, job.start_by, recorded=False)
+
+
+def _by_our_clock(end: JobFinished, job: Job, now: datetime) -> JobFinished:
+    """The end of a job's attempt, between the time that it could begin at and now, whatever its host's clock shows."""
+    first = min(job.since, now)
+    finished = min(max(end.finished_at, first), now)
+    started = end.started_at and min(max(end.started_at, first), finished)
+    return msgspec.structs.replace(end, job_id=job.id, finished_at=finished, started_at=started)
 
 
 def _late(job: Job, now: datetime) -> JobFinished:

@@ -524,7 +524,7 @@ def new_job(
     job_id: str,
     due: datetime | None,
     now: datetime,
-    runs: Sequence[Job],
+    runs: Collection[Job],
     actor: tuple[str, str],
 ) -> NewJob:
     """The job that does on a host what a schedule says. `due`: None for run now. `runs`: those that are not over."""
@@ -604,7 +604,7 @@ def _too_late(target: Target, fire: ScheduleFire, now: datetime) -> ScheduleRefu
 
 
 def _beside_others(
-    target: Target, fire: ScheduleFire, runs: Sequence[Job], framed: Collection[datetime]
+    target: Target, fire: ScheduleFire, runs: Collection[Job], framed: Collection[datetime]
 ) -> ScheduleRefused | None:
     """Why a due time is not to be run beside others of its schedule on its host; None when it is."""
     if fire.scheduled_at in framed:
@@ -618,7 +618,7 @@ def _beside_others(
         return _refused(fire, "Concurrent", f"another run of {target.name} came with it")
     may_be_repeat = not all(job.recorded and job.command.scheduled_at != fire.scheduled_at for job in runs)
     if policy == "Forbid" and runs and not may_be_repeat:
-        return _refused(fire, "Concurrent", f"the last run of {target.name} is not over: job {runs[0].id}")
+        return _refused(fire, "Concurrent", f"the last run of {target.name} is not over: job {next(iter(runs)).id}")
     return None
 
 

@@ -70,6 +70,7 @@ class Job(Struct, eq=False):
     in_line: bool = False
     progress: JobProgress | None = None
     running_since: datetime | None = None
+    watched: datetime | None = None
 
     @property
     def id(self) -> str:
@@ -124,7 +125,20 @@ class _Line:
     def __init__(self) -> None:
         self.active: set[str] = set()
         self.exclusive = 0
-        self.waiting: list[Job] = []
+        self.waiting: list[Place] = []
+
+
+class _Runs:
+    """A schedule's open jobs on a host: how many were sent or run, and the places of those that wait and are due, in
+    order. `standing`: of those that are to run alone, the one that stands in line."""
+
+    __slots__ = ("active", "due", "jobs", "standing")
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.active = 0
+        self.due: list[Place] = []
+        self.standing: Job | None = None
 
 
 class _Timer(NamedTuple):
@@ -144,7 +158,9 @@ class Queue:
         self.jobs: dict[str, Job] = {}
         self._rules: dict[str, Rule] = {}
         self._lines: dict[str, _Line] = {}
-        self._runs: dict[tuple[str, str], list[Job]] = {}  # by schedule and host
+        self._runs: dict[tuple[str, str], _Runs] = {}  # by schedule and host
+        self._of_repository: dict[str, dict[str, Job]] = {}
+        self._waiting = 0
         self._of_host: dict[str, dict[str, Job]] = {}
         self._online: set[str] = set()
         self._gone: dict[str, datetime] = {}  # since when, of hosts that are offline and may be running jobs
@@ -172,14 +188,15 @@ class Queue:
         """Whether a host has said hello, and its connection is not gone."""
         return host in self._online
 
-    def runs(self, schedule_id: str, host: str) -> Sequence[Job]:
-        """A schedule's jobs on a host; for "", those of no schedule."""
-        return self._runs.get((schedule_id, host), ())
+    def runs(self, schedule_id: str, host: str) -> Collection[Job]:
+        """A schedule's jobs on a host, those that were added first first; for "", those of no schedule."""
+        runs = self._runs.get((schedule_id, host))
+        return () if runs is None else runs.jobs.values()
 
     @property
     def waiting_count(self) -> int:
         """How many jobs wait."""
-        return sum(job.state == "waiting" for job in list(self.jobs.values()))
+        return self._waiting
 
     def hanging(self, now: datetime) -> list[Job]:
         """The jobs that run although their hosts should have stopped them by now. Any thread may ask."""
@@ -197,7 +214,7 @@ class Queue:
         if not job.in_line:
             return f"the run before it on host {job.host}"
         line = self._lines[job.key]
-        ahead = len(line.active) + bisect_left(line.waiting, job.place, key=_place)
+        ahead = len(line.active) + bisect_left(line.waiting, job.place)
         return f"{ahead} job{'s' * (ahead != 1)} before it in repository {repository}"
 
     # What changes.
@@ -206,8 +223,8 @@ class Queue:
         """A repository's rule is this from now on."""
         if self._rules.get(repository, Rule()) == rule:
             return
-        moved = [job for job in self.jobs.values() if job.repository == repository]
-        moved = [job for job in moved if job.state == "waiting" or self._has_place(job)]
+        its = self._of_repository.get(repository, {}).values()
+        moved = [job for job in its if job.state == "waiting" or self._has_place(job)]
         for job in moved:
             self._leave(job)
         if rule == Rule():
@@ -226,9 +243,10 @@ class Queue:
         for job in jobs:
             if job.id in self.jobs:
                 continue
-            self.jobs[job.id] = job
+            self.jobs[job.id], job.watched = job, None
             self._of_host.setdefault(job.host, {})[job.id] = job
-            self._runs.setdefault((job.command.schedule_id, job.host), []).append(job)
+            self._of_repository.setdefault(job.repository, {})[job.id] = job
+            self._runs.setdefault((job.command.schedule_id, job.host), _Runs()).jobs[job.id] = job
             self._enter(job)
         going = self.take()
         for job in jobs:
@@ -247,11 +265,13 @@ class Queue:
             return None
         self._leave(job)
         _discard(self._of_host, job.host, job)
-        if (runs := self._runs.get((job.command.schedule_id, job.host))) is not None:
-            runs.remove(job)
-            if not runs:
-                del self._runs[job.command.schedule_id, job.host]
-        self._settle_others(job)
+        _discard(self._of_repository, job.repository, job)
+        runs = self._its(job)
+        del runs.jobs[job.id]
+        if runs.jobs:
+            self._settle_first(runs)
+        else:
+            del self._runs[job.command.schedule_id, job.host]
         return job
 
     def accepted(self, job: Job, now: datetime) -> None:
@@ -266,7 +286,7 @@ class Queue:
         job.running_since = None
         self._enter(job)
         self._watch(job)
-        self._settle_others(job)
+        self._settle_first(self._its(job))
 
     def unsent(self, job: Job) -> None:
         """A job that was to be sent was not: it is back in its place."""
@@ -305,8 +325,8 @@ class Queue:
             key = next(iter(self._changed))
             del self._changed[key]
             line = self._lines.get(key)
-            while line is not None and line.waiting and self._may_go(line, line.waiting[0]):
-                job = line.waiting[0]
+            while line is not None and line.waiting and self._may_go(line, self.jobs[line.waiting[0][1]]):
+                job = self.jobs[line.waiting[0][1]]
                 self._move(job, "sent")
                 taken.append(job)
             if line is not None and not line.active and not line.waiting:
@@ -334,19 +354,25 @@ class Queue:
             if job is None:
                 if self._gone.get(host) == gone:
                     self._let_go(host)
-            elif self.jobs.get(job.id) is not job or job.state != "waiting":
                 continue
-            elif job.start_by is not None and job.attempt == 1 and job.start_by <= now:
-                job.off = True
-                self._settle(job)
-                self._settle_others(job)
+            job.watched = None
+            if self.jobs.get(job.id) is not job or job.state != "waiting":
+                continue
+            if job.start_by is not None and job.attempt == 1 and job.start_by <= now:
+                self._put_off(job, off=True)
                 late.append(job)
-                self._set_timer(now + AGAIN, job)
+                self._watch_until(job, now + AGAIN)
             elif job.off and job.since <= now:
-                job.off = False
-                self._settle(job)
-                self._settle_others(job)
+                self._put_off(job, off=False)
         return late
+
+    def _put_off(self, job: Job, *, off: bool) -> None:
+        """Have a waiting job stand in no line for now, or be due again."""
+        self._count(job, -1)
+        job.off = off
+        self._count(job, 1)
+        self._settle(job)
+        self._settle_first(self._its(job))
 
     def _let_go(self, host: str) -> None:
         """The jobs of a host that has been gone for long keep no others waiting."""
@@ -357,9 +383,14 @@ class Queue:
         """Have `tick` look at a job that waits for a time."""
         if job.state == "waiting":
             if job.off:
-                self._set_timer(job.since, job)
+                self._watch_until(job, job.since)
             elif job.start_by is not None and job.attempt == 1:
-                self._set_timer(job.start_by, job)
+                self._watch_until(job, job.start_by)
+
+    def _watch_until(self, job: Job, at: datetime) -> None:
+        if job.watched != at:  # a host that comes and goes has no more timers set than one that stays
+            job.watched = at
+            self._set_timer(at, job)
 
     def _set_timer(self, at: datetime, job: Job | None, host: str = "", gone: datetime | None = None) -> None:
         self._number += 1
@@ -381,10 +412,11 @@ class Queue:
         self._leave(job)
         job.state = state
         self._enter(job)
-        self._settle_others(job)
+        self._settle_first(self._its(job))
 
     def _enter(self, job: Job) -> None:
         job.key = self._key(job)
+        self._count(job, 1)
         if job.state == "waiting":
             self._settle(job)
             return
@@ -393,6 +425,7 @@ class Queue:
         line.exclusive += job.exclusive
 
     def _leave(self, job: Job) -> None:
+        self._count(job, -1)
         self._free(job)
         if job.in_line:
             self._step_out(job)
@@ -413,29 +446,47 @@ class Queue:
         """Have a job stand in line, or not, as it should by now."""
         should = job.state == "waiting" and not job.off and job.host in self._online and not self._must_not_yet(job)
         if should and not job.in_line:
-            insort(self._lines.setdefault(job.key, _Line()).waiting, job, key=_place)
+            insort(self._lines.setdefault(job.key, _Line()).waiting, job.place)
             job.in_line = True
+            if job.alone:
+                self._its(job).standing = job
             self._changed[job.key] = None
         elif job.in_line and not should:
             self._step_out(job)
 
     def _step_out(self, job: Job) -> None:
         waiting = self._lines[job.key].waiting
-        del waiting[bisect_left(waiting, job.place, key=_place)]
+        del waiting[bisect_left(waiting, job.place)]
         job.in_line = False
         self._changed[job.key] = None
+        if job.alone:
+            self._its(job).standing = None
 
-    def _settle_others(self, job: Job) -> None:
-        for other in self.runs(job.command.schedule_id, job.host):
-            if other is not job:
-                self._settle(other)
+    def _its(self, job: Job) -> _Runs:
+        return self._runs[job.command.schedule_id, job.host]
+
+    def _count(self, job: Job, by: Literal[1, -1]) -> None:
+        """Count a job among those of its schedule on its host, or no more, before that changes which of them it is."""
+        runs = self._its(job)
+        if job.state != "waiting":
+            runs.active += by
+            return
+        self._waiting += by
+        if not job.off:
+            at = bisect_left(runs.due, job.place)
+            runs.due[at : at + (by < 0)] = [job.place] if by > 0 else []
+
+    def _settle_first(self, runs: _Runs) -> None:
+        """Have the first job in order stand in line, if it may: of those that are to run alone, no other does."""
+        if runs.standing is not None:
+            self._settle(runs.standing)
+        if runs.due:
+            self._settle(runs.jobs[runs.due[0][1]])
 
     def _must_not_yet(self, job: Job) -> bool:
         """Whether a run of its schedule on its host goes before it."""
-        return job.alone and any(
-            other is not job and (other.state != "waiting" or (not other.off and other.place < job.place))
-            for other in self.runs(job.command.schedule_id, job.host)
-        )
+        runs = self._its(job)
+        return job.alone and (runs.active > 0 or runs.due[0] != job.place)
 
 
 def _place(job: Job) -> Place:

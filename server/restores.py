@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -333,7 +333,7 @@ class _Line(Struct):
     """The fields of a snapshot's line, or of a file's."""
 
     id: str = ""
-    time: datetime | None = None
+    time: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     hostname: str = ""
     paths: list[str] = []
     tags: list[str] | None = None

@@ -308,7 +308,7 @@ class JobFinished(Struct, frozen=True, omit_defaults=True):
     status: JobEnd
     finished_at: Time
     started_at: Time | None = None
-    exit_code: int | None = None
+    exit_code: Annotated[int, Meta(ge=-(2**31), lt=2**31)] | None = None
     snapshot_id: Annotated[str, Meta(max_length=64)] = ""
     files_processed: Count = 0
     bytes_processed: Count = 0

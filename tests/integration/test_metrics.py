@@ -29,7 +29,7 @@ async def scraped(listen):
     return {(it.name, tuple(sorted(it.labels.items()))): it.value for family in families for it in family.samples}
 
 
-async def test_a_server_tells_what_happened_and_how_it_stands(server, api, declare, connect, until, listen):
+async def test_a_server_tells_what_happened_and_how_it_stands(server, api, declare, connect, until, clock, listen):
     schedule_id = await declare("etc")
     await declare("off", enabled=False)
     async with (
@@ -45,7 +45,7 @@ async def test_a_server_tells_what_happened_and_how_it_stands(server, api, decla
         await agent.say("schedule.fire", schedule_id="nothing", scheduled_at=DUE)
         assert (await agent.hears("schedule.refused"))["reason"] == "NotFound"
         await agent.say("job.accepted", job_id=job_id)
-        ended = datetime.now(UTC)
+        ended = clock()
         await agent.say("job.finished", job_id=job_id, status="succeeded", finished_at=ended.isoformat())
         await agent.hears("job.confirmed")
 

@@ -1,5 +1,7 @@
 """Jobs take turns at a repository, over real sockets: limits, those that must be alone, and concurrencyPolicy."""
 
+from datetime import datetime
+
 import httpx
 import pytest
 
@@ -215,6 +217,22 @@ async def test_a_host_may_not_touch_another_hosts_job(api, declare, connect):
         assert await fire(second, schedule_id) != job  # all before it was heard
         assert (await api.get(f"/jobs/{job}")).json()["status"] == "pending"
         assert (await api.get(f"/jobs/{job}/log")).json()["items"] == []
+
+
+@pytest.mark.parametrize("finished", ["9998-12-31T23:59:59Z", "0002-01-01T00:00:00Z"])
+@pytest.mark.parametrize("started", ["9998-12-31T23:59:59Z", "0002-01-01T00:00:00Z", None])
+async def test_an_end_is_of_a_time_between_the_jobs_beginning_and_now(api, declare, connect, finished, started, clock):
+    schedule_id = await declare()
+    async with connect() as agent:
+        await agent.follow()
+        job_id = await fire(agent, schedule_id)
+        await agent.say("job.finished", job_id=job_id, status="succeeded", finished_at=finished, started_at=started)
+        await hears_end_of(agent, job_id)
+    job = (await api.get(f"/jobs/{job_id}")).json()
+    times = [job["created_at"], job["started_at"] or job["created_at"], job["finished_at"], clock().isoformat()]
+    assert sorted(map(datetime.fromisoformat, times)) == list(map(datetime.fromisoformat, times))
+    told = (await api.get("/schedules/ns/etc")).json()
+    assert "9998" not in str(told)
 
 
 async def test_a_cancel_survives_a_broken_link(api, declare, connect, until):
