@@ -47,7 +47,7 @@ async def server(config: Config, metrics_listen: str, stop: asyncio.Event) -> No
     """Run a server until `stop` is set."""
     async with (
         serving(config) as running,
-        metrics.serving(metrics_listen, running.control.metrics.registry, metrics.always_ready),
+        metrics.serving(metrics_listen, running.control.metrics.registry, running.refuses),
     ):
         log.info("ready", extra={"listen": _authority(config.host, running.port), "data": config.data})
         await stop.wait()

@@ -237,6 +237,16 @@ class HostKey(Base, table=True):
     created_at: datetime = Field(sa_type=UtcDateTime)
 
 
+class StoreOwner(Base, table=True):
+    """Whose the store is: one row. `server`: the id of the server that opened it last; `probed_at`: see `Store`."""
+
+    __tablename__ = "store_owner"
+
+    id: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    server: str = Field(max_length=32)
+    probed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
 class Audit(Base, table=True):
     """Who changed what, when."""
 
@@ -255,5 +265,5 @@ class Audit(Base, table=True):
 tables = Base.metadata.tables
 HOSTS, SCHEDULES, REPOSITORIES = tables["hosts"], tables["schedules"], tables["repositories"]
 JOBS, JOB_ATTEMPTS, JOB_LOGS = tables["jobs"], tables["job_attempts"], tables["job_logs"]
-AUDIT, HOST_SCHEDULES = tables["audit_log"], tables["host_schedules"]
+AUDIT, HOST_SCHEDULES, STORE_OWNER = tables["audit_log"], tables["host_schedules"], tables["store_owner"]
 ENROLMENTS, HOST_KEYS = tables["enrolments"], tables["host_keys"]

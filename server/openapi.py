@@ -47,7 +47,10 @@ def document(operations: Sequence["Operation"], bodies: Mapping[str, type[msgspe
     paths: dict[str, Schema] = {}
     for operation in operations:
         paths.setdefault(prefix + operation.path, {})[operation.method.lower()] = _operation(operation)
-    for path, summary in (("/healthz", "Whether the process is alive."), ("/readyz", "Whether the store answers.")):
+    for path, summary in (
+        ("/healthz", "Whether the process is alive."),
+        ("/readyz", "Whether the store can be written."),
+    ):
         paths[path] = {"get": _probe(summary)}
     paths["/openapi.json"] = {"get": _probe("This document.", "application/json")}
     return {

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from listener.accept import Listener, ListenError, bind, connection_limit
-from server import history, kubernetes, rest, tls, tokens, transport
+from server import history, kubernetes, records, rest, tls, tokens, transport
 from server.control import Control
 from server.enrolment import KEY_PREFIX, Enrolment
 from server.gateway import Gateway
@@ -72,12 +72,16 @@ class ServerError(Exception):
 
 
 class Running(Struct, frozen=True):
-    """A server that answers. `port`: the one that was bound. The tokens are empty where a cluster knows callers."""
+    """A server that answers. `port`: the one that was bound. The tokens are empty where a cluster knows callers.
+
+    `refuses`: why nothing can be stored now; empty when it can.
+    """
 
     port: int
     admin_token: str
     agent_token: str
     control: Control
+    refuses: Callable[[], Awaitable[str]]
 
     def __repr__(self) -> str:
         return f"Running(port={self.port})"
@@ -97,7 +101,8 @@ def new_id() -> str:
 async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> AsyncIterator[Running]:
     """Serve while entered; on leaving, requests end, connections close and the store is closed, in bounded time.
 
-    Raises ServerError when the folder or the certificate cannot be used or the address is taken.
+    Raises ServerError when the folder or the certificate cannot be used or the address is taken; StoreError when the
+    store cannot be, or belongs to another server.
     """
     gc.set_threshold(*GC_THRESHOLDS)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -121,10 +126,11 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
                 tidying,
                 gateway.running(),
                 transport.serving(app, Listener(listening, connection_limit(), secure)),
+                _while_ours(store),
             ):
                 admin, agents = (identity.admin, identity.agents) if isinstance(identity, Files) else ("", "")
                 try:
-                    yield Running(listening.getsockname()[1], admin, agents, control)
+                    yield Running(listening.getsockname()[1], admin, agents, control, partial(_refuses, store, clock))
                 finally:
                     control.news.end()
                     control.jobs.close()
@@ -174,6 +180,21 @@ async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+async def _refuses(store: Store, clock: Callable[[], datetime]) -> str:
+    return await store.refuses(records.probe, clock())
+
+
+@asynccontextmanager
+async def _while_ours(store: Store) -> AsyncIterator[None]:
+    """While entered, to lose the store ends what is done. Raises StoreLostError, in a group, when it is lost."""
+    async with asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(store.until_lost())
+        try:
+            yield
+        finally:
+            watching.cancel()
 
 
 @asynccontextmanager

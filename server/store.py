@@ -7,21 +7,26 @@ commit, and an idle store commits a lone call at once: there is no delay to tune
 import asyncio
 import concurrent.futures
 import logging
+import math
 import os
 import sqlite3
 import threading
+import time
+import uuid
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, Self, TypeVar, TypeVarTuple
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar, TypeVarTuple
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from server import migrations
+from server import migrations, ownership
+from server.ownership import FileLock, InUseError, OwnershipError, SessionLock
 from server.problems import Unavailable
 
 log = logging.getLogger(__name__)
@@ -30,6 +35,10 @@ MAX_WAITING = 100_000
 """Calls of `write` that may wait at once; one more is refused."""
 READERS = 4
 """Reads that run at once; others wait their turn."""
+FRESH_S = 2.0
+"""Seconds for which the last commit tells whether the database can be written."""
+PROBE_S = 5.0
+"""Seconds that a commit may take, of which somebody waits to hear whether the database can be written."""
 BUSY_TIMEOUT_MS = 5000
 """How long SQLite waits for a lock that another process holds, such as a copy being made of the database."""
 
@@ -48,6 +57,10 @@ class StoreClosedError(StoreError):
     """The store was closed before this call."""
 
 
+class StoreLostError(StoreError):
+    """The store belongs to another server by now, or its file was removed or replaced."""
+
+
 class _Call(NamedTuple):
     function: BulkFunction[Any, Any]
     item: Any
@@ -63,9 +76,13 @@ class _Outcome(NamedTuple):
 class Store:
     """A database that is open. It belongs to the event loop that awaits it."""
 
-    def __init__(self, writer: Engine, readers: Engine) -> None:
+    def __init__(self, writer: Engine, readers: Engine, lock: FileLock | None = None) -> None:
         self._writer = writer
         self._readers = readers
+        self._lock = lock
+        self._lost: concurrent.futures.Future[NoReturn] = concurrent.futures.Future()
+        self._outcome = (-math.inf, "")  # when a commit was last tried, and why it failed; by time.monotonic
+        self._probing: asyncio.Future[str] | None = None
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._drained: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._reads: set[asyncio.Future[Any]] = set()
@@ -79,7 +96,8 @@ class Store:
     def open(cls, location: str | os.PathLike[str]) -> Self:
         """Open the database at a path (SQLite) or an SQLAlchemy URL, made or migrated as needed. Blocks meanwhile.
 
-        Raises StoreError when the database was written by a newer version, or cannot be opened and written now.
+        Raises StoreError when the database was written by a newer version, cannot be opened and written now, or belongs
+        to another server, for which it waits a little.
         """
         text = os.fspath(location)
         url = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=text)
@@ -87,18 +105,36 @@ class Store:
             if url.database in {None, "", ":memory:"}:
                 raise StoreError("the store needs a file: a database in memory is gone with its connection")
             _make_private(Path(str(url.database)))
+        try:
+            return ownership.waited_for(partial(cls._opened, url))
+        except InUseError as error:
+            raise StoreError(str(error)) from None
+
+    @classmethod
+    def _opened(cls, url: sa.URL) -> Self:
+        """The database at a URL, if no other server has it. Raises InUseError, StoreError."""
+        server = uuid.uuid4().hex
+        session = SessionLock(url.render_as_string(), server)
+        lock = FileLock(Path(str(url.database))) if url.get_backend_name() == "sqlite" else None
         writer, readers = _engine(url, 1, writes=True), _engine(url, READERS, writes=False)
+        if lock is None:
+            sa.event.listen(writer, "connect", session.take)
         try:
             with writer.begin() as conn:
                 migrations.upgrade(conn)
+                ownership.claim(conn, server)
+            session.known = True
+            return cls(writer, readers, lock)
         except migrations.UnknownRevisionError as error:
             raise StoreError(str(error)) from error
         except sa.exc.DBAPIError as error:
             remedy = "it must be reachable and writable, its disk not full, and no other process may lock it"
             raise StoreError(f"{url.render_as_string()}: {str(error.orig).strip()}: {remedy}") from error
         finally:
-            writer.dispose()  # the writer's thread opens its own connection
-        return cls(writer, readers)
+            if not session.known:
+                writer.dispose()
+                if lock is not None:
+                    lock.close()
 
     @property
     def waiting(self) -> int:
@@ -137,6 +173,33 @@ class Store:
         future.add_done_callback(self._reads.discard)
         return await future
 
+    async def refuses(self, probe: BulkFunction[datetime, None], now: datetime) -> str:
+        """Why a write would fail now; empty when it would not. Cheap: the last commit tells, for FRESH_S seconds, and
+        only where there was none is one tried, of `probe`, one for all who ask.
+        """
+        at, why = self._outcome
+        if self._lost.done() or time.monotonic() - at < FRESH_S:
+            return why
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.ensure_future(self._probe(probe, now))
+        return await asyncio.shield(self._probing)
+
+    async def _probe(self, probe: BulkFunction[datetime, None], now: datetime) -> str:
+        try:
+            async with asyncio.timeout(PROBE_S):
+                await self.write(probe, now)
+        except TimeoutError:
+            return f"the database did not answer within {PROBE_S:.0f} s"
+        except (Unavailable, StoreClosedError) as error:
+            return self._outcome[1] or str(error)
+        return ""
+
+    async def until_lost(self) -> NoReturn:
+        """Wait until the store is not ours any more, and raise StoreLostError, which says why. From then on nothing is
+        written."""
+        await asyncio.shield(asyncio.wrap_future(self._lost))
+        raise StoreLostError
+
     async def close(self, timeout_s: float = 30) -> None:
         """Take no more calls, commit those that wait, close the database. Safe to call again.
 
@@ -152,6 +215,9 @@ class Store:
         self._pool.shutdown(wait=False)
         self._readers.dispose()
         self._writer.dispose()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _read(self, function: Callable[[Connection, *Args], Result], *args: *Args) -> Result:
         with self._readers.begin() as conn:
@@ -161,9 +227,30 @@ class Store:
         try:
             with self._writer.connect() as conn:
                 while calls := self._gathered():
-                    _resolve_soon(_commit(conn, calls))
+                    _resolve_soon(self._committed(conn, calls))
         finally:
             self._drained.set_result(None)
+
+    def _committed(self, conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
+        """Commit calls, if the store is still ours, and note how that went."""
+        try:
+            if self._lost.done():
+                self._lost.result()
+            if self._lock is not None:
+                self._lock.check()
+            outcomes, why = _commit(conn, calls), ""
+        except (OwnershipError, StoreLostError) as error:
+            if not self._lost.done():
+                log.critical("the store is lost: nothing is written any more", extra={"reason": error})
+                self._lost.set_exception(StoreLostError(str(error)))
+            why = str(error)
+            outcomes = [_Outcome(call.future, None, Unavailable(why)) for call in calls]
+        except sa.exc.DBAPIError as error:  # locked, full, gone: no call's fault, and no call would fare better
+            log.exception("the database refuses writes", extra={"calls": len(calls)})
+            why = f"the database cannot be written now: {str(error.orig).strip()}"
+            outcomes = [_Outcome(call.future, None, _unavailable(error)) for call in calls]
+        self._outcome = (time.monotonic(), why)
+        return outcomes
 
     def _gathered(self) -> list[_Call]:
         """All calls that wait, at least one; none once the store is closed and all are taken."""
@@ -181,18 +268,26 @@ class Store:
 
 
 def _commit(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
-    """Run calls in one transaction; if that fails, and not by the database's own trouble, each in its own."""
+    """Run calls in one transaction; if that fails, and not by the database's own trouble, each in its own.
+
+    Raises OwnershipError, and DBAPIError for trouble that is the database's.
+    """
     try:
         with conn.begin():
             return _run(conn, calls)
-    except sa.exc.OperationalError as error:  # locked, full, gone: no call's fault, and no call would fare better
-        log.exception("the database refuses writes", extra={"calls": len(calls)})
-        return [_Outcome(call.future, None, _unavailable(error)) for call in calls]
     except Exception as error:
+        if isinstance(error, OwnershipError) or _is_trouble(error):
+            raise
         if len(calls) == 1:
             return [_Outcome(calls[0].future, None, error)]
         log.warning("a batch of writes failed: each runs again alone", exc_info=True, extra={"calls": len(calls)})
         return [outcome for call in calls for outcome in _commit(conn, [call])]
+
+
+def _is_trouble(error: Exception) -> bool:
+    """Whether an error is the database's own trouble, and not about what it was asked to do."""
+    asked = (sa.exc.IntegrityError, sa.exc.DataError, sa.exc.ProgrammingError, sa.exc.NotSupportedError)
+    return isinstance(error, sa.exc.DBAPIError) and not isinstance(error, asked)
 
 
 def _unavailable(error: Exception) -> Unavailable:

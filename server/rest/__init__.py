@@ -5,9 +5,9 @@ how a refusal is told. What a caller may do is asked before each operation. The 
 routed and what /openapi.json describes.
 """
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.applications import Starlette
@@ -33,8 +33,6 @@ from server.store import Store
 PREFIX = "/api/v1"
 PACKED = 1024
 """Bytes of an answer from which it is compressed for those who take gzip."""
-READY_S = 5
-"""Seconds within which the store must answer for the server to be ready."""
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -122,11 +120,8 @@ async def _alive(request: Request) -> Response:
 
 def _ready(store: Store) -> Callable[[Request], Awaitable[Response]]:
     async def ready(request: Request) -> Response:
-        try:
-            async with asyncio.timeout(READY_S):
-                await store.write(records.ping, None)
-        except TimeoutError:
-            raise Unavailable(f"the database did not answer within {READY_S} s") from None
+        if why := await store.refuses(records.probe, datetime.now(UTC)):
+            raise Unavailable(why)
         return PlainTextResponse("ok\n")
 
     return ready

@@ -52,11 +52,9 @@ async def api(server):
 
 
 @pytest.fixture
-async def store(server, tmp_path):
-    """The database, by a connection of our own."""
-    opened = Store.open(tmp_path / "lamplighter.db")
-    yield opened
-    await opened.close()
+def store(server):
+    """The server's own, which no other may open."""
+    return server.control._store
 
 
 def manifest(kind, name, spec, namespace="ns", **others):

@@ -41,7 +41,7 @@ class World:
     async def settled(self):
         """What was begun is stored, and what follows from it too."""
         for _ in range(5):
-            await self.store.write(records.ping, None)
+            await self.store.write(records.probe, self.now)
 
     async def passes(self, **time):
         self.now += timedelta(**time)

@@ -217,7 +217,7 @@ async def test_why_a_run_failed_is_told_with_the_hosts_name(api, declare, connec
     assert run["failures"] == [failure]
 
 
-async def test_a_run_that_goes_on_beyond_its_limit_is_told_also_after_a_restart(tmp_path, clock, connect, api, declare):
+async def test_a_run_that_goes_on_beyond_its_limit_is_told_also_after_a_restart(server, clock, connect, api, declare):
     """Its agent should have stopped it, and hangs."""
     schedule_id = await declare("etc", timeoutSeconds=3600)
     async with connect() as agent:
@@ -236,13 +236,12 @@ async def test_a_run_that_goes_on_beyond_its_limit_is_told_also_after_a_restart(
     message = "a run goes on beyond its timeoutSeconds on 1 of 1 hosts, whose agent may hang: node-1"
     assert told["problems"] == [{"reason": "RunsHang", "message": message}]
     assert (await api.get(f"/jobs/{job_id}")).json()["problem"].startswith("runs for longer than its limit of 1h")
-    store = Store.open(tmp_path / "lamplighter.db")
+    store = server.control._store
     again = Control(store, Vault([Vault.new_key()]), clock, lambda: "")
     await again.load()
     families = {it.name: it.samples[0].value for it in Standing(again, store).collect() if len(it.samples) == 1}
     assert families["lamplighter_jobs_hanging"] == 1
     again.jobs.close()
-    await store.close()
 
 
 async def test_a_repository_that_nobody_verified_in_time_is_told(api, clock, server):

@@ -91,7 +91,8 @@ def count(conn, table):
 async def test_files_are_for_this_user_only(sqlite_db, tmp_path):
     await sqlite_db.write(records.upsert_hosts, host("node-1"))
     modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "data").iterdir()}
-    assert modes == dict.fromkeys(("lamplighter.db", "lamplighter.db-wal", "lamplighter.db-shm"), 0o600)
+    its = ("lamplighter.db", "lamplighter.db-wal", "lamplighter.db-shm", "lamplighter.db.lock")
+    assert modes == dict.fromkeys(its, 0o600)
     assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
 
 

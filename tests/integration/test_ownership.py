@@ -1,0 +1,244 @@
+"""A store belongs to one server: a second one refuses to start, and /readyz says what a write would get."""
+
+import asyncio
+import os
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from server import ownership, records
+from server import store as stores
+from server.problems import Unavailable
+from server.service import Config, serving
+from server.store import Store, StoreError, StoreLostError
+from tests.integration.conftest import PATIENCE_S
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2026, 3, 5, 12, tzinfo=UTC)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def location(request, tmp_path):
+    """Where a store is."""
+    return tmp_path / "lamplighter.db" if request.param == "sqlite" else request.getfixturevalue("postgresql")
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(ownership, "WAIT_S", 0.0)
+
+
+async def test_a_second_server_is_told_who_has_the_store(location, impatient):
+    first = await asyncio.to_thread(Store.open, location)
+    with pytest.raises(StoreError, match=rf"in use by another server \(lamplighter on .*process {os.getpid()}"):
+        await asyncio.to_thread(Store.open, location)
+    await first.close()
+    second = await asyncio.to_thread(Store.open, location)
+    await second.close()
+
+
+async def test_a_server_waits_a_little_for_the_one_before_it(location):
+    first = await asyncio.to_thread(Store.open, location)
+    second = asyncio.ensure_future(asyncio.to_thread(Store.open, location))
+    await asyncio.sleep(0.3)
+    assert not second.done()
+    await first.close()
+    await (await second).close()
+
+
+async def test_a_link_to_the_database_does_not_get_around_the_lock(tmp_path, impatient):
+    first = await asyncio.to_thread(Store.open, tmp_path / "lamplighter.db")
+    (tmp_path / "other.db").symlink_to(tmp_path / "lamplighter.db")
+    with pytest.raises(StoreError, match="in use by another server"):
+        await asyncio.to_thread(Store.open, tmp_path / "other.db")
+    await first.close()
+
+
+async def test_a_lock_dies_with_its_process(location, impatient):
+    code = f"from server.store import Store; Store.open({str(location)!r}); print(flush=True); input()"
+    holder = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert await holder.stdout.readline()
+    with pytest.raises(StoreError, match="in use by another server"):
+        await asyncio.to_thread(Store.open, location)
+    holder.send_signal(signal.SIGKILL)
+    await holder.wait()
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                store = await asyncio.to_thread(Store.open, location)
+            except StoreError:
+                await asyncio.sleep(0.05)
+            else:
+                break
+    await store.close()
+
+
+@pytest.mark.parametrize("command", [["server"], ["up", "declared"]], ids=["server", "up"])
+def test_the_command_says_in_one_line_that_the_folder_is_in_use(tmp_path, command):
+    for folder in ("declared", "data"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data" / "lamplighter.db").touch()
+    held = ownership.FileLock(tmp_path / "data" / "lamplighter.db")
+    lamplighter = [Path(sys.executable).parent / "lamplighter", *command, "--data-dir", "data"]
+    lamplighter += ["--listen", "127.0.0.1:0"]
+    refused = subprocess.run(lamplighter, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    held.close()
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+    assert "data/lamplighter.db is in use by another server" in refused.stderr.splitlines()[-1]
+
+
+# A store that is lost.
+
+
+async def test_a_database_that_is_replaced_under_a_server_ends_it(tmp_path):
+    """Such as by a copy that is put back: what is written to the file of before is nobody's."""
+
+    async def serve():
+        async with serving(Config(tmp_path, port=0)) as server:
+            shutil.copy(tmp_path / "lamplighter.db", tmp_path / "copy.db")
+            (tmp_path / "copy.db").rename(tmp_path / "lamplighter.db")
+            assert "was removed or replaced while the server ran" in await refused(server)
+            await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await serve()
+    assert ended.group_contains(StoreLostError)
+
+
+async def refused(server):
+    """Why the server can store nothing, once it says so."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not (why := await server.refuses()):
+            await asyncio.sleep(0.05)
+    return why
+
+
+@pytest.fixture
+async def cut(postgresql, monkeypatch):
+    """Cuts the session that holds the lock of an open store."""
+    monkeypatch.setattr(stores, "FRESH_S", 0.0)
+    admin = sa.create_engine(postgresql, isolation_level="AUTOCOMMIT")
+
+    def cut():
+        with admin.connect() as conn:
+            holding = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = :key"
+            assert conn.execute(sa.text(holding), {"key": ownership.KEY}).scalars().all() == [True]
+
+    yield cut
+    admin.dispose()
+
+
+async def test_a_session_that_was_cut_takes_the_lock_again(postgresql, cut, impatient):
+    store = await asyncio.to_thread(Store.open, postgresql)
+    await asyncio.to_thread(cut)
+    async with asyncio.timeout(PATIENCE_S):
+        while await store.refuses(records.probe, NOW):
+            await asyncio.sleep(0.05)
+    with pytest.raises(StoreError, match="in use by another server"):
+        await asyncio.to_thread(Store.open, postgresql)
+    await store.close()
+
+
+@pytest.mark.parametrize("still", [True, False], ids=["still there", "gone again"])
+async def test_a_server_writes_nothing_any_more_once_another_had_the_store(postgresql, cut, impatient, still):
+    first = await asyncio.to_thread(Store.open, postgresql)
+    await asyncio.to_thread(cut)
+    second = await asyncio.to_thread(Store.open, postgresql)
+    if not still:
+        await second.close()
+    async with asyncio.timeout(PATIENCE_S):
+        while "another server" not in await first.refuses(records.probe, NOW):
+            await asyncio.sleep(0.05)
+    with pytest.raises(StoreLostError, match="another server"):
+        await first.until_lost()
+    with pytest.raises(Unavailable, match="another server"):
+        await first.write(records.probe, NOW)
+    await first.close()
+    if still:
+        await second.write(records.probe, NOW)
+        await second.close()
+
+
+# What a write would get.
+
+
+@pytest.fixture
+async def ready(server, monkeypatch):
+    """What /readyz answers, without its cache."""
+    monkeypatch.setattr(stores, "FRESH_S", 0.0)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=PATIENCE_S) as client:
+
+        async def ready():
+            answer = await client.get("/readyz")
+            return answer.status_code, answer.text
+
+        yield ready
+
+
+async def test_a_server_is_not_ready_while_its_disk_takes_nothing(ready):
+    assert await ready() == (200, "ok\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        status, told = await ready()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (status, "the database cannot be written now" in told) == (503, True)
+    assert await ready() == (200, "ok\n")
+
+
+async def test_a_server_is_not_ready_while_another_process_locks_its_database(ready, tmp_path, monkeypatch):
+    other = sqlite3.connect(tmp_path / "lamplighter.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(stores, "PROBE_S", 0.5)
+    status, told = await ready()
+    other.execute("ROLLBACK")
+    other.close()
+    assert (status, "did not answer within" in told) == (503, True)
+    async with asyncio.timeout(PATIENCE_S):
+        while await ready() != (200, "ok\n"):
+            await asyncio.sleep(0.05)
+
+
+async def test_a_postgresql_that_only_reads_is_told(postgresql, monkeypatch):
+    monkeypatch.setattr(stores, "FRESH_S", 0.0)
+    store = await asyncio.to_thread(Store.open, postgresql)
+    admin = sa.create_engine(postgresql, isolation_level="AUTOCOMMIT")
+    with admin.connect() as conn:
+        name = conn.execute(sa.text("SELECT current_database()")).scalar()
+        conn.execute(sa.text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+        conn.execute(sa.text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"))
+    async with asyncio.timeout(PATIENCE_S):
+        while "read-only" not in await store.refuses(records.probe, NOW):
+            await asyncio.sleep(0.05)
+    with pytest.raises(Unavailable):
+        await store.write(records.probe, NOW)
+    admin.dispose()
+    await store.close()
+
+
+async def test_many_who_ask_cost_one_write(tmp_path):
+    store = Store.open(tmp_path / "lamplighter.db")
+    written = []
+
+    def probe(conn, items):
+        written.extend(items)
+        return records.probe(conn, items)
+
+    assert await asyncio.gather(*(store.refuses(probe, NOW) for _ in range(100))) == [""] * 100
+    assert await store.refuses(probe, NOW) == ""
+    assert written == [NOW]
+    await store.close()
