@@ -9,7 +9,7 @@ import asyncio
 import base64
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from controller.mirror import ONCE, WATCHED, Mirror, credentials_of, is_active, 
 from controller.reconcile import PLURALS, Declared, Key, Outcome, Put, Reconciler, Resource, repository_urls
 from controller.status import (
     NotFoundError,
+    Status,
+    Told,
     host_status,
     reason,
     repository_status,
@@ -63,6 +65,13 @@ class Times(NamedTuple):
 TIMES = Times()
 
 
+class Version(NamedTuple):
+    """Which object, and which generation of it."""
+
+    uid: str
+    generation: int
+
+
 class Cluster:
     """Brings one cluster's resources to one server, and statuses back. Feed it with `see`; `run` it.
 
@@ -87,6 +96,7 @@ class Cluster:
         self._namespaces = sorted({*namespaces, host_namespace}) if namespaces else [None]
         self._reconciler = Reconciler(client, OWNER)
         self._errors: dict[Key, ControllerError] = {}
+        self._answered: dict[Key, Version] = {}  # what the server has last answered
         self._resources: dict[Key, Object] = {}  # as the server has them
         self._hosts: dict[str, Object] = {}
         self._once: dict[str, Object] = {}
@@ -208,13 +218,13 @@ class Cluster:
             self._mirror.begin()
             self._mirror.replace([body async for body in self._all_objects()])
             self._hosts = {item["name"]: item async for item in self._client.resources("hosts")}
-            declared = await self._declare(key for key in self._mirror.objects if key.kind in PLURALS)
+            declared, versions = await self._declare(key for key in self._mirror.objects if key.kind in PLURALS)
             outcomes = await self._reconciler.reconcile(declared)
         except ControllerError as error:
             log.warning("not compared, trying again", extra={"reason": str(error)})
             self._tell_new(error)
             return False
-        self._take(declared, outcomes, ())
+        self._take(declared, outcomes, (), versions)
         uids = {self._mirror.objects[key]["metadata"]["uid"] for key in self._mirror.active()}
         self._once = {uid: run for uid, run in self._once.items() if uid in uids}
         names = {*self._hosts, *(key.name for key, _ in self._mirror.of("Node"))}
@@ -230,7 +240,8 @@ class Cluster:
     def _tell_new(self, error: ControllerError) -> None:
         """Say of what the server has yet to take why it has not."""
         for key, body in list(self._mirror.objects.items()):
-            if key.kind in PLURALS and (body.get("status") or {}).get("observedGeneration") != _generation(body):
+            is_new = (body.get("status") or {}).get("observedGeneration") != _version(body).generation
+            if key.kind in PLURALS and is_new:
                 self._errors[key] = error
                 self._tell(key)
 
@@ -249,15 +260,19 @@ class Cluster:
         await _each((key for key in keys if key.kind == "Host"), self._keep_node_host)
         await _each((key for key in keys if key.kind == "Host"), self._bring_host)
         resources = {key for key in keys if key.kind in PLURALS}
-        declared = await self._declare(resources)
-        self._take(declared, await self._reconciler.touch(declared, resources), resources)
+        declared, versions = await self._declare(resources)
+        self._take(declared, await self._reconciler.touch(declared, resources), resources, versions)
         await _each((key for key in keys if key.kind in ONCE), self._bring_once)
         for key in keys:
             self._tell(key)
 
-    async def _declare(self, keys: Iterable[Key]) -> Declared:
-        """What is declared of these resources; one whose Secrets are missing is left as it is at the server."""
+    async def _declare(self, keys: Iterable[Key]) -> tuple[Declared, Mapping[Key, Version]]:
+        """What is declared of these resources, and in which versions.
+
+        One whose Secrets are missing is left as it is at the server.
+        """
         resources: dict[Key, Resource] = {}
+        versions: dict[Key, Version] = {}
         held: list[Key] = []
 
         async def declare(key: Key) -> None:
@@ -270,10 +285,10 @@ class Cluster:
                 self._settle(key, error)
                 held.append(key)
             else:
-                resources[key] = resource_of(body, credentials)
+                resources[key], versions[key] = resource_of(body, credentials), _version(body)
 
         await _each(keys, declare)
-        return Declared(resources, held)
+        return Declared(resources, held), versions
 
     async def _credentials(self, key: Key, body: Object) -> dict[str, Any] | None:
         secrets: dict[str, dict[str, str]] = {}
@@ -291,17 +306,23 @@ class Cluster:
                     urls[name] = bound
         return credentials_of(body, secrets, urls)
 
-    def _take(self, declared: Declared, outcomes: Collection[Outcome], keys: Collection[Key]) -> None:
+    def _take(
+        self,
+        declared: Declared,
+        outcomes: Collection[Outcome],
+        keys: Collection[Key],
+        versions: Mapping[Key, Version],
+    ) -> None:
         """Remember what came of changes, and what has to be tried again; where nothing had to be done, all is well."""
         rest = {*keys, *declared.resources} - {outcome.change.key for outcome in outcomes} - set(declared.held)
         if any(isinstance(outcome.error, Unreachable) for outcome in outcomes):
             self._again |= rest
         else:
             for key in rest:
-                self._settle(key, None)
+                self._settle(key, None, versions.get(key))
         for outcome in outcomes:
             key = outcome.change.key
-            self._settle(key, outcome.error)
+            self._settle(key, outcome.error, versions.get(key))
             if outcome.answer is not None:
                 self._resources[key] = outcome.answer
             elif outcome.error is None:
@@ -314,7 +335,7 @@ class Cluster:
         """Have a Host for a node, with its labels, and none for a node that is gone."""
         wanted = self._mirror.node_host(key.name) if key.namespace == self._mirror.host_namespace else None
         host = self._mirror.objects.get(key)
-        await self._trying(key, self._put_node_host(key, host, wanted))
+        await self._trying(key, self._put_node_host(key, host, wanted), None)
 
     async def _put_node_host(self, key: Key, host: Object | None, wanted: Object | None) -> None:
         if wanted is None:
@@ -332,13 +353,13 @@ class Cluster:
 
     async def _bring_host(self, key: Key) -> None:
         if key.namespace == self._mirror.host_namespace:
-            await self._trying(key, self._put_host(key))
+            body = self._mirror.objects.get(key)
+            await self._trying(key, self._put_host(key, body), body)
         else:
             there = f"Hosts count in namespace {self._mirror.host_namespace} only: create it there"
             self._settle(key, NotFoundError("WrongNamespace", there))
 
-    async def _put_host(self, key: Key) -> None:
-        body = self._mirror.objects.get(key)
+    async def _put_host(self, key: Key, body: Object | None) -> None:
         if body is None:
             await self._client.delete_host(key.name)
             self._hosts.pop(key.name, None)
@@ -351,7 +372,7 @@ class Cluster:
     async def _bring_once(self, key: Key) -> None:
         body = self._mirror.objects.get(key)
         if body is not None and is_active(body):
-            await self._trying(key, self._do_once(key, body))
+            await self._trying(key, self._do_once(key, body), body)
 
     async def _do_once(self, key: Key, body: Object) -> None:
         """Ask for it, which the server knows by its uid and so does once, and how far it is."""
@@ -398,44 +419,51 @@ class Cluster:
         if body is None:
             self.writer.forget(key)
             self._listed.discard(key)
+            self._answered.pop(key, None)
             if key not in self._again:
                 self._errors.pop(key, None)
             return
         if key in self._unsaid:
             return
-        old, generation, now = body.get("status") or {}, _generation(body), self._clock()
-        error = self._errors.get(key)
-        match key.kind:
-            case "Schedule" | "Repository":
-                seen = self._resources.get(key)
-                if seen is None and error is None:
-                    return  # it is there: the next look tells
-                said = schedule_status if key.kind == "Schedule" else repository_status
-                status = said(old, generation, error, seen, now)
-            case "Host":
-                status = host_status(old, generation, error, self._hosts.get(key.name), now)
-            case "Run" | "Restore":
-                if not is_active(body):
-                    return
-                told = run_status if key.kind == "Run" else restore_status
-                status = told(old, generation, error, self._once.get(body["metadata"]["uid"]), now)
-            case _:
-                return
-        self.writer.want(key, body, status)
+        if (status := self._status(key, body)) is not None:
+            self.writer.want(key, body, status)
+
+    def _status(self, key: Key, body: Object) -> Status | None:
+        """What an object's status should be, None where there is nothing to say yet, or any more."""
+        old, error, now = body.get("status") or {}, self._errors.get(key), self._clock()
+        uid, answered = _version(body).uid, self._answered.get(key)
+        generation = answered.generation if answered is not None and answered.uid == uid else None
+        if key.kind in PLURALS:
+            seen = self._resources.get(key)
+            if error is None and (seen is None or generation is None):
+                return None  # the server has yet to answer, or to be looked at
+            made = schedule_status if key.kind == "Schedule" else repository_status
+            return made(old, Told(generation, error, seen), now)
+        if key.kind == "Host":
+            return host_status(old, Told(generation, error, self._hosts.get(key.name)), now)
+        if key.kind in ONCE and is_active(body):
+            once = run_status if key.kind == "Run" else restore_status
+            return once(old, Told(generation, error, self._once.get(uid)), now)
+        return None
 
     # What fails.
 
-    async def _trying(self, key: Key, work: Awaitable[None]) -> None:
-        """Do something for a key, and remember why it could not be done."""
+    async def _trying(self, key: Key, work: Awaitable[None], body: Object | None) -> None:
+        """Do something for a key, and remember why it could not be done. `body`: the object that it brings, if any."""
         error: ControllerError | None = None
         try:
             await work
         except ControllerError as caught:
             error = caught
-        self._settle(key, error)
+        self._settle(key, error, None if body is None else _version(body))
 
-    def _settle(self, key: Key, error: ControllerError | None) -> None:
-        """Remember how it went with a key. What may go better without a change here is tried again."""
+    def _settle(self, key: Key, error: ControllerError | None, brought: Version | None = None) -> None:
+        """Remember how it went with a key. What may go better without a change here is tried again.
+
+        `brought`: what was brought to the server, which has answered unless the error says otherwise.
+        """
+        if brought is not None and (error is None or isinstance(error, Refused)):
+            self._answered[key] = brought
         if error is None:
             self._errors.pop(key, None)
             self._unsaid.discard(key)
@@ -468,9 +496,9 @@ async def _each(keys: Iterable[Key], work: Callable[[Key], Awaitable[None]]) -> 
             tasks.create_task(worker())
 
 
-def _generation(body: Object) -> int:
-    generation: int = body["metadata"].get("generation", 1)
-    return generation
+def _version(body: Object) -> Version:
+    metadata = body["metadata"]
+    return Version(metadata["uid"], metadata.get("generation", 1))
 
 
 def _passes(error: ControllerError) -> bool:

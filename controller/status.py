@@ -5,7 +5,7 @@ programs, a message for people, and the time at which its status last became ano
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from controller.client import ControllerError, Refused, Unreachable
@@ -13,9 +13,17 @@ from controller.client import ControllerError, Refused, Unreachable
 Status = dict[str, Any]
 Condition = dict[str, Any]
 
-_NO_HOST = "no Host has the labels that hostSelector selects"
-_COUNTS = ("hosts", "hostsInSync", "hostsFailed")
-_TIMES = ("lastScheduleTime", "nextScheduleTime")
+_FACTS = ("hosts", "hostsInSync", "hostsFailed", "hostsOverdue", "lastScheduleTime", "nextScheduleTime")
+_NOWHERE = ("NotGranted", "HostsNotGranted", "NoHosts")
+"""The reasons for which a Schedule may run nowhere."""
+_ENDS = {"failed": "Failed", "timed_out": "TimedOut", "cancelled": "Cancelled", "interrupted": "Interrupted"}
+"""Reasons of a job that did not go well and has no other, by its status."""
+_NOTHING_OPENS_IT = (
+    "no password opens it: put one into a Secret, and name that in passwordSecretRef; envSecretRef is for what the "
+    "storage asks for, such as AWS_ACCESS_KEY_ID"
+)
+MAX_MESSAGE = 2048
+"""Characters of a condition's message: its Event and those who watch get all of it each time that it changes."""
 _REASONS = {401: "Unauthorized", 403: "NotGranted", 404: "ScheduleNotFound", 409: "Conflict"}
 _MISSING = {"spec.repositoryRef.name": "RepositoryNotFound", "spec.host": "HostNotFound"}
 _PHASES = ("pending", "running", "succeeded", "failed")
@@ -29,6 +37,10 @@ _JOB_FACTS = {
     "startTime": "accepted_at",
     "completionTime": "finished_at",
 }
+
+
+_BAD = {"Ready": "False", "Degraded": "True", "Granted": "False", "Failed": "True"}
+"""The statuses of conditions that a person should notice."""
 
 
 class NotFoundError(ControllerError):
@@ -47,109 +59,143 @@ class Notice(NamedTuple):
     message: str
 
 
-def schedule_status(
-    old: Status, generation: int, error: ControllerError | None, seen: Mapping[str, Any] | None, now: datetime
-) -> Status:
-    """The status of a Schedule. `error`: why its declaration is not in force; `seen`: the resource at the server."""
-    ready = _ready(error, "the server holds it as declared")
-    if seen is None and isinstance(error, Unreachable):  # what was last known is still the best that is
-        kept = [it for it in old.get("conditions", ()) if it["type"] != "Ready"]
-        status = _status(old, generation, _facts(old), [ready], now)
-        return {**status, "conditions": [*status["conditions"], *kept]}
-    told = seen["status"] if seen is not None else {}
-    status, conditions = _facts(told), [ready]
-    if "hosts" in told:
-        conditions += [_in_sync(told), _degraded(told)]
-        if kept_out := told.get("hostsNotGranted"):
-            message = f"hosts that it selects and its namespace is not granted: {kept_out}; ask the cluster's operator"
-            conditions.append(_condition("Granted", "False", "HostsNotGranted", message))
-    return _status(old, generation, status, conditions, now)
+class Told(NamedTuple):
+    """What there is to say of an object. `generation`: the last one that the server has answered, None before that.
+
+    `error`: why what is declared now is not in force; `seen`: what the server says of it, None where it has nothing.
+    """
+
+    generation: int | None
+    error: ControllerError | None
+    seen: Mapping[str, Any] | None
 
 
-def _facts(told: Mapping[str, Any]) -> Status:
-    return {name: told[name] for name in (*_COUNTS, *_TIMES) if told.get(name) is not None}
+def schedule_status(old: Status, told: Told, now: datetime) -> Status:
+    """The status of a Schedule."""
+    if told.seen is None and isinstance(told.error, Unreachable):  # what was last known is still the best that is
+        return _with_ready(old, told, now)
+    if told.seen is None:
+        return _status(old, told.generation, {}, [_ready(told.error, "")], now)
+    said = told.seen["status"]
+    problems = said["problems"]
+    ready = _ready(told.error, "the server holds it as declared")
+    nowhere = next((it for it in problems if it["reason"] in _NOWHERE and said["hosts"] == 0), None)
+    if told.error is None and nowhere is not None:
+        ready = _condition("Ready", "False", nowhere["reason"], nowhere["message"])
+    worse = [it for it in problems if _degrades(it, said)]
+    conditions = [ready, _in_sync(said, told.error), _degraded(worse, *_going_well(said))]
+    conditions += [
+        _condition("Granted", "False", it["reason"], it["message"]) for it in problems if "NotGranted" in it["reason"]
+    ]
+    return _status(old, told.generation, _only(said, _FACTS), conditions, now)
 
 
-def repository_status(
-    old: Status, generation: int, error: ControllerError | None, seen: Mapping[str, Any] | None, now: datetime
-) -> Status:
-    """The status of a Repository. `error`: why its declaration is not in force; `seen`: the resource at the server."""
-    told = seen["status"] if seen is not None else {}
-    facts = {name: told[name] for name in ("problem", "lastVerified") if told.get(name) is not None}
-    conditions = [_ready(error, "the server holds it, and what opens it")]
-    if seen is not None:
-        conditions.append(_unwell(seen, now))
-    return _status(old, generation, facts, conditions, now)
+def _degrades(problem: Mapping[str, str], said: Mapping[str, Any]) -> bool:
+    """Whether a problem is one of how it goes: a selector may well select more hosts than a namespace is granted."""
+    return problem["reason"] != "HostsNotGranted" or said["hosts"] == 0
 
 
-def host_status(
-    old: Status, generation: int, error: ControllerError | None, seen: Mapping[str, Any] | None, now: datetime
-) -> Status:
-    """The status of a Host. `seen`: the host at the server."""
-    if error is not None or seen is None:
-        waiting = error or NotFoundError("Unknown", "the server does not know it yet")
-        return _status(old, generation, {}, [_ready(waiting, "")], now)
-    connected, in_sync = seen["connected"], seen["in_sync"]
+def _going_well(said: Mapping[str, Any]) -> tuple[str, str]:
+    """Why a Schedule is not degraded: what is not known yet is not called a success."""
+    if unproven := said["hostsWithoutSuccess"]:
+        return "NotOverdue", f"{unproven} of {said['hosts']} hosts have had no success yet, and are not overdue"
+    return "RunsSucceed", "the last run of each host went well"
+
+
+def repository_status(old: Status, told: Told, now: datetime) -> Status:
+    """The status of a Repository."""
+    if told.seen is None and isinstance(told.error, Unreachable):
+        return _with_ready(old, told, now)
+    said = told.seen["status"] if told.seen is not None else {}
+    ready = _ready(told.error, "the server holds it, and the password that opens it")
+    if told.error is None and told.seen is not None and not told.seen["spec"].get("passwordSecretRef"):
+        ready = _condition("Ready", "False", "NoPassword", _NOTHING_OPENS_IT)
+    conditions = [ready]
+    if told.seen is not None:
+        conditions.append(_degraded(said["problems"], "Usable", "no job's last attempt found it unusable"))
+    return _status(old, told.generation, _only(said, ("problem", "lastVerified")), conditions, now)
+
+
+def host_status(old: Status, told: Told, now: datetime) -> Status:
+    """The status of a Host."""
+    seen = told.seen
+    if told.error is not None or seen is None:
+        if isinstance(told.error, Unreachable):
+            return _with_ready(old, told, now)
+        waiting = told.error or NotFoundError("Unknown", "the server does not know it yet")
+        return _status(old, told.generation, {}, [_ready(waiting, "")], now)
     status = {
-        "connected": connected,
+        "connected": seen["connected"],
         "desiredVersion": seen["desired_version"],
         "appliedVersion": seen["applied_version"],
-        "inSync": in_sync,
+        "inSync": seen["in_sync"],
         "agentVersion": seen["agent_version"],
         "lastSeen": seen["last_seen"],
     }
     facts = {name: value for name, value in status.items() if value not in (None, "")}
-    if connected:
+    if seen["connected"]:
         ready = _condition("Ready", "True", "Connected", "its agent is connected")
     else:
         since = f"since {seen['last_seen']}" if seen["last_seen"] else "and never was"
         ready = _condition("Ready", "False", "Disconnected", f"its agent is not connected {since}")
+    left_out = [it for it in seen["problems"] if it["reason"] == "EntriesLeftOut"]
+    others = [it for it in seen["problems"] if it["reason"] != "EntriesLeftOut"]
+    conditions = [ready, _host_in_sync(seen, left_out), _degraded(others, "AgentWell", "its agent has no problem")]
+    made = _status(old, told.generation, facts, conditions, now)
+    unchanged = {**made, "lastSeen": old.get("lastSeen")} == old  # a sign of life alone is not worth a write
+    return old if unchanged else made
+
+
+def _host_in_sync(seen: Mapping[str, Any], left_out: Sequence[Mapping[str, str]]) -> Condition:
+    if left_out:
+        return _condition("InSync", "False", left_out[0]["reason"], left_out[0]["message"])
     versions = f"holds version {seen['applied_version']} of {seen['desired_version']}"
-    synced = _condition("InSync", _truth(in_sync), "Proved" if in_sync else "Behind", versions)
-    status = _status(old, generation, facts, [ready, synced], now)
-    unchanged = {**status, "lastSeen": old.get("lastSeen")} == old  # a sign of life alone is not worth a write
-    return old if unchanged else status
+    return _condition("InSync", _truth(seen["in_sync"]), "Proved" if seen["in_sync"] else "Behind", versions)
 
 
-def run_status(
-    old: Status, generation: int, error: ControllerError | None, seen: Mapping[str, Any] | None, now: datetime
-) -> Status:
-    """The status of a Run. `seen`: how far the server says that it is."""
-    ready = _ready(error, "the server took it")
+def run_status(old: Status, told: Told, now: datetime) -> Status:
+    """The status of a Run."""
+    ready, seen = _ready(told.error, "the server took it"), told.seen
     if seen is None:
-        return _status(old, generation, {"phase": "Pending"}, [ready], now)
-    counts = {name: seen[name] for name in ("hosts", *_PHASES)}
-    over = counts["pending"] + counts["running"] == 0
-    failed = f"{counts['failed']} of {counts['hosts']} hosts failed"
-    if over:
-        phase = "Failed" if counts["failed"] else "Succeeded"
-        message = (
-            failed if counts["failed"] else f"all {counts['hosts']} hosts succeeded" if counts["hosts"] else _NO_HOST
-        )
-    else:
-        phase = "Running" if counts["running"] or counts["succeeded"] or counts["failed"] else "Pending"
-        message = f"{counts['pending'] + counts['running']} of {counts['hosts']} hosts have not ended"
-    times = {name: seen[name] for name in ("startTime", "completionTime") if seen.get(name)}
-    complete = _condition("Complete", _truth(over), phase, message)
-    return _status(old, generation, {"phase": phase, **counts, **times}, [ready, complete], now)
+        return _status(old, told.generation, {"phase": "Pending"}, [ready], now)
+    message = seen["message"]
+    if failures := "; ".join(_failure(it) for it in seen["failures"]):
+        message += f": {failures}"
+        message += f"; and {more} more" if (more := seen["failed"] - len(seen["failures"])) > 0 else ""
+    facts = _only(seen, ("phase", "hosts", *_PHASES, "startTime", "completionTime"))
+    ended = _ended(seen["phase"], seen["reason"], message)
+    return _status(old, told.generation, facts, [ready, *ended], now)
 
 
-def restore_status(
-    old: Status, generation: int, error: ControllerError | None, seen: Mapping[str, Any] | None, now: datetime
-) -> Status:
-    """The status of a Restore. `seen`: its job at the server."""
-    ready = _ready(error, "the server took it")
+def _failure(job: Mapping[str, Any]) -> str:
+    """Where and why a job failed, in a few words."""
+    why = ": ".join(it for it in (job["reason"] or _ENDS.get(job["status"], "Failed"), job["error"]) if it)
+    return f"{job['host']} ({' '.join(why.split())[:256]})"
+
+
+def restore_status(old: Status, told: Told, now: datetime) -> Status:
+    """The status of a Restore. What the server says of it is its job."""
+    ready, seen = _ready(told.error, "the server took it"), told.seen
     if seen is None:
-        return _status(old, generation, {"phase": "Pending"}, [ready], now)
-    phase = _JOB_PHASES.get(seen["status"], "Failed")
-    over = phase in ("Succeeded", "Failed")
+        return _status(old, told.generation, {"phase": "Pending"}, [ready], now)
+    phase, host = _JOB_PHASES.get(seen["status"], "Failed"), seen["host"]
     facts = {name: seen[field] for name, field in _JOB_FACTS.items() if seen.get(field) not in (None, "")}
-    if over:
+    if phase == "Failed":
+        message = _failure(seen)
+    elif phase == "Succeeded":
         message = seen["error"] or f"snapshot {seen['snapshot_id']} was restored"
     else:
-        message = f"waits for {seen['waits_for']}" if seen.get("waits_for") else f"host {seen['host']} is at it"
-    complete = _condition("Complete", _truth(over), seen["reason"] or phase, message)
-    return _status(old, generation, {"phase": phase, **facts}, [ready, complete], now)
+        message = f"waits for {seen['waits_for']}" if seen.get("waits_for") else f"host {host} is at it"
+    why = seen["reason"] or _ENDS.get(seen["status"], "")
+    return _status(old, told.generation, {"phase": phase, **facts}, [ready, *_ended(phase, why, message)], now)
+
+
+def _ended(phase: str, why: str, message: str) -> list[Condition]:
+    """Whether it is Complete, or Failed, of which it becomes one in the end (batch/v1, JobCondition)."""
+    return [
+        _condition("Complete", _truth(phase == "Succeeded"), why or phase, message),
+        _condition("Failed", _truth(phase == "Failed"), why or phase, message),
+    ]
 
 
 def notices(old: Status, new: Status) -> list[Notice]:
@@ -160,13 +206,13 @@ def notices(old: Status, new: Status) -> list[Notice]:
         before = was.get(condition["type"], {})
         if (before.get("status"), before.get("reason")) == (condition["status"], condition["reason"]):
             continue
-        bad = {"Ready": "False", "Degraded": "True", "Granted": "False"}.get(condition["type"])
+        bad = _BAD.get(condition["type"])
         is_over = condition["type"] == "Complete" and condition["status"] == "True"
-        if condition["status"] == bad or (is_over and new.get("phase") == "Failed"):
+        if condition["status"] == bad:
             found.append(Notice("Warning", condition["reason"], condition["message"]))
         elif before.get("status") == bad is not None or is_over:
             found.append(Notice("Normal", condition["reason"], condition["message"]))
-    return found
+    return list(dict.fromkeys(found))
 
 
 def patch(old: Status, new: Status) -> Status:
@@ -198,38 +244,38 @@ def reason(error: ControllerError) -> str:
     return "Failed"
 
 
-def _in_sync(told: Mapping[str, Any]) -> Condition:
-    hosts, in_sync = told["hosts"], told["hostsInSync"]
+def _in_sync(said: Mapping[str, Any], error: ControllerError | None) -> Condition:
+    hosts, in_sync = said["hosts"], said["hostsInSync"]
+    if error is not None:
+        message = "what is declared now was not accepted; what was before goes on"
+        return _condition("InSync", "Unknown", "NotAccepted", f"{message} on {in_sync} of {hosts} hosts")
     if hosts == 0:
-        return _condition("InSync", "True", "NoHosts", _NO_HOST)
+        return _condition("InSync", "Unknown", "NoHosts", "no host has it")
     if hosts == in_sync:
         return _condition(
             "InSync", "True", "AllHosts", f"all {hosts} hosts hold it" if hosts > 1 else "its host holds it"
         )
-    behind = _named(told.get("outOfSync", ()), hosts - in_sync)
+    behind = _named(said.get("outOfSync", ()), hosts - in_sync)
     return _condition("InSync", "False", "HostsBehind", f"{hosts - in_sync} of {hosts} hosts do not hold it: {behind}")
 
 
-def _degraded(told: Mapping[str, Any]) -> Condition:
-    failed = told.get("hostsFailed", 0)
-    if not failed:
-        return _condition("Degraded", "False", "RunsSucceed", "no host's last run failed")
-    names = _named(told.get("failed", ()), failed)
-    return _condition(
-        "Degraded", "True", "RunsFail", f"the last run failed on {failed} of {told['hosts']} hosts: {names}"
-    )
+def _degraded(problems: Sequence[Mapping[str, str]], well: str, fine: str) -> Condition:
+    """Whether something is wrong, the worst of it as the reason. `well`, `fine`: reason and message where not."""
+    if not problems:
+        return _condition("Degraded", "False", well, fine)
+    return _condition("Degraded", "True", problems[0]["reason"], "; ".join(it["message"] for it in problems))
 
 
-def _unwell(repository: Mapping[str, Any], now: datetime) -> Condition:
-    """Whether a repository could not be used of late, or has not been shown in time to give back what is in it."""
-    told, days = repository["status"], repository["spec"].get("verifyWithinDays")
-    if (problem := told.get("problem")) is not None:
-        return _condition("Degraded", "True", problem["reason"], f"{problem['message']} (on {problem['host']})")
-    since = told.get("lastVerified") or repository["metadata"]["creationTimestamp"]
-    if days is not None and now - datetime.fromisoformat(since) > timedelta(days=days):
-        what = "no Schedule of kind verify has gone well" if told.get("lastVerified") is None else "last verified"
-        return _condition("Degraded", "True", "NotVerified", f"{what} since {since}: it must be every {days} days")
-    return _condition("Degraded", "False", "Usable", "no job's last attempt found it unusable")
+def _only(said: Mapping[str, Any], names: Sequence[str]) -> Status:
+    return {name: said[name] for name in names if said.get(name) is not None}
+
+
+def _with_ready(old: Status, told: Told, now: datetime) -> Status:
+    """What was last known, and whether it can be known now."""
+    kept = [it for it in old.get("conditions", ()) if it["type"] != "Ready"]
+    facts = {name: it for name, it in old.items() if name not in ("observedGeneration", "conditions")}
+    made = _status(old, told.generation, facts, [_ready(told.error, "")], now)
+    return {**made, "conditions": [*made["conditions"], *kept]}
 
 
 def _named(names: Sequence[str], count: int) -> str:
@@ -239,7 +285,7 @@ def _named(names: Sequence[str], count: int) -> str:
 
 
 def _condition(type_: str, status: str, reason: str, message: str) -> Condition:
-    return {"type": type_, "status": status, "reason": reason, "message": message[:32768]}
+    return {"type": type_, "status": status, "reason": reason, "message": message[:MAX_MESSAGE]}
 
 
 def _truth(value: object) -> str:
@@ -247,15 +293,20 @@ def _truth(value: object) -> str:
 
 
 def _status(
-    old: Status, generation: int, facts: Mapping[str, Any], conditions: Sequence[Condition], now: datetime
+    old: Status, generation: int | None, facts: Mapping[str, Any], conditions: Sequence[Condition], now: datetime
 ) -> Status:
-    """A status in which conditions keep the time of their last transition."""
+    """A status in which conditions keep the time of their last transition.
+
+    `generation`: the last one that was answered; None keeps the one that the status had.
+    """
     was = {condition["type"]: condition for condition in old.get("conditions", ())}
     at = now.isoformat(timespec="seconds").replace("+00:00", "Z")
+    answered = generation if generation is not None else old.get("observedGeneration")
+    observed = {} if answered is None else {"observedGeneration": answered}
     timed = []
     for condition in conditions:
         before = was.get(condition["type"])
         same = before is not None and before["status"] == condition["status"]
         since = before["lastTransitionTime"] if before is not None and same else at
-        timed.append({**condition, "observedGeneration": generation, "lastTransitionTime": since})
-    return {"observedGeneration": generation, **facts, "conditions": timed}
+        timed.append({**condition, **observed, "lastTransitionTime": since})
+    return {**observed, **facts, "conditions": timed}

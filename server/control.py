@@ -411,6 +411,7 @@ class Control:
         behind = sorted(host.name for host in having if not host.has_in_force(schedule_id))
         failed = self.jobs.outcomes.failed(schedule_id, names)
         within = success_within(target.spec) if target is not None else timedelta()
+        kept_out = self._kept_out(target)
         late = overdue(self._since(schedule_id, names), within, now) if target and target.spec.enabled else []
         succeeded = [at for host, at in self.jobs.outcomes.succeeded(schedule_id).items() if host in names]
         return Coverage(
@@ -419,7 +420,9 @@ class Control:
             behind[:NAMED],
             len(failed),
             failed[:NAMED],
-            self._kept_out(target),
+            {host: self.jobs.outcomes.why(schedule_id, host) for host in failed[:NAMED]},
+            len(kept_out),
+            kept_out[:NAMED],
             self._denied(target),
             target is not None and target.spec.enabled,
             len(late),
@@ -479,12 +482,15 @@ class Control:
             "problems": [msgspec.structs.asdict(problem) for problem in problems],
         }
 
-    def _kept_out(self, target: Target | None) -> int:
-        """How many hosts a schedule selects that are not granted to its namespace."""
+    def _kept_out(self, target: Target | None) -> list[str]:
+        """The hosts that a schedule selects and that are not granted to its namespace."""
         if target is None or target.granted == LabelSelector():
-            return 0
-        members = (member.labels for member in self.fleet.members.values())
-        return sum(selector_matches(target.spec.host_selector, it) and not target.selects(it) for it in members)
+            return []
+        wanted = target.spec.host_selector
+        members = self.fleet.members.items()
+        return sorted(
+            name for name, it in members if selector_matches(wanted, it.labels) and not target.selects(it.labels)
+        )
 
     def now(self) -> datetime:
         """The server's clock."""

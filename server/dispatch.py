@@ -21,7 +21,7 @@ from server.desired import Fleet, Target
 from server.host import Effect, NewJob, Send, answered
 from server.metrics import Metrics
 from server.news import News
-from server.outcomes import Health, Last, Outcomes
+from server.outcomes import Health, Last, Outcomes, why
 from server.problems import Unavailable
 from server.queue import LOOKS, Job, Queue, Rule
 from server.records import JobRow, OpenJob, RepositoryRow, Retry
@@ -105,10 +105,10 @@ class Dispatch:
     def _remember(self, target: Target, host: str, last: Last, reason: str, error: str) -> None:
         kind: str = target.spec.kind
         status: Any = last.status
-        self.outcomes.remember(target.id, host, last)
+        end = JobFinished("", status, last.finished_at, error=error, reason=reason)
+        self.outcomes.remember(target.id, host, last._replace(why=why(end)))
         if last.succeeded_at is not None:
             self._saw(target.repository_id)
-        end = JobFinished("", status, last.finished_at, error=error, reason=reason)
         self.health.told(target.repository_id, host, kind, end)
         if kind == "verify" and last.succeeded_at is not None:
             self.health.remember_verified(target.repository_id, last.succeeded_at)

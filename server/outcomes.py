@@ -13,12 +13,17 @@ OF_REPOSITORY = frozenset({"WrongPassword", "NoRepository", "Locked", "Verificat
 """The reasons that say something of the repository, not of the job alone."""
 
 
+MAX_WHY = 256
+"""Characters that are kept of why a run did not go well."""
+
+
 class Last(NamedTuple):
-    """How the last run that ended went, and when one last went well."""
+    """How the last run that ended went, and when one last went well. `why`: in words, where it did not go well."""
 
     status: str
     finished_at: datetime
     succeeded_at: datetime | None
+    why: str = ""
 
 
 class Problem(NamedTuple):
@@ -28,6 +33,14 @@ class Problem(NamedTuple):
     message: str
     host: str
     at: datetime
+
+
+def why(end: JobFinished) -> str:
+    """Why a job did not go well: its reason, or else how it ended, and what was said of it. Empty where it did."""
+    if end.status in GOOD:
+        return ""
+    said = " ".join(end.error.split())
+    return ": ".join(it for it in (end.reason or end.status, said) if it)[:MAX_WHY]
 
 
 class Outcomes:
@@ -42,7 +55,7 @@ class Outcomes:
             before = self._last.setdefault(schedule_id, {}).get(host)
             known = before.succeeded_at if before else None
             succeeded_at = max(known or end.finished_at, end.finished_at) if end.status in GOOD else known
-            self._last[schedule_id][host] = Last(end.status, end.finished_at, succeeded_at)
+            self._last[schedule_id][host] = Last(end.status, end.finished_at, succeeded_at, why(end))
 
     def remember(self, schedule_id: str, host: str, last: Last) -> None:
         """What is known from before the server began."""
@@ -59,6 +72,11 @@ class Outcomes:
         """Those of these hosts on which the schedule's last run failed."""
         last = self._last.get(schedule_id, {})
         return sorted(host for host, it in last.items() if it.status not in GOOD and host in hosts)
+
+    def why(self, schedule_id: str, host: str) -> str:
+        """Why the schedule's last run on a host did not go well, in words."""
+        last = self._last.get(schedule_id, {}).get(host)
+        return "" if last is None else last.why
 
     def succeeded(self, schedule_id: str) -> dict[str, datetime]:
         """When a schedule last went well on each host where it did. Any thread may ask."""

@@ -24,10 +24,11 @@ class Trouble(NamedTuple):
 class Coverage(NamedTuple):
     """On how many hosts a schedule is, how many of them hold it, and how it goes there; some hosts by name.
 
-    `not_granted`: how many it selects and its namespace may not reach; `denied`: why none is, where that is of the
-    schedule itself. `late`, `overdue`: hosts without a success within `within`, none while it is disabled; `hanging`:
-    all hosts where a run should have been stopped by now; `unproven`: hosts without any success; `oldest`: of each
-    host's last success, the oldest.
+    `why`: why the last run failed, by each host of `failing`. `not_granted`: how many it selects and its namespace may
+    not reach, of which some are `kept_out`; `denied`: why none is, where that is of the schedule itself. `late`,
+    `overdue`: hosts without a success within `within`, none while it is disabled; `hanging`: all hosts where a run
+    should have been stopped by now; `unproven`: hosts without any success; `oldest`: of each host's last success, the
+    oldest.
     """
 
     hosts: int
@@ -35,7 +36,9 @@ class Coverage(NamedTuple):
     behind: Sequence[str]
     failed: int
     failing: Sequence[str]
+    why: Mapping[str, str]
     not_granted: int
+    kept_out: Sequence[str]
     denied: str
     enabled: bool
     late: int
@@ -65,7 +68,7 @@ def schedule_troubles(covers: Coverage) -> list[Trouble]:
         message = f"a run goes on beyond its timeoutSeconds on {_of(count, covers)}, whose agent may hang: {who}"
         found.append(Trouble("RunsHang", message))
     if covers.failed:
-        who = named(covers.failing, covers.failed)
+        who = named([_with_why(host, covers.why) for host in covers.failing], covers.failed)
         found.append(Trouble("RunsFail", f"the last run failed on {_of(covers.failed, covers)}: {who}"))
     return found
 
@@ -113,7 +116,12 @@ def span(time: timedelta) -> str:
 
 def _not_granted(covers: Coverage) -> str:
     where = "" if covers.hosts else "it runs nowhere: "
-    return f"{where}hosts that it selects and its namespace is not granted: {covers.not_granted}"
+    who = named(covers.kept_out, covers.not_granted)
+    return f"{where}its namespace is not granted {who}; the cluster's operator can change that"
+
+
+def _with_why(host: str, why: Mapping[str, str]) -> str:
+    return f"{host} ({why[host]})" if why.get(host) else host
 
 
 def _of(count: int, covers: Coverage) -> str:

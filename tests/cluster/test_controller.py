@@ -58,6 +58,9 @@ PATHS = {
     "Node": "/api/v1/nodes",
 }
 ACCEPTED = ("True", "Accepted")
+NOWHERE = ("False", "NoHosts")
+"""What is said of a Schedule that the server took, where there is no host."""
+TAKEN = (ACCEPTED, NOWHERE)
 
 
 class Kubectl:
@@ -206,7 +209,7 @@ async def declared(kubectl, *schedules):
     for name in schedules:
         kubectl.create("Schedule", name, BACKUP)
     for kind, name in [("Repository", "main"), *(("Schedule", name) for name in schedules)]:
-        await until(lambda kind=kind, name=name: kubectl.ready(kind, name) == ACCEPTED)
+        await until(lambda kind=kind, name=name: kubectl.ready(kind, name) in TAKEN)
 
 
 # With the rights of the chart and no others.
@@ -222,7 +225,7 @@ async def test_what_is_applied_changed_and_deleted_follows_with_the_charts_right
         await until(lambda: kubectl.get("Schedule", "etc")["status"]["observedGeneration"] == 2)
         assert (await rest.get(f"/schedules/{kubectl.namespace}/etc")).json()["spec"]["cron"] == "@daily"
         kubectl.create("Run", "now", {"scheduleRef": {"name": "etc"}})
-        await until(lambda: kubectl.conditions("Run", "now").get("Complete"))
+        await until(lambda: kubectl.conditions("Run", "now").get("Failed") == ("True", "NoHosts"))
         kubectl.create("Schedule", "bad", {**BACKUP, "timeZone": "Mars/Olympus"})
         await until(lambda: [it for it in kubectl.list("Event") if it["regarding"]["name"] == "bad"])
         node = Kubectl(cluster, "")
@@ -342,7 +345,7 @@ async def test_a_status_is_not_written_onto_another_object_that_has_taken_the_na
         await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "Invalid"))
         kubectl.delete("Schedule", "etc")
         kubectl.create("Schedule", "etc", BACKUP)
-        await until(lambda: kubectl.ready("Schedule", "etc") == ACCEPTED)
+        await until(lambda: kubectl.ready("Schedule", "etc") == NOWHERE)
 
 
 async def test_a_delete_is_not_held_up_when_server_and_controller_are_gone_for_good(
@@ -368,7 +371,7 @@ async def test_an_api_server_that_is_killed_and_restarted_is_followed_on(own_clu
     await asyncio.to_thread(own_cluster.start)
     kubectl.create("Schedule", "new", BACKUP)
     kubectl.delete("Schedule", "home")
-    await until(lambda: kubectl.ready("Schedule", "new") == ACCEPTED)
+    await until(lambda: kubectl.ready("Schedule", "new") == NOWHERE)
     await until(lambda: _without(rest, "home"))
 
 
@@ -388,7 +391,7 @@ async def test_what_is_deleted_while_the_history_is_compacted_is_removed(own_clu
     assert '"code":410' in watch.text
     await until(lambda: _without(rest, "home"))
     kubectl.create("Schedule", "new", BACKUP)
-    await until(lambda: kubectl.ready("Schedule", "new") == ACCEPTED)
+    await until(lambda: kubectl.ready("Schedule", "new") == NOWHERE)
 
 
 # The controller is killed, as a process of its own.
@@ -540,7 +543,7 @@ async def _converged(kubectl, rest):
             return False
         for it in kubectl.list(kind):
             status = it.get("status", {})
-            ready = kubectl.ready(kind, it["metadata"]["name"]) == ACCEPTED
+            ready = kubectl.ready(kind, it["metadata"]["name"]) in TAKEN
             if not ready or status["observedGeneration"] != it["metadata"]["generation"]:
                 return False
     return True
@@ -558,11 +561,11 @@ async def test_of_two_replicas_one_works_and_the_other_takes_over(
         await other.start()
         await until(lambda: [it for it in other.api.heard if "/leases/" in it[1]])
         kubectl.create("Schedule", "home", BACKUP)
-        await until(lambda: kubectl.ready("Schedule", "home") == ACCEPTED)
+        await until(lambda: kubectl.ready("Schedule", "home") == NOWHERE)
         assert other.writes() == []
         await one.end()
         kubectl.create("Schedule", "new", BACKUP)
-        await until(lambda: kubectl.ready("Schedule", "new") == ACCEPTED)
+        await until(lambda: kubectl.ready("Schedule", "new") == NOWHERE)
         made = [it for it in other.writes() if it[0] == "PUT" and "/schedules/" in it[1]]
         assert made == [("PUT", f"/api/v1/schedules/{kubectl.namespace}/new")]
         audit = (await rest.get("/audit")).json()["items"]

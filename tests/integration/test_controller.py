@@ -40,6 +40,7 @@ PLURALS = {
     "CustomResourceDefinition": "apiextensions.k8s.io/v1/customresourcedefinitions",
 }
 CLUSTER_SCOPED = ("Node", "Namespace", "CustomResourceDefinition")
+OPENED = {"url": "/b", "passwordSecretRef": {"name": "opens"}}
 BACKUP = {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}, "backup": {"paths": ["/etc"]}}
 
 
@@ -163,7 +164,9 @@ async def kubectl(api, tmp_path, monkeypatch):
         }
         (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-        yield Kubectl(api, http)
+        there = Kubectl(api, http)
+        await there.secret("opens", password="open sesame")
+        yield there
 
 
 @pytest.fixture
@@ -291,7 +294,7 @@ async def known(rest, path):
 
 async def declare(kubectl, *names):
     """A Repository and Schedules, accepted and told."""
-    await kubectl.create("Repository", "main", {"url": "/b"})
+    await kubectl.create("Repository", "main", OPENED)
     for name in names:
         await kubectl.create("Schedule", name, BACKUP)
     for name in names:
@@ -300,15 +303,17 @@ async def declare(kubectl, *names):
 
 
 ACCEPTED = ("True", "Accepted")
+NOWHERE = ("False", "NoHosts")
+"""What is said of a Schedule that the server took, where there is no host."""
 
 
 async def test_what_is_applied_reaches_the_server_and_each_status_is_written_once(controller, kubectl, rest, api):
     await declare(kubectl, "etc")
     assert (await known(rest, "/schedules/ns/etc"))["spec"]["backup"]["paths"] == ["/etc"]
     assert kubectl.conditions("Schedule", "etc") == {
-        "Ready": ACCEPTED,
-        "InSync": ("True", "NoHosts"),
-        "Degraded": ("False", "RunsSucceed"),
+        "Ready": NOWHERE,
+        "InSync": ("Unknown", "NoHosts"),
+        "Degraded": ("True", "NoHosts"),
     }
     assert kubectl.get("Schedule", "etc")["status"]["observedGeneration"] == 1
     assert sorted(it.url.path.rpartition("v1alpha1/")[2] for it in api.writes() if it.method == "PATCH") == [
@@ -322,6 +327,55 @@ async def test_what_is_changed_is_changed_at_the_server(controller, kubectl, res
     await kubectl.patch("Schedule", "etc", spec={"cron": "0 3 * * *"})
     await until(lambda: kubectl.get("Schedule", "etc")["status"]["observedGeneration"] == 2)
     assert (await known(rest, "/schedules/ns/etc"))["spec"]["cron"] == "0 3 * * *"
+
+
+async def test_a_change_that_is_refused_is_not_in_sync_and_its_message_says_why(controller, kubectl, rest):
+    await kubectl.create("Node", "n1")
+    await declare(kubectl, "etc")
+    await until(lambda: kubectl.ready("Schedule", "etc") == ACCEPTED)
+    await kubectl.patch("Schedule", "etc", spec={"cron": "0 0 30 2 *"})
+    await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "Invalid"))
+    assert kubectl.conditions("Schedule", "etc")["InSync"] == ("Unknown", "NotAccepted")
+    assert (await known(rest, "/schedules/ns/etc"))["spec"]["cron"] == BACKUP["cron"]
+
+
+async def test_a_generation_is_observed_once_the_server_has_answered_it(kubectl, tmp_path):
+    async with serving(Config(tmp_path / "data", port=0)) as server, controlling(server):
+        await declare(kubectl, "etc", "home")
+        await kubectl.patch("Schedule", "home", spec={"cron": "0 0 30 2 *"})
+        await until(lambda: kubectl.ready("Schedule", "home") == ("False", "Invalid"))
+        assert generations(kubectl, "home") == (2, {2})  # it was answered, if by a no
+    away = type("Away", (), {"port": server.port, "admin_token": server.admin_token})
+    async with controlling(away):
+        await kubectl.patch("Schedule", "etc", spec={"cron": "0 4 * * *"})
+        await kubectl.create("Schedule", "new", BACKUP)
+        for name in ("etc", "new"):
+            await until(lambda name=name: kubectl.ready("Schedule", name) == ("Unknown", "ServerUnreachable"))
+        assert generations(kubectl, "etc") == (1, {1})
+        assert generations(kubectl, "new") == (None, {None})
+        async with serving(Config(tmp_path / "data", port=server.port)):
+            await until(lambda: generations(kubectl, "etc") == (2, {2}))
+            await until(lambda: generations(kubectl, "new") == (1, {1}))
+
+
+def generations(kubectl, name):
+    """The observed generations of a Schedule, and of its conditions."""
+    status = kubectl.get("Schedule", name)["status"]
+    return status.get("observedGeneration"), {it.get("observedGeneration") for it in status["conditions"]}
+
+
+@pytest.mark.parametrize("status", [404, 403, 500])
+@pytest.mark.parametrize("kind", ["schedules", "repositories"])
+async def test_a_kind_that_cannot_be_listed_is_not_an_empty_list(server, kubectl, rest, api, kind, status):
+    async with controlling(server):
+        await declare(kubectl, "etc")
+    tries = lambda: [it for it in api.heard if it.url.path.endswith(kind)]  # noqa: E731
+    api.refuse = lambda request: status if request.url.path.endswith(kind) else 0
+    api.heard.clear()
+    async with controlling(server, full=0.1):
+        await until(lambda: len(tries()) > 2)
+    assert await known(rest, "/schedules/ns/etc")
+    assert await known(rest, "/repositories/ns/main")
 
 
 async def test_what_is_deleted_is_deleted_at_the_server_at_once_and_in_any_order(controller, kubectl, rest):
@@ -344,8 +398,8 @@ async def test_nothing_of_lamplighter_holds_up_a_delete(controller, kubectl):
 async def test_a_schedule_is_accepted_when_its_repository_comes(controller, kubectl):
     await kubectl.create("Schedule", "etc", BACKUP)
     await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "RepositoryNotFound"))
-    await kubectl.create("Repository", "main", {"url": "/b"})
-    await until(lambda: kubectl.ready("Schedule", "etc") == ACCEPTED)
+    await kubectl.create("Repository", "main", OPENED)
+    await until(lambda: kubectl.ready("Schedule", "etc") == NOWHERE)
 
 
 async def test_a_schedule_is_accepted_when_its_repository_s_secret_comes(controller, kubectl, rest):
@@ -357,7 +411,7 @@ async def test_a_schedule_is_accepted_when_its_repository_s_secret_comes(control
     await until(lambda: kubectl.ready("Repository", "main") == ("False", "SecretKeyNotFound"))
     await kubectl.patch("Secret", "hush", data={"password": base64.b64encode(b"open sesame").decode()})
     await until(lambda: kubectl.ready("Repository", "main") == ACCEPTED)
-    await until(lambda: kubectl.ready("Schedule", "etc") == ACCEPTED)
+    await until(lambda: kubectl.ready("Schedule", "etc") == NOWHERE)
 
 
 async def test_a_repository_whose_secret_is_gone_stays_as_it_was(controller, kubectl, rest):
@@ -382,7 +436,7 @@ async def test_a_secret_is_read_only_where_a_repository_names_it_and_shown_nowhe
 
 
 async def test_a_wrong_declaration_is_told_with_the_remedy_and_an_event(controller, kubectl, api):
-    await kubectl.create("Repository", "main", {"url": "/b"})
+    await kubectl.create("Repository", "main", OPENED)
     await kubectl.create("Schedule", "etc", {**BACKUP, "cron": "0 0 30 2 *"})
     await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "Invalid"))
     (event,) = await until(lambda: [it.data for it in api.writes() if it.url.path.endswith("/events")])
@@ -420,7 +474,8 @@ async def test_a_host_elsewhere_is_told_where_hosts_count(controller, kubectl, r
 async def test_a_run_is_asked_for_once_and_followed_to_its_end(controller, kubectl, rest):
     await declare(kubectl, "etc")
     await kubectl.create("Run", "now", {"scheduleRef": {"name": "etc"}})
-    await until(lambda: kubectl.conditions("Run", "now").get("Complete") == ("True", "Succeeded"))  # on no host
+    await until(lambda: kubectl.conditions("Run", "now").get("Failed") == ("True", "NoHosts"))
+    assert kubectl.conditions("Run", "now")["Complete"] == ("False", "NoHosts")
     assert kubectl.ready("Run", "now") == ACCEPTED
 
 
@@ -437,7 +492,7 @@ RESTORE = {"repositoryRef": {"name": "main"}, "sourceHost": "gone", "host": "lap
 async def test_a_restore_waits_for_its_repository_and_its_host_and_is_followed_to_its_end(controller, kubectl, rest):
     await kubectl.create("Restore", "back", RESTORE)
     await until(lambda: kubectl.ready("Restore", "back") == ("False", "RepositoryNotFound"))
-    await kubectl.create("Repository", "main", {"url": "/b"})
+    await kubectl.create("Repository", "main", OPENED)
     await until(lambda: kubectl.ready("Restore", "back") == ("False", "HostNotFound"))
     await kubectl.create("Host", "laptop", {}, namespace=HOME)
     await until(lambda: kubectl.ready("Restore", "back") == ACCEPTED)
@@ -446,17 +501,20 @@ async def test_a_restore_waits_for_its_repository_and_its_host_and_is_followed_t
     waiting = kubectl.get("Restore", "back")["status"]
     assert (waiting["phase"], waiting["host"], waiting["job"]) == ("Pending", "laptop", job["id"])
     await rest.post(f"/jobs/{job['id']}/cancel")
-    await until(lambda: kubectl.conditions("Restore", "back")["Complete"] == ("True", "Failed"))
+    await until(lambda: kubectl.conditions("Restore", "back")["Failed"] == ("True", "Cancelled"))
+    assert kubectl.conditions("Restore", "back")["Complete"] == ("False", "Cancelled")
     assert kubectl.get("Restore", "back")["status"]["phase"] == "Failed"
 
 
 async def test_a_restart_writes_nothing(server, kubectl, api, rest):
     async with controlling(server):
         await kubectl.create("Node", "n1")
+        await until(lambda: kubectl.ready("Host", "n1", HOME) == ("False", "Disconnected"))
         await declare(kubectl, "etc")
         await kubectl.create("Schedule", "bad", {**BACKUP, "cron": "never"})
         await until(lambda: (kubectl.get("Host", "n1", HOME) or {}).get("status", {}).get("desiredVersion") == 1)
         await until(lambda: kubectl.conditions("Schedule", "etc")["InSync"] == ("False", "HostsBehind"))
+        await until(lambda: kubectl.ready("Schedule", "etc") == ACCEPTED)
         await until(lambda: kubectl.ready("Schedule", "bad") == ("False", "Invalid"))
         await until(lambda: api.events() == {"n1": ["Disconnected"], "bad": ["Invalid"]})
     before, audit = len(api.writes()), (await known(rest, "/audit"))["items"]
@@ -481,7 +539,7 @@ async def test_what_others_made_at_the_server_is_left_alone(server, kubectl, res
     (await rest.put("/repositories/ns/main", json={"spec": {"url": "/theirs"}})).raise_for_status()
     (await rest.put("/repositories/ns/other", json={"spec": {"url": "/theirs"}})).raise_for_status()
     async with controlling(server):
-        await kubectl.create("Repository", "main", {"url": "/b"})
+        await kubectl.create("Repository", "main", OPENED)
         await until(lambda: kubectl.ready("Repository", "main") == ("False", "Conflict"))
     assert [(await known(rest, f"/repositories/ns/{name}"))["spec"]["url"] for name in ("main", "other")] == [
         "/theirs",
@@ -495,13 +553,13 @@ async def test_what_was_deleted_during_a_lost_watch_is_removed(controller, kubec
     await api.lose_watch("Schedule")
     await until(lambda: _gone(rest, "/schedules/ns/home"))
     await kubectl.create("Schedule", "new", BACKUP)
-    await until(lambda: kubectl.ready("Schedule", "new") == ACCEPTED)
+    await until(lambda: kubectl.ready("Schedule", "new") == NOWHERE)
 
 
 @pytest.mark.parametrize("status", [500, 429, 503])
 async def test_a_status_that_the_api_server_cannot_write_now_is_written_later(controller, kubectl, api, status):
     api.refuse = lambda request: status if request.method == "PATCH" else 0
-    await kubectl.create("Repository", "main", {"url": "/b"})
+    await kubectl.create("Repository", "main", OPENED)
     await until(lambda: [it for it in api.heard if it.method == "PATCH"])
     api.refuse = lambda request: 0
     await until(lambda: kubectl.ready("Repository", "main") == ACCEPTED)
@@ -515,11 +573,11 @@ async def test_what_the_controller_may_not_do_hurts_nothing_else(controller, kub
     await kubectl.create("Schedule", "etc", BACKUP)
     await kubectl.create("Schedule", "home", BACKUP)
     await until(lambda: kubectl.ready("Repository", "locked") == ("False", "SecretForbidden"))
-    await until(lambda: kubectl.ready("Schedule", "home") == ACCEPTED)
+    await until(lambda: kubectl.ready("Schedule", "home") == NOWHERE)
 
 
 async def test_the_controller_begins_when_the_api_server_lets_it(server, kubectl, api):
-    await kubectl.create("Repository", "main", {"url": "/b"})
+    await kubectl.create("Repository", "main", OPENED)
     api.refuse = lambda request: 403
     async with controlling(server):
         await until(lambda: len(api.heard) > 3)
@@ -542,8 +600,8 @@ async def test_a_server_that_is_away_is_told_of_what_is_new_and_all_is_well_when
         await until(lambda: kubectl.ready("Schedule", "etc") == ("Unknown", "ServerUnreachable"))
         assert kubectl.get("Schedule", "etc")["status"]["hosts"] == before["hosts"]
         async with serving(Config(tmp_path / "data", port=port)):
-            await until(lambda: kubectl.ready("Schedule", "new") == ACCEPTED)
-            await until(lambda: kubectl.ready("Schedule", "etc") == ACCEPTED)
+            await until(lambda: kubectl.ready("Schedule", "new") == NOWHERE)
+            await until(lambda: kubectl.ready("Schedule", "etc") == NOWHERE)
 
 
 async def test_a_server_restored_from_an_old_backup_is_put_right_at_once(kubectl, tmp_path):
@@ -555,7 +613,7 @@ async def test_a_server_restored_from_an_old_backup_is_put_right_at_once(kubectl
         async with serving(config) as server:
             await stack.enter_async_context(controlling(server))
             await kubectl.create("Schedule", "new", BACKUP)
-            await until(lambda: kubectl.ready("Schedule", "new") == ACCEPTED)
+            await until(lambda: kubectl.ready("Schedule", "new") == NOWHERE)
             await kubectl.delete("Schedule", "old")
             await kubectl.patch("Schedule", "etc", spec={"cron": "0 5 * * *"})
             async with resting(server) as rest:
@@ -570,8 +628,8 @@ async def test_a_server_restored_from_an_old_backup_is_put_right_at_once(kubectl
 async def test_only_the_namespaces_that_are_named_count(server, kubectl, rest):
     async with controlling(server, namespaces=["ns"]):
         await declare(kubectl, "etc")
-        await kubectl.create("Repository", "main", {"url": "/b"}, namespace="elsewhere")
-        await kubectl.create("Repository", "second", {"url": "/b"})
+        await kubectl.create("Repository", "main", OPENED, namespace="elsewhere")
+        await kubectl.create("Repository", "second", OPENED)
         await until(lambda: kubectl.ready("Repository", "second") == ACCEPTED)
     assert kubectl.ready("Repository", "main", "elsewhere") is None
     assert await known(rest, "/repositories/elsewhere/main") is None
@@ -619,7 +677,7 @@ async def test_a_watch_that_is_never_answered_is_begun_anew_and_the_probe_tells(
         api.ignores = lambda request: False
         await until(lambda: _is_well(health))
         await kubectl.create("Schedule", "home", BACKUP)
-        await until(lambda: kubectl.ready("Schedule", "home") == ACCEPTED)
+        await until(lambda: kubectl.ready("Schedule", "home") == NOWHERE)
 
 
 async def _is_told(health, kind):

@@ -11,10 +11,12 @@ from controller.kube import KubeError
 from controller.status import (
     NotFoundError,
     Notice,
+    Told,
     host_status,
     notices,
     patch,
     repository_status,
+    restore_status,
     run_status,
     schedule_status,
 )
@@ -28,16 +30,24 @@ HOST = {
     "in_sync": True,
     "agent_version": "1",
     "last_seen": "2026-03-29T01:29:00Z",
+    "problems": [],
 }
 COUNTS = {"hosts": 0, "pending": 0, "running": 0, "succeeded": 0, "failed": 0}
 
 
-def seen(**told):
-    return {"status": {"hosts": 0, "hostsInSync": 0, "hostsFailed": 0, **told}}
+def seen(*problems, **told):
+    counts = {"hosts": 0, "hostsInSync": 0, "hostsFailed": 0, "hostsOverdue": 0, "hostsWithoutSuccess": 0}
+    named = [{"reason": reason, "message": f"{reason} of a"} for reason in problems]
+    return {"status": {**counts, "problems": named, **told}}
 
 
 def schedule(old=None, error=None, told=None, now=NOW, generation=1):
-    return schedule_status(old or {}, generation, error, told, now)
+    return schedule_status(old or {}, Told(generation, error, told), now)
+
+
+def host(old, now=NOW, *problems, **told):
+    named = [{"reason": reason, "message": f"{reason}!"} for reason in problems]
+    return host_status(old, Told(1, None, {**HOST, **told, "problems": named}), now)
 
 
 def condition(status, type_):
@@ -67,7 +77,7 @@ def states(status):
 )
 def test_a_reason_says_why_a_declaration_is_not_in_force(error, ready):
     assert states(schedule(error=error))["Ready"] == ready
-    assert states(repository_status({}, 1, error, None, NOW))["Ready"] == ready
+    assert states(repository_status({}, Told(1, error, None), NOW))["Ready"] == ready
 
 
 def test_a_message_names_just_the_fields_that_are_wrong():
@@ -76,25 +86,53 @@ def test_a_message_names_just_the_fields_that_are_wrong():
 
 
 @pytest.mark.parametrize(
-    ("told", "type_", "state"),
+    ("told", "states_"),
     [
-        ({}, "InSync", ("True", "NoHosts")),
-        ({"hosts": 2, "hostsInSync": 2}, "InSync", ("True", "AllHosts")),
-        ({"hosts": 2, "hostsInSync": 1}, "InSync", ("False", "HostsBehind")),
-        ({"hosts": 2}, "Degraded", ("False", "RunsSucceed")),
-        ({"hosts": 2, "hostsFailed": 1}, "Degraded", ("True", "RunsFail")),
-        ({"hosts": 1, "hostsNotGranted": 2}, "Granted", ("False", "HostsNotGranted")),
+        (seen(), {"InSync": ("Unknown", "NoHosts")}),
+        (seen("NoHosts"), {"Ready": ("False", "NoHosts"), "Degraded": ("True", "NoHosts")}),
+        (seen("NotGranted"), {"Ready": ("False", "NotGranted"), "Granted": ("False", "NotGranted")}),
+        (seen("HostsNotGranted"), {"Ready": ("False", "HostsNotGranted"), "Degraded": ("True", "HostsNotGranted")}),
+        (seen("HostsNotGranted", hosts=1), {"Ready": ("True", "Accepted"), "Granted": ("False", "HostsNotGranted")}),
+        (seen("HostsNotGranted", hosts=1), {"Degraded": ("False", "RunsSucceed")}),
+        (seen(hosts=2, hostsInSync=2), {"InSync": ("True", "AllHosts"), "Ready": ("True", "Accepted")}),
+        (seen(hosts=2, hostsInSync=1), {"InSync": ("False", "HostsBehind")}),
+        (seen(hosts=2), {"Degraded": ("False", "RunsSucceed")}),
+        (seen(hosts=2, hostsWithoutSuccess=1), {"Degraded": ("False", "NotOverdue")}),
+        (seen("RunsFail", hosts=2), {"Degraded": ("True", "RunsFail"), "Ready": ("True", "Accepted")}),
+        (seen("Overdue", "RunsFail", hosts=2), {"Degraded": ("True", "Overdue")}),
     ],
 )
-def test_what_the_server_counts_becomes_conditions(told, type_, state):
-    assert states(schedule(told=seen(**told)))[type_] == state
+def test_what_the_server_tells_becomes_conditions(told, states_):
+    assert states_.items() <= states(schedule(told=told)).items()
+
+
+def test_all_that_is_wrong_is_in_the_message_within_bounds():
+    told = seen("Overdue", "RunsFail", hosts=2)
+    assert condition(schedule(told=told), "Degraded")["message"] == "Overdue of a; RunsFail of a"
+    told["status"]["problems"][0]["message"] = "x" * 100_000
+    assert len(condition(schedule(told=told), "Degraded")["message"]) == 2048
 
 
 def test_some_hosts_are_named_and_the_rest_counted():
-    told = seen(hosts=9, hostsInSync=4, outOfSync=["a", "b"], hostsFailed=1, failed=["c"])
-    status = schedule(told=told)
+    status = schedule(told=seen(hosts=9, hostsInSync=4, outOfSync=["a", "b"]))
     assert condition(status, "InSync")["message"] == "5 of 9 hosts do not hold it: a, b and 3 more"
-    assert condition(status, "Degraded")["message"] == "the last run failed on 1 of 9 hosts: c"
+
+
+@pytest.mark.parametrize("error", [Refused(422, "no"), NotFoundError("SecretNotFound", "x"), Unreachable("away")])
+def test_what_is_not_in_force_is_never_in_sync(error):
+    fine = schedule(told=seen(hosts=2, hostsInSync=2))
+    status = schedule(fine, error=error, told=seen(hosts=2, hostsInSync=2), now=LATER)
+    assert states(status)["InSync"] == ("Unknown", "NotAccepted")
+    assert "goes on on 2 of 2 hosts" in condition(status, "InSync")["message"]
+
+
+def test_a_generation_is_told_once_it_was_answered():
+    away = schedule(error=Unreachable("away"), generation=None)
+    assert "observedGeneration" not in {**away, **condition(away, "Ready")}
+    known = schedule(away, told=seen(hosts=1), generation=3)
+    assert known["observedGeneration"] == condition(known, "InSync")["observedGeneration"] == 3
+    again = schedule(known, error=Unreachable("away"), generation=None)
+    assert again["observedGeneration"] == condition(again, "Ready")["observedGeneration"] == 3
 
 
 def test_a_transition_has_its_time_and_a_state_that_stays_keeps_it():
@@ -123,41 +161,94 @@ def test_of_a_server_that_is_away_the_last_that_was_known_stays():
 
 
 def test_a_host_s_sign_of_life_alone_is_not_worth_a_write():
-    first = host_status({}, 1, None, HOST, NOW)
-    assert states(first) == {"Ready": ("True", "Connected"), "InSync": ("True", "Proved")}
-    assert host_status(first, 1, None, {**HOST, "last_seen": "2026-03-29T01:34:00Z"}, LATER) is first
-    gone = host_status(first, 1, None, {**HOST, "connected": False, "last_seen": "2026-03-29T01:34:00Z"}, LATER)
+    first = host({})
+    assert states(first) == {
+        "Ready": ("True", "Connected"),
+        "InSync": ("True", "Proved"),
+        "Degraded": ("False", "AgentWell"),
+    }
+    assert host(first, LATER, last_seen="2026-03-29T01:34:00Z") is first
+    gone = host(first, LATER, connected=False, last_seen="2026-03-29T01:34:00Z")
     assert gone["lastSeen"] == "2026-03-29T01:34:00Z"
     assert states(gone)["Ready"] == ("False", "Disconnected")
 
 
+def test_what_is_wrong_with_a_host_is_told():
+    assert states(host({}, NOW, "EntriesLeftOut"))["InSync"] == ("False", "EntriesLeftOut")
+    assert states(host({}, NOW, "EntriesLeftOut"))["Degraded"] == ("False", "AgentWell")
+    assert states(host({}, NOW, "DuplicateAgent", "ClockSkew"))["Degraded"] == ("True", "DuplicateAgent")
+    assert (
+        condition(host({}, NOW, "DuplicateAgent", "ClockSkew"), "Degraded")["message"] == "DuplicateAgent!; ClockSkew!"
+    )
+
+
 def test_a_host_that_the_server_does_not_know_yet_waits():
-    assert states(host_status({}, 1, None, None, NOW)) == {"Ready": ("False", "Unknown")}
+    assert states(host_status({}, Told(None, None, None), NOW)) == {"Ready": ("False", "Unknown")}
+
+
+def run(phase, reason="", failures=(), **counts):
+    told = {**COUNTS, **counts, "phase": phase, "reason": reason, "message": "so far", "failures": failures}
+    return run_status({}, Told(1, None, told), NOW)
 
 
 @pytest.mark.parametrize(
-    ("counts", "phase", "complete"),
+    ("phase", "reason", "complete", "failed"),
     [
-        ({"hosts": 2, "pending": 2}, "Pending", ("False", "Pending")),
-        ({"hosts": 2, "pending": 1, "running": 1}, "Running", ("False", "Running")),
-        ({"hosts": 2, "pending": 1, "failed": 1}, "Running", ("False", "Running")),
-        ({"hosts": 2, "succeeded": 2}, "Succeeded", ("True", "Succeeded")),
-        ({"hosts": 2, "succeeded": 1, "failed": 1}, "Failed", ("True", "Failed")),
-        ({}, "Succeeded", ("True", "Succeeded")),
+        ("Pending", "", ("False", "Pending"), ("False", "Pending")),
+        ("Running", "", ("False", "Running"), ("False", "Running")),
+        ("Succeeded", "", ("True", "Succeeded"), ("False", "Succeeded")),
+        ("Failed", "RunsFail", ("False", "RunsFail"), ("True", "RunsFail")),
+        ("Failed", "NoHosts", ("False", "NoHosts"), ("True", "NoHosts")),
     ],
 )
-def test_a_run_is_as_far_as_its_hosts(counts, phase, complete):
-    status = run_status({}, 1, None, {**COUNTS, **counts}, NOW)
+def test_a_run_becomes_complete_or_failed_and_never_both(phase, reason, complete, failed):
+    status = run(phase, reason)
     assert status["phase"] == phase
-    assert states(status)["Complete"] == complete
+    assert (states(status)["Complete"], states(status)["Failed"]) == (complete, failed)
+    assert [it.type for it in notices({}, status)] == {"Failed": ["Warning"], "Succeeded": ["Normal"]}.get(phase, [])
+
+
+def test_a_run_that_failed_says_where_and_why_first():
+    failures = [
+        {"host": "a", "status": "failed", "reason": "WrongPassword", "error": "wrong\n password"},
+        {"host": "b", "status": "interrupted", "reason": "", "error": "the agent stopped while the job ran"},
+        {"host": "c", "status": "failed", "reason": "", "error": "x" * 4096},
+    ]
+    message = condition(run("Failed", "RunsFail", failures, hosts=9, failed=7), "Failed")["message"]
+    assert message.startswith(
+        "so far: a (WrongPassword: wrong password); b (Interrupted: the agent stopped while the job ran); c (Failed: x"
+    )
+    assert message.endswith("; and 4 more")
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "phase", "complete", "failed"),
+    [
+        ("pending", "", "Pending", ("False", "Pending"), ("False", "Pending")),
+        ("succeeded", "", "Succeeded", ("True", "Succeeded"), ("False", "Succeeded")),
+        ("warning", "", "Succeeded", ("True", "Succeeded"), ("False", "Succeeded")),
+        ("failed", "NoSnapshot", "Failed", ("False", "NoSnapshot"), ("True", "NoSnapshot")),
+        ("failed", "", "Failed", ("False", "Failed"), ("True", "Failed")),
+        ("timed_out", "", "Failed", ("False", "TimedOut"), ("True", "TimedOut")),
+        ("cancelled", "", "Failed", ("False", "Cancelled"), ("True", "Cancelled")),
+        ("interrupted", "", "Failed", ("False", "Interrupted"), ("True", "Interrupted")),
+    ],
+)
+def test_a_restore_becomes_complete_or_failed_with_the_host_and_the_reason(status, reason, phase, complete, failed):
+    job = {"status": status, "reason": reason, "error": "so it is", "host": "node-1", "id": "1", "snapshot_id": "s"}
+    told = restore_status({}, Told(1, None, job), NOW)
+    assert (told["phase"], states(told)["Complete"], states(told)["Failed"]) == (phase, complete, failed)
+    if phase == "Failed":
+        assert condition(told, "Failed")["message"] == f"node-1 ({reason or failed[1]}: so it is)"
 
 
 def test_a_person_is_told_of_trouble_that_begins_and_of_its_end_once():
     fine = schedule(told=seen(hosts=1))
-    failing = schedule(fine, told=seen(hosts=1, hostsFailed=1, failed=["a"]))
+    failing = schedule(fine, told=seen("RunsFail", hosts=1))
     assert notices({}, fine) == []
     (begun,) = notices(fine, failing)
-    assert begun == Notice("Warning", "RunsFail", "the last run failed on 1 of 1 hosts: a")
+    assert begun == Notice("Warning", "RunsFail", "RunsFail of a")
     assert notices(failing, failing) == []
     assert [it.type for it in notices(failing, fine)] == ["Normal"]
 
@@ -181,36 +272,24 @@ def test_a_patch_makes_one_status_the_other_and_holds_no_more_than_that(old, new
     assert all(old.get(name) != it for name, it in made.items())
 
 
-def repository(days=None, age_days=0, **told):
-    created = (NOW - timedelta(days=age_days)).isoformat()
-    spec = {"verifyWithinDays": days} if days else {}
-    return {"metadata": {"creationTimestamp": created}, "spec": spec, "status": told}
+def repository(*problems, spec=None, **told):
+    opened = {"passwordSecretRef": {"name": "secret"}}
+    return {"spec": opened if spec is None else spec, "status": {"problems": list(problems), **told}}
 
 
-def ago(days):
-    return (NOW - timedelta(days=days)).isoformat()
-
-
-PROBLEM = {"reason": "WrongPassword", "message": "wrong password", "host": "node-1", "at": ago(0)}
-
-
-@pytest.mark.parametrize(
-    ("told", "degraded"),
-    [
-        (repository(), ("False", "Usable")),
-        (repository(problem=PROBLEM), ("True", "WrongPassword")),
-        (repository(days=7, age_days=6), ("False", "Usable")),
-        (repository(days=7, age_days=8), ("True", "NotVerified")),
-        (repository(days=7, age_days=99, lastVerified=ago(6)), ("False", "Usable")),
-        (repository(days=7, age_days=99, lastVerified=ago(8)), ("True", "NotVerified")),
-        (repository(age_days=99, lastVerified=ago(98)), ("False", "Usable")),
-    ],
-)
-def test_a_repository_is_degraded_while_it_cannot_be_used_or_was_not_verified_in_time(told, degraded):
-    assert states(repository_status({}, 1, None, told, NOW))["Degraded"] == degraded
-
-
-def test_what_made_a_repository_unusable_is_told_with_the_host_and_noticed():
-    status = repository_status({}, 1, None, repository(problem=PROBLEM), NOW)
-    assert status["problem"] == PROBLEM
+def test_a_repository_is_degraded_while_something_is_wrong_with_it_which_is_noticed():
+    assert states(repository_status({}, Told(1, None, repository()), NOW))["Degraded"] == ("False", "Usable")
+    wrong = {"reason": "WrongPassword", "message": "wrong password (on node-1)"}
+    problem = {"reason": "WrongPassword", "message": "wrong password", "host": "node-1", "at": "2026-03-29T01:29:00Z"}
+    status = repository_status({}, Told(1, None, repository(wrong, problem=problem)), NOW)
+    assert states(status)["Degraded"] == ("True", "WrongPassword")
+    assert status["problem"] == problem
     assert Notice("Warning", "WrongPassword", "wrong password (on node-1)") in notices({}, status)
+
+
+@pytest.mark.parametrize("spec", [{}, {"envSecretRef": {"name": "keys"}}])
+def test_a_repository_that_no_password_opens_is_not_ready_and_says_what_to_do(spec):
+    status = repository_status({}, Told(1, None, repository(spec=spec)), NOW)
+    assert states(status)["Ready"] == ("False", "NoPassword")
+    assert "passwordSecretRef" in condition(status, "Ready")["message"]
+    assert "envSecretRef" in condition(status, "Ready")["message"]
