@@ -237,6 +237,22 @@ async def test_a_running_job_shows_since_when(lamplighter, server, connect):
     assert row[-2][-1] == "s"  # how long it has been at it
 
 
+async def test_a_host_whose_clock_is_wrong_and_a_schedule_that_it_left_out_are_told(lamplighter, server, connect):
+    late = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
+    async with connect("node-1", now=late) as agent:
+        entries = (await agent.follow())["schedules"]
+        left_out = [{"schedule_id": entries[0]["id"], "reason": "no such zone"}]
+        await agent.say("schedule.ack", version=agent.version, digest=agent.digest, left_out=left_out)
+        await agent.say("schedule.fire", schedule_id="nothing", scheduled_at=NOW.isoformat())
+        while (await agent.hear())["type"] != "schedule.refused":
+            pass  # what came before it is stored by now
+        row = table((await lamplighter("get", "hosts"))[1])[1]
+    assert row[:2] == ["node-1", "yes"]
+    assert row[4] == "no"
+    assert "EntriesLeftOut: its agent cannot put in force: default/etc (no such zone)" in row[-1]
+    assert "ClockSkew: its clock is 300 s behind the server's" in row[-1]
+
+
 async def test_a_long_error_is_the_last_thing_in_its_line_whole_where_it_is_piped(tmp_path, server, lamplighter):
     job = (await lamplighter("run", "etc"))[1].split()[1]
     ids = [it["id"] for it in json.loads((await lamplighter("get", "jobs", "-o", "json"))[1])["items"]]
