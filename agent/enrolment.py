@@ -12,7 +12,10 @@ import secrets
 import ssl
 from pathlib import Path
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
+
+from agent.proxies import proxy_for
 
 KEY_FILE = "host-key"
 """The file in the agent's data folder with the key that is registered."""
@@ -63,9 +66,11 @@ def _register(server: str, token: str, host: str, key_sha256: str, ca_file: Path
     body = json.dumps({"token": token, "host": host, "key_sha256": key_sha256}).encode()
     url = f"{server.rstrip('/')}/api/v1/enrol"
     asked = Request(url, body, {"Content-Type": "application/json"}, method="POST")  # noqa: S310 - checked above
+    proxy = proxy_for(url)
+    proxies = {urlsplit(url).scheme: proxy} if proxy else {}
     trusted = HTTPSHandler(context=ssl.create_default_context(cafile=ca_file))
     try:
-        with build_opener(ProxyHandler({}), trusted).open(asked, timeout=TIMEOUT_S):  # as directly as the link
+        with build_opener(ProxyHandler(proxies), trusted).open(asked, timeout=TIMEOUT_S):
             pass
     except HTTPError as answer:
         with answer:

@@ -35,6 +35,7 @@ _STOPPED: Mapping[JobEnd, str] = {
     "cancelled": "cancelled while it ran",
     "interrupted": "the agent stopped while the job ran",
 }
+_LOCKED = "; it only waited for a lock of the repository"
 _digests = msgspec.json.Decoder(Digest | None)
 
 Sleep = Callable[[float], Awaitable[object]]
@@ -119,6 +120,7 @@ class Job:
         self._env: Mapping[str, str] = {}
         self._work: str | None = None
         self._lock_waits = restic.lock_waits(command.lock_wait_s)
+        self._unlocked = self._awaits_lock = False
 
     def open(self, repository: Repository | None) -> None:
         """Take what opens the repository. Raises restic.RepositoryError."""
@@ -156,12 +158,27 @@ class Job:
         how = self._launch(place)
         while True:
             outcome = await self._once(how, args, answer, expected)
+            if outcome.end == "locked" and not self._unlocked:
+                await self._unlock()
+                continue
             wait = next(self._lock_waits, None) if outcome.end == "locked" else None
             if wait is None:
                 return outcome
             self.ended = None
             self.news.log(f"the repository is locked: trying again in {wait:g} s")
+            self._awaits_lock = True
             await self.setting.pace.sleep(wait)
+            self._awaits_lock = False
+
+    async def _unlock(self) -> None:
+        """Remove the locks of processes that are gone, once in a job; restic leaves those that may be in use.
+
+        It knows a process as gone that ran on this host and is not there, or has not renewed its lock for half an hour.
+        """
+        self._unlocked = True
+        self.news.log("the repository is locked: removing locks of processes that are gone")
+        await self._once(self._launch(NOWHERE), ["unlock"], lambda line: None, None)
+        self.ended = None
 
     def folder(self, name: str) -> Path:
         """A folder of the job's own, as restic sees it. It is gone when the job is."""
@@ -292,8 +309,8 @@ class Job:
             files_processed=summary.files_processed,
             bytes_processed=summary.bytes_processed,
             bytes_added=summary.bytes_added,
-            error=ended.error if told else _STOPPED.get(status, ""),
-            reason=ended.reason if told else "",
+            error=ended.error if told else _STOPPED.get(status, "") + _LOCKED * self._awaits_lock,
+            reason=ended.reason if told else "Locked" if self._awaits_lock else "",
         )
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidProxy, InvalidStatus
 from websockets.protocol import State
 from websockets.typing import Subprotocol
 
+from agent.proxies import proxy_for
 from wire import codec
 from wire.messages import HOST_HEADER, PROTOCOL, FromAgent, FromServer
 
@@ -104,7 +105,7 @@ class Link:
                 async with self._connect() as socket:
                     opened = clock()
                     reason = await self._converse(socket)
-            except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as error:
+            except (OSError, TimeoutError, ImportError, InvalidHandshake, InvalidProxy, ConnectionClosed) as error:
                 reason = self._reason(error) if opened is None else plain(error)
             failures = 1 if opened is not None and clock() - opened > STEADY_S else failures + 1
             delay = backoff(failures, self._rng)
@@ -138,7 +139,7 @@ class Link:
             ping_interval=PING_S,
             ping_timeout=PING_S,
             close_timeout=2,
-            proxy=None,
+            proxy=proxy_for(self._url),
         )
 
     async def _converse(self, socket: ClientConnection) -> str:
@@ -160,6 +161,10 @@ class Link:
         if isinstance(error, InvalidStatus):
             body = (error.response.body or b"")[:MAX_REASON].decode(errors="replace").strip()
             return f"the server answered {error.response.status_code}{body and ': ' + body}"
+        if isinstance(error, InvalidProxy):  # its text repeats the URL, which may hold a password
+            return "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY of the environment is no proxy's URL: write http://proxy:3128"
+        if isinstance(error, ImportError):
+            return "a proxy that speaks SOCKS needs the package python-socks: install it, or name an HTTP proxy"
         return self._explain(error)
 
     async def _read(self, socket: ClientConnection) -> str:

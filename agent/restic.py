@@ -97,6 +97,10 @@ def environment(
         raise RepositoryError(f"repository {repository.name}: its URL or password holds a NUL byte: correct it")
     if not identity:
         _check_identity(repository)
+    every = host_env.get("all_proxy", host_env.get("ALL_PROXY"))  # which restic knows nothing of
+    for name in ("HTTPS_PROXY", "HTTP_PROXY"):
+        if every and name not in env and name.lower() not in env:
+            env[name] = every
     env["RESTIC_REPOSITORY"] = repository.url
     env["RESTIC_PASSWORD"] = repository.password
     env["RESTIC_CACHE_DIR"] = str(cache_dir)

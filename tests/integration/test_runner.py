@@ -206,6 +206,49 @@ async def test_a_job_goes_on_once_the_lock_is_gone(make, endless, repository):
     assert (end.status, end.reason) == ("succeeded", "")
 
 
+def locks(repository):
+    return [
+        path for path in Path(repository.url, "locks").iterdir() if len(path.name) == 64
+    ]  # others are being written
+
+
+def leave_a_lock(repository):
+    """Have restic lock a repository, and die."""
+    restic(repository, "init")
+    env = {"PATH": os.environ["PATH"], "RESTIC_REPOSITORY": repository.url, "RESTIC_PASSWORD": PASSWORD}
+    argv = [RESTIC, "--no-cache", "backup", "--stdin"]
+    with subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as dies:
+        while not locks(repository):
+            assert dies.poll() is None
+        dies.kill()
+
+
+async def test_the_lock_of_a_process_that_is_dead_is_removed_by_the_next_job(make, repository):
+    leave_a_lock(repository)
+    told = Told()
+    end = await make(sleep=None).run(CommandRun("j1", "prune", ["prune"], "r1"), repository, told)
+    assert (end.status, end.reason) == ("succeeded", "")
+    assert "the repository is locked: removing locks of processes that are gone" in told.lines
+    assert not locks(repository)
+
+
+async def test_a_job_that_was_stopped_when_it_only_waited_for_a_lock_says_so(make, endless, repository):
+    runner, reads = endless
+    other = asyncio.create_task(runner.run(backup("/etc", job_id="j2"), repository, Told()))
+    await until(reads)
+
+    async def sleep(seconds):
+        waits.stop("j1", "timed_out")
+        await asyncio.Event().wait()
+
+    waits = make("exec restic prune", sleep=sleep)
+    end = await waits.run(CommandRun("j1", "prune", ["prune"], "r1"), repository, Told())
+    runner.stop("j2", "cancelled")
+    await other
+    assert (end.status, end.reason) == ("timed_out", "Locked")
+    assert "it only waited for a lock of the repository" in end.error
+
+
 async def test_what_could_not_be_read_makes_a_warning_and_a_snapshot(make, repository, folder):
     end = await make().run(backup(folder, folder / "missing"), repository, Told())
     assert end.status == "warning"

@@ -1,0 +1,29 @@
+"""The proxy through which a server is reached, from the environment, as other programs read it.
+
+HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, in lower case too, which goes first. Source: urllib.request, "Proxy
+settings", and curl(1), "ENVIRONMENT", for ALL_PROXY.
+"""
+
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
+
+
+def proxy_for(url: str) -> str | None:
+    """The URL of the proxy for an http, https, ws or wss URL; None to connect directly."""
+    parts = urlsplit(url)
+    proxies = getproxies_environment()
+    kind = "https" if parts.scheme in ("https", "wss") else "http"
+    proxy = proxies.get(kind) or proxies.get("all")
+    direct = _is_loopback(parts.hostname or "") or proxy_bypass(parts.netloc.rpartition("@")[2], proxies)
+    if not proxy or direct:
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host is this machine, which no proxy stands before (as Go has it, and so restic)."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
