@@ -378,10 +378,10 @@ class Core:
         ahead = max(shown - (refused.now or shown), timedelta())
         if abs(ahead - self._ahead) > AHEAD:
             log.warning("clock is ahead of the server's, which counts", extra={"seconds": int(ahead.total_seconds())})
-        self._ahead = ahead
+        self._ahead = ahead if ahead > AHEAD else timedelta()
         fire = self.memory.fires.get(refused.schedule_id)
         if fire is not None and fire.scheduled_at == refused.scheduled_at:
-            now = shown - ahead
+            now = shown - self._ahead
             self._early[refused.schedule_id] = Early(fire, self._come(fire, now), now)
 
     def _come(self, fire: ScheduleFire, now: datetime) -> ScheduleFire | None:

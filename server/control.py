@@ -25,7 +25,7 @@ from server.desired import Fleet, Member, Plan, Target, entry_item
 from server.dispatch import Dispatch, stored, then
 from server.expected import Beginnings, Expected, Joined, Pair, overdue, success_within
 from server.grants import NOTHING, Grants, path_errors, url_errors
-from server.host import Effect, Host, NewJob, NotInForce, new_job
+from server.host import MAX_RUNS, Effect, Host, NewJob, NotInForce, new_job
 from server.metrics import Metrics
 from server.models import OPEN, Actor
 from server.news import News
@@ -356,7 +356,10 @@ class Control:
         return new_job(target, host, job_id, None, now, self.jobs.queue.runs(target.id, host), actor)
 
     async def record(self, jobs: Sequence[NewJob], audit: AuditRow) -> None:
-        """Store jobs that somebody asked for, and have those run that may."""
+        """Store jobs that somebody asked for, and have those run that may. Raises Conflict where too many are open."""
+        for job in jobs:
+            if len(self.jobs.queue.runs(job.command.schedule_id, job.host)) >= MAX_RUNS:
+                raise Conflict(f"{MAX_RUNS} such jobs of {job.host} are not over: cancel some, or ask again later")
         change = Change(audit)
         await stored(self.jobs.record(jobs, lambda it: self._store.submit(write_changes, change._replace(put_jobs=it))))
 
@@ -516,8 +519,10 @@ class Control:
 
     def _asked(self, jobs: Iterable[Job]) -> tuple[Needed, ...]:
         """What jobs need that somebody asked for."""
-        wanted = {(job.repository, job.whose if job.whose != job.host else "") for job in jobs}
-        return tuple(Needed(row, whose) for row in self.repositories.values() for id_, whose in wanted if id_ == row.id)
+        wanted: dict[str, dict[str, None]] = {}
+        for job in jobs:
+            wanted.setdefault(job.repository, {})[job.whose if job.whose != job.host else ""] = None
+        return tuple(Needed(row, whose) for row in self.repositories.values() for whose in wanted.get(row.id, ()))
 
     def _scheduled(self, host: str) -> tuple[Needed, ...]:
         """What a host's schedules need; found once for all hosts that hold the same.

@@ -257,9 +257,12 @@ class Dispatch:
         return [JobFinished(job.id, "failed", self._clock(), error=error) for job, error in told if error]
 
     def _sent(self, going: Sequence[Job]) -> None:
+        by_host: dict[str, list[Effect]] = defaultdict(list)
         for job in going:
             if self.queue.jobs.get(job.id) is job and job.state == "sent" and not job.cancelled:
-                self.deliver(job.host, [Send((job.to_send,))])
+                by_host[job.host].append(Send((job.to_send,)))
+        for host, sends in by_host.items():
+            self.deliver(host, sends)
 
     def _unsent(self, going: Sequence[Job]) -> None:
         for job in going:
@@ -445,15 +448,18 @@ class Dispatch:
 
     def ended(self, ends: Sequence[JobFinished]) -> None:
         """Jobs have ended, and that is stored."""
+        unneeded: dict[str, None] = {}
         for end in ends:
             if (job := self.queue.remove(end.job_id)) is not None:
                 self._attempted(job, end)
                 self._metrics.ended(job.command.kind, end.status)
                 self.outcomes.ended(job.command.schedule_id, job.host, end)
                 if not job.command.schedule_id:
-                    self.deliver(job.host, ())  # it needs the credentials no more
+                    unneeded[job.host] = None
                 if (heard := self._heard.get(job.id)) is not None and not heard.end.done():
                     heard.end.set_result(end)
+        for host in unneeded:
+            self.deliver(host, ())  # it needs the credentials no more
         if ends:
             self._news.changed("runs", "schedules")
             self._go_on()

@@ -35,6 +35,8 @@ HELLO_S = 10.0
 """Seconds within which a connection must say hello."""
 MAX_UNSENT = 64 << 20
 """Bytes that may wait for a slow agent before its connection is given up."""
+SLICE = 500
+"""Messages of a frame that are dealt with at once, before other connections have their turn."""
 REPLACED = 4000
 """Close code for a connection that another one of the same host has replaced (RFC 6455, 7.4.2: private use)."""
 
@@ -345,6 +347,11 @@ class Gateway:
     async def _hear(self, connection: Connection, messages: Sequence[tuple[FromAgent, str]]) -> None:
         if any(isinstance(message, Hello) for message, _ in messages):
             raise codec.FrameError("a connection says hello once")
+        for begin in range(0, len(messages), SLICE):
+            await self._hear_slice(connection, messages[begin : begin + SLICE])
+            await asyncio.sleep(0)  # others come between
+
+    async def _hear_slice(self, connection: Connection, messages: Sequence[tuple[FromAgent, str]]) -> None:
         ids = [self._new_id() for _ in messages]
         host = connection.host
         control = self._control

@@ -234,7 +234,7 @@ def jobs_finished(conn: Connection, batches: Sequence[Sequence[JobFinished]]) ->
     ends: dict[str, Sequence[object]] = {}
     firsts: list[set[str]] = []
     for batch in batches:
-        first = {end.job_id for end in batch} - ends.keys()
+        first = {end.job_id for end in batch if end.job_id not in ends}  # `-` would walk all of `ends` each time
         firsts.append(first)
         for end in batch:
             ends.setdefault(end.job_id, [end.job_id, *(getattr(end, name) for name in _ENDED[1:])])

@@ -128,7 +128,7 @@ async def test_the_queue_is_the_same_after_a_restart(tmp_path, connect, clock, u
         return (await client.get("/schedules/ns/etc")).json()["metadata"]["uid"]
 
     PATHS = {"backup": {"paths": ["/etc"]}}  # noqa: N806
-    config = Config(tmp_path, port=0)
+    config = Config(tmp_path / "restarted", port=0)
     async with serving(config, clock) as server, rest(server) as client:
         schedule_id = await declared(client)
         async with connect("node-1", to=server) as first, connect("node-2", to=server) as second:

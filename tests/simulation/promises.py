@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import cron
 from agent.memory import Accepted
 from server.queue import EXCLUSIVE
+from server.timing import EARLY
 from tests.simulation.expected import Span, may_be_left_out
 from tests.simulation.story import HALF_PAST_TWO, MONTH, Story
 from tests.simulation.world import DAY, RULES, Agent, Row, Use
@@ -212,6 +213,17 @@ def once_a_day(story: Story) -> Iterator[str]:
                 yield f"{schedule} on {host} ran {days[day]} times on {day} in {zone}"
 
 
+def only_due_times(story: Story) -> Iterator[str]:
+    """A job is of a due time that its schedule had on that host, and not from before that had come."""
+    for (host, schedule), rows in _by_schedule(story).items():
+        spans, agent = story.expected.spans.get((host, schedule), []), story.by_name[host]
+        for due, row in rows.items():
+            if due > row.job.created_at + EARLY:
+                yield f"{schedule} on {host}, due {due}, was let in at {row.job.created_at} already"
+            if not any(_is_due(span, agent, due) for span in spans):
+                yield f"{schedule} is not due {due} on {host}, and has a job"
+
+
 def _by_schedule(story: Story) -> dict[tuple[str, str], dict[datetime, Row]]:
     """Jobs by host and schedule, and then by due time."""
     jobs: dict[tuple[str, str], dict[datetime, Row]] = defaultdict(dict)
@@ -226,4 +238,12 @@ def _rows(story: Story) -> list[Row]:
     return list(story.db.jobs.values())
 
 
-PROMISES = {1: one_run, 2: none_dropped, 3: in_sync, 4: no_end_lost, 5: once_a_day, "of turns": in_turn}
+PROMISES = {
+    1: one_run,
+    2: none_dropped,
+    3: in_sync,
+    4: no_end_lost,
+    5: once_a_day,
+    9: only_due_times,
+    "of turns": in_turn,
+}

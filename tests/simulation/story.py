@@ -7,12 +7,14 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple
 
+import cron
 from server import commands
 from server.desired import Target, entry_item
 from server.resources import schedule_spec
 from server.specs import ScheduleSpec
 from server.timing import superseded
 from tests.simulation.world import DAY, HOUR, SECOND, Agent, World
+from wire.messages import ScheduleFire
 
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe")
 HALF_PAST_TWO = "30 2 * * *"
@@ -27,7 +29,21 @@ CRONS = (
 )
 KINDS = ("backup",) * 9 + tuple(sorted(commands.KINDS & {"prune"}))
 REPOSITORIES = ("repo",) * 6 + ("few", "one", "each")
-MISHAPS = ("cut", "cut", "kill", "kill", "power", "apart", "clock", "server", "edit", "edit", "labels", "cancel")
+MISHAPS = (
+    "cut",
+    "cut",
+    "kill",
+    "kill",
+    "power",
+    "apart",
+    "clock",
+    "server",
+    "edit",
+    "edit",
+    "labels",
+    "cancel",
+    "invents",
+)
 
 
 class Scale(NamedTuple):
@@ -120,10 +136,27 @@ class Story(World):
                 labels = self._some_labels()
                 self.tell("user", f"gives {agent.name} {labels}")
                 self.server.relabel(agent.name, labels)
+            case "invents" if agent.pipe is not None and self.db.targets:
+                self._invent(agent)
             case "cancel" if self.server.up and (jobs := self.db.open[agent.name]):
                 job_id = rng.choice(list(jobs))
                 self.tell("user", f"cancels {job_id} on {agent.name}")
                 self.server.cancel(job_id)
+
+    def _invent(self, agent: Agent) -> None:
+        """A host says that schedules are due when they are not, or are yet to be."""
+        self.tell(agent.name, "invents due times")
+        fires = []
+        for _ in range(20):
+            target = self.db.targets[self._some_id()]
+            at = self.now + self.rng.uniform(-9, 9) * DAY
+            if at > self.now + HOUR:
+                spec = target.spec
+                spread = cron.spread(agent.name, target.id, spec.spread_seconds)
+                at = cron.next_due(cron.parse(spec.cron), cron.zone(spec.time_zone), at) + spread
+            fires.append(ScheduleFire(target.id, at, self.rng.choice((0, 1, 2**53))))
+        if agent.pipe is not None:
+            agent.pipe.to_server(fires)
 
     def _cut_off(self, agent: Agent, width: timedelta) -> None:
         self.tell(agent.name, f"is cut off for {width}")
