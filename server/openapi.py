@@ -15,7 +15,7 @@ import server
 from server import selectors
 from server.models import ACTOR_KINDS, AUDIT, HOSTS, JOB_ATTEMPTS, JOB_LOGS, JOB_STATUSES, JOBS, UtcDateTime
 from server.problems import MEDIA_TYPE
-from server.resources import MAX_LABELS, MAX_SECRET, MAX_URL, MAX_URLS
+from server.resources import API_VERSION, MAX_LABELS, MAX_SECRET, MAX_URL, MAX_URLS, METADATA
 from wire.variables import ALLOWED
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ Schema = dict[str, Any]
 
 _NAME: Schema = {"type": "string", "maxLength": 253, "pattern": f"^{selectors.DNS.pattern}$"}
 _NAMESPACE: Schema = {"type": "string", "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}
+_OWN_ID: Schema = {"type": "string", "pattern": f"^{selectors.OWN_ID.pattern}$"}
 _IN_PATH: Mapping[str, Schema] = {"namespace": _NAMESPACE, "name": _NAME}
 _PARAMETERS: Mapping[str, Schema] = {
     "limit": {"description": "Items of a page.", "schema": {"type": "integer", "minimum": 1, "maximum": 500}},
@@ -60,7 +61,7 @@ def document(operations: Sequence["Operation"], bodies: Mapping[str, type[msgspe
         "paths": paths,
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": _schemas() | {name: _body(struct) for name, struct in bodies.items()},
+            "schemas": _bodies(bodies) | _schemas() | {"HostPut": _HOST},
         },
     }
 
@@ -96,8 +97,9 @@ def _general(operation: "Operation") -> tuple[int, ...]:
 
 def _parameters(operation: "Operation") -> list[Schema]:
     names = re.findall(r"{(\w+)}", operation.path)
-    text: Schema = {"type": "string"}
-    in_path = [{"name": it, "in": "path", "required": True, "schema": _IN_PATH.get(it, text)} for it in names]
+    own = {"id": _OWN_ID} if operation.path.startswith(("/runs/", "/restores/")) else {}
+    schemas = {**{it: {"type": "string"} for it in names}, **_IN_PATH, **own}
+    in_path = [{"name": it, "in": "path", "required": True, "schema": schemas[it]} for it in names]
     return in_path + [{"name": name, "in": "query", **_PARAMETERS[name]} for name in operation.query]
 
 
@@ -124,6 +126,7 @@ def _ref(name: str) -> Schema:
 def _schemas() -> dict[str, Schema]:
     """The schemas that operations name: the CRDs', those of the plain records, and their lists."""
     crds = _crd_schemas()
+    sealed = {"credentials": _CREDENTIALS}
     seen: Schema = {
         "connected": {"type": "boolean"},
         "in_sync": {"type": "boolean"},
@@ -143,8 +146,10 @@ def _schemas() -> dict[str, Schema]:
         **crds,
         "RepositoryPut": {
             **crds["Repository"],
-            "properties": {**crds["Repository"]["properties"], "credentials": _CREDENTIALS},
+            "properties": {**crds["Repository"]["properties"], **sealed},
         },
+        "SchedulePost": _posted(crds["Schedule"]),
+        "RepositoryPost": _posted({**crds["Repository"], "properties": {**crds["Repository"]["properties"], **sealed}}),
         "Host": _record(HOSTS, seen),
         "Job": job,
         "JobDetail": {
@@ -165,14 +170,23 @@ def _schemas() -> dict[str, Schema]:
 def _crd_schemas() -> dict[str, Schema]:
     """The schemas of the custom resources that are served here, by kind: as they are declared, and no more fields."""
     found = [yaml.safe_load((resources.files("crds") / f"{name}.yaml").read_text())["spec"] for name in _SERVED]
-    return {crd["names"]["kind"]: _object(crd["versions"][0]["schema"]["openAPIV3Schema"]) for crd in found}
+    kinds = [(crd["names"]["kind"], crd["versions"][0]["schema"]["openAPIV3Schema"]) for crd in found]
+    return {kind: _object(kind, schema) for kind, schema in kinds}
 
 
-def _object(schema: Schema) -> Schema:
-    """The schema of a manifest. In an answer, its status may say more than in the cluster."""
+def _object(kind: str, schema: Schema) -> Schema:
+    """The schema of a manifest of this kind. In an answer, its status may say more than in the cluster."""
     fields = schema["properties"]
     known = {"metadata": _METADATA, "spec": _closed(fields["spec"]), "status": {"type": "object"}}
+    known |= {"apiVersion": {"enum": [API_VERSION]}, "kind": {"enum": [kind]}}
     return {**schema, "properties": {**fields, **known}, "additionalProperties": False}
+
+
+def _posted(manifest: Schema) -> Schema:
+    """The schema of a manifest whose name is in no path."""
+    named = {**_METADATA, "required": ["name"]}
+    required = [*manifest.get("required", []), "metadata"]
+    return {**manifest, "properties": {**manifest["properties"], "metadata": named}, "required": required}
 
 
 def _closed(schema: Schema) -> Schema:
@@ -213,11 +227,16 @@ def _column(column: "Column[Any]") -> Schema:
     return {**schema, "type": [schema["type"], "null"]} if column.nullable else schema
 
 
-def _body(struct: type[msgspec.Struct]) -> Schema:
-    """The schema of a body, inlined. Its patterns are JSON Schema's, whose `$` is the end, as Python's `\\Z` is."""
-    described = msgspec.json.encode(msgspec.json.schema_components([struct])).replace(rb"\\Z", b"$")
-    (schema,), components = msgspec.json.decode(described, type=tuple[list[Schema], dict[str, Schema]])
-    return components[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+def _bodies(bodies: Mapping[str, type[msgspec.Struct]]) -> dict[str, Schema]:
+    """The schemas of bodies by their names, and of what they hold by its own.
+
+    Their patterns are JSON Schema's, whose `$` is the end, as Python's `\\Z` is.
+    """
+    made = msgspec.json.schema_components(bodies.values(), ref_template="#/components/schemas/{name}")
+    described = msgspec.json.encode(made).replace(rb"\\Z", b"$")
+    schemas, components = msgspec.json.decode(described, type=tuple[list[Schema], dict[str, Schema]])
+    named = {name: components.pop(it["$ref"].rpartition("/")[2]) for name, it in zip(bodies, schemas, strict=True)}
+    return components | named
 
 
 def _list(name: str) -> Schema:
@@ -253,11 +272,29 @@ _PROGRESS: Schema = {
 }
 _MEDIA_TYPES = {"Events": "text/event-stream"}
 _SERVED = ("schedules", "repositories")
-_LABELS: Schema = {"type": "object", "maxProperties": MAX_LABELS, "additionalProperties": {"type": "string"}}
+_LABELS: Schema = {
+    "type": "object",
+    "maxProperties": MAX_LABELS,
+    "propertyNames": {"maxLength": 317, "pattern": f"^({selectors.DNS.pattern}/)?{selectors.LABEL.pattern}$"},
+    "additionalProperties": {"type": "string", "pattern": f"^({selectors.LABEL.pattern})?$"},
+}
+_HOST: Schema = {
+    "type": "object",
+    "properties": {"labels": _LABELS},
+    "required": ["labels"],
+    "additionalProperties": False,
+}
 _METADATA: Schema = {
     "type": "object",
     "description": "What Kubernetes keeps there as well is taken, and left alone.",
-    "properties": {"namespace": _NAMESPACE, "name": _NAME, "labels": _LABELS},
+    "properties": {
+        **{name: {} for name in METADATA},
+        "namespace": _NAMESPACE,
+        "name": _NAME,
+        "labels": _LABELS,
+        "resourceVersion": {"type": "string", "description": "The version to change; left out, whatever is there."},
+    },
+    "additionalProperties": False,
 }
 _SECRET: Schema = {"type": "string", "maxLength": MAX_SECRET}
 _URLS: Schema = {
@@ -270,7 +307,7 @@ _CREDENTIALS: Schema = {
     "type": ["object", "null"],
     "writeOnly": True,
     "properties": {
-        "password": _SECRET,
+        "password": {**_SECRET, "type": ["string", "null"]},
         "env": {"type": "object", "properties": dict.fromkeys(sorted(ALLOWED), _SECRET), "additionalProperties": False},
         "urls": {
             "type": ["object", "null"],

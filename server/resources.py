@@ -155,8 +155,8 @@ def _metadata_errors(metadata: object) -> Iterator[FieldError]:
     if len(labels) > MAX_LABELS:
         yield _error("metadata.labels", f"must hold at most {MAX_LABELS}, not {len(labels)}")
     for field in metadata:
-        if field not in _METADATA:
-            yield _error(below("metadata", field), f"unknown field{hint(field, _METADATA)}")
+        if field not in METADATA:
+            yield _error(below("metadata", field), f"unknown field{hint(field, METADATA)}")
 
 
 def _is_said_by(exact: Sequence[FieldError], error: FieldError) -> bool:
@@ -234,7 +234,7 @@ def _error(field: str, detail: str) -> FieldError:
 
 
 _SECRETS = {"password", "env", "urls"}
-_METADATA = (
+METADATA = (
     "name",
     "namespace",
     "labels",

@@ -7,7 +7,9 @@ from server.problems import FieldError
 from server.schema import below
 from server.specs import LabelSelector, Requirement
 
-_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+OWN_ID = re.compile(r"[a-z0-9][-a-z0-9]{0,39}")
+"""The form of the id that its caller gives a run or a restore."""
+LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 DNS = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
@@ -43,12 +45,12 @@ def is_dns_label(name: str) -> bool:
 def is_label_key(key: str) -> bool:
     """Whether this is `name` or `prefix/name`: a name of at most 63 characters, a prefix that is a DNS name."""
     prefix, slash, name = key.rpartition("/")
-    return _NAME.fullmatch(name) is not None and (not slash or is_dns_name(prefix))
+    return LABEL.fullmatch(name) is not None and (not slash or is_dns_name(prefix))
 
 
 def is_label_value(value: str) -> bool:
     """Whether this is empty or like a label's name: at most 63 characters."""
-    return not value or _NAME.fullmatch(value) is not None
+    return not value or LABEL.fullmatch(value) is not None
 
 
 def label_errors(labels: object, field: str) -> Iterator[FieldError]:

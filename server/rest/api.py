@@ -4,7 +4,6 @@ Schedules and repositories have the shape of Kubernetes' objects, so that a mani
 and the audit log are plain records. Each operation names what its caller must be allowed to, in the words of RBAC.
 """
 
-import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -40,7 +39,7 @@ from server.rest.reading import (
 )
 from server.restores import File, Question, Restores, Snapshot
 from server.schema import MAX_ERRORS
-from server.selectors import label_errors, selector_errors
+from server.selectors import OWN_ID, is_dns_label, label_errors, selector_errors
 from server.specs import LabelSelector
 from server.store import Store
 from server.trouble import NAMED, Coverage, repository_troubles, run_phase, schedule_troubles
@@ -635,8 +634,10 @@ def _object(kind: str, row: Row, status: Mapping[str, object]) -> dict[str, obje
 
 def _own_id(request: Request) -> str:
     run: str = request.path_params["id"]
-    if not re.fullmatch(r"[a-z0-9][-a-z0-9]{0,39}", run):
+    if not OWN_ID.fullmatch(run):
         raise invalid({"id": "must be 1 to 40 lower case letters, digits and '-', such as a uid"})
+    if not is_dns_label(request.path_params["namespace"]):
+        raise invalid({"namespace": "must be a namespace's name: at most 63 lower case letters, digits and '-'"})
     return run
 
 
@@ -695,7 +696,7 @@ OPERATIONS: Sequence[Operation] = (
         Api.create_schedule,
         Needs("create", "schedules", Api.in_body),
         {201: "Schedule"},
-        "Schedule",
+        "SchedulePost",
         may=(*_BODY, 409),
     ),
     Operation("GET", _SCHEDULE, Api.get_schedule, Needs("get", "schedules"), {200: "Schedule"}, may=(400, 404)),
@@ -734,7 +735,7 @@ OPERATIONS: Sequence[Operation] = (
         Api.create_repository,
         Needs("create", "repositories", Api.in_body),
         {201: "Repository"},
-        "RepositoryPut",
+        "RepositoryPost",
         may=(*_BODY, 409),
     ),
     Operation(

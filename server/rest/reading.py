@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
@@ -47,7 +48,7 @@ async def _read_body(request: Request) -> object:
         raise UnsupportedMediaType(f"send JSON with the header 'Content-Type: application/json' {got}")
     content = await _content(request)
     try:
-        value = msgspec.json.decode(content)
+        value = _decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
     except RecursionError:
@@ -86,6 +87,17 @@ async def _content(request: Request) -> bytes:
     except TimeoutError:
         raise TooSlow(f"the body did not come within {BODY_S:.0f} s") from None
     return bytes(content)
+
+
+def _number(text: str) -> float | int:
+    """A number with a point or an exponent; one that is whole counts as such (JSON Schema, `integer`)."""
+    number = float(text)
+    if math.isinf(number):
+        raise msgspec.DecodeError(f"number out of range: {text[:32]}")
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
+
+
+_decode = msgspec.json.Decoder(float_hook=_number).decode
 
 
 def _check_depth(value: object) -> None:

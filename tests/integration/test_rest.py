@@ -562,3 +562,18 @@ async def test_runs_and_restores_of_two_namespaces_may_have_one_name(api):
             assert job["command"]["restore"]["target"] == f"/srv/{namespace}"
     jobs = (await api.get("/jobs")).json()["items"]
     assert len(jobs) == len({job["id"] for job in jobs}) == 4
+
+
+async def test_a_whole_number_is_one_however_it_is_written(api):
+    await api.put("/hosts/node-1", json={"labels": {}})
+    for written, status in (("3600.0", 201), ("3.6e3", 201), ("3600.5", 422), ("1e999", 400)):
+        content = f'{{"expires_in_s": {written}}}'.encode()
+        answer = await api.post(
+            "/hosts/node-1/enrolments", content=content, headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == status, written
+
+
+async def test_a_run_is_asked_for_in_a_namespace_that_can_be(api):
+    refused(await api.get("/runs/%C2%84/0"), 422, "namespace")
+    refused(await api.get("/restores/a.b/0"), 422, "namespace")
