@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from server import bulk, records, store
+from server.expected import Joined
 from server.models import AUDIT, HOSTS, JOBS, REPOSITORIES, SCHEDULES, stored
 from server.problems import Unavailable
 from server.records import AuditRow, HostRow, JobRow, OpenJob, RepositoryRow, Retry, ScheduleRow
@@ -463,6 +464,34 @@ async def test_resources_are_put_loaded_listed_and_deleted(db):
     assert await db.read(records.get_resource, SCHEDULES, "ns", "etc") == {**stored, "last_due": None}
     await db.write(records.delete_schedules, "s1")
     assert await db.read(records.list_resources, SCHEDULES, None, 10) == []
+
+
+async def test_since_when_hosts_have_schedules_is_put_loaded_deleted_and_goes_with_what_it_is_of(db):
+    for schedule in ("s1", "s2"):
+        await db.write(records.upsert_schedules, ScheduleRow(schedule, "ns", schedule, {}, {}, 1, NOW, NOW, NOW))
+    for name in "abc":
+        await db.write(records.upsert_hosts, host(name))
+    later = NOW + timedelta(1)
+    pairs = [("s1", "a"), ("s1", "b"), ("s2", "a"), ("s2", "c")]
+    rows = [Joined(*pair, NOW) for pair in pairs]
+    await asyncio.gather(*(db.write(records.upsert_joined, row) for row in [*rows, rows[0]._replace(since=later)]))
+
+    async def joined():
+        return sorted((await db.read(records.load_all)).joined)
+
+    assert await joined() == [rows[0]._replace(since=later), *rows[1:]]
+    await asyncio.gather(db.write(records.delete_joined, ("s1", "b")), db.write(records.delete_joined, ("s1", "c")))
+    assert [row[:2] for row in await joined()] == [("s1", "a"), ("s2", "a"), ("s2", "c")]
+    await db.write(records.delete_hosts, "a")
+    assert [row[:2] for row in await joined()] == [("s2", "c")]
+    await db.write(records.delete_schedules, "s2")
+    assert await joined() == []
+
+
+async def test_when_hosts_were_last_heard_of_is_stored(db):
+    await db.write(records.upsert_hosts, host("a"))
+    await db.write(records.hosts_seen, [("a", NOW), ("gone", NOW)])
+    assert (await db.read(records.get_host, "a"))["last_seen"] == NOW
 
 
 async def test_a_schedule_tells_when_it_was_last_due_and_run(db):
