@@ -131,7 +131,10 @@ async def test_the_queue_is_the_same_after_a_restart(tmp_path, connect, clock, u
     config = Config(tmp_path / "restarted", port=0)
     async with serving(config, clock) as server, rest(server) as client:
         schedule_id = await declared(client)
-        async with connect("node-1", to=server) as first, connect("node-2", to=server) as second:
+        async with (
+            connect("node-1", to=server, token=server.agent_token) as first,
+            connect("node-2", to=server, token=server.agent_token) as second,
+        ):
             await first.follow()
             await second.follow()
             job = await fire(first, schedule_id)
@@ -139,9 +142,9 @@ async def test_the_queue_is_the_same_after_a_restart(tmp_path, connect, clock, u
             assert await fire(second, schedule_id) == "Queued"
     async with serving(config, clock) as server, rest(server) as client:
         assert await waiting(client) == ["host node-2 to connect"]
-        async with connect("node-2", to=server) as second:
+        async with connect("node-2", to=server, token=server.agent_token) as second:
             await second.follow()
-            async with connect("node-1", to=server, running_jobs=[job]) as first:
+            async with connect("node-1", to=server, token=server.agent_token, running_jobs=[job]) as first:
                 await first.follow()
 
                 async def both_are_back():
