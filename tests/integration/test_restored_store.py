@@ -1,12 +1,12 @@
 """A copy of the store is put back: agents tell again what they did, and nothing runs twice or waits for ever."""
 
-import socket
 import sqlite3
 from contextlib import asynccontextmanager, closing
 
 import httpx
 import pytest
 
+from bench.servers import free_port
 from server.service import Config, serving
 from tests.integration.conftest import PATIENCE_S
 from tests.integration.test_duplicates import Idle, agent
@@ -17,9 +17,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def port():
     """One that is free, for servers that follow each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    return free_port()
 
 
 @asynccontextmanager

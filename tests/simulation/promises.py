@@ -41,7 +41,8 @@ def one_run(story: Story) -> Iterator[str]:
     for (host, schedule, due, _), times in story.runs.items():
         if len(times) > 1:
             yield f"{schedule} due {due} ran {len(times)} times on {host}: {', '.join(map(str, times))}"
-    jobs = Counter((row.job.host, row.job.scheduled_id, row.job.scheduled_at) for row in _rows(story))
+    rows = story.db.jobs.values()
+    jobs = Counter((row.job.host, row.job.scheduled_id, row.job.scheduled_at) for row in rows)
     for (host, name, due), count in jobs.items():
         if count > 1:
             yield f"{name} due {due} has {count} jobs on {host}"
@@ -158,7 +159,7 @@ def no_end_lost(story: Story) -> Iterator[str]:
             if row.job.created_at < settled:
                 yield f"{job_id} on {row.job.host} has no end; its agent said {said}"
         elif row.end.reason == "DeadlineExceeded":
-            if row.wire_id in story.uses:
+            if row.wire_id in story.uses and not any(at > story.uses[row.wire_id].begin for at in story.put_back):
                 yield f"{job_id} on {row.job.host} ended as too late, and ran"
         elif row.end.status not in (said, "cancelled"):
             yield f"{job_id} on {row.job.host} ended as {row.end.status} ({row.end.error}); its agent said {said}"
@@ -177,10 +178,12 @@ def in_turn(story: Story) -> Iterator[str]:
     only while the last run is not over. What the server had given up by then does not count."""
     yield from story.expected.wrongly
     uses: dict[str, list[tuple[datetime, datetime, Use]]] = defaultdict(list)
+    rows = story.lost | story.db.jobs
     for job_id, use in story.uses.items():
-        repository, over = use.command.repository, story.db.jobs[job_id.partition(".")[0]].ended_at
+        repository, over = use.command.repository, rows[job_id.partition(".")[0]].ended_at
         key = f"{repository} of {use.host}" if RULES[repository].per_host else repository
-        uses[key].append((use.begin, min(use.end or story.now, over or story.now), use))
+        forgotten = min((at for at in story.put_back if at > use.begin), default=story.now)
+        uses[key].append((use.begin, min(use.end or story.now, over or story.now, forgotten), use))
     for key, its in uses.items():
         active: list[tuple[datetime, Use]] = []
         for begin, end, use in sorted(its, key=lambda it: it[0]):
@@ -235,7 +238,8 @@ def _by_schedule(story: Story) -> dict[tuple[str, str], dict[datetime, Row]]:
 
 
 def _rows(story: Story) -> list[Row]:
-    return list(story.db.jobs.values())
+    """All jobs, with those that an older database has lost: their due times were dealt with."""
+    return [*story.lost.values(), *story.db.jobs.values()]
 
 
 PROMISES = {

@@ -60,6 +60,10 @@ MONTH = Scale()
 """The fleet of which a hundred seeds are tried with all other tests."""
 
 
+RESTORED = Scale(agents=12, groups=10, schedules=50, mishaps=120, kinds=(*MISHAPS, "older database"))
+"""A fleet whose server gets its own database of an hour or a day ago, now and then."""
+
+
 def drawn(seed: int) -> Scale:
     """A fleet drawn from a seed: of 2 to 32 hosts, with 3 to 30 mishaps for each, of some kinds only.
 
@@ -78,6 +82,7 @@ class Story(World):
     def __init__(self, seed: int, scale: Scale = MONTH, listen: Callable[[str], None] | None = None) -> None:
         super().__init__(seed, scale.agents, listen)
         self.scale = scale
+        self.quiet = self.begin
         for agent in self.agents:
             self.db.labels[agent.name] = self._some_labels()
             self.db.since[agent.name] = self.now
@@ -90,7 +95,7 @@ class Story(World):
 
     def play(self, days: int = 30) -> "Story":
         """Let it happen, from the first day to the last."""
-        quiet = self.begin + days * DAY
+        self.quiet = quiet = self.begin + days * DAY
         for _ in range(self.scale.mishaps):
             self.at(self.begin + self.rng.random() * (quiet - self.begin), lambda: self._mishap(quiet))
         self.run_until(quiet)
@@ -129,6 +134,11 @@ class Story(World):
                 self.at(self.now + rng.random() * 6 * HOUR, lambda: agent.set_clock(timedelta()))
             case "server":
                 self.server.kill()
+            case "older database" if self.server.up:
+                copy = self.server.copied()
+                at = self.now + rng.choice((1, 24)) * HOUR
+                if at < self.quiet:
+                    self.at(at, lambda: self.server.put_back(*copy))
             case "edit" if self.server.up:
                 edits = (self._retime, self._change, self._delete) if self.db.targets else ()
                 rng.choice((self._create, *edits))()

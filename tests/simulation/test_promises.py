@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.simulation.promises import BrokenPromiseError, check
-from tests.simulation.story import play
+from tests.simulation.story import RESTORED, play
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +21,13 @@ def quiet():
 @pytest.mark.parametrize("seed", range(100))
 def test_every_promise_holds_after_a_month_of_faults(seed):
     check(play(seed))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_promise_holds_where_older_databases_were_put_back(seed):
+    story = play(seed, RESTORED)
+    check(story)
+    assert story.put_back
 
 
 def test_a_seed_plays_the_same_story_in_every_process():

@@ -8,8 +8,8 @@ delay, repeat a frame, or break, at which both sides learn of it at different ti
 import hashlib
 import heapq
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -132,6 +132,14 @@ class Database:
     def _open(self, job_ids: Iterable[str]) -> list[Row]:
         found = (self.jobs.get(job_id) for job_id in job_ids)
         return [row for row in found if row is not None and row.end is None]
+
+    def copy(self) -> "Database":
+        """A copy, of which what is declared is not looked at again: people, or a controller, declare it anew."""
+        jobs = {key: replace(row) for key, row in self.jobs.items()}
+        open_ = {host: {key: jobs[key] for key in rows} for host, rows in self.open.items()}
+        return replace(
+            self, versions=dict(self.versions), acked=dict(self.acked), jobs=jobs, open=open_, due=dict(self.due)
+        )
 
     def open_jobs(self) -> list[OpenJob]:
         """The jobs without an end, as a server reads them when it starts."""
@@ -503,6 +511,23 @@ class Server:
         self._accepted, self.pipes, self.hosts = [], {}, {}
         self.world.later(300, self.life, self, self.start)
 
+    def copied(self) -> tuple[Database, dict[str, str]]:
+        """A copy of the database, and the digest of what each host should hold by it."""
+        return self.world.db.copy(), {name: member.held.digest for name, member in self.fleet.members.items()}
+
+    def put_back(self, copy: Database, digests: Mapping[str, str]) -> None:
+        """The process ends, and begins anew with an older database, in which what is declared now is declared again."""
+        self.kill()
+        world, db = self.world, self.world.db
+        world.tell("server", "gets an older database")
+        world.put_back.append(world.now)
+        for key, row in db.jobs.items():
+            if key not in copy.jobs:
+                world.lost[key] = replace(row, ended_at=row.ended_at or world.now)
+        db.jobs, db.open, db.due, db.acked = copy.jobs, copy.open, copy.due, copy.acked
+        for name, version in copy.versions.items():
+            db.versions[name] = version + (digests[name] != self.fleet.members[name].held.digest)
+
     # Connections.
 
     def accept(self, agent: Agent) -> Pipe:
@@ -697,6 +722,8 @@ class World:
         self.uses: dict[str, Use] = {}
         self.said: dict[str, str] = {}
         self.wrongs: list[str] = []
+        self.put_back: list[datetime] = []
+        self.lost: dict[str, Row] = {}
         self.trace = hashlib.sha256()
         self._listen = listen
         self._heap: list[tuple[datetime, int, Callable[[], None]]] = []
