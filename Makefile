@@ -14,7 +14,7 @@ run: restic $(READY) ## Run the quickstart here: a server, an agent, a backup ea
 	@$(BIN)/lamplighter up examples/quickstart
 
 .PHONY: test
-test: restic rclone ssh busybox $(READY) ## Check style, types and imports, and run all tests
+test: restic rclone ssh busybox curl openssl sqlite3 $(READY) ## Check style, types and imports, and run all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -57,12 +57,13 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 # Each program that is not in a wheel, and the package of Debian that has it.
-.PHONY: restic rclone ssh busybox
+.PHONY: restic rclone ssh busybox curl openssl sqlite3
 restic: PACKAGE := restic
 rclone: PACKAGE := rclone
 ssh: PACKAGE := openssh-client
 busybox: PACKAGE := busybox-static
-restic rclone ssh busybox:
+curl openssl sqlite3: PACKAGE = $@
+restic rclone ssh busybox curl openssl sqlite3:
 	@command -v $@ >/dev/null \
 		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 			&& { apt-get install -qq -y $(PACKAGE) || { apt-get update -qq && apt-get install -qq -y $(PACKAGE); }; }; } \

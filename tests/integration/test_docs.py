@@ -1,0 +1,158 @@
+"""README and docs are true: each page's commands are typed in order, in a fresh checkout, and what they show comes."""
+
+import configparser
+import re
+import shutil
+import socket
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import yaml
+
+from controller.folder import read
+from server.resources import parse_repository, parse_restore, parse_schedule
+from tests.chart import rendered
+from tests.docs import PAGES, Shell, blocks, check_sample, checkout, commands, needs_cluster
+from tests.specs import BACKUP
+
+LASTING = {
+    r"make run$": "",
+    r"lamplighter up ": "agent schedules in force  schedules=1 next=default/etc due=",
+    r"lamplighter server ": "cli ready  listen= data=",
+    r"lamplighter controller ": "controller folder compared  folder= files=3 schedules=1 repositories=1",
+    r"\S*lamplighter agent ": "agent connected  url=",
+}
+"""What does not end by itself, and the line from which on it is at work; "" for the last that the page shows."""
+
+LISTENING = r"lamplighter (up|server) "
+"""What takes the place of what listens already, as a person stops that first."""
+
+DRY = r"make (test|format|bench|faults)\b"
+"""What takes minutes: make says whether it knows how."""
+
+WAITS = {r"lamplighter run ": "while lamplighter get jobs | grep -E 'pending|running'; do sleep 0.1; done"}
+"""What a person waits for before the next command."""
+
+QUICKSTART = ["alias lamplighter=.venv/bin/lamplighter", "lamplighter up examples/quickstart", "lamplighter run etc"]
+BEFORE = {
+    "docs/api.md": QUICKSTART,
+    "docs/operations.md": QUICKSTART,
+    "docs/restore.md": [
+        "alias lamplighter=.venv/bin/lamplighter",
+        "mkdir fleet && cp examples/kubernetes/{secret,repository,schedule}.yaml fleet",
+        "sed -i 's|url: /|url: |' fleet/repository.yaml",
+        "lamplighter up fleet --host web-1",
+        "lamplighter run etc",
+    ],
+}
+"""What a page takes as done."""
+
+HERE = [page for page in PAGES if any(it.language == "console" and not needs_cluster(it) for it in blocks(page))]
+
+
+@pytest.fixture
+def shell(tmp_path):
+    address = f"127.0.0.1:{_free_port()}"
+    environment = {
+        "LAMPLIGHTER_LISTEN": address,
+        "LAMPLIGHTER_SERVER": f"http://{address}",
+        "HOME": str(tmp_path / "home"),
+        "PIP_NO_BUILD_ISOLATION": "0",  # pip means yes by it
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_DEPS": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    with Shell(checkout(tmp_path / "checkout"), environment) as shell:
+        yield shell
+
+
+def real(text, shell):
+    """With what stands for an id that is known by now, and for an address and folders that tests leave alone."""
+    ids = {"JOB": r"^job (\w+) on", "79766175": r"^([0-9a-f]{8}) .* lamplighter=default/etc"}
+    for placeholder, pattern in ids.items():
+        found = re.findall(pattern, shell.transcript, re.MULTILINE)
+        text = re.sub(rf"\b{placeholder}\b", found[-1], text) if found else text
+    text = elsewhere(text.replace("http://127.0.0.1:8700", "$LAMPLIGHTER_SERVER"), shell)
+    installed = rf"PYTHONPATH={sysconfig.get_path('purelib')} \1"  # where the wheel's dependencies are
+    return re.sub(r"^(\S+/opt/\S+/lamplighter )", installed, text)
+
+
+def elsewhere(text, shell):
+    """With folders of a whole machine below the test's."""
+    return re.sub(r"(?<![\w/])/(srv|opt|var/lib)/", rf"{shell.folder}/\1/", text)
+
+
+def type_in(shell, text, sample=(), where="before"):
+    """Type a command and check what comes of it. Raises AssertionError with the place, the command and the output."""
+    typed = real(text, shell)
+    try:
+        if ready := [line for pattern, line in LASTING.items() if re.match(pattern, text)]:
+            if re.match(LISTENING, text):
+                shell.end_background()
+            seen = shell.start(typed, ready[0] or sample[-1])
+        else:
+            code, seen = shell.run(f"make -n {typed.removeprefix('make ')}" if re.match(DRY, text) else typed)
+            assert code == 0, f"exit code {code}:\n" + "\n".join(seen)
+        check_sample([elsewhere(line, shell) for line in sample], seen)
+        for wait in (wait for pattern, wait in WAITS.items() if re.match(pattern, text)):
+            assert shell.run(wait)[0] == 0
+    except AssertionError as error:
+        raise AssertionError(f"{where}: $ {text}\n{error}\n{shell.logs()}") from None
+
+
+@pytest.mark.parametrize("page", HERE)
+def test_each_command_of_a_page_does_what_the_page_says(page, shell):
+    for text in BEFORE.get(page, ()):
+        type_in(shell, text)
+    for block in blocks(page):
+        if block.language == "console" and not needs_cluster(block):
+            for command in commands(block):
+                type_in(shell, command.text, command.sample, command.where)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_block_says_what_it_is(page):
+    known = {"console", "yaml", "ini", "json", "mermaid", "text"}
+    assert [f"{page}:{it.line}" for it in blocks(page) if it.language not in known] == []
+    assert [f"{page}:{it.line}" for it in blocks(page) if it.language == "console" and not commands(it)] == []
+
+
+MANIFESTS = {"Schedule": parse_schedule, "Repository": parse_repository, "Restore": parse_restore}
+YAML = [(page, it) for page in PAGES for it in blocks(page) if it.language == "yaml"]
+
+
+@pytest.mark.parametrize(("page", "block"), YAML, ids=[f"{page}:{it.line}" for page, it in YAML])
+def test_what_is_shown_in_yaml_is_taken(page, block):
+    for shown in yaml.safe_load_all(block.text):
+        if set(shown) == {"spec"}:  # a part of a Schedule
+            parse_schedule({"metadata": {"name": "shown"}, "spec": BACKUP | shown["spec"]})
+        elif shown.get("kind") in MANIFESTS:
+            MANIFESTS[shown["kind"]](shown)
+        elif "kind" in shown:
+            assert list(read({Path("shown.yaml"): block.text}).errors) == []
+        elif "resources" not in shown:  # what is no kustomization
+            rendered(shown)
+
+
+UNITS = [(page, it) for page in PAGES for it in blocks(page) if it.language == "ini"]
+
+
+@pytest.mark.parametrize(("page", "block"), UNITS, ids=[f"{page}:{it.line}" for page, it in UNITS])
+def test_a_unit_is_one_that_systemd_takes(page, block, tmp_path):
+    unit = tmp_path / "lamplighter-agent.service"
+    program = shutil.which("true")
+    unit.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={program}", block.text))
+    parsed = configparser.ConfigParser(strict=False)
+    parsed.read_string(block.text.replace("\\\n", ""))
+    assert parsed["Service"]["ExecStart"].split()[1] == "agent"
+    if verify := shutil.which("systemd-analyze"):
+        done = subprocess.run([verify, "verify", unit], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
