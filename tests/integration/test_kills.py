@@ -107,7 +107,8 @@ class Machine:
     async def _start(self, *args, program=LAMPLIGHTER):
         with (self.folder / "log").open("ab") as log:
             command = (sys.executable, "-c", program, *map(str, args))
-            process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stderr=log)
+            env = os.environ | {"TMPDIR": str(self.folder)}  # where the stand-in for restic may write
+            process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=env, stderr=log)
         self.processes.append(process)
         return process
 
