@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     """Write a line for each file, in order."""
     how = read_launch(arguments[0])
     enter(how)
-    prefixes = [handles.locate(prefix, trusted=True) for prefix in how.within]
+    prefixes = handles.prefixes_of(how.within)
     confine.rules(how, prefixes, -1).enforce()
     for path in arguments[1:]:
         sys.stdout.write(json.dumps(digest(path)) + "\n")

@@ -50,6 +50,17 @@ class Location(NamedTuple):
         for fd in self.chain:
             os.close(fd)
 
+    def end(self) -> "Location":
+        """The same, without the handles of the folders on the way."""
+        for fd in self.chain[:-1]:
+            os.close(fd)
+        return Location(self.chain[-1:], self.rest)
+
+
+def prefixes_of(within: Sequence[str]) -> list[Location]:
+    """Where granted paths lead. Raises StrayError for one that others than root can have lead elsewhere."""
+    return [locate(prefix, trusted=True).end() for prefix in within]
+
 
 def locate(path: str, *, trusted: bool = False) -> Location:
     """Where an absolute path leads, symbolic links followed.

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from agent import process, restic
-from agent.confine import STAGE, Launch
+from agent.confine import SPECIAL, STAGE, Launch
 from agent.news import News
 from agent.restic import Outcome
 from agent.verify import Digest
@@ -242,6 +242,8 @@ class Job:
                 exit_code = 0
             outcome = restic.outcome(exit_code, output.stderr, output.unreadable)
             self.exit_code = exit_code
+            if output.capabilities:
+                self.news.log(f"left out: capabilities of {output.capabilities} files: {SPECIAL}")
             self.summary = output.summary or self.summary
             if answer is None or outcome.end != "succeeded":
                 self.ended = outcome
@@ -328,7 +330,7 @@ class _Output:
         self._hide = hide
         self._answer = answer
         self._expected = expected
-        self._met = 0
+        self._met = self.capabilities = 0
         self.stderr: deque[str] = deque(maxlen=MAX_TAIL)
         self.summary: restic.Summary | None = None
         self.unreadable = 0
@@ -345,6 +347,7 @@ class _Output:
             return
         if self._expected is not None and restic.is_left_out(line, self._expected):
             self._met += 1
+            self.capabilities += b"security.capability" in line
             return
         match restic.read_line(line):
             case restic.Status() as status:

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     if how.within and not how.unconfined and not landlock.abi():
         leave(NOT_CONFINED, UNCONFINED)
     try:
-        prefixes = [handles.locate(prefix, trusted=True) for prefix in how.within]
+        prefixes = handles.prefixes_of(how.within)
         target = handles.granted(how.target, prefixes) if how.target else None
         rules = confine.rules(how, prefixes, program)
     except StrayError as error:

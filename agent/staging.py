@@ -7,6 +7,7 @@ no link: a link in the way is replaced, never followed. Needs nothing but the st
 """
 
 import os
+import resource
 import signal
 import stat
 import sys
@@ -37,6 +38,7 @@ def restore(
     how: Launch, prefixes: Sequence[Location], target: Location, rules: Ruleset, execute: Callable[[str], NoReturn]
 ) -> NoReturn:
     """Run restic by `execute`, which gets the folder to restore to, move what came back, and exit as restic did."""
+    go_deep()
     parent, stage = _make_stage(how, prefixes, target)
     os.mkdir("new", 0o700, dir_fd=stage)
     new = os.open("new", handles.FOLDER, dir_fd=stage)
@@ -104,12 +106,20 @@ def main(arguments: Sequence[str]) -> None:
     """Sweep, as a program; `arguments`: a `Launch` as JSON."""
     how = read_launch(arguments[0])
     enter(how)
+    go_deep()
     sweep(how)
+
+
+def go_deep() -> None:
+    """Be ready for folders in folders, as deep as a path can be long: a handle and a call for each."""
+    sys.setrecursionlimit(20_000)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def sweep(how: Launch) -> None:
     """Remove what a restore has left that was killed: its fresh folder is in some folder on the way to its target."""
-    for place in _candidates(how, [handles.locate(prefix, trusted=True) for prefix in how.within]):
+    for place in _candidates(how, handles.prefixes_of(how.within)):
         for folder in place.chain:
             with suppress(OSError):
                 facts = os.stat(how.stage, dir_fd=folder, follow_symlinks=False)

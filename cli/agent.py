@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import click
 
-from agent import enrolment
+from agent import enrolment, landlock
 from agent.enrolment import KEY_FILE
 from agent.journal import Journal
 from agent.runner import Runner
@@ -61,6 +61,9 @@ async def agent(
     if shutil.which(local.restic) is None:
         remedy = "install it (apt-get install restic), or name its path with --restic; until then every job fails"
         log.error("restic is missing", extra={"restic": local.restic, "remedy": remedy})
+    if not landlock.abi():
+        remedy = "boot Linux 5.13 or newer with Landlock; until then jobs of namespaces that are granted paths fail"
+        log.warning("the kernel cannot confine restic", extra={} if local.allow_unconfined else {"remedy": remedy})
     journal, memory = Journal.open(data / "journal.jsonl")
     config = Config(host, gateway_url(server), token, ca_file, reason(server, ca_file))
     runner = Runner(

@@ -53,6 +53,10 @@ def restic(repository, *args):
     return subprocess.run(argv, env=env, capture_output=True, check=True).stdout
 
 
+def run(*argv, at=None):
+    subprocess.run(argv, cwd=at, check=True)
+
+
 def state(folder):
     """All that can be told of a folder and what is below it."""
     found = {}
@@ -202,7 +206,7 @@ def mount(tmp_path):
 
     yield mount
     for path in reversed(made):
-        subprocess.run(["umount", path], check=True)  # noqa: S607
+        run("umount", path)
 
 
 @as_root
@@ -281,6 +285,22 @@ async def test_what_is_not_in_the_snapshot_stays_and_a_link_of_roots_above_what_
     assert stat.S_IMODE(home.stat().st_mode) == 0o711
 
 
+async def test_folders_come_back_as_deep_as_a_path_can_be(tenant):
+    """Deeper than Python calls itself unless told otherwise, and than a process has handles by default."""
+    data, depth = tenant.granted / "data", 1500
+    data.mkdir()
+    restored = tenant.granted / "back"
+    (restored / data.relative_to("/")).mkdir(parents=True)
+    within = "d/" * depth
+    try:
+        run("mkdir", "-p", within, at=data)
+        tenant.snapshot(data)
+        assert (await tenant.restore(restored)).status == "succeeded"
+        assert (restored / data.relative_to("/") / within).is_dir()
+    finally:
+        run("rm", "-rf", data, restored)
+
+
 @as_root
 async def test_a_restore_across_file_systems_brings_all_back(tenant, mount):
     data, back = tenant.granted / "data", tenant.granted / "back"
@@ -327,10 +347,11 @@ async def test_a_repository_that_is_swapped_for_anothers_is_not_written_to(tenan
     shutil.copytree(tenant.repository, theirs)
     restic(theirs, "backup", tenant.secret / "key")
     link.symlink_to(theirs)
+    (tenant.granted / "letter").write_text("ours")
     before = state(theirs)
-    for _ in range(3):
+    for _ in range(4):
         with swapping(tenant.repository, link):
-            await tenant.run("backup", "backup", "--", tenant.granted / "link", url=tenant.repository, lock_wait_s=0)
+            await tenant.run("backup", "backup", "--", tenant.granted / "letter", url=tenant.repository, lock_wait_s=0)
     assert state(theirs) == before
 
 
