@@ -287,7 +287,7 @@ async def test_what_is_not_in_the_snapshot_stays_and_a_link_of_roots_above_what_
 
 async def test_folders_come_back_as_deep_as_a_path_can_be(tenant):
     """Deeper than Python calls itself unless told otherwise, and than a process has handles by default."""
-    data, depth = tenant.granted / "data", 1500
+    data, depth = tenant.granted / "data", 1050
     data.mkdir()
     restored = tenant.granted / "back"
     (restored / data.relative_to("/")).mkdir(parents=True)
