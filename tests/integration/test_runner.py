@@ -259,7 +259,7 @@ async def test_what_could_not_be_read_makes_a_warning_and_a_snapshot(make, repos
 
 async def test_a_file_that_may_not_be_read_makes_a_warning(make, repository, folder):
     (folder / "noise").chmod(0)
-    as_others = f"exec setpriv --bounding-set=-dac_override,-dac_read_search {RESTIC} \"$@\""  # root reads everything
+    as_others = f'exec setpriv --bounding-set=-dac_override,-dac_read_search {RESTIC} "$@"'  # root reads everything
     end = await make(as_others if os.geteuid() == 0 else None).run(backup(folder), repository, Told())
     assert (end.status, end.exit_code) == ("warning", 3)
 
