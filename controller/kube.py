@@ -5,7 +5,6 @@ The credentials are kopf's own finding (a service account's, or a kubeconfig's),
 
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from datetime import datetime
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -140,28 +139,6 @@ class Kube:
         except KubeError as error:
             if error.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
                 raise
-
-    async def tell(self, about: Object, type_: str, reason: str, note: str, at: datetime) -> None:
-        """Post an Event about an object, for a person to notice. `type_`: Normal or Warning."""
-        metadata = about["metadata"]
-        event = {
-            "metadata": {"namespace": metadata.get("namespace", "default"), "generateName": f"{metadata['name']}-"},
-            "eventTime": at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-            "type": type_,
-            "reason": reason,
-            "note": note[:1024],
-            "action": "Reconcile",
-            "reportingController": f"{GROUP}/{COMPONENT}",
-            "reportingInstance": COMPONENT,
-            "regarding": {
-                "apiVersion": about["apiVersion"],
-                "kind": about["kind"],
-                "namespace": metadata.get("namespace"),
-                "name": metadata["name"],
-                "uid": metadata["uid"],
-            },
-        }
-        await self.create("Event", event)
 
     async def _ask(
         self,

@@ -121,6 +121,7 @@ class _Kopf:
         self._ours = asyncio.get_running_loop()
         self._kopfs = asyncio.new_event_loop()
         self._stop_flag = asyncio.Event()  # one of threads would keep a thread waiting for it, and kopf from ending
+        self._sessions: list[aiohttp.ClientSession] = []
         self._is_stopping = False
 
     def start(self) -> None:
@@ -140,13 +141,18 @@ class _Kopf:
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=lambda: self._kopfs) as runner:
-                runner.run(
-                    kopf.operator(registry=self._registry(), standalone=True, stop_flag=self._stop_flag, **self._where)
-                )
+                runner.run(self._operate())
         except BaseException as error:  # noqa: BLE001 - whatever ended it, it is begun anew
             log.warning("kopf gave up", extra={"reason": str(error) or type(error).__name__})
         finally:
             self._tell(self.ended.set)
+
+    async def _operate(self) -> None:
+        try:
+            await kopf.operator(registry=self._registry(), standalone=True, stop_flag=self._stop_flag, **self._where)
+        finally:
+            for opened in self._sessions:  # kopf leaves those that it was given open
+                await opened.close()
 
     def _cancel_all(self) -> None:
         for task in asyncio.all_tasks(self._kopfs):
@@ -178,6 +184,7 @@ class _Kopf:
             proxy=info.proxy_url,
             trust_env=info.trust_env,
         )
+        self._sessions.append(made)
         return kopf.AiohttpSession(server=info.server, default_namespace=info.default_namespace, aiohttp_session=made)
 
     def _answered(self, path: str) -> None:

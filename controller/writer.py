@@ -1,7 +1,7 @@
 """Writes statuses to the Kubernetes API: only changes, and no more often than it can bear.
 
 The first write for an object is made at once. After that it gets one in INTERVAL_S, and always its latest status;
-Hosts, of which there may be ten thousand that change together, share HOSTS_PER_S.
+Hosts, of which there may be ten thousand that change together, wait HOST_WAITS times as long, and share HOSTS_PER_S.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
+from controller.events import Recorder
 from controller.kube import Kube, KubeError, Object
 from controller.reconcile import Key
 from controller.status import Status, notices, patch
@@ -19,6 +20,8 @@ WORKERS = 8
 """Writes under way at once."""
 INTERVAL_S = 5.0
 """Seconds between two writes for one object."""
+HOST_WAITS = 6
+"""How many times as long a Host waits between two writes: agents that come and go cost two in a minute."""
 HOSTS_PER_S = 50.0
 """Writes for Hosts in a second."""
 
@@ -28,8 +31,8 @@ class Writer:
 
     def __init__(self, kube: Kube, clock: Callable[[], datetime], interval_s: float = INTERVAL_S) -> None:
         self._kube = kube
-        self._clock = clock
         self._interval_s = interval_s
+        self._events = Recorder(kube, clock)
         self._wanted: dict[Key, tuple[Object, Status]] = {}
         self._writing: set[Key] = set()
         self._ready: asyncio.Queue[Key] = asyncio.Queue()
@@ -65,6 +68,7 @@ class Writer:
     async def run(self) -> None:
         """Write until cancelled."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._events.run(), name="repeated events")
             for _ in range(WORKERS):
                 tasks.create_task(self._work(), name="write statuses")
 
@@ -82,7 +86,8 @@ class Writer:
             if key not in self._wanted or key in self._writing:
                 continue
             about, status = self._wanted[key]
-            self._not_before[key] = clock() + self._interval_s
+            waits = HOST_WAITS if key.kind == "Host" else 1
+            self._not_before[key] = clock() + waits * self._interval_s
             self._writing.add(key)
             done = await self._write(key, about, status)
             self._writing.discard(key)
@@ -107,7 +112,7 @@ class Writer:
         about["status"] = status
         try:
             for notice in notices(old, status):
-                await self._kube.tell(about, notice.type, notice.reason, notice.message, self._clock())
+                await self._events.tell(about, notice)
         except KubeError as error:
             log.warning("event not posted", extra={key.kind.lower(): str(key), "reason": str(error)})
         return True

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -27,7 +28,10 @@ from agent.service import Config as AgentConfig
 from agent.service import Service, utc_now
 from controller.client import Client
 from controller.cluster import Times
-from controller.operator import operate
+from controller.events import Recorder
+from controller.kube import Kube
+from controller.operator import login, operate
+from controller.status import Notice
 from server.service import Config, serving
 from tests.chart import rendered
 from tests.specs import BACKUP, BAD_SCHEDULES
@@ -328,6 +332,20 @@ async def test_what_only_the_server_can_tell_becomes_a_condition(controller, kub
         (condition,) = kubectl.get("Schedule", name)["status"]["conditions"]
         assert condition["message"].startswith(f"{it.field}: ")
         assert it.detail in condition["message"]
+
+
+async def test_what_happens_again_is_counted_in_one_event(controller, kubectl):
+    kubectl.create("Schedule", "etc", BACKUP)
+    await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "RepositoryNotFound"))
+    (event,) = await until(lambda: kubectl.list("Event"))
+    async with Kube(login) as kube:
+        recorder = Recorder(kube, lambda: datetime.now(UTC))  # as after a restart
+        for _ in range(3):
+            await recorder.tell(kubectl.get("Schedule", "etc"), Notice("Warning", "RepositoryNotFound", "again"))
+        await recorder.flush()
+    (again,) = kubectl.list("Event")
+    assert again["metadata"]["uid"] == event["metadata"]["uid"]
+    assert again["series"]["count"] == 4
 
 
 async def test_a_host_elsewhere_is_told_where_hosts_count(controller, kubectl, home):

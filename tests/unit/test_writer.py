@@ -36,12 +36,17 @@ class Kube:
             raise KubeError(self.fails.pop(0), "no")
         self.written.append(patch["status"])
 
-    async def tell(self, about, type_, reason, message, at):
-        self.told.append(reason)
+    async def create(self, kind, body):
+        self.told.append(body["reason"])
 
 
 def body(status=None):
-    return {"metadata": {"name": "etc", "uid": "1"}, **({} if status is None else {"status": status})}
+    return {
+        "apiVersion": "v1",
+        "kind": "Schedule",
+        "metadata": {"name": "etc", "uid": "1"},
+        **({} if status is None else {"status": status}),
+    }
 
 
 @pytest.fixture
@@ -127,9 +132,17 @@ async def test_an_event_that_cannot_be_posted_does_not_have_a_status_written_twi
     async def refuse(*_):
         raise KubeError(500, "no")
 
-    kube.tell = refuse
+    kube.create = refuse
     bad = {"type": "Ready", "status": "False", "reason": "Invalid", "message": ""}
     async with writing(kube) as writer:
         writer.want(ETC, body(), {"conditions": [bad]})
         await settled(writer)
     assert kube.written == [{"conditions": [bad]}]
+
+
+async def test_a_host_that_flaps_waits_longer_between_two_writes(kube):
+    async with writing(kube, interval_s=600) as writer:
+        about, key = body(), Key("Host", "ns", "n1")
+        writer.want(key, about, {"connected": True})
+        await settled(writer)
+        assert writer._not_before[key] - asyncio.get_running_loop().time() > 3000

@@ -171,7 +171,7 @@ tolerations:
   verbs: [get]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create]
+  verbs: [create, get, patch]
 {{- end }}
 
 {{/* The controller's rights in the release's namespace. */}}
@@ -183,5 +183,5 @@ tolerations:
 # Events about Hosts.
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create]
+  verbs: [create, get, patch]
 {{- end }}
