@@ -96,9 +96,12 @@ class Kube:
         params = {"limit": str(PAGE)}
         while True:
             page = await self._ask("GET", KINDS[kind].path(namespace), params=params)
-            for item in page["items"]:
+            items = page.get("items")
+            if not isinstance(items, list):  # what is no list is not an empty one
+                raise KubeError(0, f"{KINDS[kind].plural}: the answer is no list: is this the Kubernetes API?")
+            for item in items:
                 yield item
-            if not (following := page["metadata"].get("continue")):
+            if not (following := (page.get("metadata") or {}).get("continue")):
                 return
             params["continue"] = following
 
