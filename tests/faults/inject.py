@@ -1,6 +1,7 @@
 """How each kind of fault is brought about and ended."""
 
 import asyncio
+import json
 import os
 import resource
 import signal
@@ -13,11 +14,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
+from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
+from websockets.typing import Subprotocol
+
 from bench.fleet import Fleet as Storm
 from tests.faults import plan
 from tests.faults.fleet import Fleet, Part, can_mount
 from tests.faults.link import Side
 from tests.faults.plan import Fault, Plan
+from wire.messages import PROTOCOL
 
 KILL_WITHIN_S = 2.0
 """Seconds that a fault waits for a restic to kill."""
@@ -255,6 +261,33 @@ async def _storm(fleet: Fleet, _: Fault) -> AsyncIterator[None]:
     yield
 
 
+@asynccontextmanager
+async def _second_agent(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
+    """Another process says again and again that it is this host. It gets in while the host's own is away, does nothing
+    that it is told, and is gone when the fault is over."""
+    token = (fleet.data(fleet.setup.server) / "agent-token").read_text().strip()
+
+    async def come_in() -> None:
+        hello = {"host": fault.target, "instance": "second", "capabilities": ["ask"]}
+        headers = {"Authorization": f"Bearer {token}"}
+        url = f"ws://127.0.0.1:{fleet.port}/agent"
+        while True:
+            with suppress(OSError, WebSocketException, TimeoutError):
+                protocol = [Subprotocol(PROTOCOL)]
+                async with connect(url, subprotocols=protocol, additional_headers=headers, proxy=None) as socket:
+                    await socket.send(json.dumps({"type": "hello", "payload": hello}))
+                    async for _ in socket:
+                        pass
+            await asyncio.sleep(0.1)
+
+    coming = asyncio.create_task(come_in())
+    try:
+        yield
+    finally:
+        coming.cancel()
+        await asyncio.wait([coming])
+
+
 KINDS: Mapping[str, Injection] = {
     "kill server": _kill,
     "kill agent": _kill,
@@ -271,4 +304,5 @@ KINDS: Mapping[str, Injection] = {
     "edit": _edit,
     "edit while offline": _edit_offline,
     "storm": _storm,
+    "second agent": _second_agent,
 }

@@ -102,6 +102,7 @@ KINDS: Mapping[str, _Kind] = {
     "edit": _Kind(5, lambda _: HOSTS, _edit),
     "edit while offline": _Kind(5, _linked, _edit),
     "storm": _Kind(1, _server),
+    "second agent": _Kind(3, lambda _: HOSTS),
 }
 """Each kind of fault: how often it comes, whom it can hit, and what else there is to choose."""
 
