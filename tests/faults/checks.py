@@ -63,7 +63,8 @@ class Run(NamedTuple):
 class Evidence(NamedTuple):
     """All that was found. `until`: what was due by then must be over; `runs`: None where they were not looked at.
 
-    `deadlines`: seconds, of schedules that have one, by name; `problems`: what else was found to be wrong.
+    `deadlines`: seconds, of schedules that have one, by name. `due`: every how many minutes of the hour a schedule is
+    due, by name, 0 for never; of others every minute may be. `problems`: what else was found to be wrong.
     """
 
     until: datetime
@@ -73,6 +74,7 @@ class Evidence(NamedTuple):
     held: Mapping[str, Held]
     runs: Sequence[Run] | None
     deadlines: Mapping[str, float] = {}
+    due: Mapping[str, int] = {}
     problems: Sequence[str] = ()
 
 
@@ -129,6 +131,19 @@ def in_time(found: Evidence) -> Iterator[str]:
         deadline = found.deadlines.get(job.schedule)
         if deadline is not None and job.due is not None and (job.created_at - job.due).total_seconds() > deadline:
             yield f"{job.schedule} on {job.host}, due {job.due}, was let in at {job.created_at}: too late"
+
+
+def only_due(found: Evidence) -> Iterator[str]:
+    """Each job is of a time that its schedule has, and was let in no earlier than a minute before it, by the clock of
+    the server that let it in."""
+    for job in found.jobs:
+        if job.due is None:
+            continue
+        minutes = found.due.get(job.schedule, 1)
+        if minutes == 0 or job.due.minute % minutes or job.due.second or job.due.microsecond:
+            yield f"{job.schedule} on {job.host} has a job due {job.due}, and is not due then"
+        if job.due - job.created_at > MINUTE:
+            yield f"{job.schedule} on {job.host}, due {job.due}, was let in at {job.created_at}: too early"
 
 
 def each_ended(found: Evidence) -> Iterator[str]:
@@ -196,6 +211,7 @@ CHECKS = {
     "one job": one_job,
     "none dropped": none_dropped,
     "in time": in_time,
+    "only due": only_due,
     "each ended": each_ended,
     "in sync": in_sync,
     "ran once": ran_once,

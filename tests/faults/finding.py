@@ -13,7 +13,7 @@ import httpx
 from agent.journal import read
 from agent.memory import replay
 from tests.faults.checks import MINUTE, Evidence, Held, Job, Kept, Row, Run, due_times
-from tests.faults.fleet import KEPT, Fleet
+from tests.faults.fleet import DUE, KEPT, Fleet
 from tests.faults.plan import HOSTS
 
 DEADLINES = {"strict": 90.0}
@@ -106,6 +106,7 @@ def evidence(fleet: Fleet, until: datetime, waits: Sequence[str], *, last: bool)
         journals,
         _runs(fleet, last=last),
         DEADLINES,
+        DUE,
         problems,
     )
 

@@ -18,6 +18,7 @@ import httpx
 from bench.fleet import Fleet as Storm
 from bench.servers import free_port
 from tests.faults.clock import Clocks
+from tests.faults.hostile import Hostile
 from tests.faults.link import Link
 from tests.faults.plan import HOSTS, LINKED, Setup
 
@@ -33,6 +34,9 @@ REAL = {"kubernetes.io/os": "linux"}
 KEPT = {"minutely": 1, "shared": 2}
 """Schedules that are never changed, and of which each due time is to run or be stood for: they come every so many
 minutes."""
+DUE = {**KEPT, "rare": 0, "unlock": 1, "prune": 5, "check": 5}
+DUE |= {"alone-forbid": 1, "alone-replace": 3, "strict": 1, "skipping": 2}
+"""Of each schedule, every how many minutes of the hour it is due; 0 for one that is never due meanwhile."""
 
 RESTIC = """#!/bin/sh
 for word in "$@"; do
@@ -110,6 +114,8 @@ class Fleet:
     """
 
     storm: Storm | None = None
+    hostile: Hostile | None = None
+    hostile_runs: "asyncio.Task[None]"
 
     def __init__(self, setup: Setup, folder: Path) -> None:
         self.setup, self.folder = setup, folder
@@ -143,6 +149,12 @@ class Fleet:
     def journal(self, host: str) -> Path:
         """The journal of a host's agent."""
         return (self.data(host) if host in self.setup.agents else self.data("up") / "agent") / "journal.jsonl"
+
+    @property
+    def gateway(self) -> tuple[str, str]:
+        """Where agents connect, and what lets them in."""
+        token = (self.data(self.setup.server) / "agent-token").read_text().strip()
+        return f"ws://127.0.0.1:{self.port}/agent", token
 
     def repository(self, host: str = "") -> Path:
         """A host's own repository, or the shared one."""
@@ -255,7 +267,7 @@ async def running(setup: Setup) -> AsyncIterator[Fleet]:
         fleet._make_parts()
         tasks = [asyncio.create_task(fleet.server.run())]
         stack.push_async_callback(_ended, tasks)
-        stack.push_async_callback(_calm, fleet)
+        stack.push_async_callback(calm, fleet)
         await _serves(fleet)
         headers = {"authorization": f"Bearer {(fleet.data(setup.server) / 'admin-token').read_text().strip()}"}
         base = f"http://127.0.0.1:{fleet.port}/api/v1"
@@ -275,9 +287,14 @@ async def _serves(fleet: Fleet) -> None:
             await asyncio.sleep(0.05)
 
 
-async def _calm(fleet: Fleet) -> None:
+async def calm(fleet: Fleet) -> None:
+    """Send those off who came with a fault."""
     if fleet.storm is not None:
         await fleet.storm.stop()
+        fleet.storm = None
+    if fleet.hostile is not None:
+        await _ended([fleet.hostile_runs])
+        fleet.hostile = None
 
 
 async def _ended(tasks: Sequence["asyncio.Task[None]"]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import resource
 import signal
 import sqlite3
@@ -19,14 +20,18 @@ from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
 
 from bench.fleet import Fleet as Storm
+from bench.fleet import until
 from tests.faults import plan
 from tests.faults.fleet import Fleet, Part, can_mount
+from tests.faults.hostile import Hostile, invented
 from tests.faults.link import Side
 from tests.faults.plan import Fault, Plan
 from wire.messages import PROTOCOL
 
 KILL_WITHIN_S = 2.0
 """Seconds that a fault waits for a restic to kill."""
+FRAMES = 3
+"""Frames of invented fires."""
 
 
 class NotNowError(Exception):
@@ -249,8 +254,7 @@ async def _storm(fleet: Fleet, _: Fault) -> AsyncIterator[None]:
     """Many agents connect at once, lose their connections at once, and come back; they stay until all is quiet."""
     if fleet.storm is not None:
         raise NotNowError
-    url = f"ws://127.0.0.1:{fleet.port}/agent"
-    token = (fleet.data(fleet.setup.server) / "agent-token").read_text().strip()
+    url, token = fleet.gateway
     fleet.storm = Storm(url, token, plan.STORM)
     fleet.storm.clock.set(fleet.clocks.right())
     await fleet.storm.start()
@@ -265,12 +269,11 @@ async def _storm(fleet: Fleet, _: Fault) -> AsyncIterator[None]:
 async def _second_agent(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
     """Another process says again and again that it is this host. It gets in while the host's own is away, does nothing
     that it is told, and is gone when the fault is over."""
-    token = (fleet.data(fleet.setup.server) / "agent-token").read_text().strip()
+    url, token = fleet.gateway
 
     async def come_in() -> None:
         hello = {"host": fault.target, "instance": "second", "capabilities": ["ask"]}
         headers = {"Authorization": f"Bearer {token}"}
-        url = f"ws://127.0.0.1:{fleet.port}/agent"
         while True:
             with suppress(OSError, WebSocketException, TimeoutError):
                 protocol = [Subprotocol(PROTOCOL)]
@@ -288,6 +291,21 @@ async def _second_agent(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
         await asyncio.wait([coming])
 
 
+@asynccontextmanager
+async def _invented(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
+    """A host fires due times that are none of its own, many in a frame; its agent stays until all is quiet."""
+    if fleet.hostile is not None:
+        raise NotNowError
+    fleet.hostile = hostile = Hostile(*fleet.gateway)
+    hostile.clock.set(fleet.clocks.right())
+    fleet.hostile_runs = asyncio.create_task(hostile.run())
+    await until(hostile, lambda: hostile.version > 0)
+    rng = random.Random(f"fires {fault}")
+    for _ in range(FRAMES):
+        hostile.fire(invented(list(fleet.schedules.values()), fleet.clocks.right(), rng))
+    yield
+
+
 KINDS: Mapping[str, Injection] = {
     "kill server": _kill,
     "kill agent": _kill,
@@ -301,6 +319,8 @@ KINDS: Mapping[str, Injection] = {
     "disk full": _disk_full,
     "database busy": _busy,
     "clock": _clock,
+    "clock ahead": _clock,
+    "invented fires": _invented,
     "edit": _edit,
     "edit while offline": _edit_offline,
     "storm": _storm,

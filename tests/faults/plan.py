@@ -99,6 +99,8 @@ KINDS: Mapping[str, _Kind] = {
     "disk full": _Kind(4, _parts),
     "database busy": _Kind(3, _server),
     "clock": _Kind(3, _parts, lambda rng: f"{rng.choice((-1, 1)) * rng.uniform(0.2, 5):+.2f} h"),
+    "clock ahead": _Kind(3, lambda setup: setup.agents, lambda rng: f"{rng.uniform(1, 12):+.2f} h"),
+    "invented fires": _Kind(3, _server),
     "edit": _Kind(5, lambda _: HOSTS, _edit),
     "edit while offline": _Kind(5, _linked, _edit),
     "storm": _Kind(1, _server),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tests.faults import finding
 from tests.faults.checks import MINUTE, violations
-from tests.faults.fleet import Fleet, running
+from tests.faults.fleet import Fleet, calm, running
 from tests.faults.inject import inject
 from tests.faults.plan import LONGEST_S, ROUND_S, ROUNDS_OF_A_FLEET, Plan, plan
 
@@ -93,9 +93,7 @@ async def _quiet(fleet: Fleet) -> tuple[list[str], str]:
     while (waits := await finding.unsettled(fleet, fleet.until)) and time.monotonic() < end:
         waited = waits[-1]
         await asyncio.sleep(0.1)
-    if fleet.storm is not None:
-        await fleet.storm.stop()
-        fleet.storm = None
+    await calm(fleet)
     return waits, waited
 
 
