@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -96,12 +97,20 @@ def checkout(folder: Path) -> Path:
     """A copy of all that is tracked, as a clone has it, with the virtual environment of this checkout."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S607
     for name in listed.stdout.rstrip("\0").split("\0"):
-        if (ROOT / name).is_file():
+        if os.path.lexists(ROOT / name):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-            os.utime(folder / name, (0, 0))  # so that make does not take the environment for one of older versions
+            shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
+            # Older than the environment, so that make does not take that for one of other versions.
+            os.utime(folder / name, (0, 0), follow_symlinks=False)
     (folder / ".venv").symlink_to(Path(sys.prefix))
     return folder
+
+
+def free_port() -> int:
+    """One of this machine's that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Shell:

@@ -3,7 +3,6 @@
 import configparser
 import re
 import shutil
-import socket
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 from controller.folder import read
 from server.resources import parse_repository, parse_restore, parse_schedule
 from tests.chart import rendered
-from tests.docs import PAGES, Shell, blocks, check_sample, checkout, commands, needs_cluster
+from tests.docs import PAGES, Shell, blocks, check_sample, checkout, commands, free_port, needs_cluster
 from tests.specs import BACKUP
 
 LASTING = {
@@ -54,7 +53,7 @@ HERE = [page for page in PAGES if any(it.language == "console" and not needs_clu
 
 @pytest.fixture
 def shell(tmp_path):
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     environment = {
         "LAMPLIGHTER_LISTEN": address,
         "LAMPLIGHTER_SERVER": f"http://{address}",
@@ -150,9 +149,3 @@ def test_a_unit_is_one_that_systemd_takes(page, block, tmp_path):
     if verify := shutil.which("systemd-analyze"):
         done = subprocess.run([verify, "verify", unit], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
