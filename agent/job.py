@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from agent import process, restic
+from agent.arguments import by_files
 from agent.confine import SPECIAL, STAGE, Launch
 from agent.news import News
 from agent.restic import Outcome
@@ -120,7 +121,7 @@ class Job:
         self._env: Mapping[str, str] = {}
         self._work: str | None = None
         self._lock_waits = restic.lock_waits(command.lock_wait_s)
-        self._unlocked = self._awaits_lock = False
+        self._unlocked = self._awaits_lock = self._has_arguments = False
 
     def open(self, repository: Repository | None) -> None:
         """Take what opens the repository. Raises restic.RepositoryError."""
@@ -155,6 +156,9 @@ class Job:
         Without `answer` it is what the job is for, and how it ended is how the job did. With it, it is asked for its
         lines on stdout, and only a failure is the job's.
         """
+        args = by_files(args, lambda: self.folder("arguments"), self._write_argument)
+        if self._has_arguments:
+            place = place._replace(private=[*place.private, str(self.folder("arguments"))])
         how = self._launch(place)
         while True:
             outcome = await self._once(how, args, answer, expected)
@@ -169,6 +173,11 @@ class Job:
             self._awaits_lock = True
             await self.setting.pace.sleep(wait)
             self._awaits_lock = False
+
+    def _write_argument(self, name: str, content: bytes) -> None:
+        self._has_arguments = True
+        self.folder("arguments")
+        (self._own("arguments") / name).write_bytes(content)
 
     async def _unlock(self) -> None:
         """Remove the locks of processes that are gone, once in a job; restic leaves those that may be in use.

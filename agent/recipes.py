@@ -115,7 +115,8 @@ async def browse(job: Job) -> None:
         nonlocal count
         for text in snapshots.listed(line):
             count += 1
-            job.news.log(restic.clipped(job.hide(text)))
+            for piece in snapshots.pieces(job.hide(text), restic.MAX_TEXT):
+                job.news.log(piece)
 
     ended = await job.restic(job.command.args, tell)
     if ended.end == "no_snapshot" or (ended.end == "succeeded" and not count and job.command.kind == "ls"):

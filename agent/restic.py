@@ -22,7 +22,7 @@ from agent.confine import NOT_CONFINED, NOT_EMPTY, NOT_GRANTED, NOT_PLACED, NOT_
 from wire import variables
 from wire.messages import JobReason, Repository
 
-MAX_LINE = 1 << 16
+MAX_LINE = 1 << 20
 """Bytes of one line of restic that are read; the rest of a longer line is left out."""
 MAX_TEXT = 4096
 """Characters of one text on the wire (`wire.messages.Text`)."""

@@ -350,8 +350,14 @@ _line = msgspec.json.Decoder(_Line)
 
 
 def _read(lines: Iterable[str]) -> Iterator[_Line | None]:
-    """Each line; None for one that is cut, or says that others are left out."""
+    """Each line; None for one that is cut, or says that others are left out. One with + goes on with the one before."""
+    whole: list[list[str]] = []
     for line in lines:
+        if line.startswith("+") and whole:
+            whole[-1].append(line[1:])
+        else:
+            whole.append([line])
+    for line in map("".join, whole):
         try:
             yield _line.decode(line)
         except msgspec.DecodeError:

@@ -264,6 +264,17 @@ async def test_a_file_that_may_not_be_read_makes_a_warning(make, repository, fol
     assert (end.status, end.exit_code) == ("warning", 3)
 
 
+async def test_a_schedule_at_the_limits_of_its_schema_runs(make, repository, folder):
+    """256 paths and 256 patterns of 4096 characters each: more than a command line holds."""
+    paths = [folder, *(f"/{at:03}" + "/é" * 1360 for at in range(255))]
+    excludes = [f"--exclude=/{at:03}" + "é$ " * 1364 for at in range(256)]
+    args = ["backup", "--json", "--host=node-1", *excludes, "--exclude=noise", "--", *map(str, paths)]
+    end = await make().run(CommandRun("j1", "backup", args, "r1", init=INIT), repository, Told())
+    assert (end.status, end.error) == ("warning", "255 paths could not be read and are not in the snapshot")
+    assert end.files_processed == 1
+    assert len(snapshots(repository)) == 1
+
+
 async def test_nothing_that_could_be_backed_up_is_a_failure(make, repository, folder):
     end = await make().run(backup(folder / "missing"), repository, Told())
     assert (end.status, end.exit_code) == ("failed", 1)

@@ -1,8 +1,13 @@
 """Restores in the queue: they stand in the line of the host whose repository it is; looks stand in none."""
 
+import json
 from datetime import UTC, datetime
 
-from server import commands
+import pytest
+
+from agent.restic import MAX_TEXT
+from agent.snapshots import pieces
+from server import commands, restores
 from server.queue import Job, Queue, Rule
 from server.specs import RepositorySpec
 from wire.messages import CommandRun
@@ -41,3 +46,13 @@ def test_what_all_hosts_share_has_one_line():
 
 def test_a_look_waits_for_nobody():
     assert queue(job("prune", "prune", "a"), job("look", "ls", "a")) == ["prune", "look"]
+
+
+@pytest.mark.parametrize("length", [1, 4000, 4096, 4097, 8191, 8192, 100_000])
+def test_a_line_that_is_longer_than_the_wire_takes_comes_whole(length):
+    text = json.dumps({"id": "a" * length, "time": "2026-01-02T03:04:05Z", "hostname": "h", "paths": ["/{+"] * 5})
+    lines = pieces(text, MAX_TEXT)
+    assert max(map(len, lines)) <= MAX_TEXT
+    first, second = restores._read([*lines, *lines])
+    assert first == second
+    assert len(first.id) == length
