@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 import cron
+from server.patterns import pattern_errors
 from server.problems import FieldError, Invalid
 from server.schema import MAX_ERRORS, Schema, below, hint, is_plain
 from server.selectors import is_dns_label, is_dns_name, label_errors, selector_errors
@@ -54,7 +55,7 @@ class Repository(Struct, frozen=True):
 def parse_schedule(manifest: object) -> Schedule:
     """What a Schedule's manifest says. Raises Invalid, which names all fields that are wrong, and the remedies."""
     checked = _check("Schedule", SCHEDULE, manifest, ())
-    exact = [*_timing_errors(checked.spec), *_selector_errors(checked.spec)]
+    exact = [*_timing_errors(checked.spec), *_selector_errors(checked.spec), *_pattern_errors(checked.spec)]
     errors = [*(it for it in checked.errors if not _is_said_by(exact, it)), *exact]
     if errors:
         raise Invalid("the Schedule is not valid", errors)
@@ -179,6 +180,13 @@ def _timing_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
 def _selector_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
     """Which keys and values are not ones that labels can have: the schema tells that one of them is not."""
     return islice(selector_errors(spec.get("hostSelector"), "spec.hostSelector"), MAX_ERRORS)
+
+
+def _pattern_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
+    """What the schema cannot tell: whether restic takes each pattern of files to leave out."""
+    backup = spec.get("backup")
+    excludes = backup.get("excludes") if isinstance(backup, dict) else None
+    return islice(pattern_errors(excludes if isinstance(excludes, list) else (), "spec.backup.excludes"), MAX_ERRORS)
 
 
 def _credentials_errors(credentials: object) -> Iterator[FieldError]:

@@ -1,0 +1,31 @@
+"""Patterns that restic refuses are refused at once, and those that it takes are not."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from server.patterns import pattern_errors
+
+RESTIC = shutil.which("restic") or ""
+GOOD = ["*", "**/a", "a?", "[a]", "[^a-z]b", "\\[a", "[\\]]", "!a", "a]", "[[]", "[a\\-z]", "/x/**/*.o", "[é]", "a b"]
+BAD = ["[", "[a", "a/[b/c]", "[]", "[]a]", "[^]", "[-a]", "[a-]", "a\\", "!["]
+
+
+def test_a_bad_pattern_is_named_by_its_field():
+    found = [error["field"] for error in pattern_errors([*GOOD, *BAD], "spec.backup.excludes")]
+    assert found == [f"spec.backup.excludes[{len(GOOD) + at}]" for at in range(len(BAD))]
+
+
+@pytest.mark.skipif(not RESTIC, reason="needs restic")
+def test_restic_says_the_same(tmp_path):
+    env = {"PATH": os.environ["PATH"], "RESTIC_PASSWORD": "p", "RESTIC_REPOSITORY": str(tmp_path / "repository")}
+    subprocess.run([RESTIC, "--no-cache", "init"], env=env, capture_output=True, check=True)
+
+    def refuses(pattern):
+        argv = [RESTIC, "--no-cache", "backup", "--dry-run", f"--exclude={pattern}", str(tmp_path)]
+        return "invalid pattern" in subprocess.run(argv, env=env, capture_output=True, check=False, text=True).stderr
+
+    assert [pattern for pattern in GOOD if refuses(pattern)] == []
+    assert [pattern for pattern in BAD if not refuses(pattern)] == []
