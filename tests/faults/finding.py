@@ -3,7 +3,7 @@
 import json
 import sqlite3
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ import httpx
 
 from agent.journal import read
 from agent.memory import replay
-from tests.faults.checks import MINUTE, Evidence, Held, Job, Kept, Row, Run, due_times
+from tests.faults.checks import ENDS, MINUTE, Evidence, Held, Job, Kept, Row, Run, due_times
 from tests.faults.fleet import DUE, KEPT, Fleet
 from tests.faults.plan import HOSTS
 
@@ -34,6 +34,15 @@ def jobs(database: Path) -> list[Job]:
     """All jobs that a database holds."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
         return [_job(*row) for row in db.execute(_JOBS)]
+
+
+def with_lost(found: Sequence[Job], lost: Mapping[str, Job]) -> list[Job]:
+    """Jobs, with those that an older database has lost: their due times were dealt with. Of a lost one that had no end
+    nobody knows how it ended; one that is there again may have had more attempts than the older database knew."""
+    known = {job.id for job in found}
+    again = [job._replace(attempt=max(job.attempt, lost.get(job.id, job).attempt)) for job in found]
+    gone = [job for job in lost.values() if job.id not in known]
+    return again + [job if job.status in ENDS else job._replace(status="interrupted") for job in gone]
 
 
 def hosts(database: Path) -> dict[str, Row]:
@@ -98,9 +107,10 @@ def evidence(fleet: Fleet, until: datetime, waits: Sequence[str], *, last: bool)
     if last and fleet.setup.real:
         problems += [wrong for host in ("", *HOSTS) for wrong in _damaged(fleet, host)]
     journals = {host: held(fleet.journal(host)) for host in HOSTS}
+    found = with_lost(jobs(fleet.database), fleet.lost)
     return Evidence(
         until,
-        jobs(fleet.database),
+        found,
         kept(fleet, until),
         hosts(fleet.database),
         journals,

@@ -17,6 +17,7 @@ import httpx
 
 from bench.fleet import Fleet as Storm
 from bench.servers import free_port
+from tests.faults.checks import Job
 from tests.faults.clock import Clocks
 from tests.faults.hostile import Hostile
 from tests.faults.link import Link
@@ -110,7 +111,8 @@ class Part:
 class Fleet:
     """Parts, their links, clocks and disks, and what can be asked of the server.
 
-    `begin`: since when all hosts hold what is kept; `until`: what was due by then is to be over.
+    `begin`: since when all hosts hold what is kept; `until`: what was due by then is to be over. `lost`: jobs that were
+    stored before an older database was put back, by id.
     """
 
     storm: Storm | None = None
@@ -125,6 +127,7 @@ class Fleet:
         self.clocks = Clocks(folder, [setup.server, *setup.agents], BEGIN)
         self.begin = self.until = BEGIN
         self.schedules: dict[str, str] = {}
+        self.lost: dict[str, Job] = {}
         self.edits = asyncio.Lock()
         self.api: httpx.AsyncClient
 

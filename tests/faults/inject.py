@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import sqlite3
 import time
@@ -21,7 +22,7 @@ from websockets.typing import Subprotocol
 
 from bench.fleet import Fleet as Storm
 from bench.fleet import until
-from tests.faults import plan
+from tests.faults import finding, plan
 from tests.faults.fleet import Fleet, Part, can_mount
 from tests.faults.hostile import Hostile, invented
 from tests.faults.link import Side
@@ -215,6 +216,42 @@ async def _busy(fleet: Fleet, _: Fault) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def _older(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
+    """Copy the server's database as docs/operations.md says, and put the copy back when the fault is over."""
+    part, copy = fleet.parts[fault.target], fleet.folder / "copy.db"
+    try:
+        await asyncio.to_thread(_copy, fleet.database, copy)
+    except sqlite3.Error as error:
+        raise NotNowError from error
+    yield
+    async with fleet.edits, _held(part):
+        await part.kill()
+        try:
+            fleet.lost |= {job.id: job for job in finding.jobs(fleet.database)}
+            _put_back(copy, fleet.database)
+        finally:
+            part.release()
+
+
+def _copy(database: Path, copy: Path) -> None:
+    with closing(sqlite3.connect(database, timeout=0)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+
+
+def _put_back(copy: Path, database: Path) -> None:
+    """Put a copy in a database's place, unless its disk has no room for it."""
+    beside = database.with_name("put-back.db")
+    try:
+        shutil.copyfile(copy, beside)
+    except OSError:
+        beside.unlink()
+        return
+    for kind in ("-wal", "-shm"):
+        database.with_name(database.name + kind).unlink(missing_ok=True)
+    beside.rename(database)
+
+
+@asynccontextmanager
 async def _clock(fleet: Fleet, fault: Fault) -> AsyncIterator[None]:
     fleet.clocks.move(fault.target, timedelta(hours=float(fault.how.split()[0])))
     try:
@@ -318,6 +355,7 @@ KINDS: Mapping[str, Injection] = {
     "frames twice to": _duplicate,
     "disk full": _disk_full,
     "database busy": _busy,
+    "older database": _older,
     "clock": _clock,
     "clock ahead": _clock,
     "invented fires": _invented,

@@ -98,6 +98,7 @@ KINDS: Mapping[str, _Kind] = {
     "frames twice to": _Kind(4, _linked, lambda rng: rng.choice(("agent", "server"))),
     "disk full": _Kind(4, _parts),
     "database busy": _Kind(3, _server),
+    "older database": _Kind(2, _server),
     "clock": _Kind(3, _parts, lambda rng: f"{rng.choice((-1, 1)) * rng.uniform(0.2, 5):+.2f} h"),
     "clock ahead": _Kind(3, lambda setup: setup.agents, lambda rng: f"{rng.uniform(1, 12):+.2f} h"),
     "invented fires": _Kind(3, _server),
