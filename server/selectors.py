@@ -69,14 +69,17 @@ def label_errors(labels: object, field: str) -> Iterator[FieldError]:
 
 
 def selector_errors(selector: object, field: str) -> Iterator[FieldError]:
-    """Keys and values of a selector that no label can have; whether it has the right structure is not looked at."""
+    """Keys and values of a selector that no label can have, and values where there must be some, or none.
+
+    Whether it has the right structure is not looked at.
+    """
     if not isinstance(selector, dict):
         return
     labels = selector.get("matchLabels")
     if isinstance(labels, dict):
         yield from label_errors({key: it for key, it in labels.items() if isinstance(it, str)}, f"{field}.matchLabels")
     expressions = selector.get("matchExpressions")
-    for at, requirement in enumerate(expressions if isinstance(expressions, list) else ()):
+    for at, requirement in enumerate(expressions if isinstance(expressions, list | tuple) else ()):
         if isinstance(requirement, dict):
             yield from _requirement_errors(requirement, f"{field}.matchExpressions[{at}]")
 
@@ -85,9 +88,14 @@ def _requirement_errors(requirement: Mapping[str, object], field: str) -> Iterat
     key, values = requirement.get("key"), requirement.get("values")
     if isinstance(key, str) and key and not is_label_key(key):
         yield {"field": f"{field}.key", "detail": _KEY_FORM}
-    for at, value in enumerate(values if isinstance(values, list) else ()):
+    for at, value in enumerate(values if isinstance(values, list | tuple) else ()):
         if isinstance(value, str) and not is_label_value(value):
             yield {"field": f"{field}.values[{at}]", "detail": _VALUE_FORM}
+    if requirement.get("operator") in ("In", "NotIn") and not values:
+        yield {"field": f"{field}.values", "detail": "In and NotIn need at least one value: list them in values"}
+    if requirement.get("operator") in ("Exists", "DoesNotExist") and values:
+        detail = "Exists and DoesNotExist take no values: remove them, or use In or NotIn"
+        yield {"field": f"{field}.values", "detail": detail}
 
 
 _KEY_FORM = (

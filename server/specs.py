@@ -12,7 +12,7 @@ from msgspec import Struct
 Kind = Literal["backup", "forget", "prune", "check", "unlock", "verify"]
 
 
-class Requirement(Struct, frozen=True, rename="camel"):
+class Requirement(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """A condition on one label of a host."""
 
     key: str
@@ -20,8 +20,11 @@ class Requirement(Struct, frozen=True, rename="camel"):
     values: tuple[str, ...] = ()
 
 
-class LabelSelector(Struct, frozen=True, rename="camel"):
-    """A label selector as in Kubernetes: all of it must hold. Empty selects everything."""
+class LabelSelector(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """A label selector as in Kubernetes: all of it must hold. Empty selects everything.
+
+    So an unknown field is refused wherever one is read: without it, a misspelt selector would select every host.
+    """
 
     match_labels: dict[str, str] = {}
     match_expressions: tuple[Requirement, ...] = ()

@@ -513,9 +513,20 @@ async def test_a_listener_to_news_does_not_hold_up_a_server_that_stops(tmp_path)
         ({"matchLabels": {"a b": "c"}}, "hostSelector.matchLabels[a b]"),
         ({"matchLabels": {"a": "b c"}}, "hostSelector.matchLabels.a"),
         ({"matchExpressions": [{"key": "a/b/c", "operator": "Exists"}]}, "hostSelector.matchExpressions[0].key"),
+        ({"matchlabels": {"a": "b"}}, "hostSelector.matchlabels"),
+        ({"a": "b"}, "hostSelector.a"),
+        ({"matchExpressions": [{"key": "a", "operator": "NotIn"}]}, "hostSelector.matchExpressions[0].values"),
+        (
+            {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]},
+            "hostSelector.matchExpressions[0].values",
+        ),
+        (
+            {"matchExpressions": [{"key": "a", "operator": "NotIn", "value": ["b"], "values": ["c"]}]},
+            "hostSelector.matchExpressions[0].value",
+        ),
     ],
 )
-async def test_a_run_on_labels_that_no_host_can_have_is_refused(api, selector, field):
+async def test_a_run_on_what_selects_no_labels_that_hosts_can_have_is_refused(api, selector, field):
     answer = await api.put("/runs/ns/now", json={"schedule": "etc", "hostSelector": selector})
     assert (answer.status_code, [it["field"] for it in answer.json()["errors"]]) == (422, [field])
 

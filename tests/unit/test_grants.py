@@ -95,6 +95,12 @@ def test_nothing_selects_nothing(labels):
         ("default: {pathPrefixes: [/srv/../etc]}", "'..'"),
         ("default: {pathPrefixes: /srv}", "pathPrefixes"),
         ("namespaces: {a: {hostSelector: {matchLabels: {'-': b}}}}", "hostSelector.matchLabels"),
+        ("namespaces: {a: {hostSelector: {matchlabels: {pool: a}}}}", "matchlabels"),
+        ("namespaces: {a: {hostSelector: {pool: a}}}", "pool"),
+        ("default: {hostSelector: {matchExpressions: [{key: a, operator: NotIn, value: [b]}]}}", "value"),
+        ("default: {hostSelector: {matchExpressions: [{key: '-', operator: Exists}]}}", "matchExpressions[0].key"),
+        ("default: {hostSelector: {matchExpressions: [{key: a, operator: NotIn}]}}", "NotIn need at least one value"),
+        ("default: {hostSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}}", "take no values"),
     ],
 )
 def test_a_file_that_is_wrong_is_refused_with_the_place(tmp_path, text, said):
