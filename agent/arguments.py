@@ -23,7 +23,9 @@ def by_files(args: Sequence[str], folder: Callable[[], Path], write: Callable[[s
     patterns = [it.removeprefix(_EXCLUDE) for it in args[:at] if it.startswith(_EXCLUDE)]
     lines = [exclude_line(it) for it in patterns if "\n" not in it]
     write("paths", b"".join(path.encode() + b"\0" for path in args[at + 1 :]))
-    write("patterns", "".join(f"{line}\n" for line in lines).encode())
+    write(
+        "patterns", "".join(f"\n{line}" for line in lines).encode()
+    )  # restic drops a byte order mark at the beginning
     rest = [it for it in args[:at] if not it.startswith(_EXCLUDE) or "\n" in it]
     return [*rest, f"--exclude-file={folder() / 'patterns'}", f"--files-from-raw={folder() / 'paths'}"]
 

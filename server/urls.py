@@ -131,6 +131,8 @@ def _s3(rest: str) -> Location:
         protocol, separator, after = rest.partition("://")
         if not separator or protocol not in ("http", "https"):
             raise UrlError("must go on with http://, https:// or a host after s3:, in lower case")
+    elif "%" in rest:  # restic decodes nothing here
+        raise UrlError("must not hold % unless https:// or http:// follows s3:, where it encodes a character")
     else:
         after = rest.removeprefix("//")
     server, path = _split(after, protocol)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.arguments import LIMIT, by_files, exclude_line
+from agent.arguments import LIMIT, by_files
 
 RESTIC = shutil.which("restic") or ""
-NAMES = ["a", " a", "a ", "a\\", "#a", "$HOME", "$$", "!a", "a$b", "[a", "a\u00a0", "$b", "b"]
+NAMES = ["a", " a", "a ", "a\\", "#a", "$HOME", "$$", "!a", "a$b", "[a", "a\u00a0", "$b", "b", "\ufeffa"]
 PATTERNS = [
     "*a",
     " a",
@@ -25,6 +25,7 @@ PATTERNS = [
     "$[b]",
     "[#]*",
     "a\u00a0",
+    "\ufeffa",
     " *",
     "* ",
     "\\[a",
@@ -47,7 +48,7 @@ def test_long_ones_go_into_files():
     files_used = ["--exclude-file=/f/patterns", "--files-from-raw=/f/paths"]
     assert args == ["backup", "--json", "--exclude=a\nb", "--tag=t", *files_used]
     assert files["paths"].decode().split("\0") == [*paths, ""]
-    assert files["patterns"] == b"$$a[ ]\n"
+    assert files["patterns"] == b"\n$$a[ ]"
 
 
 @pytest.mark.skipif(not RESTIC, reason="needs restic")
@@ -66,10 +67,13 @@ def test_a_line_of_a_file_means_what_the_option_means(tmp_path, monkeypatch):
         found = (line.partition(", ")[0].split("/src/", 1) for line in said.splitlines() if line.startswith("new"))
         return sorted(parts[1] for parts in found if len(parts) == 2 and parts[1])
 
+    def backup(pattern):
+        return ["backup", f"--exclude={pattern}", "--"]
+
     restic("init")
     monkeypatch.chdir(tmp_path)
     for pattern in PATTERNS:
-        (tmp_path / "patterns").write_text(exclude_line(pattern) + "\n")
+        by_files([*backup(pattern), "/x" * LIMIT], lambda: tmp_path, lambda name, it: (tmp_path / name).write_bytes(it))
         by_option = kept(f"--exclude={pattern}")
         assert kept(f"--exclude-file={tmp_path / 'patterns'}") == by_option, pattern
         assert len(by_option) < len(NAMES), pattern  # it does leave something out

@@ -88,7 +88,7 @@ REFUSED = [
         "s3:https://h",
         "s3:https://u@h/b",
     ),
-    *("s3:h/b/../../c", "s3:https://h/b?x", "s3:-h/b"),
+    *("s3:h/b/../../c", "s3:https://h/b?x", "s3:-h/b", "s3:h/b/a%2db", "s3://h/%62"),
     *("sftp:", "sftp:host", "sftp:-oProxyCommand=id:/b", "sftp://-oProxyCommand=id/b", "sftp://[-oProxyCommand=id]/b"),
     *("sftp://u@[-oX]:22/b", "sftp:u@-oX:/b", "sftp:a/b@-oX:/b", "sftp:-lX@h:/b", "sftp://-lX@h/b", "sftp://%2doX/b"),
     *("sftp:a@b@c@h:/b", "sftp:[::1]:/b", "sftp:h o:/b", "sftp:h:~/b", "sftp://h/~b", "sftp:h:/a/../b"),
