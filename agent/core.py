@@ -33,6 +33,8 @@ from agent.memory import (
 from agent.timetable import CORRECTION, NEVER, Due, Timetable
 from wire import entries
 from wire.messages import (
+    MAX_HOOK,
+    MAX_HOOKS,
     CommandCancel,
     CommandRun,
     Entry,
@@ -139,11 +141,19 @@ class Core:
     of the server's once the server has said so: what it fires too early it fires again when its time has come.
     """
 
-    def __init__(self, host: str, memory: Memory, version: str = "", instance: str = "") -> None:
+    def __init__(
+        self,
+        host: str,
+        memory: Memory,
+        version: str = "",
+        instance: str = "",
+        allowed_hooks: Sequence[str] | None = None,
+    ) -> None:
         self.host = host
         self.instance = instance
         self.memory = memory
         self.agent_version = version
+        self._allowed_hooks = _listed(allowed_hooks)
         self.connected = False
         self.stopping = False
         self._repositories: dict[str, Repository] = {}
@@ -188,6 +198,7 @@ class Core:
         now = self._reckoned(shown)
         self.connected = True
         memory = self.memory
+        left_out, left_out_count = self._left_out or (None, 0)
         hello = Hello(
             self.host,
             self.agent_version,
@@ -197,7 +208,9 @@ class Core:
             [*memory.running, *memory.ends],
             self.instance,
             shown,
-            *(self._left_out or (None, 0)),
+            left_out,
+            left_out_count,
+            self._allowed_hooks,
         )
         effects: list[Effect] = [Send((hello,))]
         effects += _frames(list(memory.ends.values()), MAX_ENDS)
@@ -496,6 +509,13 @@ def built(memory: Memory, push: Push | None, host: str, now: datetime) -> Built 
         return str(error)
     begins = memory.begins(push, held)
     return Built(push, held, timetable.build(held, memory.passed | begins, host, now), begins)
+
+
+def _listed(hooks: Sequence[str] | None) -> list[str] | None:
+    """Allowed hooks as a hello tells them; None where they are unknown, or beyond what it holds."""
+    if hooks is None or len(hooks) > MAX_HOOKS or any(len(program) > MAX_HOOK for program in hooks):
+        return None
+    return sorted(hooks)
 
 
 def _left_out(problems: Mapping[str, str]) -> tuple[list[LeftOut], int]:

@@ -32,7 +32,8 @@ class Config(Struct, frozen=True):
     """Who an agent is and whom it calls. `url`: the server's, ws:// or wss://, with the path /agent.
 
     `token`: what shows who it is, or what reads that; `ca_file`: who vouches for the server; `explain`: says why it is
-    not reached (see `Link`).
+    not reached (see `Link`). `allowed_hooks`: the programs that `jobs` run as hooks, which the server is told;
+    None where that is not known.
     """
 
     host: str
@@ -40,6 +41,7 @@ class Config(Struct, frozen=True):
     token: str | Callable[[], str] = ""
     ca_file: Path | None = None
     explain: Callable[[Exception], str] = plain
+    allowed_hooks: Sequence[str] | None = None
 
     def __repr__(self) -> str:
         return f"Config(host={self.host!r}, url={self.url!r})"
@@ -78,7 +80,7 @@ class Service:
         clock: Callable[[], datetime] = utc_now,
         rng: random.Random | None = None,
     ) -> None:
-        self.core = Core(config.host, memory, __version__, uuid.uuid4().hex)
+        self.core = Core(config.host, memory, __version__, uuid.uuid4().hex, config.allowed_hooks)
         self.metrics = Metrics(self.core)
         self._clock = clock
         self._journal = journal

@@ -65,7 +65,7 @@ async def agent(
         remedy = "boot Linux 5.13 or newer with Landlock; until then jobs of namespaces that are granted paths fail"
         log.warning("the kernel cannot confine restic", extra={} if local.allow_unconfined else {"remedy": remedy})
     journal, memory = Journal.open(data / "journal.jsonl")
-    config = Config(host, gateway_url(server), token, ca_file, reason(server, ca_file))
+    config = Config(host, gateway_url(server), token, ca_file, reason(server, ca_file), local.allow_hooks)
     runner = Runner(
         local.restic,
         data / "cache",

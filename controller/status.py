@@ -79,15 +79,22 @@ def schedule_status(old: Status, told: Told, now: datetime) -> Status:
     said = told.seen["status"]
     problems = said["problems"]
     ready = _ready(told.error, "the server holds it as declared")
-    nowhere = next((it for it in problems if it["reason"] in _NOWHERE and said["hosts"] == 0), None)
+    nowhere = next((it for it in problems if _runs_nowhere(it, said)), None)
     if told.error is None and nowhere is not None:
         ready = _condition("Ready", "False", nowhere["reason"], nowhere["message"])
     worse = [it for it in problems if _degrades(it, said)]
-    conditions = [ready, _in_sync(said, told.error), _degraded(worse, *_going_well(said))]
+    conditions = [ready, _in_sync(said, told.error), _degraded(worse, *_going_well(said, told.seen["spec"]))]
     conditions += [
         _condition("Granted", "False", it["reason"], it["message"]) for it in problems if "NotGranted" in it["reason"]
     ]
     return _status(old, told.generation, _only(said, _FACTS), conditions, now)
+
+
+def _runs_nowhere(problem: Mapping[str, str], said: Mapping[str, Any]) -> bool:
+    """Whether a problem is why no host can run it."""
+    if problem["reason"] == "HookNotAllowed":
+        return bool(said["hostsRefusingHooks"] == said["hosts"])
+    return problem["reason"] in _NOWHERE and said["hosts"] == 0
 
 
 def _degrades(problem: Mapping[str, str], said: Mapping[str, Any]) -> bool:
@@ -95,8 +102,12 @@ def _degrades(problem: Mapping[str, str], said: Mapping[str, Any]) -> bool:
     return problem["reason"] != "HostsNotGranted" or said["hosts"] == 0
 
 
-def _going_well(said: Mapping[str, Any]) -> tuple[str, str]:
+def _going_well(said: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[str, str]:
     """Why a Schedule is not degraded: what is not known yet is not called a success."""
+    if not spec.get("enabled", True):
+        return "Disabled", "spec.enabled is false: it runs nowhere until that is changed"
+    if not said["hosts"]:
+        return "NoHosts", "no host has it"
     if unproven := said["hostsWithoutSuccess"]:
         return "NotOverdue", f"{unproven} of {said['hosts']} hosts have had no success yet, and are not overdue"
     return "RunsSucceed", "the last run of each host went well"

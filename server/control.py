@@ -434,6 +434,7 @@ class Control:
             sorted({it.host for it in hanging if it.command.schedule_id == schedule_id and it.host in names}),
             len(having) - len(succeeded),
             min(succeeded, default=None),
+            _refused_hooks(target, having),
         )
 
     def _since(self, schedule_id: str, hosts: Iterable[str]) -> dict[str, datetime]:
@@ -739,6 +740,15 @@ def _put_and_drop(rows: dict[Key, R], put: Sequence[R], drop: Sequence[R]) -> No
     rows.update({(row.namespace, row.name): row for row in put})
     for row in drop:
         del rows[row.namespace, row.name]
+
+
+def _refused_hooks(target: Target | None, having: Iterable[Host]) -> dict[str, list[str]]:
+    """The hooks of an enabled schedule that agents do not allow, each with the hosts whose agents said so."""
+    hooks = target.spec.hooks if target is not None and target.spec.enabled else None
+    programs = dict.fromkeys(argv[0] for argv in (hooks.before, hooks.after) if argv) if hooks is not None else ()
+    said = [(host.name, host.allowed_hooks) for host in having if host.allowed_hooks is not None]
+    refused = {program: sorted(name for name, allowed in said if program not in allowed) for program in programs}
+    return {program: hosts for program, hosts in refused.items() if hosts}
 
 
 def _name(row: ScheduleRow | RepositoryRow) -> str:

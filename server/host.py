@@ -142,7 +142,8 @@ class Host:
 
     `left_out`: what of that is not in force. `instance`: which agent process it is. `clock_skew_s`: how many seconds
     the agent's clock was ahead of ours at its last hello, None where it did not say. `duplicate_at`: when a second
-    agent of this name was last refused. `held_back`: whether the agent was left the schedules of another store.
+    agent of this name was last refused. `allowed_hooks`: the programs that the agent runs as hooks, None while that
+    is not known. `held_back`: whether the agent was left the schedules of another store.
     `created_at`: when it was made known; no due time before that is its own.
     """
 
@@ -153,6 +154,7 @@ class Host:
         "_resent",
         "_told",
         "agent_version",
+        "allowed_hooks",
         "applied_digest",
         "applied_version",
         "capabilities",
@@ -186,6 +188,7 @@ class Host:
         self.applied_digest = ""
         self.agent_version = ""
         self.capabilities: frozenset[str] = frozenset()
+        self.allowed_hooks: frozenset[str] | None = None
         self.left_out = ALL_IN_FORCE
         self.instance = ""
         self.clock_skew_s: float | None = None
@@ -258,6 +261,7 @@ class Host:
         self._resent = -1
         self.agent_version = hello.agent_version
         self.capabilities = frozenset(map(sys.intern, hello.capabilities))
+        self.allowed_hooks = None if hello.allowed_hooks is None else frozenset(map(sys.intern, hello.allowed_hooks))
         self.instance = hello.instance
         self.clock_skew_s = (hello.now - now).total_seconds() if hello.now is not None and now is not None else None
         if abs(self.clock_skew_s or 0) > MAX_SKEW_S:

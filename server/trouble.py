@@ -28,7 +28,7 @@ class Coverage(NamedTuple):
     not reach, of which some are `kept_out`; `denied`: why none is, where that is of the schedule itself. `late`,
     `overdue`: hosts without a success within `within`, none while it is disabled; `hanging`: all hosts where a run
     should have been stopped by now; `unproven`: hosts without any success; `oldest`: of each host's last success, the
-    oldest.
+    oldest. `refused_hooks`: of the programs that are its hooks, those that agents do not allow, and on which hosts.
     """
 
     hosts: int
@@ -47,6 +47,7 @@ class Coverage(NamedTuple):
     hanging: Sequence[str]
     unproven: int
     oldest: datetime | None
+    refused_hooks: Mapping[str, Sequence[str]]
 
 
 def schedule_troubles(covers: Coverage) -> list[Trouble]:
@@ -58,6 +59,8 @@ def schedule_troubles(covers: Coverage) -> list[Trouble]:
         found.append(Trouble("HostsNotGranted", _not_granted(covers)))
     elif covers.hosts == 0 and covers.enabled:
         found.append(Trouble("NoHosts", NO_HOST))
+    for program, hosts in covers.refused_hooks.items():
+        found.append(Trouble("HookNotAllowed", _hook_refused(program, hosts, covers)))
     if covers.late:
         who = named(covers.overdue, covers.late)
         found.append(
@@ -118,6 +121,13 @@ def _not_granted(covers: Coverage) -> str:
     where = "" if covers.hosts else "it runs nowhere: "
     who = named(covers.kept_out, covers.not_granted)
     return f"{where}its namespace is not granted {who}; the cluster's operator can change that"
+
+
+def _hook_refused(program: str, hosts: Sequence[str], covers: Coverage) -> str:
+    who = named(hosts[:NAMED], len(hosts))
+    remedy = "start them with --allow-hook and its path (agent.allowedHooks in the chart), or remove it from spec.hooks"
+    what = f"the agents of {_of(len(hosts), covers)} do not allow {program!r} as a hook, and fail each run"
+    return f"{what}: {who}; {remedy}"
 
 
 def _with_why(host: str, why: Mapping[str, str]) -> str:

@@ -110,6 +110,8 @@ class LeftOut(Struct, frozen=True):
 
 LeftOutList = Annotated[list[LeftOut], Meta(max_length=100)]
 """The first of them in the order of the set; their number tells whether there are more."""
+MAX_HOOKS, MAX_HOOK = 64, 1024
+"""Programs that a hello lists as allowed hooks, and characters of the path of each."""
 
 
 class Hello(Struct, frozen=True, omit_defaults=True):
@@ -117,7 +119,8 @@ class Hello(Struct, frozen=True, omit_defaults=True):
 
     `instance`: an id that each agent process makes when it starts; empty from agents that make none. `now`: what the
     agent's clock shows. `left_out`: entries that are held and not in force, None while the agent works that out: a
-    schedule.ack follows. `left_out_count`: how many there are, those that are not listed included.
+    schedule.ack follows. `left_out_count`: how many there are, those that are not listed included. `allowed_hooks`: the
+    programs that the agent runs as hooks; None from agents that do not say, or allow more than are listed.
     """
 
     host: HostName
@@ -132,6 +135,7 @@ class Hello(Struct, frozen=True, omit_defaults=True):
     now: Time | None = None
     left_out: LeftOutList | None = None
     left_out_count: Count = 0
+    allowed_hooks: Annotated[list[Annotated[str, Meta(max_length=MAX_HOOK)]], Meta(max_length=MAX_HOOKS)] | None = None
 
 
 class RepoCredentials(Struct, frozen=True):

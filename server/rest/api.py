@@ -525,6 +525,7 @@ class Api:
         named = {"outOfSync": covers.behind, "failed": covers.failing, "hostsNotGranted": covers.not_granted}
         counts |= {"hostsOverdue": covers.late, "hostsWithoutSuccess": covers.unproven}
         named |= {"overdue": covers.overdue, "successWithinSeconds": int(covers.within.total_seconds())}
+        counts["hostsRefusingHooks"] = len(set().union(*covers.refused_hooks.values()))
         troubles = [it._asdict() for it in schedule_troubles(covers)]
         due = {"lastScheduleTime": row.get("last_due"), "nextScheduleTime": self._control.next_due(row["id"])}
         times = {**due, "oldestSuccessTime": covers.oldest}

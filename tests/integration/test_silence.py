@@ -187,6 +187,30 @@ async def test_a_host_that_never_had_a_success_is_overdue(declare, api, clock):
     assert (told["successWithinSeconds"], told["hostsOverdue"]) == (49 * 3600, 0)
 
 
+HOOKS = {"before": ["/bin/freeze", "--now"], "after": ["/bin/thaw"]}
+
+
+async def test_a_hook_that_agents_do_not_allow_is_told_with_the_hosts_names(api, declare, connect):
+    await declare("etc", hooks=HOOKS)
+    for host, allowed in {"a": [], "b": ["/bin/freeze"], "c": ["/bin/thaw", "/bin/freeze"], "d": None}.items():
+        said = {} if allowed is None else {"allowed_hooks": allowed}
+        async with connect(host, **said) as agent:
+            await agent.follow()
+    told = await status(api)
+    assert (told["hosts"], told["hostsRefusingHooks"]) == (4, 2)
+    assert reasons(told) == ["HookNotAllowed", "HookNotAllowed"]
+    freeze, thaw = (it["message"] for it in told["problems"])
+    assert "1 of 4 hosts do not allow '/bin/freeze' as a hook, and fail each run: a; start them with" in freeze
+    assert "2 of 4 hosts do not allow '/bin/thaw' as a hook, and fail each run: a, b; start them with" in thaw
+    await declare("etc", hooks=HOOKS, enabled=False)
+    assert reasons(await status(api)) == []
+    await declare("etc", hooks={"before": ["/bin/freeze"]})
+    assert reasons(await status(api)) == ["HookNotAllowed"]
+    async with connect("a", allowed_hooks=["/bin/freeze"]) as agent:
+        await agent.follow()
+    assert reasons(await status(api)) == []
+
+
 async def test_a_run_on_no_host_has_failed(api, declare):
     await declare("etc", hostSelector={"matchLabels": {"role": "db"}})
     await api.put("/hosts/db-1", json={"labels": {"role": "db"}})

@@ -141,6 +141,26 @@ def test_the_ack_and_each_hello_tell_which_entries_are_not_in_force():
     assert (hello.left_out, hello.left_out_count) == (ack.left_out, 1)
 
 
+@pytest.mark.parametrize(
+    ("allowed", "told"),
+    [
+        (None, None),
+        ((), []),
+        (("/b", "/a"), ["/a", "/b"]),
+        ([f"/{i}" for i in range(65)], None),
+        (["/" + "a" * 1024], None),
+    ],
+)
+def test_a_hello_tells_the_allowed_hooks_unless_they_are_too_many(allowed, told):
+    core = Core("host", replay([]), allowed_hooks=allowed)
+    [send] = core.connection_made(NOON)
+    assert isinstance(send, Send)
+    [hello] = send.messages
+    assert isinstance(hello, Hello)
+    assert hello.allowed_hooks == told
+    assert from_agent.read(encode((hello,)))
+
+
 def test_what_is_left_out_is_acked_where_the_hello_went_out_before_it_was_known():
     agent = Process(None, raw(), builds=False).connect()
     [hello] = agent.said(Hello)

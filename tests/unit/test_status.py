@@ -35,10 +35,11 @@ HOST = {
 COUNTS = {"hosts": 0, "pending": 0, "running": 0, "succeeded": 0, "failed": 0}
 
 
-def seen(*problems, **told):
+def seen(*problems, spec=None, **told):
     counts = {"hosts": 0, "hostsInSync": 0, "hostsFailed": 0, "hostsOverdue": 0, "hostsWithoutSuccess": 0}
+    counts["hostsRefusingHooks"] = 0
     named = [{"reason": reason, "message": f"{reason} of a"} for reason in problems]
-    return {"status": {**counts, "problems": named, **told}}
+    return {"spec": spec or {}, "status": {**counts, "problems": named, **told}}
 
 
 def schedule(old=None, error=None, told=None, now=NOW, generation=1):
@@ -100,6 +101,12 @@ def test_a_message_names_just_the_fields_that_are_wrong():
         (seen(hosts=2, hostsWithoutSuccess=1), {"Degraded": ("False", "NotOverdue")}),
         (seen("RunsFail", hosts=2), {"Degraded": ("True", "RunsFail"), "Ready": ("True", "Accepted")}),
         (seen("Overdue", "RunsFail", hosts=2), {"Degraded": ("True", "Overdue")}),
+        (seen(), {"Degraded": ("False", "NoHosts")}),
+        (seen(spec={"enabled": False}), {"Ready": ("True", "Accepted"), "Degraded": ("False", "Disabled")}),
+        (seen(spec={"enabled": False}, hosts=2), {"Degraded": ("False", "Disabled")}),
+        (seen("HookNotAllowed", hosts=2, hostsRefusingHooks=2), {"Ready": ("False", "HookNotAllowed")}),
+        (seen("HookNotAllowed", hosts=2, hostsRefusingHooks=1), {"Ready": ("True", "Accepted")}),
+        (seen("HookNotAllowed", hosts=2, hostsRefusingHooks=1), {"Degraded": ("True", "HookNotAllowed")}),
     ],
 )
 def test_what_the_server_tells_becomes_conditions(told, states_):
