@@ -26,7 +26,8 @@ Schema = dict[str, Any]
 _NAME: Schema = {"type": "string", "maxLength": 253, "pattern": f"^{selectors.DNS.pattern}$"}
 _NAMESPACE: Schema = {"type": "string", "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}
 _OWN_ID: Schema = {"type": "string", "pattern": f"^{selectors.OWN_ID.pattern}$"}
-_IN_PATH: Mapping[str, Schema] = {"namespace": _NAMESPACE, "name": _NAME}
+_SNAPSHOT: Schema = {"type": "string", "pattern": "^(latest|[0-9a-f]{4,64})$"}
+_IN_PATH: Mapping[str, Schema] = {"namespace": _NAMESPACE, "name": _NAME, "snapshot": _SNAPSHOT}
 _PARAMETERS: Mapping[str, Schema] = {
     "limit": {"description": "Items of a page.", "schema": {"type": "integer", "minimum": 1, "maximum": 500}},
     "cursor": {"description": "The `next` of the page before.", "schema": {"type": "string"}},
@@ -177,7 +178,7 @@ def _crd_schemas() -> dict[str, Schema]:
 def _object(kind: str, schema: Schema) -> Schema:
     """The schema of a manifest of this kind. In an answer, its status may say more than in the cluster."""
     fields = schema["properties"]
-    known = {"metadata": _METADATA, "spec": _closed(fields["spec"]), "status": {"type": "object"}}
+    known = {"metadata": _METADATA, "spec": _closed(fields["spec"]), "status": {"type": ["object", "null"]}}
     known |= {"apiVersion": {"enum": [API_VERSION]}, "kind": {"enum": [kind]}}
     return {**schema, "properties": {**fields, **known}, "additionalProperties": False}
 
@@ -307,7 +308,7 @@ _CREDENTIALS: Schema = {
     "type": ["object", "null"],
     "writeOnly": True,
     "properties": {
-        "password": {**_SECRET, "type": ["string", "null"]},
+        "password": {**_SECRET, "type": ["string", "null"], "not": {"enum": ["", "\n", "\r\n"]}},
         "env": {"type": "object", "properties": dict.fromkeys(sorted(ALLOWED), _SECRET), "additionalProperties": False},
         "urls": {
             "type": ["object", "null"],

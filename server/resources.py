@@ -138,6 +138,8 @@ def _top_errors(kind: str, manifest: Mapping[str, Any], more: Sequence[str]) -> 
     for field, wanted in (("apiVersion", API_VERSION), ("kind", kind)):
         if manifest.get(field, wanted) != wanted:
             yield _error(field, f"must be {wanted}")
+    if not isinstance(manifest.get("status"), dict | None):
+        yield _error("status", "must be an object, which is not read; or leave it out")
     known = ("apiVersion", "kind", "metadata", "spec", "status", *more)
     yield from (_error(below("", name), f"unknown field{hint(name, known)}") for name in manifest if name not in known)
 

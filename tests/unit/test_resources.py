@@ -12,10 +12,14 @@ import yaml
 from cel_expr_python import cel  # type: ignore[import-untyped]
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 import cron
+from server.openapi import document
 from server.problems import Invalid
 from server.resources import SCHEDULE, parse_repository, parse_restore, parse_schedule, repository_spec, schedule_spec
+from server.rest import PREFIX
+from server.rest.api import BODIES, OPERATIONS
 from server.schema import Schema
 from server.selectors import is_dns_label, is_dns_name, is_label_key, is_label_value, selector_matches
 from server.specs import LabelSelector, Requirement
@@ -455,3 +459,24 @@ def test_an_empty_password_is_refused(password):
     with pytest.raises(Invalid) as caught:
         parse_repository(repository(credentials={"password": password}))
     assert [error["field"] for error in caught.value.errors] == ["credentials.password"]
+
+
+@pytest.mark.parametrize("status", ["Ready", [], 1, True])
+def test_a_status_that_is_no_object_is_refused_though_none_is_read(status):
+    manifest = {"metadata": {"name": "main"}, "spec": {"url": "/backup"}, "status": status}
+    with pytest.raises(Invalid) as refused:
+        parse_repository(manifest)
+    assert [it["field"] for it in refused.value.errors] == ["status"]
+    assert parse_repository({**manifest, "status": {"phase": "x"}}) == parse_repository({**manifest, "status": None})
+
+
+@pytest.mark.parametrize("password", ["", "\n", "\r\n", "\n\n", "x", "x\n", None])
+def test_the_description_takes_the_passwords_that_are_taken(password):
+    described = document(OPERATIONS, BODIES, PREFIX)["components"]["schemas"]["RepositoryPut"]["properties"]
+    manifest = {"metadata": {"name": "main"}, "spec": {"url": "/backup"}, "credentials": {"password": password}}
+    try:
+        parse_repository(manifest)
+        taken = True
+    except Invalid:
+        taken = False
+    assert Draft202012Validator(described["credentials"]).is_valid(manifest["credentials"]) is taken
