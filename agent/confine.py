@@ -61,6 +61,7 @@ class Launch(NamedTuple):
     empty or not there. `stage`: the name of the fresh folder that the restore is built in; "" where none is built.
     `parts`: the paths of the snapshot that are restored; `chosen`: whether they were asked for, or are all of it.
     `special`: whether setuid and setgid bits, file capabilities and devices come back.
+    `restores`: whether it restores: then it may change modes and owners, and only reads a repository that is a folder.
     """
 
     root: str = "/"
@@ -80,6 +81,7 @@ class Launch(NamedTuple):
     parts: Sequence[str] = ()
     chosen: bool = False
     special: bool = False
+    restores: bool = False
 
 
 def rules(how: Launch, prefixes: Sequence[Location], program: int) -> Ruleset:
@@ -91,7 +93,7 @@ def rules(how: Launch, prefixes: Sequence[Location], program: int) -> Ruleset:
             ruleset.allow(location.handle, READ)
         location.close()
     if how.repository and (folder := _repository(how, prefixes)) is not None:
-        ruleset.allow(folder, STORE)
+        ruleset.allow(folder, READ if how.restores and how.within else STORE)
     if program >= 0:
         ruleset.allow(program, RUN)
     lent = (

@@ -68,6 +68,7 @@ class Place(NamedTuple):
     parts: Sequence[str] = ()
     chosen: bool = False
     special: bool = False
+    restores: bool = False
 
 
 NOWHERE = Place()
@@ -135,12 +136,21 @@ class Job:
         fps = 1 / setting.pace.progress_s
         env = restic.environment(repository, setting.env, setting.cache_dir, fps, identity=lent)
         temp = str(self.folder("tmp"))
-        if "TMPDIR" not in env or setting.root != Path("/"):  # the host's file system need not be one to write to
+        # All of TMPDIR can be read and written then; below a root of its own it need not be there.
+        if "TMPDIR" not in env or self.command.within or setting.root != Path("/"):
             env["TMPDIR"] = temp
         env["HOME"] = setting.env.get("HOME", "/root") if lent else str(self.folder("home"))
         (setting.root / setting.cache_dir.relative_to("/")).mkdir(parents=True, exist_ok=True)
         self._env, self.url = env, repository.url
         self.hide = restic.redactor(repository)
+
+    @property
+    def locks(self) -> bool:
+        """Whether a restore locks its repository: not one that is a folder, where the grant has paths.
+
+        restic changes the mode of a lock by its path, which a restore may do: a link in its place would lead it out.
+        """
+        return not (self.command.within and restic.local_folder(self.url))
 
     async def restic(
         self,

@@ -9,9 +9,9 @@ with threads may deadlock (subprocess, preexec_fn). A program with file capabili
 break with it, and a Go program that writes to a broken stdout or stderr is killed by SIGPIPE (os/signal), here before
 it has removed its lock: so restic holds a reader of each itself.
 
-What a job may reach is held by the kernel (`agent.landlock`), by handles (`agent.handles`): a symbolic link that is
-planted, or a folder that is swapped, before or during the job leads nowhere else. Only names are looked at where the
-kernel cannot confine and the whole host is granted, or the agent's operator allowed it.
+What a job may reach is held by the kernel (`agent.landlock`, `agent.seccomp`) and by handles (`agent.handles`): a
+symbolic link that is planted, or a folder that is swapped, before or during the job leads nowhere else. Only names are
+looked at where the kernel cannot confine and the whole host is granted, or the agent's operator allowed it.
 """
 
 import os
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn
 
-from agent import confine, handles, landlock, staging
+from agent import confine, handles, landlock, seccomp, staging
 from agent.confine import (
     NOT_CONFINED,
     NOT_EMPTY,
@@ -61,7 +61,19 @@ def main(arguments: Sequence[str]) -> None:
     if how.stage and target is not None:
         staging.restore(how, prefixes, target, rules, partial(_restore, how, argv, program))
     rules.enforce()
+    if how.repository and not how.restores:
+        _keep_modes(how)
     execute(how, argv, program)
+
+
+def _keep_modes(how: Launch) -> None:
+    """Have restic change no file's mode: in a repository, others may have put a link in the file's place."""
+    strict = bool(how.within) and not how.unconfined
+    try:
+        seccomp.deny_changes(strict=strict)
+    except OSError:
+        if strict:
+            leave(NOT_CONFINED, UNCONFINED)
 
 
 def execute(how: Launch, argv: list[str], program: int) -> NoReturn:

@@ -52,8 +52,8 @@ async def check_restore(job: Job, wanted: Verify, rng: random.Random) -> None:
         lack = f"snapshot {snapshot.id[:8]} holds no file of at most {wanted.max_bytes} bytes"
         raise SnapshotError(f"{lack}: raise spec.verify.maxBytes, or check what is backed up")
     target = str(job.folder("restored"))
-    args = snapshots.restore_args(snapshot.id, target, [node.path for node in files], sparse=False)
-    restored = await job.restic(args, place=Place(private=[target]))
+    args = snapshots.restore_args(snapshot.id, target, [node.path for node in files], sparse=False, lock=job.locks)
+    restored = await job.restic(args, place=Place(private=[target], restores=True))
     job.ended = None  # what counts is what came back
     copies = await job.digests([f"{target}{node.path}" for node in files])
     sources = await job.digests([node.path for node in files])
@@ -89,7 +89,7 @@ async def restore(job: Job, wanted: Restore) -> None:
     version: list[bytes] = []
     await job.restic(["version"], version.append)
     sparse = snapshots.knows_sparse(b"".join(version).decode(errors="replace"))
-    args = snapshots.restore_args(snapshot.id, STAGE, wanted.paths, sparse=sparse)
+    args = snapshots.restore_args(snapshot.id, STAGE, wanted.paths, sparse=sparse, lock=job.locks)
     special = wanted.setuid_and_devices and not job.command.within
     place = place._replace(
         overwrite=wanted.overwrite,
@@ -97,6 +97,7 @@ async def restore(job: Job, wanted: Restore) -> None:
         parts=wanted.paths or snapshot.paths,
         chosen=bool(wanted.paths),
         special=special,
+        restores=True,
     )
     async with job.restoring(place):
         done = await job.restic(args, place=place, expected=None if special else tally.devices)

@@ -87,11 +87,6 @@ def listed(line: bytes) -> Iterable[str]:
     return () if node is None else (_encoder.encode(node).decode(),)
 
 
-def pieces(text: str, size: int) -> list[str]:
-    """A line of JSON in pieces of at most `size` characters; those that go on with one before begin with +."""
-    return [text[:size], *("+" + text[at : at + size - 1] for at in range(size, len(text), size - 1))]
-
-
 def choose(snapshots: Sequence[Snapshot], wanted: Restore) -> Snapshot:
     """The snapshot to restore. Raises SnapshotError, with what there is."""
     ours = [it for it in snapshots if wanted.source_host in ("", it.hostname)]
@@ -139,10 +134,11 @@ class Tally:
         return [path for path in self._missing if path != "/"]
 
 
-def restore_args(snapshot_id: str, target: str, paths: Sequence[str], *, sparse: bool) -> list[str]:
+def restore_args(snapshot_id: str, target: str, paths: Sequence[str], *, sparse: bool, lock: bool = True) -> list[str]:
     """The arguments that restore these paths, or all, below a folder."""
+    options = [*["--sparse"] * sparse, *["--no-lock"] * (not lock)]
     includes = [f"--include={pattern(path)}" for path in paths]
-    return ["restore", "--json", *["--sparse"] * sparse, f"--target={target}", *includes, "--", snapshot_id]
+    return ["restore", "--json", *options, f"--target={target}", *includes, "--", snapshot_id]
 
 
 def pattern(path: str) -> str:

@@ -13,7 +13,8 @@ import stat
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -120,6 +121,28 @@ def swapping(path, other):
             libc.renameat2(-100, names[0], -100, names[1], 2)  # AT_FDCWD, RENAME_EXCHANGE
 
     thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def replacing(folder, other):
+    """Have each file that comes into a folder replaced by a link to another one, as fast as can be, meanwhile."""
+    over = threading.Event()
+
+    def replace():
+        while not over.is_set():
+            for path in folder.iterdir():
+                with suppress(OSError):
+                    (folder / ".link").symlink_to(other)
+                    (folder / ".link").rename(path)
+            time.sleep(0.001)  # others need the interpreter, too
+
+    thread = threading.Thread(target=replace)
     thread.start()
     try:
         yield
@@ -355,6 +378,38 @@ async def test_a_repository_that_is_swapped_for_anothers_is_not_written_to(tenan
     assert state(theirs) == before
 
 
+@pytest.mark.parametrize("args", [["prune"], ["forget", "--keep-last=1", "--prune"]])
+async def test_no_link_in_the_place_of_a_pack_changes_a_file_elsewhere(tenant, args):
+    """restic sets the mode of what it removes to 0666, by its path; a pack that nothing refers to is removed."""
+    data = tenant.repository / "data" / "ab"
+    data.mkdir(exist_ok=True)
+    (data / ("ab" * 32)).symlink_to(tenant.secret / "key")
+    tenant.snapshot(tenant.granted / "repository" / "config")
+    tenant.snapshot(tenant.granted / "repository" / "config")
+    before = state(tenant.secret)
+    await tenant.run(args[0], *args, lock_wait_s=0)
+    assert state(tenant.secret) == before
+
+
+async def test_no_link_in_the_place_of_a_lock_changes_a_file_elsewhere(tenant):
+    (tenant.granted / "letter").write_text("ours")
+    before = state(tenant.secret)
+    with replacing(tenant.repository / "locks", tenant.secret / "key"):
+        await tenant.backup(tenant.granted / "letter", lock_wait_s=0)
+    assert state(tenant.secret) == before
+
+
+async def test_no_link_in_the_place_of_a_lock_changes_a_file_elsewhere_while_a_restore_runs(tenant):
+    (tenant.granted / "letter").write_text("ours")
+    tenant.snapshot(tenant.granted / "letter")
+    before = state(tenant.secret)
+    with replacing(tenant.repository / "locks", tenant.secret / "key"):
+        assert (await tenant.restore(tenant.granted / "back")).status == "succeeded"
+        await tenant.run("verify", "ls", "--json", "--host=node-1", "--", "latest", verify=Verify(5, 100))
+    assert state(tenant.secret) == before
+    assert "the source of 1 was unchanged" in tenant.lines[-1]
+
+
 # What gives powers.
 
 
@@ -403,6 +458,7 @@ async def test_restic_may_read_its_job_and_what_it_needs_and_write_to_its_own_fo
         "write secret": f"touch {tenant.secret}/new",
         "write cache": "touch $RESTIC_CACHE_DIR/new",
         "write temp": "touch $TMPDIR/new",
+        "write temp of others": f"touch {tmp_path}/temp/new",
         "write repository": f"touch {tenant.repository}/new",
         "read names": "cat /etc/passwd",
         "home is empty": '[ -d "$HOME" ] && [ -z "$(ls -A "$HOME")" ]',
@@ -412,7 +468,9 @@ async def test_restic_may_read_its_job_and_what_it_needs_and_write_to_its_own_fo
     program.write_text("\n".join(["#!/bin/sh", *lines, "exit 0"]))
     program.chmod(0o755)
     (tenant.granted / "letter").touch()
-    tenant.runner = Runner(str(program), tenant.state / "cache", lambda: datetime.now(UTC))
+    (tmp_path / "temp").mkdir()
+    env = os.environ | {"TMPDIR": str(tmp_path / "temp")}
+    tenant.runner = Runner(str(program), tenant.state / "cache", lambda: datetime.now(UTC), env=env)
     assert (await tenant.backup(tenant.granted)).status == "succeeded"
     allowed = {"read granted", "read names", "home is empty"}
     assert set(tenant.lines) == allowed | {"write cache", "write temp", "write repository"}
