@@ -361,7 +361,7 @@ _LAUNCH_REASONS: Mapping[int, JobReason] = {
     NOT_EMPTY: "TargetNotEmpty",
     NOT_CONFINED: "NotConfined",
     NOT_PLACED: "",
-    NOT_WRITABLE: "",
+    NOT_WRITABLE: "TargetNotWritable",
 }
 
 

@@ -13,6 +13,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from errno import EACCES, EROFS
 from pathlib import Path
 from typing import NoReturn
 
@@ -119,7 +120,7 @@ def go_deep() -> None:
 
 def sweep(how: Launch) -> None:
     """Remove what a restore has left that was killed: its fresh folder is in some folder on the way to its target."""
-    for place in _candidates(how, handles.prefixes_of(how.within)):
+    for place in _candidates([how.target, *_places(how)], handles.prefixes_of(how.within)):
         for folder in place.chain:
             with suppress(OSError):
                 facts = os.stat(how.stage, dir_fd=folder, follow_symlinks=False)
@@ -127,19 +128,24 @@ def sweep(how: Launch) -> None:
                     handles.remove(how.stage, handles.readable(folder))
 
 
-def _candidates(how: Launch, prefixes: Sequence[Location]) -> Iterator[Location]:
-    """Where the fresh folder may be: in the folder, or above it, or where a part of what is restored goes."""
-    for path in (how.target, *(how.target.rstrip("/") + part for part in how.parts)):
+def _places(how: Launch) -> list[str]:
+    """Where the parts of what is restored go."""
+    return [how.target.rstrip("/") + part for part in how.parts]
+
+
+def _candidates(paths: Sequence[str], prefixes: Sequence[Location]) -> Iterator[Location]:
+    """Where paths lead, of those that lead to somewhere that is granted."""
+    for path in paths:
         with suppress(StrayError):
             yield handles.granted(path, prefixes)
 
 
 def _make_stage(how: Launch, prefixes: Sequence[Location], target: Location) -> tuple[int, int]:
     """The folder that holds the fresh one, and the fresh one: in the first candidate that can be written to."""
+    _check_writable(how, prefixes)
     refused = ""
-    for place in _candidates(how, prefixes):
-        is_folder = stat.S_ISDIR(os.fstat(place.handle).st_mode)
-        parent = handles.readable(place.handle if is_folder else place.chain[-2])
+    for place in _candidates([how.target, *_places(how)], prefixes):
+        parent = _nearest(place)
         try:
             os.mkdir(how.stage, 0o700, dir_fd=parent)
         except OSError as error:
@@ -150,8 +156,30 @@ def _make_stage(how: Launch, prefixes: Sequence[Location], target: Location) -> 
         if facts.st_uid != os.geteuid() or stat.S_IMODE(facts.st_mode) != 0o700 or handles.names(stage):
             leave(NOT_WRITABLE, f"the fresh folder in {how.target} was swapped by somebody: try again")
         return parent, stage
-    return leave(
-        NOT_WRITABLE, f"{how.target} cannot be written to ({refused}): name a folder that the agent may restore to"
+    return leave(NOT_WRITABLE, _not_writable(how.target, refused))
+
+
+def _check_writable(how: Launch, prefixes: Sequence[Location]) -> None:
+    """Leave where something that is restored cannot be put into its place: restic would say so for each file."""
+    for path in _places(how):
+        for place in _candidates([path], prefixes):
+            folder = _nearest(place)
+            if not os.access(".", os.W_OK, dir_fd=folder):
+                is_read_only = os.fstatvfs(folder).f_flag & os.ST_RDONLY
+                leave(NOT_WRITABLE, _not_writable(path, os.strerror(EROFS if is_read_only else EACCES)))
+            os.close(folder)
+
+
+def _nearest(place: Location) -> int:
+    """The folder that a path leads to or, where it is not there or no folder, the nearest one above it; readable."""
+    is_folder = stat.S_ISDIR(os.fstat(place.handle).st_mode)
+    return handles.readable(place.handle if is_folder else place.chain[-2])
+
+
+def _not_writable(path: str, why: str) -> str:
+    return (
+        f"{path} cannot be written to ({why}): name a target that the agent may write to; "
+        "on nodes of a cluster, that is one below the chart's agent.restorePaths"
     )
 
 

@@ -59,6 +59,7 @@ JobReason = Literal[
     "NotConfined",
     "VerificationFailed",
     "TargetNotEmpty",
+    "TargetNotWritable",
     "NoSnapshot",
     "DeadlineExceeded",
     "OutcomeUnknown",

@@ -248,6 +248,27 @@ async def test_a_mount_belongs_to_where_it_is_mounted_and_opens_nothing_around_i
 # Where a restore writes.
 
 
+@as_root
+@pytest.mark.parametrize("where", ["target", "new", "part"])
+async def test_a_restore_to_where_nothing_can_be_written_ends_at_once_with_one_error(tenant, mount, where):
+    data, fixed = tenant.granted / "data", tenant.granted / "fixed"
+    for folder in (data, fixed / "in"):
+        folder.mkdir(parents=True)
+        for number in range(200):
+            (folder / f"file-{number}").write_text("of now")
+    tenant.snapshot(data, fixed)
+    mount("--bind", fixed, fixed)
+    run("mount", "-o", "remount,bind,ro", fixed)
+    target = {"target": fixed, "new": fixed / "new" / "er", "part": Path("/")}[where]
+    tenant.told.clear()
+    end = await tenant.restore(target, within=[] if where == "part" else None)
+    assert (end.status, end.reason) == ("failed", "TargetNotWritable")
+    assert all(it in end.error for it in (str(fixed), "Read-only file system", "agent.restorePaths"))
+    assert len(tenant.lines) < 5
+    assert not list(tenant.granted.rglob(".lamplighter*"))
+    assert (await tenant.restore("/", data, within=[])).status == "succeeded"
+
+
 @pytest.mark.parametrize("which", ["folder", "file", "target"])
 async def test_a_link_that_a_restore_has_planted_is_not_followed_by_the_next(tenant, which):
     data, back = tenant.granted / "data", tenant.granted / "back"
