@@ -131,7 +131,10 @@ def get(access: Access, what: str, filters: Mapping[str, str | None], limit: int
     given = dict(filters) if what == "jobs" else {}
     if given.get("schedule"):
         given["schedule"] = full_name(str(given["schedule"]))
-    items = list(server.items(f"/{what}", limit if newest_first else None, **given))
+    items = list(server.items(f"/{what}", limit + 1 if newest_first else None, **given))
+    if newest_first and len(items) > limit:
+        del items[limit:]
+        note(f"only the newest are shown: there are older {what}, for a --limit above {limit}")
     if output == "json":
         say_json({"items": items})
         return

@@ -112,6 +112,7 @@ def _fields(said: str) -> list[str]:
 
 def _instead(said: str) -> str:
     """What to do in place of a nickname that means no time of day."""
+    said = said.lower()
     if said.startswith("@every"):
         return ", for example */15 * * * * in place of @every 15m"
     return "; what a host missed while it was down is made up for without it" if said == "@reboot" else ""

@@ -36,7 +36,7 @@ def condition(request: Request, resource_version: object = None) -> Condition:
         if match is not None and not _holds(match, version, strong=True):
             raise PreconditionFailed(f"If-Match names another version: {_now(version)}")
         if none_match is not None and _holds(none_match, version, strong=False):
-            raise PreconditionFailed(f"If-None-Match names this version: {_now(version)}")
+            raise PreconditionFailed("If-None-Match names what is there: leave it out to change that")
         if resource_version not in (None, "", version):
             raise Conflict(f"metadata.resourceVersion is another one: {_now(version)}")
 

@@ -186,6 +186,15 @@ async def test_what_is_wrong_is_said_in_a_line_with_the_remedy(lamplighter, tmp_
     assert said in err
 
 
+async def test_get_says_that_there_is_more_than_it_shows(lamplighter):
+    for what in ("jobs", "audit"):
+        items = json.loads((await lamplighter("get", what, "-o", "json"))[1])["items"]
+        code, out, err = await lamplighter("get", what, "-n", str(len(items) - 1))
+        assert (code, len(table(out)) - 1) == (0, len(items) - 1)
+        assert err == f"only the newest are shown: there are older {what}, for a --limit above {len(items) - 1}\n"
+        assert (await lamplighter("get", what, "-n", str(len(items))))[2] == ""
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
