@@ -87,6 +87,11 @@ def listed(line: bytes) -> Iterable[str]:
     return () if node is None else (_encoder.encode(node).decode(),)
 
 
+def pieces(text: str, size: int) -> list[str]:
+    """A line of JSON in pieces of at most `size` characters; those that go on with one before begin with +."""
+    return [text[:size], *("+" + text[at : at + size - 1] for at in range(size, len(text), size - 1))]
+
+
 def choose(snapshots: Sequence[Snapshot], wanted: Restore) -> Snapshot:
     """The snapshot to restore. Raises SnapshotError, with what there is."""
     ours = [it for it in snapshots if wanted.source_host in ("", it.hostname)]
