@@ -9,7 +9,7 @@ the process ended is sent again after the next hello; the server knows repeats b
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import groupby, islice
 from typing import NamedTuple
 
@@ -69,6 +69,8 @@ MAX_FIRES = 1000
 """Fires in one frame; a frame stays far below what the server reads."""
 AHEAD = timedelta(minutes=1)
 """How far a clock may be ahead of the server's before due times are reckoned by the server's."""
+TRUST = timedelta(hours=1)
+"""How long the server's clock counts before a fire asks for it again."""
 MAX_ENDS = 32
 """Ends in one frame: each may tell an error of 4096 characters, in JSON up to six bytes each."""
 
@@ -138,7 +140,8 @@ class Core:
 
 
     Times that come in are what the host's clock shows. Due times are reckoned by that clock, less how far it is ahead
-    of the server's once the server has said so: what it fires too early it fires again when its time has come.
+    of the server's once the server has said so: what it fires too early it fires again when its time has come. After
+    TRUST it goes by its own clock again, until it is told anew: it may have been the server's clock that was wrong.
     """
 
     def __init__(
@@ -163,13 +166,14 @@ class Core:
         self._left_out: tuple[list[LeftOut], int] | None = None  # of the set in memory; None until it was worked out
         self._shown: datetime | None = None  # what the host's clock showed last
         self._ahead = timedelta()  # how far that is ahead of the server's
+        self._ahead_until = datetime.min.replace(tzinfo=UTC)  # how long that is believed, by the host's clock
         self._early: dict[str, Early] = {}  # fires that came too early, until there is a timetable to put them in
 
     @property
     def wake_at(self) -> datetime:
         """When `tick` has work to do; NEVER while there is none."""
         next_at = self._table.next_at if self._table is not None and not self.stopping else NEVER
-        return next_at + self._ahead if next_at < NEVER else NEVER
+        return min(next_at + self._ahead, max(next_at, self._ahead_until)) if next_at < NEVER else NEVER
 
     @property
     def busy(self) -> bool:
@@ -181,6 +185,9 @@ class Core:
         if self._shown is not None and shown < self._shown:
             ahead = self._ahead - (self._shown - shown)
             self._ahead = ahead if ahead > AHEAD else timedelta()
+            self._ahead_until = min(self._ahead_until, shown + TRUST)
+        elif shown >= self._ahead_until:
+            self._ahead = timedelta()  # the server's clock may have been the wrong one, and set right
         self._shown = shown
         return shown - self._ahead
 
@@ -392,6 +399,7 @@ class Core:
         if abs(ahead - self._ahead) > AHEAD:
             log.warning("clock is ahead of the server's, which counts", extra={"seconds": int(ahead.total_seconds())})
         self._ahead = ahead if ahead > AHEAD else timedelta()
+        self._ahead_until = shown + TRUST
         fire = self.memory.fires.get(refused.schedule_id)
         if fire is not None and fire.scheduled_at == refused.scheduled_at:
             now = shown - self._ahead

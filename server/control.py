@@ -25,7 +25,7 @@ from server.desired import Fleet, Member, Plan, Target, entry_item
 from server.dispatch import Dispatch, stored, then
 from server.expected import Beginnings, Expected, Joined, Pair, overdue, success_within
 from server.grants import NOTHING, Grants, path_errors, url_errors
-from server.host import MAX_RUNS, Effect, Host, NewJob, NotInForce, new_job
+from server.host import MAX_RUNS, Alike, Effect, Host, NewJob, NotInForce, held_alike, new_job
 from server.metrics import Metrics
 from server.models import OPEN, Actor
 from server.news import News
@@ -395,31 +395,35 @@ class Control:
 
     # What hosts are told.
 
-    def coverage(self, schedule_ids: Collection[str]) -> dict[str, Coverage]:
-        """On which hosts each of these schedules is, and how it is going there."""
-        groups: dict[EntrySet, list[Host]] = {}  # hosts that hold the same share a set
-        for host in self.hosts.values():
-            groups.setdefault(host.held, []).append(host)
+    async def coverage(self, schedule_ids: Collection[str]) -> dict[str, Coverage]:
+        """On which hosts each of these schedules is, and how it is going there.
+
+        Others have their turn on the event loop after each schedule, which takes as long as its hosts are many.
+        """
         now, found = self._clock(), {}
-        hanging = self.jobs.queue.hanging(now)
+        groups = held_alike(self.hosts.values())
+        hanging: dict[str, set[str]] = {}
+        for job in self.jobs.queue.hanging(now):
+            hanging.setdefault(job.command.schedule_id, set()).add(job.host)
         for id_ in schedule_ids:
-            having = [host for held, hosts in groups.items() if id_ in held.items for host in hosts]
-            found[id_] = self._coverage(id_, having, hanging, now)
+            await asyncio.sleep(0)
+            having = [it for it in groups if id_ in it.held.items]
+            found[id_] = self._coverage(id_, having, hanging.get(id_, set()), now)
         return found
 
-    def _coverage(self, schedule_id: str, having: Sequence[Host], hanging: Iterable[Job], now: datetime) -> Coverage:
-        """How it is going with a schedule on the hosts that have it. `hanging`: all jobs that hang."""
+    def _coverage(self, schedule_id: str, having: Sequence[Alike], hanging: Collection[str], now: datetime) -> Coverage:
+        """How it is going with a schedule on the hosts that have it. `hanging`: where runs of it hang."""
         target = self.fleet.targets.get(schedule_id)
-        names = {host.name for host in having}
-        behind = sorted(host.name for host in having if not host.has_in_force(schedule_id))
+        names = set().union(*(it.names for it in having))
+        behind = sorted(chain.from_iterable(it.behind(schedule_id) for it in having))
         failed = self.jobs.outcomes.failed(schedule_id, names)
         within = success_within(target.spec) if target is not None else timedelta()
         kept_out = self._kept_out(target)
         late = overdue(self._since(schedule_id, names), within, now) if target and target.spec.enabled else []
         succeeded = [at for host, at in self.jobs.outcomes.succeeded(schedule_id).items() if host in names]
         return Coverage(
-            len(having),
-            len(having) - len(behind),
+            len(names),
+            len(names) - len(behind),
             behind[:NAMED],
             len(failed),
             failed[:NAMED],
@@ -431,10 +435,10 @@ class Control:
             len(late),
             late[:NAMED],
             within,
-            sorted({it.host for it in hanging if it.command.schedule_id == schedule_id and it.host in names}),
-            len(having) - len(succeeded),
+            sorted(names.intersection(hanging)),
+            len(names) - len(succeeded),
             min(succeeded, default=None),
-            _refused_hooks(target, having),
+            _refused_hooks(target, chain.from_iterable(it.hosts for it in having)),
         )
 
     def _since(self, schedule_id: str, hosts: Iterable[str]) -> dict[str, datetime]:
@@ -746,6 +750,8 @@ def _refused_hooks(target: Target | None, having: Iterable[Host]) -> dict[str, l
     """The hooks of an enabled schedule that agents do not allow, each with the hosts whose agents said so."""
     hooks = target.spec.hooks if target is not None and target.spec.enabled else None
     programs = dict.fromkeys(argv[0] for argv in (hooks.before, hooks.after) if argv) if hooks is not None else ()
+    if not programs:
+        return {}
     said = [(host.name, host.allowed_hooks) for host in having if host.allowed_hooks is not None]
     refused = {program: sorted(name for name, allowed in said if program not in allowed) for program in programs}
     return {program: hosts for program, hosts in refused.items() if hosts}

@@ -36,6 +36,8 @@ LOOK_S = 60.0
 """The clock is looked at so often at least: it may have been set."""
 MAX_HEARD = 10_001
 """Lines that are heard of a look: what an agent tells at most, and one that says how many it left out."""
+PROGRESS = timedelta(seconds=0.5)
+"""Within this, a job tells its progress once: agents tell it each second."""
 AGAIN_S = 5.0
 """When what could not be stored is tried again."""
 
@@ -320,15 +322,24 @@ class Dispatch:
         if job is None:
             return []
         if job.command.kind not in LOOKS:
-            return [self._submit(records.log_lines, (job.id, self._clock(), lines))]
+            return [] if job.log_is_full else [self._log(job, lines)]
         if (heard := self._heard.get(job.id)) is not None:
             heard.lines.extend(lines[: MAX_HEARD - len(heard.lines)])
         return []
 
+    def _log(self, job: Job, lines: Sequence[str]) -> "asyncio.Future[bool]":
+        def mark(full: bool) -> None:
+            job.log_is_full = full
+
+        future: asyncio.Future[bool] = self._submit(records.log_lines, (job.id, self._clock(), lines))
+        return then(future, mark)
+
     def progress(self, host: str, news: JobProgress) -> None:
-        """An attempt told how far it is."""
-        if (job := self.queue.find(host, news.job_id)) is not None:
-            job.progress = news
+        """An attempt told how far it is. What comes within PROGRESS after the last is not looked at."""
+        now = self._clock()
+        job = self.queue.find(host, news.job_id)
+        if job is not None and (job.progress_at is None or abs(now - job.progress_at) >= PROGRESS):
+            job.progress, job.progress_at = news, now
             if self._saw(job.repository):  # restic tells nothing before it has opened it
                 self._go_on()
 

@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server import pushes, records
+from server.buckets import Buckets
 from server.control import Control, Needed
 from server.dispatch import stored, then
 from server.host import Accepted, Acked, Effect, Finish, Host, News, Record, Send
@@ -37,6 +38,13 @@ MAX_UNSENT = 64 << 20
 """Bytes that may wait for a slow agent before its connection is given up."""
 SLICE = 500
 """Messages of a frame that are dealt with at once, before other connections have their turn."""
+USES_S, USES_AT_ONCE = 2_000.0, 20_000.0
+"""What a host may say: each message, and each KiB, counts as one use. So many a second, and so many at once; a host
+that says more is heard more slowly, and loses nothing."""
+HELLOS_S, HELLOS_AT_ONCE = 2.0, 30.0
+"""How often a host may connect: so often in a second, and so often at once. It is told to try again later."""
+BUSY = 1013
+"""Close code for what is to be tried again later (RFC 6455, 11.7: registered by IANA)."""
 REPLACED = 4000
 """Close code for a connection that another one of the same host has replaced (RFC 6455, 7.4.2: private use)."""
 
@@ -135,6 +143,8 @@ class Gateway:
         self._sessions = itertools.count(1)
         self._latest: dict[str, Connection] = {}  # each host's newest connection, from its hello on
         self._hub: dict[str, Connection] = {}  # those that others may write to, from their first push on
+        self._uses = Buckets(USES_S, USES_AT_ONCE)
+        self._hellos = Buckets(HELLOS_S, HELLOS_AT_ONCE)
         self._ended = 0  # how often `disconnect` was called
 
     @asynccontextmanager
@@ -212,7 +222,7 @@ class Gateway:
             log.warning("connection closed: malformed frame", extra={**_claim(websocket), "reason": str(error)})
             code, reason = 1007, codec.close_reason(error)
         except Unavailable as error:  # what was said is not stored: it is said again on the next connection
-            code, reason = 1013, codec.close_reason(error)
+            code, reason = BUSY, codec.close_reason(error)
         except asyncio.CancelledError:  # by `Connection.replace`
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
@@ -288,6 +298,7 @@ class Gateway:
         hello = await self._first(websocket, allowed)
         await self._refuse_duplicate(websocket, hello)
         await self._check_again(websocket, ended)
+        await self._refuse_haste(websocket, hello.host)
         websocket.state.peer.keep()
         host = await self._control.host(hello.host)
         connection = Connection(websocket.state.peer, host, next(self._sessions), hello.instance)
@@ -297,9 +308,28 @@ class Gateway:
             await self._welcome(connection, hello, websocket)
             del hello  # most connections are idle: they keep nothing that they need no more
             while True:
-                await self._hear(connection, codec.from_agent.read(await _frame(websocket)))
+                frame = await _frame(websocket)
+                messages = codec.from_agent.read(frame)
+                uses = len(messages) + len(frame) // 1024
+                del frame
+                await self._hear(connection, messages)
+                del messages
+                await self._slow_down(host.name, uses)
         finally:
             self._forget(connection)
+
+    async def _refuse_haste(self, websocket: WebSocket, host: str) -> None:
+        """Have a host that connects too often wait. Raises WebSocketDisconnect."""
+        now = asyncio.get_running_loop().time()
+        if wait_s := self._hellos.wait(host, now, 1):
+            await websocket.close(BUSY, f"this host connects too often: try again in {wait_s:.1f} s")
+            raise WebSocketDisconnect(BUSY)
+        self._hellos.use(host, 1, now)
+
+    async def _slow_down(self, host: str, uses: float) -> None:
+        """Read on only when a host may say more: until then the kernel holds it up (RFC 9293, 3.8.6)."""
+        if wait_s := self._uses.use(host, uses, asyncio.get_running_loop().time()):
+            await asyncio.sleep(wait_s)
 
     def _forget(self, connection: Connection) -> None:
         """A connection is over, or another one of its host has come: its place may be taken already."""

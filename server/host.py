@@ -9,7 +9,7 @@ A connection's hello begins a session. What comes from an older session is not h
 
 import logging
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -143,8 +143,8 @@ class Host:
     `left_out`: what of that is not in force. `instance`: which agent process it is. `clock_skew_s`: how many seconds
     the agent's clock was ahead of ours at its last hello, None where it did not say. `duplicate_at`: when a second
     agent of this name was last refused. `allowed_hooks`: the programs that the agent runs as hooks, None while that
-    is not known. `held_back`: whether the agent was left the schedules of another store.
-    `created_at`: when it was made known; no due time before that is its own.
+    is not known. `held_back`: whether the agent was left the schedules of another store. `created_at`: when it was made
+    known; no due time before that is its own. `others`: how many messages of this session were of another host's jobs.
     """
 
     __slots__ = (
@@ -166,6 +166,7 @@ class Host:
         "instance",
         "left_out",
         "name",
+        "others",
         "session",
         "since",
         "version",
@@ -194,6 +195,7 @@ class Host:
         self.clock_skew_s: float | None = None
         self.duplicate_at: datetime | None = None
         self.held_back = False
+        self.others = 0
         self.session: int | None = None
         self._ready = False  # whether the first push was written and changes may follow
         self._told: tuple[int, EntrySet] | None = None  # what the host holds once it applied what it was sent
@@ -210,11 +212,6 @@ class Host:
     def in_sync(self) -> bool:
         """Whether the host proved that it holds what it should, and has all of it in force."""
         return self.proved and not self.left_out.count
-
-    def has_in_force(self, schedule_id: str) -> bool:
-        """Whether a schedule that the host should hold is in force there."""
-        left_out = self.left_out
-        return self.proved and schedule_id not in left_out.reasons and left_out.count == len(left_out.reasons)
 
     def problems(self, now: datetime, names: Mapping[str, str]) -> list[Problem]:
         """What is wrong with this host's agent, as far as the server can tell. `names`: of schedules, by id."""
@@ -258,6 +255,7 @@ class Host:
         """
         self.session = session
         self._ready = False
+        self.others = 0
         self._resent = -1
         self.agent_version = hello.agent_version
         self.capabilities = frozenset(map(sys.intern, hello.capabilities))
@@ -318,6 +316,8 @@ class Host:
         if self.session == session:
             self.session = None
             self._ready = False
+            if self.others > 1:
+                log.warning(_OTHERS, extra={"host": self.name, "messages": self.others})
 
     # What the host should hold.
 
@@ -358,8 +358,9 @@ class Host:
         if left_out == self.left_out:
             return Acked(version, told.digest)
         self.left_out = left_out
-        for key, reason in reasons.items():
-            log.warning("host left a schedule out", extra={"host": self.name, "schedule": key, "reason": reason})
+        for key, reason in list(reasons.items())[:NAMED]:
+            facts = {"host": self.name, "schedule": key, "reason": reason, "left_out": left_out.count}
+            log.warning("host left a schedule out", extra=facts)
         return Acked(version, told.digest, left_out)
 
     def resync(self, message: ScheduleResync) -> list[Effect]:
@@ -423,9 +424,9 @@ class Host:
                 case JobAccepted() | JobFinished() | JobProgress() | JobLog() if queue.is_anothers(
                     self.name, message.job_id
                 ):
-                    log.warning(
-                        "message left out: another host's job", extra={"host": self.name, "job": message.job_id}
-                    )
+                    self.others += 1
+                    if self.others == 1:  # the rest is counted, and told when the connection is gone
+                        log.warning(_OTHERS, extra={"host": self.name, "job": message.job_id})
                 case JobAccepted(job_id):
                     taken.append(job_id)
                 case JobFinished():
@@ -522,6 +523,35 @@ class Host:
         return [Send([JobConfirmed(end.job_id) for end in ends])]
 
 
+class Alike:
+    """Hosts that should hold the same set. `names`: those of all `hosts`."""
+
+    def __init__(self, held: EntrySet, hosts: Sequence[Host]) -> None:
+        self.held = held
+        self.hosts = hosts
+        self.names = frozenset(host.name for host in hosts)
+        self._behind: list[str] = []  # those that have nothing in force, as far as is known
+        self._left_out: dict[str, list[str]] = {}  # the others that left a schedule out, by its id
+        for host in hosts:
+            if not host.proved or host.left_out.count != len(host.left_out.reasons):
+                self._behind.append(host.name)
+                continue
+            for key in host.left_out.reasons:
+                self._left_out.setdefault(key, []).append(host.name)
+
+    def behind(self, schedule_id: str) -> list[str]:
+        """Those on which a schedule of the set is not known to be in force."""
+        return [*self._behind, *self._left_out.get(schedule_id, ())]
+
+
+def held_alike(hosts: Iterable[Host]) -> list[Alike]:
+    """Hosts by the set that they should hold."""
+    groups: dict[EntrySet, list[Host]] = {}
+    for host in hosts:
+        groups.setdefault(host.held, []).append(host)
+    return [Alike(held, its) for held, its in groups.items()]
+
+
 def new_job(
     target: Target,
     host: str,
@@ -592,6 +622,7 @@ def _not_now(command: CommandRun, reason: RefusalReason) -> ScheduleRefused:
     return ScheduleRefused(command.schedule_id, command.scheduled_at, reason, message)
 
 
+_OTHERS = "left out: what a host said of another host's job"
 _REPEATED = "this due time has its job already"
 _FORGOTTEN = "the agent has no memory of this job: its journal was lost"
 

@@ -101,7 +101,9 @@ class Health:
                 self.remember_verified(repository, end.finished_at)
         elif end.reason in OF_REPOSITORY:
             problem = Problem(end.reason, end.error, host, end.finished_at)
-            self._problems.setdefault(repository, {})[host] = problem
+            problems = self._problems.setdefault(repository, {})
+            problems.pop(host, None)
+            problems[host] = problem  # the last in order is the newest
         return before != (self.problem(repository), self.verified(repository))
 
     def remember_verified(self, repository: str, at: datetime) -> None:
@@ -114,8 +116,8 @@ class Health:
         self._verified.pop(repository, None)
 
     def problem(self, repository: str) -> Problem | None:
-        """The newest problem that lasts."""
-        return max(self._problems.get(repository, {}).values(), key=lambda it: it.at, default=None)
+        """The problem that was told last, of those that last."""
+        return next(reversed(self._problems.get(repository, {}).values()), None)
 
     def verified(self, repository: str) -> datetime | None:
         """When what is in it was last restored and compared, all well."""

@@ -53,7 +53,8 @@ class Job(Struct, eq=False):
     `alone`: not beside another run of its schedule on its host. `start_by`: when it is too late to begin with it.
     `cancelled`: why it is to end, once somebody wants that. `recorded`: whether it is stored. `off`: it stands in no
     line for now, because it is not due yet or too late. `key`: of its line. `progress`: what its
-    host last told. `running_since`: when its host accepted the present attempt.
+    host last told. `running_since`: when its host accepted the present attempt. `progress_at`: when `progress`
+    came. `log_is_full`: whether no more lines of its log are kept.
     """
 
     command: CommandRun
@@ -71,6 +72,8 @@ class Job(Struct, eq=False):
     progress: JobProgress | None = None
     running_since: datetime | None = None
     watched: datetime | None = None
+    progress_at: datetime | None = None
+    log_is_full: bool = False
 
     @property
     def id(self) -> str:

@@ -310,8 +310,11 @@ def _attempts(dialect: str) -> sa.Executable:
     return bulk.gather(found.subquery())
 
 
-def log_lines(conn: Connection, items: Sequence[tuple[str, datetime, Sequence[str]]]) -> list[None]:
-    """Append lines to jobs' logs, up to MAX_LOG_LINES and MAX_LOG_BYTES each; lines of unknown jobs are dropped."""
+def log_lines(conn: Connection, items: Sequence[tuple[str, datetime, Sequence[str]]]) -> list[bool]:
+    """Append lines to jobs' logs, up to MAX_LOG_LINES and MAX_LOG_BYTES each; lines of unknown jobs are dropped.
+
+    The answers say whether no more of that job's lines are kept.
+    """
     found = bulk.gathered(
         conn, _log_ends(conn.dialect.name), ((job_id,) for job_id in {job_id for job_id, *_ in items})
     )
@@ -326,7 +329,12 @@ def log_lines(conn: Connection, items: Sequence[tuple[str, datetime, Sequence[st
     if rows:
         names = ("job_id", "seq", "at", "line", "total_bytes")
         conn.execute(bulk.insert_new(conn.dialect.name, JOB_LOGS, names), bulk.parameter(rows))
-    return [None] * len(items)
+    return [job_id not in ends or _is_full(*ends[job_id]) for job_id, *_ in items]
+
+
+def _is_full(seq: int, size: int) -> bool:
+    """Whether a log whose last row is this one takes no more."""
+    return seq >= MAX_LOG_LINES or size > MAX_LOG_BYTES
 
 
 def _log_rows(
@@ -334,7 +342,7 @@ def _log_rows(
 ) -> Iterable[tuple[str, int, datetime, str, int]]:
     """The rows that these lines make after row `seq` at `size` bytes; the last row of a full log says that it is."""
     for text in lines:
-        if seq >= MAX_LOG_LINES or size > MAX_LOG_BYTES:
+        if _is_full(seq, size):
             return
         line = text.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL's text cannot hold it
         seq, size = seq + 1, size + len(line.encode(errors="replace"))

@@ -79,7 +79,8 @@ class Reader(Generic[M]):
         self._times: dict[type[Struct], list[str]] = {cls: _times_of(cls) for cls in types.values()}
 
     def read(self, frame: str | bytes) -> list[tuple[M, str]]:
-        """The messages of a frame, each with its envelope's id. Types that are not known are logged and left out.
+        """The messages of a frame, each with its envelope's id. Types that are not known are left out, and the first of
+        them is logged.
 
         Raises FrameError, with what is wrong and where, for a frame that is too long or too deep, is not JSON,
         or carries a known message that breaks its limits.
@@ -95,10 +96,11 @@ class Reader(Generic[M]):
         if len(envelopes) > MAX_MESSAGES:
             raise FrameError(f"frame of {len(envelopes)} messages: at most {MAX_MESSAGES} are read")
         messages = []
+        unknown = ""
         for envelope in envelopes:
             decoder = self._decoders.get(envelope.type)
             if decoder is None:
-                log.info("message of unknown type left unread", extra={"type": envelope.type[:64]})
+                unknown = unknown or envelope.type
                 continue
             try:
                 message = decoder.decode(envelope.payload)
@@ -109,6 +111,9 @@ class Reader(Generic[M]):
                 if at is not None and at.year not in YEARS:
                     raise FrameError(f"{envelope.type}: {name} must be in the years {YEARS[0]} to {YEARS[-1]}")
             messages.append((message, envelope.id))
+        if unknown or len(messages) < len(envelopes):
+            facts = {"type": unknown[:64], "messages": len(envelopes) - len(messages)}
+            log.info("message of unknown type left unread", extra=facts)
         return messages
 
 

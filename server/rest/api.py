@@ -150,7 +150,7 @@ class ControlPlane(Protocol):
     def told_of(self, name: str, left_out: Mapping[str, str]) -> Row:
         """What is told of a host beside its row."""
 
-    def coverage(self, schedule_ids: Collection[str]) -> Mapping[str, Coverage]:
+    async def coverage(self, schedule_ids: Collection[str]) -> Mapping[str, Coverage]:
         """On which hosts each of these schedules is, and how it is going there."""
 
     def next_due(self, schedule_id: str) -> datetime | None:
@@ -205,28 +205,28 @@ class Api:
         query = Query(request, "limit", "cursor")
         after, limit = query.after(tuple[str, str]), query.limit()
         rows = await self._store.read(records.list_resources, SCHEDULES, after, limit + 1)
-        coverage = self._control.coverage([row["id"] for row in rows])
-        return _page(rows, limit, lambda row: self._schedule(row, coverage), "namespace", "name")
+        coverage = await self._control.coverage([row["id"] for row in rows])
+        return _page(rows, limit, lambda row: self._schedule(row, coverage[row["id"]]), "namespace", "name")
 
     async def create_schedule(self, request: Request) -> Response:
         """Create a schedule."""
         Query(request)
         manifest = await object_body(request)
         row, _ = await self._control.put_schedule(_actor(request), manifest, _is_new(request, "Schedule"))
-        return _created(request, row, self._schedule(row))
+        return _created(request, row, await self._shown_schedule(row))
 
     async def get_schedule(self, request: Request) -> Response:
         """Read a schedule."""
         Query(request)
         row = await self._resource(request, "Schedule")
-        return _versioned(self._schedule(row), _version(row))
+        return _versioned(await self._shown_schedule(row), _version(row))
 
     async def put_schedule(self, request: Request) -> Response:
         """Create a schedule, or make it what the manifest says; saying the same again changes nothing."""
         manifest = await _named_manifest(request)
         check = condition(request, manifest["metadata"].get("resourceVersion"))
         row, created = await self._control.put_schedule(_actor(request), manifest, check)
-        return _versioned(self._schedule(row), _version(row), 201 if created else 200)
+        return _versioned(await self._shown_schedule(row), _version(row), 201 if created else 200)
 
     async def delete_schedule(self, request: Request) -> Response:
         """Delete a schedule; its jobs stay."""
@@ -519,8 +519,10 @@ class Api:
         id_: str = row["id"]
         return id_
 
-    def _schedule(self, row: Row, coverage: Mapping[str, Coverage] | None = None) -> dict[str, object]:
-        covers = (coverage or self._control.coverage([row["id"]]))[row["id"]]
+    async def _shown_schedule(self, row: Row) -> dict[str, object]:
+        return self._schedule(row, (await self._control.coverage([row["id"]]))[row["id"]])
+
+    def _schedule(self, row: Row, covers: Coverage) -> dict[str, object]:
         counts = {"hosts": covers.hosts, "hostsInSync": covers.in_sync, "hostsFailed": covers.failed}
         named = {"outOfSync": covers.behind, "failed": covers.failing, "hostsNotGranted": covers.not_granted}
         counts |= {"hostsOverdue": covers.late, "hostsWithoutSuccess": covers.unproven}

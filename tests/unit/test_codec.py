@@ -122,6 +122,12 @@ def test_a_type_that_is_not_known_is_logged_and_its_neighbours_are_read(caplog):
     ]
 
 
+def test_a_frame_of_types_that_are_not_known_is_logged_once(caplog):
+    caplog.set_level(logging.INFO, "wire")
+    assert from_agent.read(json.dumps([{"type": f"x{at}"} for at in range(1000)])) == []
+    assert [(record.type, record.messages) for record in caplog.records] == [("x0", 1000)]
+
+
 def test_a_message_of_the_other_side_is_not_known():
     assert from_agent.read(frame("job.confirmed", {"job_id": "j1"})) == []
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from agent.core import MAX_ENDS, Apply, Built, Core, Persist, Send, StartJob, StopJob, built
+from agent.core import MAX_ENDS, TRUST, Apply, Built, Core, Persist, Send, StartJob, StopJob, built
 from agent.memory import Accepted, Answered, Confirmed, Ended, Fired, Memory, Passed, Record, SetApplied, replay
 from agent.timetable import NEVER
 from wire import entries
@@ -346,6 +346,18 @@ def test_a_clock_that_was_ahead_and_is_set_right_is_gone_by_again():
     agent.tick(NOON + MINUTE)
     assert agent.core.wake_at == NOON + HOUR
     assert agent.tick(NOON + HOUR).said(ScheduleFire) == [ScheduleFire("a", NOON + HOUR)]
+
+
+def test_a_servers_clock_that_was_behind_and_is_set_right_does_not_keep_runs_back():
+    agent = Process(None, raw()).connect().tick(NOON + 7 * HOUR)
+    agent.hear_frame(too_early(NOON + 7 * HOUR, NOON + MINUTE), now=NOON + 7 * HOUR)
+    agent.sent.clear()
+    assert agent.core.wake_at <= NOON + 7 * HOUR + TRUST  # the server's clock is right meanwhile, and nothing says so
+    agent.tick(NOON + 7 * HOUR + TRUST)
+    assert agent.said(ScheduleFire) == [ScheduleFire("a", NOON + 7 * HOUR + TRUST, 8)]
+    agent.sent.clear()
+    agent.hear_frame(too_early(NOON + 8 * HOUR, NOON + HOUR + MINUTE), now=NOON + 8 * HOUR)  # or it is as it was
+    assert agent.said(ScheduleFire) == [ScheduleFire("a", NOON + HOUR, 1)]
 
 
 def test_a_fire_that_came_too_early_is_not_lost_while_a_push_is_applied():

@@ -5,7 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from server.host import Host
+from server.buckets import Buckets
+from server.host import Host, held_alike
+from server.outcomes import Health
 from server.queue import Job, Queue, Rule
 from tests.unit.test_host import NOON as DUE
 from tests.unit.test_host import in_sync, target
@@ -144,3 +146,56 @@ def test_ends_of_jobs_that_are_over_are_told_again_at_the_same_cost_for_each():
         return counted(lambda: host.received(frame, {}, Queue(), NOON, ["id"] * count))
 
     assert said(MANY) <= MOST * said(FEW)
+
+
+def test_an_ended_job_costs_the_same_however_many_hosts_of_its_repository_have_a_problem():
+    def ended(hosts):
+        health = Health()
+        locked = JobFinished("job", "failed", NOON, error="locked", reason="Locked")
+        for at in range(hosts):
+            health.told("main", f"host-{at}", "backup", locked)
+        last = JobFinished("job", "succeeded", NOON)
+        return counted(lambda: [health.told("main", f"host-{at}", "backup", last) for at in range(100)])
+
+    assert ended(MANY) <= ended(FEW) + 10
+
+
+def test_the_problem_that_was_told_last_is_told_of_a_repository():
+    health = Health()
+    for host, error in (("a", "1"), ("b", "2"), ("a", "3")):
+        health.told("main", host, "backup", JobFinished("job", "failed", NOON, error=error, reason="Locked"))
+    assert health.problem("main").message == "3"
+    assert health.told("main", "a", "backup", JobFinished("job", "succeeded", NOON))
+    assert health.problem("main").message == "2"
+
+
+def test_hosts_are_asked_once_for_all_schedules_what_is_in_force_on_them():
+    def asked(schedules):
+        targets = [target(f"s{at}") for at in range(schedules)]
+        hosts = [in_sync(1, *targets) for _ in range(20)]
+        return counted(lambda: [alike.behind(it.id) for alike in held_alike(hosts) for it in targets])
+
+    assert asked(500) <= asked(5) + 5000  # some for each schedule, none for each schedule and host
+
+
+# Token buckets.
+
+
+def test_a_name_uses_so_much_at_once_and_then_no_faster_than_its_rate():
+    buckets = Buckets(rate=2, burst=10)
+    assert [buckets.wait("a", 0, 1) or buckets.use("a", 1, 0) for _ in range(12)] == [0] * 10 + [0.5] * 2
+    assert (buckets.wait("b", 0, 1), buckets.wait("a", 0.5, 1), buckets.wait("a", 99, 10)) == (0, 0, 0)
+
+
+def test_who_uses_more_than_there_is_waits_until_that_is_there():
+    buckets = Buckets(rate=1000, burst=5000)
+    assert buckets.use("a", 20_000, 0) == 15
+    assert buckets.wait("a", 15) == 0
+    assert buckets.wait("a", 15, 1) > 0
+
+
+def test_buckets_that_are_full_are_not_kept():
+    buckets = Buckets(rate=1, burst=1)
+    for at in range(100_000):
+        buckets.use(f"host-{at}", 1, at / 10)
+    assert len(buckets) <= 2048

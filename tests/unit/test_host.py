@@ -20,6 +20,7 @@ from server.host import (
     Record,
     Send,
     answered,
+    held_alike,
     new_job,
 )
 from server.pushes import Push
@@ -134,13 +135,18 @@ def test_a_host_that_is_not_in_sync_is_sent_its_whole_set(told):
     assert entries.whole(pushed.schedules) == held(A)
 
 
+def behind(it, schedule_id):
+    [alike] = held_alike([it])
+    return alike.behind(schedule_id)
+
+
 def test_a_host_that_left_an_entry_out_is_not_in_sync_and_the_others_are_in_force():
     it = in_sync(1, A, B)
     out = NotInForce({"a": "unknown zone"}, 1)
     assert it.acked(ScheduleAck(1, held(A, B).digest, [LeftOut("a", "unknown zone")], 1)) == [
         Acked(1, held(A, B).digest, out)
     ]
-    assert (it.in_sync, it.has_in_force("a"), it.has_in_force("b")) == (False, False, True)
+    assert (it.in_sync, behind(it, "a"), behind(it, "b")) == (False, ["db-1"], [])
     [problem] = it.problems(NOON, {"a": "default/a"})
     assert (problem.reason, "default/a (unknown zone)" in problem.message) == ("EntriesLeftOut", True)
     it.acked(ScheduleAck(1, held(A, B).digest))
@@ -150,7 +156,7 @@ def test_a_host_that_left_an_entry_out_is_not_in_sync_and_the_others_are_in_forc
 def test_of_more_entries_than_are_listed_none_is_thought_to_be_in_force():
     it = in_sync(1, A, B)
     it.acked(ScheduleAck(1, held(A, B).digest, [LeftOut("a", "unknown zone")], 2))
-    assert not it.has_in_force("b")
+    assert behind(it, "b") == ["db-1"]
 
 
 def test_a_hello_that_does_not_say_what_is_left_out_keeps_what_was_told_of_the_same_set():
@@ -507,6 +513,21 @@ def test_a_run_that_somebody_asked_for_is_answered_only_by_its_command():
 def test_what_a_host_says_of_another_hosts_job_is_not_heard(said):
     assert in_sync(1, A).received([(said, "")], {}, queued(host="db-2"), NOON, ["x"]) == []
     assert in_sync(1, A).received([(said, "")], {}, queued(), NOON, ["x"]) != []
+
+
+def test_what_a_host_says_of_other_hosts_jobs_is_logged_once_for_each_connection_and_counted(caplog):
+    it, frame = in_sync(1, A), [(JobLog("old", ["x"]), "")] * 100
+    for _ in range(3):
+        it.received(frame, {}, queued(host="db-2"), NOON, ["x"] * 100)
+    assert len(caplog.records) == 1
+    it.lost(it.session)
+    assert [getattr(record, "messages", None) for record in caplog.records] == [None, 300]
+
+
+def test_of_what_a_host_leaves_out_some_is_logged(caplog):
+    it, many = in_sync(1, A), [LeftOut(f"s{at}", "unknown zone") for at in range(100)]
+    it.acked(ScheduleAck(1, held(A).digest, many, 100))
+    assert [record.left_out for record in caplog.records if record.levelname == "WARNING"] == [100] * 3
 
 
 # Open jobs at a hello.

@@ -1,0 +1,117 @@
+"""Promise 9, over real sockets: what one host says and how often it connects costs others nothing."""
+
+import asyncio
+import json
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from server import gateway, records
+from server.dispatch import PROGRESS
+from tests.integration.clock import due
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_host_that_connects_too_often_is_told_to_try_again_and_others_are_not(connect, until):
+    async def comes_in(host):
+        async with connect(host) as agent:
+            try:
+                return (await agent.hear())["type"]
+            except ConnectionClosed as closed:
+                return closed.rcvd
+
+    found = []
+    while not found or found[-1] == "schedule.set":
+        found.append(await comes_in("node-1"))
+        assert len(found) < 100 * gateway.HELLOS_AT_ONCE
+    assert len(found) > gateway.HELLOS_AT_ONCE
+    assert (found[-1].code, "connects too often: try again in" in found[-1].reason) == (gateway.BUSY, True)
+    assert await comes_in("node-2") == "schedule.set"
+
+    async def again():
+        return await comes_in("node-1") == "schedule.set"
+
+    await until(again)
+
+
+async def test_a_host_that_says_too_much_is_heard_later_and_others_at_once(connect, declare):
+    schedule_id = await declare()
+    progress = {"type": "job.progress", "payload": {"job_id": "x", "fraction": 0.5}}
+    frame = json.dumps([progress] * 10_000)
+    async with connect("node-1") as loud, connect("node-2") as other:
+        await loud.follow()
+        await other.follow()
+        for _ in range(3):
+            await loud.socket.send(frame)
+        await loud.say("schedule.fire", schedule_id=schedule_id, scheduled_at=due())
+        later = asyncio.create_task(loud.hears("command.run"))
+        await other.say("schedule.fire", schedule_id=schedule_id, scheduled_at=due())
+        await other.hears("command.run")
+        assert not later.done()
+        await later  # nothing of what it said is lost
+
+
+async def running(agent, schedule_id):
+    await agent.follow()
+    await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=due())
+    job_id = (await agent.hears("command.run"))["job_id"]
+    await agent.say("job.accepted", job_id=job_id)
+    return job_id
+
+
+async def answered(agent):
+    """Once what it said before was heard."""
+    await agent.say("schedule.fire", schedule_id="none", scheduled_at=due())
+    await agent.hears("schedule.refused")
+
+
+async def test_a_full_log_costs_no_statement_for_what_is_not_kept(connect, declare, monkeypatch):
+    calls, log_lines = [], records.log_lines
+
+    def counted(conn, items):
+        calls.append(items)
+        return log_lines(conn, items)
+
+    monkeypatch.setattr(records, "log_lines", counted)
+    monkeypatch.setattr(records, "MAX_LOG_LINES", 20)
+    schedule_id = await declare()
+    async with connect() as agent:
+        job_id = await running(agent, schedule_id)
+        for _ in range(50):
+            await agent.say("job.log", job_id=job_id, lines=["x"] * 10)
+        await answered(agent)
+    assert len(calls) == 2
+
+
+async def test_progress_that_comes_too_often_is_not_looked_at(connect, declare, server, clock):
+    schedule_id = await declare()
+    async with connect() as agent:
+        job_id = await running(agent, schedule_id)
+        frame = [
+            {"type": "job.progress", "payload": {"job_id": job_id, "fraction": at / 1000}} for at in range(1, 1000)
+        ]
+        await agent.socket.send(json.dumps(frame))
+        await answered(agent)
+        first = server.control.jobs.progress_of(job_id)
+        clock.reach(clock() + 2 * PROGRESS)
+        await agent.say("job.progress", job_id=job_id, fraction=1)
+        await answered(agent)
+        assert (first.fraction, server.control.jobs.progress_of(job_id).fraction) == (0.001, 1)
+
+
+async def test_the_loop_is_free_between_the_schedules_of_a_list(server, declare):
+    for at in range(20):
+        await declare(f"s{at}")
+    turns, control = 0, server.control
+
+    async def others():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    meanwhile = asyncio.create_task(others())
+    await control.coverage([row.id for row in control.schedules.values()])
+    meanwhile.cancel()
+    assert turns >= 19
