@@ -588,3 +588,19 @@ async def test_a_whole_number_is_one_however_it_is_written(api):
 async def test_a_run_is_asked_for_in_a_namespace_that_can_be(api):
     refused(await api.get("/runs/%C2%84/0"), 422, "namespace")
     refused(await api.get("/restores/a.b/0"), 422, "namespace")
+
+
+@pytest.mark.parametrize(
+    ("said", "packed"),
+    [
+        *(("gzip", True), ("br, gzip;q=0.5", True), ("gzip;q=0.001", True), ("identity", False)),
+        *(("gzip;q=0", False), ("gzip ; q=0.000", False), ("identity, gzip;q=0, br", False)),
+    ],
+)
+async def test_an_answer_is_packed_for_those_alone_who_take_it(api, said, packed):
+    labels = {f"label-{number}": "x" * 60 for number in range(60)}
+    await api.put("/hosts/one", json={"labels": labels})
+    answer = await api.get("/hosts/one", headers={"accept-encoding": said})
+    assert (answer.headers.get("content-encoding") == "gzip") is packed
+    assert answer.headers["vary"] == "Accept-Encoding"
+    assert answer.json()["labels"] == labels
