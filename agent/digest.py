@@ -2,8 +2,8 @@
 
 `{"size", "mtime_ns", "ctime_ns", "sha256"}`, or null for what is no regular file, cannot be read, or changed while it
 was. It is a program of its own so that the host's files are looked up below the host's root (chroot(2)), symbolic links
-included, so that it is confined to what is granted, and so that it can be ended. SETTINGS: a `Launch` as JSON. It needs
-nothing but the standard library.
+included, so that it is confined to what is granted, and so that it can be ended. SETTINGS: as `read_launch` reads it.
+It needs nothing but the standard library.
 """
 
 import hashlib

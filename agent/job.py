@@ -219,14 +219,13 @@ class Job:
     @asynccontextmanager
     async def restoring(self, place: Place) -> AsyncIterator[None]:
         """Around a restore: what is left of its fresh folder is removed after it, or when the agent starts again."""
-        how = json.dumps(self._launch(place)._asdict())
         note = self.setting.notes / place.stage
         self.setting.notes.mkdir(parents=True, exist_ok=True)
-        note.write_text(how)
+        note.write_text(json.dumps(self._launch(place)._asdict()))
         try:
             yield
         finally:
-            await process.run(process.python("staging", how), {}, lambda fd, line: None, lambda exit_code: None)
+            await process.run(process.python("staging", f"@{note}"), {}, lambda fd, line: None, lambda exit_code: None)
             note.unlink(missing_ok=True)
 
     def _launch(self, place: Place) -> Launch:
@@ -294,7 +293,9 @@ class Job:
                 lines.append(line)
 
         how = self._launch(Place(self.command.within, [str(self.folder("restored"))]))
-        argv = process.python("digest", json.dumps(how._asdict()), *files)
+        note = self._own("digest.json")
+        note.write_text(json.dumps(how._asdict()))
+        argv = process.python("digest", f"@{note}", *files)
         await process.run(argv, {}, take, lambda exit_code: None, grace_s=self.setting.pace.grace_s)
         found = [_digests.decode(line) for line in lines]
         return found + [None] * (len(files) - len(found))

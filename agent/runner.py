@@ -75,7 +75,7 @@ class Runner:
         """Remove what an agent that was killed has left."""
         discard(self._setting.scratch)
         for note in self._setting.notes.glob("*"):
-            subprocess.run(process.python("staging", note.read_text()), check=False)
+            subprocess.run(process.python("staging", f"@{note}"), check=False)
             note.unlink()
 
     async def run(self, command: CommandRun, repository: Repository | None, report: Report) -> JobFinished:

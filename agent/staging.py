@@ -104,7 +104,7 @@ def _place(how: Launch, prefixes: Sequence[Location], target: Location, new: int
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Sweep, as a program; `arguments`: a `Launch` as JSON."""
+    """Sweep, as a program; `arguments`: what `read_launch` reads."""
     how = read_launch(arguments[0])
     enter(how)
     go_deep()

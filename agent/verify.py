@@ -11,7 +11,9 @@ from msgspec import Struct
 from agent.snapshots import Node, Snapshot, nanoseconds, read_node
 
 MAX_PATHS = 256 << 10
-"""Characters of all paths of a sample: they stand in the arguments of a program, which are bounded (execve(2))."""
+"""Bytes of all paths of a sample: they stand in the arguments of a program, which are bounded (execve(2))."""
+MAX_PATH = 4096
+"""Bytes of one path (PATH_MAX): nothing longer can be asked for."""
 MAX_NAMED = 20
 """Files that a failed verification names."""
 
@@ -48,7 +50,8 @@ class Sample:
             case Node(type="file") as node:
                 self.files += 1
                 # A name that is no UTF-8 comes with U+FFFD in it, and cannot be asked for.
-                if node.size <= self._max_bytes and "\ufffd" not in node.path:
+                askable = "\ufffd" not in node.path and len(node.path.encode()) < MAX_PATH
+                if node.size <= self._max_bytes and askable:
                     self._put(node)
 
     def _put(self, node: Node) -> None:
@@ -62,9 +65,10 @@ class Sample:
         """The files to restore: in random order, as many as fit the limits."""
         files, size, length = [], 0, 0
         for node in self._rng.sample(self._held, len(self._held)):
-            if size + node.size <= self._max_bytes and length + len(node.path) <= MAX_PATHS:
+            longer = length + len(node.path.encode())
+            if size + node.size <= self._max_bytes and longer <= MAX_PATHS:
                 files.append(node)
-                size, length = size + node.size, length + len(node.path)
+                size, length = size + node.size, longer
         return files
 
 

@@ -22,6 +22,9 @@ MAX_ENV = 64
 MAX_SECRET = 4096
 """Characters of a password, or of one value of restic's environment."""
 MAX_URLS, MAX_URL = 64, 2048
+MAX_PATHS_BYTES = 256 << 10
+"""Bytes of all paths of a Restore, in UTF-8: they stand on restic's command line, twice as long where each character is
+escaped, beside an environment of up to 1 MiB; a command line holds 2 MiB (execve(2))."""
 """URL prefixes that a Secret may name, and characters of each."""
 
 
@@ -98,6 +101,9 @@ def parse_restore(manifest: object) -> RestoreSpec:
     """What a Restore's manifest says. Raises Invalid, which names all fields that are wrong, and the remedies."""
     checked = _check("Restore", RESTORE, manifest, ())
     errors = list(checked.errors)
+    if not errors and (size := sum(len(path.encode()) for path in checked.spec["paths"])) > MAX_PATHS_BYTES:
+        detail = f"must be at most {MAX_PATHS_BYTES} bytes long together, not {size}: name the folders that hold them"
+        errors.append(_error("spec.paths", f"{detail}, or ask for several Restores"))
     if not errors:
         try:
             return msgspec.convert(checked.spec, RestoreSpec)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.runner import Runner
+from agent.verify import MAX_PATHS
 from server import commands
 from server.resources import parse_schedule
 from wire.messages import CommandRun, JobLog, Repository
@@ -215,6 +216,20 @@ async def test_verify_restores_a_sample_and_compares_it_with_its_source(runner, 
     assert "restored 5 of 10 files of snapshot" in told.lines[-1]
     assert told.lines[-1].endswith("0 differ; the source of 5 was unchanged and compared too")
     assert list((tmp_path / "agent" / "scratch").iterdir()) == []
+
+
+async def test_verify_takes_as_many_files_as_a_schedule_may_ask_for_with_long_paths(runner, repository, folder):
+    deep = folder.joinpath(*["*" * 250] * 2)
+    deep.mkdir(parents=True)
+    for at in range(500):
+        (deep / f"{at:*>250}").touch()
+    backup(repository, deep)
+    told = Told()
+    end = await runner.run(command("verify", verify={"files": 500}), repository, told)
+    assert (end.status, end.error) == ("succeeded", "")
+    length = len(str(deep)) + 251
+    assert end.files_processed == min(500, MAX_PATHS // length) > 300
+    assert f"the source of {end.files_processed} was unchanged" in told.lines[-1]
 
 
 async def test_verify_takes_the_latest_snapshot_of_its_own_host_and_keeps_to_its_bytes(runner, repository, folder):

@@ -14,6 +14,7 @@ import pytest
 from agent import news as news_of_jobs
 from agent.runner import Runner
 from server import commands
+from server.resources import MAX_PATHS_BYTES
 from wire.messages import CommandRun, JobLog, Repository, Restore
 
 RESTIC = shutil.which("restic") or "restic"
@@ -135,6 +136,21 @@ async def test_parts_come_back_whatever_their_names_and_nothing_else_does(host):
         *("--help", "a?", "a[b]*", "back\\slash", "folder")
     ]
     assert host.came_back(host.data / "a[b]*" / "file").read_text() == "a[b]*"
+
+
+async def test_as_many_and_as_long_paths_as_may_be_asked_for_come_back(host):
+    folder = host.data.joinpath(*["*" * 250] * 3)
+    folder.mkdir(parents=True)
+    size = MAX_PATHS_BYTES // 256
+    paths = [folder / f"{at:*>{size - len(str(folder)) - 1}}" for at in range(256)]
+    for path in paths:
+        path.touch()
+    assert sum(len(str(path)) for path in paths) == MAX_PATHS_BYTES
+    host.backup()
+    end = await host.restore(*paths)
+    assert (end.status, end.error, end.files_processed) == ("succeeded", "", 256)
+    assert len(list(host.came_back(folder).iterdir())) == 256
+    assert not list((host.runner._setting.notes).iterdir())
 
 
 # The right snapshot.

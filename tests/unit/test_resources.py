@@ -17,7 +17,15 @@ from jsonschema import Draft202012Validator
 import cron
 from server.openapi import document
 from server.problems import Invalid
-from server.resources import SCHEDULE, parse_repository, parse_restore, parse_schedule, repository_spec, schedule_spec
+from server.resources import (
+    MAX_PATHS_BYTES,
+    SCHEDULE,
+    parse_repository,
+    parse_restore,
+    parse_schedule,
+    repository_spec,
+    schedule_spec,
+)
 from server.rest import PREFIX
 from server.rest.api import BODIES, OPERATIONS
 from server.schema import Schema
@@ -151,6 +159,20 @@ def test_a_wrong_restore_has_its_field_named_with_the_remedy(bad):
     found = errors({"metadata": {"name": "back"}, "spec": bad.spec}, parse_restore)
     assert found.keys() == {bad.field}
     assert bad.detail in found[bad.field]
+
+
+@pytest.mark.parametrize("letter", ["a", "ß", "\N{FIRE}"])
+def test_the_paths_of_a_restore_fit_a_command_line_together(letter):
+    def back(more):
+        paths = [f"/{letter * (1023 // len(letter.encode()))}"] * 255
+        left = MAX_PATHS_BYTES - sum(len(path.encode()) for path in paths)
+        spec = {"repositoryRef": {"name": "main"}, "sourceHost": "a", "target": "/b"}
+        return {"metadata": {"name": "back"}, "spec": {**spec, "paths": [*paths, "/" + "a" * (left - 1 + more)]}}
+
+    assert len(parse_restore(back(0)).paths) == 256
+    found = errors(back(1), parse_restore)
+    assert found.keys() == {"spec.paths"}
+    assert "at most 262144 bytes long together, not 262145: name the folders that hold them" in found["spec.paths"]
 
 
 @pytest.mark.parametrize("spec", GOOD_RESTORES, ids=lambda spec: spec["target"])
