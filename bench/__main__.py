@@ -14,11 +14,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from bench import controller, fires, fleets, loading, memory, pushes, timing
+from bench import bounds, controller, fires, fleets, loading, memory, pushes, timing
 from bench.fleet import raise_file_limit
 from bench.result import FULL, SMALLEST, Result, Row
 
-PARTS = (fires, pushes, timing, loading, memory, fleets, controller)
+PARTS = (fires, bounds, pushes, timing, loading, memory, fleets, controller)
 ROWS: dict[str, Row] = {row.name: row for part in PARTS for row in part.ROWS}
 
 
