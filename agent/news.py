@@ -58,7 +58,8 @@ class News:
     def log(self, line: str) -> None:
         """restic said something to people."""
         size = len(line.encode())
-        if self._told_lines >= self._max_lines or self._told_bytes + size > self._max_bytes:
+        full = self._told_lines >= self._max_lines or self._told_bytes + size > self._max_bytes
+        if full or self._left_out:  # a shorter one that follows may be the rest of one that is left out
             self._left_out += 1
             return
         self._told_lines += 1

@@ -81,8 +81,8 @@ def read_node(line: bytes) -> Snapshot | Node | None:
 
 def listed(line: bytes) -> Iterable[str]:
     """A line of `snapshots --json` or `ls --json` as lines of JSON, one for each thing, with the fields named here."""
-    if line.startswith(b"["):
-        return (_encoder.encode(snapshot).decode() for snapshot in read_list(line))
+    if line.startswith(b"["):  # the newest first: what is left out of a long list is the oldest
+        return (_encoder.encode(snapshot).decode() for snapshot in reversed(read_list(line)))
     node = read_node(line)
     return () if node is None else (_encoder.encode(node).decode(),)
 

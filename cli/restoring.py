@@ -69,7 +69,8 @@ def snapshots(access: Access, repository: str, host: str | None, limit: int | No
         ]
         print_table(("SNAPSHOT", "TIME", "HOST", "TAGS", "PATHS"), rows, {})
     if truncated:
-        _warn("there are more than can be listed: give --host")
+        remedy = "have a Schedule of kind forget leave fewer, or run restic there" if host else "give --host"
+        _warn(f"there are more than can be listed, and only the newest are: {remedy}")
 
 
 def files(access: Access, repository: str, snapshot: str, path: str, host: str | None, output: str) -> None:

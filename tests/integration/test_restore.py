@@ -254,9 +254,9 @@ async def test_snapshots_are_listed_one_on_a_line(host):
     first, second = host.backup(), host.backup(host="node-2", time="2026-01-02 12:00:00")
     end = await host.list("snapshots", commands.snapshots_args(""))
     told = [json.loads(line) for line in host.lines]
-    assert (end.status, [it["hostname"] for it in told]) == ("succeeded", ["node-1", "node-2"])
-    assert [it["id"][:8] for it in told] == [first[:8], second[:8]]
-    assert (told[0]["paths"], told[0]["time"][:10]) == ([str(host.data)], "2026-01-01")
+    assert (end.status, [it["hostname"] for it in told]) == ("succeeded", ["node-2", "node-1"])
+    assert [it["id"][:8] for it in told] == [second[:8], first[:8]]
+    assert (told[1]["paths"], told[1]["time"][:10]) == ([str(host.data)], "2026-01-01")
     host.told.clear()
     await host.list("snapshots", commands.snapshots_args("node-9"))
     assert host.lines == []

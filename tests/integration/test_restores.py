@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -481,3 +482,30 @@ async def test_a_person_finds_a_snapshot_looks_into_it_and_gets_a_file_back(
         assert (code, told, "is not empty" in err) == (1, "", True)
     code, _, err = await lamplighter("ls", "ns/main", "latest", "--host", "web-1")
     assert (code, "start the agent of web-1" in err) == (1, True)
+
+
+@pytest.mark.parametrize(("host", "remedy"), [("", "give --host"), ("web-1", "a Schedule of kind forget")])
+async def test_a_list_of_more_snapshots_than_are_told_has_the_newest_and_says_so(
+    agent, api, connected, lamplighter, tmp_path, host, remedy
+):
+    await api.put("/repositories/ns/all", json={"spec": {"url": "rest:https://b"}, "credentials": {"password": "pass"}})
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    found = [
+        {"id": f"{at:064x}", "time": (begin + timedelta(minutes=at)).isoformat(), "hostname": "web-1", "paths": ["/a"]}
+        for at in range(12_000)
+    ]
+    (tmp_path / "answer").write_text(json.dumps(found))
+    many = tmp_path / "restic"
+    many.write_text(f"#!/bin/sh\nexec cat {tmp_path}/answer\n")
+    many.chmod(0o755)
+    async with agent("web-1", many):
+        await connected("web-1")
+        option = ["--host", host] if host else []
+        code, out, err = await lamplighter("snapshots", "ns/all", *option, "--output", "json")
+        page = (await api.get("/repositories/ns/all/snapshots", params={"limit": 1})).json()
+    said = json.loads(out)
+    assert (code, said["truncated"], len(said["items"])) == (0, True, 10_000)
+    assert [it["id"] for it in said["items"]] == [it["id"] for it in found[:-10_001:-1]]
+    assert err.startswith("Warning: there are more than can be listed, and only the newest are: ")
+    assert remedy in err
+    assert (page["truncated"], page["items"][0]["id"]) == (True, found[-1]["id"])
