@@ -64,6 +64,14 @@ class Server:
             raise click.ClickException(self._no(answer.status_code, content))
         return content
 
+    def refuses_writes(self) -> str:
+        """Why the server cannot write what happens now, as its probe says; empty where it can."""
+        try:
+            answer = self._http.get(self._http.base_url.copy_with(path="/readyz"))
+            return "" if answer.is_success else str(answer.json()["detail"])
+        except (httpx.RequestError, ValueError, LookupError, TypeError) as error:
+            return f"/readyz gives no answer ({error})"
+
     def items(self, path: str, limit: int | None = None, **query: object) -> Iterator[Item]:
         """What a list holds, page by page, up to `limit` items."""
         cursor = None
@@ -74,6 +82,11 @@ class Server:
             cursor = page["next"]
             if cursor is None or limit == 0:
                 return
+
+    @property
+    def url(self) -> str:
+        """Where the server is, as it was given."""
+        return self._access.server
 
     def job(self, digits: str) -> Item:
         """The one job whose id begins with these digits."""
@@ -110,6 +123,8 @@ def problems(access: Access, output: str) -> None:
 
 def _found_wrong(server: Server) -> Iterator[tuple[str, str, str, str]]:
     """What is wrong with what: (kind, name, reason, message)."""
+    if why := server.refuses_writes():
+        yield "Server", server.url, "NotWriting", f"nothing that happens is recorded: {why}"
     for plural, kind in (("schedules", "Schedule"), ("repositories", "Repository")):
         for item in server.items(f"/{plural}"):
             name = f"{item['metadata']['namespace']}/{item['metadata']['name']}"

@@ -525,5 +525,7 @@ def _user_error(error: BaseException) -> BaseException | None:
     """The error that tells a person what to mend, where it is just that; None for a defect of ours."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
+    if isinstance(error, click.ClickException):
+        return error
     known = {"ServerError", "JournalError", "StoreError", "VaultError", "ControllerError", "KeysError"}
     return error if known & {kind.__name__ for kind in type(error).__mro__} else None

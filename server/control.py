@@ -416,7 +416,7 @@ class Control:
         target = self.fleet.targets.get(schedule_id)
         names = set().union(*(it.names for it in having))
         behind = sorted(chain.from_iterable(it.behind(schedule_id) for it in having))
-        failed = self.jobs.outcomes.failed(schedule_id, names)
+        failed, warned = self.jobs.outcomes.failed(schedule_id, names), self.jobs.outcomes.warned(schedule_id, names)
         within = success_within(target.spec) if target is not None else timedelta()
         kept_out = self._kept_out(target)
         late = overdue(self._since(schedule_id, names), within, now) if target and target.spec.enabled else []
@@ -427,7 +427,9 @@ class Control:
             behind[:NAMED],
             len(failed),
             failed[:NAMED],
-            {host: self.jobs.outcomes.why(schedule_id, host) for host in failed[:NAMED]},
+            len(warned),
+            warned[:NAMED],
+            {host: self.jobs.outcomes.why(schedule_id, host) for host in (*failed[:NAMED], *warned[:NAMED])},
             len(kept_out),
             kept_out[:NAMED],
             self._denied(target),

@@ -5,10 +5,14 @@ Names and units follow Prometheus' practices; no label has values without bound.
 
 from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import product
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from server.commands import KINDS
 from server.host import NewJob
+from wire.messages import JobEnd
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -20,6 +24,8 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ended = ["kind", "status"]
         self._jobs = _children(Counter("lamplighter_jobs", "Jobs that ended.", ended, registry=registry))
+        for kind, status in product((*KINDS, "restore"), get_args(JobEnd)):
+            self._jobs(kind, status)  # from the beginning: increase() does not see the first of a series that appears
         self._attempts = _children(
             Counter("lamplighter_job_attempts", "Attempts of jobs that ended.", ended, registry=registry)
         )

@@ -18,7 +18,7 @@ MAX_WHY = 256
 
 
 class Last(NamedTuple):
-    """How the last run that ended went, and when one last went well. `why`: in words, where it did not go well."""
+    """How the last run that ended went, and when one last went well. `why`: in words, what was wrong with it."""
 
     status: str
     finished_at: datetime
@@ -36,10 +36,11 @@ class Problem(NamedTuple):
 
 
 def why(end: JobFinished) -> str:
-    """Why a job did not go well: its reason, or else how it ended, and what was said of it. Empty where it did."""
-    if end.status in GOOD:
-        return ""
+    """Why a job did not go well: its reason, or else how it ended, and what was said of it. Of a warning, what it left
+    undone; empty for a success."""
     said = " ".join(end.error.split())
+    if end.status in GOOD:
+        return said[:MAX_WHY]
     return ": ".join(it for it in (end.reason or end.status, said) if it)[:MAX_WHY]
 
 
@@ -73,8 +74,13 @@ class Outcomes:
         last = self._last.get(schedule_id, {})
         return sorted(host for host, it in last.items() if it.status not in GOOD and host in hosts)
 
+    def warned(self, schedule_id: str, hosts: Collection[str]) -> list[str]:
+        """Those of these hosts on which the schedule's last run went well, but left something undone."""
+        last = self._last.get(schedule_id, {})
+        return sorted(host for host, it in last.items() if it.status == "warning" and host in hosts)
+
     def why(self, schedule_id: str, host: str) -> str:
-        """Why the schedule's last run on a host did not go well, in words."""
+        """What was wrong with the schedule's last run on a host, in words."""
         last = self._last.get(schedule_id, {}).get(host)
         return "" if last is None else last.why
 

@@ -42,6 +42,8 @@ class Standing(Collector):
         waiting = control.jobs.queue.waiting_count
         yield _gauge("lamplighter_jobs_waiting", "Jobs that wait for their turn, their host or a retry.", waiting)
         yield _gauge("lamplighter_store_queue_length", "Writes that wait for the store.", self._store.waiting)
+        failing = self._store.failing
+        yield _gauge("lamplighter_store_failing", "Whether the last write to the store failed: 0 or 1.", failing)
         hanging = len(control.jobs.queue.hanging(control.now()))
         yield _gauge("lamplighter_jobs_hanging", "Jobs that run for longer than their timeoutSeconds.", hanging)
         yield from _expectations(control.expected())

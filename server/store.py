@@ -141,6 +141,11 @@ class Store:
         """How many calls of `write` wait for their commit to begin."""
         return self._calls.qsize()
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last commit that was tried failed."""
+        return bool(self._outcome[1])
+
     async def write(self, function: BulkFunction[Item, Result], item: Item) -> Result:
         """Have `function(conn, items)` run with this item among those of neighbouring calls; answer after the commit.
 

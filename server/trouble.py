@@ -24,8 +24,9 @@ class Trouble(NamedTuple):
 class Coverage(NamedTuple):
     """On how many hosts a schedule is, how many of them hold it, and how it goes there; some hosts by name.
 
-    `why`: why the last run failed, by each host of `failing`. `not_granted`: how many it selects and its namespace may
-    not reach, of which some are `kept_out`; `denied`: why none is, where that is of the schedule itself. `late`,
+    `failing`: some of those where the last run failed; `incomplete`: some of the `warned`, where it left something
+    undone; `why`: what was wrong, by each host of both. `not_granted`: how many it selects and its namespace may not
+    reach, of which some are `kept_out`; `denied`: why none is, where that is of the schedule itself. `late`,
     `overdue`: hosts without a success within `within`, none while it is disabled; `hanging`: all hosts where a run
     should have been stopped by now; `unproven`: hosts without any success; `oldest`: of each host's last success, the
     oldest. `refused_hooks`: of the programs that are its hooks, those that agents do not allow, and on which hosts.
@@ -36,6 +37,8 @@ class Coverage(NamedTuple):
     behind: Sequence[str]
     failed: int
     failing: Sequence[str]
+    warned: int
+    incomplete: Sequence[str]
     why: Mapping[str, str]
     not_granted: int
     kept_out: Sequence[str]
@@ -73,6 +76,10 @@ def schedule_troubles(covers: Coverage) -> list[Trouble]:
     if covers.failed:
         who = named([_with_why(host, covers.why) for host in covers.failing], covers.failed)
         found.append(Trouble("RunsFail", f"the last run failed on {_of(covers.failed, covers)}: {who}"))
+    if covers.warned:
+        who = named([_with_why(host, covers.why) for host in covers.incomplete], covers.warned)
+        message = f"the last run left something undone on {_of(covers.warned, covers)}: {who}"
+        found.append(Trouble("RunsIncomplete", message))
     return found
 
 

@@ -233,6 +233,14 @@ async def test_get_problems_tells_all_that_is_wrong_and_its_exit_code_too(lampli
     assert await lamplighter("get", "problems") == (0, "", "no problems\n")
 
 
+async def test_a_port_for_metrics_that_is_taken_is_told_in_a_line(lamplighter, server):
+    taken = f"127.0.0.1:{server.port}"
+    code, _, err = await lamplighter(
+        "server", "--data-dir", "other", "--listen", "127.0.0.1:0", "--metrics-listen", taken
+    )
+    assert (code, "Traceback" in err, f"--metrics-listen {taken}: Address already in use" in err) == (1, False, True)
+
+
 async def test_a_running_job_shows_since_when(lamplighter, server, connect):
     await lamplighter("run", "etc")
     async with connect("node-1") as agent:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -175,6 +176,20 @@ async def test_a_server_writes_nothing_any_more_once_another_had_the_store(postg
 # What a write would get.
 
 
+FAILING = "lamplighter_store_failing"
+
+
+@contextmanager
+def full_disk():
+    """While entered, this process can make no file longer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.fixture
 async def ready(server, monkeypatch):
     """What /readyz answers, without its cache."""
@@ -190,14 +205,26 @@ async def ready(server, monkeypatch):
 
 async def test_a_server_is_not_ready_while_its_disk_takes_nothing(ready):
     assert await ready() == (200, "ok\n")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    try:
+    with full_disk():
         status, told = await ready()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (status, "the database cannot be written now" in told) == (503, True)
     assert await ready() == (200, "ok\n")
+
+
+async def test_a_metric_and_get_problems_tell_that_a_server_writes_nothing(ready, server, tmp_path):
+    here = {"LAMPLIGHTER_SERVER": f"http://127.0.0.1:{server.port}", "LAMPLIGHTER_DATA_DIR": str(tmp_path)}
+
+    async def problems():
+        command = Path(sys.executable).with_name("lamplighter"), "get", "problems"
+        process = await asyncio.create_subprocess_exec(*command, env=os.environ | here, stdout=-1)
+        out, _ = await process.communicate()
+        return process.returncode, out.decode(), server.control.metrics.registry.get_sample_value(FAILING)
+
+    assert await problems() == (0, "", 0)
+    with full_disk():
+        code, out, failing = await problems()
+    assert (code, "NotWriting" in out, "the database cannot be written now" in out, failing) == (1, True, True, 1)
+    assert await problems() == (0, "", 0)
 
 
 async def test_a_server_is_not_ready_while_another_process_locks_its_database(ready, tmp_path, monkeypatch):

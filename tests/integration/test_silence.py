@@ -241,6 +241,31 @@ async def test_why_a_run_failed_is_told_with_the_hosts_name(api, declare, connec
     assert run["failures"] == [failure]
 
 
+async def test_a_run_that_left_something_undone_is_told_also_after_a_restart(server, clock, connect, api, declare):
+    """A path of the backup that is gone is a warning, after which the snapshot of the others counts as a success."""
+    await declare("etc")
+    said = "1 paths could not be read and are not in the snapshot"
+    async with connect() as agent:
+        await agent.follow()
+        incomplete = {"status": "warning", "error": said}
+        for end in (incomplete, {"status": "succeeded"}, incomplete):
+            clock.now += timedelta(minutes=1)
+            [job] = (await api.post("/schedules/ns/etc/run")).json()["items"]
+            assert (await agent.hears("command.run"))["job_id"] == job["id"]
+            await agent.say("job.finished", job_id=job["id"], finished_at=START.isoformat(), **end)
+            await agent.hears("job.confirmed")
+            told = await status(api)
+            wrong = [] if end["status"] == "succeeded" else ["RunsIncomplete"]
+            assert (reasons(told), told["hostsFailed"], told["hostsWithoutSuccess"]) == (wrong, 0, 0)
+    message = f"the last run left something undone on 1 of 1 hosts: node-1 ({said})"
+    assert told["problems"] == [{"reason": "RunsIncomplete", "message": message}]
+    again = Control(server.control._store, Vault([Vault.new_key()]), clock, lambda: "")
+    await again.load()
+    [covers] = (await again.coverage([again.schedules["ns", "etc"].id])).values()
+    assert (covers.warned, covers.incomplete, covers.why) == (1, ["node-1"], {"node-1": said})
+    again.jobs.close()
+
+
 async def test_a_run_that_goes_on_beyond_its_limit_is_told_also_after_a_restart(server, clock, connect, api, declare):
     """Its agent should have stopped it, and hangs."""
     schedule_id = await declare("etc", timeoutSeconds=3600)
