@@ -257,7 +257,6 @@ class Cluster:
         """Bring what these keys name to the server, in the order in which things depend on each other."""
         if not keys:
             return
-        await _each((key for key in keys if key.kind == "Host"), self._keep_node_host)
         await _each((key for key in keys if key.kind == "Host"), self._bring_host)
         resources = {key for key in keys if key.kind in PLURALS}
         declared, versions = await self._declare(resources)
@@ -333,14 +332,9 @@ class Cluster:
 
     async def _keep_node_host(self, key: Key) -> None:
         """Have a Host for a node, with its labels, and none for a node that is gone."""
-        wanted = self._mirror.node_host(key.name) if key.namespace == self._mirror.host_namespace else None
-        host = self._mirror.objects.get(key)
-        await self._trying(key, self._put_node_host(key, host, wanted), None)
-
-    async def _put_node_host(self, key: Key, host: Object | None, wanted: Object | None) -> None:
+        wanted, host = self._mirror.node_host(key.name), self._mirror.objects.get(key)
         if wanted is None:
-            is_node = host is not None and (host.get("spec") or {}).get("nodeName")
-            if host is not None and is_node and key.namespace == self._mirror.host_namespace:
+            if host is not None and (host.get("spec") or {}).get("nodeName"):
                 await self._kube.delete("Host", key.namespace, key.name, host["metadata"]["uid"])
                 self._mirror.see(host, deleted=True)
         elif host is None:
@@ -352,12 +346,14 @@ class Cluster:
                 self._mirror.see(changed)
 
     async def _bring_host(self, key: Key) -> None:
-        if key.namespace == self._mirror.host_namespace:
-            body = self._mirror.objects.get(key)
-            await self._trying(key, self._put_host(key, body), body)
-        else:
+        """Keep a node's Host, and bring it and others to the server; what went wrong with either is told."""
+        if key.namespace != self._mirror.host_namespace:
             there = f"Hosts count in namespace {self._mirror.host_namespace} only: create it there"
-            self._settle(key, NotFoundError("WrongNamespace", there))
+            return self._settle(key, NotFoundError("WrongNamespace", there))
+        not_kept = await _error_of(self._keep_node_host(key))
+        body = self._mirror.objects.get(key)
+        not_put = await _error_of(self._put_host(key, body))
+        return self._settle(key, not_kept or not_put, None if body is None else _version(body))
 
     async def _put_host(self, key: Key, body: Object | None) -> None:
         if body is None:
@@ -450,12 +446,7 @@ class Cluster:
 
     async def _trying(self, key: Key, work: Awaitable[None], body: Object | None) -> None:
         """Do something for a key, and remember why it could not be done. `body`: the object that it brings, if any."""
-        error: ControllerError | None = None
-        try:
-            await work
-        except ControllerError as caught:
-            error = caught
-        self._settle(key, error, None if body is None else _version(body))
+        self._settle(key, await _error_of(work), None if body is None else _version(body))
 
     def _settle(self, key: Key, error: ControllerError | None, brought: Version | None = None) -> None:
         """Remember how it went with a key. What may go better without a change here is tried again.
@@ -481,6 +472,15 @@ class Cluster:
         self._errors[key] = error
         if waits or _passes(error):
             self._again.add(key)
+
+
+async def _error_of(work: Awaitable[None]) -> ControllerError | None:
+    """Do something; why it could not be done, None where it could."""
+    try:
+        await work
+    except ControllerError as error:
+        return error
+    return None
 
 
 async def _each(keys: Iterable[Key], work: Callable[[Key], Awaitable[None]]) -> None:

@@ -198,6 +198,8 @@ def restore_status(old: Status, told: Told, now: datetime) -> Status:
     else:
         message = f"waits for {seen['waits_for']}" if seen.get("waits_for") else f"host {host} is at it"
     why = seen["reason"] or _ENDS.get(seen["status"], "")
+    if phase == "Succeeded" and not seen["files_processed"]:
+        why, message = "NoFiles", f"{message}; no file is in what was asked for, only folders and links at most"
     return _status(old, told.generation, {"phase": phase, **facts}, [ready, *_ended(phase, why, message)], now)
 
 

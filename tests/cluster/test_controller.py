@@ -359,7 +359,7 @@ async def test_a_status_is_not_written_onto_another_object_that_has_taken_the_na
     await declared(kubectl, "etc")
     for _ in range(3):
         kubectl.delete("Schedule", "etc")
-        kubectl.create("Schedule", "etc", {**BACKUP, "cron": "never"})
+        kubectl.create("Schedule", "etc", {**BACKUP, "cron": "0 0 30 2 *"})
         await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "Invalid"))
         kubectl.delete("Schedule", "etc")
         kubectl.create("Schedule", "etc", BACKUP)
@@ -415,6 +415,9 @@ async def test_what_is_deleted_while_the_history_is_compacted_is_removed(own_clu
 # The controller is killed, as a process of its own.
 
 
+KEPT = ("content-type", "content-length", "content-encoding")
+
+
 class Proxy:
     """Stands before a server or an API server; at a request that `fatal` names, `strike` before or after it is done."""
 
@@ -430,13 +433,13 @@ class Proxy:
         if fatal and self.when == "before":
             self.strike()
             return Response(status_code=502)
-        headers = {key: it for key, it in request.headers.items() if key not in ("host", "accept-encoding")}
+        headers = {key: it for key, it in request.headers.items() if key != "host"}
         url = path + (f"?{request.url.query}" if request.url.query else "")
         built = self._http.build_request(method, url, headers=headers, content=await request.body())
         answer = await self._http.send(built, stream=True)
         if fatal:
             self.strike()
-        kept = {key: it for key, it in answer.headers.items() if key in ("content-type", "content-length")}
+        kept = {key: it for key, it in answer.headers.items() if key in KEPT}
         end = BackgroundTask(answer.aclose)
         return StreamingResponse(answer.aiter_raw(), answer.status_code, kept, background=end)
 

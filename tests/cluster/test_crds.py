@@ -156,9 +156,12 @@ def test_a_restore_cannot_be_changed(objects):
 def test_kubectl_get_answers_the_first_question_of_each_kind(objects):
     objects.create("Schedule", BACKUP, "etc")
     status = {"hosts": 3, "hostsInSync": 2, "hostsFailed": 1, "nextScheduleTime": "2026-03-29T02:00:00Z"}
+    times = {"lastTransitionTime": "2026-03-29T02:00:00Z"}
+    said = {"status": "True", "reason": "Because", "message": "of it", **times}
+    status["conditions"] = [{"type": type_, **said} for type_ in ("Ready", "Degraded")]
     assert objects.patch("Schedule", "etc", {"status": status}, "status").json()["status"] == status
     titles, (row,) = objects.table("Schedule")
-    assert titles == ["Name", "Kind", "Cron", "Hosts", "InSync", "Last", "Next"]
+    assert titles == ["Name", "Kind", "Cron", "Hosts", "InSync", "Last", "Next", "Ready", "Degraded"]
     assert row == {
         "Name": "etc",
         "Kind": "backup",
@@ -167,9 +170,11 @@ def test_kubectl_get_answers_the_first_question_of_each_kind(objects):
         "InSync": 2,
         "Last": None,
         "Next": "2026-03-29T02:00:00Z",
+        "Ready": "True",
+        "Degraded": "True",
     }
     objects.create("Host", {}, "laptop")
-    assert objects.table("Host")[0] == ["Name", "Connected", "InSync", "Desired", "Applied", "Agent", "Age"]
+    assert objects.table("Host")[0] == ["Name", "Connected", "InSync", "Degraded", "Desired", "Applied", "Agent", "Age"]
     objects.create("Run", RUN, "now")
     assert objects.table("Run")[0] == ["Name", "Schedule", "Phase", "Hosts", "Succeeded", "Failed", "Age"]
     objects.create("Restore", RESTORE, "back")

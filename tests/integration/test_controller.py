@@ -461,6 +461,19 @@ async def _labels(rest, host, labels):
     return (await known(rest, f"/hosts/{host}") or {}).get("labels") == labels
 
 
+async def test_a_host_whose_labels_cannot_be_kept_says_so_though_the_server_has_it(controller, kubectl, rest, api):
+    await kubectl.create("Node", "n1", metadata={"labels": {"pool": "a"}})
+    await until(lambda: kubectl.ready("Host", "n1", HOME) == ("False", "Disconnected"))
+    api.refuse = lambda it: 403 if it.method.upper() == "PATCH" and it.url.path.endswith("/hosts/n1") else 0
+    await kubectl.patch("Node", "n1", metadata={"labels": {"pool": "b"}})
+    await until(lambda: kubectl.ready("Host", "n1", HOME) not in (None, ("False", "Disconnected")))
+    assert await _labels(rest, "n1", {"pool": "a"})
+    api.refuse = lambda request: 0
+    await kubectl.patch("Node", "n1", metadata={"labels": {"pool": "c"}})
+    await until(lambda: kubectl.ready("Host", "n1", HOME) == ("False", "Disconnected"))
+    await until(lambda: _labels(rest, "n1", {"pool": "c"}))
+
+
 async def test_a_host_elsewhere_is_told_where_hosts_count(controller, kubectl, rest):
     await kubectl.create("Host", "laptop", {}, namespace=HOME)
     await kubectl.create("Host", "laptop", {}, namespace="ns", metadata={"labels": {"a": "b"}})

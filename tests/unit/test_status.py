@@ -229,6 +229,15 @@ def test_a_run_that_failed_says_where_and_why_first():
     assert len(message) < 600
 
 
+@pytest.mark.parametrize(("status", "error"), [("succeeded", ""), ("warning", "not everything could be read")])
+def test_a_restore_that_brought_no_file_back_says_so(status, error):
+    job = {"status": status, "reason": "", "error": error, "host": "a", "snapshot_id": "s", "files_processed": 0}
+    complete = condition(restore_status({}, Told(1, None, job), NOW), "Complete")
+    assert (complete["status"], complete["reason"]) == ("True", "NoFiles")
+    assert complete["message"].startswith(error)
+    assert "no file" in complete["message"]
+
+
 @pytest.mark.parametrize(
     ("status", "reason", "phase", "complete", "failed"),
     [
@@ -244,6 +253,7 @@ def test_a_run_that_failed_says_where_and_why_first():
 )
 def test_a_restore_becomes_complete_or_failed_with_the_host_and_the_reason(status, reason, phase, complete, failed):
     job = {"status": status, "reason": reason, "error": "so it is", "host": "node-1", "id": "1", "snapshot_id": "s"}
+    job["files_processed"] = 3
     told = restore_status({}, Told(1, None, job), NOW)
     assert (told["phase"], states(told)["Complete"], states(told)["Failed"]) == (phase, complete, failed)
     if phase == "Failed":
