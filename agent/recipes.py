@@ -9,7 +9,7 @@ import msgspec
 from agent import restic, snapshots, verify
 from agent.confine import SPECIAL, STAGE
 from agent.job import Job, Place
-from agent.snapshots import SnapshotError
+from agent.snapshots import LinkCheck, SnapshotError
 from agent.verify import Sample
 from wire.messages import Restore, Verify
 
@@ -41,10 +41,12 @@ async def plain(job: Job, creating: asyncio.Lock) -> None:
 
 async def check_restore(job: Job, wanted: Verify, rng: random.Random) -> None:
     """Restore some files of a snapshot into a scratch folder, and compare them."""
-    sample = Sample(wanted.files, wanted.max_bytes, rng)
-    listed = await job.restic(job.command.args, sample.take)
+    sample, links = Sample(wanted.files, wanted.max_bytes, rng), LinkCheck()
+    listed = await job.restic(job.command.args, links.before(sample.take))
     if listed.end not in ("succeeded", "no_snapshot"):
         return
+    if job.command.within:
+        links.check()
     snapshot, files = sample.snapshot, sample.picked()
     if snapshot is None:
         raise SnapshotError("there is no snapshot of this host: run a Schedule of kind backup first")
@@ -80,10 +82,13 @@ async def restore(job: Job, wanted: Restore) -> None:
         return
     snapshot = snapshots.choose(snapshots.read_list(b"".join(lines)), wanted)
     job.news.log(f"restoring snapshot {snapshot.id[:8]} of {snapshot.hostname}, {snapshot.time:%Y-%m-%d %H:%M:%S %Z}")
-    tally = snapshots.Tally(wanted.paths)
+    tally, links = snapshots.Tally(wanted.paths), LinkCheck()
     deep = ["--recursive"] if wanted.paths else []
-    if (await job.restic(["ls", "--json", *deep, "--", snapshot.id, *wanted.paths], tally.take)).end != "succeeded":
+    args = ["ls", "--json", *deep, "--", snapshot.id, *wanted.paths]
+    if (await job.restic(args, links.before(tally.take))).end != "succeeded":
         return
+    if job.command.within:
+        links.check()
     if tally.missing:
         raise SnapshotError(f"snapshot {snapshot.id[:8]} does not hold {', '.join(tally.missing)}: list its files")
     version: list[bytes] = []

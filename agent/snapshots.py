@@ -7,7 +7,7 @@ also by message_type.
 
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -112,6 +112,52 @@ def choose(snapshots: Sequence[Snapshot], wanted: Restore) -> Snapshot:
     return max(early, key=lambda snapshot: snapshot.time)
 
 
+class LinkCheck:
+    """Finds what no restic writes, and an attacker may: a path that is a symbolic link and something else as well.
+
+    restic would make the link, and set mode, owner and attributes of the other one through it. `take` gets the lines of
+    `ls`, in which a folder's entries are together but for what is below them. A line that cannot be read counts, too;
+    names that are no UTF-8 may be taken for each other. `found`: the first such path, "" for none.
+    """
+
+    def __init__(self) -> None:
+        self.found = ""
+        self._open: list[tuple[str, dict[str, bool]]] = []
+
+    def take(self, line: bytes) -> None:
+        """A line of `ls --json`."""
+        node = read_node(line)
+        if node is None and line.startswith(b"{"):
+            self.found = self.found or "a line of restic's that cannot be read"
+        elif isinstance(node, Node) and node.path != "/":
+            folder = posixpath.dirname(node.path)
+            while self._open and not _lies_in(folder, self._open[-1][0]):
+                self._open.pop()
+            if not self._open or self._open[-1][0] != folder:
+                self._open.append((folder, {}))
+            links, is_link = self._open[-1][1], node.type == "symlink"
+            if node.path in links and (is_link or links[node.path]):
+                self.found = self.found or node.path
+            links[node.path] = is_link or links.get(node.path, False)
+
+    def before(self, take: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        """What takes a line for this, and then for another."""
+
+        def both(line: bytes) -> None:
+            self.take(line)
+            take(line)
+
+        return both
+
+    def check(self) -> None:
+        """Raises SnapshotError for what was found."""
+        if self.found:
+            raise SnapshotError(
+                f"the snapshot holds {self.found!r} as a symbolic link and as something else, which restic would follow"
+                " out of the grant: restore another snapshot, or paths without it"
+            )
+
+
 class Tally:
     """Counts what a restore of `paths` takes from a snapshot, of which `take` gets the lines of `ls`.
 
@@ -171,4 +217,8 @@ def nanoseconds(time: str) -> int | None:
 
 def _related(path: str, root: str) -> bool:
     """Whether one lies in the other."""
-    return path == root or path.startswith(root.rstrip("/") + "/") or root.startswith(path.rstrip("/") + "/")
+    return _lies_in(path, root) or _lies_in(root, path)
+
+
+def _lies_in(path: str, root: str) -> bool:
+    return path == root or path.startswith(root.rstrip("/") + "/")

@@ -116,3 +116,30 @@ def test_holes_are_asked_for_where_restic_knows_them(version, knows):
 )
 def test_a_time_is_read_to_the_nanosecond(time, ns):
     assert snapshots.nanoseconds(time) == ns
+
+
+@pytest.mark.parametrize(
+    ("nodes", "found"),
+    [
+        ("dir:/d file:/d/f symlink:/d/l dir:/e symlink:/e/f", ""),
+        ("symlink:/d dir:/d file:/d/f", "/d"),
+        ("dir:/d file:/d/f dir:/d/e file:/d/e/f symlink:/d", "/d"),
+        ("dir:/a dir:/a/b file:/a/b/key symlink:/a/b/key", "/a/b/key"),
+        ("dir:/a file:/a/key file:/a/key symlink:/a/key", "/a/key"),
+        ("dir:/a file:/a/key file:/a/key", ""),
+        ("file:/in/a symlink:/in/a", "/in/a"),
+    ],
+)
+def test_a_path_that_is_a_link_and_something_else_is_found(nodes, found):
+    check = snapshots.LinkCheck()
+    for node in nodes.split():
+        kind, path = node.split(":")
+        check.take(json.dumps({"struct_type": "node", "type": kind, "path": path}).encode())
+    assert check.found == found
+
+
+def test_a_node_that_cannot_be_read_might_be_a_link():
+    check = snapshots.LinkCheck()
+    check.take(b'{"struct_type": "node", "type": "symlink", "path": "/d", "size": "?"}')
+    with pytest.raises(snapshots.SnapshotError, match="cannot be read"):
+        check.check()
