@@ -326,7 +326,7 @@ class Core:
             return known
         if self.stopping:  # the server sends what was not accepted after the next hello
             return []
-        facts = {"kind": command.kind, "schedule": self._name(command.schedule_id)}
+        facts = {"kind": command.kind} | ({"schedule": name} if (name := self._name(command.schedule_id)) else {})
         log.info("job started", extra={"job": job_id, **facts})
         start = StartJob(command, self._repositories.get(command.repository))
         accepted = Accepted(job_id, command.schedule_id, command.scheduled_at)

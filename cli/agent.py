@@ -47,6 +47,17 @@ def enrol(server: str, token: str, host: str, data: Path, ca_file: Path | None) 
     log.info("enrolled", extra={"host": host, "key": data / KEY_FILE})
 
 
+def own_key(data: Path, token_file: Path | None) -> Path | None:
+    """The file with the key that this host is enrolled with, None without one. It goes before `token_file`, which may
+    come from an environment that other commands share."""
+    key = data / KEY_FILE
+    if not key.exists():
+        return None
+    if token_file is not None:
+        log.info("enrolled: the key is used, and not the token file", extra={"key": key, "token_file": token_file})
+    return key
+
+
 async def agent(
     server: str,
     token: str | Callable[[], str],

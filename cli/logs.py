@@ -45,7 +45,7 @@ class Text(logging.Formatter):
         """One line, with a traceback below it where there is one."""
         part = record.name.partition(".")[0]
         when = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
-        told = " ".join(f"{key}={_text(value)}" for key, value in facts(record).items())
+        told = " ".join(f"{key}={_text(_short(key, value))}" for key, value in facts(record).items())
         mark = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         head = self._paint(f"{part:<10}", _PARTS.get(part, "37"))
         what = self._paint(mark + safe(record.getMessage()), _LEVELS.get(record.levelname, "1"))
@@ -84,6 +84,11 @@ def local_time(at: datetime) -> str:
     local = at.astimezone()
     today = local.date() == datetime.now(UTC).astimezone().date()
     return local.strftime("%H:%M:%S" if today else "%Y-%m-%dT%H:%M:%S")
+
+
+def _short(key: str, value: object) -> object:
+    """A job's id by its first digits. That of a Run's or a Restore's job is longer than others, and may have a name."""
+    return value[:SHORT_ID] if key == "job" and isinstance(value, str) else value
 
 
 def _text(value: object) -> str:

@@ -18,11 +18,16 @@ First steps:
   lamplighter up examples/quickstart    a server, its agent and your schedules, all on this machine
   lamplighter get schedules             what is declared, and whether every host holds it
   lamplighter get jobs                  what ran, and how it ended
+  lamplighter get problems              all that is wrong
   lamplighter logs JOB                  what restic said
   lamplighter restore REPOSITORY ...    what was backed up, brought back
 
 COMMAND --help tells each option, and the environment variable that sets it as well.
 """
+
+
+EXTRAS = {"up": "all", "server": "server", "agent": "agent", "controller": "controller", "keys": "server,controller"}
+"""What a command needs of the extras in pyproject.toml; those that are not here need `cli`."""
 
 
 class InOrder(click.Group):
@@ -40,7 +45,10 @@ class InOrder(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command. The messages of errors are made safe."""
         with terminal.safe_errors():
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except ModuleNotFoundError as error:
+                raise _not_installed(error, ctx.invoked_subcommand or "") from None
 
 
 @click.group(
@@ -105,13 +113,23 @@ def up(
 @options.option("--tls-cert", type=options.FILE, help="Certificate chain (PEM), for TLS; read again when it changes.")
 @options.option("--tls-key", type=options.FILE, help="The certificate's key (PEM).", show_default="in the same file")
 @options.option(
-    "--vault-key-file", type=options.FILE, help="Keys that seal credentials.", show_default="made by itself"
+    "--vault-key-file",
+    type=options.FILE,
+    help="File with the keys that encrypt credentials in the store.",
+    show_default="vault-key in the data folder, which is made when missing",
 )
 @options.option(
-    "--auth", type=click.Choice(["file", "kubernetes"]), default="file", help="How callers and agents are known."
+    "--auth",
+    type=click.Choice(["file", "kubernetes"]),
+    default="file",
+    help="Who tells callers and agents apart: tokens in the data folder, or the cluster.",
 )
 @options.option(
-    "--agent-service-account", metavar="NAMESPACE/NAME", default="", help="The agents', for --auth kubernetes."
+    "--agent-service-account",
+    metavar="NAMESPACE/NAME",
+    default="",
+    show_default=False,
+    help="Service account of the agents' pods; needed with --auth kubernetes.",
 )
 @options.option(
     "--kubernetes-api", metavar="URL", help="API server that is asked who calls.", show_default="this cluster"
@@ -120,8 +138,8 @@ def up(
 @options.schemes
 @options.keep_jobs
 @options.keep_jobs_days
-@options.option("--kubernetes-token-file", type=options.FILE, help="Our token there.")
-@options.option("--kubernetes-ca-file", type=options.FILE, help="Authorities that vouch for it (PEM).")
+@options.option("--kubernetes-token-file", type=options.FILE, help="Token with which the server asks --kubernetes-api.")
+@options.option("--kubernetes-ca-file", type=options.FILE, help="Authorities that vouch for --kubernetes-api (PEM).")
 @options.metrics_listen
 @options.log_format
 @options.log_level
@@ -165,8 +183,14 @@ def server(
 )
 @options.allow_hooks
 @options.allow_unconfined
-@options.option("--enrol", metavar="TOKEN", default="", help="Token by which this host gets a key of its own, once.")
-@options.option("--enrol-token-file", type=options.FILE, help="File with that token.")
+@options.option(
+    "--enrol",
+    metavar="TOKEN",
+    default="",
+    show_default=False,
+    help="Token of `lamplighter enrol`, by which this host gets a key of its own, once.",
+)
+@options.option("--enrol-token-file", type=options.FILE, help="File with the token for --enrol.")
 @options.metrics_listen
 @options.log_format
 @options.log_level
@@ -186,7 +210,8 @@ def agent(
     """Run the agent alone, for one host.
 
     It keeps its cron and its journal in the data folder, and goes on while the server cannot be reached. A token of
-    `lamplighter enrol` gives it a key, which it keeps there too and uses from then on; to enrol again, delete host-key.
+    `lamplighter enrol` gives it a key of its own, the file `host-key` in the data folder. It uses that key from then
+    on, also where --token-file names another token. To enrol again, delete the file.
     """
     from cli import agent as parts
 
@@ -196,7 +221,7 @@ def agent(
     server, data_dir, token_file, ca_file = access
     if enrol:
         parts.enrol(server, enrol, host, data_dir, ca_file)
-    token = options.token_reader(token_file, data_dir / "host-key", data_dir / "agent-token")
+    token = options.token_reader(parts.own_key(data_dir, token_file) or token_file, data_dir / "agent-token")
     how = parts.Local(restic, root, allow_hooks, allow_unconfined)
     _run(lambda stop: parts.agent(server, token, data_dir, host, how, stop, ca_file, metrics_listen))
 
@@ -249,10 +274,16 @@ def controller(
 
 @main.command()
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--secret", required=True, help="The Secret that holds them; it must exist, if only empty.")
-@click.option("--config-map", default="", help="The ConfigMap that tells others the CA's certificate; the same holds.")
+@click.option("--secret", required=True, help="The Secret that holds the keys; it must exist, and may be empty.")
+@click.option(
+    "--config-map",
+    default="",
+    help="The ConfigMap that tells others the CA's certificate; it must exist, and may be empty.",
+)
 @click.option("--tls-name", "names", multiple=True, help="A name or address of the server; may be given again.")
-@click.option("--vault-key/--no-vault-key", default=True, help="Whether to make the key that seals credentials.")
+@click.option(
+    "--vault-key/--no-vault-key", default=True, help="Whether to make the key that encrypts credentials in the store."
+)
 @options.log_format
 @options.log_level
 def keys(
@@ -260,9 +291,9 @@ def keys(
 ) -> None:
     """Make a server's keys in its cluster.
 
-    They are made in this pod's namespace where they are missing, and those that the server reads are written to DIR.
-
-    The chart runs this before each start of the server. With names, a CA and a certificate are made, too.
+    The chart runs this in the server's pod before each start of the server. Keys that are missing are made and kept in
+    --secret, in the pod's namespace; those that the server reads are written to DIR. With --tls-name, a CA and a
+    certificate are made, too.
     """
     from cli import keys as parts
 
@@ -371,7 +402,10 @@ def job_logs(access: options.Access, job: str) -> None:
 @click.option("--target", metavar="DIR", required=True, help="The folder on the host to put the files below.")
 @click.option("--overwrite", is_flag=True, help="Also where DIR is not empty: files in it may be replaced.")
 @click.option(
-    "--setuid-and-devices", "special", is_flag=True, help="Setuid bits, file capabilities and devices come back too."
+    "--setuid-and-devices",
+    "special",
+    is_flag=True,
+    help="Restore setuid and setgid bits, file capabilities and devices, too.",
 )
 @options.access
 def restore(
@@ -407,7 +441,7 @@ def restore(
 def snapshots(access: options.Access, repository: str, host: str | None, limit: int | None, output: str) -> None:
     """List the snapshots in a repository.
 
-    A host that is connected looks, the one that is named if it can.
+    A connected host lists them: the one of --host, or where it is offline another that uses the repository.
     """
     from cli import restoring
 
@@ -454,7 +488,7 @@ def create(access: options.Access, what: str, name: str, labels: tuple[str, ...]
 def delete(access: options.Access, what: str, name: str) -> None:
     """Forget a host: delete host NAME.
 
-    Its key is good no more, and its jobs stay. Its agent must be stopped first.
+    Stop its agent first. The host's key is valid no more; its jobs stay in the history.
     """
     from cli import ask
 
@@ -469,14 +503,14 @@ def delete(access: options.Access, what: str, name: str) -> None:
     type=click.IntRange(60, 7 * 24 * 3600),
     default=3600,
     show_default=True,
-    help="How long the token is good.",
+    help="How many seconds the token is valid.",
 )
 @options.access
 def enrol(access: options.Access, host: str, expires_in: int) -> None:
     """Make a token for the agent of a HOST.
 
-    It gives a host outside a cluster a key of its own, once. The host must be known: `lamplighter create host`, or a
-    Host that is declared.
+    With it, once, the agent gets a key of its own. The host must be known first: `lamplighter create host`, or declare
+    a Host.
     """
     from cli import ask
 
@@ -494,6 +528,14 @@ def revoke(access: options.Access, host: str) -> None:
     from cli import ask
 
     ask.revoke(access, host)
+
+
+def _not_installed(error: ModuleNotFoundError, command: str) -> click.ClickException:
+    """The error that names the extra by which what a command needs is installed."""
+    package = (error.name or "").partition(".")[0]
+    extra = "postgresql" if package == "psycopg" else EXTRAS.get(command, "cli")
+    remedy = f"install Lamplighter with the extra `{extra}`, as in pip install '….whl[{extra}]'"
+    return click.ClickException(f"`lamplighter {command}` needs the Python package {package}: {remedy}")
 
 
 def _run(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:

@@ -86,6 +86,7 @@ metrics_listen = option(
     "--metrics-listen",
     metavar="ADDRESS:PORT",
     default="",
+    show_default=False,
     help="Serve /metrics, /healthz and /readyz there, over HTTP.",
 )
 keep_jobs = option(

@@ -86,7 +86,7 @@ class Enrolment:
         """The host whose key this is. Raises Unauthorized."""
         host = await self._store.read(host_of, digest(key))
         if host is None:
-            raise Unauthorized("this host's key is not known or was revoked: enrol the host again")
+            raise Unauthorized("this host's key is not known or was revoked: delete its host-key and enrol it again")
         return host
 
     async def revoke(self, actor: Actor, host: str) -> None:

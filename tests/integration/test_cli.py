@@ -331,3 +331,28 @@ async def test_a_part_that_cannot_start_says_why_in_a_line(lamplighter, server, 
     assert code == 1
     assert err.splitlines()[-1].endswith("is another server running? Choose another with --listen")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("missing", "words", "extra"),
+    [
+        ("httpx", ("get", "jobs"), "cli"),
+        ("httpx", ("restore", "main", "--host", "web-1", "--target", "/srv"), "cli"),
+        ("httpx", ("snapshots", "main"), "cli"),
+        ("httpx", ("create", "host", "web-1"), "cli"),
+        ("websockets", ("agent",), "agent"),
+        ("starlette", ("server",), "server"),
+        ("psycopg", ("server", "--database", "postgresql+psycopg://127.0.0.1:1/x"), "postgresql"),
+        ("watchfiles", ("controller", "."), "controller"),
+        ("uvicorn", ("up", "."), "all"),
+    ],
+)
+async def test_a_command_whose_extra_is_not_installed_says_which_in_a_line(
+    lamplighter, tmp_path, missing, words, extra
+):
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{missing!r}] = None\n")
+    code, out, err = await lamplighter(*words, PYTHONPATH=str(tmp_path), LAMPLIGHTER_LISTEN="127.0.0.1:0")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("Error: ")
+    assert f"needs the Python package {missing}: install Lamplighter with the extra `{extra}`" in err
+    assert "Traceback" not in err

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import secrets
 import sys
 from asyncio.subprocess import PIPE
@@ -263,3 +264,23 @@ async def test_a_host_is_enrolled_and_revoked_from_the_command_line(server, api,
         assert (await lamplighter(server, tmp_path, "revoke", "web-1"))[2] == 0
         assert await agent.closed()
     assert await denied(connect, key)
+
+
+async def test_an_enrolled_agent_calls_with_its_key_whatever_token_file_the_environment_names(server, offer, tmp_path):
+    (tmp_path / "enrol-token").write_text(await offer())
+    (tmp_path / "other").write_text("token of the command line\n")
+    at = ("--server", f"http://127.0.0.1:{server.port}", "--data-dir", tmp_path / "agent", "--host", "web-1")
+    agent = await asyncio.create_subprocess_exec(
+        *(LAMPLIGHTER, "agent", *at, "--enrol-token-file", tmp_path / "enrol-token"),
+        env=os.environ | {"LAMPLIGHTER_TOKEN_FILE": str(tmp_path / "other")},
+        stderr=PIPE,
+    )
+    try:
+        said = b""
+        while b"connected" not in said:  # also in "not connected"
+            said = await asyncio.wait_for(agent.stderr.readline(), 60)
+            assert said, "the agent ended"
+        assert b"not connected" not in said
+    finally:
+        agent.terminate()
+        await agent.communicate()

@@ -47,9 +47,12 @@ def test_what_is_not_routine_says_so(logged):
     assert "server     error: host lost" in logged("text", "host lost", logging.ERROR, name="server.gateway")
 
 
-def test_people_see_the_first_digits_of_an_id_and_machines_all(logged):
-    assert logged("text", "job", job=JOB).endswith("job=6bb6fd32\n")
-    assert json.loads(logged("json", "job", job=JOB))["job"] == JOB
+@pytest.mark.parametrize(
+    "job", [JOB, f"{JOB}-fc9b79c969691087", "6bb6fd32-16ce-44e9-85ea-4b93168a203d-fc9b79c969691087"]
+)
+def test_people_see_the_first_digits_of_an_id_and_machines_all(logged, job):
+    assert logged("text", "job", job=job).endswith("job=6bb6fd32\n")
+    assert json.loads(logged("json", "job", job=job))["job"] == job
 
 
 def test_people_see_local_times_and_machines_utc(logged):
