@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 ENDS = frozenset({"succeeded", "warning", "failed", "timed_out", "cancelled", "interrupted"})
 GOOD = frozenset({"succeeded", "warning"})
+FORGOTTEN = "forgotten"
+"""The status of a job that no agent had taken when an older database was put back: its due time is fired again."""
 MINUTE = timedelta(minutes=1)
 
 
@@ -85,7 +87,8 @@ def violations(found: Evidence) -> list[str]:
 
 def one_job(found: Evidence) -> Iterator[str]:
     """At most one job for each schedule, host and due time."""
-    counts = Counter((job.schedule_id, job.host, job.due) for job in found.jobs if job.due is not None)
+    jobs = [job for job in found.jobs if job.due is not None and job.status != FORGOTTEN]
+    counts = Counter((job.schedule_id, job.host, job.due) for job in jobs)
     names = {job.schedule_id: job.schedule for job in found.jobs}
     for (schedule, host, due), count in counts.items():
         if count > 1:
@@ -149,7 +152,7 @@ def only_due(found: Evidence) -> Iterator[str]:
 def each_ended(found: Evidence) -> Iterator[str]:
     """Every job has an end, and no agent has anything left to tell."""
     for job in found.jobs:
-        if job.status not in ENDS:
+        if job.status not in ENDS and job.status != FORGOTTEN:
             yield f"job {job.id} of {job.schedule} on {job.host}, due {job.due}, is {job.status}"
     for host, held in found.held.items():
         for what in held.open:

@@ -12,7 +12,7 @@ import httpx
 
 from agent.journal import read
 from agent.memory import replay
-from tests.faults.checks import ENDS, MINUTE, Evidence, Held, Job, Kept, Row, Run, due_times
+from tests.faults.checks import FORGOTTEN, MINUTE, Evidence, Held, Job, Kept, Row, Run, due_times
 from tests.faults.fleet import DUE, KEPT, Fleet
 from tests.faults.plan import HOSTS
 
@@ -37,12 +37,13 @@ def jobs(database: Path) -> list[Job]:
 
 
 def with_lost(found: Sequence[Job], lost: Mapping[str, Job]) -> list[Job]:
-    """Jobs, with those that an older database has lost: their due times were dealt with. Of a lost one that had no end
-    nobody knows how it ended; one that is there again may have had more attempts than the older database knew."""
+    """Jobs, with those that an older database has lost, whose due times were dealt with. Nobody knows how a lost one
+    ended that had no end; one that is there again may have had more attempts than the older database knew."""
     known = {job.id for job in found}
     again = [job._replace(attempt=max(job.attempt, lost.get(job.id, job).attempt)) for job in found]
     gone = [job for job in lost.values() if job.id not in known]
-    return again + [job if job.status in ENDS else job._replace(status="interrupted") for job in gone]
+    unknown = {"pending": FORGOTTEN, "running": "interrupted"}
+    return again + [job._replace(status=unknown.get(job.status, job.status)) for job in gone]
 
 
 def hosts(database: Path) -> dict[str, Row]:
