@@ -111,6 +111,8 @@ async def running() -> AsyncIterator[tuple[OwnCluster, httpx.AsyncClient]]:
                 limits=httpx.Limits(max_connections=64),
             ) as http:
                 await _namespace(http, "home")
+                # A Schedule that selects no host is not Ready.
+                (await http.post("/api/v1/nodes", json={"metadata": {"name": "host"}})).raise_for_status()
                 yield cluster, http
         finally:
             await asyncio.to_thread(cluster.__exit__)

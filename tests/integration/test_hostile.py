@@ -178,7 +178,7 @@ def test_whatever_an_agent_says_is_tolerated_or_ends_its_connection_with_a_reaso
                 agent.send(frame)
             assert agent.ping(ack_on_close=True).wait(PATIENCE_S)
         if (code := agent.close_code) is not None:
-            assert code in {1007, 1009, 4000}
+            assert code in {1007, 1009, 1013, 4000}  # 1013: this host connects too often
             assert agent.close_reason
 
 
