@@ -202,9 +202,9 @@ async def _cleared(http: httpx.AsyncClient, namespace: str) -> None:
 
 
 async def _versions(http: httpx.AsyncClient) -> dict[str, str]:
-    """The version of each of our objects, which every write changes."""
+    """The version of each Schedule and Repository, which every write changes. A Host's status has a pace of its own."""
     found: dict[str, str] = {}
-    for plural in ("schedules", "repositories", "hosts"):
+    for plural in ("schedules", "repositories"):
         pages = await _pages(http, f"/apis/{GROUP}/{plural}", "continue", lambda page: page["metadata"].get("continue"))
         found.update((it["metadata"]["uid"], it["metadata"]["resourceVersion"]) for it in pages)
     return found
