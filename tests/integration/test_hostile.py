@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import itertools
 import json
 import logging
 import os
@@ -162,6 +163,10 @@ def spoilt(draw):
     return Frame(text)
 
 
+NUMBERS = itertools.count()
+"""Each example is another host: one that connects too often is sent away for a while."""
+
+
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), database=None)
 @given(said_hello=st.booleans(), frames=st.lists(spoilt(), min_size=1, max_size=4))
 @example(True, [envelope("schedule.fire", schedule_id="s1", scheduled_at="0001-01-01T00:00:00+23:59")])
@@ -173,7 +178,7 @@ def test_whatever_an_agent_says_is_tolerated_or_ends_its_connection_with_a_reaso
     with server.connect() as agent:
         with suppress(ConnectionClosed):
             if said_hello:
-                agent.send(envelope("hello", host="node-1"))
+                agent.send(envelope("hello", host=f"node-{next(NUMBERS)}"))
             for frame in frames:
                 agent.send(frame)
             assert agent.ping(ack_on_close=True).wait(PATIENCE_S)
