@@ -19,6 +19,8 @@ TIMEOUT_S = 45.0
 """Seconds that the server has for one answer; it gives a host 30 to look into a repository."""
 PAGE = 500
 """Items that are asked for at once."""
+MAX_CANDIDATES = 5
+"""Jobs that are named where what was typed could mean several."""
 
 Item = Mapping[str, Any]
 """What REST lists: a resource, or a record."""
@@ -90,11 +92,11 @@ class Server:
 
     def job(self, digits: str) -> Item:
         """The one job whose id begins with these digits."""
-        found = list(self.items("/jobs", limit=2, id=digits.lower()))
+        found = list(self.items("/jobs", limit=MAX_CANDIDATES + 1, id=digits.lower()))
         if not found:
             raise click.ClickException(f"no job begins with {digits}: `lamplighter get jobs` lists them")
         if len(found) > 1:
-            raise click.ClickException(f"several jobs begin with {digits}: give more digits")
+            raise click.ClickException(f"several jobs begin with {digits}: give more digits, as of {_told(found)}")
         return found[0]
 
     def _no(self, status: int, content: Any) -> str:
@@ -134,9 +136,11 @@ def _found_wrong(server: Server) -> Iterator[tuple[str, str, str, str]]:
         if not host["connected"]:
             since = f"since {moment(host['last_seen'])}" if host["last_seen"] else "and never was"
             yield "Host", host["name"], "NotConnected", f"its agent is not connected, {since}"
-    for job in server.items("/jobs", status="running"):
-        if job["problem"] and not job["scheduled_id"]:  # else its Schedule has told of it
-            yield "Job", job["id"][:SHORT_ID], "RunsHang", f"on {job['host']}: {job['problem']}"
+    running = server.items("/jobs", status="running")
+    hanging = [job for job in running if job["problem"] and not job["scheduled_id"]]  # else its Schedule has told of it
+    short = _short_ids(hanging)
+    for job in hanging:
+        yield "Job", short[job["id"]], "RunsHang", f"on {job['host']}: {job['problem']}"
 
 
 def get(access: Access, what: str, filters: Mapping[str, str | None], limit: int, output: str) -> None:
@@ -156,7 +160,7 @@ def get(access: Access, what: str, filters: Mapping[str, str | None], limit: int
     if not items:
         note(f"no {what}" + (" like that" if any(given.values()) else ""))
         return
-    names = _names(server, items) if what == "jobs" else {}
+    names = {**_names(server, items), **_short_ids(items)} if what == "jobs" else {}
     rows = [_ROWS[what](item, names) for item in items]
     print_table(_TABLES[what], rows, STYLES, _OPTIONAL.get(what, ()))
 
@@ -168,8 +172,9 @@ def run(access: Access, schedule: str, hosts: Sequence[str]) -> None:
     jobs = server.ask("POST", f"/schedules/{full_name(schedule)}/run", body=body)["items"]
     if not jobs:
         raise click.ClickException(f"{full_name(schedule)} selects no host: see `lamplighter get hosts`")
+    short = _short_ids(jobs)
     for job in jobs:
-        say(f"job {job['id'][:SHORT_ID]} on {job['host']}")
+        say(f"job {short[job['id']]} on {job['host']}")
 
 
 def cancel(access: Access, digits: str) -> None:
@@ -256,7 +261,7 @@ def _problems(item: Item) -> str:
 
 
 def _job(item: Item, names: Mapping[str, str]) -> list[str]:
-    what = [item["id"][:SHORT_ID], item["host"], _schedule_name(item, names), item["kind"], item["status"]]
+    what = [names[item["id"]], item["host"], _schedule_name(item, names), item["kind"], item["status"]]
     times = [moment(item["scheduled_at"]), moment(_began(item)), _took(item)]
     return [*what, *times, outcome(item) or "-"]
 
@@ -303,6 +308,22 @@ STYLES = {
     "timed_out": "red",
     "no": "red",
 }
+
+
+def _short_ids(jobs: Sequence[Item]) -> Mapping[str, str]:
+    """The first digits of jobs' ids, by the whole id: as many of all as tell these jobs apart, SHORT_ID at least."""
+    ids = {str(job["id"]) for job in jobs}
+    size = SHORT_ID
+    while len({id_[:size] for id_ in ids}) < len(ids):
+        size += 1
+    return {id_: id_[:size] for id_ in ids}
+
+
+def _told(jobs: Sequence[Item]) -> str:
+    """Which jobs what was typed could mean."""
+    short = _short_ids(jobs)
+    told = [f"{short[job['id']]} ({job['kind']} on {job['host']}, {job['status']})" for job in jobs]
+    return ", ".join(told[:MAX_CANDIDATES]) + (" and others" if len(told) > MAX_CANDIDATES else "")
 
 
 def _names(server: Server, jobs: Sequence[Item]) -> Mapping[str, str]:

@@ -87,7 +87,7 @@ def local_time(at: datetime) -> str:
 
 
 def _short(key: str, value: object) -> object:
-    """A job's id by its first digits. That of a Run's or a Restore's job is longer than others, and may have a name."""
+    """A job's id by its first digits. Those that an earlier version gave to jobs of Runs and Restores are longer."""
     return value[:SHORT_ID] if key == "job" and isinstance(value, str) else value
 
 

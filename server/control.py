@@ -344,12 +344,12 @@ class Control:
         now, run_id = self._clock(), f"{namespace}/{run}"
         labels = {host: self.fleet.members[host].labels for host in self.fleet.matched(target)}
         hosts = [host for host, has in labels.items() if selector_matches(selector, has)]
-        before = await self._store.read(records.run_status, run, run_id)
-        ids = {host: records.run_job_id(namespace, run, host) for host in hosts}
+        before = await self._store.read(records.run_status, run_id)
+        ids = {host: records.lasting_job_id("run", namespace, run, host) for host in hosts}
         if before["hosts"] == 0 and not any(job_id in self.jobs.queue.jobs for job_id in ids.values()) and hosts:
             jobs = [self._run_of(target, host, job_id, Actor("run", run_id), now) for host, job_id in ids.items()]
             await self.record(jobs, _audit(now, actor, "run", "Schedule", _name(row), run=run_id, hosts=hosts))
-        return await self._store.read(records.run_status, run, run_id)
+        return await self._store.read(records.run_status, run_id)
 
     def _run_of(self, target: Target, host: str, job_id: str, actor: Actor, now: datetime) -> NewJob:
         """A job that somebody asked for. Where its schedule's last run is not over, it waits for it or replaces it."""

@@ -159,6 +159,12 @@ class Job(Base, table=True):
             sqlite_where=sa.text("status IN ('pending', 'running')"),
             postgresql_where=sa.text("status IN ('pending', 'running')"),
         ),
+        sa.Index(
+            "ix_jobs_run",
+            "actor_id",
+            sqlite_where=sa.text("actor_kind = 'run'"),
+            postgresql_where=sa.text("actor_kind = 'run'"),
+        ),
     )
 
     id: str = Field(primary_key=True, max_length=64)

@@ -124,23 +124,26 @@ class Restores:
         """
         spec = resources.parse_restore(manifest)
         namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
-        job_id = _job_id(namespace, name)
         async with self._asking:  # so that nobody asks for what is being recorded
-            job = await self._store.read(records.get_job, job_id)
+            job = await self._find(namespace, name)
             if job is None:
-                job = await self._record(actor, namespace, name, spec, job_id)
+                job = await self._record(actor, namespace, name, spec)
             elif not _is_same(job, spec):
                 raise Conflict(f"restore {name} was asked for before, and was another: give this one a name of its own")
         return job
 
     async def get(self, namespace: str, name: str) -> Row:
         """The job of a restore. Raises NotFound."""
-        job = await self._store.read(records.get_job, _job_id(namespace, name))
+        job = await self._find(namespace, name)
         if job is None:
             raise NotFound(f"there is no restore {name!r} in namespace {namespace!r}")
         return job
 
-    async def _record(self, actor: Actor, namespace: str, name: str, spec: RestoreSpec, job_id: str) -> Row:
+    async def _find(self, namespace: str, name: str) -> Row | None:
+        found = await self._store.read(records.get_jobs, [_job_id(namespace, name), _earlier_job_id(namespace, name)])
+        return found[0] if found else None
+
+    async def _record(self, actor: Actor, namespace: str, name: str, spec: RestoreSpec) -> Row:
         try:
             row, where = self._repository(namespace, spec.repository_ref.name)
         except NotFound as error:
@@ -160,7 +163,7 @@ class Restores:
             detail = f"{host} is not granted to namespace {namespace}; the cluster's operator can change that"
             raise Forbidden(f"namespace {namespace} may not reach this", [{"field": "spec.host", "detail": detail}])
         command = CommandRun(
-            job_id,
+            _job_id(namespace, name),
             "restore",
             [],
             commands.repository_id(row.id, where, spec.source_host, host),
@@ -296,6 +299,11 @@ def _args(question: Question) -> list[str]:
 
 def _job_id(namespace: str, name: str) -> str:
     """The id of a restore's job: ever the same, and nobody else's."""
+    return records.lasting_job_id("restore", namespace, name)
+
+
+def _earlier_job_id(namespace: str, name: str) -> str:
+    """The id that a restore's job got before ids began with what tells them apart: a store may hold some still."""
     return f"{name}-{hashlib.blake2b(f'restore {namespace}'.encode(), digest_size=8).hexdigest()}"
 
 

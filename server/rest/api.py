@@ -259,15 +259,13 @@ class Api:
         """Read how far a run is; one that is not known is on no host, and has failed."""
         Query(request)
         namespace, run = request.path_params["namespace"], _own_id(request)
-        row = await self._store.read(records.run_status, run, f"{namespace}/{run}")
+        row = await self._store.read(records.run_status, f"{namespace}/{run}")
         return json_response(await self._run(row, namespace, run))
 
     async def _run(self, row: Row, namespace: str, run: str) -> Row:
         """How far a run is, and why it failed on the first of its hosts."""
         phase, reason, message = run_phase(row)
-        failures = (
-            await self._store.read(records.run_failures, run, f"{namespace}/{run}", NAMED) if row["failed"] else []
-        )
+        failures = await self._store.read(records.run_failures, f"{namespace}/{run}", NAMED) if row["failed"] else []
         return {"phase": phase, "reason": reason, "message": message, "failures": failures, **row}
 
     # Restores.

@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 
 from controller.client import Client
@@ -157,7 +158,11 @@ async def test_logs_tell_what_restic_said_and_how_it_ended_and_command_no_termin
 
 
 @pytest.mark.parametrize(
-    ("digits", "said"), [("a", "several jobs begin with a: give more digits"), ("ffff", "no job begins with ffff")]
+    ("digits", "said"),
+    [
+        ("a", "several jobs begin with a: give more digits, as of ab000000 (backup on node-1, failed), aa000000 ("),
+        ("ffff", "no job begins with ffff"),
+    ],
 )
 async def test_digits_that_name_no_job_or_several_are_told(lamplighter, digits, said):
     code, out, err = await lamplighter("logs", digits)
@@ -184,6 +189,35 @@ async def test_what_is_wrong_is_said_in_a_line_with_the_remedy(lamplighter, tmp_
     assert err.count("\n") == 1
     assert err.startswith("Error: ")
     assert said in err
+
+
+async def test_jobs_of_one_run_or_of_like_names_are_told_apart_by_what_is_shown(lamplighter, server):
+    headers = {"authorization": f"Bearer {server.admin_token}"}
+    url = f"http://127.0.0.1:{server.port}/api/v1"
+    async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as api:
+        for host in ("node-2", "node-3", "node-4"):
+            await api.put(f"/hosts/{host}", json={"labels": {"role": "db"}})
+        for run in ("2026-03-29-a", "2026-03-29-b"):
+            asked = await api.put(f"/runs/default/{run}", json={"schedule": "etc"})
+            assert asked.json()["hosts"] == 4
+            again = await api.put(f"/runs/default/{run}", json={"schedule": "etc"})
+            assert again.json() == asked.json() == (await api.get(f"/runs/default/{run}")).json()
+            restore = {"repositoryRef": {"name": "main"}, "sourceHost": "node-1", "target": "/srv"}
+            (await api.put(f"/restores/default/{run}", json={"spec": restore})).raise_for_status()
+    rows = table((await lamplighter("get", "jobs"))[1])[1:]
+    assert len({row[0] for row in rows}) == len(rows) == 3 + 2 * (4 + 1)
+    for short, host, *_ in rows[:5]:
+        assert (await lamplighter("cancel", short))[1] == f"job {short} on {host} is cancelled\n"
+
+
+async def test_as_many_digits_are_shown_as_tell_jobs_apart(lamplighter, server):
+    like = ["ef" * 6 + last * 20 for last in "12"]
+    rows = [JobRow(id_, "node-1", "backup", "user", "a", None, None, 0, command(id_), NOW) for id_ in like]
+    await server.control._store.write(records.record_jobs, rows)
+    shown = [row[0] for row in table((await lamplighter("get", "jobs"))[1])[1:]]
+    assert sorted(shown) == sorted(id_[:13] for id_ in (*JOBS, *like))
+    assert f"{like[0][:13]} (backup on node-1, pending)" in (await lamplighter("logs", "efefefef"))[2]
+    assert (await lamplighter("logs", like[0][:13]))[0] == 0
 
 
 async def test_get_says_that_there_is_more_than_it_shows(lamplighter):
