@@ -258,7 +258,7 @@ class Job:
             nonlocal outcome
             if exit_code == 1 and output.was_expected:
                 exit_code = 0
-            outcome = restic.outcome(exit_code, output.stderr, output.unreadable)
+            outcome = restic.outcome(exit_code, output.stderr, output.unreadable, output.paths)
             self.exit_code = exit_code
             if output.capabilities:
                 self.news.log(f"left out: capabilities of {output.capabilities} files: {SPECIAL}")
@@ -306,12 +306,19 @@ class Job:
 
     def hook_failed(self, error: str) -> None:
         """A hook around it has failed: what had succeeded, has not wholly; what had not begun, does not."""
-        self.news.log(restic.clipped(self.hide(error)))
         if self.ended is None:
+            self.news.log(restic.clipped(self.hide(error)))
             self.fail(error, "HookFailed")
-        elif self.ended.end in ("succeeded", "warning"):
+        else:
+            self.warn(error, "HookFailed")
+
+    def warn(self, error: str, reason: JobReason = "") -> None:
+        """Something was left undone: what had succeeded, has not wholly."""
+        error = restic.clipped(self.hide(error))
+        self.news.log(error)
+        if self.ended is not None and self.ended.end in ("succeeded", "warning"):
             said = f"{self.ended.error}; {error}" if self.ended.error else error
-            self.ended = Outcome("warning", restic.clipped(said), "HookFailed")
+            self.ended = Outcome("warning", restic.clipped(said), reason or self.ended.reason)
 
     def status(self) -> JobEnd:
         """How the job ended."""
@@ -354,6 +361,7 @@ class _Output:
         self.stderr: deque[str] = deque(maxlen=MAX_TAIL)
         self.summary: restic.Summary | None = None
         self.unreadable = 0
+        self.paths: list[str] = []
 
     @property
     def was_expected(self) -> bool:
@@ -375,7 +383,10 @@ class _Output:
             case restic.Summary() as summary:
                 self.summary = summary
             case (restic.Unreadable(text) | restic.LogLine(text)) as said:
-                self.unreadable += isinstance(said, restic.Unreadable)
+                if isinstance(said, restic.Unreadable):
+                    self.unreadable += 1
+                    if len(self.paths) < restic.NAMED_PATHS:
+                        self.paths.append(self._hide(said.path))
                 for part in map(restic.clipped, self._hide(text).splitlines()):
                     self._news.log(part)
                     if fd == 2:

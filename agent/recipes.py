@@ -14,6 +14,16 @@ from agent.verify import Sample
 from wire.messages import Restore, Verify
 
 
+async def backup(job: Job, creating: asyncio.Lock) -> None:
+    """Back up. One that finds no file at all is told: where a volume should be there may be an empty folder."""
+    await plain(job, creating)
+    args, made = job.command.args, job.summary
+    if made.snapshot_id and not made.files_processed:
+        paths = args[args.index("--") + 1 :] if "--" in args else []
+        where = restic.named_paths(paths, len(paths))
+        job.warn(f"no file was found in {where}: is a volume not mounted, or does spec.backup.excludes leave all out?")
+
+
 async def plain(job: Job, creating: asyncio.Lock) -> None:
     """One call of restic; where there is no repository yet and one may be made, `restic init` and restic again.
 

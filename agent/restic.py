@@ -177,9 +177,10 @@ class Summary(Struct, frozen=True):
 
 
 class Unreadable(Struct, frozen=True):
-    """A path that the snapshot lacks, and why."""
+    """A path that the snapshot lacks, and why. `path`: that path alone."""
 
     text: str
+    path: str
 
 
 class LogLine(Struct, frozen=True):
@@ -224,7 +225,7 @@ class _Error(Struct):
 _messages = msgspec.json.Decoder(_Message)
 _errors = msgspec.json.Decoder(_Error)
 _BAR = re.compile(r"\[[0-9:]+\] +([0-9.]+)%  [0-9]+ / [0-9]+ .*")
-_SKIPPED = re.compile(r".* (does not exist|cannot be accessed), skipping")
+_SKIPPED = re.compile(r"(.*) (does not exist|cannot be accessed), skipping")
 _UNPRINTABLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -241,8 +242,8 @@ def read_line(line: bytes) -> Output | None:
     text = plain(line)
     if bar := _BAR.fullmatch(text):
         return Status(_fraction(float(bar[1]) / 100)) if bar[1].count(".") == 1 else None
-    if _SKIPPED.fullmatch(text):  # before 0.19 restic exits with 0 though this path is not in the snapshot
-        return Unreadable(text)
+    if skipped := _SKIPPED.fullmatch(text):  # before 0.19 restic exits with 0 though it is not in the snapshot
+        return Unreadable(text, skipped[1])
     return LogLine(text) if text else None
 
 
@@ -283,8 +284,9 @@ def _read_message(message: _Message) -> Output | None:
             sums = (files, message.total_bytes_processed or message.bytes_restored, message.data_added)
             return Summary(_UNPRINTABLE.sub("", message.snapshot_id)[:64], *map(_count, sums))
         case "error":
+            path = _UNPRINTABLE.sub("", message.item)
             text = _UNPRINTABLE.sub("", f"{message.item}: {_error_text(message)}")
-            return LogLine(text) if message.during == "scan" else Unreadable(text)  # a scan only counts files
+            return LogLine(text) if message.during == "scan" else Unreadable(text, path)  # a scan only counts files
         case "exit_error":
             return LogLine(_UNPRINTABLE.sub("", message.message).strip())
     return None
@@ -429,18 +431,26 @@ _PROBLEMS = (
 _USEFUL = re.compile(r"(Fatal|panic|fatal error|Warning|error): ?.*")
 
 
-def outcome(exit_code: int | None, stderr: Sequence[str], unreadable: int = 0) -> Outcome:
+NAMED_PATHS = 3
+"""Paths that are told by name where some could not be read."""
+MAX_PATH = 80
+"""Characters of such a path that are told: of a longer one its end."""
+
+
+def outcome(exit_code: int | None, stderr: Sequence[str], unreadable: int = 0, paths: Sequence[str] = ()) -> Outcome:
     """What an exit code means, together with the last lines of stderr and the number of paths that were not read.
 
-    `exit_code`: negative for the signal that ended the process, as in subprocess; None when nothing ended it. A backup
-    that left out paths is a warning also where restic (before 0.19) exits with 0. Codes: restic's manual, "Exit codes";
-    one that is not known there "MUST be treated as a command failure".
+    `paths`: some of those that were not read. `exit_code`: negative for the signal that ended the process, as in
+    subprocess; None when nothing ended it. A backup that left out paths is a warning also where restic (before 0.19)
+    exits with 0. Codes: restic's manual, "Exit codes"; one that is not known there "MUST be treated as a command
+    failure".
     """
     said = _useful(stderr)
     if exit_code == 0 and not unreadable:
         return Outcome("succeeded")
     if exit_code in (0, 3):
-        missing = f"{unreadable} paths could not be read and are not in the snapshot" if unreadable else ""
+        which = f": {named_paths(paths, unreadable)}" if paths else ""
+        missing = f"{unreadable} paths could not be read and are not in the snapshot{which}" if unreadable else ""
         return Outcome("warning", clipped(missing or said or "restic exit code 3: not everything could be done"))
     if exit_code is None or exit_code < 0 or exit_code in (2, 130):
         return Outcome("failed", clipped(_with(_died(exit_code), said)))
@@ -451,6 +461,14 @@ def outcome(exit_code: int | None, stderr: Sequence[str], unreadable: int = 0) -
         if exit_code == problem.code or (exit_code == 1 and problem.pattern.search(text)):
             return Outcome(problem.end, clipped(_with(problem.remedy, said)), _REASONS.get(problem.end, ""))
     return Outcome("failed", clipped(_with(f"restic exit code {exit_code}", said)))
+
+
+def named_paths(paths: Sequence[str], count: int) -> str:
+    """The first of `count` paths, each short enough for a line, and how many more there are."""
+    told = [" ".join(path.split()) for path in paths[:NAMED_PATHS]]
+    more = count - len(told)
+    short = ", ".join(path if len(path) <= MAX_PATH else f"…{path[1 - MAX_PATH :]}" for path in told)
+    return f"{short} and {more} more" if more > 0 else short
 
 
 def _died(exit_code: int | None) -> str:

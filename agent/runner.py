@@ -138,7 +138,9 @@ class Runner:
                 await recipes.restore(job, wanted)
             case CommandRun(kind="snapshots" | "ls"):
                 await recipes.browse(job)
-            case CommandRun(kind="backup" | "forget" | "prune" | "check" | "unlock"):
+            case CommandRun(kind="backup"):
+                await recipes.backup(job, self._creating.setdefault(job.url, asyncio.Lock()))
+            case CommandRun(kind="forget" | "prune" | "check" | "unlock"):
                 await recipes.plain(job, self._creating.setdefault(job.url, asyncio.Lock()))
             case CommandRun(kind=kind):
                 job.fail(f"this agent does not run kind {kind!r}: update it")

@@ -253,7 +253,8 @@ async def test_what_could_not_be_read_makes_a_warning_and_a_snapshot(make, repos
     end = await make().run(backup(folder, folder / "missing"), repository, Told())
     assert end.status == "warning"
     assert end.exit_code in (0, 3)  # before and since restic 0.19
-    assert end.error == "1 paths could not be read and are not in the snapshot"
+    assert end.error.startswith("1 paths could not be read and are not in the snapshot: ")
+    assert end.error.endswith(str(folder / "missing")[-60:])
     assert len(snapshots(repository)) == 1
 
 
@@ -262,6 +263,19 @@ async def test_a_file_that_may_not_be_read_makes_a_warning(make, repository, fol
     as_others = f'exec setpriv --bounding-set=-dac_override,-dac_read_search {RESTIC} "$@"'  # root reads everything
     end = await make(as_others if os.geteuid() == 0 else None).run(backup(folder), repository, Told())
     assert (end.status, end.exit_code) == ("warning", 3)
+    assert "noise" in end.error
+
+
+async def test_a_backup_without_any_file_is_told_with_its_paths(make, repository, folder, tmp_path):
+    """As where a volume is not mounted."""
+    runner, empty = make(), tmp_path / "empty"
+    (empty / "sub").mkdir(parents=True)
+    end = await runner.run(backup(empty), repository, Told())
+    assert end.status == "warning"
+    assert str(empty)[-60:] in end.error
+    assert "not mounted" in end.error
+    assert end.snapshot_id
+    assert (await runner.run(backup(empty, folder, job_id="j2"), repository, Told())).status == "succeeded"
 
 
 async def test_a_schedule_at_the_limits_of_its_schema_runs(make, repository, folder):
@@ -270,7 +284,9 @@ async def test_a_schedule_at_the_limits_of_its_schema_runs(make, repository, fol
     excludes = [f"--exclude=/{at:03}" + "é$ " * 1364 for at in range(256)]
     args = ["backup", "--json", "--host=node-1", *excludes, "--exclude=noise", "--", *map(str, paths)]
     end = await make().run(CommandRun("j1", "backup", args, "r1", init=INIT), repository, Told())
-    assert (end.status, end.error) == ("warning", "255 paths could not be read and are not in the snapshot")
+    assert end.status == "warning"
+    assert end.error.startswith("255 paths could not be read and are not in the snapshot: …")
+    assert end.error.endswith(" and 252 more")
     assert end.files_processed == 1
     assert len(snapshots(repository)) == 1
 

@@ -187,13 +187,13 @@ def test_a_secret_is_no_pattern():
         ),
         (  # before 0.16: an os.PathError
             said(message_type="error", error={"Op": "open", "Path": "/x", "Err": 13}, during="archival", item="/x"),
-            Unreadable("/x: open /x: Permission denied"),
+            Unreadable("/x: open /x: Permission denied", "/x"),
         ),
         (  # since 0.16
             said(message_type="error", error={"message": "open /x: permission denied"}, during="archival", item="/x"),
-            Unreadable("/x: open /x: permission denied"),
+            Unreadable("/x: open /x: permission denied", "/x"),
         ),
-        (said(message_type="error", error="odd", during="archival", item="/x"), Unreadable('/x: "odd"')),
+        (said(message_type="error", error="odd", during="archival", item="/x"), Unreadable('/x: "odd"', "/x")),
         (said(message_type="error", error={"message": "gone"}, during="scan", item="/x"), LogLine("/x: gone")),
         (said(message_type="exit_error", code=12, message="Fatal: wrong password"), LogLine("Fatal: wrong password")),
         (  # a restore, since 0.16
@@ -206,7 +206,7 @@ def test_a_secret_is_no_pattern():
         ),
         (  # since 0.17
             said(message_type="error", error={"message": "no space"}, during="restore", item="/x"),
-            Unreadable("/x: no space"),
+            Unreadable("/x: no space", "/x"),
         ),
         (said(message_type="verbose_status", action="new", item="/x"), None),
         (said(message_type="invented"), None),
@@ -216,7 +216,7 @@ def test_a_secret_is_no_pattern():
         (b"{" * 5000, LogLine("{" * 5000)),
         (b"[0:05] 40.00%  2 / 5 packs", Status(0.4)),
         (b"[0:05] 4.0.0%  2 / 5 packs", None),
-        (b"/x does not exist, skipping", Unreadable("/x does not exist, skipping")),
+        (b"/x does not exist, skipping", Unreadable("/x does not exist, skipping", "/x")),
         (b"  \x1b[2K\x1b[31mFatal\x1b[0m: no\x07 \xff ", LogLine("Fatal: no \ufffd")),
         (b"   ", None),
         (b"", None),
@@ -295,6 +295,14 @@ def test_paths_that_were_not_read_make_a_warning_whatever_the_code(code):
     assert restic.outcome(code, [], unreadable=2) == restic.Outcome(
         "warning", "2 paths could not be read and are not in the snapshot"
     )
+
+
+def test_paths_that_were_not_read_are_named_as_far_as_a_line_holds_them():
+    paths = ["/a\nb", "/" + "x" * 200 + "/end", "/c"]
+    told = restic.outcome(3, [], 5, paths).error
+    assert told.startswith("5 paths could not be read and are not in the snapshot: /a b, …xxx")
+    assert told.endswith("x/end, /c and 2 more")
+    assert len(told) < 256  # what conditions tell of a job
 
 
 def test_an_error_is_cut_to_what_the_wire_carries():
