@@ -5,6 +5,7 @@ import binascii
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,23 +23,35 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
 class Mistake(NamedTuple):
-    """What is wrong in a file. `place`: `file:line` or `file:line:column`; `document`: counted from 1."""
+    """What is wrong in a file. `mark`: `:line` or `:line:column`, or empty; `document`: counted from 1."""
 
-    place: str
+    file: str
+    mark: str
     document: int
     field: str
     detail: str
 
+    @property
+    def place(self) -> str:
+        """The file, with line and column where they are known."""
+        return f"{self.file}{self.mark}"
+
 
 class Document(NamedTuple):
-    """One resource in a file. Its repr tells no content: that may be a Secret."""
+    """One resource in a file. `line`: its first; `number`: from 1. Its repr tells no content: that may be a Secret."""
 
-    place: str
+    file: str
+    line: int
     number: int
     content: Mapping[str, Any]
 
     def __repr__(self) -> str:
         return f"Document({self.place!r}, {self.number})"
+
+    @property
+    def place(self) -> str:
+        """The file, with the line in which this begins."""
+        return f"{self.file}:{self.line}"
 
     @property
     def kind(self) -> str:
@@ -57,7 +70,7 @@ class Document(NamedTuple):
 
     def mistake(self, field: str, detail: str) -> Mistake:
         """Something that is wrong in here."""
-        return Mistake(self.place, self.number, field, detail)
+        return Mistake(self.file, f":{self.line}", self.number, field, detail)
 
 
 class Parsed(NamedTuple):
@@ -76,7 +89,7 @@ def parse(path: Path, text: str) -> Parsed:
     number = 1
     try:
         for line, content in _contents(text):
-            document = Document(f"{path}:{line}", number, content)
+            document = Document(str(path), line, number, content)
             number += 1
             if isinstance(content, dict) and str(content.get("kind") or "Secret") not in API_VERSIONS:
                 unread.append(document.mistake("kind", f"{content['kind']} is not read: {_KINDS} are"))
@@ -86,7 +99,7 @@ def parse(path: Path, text: str) -> Parsed:
     except yaml.YAMLError as error:
         mistakes.append(_yaml_mistake(path, number, error))
     except RecursionError:
-        mistakes.append(Mistake(str(path), number, "", f"nested more than {MAX_DEPTH} deep"))
+        mistakes.append(Mistake(str(path), "", number, "", f"nested more than {MAX_DEPTH} deep"))
     return Parsed(tuple(found), tuple(mistakes), tuple(unread))
 
 
@@ -170,13 +183,41 @@ def _check_keys(node: yaml.MappingNode) -> None:
 def _yaml_mistake(path: Path, document: int, error: yaml.YAMLError) -> Mistake:
     """A YAML error with its place. No text of the file is repeated: it may be a Secret's."""
     if not isinstance(error, yaml.MarkedYAMLError):
-        return Mistake(str(path), document, "", "holds characters that YAML does not allow: save it as UTF-8 text")
+        return Mistake(str(path), "", document, "", "holds characters that YAML does not allow: save it as UTF-8 text")
     mark = error.problem_mark or error.context_mark
-    place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+    place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
     problem = ", ".join(part for part in (error.context, error.problem) if part)
     if "alias" in problem and not isinstance(error, _NodeError):
         problem += ': a value that begins with * needs quotes, for example cron: "0 2 * * *"'
-    return Mistake(place, document, "", problem)
+    return Mistake(str(path), place, document, "", problem)
+
+
+def field_line(text: str, number: int, field: str) -> int | None:
+    """The line of a field, such as spec.backup.paths[0], in a text's document of this number (from 1).
+
+    That of the innermost field around it where it is not there; None where the document cannot be read.
+    """
+    try:
+        node = next(islice(yaml.compose_all(text, Loader=_Loader), number - 1, None), None)
+    except (yaml.YAMLError, RecursionError):
+        return None
+    if node is None:
+        return None
+    line: int = node.start_mark.line
+    for name in re.findall(r"[^.\[\]]+", field):
+        if (found := _child(node, name)) is None:
+            break
+        line, node = found
+    return line + 1
+
+
+def _child(node: yaml.Node, name: str) -> tuple[int, yaml.Node] | None:
+    """A field of an object, or an item of a list by its number, with the line in which it begins (from 0)."""
+    if isinstance(node, yaml.MappingNode):
+        return next(((key.start_mark.line, value) for key, value in node.value if key.value == name), None)
+    if isinstance(node, yaml.SequenceNode) and name.isdigit() and int(name) < len(node.value):
+        return node.value[int(name)].start_mark.line, node.value[int(name)]
+    return None
 
 
 def _mistakes(document: Document) -> Iterator[Mistake]:

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from watchfiles import Change, awatch
 
 from controller.client import Client, ControllerError, Refused, Unreachable
-from controller.documents import Document, Mistake, Parsed, parse, secret_values
+from controller.documents import Document, Mistake, Parsed, field_line, parse, secret_values
 from controller.reconcile import (
     FOLDER_PLURALS,
     SECRET_PARTS,
@@ -123,7 +123,7 @@ def _file(path: Path, text: str | Unreadable, last: File | None) -> File:
     if last is not None and last.text == text:
         return last
     if isinstance(text, Unreadable):
-        parsed = Parsed((), (Mistake(str(path), 0, "", text.reason),), ())
+        parsed = Parsed((), (Mistake(str(path), "", 0, "", text.reason),), ())
     else:
         parsed = parse(path, text)
     if parsed.mistakes:
@@ -209,27 +209,43 @@ def _text(path: Path) -> str | Unreadable | None:
         return Unreadable("not UTF-8 text: save it as that")
 
 
+Facts = tuple[tuple[str, object], ...]
+"""What a line of the log names."""
+
+
 class Event(NamedTuple):
-    """A line for the log: its level, what it says, and its facts."""
+    """A line for the log: its level, what it says, and its facts.
+
+    `over`: what is said, with the facts `of`, once nothing of this kind is wrong with `of` any more; "" for nothing.
+    """
 
     level: int
     message: str
-    facts: tuple[tuple[str, object], ...]
+    facts: Facts
+    of: Facts = ()
+    over: str = ""
 
 
 class Teller:
-    """Logs what is wrong once, as long as it lasts."""
+    """Logs what is wrong once, as long as it lasts, and that it is over."""
 
     def __init__(self) -> None:
-        self._told: dict[str, set[Event]] = {}
+        self._told: dict[str, dict[Event, None]] = {}
 
-    def tell(self, topic: str, events: Iterable[Event]) -> None:
-        """Log what is new of all that is wrong now with a topic."""
-        now = dict.fromkeys(events)
+    def tell(self, topic: str, events: Iterable[Event], there: Container[Facts] = ((),)) -> None:
+        """Log what is new of all that is wrong now with a topic, and what is over.
+
+        `there`: what is there still; what went away is not called right.
+        """
+        before, now = self._told.get(topic, {}), dict.fromkeys(events)
         for event in now:
-            if event not in self._told.get(topic, ()):
+            if event not in before:
                 log.log(event.level, event.message, extra=dict(event.facts))
-        self._told[topic] = set(now)
+        lasting = {(event.over, event.of) for event in now}
+        for over, of in dict.fromkeys((event.over, event.of) for event in before):
+            if over and (over, of) not in lasting and of in there:
+                log.info(over, extra=dict(of))
+        self._told[topic] = now
 
 
 async def watch(
@@ -309,23 +325,26 @@ class Follower:
             texts = await asyncio.to_thread(read_texts, self._folder)
             confirmed = self._allow_empty or await asyncio.to_thread(os.path.exists, self._folder / CONFIRMATION)
         except FolderError as error:
-            self._teller.tell("folder", [_event(logging.ERROR, "folder not read", detail=error)])
+            self._teller.tell("folder", [_failing(logging.ERROR, "folder not read", error, "folder read again")])
             return True
         self._teller.tell("folder", [])
         reading = await asyncio.to_thread(read, texts, self._files)
         self._files = reading.files
-        self._teller.tell("files", _file_events(reading))
+        self._teller.tell("files", _file_events(reading), {_of_file(str(path)) for path in reading.files})
         try:
             outcomes = await self._reconciler.reconcile(reading.declared._replace(may_delete_most=confirmed))
         except Unreachable as error:
             return self._unreachable(error)
         except Refused as error:
-            self._teller.tell("server", [_event(logging.ERROR, "server refuses the controller", detail=error)])
+            refused = _failing(
+                logging.ERROR, "server refuses the controller", error, "server accepts the controller now"
+            )
+            self._teller.tell("server", [refused])
             return False
         for outcome in outcomes:
             _log_done(outcome)
         self._warn_of_withheld(outcomes)
-        self._teller.tell("refused", _refusals(outcomes, reading.documents))
+        self._teller.tell("refused", _refusals(outcomes, reading), {_of(key) for key in reading.declared.resources})
         lost = next((it.error for it in outcomes if isinstance(it.error, Unreachable)), None)
         if lost is not None:
             return self._unreachable(lost)
@@ -346,7 +365,8 @@ class Follower:
             log.error("deleting nothing", extra={"folder": str(self._folder), "detail": detail, "first": named})
 
     def _unreachable(self, error: Unreachable) -> bool:
-        self._teller.tell("server", [_event(logging.WARNING, "server not reached, trying again", detail=error)])
+        event = _failing(logging.WARNING, "server not reached, trying again", error, "server reached again")
+        self._teller.tell("server", [event])
         return False
 
     def _sum_up(self, reading: Reading) -> None:
@@ -360,23 +380,46 @@ class Follower:
         self._count = count
 
 
-def _event(level: int, message: str, **facts: object) -> Event:
-    return Event(level, message, tuple((key, str(value)) for key, value in facts.items() if value))
+def _failing(level: int, message: str, error: ControllerError, over: str) -> Event:
+    return Event(level, message, _facts(detail=error), over=over)
+
+
+def _facts(**facts: object) -> Facts:
+    return tuple((key, str(value)) for key, value in facts.items() if value)
+
+
+def _of(key: Key) -> Facts:
+    return ((key.kind.lower(), str(key)),)
+
+
+def _of_file(path: str) -> Facts:
+    return (("file", path),)
 
 
 def _file_events(reading: Reading) -> list[Event]:
-    events = [
-        _event(logging.ERROR, "file refused", file=it.place, document=it.document, field=it.field, detail=it.detail)
-        for it in reading.errors
-    ]
-    ignored = [
-        _event(logging.WARNING, "document ignored", file=it.place, document=it.document, detail=it.detail)
-        for it in reading.warnings
-    ]
+    events = []
+    for it in reading.errors:
+        place = _place(reading, it.file, it.document, it.field, it) or it.place
+        facts = _facts(file=place, document=it.document, field=it.field, detail=it.detail)
+        events.append(Event(logging.ERROR, "file refused", facts, _of_file(it.file), "file valid now"))
+    for it in reading.warnings:
+        facts = _facts(file=it.place, document=it.document, detail=it.detail)
+        events.append(Event(logging.WARNING, "document ignored", facts))
     if not reading.declared.complete:
         detail = "a file has mistakes, and what it declares is not known: nothing is deleted until they are mended"
-        ignored.append(_event(logging.WARNING, "deleting nothing", detail=detail))
-    return [*events, *ignored]
+        events.append(Event(logging.WARNING, "deleting nothing", _facts(detail=detail)))
+    return events
+
+
+def _place(reading: Reading, path: str, document: int, field: str, mistake: Mistake | None = None) -> str:
+    """The file with the line of a field; without the line where what counts is an earlier text; "" for no field."""
+    file = reading.files[Path(path)]
+    if not field or isinstance(file.text, Unreadable):
+        return ""
+    if file.parsed.mistakes and mistake not in file.parsed.mistakes:
+        return path
+    line = field_line(file.text, document, field)
+    return f"{path}:{line}" if line else path
 
 
 def _log_done(outcome: Outcome) -> None:
@@ -401,15 +444,24 @@ def _about(change: Put, answer: Mapping[str, Any]) -> dict[str, object]:
     return {"cron": spec["cron"], "next": datetime.fromisoformat(due) if due else "never"}
 
 
-def _refusals(outcomes: Sequence[Outcome], documents: Mapping[Key, Document]) -> list[Event]:
-    """What the server refused, by field, with the file that says it."""
+def _refusals(outcomes: Sequence[Outcome], reading: Reading) -> list[Event]:
+    """What the server refused, by field, with the place that says it."""
     events = []
     for outcome in outcomes:
         if isinstance(outcome.error, Refused):
             key = outcome.change.key
-            document = documents.get(key)
-            facts = {key.kind.lower(): str(key), **({"file": document.place} if document else {})}
-            fields = [{"field": it.field, "detail": it.detail} for it in outcome.error.errors]
-            wrong = fields or [{"detail": outcome.error.detail}]
-            events += [_event(logging.ERROR, f"{key.kind.lower()} refused", **facts, **it) for it in wrong]
+            kind, of = key.kind.lower(), _of(key)
+            fields = [(it.field, it.detail) for it in outcome.error.errors]
+            for field, detail in fields or [("", outcome.error.detail)]:
+                facts = _facts(**_where(reading, key, field), field=field, detail=detail)
+                events.append(Event(logging.ERROR, f"{kind} refused", of + facts, of, f"{kind} accepted now"))
     return events
+
+
+def _where(reading: Reading, key: Key, field: str) -> dict[str, object]:
+    """The file, with the line, and the document that say a field of a resource."""
+    document = reading.documents.get(key)
+    if document is None:
+        return {}
+    place = _place(reading, document.file, document.number, field) or document.place
+    return {"file": place, "document": document.number}

@@ -180,12 +180,62 @@ async def test_a_refusal_names_file_and_fields_once_and_the_old_schedule_runs_on
     await follower.compare()
     lines = told()
     assert messages(lines) == ["schedule refused", "schedule refused"]
-    assert {facts["field"] for _, facts in lines} == {"spec.hostSlector", "spec.spreadSeconds"}
-    assert all(facts["file"] == "schedule.yaml:2" and facts["schedule"] == "default/etc" for _, facts in lines)
+    text = (folder / "schedule.yaml").read_text().splitlines()
+    line = next(number for number, line in enumerate(text, 1) if "hostSlector" in line)
+    assert {(facts["field"], facts["file"], facts["document"]) for _, facts in lines} == {
+        ("spec.hostSlector", f"schedule.yaml:{line}", "1"),
+        ("spec.spreadSeconds", f"schedule.yaml:{line + 1}", "1"),
+    }
+    assert {facts["schedule"] for _, facts in lines} == {"default/etc"}
     assert (await held(client))["etc"]["spec"]["cron"] == "* * * * *"
     edit(folder / "schedule.yaml", "hostSlector: {}\n  spreadSeconds: -1", "hostSelector: {}\n  spreadSeconds: 1")
     await follower.compare()
-    assert messages(told()) == ["schedule changed"]
+    assert told()[-1] == ("schedule accepted now", {"schedule": "default/etc"})
+    await follower.compare()
+    assert told() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("schedule.yaml", '"* * * * *"', '"61 * * * *"', ("schedule accepted now", {"schedule": "default/etc"})),
+        ("schedule.yaml", '"* * * * *"', "* * * * *", ("file valid now", {"file": "schedule.yaml"})),
+        ("schedule.yaml", "name: etc", "name: Etc_", ("file valid now", {"file": "schedule.yaml"})),
+        ("repository.yaml", "url: .lam", "url: nfs:.lam", ("repository accepted now", {"repository": "default/local"})),
+        ("repository.yaml", "name: local #", "name: slow #", ("file valid now", {"file": "repository.yaml"})),
+        ("secret.yaml", "  password: only", "  password: 5 # only", ("file valid now", {"file": "secret.yaml"})),
+    ],
+)
+async def test_what_was_refused_and_is_as_it_was_again_is_told(folder, follower, client, told, name, old, new, said):
+    await follower.compare()
+    told()
+    edit(folder / name, old, new)
+    await follower.compare()
+    assert any("refused" in message for message in messages(told()))
+    edit(folder / name, new, old)
+    await follower.compare()
+    assert [line for line in told() if not line[0].endswith((" changed", " compared"))] == [said]
+
+
+async def test_what_was_refused_and_is_gone_is_not_called_right(folder, follower, client, told):
+    wrong = (folder / "schedule.yaml").read_text().replace("* * * * *", "61 * * * *").replace("etc", "wrong")
+    (folder / "wrong.yaml").write_text(wrong)
+    (folder / "broken.yaml").write_text("{")
+    await follower.compare()
+    told()
+    (folder / "wrong.yaml").unlink()
+    (folder / "broken.yaml").unlink()
+    await follower.compare()
+    assert messages(told()) == ["folder compared"]
+
+
+async def test_a_folder_that_can_be_read_again_is_told(folder, follower, client, told):
+    folder.rename(folder.with_name("away"))
+    await follower.compare()
+    folder.with_name("away").rename(folder)
+    told()
+    await follower.compare()
+    assert "folder read again" in messages(told())
 
 
 async def test_a_file_that_goes_wrong_is_told_once_and_deletes_nothing(folder, follower, client, told):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.documents import MAX_DEPTH
+from controller.documents import MAX_DEPTH, field_line
 from controller.folder import FolderError, Unreadable, read, read_texts
 from controller.reconcile import Key
 
@@ -154,6 +154,42 @@ def test_yaml_that_cannot_be_read_is_told_with_its_place(text, place, document, 
     error = only_error(a=text)
     assert (error.place, error.document) == (place, document)
     assert detail in error.detail
+
+
+@pytest.mark.parametrize(
+    ("field", "line"),
+    [
+        ("spec", 8),
+        ("spec.cron", 10),
+        ("spec.backup.paths[1]", 14),
+        ("spec.backup.paths.1", 14),
+        ("spec.backup.paths[7]", 12),
+        ("spec.backup.tags", 11),
+        ("spec.timeZone", 8),
+        ("metadata.labels.a.b/c", 6),
+        ("nothing", 4),
+    ],
+)
+def test_a_field_is_told_with_its_own_line_or_that_around_it(field, line):
+    text = """# first
+a: 1
+---
+kind: Schedule
+metadata:
+  labels:
+    a.b/c: d
+spec:
+  kind: backup
+  cron: "* * * * *"
+  backup:
+    paths:
+    - /etc
+    - srv
+"""
+    assert field_line(text, 2, field) == line
+    assert field_line(text, 3, field) is None
+    assert field_line(text + "---\na: b: c", 2, field) == line
+    assert field_line("a: b: c", 1, field) is None
 
 
 def test_aliases_may_repeat_but_not_explode():
