@@ -31,7 +31,7 @@ class Server:
 
     def __init__(self, access: Access) -> None:
         self._access = access
-        token = read_token(access.token_file, access.data_dir / "admin-token")
+        token = read_token(access.token_file or access.data_dir / "admin-token")
         try:
             base = httpx.URL(f"{access.server.rstrip('/')}/api/v1")
         except httpx.InvalidURL as error:

@@ -217,11 +217,12 @@ def agent(
 
     logs.setup(log_format, log_level)
     if enrol_token_file is not None:
-        enrol = options.read_token(enrol_token_file, enrol_token_file)
+        enrol = options.read_token(enrol_token_file, "make one with `lamplighter enrol HOST`, where the server is")
     server, data_dir, token_file, ca_file = access
     if enrol:
         parts.enrol(server, enrol, host, data_dir, ca_file)
-    token = options.token_reader(parts.own_key(data_dir, token_file) or token_file, data_dir / "agent-token")
+    path = parts.own_key(data_dir, token_file) or token_file or data_dir / "agent-token"
+    token = options.token_reader(path, options.ENROL_OR_NAME)
     how = parts.Local(restic, root, allow_hooks, allow_unconfined)
     _run(lambda stop: parts.agent(server, token, data_dir, host, how, stop, ca_file, metrics_listen))
 
@@ -263,7 +264,7 @@ def controller(
     from cli import controller as parts
 
     logs.setup(log_format, log_level)
-    token = options.token_reader(access.token_file, access.data_dir / "admin-token")
+    token = options.token_reader(access.token_file or access.data_dir / "admin-token")
     client = (access.server, token, access.ca_file)
     if folder is not None:
         _run(lambda stop: parts.folder(folder, client, stop, allow_empty=allow_empty))

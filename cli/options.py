@@ -150,26 +150,32 @@ def address(listen_on: str) -> tuple[str, int]:
     return name.strip("[]"), int(port)
 
 
-def read_token(given: Path | None, default: Path) -> str:
+START_A_SERVER = "start a server, give the --data-dir of one that was started elsewhere, or give --token-file"
+"""What to do where a server's token is missing."""
+ENROL_OR_NAME = (
+    "enrol this host with --enrol-token-file and a token of `lamplighter enrol`, or give the server's agent-token with "
+    "--token-file, or its --data-dir"
+)
+"""What to do where an agent has neither a key nor a token."""
+
+
+def read_token(path: Path, remedy: str = START_A_SERVER) -> str:
     """The token in a file. Raises click.ClickException, with the remedy, when it cannot be read."""
-    path = given or default
     try:
         token = path.read_text(encoding="ascii").strip()
     except OSError as error:
-        remedy = "start a server, give the --data-dir of one that was started elsewhere, or give --token-file"
         raise click.ClickException(f"no token in {path} ({error.strerror}): {remedy}") from None
     except UnicodeDecodeError:
         token = ""
     if not token.isprintable() or not token:
-        raise click.ClickException(f"{path} holds no token: name the file that does with --token-file")
+        raise click.ClickException(f"{path} holds no token: {remedy}")
     return token
 
 
-def token_reader(given: Path | None, *defaults: Path) -> Callable[[], str]:
-    """Reads the token in a file, of the defaults the first that is there: as it is then, for some are replaced.
+def token_reader(path: Path, remedy: str = START_A_SERVER) -> Callable[[], str]:
+    """Reads the token in a file as it is then, for some are replaced.
 
     Raises click.ClickException at once when there is none; the reader raises OSError.
     """
-    path = given or next((path for path in defaults if path.exists()), defaults[-1])
-    read_token(path, path)
+    read_token(path, remedy)
     return lambda: path.read_text(encoding="ascii", errors="replace").strip()

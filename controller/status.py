@@ -107,7 +107,7 @@ def _going_well(said: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[str, 
     if not spec.get("enabled", True):
         return "Disabled", "spec.enabled is false: it runs nowhere until that is changed"
     if not said["hosts"]:
-        return "NoHosts", "no host has it"
+        return "NoHosts", "no host has it: condition Ready says why"
     if unproven := said["hostsWithoutSuccess"]:
         return "NotOverdue", f"{unproven} of {said['hosts']} hosts have had no success yet, and are not overdue"
     return "RunsSucceed", "the last run of each host went well"
@@ -263,7 +263,7 @@ def _in_sync(said: Mapping[str, Any], error: ControllerError | None) -> Conditio
         message = "what is declared now was not accepted; what was before goes on"
         return _condition("InSync", "Unknown", "NotAccepted", f"{message} on {in_sync} of {hosts} hosts")
     if hosts == 0:
-        return _condition("InSync", "Unknown", "NoHosts", "no host has it")
+        return _condition("InSync", "Unknown", "NoHosts", "no host has it: condition Ready says why")
     if hosts == in_sync:
         return _condition(
             "InSync", "True", "AllHosts", f"all {hosts} hosts hold it" if hosts > 1 else "its host holds it"

@@ -36,7 +36,7 @@ from server.selectors import selector_matches
 from server.specs import LabelSelector
 from server.store import Store
 from server.timing import superseded, timing
-from server.trouble import NAMED, Coverage
+from server.trouble import NAMED, Coverage, no_host
 from server.urls import SCHEMES, scheme_errors
 from server.vault import Credentials, Vault, VaultError
 from server.versions import Condition, host_version, unconditional, version_of
@@ -434,6 +434,7 @@ class Control:
             kept_out[:NAMED],
             self._denied(target),
             target is not None and target.spec.enabled,
+            self._no_host(target) if target is not None and target.spec.enabled and not names else "",
             len(late),
             late[:NAMED],
             within,
@@ -501,6 +502,11 @@ class Control:
         return sorted(
             name for name, it in members if selector_matches(wanted, it.labels) and not target.selects(it.labels)
         )
+
+    def _no_host(self, target: Target) -> str:
+        """Why no host has the labels that a schedule selects. Told are those of hosts that it may run on."""
+        labels = (it.labels for it in self.fleet.members.values())
+        return no_host(target.spec.host_selector, (it for it in labels if selector_matches(target.granted, it)))
 
     def now(self) -> datetime:
         """The server's clock."""

@@ -3,15 +3,19 @@
 REST, the command line and conditions tell the same, from here. What is well has no trouble.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, NamedTuple
 
 from server.outcomes import Problem
+from server.selectors import selector_matches
+from server.specs import LabelSelector, Requirement
 
 NAMED = 5
 """Hosts that are told by name where a count is not enough."""
-NO_HOST = "it runs nowhere: no host has the labels that hostSelector selects"
+MAX_LOOKED = 1000
+"""Hosts whose labels are looked at to say why none is selected."""
 
 
 class Trouble(NamedTuple):
@@ -26,7 +30,8 @@ class Coverage(NamedTuple):
 
     `failing`: some of those where the last run failed; `incomplete`: some of the `warned`, where it left something
     undone; `why`: what was wrong, by each host of both. `not_granted`: how many it selects and its namespace may not
-    reach, of which some are `kept_out`; `denied`: why none is, where that is of the schedule itself. `late`,
+    reach, of which some are `kept_out`; `denied`: why none is, where that is of the schedule itself; `no_host`: why it
+    has none, for its labels, empty while it has one. `late`,
     `overdue`: hosts without a success within `within`, none while it is disabled; `hanging`: all hosts where a run
     should have been stopped by now; `unproven`: hosts without any success; `oldest`: of each host's last success, the
     oldest. `refused_hooks`: of the programs that are its hooks, those that agents do not allow, and on which hosts.
@@ -44,6 +49,7 @@ class Coverage(NamedTuple):
     kept_out: Sequence[str]
     denied: str
     enabled: bool
+    no_host: str
     late: int
     overdue: Sequence[str]
     within: timedelta
@@ -61,7 +67,7 @@ def schedule_troubles(covers: Coverage) -> list[Trouble]:
     elif covers.not_granted:
         found.append(Trouble("HostsNotGranted", _not_granted(covers)))
     elif covers.hosts == 0 and covers.enabled:
-        found.append(Trouble("NoHosts", NO_HOST))
+        found.append(Trouble("NoHosts", f"it runs nowhere: {covers.no_host}"))
     for program, hosts in covers.refused_hooks.items():
         found.append(Trouble("HookNotAllowed", _hook_refused(program, hosts, covers)))
     if covers.late:
@@ -100,13 +106,37 @@ def run_phase(run: Mapping[str, Any]) -> tuple[str, str, str]:
     """The phase of a run, its reason and a message, from its counts of hosts. One on no host has failed."""
     hosts, failed, under_way = run["hosts"], run["failed"], run["pending"] + run["running"]
     if hosts == 0:
-        return "Failed", "NoHosts", "it ran nowhere: the Schedule has no host, or the selector selects none of them"
+        why = "the Schedule has no host, or the Run's hostSelector selects none of them"
+        return "Failed", "NoHosts", f"it ran nowhere: {why}; compare both with the hosts' labels"
     if under_way:
         begun = under_way < hosts or run["running"]
         return ("Running" if begun else "Pending"), "", f"{under_way} of {hosts} hosts have not ended"
     if failed:
         return "Failed", "RunsFail", f"{failed} of {hosts} hosts failed"
     return "Succeeded", "", f"all {hosts} hosts succeeded"
+
+
+def no_host(selector: LabelSelector, hosts: Iterable[Mapping[str, str]]) -> str:
+    """Why a selector selects none of the hosts with these labels, and what to do."""
+    labels = list(islice(hosts, MAX_LOOKED))
+    if not labels:
+        return "there is no host that it may run on; start an agent, or declare a Host"
+    remedy = "change hostSelector, or the labels of a host"
+    wanted = [Requirement(key, "In", (value,)) for key, value in selector.match_labels.items()]
+    for one in (*wanted, *selector.match_expressions):
+        if not any(selector_matches(LabelSelector(match_expressions=(one,)), it) for it in labels):
+            return f"hostSelector selects no host: {_unmet(one, labels)}; {remedy}"
+    return f"hostSelector selects no host: none has all of the labels that it asks for; {remedy}"
+
+
+def _unmet(one: Requirement, labels: Sequence[Mapping[str, str]]) -> str:
+    values = sorted({it[one.key] for it in labels if one.key in it})
+    if one.operator in ("NotIn", "DoesNotExist"):
+        return f"every host has the label {one.key}" + (f" with one of {', '.join(one.values)}" if one.values else "")
+    if not values:
+        keys = sorted({key for it in labels for key in it})
+        return f"no host has the label {one.key}, there are {named(keys[:NAMED], len(keys)) or 'none at all'}"
+    return f"no host has {one.key} {' or '.join(one.values)}, there are {named(values[:NAMED], len(values))}"
 
 
 def named(names: Sequence[str], count: int) -> str:

@@ -220,6 +220,22 @@ async def test_as_many_digits_are_shown_as_tell_jobs_apart(lamplighter, server):
     assert (await lamplighter("logs", like[0][:13]))[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("agent",), "--enrol-token-file"),
+        (("agent", "--token-file", "nothing"), "--enrol-token-file"),
+        (("agent", "--enrol-token-file", "empty"), "lamplighter enrol HOST"),
+        (("controller", "."), "--token-file"),
+    ],
+)
+async def test_a_part_without_a_token_says_how_it_gets_one(lamplighter, tmp_path, words, said):
+    (tmp_path / "empty").write_text("")
+    code, out, err = await lamplighter(*words, LAMPLIGHTER_DATA_DIR=str(tmp_path / "other"))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert said in err
+
+
 async def test_get_says_that_there_is_more_than_it_shows(lamplighter):
     for what in ("jobs", "audit"):
         items = json.loads((await lamplighter("get", what, "-o", "json"))[1])["items"]

@@ -4,6 +4,7 @@ import random
 from datetime import UTC, datetime, timedelta
 
 import httpx
+import msgspec
 import pytest
 
 import cron
@@ -11,8 +12,10 @@ from server.control import Control
 from server.models import Actor
 from server.problems import NotFound
 from server.service import Config, serving
+from server.specs import LabelSelector
 from server.standing import Standing
 from server.store import Store
+from server.trouble import no_host
 from server.vault import Vault
 from wire.messages import JobEnd, JobFinished
 
@@ -150,16 +153,40 @@ def reasons(told):
     return [it["reason"] for it in told["problems"]]
 
 
+def expression(key, operator, *values):
+    return {"matchExpressions": [{"key": key, "operator": operator, "values": list(values)}]}
+
+
 async def test_a_schedule_without_hosts_is_told_and_so_is_one_that_gets_none(api, declare):
     await declare("etc", hostSelector={"matchLabels": {"role": "db"}})
     told = await status(api)
-    assert told["problems"] == [
-        {"reason": "NoHosts", "message": "it runs nowhere: no host has the labels that hostSelector selects"}
-    ]
+    said = "it runs nowhere: there is no host that it may run on; start an agent, or declare a Host"
+    assert told["problems"] == [{"reason": "NoHosts", "message": said}]
     await api.put("/hosts/db-1", json={"labels": {"role": "db"}})
     assert reasons(await status(api)) == []
     await api.put("/hosts/db-1", json={"labels": {"role": "web"}})
-    assert reasons(await status(api)) == ["NoHosts"]
+    [problem] = (await status(api))["problems"]
+    assert problem["reason"] == "NoHosts"
+    assert problem["message"].startswith(
+        "it runs nowhere: hostSelector selects no host: no host has role db, there are"
+    )
+
+
+@pytest.mark.parametrize(
+    ("selector", "said"),
+    [
+        ({"matchLabels": {"rule": "db"}}, "no host has the label rule, there are pool, role"),
+        ({"matchLabels": {"role": "db", "pool": "b"}}, "none has all of the labels that it asks for"),
+        (expression("role", "In", "x", "y"), "no host has role x or y, there are db, web"),
+        (expression("rule", "Exists"), "no host has the label rule, there are pool, role"),
+        (expression("role", "DoesNotExist"), "every host has the label role"),
+        (expression("role", "NotIn", "db", "web"), "every host has the label role with one of db, web"),
+    ],
+)
+def test_why_no_host_is_selected_is_told_by_the_labels_that_there_are(selector, said):
+    hosts = [{"role": "db", "pool": "a"}, {"role": "web", "pool": "b"}]
+    told = no_host(msgspec.convert(selector, LabelSelector), iter(hosts))
+    assert told == f"hostSelector selects no host: {said}; change hostSelector, or the labels of a host"
 
 
 async def test_a_schedule_that_is_disabled_is_no_trouble(api, declare, clock):

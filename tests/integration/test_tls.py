@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from agent.link import Link
+from cli.agent import enrol
 from cli.ask import Server
 from cli.options import Access
 from cli.reach import reason
@@ -136,7 +137,7 @@ async def test_an_agent_reads_its_token_and_authorities_for_every_connection(ser
     await asyncio.gather(running, return_exceptions=True)
 
 
-@pytest.mark.parametrize(
+WRONG_TLS = pytest.mark.parametrize(
     ("url", "ca", "said"),
     [
         ("https://127.0.0.1:{tls}", None, ["--ca-file", "certificate of the authority"]),
@@ -146,6 +147,33 @@ async def test_an_agent_reads_its_token_and_authorities_for_every_connection(ser
         ("https://127.0.0.1:{plain}", "ca.crt", ["--server http://127.0.0.1:{plain}"]),
     ],
 )
+
+
+@WRONG_TLS
+async def test_an_enrolment_says_what_is_wrong_with_tls_with_the_remedy(server, files, tmp_path, url, ca, said):
+    (tmp_path / "other.crt").write_bytes(Authority().pem)
+    async with serving(Config(tmp_path / "plain", port=0)) as plain:
+        ports = {"tls": server.port, "plain": plain.port}
+        data, trusted = tmp_path / "agent", ca and tmp_path / ca
+        with pytest.raises(click.ClickException) as raised:
+            await asyncio.to_thread(enrol, url.format(**ports), "enrol_secret", "web-1", data, trusted)
+    assert [it for it in said if it.format(**ports) not in raised.value.message] == []
+    assert "_ssl.c" not in raised.value.message
+    assert "enrol_secret" not in raised.value.message
+    assert not (data / "host-key").exists()
+
+
+async def test_a_host_is_enrolled_over_tls_by_its_authority(server, files, tmp_path):
+    url = f"https://127.0.0.1:{server.port}"
+    async with Client(url, server.admin_token, files.ca) as client:
+        await client.put_host("web-1", {})
+    access = Access(url, tmp_path / "data", None, files.ca)
+    offer = await asyncio.to_thread(lambda: Server(access).ask("POST", "/hosts/web-1/enrolments", body={}))
+    await asyncio.to_thread(enrol, url, offer["token"], "web-1", tmp_path / "agent", files.ca)
+    assert (tmp_path / "agent" / "host-key").read_text().startswith("hostkey_")
+
+
+@WRONG_TLS
 async def test_what_is_wrong_with_tls_is_said_with_the_remedy(server, files, tmp_path, url, ca, said):
     (tmp_path / "other.crt").write_bytes(Authority().pem)
     async with serving(Config(tmp_path / "plain", port=0)) as plain:
