@@ -20,7 +20,7 @@ from agent.link import Link, plain
 from agent.memory import Memory
 from agent.metrics import Metrics
 from agent.scheduler import Scheduler
-from wire.messages import CommandRun, FromServer, JobEnd, JobFinished, JobLog, JobProgress, Repository
+from wire.messages import AgentClock, CommandRun, FromServer, JobEnd, JobFinished, JobLog, JobProgress, Repository
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,10 @@ class Jobs(Protocol):
         """Have a job end soon with this status, also one that has not begun."""
 
 
+CLOCK_S = 60.0
+"""Seconds between two times of telling the server what the clock shows."""
+
+
 def utc_now() -> datetime:
     """The wall clock."""
     return datetime.now(UTC)
@@ -101,12 +105,14 @@ class Service:
                 journal = self._tasks.create_task(self._journal.run(), name="journal")
                 scheduler = self._tasks.create_task(self._scheduler.run(), name="scheduler")
                 link = self._tasks.create_task(self._link.run(), name="link")
+                telling = self._tasks.create_task(self._tell_clock(), name="clock")
                 self.perform(self.core.started(self._clock()))
                 await self._stopping.wait()
                 self._scheduler.stop()
                 await scheduler
                 await self._end_jobs()
                 await self._journal.flush()  # what is told once it is on disk is told by then
+                telling.cancel()
                 link.cancel()
                 journal.cancel()
         finally:
@@ -120,6 +126,13 @@ class Service:
         """
         self._stopping.set()
         await self._ended.wait()
+
+    async def _tell_clock(self) -> None:
+        """Tell the server what the clock shows, which may be another than at the hello."""
+        while True:
+            await asyncio.sleep(CLOCK_S)
+            if self.core.connected:
+                self._link.send([AgentClock(self._clock())])
 
     async def _end_jobs(self) -> None:
         self.perform(self.core.stop())

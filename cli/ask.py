@@ -246,6 +246,7 @@ def _host(item: Item, _: Mapping[str, str]) -> list[str]:
     versions = [str(item["desired_version"]), str(item["applied_version"])]
     in_sync = [_yes(item["connected"]), *versions, _yes(item["in_sync"])]
     seen = _ago(item["last_seen"]) if item["last_seen"] else "never"
+    in_sync.append(str(item["schedules"]))
     return [item["name"], *in_sync, item["agent_version"] or "-", seen, _problems(item)]
 
 
@@ -276,7 +277,7 @@ _TABLES: Mapping[str, Sequence[str]] = {
         *("NAMESPACE", "NAME", "KIND", "CRON", "HOSTS", "INSYNC", "FAILED", "OVERDUE"),
         *("LAST", "OLDEST-SUCCESS", "NEXT", "PROBLEM"),
     ),
-    "hosts": ("NAME", "CONNECTED", "DESIRED", "APPLIED", "INSYNC", "AGENT", "LAST-SEEN", "PROBLEM"),
+    "hosts": ("NAME", "CONNECTED", "DESIRED", "APPLIED", "INSYNC", "SCHEDULES", "AGENT", "LAST-SEEN", "PROBLEM"),
     "repositories": ("NAMESPACE", "NAME", "URL", "AGE", "VERIFIED", "PROBLEM"),
     "jobs": ("JOB", "HOST", "SCHEDULE", "KIND", "STATUS", "DUE", "STARTED", "DURATION", "SNAPSHOT/ERROR"),
     "audit": ("TIME", "ACTOR", "ACTION", "KIND", "OBJECT"),

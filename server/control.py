@@ -8,6 +8,7 @@ import asyncio
 import gc
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -144,6 +145,7 @@ class Control:
         self._schemes = schemes
         self._changing = asyncio.Lock()
         self._newcomers: set[str] = set()
+        self._enabled: WeakKeyDictionary[EntrySet, int] = WeakKeyDictionary()
         self._needed: WeakKeyDictionary[EntrySet, tuple[Needed, ...]] = WeakKeyDictionary()
 
     def _lacks(self, host: str, command: CommandRun) -> str:
@@ -466,8 +468,10 @@ class Control:
         for row in list(self.schedules.values()):
             target = self.fleet.targets.get(row.id)
             if target is not None and target.spec.enabled:
-                within, since = success_within(target.spec), self._since(row.id, having.get(row.id, ()))
-                found.append(Expected(row.namespace, row.name, within, since, overdue(since, within, now)))
+                outcomes, has = self.jobs.outcomes, set(having.get(row.id, ()))
+                within, since = success_within(target.spec), self._since(row.id, has)
+                ends = len(outcomes.failed(row.id, has)), len(outcomes.warned(row.id, has))
+                found.append(Expected(row.namespace, row.name, within, since, overdue(since, within, now), *ends))
         return found
 
     def _denied(self, target: Target | None) -> str:
@@ -489,9 +493,23 @@ class Control:
         problems = host.problems(self._clock(), names) if host is not None else []
         return {
             "left_out": [{"schedule": names[key], "reason": why} for key, why in left_out.items()],
+            "schedules": self._enabled_in(host.held) if host is not None else 0,
             "clock_skew_seconds": host.clock_skew_s if host is not None else None,
             "problems": [msgspec.structs.asdict(problem) for problem in problems],
         }
+
+    def hosts_without_schedules(self) -> int:
+        """How many hosts no enabled schedule selects. Any thread may ask."""
+        groups = Counter(host.held for host in list(self.hosts.values()))
+        return sum(hosts for held, hosts in groups.items() if not self._enabled_in(held))
+
+    def _enabled_in(self, held: EntrySet) -> int:
+        """How many schedules of a set are enabled; counted once for all hosts that hold the same."""
+        count = self._enabled.get(held)
+        if count is None:
+            targets = (self.fleet.targets.get(key) for key in held.items)
+            count = self._enabled[held] = sum(it is not None and it.spec.enabled for it in targets)
+        return count
 
     def _kept_out(self, target: Target | None) -> list[str]:
         """The hosts that a schedule selects and that are not granted to its namespace."""

@@ -30,13 +30,18 @@ class Joined(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """A schedule that should succeed: `since` when it has not, by host, and the hosts that are overdue, worst first."""
+    """A schedule that should succeed: `since` when it has not, by host, and the hosts that are overdue, worst first.
+
+    `failed`, `warned`: on how many hosts its last run failed, or left something undone.
+    """
 
     namespace: str
     schedule: str
     within: timedelta
     since: Mapping[str, datetime]
     overdue: Sequence[str]
+    failed: int
+    warned: int
 
 
 class Beginnings:

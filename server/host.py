@@ -24,6 +24,7 @@ from server.queue import Job, Queue
 from server.timing import EARLY, most_missed, why_not
 from wire.entries import EMPTY, EntrySet
 from wire.messages import (
+    AgentClock,
     CommandCancel,
     CommandRun,
     FromAgent,
@@ -141,7 +142,7 @@ class Host:
     """One host. `version` and `held` are what it should hold; `applied` what it said it does.
 
     `left_out`: what of that is not in force. `instance`: which agent process it is. `clock_skew_s`: how many seconds
-    the agent's clock was ahead of ours at its last hello, None where it did not say. `duplicate_at`: when a second
+    the agent's clock was ahead of ours when it last told, None where it did not. `duplicate_at`: when a second
     agent of this name was last refused. `allowed_hooks`: the programs that the agent runs as hooks, None while that
     is not known. `held_back`: whether the agent was left the schedules of another store. `created_at`: when it was made
     known; no due time before that is its own. `others`: how many messages of this session were of another host's jobs.
@@ -261,9 +262,9 @@ class Host:
         self.capabilities = frozenset(map(sys.intern, hello.capabilities))
         self.allowed_hooks = None if hello.allowed_hooks is None else frozenset(map(sys.intern, hello.allowed_hooks))
         self.instance = hello.instance
-        self.clock_skew_s = (hello.now - now).total_seconds() if hello.now is not None and now is not None else None
-        if abs(self.clock_skew_s or 0) > MAX_SKEW_S:
-            log.warning("host's clock is wrong", extra={"host": self.name, "ahead_s": round(self.clock_skew_s or 0)})
+        self.clock_skew_s = None
+        if hello.now is not None and now is not None:
+            self._clock_shows(hello.now, now)
         facts = {"agent": hello.agent_version, "desired": self.version, "applied": hello.applied_version}
         log.info("host connected", extra={"host": self.name, **facts})
         effects: list[Effect] = [self._applied(hello)]
@@ -277,6 +278,13 @@ class Host:
             self._heard_at = None
             effects += self._push_whole()
         return effects
+
+    def _clock_shows(self, theirs: datetime, ours: datetime) -> None:
+        """Its agent said what its clock shows."""
+        was_wrong = abs(self.clock_skew_s or 0) > MAX_SKEW_S
+        self.clock_skew_s = (theirs - ours).total_seconds()
+        if abs(self.clock_skew_s) > MAX_SKEW_S and not was_wrong:
+            log.warning("host's clock is wrong", extra={"host": self.name, "ahead_s": round(self.clock_skew_s)})
 
     def registered(self) -> list[Effect]:
         """The first push is written and the connection can be found by others: catch up with changes since."""
@@ -433,6 +441,8 @@ class Host:
                     ends.append(message)
                 case JobProgress() | JobLog():
                     news.append(message)
+                case AgentClock(theirs):
+                    self._clock_shows(theirs, now)
         effects += self._fires(fires, targets, queue, now)
         if taken:
             effects.append(Accepted(taken))

@@ -132,7 +132,11 @@ def _schemas() -> dict[str, Schema]:
         "connected": {"type": "boolean"},
         "in_sync": {"type": "boolean"},
         "left_out": _list_of("What the host holds and could not put in force.", "schedule", "reason"),
-        "clock_skew_seconds": {"type": ["number", "null"], "description": "How far its clock was ahead, at its hello."},
+        "schedules": {"type": "integer", "description": "How many enabled Schedules it has."},
+        "clock_skew_seconds": {
+            "type": ["number", "null"],
+            "description": "How far its clock was ahead when it last told.",
+        },
         "problems": _list_of("What is wrong with its agent.", "reason", "message"),
     }
     status: Schema = {"enum": list(JOB_STATUSES)}

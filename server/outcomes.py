@@ -70,14 +70,15 @@ class Outcomes:
                 hosts.pop(host, None)
 
     def failed(self, schedule_id: str, hosts: Collection[str]) -> list[str]:
-        """Those of these hosts on which the schedule's last run failed."""
-        last = self._last.get(schedule_id, {})
-        return sorted(host for host, it in last.items() if it.status not in GOOD and host in hosts)
+        """Those of these hosts on which the schedule's last run failed. Any thread may ask."""
+        last = list(self._last.get(schedule_id, {}).items())
+        return sorted(host for host, it in last if it.status not in GOOD and host in hosts)
 
     def warned(self, schedule_id: str, hosts: Collection[str]) -> list[str]:
-        """Those of these hosts on which the schedule's last run went well, but left something undone."""
-        last = self._last.get(schedule_id, {})
-        return sorted(host for host, it in last.items() if it.status == "warning" and host in hosts)
+        """Those of these hosts on which the schedule's last run went well, but left something undone. Any thread may
+        ask."""
+        last = list(self._last.get(schedule_id, {}).items())
+        return sorted(host for host, it in last if it.status == "warning" and host in hosts)
 
     def why(self, schedule_id: str, host: str) -> str:
         """What was wrong with the schedule's last run on a host, in words."""

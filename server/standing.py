@@ -36,6 +36,8 @@ class Standing(Collector):
         yield _gauge("lamplighter_hosts_connected", "Hosts whose agent is connected.", connected)
         in_sync = sum(host.in_sync for host in hosts)
         yield _gauge("lamplighter_hosts_in_sync", "Hosts that hold what is declared for them.", in_sync)
+        idle = control.hosts_without_schedules()
+        yield _gauge("lamplighter_hosts_without_schedules", "Hosts that no enabled Schedule selects.", idle)
         yield self._host_problems()
         yield _gauge("lamplighter_schedules", "Schedules that are declared.", len(control.schedules))
         yield _gauge("lamplighter_jobs_open", "Jobs that have not ended.", len(control.jobs.queue.jobs))
@@ -105,11 +107,16 @@ def _expectations(found: Sequence[Expected]) -> Iterator[Metric]:
     late = GaugeMetricFamily(
         "lamplighter_overdue_hosts", "Hosts without a success of a schedule in time.", labels=names
     )
-    for it in nsmallest(MAX_SERIES, found, key=lambda it: -len(it.overdue)):
+    failed = GaugeMetricFamily("lamplighter_failed_hosts", "Hosts on which a schedule's last run failed.", labels=names)
+    warned = GaugeMetricFamily(
+        "lamplighter_incomplete_hosts", "Hosts on which a schedule's last run left something undone.", labels=names
+    )
+    for it in nsmallest(MAX_SERIES, found, key=lambda it: (-len(it.overdue), -it.failed, -it.warned)):
         within.add_metric([it.namespace, it.schedule], it.within.total_seconds())
         late.add_metric([it.namespace, it.schedule], len(it.overdue))
-    yield within
-    yield late
+        failed.add_metric([it.namespace, it.schedule], it.failed)
+        warned.add_metric([it.namespace, it.schedule], it.warned)
+    yield from (within, late, failed, warned)
 
 
 def _gauge(name: str, about: str, value: float) -> Metric:

@@ -37,6 +37,8 @@ READERS = 4
 """Reads that run at once; others wait their turn."""
 FRESH_S = 2.0
 """Seconds for which the last commit tells whether the database can be written."""
+SAID_S = 60.0
+"""Seconds between two log lines about a database that refuses writes."""
 PROBE_S = 5.0
 """Seconds that a commit may take, of which somebody waits to hear whether the database can be written."""
 BUSY_TIMEOUT_MS = 5000
@@ -82,6 +84,7 @@ class Store:
         self._lock = lock
         self._lost: concurrent.futures.Future[NoReturn] = concurrent.futures.Future()
         self._outcome = (-math.inf, "")  # when a commit was last tried, and why it failed; by time.monotonic
+        self._refusals = _Refusals()
         self._probing: asyncio.Future[str] | None = None
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._drained: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -244,6 +247,7 @@ class Store:
             if self._lock is not None:
                 self._lock.check()
             outcomes, why = _commit(conn, calls), ""
+            self._refusals.over()
         except (OwnershipError, StoreLostError) as error:
             if not self._lost.done():
                 log.critical("the store is lost: nothing is written any more", extra={"reason": error})
@@ -251,8 +255,9 @@ class Store:
             why = str(error)
             outcomes = [_Outcome(call.future, None, Unavailable(why)) for call in calls]
         except sa.exc.DBAPIError as error:  # locked, full, gone: no call's fault, and no call would fare better
-            log.exception("the database refuses writes", extra={"calls": len(calls)})
-            why = f"the database cannot be written now: {str(error.orig).strip()}"
+            reason = str(error.orig).strip()
+            self._refusals.tell(reason, len(calls), time.monotonic())
+            why = f"the database cannot be written now: {reason}"
             outcomes = [_Outcome(call.future, None, _unavailable(error)) for call in calls]
         self._outcome = (time.monotonic(), why)
         return outcomes
@@ -270,6 +275,28 @@ class Store:
         if calls:
             self._calls.put(None)  # closed: nothing comes after it, so the next round ends
         return calls
+
+
+class _Refusals:
+    """Says in the log that a database refuses writes: when that begins and ends, and each SAID_S while it lasts."""
+
+    def __init__(self) -> None:
+        self._said_at = -math.inf
+        self._calls = self._unsaid = 0
+
+    def tell(self, reason: str, calls: int, now: float) -> None:
+        """These calls were refused. `now`: by time.monotonic."""
+        self._calls += calls
+        self._unsaid += calls
+        if now - self._said_at >= SAID_S:
+            log.error("the database refuses writes", extra={"reason": reason, "calls": self._unsaid})
+            self._said_at, self._unsaid = now, 0
+
+    def over(self) -> None:
+        """A commit went well."""
+        if self._calls:
+            log.info("the database takes writes again", extra={"refused": self._calls})
+            self._said_at, self._calls, self._unsaid = -math.inf, 0, 0
 
 
 def _commit(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:

@@ -322,13 +322,21 @@ class JobFinished(Struct, frozen=True, omit_defaults=True):
     reason: Annotated[str, Meta(max_length=64)] = ""
 
 
+class AgentClock(Struct, frozen=True):
+    """agent → server, every minute: what the agent's clock shows. Clocks drift, and are set, while connected."""
+
+    now: Time
+
+
 class JobConfirmed(Struct, frozen=True):
     """server → agent: that job's end is stored; the agent may forget it."""
 
     job_id: Id
 
 
-FromAgent = Hello | ScheduleAck | ScheduleResync | ScheduleFire | JobAccepted | JobProgress | JobLog | JobFinished
+FromAgent = (
+    Hello | ScheduleAck | ScheduleResync | ScheduleFire | JobAccepted | JobProgress | JobLog | JobFinished | AgentClock
+)
 FromServer = (
     RepoCredentials | ScheduleSet | ScheduleDiff | ScheduleRefused | CommandRun | CommandCancel | JobAsk | JobConfirmed
 )
@@ -343,6 +351,7 @@ FROM_AGENT: dict[str, type[FromAgent]] = {
     "job.progress": JobProgress,
     "job.log": JobLog,
     "job.finished": JobFinished,
+    "agent.clock": AgentClock,
 }
 FROM_SERVER: dict[str, type[FromServer]] = {
     "repo.credentials": RepoCredentials,

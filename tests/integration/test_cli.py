@@ -92,9 +92,9 @@ async def test_get_hosts_tells_who_holds_what_it_should(lamplighter):
     code, out, err = await lamplighter("get", "hosts")
     assert (code, err) == (0, "")
     assert table(out) == [
-        ["NAME", "CONNECTED", "DESIRED", "APPLIED", "INSYNC", "AGENT", "LAST-SEEN", "PROBLEM"],
-        ["node-1", "no", "1", "0", "no", "-", "never", "-"],
-        ["node-2", "no", "0", "0", "no", "-", "never", "-"],
+        ["NAME", "CONNECTED", "DESIRED", "APPLIED", "INSYNC", "SCHEDULES", "AGENT", "LAST-SEEN", "PROBLEM"],
+        ["node-1", "no", "1", "0", "no", "1", "-", "never", "-"],
+        ["node-2", "no", "0", "0", "no", "0", "-", "never", "-"],
     ]
 
 

@@ -190,6 +190,23 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+async def test_a_disk_that_stays_full_makes_one_line_and_no_traceback(server, api, caplog):
+    caplog.set_level("INFO", "server.store")
+    before = len(caplog.records)
+    with full_disk():
+        for n in range(20):
+            answer = await api.put(f"/hosts/h{n}", json={"labels": {}})
+            assert answer.status_code == 503
+    assert (await api.put("/hosts/h", json={"labels": {}})).is_success
+    said = [record for record in caplog.records[before:] if record.name == "server.store"]
+    assert [(it.getMessage(), it.exc_info) for it in said] == [
+        ("the database refuses writes", None),
+        ("the database takes writes again", None),
+    ]
+    assert "full" in said[0].reason or "I/O" in said[0].reason
+    assert not [record for record in caplog.records[before:] if record.exc_info]
+
+
 @pytest.fixture
 async def ready(server, monkeypatch):
     """What /readyz answers, without its cache."""

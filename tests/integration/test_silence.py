@@ -1,5 +1,6 @@
 """Silence is never green: what should have a success and has none is told, from when it should; nothing else is."""
 
+import asyncio
 import random
 from datetime import UTC, datetime, timedelta
 
@@ -8,6 +9,8 @@ import msgspec
 import pytest
 
 import cron
+from agent import service as agents
+from agent.journal import Journal
 from server.control import Control
 from server.models import Actor
 from server.problems import NotFound
@@ -25,6 +28,7 @@ ME = Actor("user", "me")
 START = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
 ROLES = ("db", "web", None)
 DAY = timedelta(days=1)
+AT_TWO = datetime(2026, 3, 30, 2, tzinfo=UTC)
 
 
 class Clock:
@@ -291,6 +295,70 @@ async def test_a_run_that_left_something_undone_is_told_also_after_a_restart(ser
     [covers] = (await again.coverage([again.schedules["ns", "etc"].id])).values()
     assert (covers.warned, covers.incomplete, covers.why) == (1, ["node-1"], {"node-1": said})
     again.jobs.close()
+
+
+async def test_a_failure_stays_in_the_metric_until_the_next_success(server, clock, connect, declare):
+    """A job that runs once a day is not forgotten after an hour."""
+
+    def told(server):
+        families = {it.name: it.samples for it in server.control.metrics.registry.collect()}
+        names = ("lamplighter_failed_hosts", "lamplighter_incomplete_hosts")
+        return [sum(it.value for it in families[name]) for name in names]
+
+    schedule_id = await declare("etc")
+    async with connect() as agent:
+        await agent.follow()
+        ends = {"failed": [1, 0], "warning": [0, 1], "succeeded": [0, 0]}
+        for due, (end, means) in zip((AT_TWO + n * DAY for n in range(3)), ends.items(), strict=True):
+            await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=due.isoformat())
+            job_id = (await agent.hears("command.run"))["job_id"]
+            await agent.say("job.finished", job_id=job_id, status=end, finished_at=due.isoformat())
+            await agent.hears("job.confirmed")
+            clock.now += timedelta(hours=20)
+            assert told(server) == means
+
+
+async def test_a_clock_that_is_set_wrong_while_its_agent_is_connected_is_told(
+    server, api, clock, until, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("agent.service.CLOCK_S", 0.01)
+    ahead = timedelta()
+    journal, memory = Journal.open(tmp_path / "journal.jsonl")
+    config = agents.Config("node-1", f"ws://127.0.0.1:{server.port}/agent", server.agent_token)
+    service = agents.Service(config, journal, memory, None, clock=lambda: clock() + ahead)
+    running = asyncio.create_task(service.run())
+
+    async def problems():
+        answer = await api.get("/hosts/node-1")
+        return [it["reason"] for it in answer.json()["problems"]] if answer.is_success else None
+
+    async def well():
+        return await problems() == []
+
+    async def told():
+        return await problems() == ["ClockSkew"]
+
+    await until(well)
+    ahead = timedelta(hours=2)
+    await until(told)
+    ahead = timedelta()
+    await until(well)
+    await service.stop()
+    await running
+
+
+async def test_a_host_that_no_enabled_schedule_selects_is_counted(server, api, declare):
+    def told():
+        families = {it.name: it.samples for it in server.control.metrics.registry.collect()}
+        return [it.value for it in families["lamplighter_hosts_without_schedules"]]
+
+    await declare("etc", hostSelector={"matchLabels": {"role": "db"}})
+    await api.put("/hosts/a", json={"labels": {"role": "bd"}})
+    assert ((await api.get("/hosts/a")).json()["schedules"], told()) == (0, [1])
+    await api.put("/hosts/a", json={"labels": {"role": "db"}})
+    assert ((await api.get("/hosts/a")).json()["schedules"], told()) == (1, [0])
+    await declare("etc", hostSelector={"matchLabels": {"role": "db"}}, enabled=False)
+    assert ((await api.get("/hosts/a")).json()["schedules"], told()) == (0, [1])
 
 
 async def test_a_run_that_goes_on_beyond_its_limit_is_told_also_after_a_restart(server, clock, connect, api, declare):

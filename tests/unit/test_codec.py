@@ -31,8 +31,8 @@ def values(kind):  # noqa: PLR0911 - a line for each kind of field
             return st.from_regex(pattern, fullmatch=True).filter(lambda text: len(text) <= (kind.max_length or 80))
         case inspect.StrType(min_length=low, max_length=high):
             return st.text(TEXT, min_size=low or 0, max_size=min(high or 80, 80))
-        case inspect.IntType(ge=low, le=high):
-            return st.integers(low, high)
+        case inspect.IntType(ge=low, le=high, lt=beyond):
+            return st.integers(low, high if beyond is None else beyond - 1)
         case inspect.FloatType(ge=low, le=high):
             return st.floats(low, high)
         case inspect.DateTimeType():

@@ -30,6 +30,7 @@ from server.timing import EARLIER_TIMINGS, EARLY, Timing, superseded
 from wire import entries
 from wire.entries import EMPTY
 from wire.messages import (
+    AgentClock,
     CommandCancel,
     CommandRun,
     Hello,
@@ -174,6 +175,15 @@ def test_a_clock_that_is_more_than_a_minute_wrong_is_told(ahead, told):
     it.hello(1, Hello("db-1", now=NOON + timedelta(seconds=ahead)), NOON)
     assert [problem.reason for problem in it.problems(NOON, {})] == told
     assert it.clock_skew_s == ahead
+
+
+def test_a_clock_that_goes_wrong_while_connected_is_told_until_it_is_right_again():
+    it = host(1, A)
+    it.hello(1, Hello("db-1", now=NOON), NOON)
+    for ahead, told in ((3600, ["ClockSkew"]), (0, []), (-120, ["ClockSkew"])):
+        it.received([(AgentClock(NOON + timedelta(seconds=ahead)), "")], {}, Queue(), NOON, ["job"])
+        assert [problem.reason for problem in it.problems(NOON, {})] == told
+        assert it.clock_skew_s == ahead
 
 
 def test_an_agent_that_holds_another_stores_schedules_keeps_them_until_something_is_declared():
