@@ -11,6 +11,7 @@ import pytest
 import cron
 from agent import service as agents
 from agent.journal import Journal
+from agent.runner import Runner
 from server.control import Control
 from server.models import Actor
 from server.problems import NotFound
@@ -325,7 +326,9 @@ async def test_a_clock_that_is_set_wrong_while_its_agent_is_connected_is_told(
     ahead = timedelta()
     journal, memory = Journal.open(tmp_path / "journal.jsonl")
     config = agents.Config("node-1", f"ws://127.0.0.1:{server.port}/agent", server.agent_token)
-    service = agents.Service(config, journal, memory, None, clock=lambda: clock() + ahead)
+    service = agents.Service(
+        config, journal, memory, Runner("restic", tmp_path / "cache", clock), clock=lambda: clock() + ahead
+    )
     running = asyncio.create_task(service.run())
 
     async def problems():
