@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cli.options import this_host
 from controller.folder import read
 from server.resources import parse_repository, parse_restore, parse_schedule
 from tests.chart import rendered
@@ -109,6 +110,47 @@ def test_each_command_of_a_page_does_what_the_page_says(page, shell):
         if block.language == "console" and not needs_cluster(block):
             for command in commands(block):
                 type_in(shell, command.text, command.sample, command.where)
+
+
+def test_a_mistake_in_a_folder_is_told_as_the_first_schedule_shows(shell):
+    [shown] = [it.text.strip() for it in blocks("docs/first-schedule.md") if it.language == "text"]
+    shell.run("cp -r examples/quickstart backups")
+    shell.run("""sed -i 's/cron: .*/cron: "0 25 * * *"/' backups/schedule.yaml""")
+    seen = shell.start(".venv/bin/lamplighter up backups", shown)
+    before, _, _ = shown.partition("…")
+    assert any(before in line for line in seen), f"not {before}\n{shell.logs()}"
+
+
+SHOWN = ["NAME   CONNECTED   SEEN      CRON        ID", "vm     yes         3s ago    * * * * *   32bf713d"]
+
+
+@pytest.mark.parametrize(
+    ("row", "is_like"),
+    [
+        ("vm  yes  1m20s ago  * * * * *  aaaaaaaa", True),
+        (f"{this_host()}  yes  3s ago  * * * * *  00000000", True),
+        ("vm  no  3s ago  * * * * *  aaaaaaaa", False),
+        ("vm  yes  never  * * * * *  aaaaaaaa", False),
+        ("vm  yes  22:51:50  * * * * *  aaaaaaaa", False),
+        ("vm  yes  3s ago  * * * * *  -", False),
+        ("vm  yes  3s ago  0 2 * * *  aaaaaaaa", False),
+        ("vm  yes  3s ago  * * * * *", False),
+    ],
+)
+def test_a_row_that_a_page_shows_is_compared_cell_by_cell(row, is_like):
+    check_sample(SHOWN, [SHOWN[0], "other  no  never  -  -", row if is_like else SHOWN[1]])
+    if not is_like:
+        with pytest.raises(AssertionError, match="the page shows"):
+            check_sample(SHOWN, [SHOWN[0], "other  no  never  -  -", row])
+
+
+def test_each_line_that_a_page_shows_must_come():
+    shown = ["22:51:50 cli ready  url=http://a", "22:51:51 server pushed  host=vm"]
+    check_sample(shown, ["1:1:1 server pushed  host=b", "other", "2:2:2 cli ready  url=x"])
+    with pytest.raises(AssertionError, match="server pushed"):
+        check_sample(shown, shown[:1])
+    with pytest.raises(AssertionError, match="nothing came"):
+        check_sample(SHOWN, [])
 
 
 @pytest.mark.parametrize("page", PAGES)
