@@ -46,6 +46,9 @@ from wire.messages import CommandRun, HostName, JobFinished, RepoCredentials, Re
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 10.0
+"""Seconds after which the clock is looked at again: it may have been set back."""
+
 R = TypeVar("R", ScheduleRow, RepositoryRow)
 Key = tuple[str, str]
 """(namespace, name)."""
@@ -530,6 +533,19 @@ class Control:
         """The server's clock."""
         return self._clock()
 
+    async def follow_clock(self, look_s: float = LOOK_S) -> None:
+        """Notice, for ever, when the server's clock is set back: what it said before is not to hide what is wrong."""
+        latest = self._clock()
+        while True:
+            await asyncio.sleep(look_s)
+            now = self._clock()
+            if now < latest:
+                log.warning("the clock was set back", extra={"seconds": round((latest - now).total_seconds())})
+                self.beginnings.clock_set_back(now)
+                self.jobs.clock_set_back(now)
+                self.news.changed("schedules", "repositories", "runs")
+            latest = now
+
     def next_due(self, schedule_id: str) -> datetime | None:
         """When a schedule is due next, spread aside; None for one that is disabled or unknown, or that never is.
 
@@ -661,6 +677,7 @@ class Control:
         for schedule in loaded.schedules:
             self.beginnings.put_schedule(schedule.id, schedule.enabled_since or schedule.since)
         self.beginnings.join(loaded.joined)
+        self.beginnings.clock_set_back(self._clock())  # it may have been since then
         for repository in loaded.repositories:
             self.jobs.follow(repository)
         self.jobs.load(loaded.last_ends, loaded.open_jobs)

@@ -94,10 +94,9 @@ class Dispatch:
         for schedule_id, host, status, at, succeeded_at, reason, error in sorted(last_ends, key=lambda end: end[3]):
             target = self._fleet.targets.get(schedule_id)
             if target is not None and host in self._fleet.members:
-                last = Last(
-                    status, min(at, now), succeeded_at and min(succeeded_at, now)
-                )  # our clock may have been wrong
-                self._remember(target, host, last, reason or "", error or "")
+                self._remember(target, host, Last(status, at, succeeded_at), reason or "", error or "")
+        self.outcomes.clock_set_back(now)  # it may have been since then
+        self.health.clock_set_back(now)
         jobs = [self._loaded(row) for row in open_jobs]
         self.queue.add(jobs)
         for host in {job.host for job in jobs}:
@@ -122,12 +121,22 @@ class Dispatch:
         if target is not None:
             alone, deadline = target.spec.concurrency_policy != "Allow", target.spec.starting_deadline_seconds
         start_by = None if deadline is None else (command.scheduled_at or row.created_at) + timedelta(seconds=deadline)
-        job = Job(command, row.host, row.not_before or row.created_at, alone, start_by, row.attempt)
+        now = self._clock()
+        latest = now if row.not_before is None or target is None else now + _pause(target, row.attempt - 1)
+        since = min(row.not_before or row.created_at, latest)  # our clock may have been set back since then
+        job = Job(command, row.host, since, alone, start_by, row.attempt)
         job.state = "running" if row.status == "running" else "sent" if row.sent else "waiting"
-        job.running_since = row.accepted_at
+        job.running_since = row.accepted_at and min(row.accepted_at, now)
         job.cancelled = "cancelled" if row.cancel_requested else ""
         job.off = job.state == "waiting" and row.not_before is not None
         return job
+
+    def clock_set_back(self, now: datetime) -> None:
+        """Nothing ended, began or was put off by a time after `now`: the clock that said so was wrong."""
+        self.outcomes.clock_set_back(now)
+        self.health.clock_set_back(now)
+        self.queue.clock_set_back(now)
+        self._go_on()
 
     def close(self) -> None:
         """Look at the clock no more."""
@@ -386,10 +395,7 @@ class Dispatch:
             or end.status not in ("failed", "timed_out", "interrupted")
         ):
             return None
-        retry = target.spec.retry
-        if job.attempt > retry.limit:
-            return None
-        return now + min(timedelta(seconds=retry.backoff_seconds * 2 ** (job.attempt - 1)), LONGEST)
+        return now + _pause(target, job.attempt) if job.attempt <= target.spec.retry.limit else None
 
     def _retried(self, retries: Sequence[Retry]) -> None:
         for end, attempt, at in retries:
@@ -516,6 +522,11 @@ async def stored(*futures: "asyncio.Future[Any]") -> None:
 
 def _placed(job: NewJob) -> Job:
     return Job(job.command, job.host, job.created_at, job.alone, job.start_by, recorded=False)
+
+
+def _pause(target: Target, attempt: int) -> timedelta:
+    """How long after a failed attempt the next one is due."""
+    return timedelta(seconds=min(target.spec.retry.backoff_seconds * 2 ** (attempt - 1), LONGEST.total_seconds()))
 
 
 def _by_our_clock(end: JobFinished, job: Job, now: datetime) -> JobFinished:

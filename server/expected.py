@@ -79,6 +79,11 @@ class Beginnings:
         for schedule_id, host in pairs:
             self._joined.get(schedule_id, {}).pop(host, None)
 
+    def clock_set_back(self, now: datetime) -> None:
+        """Nothing has begun after `now`: the clock that said so was wrong."""
+        for times in (self._schedules, self._hosts, *self._joined.values()):
+            times.update({key: now for key, at in times.items() if at > now})
+
     def forget_schedule(self, schedule_id: str) -> None:
         """A schedule is gone."""
         self._schedules.pop(schedule_id, None)

@@ -235,7 +235,7 @@ class Host:
 
     def is_duplicate(self, now: datetime) -> bool:
         """Whether a second agent of this name was refused a short while ago."""
-        return self.duplicate_at is not None and now - self.duplicate_at < DUPLICATE
+        return self.duplicate_at is not None and abs(now - self.duplicate_at) < DUPLICATE
 
     def lacks(self, command: CommandRun) -> str:
         """What of a command this host's agent does not do, in words; empty where it does all, or never said."""

@@ -62,6 +62,13 @@ class Outcomes:
         """What is known from before the server began."""
         self._last.setdefault(schedule_id, {})[host] = last
 
+    def clock_set_back(self, now: datetime) -> None:
+        """Nothing has ended after `now`: the clock that said so was wrong."""
+        for hosts in self._last.values():
+            for host, it in hosts.items():
+                good = it.succeeded_at and min(it.succeeded_at, now)
+                hosts[host] = it._replace(finished_at=min(it.finished_at, now), succeeded_at=good)
+
     def forget(self, *, schedule_id: str = "", host: str = "") -> None:
         """A schedule or a host is gone."""
         self._last.pop(schedule_id, None)
@@ -116,6 +123,10 @@ class Health:
     def remember_verified(self, repository: str, at: datetime) -> None:
         """It was verified then, and maybe later."""
         self._verified[repository] = max(at, self._verified.get(repository, at))
+
+    def clock_set_back(self, now: datetime) -> None:
+        """Nothing was verified after `now`: the clock that said so was wrong."""
+        self._verified = {repository: min(at, now) for repository, at in self._verified.items()}
 
     def forget(self, repository: str) -> None:
         """A repository is gone."""

@@ -369,6 +369,20 @@ class Queue:
                 self._put_off(job, off=False)
         return late
 
+    def clock_set_back(self, now: datetime) -> None:
+        """What a wrong clock put off or saw begin after `now` is due now, and its limits count from now."""
+        for job in [job for job in self.jobs.values() if job.state == "waiting" and job.since > now]:
+            self._leave(job)
+            job.since = now
+            self._enter(job)
+            self._watch(job)
+            self._settle_first(self._its(job))
+        for job in self.jobs.values():
+            job.running_since = job.running_since and min(job.running_since, now)
+        for host in [host for host, gone in self._gone.items() if gone > now]:
+            self._gone[host] = now
+            self._set_timer(now + HOLD, None, host, now)
+
     def _put_off(self, job: Job, *, off: bool) -> None:
         """Have a waiting job stand in no line for now, or be due again."""
         self._count(job, -1)

@@ -124,6 +124,7 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
             tidying = _running(history.follow(store, Keep(config.keep_jobs, config.keep_jobs_days), clock))
             async with (
                 tidying,
+                _running(control.follow_clock()),
                 gateway.running(),
                 transport.serving(app, Listener(listening, connection_limit(), secure)),
                 _while_ours(store),

@@ -13,6 +13,7 @@ from agent import service as agents
 from agent.journal import Journal
 from agent.runner import Runner
 from server.control import Control
+from server.dispatch import stored
 from server.models import Actor
 from server.problems import NotFound
 from server.service import Config, serving
@@ -389,6 +390,52 @@ async def test_a_run_that_goes_on_beyond_its_limit_is_told_also_after_a_restart(
     families = {it.name: it.samples[0].value for it in Standing(again, store).collect() if len(it.samples) == 1}
     assert families["lamplighter_jobs_hanging"] == 1
     again.jobs.close()
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=2), 400 * DAY])
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_clock_that_was_ahead_hides_nothing_and_holds_nothing_up(tmp_path, ahead, restarted, until):
+    """A machine may start with a wrong clock, which is set right while the server runs, or before its next start.
+    What was declared and run by then is due, overdue and hangs by the right clock."""
+    store = Store.open(tmp_path / "lamplighter.db")
+    story = Story(store, 0)
+    clock, control = story.clock, story.control
+    clock.now += ahead
+    await story.begin()
+    retry = {"retry": {"limit": 3, "backoffSeconds": 60}, "timeoutSeconds": 60}
+    for name in ("never", "went-well", "failed", "hangs"):
+        spec = {"kind": "prune", "cron": "@hourly", "repositoryRef": {"name": "r"}} | retry
+        await control.put_schedule(ME, {"metadata": {"namespace": "ns", "name": name}, "spec": spec})
+    await control.put_host(ME, "a", {})
+    jobs = {name: (await control.run_now(ME, "ns", name, ["a"]))[0]["id"] for name in ("went-well", "failed", "hangs")}
+    for name in ("went-well", "failed"):
+        end = JobFinished(jobs[name], "succeeded" if name == "went-well" else "failed", clock.now)
+        await stored(*control.jobs.finish("a", [end]))
+    await stored(*control.jobs.accept("a", [jobs["hangs"]]))
+    following = asyncio.create_task(control.follow_clock(0.01))
+    await asyncio.sleep(0)
+    clock.now = START
+    if restarted:
+        await story.restart()
+        control = story.control
+
+    async def noticed():
+        return max(story.told().values()) <= START.timestamp()
+
+    await until(noticed)
+    clock.now += timedelta(hours=2, seconds=1)
+
+    async def told():
+        covers = await control.coverage(it.id for it in control.schedules.values())
+        names = {row.id: row.name for row in control.schedules.values()}
+        return {names[id_]: (it.late, len(it.hanging)) for id_, it in covers.items()}
+
+    control.jobs.arrived("a", [jobs["hangs"]])
+    assert await told() == {"never": (1, 0), "went-well": (1, 0), "failed": (1, 0), "hangs": (1, 1)}
+    assert not control.jobs.queue.jobs[jobs["failed"]].off  # its next attempt has come
+    following.cancel()
+    control.jobs.close()
+    await store.close()
 
 
 async def test_a_repository_that_nobody_verified_in_time_is_told(api, clock, server):
