@@ -15,10 +15,13 @@ from wire.messages import Restore, Verify
 
 
 async def backup(job: Job, creating: asyncio.Lock) -> None:
-    """Back up. One that finds no file at all is told: where a volume should be there may be an empty folder."""
+    """Back up. What stands for restic and tells of no snapshot has made none, however it ended. A snapshot without any
+    file is told: where a volume should be there may be an empty folder."""
     await plain(job, creating)
     args, made = job.command.args, job.summary
-    if made.snapshot_id and not made.files_processed:
+    if not made.snapshot_id and job.status() in ("succeeded", "warning"):
+        job.fail("restic ended well and told of no snapshot: check that the program is restic, and whole")
+    elif made.snapshot_id and not made.files_processed:
         paths = args[args.index("--") + 1 :] if "--" in args else []
         where = restic.named_paths(paths, len(paths))
         job.warn(f"no file was found in {where}: is a volume not mounted, or does spec.backup.excludes leave all out?")

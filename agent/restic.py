@@ -424,11 +424,20 @@ _PROBLEMS = (
     _Problem(
         "failed",
         None,
+        re.compile(r"no space left on device|disk quota exceeded"),
+        "a disk is full, of the repository or of the agent's cache: free space there",
+    ),
+    _Problem(
+        "failed",
+        None,
         re.compile(r"unable to open config file"),
         "the repository cannot be reached: check spec.url, the Secret that spec.envSecretRef names, and the network",
     ),
 )
 _USEFUL = re.compile(r"(Fatal|panic|fatal error|Warning|error): ?.*")
+_CAUSE = re.compile(
+    r"no space left on device|quota exceeded|read-only file system|permission denied|input/output error"
+)
 
 
 NAMED_PATHS = 3
@@ -487,9 +496,10 @@ def _died(exit_code: int | None) -> str:
 
 
 def _useful(stderr: Sequence[str]) -> str:
-    """The line of stderr that says most: the first that names its severity, else the last."""
+    """The line of stderr that says most: the first that names its severity, else the kernel's reason, else the last."""
     lines = [line for line in stderr if line.strip()]
-    return next((line for line in lines if _USEFUL.fullmatch(line)), lines[-1] if lines else "")
+    said = (line for matches in (_USEFUL.fullmatch, _CAUSE.search) for line in lines if matches(line))
+    return next(said, lines[-1] if lines else "")
 
 
 def _with(advice: str, said: str) -> str:

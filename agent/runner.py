@@ -119,7 +119,7 @@ class Runner:
         except hooks.HookError as error:
             return job.fail(str(error), "HookFailed")
         except (OSError, ValueError) as error:  # ValueError: restic.RepositoryError
-            return job.fail(str(error))
+            return job.fail(_said(error, job))
         loop = asyncio.get_running_loop()
         until = None if job.command.timeout_s is None else loop.time() + job.command.timeout_s
         async with _limited(job, until):
@@ -174,7 +174,15 @@ async def _limited(job: Job, until: float | None) -> AsyncIterator[None]:
     except SnapshotError as error:
         job.fail(str(error), "NoSnapshot")
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the arguments
-        job.fail(str(error))
+        job.fail(_said(error, job))
+
+
+def _said(error: OSError | ValueError, job: Job) -> str:
+    """An error in words: of a disk with the path, which is in the agent's own folder where none is told."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    where = error.filename or job.setting.scratch.parent
+    return f"{where}: {error.strerror}: check that its disk is there, writable and not full"
 
 
 def _tell(end: JobFinished, started_at: datetime) -> None:

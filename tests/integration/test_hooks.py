@@ -176,6 +176,6 @@ async def test_hooks_are_looked_up_in_the_hosts_own_file_system(host):
         shutil.copy(shutil.which("busybox") or "busybox", program)
     restic, cache = str(host.folder / "true"), host.folder / "cache"
     runner = Runner(restic, cache, lambda: datetime.now(UTC), root=root, allow_hooks=["/bin/cat"])
-    command = CommandRun("j1", "backup", [], "r1", hooks=Hooks(["/bin/cat", "/etc/who"]))
+    command = CommandRun("j1", "unlock", [], "r1", hooks=Hooks(["/bin/cat", "/etc/who"]))
     end = await runner.run(command, host.repository, host.told.append)
     assert (end.status, host.lines) == ("succeeded", ["the host itself"])

@@ -98,6 +98,9 @@ def snapshots(repository):
     return json.loads(restic(repository, "snapshots", "--json"))
 
 
+MADE = json.dumps({"message_type": "summary", "snapshot_id": "0123abcd", "total_files_processed": 1})
+
+
 async def until(holds):
     async with asyncio.timeout(30):
         while not holds():
@@ -309,9 +312,40 @@ async def test_nothing_that_could_be_backed_up_is_a_failure(make, repository, fo
     ],
 )
 async def test_the_codes_of_later_versions_are_told_apart(make, repository, code, status, reason, says):
-    end = await make(f"exit {code}").run(backup("/etc", init=None, lock_wait_s=0), repository, Told())
+    script = f"echo '{MADE}'; exit {code}"
+    end = await make(script).run(backup("/etc", init=None, lock_wait_s=0), repository, Told())
     assert (end.status, end.exit_code, end.reason) == (status, code, reason)
     assert says in end.error
+
+
+@pytest.mark.parametrize(
+    "script", ["exit 0", "exit 3", """echo '{"message_type":"summary"}'""", "exec cat /etc/hostname"]
+)
+async def test_a_program_that_tells_of_no_snapshot_has_made_none(make, repository, script):
+    """A wrapper that forgets to call restic, or a file of another program in its place, ends well as well."""
+    end = await make(script).run(backup("/etc", init=None), repository, Told())
+    assert (end.status, end.snapshot_id) == ("failed", "")
+    assert "told of no snapshot: check that the program is restic" in end.error
+
+
+FULL = """
+echo 'Save(<lock/1>) returned error, retrying: write /backup/locks/1: no space left on device' >&2
+echo 'write /backup/locks/1: no space left on device
+main.main
+unable to create lock in backend' >&2
+exit 1
+"""
+
+
+async def test_a_full_disk_is_told_as_that_by_restic_and_by_the_agent(make, repository, tmp_path):
+    end = await make(FULL).run(backup("/etc", init=None), repository, Told())
+    assert end.error.startswith("a disk is full, of the repository or of the agent's cache: free space there (")
+    assert "write /backup/locks/1" in end.error
+    runner = make("exit 0")
+    (tmp_path / "scratch").write_text("in the way")  # as any other reason why the agent's own folder cannot be written
+    end = await runner.run(backup("/etc", init=None), repository, Told())
+    where = f"{tmp_path / 'scratch'}: File exists"
+    assert (end.status, end.error) == ("failed", f"{where}: check that its disk is there, writable and not full")
 
 
 async def test_a_restic_that_is_killed_by_the_system_is_a_failure(make, repository):
@@ -409,7 +443,7 @@ async def test_a_restic_that_does_not_heed_is_killed_with_its_children(make, rep
 async def test_a_child_that_keeps_the_pipes_does_not_keep_the_job(make, repository, monkeypatch):
     monkeypatch.setattr(process, "LINGER_S", 0.1)
     told = Told()
-    end = await make("sleep 600 & echo $!", progress_s=0.01).run(backup("/etc"), repository, told)
+    end = await make(f"sleep 600 & echo $!; echo '{MADE}'", progress_s=0.01).run(backup("/etc"), repository, told)
     assert end.status == "succeeded"
     await until(lambda: not alive(told.lines[0]))
 
@@ -478,7 +512,7 @@ async def test_progress_is_told_at_a_bounded_rate_and_the_latest_counts(make, re
     told = Told()
     line = '{"message_type":"status","percent_done":0.%s}'
     script = "".join(f"echo '{line % at}'\n" for at in range(10, 100))
-    end = await make(script, progress_s=60).run(backup("/etc"), repository, told)
+    end = await make(f"{script}echo '{MADE}'", progress_s=60).run(backup("/etc"), repository, told)
     assert end.status == "succeeded"
     assert len(told.progress) <= 2
     assert told.progress[-1].fraction == 0.99
