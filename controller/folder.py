@@ -29,6 +29,7 @@ from controller.reconcile import (
     Reconciler,
     Resource,
     Withheld,
+    environment_of,
     observe,
     repository_urls,
 )
@@ -140,11 +141,12 @@ def _credentials(
     repository: Document, documents: Mapping[Key, Document]
 ) -> tuple[dict[str, Any] | None, list[Mistake]]:
     """What opens a Repository, from the Secrets that it refers to; None where it refers to none."""
-    spec = repository.content.get("spec")
+    given = repository.content.get("spec")
+    spec = given if isinstance(given, dict) else {}
     found: dict[str, Any] = {}
     mistakes = []
     for field in ("passwordSecretRef", "envSecretRef"):
-        ref = spec.get(field) if isinstance(spec, dict) else None
+        ref = spec.get(field)
         if not isinstance(ref, dict) or not isinstance(ref.get("name"), str):
             continue  # absent, or the server tells what is wrong with it
         at, name = f"spec.{field}", f"Secret {repository.namespace}/{ref['name']}"
@@ -155,7 +157,7 @@ def _credentials(
         if (urls := repository_urls(secret.content["metadata"])) is not None:
             found.setdefault("urls", {})[SECRET_PARTS[field]] = urls
         if field == "envSecretRef":
-            found["env"] = secret_values(secret)
+            found["env"] = environment_of(spec, secret_values(secret))
         else:
             key = ref.get("key") or "password"
             values = secret_values(secret)

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from controller.kube import Object
-from controller.reconcile import SECRET_PARTS, Key, Resource
+from controller.reconcile import SECRET_PARTS, Key, Resource, environment_of
 from controller.status import NotFoundError
 
 ONCE = ("Run", "Restore")
@@ -120,7 +120,7 @@ def credentials_of(
             raise NotFoundError("SecretKeyNotFound", f"Secret {reference['name']} has no key {key}: add it")
         found["password"] = values[key]
     if reference := spec.get("envSecretRef"):
-        found["env"] = dict(_values(body, reference["name"], secrets))
+        found["env"] = environment_of(spec, _values(body, reference["name"], secrets))
     named = {part: reference["name"] for field, part in SECRET_PARTS.items() if (reference := spec.get(field))}
     if bound := {part: urls[name] for part, name in named.items() if name in urls}:
         found["urls"] = bound

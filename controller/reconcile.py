@@ -60,6 +60,17 @@ def repository_urls(secret_metadata: Mapping[str, Any]) -> list[str] | None:
     return None if value is None else str(value).split()
 
 
+def environment_of(spec: Mapping[str, Any], values: Mapping[str, str]) -> dict[str, str]:
+    """The variables in the values of the Secret that envSecretRef names.
+
+    Where passwordSecretRef names the same Secret, its key is the password and no variable.
+    """
+    env, password = spec.get("envSecretRef"), spec.get("passwordSecretRef")
+    if not isinstance(env, dict) or not isinstance(password, dict) or env.get("name") != password.get("name"):
+        return dict(values)
+    return {name: value for name, value in values.items() if name != (password.get("key") or "password")}
+
+
 class Observed(NamedTuple):
     """A resource as the server has it. Its generation counts changes, those of credentials too."""
 

@@ -30,7 +30,7 @@ from server.host import MAX_RUNS, Alike, Effect, Host, NewJob, NotInForce, held_
 from server.metrics import Metrics
 from server.models import OPEN, Actor
 from server.news import News
-from server.problems import Conflict, Forbidden, Invalid, NotFound
+from server.problems import Conflict, FieldError, Forbidden, Invalid, NotFound
 from server.queue import Job
 from server.records import AuditRow, HostRow, JobRow, RepositoryRow, Row, ScheduleRow
 from server.selectors import selector_matches
@@ -62,12 +62,12 @@ class Needed(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A repository as its schedules need it. `init`: what creates it, where that is wished. `allowed`: whether its URL
-    is; what was allowed once may not be any more."""
+    """A repository as its schedules need it. `init`: what creates it, where that is wished. `wrong`: why its URL, or
+    the Secrets with it, are not allowed; what was allowed once may not be any more."""
 
     row: RepositoryRow
     init: list[str] | None
-    allowed: bool
+    wrong: Sequence[FieldError]
 
 
 class Change(NamedTuple):
@@ -132,6 +132,7 @@ class Control:
         self.hosts: dict[str, Host] = {}
         self.schedules: dict[Key, ScheduleRow] = {}
         self.repositories: dict[Key, RepositoryRow] = {}
+        self._places: dict[str, Place] = {}
         self.deliver: Callable[[str, Sequence[Effect]], None] = lambda host, effects: None
         self.is_connected: Callable[[str], bool] = lambda host: False
         self.last_heard: Callable[[str], datetime | None] = lambda host: None
@@ -153,7 +154,19 @@ class Control:
 
     def _lacks(self, host: str, command: CommandRun) -> str:
         known = self.hosts.get(host)
-        return "" if known is None else known.lacks(command)
+        return (known.lacks(command) if known is not None else "") or self._withdrawn(host, command)
+
+    def _withdrawn(self, host: str, command: CommandRun) -> str:
+        """Why a job may not run that was recorded when more was granted; empty where it may."""
+        place, member = self._places.get(command.repository.partition("/")[0]), self.fleet.members.get(host)
+        if place is None or member is None:
+            return ""
+        if place.wrong:
+            return f"{_name(place.row)}: {_said(place.wrong)}"
+        grant = self._grants.of(place.row.namespace)
+        if grant.still_grants(command.within, command.host_identity) and grant.selects(member.labels):
+            return ""
+        return f"namespace {place.row.namespace} was granted more when this was asked for: ask for it again"
 
     # Schedules.
 
@@ -181,7 +194,7 @@ class Control:
             now = self._clock()
             row = self._schedule_row(old, parsed, now)
             audit = _audit(now, actor, "update" if old else "create", "Schedule", _name(row), spec=row.spec)
-            target = self._target(row, self._place(repository))
+            target = self._target(row, self.place(repository))
             await self._change(Change(audit, put_schedules=[row]), self.fleet.plan([target]))
             return row._asdict(), old is None
 
@@ -209,7 +222,8 @@ class Control:
         if wrong := list(scheme_errors(parsed.spec.url, self._schemes)):
             raise Invalid("the Repository is not valid", wrong)
         self._check_granted(parsed.namespace, url=parsed.spec.url)
-        if wrong := list(binding_errors(parsed, self._grants.of(parsed.namespace))):
+        given, grant = parsed.credentials or Credentials(), self._grants.of(parsed.namespace)
+        if wrong := list(binding_errors(parsed.namespace, parsed.spec, given, grant)):
             raise Forbidden("the Secret is not for this repository", wrong)
         async with self._changing:
             old = self.repositories.get((parsed.namespace, parsed.name))
@@ -227,7 +241,7 @@ class Control:
             changed = "changed" if kept != parsed.credentials else "unchanged"
             detail = {"spec": row.spec, "credentials": changed}
             audit = _audit(now, actor, "update" if old else "create", "Repository", _name(row), **detail)
-            place = self._place(row)
+            place = self._placed(row)
             users = [self._target(it, place) for it in self.schedules.values() if _uses(it, row)]
             await self._change(Change(audit, put_repositories=[row]), self.fleet.plan(users))
             return row._asdict(), old is None
@@ -482,12 +496,9 @@ class Control:
         if target is None or target.granted != NOTHING:
             return ""
         namespace, _, name = target.name.partition("/")
-        grant, row = self._grants.of(namespace), self.schedules[namespace, name]
-        url = resources.repository_spec(self.repositories[_repository_of(row)].spec).url
+        place = self.place(self.repositories[_repository_of(self.schedules[namespace, name])])
         paths = target.spec.backup.paths if target.spec.backup else ()
-        wrong = [*path_errors(grant, namespace, paths, "spec.backup.paths"), *url_errors(grant, namespace, url)]
-        wrong += scheme_errors(url, self._schemes)
-        return "; ".join(f"{it['field']} {it['detail']}" for it in wrong[:NAMED])
+        return _said([*path_errors(self._grants.of(namespace), namespace, paths, "spec.backup.paths"), *place.wrong])
 
     def told_of(self, name: str, left_out: Mapping[str, str]) -> Row:
         """What REST tells of a host beside its row. `left_out`: why, by the id of each that is not in force."""
@@ -584,13 +595,18 @@ class Control:
         return needed
 
     def credentials(self, host: str, repositories: Iterable[Needed]) -> RepoCredentials:
-        """What opens these repositories on a host; those whose credentials cannot be opened are left out."""
+        """What opens these repositories on a host; those whose credentials cannot be opened, or must not be used with
+        the repository's URL (any more), are left out."""
         told = []
         for row, whose in repositories:
+            facts = {"repository": _name(row), "host": host}
+            if wrong := self.place(row).wrong:
+                log.warning("credentials left out", extra={**facts, "reason": _said(wrong)})
+                continue
             try:
                 told.append(self._repository(row, host, whose))
             except VaultError as error:
-                log.error("credentials left out", extra={"repository": _name(row), "host": host, "reason": error})
+                log.error("credentials left out", extra={**facts, "reason": error})
         return RepoCredentials(told)
 
     def _repository(self, row: RepositoryRow, host: str, whose: str) -> Repository:
@@ -618,7 +634,9 @@ class Control:
             self.beginnings.forget_schedule(schedule.id)
         for repository in change.delete_repositories:
             self.jobs.forget(repository)
+            self._places.pop(repository.id, None)
         for repository in change.put_repositories:
+            self._places[repository.id] = self._placed(repository)
             self.jobs.follow(repository)
         self.fleet.commit(plan)
         self.news.changed("schedules", "repositories", "hosts")
@@ -661,8 +679,9 @@ class Control:
         """Put what was loaded in force; the hosts that get a new version, with it and its digest."""
         _put_and_drop(self.repositories, loaded.repositories, ())
         _put_and_drop(self.schedules, loaded.schedules, ())
-        places = {key: self._place(row) for key, row in self.repositories.items()}
-        self.fleet.put(self._target(row, places[_repository_of(row)]) for row in loaded.schedules)
+        self._places = {row.id: self._placed(row) for row in loaded.repositories}
+        of = self.repositories
+        self.fleet.put(self._target(row, self.place(of[_repository_of(row)])) for row in loaded.schedules)
         moved = []
         for row in loaded.hosts:
             held = self.fleet.match(row.labels)
@@ -683,11 +702,18 @@ class Control:
         self.jobs.load(loaded.last_ends, loaded.open_jobs)
         return moved
 
-    def _place(self, row: RepositoryRow) -> Place:
-        """A repository as its schedules need it."""
+    def place(self, row: RepositoryRow) -> Place:
+        """A repository that is in force, as its schedules need it."""
+        return self._places[row.id]
+
+    def _placed(self, row: RepositoryRow) -> Place:
         spec, grant = resources.repository_spec(row.spec), self._grants.of(row.namespace)
-        wrong = chain(url_errors(grant, row.namespace, spec.url), scheme_errors(spec.url, self._schemes))
-        return Place(row, commands.init_args(spec), not any(wrong))
+        wrong = chain(
+            url_errors(grant, row.namespace, spec.url),
+            scheme_errors(spec.url, self._schemes),
+            binding_errors(row.namespace, spec, self._kept(row) or Credentials(), grant),
+        )
+        return Place(row, commands.init_args(spec), tuple(wrong))
 
     def _target(self, row: ScheduleRow, place: Place) -> Target:
         """A schedule as hosts are matched with it. Its revision covers all that its runs depend on."""
@@ -695,11 +721,10 @@ class Control:
         basis = (row.generation, row.spec, repository.id, repository.generation)
         revision = hashlib.blake2b(msgspec.json.encode(basis, order="deterministic"), digest_size=8).hexdigest()
         item = entry_item(row.id, _name(row), spec, row.since, revision)
-        within = () if grant.everywhere else grant.path_prefixes
         paths = spec.backup.paths if spec.backup else ()
-        allowed = place.allowed and not any(path_errors(grant, row.namespace, paths, ""))
+        allowed = not place.wrong and not any(path_errors(grant, row.namespace, paths, ""))
         granted = grant.host_selector if allowed else NOTHING
-        matched = (spec, repository.id, place.init, item, granted, within, grant.host_identity)
+        matched = (spec, repository.id, place.init, item, granted, grant.within, grant.host_identity)
         return Target(row.id, _name(row), *matched, row.since, row.earlier)
 
     def _schedule_row(self, old: ScheduleRow | None, parsed: resources.Schedule, now: datetime) -> ScheduleRow:
@@ -770,6 +795,11 @@ def _growing() -> Iterator[None]:
 
 _DONE = {"create": "accepted", "update": "changed", "delete": "deleted"}
 _TIMING = ("cron", "timeZone", "enabled", "hostSelector", "spreadSeconds")
+
+
+def _said(wrong: Sequence[FieldError]) -> str:
+    """Some of what is wrong, in one text."""
+    return "; ".join(f"{it['field']} {it['detail']}" for it in wrong[:NAMED])
 
 
 def _invalid(field: str, detail: str) -> Invalid:

@@ -21,12 +21,16 @@ import yaml
 from msgspec import Struct
 
 from server.problems import FieldError
-from server.selectors import selector_errors
+from server.selectors import selector_errors, selector_matches
 from server.specs import LabelSelector, Requirement
 from server.urls import UrlError, parse
 
 NOTHING = LabelSelector(match_expressions=(Requirement("lamplighter.dev/nothing", "In"),))
 """Selects no host at all."""
+NO_PATH = ("/dev/null",)
+"""A path below which there is nothing: what a namespace without any path may reach."""
+MAX_PREFIXES, MAX_PREFIX = 256, 4096
+"""Paths of one grant, and characters of each: every command carries them (`wire.messages.CommandRun`)."""
 
 
 class GrantsError(ValueError):
@@ -49,6 +53,11 @@ class Grant(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
         return any(posixpath.normpath(prefix) == "/" for prefix in self.path_prefixes)
 
     @property
+    def within(self) -> tuple[str, ...]:
+        """Where paths of a job must lead to, as a command tells it: empty for anywhere."""
+        return () if self.everywhere else self.path_prefixes or NO_PATH
+
+    @property
     def limited(self) -> bool:
         """Whether there is a host or a path that is not granted."""
         return not self.everywhere or self.host_selector != LabelSelector()
@@ -59,6 +68,16 @@ class Grant(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
         return any(
             plain == prefix or plain.startswith(prefix.rstrip("/") + "/") for prefix in map(_normal, self.path_prefixes)
         )
+
+    def selects(self, labels: Mapping[str, str]) -> bool:
+        """Whether a host with these labels is granted."""
+        return selector_matches(self.host_selector, labels)
+
+    def still_grants(self, within: Sequence[str], host_identity: bool) -> bool:
+        """Whether a job may have this that was given `within` and `host_identity` when it was recorded."""
+        known = self.everywhere or tuple(within) in (self.within, NO_PATH)
+        inside = known or (bool(within) and all(map(self.covers, within)))
+        return inside and (self.host_identity or not host_identity)
 
 
 class Grants(Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,6 +143,10 @@ def _wrong(grant: Grant) -> Iterator[str]:
         f"{it['field']}: {it['detail']}"
         for it in selector_errors(msgspec.to_builtins(grant.host_selector), "hostSelector")
     )
+    if len(grant.path_prefixes) > MAX_PREFIXES:
+        yield f"pathPrefixes: must be at most {MAX_PREFIXES}, not {len(grant.path_prefixes)}: name folders above them"
     for prefix in grant.path_prefixes:
+        if len(prefix) > MAX_PREFIX:
+            yield f"pathPrefixes: {prefix[:64]!r}… must be at most {MAX_PREFIX} characters long"
         if not prefix.startswith("/") or ".." in prefix.split("/"):
             yield f"pathPrefixes: {prefix!r} must be absolute, without '..'"

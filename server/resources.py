@@ -41,7 +41,6 @@ class Schedule(Struct, frozen=True):
 class Repository(Struct, frozen=True):
     """A Repository that may be stored. `credentials`: what opens it, where the manifest told.
 
-    `secret_urls`: the URL prefixes that password or env are for, where the manifest told (`server.bindings`).
     `trimmed`: the fields of the credentials of which a final newline was cut off.
     """
 
@@ -51,7 +50,6 @@ class Repository(Struct, frozen=True):
     spec: RepositorySpec
     raw_spec: dict[str, Any]
     credentials: Credentials | None
-    secret_urls: dict[str, list[str]] = {}
     trimmed: tuple[str, ...] = ()
 
 
@@ -80,11 +78,11 @@ def parse_repository(manifest: object) -> Repository:
     if given is None:
         return Repository(checked.namespace, checked.name, checked.labels, spec, checked.spec, None)
     password, env = given.get("password") or "", given.get("env") or {}
-    credentials = Credentials(_trimmed(password), {name: _trimmed(value) for name, value in env.items()})
+    urls = given.get("urls") or {}
+    credentials = Credentials(_trimmed(password), {name: _trimmed(value) for name, value in env.items()}, urls)
     values = {"password": password, **{f"env.{name}": value for name, value in env.items()}}
     trimmed = tuple(field for field, value in values.items() if value != _trimmed(value))
-    urls = given.get("urls") or {}
-    return Repository(checked.namespace, checked.name, checked.labels, spec, checked.spec, credentials, urls, trimmed)
+    return Repository(checked.namespace, checked.name, checked.labels, spec, checked.spec, credentials, trimmed)
 
 
 def schedule_spec(raw_spec: Mapping[str, Any]) -> ScheduleSpec:

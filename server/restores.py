@@ -20,15 +20,15 @@ from msgspec import Struct
 
 from server import commands, records, resources
 from server.control import Control
-from server.grants import Grant, Grants, path_errors, url_errors
+from server.grants import Grant, Grants, path_errors
 from server.host import NewJob
 from server.models import Actor
 from server.problems import BadGateway, Conflict, FieldError, Forbidden, Invalid, NoAnswer, NotFound, Unavailable
 from server.records import AuditRow, RepositoryRow, Row
-from server.selectors import is_dns_name, selector_matches
+from server.selectors import is_dns_name
 from server.specs import RepositorySpec, RestoreSpec
 from server.store import Store
-from server.urls import SCHEMES, folder_of, scheme_errors
+from server.urls import folder_of
 from wire.messages import CommandRun, JobFinished, Restore
 
 LOOK_S = 30.0
@@ -93,7 +93,7 @@ class Page(Struct, frozen=True):
 
 
 class Restores:
-    """Restores and looks, on a control plane. `grants`, `schemes`: as the control plane has them."""
+    """Restores and looks, on a control plane. `grants`: as the control plane has them."""
 
     def __init__(
         self,
@@ -102,14 +102,12 @@ class Restores:
         clock: Callable[[], datetime],
         new_id: Callable[[], str],
         grants: Grants | None = None,
-        schemes: Sequence[str] = SCHEMES,
     ) -> None:
         self._control = control
         self._store = store
         self._clock = clock
         self._new_id = new_id
         self._grants = grants or Grants()
-        self._schemes = schemes
         self._asking = asyncio.Lock()
         self._looks = 0
         self._kept: OrderedDict[str, Listing] = OrderedDict()
@@ -150,7 +148,7 @@ class Restores:
             raise _invalid("spec.repositoryRef.name", error.detail) from None
         host = spec.host or spec.source_host
         grant = self._grants.of(namespace)
-        self._check(grant, namespace, where, path_errors(grant, namespace, [spec.target], "spec.target"))
+        self._check(row, path_errors(grant, namespace, [spec.target], "spec.target"))
         if spec.setuid_and_devices and not grant.everywhere:
             detail = "needs a grant of the whole host: leave it out; the cluster's operator can change the grant"
             raise Forbidden(
@@ -159,7 +157,7 @@ class Restores:
         member = self._control.fleet.members.get(host)
         if member is None:
             raise _invalid("spec.host", f"there is no host {host!r}: name one that is there, or start its agent")
-        if not selector_matches(grant.host_selector, member.labels):
+        if not grant.selects(member.labels):
             detail = f"{host} is not granted to namespace {namespace}; the cluster's operator can change that"
             raise Forbidden(f"namespace {namespace} may not reach this", [{"field": "spec.host", "detail": detail}])
         command = CommandRun(
@@ -168,7 +166,8 @@ class Restores:
             [],
             commands.repository_id(row.id, where, spec.source_host, host),
             restore=_wanted(spec),
-            **_reach(grant),
+            within=list(grant.within),
+            host_identity=grant.host_identity,
         )
         now = self._clock()
         asked = {"restore": name, "host": host, **msgspec.to_builtins(_wanted(spec))}
@@ -216,12 +215,13 @@ class Restores:
         if "{host}" in where.url and not question.host:
             raise _invalid("host", f"each host has its own {row.name}, for its URL holds {{host}}: name the host")
         grant = self._grants.of(question.namespace)
-        self._check(grant, question.namespace, where)
+        self._check(row)
         host = self._looker(grant, row, where, question.host)
         args = _args(question)
         repository = commands.repository_id(row.id, where, question.host, host)
         kind = "ls" if question.snapshot else "snapshots"
-        command = CommandRun(job_id, kind, args, repository, timeout_s=int(LOOK_S), lock_wait_s=0, **_reach(grant))
+        command = CommandRun(job_id, kind, args, repository, timeout_s=int(LOOK_S), lock_wait_s=0)
+        command = msgspec.structs.replace(command, within=list(grant.within), host_identity=grant.host_identity)
         now = self._clock()
         detail = {"host": host, "of": question.host, "snapshot": question.snapshot, "path": question.path}
         audit = AuditRow(now, *actor, kind, "Repository", f"{row.namespace}/{row.name}", detail)
@@ -263,7 +263,7 @@ class Restores:
         able = {
             name
             for name, member in fleet.members.items()
-            if control.is_connected(name) and selector_matches(grant.host_selector, member.labels)
+            if control.is_connected(name) and grant.selects(member.labels)
         }
         if source in able:
             return source
@@ -284,11 +284,10 @@ class Restores:
             raise NotFound(f"there is no Repository {namespace}/{name}")
         return row, resources.repository_spec(row.spec)
 
-    def _check(self, grant: Grant, namespace: str, where: RepositorySpec, more: Iterable[FieldError] = ()) -> None:
+    def _check(self, row: RepositoryRow, more: Iterable[FieldError] = ()) -> None:
         """Raises Forbidden for what is not granted, or was once and is not any more."""
-        wrong = [*more, *url_errors(grant, namespace, where.url), *scheme_errors(where.url, self._schemes)]
-        if wrong:
-            raise Forbidden(f"namespace {namespace} may not reach this", wrong)
+        if wrong := [*more, *self._control.place(row).wrong]:
+            raise Forbidden(f"namespace {row.namespace} may not reach this", wrong)
 
 
 def _args(question: Question) -> list[str]:
@@ -321,12 +320,6 @@ def _wanted(spec: RestoreSpec) -> Restore:
         overwrite=spec.overwrite,
         setuid_and_devices=spec.setuid_and_devices,
     )
-
-
-def _reach(grant: Grant) -> dict[str, Any]:
-    """What a command says of what its namespace is granted."""
-    within = [] if grant.everywhere else list(grant.path_prefixes)
-    return {"within": within, "host_identity": grant.host_identity}
 
 
 def _is_same(job: Row, spec: RestoreSpec) -> bool:

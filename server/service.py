@@ -119,7 +119,7 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
             control.metrics.registry.register(Standing(control, store))
             gateway = Gateway(control, store, partial(_agent, identity, enrolment), clock, new_id)
             enrolment.ended = gateway.disconnect
-            restores = Restores(control, store, clock, new_id, grants, config.schemes)
+            restores = Restores(control, store, clock, new_id, grants)
             app = application(gateway, rest.routes(control, store, enrolment, identity, restores))
             tidying = _running(history.follow(store, Keep(config.keep_jobs, config.keep_jobs_days), clock))
             async with (

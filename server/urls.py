@@ -76,6 +76,21 @@ def folder_of(url: str) -> str | None:
         return None
 
 
+def elsewhere(url: str, env: Mapping[str, str]) -> list[str]:
+    """The variables of an environment that say which server a URL leads to.
+
+    An azure URL names no account, a swift URL no server and no project. An s3 URL of Amazon's leads to the partition
+    that the region is in, and a bucket's name is unique within one partition; names of b2 and gs buckets are unique.
+    """
+    try:
+        location = parse(url)
+    except UrlError:
+        return []
+    if location.scheme == "s3" and _AMAZON.search(location.server[2]):
+        return sorted(name for name in _REGIONS if _PARTITION.match(env.get(name, "")))
+    return sorted(name for name in env if name.startswith(_LEADING.get(location.scheme, ())))
+
+
 def scheme_errors(url: str, allowed: Collection[str]) -> Iterator[FieldError]:
     """That a URL is of a kind that is not allowed, or is not understood."""
     try:
@@ -100,6 +115,12 @@ _USER = re.compile(r"[A-Za-z0-9_{][A-Za-z0-9_.+{}-]*(@[A-Za-z0-9][A-Za-z0-9.-]*)
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _WORD = re.compile(r"[A-Za-z0-9_{][A-Za-z0-9_.+{}-]*")
 _NOT_IN_URL = re.compile(r"[\s?#\\\"<>^`|]|%(?![0-9A-Fa-f]{2})|%(25|2[Ff]|5[Cc]|[01][0-9A-Fa-f]|7[Ff])")
+_AMAZON = re.compile(r"(?:\A|\.)amazonaws\.com(?:\.cn)?\Z")
+_REGIONS = ("AWS_DEFAULT_REGION", "AWS_REGION")
+_PARTITION = re.compile("cn-|us-gov-|us-iso|eu-isoe-|eusc-")
+"""How regions begin that are in another partition than `aws`. Source: AWS's reference, "Partitions"."""
+_LEADING = {"azure": ("AZURE_ACCOUNT_NAME", "AZURE_ENDPOINT_SUFFIX"), "swift": ("OS_", "ST_")}
+"""How the variables begin by which a backend finds its server. Source: restic, internal/backend/azure and swift."""
 _RELATIVE = ("relative",)
 """The server of a folder that is looked for from where the agent was started."""
 _PORTS = {"http": "80", "https": "443", "ssh": "22"}

@@ -23,10 +23,14 @@ class VaultError(Exception):
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """What opens a repository: restic's password, and its environment (for example AWS keys). Its repr hides them."""
+    """What opens a repository: restic's password, and its environment (for example AWS keys). Its repr hides them.
+
+    `urls`: the URL prefixes that "password" or "env" are for, where their Secrets name some (`server.bindings`).
+    """
 
     password: str = ""
     env: dict[str, str] = msgspec.field(default_factory=dict)
+    urls: dict[str, list[str]] = msgspec.field(default_factory=dict)
 
     def __repr__(self) -> str:
         return "Credentials(...)"

@@ -54,6 +54,10 @@ async def declared(api, namespace="team-a", url="s3:https://s3.example.org/b"):
     return await api.post("/schedules", json=schedule(namespace, "/srv/a/data"))
 
 
+def told(status):
+    return {it["reason"]: it["message"] for it in status["problems"]}
+
+
 async def test_a_path_beyond_the_grant_is_refused_and_named(tmp_path):
     async def work(api):
         await declared(api)
@@ -160,3 +164,82 @@ async def test_every_command_says_what_the_namespace_is_granted(tmp_path, connec
                 look.cancel()
                 assert [it["kind"] for it in asked] == ["restore", "snapshots"]
                 assert [(it["within"], it["host_identity"]) for it in asked] == [(["/srv/a"], True)] * 2
+
+
+async def test_a_grant_that_is_limited_later_withdraws_what_is_not_bound_and_says_so(tmp_path):
+    """The Repository was taken when its namespace had no limits, and its Secret needed to name no URL."""
+    spec = {"url": "rest:https://good.example/", "passwordSecretRef": {"name": "s"}}
+    body = {**manifest("Repository", "team-a", **spec), "credentials": {"password": "hush"}}
+
+    async def declare(api):
+        assert (await declared(api)).is_success
+        assert (await api.put("/repositories/team-a/etc", json=body)).is_success
+
+    async def held(api):
+        status = (await api.get("/schedules/team-a/etc")).json()["status"]
+        look = await api.get("/repositories/team-a/etc/snapshots")
+        bound = {**body, "credentials": {"password": "hush", "urls": {"password": [spec["url"]]}}}
+        assert (await api.put("/repositories/team-a/etc", json=bound)).is_success
+        return status, look, (await api.get("/schedules/team-a/etc")).json()["status"]
+
+    server = Server(tmp_path)
+    await server.with_grants("{}", declare)
+    status, look, after = await server.with_grants(GRANTS, held)
+    assert status["hosts"] == 0
+    assert "Secret s must say which repositories it is for" in told(status)["NotGranted"]
+    assert (look.status_code, look.json()["errors"][0]["field"]) == (403, "spec.passwordSecretRef")
+    assert (after["hosts"], told(after).get("NotGranted", "")) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("later", "said"),
+    [
+        ("{}", ""),
+        (GRANTS, "namespace team-a was granted more"),
+        (GRANTS.replace("pool: a", "pool: b").replace("[/srv/a]", "[/]"), "namespace team-a was granted more"),
+        ("{namespaces: {team-a: {pathPrefixes: [/]}}}", ""),
+    ],
+)
+async def test_a_job_that_waited_for_its_host_has_no_more_than_is_granted_now(tmp_path, connect, until, later, said):
+    async def ask(api):
+        assert (await declared(api)).is_success
+        spec = {"repositoryRef": {"name": "etc"}, "sourceHost": "one", "target": "/srv/a/back"}
+        return await api.put("/restores/team-a/r1", json={"spec": spec})
+
+    (tmp_path / "data").mkdir()
+    assert (await Server(tmp_path / "data").with_grants("{}", ask)).is_success
+    (tmp_path / "grants.yaml").write_text(later)
+    async with serving(Config(tmp_path / "data", port=0, grants=tmp_path / "grants.yaml")) as running:
+        url = f"http://127.0.0.1:{running.port}/api/v1"
+        headers = {"authorization": f"Bearer {running.admin_token}"}
+        async with (
+            httpx.AsyncClient(base_url=url, headers=headers) as api,
+            connect("one", token=running.agent_token, to=running) as agent,
+        ):
+            await agent.follow()
+            if not said:
+                assert (await agent.hears("command.run"))["kind"] == "restore"
+                return
+
+            async def ended():
+                job = (await api.get("/restores/team-a/r1")).json()
+                return job if job["status"] == "failed" else None
+
+            assert said in (await until(ended))["error"]
+            assert "command.run" not in agent.told
+
+
+async def test_a_look_of_a_namespace_without_any_path_is_held_to_none(tmp_path, connect):
+    (tmp_path / "grants.yaml").write_text(GRANTS.replace("[/srv/a]", "[]"))
+    async with serving(Config(tmp_path / "data", port=0, grants=tmp_path / "grants.yaml")) as running:
+        url = f"http://127.0.0.1:{running.port}/api/v1"
+        headers = {"authorization": f"Bearer {running.admin_token}"}
+        async with httpx.AsyncClient(base_url=url, headers=headers) as api:
+            body = manifest("Repository", "team-a", url="s3:https://s3.example.org/b")
+            assert (await api.post("/repositories", json=body)).is_success
+            assert (await api.put("/hosts/one", json={"labels": {"pool": "a"}})).is_success
+            async with connect("one", token=running.agent_token, to=running) as agent:
+                await agent.follow()
+                look = asyncio.create_task(api.get("/repositories/team-a/etc/snapshots"))
+                assert (await agent.hears("command.run"))["within"] == ["/dev/null"]
+                look.cancel()

@@ -13,14 +13,15 @@ LIMITED = Grant(path_prefixes=("/srv/a",))
 REFS = {"passwordSecretRef": {"name": "p"}, "envSecretRef": {"name": "e"}}
 
 
-def repository(url, urls=None, refs=REFS):
-    credentials = {"password": "hush", "env": {"AWS_ACCESS_KEY_ID": "k"}, **({"urls": urls} if urls else {})}
+def repository(url, urls=None, refs=REFS, env=None):
+    credentials = {"password": "hush", "env": env or {"AWS_ACCESS_KEY_ID": "k"}, **({"urls": urls} if urls else {})}
     metadata = {"name": "main", "namespace": "team-a"}
     return parse_repository({"metadata": metadata, "spec": {"url": url, **refs}, "credentials": credentials})
 
 
 def fields(*args, grant=LIMITED, **kwargs):
-    return [error["field"] for error in binding_errors(repository(*args, **kwargs), grant)]
+    found = repository(*args, **kwargs)
+    return [error["field"] for error in binding_errors(found.namespace, found.spec, found.credentials, grant)]
 
 
 def test_a_limited_namespace_needs_secrets_that_say_what_they_are_for():
@@ -50,6 +51,46 @@ def test_the_namespace_is_filled_in_and_a_host_is_only_itself():
     both = "rest:https://h/{namespace}/{host}"
     assert fields(both, {"password": ["rest:https://h/team-a"], "env": [both]}) == []
     assert fields(both, {"password": ["rest:https://h/team-b"], "env": ["rest:https://h/team-a/n"]}) == ["spec.url"] * 2
+
+
+AMAZON = "s3:https://s3.eu-central-1.amazonaws.com/b"
+LED = [
+    ("swift:c:/p", {"OS_AUTH_URL": "https://evil/v3"}),
+    ("swift:c:/p", {"OS_STORAGE_URL": "https://evil", "OS_AUTH_TOKEN": "t"}),
+    ("swift:c:/p", {"ST_AUTH": "https://evil", "ST_USER": "u", "ST_KEY": "k"}),
+    ("swift:c:/p", {"OS_PROJECT_NAME": "mine"}),
+    ("azure:c:/p", {"AZURE_ACCOUNT_NAME": "evil", "AZURE_ACCOUNT_KEY": "k"}),
+    ("azure:c:/p", {"AZURE_ENDPOINT_SUFFIX": "evil.example"}),
+    (AMAZON, {"AWS_DEFAULT_REGION": "cn-north-1"}),
+    ("s3:s3.amazonaws.com/b", {"AWS_REGION": "us-gov-west-1"}),
+]
+NOT_LED = [
+    (AMAZON, {"AWS_DEFAULT_REGION": "us-east-1"}),
+    ("s3:https://minio.example.org/b", {"AWS_DEFAULT_REGION": "cn-north-1"}),
+    ("s3:https://amazonaws.com.example.org/b", {"AWS_DEFAULT_REGION": "cn-north-1"}),
+    ("gs:b:/p", {"GOOGLE_ACCESS_TOKEN": "t", "GOOGLE_PROJECT_ID": "p"}),
+    ("b2:b:p", {"B2_ACCOUNT_ID": "i", "B2_ACCOUNT_KEY": "k"}),
+    ("rest:https://h/", {"RESTIC_REST_USERNAME": "u"}),
+]
+
+
+@pytest.mark.parametrize(("url", "env"), LED)
+@pytest.mark.parametrize("grant", [Grant(), LIMITED])
+def test_no_environment_of_another_secret_leads_what_a_bound_password_opens_to_another_server(url, env, grant):
+    bound = {"password": [url], "env": [url]}
+    assert fields(url, bound, grant=grant, env=env) == ["spec.envSecretRef"]
+    assert fields(url, bound, grant=grant, env=env, refs={"passwordSecretRef": {"name": "p"}}) == ["spec.envSecretRef"]
+    one = {"passwordSecretRef": {"name": "s"}, "envSecretRef": {"name": "s"}}
+    assert fields(url, bound, grant=grant, env=env, refs=one) == []
+
+
+@pytest.mark.parametrize(("url", "env"), NOT_LED)
+def test_other_environments_may_be_of_another_secret(url, env):
+    assert fields(url, {"password": [url], "env": [url]}, env=env) == []
+
+
+def test_a_password_that_is_bound_to_no_url_may_go_where_the_environment_says():
+    assert fields(*LED[0][:1], env=LED[0][1], grant=Grant()) == []
 
 
 def test_a_prefix_that_is_none_is_named_by_the_field_of_its_secret():

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from server.patterns import pattern_errors
+from server.patterns import MAX_BROKEN, pattern_errors
 
 RESTIC = shutil.which("restic") or ""
 GOOD = ["*", "**/a", "a?", "[a]", "[^a-z]b", "\\[a", "[\\]]", "!a", "a]", "[[]", "[a\\-z]", "/x/**/*.o", "[é]", "a b"]
@@ -16,6 +16,16 @@ BAD = ["[", "[a", "a/[b/c]", "[]", "[]a]", "[^]", "[-a]", "[a-]", "a\\", "!["]
 def test_a_bad_pattern_is_named_by_its_field():
     found = [error["field"] for error in pattern_errors([*GOOD, *BAD], "spec.backup.excludes")]
     assert found == [f"spec.backup.excludes[{len(GOOD) + at}]" for at in range(len(BAD))]
+
+
+def test_patterns_with_line_breaks_which_no_file_of_patterns_holds_are_bounded_in_bytes():
+    size, broken = 4096, "\n" + "é" * 2047 + "x"
+    fits = MAX_BROKEN // size
+    patterns = [broken] * fits + ["é" * 4096] * 200
+    assert list(pattern_errors(patterns, "f")) == []
+    found = list(pattern_errors([*patterns, "a\nb", "c"], "f"))
+    assert [error["field"] for error in found] == [f"f[{len(patterns)}]"]
+    assert "write ? for a line break" in found[0]["detail"]
 
 
 @pytest.mark.skipif(not RESTIC, reason="needs restic")

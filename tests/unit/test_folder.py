@@ -94,6 +94,12 @@ def test_another_key_and_an_environment_can_be_referred_to():
     assert found.declared.resources[MAIN].credentials == {"password": "hush", "env": {"A": "x", "B": "y"}}
 
 
+def test_one_secret_may_hold_both():
+    spec = "{url: /b, passwordSecretRef: {name: s, key: pw}, envSecretRef: {name: s}}"
+    found = reading(a=repository(spec), b=secret("stringData: {pw: hush, A: x}", "s"))
+    assert found.declared.resources[MAIN].credentials == {"password": "hush", "env": {"A": "x"}}
+
+
 @pytest.mark.parametrize(
     ("values", "field", "detail"),
     [

@@ -77,6 +77,31 @@ def test_a_namespace_that_is_not_named_has_the_default(tmp_path):
     assert not selector_matches(grants.of("a").host_selector, {"pool": "b"})
 
 
+def test_who_is_granted_no_path_reaches_less_than_who_is_granted_one():
+    """An empty list in a command means anywhere."""
+    assert Grant().within == Grant(path_prefixes=("/srv", "/")).within == ()
+    assert TEAM.within == ("/srv/a", "/var/log/")
+    assert Grant(path_prefixes=()).within == ("/dev/null",)
+
+
+OTHER, INNER, NONE = Grant(path_prefixes=("/srv",)), Grant(path_prefixes=("/srv/a/b",)), Grant(path_prefixes=())
+
+
+@pytest.mark.parametrize(
+    ("was", "still"),
+    [
+        (Grant(), ()),
+        (OTHER, (OTHER,)),
+        (INNER, (OTHER, TEAM)),
+        (NONE, (OTHER, TEAM, NONE)),
+    ],
+)
+def test_what_was_given_to_a_job_before_the_grant_was_limited_is_not_granted_any_more(was, still):
+    assert tuple(it for it in (OTHER, TEAM, NONE) if it.still_grants(was.within, False)) == still
+    assert Grant().still_grants(was.within, False)
+    assert not Grant().still_grants(was.within, True)
+
+
 def test_an_empty_file_grants_everything(tmp_path):
     assert load(tmp_path, "").of("any") == Grant()
 

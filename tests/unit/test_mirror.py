@@ -88,7 +88,8 @@ def test_a_declaration_leaves_out_what_kubernetes_adds():
     assert "hush" not in repr(declared)
 
 
-SECRETS = {"s": {"password": "hush", "other": "also"}, "e": {"AWS_ACCESS_KEY_ID": "id"}}
+BOTH = {"OS_AUTH_URL": "u", "password": "hush"}
+SECRETS = {"s": {"password": "hush", "other": "also"}, "e": {"AWS_ACCESS_KEY_ID": "id"}, "b": BOTH}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,14 @@ SECRETS = {"s": {"password": "hush", "other": "also"}, "e": {"AWS_ACCESS_KEY_ID"
         ({"passwordSecretRef": {"name": "s"}}, {"password": "hush"}),
         ({"passwordSecretRef": {"name": "s", "key": "other"}}, {"password": "also"}),
         ({"envSecretRef": {"name": "e"}}, {"env": {"AWS_ACCESS_KEY_ID": "id"}}),
+        (
+            {"envSecretRef": {"name": "b"}, "passwordSecretRef": {"name": "b"}},
+            {"password": "hush", "env": {"OS_AUTH_URL": "u"}},
+        ),
+        (
+            {"envSecretRef": {"name": "b"}, "passwordSecretRef": {"name": "s"}},
+            {"password": "hush", "env": {"OS_AUTH_URL": "u", "password": "hush"}},
+        ),
     ],
 )
 def test_what_opens_a_repository_comes_from_the_secrets_that_it_names(spec, credentials):
