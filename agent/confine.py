@@ -25,6 +25,11 @@ UNCONFINED = (
     "newer with Landlock turned on (it is named in /sys/kernel/security/lsm), or have the host's operator start the "
     "agent with --allow-unconfined"
 )
+CHANGES_MODES = (
+    "restic cannot be kept from changing modes of files by their paths{}, which it does in a repository that is a"
+    " folder, and the namespace is granted a part of this host only: have the Repository's spec.url name another"
+    " storage (s3:, rest:), or have the host's operator start the agent with --allow-unconfined"
+)
 STAGE_FD = 100
 STAGE = f"/proc/self/fd/{STAGE_FD}/new"
 """Where restic restores to, in its arguments. The link of proc(5) leads to the folder itself, whatever its name."""

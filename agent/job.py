@@ -1,6 +1,7 @@
 """One job while it runs: the programs that it runs, and what is known of its end."""
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import msgspec
 from msgspec import Struct
@@ -55,23 +56,7 @@ class Pace(Struct, frozen=True):
 AT_EASE = Pace()
 
 
-class Place(NamedTuple):
-    """What restic may touch of the host: the fields of that name of `agent.confine.Launch`."""
-
-    paths: Sequence[str] = ()
-    private: Sequence[str] = ()
-    create: bool = False
-    target: str = ""
-    vacant: bool = False
-    overwrite: bool = False
-    stage: str = ""
-    parts: Sequence[str] = ()
-    chosen: bool = False
-    special: bool = False
-    restores: bool = False
-
-
-NOWHERE = Place()
+NOWHERE = Launch()
 _OWN_KEYS = (".ssh", ".aws", ".azure", ".config/gcloud", ".config/rclone", ".mc", ".minio")
 """Where, in a home folder, the programs and libraries that restic uses look for who they are."""
 
@@ -86,6 +71,15 @@ class Setting(Struct, frozen=True):
     pace: Pace
     allow_unconfined: bool = False
 
+    def cache_of(self, repository_id: str) -> Path:
+        """restic's cache for one repository alone. restic's own folders in it are named by what a repository says that
+        it is: who makes a repository could say that it is another's, and have that one's cache removed or filled."""
+        return self.cache_dir / hashlib.blake2b(repository_id.encode(), digest_size=16).hexdigest()
+
+    def as_seen(self, path: Path) -> Path:
+        """A path of restic's as the agent sees it."""
+        return self.root / path.relative_to("/")
+
     @property
     def scratch_dir(self) -> Path:
         """Where jobs have their temporary folders, and restic puts what a verification restores."""
@@ -94,12 +88,12 @@ class Setting(Struct, frozen=True):
     @property
     def notes(self) -> Path:
         """Where there is a note for each restore under way, as the agent sees it."""
-        return self.root / self.cache_dir.with_name("restoring").relative_to("/")
+        return self.as_seen(self.cache_dir.with_name("restoring"))
 
     @property
     def scratch(self) -> Path:
         """The same folder, as the agent sees it."""
-        return self.root / self.scratch_dir.relative_to("/")
+        return self.as_seen(self.scratch_dir)
 
 
 class Job:
@@ -134,13 +128,15 @@ class Job:
         setting = self.setting
         lent = self.command.host_identity
         fps = 1 / setting.pace.progress_s
-        env = restic.environment(repository, setting.env, setting.cache_dir, fps, identity=lent)
+        cache = setting.cache_of(repository.id)
+        env = restic.environment(repository, setting.env, cache, fps, identity=lent)
         temp = str(self.folder("tmp"))
         # All of TMPDIR can be read and written then; below a root of its own it need not be there.
         if "TMPDIR" not in env or self.command.within or setting.root != Path("/"):
             env["TMPDIR"] = temp
         env["HOME"] = setting.env.get("HOME", "/root") if lent else str(self.folder("home"))
-        (setting.root / setting.cache_dir.relative_to("/")).mkdir(parents=True, exist_ok=True)
+        setting.as_seen(cache).mkdir(parents=True, exist_ok=True)
+        os.utime(setting.as_seen(cache))
         self._env, self.url = env, repository.url
         self.hide = restic.redactor(repository)
 
@@ -156,11 +152,12 @@ class Job:
         self,
         args: Sequence[str],
         answer: Callable[[bytes], None] | None = None,
-        place: Place = NOWHERE,
+        wanted: Launch = NOWHERE,
         expected: Collection[str] | None = None,
     ) -> Outcome:
         """Run restic, again while the repository is locked and the command's patience lasts.
 
+        `wanted`: what it may touch of the host, beside what every job may.
         `expected`: of a restore that leaves out what gives powers, the paths of devices. That is no failure.
 
         Without `answer` it is what the job is for, and how it ended is how the job did. With it, it is asked for its
@@ -168,8 +165,8 @@ class Job:
         """
         args = by_files(args, lambda: self.folder("arguments"), self._write_argument)
         if self._has_arguments:
-            place = place._replace(private=[*place.private, str(self.folder("arguments"))])
-        how = self._launch(place)
+            wanted = wanted._replace(private=[*wanted.private, str(self.folder("arguments"))])
+        how = self._launch(wanted)
         while True:
             outcome = await self._once(how, args, answer, expected)
             if outcome.end == "locked" and not self._unlocked:
@@ -217,31 +214,32 @@ class Job:
             discard(self.setting.scratch / self._work)
 
     @asynccontextmanager
-    async def restoring(self, place: Place) -> AsyncIterator[None]:
+    async def restoring(self, wanted: Launch) -> AsyncIterator[None]:
         """Around a restore: what is left of its fresh folder is removed after it, or when the agent starts again."""
-        note = self.setting.notes / place.stage
+        note = self.setting.notes / wanted.stage
         self.setting.notes.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(self._launch(place)._asdict()))
+        note.write_text(json.dumps(self._launch(wanted)._asdict()))
         try:
             yield
         finally:
             await process.run(process.python("staging", f"@{note}"), {}, lambda fd, line: None, lambda exit_code: None)
             note.unlink(missing_ok=True)
 
-    def _launch(self, place: Place) -> Launch:
+    def _launch(self, wanted: Launch) -> Launch:
+        """How a program of this job starts that is to touch this of the host."""
         setting = self.setting
-        own = [str(setting.cache_dir), self._env["TMPDIR"]]
+        own = [self._env["RESTIC_CACHE_DIR"], self._env["TMPDIR"]]
         lent = [self._env[name] for name in restic.FILES_LENT if name in self._env]
         home = Path(self._env["HOME"])
         keys = [home / name for name in _OWN_KEYS] if self.command.host_identity else [home]
-        return Launch(
-            str(setting.root),
+        return wanted._replace(
+            root=str(setting.root),
             confined=True,
             unconfined=setting.allow_unconfined,
             within=self.command.within,
             readable=[*lent, *map(str, keys)],
             repository=restic.local_folder(self.url),
-            **place._asdict() | {"private": [*own, *place.private]},
+            private=[*own, *wanted.private],
         )
 
     async def _once(
@@ -256,7 +254,7 @@ class Job:
 
         def ended(exit_code: int | None) -> None:
             nonlocal outcome
-            if exit_code == 1 and output.was_expected:
+            if exit_code == 1 and output.all_expected:
                 exit_code = 0
             outcome = restic.outcome(exit_code, output.stderr, output.unreadable, output.paths)
             self.exit_code = exit_code
@@ -292,7 +290,7 @@ class Job:
             if fd == 1:
                 lines.append(line)
 
-        how = self._launch(Place(self.command.within, [str(self.folder("restored"))]))
+        how = self._launch(Launch(paths=self.command.within, private=[str(self.folder("restored"))]))
         note = self._own("digest.json")
         note.write_text(json.dumps(how._asdict()))
         argv = process.python("digest", f"@{note}", *files)
@@ -358,15 +356,11 @@ class _Output:
         self._answer = answer
         self._expected = expected
         self._met = self.capabilities = 0
+        self.all_expected = False
         self.stderr: deque[str] = deque(maxlen=MAX_TAIL)
         self.summary: restic.Summary | None = None
         self.unreadable = 0
         self.paths: list[str] = []
-
-    @property
-    def was_expected(self) -> bool:
-        """Whether all that restic could not do was expected."""
-        return self._met > 0 and any(f"There were {self._met} errors" in line for line in self.stderr)
 
     def take(self, fd: int, line: bytes) -> None:
         """A line came on stdout (1) or stderr (2)."""
@@ -376,6 +370,9 @@ class _Output:
         if self._expected is not None and restic.is_left_out(line, self._expected):
             self._met += 1
             self.capabilities += b"security.capability" in line
+            return
+        if self._met and restic.count_of_errors(line) == self._met:  # told by what is left out
+            self.all_expected = True
             return
         match restic.read_line(line):
             case restic.Status() as status:

@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from agent import confine, handles, landlock, seccomp, staging
 from agent.confine import (
+    CHANGES_MODES,
     NOT_CONFINED,
     NOT_EMPTY,
     NOT_GRANTED,
@@ -69,11 +70,14 @@ def main(arguments: Sequence[str]) -> None:
 def _keep_modes(how: Launch) -> None:
     """Have restic change no file's mode: in a repository, others may have put a link in the file's place."""
     strict = bool(how.within) and not how.unconfined
+    machine = os.uname().machine
+    if strict and not seccomp.knows(machine):
+        leave(NOT_CONFINED, CHANGES_MODES.format(f" on a machine of kind {machine}, but on x86, Arm and RISC-V only"))
     try:
         seccomp.deny_changes(strict=strict)
     except OSError:
         if strict:
-            leave(NOT_CONFINED, UNCONFINED)
+            leave(NOT_CONFINED, CHANGES_MODES.format(", for the kernel has no seccomp"))
 
 
 def execute(how: Launch, argv: list[str], program: int) -> NoReturn:

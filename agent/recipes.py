@@ -7,8 +7,8 @@ from uuid import uuid4
 import msgspec
 
 from agent import restic, snapshots, verify
-from agent.confine import SPECIAL, STAGE
-from agent.job import Job, Place
+from agent.confine import SPECIAL, STAGE, Launch
+from agent.job import Job
 from agent.snapshots import LinkCheck, SnapshotError
 from agent.verify import Sample
 from wire.messages import Restore, Verify
@@ -34,20 +34,20 @@ async def plain(job: Job, creating: asyncio.Lock) -> None:
     neither can open. Another host may be as fast: its repository is waited for while it cannot be opened yet.
     """
     command = job.command
-    place = Place(command.args[command.args.index("--") + 1 :] if "--" in command.args else ())
-    ended = await job.restic(command.args, place=place)
+    reads = Launch(paths=command.args[command.args.index("--") + 1 :] if "--" in command.args else ())
+    ended = await job.restic(command.args, wanted=reads)
     if command.init is None or ended.end not in ("no_repository", "damaged"):
         return
     if ended.end == "no_repository":
         async with creating:
             job.ended = None
-            created = await job.restic(command.init, place=Place(create=True))
+            created = await job.restic(command.init, wanted=Launch(create=True))
         if created.end not in ("succeeded", "repository_exists"):
             return
     for wait in restic.CREATION_WAITS:
         job.ended = None
         await job.setting.pace.sleep(wait)
-        ended = await job.restic(command.args, place=place)
+        ended = await job.restic(command.args, wanted=reads)
         if ended.end not in ("no_repository", "damaged"):
             return
 
@@ -68,7 +68,7 @@ async def check_restore(job: Job, wanted: Verify, rng: random.Random) -> None:
         raise SnapshotError(f"{lack}: raise spec.verify.maxBytes, or check what is backed up")
     target = str(job.folder("restored"))
     args = snapshots.restore_args(snapshot.id, target, [node.path for node in files], sparse=False, lock=job.locks)
-    restored = await job.restic(args, place=Place(private=[target], restores=True))
+    restored = await job.restic(args, wanted=Launch(private=[target], restores=True))
     job.ended = None  # what counts is what came back
     copies = await job.digests([f"{target}{node.path}" for node in files])
     sources = await job.digests([node.path for node in files])
@@ -89,7 +89,7 @@ async def restore(job: Job, wanted: Restore) -> None:
     """Restore a snapshot, or parts of it, below a folder."""
     lines: list[bytes] = []
     host = [f"--host={wanted.source_host}"] if wanted.source_host else []
-    place = Place(target=wanted.target, vacant=not wanted.overwrite)
+    place = Launch(target=wanted.target, vacant=not wanted.overwrite)
     listing = await job.restic(["snapshots", "--json", *host], lines.append, place)
     if listing.end != "succeeded":
         return
@@ -118,7 +118,7 @@ async def restore(job: Job, wanted: Restore) -> None:
         restores=True,
     )
     async with job.restoring(place):
-        done = await job.restic(args, place=place, expected=None if special else tally.devices)
+        done = await job.restic(args, wanted=place, expected=None if special else tally.devices)
     if tally.devices and not special:
         job.news.log(f"left out: {len(tally.devices)} devices: {SPECIAL}")
     summary = restic.Summary(snapshot.id, tally.files, tally.bytes, 0) if done.end == "succeeded" else job.summary

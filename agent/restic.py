@@ -54,11 +54,18 @@ _KEYS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 """Of a backend that asks the cloud's metadata service who the host is when it has no keys: the sets of keys that do."""
+_BY_HOST = {"sftp": "the host's SSH keys", "rclone": "the host's rclone configuration"}
+"""Schemes that have no keys but the host's. ssh finds root's home in /etc/passwd, whatever HOME says."""
 _SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|SAS")
 _AUTHORITY = re.compile(r"(?:://|^s3:(?!https?:))(?:[^/@]*@)?(\[[^\]/]*\]|[^/:?#]+)")
-_METADATA_NAMES = ("metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal")
-_METADATA_ADDRESSES = ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16")
-"""Beside link-local addresses: of AWS, Google, Alibaba and Azure."""
+_METADATA_NAMES = (
+    *("metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"),
+    "metadata.tencentyun.com",
+)
+_METADATA_ADDRESSES = (
+    *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"),
+)
+"""Beside link-local addresses: of AWS, Google, Alibaba, Azure and Oracle."""
 _URL_PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@")
 SHORTEST_SECRET = 4
 """Characters: hiding anything shorter would blot out most of a text and hide nothing that could not be guessed."""
@@ -112,6 +119,8 @@ def _check_identity(repository: Repository) -> None:
     """Raises RepositoryError for a repository that only what the host is could open, or that is where that is told."""
     allow = "or have the operator set hostIdentity in the namespace's grant, to have restic speak as the host"
     scheme = repository.url.partition(":")[0].lower()
+    if scheme in _BY_HOST:
+        raise RepositoryError(f"repository {repository.name}: {scheme}: is opened by {_BY_HOST[scheme]} alone; {allow}")
     sets = _KEYS.get(scheme, ())
     if sets and not any(all(repository.env.get(name) for name in names) for names in sets):
         wanted = ", or ".join(" and ".join(names) for names in sets)
@@ -224,6 +233,7 @@ class _Error(Struct):
 
 _messages = msgspec.json.Decoder(_Message)
 _errors = msgspec.json.Decoder(_Error)
+_ERRORS = re.compile(r"(?:Fatal: )?There were (\d+) errors")
 _BAR = re.compile(r"\[[0-9:]+\] +([0-9.]+)%  [0-9]+ / [0-9]+ .*")
 _SKIPPED = re.compile(r"(.*) (does not exist|cannot be accessed), skipping")
 _UNPRINTABLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -261,8 +271,22 @@ def is_left_out(line: bytes, paths: Collection[str]) -> bool:
     return bool(begins) and (found or "security.capability" in text)
 
 
+def count_of_errors(line: bytes) -> int | None:
+    """How many errors a restore had in all, where this is the line that ends it so."""
+    text = plain(line)
+    if line.startswith(b"{"):
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            text = _messages.decode(line).message
+    found = _ERRORS.fullmatch(text.strip())
+    return int(found[1]) if found else None
+
+
 def local_folder(url: str) -> str:
-    """The folder that a URL means, which may be relative to where restic runs; "" for one that is elsewhere."""
+    """The folder that a URL means, which may be relative to where restic runs; "" for one that is elsewhere.
+
+    As restic reads it (internal/backend/location): what the server takes for a folder is for the server to say, and
+    where the two differ the kernel keeps restic from the folder.
+    """
     if url.startswith("local:"):
         return url.removeprefix("local:")
     return url if ":" not in url or url.startswith(("/", "./", "../")) else ""

@@ -24,6 +24,8 @@ from wire.messages import CommandRun, Hooks, JobEnd, JobFinished, Repository, Re
 
 log = logging.getLogger(__name__)
 
+CACHE_DAYS = 30
+"""Days after its last job that a repository's cache is kept: as many as restic itself keeps one."""
 _ENDS: Mapping[JobEnd, tuple[int, str]] = {
     "succeeded": (logging.INFO, "job succeeded"),
     "warning": (logging.WARNING, "job succeeded, but not all of it"),
@@ -37,8 +39,9 @@ _ENDS: Mapping[JobEnd, tuple[int, str]] = {
 class Runner:
     """Runs jobs, each program in a process group of its own.
 
-    `restic`: the program, a name on PATH or a path. `cache_dir`: restic's cache, shared by all jobs. `clock`: aware
-    datetimes in UTC. `env`: the agent's own environment, of which restic gets little (`restic.environment`).
+    `restic`: the program, a name on PATH or a path. `cache_dir`: restic's caches, one for each repository; those that
+    no job used for CACHE_DAYS are removed now. `clock`: aware datetimes in UTC. `env`: the agent's own environment, of
+    which restic gets little (`restic.environment`).
     `root`: the folder that is restic's root (chroot(2)), where `cache_dir` must be too, by the same path.
     `allow_unconfined`: whether jobs of namespaces that are granted a part of the host run where the kernel cannot
     confine them.
@@ -72,8 +75,12 @@ class Runner:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove what an agent that was killed has left."""
+        """Remove what an agent that was killed has left, and caches that nobody uses."""
         discard(self._setting.scratch)
+        oldest = self._clock().timestamp() - CACHE_DAYS * 86400
+        for cache in self._setting.as_seen(self._setting.cache_dir).glob("*/"):
+            if cache.stat().st_mtime < oldest:
+                discard(cache)
         for note in self._setting.notes.glob("*"):
             subprocess.run(process.python("staging", f"@{note}"), check=False)
             note.unlink()

@@ -6,6 +6,7 @@ host. That restic cannot change a mode there is no error to it. Needs nothing bu
 """
 
 import ctypes
+import re
 import struct
 from collections.abc import Iterable
 from errno import EPERM
@@ -27,6 +28,13 @@ CALLS = {
 }
 """Numbers of these system calls, of chmod, chown and lchown too where there are such, by AUDIT_ARCH_*. Source: the
 kernel's syscall tables (arch/*/entry/syscalls, asm-generic/unistd.h)."""
+_MACHINES = re.compile(r"x86_64|i[3-6]86|arm.*|aarch64.*|riscv64")
+"""How uname(2) names the machines of CALLS."""
+
+
+def knows(machine: str) -> bool:
+    """Whether what uname(2) calls so is one of the machines of CALLS."""
+    return _MACHINES.fullmatch(machine) is not None
 
 
 def deny_changes(*, strict: bool) -> None:

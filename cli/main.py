@@ -72,6 +72,7 @@ def main() -> None:
 @options.restic
 @options.allow_hooks
 @options.allow_unconfined
+@options.grants
 @options.schemes
 @options.keep_jobs
 @options.keep_jobs_days

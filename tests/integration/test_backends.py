@@ -108,10 +108,11 @@ def ssh_of_the_agent(folder):
 async def test_a_repository_elsewhere_is_made_verified_and_restored_and_its_key_is_shown_nowhere(backend, tmp_path):
     (tmp_path / "server").mkdir()
     async with backend(tmp_path / "server") as (url, keys, env):
-        await every_kind(Repository("r1", "ns/main", url, "correct horse battery", keys), env, tmp_path)
+        held = Repository("r1", "ns/main", url, "correct horse battery", keys)
+        await every_kind(held, env, tmp_path, host_identity=backend is sftp)
 
 
-async def every_kind(repository, env, tmp_path):
+async def every_kind(repository, env, tmp_path, **may):
     pace = Pace(progress_s=0.1)
     cache = tmp_path / "agent" / "cache"
     runner = Runner("restic", cache, lambda: datetime.now(UTC), pace=pace, env=os.environ | env)
@@ -120,7 +121,7 @@ async def every_kind(repository, env, tmp_path):
     told = []
 
     async def run(kind, args, **parts):
-        command = CommandRun("j1", kind, args, "r1", **parts)
+        command = CommandRun("j1", kind, args, "r1", **may, **parts)
         return await runner.run(command, repository, told.append)
 
     data, back = str(tmp_path / "data"), tmp_path / "back"

@@ -110,39 +110,35 @@ def tenant(tmp_path, empty_repository):
     return Tenant(tmp_path, empty_repository)
 
 
-@contextmanager
 def swapping(path, other):
     """Have a path and another one change places again and again, as fast as can be, meanwhile."""
-    over = threading.Event()
     names, libc = (os.fsencode(path), os.fsencode(other)), ctypes.CDLL(None)
+    return repeating(lambda: libc.renameat2(-100, names[0], -100, names[1], 2))  # AT_FDCWD, RENAME_EXCHANGE
 
-    def swap():
-        while not over.is_set():
-            libc.renameat2(-100, names[0], -100, names[1], 2)  # AT_FDCWD, RENAME_EXCHANGE
 
-    thread = threading.Thread(target=swap)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+def replacing(folder, other):
+    """Have each file that comes into a folder replaced by a link to another one, as fast as can be, meanwhile."""
+
+    def replace():
+        for path in folder.iterdir():
+            with suppress(OSError):
+                (folder / ".link").symlink_to(other)
+                (folder / ".link").rename(path)
+        time.sleep(0.001)  # others need the interpreter, too
+
+    return repeating(replace)
 
 
 @contextmanager
-def replacing(folder, other):
-    """Have each file that comes into a folder replaced by a link to another one, as fast as can be, meanwhile."""
+def repeating(attack):
+    """Have this done again and again meanwhile."""
     over = threading.Event()
 
-    def replace():
+    def repeat():
         while not over.is_set():
-            for path in folder.iterdir():
-                with suppress(OSError):
-                    (folder / ".link").symlink_to(other)
-                    (folder / ".link").rename(path)
-            time.sleep(0.001)  # others need the interpreter, too
+            attack()
 
-    thread = threading.Thread(target=replace)
+    thread = threading.Thread(target=repeat)
     thread.start()
     try:
         yield
@@ -459,6 +455,7 @@ async def test_what_gives_powers_is_left_out_and_counted_unless_the_whole_host_i
         "left out: setuid or setgid bits of 2 files, capabilities of 1 files: set setuidAndDevices"
     )
     assert said[1].startswith("left out: 1 devices: set setuidAndDevices")
+    assert not [line for line in tenant.lines if "There were" in line or "Fatal" in line]
     tenant.told.clear()
     assert (await tenant.restore(back, setuid_and_devices=True, within=[])).status == "succeeded"
     assert state(came) == state(data)
@@ -478,6 +475,8 @@ async def test_restic_may_read_its_job_and_what_it_needs_and_write_to_its_own_fo
         "write granted": f"touch {tenant.granted}/new",
         "write secret": f"touch {tenant.secret}/new",
         "write cache": "touch $RESTIC_CACHE_DIR/new",
+        "read cache of others": f"cat {tenant.state}/cache/others/snapshots",
+        "list caches": f"ls {tenant.state}/cache",
         "write temp": "touch $TMPDIR/new",
         "write temp of others": f"touch {tmp_path}/temp/new",
         "write repository": f"touch {tenant.repository}/new",
@@ -490,6 +489,8 @@ async def test_restic_may_read_its_job_and_what_it_needs_and_write_to_its_own_fo
     program.chmod(0o755)
     (tenant.granted / "letter").touch()
     (tmp_path / "temp").mkdir()
+    (tenant.state / "cache" / "others").mkdir(parents=True)
+    (tenant.state / "cache" / "others" / "snapshots").touch()
     env = os.environ | {"TMPDIR": str(tmp_path / "temp")}
     tenant.runner = Runner(str(program), tenant.state / "cache", lambda: datetime.now(UTC), env=env)
     assert (await tenant.backup(tenant.granted)).status == "succeeded"
@@ -497,7 +498,59 @@ async def test_restic_may_read_its_job_and_what_it_needs_and_write_to_its_own_fo
     assert set(tenant.lines) == allowed | {"write cache", "write temp", "write repository"}
 
 
+async def test_a_repository_that_says_it_is_anothers_has_a_cache_of_its_own_which_goes_when_nobody_uses_it(tenant):
+    """What a repository is, by which restic names its cache, is what whoever made it wrote."""
+    theirs = tenant.granted / "theirs"
+    shutil.copytree(tenant.repository, theirs)
+    caches = tenant.state / "cache"
+
+    async def run(id_, url):
+        command = CommandRun("j1", "backup", ["backup", "--", str(tenant.granted)], id_, within=[str(tenant.granted)])
+        end = await tenant.runner.run(command, Repository(id_, "ns/main", str(url), PASSWORD), tenant.told.append)
+        assert end.status == "succeeded"
+        return {it: state(it) for it in caches.iterdir()}
+
+    first = await run("r1", theirs)
+    both = await run("r2/node-2", tenant.repository)
+    assert len(first) == 1
+    assert len(both) == 2
+    assert first.items() <= both.items()
+    [old], [new] = first, both.keys() - first
+    month = 31 * 86400
+    os.utime(old, (time.time() - month, time.time() - month))
+    Runner(RESTIC, caches, lambda: datetime.now(UTC))
+    assert list(caches.iterdir()) == [new]
+
+
 # Where it cannot be held.
+
+ON_ANOTHER_MACHINE = """
+import os, sys
+from types import SimpleNamespace
+os.uname = lambda: SimpleNamespace(machine=sys.argv[1])
+from agent import launch
+from agent.confine import Launch
+launch._keep_modes(Launch(within=sys.argv[3:], unconfined=sys.argv[2] == "unconfined"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("machine", "how", "code"),
+    [
+        ("s390x", ["", "/srv"], 78),
+        ("ppc64le", ["", "/srv"], 78),
+        ("s390x", ["unconfined", "/srv"], 0),
+        ("s390x", [""], 0),
+        ("x86_64", ["", "/srv"], 0),
+    ],
+)
+def test_where_modes_cannot_be_kept_the_machine_and_what_to_do_are_told(machine, how, code):
+    argv = [sys.executable, "-c", ON_ANOTHER_MACHINE, machine, *how]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    words = (f"machine of kind {machine}", "spec.url", "--allow-unconfined") if code else ()
+    assert all(word in done.stderr for word in words), done.stderr
+
 
 WITHOUT_LANDLOCK = """
 import asyncio, ctypes, struct, sys

@@ -96,6 +96,11 @@ KEYS = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "s3cret"}
         ("rest:http://[::ffff:169.254.169.254]/", {}),
         ("rest:http://[fe80::1%25eth0]/", {}),
         ("rest:http://Metadata.Google.Internal./x", {}),
+        ("rest:http://metadata.goog/x", {}),
+        ("rest:http://[fd00:ec2::23]/", {}),
+        ("sftp:me@nas:/srv", {}),
+        ("sftp://me@nas/srv", KEYS),
+        ("rclone:remote:b", {}),
         ("s3:http://169.254.169.254/b", KEYS),
         ("swift:c:/", {"OS_AUTH_URL": "http://169.254.169.254/v3"}),
         ("s3:https://s3.example.org/b", {**KEYS, "RESTIC_AWS_ASSUME_ROLE_STS_ENDPOINT": "http://169.254.169.254"}),
@@ -119,7 +124,6 @@ def test_a_repository_that_only_the_hosts_identity_opens_is_refused_unless_that_
         ("b2:b:/", {}),
         ("rest:https://backup.example.org/169.254.169.254", {}),
         ("rest:http://10.0.0.1:8000/", {}),
-        ("sftp:me@nas:/srv", {}),
         ("/srv/backup", {}),
     ],
 )
@@ -313,3 +317,18 @@ def test_a_locked_repository_is_waited_for_ever_longer_up_to_a_minute_and_no_lon
     assert list(restic.lock_waits(300)) == [5, 10, 20, 40, 60, 60, 60, 45]
     assert list(restic.lock_waits(7)) == [5, 2]
     assert list(restic.lock_waits(0)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        (b"Fatal: There were 2 errors", 2),
+        (said(message_type="exit_error", code=1, message="Fatal: There were 12 errors\n"), 12),
+        (b"There were 1 errors", 1),
+        (b"Fatal: There were 2 errors in /a", None),
+        (b'{"message_type":"status"}', None),
+        (b"Fatal: wrong password", None),
+    ],
+)
+def test_the_line_that_counts_a_restores_errors_is_known(line, count):
+    assert restic.count_of_errors(line) == count
