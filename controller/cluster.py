@@ -16,7 +16,17 @@ from typing import Any, NamedTuple
 from controller import watching
 from controller.client import Client, ControllerError, Refused, Unreachable
 from controller.kube import Kube, KubeError, Object
-from controller.mirror import ONCE, WATCHED, Mirror, credentials_of, is_active, key_of, resource_of, secrets_named
+from controller.mirror import (
+    ONCE,
+    WATCHED,
+    Mirror,
+    credentials_of,
+    is_active,
+    key_of,
+    refers_to,
+    resource_of,
+    secrets_named,
+)
 from controller.reconcile import PLURALS, Declared, Key, Outcome, Put, Reconciler, Resource, repository_urls
 from controller.status import (
     NotFoundError,
@@ -290,7 +300,7 @@ class Cluster:
         return Declared(resources, held), versions
 
     async def _credentials(self, key: Key, body: Object) -> dict[str, Any] | None:
-        secrets: dict[str, dict[str, str]] = {}
+        secrets: dict[str, dict[str, bytes]] = {}
         urls: dict[str, list[str]] = {}
         for name in secrets_named(body):
             try:
@@ -300,7 +310,7 @@ class Cluster:
                     raise
                 raise NotFoundError("SecretForbidden", f"Secret {name} cannot be read: {error}") from None
             if secret is not None:
-                secrets[name] = {it: _text(value) for it, value in (secret.get("data") or {}).items()}
+                secrets[name] = {it: base64.b64decode(value) for it, value in (secret.get("data") or {}).items()}
                 if (bound := repository_urls(secret["metadata"])) is not None:
                     urls[name] = bound
         return credentials_of(body, secrets, urls)
@@ -426,7 +436,7 @@ class Cluster:
 
     def _status(self, key: Key, body: Object) -> Status | None:
         """What an object's status should be, None where there is nothing to say yet, or any more."""
-        old, error, now = body.get("status") or {}, self._errors.get(key), self._clock()
+        old, error, now = body.get("status") or {}, self._why_not(key, body), self._clock()
         uid, answered = _version(body).uid, self._answered.get(key)
         generation = answered.generation if answered is not None and answered.uid == uid else None
         if key.kind in PLURALS:
@@ -441,6 +451,19 @@ class Cluster:
             once = run_status if key.kind == "Run" else restore_status
             return once(old, Told(generation, error, self._once.get(uid)), now)
         return None
+
+    def _why_not(self, key: Key, body: Object) -> ControllerError | None:
+        """Why an object is not in force: also for what it names, which the server does not know or still has."""
+        error, named = self._errors.get(key), refers_to(key, body)
+        if named is None or (error is not None and reason(error) != f"{named.kind}NotFound"):
+            return error
+        why = self._errors.get(named)
+        if error is not None and why is not None and named in self._mirror.objects:
+            return NotFoundError(f"{named.kind}NotReady", f"{named.kind} {named.name} is not in force: {why}")
+        if error is None and key.kind == "Schedule" and named not in self._mirror.objects:
+            message = f"Repository {named.name} was deleted: create it again, or name another"
+            return NotFoundError("RepositoryNotFound", message)
+        return error
 
     # What fails.
 
@@ -506,8 +529,3 @@ def _passes(error: ControllerError) -> bool:
     if isinstance(error, Refused):
         return error.status == 401 or error.status >= 500
     return isinstance(error, Unreachable) or (isinstance(error, KubeError) and error.passing)
-
-
-def _text(value: str) -> str:
-    """A Secret's value as text; one that is none becomes one that opens nothing."""
-    return base64.b64decode(value).decode(errors="replace")

@@ -14,6 +14,12 @@ WATCHED = ("Node", "Repository", "Schedule", "Host", *ONCE)
 """The kinds that are mirrored, those that others depend on first."""
 ENDED = ("Succeeded", "Failed")
 """The phases in which one of ONCE stays."""
+_REFERENCES = {
+    "Schedule": ("Repository", "repositoryRef"),
+    "Restore": ("Repository", "repositoryRef"),
+    "Run": ("Schedule", "scheduleRef"),
+}
+"""The kind of what each of these kinds names in its namespace, and the field of its spec that does."""
 
 
 class Mirror:
@@ -79,13 +85,21 @@ class Mirror:
             yield Key("Host", self.host_namespace, key.name)
         elif key.kind == "Repository":
             for it, body in [*self.of("Schedule"), *self.of("Restore")]:
-                if it.namespace == key.namespace and body["spec"]["repositoryRef"]["name"] == key.name:
+                if refers_to(it, body) == key:
                     yield it
 
 
 def is_active(body: Mapping[str, Any]) -> bool:
     """Whether one of ONCE has not ended."""
     return (body.get("status") or {}).get("phase") not in ENDED
+
+
+def refers_to(key: Key, body: Mapping[str, Any]) -> Key | None:
+    """What an object names: a Schedule or Restore its Repository, a Run its Schedule, others nothing."""
+    if key.kind not in _REFERENCES:
+        return None
+    kind, field = _REFERENCES[key.kind]
+    return Key(kind, key.namespace, body["spec"][field]["name"])
 
 
 def key_of(body: Mapping[str, Any]) -> Key:
@@ -103,13 +117,13 @@ def resource_of(body: Mapping[str, Any], credentials: Mapping[str, Any] | None =
 
 def credentials_of(
     body: Mapping[str, Any],
-    secrets: Mapping[str, Mapping[str, str]],
+    secrets: Mapping[str, Mapping[str, bytes]],
     urls: Mapping[str, list[str]] = MappingProxyType({}),
 ) -> dict[str, Any] | None:
     """What opens a Repository, from the values of its namespace's Secrets. None where it names none.
 
     `urls`: the URL prefixes that Secrets are for, by the name of each Secret that says so.
-    Raises NotFoundError, with the remedy, for a Secret or a key that is not there.
+    Raises NotFoundError, with the remedy, for a Secret or a key that is not there, or a value that is no text.
     """
     spec = body["spec"]
     found: dict[str, Any] = {}
@@ -118,9 +132,10 @@ def credentials_of(
         key = reference.get("key") or "password"
         if key not in values:
             raise NotFoundError("SecretKeyNotFound", f"Secret {reference['name']} has no key {key}: add it")
-        found["password"] = values[key]
+        found["password"] = _text(reference["name"], key, values[key])
     if reference := spec.get("envSecretRef"):
-        found["env"] = environment_of(spec, _values(body, reference["name"], secrets))
+        values = environment_of(spec, _values(body, reference["name"], secrets))
+        found["env"] = {key: _text(reference["name"], key, value) for key, value in values.items()}
     named = {part: reference["name"] for field, part in SECRET_PARTS.items() if (reference := spec.get(field))}
     if bound := {part: urls[name] for part, name in named.items() if name in urls}:
         found["urls"] = bound
@@ -133,11 +148,20 @@ def secrets_named(body: Mapping[str, Any]) -> set[str]:
     return {reference["name"] for reference in references if reference}
 
 
-def _values(body: Mapping[str, Any], name: str, secrets: Mapping[str, Mapping[str, str]]) -> Mapping[str, str]:
+def _values(body: Mapping[str, Any], name: str, secrets: Mapping[str, Mapping[str, bytes]]) -> Mapping[str, bytes]:
     if name not in secrets:
         where = body["metadata"]["namespace"]
         raise NotFoundError("SecretNotFound", f"there is no Secret {name} in namespace {where}: create it")
     return secrets[name]
+
+
+def _text(secret: str, key: str, value: bytes) -> str:
+    """A value as text. One that is none is not replaced by another, which would open or create with what is known."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        remedy = "put text there, for example what `openssl rand -base64 32` prints"
+        raise NotFoundError("SecretNotText", f"Secret {secret} holds no UTF-8 text under {key}: {remedy}") from None
 
 
 def _declares(body: Mapping[str, Any]) -> tuple[object, ...]:

@@ -9,7 +9,7 @@ across restarts, nor needs to be: the first time, everything is put, and a PUT t
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from controller.client import Client, ControllerError, Object, Refused, Unreachable
 
@@ -29,6 +29,10 @@ SECRET_PARTS: Mapping[str, str] = {"passwordSecretRef": "password", "envSecretRe
 """What of a Repository's credentials is in the Secret that each field of its spec names."""
 REPOSITORY_URLS = "lamplighter.dev/repository-urls"
 """The annotation by which a Secret says which repositories it is for. The server holds it to that."""
+
+
+Value = TypeVar("Value", str, bytes)
+"""A value of a Secret: text in a folder, bytes in a cluster."""
 
 
 class Key(NamedTuple):
@@ -60,7 +64,7 @@ def repository_urls(secret_metadata: Mapping[str, Any]) -> list[str] | None:
     return None if value is None else str(value).split()
 
 
-def environment_of(spec: Mapping[str, Any], values: Mapping[str, str]) -> dict[str, str]:
+def environment_of(spec: Mapping[str, Any], values: Mapping[str, Value]) -> dict[str, Value]:
     """The variables in the values of the Secret that envSecretRef names.
 
     Where passwordSecretRef names the same Secret, its key is the password and no variable.

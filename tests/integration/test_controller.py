@@ -406,7 +406,7 @@ async def test_a_schedule_is_accepted_when_its_repository_s_secret_comes(control
     await kubectl.create("Repository", "main", {"url": "/b", "passwordSecretRef": {"name": "hush"}})
     await kubectl.create("Schedule", "etc", BACKUP)
     await until(lambda: kubectl.ready("Repository", "main") == ("False", "SecretNotFound"))
-    await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "RepositoryNotFound"))
+    await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "RepositoryNotReady"))
     await kubectl.secret("hush", other="x")
     await until(lambda: kubectl.ready("Repository", "main") == ("False", "SecretKeyNotFound"))
     await kubectl.patch("Secret", "hush", data={"password": base64.b64encode(b"open sesame").decode()})
@@ -421,6 +421,31 @@ async def test_a_repository_whose_secret_is_gone_stays_as_it_was(controller, kub
     await kubectl.delete("Secret", "hush")
     await until(lambda: kubectl.ready("Repository", "main") == ("False", "SecretNotFound"))
     assert await known(rest, "/repositories/ns/main")
+
+
+async def test_what_names_something_that_is_there_and_not_in_force_says_so_and_why(controller, kubectl):
+    await kubectl.create("Repository", "main", {**OPENED, "passwordSecretRef": {"name": "none"}})
+    await kubectl.create("Schedule", "etc", BACKUP)
+    await kubectl.create("Restore", "back", RESTORE)
+    await kubectl.create("Run", "now", {"scheduleRef": {"name": "etc"}})
+    for kind, name, named in (
+        ("Schedule", "etc", "Repository"),
+        ("Restore", "back", "Repository"),
+        ("Run", "now", "Schedule"),
+    ):
+        await until(lambda it=(kind, name), of=named: kubectl.ready(*it) == ("False", f"{of}NotReady"))
+    said = kubectl.get("Schedule", "etc")["status"]["conditions"][0]["message"]
+    assert said == "Repository main is not in force: there is no Secret none in namespace ns: create it"
+
+
+async def test_a_schedule_whose_repository_is_deleted_is_not_ready_though_its_hosts_go_on(controller, kubectl, rest):
+    await declare(kubectl, "etc")
+    await kubectl.delete("Repository", "main")
+    await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "RepositoryNotFound"))
+    assert kubectl.conditions("Schedule", "etc")["InSync"] == ("Unknown", "NotAccepted")
+    assert await known(rest, "/schedules/ns/etc")
+    await kubectl.create("Repository", "main", OPENED)
+    await until(lambda: kubectl.ready("Schedule", "etc") == NOWHERE)
 
 
 async def test_a_secret_is_read_only_where_a_repository_names_it_and_shown_nowhere(controller, kubectl, api, caplog):

@@ -88,8 +88,12 @@ def test_a_declaration_leaves_out_what_kubernetes_adds():
     assert "hush" not in repr(declared)
 
 
-BOTH = {"OS_AUTH_URL": "u", "password": "hush"}
-SECRETS = {"s": {"password": "hush", "other": "also"}, "e": {"AWS_ACCESS_KEY_ID": "id"}, "b": BOTH}
+SECRETS = {
+    "s": {"password": b"hush", "other": b"also", "bytes": b"\xff\x00"},
+    "e": {"AWS_ACCESS_KEY_ID": b"id"},
+    "b": {"OS_AUTH_URL": b"u", "password": b"hush"},
+    "bytes": {"AWS_ACCESS_KEY_ID": b"\xffid"},
+}
 
 
 @pytest.mark.parametrize(
@@ -119,9 +123,15 @@ def test_what_opens_a_repository_comes_from_the_secrets_that_it_names(spec, cred
     [
         ({"name": "none"}, "SecretNotFound", "there is no Secret none in namespace ns: create it"),
         ({"name": "s", "key": "none"}, "SecretKeyNotFound", "Secret s has no key none: add it"),
+        ({"name": "s", "key": "bytes"}, "SecretNotText", "Secret s holds no UTF-8 text under bytes: put text there"),
     ],
 )
 def test_a_secret_or_a_key_that_is_missing_is_named(reference, reason, message):
     with pytest.raises(NotFoundError, match=message) as missing:
         credentials_of(body(MAIN, {"passwordSecretRef": reference}), SECRETS)
     assert missing.value.reason == reason
+
+
+def test_an_environment_that_is_no_text_is_refused():
+    with pytest.raises(NotFoundError, match="Secret bytes holds no UTF-8 text under AWS_ACCESS_KEY_ID"):
+        credentials_of(body(MAIN, {"envSecretRef": {"name": "bytes"}}), SECRETS)
