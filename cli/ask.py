@@ -131,6 +131,8 @@ def _found_wrong(server: Server) -> Iterator[tuple[str, str, str, str]]:
         for item in server.items(f"/{plural}"):
             name = f"{item['metadata']['namespace']}/{item['metadata']['name']}"
             yield from ((kind, name, it["reason"], it["message"]) for it in item["status"]["problems"])
+    for controller in server.items("/controllers"):
+        yield from (("Controller", controller["name"], it["reason"], it["message"]) for it in controller["problems"])
     for host in server.items("/hosts"):
         yield from (("Host", host["name"], it["reason"], it["message"]) for it in host["problems"])
         if not host["connected"]:

@@ -16,12 +16,18 @@ def _client(server: Server) -> Client:
     return Client(*server, explain=reason(url, ca_file))
 
 
-async def folder(path: Path, server: Server, stop: asyncio.Event, *, allow_empty: bool) -> None:
+async def folder(
+    path: Path, server: Server, stop: asyncio.Event, *, allow_empty: bool, metrics_listen: str = ""
+) -> None:
     """Keep a server's desired state equal to a folder until `stop` is set. `allow_empty`: even an empty one."""
+    from cli import metrics
     from controller.folder import watch
+    from controller.metrics import FolderMetrics
 
-    async with _client(server) as client, asyncio.TaskGroup() as tasks:
-        watching = tasks.create_task(watch(path, client, allow_empty=allow_empty))
+    measured = FolderMetrics()
+    probed = metrics.serving(metrics_listen, measured.registry, measured.waits_for)
+    async with _client(server) as client, probed, asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(watch(path, client, allow_empty=allow_empty, metrics=measured))
         await stop.wait()
         watching.cancel()
 

@@ -76,6 +76,7 @@ def main() -> None:
 @options.schemes
 @options.keep_jobs
 @options.keep_jobs_days
+@options.metrics_listen
 @options.log_format
 @options.log_level
 def up(
@@ -87,6 +88,7 @@ def up(
     restic: str,
     allow_hooks: tuple[str, ...],
     allow_unconfined: bool,
+    metrics_listen: str,
     log_format: str,
     log_level: str,
     **settings: Any,
@@ -104,7 +106,8 @@ def up(
     logs.setup(log_format, log_level)
     address, local = options.address(listen), Local(restic, allow_hooks=allow_hooks, allow_unconfined=allow_unconfined)
     config = Config(data_dir, *address, **settings)
-    _run(lambda stop: parts.up(folder, config, host, local, stop, allow_empty=allow_empty))
+    follow = partial(parts.up, folder, config, host, local, allow_empty=allow_empty, metrics_listen=metrics_listen)
+    _run(follow)
 
 
 @main.command()
@@ -165,6 +168,13 @@ def server(
     from cli import up as parts
     from server.service import Config
 
+    if settings["auth"] == "file":
+        known = ("agent_service_account", "kubernetes_api", "kubernetes_token_file", "kubernetes_ca_file")
+        options.refuse_given("only with --auth kubernetes", *known)
+    if kubernetes_api is None:
+        options.refuse_given("only with --kubernetes-api", "kubernetes_token_file", "kubernetes_ca_file")
+    if settings["tls_cert"] is None:
+        options.refuse_given("only with --tls-cert", "tls_key")
     logs.setup(log_format, log_level)
     host, port = options.address(listen)
     cluster = parts.cluster(kubernetes_api, kubernetes_token_file, kubernetes_ca_file)
@@ -217,6 +227,8 @@ def agent(
     from cli import agent as parts
 
     logs.setup(log_format, log_level)
+    if enrol and enrol_token_file is not None:
+        options.refuse_given("--enrol gives a token already: leave one of them out", "enrol_token_file")
     if enrol_token_file is not None:
         enrol = options.read_token(enrol_token_file, "make one with `lamplighter enrol HOST`, where the server is")
     server, data_dir, token_file, ca_file = access
@@ -268,8 +280,10 @@ def controller(
     token = options.token_reader(access.token_file or access.data_dir / "admin-token")
     client = (access.server, token, access.ca_file)
     if folder is not None:
-        _run(lambda stop: parts.folder(folder, client, stop, allow_empty=allow_empty))
+        options.refuse_given("for a cluster, not for DIR", "namespaces", "host_namespace", "lease")
+        _run(partial(parts.folder, folder, client, allow_empty=allow_empty, metrics_listen=metrics_listen))
     else:
+        options.refuse_given("for DIR, not for a cluster", "allow_empty")
         follow = partial(parts.cluster, client, host_namespace, namespaces, lease=lease, metrics_listen=metrics_listen)
         _run(follow)
 
@@ -302,6 +316,8 @@ def keys(
     logs.setup(log_format, log_level)
     if names and not config_map:
         raise click.UsageError("--tls-name needs --config-map: others must know the CA")
+    if not names:
+        options.refuse_given("only with --tls-name", "config_map")
     _run(lambda _: parts.make(secret, config_map, names, folder, vault=vault_key))
 
 

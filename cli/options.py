@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+from click.core import ParameterSource
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -124,6 +125,18 @@ class Access(NamedTuple):
     data_dir: Path
     token_file: Path | None
     ca_file: Path | None
+
+
+def refuse_given(why: str, *parameters: str) -> None:
+    """Raises click.UsageError where one of these was given on the command line, for it would mean nothing.
+
+    From the environment it may come for another command.
+    """
+    ctx = click.get_current_context()
+    for parameter in ctx.command.params:
+        given = ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if parameter.name in parameters and given:
+            raise click.UsageError(f"{parameter.opts[0]}: {why}")
 
 
 def access(command: Callable[..., None]) -> Callable[..., None]:

@@ -15,11 +15,23 @@ from server.service import Config, serving
 log = logging.getLogger(__name__)
 
 
-async def up(folder: Path, config: Config, host: str, local: Local, stop: asyncio.Event, *, allow_empty: bool) -> None:
+async def up(
+    folder: Path,
+    config: Config,
+    host: str,
+    local: Local,
+    stop: asyncio.Event,
+    *,
+    allow_empty: bool,
+    metrics_listen: str = "",
+) -> None:
     """Run everything until `stop` is set: first the agent stops, while the server can still hear of its last jobs."""
     logging.getLogger("agent.link").setLevel(logging.WARNING)  # the server says who connects
     data = config.data
-    async with serving(config) as server:
+    async with (
+        serving(config) as server,
+        metrics.serving(metrics_listen, server.control.metrics.registry, server.refuses),
+    ):
         url = f"http://{_authority(config.host, server.port)}"
         log.info("ready", extra={"url": url, "data": data, "folder": folder})
         async with Client(url, server.admin_token) as client:

@@ -2,7 +2,7 @@
 
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Collection, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -151,6 +151,11 @@ class Client:
     async def delete_host(self, name: str) -> None:
         """Forget a host; one that is not known is no error."""
         await self._gone("hosts", name)
+
+    async def report(self, controller: str, problems: Sequence[Mapping[str, str]]) -> None:
+        """Tell the server what keeps a controller from its work, each with a reason and a message; nothing does where
+        there are none."""
+        await self._ask("PUT", _path("controllers", controller), body={"problems": list(problems)})
 
     async def run(self, namespace: str, schedule: str, run: str, selector: object) -> Object:
         """Run a schedule now, on those of its hosts that a selector selects; asked again, it is the same run.

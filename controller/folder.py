@@ -18,6 +18,7 @@ from watchfiles import Change, awatch
 
 from controller.client import Client, ControllerError, Refused, Unreachable
 from controller.documents import Document, Mistake, Parsed, field_line, parse, secret_values
+from controller.metrics import FolderMetrics
 from controller.reconcile import (
     FOLDER_PLURALS,
     SECRET_PARTS,
@@ -44,6 +45,10 @@ MAX_FILE = 4 << 20
 """Bytes of a file that are read."""
 MAX_FILES = 10_000
 """Files of a folder that are read."""
+MAX_REPORTED = 20
+"""Problems that the server is told of."""
+MAX_SAID = 1024
+"""Characters of the message of each."""
 MAX_NAMED = 5
 """Resources that a message names."""
 RESYNC_S = 60.0
@@ -227,6 +232,11 @@ class Event(NamedTuple):
     of: Facts = ()
     over: str = ""
 
+    @property
+    def reason(self) -> str:
+        """What is wrong, in a word for programs."""
+        return "".join(word.capitalize() for word in self.message.split())
+
 
 class Teller:
     """Logs what is wrong once, as long as it lasts, and that it is over."""
@@ -249,9 +259,33 @@ class Teller:
                 log.info(over, extra=dict(of))
         self._told[topic] = now
 
+    def errors(self) -> list[Event]:
+        """What is wrong now and needs somebody to mend it."""
+        return [event for events in self._told.values() for event in events if event.level >= logging.ERROR]
+
+
+def reported(problems: Sequence[Event]) -> list[dict[str, str]]:
+    """Problems as the server takes them: the first MAX_REPORTED, of which the last counts the rest."""
+    told = [{"reason": it.reason, "message": _said(it)} for it in problems[:MAX_REPORTED]]
+    if more := len(problems) - len(told):
+        told[-1] = {"reason": "MoreProblems", "message": f"and {more + 1} more: see the controller's log"}
+    return told
+
+
+def _said(event: Event) -> str:
+    """What an event says, in a line."""
+    facts = "; ".join(str(value) if name == "detail" else f"{name} {value}" for name, value in event.facts)
+    return f"{event.message}: {' '.join(facts.split())}"[:MAX_SAID]
+
 
 async def watch(
-    folder: Path, client: Client, *, owner: str = OWNER, resync_s: float = RESYNC_S, allow_empty: bool = False
+    folder: Path,
+    client: Client,
+    *,
+    owner: str = OWNER,
+    resync_s: float = RESYNC_S,
+    allow_empty: bool = False,
+    metrics: FolderMetrics | None = None,
 ) -> None:
     """Make a server follow a folder until cancelled.
 
@@ -259,7 +293,7 @@ async def watch(
     server cannot be reached or a comparison fails. `allow_empty`: as for Follower.
     """
     changed = asyncio.Event()
-    follower = Follower(folder, client, owner, allow_empty=allow_empty)
+    follower = Follower(folder, client, owner, allow_empty=allow_empty, metrics=metrics)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_notice(folder, changed), name="notice files")
         await asyncio.sleep(0)  # it notices from here on, before files are read
@@ -313,8 +347,19 @@ class Follower:
     `allow_empty`, or by a file CONFIRMATION in it. It may be a volume that is not mounted.
     """
 
-    def __init__(self, folder: Path, client: Client, owner: str, *, allow_empty: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        client: Client,
+        owner: str,
+        *,
+        allow_empty: bool = False,
+        metrics: FolderMetrics | None = None,
+    ) -> None:
         self._folder = folder
+        self._client = client
+        self._owner = owner
+        self._metrics = metrics or FolderMetrics()
         self._allow_empty = allow_empty
         self._reconciler = Reconciler(client, owner, FOLDER_PLURALS)
         self._files: Mapping[Path, File] = {}
@@ -322,7 +367,18 @@ class Follower:
         self._count: tuple[int, ...] = ()
 
     async def compare(self) -> bool:
-        """Read, compare, put right what differs. Whether the server could be reached."""
+        """Read, compare, put right what differs, and tell the server what is wrong. Whether it could be reached."""
+        reached = await self._compare()
+        problems = self._teller.errors()
+        self._metrics.compared(reached, [it.reason for it in problems])
+        if reached:
+            try:
+                await self._client.report(self._owner, reported(problems))
+            except ControllerError as error:  # it is told again after the next comparison
+                log.debug("state not reported", extra={"detail": error})
+        return reached
+
+    async def _compare(self) -> bool:
         try:
             texts = await asyncio.to_thread(read_texts, self._folder)
             confirmed = self._allow_empty or await asyncio.to_thread(os.path.exists, self._folder / CONFIRMATION)
@@ -364,7 +420,11 @@ class Follower:
                 f"file {CONFIRMATION} in the folder"
             )
             named = ", ".join(f"{key.kind} {key}" for key, _ in kept[:MAX_NAMED])
-            log.error("deleting nothing", extra={"folder": str(self._folder), "detail": detail, "first": named})
+            event = Event(logging.ERROR, "deleting nothing", _facts(folder=self._folder, detail=detail, first=named))
+            self._teller.tell("withheld", [])  # to be said anew
+            self._teller.tell("withheld", [event])
+        else:
+            self._teller.tell("withheld", [])
 
     def _unreachable(self, error: Unreachable) -> bool:
         event = _failing(logging.WARNING, "server not reached, trying again", error, "server reached again")

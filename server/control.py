@@ -22,6 +22,7 @@ from sqlalchemy import Connection
 import cron
 from server import commands, records, resources
 from server.bindings import binding_errors
+from server.controllers import Controllers, ControllerState
 from server.desired import Fleet, Member, Plan, Target, entry_item
 from server.dispatch import Dispatch, stored, then
 from server.expected import Beginnings, Expected, Joined, Pair, overdue, success_within
@@ -138,6 +139,7 @@ class Control:
         self.last_heard: Callable[[str], datetime | None] = lambda host: None
         self.news = News()
         self.metrics = Metrics()
+        self.controllers = Controllers(clock)
         self.jobs = Dispatch(store.submit, self.fleet, self.metrics, self.news, clock)
         self.jobs.lacks = self._lacks
         self.disconnect: Callable[[str], None] = lambda host: None
@@ -539,6 +541,12 @@ class Control:
         """Why no host has the labels that a schedule selects. Told are those of hosts that it may run on."""
         labels = (it.labels for it in self.fleet.members.values())
         return no_host(target.spec.host_selector, (it for it in labels if selector_matches(target.granted, it)))
+
+    def controller_states(self) -> list[ControllerState]:
+        """How the controllers are that should be at work. Any thread may ask."""
+        schedules, hosts = list(self.schedules.values()), list(self.fleet.members.values())
+        labels = chain((it.labels for it in schedules), (it.labels for it in hosts))
+        return self.controllers.states(chain(labels, (it.labels for it in list(self.repositories.values()))))
 
     def now(self) -> datetime:
         """The server's clock."""

@@ -165,6 +165,7 @@ def _schemas() -> dict[str, Schema]:
         "RestorePut": _restore(),
         "SnapshotList": _look("Snapshot"),
         "FileList": _look("File"),
+        "ControllerList": _list("Controller"),
         "Problem": _PROBLEM,
         "Events": {"type": "string", "description": 'Server-sent events: {"changed": ["schedules", …]}.'},
     }

@@ -48,6 +48,7 @@ class Standing(Collector):
         yield _gauge("lamplighter_store_failing", "Whether the last write to the store failed: 0 or 1.", failing)
         hanging = len(control.jobs.queue.hanging(control.now()))
         yield _gauge("lamplighter_jobs_hanging", "Jobs that run for longer than their timeoutSeconds.", hanging)
+        yield self._controllers()
         yield from _expectations(control.expected())
         yield from self._repositories()
 
@@ -58,6 +59,19 @@ class Standing(Collector):
         found = Counter(it.reason for host in list(self._control.hosts.values()) for it in host.problems(now, {}))
         for reason, count in found.items():
             family.add_metric([reason], count)
+        return family
+
+    def _controllers(self) -> Metric:
+        """What keeps controllers from following their folders."""
+        family = GaugeMetricFamily(
+            "lamplighter_controller_problem",
+            "How many things keep a controller from following its folder.",
+            labels=["controller", "reason"],
+        )
+        states = self._control.controller_states()
+        found = Counter((state.name, it.reason) for state in states for it in state.problems)
+        for labels, count in found.items():
+            family.add_metric(labels, count)
         return family
 
     def _repositories(self) -> Iterator[Metric]:

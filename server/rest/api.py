@@ -11,10 +11,12 @@ from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from msgspec import Meta, Raw, Struct
+from msgspec.structs import asdict
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from server import enrolment, records
+from server.controllers import ControllerReport, Controllers, ControllerState
 from server.dispatch import Dispatch
 from server.enrolment import Enrolment
 from server.identity import Permission, User
@@ -129,6 +131,8 @@ BODIES: Mapping[str, type[Struct]] = {
     "EnrolmentPost": OfferBody,
     "Enrolment": Offer,
     "Enrol": EnrolBody,
+    "ControllerPut": ControllerReport,
+    "Controller": ControllerState,
 }
 """Bodies by the name of their schema, beside those that the custom resource definitions describe."""
 
@@ -146,6 +150,10 @@ class ControlPlane(Protocol):
 
     news: News
     jobs: Dispatch
+    controllers: Controllers
+
+    def controller_states(self) -> list[ControllerState]:
+        """How the controllers are that should be at work."""
 
     def told_of(self, name: str, left_out: Mapping[str, str]) -> Row:
         """What is told of a host beside its row."""
@@ -458,6 +466,25 @@ class Api:
         before, limit = query.after(Number), query.limit()
         rows = await self._store.read(records.list_audit, before, limit + 1)
         return _page(rows, limit, dict, "id")
+
+    # Controllers.
+
+    async def list_controllers(self, request: Request) -> Response:
+        """List the controllers of folders, and what keeps each from following its own."""
+        query = Query(request, "limit", "cursor")
+        after, limit = query.after(str), query.limit()
+        states = [asdict(it) for it in self._control.controller_states() if it.name > (after or "")]
+        return _page(states, limit, lambda row: row, "name")
+
+    async def put_controller(self, request: Request) -> Response:
+        """Say what keeps a controller from following its folder; it does so at least once a minute."""
+        Query(request)
+        name = request.path_params["name"]
+        if not is_dns_label(name):
+            raise invalid({"name": "must be at most 63 lower case letters, digits and '-'"})
+        report = converted(await object_body(request), ControllerReport)
+        condition(request)(None)
+        return json_response(self._control.controllers.report(name, report))
 
     # Which object a request is about, as (namespace, name).
 
@@ -839,6 +866,24 @@ OPERATIONS: Sequence[Operation] = (
         Needs("delete", "runs", Api.of_job),
         {200: "Job"},
         may=(400, 404, 409),
+    ),
+    Operation(
+        "GET",
+        "/controllers",
+        Api.list_controllers,
+        Needs("list", "schedules"),
+        {200: "ControllerList"},
+        query=_PAGE,
+        may=(400,),
+    ),
+    Operation(
+        "PUT",
+        "/controllers/{name}",
+        Api.put_controller,
+        Needs("update", "schedules"),
+        {200: "Controller"},
+        "ControllerPut",
+        may=_BODY,
     ),
     Operation("GET", "/audit", Api.list_audit, Needs("list", "auditlogs"), {200: "AuditList"}, query=_PAGE, may=(400,)),
 )

@@ -261,6 +261,29 @@ async def test_a_filter_that_does_not_apply_is_refused(lamplighter, words, said)
     assert said in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("controller", ".", "--namespace", "ns"), "--namespace: for a cluster, not for DIR"),
+        (("controller", ".", "--host-namespace", "ns"), "--host-namespace: for a cluster"),
+        (("controller", ".", "--no-lease"), "--lease: for a cluster"),
+        (("controller", "--allow-empty"), "--allow-empty: for DIR, not for a cluster"),
+        (("server", "--tls-key", "file"), "--tls-key: only with --tls-cert"),
+        (("server", "--kubernetes-api", "https://api"), "--kubernetes-api: only with --auth kubernetes"),
+        (("server", "--agent-service-account", "a/b"), "--agent-service-account: only with --auth kubernetes"),
+        (("server", "--auth", "kubernetes", "--kubernetes-ca-file", "file"), "only with --kubernetes-api"),
+        (("agent", "--enrol", "t", "--enrol-token-file", "file"), "--enrol-token-file: --enrol gives a token already"),
+        (("keys", ".", "--secret", "s", "--config-map", "c"), "--config-map: only with --tls-name"),
+    ],
+)
+async def test_an_option_that_would_mean_nothing_is_refused(lamplighter, tmp_path, words, said):
+    (tmp_path / "file").write_text("token")
+    (tmp_path / "admin-token").write_text("token")
+    code, out, err = await lamplighter(*words)
+    assert (code, out) == (2, "")
+    assert said in err
+
+
 async def test_get_problems_tells_all_that_is_wrong_and_its_exit_code_too(lamplighter, server):
     async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
         spec = {"kind": "prune", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}}
@@ -276,6 +299,10 @@ async def test_get_problems_tells_all_that_is_wrong_and_its_exit_code_too(lampli
                 ["Host", "node-2", "NotConnected"],
             ],
         )
+        await client.report("lamplighter-folder", [{"reason": "FolderNotRead", "message": "/srv: not mounted"}])
+        code, out, _ = await lamplighter("get", "problems")
+        assert (code, table(out)[2]) == (1, ["Controller", "lamplighter-folder", "FolderNotRead", "/srv: not mounted"])
+        await client.report("lamplighter-folder", [])
         await client.delete("schedules", "default", "nowhere")
         for host in ("node-1", "node-2"):
             await client.delete_host(host)

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 from controller.client import Client, ControllerError, Refused, Unreachable
 from controller.folder import OWNER, Follower, read, watch
 from controller.reconcile import OWNER_LABEL
+from server import controllers
 from server.service import Config, serving
 
 pytestmark = pytest.mark.anyio
@@ -410,6 +412,76 @@ async def test_a_server_that_is_away_is_told_once_and_followed_when_it_is_back(f
                 return "etc" in await held(client)
 
             await until(there)
+
+
+async def state(client):
+    [found] = [it async for it in client.resources("controllers")]
+    assert found["name"] == OWNER
+    return {it["reason"]: it["message"] for it in found["problems"]}
+
+
+async def test_what_is_wrong_with_a_folder_is_told_at_the_server_until_it_is_mended(folder, follower, client):
+    await follower.compare()
+    assert await state(client) == {}
+    schedule = folder / "schedule.yaml"
+    text = schedule.read_text()
+    schedule.write_text(text.replace("* * * * *", "61 * * * *"))
+    await follower.compare()
+    found = await state(client)
+    assert list(found) == ["ScheduleRefused"]
+    assert "spec.cron" in found["ScheduleRefused"]
+    schedule.write_text("kind: [")
+    await follower.compare()
+    assert "FileRefused" in await state(client)
+    for path in folder.glob("*.yaml"):
+        path.rename(path.with_suffix(".away"))
+    await follower.compare()
+    assert list(await state(client)) == ["DeletingNothing"]
+    for path in folder.glob("*.away"):
+        path.rename(path.with_suffix(".yaml"))
+    schedule.write_text(text)
+    await follower.compare()
+    assert await state(client) == {}
+    folder.rename(folder.with_name("elsewhere"))
+    await follower.compare()
+    assert list(await state(client)) == ["FolderNotRead"]
+
+
+async def test_more_that_is_wrong_than_is_told_is_counted(folder, follower, client):
+    for n in range(30):
+        (folder / f"wrong{n:02}.yaml").write_text("kind: [")
+    await follower.compare()
+    found = await state(client)
+    assert list(found) == ["FileRefused", "MoreProblems"]
+    assert found["MoreProblems"].startswith("and 11 more")
+
+
+async def test_a_folder_whose_controller_has_fallen_silent_is_told_also_after_a_restart_of_the_server(tmp_path, folder):
+    now = [datetime.now(UTC)]
+    for told in (True, False):  # then the server starts anew, and nothing follows the folder
+        async with (
+            serving(Config(tmp_path / "data", port=0), lambda: now[0]) as server,
+            Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client,
+        ):
+            if told:
+                await Follower(folder, client, OWNER).compare()
+            now[0] += timedelta(minutes=4)
+            assert await state(client) == {}
+            now[0] += timedelta(minutes=2)
+            assert list(await state(client)) == ["NotFollowing"]
+            family = {it.name: it.samples for it in server.control.metrics.registry.collect()}
+            [sample] = family["lamplighter_controller_problem"]
+            assert sample.labels == {"controller": OWNER, "reason": "NotFollowing"}
+
+
+async def test_resources_that_no_folder_made_make_no_controller_missed(client):
+    spec = {"metadata": {"labels": {OWNER_LABEL: "terraform"}}, "spec": {"url": "/backup"}}
+    await client.put("repositories", "ns", "main", spec)
+    assert [it async for it in client.resources("controllers")] == []
+
+
+def test_server_and_controller_mean_the_same_label():
+    assert (controllers.OWNER_LABEL, controllers.FOLDER_OWNER) == (OWNER_LABEL, OWNER)
 
 
 async def test_a_wrong_token_is_told_and_never_shown(folder, server, told):

@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from bench.servers import free_port
+
 pytestmark = pytest.mark.anyio
 
 LAMPLIGHTER = Path(sys.executable).with_name("lamplighter")
@@ -75,11 +77,11 @@ class Up:
 
 
 @asynccontextmanager
-async def running(folder):
+async def running(folder, *options):
     """`lamplighter up` on a folder, in the folder above it, until it is left."""
     here = os.environ | {"LAMPLIGHTER_LOG_FORMAT": "json", "LAMPLIGHTER_HOST": "node-1"}
     process = await asyncio.create_subprocess_exec(
-        LAMPLIGHTER, "up", folder.name, "--listen", "127.0.0.1:0", cwd=folder.parent, env=here, stderr=-1
+        LAMPLIGHTER, "up", folder.name, "--listen", "127.0.0.1:0", *options, cwd=folder.parent, env=here, stderr=-1
     )
     up = Up(process)
     try:
@@ -188,6 +190,31 @@ async def test_files_that_change_are_followed_and_a_wrong_one_hurts_no_other(fol
         assert (await eventually(up.in_sync))["applied_version"] == 4
         assert {name: it["spec"]["cron"] for name, it in (await up.schedules()).items()} == {"etc": "0 3 * * *"}
         assert await up.stop() == 0
+
+
+async def test_up_and_the_controller_of_a_folder_can_be_scraped_and_probed(folder, tmp_path):
+    at = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+
+    async def asked(listen, path):
+        async with httpx.AsyncClient(trust_env=False) as client:
+            try:
+                answer = await client.get(f"http://{listen}{path}")
+            except httpx.RequestError:
+                return ""  # not yet
+            return answer.text if answer.is_success else ""
+
+    async with running(folder, "--metrics-listen", at[0]) as up:
+        assert "lamplighter_build_info" in await asked(at[0], "/metrics")
+        assert await asked(at[0], "/readyz") == "ok\n"
+        server = str(up.api.base_url.copy_with(path="/"))
+        words = ("controller", folder.name, "--server", server, "--metrics-listen", at[1])
+        controller = await asyncio.create_subprocess_exec(LAMPLIGHTER, *words, cwd=tmp_path)
+        try:
+            assert await eventually(lambda: asked(at[1], "/readyz")) == "ok\n"
+            assert "lamplighter_folder_server_reached 1.0" in await asked(at[1], "/metrics")
+        finally:
+            controller.terminate()
+            await controller.wait()
 
 
 async def test_ctrl_c_ends_a_running_restic_and_its_job_as_interrupted(folder, tmp_path):
