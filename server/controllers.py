@@ -1,7 +1,7 @@
 """What controllers of folders say of themselves, and which of them have fallen silent.
 
 A controller reports after each comparison what keeps it from following its folder. One that reports no more cannot say
-so itself: it is missed after SILENT, also after a restart of the server, by the resources that bear its label.
+so itself: it is missed after SILENT while resources bear its label, also after a restart of the server.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +11,6 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from server.problems import Unavailable
-from server.trouble import Trouble
 
 OWNER_LABEL = "app.kubernetes.io/managed-by"
 """The label of resources that says which controller they come from."""
@@ -58,28 +57,38 @@ class Controllers:
 
     def report(self, name: str, report: ControllerReport) -> ControllerState:
         """A controller says how it is. Raises Unavailable where there are too many of them."""
+        now = self._clock()
         if name not in self._states and len(self._states) >= MAX_CONTROLLERS:
-            raise Unavailable(f"{MAX_CONTROLLERS} controllers report already: no more are kept")
-        state = self._states[name] = ControllerState(name, self._clock(), report.problems)
+            self._states = {key: it for key, it in self._states.items() if not self._is_silent(it, now)}
+            if len(self._states) >= MAX_CONTROLLERS:
+                raise Unavailable(f"{MAX_CONTROLLERS} controllers report already: no more are kept")
+        state = self._states[name] = ControllerState(name, now, report.problems)
         return state
 
     def states(self, labels: Iterable[Mapping[str, str]]) -> list[ControllerState]:
-        """How each is that reported, and that of the folder whose resources there are. `labels`: of all resources."""
-        states = dict(self._states)
-        if FOLDER_OWNER not in states and any(it.get(OWNER_LABEL) == FOLDER_OWNER for it in labels):
-            states[FOLDER_OWNER] = ControllerState(FOLDER_OWNER, None, [])
-        return [self._judged(states[name]) for name in sorted(states)]
+        """How each controller is that reports, or is missed: there are resources that bear its label.
 
-    def _judged(self, state: ControllerState) -> ControllerState:
-        silent = _silence(state.last_seen, self._started_at, self._clock())
-        told = [ReportedProblem(*it) for it in silent]
-        return ControllerState(state.name, state.last_seen, [*told, *state.problems])
+        `labels`: those of all resources.
+        """
+        now, states = self._clock(), dict(self._states)
+        owners = {it[OWNER_LABEL] for it in labels if OWNER_LABEL in it}
+        if FOLDER_OWNER in owners:
+            states.setdefault(FOLDER_OWNER, ControllerState(FOLDER_OWNER, None, []))
+        found = []
+        for state in sorted(states.values(), key=lambda it: it.name):
+            if not self._is_silent(state, now):
+                found.append(state)
+            elif state.name in owners:
+                problems = [_missed(state.last_seen), *state.problems]
+                found.append(ControllerState(state.name, state.last_seen, problems))
+        return found
+
+    def _is_silent(self, state: ControllerState, now: datetime) -> bool:
+        return now - (state.last_seen or self._started_at) > SILENT
 
 
-def _silence(last_seen: datetime | None, started_at: datetime, now: datetime) -> list[Trouble]:
-    """What is wrong with a controller that last reported then."""
-    if now - (last_seen or started_at) <= SILENT:
-        return []
+def _missed(last_seen: datetime | None) -> ReportedProblem:
     since = f"since {last_seen:%Y-%m-%dT%H:%M:%SZ}" if last_seen else "since the server started"
     remedy = f"start it again; where it is retired, take the label {OWNER_LABEL} from what it made"
-    return [Trouble("NotFollowing", f"it has not reported {since}: changes of its files are not followed; {remedy}")]
+    message = f"it has not reported {since}: changes of its files are not followed; {remedy}"
+    return ReportedProblem("NotFollowing", message)

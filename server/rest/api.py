@@ -41,7 +41,7 @@ from server.rest.reading import (
 )
 from server.restores import File, Question, Restores, Snapshot
 from server.schema import MAX_ERRORS
-from server.selectors import OWN_ID, is_dns_label, label_errors, selector_errors
+from server.selectors import OWN_ID, is_dns_label, is_dns_name, label_errors, selector_errors
 from server.specs import LabelSelector
 from server.store import Store
 from server.trouble import NAMED, Coverage, repository_troubles, run_phase, schedule_troubles
@@ -480,8 +480,8 @@ class Api:
         """Say what keeps a controller from following its folder; it does so at least once a minute."""
         Query(request)
         name = request.path_params["name"]
-        if not is_dns_label(name):
-            raise invalid({"name": "must be at most 63 lower case letters, digits and '-'"})
+        if not is_dns_name(name):
+            raise invalid({"name": "must be like a DNS name: lower case letters, digits, '-' and '.'"})
         report = converted(await object_body(request), ControllerReport)
         condition(request)(None)
         return json_response(self._control.controllers.report(name, report))

@@ -474,6 +474,22 @@ async def test_a_folder_whose_controller_has_fallen_silent_is_told_also_after_a_
             assert sample.labels == {"controller": OWNER, "reason": "NotFollowing"}
 
 
+async def test_controllers_that_went_away_with_all_that_they_made_are_forgotten(tmp_path):
+    now = [datetime.now(UTC)]
+    async with (
+        serving(Config(tmp_path / "data", port=0), lambda: now[0]) as server,
+        Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client,
+    ):
+        for n in range(controllers.MAX_CONTROLLERS):
+            await client.report(f"c{n}", [])
+        with pytest.raises(Unreachable, match="no more are kept"):
+            await client.report("new", [])
+        now[0] += timedelta(minutes=6)
+        assert [it async for it in client.resources("controllers")] == []
+        await client.report("new", [])
+        assert [it["name"] async for it in client.resources("controllers")] == ["new"]
+
+
 async def test_resources_that_no_folder_made_make_no_controller_missed(client):
     spec = {"metadata": {"labels": {OWNER_LABEL: "terraform"}}, "spec": {"url": "/backup"}}
     await client.put("repositories", "ns", "main", spec)
