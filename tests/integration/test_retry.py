@@ -114,6 +114,22 @@ async def test_a_run_that_failed_is_tried_again_later_and_later_until_its_attemp
     assert (row["error"], row["exit_code"]) == ("still", 1)
 
 
+async def test_the_last_of_many_retries_comes_a_day_after_the_one_before_it(make):
+    """Doubled that often, the pause is longer than any calendar."""
+    world = await make(retry={"limit": 32, "backoffSeconds": 86400})
+    job_id = await world.runs()
+    await world.ends(job_id, "failed")
+    for attempt in range(2, 33):
+        await world.passes(days=1)
+        await world.ends(f"{job_id}.{attempt}", "failed")
+    await world.restart()
+    world.jobs.arrived("a", ())
+    await world.passes(days=1)
+    assert world.sent[-1] == f"{job_id}.33"
+    await world.ends(f"{job_id}.33", "failed")
+    assert (await world.job(job_id))[:2] == ("failed", 33)
+
+
 @pytest.mark.parametrize("status", ["succeeded", "warning", "cancelled"])
 async def test_what_went_well_or_was_cancelled_is_not_tried_again(make, status):
     world = await make(**RETRY)
@@ -138,7 +154,7 @@ async def test_the_end_of_an_older_attempt_that_is_told_again_changes_nothing(ma
 
 
 async def test_backoff_ends_at_a_day(make):
-    world = await make(retry={"limit": 100, "backoffSeconds": 86400})
+    world = await make(retry={"limit": 32, "backoffSeconds": 86400})
     job_id = await world.runs()
     await world.ends(job_id, "failed")
     await world.passes(days=1)
