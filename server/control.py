@@ -676,7 +676,7 @@ class Control:
         Credentials that an older key sealed are sealed with the first.
         """
         with _growing():
-            loaded = await self._store.read(records.load_all)
+            loaded = await self._store.read(records.load_all, self._clock())
             renewed = [self._renewed(row) for row in loaded.repositories]
             moved = self._take_in(loaded._replace(repositories=renewed))
         changed = [new for new, old in zip(renewed, loaded.repositories, strict=True) if new != old]

@@ -539,27 +539,31 @@ def nth_newest_job(conn: Connection, number: int) -> datetime | None:
     return at
 
 
-def load_all(conn: Connection) -> Loaded:
-    """All hosts, schedules and repositories (credentials sealed as stored), and how runs are and went."""
+def load_all(conn: Connection, now: datetime) -> Loaded:
+    """All hosts, schedules and repositories (credentials sealed as stored), and how runs are and went by `now`."""
     hosts = bulk.whole(conn, [HOSTS.c[name] for name in HostRow._fields], HostRow)
     schedules = bulk.whole(conn, [SCHEDULES.c[name] for name in ScheduleRow._fields], ScheduleRow)
     repositories = bulk.whole(conn, [REPOSITORIES.c[name] for name in RepositoryRow._fields], RepositoryRow)
     joined = bulk.whole(conn, [HOST_SCHEDULES.c[name] for name in Joined._fields], Joined)
     is_open = sa.text("status IN ('pending', 'running')")  # in the words of the partial index, so that it is used
     open_jobs = conn.execute(sa.select(*(JOBS.c[name] for name in OpenJob._fields)).where(is_open))
-    ends = [tuple(row) for row in _last_ends(conn)]
+    ends = [tuple(row) for row in _last_ends(conn, now)]
     return Loaded(hosts, schedules, repositories, ends, [OpenJob(*row) for row in open_jobs], joined)
 
 
-def _last_ends(conn: Connection) -> Iterable[sa.Row[Any]]:
+def _last_ends(conn: Connection, now: datetime) -> Iterable[sa.Row[Any]]:
+    """The last end of each schedule on each host. What is of a time to come is older: our clock was ahead then."""
     pair = (JOBS.c.scheduled_id, JOBS.c.host)
-    newest_first = (JOBS.c.created_at.desc(), JOBS.c.id.desc())
-    good = sa.case((JOBS.c.status.in_(GOOD), JOBS.c.finished_at))
+    newest_first = (sa.case((JOBS.c.created_at > now, 1), else_=0), JOBS.c.created_at.desc(), JOBS.c.id.desc())
+    good, come = JOBS.c.status.in_(GOOD), JOBS.c.finished_at <= now
+    latest = [
+        sa.func.max(sa.case((of, JOBS.c.finished_at))).over(partition_by=pair) for of in (sa.and_(good, come), good)
+    ]
     ended = sa.select(
         *pair,
         JOBS.c.status,
         JOBS.c.finished_at,
-        sa.func.max(good, type_=JOBS.c.finished_at.type).over(partition_by=pair).label("succeeded_at"),
+        sa.func.coalesce(*latest, type_=JOBS.c.finished_at.type).label("succeeded_at"),
         JOBS.c.reason,
         JOBS.c.error,
         sa.func.row_number().over(partition_by=pair, order_by=newest_first).label("place"),

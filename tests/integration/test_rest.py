@@ -207,7 +207,7 @@ async def test_credentials_are_written_and_never_told(api, store, caplog):
         await api.get("/audit"),
     ]
     assert [answer.status_code for answer in answers] == [201, 200, 422, 200, 200, 200]
-    stored = (await store.read(records.load_all)).repositories[0].credentials
+    stored = (await store.read(records.load_all, NOW)).repositories[0].credentials
     assert stored
     for shown in (*(answer.text for answer in answers), stored, caplog.text):
         assert "horse" not in shown

@@ -438,6 +438,25 @@ async def test_a_clock_that_was_ahead_hides_nothing_and_holds_nothing_up(tmp_pat
     await store.close()
 
 
+async def test_what_a_clock_that_was_ahead_recorded_is_not_taken_for_the_newest(tmp_path):
+    store = Store.open(tmp_path / "lamplighter.db")
+    story = Story(store, 0)
+    await story.begin()
+    spec = {"kind": "prune", "cron": "@hourly", "repositoryRef": {"name": "r"}}
+    row, _ = await story.control.put_schedule(ME, {"metadata": {"namespace": "ns", "name": "x"}, "spec": spec})
+    await story.control.put_host(ME, "a", {})
+    ends: list[tuple[timedelta, JobEnd]] = [(DAY, "succeeded"), (400 * DAY, "succeeded"), (2 * DAY, "failed")]
+    for at, status in ends:
+        story.clock.now = START + at
+        [job] = await story.control.run_now(ME, "ns", "x", ["a"])
+        await stored(*story.control.jobs.finish("a", [JobFinished(job["id"], status, story.clock.now)]))
+    await story.restart()
+    [covers] = (await story.control.coverage([row["id"]])).values()
+    assert (covers.failed, covers.oldest, covers.late) == (1, START + DAY, 1)
+    story.control.jobs.close()
+    await store.close()
+
+
 async def test_a_repository_that_nobody_verified_in_time_is_told(api, clock, server):
     await api.put("/repositories/ns/main", json={"spec": {"url": "/b", "verifyWithinDays": 7}})
     await api.put("/repositories/ns/other", json={"spec": {"url": "/b"}})

@@ -351,7 +351,7 @@ async def test_open_jobs_are_those_without_an_end(db):
     await db.write(records.jobs_sent, ["1"])
     await db.write(records.jobs_cancelled, ["1"])
     await db.write(records.jobs_retried, [Retry(end("3", "failed"), 1, NOW)])
-    found = (await db.read(records.load_all)).open_jobs
+    found = (await db.read(records.load_all, NOW)).open_jobs
     assert sorted(found, key=lambda it: it.created_at) == [
         OpenJob("node-1", "pending", "{}", NOW, False, 1, None, False, None),
         OpenJob("node-1", "running", "{}", NOW + timedelta(1), True, 1, None, True, NOW),
@@ -457,7 +457,7 @@ async def test_resources_are_put_loaded_listed_and_deleted(db):
     made = ScheduleRow("s1", "ns", "etc", {"a": "b"}, spec, 1, NOW, NOW, NOW)
     await db.write(records.upsert_schedules, made)
     await db.write(records.upsert_schedules, made._replace(generation=2, created_at=NOW + timedelta(1)))
-    loaded = await db.read(records.load_all)
+    loaded = await db.read(records.load_all, NOW)
     assert (loaded.hosts, loaded.schedules, loaded.repositories) == ([], [made._replace(generation=2)], [])
     stored = loaded.schedules[0]._asdict()
     del stored["earlier"]
@@ -477,7 +477,7 @@ async def test_since_when_hosts_have_schedules_is_put_loaded_deleted_and_goes_wi
     await asyncio.gather(*(db.write(records.upsert_joined, row) for row in [*rows, rows[0]._replace(since=later)]))
 
     async def joined():
-        return sorted((await db.read(records.load_all)).joined)
+        return sorted((await db.read(records.load_all, NOW)).joined)
 
     assert await joined() == [rows[0]._replace(since=later), *rows[1:]]
     await asyncio.gather(db.write(records.delete_joined, ("s1", "b")), db.write(records.delete_joined, ("s1", "c")))
@@ -505,7 +505,7 @@ async def test_a_schedule_tells_when_it_was_last_due_and_run(db):
 async def test_credentials_are_loaded_but_not_listed(db):
     made = RepositoryRow("r1", "ns", "main", {}, {"url": "/backup"}, 1, NOW, NOW, "sealed")
     await db.write(records.upsert_repositories, made)
-    assert (await db.read(records.load_all)).repositories[0].credentials == "sealed"
+    assert (await db.read(records.load_all, NOW)).repositories[0].credentials == "sealed"
     assert "credentials" not in (await db.read(records.list_resources, REPOSITORIES, None, 10))[0]
 
 
