@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -86,6 +86,11 @@ class Setting(Struct, frozen=True):
         return self.cache_dir.with_name("scratch")
 
     @property
+    def opened(self) -> Path:
+        """Where there is an empty file for each repository that was opened, as the agent sees it."""
+        return self.as_seen(self.cache_dir.with_name("opened"))
+
+    @property
     def notes(self) -> Path:
         """Where there is a note for each restore under way, as the agent sees it."""
         return self.as_seen(self.cache_dir.with_name("restoring"))
@@ -139,6 +144,23 @@ class Job:
         os.utime(setting.as_seen(cache))
         self._env, self.url = env, repository.url
         self.hide = restic.redactor(repository)
+
+    @property
+    def _opened(self) -> Path:
+        """The file that says that this repository was opened here, at this URL."""
+        which = f"{self.command.repository} {self.url}"
+        return self.setting.opened / hashlib.blake2b(which.encode(), digest_size=16).hexdigest()
+
+    @property
+    def was_opened(self) -> bool:
+        """Whether this host has opened the repository before, as far as its disk remembers."""
+        return self._opened.exists()
+
+    def remember_opened(self) -> None:
+        """Remember that the repository is there."""
+        with suppress(OSError):  # what was done in it is done; the next job remembers
+            self._opened.parent.mkdir(parents=True, exist_ok=True)
+            self._opened.touch()
 
     @property
     def locks(self) -> bool:

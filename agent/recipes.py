@@ -13,6 +13,11 @@ from agent.snapshots import LinkCheck, SnapshotError
 from agent.verify import Sample
 from wire.messages import Restore, Verify
 
+_NOT_THERE = (
+    "the repository was there before and is not any more: is its disk mounted? spec.init makes no new one in its "
+    "place; for that, delete the Repository and declare it again"
+)
+
 
 async def backup(job: Job, creating: asyncio.Lock) -> None:
     """Back up. What stands for restic and tells of no snapshot has made none, however it ended. A snapshot without any
@@ -30,13 +35,18 @@ async def backup(job: Job, creating: asyncio.Lock) -> None:
 async def plain(job: Job, creating: asyncio.Lock) -> None:
     """One call of restic; where there is no repository yet and one may be made, `restic init` and restic again.
 
+    One that was there before is not made anew: an empty folder may be where its disk should be mounted.
     `creating`: held by who creates this repository. Two at once would each write a key, and leave a repository that
     neither can open. Another host may be as fast: its repository is waited for while it cannot be opened yet.
     """
     command = job.command
     reads = Launch(paths=command.args[command.args.index("--") + 1 :] if "--" in command.args else ())
+    was_there = job.was_opened
     ended = await job.restic(command.args, wanted=reads)
     if command.init is None or ended.end not in ("no_repository", "damaged"):
+        return
+    if ended.end == "no_repository" and was_there:
+        job.fail(_NOT_THERE, "NoRepository")
         return
     if ended.end == "no_repository":
         async with creating:

@@ -151,6 +151,8 @@ class Runner:
                 await recipes.plain(job, self._creating.setdefault(job.url, asyncio.Lock()))
             case CommandRun(kind=kind):
                 job.fail(f"this agent does not run kind {kind!r}: update it")
+        if job.status() in ("succeeded", "warning"):
+            job.remember_opened()
 
     async def _hook(self, job: Job, when: When, around: Hooks) -> bool:
         """Run a hook, if there is one; whether the job may go on."""

@@ -13,6 +13,7 @@ from array import array
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent import news as news_of_jobs
@@ -162,6 +163,34 @@ async def test_where_a_repository_must_exist_its_absence_is_an_error_with_the_re
     assert end.exit_code in (1, 10)  # before and since restic 0.17
     assert "there is no repository: set spec.init: true on the Repository" in end.error
     assert Path(repository.url) not in list(tmp_path.iterdir())
+
+
+def folder_at(path):
+    Path(path).mkdir()
+    return Path(path)
+
+
+def files_in(folder):
+    return list(folder.iterdir())
+
+
+async def test_a_repository_whose_disk_is_gone_is_not_made_anew(make, repository, folder):
+    """It would take each backup, with no word of the snapshots that are not there any more."""
+    place, away = repository.url, f"{repository.url}-away"
+    runner = make()
+    assert (await runner.run(backup(folder), repository, Told())).status == "succeeded"
+    shutil.move(place, away)
+    empty = folder_at(place)  # where it would be mounted
+    for again in (runner, make()):
+        end = await again.run(backup(folder), repository, Told())
+        assert (end.status, end.reason, files_in(empty)) == ("failed", "NoRepository", [])
+        assert "was there before and is not any more: is its disk mounted?" in end.error
+    anew = msgspec.structs.replace(backup(folder), repository="r2")  # deleted and declared again
+    assert (await runner.run(anew, repository, Told())).status == "succeeded"
+    shutil.rmtree(place)
+    shutil.move(away, place)
+    assert (await runner.run(backup(folder), repository, Told())).status == "succeeded"
+    assert len(snapshots(repository)) == 2
 
 
 async def test_a_wrong_password_is_told_with_the_remedy_and_shown_nowhere(make, repository, folder):
