@@ -23,6 +23,7 @@ from controller.mirror import (
     credentials_of,
     is_active,
     key_of,
+    newline_note,
     refers_to,
     resource_of,
     secrets_named,
@@ -106,6 +107,7 @@ class Cluster:
         self._namespaces = sorted({*namespaces, host_namespace}) if namespaces else [None]
         self._reconciler = Reconciler(client, OWNER)
         self._errors: dict[Key, ControllerError] = {}
+        self._notes: dict[Key, str] = {}  # what there is to say of a Repository's Secrets
         self._answered: dict[Key, Version] = {}  # what the server has last answered
         self._resources: dict[Key, Object] = {}  # as the server has them
         self._hosts: dict[str, Object] = {}
@@ -294,6 +296,7 @@ class Cluster:
                 self._settle(key, error)
                 held.append(key)
             else:
+                self._notes[key] = newline_note(credentials)
                 resources[key], versions[key] = resource_of(body, credentials), _version(body)
 
         await _each(keys, declare)
@@ -426,6 +429,7 @@ class Cluster:
             self.writer.forget(key)
             self._listed.discard(key)
             self._answered.pop(key, None)
+            self._notes.pop(key, None)
             if key not in self._again:
                 self._errors.pop(key, None)
             return
@@ -444,7 +448,7 @@ class Cluster:
             if error is None and (seen is None or generation is None):
                 return None  # the server has yet to answer, or to be looked at
             made = schedule_status if key.kind == "Schedule" else repository_status
-            return made(old, Told(generation, error, seen), now)
+            return made(old, Told(generation, error, seen, self._notes.get(key, "")), now)
         if key.kind == "Host":
             return host_status(old, Told(generation, error, self._hosts.get(key.name)), now)
         if key.kind in ONCE and is_active(body):

@@ -31,6 +31,7 @@ from controller.reconcile import (
     Resource,
     Withheld,
     environment_of,
+    final_newlines,
     observe,
     repository_urls,
 )
@@ -388,6 +389,7 @@ class Follower:
         self._teller.tell("folder", [])
         reading = await asyncio.to_thread(read, texts, self._files)
         self._files = reading.files
+        self._teller.tell("secrets", _newline_events(reading))
         self._teller.tell("files", _file_events(reading), {_of_file(str(path)) for path in reading.files})
         try:
             outcomes = await self._reconciler.reconcile(reading.declared._replace(may_delete_most=confirmed))
@@ -456,6 +458,19 @@ def _of(key: Key) -> Facts:
 
 def _of_file(path: str) -> Facts:
     return (("file", path),)
+
+
+def _newline_events(reading: Reading) -> list[Event]:
+    """Where a secret ends with a newline, which is left out: nothing is wrong with that where nobody meant it."""
+    return [
+        Event(
+            logging.WARNING,
+            "newline at the end of a secret left out",
+            _facts(repository=key, fields=", ".join(names), file=reading.documents[key].place),
+        )
+        for key, resource in reading.declared.resources.items()
+        if (names := final_newlines(resource.credentials))
+    ]
 
 
 def _file_events(reading: Reading) -> list[Event]:

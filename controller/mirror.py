@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from controller.kube import Object
-from controller.reconcile import SECRET_PARTS, Key, Resource, environment_of
+from controller.reconcile import SECRET_PARTS, Key, Resource, environment_of, final_newlines
 from controller.status import NotFoundError
 
 ONCE = ("Run", "Restore")
@@ -113,6 +113,12 @@ def resource_of(body: Mapping[str, Any], credentials: Mapping[str, Any] | None =
     metadata = body["metadata"]
     named = {"namespace": metadata["namespace"], "name": metadata["name"], "labels": metadata.get("labels") or {}}
     return Resource(named, body.get("spec"), credentials)
+
+
+def newline_note(credentials: Mapping[str, Any] | None) -> str:
+    """What there is to say of secrets that end with a newline; empty where none does."""
+    names = final_newlines(credentials)
+    return f"the newline at the end of {', '.join(names)} in its Secret is left out" if names else ""
 
 
 def credentials_of(

@@ -75,6 +75,12 @@ def environment_of(spec: Mapping[str, Any], values: Mapping[str, Value]) -> dict
     return {name: value for name, value in values.items() if name != (password.get("key") or "password")}
 
 
+def final_newlines(credentials: Mapping[str, Any] | None) -> list[str]:
+    """Which values end with a newline, which the server leaves out: `password`, and names of variables."""
+    values = {"password": (credentials or {}).get("password"), **(credentials or {}).get("env", {})}
+    return [name for name, value in values.items() if isinstance(value, str) and value.endswith("\n")]
+
+
 class Observed(NamedTuple):
     """A resource as the server has it. Its generation counts changes, those of credentials too."""
 

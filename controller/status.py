@@ -63,11 +63,13 @@ class Told(NamedTuple):
     """What there is to say of an object. `generation`: the last one that the server has answered, None before that.
 
     `error`: why what is declared now is not in force; `seen`: what the server says of it, None where it has nothing.
+    `note`: something to add to what is well.
     """
 
     generation: int | None
     error: ControllerError | None
     seen: Mapping[str, Any] | None
+    note: str = ""
 
 
 def schedule_status(old: Status, told: Told, now: datetime) -> Status:
@@ -118,7 +120,7 @@ def repository_status(old: Status, told: Told, now: datetime) -> Status:
     if told.seen is None and isinstance(told.error, Unreachable):
         return _with_ready(old, told, now)
     said = told.seen["status"] if told.seen is not None else {}
-    ready = _ready(told.error, "the server holds it, and the password that opens it")
+    ready = _ready(told.error, f"the server holds it, and the password that opens it{told.note and f'; {told.note}'}")
     if told.error is None and told.seen is not None and not told.seen["spec"].get("passwordSecretRef"):
         ready = _condition("Ready", "False", "NoPassword", _NOTHING_OPENS_IT)
     conditions = [ready]

@@ -150,6 +150,16 @@ async def test_a_new_password_reaches_the_server(folder, follower, client):
     assert (await held(client, "repositories"))["local"]["metadata"]["generation"] == 2
 
 
+async def test_a_secret_that_ends_with_a_newline_is_told_once_and_is_no_trouble(folder, follower, client, told):
+    edit(folder / "secret.yaml", "password: only-for-the-quickstart", 'password: "hush\\n"')
+    await follower.compare()
+    await follower.compare()
+    [facts] = [facts for message, facts in told() if message == "newline at the end of a secret left out"]
+    assert (facts["repository"], facts["fields"]) == ("default/local", "password")
+    assert facts["file"].startswith("repository.yaml")
+    assert await state(client) == {}
+
+
 async def test_what_others_changed_is_put_back(follower, client, told):
     await follower.compare()
     etc = (await held(client))["etc"]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from controller.client import FieldError, Refused, Unreachable
 from controller.kube import KubeError
+from controller.mirror import newline_note
 from controller.status import (
     NotFoundError,
     Notice,
@@ -302,6 +303,15 @@ def test_a_repository_is_degraded_while_something_is_wrong_with_it_which_is_noti
     assert states(status)["Degraded"] == ("True", "WrongPassword")
     assert status["problem"] == problem
     assert Notice("Warning", "WrongPassword", "wrong password (on node-1)") in notices({}, status)
+
+
+def test_a_note_on_a_secret_is_told_where_all_is_well():
+    note = newline_note({"password": "hush\n", "env": {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s\r\n"}})
+    status = repository_status({}, Told(1, None, repository(), note), NOW)
+    message = condition(status, "Ready")["message"]
+    assert message.endswith("; the newline at the end of password, AWS_SECRET_ACCESS_KEY in its Secret is left out")
+    assert states(status)["Ready"][0] == "True"
+    assert newline_note(None) == newline_note({"password": "hush"}) == ""
 
 
 @pytest.mark.parametrize("spec", [{}, {"envSecretRef": {"name": "keys"}}])
