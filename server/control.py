@@ -32,7 +32,7 @@ from server.metrics import Metrics
 from server.models import OPEN, Actor
 from server.news import News
 from server.problems import Conflict, FieldError, Forbidden, Invalid, NotFound
-from server.queue import Job
+from server.queue import Job, pieces
 from server.records import AuditRow, HostRow, JobRow, RepositoryRow, Row, ScheduleRow
 from server.selectors import selector_matches
 from server.specs import LabelSelector
@@ -294,9 +294,11 @@ class Control:
             await self._change(Change(audit, delete_hosts=[name], end_jobs=ends), self.fleet.plan())
             del self.hosts[name], self.fleet.members[name]
             self.beginnings.forget_host(name)
-            self.jobs.ended(ends)
+            self.disconnect(name)  # one that said hello meanwhile calls again, and is made known anew after this
+            for some in pieces(ends):
+                self.jobs.ended(some)
+                await asyncio.sleep(0)  # others come between
             self.jobs.outcomes.forget(host=name)
-            self.disconnect(name)  # one that said hello meanwhile calls again, and is made known anew
 
     async def host(self, name: str) -> Host:
         """The core of a host that says hello; a host that nobody declared is made known, without labels.

@@ -201,7 +201,9 @@ class Dispatch:
         """Store jobs, each once for its due time, and have those run that may. `store`: stores them with something
         else, and answers which are new. Raises Unavailable."""
         placed = [_placed(job) for job in jobs]
-        going = {job.id for job in self.queue.add(placed) if not self.lacks(job.host, job.command)}
+        taken, its = self.queue.add(placed), {job.id for job in placed}
+        going = {job.id for job in taken if job.id in its and not self.lacks(job.host, job.command)}
+        self._send([job for job in taken if job.id not in its])
         rows = [records.job_row(job, sent=job.command.job_id in going) for job in jobs]
         try:
             future: asyncio.Future[set[str]] = self._submit(records.record_jobs, rows) if store is None else store(rows)
@@ -249,18 +251,22 @@ class Dispatch:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Send what may be sent by now, end what is too late, and be called again when there is more to do."""
+        """Send what may be sent by now, end what is too late, and be called again when there is more to do: where there
+        is much, as soon as others had their turn on the loop."""
         now = self._clock()
-        if late := self.queue.tick(now):
-            self._end([_late(job, now) for job in late])
-        if going := self.queue.take():
-            self._end([JobFinished(job.id, "cancelled", now, error=_GONE) for job in going if self._is_gone(job)])
-            self._end(beyond := self._beyond(job for job in going if not self._is_gone(job)))
-            over = {end.job_id for end in beyond}
-            going = [job for job in going if not self._is_gone(job) and job.id not in over]
-            ids = [job.id for job in going]
-            self._soon(records.jobs_sent, ids, lambda _: self._sent(going), partial(self._unsent, going))
+        self._end([_late(job, now) for job in self.queue.tick(now)])
+        self._send(self.queue.take())
         self._look_again(now)
+
+    def _send(self, taken: Sequence[Job]) -> None:
+        """Send jobs whose turn it is, once that is stored; end those that lost their schedule or cannot be run."""
+        now = self._clock()
+        self._end([JobFinished(job.id, "cancelled", now, error=_GONE) for job in taken if self._is_gone(job)])
+        self._end(beyond := self._beyond(job for job in taken if not self._is_gone(job)))
+        over = {end.job_id for end in beyond}
+        going = [job for job in taken if not self._is_gone(job) and job.id not in over]
+        ids = [job.id for job in going]
+        self._soon(records.jobs_sent, ids, lambda _: self._sent(going), partial(self._unsent, going))
 
     def _beyond(self, jobs: Iterable[Job]) -> list[JobFinished]:
         """The ends of those of these jobs that their hosts' agents cannot run."""
@@ -281,7 +287,8 @@ class Dispatch:
         self._call_in(AGAIN_S)
 
     def _look_again(self, now: datetime) -> None:
-        if (at := self.queue.wake_at) is not None:
+        at = now if self.queue.has_more else self.queue.wake_at
+        if at is not None:
             self._call_in(min(max((at - now).total_seconds(), 0.0), LOOK_S))
 
     def _call_in(self, seconds: float) -> None:

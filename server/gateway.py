@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import NoReturn, Protocol
@@ -25,6 +25,7 @@ from server.dispatch import stored, then
 from server.host import Accepted, Acked, Effect, Finish, Host, News, Record, Send
 from server.problems import Problem, Unauthorized, Unavailable
 from server.pushes import Push
+from server.queue import pieces
 from server.selectors import is_dns_name
 from server.store import Store, StoreClosedError
 from wire import codec
@@ -36,8 +37,6 @@ HELLO_S = 10.0
 """Seconds within which a connection must say hello."""
 MAX_UNSENT = 64 << 20
 """Bytes that may wait for a slow agent before its connection is given up."""
-SLICE = 500
-"""Messages of a frame that are dealt with at once, before other connections have their turn."""
 USES_S, USES_AT_ONCE = 2_000.0, 20_000.0
 """What a host may say: each message, and each KiB, counts as one use. So many a second, and so many at once; a host
 that says more is heard more slowly, and loses nothing."""
@@ -360,11 +359,19 @@ class Gateway:
         self._control.news.changed("hosts")
         self.deliver(host.name, host.registered())
         await self._perform(connection, [effect for effect in effects if not isinstance(effect, Push)])
-        jobs = self._control.jobs
-        open_jobs = jobs.queue.of_host(host.name)
-        await self._perform(connection, host.resumed(hello.running_jobs, open_jobs, self._clock()))
-        jobs.arrived(host.name, hello.running_jobs)
+        await self._resume(connection, hello.running_jobs)
+        self._control.jobs.arrived(host.name, hello.running_jobs)
         await self._store.write(records.host_hello, (host.name, hello.agent_version, now))
+
+    async def _resume(self, connection: Connection, running: Collection[str]) -> None:
+        """Compare the jobs that a host has with those that are open here."""
+        host, unknown = connection.host, set(running)
+        for some in pieces(self._control.jobs.queue.of_host(host.name)):
+            its = unknown.intersection(job.wire_id for job in some)
+            unknown -= its
+            await self._perform(connection, host.resumed(its, some, self._clock()))
+            await asyncio.sleep(0)  # others come between
+        await self._perform(connection, host.resumed(unknown, (), self._clock()))
 
     def _credentials(self, connection: Connection) -> list[str]:
         """The frame that opens what the host needs; none where that is nothing, or what it was told of."""
@@ -377,11 +384,11 @@ class Gateway:
     async def _hear(self, connection: Connection, messages: Sequence[tuple[FromAgent, str]]) -> None:
         if any(isinstance(message, Hello) for message, _ in messages):
             raise codec.FrameError("a connection says hello once")
-        for begin in range(0, len(messages), SLICE):
-            await self._hear_slice(connection, messages[begin : begin + SLICE])
+        for some in pieces(messages):
+            await self._hear_some(connection, some)
             await asyncio.sleep(0)  # others come between
 
-    async def _hear_slice(self, connection: Connection, messages: Sequence[tuple[FromAgent, str]]) -> None:
+    async def _hear_some(self, connection: Connection, messages: Sequence[tuple[FromAgent, str]]) -> None:
         ids = [self._new_id() for _ in messages]
         host = connection.host
         control = self._control

@@ -7,13 +7,18 @@ offline, or whose schedule's last run on that host is not over. A job that faile
 
 A job is `waiting` until it is to be sent, then `sent` until its host has accepted it, then `running`. Sent and running
 jobs hold a place. After a crash all of this is known again from what is stored and from what hosts say in their hello.
+
+However many jobs a host or a repository has, no method takes long: what concerns all of them is done for some at once,
+and for the others, some at a time, by `take` and `tick`.
 """
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Literal, NamedTuple
+from functools import partial
+from itertools import islice
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -34,6 +39,17 @@ GRACE = timedelta(minutes=15)
 """How long a job may go on after its limit before that is told: its host waits for locks, and restic ends slowly."""
 AGAIN = timedelta(minutes=1)
 """After this, a job that is too late is told again: its end could not be stored."""
+SLICE = 200
+"""Jobs that are dealt with in one piece, some milliseconds, before others have their turn on the event loop."""
+
+T = TypeVar("T")
+
+
+def pieces(many: Sequence[T]) -> Iterator[Sequence[T]]:
+    """What is to be dealt with, in pieces between which others have their turn on the event loop."""
+    for begin in range(0, len(many), SLICE):
+        yield many[begin : begin + SLICE]
+
 
 State = Literal["waiting", "sent", "running"]
 Place = tuple[datetime, str]
@@ -110,9 +126,14 @@ class Job(Struct, eq=False):
         """How long it may run."""
         return LIMIT if self.command.timeout_s is None else timedelta(seconds=self.command.timeout_s)
 
+    @property
+    def hangs_at(self) -> datetime | None:
+        """From when on it hangs: its host should have stopped it by then. None while it does not run."""
+        return None if self.running_since is None else self.running_since + self.limit + GRACE
+
     def hangs(self, now: datetime) -> bool:
         """Whether it runs although its host should have stopped it by now."""
-        return self.running_since is not None and now - self.running_since > self.limit + GRACE
+        return self.hangs_at is not None and self.hangs_at < now
 
     @property
     def place(self) -> Place:
@@ -144,6 +165,13 @@ class _Runs:
         self.standing: Job | None = None
 
 
+class _Visits(NamedTuple):
+    """Jobs that are yet to be dealt with after something that concerns all of them, and what is to be done for each."""
+
+    jobs: Iterator[Job]
+    visit: Callable[[Job], None]
+
+
 class _Timer(NamedTuple):
     """Something to look at again: a job, or a host that has been gone since `gone`."""
 
@@ -155,9 +183,11 @@ class _Timer(NamedTuple):
 
 
 class Queue:
-    """All open jobs. After each change, `take` tells which may be sent; when `wake_at` has come, call `tick`."""
+    """All open jobs. After each change, `take` tells which may be sent; call it again while it `has_more`. When
+    `wake_at` has come, call `tick`. `piece`: how many jobs are dealt with at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, piece: int = SLICE) -> None:
+        self._piece = piece
         self.jobs: dict[str, Job] = {}
         self._rules: dict[str, Rule] = {}
         self._lines: dict[str, _Line] = {}
@@ -168,6 +198,8 @@ class Queue:
         self._online: set[str] = set()
         self._gone: dict[str, datetime] = {}  # since when, of hosts that are offline and may be running jobs
         self._changed: dict[str, None] = {}  # lines to look at; in order, so that the same events give the same jobs
+        self._visits: dict[tuple[str, str], _Visits] = {}  # by what they are for: kind and name
+        self._hang: list[tuple[datetime, str]] = []  # when each job that runs begins to hang, and its id, in order
         self._timers: list[_Timer] = []
         self._number = 0
 
@@ -184,8 +216,8 @@ class Queue:
         return job is not None and job.host != host
 
     def of_host(self, host: str) -> list[Job]:
-        """A host's stored jobs, oldest first."""
-        return sorted((job for job in self._of_host.get(host, {}).values() if job.recorded), key=_place)
+        """A host's stored jobs, those that were added first first."""
+        return [job for job in self._of_host.get(host, {}).values() if job.recorded]
 
     def is_online(self, host: str) -> bool:
         """Whether a host has said hello, and its connection is not gone."""
@@ -203,7 +235,8 @@ class Queue:
 
     def hanging(self, now: datetime) -> list[Job]:
         """The jobs that run although their hosts should have stopped them by now. Any thread may ask."""
-        return [job for job in list(self.jobs.values()) if job.hangs(now)]
+        over = self._hang[: bisect_left(self._hang, (now, ""))]
+        return [job for _, job_id in over if (job := self.jobs.get(job_id)) is not None]
 
     def waits_for(self, job_id: str, repository: str) -> str:
         """What a job waits for, in words; empty when it does not. `repository`: what its repository is called."""
@@ -226,19 +259,17 @@ class Queue:
         """A repository's rule is this from now on."""
         if self._rules.get(repository, Rule()) == rule:
             return
-        its = self._of_repository.get(repository, {}).values()
-        moved = [job for job in its if job.state == "waiting" or self._has_place(job)]
-        for job in moved:
-            self._leave(job)
         if rule == Rule():
             del self._rules[repository]
         else:
             self._rules[repository] = rule
-        for job in moved:
-            self._enter(job)
+        jobs = self._of_repository.get(repository, {}).values()
+        self._changed.update(dict.fromkeys(job.key for job in jobs))
+        self._for_each(("repository", repository), jobs, self._move_line)
 
     def add(self, jobs: Sequence[Job]) -> list[Job]:
-        """Jobs that are about to be stored take their places; those that may be sent once they are stored.
+        """Jobs that are about to be stored take their places; those that may be sent once they are stored, and others
+        whose turn has come.
 
         Also for jobs that are known from before a crash, which have the state that is stored. One that is open already
         is left out.
@@ -251,7 +282,8 @@ class Queue:
             self._of_repository.setdefault(job.repository, {})[job.id] = job
             self._runs.setdefault((job.command.schedule_id, job.host), _Runs()).jobs[job.id] = job
             self._enter(job)
-        going = self.take()
+            self._watch_end(job)
+        going = self.take(len(jobs))
         for job in jobs:
             self._watch(job)
         return going
@@ -267,6 +299,7 @@ class Queue:
         if job is None:
             return None
         self._leave(job)
+        self._begin(job, None)
         _discard(self._of_host, job.host, job)
         _discard(self._of_repository, job.repository, job)
         runs = self._its(job)
@@ -279,14 +312,14 @@ class Queue:
 
     def accepted(self, job: Job, now: datetime) -> None:
         """Its host has it, since `now` unless that was known."""
-        job.running_since = job.running_since or now
+        self._begin(job, job.running_since or now)
         self._move(job, "running")
 
     def retry(self, job: Job, at: datetime) -> None:
         """An attempt failed; the next one is due at that time."""
         self._leave(job)
         job.attempt, job.state, job.since, job.off = job.attempt + 1, "waiting", at, True
-        job.running_since = None
+        self._begin(job, None)
         self._enter(job)
         self._watch(job)
         self._settle_first(self._its(job))
@@ -301,38 +334,73 @@ class Queue:
         """A host said hello, and which attempts it has."""
         self._online.add(host)
         self._gone.pop(host, None)
-        for job in sorted(self._of_host.get(host, {}).values(), key=_place):
-            if job.wire_id in running:
-                self._move(job, "running")
-            elif job.state == "sent" and job.recorded:  # one that is being stored has yet to be sent
-                self.unsent(job)
-            else:
-                self._move(job, job.state)
+        jobs = self._of_host.get(host, {}).values()
+        # One that is being stored has yet to be sent, and those that are sent from now on are no loss.
+        unheard = {job.wire_id for job in jobs if job.state == "sent" and job.recorded}.difference(running)
+        self._for_each(("host", host), jobs, partial(self._meet, frozenset(running), unheard))
+
+    def _meet(self, running: Collection[str], unheard: Collection[str], job: Job) -> None:
+        """Put a job where it belongs after its host's hello. `unheard`: the attempts that it was sent, and has not."""
+        if job.wire_id in running:
+            self._move(job, "running")
+        elif job.wire_id in unheard:
+            self.unsent(job)
+        elif job.state == "waiting":
+            self._settle(job)
+        elif not self._has_place(job):  # it was let go
+            self._move(job, job.state)
 
     def departed(self, host: str, now: datetime) -> None:
         """A host's connection is gone. Its jobs keep the places that they have for a while, and stand in no line."""
         self._online.discard(host)
         jobs = self._of_host.get(host, {}).values()
-        for job in jobs:
-            self._settle(job)
+        self._for_each(("host", host), jobs, self._settle)
         if any(job.state != "waiting" for job in jobs):
             self._gone[host] = now
             self._set_timer(now + HOLD, None, host, now)
 
+    def _for_each(self, what: tuple[str, str], jobs: Iterable[Job], visit: Callable[[Job], None]) -> None:
+        """Do something for some of these jobs, and have `take` do it for the others, in place of what is yet to be done
+        for the same thing."""
+        self._visits[what] = _Visits(iter(list(jobs)), visit)
+        self._visit(what, self._piece)
+
+    def _visit(self, what: tuple[str, str], most: int) -> int:
+        """Do what is to be done for some jobs; how many they were. What is left comes after what others wait for."""
+        visits = self._visits.pop(what)
+        its = list(islice(visits.jobs, most))
+        for job in its:
+            if self.jobs.get(job.id) is job:
+                visits.visit(job)
+        if len(its) == most:
+            self._visits[what] = visits
+        return len(its)
+
     # Who may go.
 
-    def take(self) -> list[Job]:
-        """The jobs that may be sent now, and are taken to be: each is told once."""
+    @property
+    def has_more(self) -> bool:
+        """Whether `take` has more to do."""
+        return bool(self._visits or self._changed)
+
+    def take(self, most: int | None = None) -> list[Job]:
+        """Jobs that may be sent now, and are taken to be: each is told once. Lines take turns.
+
+        `most`: how many; as many as are dealt with at once when None.
+        """
+        left = most = self._piece if most is None else most
+        while self._visits and left > 0:
+            left -= self._visit(next(iter(self._visits)), left)
         taken: list[Job] = []
-        while self._changed:
+        while self._changed and len(taken) < most:
             key = next(iter(self._changed))
             del self._changed[key]
-            line = self._lines.get(key)
-            while line is not None and line.waiting and self._may_go(line, self.jobs[line.waiting[0][1]]):
-                job = self.jobs[line.waiting[0][1]]
-                self._move(job, "sent")
+            if (line := self._lines.get(key)) is None:
+                continue
+            if line.waiting and self._may_go(line, job := self.jobs[line.waiting[0][1]]):
+                self._move(job, "sent")  # which has its line looked at again
                 taken.append(job)
-            if line is not None and not line.active and not line.waiting:
+            elif not line.active and not line.waiting:
                 del self._lines[key]
         return taken
 
@@ -350,13 +418,18 @@ class Queue:
         return self._timers[0].at if self._timers else None
 
     def tick(self, now: datetime) -> list[Job]:
-        """Time has come: attempts that are due stand in line. Answers those that are too late, whose end is due."""
+        """Time has come: attempts that are due stand in line. Answers those that are too late, whose end is due.
+
+        Where there are many, `wake_at` stays in the past until all were looked at.
+        """
         late = []
-        while self._timers and self._timers[0].at <= now:
+        for _ in range(self._piece):
+            if not self._timers or self._timers[0].at > now:
+                break
             _, _, job, host, gone = heapq.heappop(self._timers)
             if job is None:
-                if self._gone.get(host) == gone:
-                    self._let_go(host)
+                if self._gone.get(host) == gone:  # for so long that its jobs keep no others waiting
+                    self._for_each(("host", host), self._of_host.get(host, {}).values(), self._free)
                 continue
             job.watched = None
             if self.jobs.get(job.id) is not job or job.state != "waiting":
@@ -378,7 +451,8 @@ class Queue:
             self._watch(job)
             self._settle_first(self._its(job))
         for job in self.jobs.values():
-            job.running_since = job.running_since and min(job.running_since, now)
+            if job.running_since is not None and job.running_since > now:
+                self._begin(job, now)
         for host in [host for host, gone in self._gone.items() if gone > now]:
             self._gone[host] = now
             self._set_timer(now + HOLD, None, host, now)
@@ -390,11 +464,6 @@ class Queue:
         self._count(job, 1)
         self._settle(job)
         self._settle_first(self._its(job))
-
-    def _let_go(self, host: str) -> None:
-        """The jobs of a host that has been gone for long keep no others waiting."""
-        for job in self._of_host.get(host, {}).values():
-            self._free(job)
 
     def _watch(self, job: Job) -> None:
         """Have `tick` look at a job that waits for a time."""
@@ -420,6 +489,24 @@ class Queue:
             return ""
         repository = job.repository
         return f"{repository}/{job.whose}" if self._rules.get(repository, Rule()).per_host else repository
+
+    def _move_line(self, job: Job) -> None:
+        """Put a job into the line that it belongs to by its repository's present rule."""
+        if job.key != self._key(job) and (job.state == "waiting" or self._has_place(job)):
+            self._leave(job)
+            self._enter(job)
+            self._settle_first(self._its(job))
+
+    def _begin(self, job: Job, since: datetime | None) -> None:
+        """Have a job run since then; None for one that does not."""
+        if job.hangs_at is not None:
+            del self._hang[bisect_left(self._hang, (job.hangs_at, job.id))]
+        job.running_since = since
+        self._watch_end(job)
+
+    def _watch_end(self, job: Job) -> None:
+        if job.hangs_at is not None:
+            insort(self._hang, (job.hangs_at, job.id))
 
     def _move(self, job: Job, state: State) -> None:
         """Put a job where one of this state belongs."""
@@ -504,10 +591,6 @@ class Queue:
         """Whether a run of its schedule on its host goes before it."""
         runs = self._its(job)
         return job.alone and (runs.active > 0 or runs.due[0] != job.place)
-
-
-def _place(job: Job) -> Place:
-    return job.place
 
 
 def _discard(groups: dict[str, dict[str, Job]], name: str, job: Job) -> None:

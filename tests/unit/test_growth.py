@@ -8,7 +8,7 @@ import pytest
 from server.buckets import Buckets
 from server.host import Host, held_alike
 from server.outcomes import Health
-from server.queue import Job, Queue, Rule
+from server.queue import HOLD, Job, Queue, Rule
 from tests.unit.test_host import NOON as DUE
 from tests.unit.test_host import in_sync, target
 from wire.entries import EMPTY
@@ -53,21 +53,42 @@ def queued(count, *, schedules=1, alone=True, state="waiting", repository="main"
     return queue
 
 
+def pieces(queue, now=NOON):
+    """Do all that is to be done by that time, piece by piece."""
+    while queue.has_more or (queue.wake_at is not None and queue.wake_at <= now):
+        queue.tick(now)
+        queue.take()
+        yield
+
+
+def settle(queue, now=NOON):
+    for _ in pieces(queue, now):
+        pass
+
+
 def says_hello(queue):
     queue.arrived("db-1", ())
-    queue.take()
+    settle(queue)
 
 
 def hello_of_running(queue):
     running = [job.wire_id for job in queue.of_host("db-1")]
     Host("db-1", NOON, 0, EMPTY).resumed(running, queue.of_host("db-1"), NOON)
     queue.arrived("db-1", running)
+    settle(queue)
 
 
 def comes_and_goes(queue):
     for _ in range(3):
         queue.arrived("db-1", ())
+        settle(queue)
         queue.departed("db-1", NOON)
+        settle(queue)
+
+
+def is_gone_for_long(queue):
+    queue.departed("db-1", NOON)
+    settle(queue, NOON + HOLD)
 
 
 def ends(queue):
@@ -82,6 +103,7 @@ def is_limited(queue):
     queue.arrived("db-1", ())
     queue.rule("main", Rule(1))
     queue.rule("main", Rule(2, per_host=True))
+    settle(queue)
 
 
 def is_told_of(queue):
@@ -91,22 +113,34 @@ def is_told_of(queue):
         queue.find("db-1", job_id)
         queue.is_anothers("db-1", job_id)
         assert queue.waiting_count >= 0
+        assert queue.hanging(NOON) == []
 
 
 def is_too_late(queue):
     queue.arrived("db-1", ())
-    queue.tick(NOON + timedelta(days=2))
+    settle(queue, NOON + timedelta(days=2))
 
 
 def is_tried_again(queue):
     queue.arrived("db-1", ())
     for job in list(queue.jobs.values()):
         queue.retry(job, NOON + timedelta(hours=1))
-    queue.tick(NOON + timedelta(hours=2))
+    settle(queue, NOON + timedelta(hours=2))
 
 
 @pytest.mark.parametrize(
-    "do", [says_hello, hello_of_running, comes_and_goes, ends, is_limited, is_told_of, is_too_late, is_tried_again]
+    "do",
+    [
+        says_hello,
+        hello_of_running,
+        comes_and_goes,
+        is_gone_for_long,
+        ends,
+        is_limited,
+        is_told_of,
+        is_too_late,
+        is_tried_again,
+    ],
 )
 @pytest.mark.parametrize(
     ("schedules", "alone", "state"), [(1, True, "waiting"), (1, False, "waiting"), (10_000, True, "running")]
@@ -114,6 +148,43 @@ def is_tried_again(queue):
 def test_what_happens_to_the_open_jobs_of_a_host_costs_no_more_for_each_when_they_are_many(do, schedules, alone, state):
     few, many = (queued(count, schedules=schedules, alone=alone, state=state) for count in (FEW, MANY))
     assert counted(lambda: do(many)) <= MOST * counted(lambda: do(few))
+
+
+@pytest.mark.parametrize(
+    ("do", "until"),
+    [
+        (lambda queue: queue.arrived("db-1", ()), NOON),
+        (lambda queue: queue.departed("db-1", NOON), NOON + HOLD),
+        (lambda queue: queue.rule("main", Rule(per_host=True)), NOON),
+        (lambda queue: None, NOON + timedelta(days=2)),
+    ],
+    ids=["hello", "gone", "rule", "late"],
+)
+@pytest.mark.parametrize("state", ["waiting", "sent", "running"])
+def test_no_piece_of_what_many_open_jobs_cost_grows_with_their_number(do, until, state):
+    def costs(count):
+        queue = queued(count, schedules=10, alone=False, state=state)
+        queue.arrived("db-1", ())
+        settle(queue)
+        begun = counted(lambda: do(queue))
+        going = pieces(queue, until)
+        return begun, max(counted(lambda: next(going, None)) for _ in range(count))
+
+    (few, few_at_once), (many, many_at_once) = costs(FEW), costs(MANY)
+    assert many_at_once <= 1.2 * few_at_once + 100
+    assert many - few <= 12 * (MANY - FEW)  # they are noted
+
+
+@pytest.mark.parametrize("known", [100, 10_000])
+def test_what_hangs_is_found_at_the_cost_of_what_hangs(known):
+    queue = queued(known, schedules=known, state="running")
+    for at, job in enumerate(list(queue.jobs.values())):
+        queue.accepted(job, NOON - timedelta(days=at < 3) * 2)
+    assert [job.id for job in queue.hanging(NOON)] == ["job0", "job1", "job2"]
+    assert counted(lambda: queue.hanging(NOON)) < 20
+    queue.remove("job0")
+    queue.retry(queue.jobs["job1"], NOON)
+    assert [job.id for job in queue.hanging(NOON)] == ["job2"]
 
 
 @pytest.mark.parametrize("alone", [True, False])

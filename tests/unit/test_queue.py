@@ -373,5 +373,51 @@ class Fleet(RuleBasedStateMachine):
         assert self.queue._lines == {}
 
 
+class SlowFleet(Fleet):
+    """The same, with a queue that does little at once, and to which more comes while it has more to do."""
+
+    def fresh(self):
+        queue = Queue(piece=2)
+        for name, limit in LIMITS.items():
+            queue.rule(name, limit)
+        return queue
+
+    def go_on(self, *, once=True):
+        for late in self.queue.tick(self.now):
+            self.queue.remove(late.id)
+        self.queue.take()
+        while self.queue.has_more and not once:
+            self.queue.take()
+
+    @rule()
+    def restarts(self):
+        kept = [self.kept(it) for it in self.queue.jobs.values()]
+        self.queue = self.fresh()
+        self.queue.add(kept)
+        for host in HOSTS:
+            self.gone[host] = self.now
+            self.queue.departed(host, self.now)
+        for host in sorted(self.online):
+            self.queue.arrived(host, {it.wire_id for it in kept if it.host == host and it.state != "waiting"})
+        self.go_on()
+
+    @rule()
+    def has_time(self):
+        while self.queue.has_more or (self.queue.wake_at is not None and self.queue.wake_at <= self.now):
+            self.go_on(once=False)
+        super().nobody_is_stuck()
+
+    @invariant()
+    def nobody_is_stuck(self):
+        if not self.queue.has_more:
+            super().nobody_is_stuck()
+
+    def teardown(self):
+        self.has_time()
+        super().teardown()
+
+
 TestFleet = Fleet.TestCase
 TestFleet.settings = settings(max_examples=200, stateful_step_count=40)
+TestSlowFleet = SlowFleet.TestCase
+TestSlowFleet.settings = settings(max_examples=100, stateful_step_count=40)
