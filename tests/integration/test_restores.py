@@ -509,3 +509,33 @@ async def test_a_list_of_more_snapshots_than_are_told_has_the_newest_and_says_so
     assert err.startswith("Warning: there are more than can be listed, and only the newest are: ")
     assert remedy in err
     assert (page["truncated"], page["items"][0]["id"]) == (True, found[-1]["id"])
+
+
+async def test_a_folder_of_more_files_than_are_told_is_listed_page_by_page_and_says_so(
+    agent, api, connected, lamplighter, tmp_path
+):
+    source = tmp_path / "many"
+    (source / "folder").mkdir(parents=True)
+    for name in ("folder/one", *(f"{at:05}" for at in range(10_050))):
+        (source / name).touch()
+    body = {"spec": {"url": str(tmp_path / "store")}, "credentials": {"password": PASSWORD}}
+    assert (await api.put("/repositories/ns/many", json=body)).is_success
+    env = os.environ | {"RESTIC_REPOSITORY": str(tmp_path / "store"), "RESTIC_PASSWORD": PASSWORD}
+    for words in (["init"], ["backup", "--host", "web-1", source]):
+        process = await asyncio.create_subprocess_exec(RESTIC, "--no-cache", *words, env=env, stdout=-1)
+        assert (await process.communicate(), process.returncode)[1] == 0
+    async with agent("web-1"):
+        await connected("web-1")
+        ls = ("ls", "--host", "web-1", "ns/many", "latest")
+        code, out, err = await lamplighter(*ls, str(source))
+        assert code == 0, err
+        _, told, _ = await lamplighter(*ls, str(source), "-o", "json")
+        narrow = await lamplighter(*ls, str(source / "folder"))
+    head, *rows = out.splitlines()
+    said = json.loads(told)
+    shown = {row.split()[-1] for row in rows}
+    assert head.split() == ["MODE", "OWNER", "SIZE", "MODIFIED", "PATH"]
+    assert 10_000 - 2 <= len(shown) == len(rows) <= 10_000  # restic's lines on the snapshot and the folder count too
+    assert err == "Warning: there is more than can be listed: name a folder in it\n"
+    assert (said["truncated"], {it["path"] for it in said["items"]}) == (True, shown)
+    assert (narrow[0], len(narrow[1].splitlines()), narrow[2]) == (0, 2, "")
