@@ -35,9 +35,7 @@ class Server:
         try:
             base = httpx.URL(f"{access.server.rstrip('/')}/api/v1")
         except httpx.InvalidURL as error:
-            raise click.ClickException(
-                f"--server {access.server}: {error}: give one like http://127.0.0.1:8700"
-            ) from None
+            raise click.ClickException(f"--server {access.server}: this is no URL of a server ({error})") from None
         local = base.host in ("127.0.0.1", "::1", "localhost")  # no proxy stands between this machine and itself
         headers = {"Authorization": f"Bearer {token}"}
         try:

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
@@ -148,9 +149,26 @@ def access(command: Callable[..., None]) -> Callable[..., None]:
     @ca_file
     @functools.wraps(command)
     def asking(server: str, data_dir: Path, token_file: Path | None, ca_file: Path | None, **others: object) -> None:
-        command(Access(server, data_dir, token_file, ca_file), **others)
+        command(Access(checked_url(server), data_dir, token_file, ca_file), **others)
 
     return asking
+
+
+def checked_url(server: str) -> str:
+    """The URL of a server. Raises click.ClickException, with the remedy and without what may be a password."""
+    example = "give one like https://lamplighter.example.org:8700, or http://127.0.0.1:8700 on this machine"
+    try:
+        url = urlsplit(server)
+        valid = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:  # a port that is none, or half an address
+        valid = False
+    if "@" in server:
+        raise click.ClickException(f"--server holds a user name or a password: leave them out; {example}")
+    if not valid or url.query or url.fragment:
+        raise click.ClickException(f"--server {server or 'is empty'}: this is no URL of a server; {example}")
+    if url.path.rstrip("/").endswith(("/api/v1", "/agent")):
+        raise click.ClickException(f"--server {server}: leave out the path; {example}")
+    return server
 
 
 def address(listen_on: str) -> tuple[str, int]:

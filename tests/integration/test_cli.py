@@ -7,9 +7,11 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import click
 import httpx
 import pytest
 
+from cli.options import checked_url
 from controller.client import Client
 from server import records
 from server.records import JobRow
@@ -57,6 +59,26 @@ async def lamplighter(server, tmp_path):
         return process.returncode, out.decode(), err.decode()
 
     return run
+
+
+WRONG_URLS = [
+    *("127.0.0.1:8700", "localhost:8700", "localhost", "//localhost", "http:/x", "http://", "http://:8700", "", " "),
+    *("http://a:99999", "http://a:x", "http://a:0", "http://[::1", "ws://a", "ftp://a", "http://a?b=c", "http://a#b"),
+    *("http://127.0.0.1:8700/api/v1", "http://127.0.0.1:8700/api/v1/", "https://a/agent"),
+    *("http://me:hush@a", "http://me@a", "me:hush@a", "http://me:hush/@a"),
+]
+
+
+@pytest.mark.parametrize("url", WRONG_URLS)
+def test_what_is_no_url_of_a_server_is_told_without_what_may_be_a_password(url):
+    with pytest.raises(click.ClickException, match=r"--server .*give one like https://") as raised:
+        checked_url(url)
+    assert "hush" not in raised.value.message
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8700", "https://a.example/", "http://[::1]:1", "https://a/backup"])
+def test_a_url_of_a_server_is_taken_as_it_is(url):
+    assert checked_url(url) == url
 
 
 def manifest(kind, spec):
@@ -176,6 +198,7 @@ async def test_digits_that_name_no_job_or_several_are_told(lamplighter, digits, 
         ("LAMPLIGHTER_SERVER", "http://127.0.0.1:1", "lamplighter up"),
         ("LAMPLIGHTER_SERVER", "ftp://127.0.0.1", "--server"),
         ("LAMPLIGHTER_SERVER", "http://[", "--server"),
+        *(("LAMPLIGHTER_SERVER", url, "give one like https://") for url in WRONG_URLS[:2]),
         ("LAMPLIGHTER_DATA_DIR", "/nonexistent", "--data-dir"),
         ("LAMPLIGHTER_TOKEN_FILE", "wrong", "--token-file"),
         ("LAMPLIGHTER_TOKEN_FILE", "empty", "--token-file"),
