@@ -110,7 +110,14 @@ class Server:
 
 def problems(access: Access, output: str) -> None:
     """Show everything that is wrong. Raises click.exceptions.Exit, with code 1, where there is anything."""
-    found = list(_found_wrong(Server(access)))
+    found: list[tuple[str, str, str, str]] = []
+    server = Server(access)
+    try:
+        found.extend(_found_wrong(server))
+    except click.ClickException as error:  # what was found until then is told all the same
+        if not found:
+            raise
+        found.append(("Server", server.url, "NoAnswer", error.format_message()))
     if output == "json":
         say_json({"items": [dict(zip(("kind", "name", "reason", "message"), it, strict=True)) for it in found]})
     elif found:

@@ -172,7 +172,8 @@ class Store:
     async def read(self, function: Callable[[Connection, *Args], Result], *args: *Args) -> Result:
         """Have `function(conn, *args)` run in a reader's thread, on one snapshot of the database.
 
-        What was written before is seen. Raises what the function raises, StoreClosedError.
+        What was written before is seen. Raises what the function raises, Unavailable when the database is gone or
+        cannot be read, StoreClosedError.
         """
         if self._closed:
             raise StoreClosedError("the store is closed")
@@ -228,8 +229,13 @@ class Store:
             self._lock = None
 
     def _read(self, function: Callable[[Connection, *Args], Result], *args: *Args) -> Result:
-        with self._readers.begin() as conn:
-            return function(conn, *args)
+        try:
+            with self._readers.begin() as conn:
+                return function(conn, *args)
+        except sa.exc.DBAPIError as error:
+            if not _is_trouble(error):
+                raise
+            raise Unavailable(f"the database cannot be read now: {str(error.orig).strip()}") from error
 
     def _write_until_closed(self) -> None:
         try:

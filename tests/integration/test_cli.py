@@ -81,6 +81,24 @@ def test_a_url_of_a_server_is_taken_as_it_is(url):
     assert checked_url(url) == url
 
 
+async def test_what_was_found_wrong_is_shown_also_where_the_server_then_gives_no_answer(lamplighter):
+    """A database that hangs is told by the probe alone."""
+
+    async def answer(reader, writer):
+        if (await reader.readline()).startswith(b"GET /readyz "):
+            body = b'{"detail": "the database did not answer within 5 s"}'
+            writer.write(b"HTTP/1.1 503 x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1") as hanging:
+        url = f"http://127.0.0.1:{hanging.sockets[0].getsockname()[1]}"
+        code, out, _ = await lamplighter("get", "problems", LAMPLIGHTER_SERVER=url)
+    rows = [line.split(maxsplit=3) for line in out.splitlines()[1:]]
+    assert (code, [row[2] for row in rows]) == (1, ["NotWriting", "NoAnswer"])
+    assert "the database did not answer within 5 s" in rows[0][3]
+
+
 def manifest(kind, spec):
     return {"kind": kind, "metadata": {}, "spec": spec}
 

@@ -196,6 +196,17 @@ async def test_a_locked_database_is_told_to_all_at_once_and_then_forgotten(sqlit
     assert await db.write(insert_host, "a") == "a"
 
 
+async def test_a_database_that_cannot_be_read_now_is_told_as_that_and_then_read_again(db, tmp_path):
+    def lose(conn):
+        if conn.dialect.name == "postgresql":
+            conn.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid())")
+        raise sa.exc.OperationalError("SELECT", {}, sqlite3.OperationalError("disk I/O error"))
+
+    with pytest.raises(Unavailable, match=r"the database cannot be read now: (disk I/O error|terminating connection)"):
+        await db.read(lose)
+    assert await db.read(records.list_hosts, None, 10) == []
+
+
 async def test_more_calls_than_may_wait_are_refused(db, monkeypatch):
     monkeypatch.setattr(store, "MAX_WAITING", 1)
     gate = Gate()
