@@ -322,7 +322,7 @@ class Core:
 
     def _run(self, command: CommandRun, now: datetime) -> list[Effect]:
         job_id = command.job_id
-        if (known := self._what_became_of(job_id, now)) is not None:
+        if (known := self._what_became_of(job_id, now) or self._ran_as_another(command, now)) is not None:
             return known
         if self.stopping:  # the server sends what was not accepted after the next hello
             return []
@@ -355,6 +355,21 @@ class Core:
             error = "this job is over; how it ended was confirmed and is not known here any more"
             end = JobFinished(job_id, "interrupted", now, error=error, reason="OutcomeUnknown")
         return [Send((end,))] if end is not None else None
+
+    def _ran_as_another(self, command: CommandRun, now: datetime) -> list[Effect] | None:
+        """The answer for a due time that was accepted as a job of another id, of which a server whose database is an
+        older one does not know; None for any other."""
+        job_id, schedule_id, due, memory = command.job_id, command.schedule_id, command.scheduled_at, self.memory
+        other = memory.ran_as(schedule_id, due, job_id)
+        if other == job_id or due is None:
+            return None
+        log.warning("not run again", extra={"schedule": self._name(schedule_id), "due": due, "ran_as": other})
+        end = memory.ends.get(other) or memory.confirmed.get(other)
+        if end is None:
+            error = f"this due time was run as job {other}, of which the server does not know any more"
+            end = JobFinished(job_id, "interrupted", now, error=error, reason="OutcomeUnknown")
+        answered = self._persist(Answered(schedule_id, due)) if schedule_id in memory.fires else []
+        return [*answered, Send((msgspec.structs.replace(end, job_id=job_id),))]
 
     # Pushes: the old cron stops when one comes, and the new one starts once it is built.
 
@@ -430,7 +445,8 @@ class Core:
         fires = [it.come for it in early.values() if it.come is not None]
         answered = [Answered(key, it.fire.scheduled_at) for key, it in early.items()]
         self._table.recount(passed)
-        effects = self._persist(*answered, *([Fired(fires)] if fires else []), Passed(list(passed.items())))
+        # A fire goes last: where a power failure leaves the first of these records only, it is still sent again.
+        effects = self._persist(*([Fired(fires)] if fires else []), Passed(list(passed.items())), *answered)
         return (_frames(fires, MAX_FIRES) if self.connected else []) + effects
 
     def _ack(self) -> Send:

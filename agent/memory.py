@@ -15,8 +15,8 @@ from wire import entries
 from wire.messages import JobFinished, ScheduleDiff, ScheduleFire, ScheduleSet
 
 REMEMBERED_JOBS = 10_000
-"""Ids of confirmed jobs that are kept, so that a command that arrives again, even from a server whose database is that
-of yesterday, does not run twice."""
+"""Ids of confirmed jobs, and due times that ran, that are kept: a command that arrives again, even from a server whose
+database is that of yesterday, does not run twice, also as a job of another id."""
 REMEMBERED_ENDS = 1000
 """Confirmed ends that are kept, to be told again to a server that has forgotten them."""
 REMEMBERED_ERROR = 500
@@ -84,7 +84,13 @@ class Confirmed(Struct, frozen=True, tag="confirmed"):
     job_ids: list[str]
 
 
-Record = SetApplied | DiffApplied | Passed | Removed | Fired | Answered | Accepted | Ended | Confirmed
+class Ran(Struct, frozen=True, tag="ran"):
+    """Due times for which a command was accepted: (schedule id, due time, job id) each."""
+
+    runs: list[tuple[str, datetime, str]]
+
+
+Record = Ran | SetApplied | DiffApplied | Passed | Removed | Fired | Answered | Accepted | Ended | Confirmed
 
 
 class Memory:
@@ -93,7 +99,7 @@ class Memory:
     `passed`: the latest due time of each schedule that needs no more thought, or the time from which it counts;
     `removed`: the same of schedules that are held no more. `fires`: fires not yet answered. `running`: jobs accepted
     and not ended. `ends`: ends not yet confirmed. `done`: the last jobs that the server confirmed; `confirmed`: the
-    ends of the last of these.
+    ends of the last of these. `ran`: the last attempts of due times that were accepted, and as which job.
     """
 
     def __init__(self) -> None:
@@ -107,6 +113,7 @@ class Memory:
         self.ends: dict[str, JobFinished] = {}
         self.done: dict[str, None] = {}
         self.confirmed: dict[str, JobFinished] = {}
+        self.ran: dict[tuple[str, datetime, str], str] = {}
 
     def add(self, record: Record) -> None:
         """Take one record in. A record that does not fit (its neighbours were lost) loses no more than itself."""
@@ -131,6 +138,9 @@ class Memory:
                 self.running[job_id] = record
                 if scheduled_at is not None:
                     self._answer(schedule_id, scheduled_at)
+                    self._remember([(schedule_id, scheduled_at, job_id)])
+            case Ran(runs):
+                self._remember(runs)
             case Ended(end):
                 self.running.pop(end.job_id, None)
                 self.ends[end.job_id] = end
@@ -141,6 +151,10 @@ class Memory:
                     self.done[job_id] = None
                 _keep_last(self.done, REMEMBERED_JOBS)
                 _keep_last(self.confirmed, REMEMBERED_ENDS)
+
+    def ran_as(self, schedule_id: str, scheduled_at: datetime | None, job_id: str) -> str:
+        """The job as which this attempt of a due time was accepted; that job itself where it was not, or has none."""
+        return job_id if scheduled_at is None else self.ran.get(_attempt(schedule_id, scheduled_at, job_id), job_id)
 
     def fits(self, push: ScheduleSet | ScheduleDiff) -> bool:
         """Whether a push can follow the set that is held: a whole set always, a diff only on its base."""
@@ -192,6 +206,8 @@ class Memory:
         if self.confirmed:
             yield Confirmed(list(self.confirmed))
         yield from map(Ended, self.ends.values())
+        if self.ran:
+            yield Ran([(schedule_id, at, job_id) for (schedule_id, at, _), job_id in self.ran.items()])
         yield from self.running.values()
         if self.digest:
             raws = [Raw(item.raw) for item in self.entries.items.values()]
@@ -202,6 +218,11 @@ class Memory:
             yield Passed(list(self.passed.items()))
         if self.removed:
             yield Removed(list(self.removed.items()))
+
+    def _remember(self, runs: Iterable[tuple[str, datetime, str]]) -> None:
+        for run in runs:
+            self.ran[_attempt(*run)] = run[2]
+        _keep_last(self.ran, REMEMBERED_JOBS)
 
     def _answer(self, schedule_id: str, scheduled_at: datetime) -> None:
         fire = self.fires.get(schedule_id)
@@ -217,7 +238,12 @@ def replay(records: Iterable[Record]) -> Memory:
     return memory
 
 
-def _keep_last(found: dict[str, Any], limit: int) -> None:
+def _attempt(schedule_id: str, scheduled_at: datetime, job_id: str) -> tuple[str, datetime, str]:
+    """Which attempt of a due time a job's id on the wire means."""
+    return schedule_id, scheduled_at, job_id.partition(".")[2]
+
+
+def _keep_last(found: dict[Any, Any], limit: int) -> None:
     """Forget the oldest beyond so many."""
     while len(found) > limit:
         del found[next(iter(found))]

@@ -20,7 +20,7 @@ from rich.table import Table
 from bench.fleet import raise_file_limit
 from tests.faults import rounds, simulated
 from tests.faults.part import hurry
-from tests.faults.plan import KINDS
+from tests.faults.plan import KINDS, ROUNDS_OF_A_FLEET
 from tests.faults.rounds import Round
 
 SLOW_S = 20.0
@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=10_000, metavar="N", help="seeds of the simulation (10000)")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of faults (300; with --seed 1)")
     parser.add_argument("--seed", type=int, metavar="S", help="no simulation, and rounds from that of this seed on")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="fleets that are played beside each other (2)")
     parser.add_argument("--keep-going", action="store_true", help="go on after a round that broke a promise")
     given = parser.parse_args()
     many = given.rounds if given.rounds is not None else 300 if given.seed is None else 1
@@ -42,7 +43,8 @@ def main() -> int:
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         if given.seed is None and not simulate(console, given.seeds):
             return 1
-        return 0 if not many or asyncio.run(play(console, given.seed or 0, many, keep_going=given.keep_going)) else 1
+        playing = play(console, given.seed or 0, many, max(1, given.jobs), keep_going=given.keep_going)
+        return 0 if asyncio.run(playing) else 1
     return 130
 
 
@@ -66,7 +68,7 @@ def simulate(console: Console, seeds: int) -> bool:
     return True
 
 
-async def play(console: Console, first: int, count: int, *, keep_going: bool) -> bool:
+async def play(console: Console, first: int, count: int, jobs: int, *, keep_going: bool) -> bool:
     """Play rounds; whether all promises hold."""
     task = asyncio.current_task()
     assert task is not None
@@ -75,7 +77,7 @@ async def play(console: Console, first: int, count: int, *, keep_going: bool) ->
     try:
         with _progress(console) as progress:
             bar = progress.add_task("rounds of faults", total=count)
-            async with aclosing(rounds.play(first, count)) as going:
+            async with aclosing(rounds.play(first, count, jobs)) as going:
                 async for it in going:
                     played.append(it)
                     progress.advance(bar)
@@ -115,7 +117,8 @@ def show(console: Console, played: list[Round]) -> None:
     for kind in KINDS:
         table.add_row(f"  {kind}", str(done[kind]))
     table.add_row("faults", str(done.total()))
-    ended = [it for at, it in enumerate(played) if it.last or at + 1 == len(played)]
+    latest = {it.plan.seed // ROUNDS_OF_A_FLEET: it for it in played}
+    ended = [it for it in played if it.last or it is latest[it.plan.seed // ROUNDS_OF_A_FLEET]]
     table.add_row("jobs", str(sum(it.jobs for it in ended)))
     table.add_row("backups that were begun, or made where restic is real", str(sum(it.runs for it in ended)))
     table.add_row("seconds of a round, on average", f"{sum(it.seconds for it in played) / len(played):.1f}")

@@ -87,8 +87,7 @@ def violations(found: Evidence) -> list[str]:
 
 def one_job(found: Evidence) -> Iterator[str]:
     """At most one job for each schedule, host and due time."""
-    jobs = [job for job in found.jobs if job.due is not None and job.status != FORGOTTEN]
-    counts = Counter((job.schedule_id, job.host, job.due) for job in jobs)
+    counts = Counter((job.schedule_id, job.host, job.due) for job in found.jobs if job.due is not None)
     names = {job.schedule_id: job.schedule for job in found.jobs}
     for (schedule, host, due), count in counts.items():
         if count > 1:

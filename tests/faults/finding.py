@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
@@ -38,12 +39,24 @@ def jobs(database: Path) -> list[Job]:
 
 def with_lost(found: Sequence[Job], lost: Mapping[str, Job]) -> list[Job]:
     """Jobs, with those that an older database has lost, whose due times were dealt with. Nobody knows how a lost one
-    ended that had no end; one that is there again may have had more attempts than the older database knew."""
-    known = {job.id for job in found}
-    again = [job._replace(attempt=max(job.attempt, lost.get(job.id, job).attempt)) for job in found]
-    gone = [job for job in lost.values() if job.id not in known]
+    ended that had no end.
+
+    A job that is there again, also as another one of its due time, may have had more attempts than the older database
+    knew, and no attempt of it ran twice.
+    """
+    attempts: Counter[tuple[str, str, datetime | str]] = Counter()
+    for job in lost.values():
+        attempts[_run(job)] = max(attempts[_run(job)], job.attempt)
+    again = [job._replace(attempt=max(job.attempt, attempts[_run(job)])) for job in found]
+    known = {_run(job) for job in found}
+    gone = [job for job in lost.values() if _run(job) not in known]
     unknown = {"pending": FORGOTTEN, "running": "interrupted"}
     return again + [job._replace(status=unknown.get(job.status, job.status)) for job in gone]
+
+
+def _run(job: Job) -> tuple[str, str, datetime | str]:
+    """What is to run once: a due time of a schedule on a host; of what has none, the job."""
+    return job.schedule_id, job.host, job.due or job.id
 
 
 def hosts(database: Path) -> dict[str, Row]:

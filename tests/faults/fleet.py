@@ -49,7 +49,7 @@ case $schedule in alone-*)
     exec 9>> "FOLDER/$schedule.$host.lock"
     flock -n 9 || printf '%s %s\\n' "$host" "$schedule" >> "FOLDER/overlaps"
 esac
-printf '{"message_type":"summary","snapshot_id":"%s"}\\n' "$id"
+printf '{"message_type":"summary","total_files_processed":1,"snapshot_id":"%s"}\\n' "$id"
 exec sleep 0.25
 """
 """Stands in for restic, and writes down its runs. A run of `alone-…` holds a lock for as long as its process lives."""

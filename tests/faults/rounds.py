@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import timedelta
@@ -37,11 +37,47 @@ class Round(NamedTuple):
     folder: Path | None = None
 
 
-async def play(first: int, count: int) -> AsyncGenerator[Round]:
-    """The rounds of so many seeds, from the first on. After one that broke a promise the next has a new fleet."""
-    seed = first
-    while seed < first + count:
-        until = min(first + count, seed - seed % ROUNDS_OF_A_FLEET + ROUNDS_OF_A_FLEET)
+async def play(first: int, count: int, jobs: int = 1) -> AsyncGenerator[Round]:
+    """The rounds of so many seeds, from the first on, with up to `jobs` fleets beside each other, as the rounds end.
+
+    Seeds of one fleet come in order. After a round that broke a promise the next has a new fleet.
+    """
+    waiting = deque(fleets(first, count))
+    played: asyncio.Queue[Round | asyncio.Task[None]] = asyncio.Queue()
+
+    async def work() -> None:
+        while waiting:
+            async with aclosing(_one_after_another(*waiting.popleft())) as rounds:
+                async for it in rounds:
+                    played.put_nowait(it)
+
+    workers = [asyncio.create_task(work()) for _ in range(min(jobs, len(waiting)))]
+    for worker in workers:
+        worker.add_done_callback(played.put_nowait)
+    try:
+        ended = 0
+        while ended < len(workers):
+            it = await played.get()
+            if isinstance(it, Round):
+                yield it
+            else:
+                ended += 1
+                it.result()
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+
+def fleets(first: int, count: int) -> list[tuple[int, int]]:
+    """The seeds of each fleet: the first, and the one after the last."""
+    end = first + count
+    begins = [first, *range(first - first % ROUNDS_OF_A_FLEET + ROUNDS_OF_A_FLEET, end, ROUNDS_OF_A_FLEET)]
+    return list(zip(begins, [*begins[1:], end], strict=True)) if count else []
+
+
+async def _one_after_another(seed: int, until: int) -> AsyncGenerator[Round]:
+    while seed < until:
         async with aclosing(_with_one_fleet(seed, until)) as rounds:
             async for it in rounds:
                 yield it

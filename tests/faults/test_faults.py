@@ -129,6 +129,24 @@ def test_a_journal_tells_what_is_left_to_say_and_what_cannot_be_read(tmp_path):
     assert "job-1" in held.open[0]
 
 
+def test_a_due_time_that_an_older_database_lost_and_has_again_may_run_once():
+    lost = {"lost": job(2, id="lost", attempt=2), "gone": job(1, id="gone", status="pending")}
+    known = finding.with_lost([job(2), job(3)], lost)
+    assert {(it.id, it.attempt, it.status) for it in known} == {
+        ("job-2", 2, "succeeded"),
+        ("job-3", 1, "succeeded"),
+        ("gone", 1, "forgotten"),
+    }
+    runs = [Run("node-1", "minutely", f"{at:08}") for at in (2, 3, 4, 5, 6)]
+    assert any("ran 5 times in 4 attempts" in wrong for wrong in violations(found(known, runs=runs)))
+
+
+def test_seeds_of_one_fleet_are_played_together():
+    assert rounds.fleets(7, 25) == [(7, 10), (10, 20), (20, 30), (30, 32)]
+    assert rounds.fleets(20, 10) == [(20, 30)]
+    assert rounds.fleets(20, 0) == []
+
+
 def test_a_damaged_database_is_found(tmp_path):
     path = tmp_path / "lamplighter.db"
     with sqlite3.connect(path) as database:

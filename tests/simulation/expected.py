@@ -62,9 +62,21 @@ class Expected:
             self.wrongly.append(f"{schedule} due {due} on {host} was refused, though no run of it was open")
 
     def changed(
-        self, agent: "Agent", held: Iterable[Target], begun: Mapping[str, datetime], now: datetime, *, relabelled: bool
+        self,
+        agent: "Agent",
+        held: Iterable[Target],
+        begun: Mapping[str, datetime],
+        since: datetime,
+        now: datetime,
+        behind: timedelta,
+        *,
+        relabelled: bool,
     ) -> None:
-        """A host's set has become another. A host that is relabelled begins anew with what it had not heard of."""
+        """A host's set has become another. A host that is relabelled begins anew with what it had not heard of.
+
+        `since`: when its present labels began; `behind`: how far it may go by a time of the server's that is behind.
+        What began while the server's clock was ahead counts from then on.
+        """
         targets = {target.id: target for target in held if target.spec.enabled}
         spans = self._open.setdefault(agent.name, {})
         for key, span in list(spans.items()):
@@ -75,11 +87,11 @@ class Expected:
             span.end = now
             makes_up = key in targets and not may_be_left_out(targets[key].spec)
             if known and makes_up:  # it says what was due under the old timing, as far as its clock has come
-                span.excused = now + min(agent.skew, timedelta())
+                span.excused = now + min(agent.skew, behind, timedelta())
                 continue
             for earlier in self.spans[agent.name, key]:  # timings that changed while it was away count as well
                 earlier.excused = min(earlier.excused, (agent.ill_since or now) - IN_FLIGHT)
         for key, target in targets.items():
             if key not in spans:
-                spans[key] = Span(target, begun[key], now)
+                spans[key] = Span(target, begun[key], max(now, begun[key], since))
                 self.spans.setdefault((agent.name, key), []).append(spans[key])

@@ -123,14 +123,14 @@ def _too_late(what: str, spans: list[Span], ran: dict[datetime, Row], agent: Age
     for due, row in ran.items():
         late = row.job.created_at - due
         span = next((span for span in spans if span.begin <= due < span.end), None)
-        if span is None or late < timedelta(minutes=1) or row.job.created_at >= span.end:
+        if span is None or late < timedelta(minutes=1) or row.recorded_at >= span.end:
             continue  # by then it was another's to say how late that may be
         if not _is_due(span, agent, due):
             continue  # a host that was away has not heard of the new timing, and means the old one
         deadline = span.target.spec.starting_deadline_seconds
         if deadline is not None and late > timedelta(seconds=deadline):
             yield f"{what}: the run of {due} was let in {late} late, with a deadline of {deadline} s"
-        clock_was_right = not any(due - DAY <= at <= row.job.created_at for at in agent.clock_set)
+        clock_was_right = not any(due - DAY <= at <= row.recorded_at for at in agent.clock_set)
         if span.target.spec.missed_run_policy == "Skip" and late > timedelta(minutes=2) and clock_was_right:
             yield f"{what}: the run of {due} was let in {late} late, and was to be skipped"
 
@@ -156,7 +156,7 @@ def no_end_lost(story: Story) -> Iterator[str]:
     for job_id, row in story.db.jobs.items():
         said = story.said.get(row.wire_id)
         if row.end is None:
-            if row.job.created_at < settled:
+            if row.recorded_at < settled:
                 yield f"{job_id} on {row.job.host} has no end; its agent said {said}"
         elif row.end.reason == "DeadlineExceeded":
             if row.wire_id in story.uses and not any(at > story.uses[row.wire_id].begin for at in story.put_back):

@@ -44,6 +44,8 @@ MISHAPS = (
     "cancel",
     "invents",
 )
+TROUBLES = (*MISHAPS, "older database", "server clock")
+"""What goes wrong, with what touches the whole fleet at once."""
 
 
 class Scale(NamedTuple):
@@ -62,6 +64,8 @@ MONTH = Scale()
 
 RESTORED = Scale(agents=12, groups=10, schedules=50, mishaps=120, kinds=(*MISHAPS, "older database"))
 """A fleet whose server gets its own database of an hour or a day ago, now and then."""
+MISLED = RESTORED._replace(kinds=TROUBLES)
+"""A fleet of which, now and then, the server's clock is wrong as well."""
 
 
 def drawn(seed: int) -> Scale:
@@ -72,7 +76,7 @@ def drawn(seed: int) -> Scale:
     rng = random.Random(f"scale of {seed}")
     agents = round(2 * 16 ** rng.random())
     groups = rng.randint(1, agents)
-    kinds = [kind for kind in MISHAPS if rng.random() < 0.7] or MISHAPS
+    kinds = [kind for kind in TROUBLES if rng.random() < 0.7] or TROUBLES
     return Scale(agents, groups, 5 * groups, round(agents * 3 * 10 ** rng.random()), kinds)
 
 
@@ -100,6 +104,7 @@ class Story(World):
             self.at(self.begin + self.rng.random() * (quiet - self.begin), lambda: self._mishap(quiet))
         self.run_until(quiet)
         self.kills_at_commit = 0.0
+        self.server.set_clock(timedelta())
         for agent in self.agents:
             agent.cut_off = False
             agent.set_clock(timedelta())
@@ -130,10 +135,13 @@ class Story(World):
             case "apart":
                 self._cut_off(agent, rng.random() * 3 * DAY)
             case "clock":
-                agent.set_clock(rng.choice((-26, -4, -1, -0.01, 0.01, 1, 4, 26)) * rng.random() * HOUR)
+                agent.set_clock(_some_skew(rng))
                 self.at(self.now + rng.random() * 6 * HOUR, lambda: agent.set_clock(timedelta()))
             case "server":
                 self.server.kill()
+            case "server clock":
+                self.server.set_clock(_some_skew(rng))
+                self.at(self.now + rng.random() * 6 * HOUR, lambda: self.server.set_clock(timedelta()))
             case "older database" if self.server.up:
                 copy = self.server.copied()
                 at = self.now + rng.choice((1, 24)) * HOUR
@@ -236,7 +244,7 @@ class Story(World):
     def _put(self, schedule_id: str, timing: ScheduleSpec | None, does: str) -> None:
         """Put a schedule; without a timing, it keeps the one it has and something else about it changes."""
         spec = timing or self.db.targets[schedule_id].spec
-        begun = self.now if timing else self.db.begun[schedule_id]
+        begun = self.server.clock if timing else self.db.begun[schedule_id]
         name = f"default/{schedule_id}"
         self.tell("user", f"{does} {schedule_id}: {spec.cron} {spec.time_zone} enabled={spec.enabled}")
         item = entry_item(schedule_id, name, spec, begun, self.new_id())
@@ -246,6 +254,11 @@ class Story(World):
             earlier = superseded(was.timing, earlier)
         target = Target(schedule_id, name, spec, spec.repository, None, item, since=begun, earlier=earlier)
         self.server.put(target, begun)
+
+
+def _some_skew(rng: random.Random) -> timedelta:
+    """How far a clock that somebody sets is off: from seconds to a day."""
+    return rng.choice((-26, -4, -1, -0.01, 0.01, 1, 4, 26)) * rng.random() * HOUR
 
 
 @lru_cache(maxsize=4096)

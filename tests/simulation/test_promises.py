@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.simulation.promises import BrokenPromiseError, check
-from tests.simulation.story import RESTORED, play
+from tests.simulation.story import MISLED, RESTORED, play
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,13 @@ def test_every_promise_holds_where_older_databases_were_put_back(seed):
     story = play(seed, RESTORED)
     check(story)
     assert story.put_back
+
+
+@pytest.mark.parametrize("seed", [7, 39, *range(4)])
+def test_every_promise_holds_where_the_servers_clock_was_wrong_as_well(seed):
+    told = []
+    check(play(seed, MISLED, told.append))
+    assert any("server: clock is set" in line for line in told)
 
 
 def test_a_seed_plays_the_same_story_in_every_process():

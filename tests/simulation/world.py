@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from agent import core as agent_core
-from agent.core import Core
+from agent.core import TRUST, Core
 from agent.memory import DiffApplied, Memory, Record, SetApplied, replay
 from agent.timetable import CORRECTION, NEVER
 from server import host as server_host
@@ -58,6 +58,7 @@ class Row:
 
     job: JobRow
     sent: bool
+    recorded_at: datetime
     status: str = "pending"
     attempt: int = 1
     not_before: datetime | None = None
@@ -90,7 +91,7 @@ class Database:
         """What a function of `server.records` does to the jobs, and answers."""
         match function:
             case records.record_jobs:
-                return self._record(item)
+                return self._record(item, now)
             case records.jobs_finished:
                 self.finish(item, now)
             case records.jobs_accepted:
@@ -106,12 +107,12 @@ class Database:
                 self._retry(item)
         return None
 
-    def _record(self, jobs: Sequence[JobRow]) -> set[str]:
+    def _record(self, jobs: Sequence[JobRow], now: datetime) -> set[str]:
         """Keep the jobs whose due time has none yet, and say which those are."""
         new = set()
         for job in jobs:
             if self.due.setdefault((job.host, job.scheduled_id, job.scheduled_at), job.id) == job.id:
-                self.jobs[job.id] = self.open[job.host][job.id] = Row(job, job.sent)
+                self.jobs[job.id] = self.open[job.host][job.id] = Row(job, job.sent, now)
                 new.add(job.id)
         return new
 
@@ -329,7 +330,8 @@ class Agent:
         pipe = self.pipe
 
         def well() -> None:
-            if pipe is not None and pipe.open and self.pipe is pipe and not self.skew and self.ill_since is not None:
+            right = not self.skew and not self.world.server.misleads
+            if pipe is not None and pipe.open and self.pipe is pipe and right and self.ill_since is not None:
                 self.ills.append((self.ill_since, self.world.now))
                 self.ill_since = None
 
@@ -457,6 +459,8 @@ class Server:
 
     def __init__(self, world: "World") -> None:
         self.world = world
+        self.skew = self._behind = timedelta()
+        self._believed_until = world.now
         self.up = False
         self.life = 0
         self.fleet = Fleet()
@@ -465,6 +469,34 @@ class Server:
         self.pipes: dict[str, Pipe] = {}
         self._accepted: list[Pipe] = []
         self._sessions = 0
+
+    @property
+    def clock(self) -> datetime:
+        """What its clock shows."""
+        return self.world.now + self.skew
+
+    @property
+    def misleads(self) -> bool:
+        """Whether its clock is wrong, or was so little ago that agents may still go by it."""
+        return bool(self.skew) or self.world.now < self._believed_until
+
+    @property
+    def behind(self) -> timedelta:
+        """How far agents may go by a time that is behind, as a time difference of nought or less."""
+        return self._behind if self.misleads else timedelta()
+
+    def set_clock(self, skew: timedelta) -> None:
+        """Somebody sets its clock."""
+        if skew == self.skew:
+            return
+        world = self.world
+        world.tell("server", f"clock is set {skew.total_seconds():+.0f} s off")
+        self._behind = min(skew, self.behind)
+        self.skew, self._believed_until = skew, world.now + TRUST + SECOND
+        for agent in world.agents:
+            agent.clock_set.append(world.now)
+            agent.ails()
+            world.at(self._believed_until, agent.recovers)
 
     # The process.
 
@@ -485,8 +517,7 @@ class Server:
         self.dispatch.load([], db.open_jobs())
 
     def _new_dispatch(self) -> Dispatch:
-        world = self.world
-        dispatch = Dispatch(self._submit, self.fleet, Metrics(), News(), lambda: world.now, self._call_later)  # type: ignore[arg-type]
+        dispatch = Dispatch(self._submit, self.fleet, Metrics(), News(), lambda: self.clock, self._call_later)  # type: ignore[arg-type]
         dispatch.deliver = self._deliver
         return dispatch
 
@@ -570,14 +601,14 @@ class Server:
             framed = [(message, "") for message in messages]
             queue = self.dispatch.queue
             self.world.expected.fired(name, messages)
-            self.perform(pipe, host.received(framed, self.fleet.targets, queue, self.world.now, ids))  # type: ignore[arg-type]
+            self.perform(pipe, host.received(framed, self.fleet.targets, queue, self.clock, ids))  # type: ignore[arg-type]
 
     def _resume(self, pipe: Pipe, host: Host, hello: Hello) -> None:
         """The open jobs are read in order with all writes; only then are further frames."""
         if self.pipes.get(host.name) is not pipe:
             return
         open_jobs = self.dispatch.queue.of_host(host.name)
-        stored = self.perform(pipe, host.resumed(hello.running_jobs, open_jobs, self.world.now))
+        stored = self.perform(pipe, host.resumed(hello.running_jobs, open_jobs, self.clock))
 
         def arrived(_: object = None) -> None:
             if self.pipes.get(host.name) is not pipe:
@@ -656,7 +687,7 @@ class Server:
         held = self.fleet.match(labels)
         db.labels[name] = labels
         if held != member.held:
-            db.since[name] = self.world.now
+            db.since[name] = self.clock
         self.fleet.members[name] = Member(labels, db.since[name], held)
         if held != member.held:
             self._changed([name], relabelled=True)
@@ -682,7 +713,9 @@ class Server:
             db.versions[name] += 1
             member = self.fleet.members[name]
             targets = [db.targets[key] for key in member.held.items]
-            world.expected.changed(world.by_name[name], targets, db.begun, world.now, relabelled=relabelled)
+            world.expected.changed(
+                world.by_name[name], targets, db.begun, member.since, world.now, self.behind, relabelled=relabelled
+            )
             effects = self.hosts[name].changed(db.versions[name], member.held, member.since)
             if (pipe := self.pipes.get(name)) is not None:
                 self.perform(pipe, effects)

@@ -339,6 +339,16 @@ def test_what_a_fire_that_came_too_early_stood_for_and_has_come_is_fired_at_once
     assert replay(agent.disk).fires == {"a": ScheduleFire("a", NOON + 2 * HOUR, 2)}
 
 
+@pytest.mark.parametrize("come", [NOON + MINUTE, NOON + 2 * HOUR + MINUTE], ids=["none has come", "two have come"])
+def test_a_power_failure_between_the_records_of_a_fire_that_came_too_early_drops_no_due_time(come):
+    agent = Process(None, raw()).tick(NOON + HOUR).tick(NOON + 2 * HOUR).tick(NOON + 5 * HOUR).connect()
+    before = len(agent.disk)
+    agent.hear_frame(too_early(NOON + 5 * HOUR, come), now=NOON + 5 * HOUR)
+    for kept in range(before, len(agent.disk) + 1):
+        after = Process(replay(agent.disk[:kept]), now=NOON + 5 * HOUR).connect(NOON + 5 * HOUR).tick(NOON + 5 * HOUR)
+        assert NOON + 5 * HOUR in {fire.scheduled_at for fire in after.said(ScheduleFire)}
+
+
 def test_a_clock_that_was_ahead_and_is_set_right_is_gone_by_again():
     agent = Process(None, raw()).connect().tick(NOON + 3 * HOUR)
     agent.hear_frame(too_early(NOON + 3 * HOUR, NOON + MINUTE), now=NOON + 3 * HOUR)
@@ -417,7 +427,7 @@ def test_a_command_that_comes_twice_is_accepted_twice_and_only_once_it_is_on_dis
 
 
 def test_commands_of_one_frame_share_a_write_and_are_accepted_in_one_frame():
-    commands = [run(f"j{number}", "") for number in range(3)]
+    commands = [run(f"j{number}", f"s{number}") for number in range(3)]
     (write,) = Process(None, raw()).core.heard(commands, NOON)
     assert [record.job_id for record in write.records] == ["j0", "j1", "j2"]
     accepts = Send([JobAccepted(f"j{number}") for number in range(3)])
@@ -432,8 +442,9 @@ def test_a_command_answers_its_fire():
 def ended(*job_ids, reopened=True):
     """An agent whose jobs of these ids are over and confirmed, before or after its journal was written anew."""
     agent = Process(None, raw()).connect()
-    for job_id in job_ids:
-        agent.hear(run(job_id)).do(agent.core.job_ended(end(job_id))).hear(JobConfirmed(job_id))
+    for hours, job_id in enumerate(job_ids, start=1):
+        agent.hear(run(job_id, scheduled_at=NOON + hours * HOUR))
+        agent.do(agent.core.job_ended(end(job_id))).hear(JobConfirmed(job_id))
     if not reopened:
         return agent
     compacted = Process(replay(list(replay(agent.disk).records())))
@@ -475,6 +486,7 @@ def test_what_is_remembered_of_ends_is_bounded(monkeypatch):
     monkeypatch.setattr("agent.memory.REMEMBERED_JOBS", 5)
     memory = ended(*map(str, range(9))).core.memory
     assert (list(memory.confirmed), list(memory.done)) == (list("678"), list("45678"))
+    assert list(memory.ran.values()) == list("45678")
 
 
 @pytest.mark.parametrize("removal", [whole(2), ScheduleDiff(1, 2, [], ["a"])], ids=["set", "diff"])
@@ -485,6 +497,34 @@ def test_a_schedule_that_an_older_database_brings_back_does_not_run_again_what_i
     agent.hear(whole(1, raw()), NOON + HOUR + MINUTE).applied(NOON + HOUR + MINUTE)
     assert agent.said(ScheduleFire) == []
     assert agent.core.wake_at == NOON + 2 * HOUR
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_due_time_that_an_older_database_knows_as_another_job_is_told_of_and_does_not_run_again(reopened):
+    agent = ended("job", reopened=reopened)
+    agent.sent.clear()
+    agent.started.clear()
+    agent.hear(run("other"))
+    assert (agent.said(JobFinished), agent.started) == ([end("other")], [])
+    agent.hear(run("other.2")).hear(run("next", scheduled_at=NOON + 2 * HOUR))
+    assert agent.started == ["other.2", "next"]
+
+
+@pytest.mark.parametrize("runs", [False, True], ids=["forgotten", "running"])
+def test_a_due_time_that_ran_as_a_job_whose_end_is_not_known_is_said_to_be_interrupted(runs, monkeypatch):
+    monkeypatch.setattr("agent.memory.REMEMBERED_ENDS", 0)
+    agent = Process(None, raw()).connect().hear(run()) if runs else ended("job", reopened=False)
+    agent.hear(run("other"))
+    [told] = agent.said(JobFinished)[-1:]
+    assert (told.job_id, told.status, told.reason) == ("other", "interrupted", "OutcomeUnknown")
+    assert agent.started == ["job"]
+
+
+def test_a_fire_of_a_due_time_that_ran_is_answered():
+    agent = Process(None, raw()).connect().tick(NOON + HOUR)
+    agent.core.memory.ran["a", NOON + HOUR, ""] = "job"
+    agent.hear(run("other"))
+    assert agent.core.memory.fires == {}
 
 
 def test_a_command_that_is_repeated_runs_once():
