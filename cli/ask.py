@@ -1,6 +1,8 @@
 """Asks a server, and shows what it answers: tables for people, JSON for programs."""
 
+import re
 import ssl
+import string
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,6 +21,10 @@ TIMEOUT_S = 45.0
 """Seconds that the server has for one answer; it gives a host 30 to look into a repository."""
 PAGE = 500
 """Items that are asked for at once."""
+_UID = re.compile(r"[0-9a-f]{32}")
+"""By which a Schedule that was deleted is named."""
+_PART = frozenset(string.ascii_lowercase + string.digits + "-.")
+"""The characters of names (RFC 1123)."""
 MAX_CANDIDATES = 5
 """Jobs that are named where what was typed could mean several."""
 
@@ -90,6 +96,8 @@ class Server:
 
     def job(self, digits: str) -> Item:
         """The one job whose id begins with these digits."""
+        if not digits.strip():
+            raise click.ClickException("the job is not named: give the first digits of its id")
         found = list(self.items("/jobs", limit=MAX_CANDIDATES + 1, id=digits.lower()))
         if not found:
             raise click.ClickException(f"no job begins with {digits}: `lamplighter get jobs` lists them")
@@ -155,8 +163,8 @@ def get(access: Access, what: str, filters: Mapping[str, str | None], limit: int
     server = Server(access)
     newest_first = what in ("jobs", "audit")
     given = dict(filters) if what == "jobs" else {}
-    if given.get("schedule"):
-        given["schedule"] = full_name(str(given["schedule"]))
+    if (schedule := given.get("schedule")) is not None and not _UID.fullmatch(schedule):
+        given["schedule"] = full_name(schedule)
     items = list(server.items(f"/{what}", limit + 1 if newest_first else None, **given))
     if newest_first and len(items) > limit:
         del items[limit:]
@@ -376,8 +384,11 @@ def _took(job: Item) -> str:
 
 
 def full_name(name: str) -> str:
-    """A name with its namespace."""
-    return name if "/" in name else f"default/{name}"
+    """A name with its namespace. Raises click.ClickException for what is none."""
+    namespace, _, own = (name if "/" in name else f"default/{name}").partition("/")
+    if not namespace or not own or not _PART.issuperset(namespace + own):
+        raise click.ClickException(f"{name!r} is no name: give NAME (of namespace default) or NAMESPACE/NAME")
+    return f"{namespace}/{own}"
 
 
 def _yes(value: bool) -> str:

@@ -327,7 +327,7 @@ _LISTS = ("hosts", "schedules", "repositories", "jobs", "problems", "audit")
 @main.command()
 @click.argument("what", metavar="WHAT", type=click.Choice(_LISTS))
 @click.option("--host", help="Jobs of this host only.")
-@click.option("--schedule", metavar="[NAMESPACE/]NAME", help="Jobs of this schedule only.")
+@click.option("--schedule", metavar="[NAMESPACE/]NAME", help="Jobs of this schedule only; its uid if it was deleted.")
 @click.option("--status", metavar="STATUS", help="Jobs of this status only: pending, running, succeeded, failed …")
 @click.option(
     "-n",

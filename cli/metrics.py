@@ -37,7 +37,7 @@ async def serving(
         yield
         return
     try:
-        listening = bind(*options.address(listen), "--metrics-listen")
+        listening = bind(*options.address(listen, "--metrics-listen"), "--metrics-listen")
     except ListenError as error:
         raise click.ClickException(str(error)) from None
     async with http.serving(listening, Part(registry, ready, healthy or always_ready).answer):

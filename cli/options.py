@@ -171,13 +171,11 @@ def checked_url(server: str) -> str:
     return server
 
 
-def address(listen_on: str) -> tuple[str, int]:
+def address(listen_on: str, option: str = "--listen") -> tuple[str, int]:
     """The host and port of "host:port" ("[::1]:8700" for IPv6). Raises click.BadParameter, with the remedy."""
     name, colon, port = listen_on.rpartition(":")
     if not colon or not name or not port.isdigit() or int(port) > 65535:
-        raise click.BadParameter(
-            f"{listen_on!r} is not ADDRESS:PORT, for example 127.0.0.1:8700", param_hint="--listen"
-        )
+        raise click.BadParameter(f"{option} {listen_on!r} is not ADDRESS:PORT, for example 127.0.0.1:8700")
     return name.strip("[]"), int(port)
 
 

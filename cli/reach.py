@@ -29,6 +29,8 @@ def tls_trouble(url: str, error: BaseException, ca_file: Path | None) -> str:
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"no trust in {url}: {_untrusted(cause, url, ca_file)}"
+        if isinstance(cause, ssl.SSLError) and ca_file is not None and not _is_authority(ca_file):
+            return f"--ca-file {ca_file} holds no certificate in PEM: give that of the authority of the server's"
         if isinstance(cause, ssl.SSLError):
             plain = url.replace("https:", "http:", 1)
             return f"no TLS at {url} ({_said(cause)}): if it serves without, give --server {plain}"
@@ -53,6 +55,15 @@ def _untrusted(error: ssl.SSLCertVerificationError, url: str, ca_file: Path | No
     if ca_file is None:
         return f"{error.verify_message}: give --ca-file, the certificate of the authority that issued its own (PEM)"
     return f"{error.verify_message}: --ca-file {ca_file} is not of the authority that issued its certificate"
+
+
+def _is_authority(ca_file: Path) -> bool:
+    """Whether a file can be read as authorities: TLS tells an error in it like one of the connection."""
+    try:
+        ssl.create_default_context(cafile=ca_file)
+    except OSError:
+        return False
+    return True
 
 
 def _is_cut_off(error: BaseException) -> bool:

@@ -277,6 +277,37 @@ async def test_a_part_without_a_token_says_how_it_gets_one(lamplighter, tmp_path
     assert said in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "a/b/c"), "'a/b/c' is no name: give NAME (of namespace default) or NAMESPACE/NAME"),
+        (("run", "ns/"), "'ns/' is no name"),
+        (("snapshots", "/main"), "'/main' is no name"),
+        (("get", "jobs", "--schedule", ""), "'' is no name"),
+        (("get", "jobs", "--schedule", "Etc"), "'Etc' is no name"),
+        (("logs", ""), "the job is not named: give the first digits of its id"),
+        (("cancel", " "), "the job is not named"),
+        (
+            ("server", "--data-dir", "other", "--listen", "127.0.0.1:0", "--metrics-listen", "1"),
+            "--metrics-listen '1' is not ADDRESS:PORT",
+        ),
+    ],
+)
+async def test_a_name_that_is_none_is_refused_where_it_was_typed(lamplighter, words, said):
+    code, out, err = await lamplighter(*words)
+    assert (code > 0, out, "Traceback" in err) == (True, "", False)
+    assert said in err
+
+
+async def test_jobs_of_a_schedule_that_was_deleted_are_found_by_its_uid(lamplighter, server):
+    job = (await lamplighter("run", "etc"))[1].split()[1]
+    async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
+        [uid] = [it["metadata"]["uid"] async for it in client.resources("schedules")]
+        await client.delete("schedules", "default", "etc")
+    rows = table((await lamplighter("get", "jobs", "--schedule", uid))[1])[1:]
+    assert [row[0] for row in rows] == [job]
+
+
 async def test_get_says_that_there_is_more_than_it_shows(lamplighter):
     for what in ("jobs", "audit"):
         items = json.loads((await lamplighter("get", what, "-o", "json"))[1])["items"]

@@ -185,6 +185,25 @@ async def test_what_is_wrong_with_tls_is_said_with_the_remedy(server, files, tmp
     assert "_ssl.c" not in raised.value.message
 
 
+@pytest.mark.parametrize("content", ["junk", "", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"])
+async def test_authorities_that_are_none_are_told_by_every_part(server, tmp_path, caplog, content):
+    url, ca = f"https://127.0.0.1:{server.port}", tmp_path / "junk.crt"
+    ca.write_text(content)
+    said = f"--ca-file {ca} holds no certificate in PEM"
+    with pytest.raises(click.ClickException, match=said):
+        await asyncio.to_thread(enrol, url, "enrol_secret", "web-1", tmp_path / "agent", ca)
+    with pytest.raises(click.ClickException, match=said):
+        Server(Access(url, tmp_path / "data", None, ca))
+    gateway, explain = f"wss://127.0.0.1:{server.port}/agent", reason(url, ca)
+    link = Link(gateway, "token", Waiting(), random.Random(1), ca_file=ca, explain=explain)
+    async with asyncio.timeout(60):
+        task = asyncio.create_task(link.run())
+        while not (told := [it for it in caplog.records if it.getMessage() == "not connected"]):
+            await asyncio.sleep(0.01)
+        task.cancel()
+    assert said in told[0].reason
+
+
 @pytest.mark.parametrize(
     ("scheme", "said"), [("http", "if it serves TLS, give --server https://"), ("https", "give --ca-file")]
 )
