@@ -41,7 +41,8 @@ USES_S, USES_AT_ONCE = 2_000.0, 20_000.0
 """What a host may say: each message, and each KiB, counts as one use. So many a second, and so many at once; a host
 that says more is heard more slowly, and loses nothing."""
 HELLOS_S, HELLOS_AT_ONCE = 2.0, 30.0
-"""How often a host may connect: so often in a second, and so often at once. It is told to try again later."""
+"""How often a host may connect: so often in a second, and so often at once. It is told to try again later. Each
+thousand jobs that it has open count as one more connection, for they are looked at and may be sent again."""
 BUSY = 1013
 """Close code for what is to be tried again later (RFC 6455, 11.7: registered by IANA)."""
 REPLACED = 4000
@@ -323,7 +324,7 @@ class Gateway:
         if wait_s := self._hellos.wait(host, now, 1):
             await websocket.close(BUSY, f"this host connects too often: try again in {wait_s:.1f} s")
             raise WebSocketDisconnect(BUSY)
-        self._hellos.use(host, 1, now)
+        self._hellos.use(host, 1 + self._control.jobs.queue.count_of(host) / 1000, now)
 
     async def _slow_down(self, host: str, uses: float) -> None:
         """Read on only when a host may say more: until then the kernel holds it up (RFC 9293, 3.8.6)."""

@@ -153,6 +153,7 @@ class Host:
         "_on_way",
         "_ready",
         "_resent",
+        "_resync",
         "_told",
         "agent_version",
         "allowed_hooks",
@@ -201,6 +202,7 @@ class Host:
         self._ready = False  # whether the first push was written and changes may follow
         self._told: tuple[int, EntrySet] | None = None  # what the host holds once it applied what it was sent
         self._on_way = False  # whether that was sent and not acked
+        self._resync = False  # whether that is the whole set, sent because the host asked for it
         self._resent = -1  # the version sent whole again, because digests differed
         self._heard_at: datetime | None = None  # when it was known to hold the set that it should
 
@@ -373,8 +375,12 @@ class Host:
 
     def resync(self, message: ScheduleResync) -> list[Effect]:
         """The host cannot apply the diff that it was sent."""
+        if self._on_way and self._resync:  # it is on its way
+            return []
         log.warning("host asks for its whole set", extra={"host": self.name, "has": message.have})
-        return self._push_whole()
+        effects = self._push_whole()
+        self._resync = True
+        return effects
 
     def _mismatched(self, ack: ScheduleAck) -> list[Effect]:
         extra = {"host": self.name, "version": ack.version, "digest": ack.digest}
@@ -395,7 +401,7 @@ class Host:
         return self._tell(pushes.whole(self.version, self.held, self.since))
 
     def _tell(self, push: Push) -> list[Effect]:
-        self._told, self._on_way = (push.version, push.new), True
+        self._told, self._on_way, self._resync = (push.version, push.new), True, False
         facts = {"version": push.version, "schedules": len(push.new)}
         log.log(_level(push.version), "pushed", extra={"host": self.name, **facts})
         return [push]

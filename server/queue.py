@@ -219,6 +219,10 @@ class Queue:
         """A host's stored jobs, those that were added first first."""
         return [job for job in self._of_host.get(host, {}).values() if job.recorded]
 
+    def count_of(self, host: str) -> int:
+        """How many open jobs a host has."""
+        return len(self._of_host.get(host, ()))
+
     def is_online(self, host: str) -> bool:
         """Whether a host has said hello, and its connection is not gone."""
         return host in self._online

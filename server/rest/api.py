@@ -410,9 +410,11 @@ class Api:
         return Response(status_code=204)
 
     async def revoke_host_key(self, request: Request) -> Response:
-        """Have a host's key be good no more, and end the connection that it opened."""
+        """Have a host's key be good no more, and end the connection that it opened. A condition is about the host."""
         Query(request)
-        await self._enrolment.revoke(_actor(request), request.path_params["name"])
+        name, check = request.path_params["name"], condition(request)
+        check(host_version((await self._host_row(name))["labels"]))
+        await self._enrolment.revoke(_actor(request), name)
         return Response(status_code=204)
 
     # Jobs.

@@ -2,13 +2,17 @@
 
 import asyncio
 import json
+from datetime import datetime
 
+import msgspec
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 from server import gateway, records
 from server.dispatch import PROGRESS
+from server.queue import Job
 from tests.integration.clock import due
+from wire.messages import CommandRun
 
 pytestmark = pytest.mark.anyio
 
@@ -33,6 +37,32 @@ async def test_a_host_that_connects_too_often_is_told_to_try_again_and_others_ar
         return await comes_in("node-1") == "schedule.set"
 
     await until(again)
+
+
+async def test_a_host_of_many_open_jobs_may_connect_less_often(connect, server):
+    command = CommandRun("", "backup", [], "main")
+    open_jobs = [msgspec.structs.replace(command, job_id=f"job{at}") for at in range(10_000)]
+    tomorrow = datetime.fromisoformat(due())
+    server.control.jobs.queue.add([Job(it, "node-1", tomorrow, alone=False, off=True) for it in open_jobs])
+
+    async def comes_in_often():
+        for _ in range(int(gateway.HELLOS_AT_ONCE / 2)):
+            async with connect("node-1") as agent:
+                await agent.hears("schedule.set")
+
+    with pytest.raises(ConnectionClosed, match="connects too often"):
+        await comes_in_often()
+
+
+async def test_a_host_that_asks_for_its_set_again_and_again_gets_it_once(connect, declare):
+    await declare()
+    async with connect() as agent:
+        await agent.follow()
+        for _ in range(2):
+            await agent.socket.send(json.dumps([{"type": "schedule.resync", "payload": {"have": 0}}] * 500))
+        await agent.say("schedule.fire", schedule_id="0" * 32, scheduled_at=due())
+        await agent.hears("schedule.set")
+        await agent.hears("schedule.refused")
 
 
 async def test_a_host_that_says_too_much_is_heard_later_and_others_at_once(connect, declare):

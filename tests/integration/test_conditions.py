@@ -59,6 +59,15 @@ async def test_a_change_holds_for_the_version_that_was_read_and_for_no_other(api
         assert (await api.put(path, json=old, headers={"if-match": tag})).status_code == 412
 
 
+async def test_a_hosts_key_goes_for_the_host_that_was_read_and_for_no_other(api):
+    tag = (await api.put("/hosts/web-1", json={"labels": {}})).headers["etag"]
+    token = (await api.post("/hosts/web-1/enrolments")).json()["token"]
+    (await api.post("/enrol", json={"token": token, "host": "web-1", "key_sha256": "0" * 64})).raise_for_status()
+    (await api.put("/hosts/web-1", json={"labels": {"tier": "web"}})).raise_for_status()
+    for header, status in ({"if-match": tag}, 412), ({"if-none-match": "*"}, 412), ({"if-match": "*"}, 204):
+        assert (await api.delete("/hosts/web-1/key", headers=header)).status_code == status
+
+
 @pytest.mark.parametrize("path", PATHS)
 async def test_of_many_who_change_the_same_version_at_once_one_does(api, there, path):
     old, new = THERE[path]
