@@ -18,10 +18,8 @@ _NOWHERE = ("NotGranted", "HostsNotGranted", "NoHosts")
 """The reasons for which a Schedule may run nowhere."""
 _ENDS = {"failed": "Failed", "timed_out": "TimedOut", "cancelled": "Cancelled", "interrupted": "Interrupted"}
 """Reasons of a job that did not go well and has no other, by its status."""
-_NOTHING_OPENS_IT = (
-    "no password opens it: put one into a Secret, and name that in passwordSecretRef; envSecretRef is for what the "
-    "storage asks for, such as AWS_ACCESS_KEY_ID"
-)
+_UNUSABLE = ("NotGranted", "NoPassword")
+"""The reasons for which no job may or can use a Repository."""
 MAX_MESSAGE = 2048
 """Characters of a condition's message: its Event and those who watch get all of it each time that it changes."""
 _REASONS = {401: "Unauthorized", 403: "NotGranted", 404: "ScheduleNotFound", 409: "Conflict"}
@@ -96,6 +94,8 @@ def _runs_nowhere(problem: Mapping[str, str], said: Mapping[str, Any]) -> bool:
     """Whether a problem is why no host can run it."""
     if problem["reason"] == "HookNotAllowed":
         return bool(said["hostsRefusingHooks"] == said["hosts"])
+    if problem["reason"] == "NoPassword":
+        return True
     return problem["reason"] in _NOWHERE and said["hosts"] == 0
 
 
@@ -121,8 +121,9 @@ def repository_status(old: Status, told: Told, now: datetime) -> Status:
         return _with_ready(old, told, now)
     said = told.seen["status"] if told.seen is not None else {}
     ready = _ready(told.error, f"the server holds it, and the password that opens it{told.note and f'; {told.note}'}")
-    if told.error is None and told.seen is not None and not told.seen["spec"].get("passwordSecretRef"):
-        ready = _condition("Ready", "False", "NoPassword", _NOTHING_OPENS_IT)
+    unusable = next((it for it in said.get("problems", ()) if it["reason"] in _UNUSABLE), None)
+    if told.error is None and unusable is not None:
+        ready = _condition("Ready", "False", unusable["reason"], unusable["message"])
     conditions = [ready]
     if told.seen is not None:
         conditions.append(_degraded(said["problems"], "Usable", "no job's last attempt found it unusable"))

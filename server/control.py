@@ -38,7 +38,7 @@ from server.selectors import selector_matches
 from server.specs import LabelSelector
 from server.store import Store
 from server.timing import superseded, timing
-from server.trouble import NAMED, Coverage, no_host
+from server.trouble import NAMED, Access, Coverage, no_host
 from server.urls import SCHEMES, scheme_errors
 from server.vault import Credentials, Vault, VaultError
 from server.versions import Condition, host_version, unconditional, version_of
@@ -64,11 +64,13 @@ class Needed(NamedTuple):
 
 class Place(NamedTuple):
     """A repository as its schedules need it. `init`: what creates it, where that is wished. `wrong`: why its URL, or
-    the Secrets with it, are not allowed; what was allowed once may not be any more."""
+    the Secrets with it, are not allowed; what was allowed once may not be any more. `opened`: whether a password is
+    known that opens it."""
 
     row: RepositoryRow
     init: list[str] | None
     wrong: Sequence[FieldError]
+    opened: bool
 
 
 class Change(NamedTuple):
@@ -458,6 +460,7 @@ class Control:
             self._denied(target),
             target is not None and target.spec.enabled,
             self._no_host(target) if target is not None and target.spec.enabled and not names else "",
+            target is None or self.access(target.repository_id).opened,
             len(late),
             late[:NAMED],
             within,
@@ -718,12 +721,18 @@ class Control:
 
     def _placed(self, row: RepositoryRow) -> Place:
         spec, grant = resources.repository_spec(row.spec), self._grants.of(row.namespace)
+        given = self._kept(row) or Credentials()
         wrong = chain(
             url_errors(grant, row.namespace, spec.url),
             scheme_errors(spec.url, self._schemes),
-            binding_errors(row.namespace, spec, self._kept(row) or Credentials(), grant),
+            binding_errors(row.namespace, spec, given, grant),
         )
-        return Place(row, commands.init_args(spec), tuple(wrong))
+        return Place(row, commands.init_args(spec), tuple(wrong), bool(given.password))
+
+    def access(self, repository_id: str) -> Access:
+        """Whether a repository can be used. One that was deleted meanwhile lacks nothing."""
+        place = self._places.get(repository_id)
+        return Access(_said(place.wrong), place.opened) if place is not None else Access("", opened=True)
 
     def _target(self, row: ScheduleRow, place: Place) -> Target:
         """A schedule as hosts are matched with it. Its revision covers all that its runs depend on."""

@@ -90,7 +90,8 @@ class Standing(Collector):
         )
         for row in list(control.repositories.values())[:MAX_SERIES]:
             days, at = row.spec.get("verifyWithinDays"), health.verified(row.id)
-            for it in repository_troubles(health.problem(row.id), days, at, row.created_at, now):
+            access = control.access(row.id)
+            for it in repository_troubles(access, health.problem(row.id), days, at, row.created_at, now):
                 trouble.add_metric([row.namespace, row.name, it.reason], 1)
             if days is not None:
                 verified.add_metric([row.namespace, row.name], (at or row.created_at).timestamp())

@@ -14,6 +14,10 @@ from server.specs import LabelSelector, Requirement
 
 NAMED = 5
 """Hosts that are told by name where a count is not enough."""
+_UNOPENED = (
+    "no password opens it: put one into a Secret, and name that in passwordSecretRef; envSecretRef is for what the "
+    "storage asks for, such as AWS_ACCESS_KEY_ID"
+)
 MAX_LOOKED = 1000
 """Hosts whose labels are looked at to say why none is selected."""
 
@@ -25,13 +29,20 @@ class Trouble(NamedTuple):
     message: str
 
 
+class Access(NamedTuple):
+    """Whether a repository can be used. `denied`: why it must not be any more; `opened`: whether it has a password."""
+
+    denied: str
+    opened: bool
+
+
 class Coverage(NamedTuple):
     """On how many hosts a schedule is, how many of them hold it, and how it goes there; some hosts by name.
 
     `failing`: some of those where the last run failed; `incomplete`: some of the `warned`, where it left something
     undone; `why`: what was wrong, by each host of both. `not_granted`: how many it selects and its namespace may not
     reach, of which some are `kept_out`; `denied`: why none is, where that is of the schedule itself; `no_host`: why it
-    has none, for its labels, empty while it has one. `late`,
+    has none, for its labels, empty while it has one; `opened`: whether a password opens its repository. `late`,
     `overdue`: hosts without a success within `within`, none while it is disabled; `hanging`: all hosts where a run
     should have been stopped by now; `unproven`: hosts without any success; `oldest`: of each host's last success, the
     oldest. `refused_hooks`: of the programs that are its hooks, those that agents do not allow, and on which hosts.
@@ -50,6 +61,7 @@ class Coverage(NamedTuple):
     denied: str
     enabled: bool
     no_host: str
+    opened: bool
     late: int
     overdue: Sequence[str]
     within: timedelta
@@ -68,6 +80,8 @@ def schedule_troubles(covers: Coverage) -> list[Trouble]:
         found.append(Trouble("HostsNotGranted", _not_granted(covers)))
     elif covers.hosts == 0 and covers.enabled:
         found.append(Trouble("NoHosts", f"it runs nowhere: {covers.no_host}"))
+    if covers.enabled and not covers.denied and not covers.opened:
+        found.append(Trouble("NoPassword", f"every run fails, for its Repository has none: {_UNOPENED}"))
     for program, hosts in covers.refused_hooks.items():
         found.append(Trouble("HookNotAllowed", _hook_refused(program, hosts, covers)))
     if covers.late:
@@ -90,10 +104,21 @@ def schedule_troubles(covers: Coverage) -> list[Trouble]:
 
 
 def repository_troubles(
-    problem: Problem | None, verify_within_days: int | None, verified: datetime | None, created: datetime, now: datetime
+    access: Access,
+    problem: Problem | None,
+    verify_within_days: int | None,
+    verified: datetime | None,
+    created: datetime,
+    now: datetime,
 ) -> list[Trouble]:
-    """What is wrong with a repository: it could not be used, or was not shown in time to give back what is in it."""
-    found = [Trouble(problem.reason, f"{problem.message} (on {problem.host})")] if problem is not None else []
+    """What is wrong with a repository: it may or could not be used, or was not shown in time to give back its files."""
+    found = []
+    if access.denied:
+        found.append(Trouble("NotGranted", access.denied))
+    elif not access.opened:
+        found.append(Trouble("NoPassword", _UNOPENED))
+    if problem is not None:
+        found.append(Trouble(problem.reason, f"{problem.message} (on {problem.host})"))
     since = verified or created
     if verify_within_days is not None and now - since > timedelta(days=verify_within_days):
         what = "last verified" if verified is not None else "no Schedule of kind verify has gone well since"
@@ -113,7 +138,7 @@ def run_phase(run: Mapping[str, Any]) -> tuple[str, str, str]:
         return ("Running" if begun else "Pending"), "", f"{under_way} of {hosts} hosts have not ended"
     if failed:
         return "Failed", "RunsFail", f"{failed} of {hosts} hosts failed"
-    return "Succeeded", "", f"all {hosts} hosts succeeded"
+    return "Succeeded", "", f"all {hosts} hosts succeeded" if hosts > 1 else "its host succeeded"
 
 
 def no_host(selector: LabelSelector, hosts: Iterable[Mapping[str, str]]) -> str:

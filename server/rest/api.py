@@ -44,7 +44,7 @@ from server.schema import MAX_ERRORS
 from server.selectors import OWN_ID, is_dns_label, is_dns_name, label_errors, selector_errors
 from server.specs import LabelSelector
 from server.store import Store
-from server.trouble import NAMED, Coverage, repository_troubles, run_phase, schedule_troubles
+from server.trouble import NAMED, Access, Coverage, repository_troubles, run_phase, schedule_troubles
 from server.versions import Condition, host_version, resource_version
 from wire.messages import HostName
 
@@ -160,6 +160,9 @@ class ControlPlane(Protocol):
 
     async def coverage(self, schedule_ids: Collection[str]) -> Mapping[str, Coverage]:
         """On which hosts each of these schedules is, and how it is going there."""
+
+    def access(self, repository_id: str) -> Access:
+        """Whether a repository can be used."""
 
     def next_due(self, schedule_id: str) -> datetime | None:
         """When a schedule is due next."""
@@ -565,7 +568,8 @@ class Api:
         health = self._control.jobs.health
         problem, verified = health.problem(row["id"]), health.verified(row["id"])
         days = row["spec"].get("verifyWithinDays")
-        troubles = repository_troubles(problem, days, verified, row["created_at"], self._control.now())
+        access, now = self._control.access(row["id"]), self._control.now()
+        troubles = repository_troubles(access, problem, days, verified, row["created_at"], now)
         known = {"problem": problem._asdict() if problem else None, "lastVerified": verified}
         status: dict[str, object] = {name: it for name, it in known.items() if it is not None}
         return _object("Repository", row, {**status, "problems": [it._asdict() for it in troubles]})

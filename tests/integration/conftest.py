@@ -72,9 +72,8 @@ def declare(api):
 
     async def declare(name="etc", repository="main", credentials=None, **spec):
         backup = {"kind": "backup", "cron": "0 2 * * *", "backup": {"paths": ["/etc"]}}
-        secret = {} if credentials is None else {"credentials": credentials}
-        there = {"spec": {"url": "/backup/{host}"}, **secret}
-        if secret or (await api.get(f"/repositories/ns/{repository}")).is_error:
+        there = {"spec": {"url": "/backup/{host}"}, "credentials": credentials or {"password": "open sesame"}}
+        if credentials is not None or (await api.get(f"/repositories/ns/{repository}")).is_error:
             (await api.put(f"/repositories/ns/{repository}", json=there)).raise_for_status()
         wanted = {"spec": {**backup, "repositoryRef": {"name": repository}, **spec}}
         answer = await api.put(f"/schedules/ns/{name}", json=wanted)

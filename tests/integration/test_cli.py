@@ -39,7 +39,8 @@ async def server(tmp_path):
         async with Client(f"http://127.0.0.1:{running.port}", running.admin_token) as client:
             await client.put_host("node-1", {"role": "db"})
             await client.put_host("node-2", {})
-            await client.put("repositories", "default", "main", manifest("Repository", {"url": "/backup/{host}"}))
+            body = manifest("Repository", {"url": "/backup/{host}"}) | {"credentials": {"password": "open sesame"}}
+            await client.put("repositories", "default", "main", body)
             spec = {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}}
             spec |= {"backup": {"paths": ["/etc"]}, "hostSelector": {"matchLabels": {"role": "db"}}}
             await client.put("schedules", "default", "etc", manifest("Schedule", spec))

@@ -178,6 +178,18 @@ async def test_a_schedule_without_hosts_is_told_and_so_is_one_that_gets_none(api
     )
 
 
+async def test_a_repository_that_no_password_opens_is_told_and_so_is_each_schedule_that_uses_it(api, declare):
+    await api.put("/hosts/db-1", json={"labels": {}})
+    for given in ({}, {"credentials": {"env": {"AWS_ACCESS_KEY_ID": "id"}}}):
+        await api.put("/repositories/ns/main", json={"spec": {"url": "/b"}, **given})
+        await declare("etc")
+        await declare("paused", enabled=False)
+        assert (reasons(await status(api)), reasons(await status(api, "paused"))) == (["NoPassword"], [])
+        assert reasons((await api.get("/repositories/ns/main")).json()["status"]) == ["NoPassword"]
+    await api.put("/repositories/ns/main", json={"spec": {"url": "/b"}, "credentials": {"password": "open sesame"}})
+    assert reasons(await status(api)) == reasons((await api.get("/repositories/ns/main")).json()["status"]) == []
+
+
 @pytest.mark.parametrize(
     ("selector", "said"),
     [
@@ -458,8 +470,9 @@ async def test_what_a_clock_that_was_ahead_recorded_is_not_taken_for_the_newest(
 
 
 async def test_a_repository_that_nobody_verified_in_time_is_told(api, clock, server):
-    await api.put("/repositories/ns/main", json={"spec": {"url": "/b", "verifyWithinDays": 7}})
-    await api.put("/repositories/ns/other", json={"spec": {"url": "/b"}})
+    for name, spec in (("main", {"url": "/b", "verifyWithinDays": 7}), ("other", {"url": "/b"})):
+        body = {"spec": spec, "credentials": {"password": "open sesame"}}
+        await api.put(f"/repositories/ns/{name}", json=body)
 
     async def problems():
         found = (await api.get("/repositories")).json()["items"]

@@ -178,6 +178,8 @@ async def test_a_grant_that_is_limited_later_withdraws_what_is_not_bound_and_say
     async def held(api):
         status = (await api.get("/schedules/team-a/etc")).json()["status"]
         look = await api.get("/repositories/team-a/etc/snapshots")
+        repository = (await api.get("/repositories/team-a/etc")).json()["status"]
+        assert told(repository)["NotGranted"] == told(status)["NotGranted"].removeprefix("it runs nowhere: ")
         bound = {**body, "credentials": {"password": "hush", "urls": {"password": [spec["url"]]}}}
         assert (await api.put("/repositories/team-a/etc", json=bound)).is_success
         return status, look, (await api.get("/schedules/team-a/etc")).json()["status"]

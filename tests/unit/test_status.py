@@ -314,9 +314,8 @@ def test_a_note_on_a_secret_is_told_where_all_is_well():
     assert newline_note(None) == newline_note({"password": "hush"}) == ""
 
 
-@pytest.mark.parametrize("spec", [{}, {"envSecretRef": {"name": "keys"}}])
-def test_a_repository_that_no_password_opens_is_not_ready_and_says_what_to_do(spec):
-    status = repository_status({}, Told(1, None, repository(spec=spec)), NOW)
-    assert states(status)["Ready"] == ("False", "NoPassword")
-    assert "passwordSecretRef" in condition(status, "Ready")["message"]
-    assert "envSecretRef" in condition(status, "Ready")["message"]
+@pytest.mark.parametrize("reason", ["NoPassword", "NotGranted"])
+def test_a_repository_that_no_job_can_use_is_not_ready_and_says_what_to_do(reason):
+    status = repository_status({}, Told(1, None, repository({"reason": reason, "message": "the remedy"})), NOW)
+    assert states(status)["Ready"] == ("False", reason)
+    assert condition(status, "Ready")["message"] == "the remedy"
