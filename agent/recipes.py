@@ -24,7 +24,7 @@ async def backup(job: Job, creating: asyncio.Lock) -> None:
     file is told: where a volume should be there may be an empty folder."""
     await plain(job, creating)
     args, made = job.command.args, job.summary
-    if not made.snapshot_id and job.status() in ("succeeded", "warning"):
+    if not made.snapshot_id and "--json" in args and job.status() in ("succeeded", "warning"):
         job.fail("restic ended well and told of no snapshot: check that the program is restic, and whole")
     elif made.snapshot_id and not made.files_processed:
         paths = args[args.index("--") + 1 :] if "--" in args else []
