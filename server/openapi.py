@@ -4,11 +4,9 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import yaml
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Integer, Table
 
 import server
@@ -16,6 +14,7 @@ from server import selectors
 from server.models import ACTOR_KINDS, AUDIT, HOSTS, JOB_ATTEMPTS, JOB_LOGS, JOB_STATUSES, JOBS, UtcDateTime
 from server.problems import MEDIA_TYPE
 from server.resources import API_VERSION, MAX_LABELS, MAX_SECRET, MAX_URL, MAX_URLS, METADATA
+from server.schema import definition
 from wire.variables import ALLOWED
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ def _schemas() -> dict[str, Schema]:
 
 def _crd_schemas() -> dict[str, Schema]:
     """The schemas of the custom resources that are served here, by kind: as they are declared, and no more fields."""
-    found = [yaml.safe_load((resources.files("crds") / f"{name}.yaml").read_text())["spec"] for name in _SERVED]
+    found = [definition(name) for name in _SERVED]
     kinds = [(crd["names"]["kind"], crd["versions"][0]["schema"]["openAPIV3Schema"]) for crd in found]
     return {kind: _object(kind, schema) for kind, schema in kinds}
 
@@ -258,8 +257,7 @@ def _look(name: str) -> Schema:
 
 def _restore() -> Schema:
     """The schema of a Restore's manifest, whose names are in its path."""
-    crd = yaml.safe_load((resources.files("crds") / "restores.yaml").read_text())
-    spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    spec = definition("restores")["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     return {
         "type": "object",
         "properties": {"spec": _closed(spec)},
