@@ -213,7 +213,8 @@ async def test_a_link_doubles_whole_frames_and_loses_what_is_said_while_it_is_de
 
 @pytest.mark.slow
 def test_a_round_that_is_interrupted_leaves_nothing_behind(tmp_path):
-    command = [sys.executable, "-m", "tests.faults", "--seed", "1", "--rounds", "50"]
+    heeding = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); runpy.run_module"
+    command = [sys.executable, "-c", f"{heeding}('tests.faults', run_name='__main__')", "--seed", "1", "--rounds", "2"]
     assert asyncio.run(interrupted(command, tmp_path)) == 130
     assert list(tmp_path.iterdir()) == []
     assert str(tmp_path) not in Path("/proc/mounts").read_text()
