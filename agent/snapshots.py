@@ -113,7 +113,8 @@ def choose(snapshots: Sequence[Snapshot], wanted: Restore) -> Snapshot:
 
 
 class LinkCheck:
-    """Finds what no restic writes, and an attacker may: a path that is a symbolic link and something else as well.
+    """Finds what no restic writes, and an attacker may: a path that is a symbolic link and something else as well, or
+    has something below it.
 
     restic would make the link, and set mode, owner and attributes of the other one through it. `take` gets the lines of
     `ls`, in which a folder's entries are together but for what is below them. A line that cannot be read counts, too;
@@ -122,7 +123,7 @@ class LinkCheck:
 
     def __init__(self) -> None:
         self.found = ""
-        self._open: list[tuple[str, dict[str, bool]]] = []
+        self._open: list[tuple[str, dict[str, bool]]] = [("/", {})]
 
     def take(self, line: bytes) -> None:
         """A line of `ls --json`."""
@@ -130,15 +131,23 @@ class LinkCheck:
         if node is None and line.startswith(b"{"):
             self.found = self.found or "a line of restic's that cannot be read"
         elif isinstance(node, Node) and node.path != "/":
-            folder = posixpath.dirname(node.path)
-            while self._open and not _lies_in(folder, self._open[-1][0]):
-                self._open.pop()
-            if not self._open or self._open[-1][0] != folder:
-                self._open.append((folder, {}))
-            links, is_link = self._open[-1][1], node.type == "symlink"
-            if node.path in links and (is_link or links[node.path]):
-                self.found = self.found or node.path
-            links[node.path] = is_link or links.get(node.path, False)
+            path = posixpath.normpath(posixpath.join("/", node.path))
+            links, is_link = self._enter(posixpath.dirname(path)), node.type == "symlink"
+            if path in links and (is_link or links[path]):
+                self.found = self.found or path
+            links[path] = is_link or links.get(path, False)
+
+    def _enter(self, folder: str) -> dict[str, bool]:
+        """What a folder is known to hold, and which of it are links. What leads to it must be none."""
+        while not _lies_in(folder, self._open[-1][0]):
+            self._open.pop()
+        while self._open[-1][0] != folder:
+            above, links = self._open[-1]
+            way = posixpath.join(above, posixpath.relpath(folder, above).partition("/")[0])
+            if links.setdefault(way, False):
+                self.found = self.found or way
+            self._open.append((way, {}))
+        return self._open[-1][1]
 
     def before(self, take: Callable[[bytes], None]) -> Callable[[bytes], None]:
         """What takes a line for this, and then for another."""

@@ -22,6 +22,7 @@ import pytest
 
 from agent import landlock
 from agent.runner import Runner
+from tests.integration.crafted import Crafted, link
 from wire.messages import CommandRun, JobLog, Repository, Restore, Verify
 
 RESTIC = shutil.which(os.environ.get("RESTIC", "restic")) or ""
@@ -45,13 +46,14 @@ def empty_repository(tmp_path_factory):
     """A repository without snapshots, to be copied."""
     made = tmp_path_factory.mktemp("empty") / "repository"
     restic(made, "init")
+    Crafted(made, PASSWORD).cheapen(PASSWORD)
     return made
 
 
-def restic(repository, *args):
+def restic(repository, *args, may_fail=False):
     env = {"PATH": os.environ["PATH"], "RESTIC_REPOSITORY": str(repository), "RESTIC_PASSWORD": PASSWORD}
     argv = [RESTIC, "--no-cache", *map(str, args)]
-    return subprocess.run(argv, env=env, capture_output=True, check=True).stdout
+    return subprocess.run(argv, env=env, capture_output=True, check=not may_fail).stdout
 
 
 def run(*argv, at=None):
@@ -356,6 +358,52 @@ async def test_a_restore_across_file_systems_brings_all_back(tenant, mount):
     assert (await tenant.restore(back)).status == "succeeded"
     assert [it[:4] for it in state(other / "deep").values()] == [it[:4] for it in state(data / "deep").values()]
     assert (other / "deep" / "link").read_text() == "ours"
+
+
+# Snapshots that no restic writes.
+
+CRAFTED = {
+    "link then folder": lambda it, out: [link("way", out), it.folder("way", it.file("key"))],
+    "folder then link": lambda it, out: [it.folder("way", it.file("key")), link("way", out)],
+    "link, others, folder": lambda it, out: [link("way", out), it.folder("x"), it.folder("way", it.file("key"))],
+    "link then file": lambda it, out: [link("way", out / "key"), it.file("way", mode=0o4777)],
+    "file then link": lambda it, out: [it.file("way", mode=0o4777), link("way", out / "key")],
+    "two links": lambda it, out: [link("way", "x"), link("way", out), it.folder("way")],
+    "below a link by its name": lambda it, out: [link("way", out), it.file("way/key")],
+    "folder below a link by its name": lambda it, out: [link("up", out.parent), it.folder(f"up/{out.name}")],
+    "up": lambda it, out: [it.folder("..", it.file("key")), it.file(f"../{out.name}/key")],
+    "far up": lambda it, out: [it.file("../" * 20 + str(out / "key").lstrip("/"))],
+    "absolute": lambda it, out: [it.file(str(out / "key"))],
+    "no name": lambda it, out: [it.folder("", link("way", out)), it.folder(".", it.folder("way", it.file("key")))],
+    "hard link to a link": lambda it, out: [
+        link("one", out / "key", inode=7, device_id=1, links=2),
+        it.file("two", b"", mode=0o4777, inode=7, device_id=1, links=2),
+    ],
+    "hard link below a link": lambda it, out: [
+        it.folder("way", it.file("key", inode=7, device_id=1, links=2)),
+        link("way", out),
+        it.file("two", mode=0o4777, inode=7, device_id=1, links=2),
+    ],
+    "hard links, of which one is a link": lambda it, out: [
+        it.file("one", inode=7, device_id=1, links=2),
+        link("one", out / "key"),
+        it.file("two", mode=0o4777, inode=7, device_id=1, links=2),
+    ],
+    "deep": lambda it, out: [it.folder("a", it.folder("b", link("way", out), it.folder("way", it.file("key"))))],
+}
+
+
+@pytest.mark.parametrize("kind", CRAFTED)
+async def test_no_snapshot_that_was_crafted_leads_a_restore_or_a_verification_out(tenant, kind):
+    crafted = Crafted(tenant.repository, PASSWORD)
+    crafted.snapshot(*CRAFTED[kind](crafted, tenant.secret), crafted.file("plain"))
+    assert b"plain" in restic(tenant.repository, "ls", "--json", "latest", may_fail=True)
+    before = state(tenant.secret)
+    await tenant.restore(tenant.granted / "back")
+    await tenant.restore(tenant.granted / "back", "/way")
+    await tenant.run("verify", "ls", "--json", "--host=node-1", "--", "latest", verify=Verify(5, 100))
+    assert state(tenant.secret) == before
+    assert not list(tenant.granted.rglob(".lamplighter*"))
 
 
 # Repositories.

@@ -128,6 +128,11 @@ def test_a_time_is_read_to_the_nanosecond(time, ns):
         ("dir:/a file:/a/key file:/a/key symlink:/a/key", "/a/key"),
         ("dir:/a file:/a/key file:/a/key", ""),
         ("file:/in/a symlink:/in/a", "/in/a"),
+        ("symlink:/a/l file:/a/l/k", "/a/l"),
+        ("symlink:/a/l file:/a/l/x/y/k", "/a/l"),
+        ("file:/a/l/k symlink:/a/l", "/a/l"),
+        ("dir:/a dir:/a/b file:/a/l/x/k file:/b symlink:/a/c", ""),
+        ("dir:/a dir:/a/b file:/a/b/k symlink:/a/c dir:/a/d file:/a/d/k", ""),
     ],
 )
 def test_a_path_that_is_a_link_and_something_else_is_found(nodes, found):
