@@ -423,7 +423,11 @@ async def test_no_link_makes_a_repository_of_anothers(tenant, which, kind):
         (tenant.granted / "link").symlink_to(tenant.secret if "/" in which else theirs)
         url = tenant.granted / which
     before = state(theirs)
-    args = {"prune": ["prune"], "snapshots": ["snapshots", "--json"], "backup": ["backup", "--json", "--", tenant.granted]}[kind]
+    args = {
+        "prune": ["prune"],
+        "snapshots": ["snapshots", "--json"],
+        "backup": ["backup", "--json", "--", tenant.granted],
+    }[kind]
     end = await tenant.run(kind, *args, url=url, lock_wait_s=0)
     assert (end.status, end.reason) == ("failed", "NotGranted")
     assert state(theirs) == before
@@ -439,7 +443,9 @@ async def test_a_repository_that_is_swapped_for_anothers_is_not_written_to(tenan
     before = state(theirs)
     for _ in range(4):
         with swapping(tenant.repository, link):
-            await tenant.run("backup", "backup", "--json", "--", tenant.granted / "letter", url=tenant.repository, lock_wait_s=0)
+            await tenant.run(
+                "backup", "backup", "--json", "--", tenant.granted / "letter", url=tenant.repository, lock_wait_s=0
+            )
     assert state(theirs) == before
 
 
@@ -554,7 +560,9 @@ async def test_a_repository_that_says_it_is_anothers_has_a_cache_of_its_own_whic
     caches = tenant.state / "cache"
 
     async def run(id_, url):
-        command = CommandRun("j1", "backup", ["backup", "--json", "--", str(tenant.granted)], id_, within=[str(tenant.granted)])
+        command = CommandRun(
+            "j1", "backup", ["backup", "--json", "--", str(tenant.granted)], id_, within=[str(tenant.granted)]
+        )
         end = await tenant.runner.run(command, Repository(id_, "ns/main", str(url), PASSWORD), tenant.told.append)
         assert (end.status, end.error) == ("succeeded", "")
         return {it: state(it) for it in caches.iterdir()}
