@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import chain
 from zoneinfo import ZoneInfo
@@ -228,12 +229,16 @@ def only_due_times(story: Story) -> Iterator[str]:
 
 
 def _by_schedule(story: Story) -> dict[tuple[str, str], dict[datetime, Row]]:
-    """Jobs by host and schedule, and then by due time."""
+    """Jobs by host and schedule, and then by due time. One that is there again as another job stands for as many."""
     jobs: dict[tuple[str, str], dict[datetime, Row]] = defaultdict(dict)
     for row in _rows(story):
         assert row.job.scheduled_at is not None
         assert row.job.scheduled_id is not None
-        jobs[row.job.host, row.job.scheduled_id][row.job.scheduled_at] = row
+        its = jobs[row.job.host, row.job.scheduled_id]
+        if (lost := its.get(row.job.scheduled_at)) is not None:
+            its[row.job.scheduled_at] = replace(row, job=row.job._replace(missed=max(row.job.missed, lost.job.missed)))
+        else:
+            its[row.job.scheduled_at] = row
     return jobs
 
 
