@@ -25,7 +25,7 @@ from tests.faults.plan import HOSTS, LINKED, Setup
 
 ROOT = Path(__file__).parents[2]
 BEGIN = datetime(2026, 3, 2, 12, tzinfo=UTC)
-READY_S = 60
+READY_S = 180
 AGAIN_S = 0.2
 """Seconds after which a part that ended by itself is started again, as its supervisor would."""
 DISK_BYTES = 24 << 20

@@ -16,8 +16,9 @@ from tests.faults.fleet import Fleet, calm, running
 from tests.faults.inject import inject
 from tests.faults.plan import LONGEST_S, ROUND_S, ROUNDS_OF_A_FLEET, Plan, plan
 
-QUIET_S = 75.0
-"""Seconds within which a fleet must be quiet after the last fault is over."""
+QUIET_S = 240.0
+"""Seconds within which a fleet must be quiet after the last fault is over: far more than it takes but on a machine that
+others keep busy. What never comes right does not in this time either."""
 
 
 class Round(NamedTuple):
@@ -105,7 +106,7 @@ async def _round(fleet: Fleet, planned: Plan, *, last: bool) -> Round:
     failed: list[str] = []
     try:
         await inject(fleet, planned, done)
-    except* (TimeoutError, AssertionError) as errors:  # a server that does not answer for a minute, or refuses
+    except* (TimeoutError, AssertionError) as errors:  # a server that does not answer for READY_S, or refuses
         failed = [f"{type(error).__name__}: {error}" for error in errors.exceptions]
     slow_down.cancel()
     waits, waited = await _quiet(fleet)
