@@ -163,12 +163,13 @@ class Job:
             self._opened.touch()
 
     @property
-    def locks(self) -> bool:
-        """Whether a restore locks its repository: not one that is a folder, where the grant has paths.
+    def lock_options(self) -> list[str]:
+        """Whether a restore, and what it looks at before, lock the repository: not one that is a folder, where the
+        grant has paths.
 
         restic changes the mode of a lock by its path, which a restore may do: a link in its place would lead it out.
         """
-        return not (self.command.within and restic.local_folder(self.url))
+        return ["--no-lock"] if self.command.within and restic.local_folder(self.url) else []
 
     async def restic(
         self,

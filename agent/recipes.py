@@ -65,7 +65,8 @@ async def plain(job: Job, creating: asyncio.Lock) -> None:
 async def check_restore(job: Job, wanted: Verify, rng: random.Random) -> None:
     """Restore some files of a snapshot into a scratch folder, and compare them."""
     sample, links = Sample(wanted.files, wanted.max_bytes, rng), LinkCheck()
-    listed = await job.restic(job.command.args, links.before(sample.take))
+    look, *of = job.command.args
+    listed = await job.restic([look, *job.lock_options, *of], links.before(sample.take))
     if listed.end not in ("succeeded", "no_snapshot"):
         return
     if job.command.within:
@@ -77,7 +78,9 @@ async def check_restore(job: Job, wanted: Verify, rng: random.Random) -> None:
         lack = f"snapshot {snapshot.id[:8]} holds no file of at most {wanted.max_bytes} bytes"
         raise SnapshotError(f"{lack}: raise spec.verify.maxBytes, or check what is backed up")
     target = str(job.folder("restored"))
-    args = snapshots.restore_args(snapshot.id, target, [node.path for node in files], sparse=False, lock=job.locks)
+    args = snapshots.restore_args(
+        snapshot.id, target, [node.path for node in files], sparse=False, options=job.lock_options
+    )
     restored = await job.restic(args, wanted=Launch(private=[target], restores=True))
     job.ended = None  # what counts is what came back
     copies = await job.digests([f"{target}{node.path}" for node in files])
@@ -100,14 +103,14 @@ async def restore(job: Job, wanted: Restore) -> None:
     lines: list[bytes] = []
     host = [f"--host={wanted.source_host}"] if wanted.source_host else []
     place = Launch(target=wanted.target, vacant=not wanted.overwrite)
-    listing = await job.restic(["snapshots", "--json", *host], lines.append, place)
+    listing = await job.restic(["snapshots", "--json", *job.lock_options, *host], lines.append, place)
     if listing.end != "succeeded":
         return
     snapshot = snapshots.choose(snapshots.read_list(b"".join(lines)), wanted)
     job.news.log(f"restoring snapshot {snapshot.id[:8]} of {snapshot.hostname}, {snapshot.time:%Y-%m-%d %H:%M:%S %Z}")
     tally, links = snapshots.Tally(wanted.paths), LinkCheck()
     deep = ["--recursive"] if wanted.paths else []
-    args = ["ls", "--json", *deep, "--", snapshot.id, *wanted.paths]
+    args = ["ls", "--json", *job.lock_options, *deep, "--", snapshot.id, *wanted.paths]
     if (await job.restic(args, links.before(tally.take))).end != "succeeded":
         return
     if job.command.within:
@@ -117,7 +120,7 @@ async def restore(job: Job, wanted: Restore) -> None:
     version: list[bytes] = []
     await job.restic(["version"], version.append)
     sparse = snapshots.knows_sparse(b"".join(version).decode(errors="replace"))
-    args = snapshots.restore_args(snapshot.id, STAGE, wanted.paths, sparse=sparse, lock=job.locks)
+    args = snapshots.restore_args(snapshot.id, STAGE, wanted.paths, sparse=sparse, options=job.lock_options)
     special = wanted.setuid_and_devices and not job.command.within
     place = place._replace(
         overwrite=wanted.overwrite,

@@ -194,9 +194,11 @@ class Tally:
         return [path for path in self._missing if path != "/"]
 
 
-def restore_args(snapshot_id: str, target: str, paths: Sequence[str], *, sparse: bool, lock: bool = True) -> list[str]:
+def restore_args(
+    snapshot_id: str, target: str, paths: Sequence[str], *, sparse: bool, options: Sequence[str] = ()
+) -> list[str]:
     """The arguments that restore these paths, or all, below a folder."""
-    options = [*["--sparse"] * sparse, *["--no-lock"] * (not lock)]
+    options = [*["--sparse"] * sparse, *options]
     includes = [f"--include={pattern(path)}" for path in paths]
     return ["restore", "--json", *options, f"--target={target}", *includes, "--", snapshot_id]
 
