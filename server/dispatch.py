@@ -38,6 +38,8 @@ MAX_HEARD = 10_001
 """Lines that are heard of a look: what an agent tells at most, and one that says how many it left out."""
 PROGRESS = timedelta(seconds=0.5)
 """Within this, a job tells its progress once: agents tell it each second."""
+HOLD_S = 1800.0
+"""How long a job keeps its place while its host is offline; restic takes a lock that old for stale, too."""
 AGAIN_S = 5.0
 """When what could not be stored is tried again."""
 
@@ -81,6 +83,7 @@ class Dispatch:
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = clock()
+        self._holds: dict[str, asyncio.TimerHandle] = {}  # of hosts that are gone, and keep the places of their jobs
         self._closed = False
         self._names: dict[str, str] = {}
         self._specs: dict[str, RepositorySpec] = {}
@@ -100,7 +103,7 @@ class Dispatch:
         jobs = [self._loaded(row) for row in open_jobs]
         self.queue.add(jobs)
         for host in {job.host for job in jobs}:
-            self.queue.departed(host, now)
+            self._hold(host)
         self._go_on()
 
     def _remember(self, target: Target, host: str, last: Last, reason: str, error: str) -> None:
@@ -143,6 +146,8 @@ class Dispatch:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
+        for hold in self._holds.values():
+            hold.cancel()
 
     # Repositories.
 
@@ -242,12 +247,28 @@ class Dispatch:
 
     def arrived(self, host: str, running: Collection[str]) -> None:
         """A host can be written to, and has these attempts: what it was told in its hello is dealt with."""
+        self._release(host)
         self.queue.arrived(host, running)
         self._go_on()
 
     def departed(self, host: str) -> None:
         """A host's connection is gone."""
-        self.queue.departed(host, self._clock())
+        self._hold(host)
+        self._go_on()
+
+    def _hold(self, host: str) -> None:
+        """A host is gone: its jobs keep their places for HOLD_S, by the loop's clock, which nobody can set."""
+        self._release(host)
+        if self.queue.departed(host) and not self._closed:
+            self._holds[host] = self._later(HOLD_S, partial(self._give_up, host))
+
+    def _release(self, host: str) -> None:
+        if (timer := self._holds.pop(host, None)) is not None:
+            timer.cancel()
+
+    def _give_up(self, host: str) -> None:
+        del self._holds[host]
+        self.queue.given_up(host)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -298,8 +319,10 @@ class Dispatch:
             return
         if self._timer is not None:
             self._timer.cancel()
-        call_later = self._call_later or asyncio.get_running_loop().call_later
-        self._timer, self._wakes_at = call_later(seconds, self._woken), at
+        self._timer, self._wakes_at = self._later(seconds, self._woken), at
+
+    def _later(self, seconds: float, do: Callable[[], None]) -> asyncio.TimerHandle:
+        return (self._call_later or asyncio.get_running_loop().call_later)(seconds, do)
 
     def _woken(self) -> None:
         self._timer = None

@@ -31,8 +31,6 @@ LOOKS = frozenset({"snapshots", "ls"})
 """The kinds whose log is what was asked for, by somebody who waits for it."""
 UNLIMITED = LOOKS | {"unlock"}
 """The kinds that stand in no line: they lock nothing, and are wanted just when others are stuck, or at once."""
-HOLD = timedelta(minutes=30)
-"""How long a job keeps its place while its host is offline; restic takes a lock that old for stale, too."""
 LIMIT = timedelta(days=1)
 """How long a job may run whose command has no time limit, such as a restore."""
 GRACE = timedelta(minutes=15)
@@ -173,13 +171,11 @@ class _Visits(NamedTuple):
 
 
 class _Timer(NamedTuple):
-    """Something to look at again: a job, or a host that has been gone since `gone`."""
+    """A job to look at again."""
 
     at: datetime
     number: int
-    job: Job | None
-    host: str = ""
-    gone: datetime | None = None
+    job: Job
 
 
 class Queue:
@@ -196,7 +192,6 @@ class Queue:
         self._waiting = 0
         self._of_host: dict[str, dict[str, Job]] = {}
         self._online: set[str] = set()
-        self._gone: dict[str, datetime] = {}  # since when, of hosts that are offline and may be running jobs
         self._changed: dict[str, None] = {}  # lines to look at; in order, so that the same events give the same jobs
         self._visits: dict[tuple[str, str], _Visits] = {}  # by what they are for: kind and name
         self._hang: list[tuple[datetime, str]] = []  # when each job that runs begins to hang, and its id, in order
@@ -337,7 +332,6 @@ class Queue:
     def arrived(self, host: str, running: Collection[str]) -> None:
         """A host said hello, and which attempts it has."""
         self._online.add(host)
-        self._gone.pop(host, None)
         jobs = self._of_host.get(host, {}).values()
         # One that is being stored has yet to be sent, and those that are sent from now on are no loss.
         unheard = {job.wire_id for job in jobs if job.state == "sent" and job.recorded}.difference(running)
@@ -354,14 +348,17 @@ class Queue:
         elif not self._has_place(job):  # it was let go
             self._move(job, job.state)
 
-    def departed(self, host: str, now: datetime) -> None:
-        """A host's connection is gone. Its jobs keep the places that they have for a while, and stand in no line."""
+    def departed(self, host: str) -> bool:
+        """A host's connection is gone. Its jobs keep the places that they have until it is `given_up`, and stand in no
+        line. Whether any has a place."""
         self._online.discard(host)
         jobs = self._of_host.get(host, {}).values()
         self._for_each(("host", host), jobs, self._settle)
-        if any(job.state != "waiting" for job in jobs):
-            self._gone[host] = now
-            self._set_timer(now + HOLD, None, host, now)
+        return any(job.state != "waiting" for job in jobs)
+
+    def given_up(self, host: str) -> None:
+        """A host that departed has been gone for so long that its jobs keep no others waiting."""
+        self._for_each(("host", host), self._of_host.get(host, {}).values(), self._free)
 
     def _for_each(self, what: tuple[str, str], jobs: Iterable[Job], visit: Callable[[Job], None]) -> None:
         """Do something for some of these jobs, and have `take` do it for the others, in place of what is yet to be done
@@ -430,11 +427,7 @@ class Queue:
         for _ in range(self._piece):
             if not self._timers or self._timers[0].at > now:
                 break
-            _, _, job, host, gone = heapq.heappop(self._timers)
-            if job is None:
-                if self._gone.get(host) == gone:  # for so long that its jobs keep no others waiting
-                    self._for_each(("host", host), self._of_host.get(host, {}).values(), self._free)
-                continue
+            job = heapq.heappop(self._timers).job
             job.watched = None
             if self.jobs.get(job.id) is not job or job.state != "waiting":
                 continue
@@ -457,9 +450,6 @@ class Queue:
         for job in self.jobs.values():
             if job.running_since is not None and job.running_since > now:
                 self._begin(job, now)
-        for host in [host for host, gone in self._gone.items() if gone > now]:
-            self._gone[host] = now
-            self._set_timer(now + HOLD, None, host, now)
 
     def _put_off(self, job: Job, *, off: bool) -> None:
         """Have a waiting job stand in no line for now, or be due again."""
@@ -480,11 +470,8 @@ class Queue:
     def _watch_until(self, job: Job, at: datetime) -> None:
         if job.watched != at:  # a host that comes and goes has no more timers set than one that stays
             job.watched = at
-            self._set_timer(at, job)
-
-    def _set_timer(self, at: datetime, job: Job | None, host: str = "", gone: datetime | None = None) -> None:
-        self._number += 1
-        heapq.heappush(self._timers, _Timer(at, self._number, job, host, gone))
+            self._number += 1
+            heapq.heappush(self._timers, _Timer(at, self._number, job))
 
     # Places.
 

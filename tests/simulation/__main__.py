@@ -6,14 +6,16 @@ import sys
 import time
 
 from tests.simulation.promises import BrokenPromiseError, check
-from tests.simulation.story import MONTH, drawn, play
+from tests.simulation.story import FLEETS, play
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("seed", type=int)
     parser.add_argument("--seeds", type=int, metavar="N", help="check N seeds from this one on, without their stories")
-    parser.add_argument("--drawn", action="store_true", help="draw the fleet's size and what goes wrong from the seed")
+    parser.add_argument(
+        "--fleet", choices=FLEETS, default="month", help="how large it is, and what goes wrong (default: %(default)s)"
+    )
     parser.add_argument(
         "--about", metavar="WORD", default="", help="tell only lines with this word: a host, a schedule"
     )
@@ -23,7 +25,7 @@ def main() -> int:
     for seed in range(args.seed, args.seed + (args.seeds or 1)):
         begin = time.process_time()
         lines: list[str] = []
-        story = play(seed, drawn(seed) if args.drawn else MONTH, None if args.seeds else lines.append)
+        story = play(seed, FLEETS[args.fleet](seed), None if args.seeds else lines.append)
         sys.stdout.writelines(f"{line}\n" for line in lines if args.about in line)
         verdict = "every promise holds"
         try:

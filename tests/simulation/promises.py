@@ -12,7 +12,7 @@ from agent.memory import Accepted
 from server.queue import EXCLUSIVE
 from server.timing import EARLY
 from tests.simulation.expected import Span, may_be_left_out
-from tests.simulation.story import HALF_PAST_TWO, MONTH, Story
+from tests.simulation.story import FLEETS, HALF_PAST_TWO, Story
 from tests.simulation.world import DAY, RULES, Agent, Row, Use
 from wire.messages import ScheduleFire
 
@@ -31,9 +31,10 @@ def check(story: Story) -> None:
     broken = [f"promise {number}: {what}" for number, promise in PROMISES.items() for what in promise(story)]
     if broken:
         told = "\n  ".join(broken[:10])
+        fleet = next(name for name, scale in FLEETS.items() if scale(story.seed) == story.scale)
         raise BrokenPromiseError(
             f"seed {story.seed} breaks promises {len(broken)} times, the first\n  {told}\n"
-            f"Play it again, line by line: python -m tests.simulation {story.seed}{' --drawn' * (story.scale != MONTH)}"
+            f"Play it again, line by line: python -m tests.simulation {story.seed} --fleet {fleet}"
         )
 
 

@@ -2,7 +2,7 @@
 
 import gc
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple
@@ -78,6 +78,15 @@ def drawn(seed: int) -> Scale:
     groups = rng.randint(1, agents)
     kinds = [kind for kind in MISHAPS if rng.random() < 0.7] or MISHAPS
     return Scale(agents, groups, 5 * groups, round(agents * 3 * 10 ** rng.random()), kinds)
+
+
+FLEETS: Mapping[str, Callable[[int], Scale]] = {
+    "month": lambda seed: MONTH,
+    "restored": lambda seed: RESTORED,
+    "misled": lambda seed: MISLED,
+    "drawn": drawn,
+}
+"""Fleets by the names that a command knows them by; `drawn` is another for each seed."""
 
 
 class Story(World):

@@ -8,7 +8,10 @@ import sys
 import pytest
 
 from tests.simulation.promises import BrokenPromiseError, check
-from tests.simulation.story import MISLED, RESTORED, play
+from tests.simulation.story import FLEETS, MISLED, RESTORED, play
+
+SMALL = 20
+"""A seed from which a small fleet is drawn."""
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +33,7 @@ def test_every_promise_holds_where_older_databases_were_put_back(seed):
     assert story.put_back
 
 
-@pytest.mark.parametrize("seed", [7, 39, *range(4)])
+@pytest.mark.parametrize("seed", [7, 39, 196, *range(4)])
 def test_every_promise_holds_where_the_servers_clock_was_wrong_as_well(seed):
     told = []
     check(play(seed, MISLED, told.append))
@@ -46,8 +49,19 @@ def test_a_seed_plays_the_same_story_in_every_process():
     assert play(3).trace.hexdigest() != play(4).trace.hexdigest()
 
 
-def test_a_broken_promise_says_how_to_play_its_seed_again():
+def test_a_broken_promise_is_told():
     story = play(3)
     story.db.jobs[next(iter(story.db.jobs))].end = None
-    with pytest.raises(BrokenPromiseError, match=r"has no end(.|\n)*python -m tests\.simulation 3"):
+    with pytest.raises(BrokenPromiseError, match=r"has no end(.|\n)*python -m tests\.simulation 3 --fleet month"):
         check(story)
+
+
+@pytest.mark.parametrize(("fleet", "seed"), [("misled", 3), ("drawn", SMALL)])
+def test_a_broken_promise_says_how_to_play_its_story_again(fleet, seed):
+    told = []
+    story = play(seed, FLEETS[fleet](seed), told.append)
+    story.db.jobs[next(iter(story.db.jobs))].end = None
+    with pytest.raises(BrokenPromiseError) as broken:
+        check(story)
+    command = str(broken.value).partition("Play it again, line by line: python ")[2].split()
+    assert subprocess.check_output([sys.executable, *command], text=True).splitlines()[: len(told)] == told

@@ -8,7 +8,7 @@ import pytest
 from server.buckets import Buckets
 from server.host import Host, held_alike
 from server.outcomes import Health
-from server.queue import HOLD, Job, Queue, Rule
+from server.queue import Job, Queue, Rule
 from tests.unit.test_host import NOON as DUE
 from tests.unit.test_host import in_sync, target
 from wire.entries import EMPTY
@@ -82,13 +82,15 @@ def comes_and_goes(queue):
     for _ in range(3):
         queue.arrived("db-1", ())
         settle(queue)
-        queue.departed("db-1", NOON)
+        queue.departed("db-1")
         settle(queue)
 
 
 def is_gone_for_long(queue):
-    queue.departed("db-1", NOON)
-    settle(queue, NOON + HOLD)
+    queue.departed("db-1")
+    settle(queue)
+    queue.given_up("db-1")
+    settle(queue)
 
 
 def ends(queue):
@@ -154,11 +156,12 @@ def test_what_happens_to_the_open_jobs_of_a_host_costs_no_more_for_each_when_the
     ("do", "until"),
     [
         (lambda queue: queue.arrived("db-1", ()), NOON),
-        (lambda queue: queue.departed("db-1", NOON), NOON + HOLD),
+        (lambda queue: queue.departed("db-1"), NOON),
+        (lambda queue: queue.given_up("db-1"), NOON),
         (lambda queue: queue.rule("main", Rule(per_host=True)), NOON),
         (lambda queue: None, NOON + timedelta(days=2)),
     ],
-    ids=["hello", "gone", "rule", "late"],
+    ids=["hello", "gone", "given up", "rule", "late"],
 )
 @pytest.mark.parametrize("state", ["waiting", "sent", "running"])
 def test_no_piece_of_what_many_open_jobs_cost_grows_with_their_number(do, until, state):

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.queue import EXCLUSIVE, HOLD, Job, Queue, Rule
+from server.queue import EXCLUSIVE, Job, Queue, Rule
 from wire.messages import CommandRun
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
@@ -92,33 +92,39 @@ def test_unlock_goes_at_once_whoever_is_stuck(queue):
 
 
 def test_a_host_that_is_offline_holds_up_nobody_and_comes_back_to_its_place(queue):
-    queue.departed("b", NOON)
+    queue.departed("b")
     assert ids(queue.add([job("1", "a"), job("2", "b", at=1), job("3", "c", at=2), job("4", "c", at=3)])) == ["1"]
     assert ends(queue, "1") == ["3"]
     queue.arrived("b", ())
     assert ends(queue, "3") == ["2"]
 
 
-def test_a_job_that_may_be_running_keeps_its_place_for_a_while_when_its_host_is_gone(queue):
+def test_a_job_that_may_be_running_keeps_its_place_until_its_host_is_given_up(queue):
     queue.add([job("1", "a"), job("2", "b")])
-    queue.departed("a", NOON)
-    queue.tick(NOON + HOLD - MINUTE)
+    assert queue.departed("a")
+    queue.tick(NOON + timedelta(days=1))
     assert queue.take() == []
-    queue.tick(NOON + HOLD)
+    queue.given_up("a")
     assert ids(queue.take()) == ["2"]
+
+
+def test_a_host_without_jobs_that_may_be_running_has_no_places_to_keep(queue):
+    queue.add([job("1", "a"), job("2", "b")])
+    assert not queue.departed("b")
+    assert not queue.departed("c")
 
 
 def test_a_host_that_was_gone_for_a_moment_keeps_its_places(queue):
     queue.add([job("1", "a"), job("2", "b")])
-    queue.departed("a", NOON)
+    queue.departed("a")
     queue.arrived("a", {"1"})
-    queue.tick(NOON + HOLD)
+    queue.tick(NOON + timedelta(days=1))
     assert (queue.take(), queue.jobs["1"].state) == ([], "running")
 
 
 def test_a_job_that_did_not_reach_its_host_is_back_in_its_place(queue):
     queue.add([job("1", "a"), job("2", "b", at=1)])
-    queue.departed("a", NOON)
+    queue.departed("a")
     queue.arrived("a", ())
     assert ids(queue.take()) == ["1"]
 
@@ -185,7 +191,7 @@ def test_wake_at_is_when_the_next_has_its_time(queue):
 
 
 def test_what_a_job_waits_for_is_told(queue):
-    queue.departed("c", NOON)
+    queue.departed("c")
     failed, late = job("5", "b", repository="other"), job("6", start_by=NOON)
     runs = [job("7", schedule="s", repository="other"), job("8", schedule="s", repository="other", at=1)]
     queue.add([job("1"), job("2", at=1), job("3", "b", at=2), job("4", "c"), failed, late, *runs])
@@ -231,7 +237,6 @@ class Fleet(RuleBasedStateMachine):
         super().__init__()
         self.now, self.number = NOON, 0
         self.online: set[str] = set()
-        self.gone: dict[str, datetime] = {}
         self.let_go: set[str] = set()  # jobs whose hosts were gone for so long that others took their places
         self.queue = self.fresh()
 
@@ -298,15 +303,19 @@ class Fleet(RuleBasedStateMachine):
     @rule(host=st.sampled_from(HOSTS))
     def goes(self, host):
         self.online.discard(host)
-        self.gone[host] = self.now
-        self.queue.departed(host, self.now)
+        self.queue.departed(host)
         self.go_on()
+
+    @rule(host=st.sampled_from(HOSTS))
+    def is_given_up(self, host):
+        if host not in self.online:
+            self.let_go |= {it.id for it in self.active if it.host == host}
+            self.queue.given_up(host)
+            self.go_on()
 
     @rule(minutes=st.sampled_from([1, 2, 45]))
     def time_passes(self, minutes):
         self.now += minutes * MINUTE
-        away = {host for host, since in self.gone.items() if host not in self.online and self.now - since >= HOLD}
-        self.let_go |= {it.id for it in self.active if it.host in away}
         self.go_on()
 
     @rule()
@@ -317,8 +326,7 @@ class Fleet(RuleBasedStateMachine):
         self.queue = self.fresh()
         self.queue.add(kept)
         for host in HOSTS:
-            self.gone[host] = self.now
-            self.queue.departed(host, self.now)
+            self.queue.departed(host)
         for host in sorted(self.online):
             self.queue.arrived(host, {it.wire_id for it in kept if it.host == host and it.state != "waiting"})
         lines = {it.id: (it.in_line, it.place, it.state == "waiting") for it in before.jobs.values()}
@@ -395,8 +403,7 @@ class SlowFleet(Fleet):
         self.queue = self.fresh()
         self.queue.add(kept)
         for host in HOSTS:
-            self.gone[host] = self.now
-            self.queue.departed(host, self.now)
+            self.queue.departed(host)
         for host in sorted(self.online):
             self.queue.arrived(host, {it.wire_id for it in kept if it.host == host and it.state != "waiting"})
         self.go_on()

@@ -1,0 +1,116 @@
+"""Dispatch: what it does as time goes by, of which a clock that is set tells nothing."""
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+
+from server.desired import Fleet
+from server.dispatch import HOLD_S, Dispatch
+from server.metrics import Metrics
+from server.news import News
+from server.queue import Rule
+from server.records import OpenJob
+from tests.simulation.world import Stored
+from wire.messages import CommandRun
+
+NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
+
+
+class Time:
+    """Seconds that pass, what is to come in them, and a clock that can be set."""
+
+    def __init__(self):
+        self.passed, self.clock = 0.0, NOON
+        self.to_come = []
+
+    def call_later(self, seconds, do):
+        """An event loop's, whose time passes in `pass_by`."""
+        self.to_come.append(timer := _Timer(self, self.passed + seconds, do))
+        return timer
+
+    def pass_by(self, seconds):
+        end = self.passed + seconds
+        while (timer := min(self.to_come, key=lambda it: it.at, default=None)) is not None and timer.at <= end:
+            timer.cancel()
+            self._goes_on(timer.at)
+            timer.do()
+        self._goes_on(end)
+
+    def _goes_on(self, to):
+        self.clock += timedelta(seconds=to - self.passed)
+        self.passed = to
+
+
+class _Timer:
+    def __init__(self, time, at, do):
+        self.time, self.at, self.do = time, at, do
+
+    def cancel(self):
+        self.time.to_come.remove(self)
+
+
+@pytest.fixture
+def time():
+    return Time()
+
+
+@pytest.fixture
+def sent():
+    """What hosts were sent."""
+    return []
+
+
+@pytest.fixture
+def dispatch(time, sent):
+    """After a start: host a has said nothing yet and may be running a job, for whose place one of host b waits."""
+
+    def submit(function, item):
+        stored = Stored()
+        time.call_later(0, lambda: stored.done(None))
+        return stored
+
+    dispatch = Dispatch(submit, Fleet(), Metrics(), News(), lambda: time.clock, time.call_later)
+    dispatch.deliver = lambda host, effects: sent.extend((host, it.messages[0].job_id) for it in effects)
+    dispatch.queue.rule("repo", Rule(limit=1))
+    dispatch.load([], [_open("1", "a", "running"), _open("2", "b", "pending")])
+    dispatch.arrived("b", ())
+    return dispatch
+
+
+def _open(job_id, host, status):
+    command = CommandRun(job_id, "backup", [], "repo")
+    return OpenJob(host, status, msgspec.json.encode(command).decode(), NOON, status == "running", 1, None, False, None)
+
+
+@pytest.mark.parametrize("set_by", [timedelta(), timedelta(days=1), timedelta(days=-1), timedelta(days=4000)])
+def test_a_host_that_is_gone_keeps_its_place_as_long_whatever_the_clock_is_set_to(dispatch, time, sent, set_by):
+    time.pass_by(60)
+    time.clock += set_by
+    dispatch.clock_set_back(time.clock)
+    time.pass_by(HOLD_S - 61)
+    assert sent == []
+    time.pass_by(2)
+    assert sent == [("b", "2")]
+
+
+def test_a_host_that_comes_back_and_goes_keeps_its_place_anew(dispatch, time, sent):
+    time.pass_by(HOLD_S - 1)
+    dispatch.arrived("a", {"1"})
+    dispatch.departed("a")
+    time.pass_by(HOLD_S - 1)
+    assert sent == []
+    time.pass_by(2)
+    assert sent == [("b", "2")]
+
+
+def test_a_host_that_is_back_is_not_given_up(dispatch, time, sent):
+    dispatch.arrived("a", {"1"})
+    time.pass_by(2 * HOLD_S)
+    assert sent == []
+
+
+def test_what_is_closed_gives_up_nobody(dispatch, time, sent):
+    dispatch.close()
+    dispatch.departed("b")
+    assert time.to_come == []
