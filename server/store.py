@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -25,7 +25,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from server import migrations, ownership
+from server import migrations, ownership, records
 from server.ownership import FileLock, InUseError, OwnershipError, SessionLock
 from server.problems import Unavailable
 
@@ -252,6 +252,8 @@ class Store:
                 self._lost.result()
             if self._lock is not None:
                 self._lock.check()
+            if self.failing:
+                _prove(conn)
             outcomes, why = _commit(conn, calls), ""
             self._refusals.over()
         except (OwnershipError, StoreLostError) as error:
@@ -303,6 +305,15 @@ class _Refusals:
         if self._calls:
             log.info("the database takes writes again", extra={"refused": self._calls})
             self._said_at, self._calls, self._unsaid = -math.inf, 0, 0
+
+
+def _prove(conn: Connection) -> None:
+    """Write something. What calls write shows nothing of a disk where that is nothing: it then goes well on a full one.
+
+    Raises DBAPIError.
+    """
+    with conn.begin():
+        records.probe(conn, [datetime.now(UTC)])
 
 
 def _commit(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:

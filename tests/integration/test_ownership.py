@@ -1,6 +1,7 @@
 """A store belongs to one server: a second one refuses to start, and /readyz says what a write would get."""
 
 import asyncio
+import math
 import os
 import resource
 import shutil
@@ -190,7 +191,8 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_a_disk_that_stays_full_makes_one_line_and_no_traceback(server, api, caplog):
+async def test_a_disk_that_stays_full_makes_one_line_and_no_traceback(server, api, caplog, monkeypatch):
+    monkeypatch.setattr(stores, "SAID_S", math.inf)  # a machine may be slow
     caplog.set_level("INFO", "server.store")
     before = len(caplog.records)
     with full_disk():
@@ -205,6 +207,38 @@ async def test_a_disk_that_stays_full_makes_one_line_and_no_traceback(server, ap
     ]
     assert "full" in said[0].reason or "I/O" in said[0].reason
     assert not [record for record in caplog.records[before:] if record.exc_info]
+
+
+def changes_nothing(conn, items):
+    """Such as what deletes history, where there is none."""
+    return records.delete_audit(conn, items)
+
+
+def is_wrong(conn, items):
+    """Such as what breaks a constraint."""
+    raise ValueError("wrong")
+
+
+@pytest.mark.parametrize("function", [changes_nothing, is_wrong])
+async def test_a_commit_that_writes_nothing_does_not_tell_that_a_full_disk_takes_writes_again(
+    tmp_path, caplog, function
+):
+    caplog.set_level("INFO", "server.store")
+    store = await asyncio.to_thread(Store.open, tmp_path / "lamplighter.db")
+    with full_disk():
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await store.write(records.probe, NOW)
+            with pytest.raises(Unavailable):
+                await store.write(function, NOW)
+            assert "cannot be written" in await store.refuses(records.probe, NOW)
+    await store.write(records.delete_audit, NOW)
+    assert await store.refuses(records.probe, NOW) == ""
+    await store.close()
+    assert [it.getMessage() for it in caplog.records if it.name == "server.store"] == [
+        "the database refuses writes",
+        "the database takes writes again",
+    ]
 
 
 @pytest.fixture
