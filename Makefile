@@ -45,7 +45,7 @@ clean: ## Remove what make made; .lamplighter, which holds your data, stays
 	rm -rf $(VENV) dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml $(CONSTRAINTS)
+$(READY): pyproject.toml wire/version.py $(CONSTRAINTS)
 	@command -v $(PYTHON) >/dev/null \
 		|| { echo "$(PYTHON) is missing: apt-get install python3 python3-venv, or name another: make PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

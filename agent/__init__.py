@@ -9,5 +9,3 @@ a program may reach is said by `confine`, and held by `landlock` and `handles`; 
 moves it. What they print is read, and what is to be done is decided, by `restic`, `snapshots`, `verify` and `hooks`,
 without I/O.
 """
-
-__version__ = "0.1.0"

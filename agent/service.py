@@ -13,7 +13,6 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from agent import __version__
 from agent.core import Apply, Core, Effect, Persist, Send, StartJob, StopJob
 from agent.journal import Journal
 from agent.link import Link, plain
@@ -21,6 +20,7 @@ from agent.memory import Memory
 from agent.metrics import Metrics
 from agent.scheduler import Scheduler
 from wire.messages import AgentClock, CommandRun, FromServer, JobEnd, JobFinished, JobLog, JobProgress, Repository
+from wire.version import __version__
 
 log = logging.getLogger(__name__)
 

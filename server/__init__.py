@@ -6,4 +6,4 @@ fire comes back through the gateway to the host's core, becomes a row (`records`
 that came meanwhile, and is answered with the command that `commands` made.
 """
 
-__version__ = "0.1.0"
+from wire.version import __version__ as __version__

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.servers import free_port
 from cli import metrics
 from tests.integration.clock import due
+from wire.version import __version__
 
 pytestmark = pytest.mark.anyio
 
@@ -79,7 +80,7 @@ async def test_a_server_tells_what_happened_and_how_it_stands(server, api, decla
         ("lamplighter_fire_lateness_seconds_sum", ()): 0,
         ("lamplighter_push_ack_seconds_count", ()): 2,
         ("lamplighter_push_ack_seconds_sum", ()): found["lamplighter_push_ack_seconds_sum", ()],
-        ("lamplighter_build_info", (("version", "0.1.0"),)): 1,
+        ("lamplighter_build_info", (("version", __version__),)): 1,
         ("lamplighter_hosts", ()): 2,
         ("lamplighter_hosts_connected", ()): 1,
         ("lamplighter_hosts_in_sync", ()): 2,
