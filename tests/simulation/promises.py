@@ -31,10 +31,11 @@ def check(story: Story) -> None:
     broken = [f"promise {number}: {what}" for number, promise in PROMISES.items() for what in promise(story)]
     if broken:
         told = "\n  ".join(broken[:10])
-        fleet = next(name for name, scale in FLEETS.items() if scale(story.seed) == story.scale)
+        fleets = [name for name, scale in FLEETS.items() if scale(story.seed) == story.scale]
+        how = f"python -m tests.simulation {story.seed} --fleet {fleets[0]}" if fleets else f"play(seed, {story.scale})"
         raise BrokenPromiseError(
             f"seed {story.seed} breaks promises {len(broken)} times, the first\n  {told}\n"
-            f"Play it again, line by line: python -m tests.simulation {story.seed} --fleet {fleet}"
+            f"Play it again, line by line: {how}"
         )
 
 

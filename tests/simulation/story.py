@@ -76,7 +76,7 @@ def drawn(seed: int) -> Scale:
     rng = random.Random(f"scale of {seed}")
     agents = round(2 * 16 ** rng.random())
     groups = rng.randint(1, agents)
-    kinds = [kind for kind in MISHAPS if rng.random() < 0.7] or MISHAPS
+    kinds = [kind for kind in TROUBLES if rng.random() < 0.7] or TROUBLES
     return Scale(agents, groups, 5 * groups, round(agents * 3 * 10 ** rng.random()), kinds)
 
 
