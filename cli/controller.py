@@ -21,13 +21,13 @@ async def folder(
 ) -> None:
     """Keep a server's desired state equal to a folder until `stop` is set. `allow_empty`: even an empty one."""
     from cli import metrics
-    from controller.folder import watch
-    from controller.metrics import FolderMetrics
+    from controller.folder.follower import follow_folder
+    from controller.folder.metrics import FolderMetrics
 
     measured = FolderMetrics()
     probed = metrics.serving(metrics_listen, measured.registry, measured.waits_for)
     async with _client(server) as client, probed, asyncio.TaskGroup() as tasks:
-        watching = tasks.create_task(watch(path, client, allow_empty=allow_empty, metrics=measured))
+        watching = tasks.create_task(follow_folder(path, client, allow_empty=allow_empty, metrics=measured))
         await stop.wait()
         watching.cancel()
 
@@ -43,8 +43,8 @@ async def cluster(
 ) -> None:
     """Keep a server's desired state equal to a cluster's resources until `stop` is set. Raises ControllerError."""
     from cli import metrics
-    from controller.metrics import Metrics
-    from controller.operator import Health, operate
+    from controller.cluster.metrics import Metrics
+    from controller.cluster.operator import Health, operate
 
     measured, health = Metrics(), Health()
     probed = metrics.serving(metrics_listen, measured.registry, metrics.always_ready, health.problem)

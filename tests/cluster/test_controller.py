@@ -27,11 +27,11 @@ from agent.runner import Runner
 from agent.service import Config as AgentConfig
 from agent.service import Service, utc_now
 from controller.client import Client
-from controller.cluster import Times
-from controller.events import Recorder
-from controller.kube import Kube
-from controller.operator import login, operate
-from controller.status import Notice
+from controller.cluster.events import Recorder
+from controller.cluster.follower import Times
+from controller.cluster.kube import Kube
+from controller.cluster.operator import login, operate
+from controller.cluster.status import Notice
 from server.service import Config, serving
 from tests.chart import rendered
 from tests.specs import BACKUP, BAD_SCHEDULES

@@ -14,10 +14,10 @@ import yaml
 from kmock import KubernetesEmulator, KubernetesError, Server, action, resource
 
 from controller.client import Client
-from controller.cluster import Times
-from controller.metrics import Metrics
-from controller.operator import Health, operate
-from controller.watching import Times as WatchTimes
+from controller.cluster.follower import Times
+from controller.cluster.metrics import Metrics
+from controller.cluster.operator import Health, operate
+from controller.cluster.watching import Times as WatchTimes
 from server.service import Config, serving
 
 pytestmark = pytest.mark.anyio

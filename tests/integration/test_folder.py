@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from controller.client import Client, ControllerError, Refused, Unreachable
-from controller.folder import OWNER, Follower, read, watch
+from controller.folder.declarations import read
+from controller.folder.follower import OWNER, FolderFollower, follow_folder
 from controller.reconcile import OWNER_LABEL
 from server import controllers
 from server.service import Config, serving
@@ -64,12 +65,12 @@ def told(caplog):
 
 @pytest.fixture
 def follower(folder, client):
-    return Follower(folder, client, OWNER)
+    return FolderFollower(folder, client, OWNER)
 
 
 @asynccontextmanager
 async def watching(folder, client, **options):
-    task = asyncio.create_task(watch(folder, client, **options))
+    task = asyncio.create_task(follow_folder(folder, client, **options))
     yield
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -124,7 +125,7 @@ async def test_a_second_comparison_puts_nothing_and_a_restart_writes_nothing(fol
     before = await audited()
     told()
     await follower.compare()
-    await Follower(folder, client, OWNER).compare()
+    await FolderFollower(folder, client, OWNER).compare()
     assert before == await audited() == 2
     assert messages(told()) == ["folder compared"]
 
@@ -137,7 +138,7 @@ async def test_a_change_is_followed_and_a_deleted_file_too(folder, follower, cli
     assert (await held(client))["etc"]["spec"]["timeZone"] == "Europe/Berlin"
     for path in folder.iterdir():
         path.unlink()
-    await Follower(folder, client, OWNER, allow_empty=True).compare()
+    await FolderFollower(folder, client, OWNER, allow_empty=True).compare()
     assert await held(client) == await held(client, "repositories") == {}
     lines = [message for message in messages(told()) if message != "folder compared"]
     assert lines == ["schedule changed", "schedule deleted", "repository deleted"]
@@ -266,7 +267,7 @@ async def test_a_file_that_goes_wrong_is_told_once_and_deletes_nothing(folder, f
 async def test_after_a_restart_a_wrong_file_still_deletes_nothing(folder, follower, client, told):
     await follower.compare()
     (folder / "schedule.yaml").write_text("{")
-    restarted = Follower(folder, client, OWNER)
+    restarted = FolderFollower(folder, client, OWNER)
     await restarted.compare()
     assert "etc" in await held(client)
     assert "deleting nothing" in messages(told())
@@ -308,7 +309,7 @@ async def test_a_folder_that_declares_less_than_half_deletes_nothing_until_it_is
     if "other.yaml" in left:  # as when another volume is mounted
         (folder / "other.yaml").write_text((QUICKSTART / "repository.yaml").read_text().replace("local", "other"))
     if restarted:
-        follower = Follower(folder, client, OWNER)
+        follower = FolderFollower(folder, client, OWNER)
     told()
     await follower.compare()
     await follower.compare()
@@ -339,7 +340,7 @@ async def test_a_token_that_is_away_for_a_moment_ends_nothing(folder, server, cl
         return "etc" in await held(client)
 
     async with Client(f"http://127.0.0.1:{server.port}", token.read_text) as reading:
-        follower = Follower(folder, reading, OWNER)
+        follower = FolderFollower(folder, reading, OWNER)
         token.unlink()
         if content is not None:
             token.write_text(content)
@@ -357,7 +358,7 @@ async def test_a_comparison_that_fails_for_an_unknown_reason_is_made_again(folde
             raise error
         return read(*args)
 
-    monkeypatch.setattr("controller.folder.read", parse)
+    monkeypatch.setattr("controller.folder.follower.read", parse)
 
     async def there():
         return "etc" in await held(client)
@@ -412,7 +413,7 @@ async def test_a_server_that_is_away_is_told_once_and_followed_when_it_is_back(f
     async with serving(Config(tmp_path / "data", port=0)) as running:
         url, token, port = f"http://127.0.0.1:{running.port}", running.admin_token, running.port
     async with Client(url, token) as client:
-        follower = Follower(folder, client, OWNER)
+        follower = FolderFollower(folder, client, OWNER)
         assert not await follower.compare()
         assert not await follower.compare()
         assert messages(told()) == ["server not reached, trying again"]
@@ -474,7 +475,7 @@ async def test_a_folder_whose_controller_has_fallen_silent_is_told_also_after_a_
             Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client,
         ):
             if told:
-                await Follower(folder, client, OWNER).compare()
+                await FolderFollower(folder, client, OWNER).compare()
             now[0] += timedelta(minutes=4)
             assert await state(client) == {}
             now[0] += timedelta(minutes=2)
@@ -512,7 +513,7 @@ def test_server_and_controller_mean_the_same_label():
 
 async def test_a_wrong_token_is_told_and_never_shown(folder, server, told):
     async with Client(f"http://127.0.0.1:{server.port}", "wrong-token") as client:
-        assert not await Follower(folder, client, OWNER).compare()
+        assert not await FolderFollower(folder, client, OWNER).compare()
         lines = told()
         assert messages(lines) == ["server refuses the controller"]
         assert "wrong-token" not in str(lines) + repr(client)

@@ -20,7 +20,7 @@ from agent.journal import read
 from agent.memory import replay
 from bench.servers import free_port
 from cli.up import this_machine
-from controller.folder import OWNER
+from controller.folder.follower import OWNER
 from controller.reconcile import OWNER_LABEL
 from server import records, resources
 from server.records import HostRow, RepositoryRow, ScheduleRow

@@ -2,7 +2,7 @@
 
 import pytest
 
-from controller.reconcile import REPOSITORY_URLS, repository_urls
+from controller.resources import REPOSITORY_URLS, repository_urls
 from server.bindings import ANNOTATION, binding_errors
 from server.grants import Grant
 from server.problems import Invalid

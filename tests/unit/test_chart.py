@@ -13,7 +13,7 @@ import yaml
 from prometheus_client import generate_latest
 
 from cli.main import main
-from controller.metrics import Metrics as ControllerMetrics
+from controller.cluster.metrics import Metrics as ControllerMetrics
 from server.service import Config, serving
 from tests.chart import CHART, NAMESPACE, ROOT, SETS, is_hook, loaded, pods, rendered, values
 from wire.version import __version__

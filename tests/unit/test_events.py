@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from controller.events import KEPT, Recorder
-from controller.kube import KubeError
-from controller.status import Notice
+from controller.cluster.events import KEPT, Recorder
+from controller.cluster.kube import KubeError
+from controller.cluster.status import Notice
 
 pytestmark = pytest.mark.anyio
 

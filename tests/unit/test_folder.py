@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from controller.documents import MAX_DEPTH, field_line
-from controller.folder import FolderError, Unreadable, read, read_texts
-from controller.reconcile import Key
+from controller.folder.declarations import read
+from controller.folder.documents import MAX_DEPTH, field_line
+from controller.folder.files import FolderError, Unreadable, read_texts
+from controller.resources import Key
 
 HEAD = "apiVersion: lamplighter.dev/v1alpha1\n"
 ETC = Key("Schedule", "default", "etc")

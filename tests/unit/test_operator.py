@@ -2,7 +2,7 @@
 
 import pytest
 
-from controller.operator import api_server
+from controller.cluster.operator import api_server
 
 
 @pytest.mark.parametrize(

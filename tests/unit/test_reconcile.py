@@ -13,17 +13,16 @@ from controller.reconcile import (
     Agreed,
     Declared,
     Delete,
-    Key,
     Observed,
     Put,
     Reconciler,
-    Resource,
     foreign,
     manifest,
     observe,
     plan,
     withheld,
 )
+from controller.resources import Key, Resource
 
 ME = "lamplighter-folder"
 ETC = Key("Schedule", "default", "etc")

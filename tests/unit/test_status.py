@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.client import FieldError, Refused, Unreachable
-from controller.kube import KubeError
-from controller.mirror import newline_note
-from controller.status import (
+from controller.cluster.cache import newline_note
+from controller.cluster.kube import KubeError
+from controller.cluster.status import (
     NotFoundError,
     Notice,
     Told,

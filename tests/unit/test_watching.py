@@ -2,7 +2,7 @@
 
 import pytest
 
-from controller.watching import Progress, watched_paths
+from controller.cluster.watching import Progress, watched_paths
 
 A, B = "/apis/g/v1/as", "/apis/g/v1/bs"
 

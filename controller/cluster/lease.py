@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from controller.kube import Kube, KubeError, Object
+from controller.cluster.kube import Kube, KubeError, Object
 
 log = logging.getLogger(__name__)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from controller.mirror import Mirror, credentials_of, resource_of, secrets_named
-from controller.reconcile import Key
-from controller.status import NotFoundError
+from controller.cluster.cache import Cache, credentials_of, resource_of, secrets_named
+from controller.cluster.status import NotFoundError
+from controller.resources import Key
 
 HOME = "lamplighter-system"
 MAIN = Key("Repository", "ns", "main")
@@ -23,63 +23,63 @@ def schedule(key, repository="main", **others):
 
 
 @pytest.fixture
-def mirror():
-    return Mirror(HOME)
+def cache():
+    return Cache(HOME)
 
 
-def test_what_is_new_changed_or_gone_is_to_be_looked_at(mirror):
-    assert mirror.see(schedule(ETC)) == {ETC}
-    assert mirror.see(schedule(ETC, generation=2)) == {ETC}
-    assert mirror.see(schedule(ETC, generation=2, metadata={"labels": {"a": "b"}})) == {ETC}
-    assert mirror.see(schedule(ETC, generation=2, uid="2")) == {ETC}
-    assert mirror.see(schedule(ETC), deleted=True) == {ETC}
-    assert mirror.objects == {}
+def test_what_is_new_changed_or_gone_is_to_be_looked_at(cache):
+    assert cache.on_event(schedule(ETC)) == {ETC}
+    assert cache.on_event(schedule(ETC, generation=2)) == {ETC}
+    assert cache.on_event(schedule(ETC, generation=2, metadata={"labels": {"a": "b"}})) == {ETC}
+    assert cache.on_event(schedule(ETC, generation=2, uid="2")) == {ETC}
+    assert cache.on_event(schedule(ETC), deleted=True) == {ETC}
+    assert cache.objects == {}
 
 
-def test_a_status_alone_matters_to_nobody_but_is_kept(mirror):
-    mirror.see(schedule(ETC))
-    assert mirror.see(schedule(ETC, status={"hosts": 1})) == set()
-    assert mirror.objects[ETC]["status"] == {"hosts": 1}
+def test_a_status_alone_matters_to_nobody_but_is_kept(cache):
+    cache.on_event(schedule(ETC))
+    assert cache.on_event(schedule(ETC, status={"hosts": 1})) == set()
+    assert cache.objects[ETC]["status"] == {"hosts": 1}
 
 
 @pytest.mark.parametrize("deleted", [False, True])
-def test_a_repository_matters_to_the_schedules_that_name_it(mirror, deleted):
-    mirror.see(schedule(ETC))
-    mirror.see(schedule(HOME_DIR, "other"))
-    mirror.see(schedule(Key("Schedule", "elsewhere", "etc")))
-    assert mirror.see(body(MAIN), deleted=deleted) == {MAIN, ETC}
+def test_a_repository_matters_to_the_schedules_that_name_it(cache, deleted):
+    cache.on_event(schedule(ETC))
+    cache.on_event(schedule(HOME_DIR, "other"))
+    cache.on_event(schedule(Key("Schedule", "elsewhere", "etc")))
+    assert cache.on_event(body(MAIN), deleted=deleted) == {MAIN, ETC}
 
 
-def test_a_node_matters_to_its_host_which_has_its_labels_and_goes_with_it(mirror):
-    assert mirror.see(body(NODE, uid="u", metadata={"labels": {"pool": "a"}})) == {NODE, HOST}
-    host = mirror.node_host("n1")
+def test_a_node_matters_to_its_host_which_has_its_labels_and_goes_with_it(cache):
+    assert cache.on_event(body(NODE, uid="u", metadata={"labels": {"pool": "a"}})) == {NODE, HOST}
+    host = cache.node_host("n1")
     assert (host["metadata"]["namespace"], host["spec"]) == (HOME, {"nodeName": "n1"})
     assert host["metadata"]["labels"] == {"pool": "a"}
     assert host["metadata"]["ownerReferences"] == [{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u"}]
-    mirror.see(body(NODE), deleted=True)
-    assert mirror.node_host("n1") is None
+    cache.on_event(body(NODE), deleted=True)
+    assert cache.node_host("n1") is None
 
 
-def test_a_list_says_what_there_is(mirror):
-    mirror.see(schedule(ETC))
-    mirror.begin()
-    mirror.replace([schedule(HOME_DIR)])
-    assert mirror.objects.keys() == {HOME_DIR}
+def test_a_list_says_what_there_is(cache):
+    cache.on_event(schedule(ETC))
+    cache.begin()
+    cache.replace([schedule(HOME_DIR)])
+    assert cache.objects.keys() == {HOME_DIR}
 
 
-def test_what_is_seen_while_a_list_is_read_is_newer_than_the_list(mirror):
-    mirror.see(schedule(ETC))
-    mirror.begin()
-    mirror.see(schedule(ETC), deleted=True)
-    mirror.see(schedule(HOME_DIR, generation=2))
-    mirror.replace([schedule(ETC), schedule(HOME_DIR)])
-    assert mirror.objects == {HOME_DIR: schedule(HOME_DIR, generation=2)}
+def test_what_is_seen_while_a_list_is_read_is_newer_than_the_list(cache):
+    cache.on_event(schedule(ETC))
+    cache.begin()
+    cache.on_event(schedule(ETC), deleted=True)
+    cache.on_event(schedule(HOME_DIR, generation=2))
+    cache.replace([schedule(ETC), schedule(HOME_DIR)])
+    assert cache.objects == {HOME_DIR: schedule(HOME_DIR, generation=2)}
 
 
-def test_a_run_that_has_ended_is_left_alone(mirror):
+def test_a_run_that_has_ended_is_left_alone(cache):
     for phase in ("", "Pending", "Running", "Succeeded", "Failed"):
-        mirror.see(body(Key("Run", "ns", f"run-{phase}"), status={"phase": phase} if phase else {}))
-    assert [key.name for key in mirror.active()] == ["run-", "run-Pending", "run-Running"]
+        cache.on_event(body(Key("Run", "ns", f"run-{phase}"), status={"phase": phase} if phase else {}))
+    assert [key.name for key in cache.active()] == ["run-", "run-Pending", "run-Running"]
 
 
 def test_a_declaration_leaves_out_what_kubernetes_adds():

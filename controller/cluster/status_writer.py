@@ -9,10 +9,10 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
-from controller.events import Recorder
-from controller.kube import Kube, KubeError, Object
-from controller.reconcile import Key
-from controller.status import Status, notices, patch
+from controller.cluster.events import Recorder
+from controller.cluster.kube import Kube, KubeError, Object
+from controller.cluster.status import Status, notices, patch
+from controller.resources import Key
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ HOSTS_PER_S = 50.0
 """Writes for Hosts in a second."""
 
 
-class Writer:
+class StatusWriter:
     """Brings statuses to the API server while `run` runs."""
 
     def __init__(self, kube: Kube, clock: Callable[[], datetime], interval_s: float = INTERVAL_S) -> None:
@@ -40,7 +40,7 @@ class Writer:
         self._host_slot = 0.0
         self.writes = 0
 
-    def want(self, key: Key, about: Object, status: Status) -> None:
+    def update_status(self, key: Key, about: Object, status: Status) -> None:
         """Have an object's status be this one, soon. `about`: the object as last seen; it is kept up to date."""
         if about.get("status") == status and key not in self._writing:
             self._wanted.pop(key, None)

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from controller.kube import KubeError
-from controller.reconcile import Key
-from controller.writer import Writer
+from controller.cluster.kube import KubeError
+from controller.cluster.status_writer import StatusWriter
+from controller.resources import Key
 
 pytestmark = pytest.mark.anyio
 
@@ -56,7 +56,7 @@ def kube():
 
 @asynccontextmanager
 async def writing(kube, interval_s=0.0):
-    writer = Writer(kube, lambda: datetime.now(UTC), interval_s)
+    writer = StatusWriter(kube, lambda: datetime.now(UTC), interval_s)
     task = asyncio.create_task(writer.run())
     yield writer
     task.cancel()
@@ -70,7 +70,7 @@ async def settled(writer):
 
 async def test_what_is_so_already_is_not_written(kube):
     async with writing(kube) as writer:
-        writer.want(ETC, body({"hosts": 1}), {"hosts": 1})
+        writer.update_status(ETC, body({"hosts": 1}), {"hosts": 1})
         assert writer.settled
 
 
@@ -78,7 +78,7 @@ async def test_only_the_latest_of_what_waits_is_written(kube):
     async with writing(kube) as writer:
         about = body()
         for hosts in range(5):
-            writer.want(ETC, about, {"hosts": hosts})
+            writer.update_status(ETC, about, {"hosts": hosts})
         await settled(writer)
     assert kube.written == [{"hosts": 4}]
     assert about["status"] == {"hosts": 4}
@@ -88,9 +88,9 @@ async def test_what_changes_during_a_write_is_written_after_it_even_if_it_change
     kube.open.clear()
     async with writing(kube) as writer:
         about = body({"hosts": 0})
-        writer.want(ETC, about, {"hosts": 1})
+        writer.update_status(ETC, about, {"hosts": 1})
         await kube.asked.wait()
-        writer.want(ETC, about, {"hosts": 0})
+        writer.update_status(ETC, about, {"hosts": 0})
         kube.open.set()
         await settled(writer)
     assert kube.written == [{"hosts": 1}, {"hosts": 0}]
@@ -99,10 +99,10 @@ async def test_what_changes_during_a_write_is_written_after_it_even_if_it_change
 async def test_the_next_write_of_an_object_waits_and_that_of_another_does_not(kube):
     async with writing(kube, interval_s=3600) as writer:
         about = body()
-        writer.want(ETC, about, {"hosts": 1})
+        writer.update_status(ETC, about, {"hosts": 1})
         await settled(writer)
-        writer.want(ETC, about, {"hosts": 2})
-        writer.want(Key("Schedule", "ns", "home"), body(), {"hosts": 3})
+        writer.update_status(ETC, about, {"hosts": 2})
+        writer.update_status(Key("Schedule", "ns", "home"), body(), {"hosts": 3})
         async with asyncio.timeout(20):
             while len(kube.written) < 2:
                 await asyncio.sleep(0)
@@ -114,7 +114,7 @@ async def test_the_next_write_of_an_object_waits_and_that_of_another_does_not(ku
 async def test_a_write_that_fails_is_tried_again_where_it_may_succeed(kube, status, written):
     kube.fails = [status]
     async with writing(kube) as writer:
-        writer.want(ETC, body(), {"hosts": 1})
+        writer.update_status(ETC, body(), {"hosts": 1})
         await settled(writer)
     assert len(kube.written) == written
 
@@ -122,7 +122,7 @@ async def test_a_write_that_fails_is_tried_again_where_it_may_succeed(kube, stat
 async def test_what_is_gone_is_forgotten(kube):
     kube.fails = [500] * 3
     async with writing(kube, interval_s=3600) as writer:
-        writer.want(ETC, body(), {"hosts": 1})
+        writer.update_status(ETC, body(), {"hosts": 1})
         await kube.asked.wait()
         writer.forget(ETC)
         assert writer.settled
@@ -135,7 +135,7 @@ async def test_an_event_that_cannot_be_posted_does_not_have_a_status_written_twi
     kube.create = refuse
     bad = {"type": "Ready", "status": "False", "reason": "Invalid", "message": ""}
     async with writing(kube) as writer:
-        writer.want(ETC, body(), {"conditions": [bad]})
+        writer.update_status(ETC, body(), {"conditions": [bad]})
         await settled(writer)
     assert kube.written == [{"conditions": [bad]}]
 
@@ -143,6 +143,6 @@ async def test_an_event_that_cannot_be_posted_does_not_have_a_status_written_twi
 async def test_a_host_that_flaps_waits_longer_between_two_writes(kube):
     async with writing(kube, interval_s=600) as writer:
         about, key = body(), Key("Host", "ns", "n1")
-        writer.want(key, about, {"connected": True})
+        writer.update_status(key, about, {"connected": True})
         await settled(writer)
         assert writer._not_before[key] - asyncio.get_running_loop().time() > 3000

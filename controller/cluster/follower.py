@@ -13,13 +13,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from controller import watching
 from controller.client import Client, ControllerError, Refused, Unreachable
-from controller.kube import Kube, KubeError, Object
-from controller.mirror import (
+from controller.cluster import watching
+from controller.cluster.cache import (
     ONCE,
     WATCHED,
-    Mirror,
+    Cache,
     credentials_of,
     is_active,
     key_of,
@@ -28,8 +27,8 @@ from controller.mirror import (
     resource_of,
     secrets_named,
 )
-from controller.reconcile import PLURALS, Declared, Key, Outcome, Put, Reconciler, Resource, repository_urls
-from controller.status import (
+from controller.cluster.kube import Kube, KubeError, Object
+from controller.cluster.status import (
     NotFoundError,
     Status,
     Told,
@@ -40,7 +39,9 @@ from controller.status import (
     run_status,
     schedule_status,
 )
-from controller.writer import INTERVAL_S, Writer
+from controller.cluster.status_writer import INTERVAL_S, StatusWriter
+from controller.reconcile import Declared, Outcome, Put, Reconciler
+from controller.resources import PLURALS, Key, Resource, repository_urls
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Version(NamedTuple):
 
 
 class Cluster:
-    """Brings one cluster's resources to one server, and statuses back. Feed it with `see`; `run` it.
+    """Brings one cluster's resources to one server, and statuses back. Feed it with `on_event`; `run` it.
 
     `namespaces`: those whose resources count; none for all.
     """
@@ -98,12 +99,12 @@ class Cluster:
         namespaces: Collection[str] = (),
         times: Times = TIMES,
     ) -> None:
-        self.writer = Writer(kube, clock, times.write)
+        self.writer = StatusWriter(kube, clock, times.write)
         self._times = times
         self._kube = kube
         self._client = client
         self._clock = clock
-        self._mirror = Mirror(host_namespace)
+        self._cache = Cache(host_namespace)
         self._namespaces = sorted({*namespaces, host_namespace}) if namespaces else [None]
         self._reconciler = Reconciler(client, OWNER)
         self._errors: dict[Key, ControllerError] = {}
@@ -124,7 +125,7 @@ class Cluster:
         self.compared = asyncio.Event()
         self.turned_at = asyncio.get_running_loop().time()  # when it last came round, whatever it then found
 
-    def see(self, body: Object, *, deleted: bool = False, listed: bool = False) -> None:
+    def on_event(self, body: Object, *, deleted: bool = False, listed: bool = False) -> None:
         """An object of a WATCHED kind is there as it is now, or is no more.
 
         `listed`: a watch has begun, and lists what is there. What was deleted before goes unsaid: where it is not the
@@ -135,7 +136,7 @@ class Cluster:
             self._missed |= key in self._listed
             self.begin()
         self._listed.add(key)
-        self._dirty |= self._mirror.see(body, deleted=deleted)
+        self._dirty |= self._cache.on_event(body, deleted=deleted)
         self._woken.set()
 
     def begin(self) -> None:
@@ -151,7 +152,7 @@ class Cluster:
     @property
     def object_count(self) -> int:
         """Objects that are followed."""
-        return len(self._mirror.objects)
+        return len(self._cache.objects)
 
     @property
     def failing(self) -> int:
@@ -182,9 +183,9 @@ class Cluster:
                 self._dirty, self._again = self._dirty | self._again, set()
             if now() >= secrets_at:
                 secrets_at = now() + self._times.secrets
-                self._dirty |= {key for key, _ in self._mirror.of("Repository")}
+                self._dirty |= {key for key, _ in self._cache.of("Repository")}
             if self._listed_at is not None and now() >= self._listed_at:
-                self._missed |= not self._mirror.objects.keys() <= self._listed
+                self._missed |= not self._cache.objects.keys() <= self._listed
                 self._listed_at = None
             if now() >= full_at or (self._missed and now() >= self._again_at):
                 self._missed = False
@@ -227,31 +228,31 @@ class Cluster:
     async def _compare_all(self) -> bool:
         """Read everything on both sides anew, and put right what differs. Whether that could be done."""
         try:
-            self._mirror.begin()
-            self._mirror.replace([body async for body in self._all_objects()])
+            self._cache.begin()
+            self._cache.replace([body async for body in self._all_objects()])
             self._hosts = {item["name"]: item async for item in self._client.resources("hosts")}
-            declared, versions = await self._declare(key for key in self._mirror.objects if key.kind in PLURALS)
+            declared, versions = await self._declare(key for key in self._cache.objects if key.kind in PLURALS)
             outcomes = await self._reconciler.reconcile(declared)
         except ControllerError as error:
             log.warning("not compared, trying again", extra={"reason": str(error)})
             self._tell_new(error)
             return False
         self._take(declared, outcomes, (), versions)
-        uids = {self._mirror.objects[key]["metadata"]["uid"] for key in self._mirror.active()}
+        uids = {self._cache.objects[key]["metadata"]["uid"] for key in self._cache.active()}
         self._once = {uid: run for uid, run in self._once.items() if uid in uids}
-        names = {*self._hosts, *(key.name for key, _ in self._mirror.of("Node"))}
-        self._dirty |= {Key("Host", self._mirror.host_namespace, name) for name in names}
-        self._dirty |= {key for key in self._mirror.objects if key.kind in ("Host", *ONCE)}
+        names = {*self._hosts, *(key.name for key, _ in self._cache.of("Node"))}
+        self._dirty |= {Key("Host", self._cache.host_namespace, name) for name in names}
+        self._dirty |= {key for key in self._cache.objects if key.kind in ("Host", *ONCE)}
         self._news |= {"schedules", "repositories", "hosts"}
         for key in declared.resources:
             self._tell(key)
-        log.info("compared", extra={"objects": len(self._mirror.objects), "changes": len(outcomes)})
+        log.info("compared", extra={"objects": len(self._cache.objects), "changes": len(outcomes)})
         self.compared.set()
         return not any(isinstance(outcome.error, Unreachable) for outcome in outcomes)
 
     def _tell_new(self, error: ControllerError) -> None:
         """Say of what the server has yet to take why it has not."""
-        for key, body in list(self._mirror.objects.items()):
+        for key, body in list(self._cache.objects.items()):
             is_new = (body.get("status") or {}).get("observedGeneration") != _version(body).generation
             if key.kind in PLURALS and is_new:
                 self._errors[key] = error
@@ -287,7 +288,7 @@ class Cluster:
         held: list[Key] = []
 
         async def declare(key: Key) -> None:
-            body = self._mirror.objects.get(key)
+            body = self._cache.objects.get(key)
             if body is None:
                 return
             try:
@@ -341,30 +342,30 @@ class Cluster:
                 self._resources.pop(key, None)
             if isinstance(outcome.change, Put) and outcome.answer is not None and outcome.was is None:
                 log.info("%s accepted", key.kind.lower(), extra={key.kind.lower(): str(key)})
-                self._dirty |= set(self._mirror.dependents(key))
+                self._dirty |= set(self._cache.dependents(key))
 
     async def _keep_node_host(self, key: Key) -> None:
         """Have a Host for a node, with its labels, and none for a node that is gone."""
-        wanted, host = self._mirror.node_host(key.name), self._mirror.objects.get(key)
+        wanted, host = self._cache.node_host(key.name), self._cache.objects.get(key)
         if wanted is None:
             if host is not None and (host.get("spec") or {}).get("nodeName"):
                 await self._kube.delete("Host", key.namespace, key.name, host["metadata"]["uid"])
-                self._mirror.see(host, deleted=True)
+                self._cache.on_event(host, deleted=True)
         elif host is None:
-            self._mirror.see(await self._kube.create("Host", wanted))
+            self._cache.on_event(await self._kube.create("Host", wanted))
         elif (has := host["metadata"].get("labels") or {}) != (due := wanted["metadata"]["labels"]):
             labels = {**dict.fromkeys(has.keys() - due.keys()), **due}
             changed = await self._kube.patch("Host", key.namespace, key.name, {"metadata": {"labels": labels}})
             if changed is not None:
-                self._mirror.see(changed)
+                self._cache.on_event(changed)
 
     async def _bring_host(self, key: Key) -> None:
         """Keep a node's Host, and bring it and others to the server; what went wrong with either is told."""
-        if key.namespace != self._mirror.host_namespace:
-            there = f"Hosts count in namespace {self._mirror.host_namespace} only: create it there"
+        if key.namespace != self._cache.host_namespace:
+            there = f"Hosts count in namespace {self._cache.host_namespace} only: create it there"
             return self._settle(key, NotFoundError("WrongNamespace", there))
         not_kept = await _error_of(self._keep_node_host(key))
-        body = self._mirror.objects.get(key)
+        body = self._cache.objects.get(key)
         not_put = await _error_of(self._put_host(key, body))
         return self._settle(key, not_kept or not_put, None if body is None else _version(body))
 
@@ -379,7 +380,7 @@ class Cluster:
             self._hosts[key.name] = await self._client.put_host(key.name, labels)
 
     async def _bring_once(self, key: Key) -> None:
-        body = self._mirror.objects.get(key)
+        body = self._cache.objects.get(key)
         if body is not None and is_active(body):
             await self._trying(key, self._do_once(key, body), body)
 
@@ -410,21 +411,21 @@ class Cluster:
                 found = [it async for it in self._client.resources(PLURALS[kind])]
                 others = {key: it for key, it in self._resources.items() if key.kind != kind}
                 self._resources = others | {key_of(it): it for it in found}
-                for key, _ in self._mirror.of(kind):
+                for key, _ in self._cache.of(kind):
                     self._tell(key)
             if "hosts" in news:
                 self._hosts = {it["name"]: it async for it in self._client.resources("hosts")}
-                for key, _ in self._mirror.of("Host"):
+                for key, _ in self._cache.of("Host"):
                     self._tell(key)
         except ControllerError as error:
             log.warning("server not looked at, trying again", extra={"reason": str(error)})
             self._news |= news
         if "runs" in news:
-            self._dirty |= set(self._mirror.active())
+            self._dirty |= set(self._cache.active())
 
     def _tell(self, key: Key) -> None:
         """Have an object's status say what is known of it."""
-        body = self._mirror.objects.get(key)
+        body = self._cache.objects.get(key)
         if body is None:
             self.writer.forget(key)
             self._listed.discard(key)
@@ -436,7 +437,7 @@ class Cluster:
         if key in self._unsaid:
             return
         if (status := self._status(key, body)) is not None:
-            self.writer.want(key, body, status)
+            self.writer.update_status(key, body, status)
 
     def _status(self, key: Key, body: Object) -> Status | None:
         """What an object's status should be, None where there is nothing to say yet, or any more."""
@@ -462,9 +463,9 @@ class Cluster:
         if named is None or (error is not None and reason(error) != f"{named.kind}NotFound"):
             return error
         why = self._errors.get(named)
-        if error is not None and why is not None and named in self._mirror.objects:
+        if error is not None and why is not None and named in self._cache.objects:
             return NotFoundError(f"{named.kind}NotReady", f"{named.kind} {named.name} is not in force: {why}")
-        if error is None and key.kind == "Schedule" and named not in self._mirror.objects:
+        if error is None and key.kind == "Schedule" and named not in self._cache.objects:
             message = f"Repository {named.name} was deleted: create it again, or name another"
             return NotFoundError("RepositoryNotFound", message)
         return error

@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import NamedTuple
 
-from controller.kube import COMPONENT, GROUP, Kube, KubeError, Object
-from controller.status import Notice
+from controller.cluster.kube import COMPONENT, GROUP, Kube, KubeError, Object
+from controller.cluster.status import Notice
 
 log = logging.getLogger(__name__)
 

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from controller.kube import Object
-from controller.reconcile import SECRET_PARTS, Key, Resource, environment_of, final_newlines
-from controller.status import NotFoundError
+from controller.cluster.kube import Object
+from controller.cluster.status import NotFoundError
+from controller.resources import SECRET_PARTS, Key, Resource, environment_of, final_newlines
 
 ONCE = ("Run", "Restore")
 """The kinds that are done once, and then are over."""
 WATCHED = ("Node", "Repository", "Schedule", "Host", *ONCE)
-"""The kinds that are mirrored, those that others depend on first."""
+"""The kinds that are cached, those that others depend on first."""
 ENDED = ("Succeeded", "Failed")
 """The phases in which one of ONCE stays."""
 _REFERENCES = {
@@ -22,7 +22,7 @@ _REFERENCES = {
 """The kind of what each of these kinds names in its namespace, and the field of its spec that does."""
 
 
-class Mirror:
+class Cache:
     """Objects by key. `host_namespace`: where Hosts count."""
 
     def __init__(self, host_namespace: str) -> None:
@@ -30,7 +30,7 @@ class Mirror:
         self.objects: dict[Key, Object] = {}
         self._seen: set[Key] = set()
 
-    def see(self, body: Object, *, deleted: bool = False) -> set[Key]:
+    def on_event(self, body: Object, *, deleted: bool = False) -> set[Key]:
         """Take in an object as it is now, or is no more. Returns what is to be looked at for it."""
         key = key_of(body)
         self._seen.add(key)

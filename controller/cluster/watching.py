@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import aiohttp
 import kopf
 
-from controller.kube import KINDS, TIMEOUT_S, Object, session
-from controller.mirror import WATCHED
+from controller.cluster.cache import WATCHED
+from controller.cluster.kube import KINDS, TIMEOUT_S, Object, session
 
 log = logging.getLogger(__name__)
 

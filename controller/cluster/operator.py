@@ -12,12 +12,12 @@ from typing import Any
 import kopf
 
 from controller.client import Client, ControllerError
-from controller.cluster import TIMES, Cluster, Times
-from controller.kube import Kube, Object
-from controller.lease import Lease
-from controller.metrics import Metrics
-from controller.watching import Progress, watch, watched_paths
-from controller.watching import Times as WatchTimes
+from controller.cluster.follower import TIMES, Cluster, Times
+from controller.cluster.kube import Kube, Object
+from controller.cluster.lease import Lease
+from controller.cluster.metrics import Metrics
+from controller.cluster.watching import Progress, watch, watched_paths
+from controller.cluster.watching import Times as WatchTimes
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ async def _follow(cluster: Cluster, namespaces: Sequence[str], progress: Progres
     """Watch with kopf and follow what it sees, until cancelled."""
 
     def see(body: Object, kind: str | None) -> None:
-        cluster.see(body, deleted=kind == "DELETED", listed=kind is None)
+        cluster.on_event(body, deleted=kind == "DELETED", listed=kind is None)
 
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # it warns of not being the main thread

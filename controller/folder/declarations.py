@@ -1,0 +1,119 @@
+"""What the files of a folder declare: pure, texts in, resources and mistakes out.
+
+A file that cannot be understood leaves everything as it is that it said when it last could be: a slip of the pen never
+deletes a schedule.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from controller.folder.documents import Document, Mistake, Parsed, parse, secret_values
+from controller.folder.files import Unreadable
+from controller.reconcile import Declared
+from controller.resources import FOLDER_PLURALS, SECRET_PARTS, Key, Resource, environment_of, repository_urls
+
+
+class File(NamedTuple):
+    """A file as it was last read. `documents`: those of the last text without mistakes; None when there was none.
+
+    Its repr leaves out the text, which may be a Secret's.
+    """
+
+    text: str | Unreadable
+    parsed: Parsed
+    documents: tuple[Document, ...] | None
+
+    def __repr__(self) -> str:
+        return f"File({self.parsed!r}, {self.documents!r})"
+
+
+class Reading(NamedTuple):
+    """What a folder declares. `documents`: where each resource stands; `files`: to be given to the next reading."""
+
+    declared: Declared
+    documents: Mapping[Key, Document]
+    errors: Sequence[Mistake]
+    warnings: Sequence[Mistake]
+    files: Mapping[Path, File]
+
+
+_NOTHING: Mapping[Path, File] = {}
+
+
+def read(texts: Mapping[Path, str | Unreadable], last: Mapping[Path, File] = _NOTHING) -> Reading:
+    """What these files declare, each by its last text without mistakes. `last`: `files` of the reading before.
+
+    Where a file never had such a text, what it declares is not known, and nothing is to be deleted.
+    """
+    files = {path: _file(path, texts[path], last.get(path)) for path in sorted(texts)}
+    errors = [mistake for file in files.values() for mistake in file.parsed.mistakes]
+    warnings = [mistake for file in files.values() for mistake in file.parsed.unread]
+    named: dict[Key, list[Document]] = defaultdict(list)
+    for file in files.values():
+        for document in file.documents or ():
+            named[Key(document.kind, document.namespace, document.name)].append(document)
+    for same in named.values():
+        errors += [_twice(document, same[0]) for document in same[1:]]
+    once = {key: same[0] for key, same in named.items() if len(same) == 1}
+    documents = {key: same[0] for key, same in named.items() if key.kind in FOLDER_PLURALS}
+    resources: dict[Key, Resource] = {}
+    for key, document in documents.items():
+        if key in once:
+            credentials, mistakes = _credentials(document, once)
+            errors += mistakes
+            if not mistakes:
+                content = document.content
+                resources[key] = Resource(content["metadata"], content.get("spec"), credentials)
+    complete = all(file.documents is not None for file in files.values())
+    declared = Declared(resources, documents.keys() - resources.keys(), complete)
+    return Reading(declared, documents, errors, warnings, files)
+
+
+def _file(path: Path, text: str | Unreadable, last: File | None) -> File:
+    if last is not None and last.text == text:
+        return last
+    if isinstance(text, Unreadable):
+        parsed = Parsed((), (Mistake(str(path), "", 0, "", text.reason),), ())
+    else:
+        parsed = parse(path, text)
+    if parsed.mistakes:
+        return File(text, parsed, last.documents if last is not None else None)
+    return File(text, parsed, parsed.documents)
+
+
+def _twice(document: Document, first: Document) -> Mistake:
+    name = f"{document.kind} {document.namespace}/{document.name}"
+    return document.mistake("metadata.name", f"{name} is declared in {first.place} too: keep one of them")
+
+
+def _credentials(
+    repository: Document, documents: Mapping[Key, Document]
+) -> tuple[dict[str, Any] | None, list[Mistake]]:
+    """What opens a Repository, from the Secrets that it refers to; None where it refers to none."""
+    given = repository.content.get("spec")
+    spec = given if isinstance(given, dict) else {}
+    found: dict[str, Any] = {}
+    mistakes = []
+    for field in ("passwordSecretRef", "envSecretRef"):
+        ref = spec.get(field)
+        if not isinstance(ref, dict) or not isinstance(ref.get("name"), str):
+            continue  # absent, or the server tells what is wrong with it
+        at, name = f"spec.{field}", f"Secret {repository.namespace}/{ref['name']}"
+        secret = documents.get(Key("Secret", repository.namespace, ref["name"]))
+        if secret is None:
+            mistakes.append(repository.mistake(f"{at}.name", f"there is no {name} in the folder: declare it"))
+            continue
+        if (urls := repository_urls(secret.content["metadata"])) is not None:
+            found.setdefault("urls", {})[SECRET_PARTS[field]] = urls
+        if field == "envSecretRef":
+            found["env"] = environment_of(spec, secret_values(secret))
+        else:
+            key = ref.get("key") or "password"
+            values = secret_values(secret)
+            if key in values:
+                found["password"] = values[key]
+            else:
+                mistakes.append(repository.mistake(f"{at}.key", f"{name} has no key {key}: it has {', '.join(values)}"))
+    return found or None, mistakes

@@ -1,0 +1,30 @@
+"""What Prometheus is told of a controller of a folder. Names and units follow Prometheus' practices."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Gauge
+
+
+class FolderMetrics:
+    """The metrics of a controller of a folder, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._is_reached = False
+        about = "Whether the server answered the last comparison: 0 or 1."
+        self._reached = Gauge("lamplighter_folder_server_reached", about, registry=registry)
+        about = "How many things keep the controller from following its folder."
+        self._problems = Gauge("lamplighter_folder_problems", about, ["reason"], registry=registry)
+
+    def compared(self, reached: bool, reasons: Iterable[str]) -> None:
+        """A comparison is over. `reasons`: what is wrong, a word each."""
+        self._is_reached = reached
+        self._reached.set(reached)
+        self._problems.clear()
+        for reason, count in Counter(reasons).items():
+            self._problems.labels(reason).set(count)
+
+    async def waits_for(self) -> str:
+        """What the controller waits for before it is ready; empty when it is."""
+        return "" if self._is_reached else "the server has not answered a comparison"

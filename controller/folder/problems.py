@@ -1,0 +1,115 @@
+"""What is wrong with a folder or its server, as lines for the log and as the server is told."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from controller.client import ControllerError, Refused
+from controller.folder.declarations import Reading
+from controller.folder.dedup_logger import Facts, LogEvent
+from controller.folder.documents import Mistake, field_line
+from controller.folder.files import Unreadable
+from controller.reconcile import Outcome
+from controller.resources import Key, final_newlines
+
+MAX_REPORTED = 20
+"""Problems that one report to the server holds."""
+MAX_MESSAGE = 1024
+"""Characters of each problem's message."""
+
+
+def reported(problems: Sequence[LogEvent]) -> list[dict[str, str]]:
+    """Problems as the server takes them: the first MAX_REPORTED, of which the last counts the rest."""
+    told = [{"reason": it.reason, "message": _one_line(it)} for it in problems[:MAX_REPORTED]]
+    if more := len(problems) - len(told):
+        told[-1] = {"reason": "MoreProblems", "message": f"and {more + 1} more: see the controller's log"}
+    return told
+
+
+def _one_line(event: LogEvent) -> str:
+    """An event with its facts, in one line of at most MAX_MESSAGE characters."""
+    facts = "; ".join(str(value) if name == "detail" else f"{name} {value}" for name, value in event.facts)
+    return f"{event.message}: {' '.join(facts.split())}"[:MAX_MESSAGE]
+
+
+def newline_events(reading: Reading) -> list[LogEvent]:
+    """Where a secret ends with a newline, which is left out: nothing is wrong with that where nobody meant it."""
+    return [
+        LogEvent(
+            logging.WARNING,
+            "newline at the end of a secret left out",
+            log_facts(repository=key, fields=", ".join(names), file=reading.documents[key].place),
+        )
+        for key, resource in reading.declared.resources.items()
+        if (names := final_newlines(resource.credentials))
+    ]
+
+
+def file_events(reading: Reading) -> list[LogEvent]:
+    """Mistakes in files, documents that are ignored, and that nothing is deleted because of a mistake."""
+    events = []
+    for it in reading.errors:
+        place = _place(reading, it.file, it.document, it.field, it) or it.place
+        facts = log_facts(file=place, document=it.document, field=it.field, detail=it.detail)
+        events.append(LogEvent(logging.ERROR, "file refused", facts, file_subject(it.file), "file valid now"))
+    for it in reading.warnings:
+        facts = log_facts(file=it.place, document=it.document, detail=it.detail)
+        events.append(LogEvent(logging.WARNING, "document ignored", facts))
+    if not reading.declared.complete:
+        detail = "a file has mistakes, and what it declares is not known: nothing is deleted until they are mended"
+        events.append(LogEvent(logging.WARNING, "deleting nothing", log_facts(detail=detail)))
+    return events
+
+
+def _place(reading: Reading, path: str, document: int, field: str, mistake: Mistake | None = None) -> str:
+    """The file with the line of a field; without the line where what counts is an earlier text; "" for no field."""
+    file = reading.files[Path(path)]
+    if not field or isinstance(file.text, Unreadable):
+        return ""
+    if file.parsed.mistakes and mistake not in file.parsed.mistakes:
+        return path
+    line = field_line(file.text, document, field)
+    return f"{path}:{line}" if line else path
+
+
+def refusals(outcomes: Sequence[Outcome], reading: Reading) -> list[LogEvent]:
+    """What the server refused, by field, with the place that says it."""
+    events = []
+    for outcome in outcomes:
+        if isinstance(outcome.error, Refused):
+            key = outcome.change.key
+            kind, subject = key.kind.lower(), resource_subject(key)
+            fields = [(it.field, it.detail) for it in outcome.error.errors]
+            for field, detail in fields or [("", outcome.error.detail)]:
+                facts = subject + log_facts(**_where(reading, key, field), field=field, detail=detail)
+                events.append(LogEvent(logging.ERROR, f"{kind} refused", facts, subject, f"{kind} accepted now"))
+    return events
+
+
+def _where(reading: Reading, key: Key, field: str) -> dict[str, object]:
+    """The file, with the line, and the document that say a field of a resource."""
+    document = reading.documents.get(key)
+    if document is None:
+        return {}
+    place = _place(reading, document.file, document.number, field) or document.place
+    return {"file": place, "document": document.number}
+
+
+def failing(level: int, message: str, error: ControllerError, resolved: str) -> LogEvent:
+    """What keeps the controller from comparing at all. `resolved`: logged once that is over."""
+    return LogEvent(level, message, log_facts(detail=error), resolved=resolved)
+
+
+def log_facts(**facts: object) -> Facts:
+    """What a line of the log names, without what is empty."""
+    return tuple((key, str(value)) for key, value in facts.items() if value)
+
+
+def resource_subject(key: Key) -> Facts:
+    """A resource, as the subject of lines of the log."""
+    return ((key.kind.lower(), str(key)),)
+
+
+def file_subject(path: str) -> Facts:
+    """A file, as the subject of lines of the log."""
+    return (("file", path),)
