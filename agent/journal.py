@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.memory import Memory, Record, replay
+from agent.core.state import Memory, Record, replay
 
 log = logging.getLogger(__name__)
 

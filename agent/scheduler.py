@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from agent import core
-from agent.core import Core, Effect, Push
+from agent.core import machine
+from agent.core.machine import Core, Effect, Push
 from wire.messages import ScheduleSet
 
 LOOK_S = 10.0
@@ -65,9 +65,9 @@ class Scheduler:
     async def _apply(self, push: Push | None) -> None:
         memory, host, now = self._core.memory, self._core.host, self._clock()
         if _size(push, len(memory.entries)) > THREAD_ENTRIES:
-            result = await asyncio.to_thread(core.built, memory, push, host, now)
+            result = await asyncio.to_thread(machine.built, memory, push, host, now)
         else:
-            result = core.built(memory, push, host, now)
+            result = machine.built(memory, push, host, now)
         self._perform(self._core.applied(result, self._clock()))
 
 

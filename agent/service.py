@@ -13,10 +13,10 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from agent.core import Apply, Core, Effect, Persist, Send, StartJob, StopJob
+from agent.core.machine import Apply, Core, Effect, Persist, Send, StartJob, StopJob
+from agent.core.state import Memory
 from agent.journal import Journal
 from agent.link import Link, plain
-from agent.memory import Memory
 from agent.metrics import Metrics
 from agent.scheduler import Scheduler
 from wire.messages import AgentClock, CommandRun, FromServer, JobEnd, JobFinished, JobLog, JobProgress, Repository

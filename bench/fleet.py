@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+from agent.core.state import Memory, Record
 from agent.journal import Journal
-from agent.memory import Memory, Record
 from agent.service import Config, Service
 from wire.messages import CommandRun, FromServer, JobEnd, JobFinished
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from msgspec import Raw
 
-from agent.memory import Memory
+from agent.core.state import Memory
 from bench import floors
 from bench.fleet import Agent, Clock, still, until
 from bench.result import Limits, Result, Row, Size, median, percentile

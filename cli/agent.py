@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import click
 
-from agent import enrolment, landlock
+from agent import enrolment
 from agent.enrolment import KEY_FILE
 from agent.journal import Journal
-from agent.runner import Runner
+from agent.restic.runner import Runner
+from agent.sandbox import landlock
 from agent.service import Config, Service, utc_now
 from cli import metrics
 from cli.reach import reason

@@ -23,7 +23,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from agent.journal import Journal
-from agent.runner import Runner
+from agent.restic.runner import Runner
 from agent.service import Config as AgentConfig
 from agent.service import Service, utc_now
 from controller.client import Client

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 
+from agent.core.state import replay
 from agent.journal import read
-from agent.memory import replay
 from tests.faults.checks import FORGOTTEN, MINUTE, Evidence, Held, Job, Kept, Row, Run, due_times
 from tests.faults.fleet import DUE, KEPT, Fleet
 from tests.faults.plan import HOSTS

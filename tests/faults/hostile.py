@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from agent.memory import Memory
+from agent.core.state import Memory
 from bench.fleet import Agent, Clock
 from wire.messages import ScheduleFire
 

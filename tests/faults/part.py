@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-import agent.core
+import agent.core.machine
 import agent.journal
 import agent.link
 import agent.scheduler
@@ -22,7 +22,7 @@ def hurry() -> None:
     agent.link.FIRST_DELAY_S, agent.link.LONGEST_DELAY_S = 0.1, 1.0
     agent.link.OPEN_S, agent.link.PING_S = 4.0, 2.5
     agent.journal.RETRY_S = 0.3
-    agent.core.TRUST = timedelta(seconds=10)
+    agent.core.machine.TRUST = timedelta(seconds=10)
     agent.scheduler.LOOK_S = 0.05  # a fast clock is to be looked at more often, too
 
 

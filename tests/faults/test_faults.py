@@ -13,8 +13,8 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
 
+from agent.core.state import Accepted
 from agent.journal import encode
-from agent.memory import Accepted
 from tests.faults import finding, rounds
 from tests.faults.checks import Evidence, Held, Job, Kept, Row, Run, violations
 from tests.faults.clock import Clock, Clocks

@@ -14,11 +14,11 @@ from msgspec import Raw
 from websockets.asyncio.server import serve
 from websockets.typing import Subprotocol
 
-from agent import core as cores
 from agent import link as links
 from agent import scheduler as schedulers
+from agent.core import machine as cores
+from agent.core.state import Accepted, Fired
 from agent.journal import Journal, encode
-from agent.memory import Accepted, Fired
 from agent.service import Config, Service
 from wire import codec
 from wire.entries import encode_entry

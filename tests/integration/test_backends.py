@@ -15,8 +15,8 @@ import asyncssh
 import httpx
 import pytest
 
-from agent.job import Pace
-from agent.runner import Runner
+from agent.restic.job import Pace
+from agent.restic.runner import Runner
 from bench.servers import free_port
 from wire.messages import CommandRun, JobLog, Repository, Restore, Verify
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from agent import landlock
-from agent.runner import Runner
+from agent.restic.runner import Runner
+from agent.sandbox import landlock
 from tests.integration.crafted import Crafted, link
 from wire.messages import CommandRun, JobLog, Repository, Restore, Verify
 
@@ -585,8 +585,8 @@ ON_ANOTHER_MACHINE = """
 import os, sys
 from types import SimpleNamespace
 os.uname = lambda: SimpleNamespace(machine=sys.argv[1])
-from agent import launch
-from agent.confine import Launch
+from agent.sandbox import launch
+from agent.sandbox.confine import Launch
 launch._keep_modes(Launch(within=sys.argv[3:], unconfined=sys.argv[2] == "unconfined"))
 """
 
@@ -613,7 +613,7 @@ WITHOUT_LANDLOCK = """
 import asyncio, ctypes, struct, sys
 from datetime import UTC, datetime
 from pathlib import Path
-from agent.runner import Runner
+from agent.restic.runner import Runner
 from wire.messages import CommandRun, Repository
 
 # seccomp(2): system call 444, landlock_create_ruleset, fails with ENOSYS, as on a kernel that has none.
@@ -648,7 +648,7 @@ RESTORE_AND_WAIT = """
 import asyncio, sys
 from datetime import UTC, datetime
 from pathlib import Path
-from agent.runner import Runner
+from agent.restic.runner import Runner
 from wire.messages import CommandRun, Repository, Restore
 
 folder = Path(sys.argv[1])

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from agent import hooks as rules
-from agent.job import Pace
-from agent.runner import Runner
+from agent.restic import hooks as rules
+from agent.restic.job import Pace
+from agent.restic.runner import Runner
 from wire.messages import CommandRun, Hooks, JobLog, Repository
 
 RESTIC = shutil.which("restic") or "restic"

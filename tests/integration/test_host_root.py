@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.runner import Runner
+from agent.restic.runner import Runner
 from wire.messages import CommandRun, Repository, Restore, Verify
 
 RESTIC = shutil.which("restic") or "restic"

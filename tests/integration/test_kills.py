@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from agent.core.state import replay
 from agent.journal import read
-from agent.memory import replay
 from bench.servers import free_port
 from cli.up import this_machine
 from controller.folder.follower import OWNER

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.runner import Runner
-from agent.verify import MAX_PATHS
+from agent.restic.runner import Runner
+from agent.restic.verify import MAX_PATHS
 from server import commands
 from server.resources import parse_schedule
 from wire.messages import CommandRun, JobLog, Repository

@@ -11,7 +11,7 @@ from websockets.typing import Subprotocol
 from agent.enrolment import enrol
 from agent.link import Link
 from agent.proxies import proxy_for
-from agent.restic import environment
+from agent.restic.output import restic_environment
 from wire.messages import PROTOCOL, Repository
 
 NAMES = [f"{name}_proxy" for name in ("https", "http", "all", "no")]
@@ -118,6 +118,6 @@ def test_the_proxy_is_that_of_the_scheme_but_for_what_no_proxy_names(monkeypatch
 def test_restic_has_the_same_proxies(tmp_path):
     repository = Repository("r", "ns/main", "rest:https://h/b", "hush")
     host = {"ALL_PROXY": "socks5://p:1080", "https_proxy": "http://p:3128", "NO_PROXY": "x"}
-    env = environment(repository, host, tmp_path)
+    env = restic_environment(repository, host, tmp_path)
     proxies = {name: value for name, value in env.items() if name.lower().endswith("_proxy")}
     assert proxies == {"https_proxy": "http://p:3128", "HTTP_PROXY": "socks5://p:1080", "NO_PROXY": "x"}

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from agent import news as news_of_jobs
-from agent.runner import Runner
+from agent.restic import reporter as news_of_jobs
+from agent.restic.runner import Runner
 from server import commands
 from server.resources import MAX_PATHS_BYTES
 from wire.messages import CommandRun, JobLog, Repository, Restore

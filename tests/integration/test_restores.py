@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from agent.journal import Journal
-from agent.runner import Runner
+from agent.restic.runner import Runner
 from agent.service import Config as AgentConfig
 from agent.service import Service, utc_now
 from server import restores

@@ -16,10 +16,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent import news as news_of_jobs
-from agent import process
-from agent.job import Pace
-from agent.runner import Runner
+from agent.restic import process
+from agent.restic import reporter as news_of_jobs
+from agent.restic.job import Pace
+from agent.restic.runner import Runner
 from wire.messages import CommandRun, JobLog, JobProgress, Repository
 
 RESTIC = shutil.which("restic") or "restic"
@@ -480,7 +480,7 @@ async def test_a_child_that_keeps_the_pipes_does_not_keep_the_job(make, reposito
 AGENT = """
 import asyncio, pathlib, sys
 from datetime import UTC, datetime
-from agent.runner import Runner
+from agent.restic.runner import Runner
 from wire.messages import CommandRun, Repository
 program, cache, url = sys.argv[1:]
 runner = Runner(program, pathlib.Path(cache), lambda: datetime.now(UTC))

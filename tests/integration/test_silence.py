@@ -11,7 +11,7 @@ import pytest
 import cron
 from agent import service as agents
 from agent.journal import Journal
-from agent.runner import Runner
+from agent.restic.runner import Runner
 from server.control import Control
 from server.dispatch import stored
 from server.models import Actor

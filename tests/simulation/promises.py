@@ -8,7 +8,7 @@ from itertools import chain
 from zoneinfo import ZoneInfo
 
 import cron
-from agent.memory import Accepted
+from agent.core.state import Accepted
 from server.queue import EXCLUSIVE
 from server.timing import EARLY
 from tests.simulation.expected import Span, may_be_left_out

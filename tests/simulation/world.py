@@ -14,10 +14,10 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-from agent import core as agent_core
-from agent.core import TRUST, Core
-from agent.memory import DiffApplied, Memory, Record, SetApplied, replay
-from agent.timetable import CORRECTION, NEVER
+from agent.core import machine as agent_core
+from agent.core.machine import TRUST, Core
+from agent.core.state import DiffApplied, Memory, Record, SetApplied, replay
+from agent.core.timetable import CORRECTION, NEVER
 from server import host as server_host
 from server import pushes, records
 from server.desired import Fleet, Member, Target

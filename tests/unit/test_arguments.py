@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.arguments import LIMIT, by_files
+from agent.restic.arguments import LIMIT, by_files
 
 RESTIC = shutil.which("restic") or ""
 NAMES = ["a", " a", "a ", "a\\", "#a", "$HOME", "$$", "!a", "a$b", "[a", "a\u00a0", "$b", "b", "\ufeffa"]

@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from agent.core import Apply, Core, Persist, Send, built
-from agent.memory import replay
+from agent.core.machine import Apply, Core, Persist, Send, built
+from agent.core.state import replay
 from server import pushes
 from server.desired import Fleet, Member, Target, entry_item
 from server.host import Host

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from agent.core import MAX_ENDS, TRUST, Apply, Built, Core, Persist, Send, StartJob, StopJob, built
-from agent.memory import Accepted, Answered, Confirmed, Ended, Fired, Memory, Passed, Record, SetApplied, replay
-from agent.timetable import NEVER
+from agent.core.machine import MAX_ENDS, TRUST, Apply, Built, Core, Persist, Send, StartJob, StopJob, built
+from agent.core.state import Accepted, Answered, Confirmed, Ended, Fired, Memory, Passed, Record, SetApplied, replay
+from agent.core.timetable import NEVER
 from wire import entries
 from wire.codec import encode, from_agent
 from wire.messages import (
@@ -463,7 +463,7 @@ def test_whatever_the_server_forgot_it_is_told_again_how_a_job_ended(asks, reope
 
 @pytest.mark.parametrize("asks", [run("job"), CommandCancel("job"), JobAsk("job")], ids=lambda it: type(it).__name__)
 def test_of_a_job_whose_end_is_remembered_no_more_it_is_told_that_it_is_over(asks, monkeypatch):
-    monkeypatch.setattr("agent.memory.REMEMBERED_ENDS", 1)
+    monkeypatch.setattr("agent.core.state.REMEMBERED_ENDS", 1)
     agent = ended("job", "other")
     agent.hear(asks)
     [told] = agent.said(JobFinished)
@@ -482,8 +482,8 @@ def test_a_job_that_the_agent_never_had_is_said_to_be_interrupted_and_that_is_on
 
 
 def test_what_is_remembered_of_ends_is_bounded(monkeypatch):
-    monkeypatch.setattr("agent.memory.REMEMBERED_ENDS", 3)
-    monkeypatch.setattr("agent.memory.REMEMBERED_JOBS", 5)
+    monkeypatch.setattr("agent.core.state.REMEMBERED_ENDS", 3)
+    monkeypatch.setattr("agent.core.state.REMEMBERED_JOBS", 5)
     memory = ended(*map(str, range(9))).core.memory
     assert (list(memory.confirmed), list(memory.done)) == (list("678"), list("45678"))
     assert list(memory.ran.values()) == list("45678")
@@ -512,7 +512,7 @@ def test_a_due_time_that_an_older_database_knows_as_another_job_is_told_of_and_d
 
 @pytest.mark.parametrize("runs", [False, True], ids=["forgotten", "running"])
 def test_a_due_time_that_ran_as_a_job_whose_end_is_not_known_is_said_to_be_interrupted(runs, monkeypatch):
-    monkeypatch.setattr("agent.memory.REMEMBERED_ENDS", 0)
+    monkeypatch.setattr("agent.core.state.REMEMBERED_ENDS", 0)
     agent = Process(None, raw()).connect().hear(run()) if runs else ended("job", reopened=False)
     agent.hear(run("other"))
     [told] = agent.said(JobFinished)[-1:]

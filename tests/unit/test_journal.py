@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from agent import journal as journals
-from agent.journal import Journal, JournalError, decode, encode, read
-from agent.memory import (
+from agent.core.state import (
     Accepted,
     Answered,
     Confirmed,
@@ -30,6 +29,7 @@ from agent.memory import (
     SetApplied,
     replay,
 )
+from agent.journal import Journal, JournalError, decode, encode, read
 from wire.entries import encode_entry
 from wire.messages import Entry, JobFinished, ScheduleDiff, ScheduleFire, ScheduleSet
 
@@ -189,7 +189,7 @@ async def test_a_torn_journal_is_opened_with_a_warning_and_carries_on(path, capl
 DIES = """
 import asyncio, os, pathlib, signal, sys
 from agent.journal import Journal
-from agent.memory import Confirmed
+from agent.core.state import Confirmed
 
 async def main():
     journal, _ = Journal.open(pathlib.Path(sys.argv[1]))

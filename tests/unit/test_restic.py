@@ -7,8 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import restic
-from agent.restic import Lines, LogLine, RepositoryError, Status, Summary, Unreadable, read_line
+from agent.restic.output import (
+    MAX_TEXT,
+    Lines,
+    LogLine,
+    Outcome,
+    RepositoryError,
+    Status,
+    Summary,
+    Unreadable,
+    count_of_errors,
+    is_left_out,
+    lock_waits,
+    read_line,
+    read_outcome,
+    redactor,
+    restic_environment,
+)
 from wire.messages import Repository
 
 CACHE = Path("/var/cache/lamplighter")
@@ -28,7 +43,7 @@ def said(**fields):
 
 def test_restic_gets_its_repository_and_little_of_the_host():
     host = {"PATH": "/usr/bin", "HOME": "/root", "https_proxy": "http://p", "LAMPLIGHTER_TOKEN": "x", "LD_PRELOAD": "x"}
-    given_env = restic.environment(repository(env={"AWS_ACCESS_KEY_ID": "AKIA"}), host, CACHE, 0.5)
+    given_env = restic_environment(repository(env={"AWS_ACCESS_KEY_ID": "AKIA"}), host, CACHE, 0.5)
     assert given_env == {
         "PATH": "/usr/bin",
         "HOME": "/root",
@@ -60,7 +75,7 @@ def test_restic_gets_its_repository_and_little_of_the_host():
 )
 def test_a_variable_that_reaches_the_host_is_refused_by_name_with_the_remedy(name):
     with pytest.raises(RepositoryError, match="remove it from the Secret") as refused:
-        restic.environment(repository(env={name: "s3cret"}), {}, CACHE)
+        restic_environment(repository(env={name: "s3cret"}), {}, CACHE)
     assert repr(name) in str(refused.value)
     assert "s3cret" not in str(refused.value)
 
@@ -70,7 +85,7 @@ def test_a_variable_that_reaches_the_host_is_refused_by_name_with_the_remedy(nam
 )
 def test_a_nul_byte_is_refused_before_it_reaches_the_system(held):
     with pytest.raises(RepositoryError, match="NUL byte: correct it"):
-        restic.environment(held, {}, CACHE)
+        restic_environment(held, {}, CACHE)
 
 
 # Who the host is.
@@ -109,9 +124,9 @@ KEYS = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "s3cret"}
 def test_a_repository_that_only_the_hosts_identity_opens_is_refused_unless_that_is_lent(url, env):
     held = repository(url=url, env=env)
     with pytest.raises(RepositoryError, match="hostIdentity in the namespace's grant") as refused:
-        restic.environment(held, {}, CACHE)
+        restic_environment(held, {}, CACHE)
     assert "s3cret" not in str(refused.value)
-    restic.environment(held, {}, CACHE, identity=True)
+    restic_environment(held, {}, CACHE, identity=True)
 
 
 @pytest.mark.parametrize(
@@ -128,24 +143,24 @@ def test_a_repository_that_only_the_hosts_identity_opens_is_refused_unless_that_
     ],
 )
 def test_a_repository_with_keys_of_its_own_needs_no_identity(url, env):
-    restic.environment(repository(url=url, env=env), {}, CACHE)
+    restic_environment(repository(url=url, env=env), {}, CACHE)
 
 
 def test_what_says_who_the_host_is_reaches_restic_only_where_it_is_lent():
     host = {"SSH_AUTH_SOCK": "/s", "AWS_PROFILE": "p", "GOOGLE_APPLICATION_CREDENTIALS": "/g", "LAMPLIGHTER_TOKEN": "x"}
-    assert not host.keys() & restic.environment(repository(), host, CACHE).keys()
-    lent = restic.environment(repository(), host, CACHE, identity=True)
+    assert not host.keys() & restic_environment(repository(), host, CACHE).keys()
+    lent = restic_environment(repository(), host, CACHE, identity=True)
     assert host.keys() & lent.keys() == host.keys() - {"LAMPLIGHTER_TOKEN"}
 
 
 def test_file_capabilities_and_known_devices_that_are_not_restored_are_told_from_other_errors():
     paths = {"/dev/a: b", "/dev/null"}
-    assert restic.is_left_out(b"ignoring error for /dev/a: b: permission denied", paths)
-    assert restic.is_left_out(b"ignoring error for /x: xattr.set /x security.capability: not permitted", paths)
-    assert restic.is_left_out(said(message_type="error", during="restore", item="/dev/null", error={}), paths)
-    assert not restic.is_left_out(b"ignoring error for /dev/a: permission denied", paths)
-    assert not restic.is_left_out(b"/dev/null: permission denied", paths)
-    assert not restic.is_left_out(said(message_type="error", during="archival", item="/dev/null", error={}), paths)
+    assert is_left_out(b"ignoring error for /dev/a: b: permission denied", paths)
+    assert is_left_out(b"ignoring error for /x: xattr.set /x security.capability: not permitted", paths)
+    assert is_left_out(said(message_type="error", during="restore", item="/dev/null", error={}), paths)
+    assert not is_left_out(b"ignoring error for /dev/a: permission denied", paths)
+    assert not is_left_out(b"/dev/null: permission denied", paths)
+    assert not is_left_out(said(message_type="error", during="archival", item="/dev/null", error={}), paths)
 
 
 # Secrets.
@@ -153,7 +168,7 @@ def test_file_capabilities_and_known_devices_that_are_not_restored_are_told_from
 
 def test_secrets_are_hidden_wherever_they_stand_and_nothing_else_is():
     env = {"AWS_SECRET_ACCESS_KEY": "hunter22", "AWS_DEFAULT_REGION": "eu-west-1", "AWS_SESSION_TOKEN": "horse"}
-    hide = restic.redactor(repository("rest:https://user:p%40ss%3Aword@host/", "correct horse", env))
+    hide = redactor(repository("rest:https://user:p%40ss%3Aword@host/", "correct horse", env))
     assert hide("opening rest:https://user:p%40ss%3Aword@host/ at eu-west-1") == (
         "opening rest:https://user:***@host/ at eu-west-1"
     )
@@ -161,12 +176,12 @@ def test_secrets_are_hidden_wherever_they_stand_and_nothing_else_is():
 
 
 def test_a_secret_too_short_to_hide_leaves_the_text_readable():
-    assert restic.redactor(repository(password="e"))("the repository") == "the repository"
-    assert restic.redactor(repository(password=""))("the repository") == "the repository"
+    assert redactor(repository(password="e"))("the repository") == "the repository"
+    assert redactor(repository(password=""))("the repository") == "the repository"
 
 
 def test_a_secret_is_no_pattern():
-    assert restic.redactor(repository(password=".*(["))("a .*([ b") == "a *** b"
+    assert redactor(repository(password=".*(["))("a .*([ b") == "a *** b"
 
 
 # What it prints.
@@ -289,34 +304,34 @@ def test_of_a_line_without_end_no_more_is_kept_than_the_limit():
     ],
 )  # fmt: skip
 def test_an_end_is_told_apart_with_its_remedy(code, stderr, end, says):
-    outcome = restic.outcome(code, stderr)
+    outcome = read_outcome(code, stderr)
     assert outcome.end == end
     assert says in outcome.error
 
 
 @pytest.mark.parametrize("code", [0, 3])
 def test_paths_that_were_not_read_make_a_warning_whatever_the_code(code):
-    assert restic.outcome(code, [], unreadable=2) == restic.Outcome(
+    assert read_outcome(code, [], unreadable=2) == Outcome(
         "warning", "2 paths could not be read and are not in the snapshot"
     )
 
 
 def test_paths_that_were_not_read_are_named_as_far_as_a_line_holds_them():
     paths = ["/a\nb", "/" + "x" * 200 + "/end", "/c"]
-    told = restic.outcome(3, [], 5, paths).error
+    told = read_outcome(3, [], 5, paths).error
     assert told.startswith("5 paths could not be read and are not in the snapshot: /a b, …xxx")
     assert told.endswith("x/end, /c and 2 more")
     assert len(told) < 256  # what conditions tell of a job
 
 
 def test_an_error_is_cut_to_what_the_wire_carries():
-    assert len(restic.outcome(1, ["Fatal: " + "x" * 9999]).error) == restic.MAX_TEXT
+    assert len(read_outcome(1, ["Fatal: " + "x" * 9999]).error) == MAX_TEXT
 
 
 def test_a_locked_repository_is_waited_for_ever_longer_up_to_a_minute_and_no_longer_than_the_limit():
-    assert list(restic.lock_waits(300)) == [5, 10, 20, 40, 60, 60, 60, 45]
-    assert list(restic.lock_waits(7)) == [5, 2]
-    assert list(restic.lock_waits(0)) == []
+    assert list(lock_waits(300)) == [5, 10, 20, 40, 60, 60, 60, 45]
+    assert list(lock_waits(7)) == [5, 2]
+    assert list(lock_waits(0)) == []
 
 
 @pytest.mark.parametrize(
@@ -331,4 +346,4 @@ def test_a_locked_repository_is_waited_for_ever_longer_up_to_a_minute_and_no_lon
     ],
 )
 def test_the_line_that_counts_a_restores_errors_is_known(line, count):
-    assert restic.count_of_errors(line) == count
+    assert count_of_errors(line) == count

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from agent.restic import MAX_TEXT
-from agent.snapshots import pieces
+from agent.restic.output import MAX_TEXT
+from agent.restic.snapshots import pieces
 from server import commands, restores
 from server.queue import Job, Queue, Rule
 from server.specs import RepositorySpec

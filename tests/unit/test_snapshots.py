@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import snapshots
-from agent.snapshots import Node, Snapshot, SnapshotError, Tally
+from agent.restic import snapshots
+from agent.restic.snapshots import Node, Snapshot, SnapshotError, Tally
 from wire.messages import Restore
 
 NODE = {"name": "a", "type": "file", "path": "/a", "size": 5, "mtime": "2026-01-01T00:00:00.5Z", "struct_type": "node"}

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cron
-from agent import timetable
-from agent.timetable import CORRECTION, MISSED_LIMIT, NEVER
+from agent.core import timetable
+from agent.core.timetable import CORRECTION, MISSED_LIMIT, NEVER
 from wire import entries
 from wire.messages import Entry
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import verify
-from agent.snapshots import Node
-from agent.verify import Digest, Found, Sample
+from agent.restic import verify
+from agent.restic.snapshots import Node
+from agent.restic.verify import Digest, Found, Sample
 
 NODE = Node("/a", "file", 5, mtime="1970-01-01T00:00:01Z", ctime="1970-01-01T00:00:02Z")
 COPY = Digest(5, 9, 9, "same")

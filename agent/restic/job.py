@@ -16,12 +16,32 @@ from typing import cast
 import msgspec
 from msgspec import Struct
 
-from agent import process, restic
-from agent.arguments import by_files
-from agent.confine import SPECIAL, STAGE, Launch
-from agent.news import News
-from agent.restic import Outcome
-from agent.verify import Digest
+from agent.restic import process
+from agent.restic.arguments import by_files
+from agent.restic.output import (
+    FILES_LENT,
+    MAX_LINE,
+    NAMED_PATHS,
+    LogLine,
+    Outcome,
+    RepositoryError,
+    Status,
+    Summary,
+    Unreadable,
+    clipped,
+    count_of_errors,
+    is_left_out,
+    local_folder,
+    lock_waits,
+    plain,
+    read_line,
+    read_outcome,
+    redactor,
+    restic_environment,
+)
+from agent.restic.reporter import News
+from agent.restic.verify import Digest
+from agent.sandbox.confine import SPECIAL, STAGE, Launch
 from wire.messages import CommandRun, JobEnd, JobFinished, JobReason, Repository
 
 log = logging.getLogger(__name__)
@@ -62,7 +82,7 @@ _OWN_KEYS = (".ssh", ".aws", ".azure", ".config/gcloud", ".config/rclone", ".mc"
 
 
 class Setting(Struct, frozen=True):
-    """What all jobs of an agent share; see `agent.runner.Runner`."""
+    """What all jobs of an agent share; see `agent.restic.runner.Runner`."""
 
     program: str
     cache_dir: Path
@@ -116,17 +136,17 @@ class Job:
         self.stopped: JobEnd | None = None
         self.ended: Outcome | None = None
         self.exit_code: int | None = None
-        self.summary = restic.Summary("", 0, 0, 0)
+        self.summary = Summary("", 0, 0, 0)
         self.url = ""
         self._env: Mapping[str, str] = {}
         self._work: str | None = None
-        self._lock_waits = restic.lock_waits(command.lock_wait_s)
+        self._lock_waits = lock_waits(command.lock_wait_s)
         self._unlocked = self._awaits_lock = self._has_arguments = False
 
     def open(self, repository: Repository | None) -> None:
-        """Take what opens the repository. Raises restic.RepositoryError."""
+        """Take what opens the repository. Raises RepositoryError."""
         if repository is None:
-            raise restic.RepositoryError(
+            raise RepositoryError(
                 f"no credentials for repository {self.command.repository!r}: check that it and its Secrets exist, "
                 "and that the Schedule's status shows no problem with it"
             )
@@ -134,7 +154,7 @@ class Job:
         lent = self.command.host_identity
         fps = 1 / setting.pace.progress_s
         cache = setting.cache_of(repository.id)
-        env = restic.environment(repository, setting.env, cache, fps, identity=lent)
+        env = restic_environment(repository, setting.env, cache, fps, identity=lent)
         temp = str(self.folder("tmp"))
         # All of TMPDIR can be read and written then; below a root of its own it need not be there.
         if "TMPDIR" not in env or self.command.within or setting.root != Path("/"):
@@ -143,7 +163,7 @@ class Job:
         setting.as_seen(cache).mkdir(parents=True, exist_ok=True)
         os.utime(setting.as_seen(cache))
         self._env, self.url = env, repository.url
-        self.hide = restic.redactor(repository)
+        self.hide = redactor(repository)
 
     @property
     def _opened(self) -> Path:
@@ -169,7 +189,7 @@ class Job:
 
         restic changes the mode of a lock by its path, which a restore may do: a link in its place would lead it out.
         """
-        return ["--no-lock"] if self.command.within and restic.local_folder(self.url) else []
+        return ["--no-lock"] if self.command.within and local_folder(self.url) else []
 
     async def restic(
         self,
@@ -252,7 +272,7 @@ class Job:
         """How a program of this job starts that is to touch this of the host."""
         setting = self.setting
         own = [self._env["RESTIC_CACHE_DIR"], self._env["TMPDIR"]]
-        lent = [self._env[name] for name in restic.FILES_LENT if name in self._env]
+        lent = [self._env[name] for name in FILES_LENT if name in self._env]
         home = Path(self._env["HOME"])
         keys = [home / name for name in _OWN_KEYS] if self.command.host_identity else [home]
         return wanted._replace(
@@ -261,7 +281,7 @@ class Job:
             unconfined=setting.allow_unconfined,
             within=self.command.within,
             readable=[*lent, *map(str, keys)],
-            repository=restic.local_folder(self.url),
+            repository=local_folder(self.url),
             private=[*own, *wanted.private],
         )
 
@@ -279,7 +299,7 @@ class Job:
             nonlocal outcome
             if exit_code == 1 and output.all_expected:
                 exit_code = 0
-            outcome = restic.outcome(exit_code, output.stderr, output.unreadable, output.paths)
+            outcome = read_outcome(exit_code, output.stderr, output.unreadable, output.paths)
             self.exit_code = exit_code
             if output.capabilities:
                 self.news.log(f"left out: capabilities of {output.capabilities} files: {SPECIAL}")
@@ -288,7 +308,7 @@ class Job:
                 self.ended = outcome
 
         argv = process.launched(how, [program, *args], self._own("launch.json"))
-        max_line = restic.MAX_LINE if answer is None else MAX_ANSWER
+        max_line = MAX_LINE if answer is None else MAX_ANSWER
         grace_s = self.setting.pace.grace_s
         await process.run(argv, self._env, output.take, ended, grace_s=grace_s, max_line=max_line)
         return outcome
@@ -298,8 +318,8 @@ class Job:
         codes: list[int | None] = []
 
         def take(_: int, line: bytes) -> None:
-            if text := restic.plain(line):
-                self.news.log(restic.clipped(self.hide(text)))
+            if text := plain(line):
+                self.news.log(clipped(self.hide(text)))
 
         how = Launch(str(self.setting.root), own=False)
         await process.run(process.launched(how, argv), env, take, codes.append, grace_s=self.setting.pace.grace_s)
@@ -323,23 +343,23 @@ class Job:
 
     def fail(self, error: str, reason: JobReason = "") -> None:
         """What counts of the job has failed."""
-        self.ended = Outcome("failed", restic.clipped(self.hide(error)), reason)
+        self.ended = Outcome("failed", clipped(self.hide(error)), reason)
 
     def hook_failed(self, error: str) -> None:
         """A hook around it has failed: what had succeeded, has not wholly; what had not begun, does not."""
         if self.ended is None:
-            self.news.log(restic.clipped(self.hide(error)))
+            self.news.log(clipped(self.hide(error)))
             self.fail(error, "HookFailed")
         else:
             self.warn(error, "HookFailed")
 
     def warn(self, error: str, reason: JobReason = "") -> None:
         """Something was left undone: what had succeeded, has not wholly."""
-        error = restic.clipped(self.hide(error))
+        error = clipped(self.hide(error))
         self.news.log(error)
         if self.ended is not None and self.ended.end in ("succeeded", "warning"):
             said = f"{self.ended.error}; {error}" if self.ended.error else error
-            self.ended = Outcome("warning", restic.clipped(said), reason or self.ended.reason)
+            self.ended = Outcome("warning", clipped(said), reason or self.ended.reason)
 
     def status(self) -> JobEnd:
         """How the job ended."""
@@ -381,7 +401,7 @@ class _Output:
         self._met = self.capabilities = 0
         self.all_expected = False
         self.stderr: deque[str] = deque(maxlen=MAX_TAIL)
-        self.summary: restic.Summary | None = None
+        self.summary: Summary | None = None
         self.unreadable = 0
         self.paths: list[str] = []
 
@@ -390,24 +410,24 @@ class _Output:
         if fd == 1 and self._answer is not None:
             self._answer(line)
             return
-        if self._expected is not None and restic.is_left_out(line, self._expected):
+        if self._expected is not None and is_left_out(line, self._expected):
             self._met += 1
             self.capabilities += b"security.capability" in line
             return
-        if self._met and restic.count_of_errors(line) == self._met:  # told by what is left out
+        if self._met and count_of_errors(line) == self._met:  # told by what is left out
             self.all_expected = True
             return
-        match restic.read_line(line):
-            case restic.Status() as status:
+        match read_line(line):
+            case Status() as status:
                 self._news.progress(status)
-            case restic.Summary() as summary:
+            case Summary() as summary:
                 self.summary = summary
-            case (restic.Unreadable(text) | restic.LogLine(text)) as said:
-                if isinstance(said, restic.Unreadable):
+            case (Unreadable(text) | LogLine(text)) as said:
+                if isinstance(said, Unreadable):
                     self.unreadable += 1
-                    if len(self.paths) < restic.NAMED_PATHS:
+                    if len(self.paths) < NAMED_PATHS:
                         self.paths.append(self._hide(said.path))
-                for part in map(restic.clipped, self._hide(text).splitlines()):
+                for part in map(clipped, self._hide(text).splitlines()):
                     self._news.log(part)
                     if fd == 2:
                         self.stderr.append(part)

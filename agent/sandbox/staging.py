@@ -17,8 +17,8 @@ from errno import EACCES, EROFS
 from pathlib import Path
 from typing import NoReturn
 
-from agent import handles
-from agent.confine import (
+from agent.sandbox import handles
+from agent.sandbox.confine import (
     NOT_PLACED,
     NOT_WRITABLE,
     SPECIAL,
@@ -30,9 +30,9 @@ from agent.confine import (
     leave,
     read_launch,
 )
-from agent.handles import Location, StrayError
-from agent.landlock import DEVICES, RESTORE, Access, Ruleset
-from agent.place import Placement, Stripped, strip
+from agent.sandbox.handles import Location, StrayError
+from agent.sandbox.landlock import DEVICES, RESTORE, Access, Ruleset
+from agent.sandbox.merge import Placement, Stripped, strip
 
 
 def restore(

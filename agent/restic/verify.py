@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from agent.snapshots import Node, Snapshot, nanoseconds, read_node
+from agent.restic.snapshots import Node, Snapshot, nanoseconds, read_node
 
 MAX_PATHS = 256 << 10
 """Bytes of all paths of a sample: they stand in the arguments of a program, which are bounded (execve(2))."""

@@ -13,8 +13,8 @@ import stat
 import sys
 from collections.abc import Sequence
 
-from agent import confine, handles
-from agent.confine import enter, read_launch
+from agent.sandbox import confine, handles
+from agent.sandbox.confine import enter, read_launch
 
 
 def digest(path: str) -> dict[str, int | str] | None:

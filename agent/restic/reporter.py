@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from agent import restic
+from agent.restic.output import Status
 from wire.messages import JobLog, JobProgress
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class News:
         """The log is what the job was asked for: more of it is told."""
         self._max_lines, self._max_bytes = MAX_LISTED_LINES, MAX_LISTED_BYTES
 
-    def progress(self, status: restic.Status) -> None:
+    def progress(self, status: Status) -> None:
         """restic told how far it is."""
         self._progress = JobProgress(
             self._job_id,

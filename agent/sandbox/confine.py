@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from agent import handles
-from agent.handles import Location, StrayError
-from agent.landlock import READ, RESTORE, RUN, STORE, Ruleset
+from agent.sandbox import handles
+from agent.sandbox.handles import Location, StrayError
+from agent.sandbox.landlock import READ, RESTORE, RUN, STORE, Ruleset
 
 NOT_GRANTED, NOT_EMPTY, NOT_CONFINED, NOT_STARTED = 77, 73, 78, 126
 NOT_PLACED, NOT_WRITABLE = 74, 76

@@ -17,8 +17,8 @@ import msgspec
 from msgspec import Struct
 
 import cron
-from agent import timetable
-from agent.memory import (
+from agent.core import timetable
+from agent.core.state import (
     Accepted,
     Answered,
     Confirmed,
@@ -30,7 +30,7 @@ from agent.memory import (
     Record,
     SetApplied,
 )
-from agent.timetable import CORRECTION, NEVER, Due, Timetable
+from agent.core.timetable import CORRECTION, NEVER, Due, Timetable
 from wire import entries
 from wire.messages import (
     MAX_HOOK,

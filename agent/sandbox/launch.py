@@ -9,9 +9,9 @@ with threads may deadlock (subprocess, preexec_fn). A program with file capabili
 break with it, and a Go program that writes to a broken stdout or stderr is killed by SIGPIPE (os/signal), here before
 it has removed its lock: so restic holds a reader of each itself.
 
-What a job may reach is held by the kernel (`agent.landlock`, `agent.seccomp`) and by handles (`agent.handles`): a
-symbolic link that is planted, or a folder that is swapped, before or during the job leads nowhere else. Only names are
-looked at where the kernel cannot confine and the whole host is granted, or the agent's operator allowed it.
+What a job may reach is held by the kernel (`landlock`, `seccomp`) and by `handles`: a symbolic link that is planted, or
+a folder that is swapped, before or during the job leads nowhere else. Only names are looked at where the kernel cannot
+confine and the whole host is granted, or the agent's operator allowed it.
 """
 
 import os
@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn
 
-from agent import confine, handles, landlock, seccomp, staging
-from agent.confine import (
+from agent.sandbox import confine, handles, landlock, seccomp, staging
+from agent.sandbox.confine import (
     CHANGES_MODES,
     NOT_CONFINED,
     NOT_EMPTY,
@@ -35,7 +35,7 @@ from agent.confine import (
     leave,
     read_launch,
 )
-from agent.handles import Location, StrayError
+from agent.sandbox.handles import Location, StrayError
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from errno import EEXIST, ENOTSUP, EPERM, EXDEV
 from typing import NamedTuple
 
-from agent import handles
+from agent.sandbox import handles
 
 MAX_ERRORS = 100
 """Errors that are told of one restore."""

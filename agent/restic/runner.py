@@ -1,7 +1,7 @@
 """Runs restic for the server's commands, one job for each, and tells how it ended.
 
 A stop, the time limit and a cancelled task are one thing: the wait for the program that runs is cancelled, and on its
-way out that program is interrupted. A job is made of programs (`agent.job`), as its kind asks (`agent.recipes`).
+way out that program is interrupted.
 """
 
 import asyncio
@@ -15,11 +15,12 @@ from datetime import datetime
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from agent import hooks, process, recipes, restic
-from agent.hooks import When
-from agent.job import AT_EASE, Job, Pace, Setting, discard
-from agent.news import News, Report
-from agent.snapshots import SnapshotError
+from agent.restic import hooks, kinds, process
+from agent.restic.hooks import When
+from agent.restic.job import AT_EASE, Job, Pace, Setting, discard
+from agent.restic.output import clipped
+from agent.restic.reporter import News, Report
+from agent.restic.snapshots import SnapshotError
 from wire.messages import CommandRun, Hooks, JobEnd, JobFinished, Repository, Restore, Verify
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Runner:
 
     `restic`: the program, a name on PATH or a path. `cache_dir`: restic's caches, one for each repository; those that
     no job used for CACHE_DAYS are removed now. `clock`: aware datetimes in UTC. `env`: the agent's own environment, of
-    which restic gets little (`restic.environment`).
+    which restic gets little (`restic_environment`).
     `root`: the folder that is restic's root (chroot(2)), where `cache_dir` must be too, by the same path.
     `allow_unconfined`: whether jobs of namespaces that are granted a part of the host run where the kernel cannot
     confine them.
@@ -125,7 +126,7 @@ class Runner:
             job.open(repository)
         except hooks.HookError as error:
             return job.fail(str(error), "HookFailed")
-        except (OSError, ValueError) as error:  # ValueError: restic.RepositoryError
+        except (OSError, ValueError) as error:  # ValueError: RepositoryError
             return job.fail(_said(error, job))
         loop = asyncio.get_running_loop()
         until = None if job.command.timeout_s is None else loop.time() + job.command.timeout_s
@@ -140,15 +141,15 @@ class Runner:
         """What the kind of job asks for."""
         match job.command:
             case CommandRun(kind="verify", verify=Verify() as wanted):
-                await recipes.check_restore(job, wanted, self._rng)
+                await kinds.check_restore(job, wanted, self._rng)
             case CommandRun(kind="restore", restore=Restore() as wanted):
-                await recipes.restore(job, wanted)
+                await kinds.restore(job, wanted)
             case CommandRun(kind="snapshots" | "ls"):
-                await recipes.browse(job)
+                await kinds.browse(job)
             case CommandRun(kind="backup"):
-                await recipes.backup(job, self._creating.setdefault(job.url, asyncio.Lock()))
+                await kinds.backup(job, self._creating.setdefault(job.url, asyncio.Lock()))
             case CommandRun(kind="forget" | "prune" | "check" | "unlock"):
-                await recipes.plain(job, self._creating.setdefault(job.url, asyncio.Lock()))
+                await kinds.plain(job, self._creating.setdefault(job.url, asyncio.Lock()))
             case CommandRun(kind=kind):
                 job.fail(f"this agent does not run kind {kind!r}: update it")
         if job.status() in ("succeeded", "warning"):
@@ -165,7 +166,7 @@ class Runner:
         try:
             exit_code = await job.hook(argv, env)
         except (OSError, ValueError) as error:  # ValueError: a NUL byte
-            job.news.log(restic.clipped(str(error)))
+            job.news.log(clipped(str(error)))
         finally:  # also when it is stopped
             if exit_code != 0:
                 job.hook_failed(hooks.failure(when, argv, exit_code))

@@ -6,11 +6,12 @@ from uuid import uuid4
 
 import msgspec
 
-from agent import restic, snapshots, verify
-from agent.confine import SPECIAL, STAGE, Launch
-from agent.job import Job
-from agent.snapshots import LinkCheck, SnapshotError
-from agent.verify import Sample
+from agent.restic import snapshots, verify
+from agent.restic.job import Job
+from agent.restic.output import CREATION_WAITS, MAX_TEXT, Summary, clipped, named_paths
+from agent.restic.snapshots import LinkCheck, SnapshotError
+from agent.restic.verify import Sample
+from agent.sandbox.confine import SPECIAL, STAGE, Launch
 from wire.messages import Restore, Verify
 
 _NOT_THERE = (
@@ -28,7 +29,7 @@ async def backup(job: Job, creating: asyncio.Lock) -> None:
         job.fail("restic ended well and told of no snapshot: check that the program is restic, and whole")
     elif made.snapshot_id and not made.files_processed:
         paths = args[args.index("--") + 1 :] if "--" in args else []
-        where = restic.named_paths(paths, len(paths))
+        where = named_paths(paths, len(paths))
         job.warn(f"no file was found in {where}: is a volume not mounted, or does spec.backup.excludes leave all out?")
 
 
@@ -54,7 +55,7 @@ async def plain(job: Job, creating: asyncio.Lock) -> None:
             created = await job.restic(command.init, wanted=Launch(create=True))
         if created.end not in ("succeeded", "repository_exists"):
             return
-    for wait in restic.CREATION_WAITS:
+    for wait in CREATION_WAITS:
         job.ended = None
         await job.setting.pace.sleep(wait)
         ended = await job.restic(command.args, wanted=reads)
@@ -90,11 +91,11 @@ async def check_restore(job: Job, wanted: Verify, rng: random.Random) -> None:
         f"restored {len(files)} of {sample.files} files of snapshot {snapshot.id[:8]}: "
         f"{len(found.differences)} differ; the source of {found.compared} was unchanged and compared too"
     )
-    job.summary = restic.Summary(snapshot.id, len(files), sum(node.size for node in files), 0)
+    job.summary = Summary(snapshot.id, len(files), sum(node.size for node in files), 0)
     job.ended = restored
     if found.differences:
         for difference in found.differences:
-            job.news.log(restic.clipped(difference))
+            job.news.log(clipped(difference))
         job.fail(f"what was restored differs: {verify.named(found.differences)}", "VerificationFailed")
 
 
@@ -134,7 +135,7 @@ async def restore(job: Job, wanted: Restore) -> None:
         done = await job.restic(args, wanted=place, expected=None if special else tally.devices)
     if tally.devices and not special:
         job.news.log(f"left out: {len(tally.devices)} devices: {SPECIAL}")
-    summary = restic.Summary(snapshot.id, tally.files, tally.bytes, 0) if done.end == "succeeded" else job.summary
+    summary = Summary(snapshot.id, tally.files, tally.bytes, 0) if done.end == "succeeded" else job.summary
     job.summary = msgspec.structs.replace(summary, snapshot_id=snapshot.id)
 
 
@@ -147,7 +148,7 @@ async def browse(job: Job) -> None:
         nonlocal count
         for text in snapshots.listed(line):
             count += 1
-            for piece in snapshots.pieces(job.hide(text), restic.MAX_TEXT):
+            for piece in snapshots.pieces(job.hide(text), MAX_TEXT):
                 job.news.log(piece)
 
     ended = await job.restic(job.command.args, tell)

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Raw, Struct
 
-from agent.confine import NOT_CONFINED, NOT_EMPTY, NOT_GRANTED, NOT_PLACED, NOT_WRITABLE
+from agent.sandbox.confine import NOT_CONFINED, NOT_EMPTY, NOT_GRANTED, NOT_PLACED, NOT_WRITABLE
 from wire import variables
 from wire.messages import JobReason, Repository
 
@@ -75,7 +75,7 @@ class RepositoryError(ValueError):
     """A repository that cannot be used as it is set up; says what to change."""
 
 
-def environment(
+def restic_environment(
     repository: Repository,
     host_env: Mapping[str, str],
     cache_dir: Path,
@@ -470,7 +470,9 @@ MAX_PATH = 80
 """Characters of such a path that are told: of a longer one its end."""
 
 
-def outcome(exit_code: int | None, stderr: Sequence[str], unreadable: int = 0, paths: Sequence[str] = ()) -> Outcome:
+def read_outcome(
+    exit_code: int | None, stderr: Sequence[str], unreadable: int = 0, paths: Sequence[str] = ()
+) -> Outcome:
     """What an exit code means, together with the last lines of stderr and the number of paths that were not read.
 
     `paths`: some of those that were not read. `exit_code`: negative for the signal that ended the process, as in

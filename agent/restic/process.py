@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
-from agent import restic
-from agent.confine import Launch
+from agent.restic.output import MAX_LINE, Lines
+from agent.sandbox.confine import Launch
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ GRACE_S = 8.0
 LINGER_S = 1.0
 """Seconds to wait for a killed process to be gone, and for the pipes of one that is gone to be closed."""
 
-_PROGRAM = "import sys; sys.path.append({!r}); from agent.{} import main; main(sys.argv[1:])"
+_PROGRAM = "import sys; sys.path.append({!r}); from agent.sandbox.{} import main; main(sys.argv[1:])"
 """A program that is a module, where -I and -S leave out the folder that it is in."""
 
 Take = Callable[[int, bytes], None]
@@ -33,12 +33,12 @@ Take = Callable[[int, bytes], None]
 
 
 def python(program: str, *arguments: str) -> list[str]:
-    """The argv of a program of the agent's own, `agent.PROGRAM`, that needs nothing but the standard library."""
-    return [sys.executable, "-I", "-S", "-c", _PROGRAM.format(str(Path(__file__).parents[1]), program), *arguments]
+    """The argv that runs `agent.sandbox.PROGRAM` without site-packages."""
+    return [sys.executable, "-I", "-S", "-c", _PROGRAM.format(str(Path(__file__).parents[2]), program), *arguments]
 
 
 def launched(how: Launch, argv: Sequence[str], note: Path | None = None) -> list[str]:
-    """The argv that starts a program by `agent.launch`.
+    """The argv that starts a program by `agent.sandbox.launch`.
 
     `note`: a file that holds `how`, where it may be longer than one argument can be (128 KiB, execve(2)).
     """
@@ -56,7 +56,7 @@ async def run(
     ended: Callable[[int | None], None],
     *,
     grace_s: float = GRACE_S,
-    max_line: int = restic.MAX_LINE,
+    max_line: int = MAX_LINE,
 ) -> None:
     """Run a program to its end, and call `ended` with its exit code: negative for a signal, None when even SIGKILL did
     not end it. When cancelled, interrupt it, and kill it when it does not end within `grace_s` seconds.
@@ -87,7 +87,7 @@ class _Child(asyncio.SubprocessProtocol):
 
     def __init__(self, take: Take, max_line: int) -> None:
         self._take = take
-        self._lines = {1: restic.Lines(max_line), 2: restic.Lines()}
+        self._lines = {1: Lines(max_line), 2: Lines()}
         self._loop = asyncio.get_running_loop()
         self._timers: list[asyncio.TimerHandle] = []
         self._transport: asyncio.SubprocessTransport
