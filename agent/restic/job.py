@@ -18,26 +18,19 @@ from msgspec import Struct
 
 from agent.restic import process
 from agent.restic.arguments import by_files
+from agent.restic.environment import FILES_LENT, RepositoryError, local_folder, redactor, restic_environment
+from agent.restic.outcome import NAMED_PATHS, Outcome, lock_waits, read_outcome
 from agent.restic.output import (
-    FILES_LENT,
     MAX_LINE,
-    NAMED_PATHS,
     LogLine,
-    Outcome,
-    RepositoryError,
     Status,
     Summary,
     Unreadable,
     clipped,
     count_of_errors,
     is_left_out,
-    local_folder,
-    lock_waits,
     plain,
     read_line,
-    read_outcome,
-    redactor,
-    restic_environment,
 )
 from agent.restic.reporter import News
 from agent.restic.verify import Digest

@@ -8,7 +8,8 @@ import msgspec
 
 from agent.restic import snapshots, verify
 from agent.restic.job import Job
-from agent.restic.output import CREATION_WAITS, MAX_TEXT, Summary, clipped, named_paths
+from agent.restic.outcome import CREATION_WAITS, named_paths
+from agent.restic.output import MAX_TEXT, Summary, clipped
 from agent.restic.snapshots import LinkCheck, SnapshotError
 from agent.restic.verify import Sample
 from agent.sandbox.confine import SPECIAL, STAGE, Launch

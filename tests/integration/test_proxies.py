@@ -11,7 +11,7 @@ from websockets.typing import Subprotocol
 from agent.enrolment import enrol
 from agent.link import Link
 from agent.proxies import proxy_for
-from agent.restic.output import restic_environment
+from agent.restic.environment import restic_environment
 from wire.messages import PROTOCOL, Repository
 
 NAMES = [f"{name}_proxy" for name in ("https", "http", "all", "no")]

@@ -7,22 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.restic.environment import RepositoryError, redactor, restic_environment
+from agent.restic.outcome import Outcome, lock_waits, read_outcome
 from agent.restic.output import (
     MAX_TEXT,
     Lines,
     LogLine,
-    Outcome,
-    RepositoryError,
     Status,
     Summary,
     Unreadable,
     count_of_errors,
     is_left_out,
-    lock_waits,
     read_line,
-    read_outcome,
-    redactor,
-    restic_environment,
 )
 from wire.messages import Repository
 

@@ -1,0 +1,157 @@
+"""What restic is given to open a repository: its environment, without anything of the host's that is not lent.
+
+Pure. Source: restic's manual, chapters "Preparing a new repository" and "Scripting" (environment variables).
+"""
+
+import ipaddress
+import re
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import unquote
+
+from wire import variables
+from wire.messages import Repository
+
+_FROM_HOST = (
+    *("PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+)
+_IDENTITY = (
+    *("SSH_AUTH_SOCK", "GOOGLE_APPLICATION_CREDENTIALS"),
+    *(f"AWS_{name}" for name in ("PROFILE", "SHARED_CREDENTIALS_FILE", "CONFIG_FILE", "ROLE_ARN")),
+    *("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+    *(f"AZURE_{name}" for name in ("CLIENT_ID", "TENANT_ID", "FEDERATED_TOKEN_FILE")),
+)
+"""What says who the host is: restic has it only where the namespace may speak as the host."""
+FILES_LENT = (
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "GOOGLE_APPLICATION_CREDENTIALS", "AWS_SHARED_CREDENTIALS_FILE"),
+    *("AWS_CONFIG_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AZURE_FEDERATED_TOKEN_FILE"),
+)
+"""Variables that name a file which restic must be able to read."""
+_KEYS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "s3": (("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),),
+    "gs": (("GOOGLE_ACCESS_TOKEN",),),
+    "azure": (
+        *(("AZURE_ACCOUNT_KEY",), ("AZURE_ACCOUNT_SAS",)),
+        ("AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET"),
+    ),
+}
+"""Of a backend that asks the cloud's metadata service who the host is when it has no keys: the sets of keys that do."""
+_BY_HOST = {"sftp": "the host's SSH keys", "rclone": "the host's rclone configuration"}
+"""Schemes that have no keys but the host's. ssh finds root's home in /etc/passwd, whatever HOME says."""
+_SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|SAS")
+_AUTHORITY = re.compile(r"(?:://|^s3:(?!https?:))(?:[^/@]*@)?(\[[^\]/]*\]|[^/:?#]+)")
+_METADATA_NAMES = (
+    *("metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"),
+    "metadata.tencentyun.com",
+)
+_METADATA_ADDRESSES = (
+    *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"),
+)
+"""Beside link-local addresses: of AWS, Google, Alibaba, Azure and Oracle."""
+_URL_PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@")
+SHORTEST_SECRET = 4
+"""Characters: hiding anything shorter would blot out most of a text and hide nothing that could not be guessed."""
+
+
+class RepositoryError(ValueError):
+    """A repository that cannot be used as it is set up; says what to change."""
+
+
+def restic_environment(
+    repository: Repository,
+    host_env: Mapping[str, str],
+    cache_dir: Path,
+    fps: float = 1.0,
+    *,
+    identity: bool = False,
+) -> dict[str, str]:
+    """The whole environment of a restic process: a few names of the host's, the repository's, and no others.
+
+    `identity`: whether it may speak as the host; without that, a repository that would is refused.
+    `fps`: progress lines per second, above 0; restic caps it at 60. Raises RepositoryError, naming the variable, for
+    one that `wire.variables` does not allow.
+    """
+    lent = (*_FROM_HOST, *_IDENTITY) if identity else _FROM_HOST
+    env = {name: host_env[name] for name in lent if name in host_env}
+    for name, value in repository.env.items():
+        if name not in variables.ALLOWED:
+            raise RepositoryError(
+                f"repository {repository.name}: variable {name!r} {variables.REFUSED}; "
+                "remove it from the Secret that spec.envSecretRef names"
+            )
+        if "\0" in value:
+            raise RepositoryError(f"repository {repository.name}: the value of {name} holds a NUL byte: correct it")
+        env[name] = value
+    if "\0" in repository.url or "\0" in repository.password:
+        raise RepositoryError(f"repository {repository.name}: its URL or password holds a NUL byte: correct it")
+    if not identity:
+        _check_identity(repository)
+    every = host_env.get("all_proxy", host_env.get("ALL_PROXY"))  # which restic knows nothing of
+    for name in ("HTTPS_PROXY", "HTTP_PROXY"):
+        if every and name not in env and name.lower() not in env:
+            env[name] = every
+    env["RESTIC_REPOSITORY"] = repository.url
+    env["RESTIC_PASSWORD"] = repository.password
+    env["RESTIC_CACHE_DIR"] = str(cache_dir)
+    env["RESTIC_PROGRESS_FPS"] = format(fps, "g")
+    return env
+
+
+def _check_identity(repository: Repository) -> None:
+    """Raises RepositoryError for a repository that only what the host is could open, or that is where that is told."""
+    allow = "or have the operator set hostIdentity in the namespace's grant, to have restic speak as the host"
+    scheme = repository.url.partition(":")[0].lower()
+    if scheme in _BY_HOST:
+        raise RepositoryError(f"repository {repository.name}: {scheme}: is opened by {_BY_HOST[scheme]} alone; {allow}")
+    sets = _KEYS.get(scheme, ())
+    if sets and not any(all(repository.env.get(name) for name in names) for names in sets):
+        wanted = ", or ".join(" and ".join(names) for names in sets)
+        raise RepositoryError(
+            f"repository {repository.name}: {scheme}: needs {wanted} in the Secret of spec.envSecretRef; {allow}"
+        )
+    for url in (repository.url, *repository.env.values()):
+        if (found := _AUTHORITY.search(url)) and _tells_identity(found[1]):
+            raise RepositoryError(
+                f"repository {repository.name}: {found[1]} is a metadata service: name where snapshots go, {allow}"
+            )
+
+
+def _tells_identity(name: str) -> bool:
+    """Whether the host of a URL is, by its name or address, a cloud's service that tells a machine who it is."""
+    name = name.strip("[]").rstrip(".").lower()
+    try:
+        address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.IPv4Address(socket.inet_aton(name))
+    except OSError:
+        try:
+            address = ipaddress.ip_address(name.partition("%")[0])
+        except ValueError:
+            return name in _METADATA_NAMES
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or address
+    return address.is_link_local or str(address) in _METADATA_ADDRESSES
+
+
+def redactor(repository: Repository) -> Callable[[str], str]:
+    """What puts *** in place of the repository's secrets in a text; secrets below SHORTEST_SECRET are left."""
+    secrets = {repository.password}
+    secrets.update(value for name, value in repository.env.items() if _SECRET_NAME.search(name))
+    for password in _URL_PASSWORD.findall(repository.url):
+        secrets.update((password, unquote(password)))
+    hidden = sorted((secret for secret in secrets if len(secret) >= SHORTEST_SECRET), key=len, reverse=True)
+    if not hidden:
+        return str
+    pattern = re.compile("|".join(map(re.escape, hidden)))
+    return lambda text: pattern.sub("***", text)
+
+
+def local_folder(url: str) -> str:
+    """The folder that a URL means, which may be relative to where restic runs; "" for one that is elsewhere.
+
+    As restic reads it (internal/backend/location): what the server takes for a folder is for the server to say, and
+    where the two differ the kernel keeps restic from the folder.
+    """
+    if url.startswith("local:"):
+        return url.removeprefix("local:")
+    return url if ":" not in url or url.startswith(("/", "./", "../")) else ""
