@@ -1,0 +1,301 @@
+"""The shape of the parts: objects are given what they need when they are built, and nobody reaches through them.
+
+Both rules read the syntax tree. What breaks them today is listed, by file, with its reason. A new break fails, and so
+does an entry that is no longer needed: the lists only shrink.
+"""
+
+import ast
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PARTS = ["agent", "cli", "controller", "listener", "server"]
+TREES = {
+    str(path.relative_to(ROOT)): ast.parse(path.read_text())
+    for part in PARTS
+    for path in sorted((ROOT / part).rglob("*.py"))
+}
+
+OWN = {"self", "cls"}
+SETTERS = {"setattr", "delattr", "__setattr__", "__delattr__"}
+DOCUMENT = "spec"
+"""What comes after it are fields of a manifest, which is data in the shape of its schema."""
+METHODS = {name for kind in (dict, frozenset, list, set, str, Path) for name in dir(kind)}
+"""Of plain values. To call one, as in `a.b.c.items()`, reaches no further than the value."""
+
+SET_FROM_OUTSIDE: dict[str, set[str]] = {
+    "agent/restic/kinds.py": {
+        "job.ended",
+        "job.summary",
+    },  # its kind works out how a job ends
+    "agent/restic/runner.py": {"job.limit", "job.stopped"},  # why a job is to stop, which the job reads when it does
+    "cli/main.py": {"sys.excepthook"},  # Python asks for it
+    "controller/cluster/operator.py": {"metrics.leading"},
+    "controller/cluster/watching.py": {  # kopf is set up so
+        "settings.networking.error_backoffs",
+        "settings.networking.request_timeout",
+        "settings.posting.enabled",
+        "settings.queueing.idle_timeout",
+        "settings.scanning.disabled",
+        "settings.watching.client_timeout",
+        "settings.watching.server_timeout",
+    },
+    # server/, until its rooms stand:
+    "server/control.py": {"self.jobs.lacks"},
+    "server/dispatch.py": {"its.recorded", "job.cancelled", "job.log_is_full", "job.progress", "job.progress_at"},
+    "server/gateway.py": {
+        "connection.pushed_at",
+        "connection.repositories",
+        "control.deliver",
+        "control.disconnect",
+        "control.is_connected",
+        "control.jobs.deliver",
+        "control.last_heard",
+        "host.duplicate_at",
+    },
+    "server/queue.py": {
+        "job.attempt",
+        "job.in_line",
+        "job.key",
+        "job.off",
+        "job.recorded",
+        "job.running_since",
+        "job.since",
+        "job.state",
+        "job.watched",
+        "line.exclusive",
+        "runs.active",
+        "self._its(job).standing",
+    },
+    "server/rest/reading.py": {"request.state.body"},  # Starlette's place for what belongs to a request
+    "server/store.py": {"connection.isolation_level"},  # sqlite3's way to switch off its own transactions
+    "server/tls.py": {
+        "connection.context",
+        "outer.sni_callback",
+    },  # ssl asks for both
+}
+REACHED_THROUGH: dict[str, set[str]] = {
+    "agent/core/machine.py": {"self.memory.entries.items"},
+    "agent/restic/job.py": {"self.setting.pace.grace_s", "self.setting.pace.sleep"},
+    "agent/restic/kinds.py": {"job.setting.pace.sleep"},
+    "agent/restic/runner.py": {"job.setting.scratch.parent", "self._setting.pace.progress_s"},
+    "agent/service.py": {"self.core.memory.ends"},
+    "cli/ask.py": {"self._http.base_url.copy_with"},  # httpx
+    "cli/up.py": {"running.control.metrics.registry", "server.control.metrics.registry"},
+    "controller/folder/documents.py": {"node.value.start_mark.line"},  # PyYAML
+    # server/, until its rooms stand:
+    "server/bulk.py": {"table.c.value.as_string"},  # SQLAlchemy
+    "server/control.py": {
+        "self.fleet.members.held",
+        "self.fleet.members.labels",
+        "self.fleet.members.since",
+        "self.fleet.targets.repository_id",
+        "self.jobs.outcomes.failed",
+        "self.jobs.outcomes.forget",
+        "self.jobs.outcomes.succeeded",
+        "self.jobs.outcomes.warned",
+        "self.jobs.outcomes.why",
+        "self.jobs.queue.hanging",
+        "self.jobs.queue.jobs",
+        "self.jobs.queue.of_host",
+        "self.jobs.queue.runs",
+    },
+    "server/desired.py": {"self.members.held.items"},
+    "server/gateway.py": {
+        "self._control.jobs.arrived",
+        "self._control.jobs.departed",
+        "self._control.jobs.queue.count_of",
+        "self._control.jobs.queue.of_host",
+        "self._control.metrics.acked",
+        "self._control.metrics.refused",
+        "self._control.news.changed",
+        "websocket.state.peer.keep",
+    },
+    "server/records.py": {"later.c.status.in_", "later.c.status.not_in"},  # SQLAlchemy
+    "server/rest/api.py": {
+        "self._control.controllers.report",
+        "self._control.jobs.health",
+        "self._control.news.stream",
+    },
+    "server/restores.py": {"self._control.fleet.members", "self._control.jobs.listening"},
+    "server/service.py": {"control.metrics.registry.register"},
+    "server/standing.py": {
+        "control.jobs.queue.hanging",
+        "control.jobs.queue.jobs",
+        "control.jobs.queue.waiting_count",
+    },
+}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+
+
+def scopes(tree: ast.AST) -> Iterator[list[ast.AST]]:
+    """The nodes of the module and of each function, without those of the functions inside."""
+    inner: list[ast.AST] = []
+    found: list[ast.AST] = []
+    left: list[ast.AST] = list(ast.iter_child_nodes(tree))
+    while left:
+        node = left.pop()
+        found.append(node)
+        if isinstance(node, Function):
+            inner.append(node)
+        else:
+            left += ast.iter_child_nodes(node)
+    yield found
+    for function in inner:
+        yield from scopes(function)
+
+
+def built(nodes: list[ast.AST]) -> set[str]:
+    """Local names that these nodes bind to what they build, as in `x = Class(…)`, and to nothing else."""
+    bound: dict[str, bool] = {}
+    for node in nodes:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                if isinstance(target, ast.Name) and node.value is not None:
+                    bound[target.id] = bound.get(target.id, True) and _builds(node.value)
+    return {name for name, builds in bound.items() if builds}
+
+
+def _builds(value: ast.expr) -> bool:
+    return isinstance(value, ast.Call) and _names(value.func)[-1].lstrip("_")[:1].isupper()
+
+
+def set_from_outside(tree: ast.AST) -> Iterator[str]:
+    """Attributes that are set or deleted on what is neither the own object nor one that the same function built."""
+    for nodes in scopes(tree):
+        allowed = OWN | built(nodes)
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
+                holder = node.value
+            elif isinstance(node, ast.Call) and _names(node.func)[-1] in SETTERS:
+                holder = node.args[0]
+            else:
+                continue
+            if not (isinstance(holder, ast.Name) and holder.id in allowed):
+                yield ast.unparse(node)
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """The names that imports bind: modules, and what a module has."""
+    return {
+        (name.asname or name.name).partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
+
+
+def reached_through(tree: ast.AST) -> Iterator[str]:
+    """The names that code reaches through three objects or more: `a.b.c.d`. `a.b[c].d` reaches as far as `a.b.d`."""
+    modules = imported(tree)
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    longer = {id(_without_items(node.value)) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and id(node) not in longer:
+            root, *names = _names(node)
+            if id(node) in called and names and names[-1] in METHODS:
+                names.pop()
+            if DOCUMENT in names:
+                names = names[: names.index(DOCUMENT)]
+            if root and root not in modules and len(names) >= 3:
+                yield ".".join([root, *names])
+
+
+def _without_items(node: ast.expr) -> ast.expr:
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    return node
+
+
+def _names(node: ast.expr) -> list[str]:
+    """A chain's names from its root on; the root is "" where it is no name, but a call or a literal."""
+    node = _without_items(node)
+    if isinstance(node, ast.Attribute):
+        return [*_names(node.value), node.attr]
+    return [node.id if isinstance(node, ast.Name) else ""]
+
+
+def listed(exceptions: dict[str, set[str]]) -> set[tuple[str, str]]:
+    """The exceptions as pairs of file and name."""
+    return {(file, name) for file, names in exceptions.items() for name in names}
+
+
+def broken(rule: Callable[[ast.AST], Iterator[str]]) -> set[tuple[str, str]]:
+    """What breaks a rule, as pairs of file and name."""
+    return {(file, name) for file, tree in TREES.items() for name in rule(tree)}
+
+
+def test_nothing_is_set_on_an_object_after_it_was_built():
+    found, known = broken(set_from_outside), listed(SET_FROM_OUTSIDE)
+    assert sorted(found - known) == [], "set it in the constructor, or by a method of the object's own"
+    assert sorted(known - found) == [], "no longer needed: take it from the list"
+
+
+def test_no_name_is_reached_through_three_objects():
+    found, known = broken(reached_through), listed(REACHED_THROUGH)
+    assert sorted(found - known) == [], "ask the nearest object, or be given what is needed"
+    assert sorted(known - found) == [], "no longer needed: take it from the list"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "thing.deliver = f",
+        "thing.count += 1",
+        "thing.known: bool = True",
+        "self.other.deliver = f",
+        "one.a, other.b = 1, 2",
+        "del thing.deliver",
+        "setattr(thing, name, f)",
+        "object.__setattr__(thing, 'deliver', f)",
+        "for thing.current in things: pass",
+        "thing = things[0]; thing.deliver = f",
+        "thing = find(); thing.deliver = f",
+        "thing = Thing(); thing = given; thing.deliver = f",
+        "def inner():\n    thing.deliver = f\nthing = Thing()",
+    ],
+)
+def test_what_is_set_from_outside_is_found(line: str):
+    assert list(set_from_outside(ast.parse("def outer(self, thing):\n" + textwrap.indent(line, "    "))))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "self.deliver = f",
+        "cls.known = {}",
+        "thing = Thing(); thing.deliver = f",
+        "thing: Thing = module.Thing(1); thing.deliver = f",
+        "things[0] = f",
+        "self.things[name] = f",
+        "thing = other.deliver",
+    ],
+)
+def test_what_is_ones_own_may_be_set(line: str):
+    assert not list(set_from_outside(ast.parse("def outer(self, other):\n" + textwrap.indent(line, "    "))))
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("control.jobs.queue.jobs", ["control.jobs.queue.jobs"]),
+        ("control.jobs.queue.of_host(name)", ["control.jobs.queue.of_host"]),
+        ("self.jobs.queue.jobs", ["self.jobs.queue.jobs"]),
+        ("self.jobs[name].queue.jobs[0]", ["self.jobs.queue.jobs"]),
+        ("control.jobs.queue.jobs.get(name)", ["control.jobs.queue.jobs"]),
+        ("control.jobs.queue.items", ["control.jobs.queue.items"]),
+        ("jobs.queue.items()", []),
+        ("self.queue.jobs.get(name)", []),
+        ("target.spec.retry.backoff_seconds", []),
+        ("fleet.targets[0].spec.retry.limit", []),
+        ("import os\nos.path.sep.join.something", []),
+        ("select(table).where(it).order_by(it).limit(1)", []),
+    ],
+)
+def test_what_is_reached_through_three_objects_is_found(line: str, found: list[str]):
+    assert list(reached_through(ast.parse(line))) == found
