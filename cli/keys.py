@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from controller.cluster.access import login
 from controller.cluster.kube import Kube, KubeError, Object
-from controller.cluster.operator import login
 from server import keys
 from server.service import utc_now
 

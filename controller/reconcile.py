@@ -185,8 +185,17 @@ class Reconciler:
         Where the server becomes unreachable, the last outcomes say so and the rest is left to the next time. Raises
         Unreachable and Refused where nothing can even be compared.
         """
-        self._observed = {key: seen async for key, seen in self._observe()}
+        await self.refresh()
         return await self._put_right(declared, self._observed)
+
+    async def refresh(self) -> Collection[Key]:
+        """Read anew what the server holds; the keys of it. Raises Unreachable and Refused."""
+        self._observed = {key: seen async for key, seen in self._observe()}
+        return self._observed.keys()
+
+    def holds(self, key: Key) -> bool:
+        """Whether the server holds a resource, as far as was heard of it."""
+        return key in self._observed
 
     async def touch(self, declared: Declared, keys: Collection[Key]) -> list[Outcome]:
         """The same for a few resources, without looking at the server anew: as it was when last heard of."""
@@ -238,9 +247,10 @@ async def apply(
                 return
 
     for _, stage in groupby(changes, key=lambda change: (type(change), change.key.kind)):
-        queue = iter(list(stage))
+        together = list(stage)
+        queue = iter(together)
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(CONCURRENCY):
+            for _ in range(min(CONCURRENCY, len(together))):
                 tasks.create_task(work(queue))
         if any(isinstance(outcome.error, Unreachable) for outcome in outcomes):
             break

@@ -1,19 +1,17 @@
 """What the cluster holds, as it was last seen, and what an event there may have an effect on. Plain data, no I/O."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from controller.cluster.kube import Object
-from controller.cluster.status import NotFoundError
-from controller.resources import SECRET_PARTS, Key, Resource, environment_of, final_newlines
+from controller.resources import Key, Resource
 
-ONCE = ("Run", "Restore")
+ONE_SHOT = ("Run", "Restore")
 """The kinds that are done once, and then are over."""
-WATCHED = ("Node", "Repository", "Schedule", "Host", *ONCE)
+WATCHED = ("Node", "Repository", "Schedule", "Host", *ONE_SHOT)
 """The kinds that are cached, those that others depend on first."""
 ENDED = ("Succeeded", "Failed")
-"""The phases in which one of ONCE stays."""
+"""The phases in which one of ONE_SHOT stays."""
 _REFERENCES = {
     "Schedule": ("Repository", "repositoryRef"),
     "Restore": ("Repository", "repositoryRef"),
@@ -42,6 +40,10 @@ class Cache:
         if not deleted and old is not None and _declares(old) == _declares(body):
             return set()
         return {key, *self.dependents(key)}
+
+    def get(self, key: Key) -> Object | None:
+        """An object as it was last seen; None where there is none."""
+        return self.objects.get(key)
 
     def begin(self) -> None:
         """What is seen from here on is news to a list that is read meanwhile."""
@@ -76,8 +78,8 @@ class Cache:
         }
 
     def active(self) -> list[Key]:
-        """Those of ONCE that have not ended."""
-        return [key for kind in ONCE for key, body in self.of(kind) if is_active(body)]
+        """Those of ONE_SHOT that have not ended."""
+        return [key for kind in ONE_SHOT for key, body in self.of(kind) if is_active(body)]
 
     def dependents(self, key: Key) -> Iterator[Key]:
         """What refers to an object: it may be right now, or wrong."""
@@ -90,7 +92,7 @@ class Cache:
 
 
 def is_active(body: Mapping[str, Any]) -> bool:
-    """Whether one of ONCE has not ended."""
+    """Whether one of ONE_SHOT has not ended."""
     return (body.get("status") or {}).get("phase") not in ENDED
 
 
@@ -113,61 +115,6 @@ def resource_of(body: Mapping[str, Any], credentials: Mapping[str, Any] | None =
     metadata = body["metadata"]
     named = {"namespace": metadata["namespace"], "name": metadata["name"], "labels": metadata.get("labels") or {}}
     return Resource(named, body.get("spec"), credentials)
-
-
-def newline_note(credentials: Mapping[str, Any] | None) -> str:
-    """What there is to say of secrets that end with a newline; empty where none does."""
-    names = final_newlines(credentials)
-    return f"the newline at the end of {', '.join(names)} in its Secret is left out" if names else ""
-
-
-def credentials_of(
-    body: Mapping[str, Any],
-    secrets: Mapping[str, Mapping[str, bytes]],
-    urls: Mapping[str, list[str]] = MappingProxyType({}),
-) -> dict[str, Any] | None:
-    """What opens a Repository, from the values of its namespace's Secrets. None where it names none.
-
-    `urls`: the URL prefixes that Secrets are for, by the name of each Secret that says so.
-    Raises NotFoundError, with the remedy, for a Secret or a key that is not there, or a value that is no text.
-    """
-    spec = body["spec"]
-    found: dict[str, Any] = {}
-    if reference := spec.get("passwordSecretRef"):
-        values = _values(body, reference["name"], secrets)
-        key = reference.get("key") or "password"
-        if key not in values:
-            raise NotFoundError("SecretKeyNotFound", f"Secret {reference['name']} has no key {key}: add it")
-        found["password"] = _text(reference["name"], key, values[key])
-    if reference := spec.get("envSecretRef"):
-        values = environment_of(spec, _values(body, reference["name"], secrets))
-        found["env"] = {key: _text(reference["name"], key, value) for key, value in values.items()}
-    named = {part: reference["name"] for field, part in SECRET_PARTS.items() if (reference := spec.get(field))}
-    if bound := {part: urls[name] for part, name in named.items() if name in urls}:
-        found["urls"] = bound
-    return found or None
-
-
-def secrets_named(body: Mapping[str, Any]) -> set[str]:
-    """The names of the Secrets that a Repository refers to."""
-    references = (body["spec"].get("passwordSecretRef"), body["spec"].get("envSecretRef"))
-    return {reference["name"] for reference in references if reference}
-
-
-def _values(body: Mapping[str, Any], name: str, secrets: Mapping[str, Mapping[str, bytes]]) -> Mapping[str, bytes]:
-    if name not in secrets:
-        where = body["metadata"]["namespace"]
-        raise NotFoundError("SecretNotFound", f"there is no Secret {name} in namespace {where}: create it")
-    return secrets[name]
-
-
-def _text(secret: str, key: str, value: bytes) -> str:
-    """A value as text. One that is none is not replaced by another, which would open or create with what is known."""
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        remedy = "put text there, for example what `openssl rand -base64 32` prints"
-        raise NotFoundError("SecretNotText", f"Secret {secret} holds no UTF-8 text under {key}: {remedy}") from None
 
 
 def _declares(body: Mapping[str, Any]) -> tuple[object, ...]:

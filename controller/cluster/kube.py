@@ -1,8 +1,6 @@
-"""The Kubernetes API, as far as the controller asks and writes; kopf does the watching.
+"""The Kubernetes API, as far as the controller asks and writes; kopf does the watching."""
 
-The credentials are kopf's own finding (a service account's, or a kubeconfig's), read anew when they stop working.
-"""
-
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
@@ -10,16 +8,14 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 
-import aiohttp
+import httpx
 import kopf
-from yarl import URL
 
-from controller.client import ControllerError
+from controller.client import ControllerError, plain
+from controller.cluster.access import TIMEOUT_S
 
 GROUP = "lamplighter.dev"
 VERSION = "v1alpha1"
-TIMEOUT_S = 30.0
-"""Seconds that the API server has for one answer."""
 PAGE = 500
 """Objects that one page of a list holds."""
 COMPONENT = "lamplighter-controller"
@@ -68,28 +64,33 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def session(info: kopf.ConnectionInfo, **options: Any) -> aiohttp.ClientSession:
-    """HTTP to an API server with these credentials; `options` are those of aiohttp's session."""
-    trusted = info.as_ssl_context() if info.server.startswith("https:") else True
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, ssl=trusted), **options)
-
-
 class Kube:
-    """Speaks with one API server, as an asynchronous context manager. Every method raises KubeError."""
+    """Speaks with one API server, as an asynchronous context manager. Every method raises KubeError.
+
+    `login`: tells where it is and the credentials for it; it is asked again when those work no more.
+    """
 
     def __init__(self, login: Callable[[], kopf.ConnectionInfo]) -> None:
         self._login = login
+        info = login()
+        self._headers = info.as_http_headers()
+        self._http = httpx.AsyncClient(
+            base_url=info.server,
+            verify=info.as_ssl_context() if info.server.startswith("https:") else True,
+            proxy=info.proxy_url,
+            trust_env=info.trust_env,
+            timeout=TIMEOUT_S,
+            limits=httpx.Limits(max_connections=None),
+        )
 
     async def __aenter__(self) -> Self:
-        info = self._login()
-        self._url, self._headers = info.server.rstrip("/"), info.as_http_headers()
-        self._http = session(info, timeout=aiohttp.ClientTimeout(TIMEOUT_S))
+        await self._http.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.close()
+        await self._http.__aexit__(kind, error, trace)
 
     async def list(self, kind: str, namespace: str | None = None) -> AsyncIterator[Object]:
         """All objects of a kind, in one namespace or in all, page by page."""
@@ -152,24 +153,25 @@ class Kube:
         content_type: str = "application/json",
     ) -> Object:
         content = None if body is None else json.dumps(body).encode()
-        url = URL(f"{self._url}{path}", encoded=True).with_query(params)
 
-        async def attempt() -> tuple[int, bytes]:
+        async def attempt() -> httpx.Response:
             headers = self._headers | ({} if body is None else {"Content-Type": content_type})
-            async with self._http.request(method, url, data=content, headers=headers) as answer:
-                return answer.status, await answer.read()
+            async with asyncio.timeout(TIMEOUT_S):
+                return await self._http.request(method, path, params=params, content=content, headers=headers)
 
         try:
-            status, said = await attempt()
-            if status == HTTPStatus.UNAUTHORIZED:  # a service account's token is replaced every hour
+            answer = await attempt()
+            if answer.status_code == HTTPStatus.UNAUTHORIZED:  # a service account's token is replaced every hour
                 self._headers = self._login().as_http_headers()
-                status, said = await attempt()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise KubeError(0, f"the Kubernetes API does not answer: {str(error) or type(error).__name__}") from None
-        if not 200 <= status < 300:
-            raise KubeError(status, f"{method} {path}: {_message(said) or status}")
+                answer = await attempt()
+        except (httpx.RequestError, TimeoutError) as error:
+            raise KubeError(
+                0, f"the Kubernetes API at {self._http.base_url} does not answer ({plain(error)})"
+            ) from None
+        if not answer.is_success:
+            raise KubeError(answer.status_code, f"{method} {path}: {_message(answer.content) or answer.status_code}")
         try:
-            found: Object = json.loads(said)
+            found: Object = answer.json()
         except ValueError:
             raise KubeError(0, f"{method} {path}: the answer is not JSON: is this the Kubernetes API?") from None
         return found

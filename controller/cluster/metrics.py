@@ -8,36 +8,43 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from controller.cluster.follower import Cluster
+    from controller.cluster.follower import ClusterFollower
 
 
 class Metrics:
-    """A controller's metrics, in a registry of their own. `leading`: what it works on while it holds the lease."""
+    """A controller's metrics, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.leading: Cluster | None = None
-        gauges: tuple[tuple[str, str, Callable[[Cluster], float]], ...] = (
+        self._leading: ClusterFollower | None = None
+        gauges: tuple[tuple[str, str, Callable[[ClusterFollower], float]], ...] = (
             ("leader", "Whether this replica is the one at work: 0 or 1.", lambda _: 1),
             ("objects", "Objects of the cluster that are followed.", lambda cluster: cluster.object_count),
             ("objects_failing", "Objects that could not be brought to the server.", lambda cluster: cluster.failing),
             ("queue_length", "Objects that are to be looked at.", lambda cluster: cluster.queue_length),
-            ("statuses_waiting", "Statuses that are to be written.", lambda cluster: cluster.writer.waiting),
+            ("statuses_waiting", "Statuses that are to be written.", lambda cluster: cluster.statuses_waiting),
         )
         for name, about, value in gauges:
-            Gauge(f"lamplighter_controller_{name}", about, registry=registry).set_function(self._of_leader(value))
-        registry.register(_Writes(self))
+            Gauge(f"lamplighter_controller_{name}", about, registry=registry).set_function(self.of_leader(value))
+        registry.register(_Writes(self.of_leader(lambda cluster: cluster.statuses_written)))
 
-    def _of_leader(self, value: "Callable[[Cluster], float]") -> Callable[[], float]:
-        return lambda: value(self.leading) if self.leading is not None else 0
+    def begin(self, cluster: "ClusterFollower") -> None:
+        """This replica is at work, on this cluster."""
+        self._leading = cluster
+
+    def end(self) -> None:
+        """This replica is not at work any more."""
+        self._leading = None
+
+    def of_leader(self, value: "Callable[[ClusterFollower], float]") -> Callable[[], float]:
+        """A figure of what this replica works on; 0 while it does not."""
+        return lambda: value(self._leading) if self._leading is not None else 0
 
 
 class _Writes(Collector):
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, count: Callable[[], float]) -> None:
+        self._count = count
 
     def collect(self) -> list[Metric]:
         """The families, as prometheus-client asks for them."""
-        leading = self._metrics.leading
-        writes = leading.writer.writes if leading is not None else 0
-        return [CounterMetricFamily("lamplighter_controller_status_writes", "Statuses written.", value=writes)]
+        return [CounterMetricFamily("lamplighter_controller_status_writes", "Statuses written.", value=self._count())]

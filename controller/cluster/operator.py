@@ -1,18 +1,16 @@
 """The operator: what kopf sees of the cluster is fed to `cluster`, by the one replica that holds the lease."""
 
 import asyncio
-import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import kopf
-
-from controller.client import Client, ControllerError
-from controller.cluster.follower import TIMES, Cluster, Times
+from controller.client import Client
+from controller.cluster.access import login
+from controller.cluster.follower import TIMES, ClusterFollower, Times
 from controller.cluster.kube import Kube, Object
 from controller.cluster.lease import Lease
 from controller.cluster.metrics import Metrics
@@ -23,32 +21,16 @@ log = logging.getLogger(__name__)
 
 LEASE = "lamplighter-controller"
 STUCK_S = 900.0
-"""Seconds that the controller may work at what it has found before it counts as stuck: three full comparisons."""
-
-
-def login() -> kopf.ConnectionInfo:
-    """The credentials of this process: its service account's, or a kubeconfig's. Raises ControllerError."""
-    settings = kopf.OperatorSettings()
-    if found := kopf.login_with_service_account(settings=settings):
-        return dataclasses.replace(found, server=api_server(os.environ))
-    if found := kopf.login_with_kubeconfig(settings=settings):
-        return found
-    raise ControllerError("no cluster: run in a pod with a service account, or set KUBECONFIG")
-
-
-def api_server(environ: Mapping[str, str]) -> str:
-    """The API server's URL as every pod is told it, which needs no DNS (client-go does the same)."""
-    host, port = environ["KUBERNETES_SERVICE_HOST"], environ.get("KUBERNETES_SERVICE_PORT", "443")
-    return f"https://{f'[{host}]' if ':' in host else host}:{port}"
+"""Seconds that the controller may work at one thing before it counts as stuck."""
 
 
 class Health:
     """Whether a controller moves. One that waits for the lease is well."""
 
     def __init__(self) -> None:
-        self._leading: tuple[Cluster, Progress, WatchTimes] | None = None
+        self._leading: tuple[ClusterFollower, Progress, WatchTimes] | None = None
 
-    def begin(self, cluster: Cluster, progress: Progress, times: WatchTimes) -> None:
+    def begin(self, cluster: ClusterFollower, progress: Progress, times: WatchTimes) -> None:
         """This replica is at work."""
         self._leading = (cluster, progress, times)
 
@@ -64,8 +46,8 @@ class Health:
         now = asyncio.get_running_loop().time()
         if silent := progress.silent(now, times.stalled + times.check):
             return f"the API server has answered no watch for {times.stalled:.0f} s of {', '.join(silent)}"
-        if now - cluster.turned_at > STUCK_S:
-            return f"the controller has not come round for {STUCK_S:.0f} s"
+        if now - cluster.busy_since > STUCK_S:
+            return f"the controller has worked at one thing for more than {STUCK_S:.0f} s"
         return ""
 
 
@@ -89,12 +71,13 @@ async def operate(
         async def lead() -> None:
             where = sorted({*namespaces, host_namespace}) if namespaces else []
             progress = Progress(watched_paths(where))
-            metrics.leading = cluster = Cluster(kube, client, host_namespace, _now, namespaces, times)
+            cluster = ClusterFollower(kube, client, host_namespace, _now, namespaces, times)
+            metrics.begin(cluster)
             health.begin(cluster, progress, times.watch)
             try:
                 await _follow(cluster, where, progress, times.watch)
             finally:
-                metrics.leading = None
+                metrics.end()
                 health.end()
 
         async with asyncio.TaskGroup() as tasks:
@@ -108,7 +91,7 @@ async def _again(lease: Lease, lead: Any) -> None:
         await lease.hold(lead)
 
 
-async def _follow(cluster: Cluster, namespaces: Sequence[str], progress: Progress, times: WatchTimes) -> None:
+async def _follow(cluster: ClusterFollower, namespaces: Sequence[str], progress: Progress, times: WatchTimes) -> None:
     """Watch with kopf and follow what it sees, until cancelled."""
 
     def see(body: Object, kind: str | None) -> None:

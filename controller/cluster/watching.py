@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import aiohttp
 import kopf
 
+from controller.cluster.access import TIMEOUT_S
 from controller.cluster.cache import WATCHED
-from controller.cluster.kube import KINDS, TIMEOUT_S, Object, session
+from controller.cluster.kube import KINDS, Object
 
 log = logging.getLogger(__name__)
 
@@ -177,8 +178,9 @@ class _Kopf:
         tracing = aiohttp.TraceConfig()
         tracing.on_request_end.append(answered)
         info = self._login()
-        made = session(
-            info,
+        trusted = info.as_ssl_context() if info.server.startswith("https:") else True
+        made = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=trusted),
             headers=info.as_http_headers(),
             trace_configs=[tracing],
             proxy=info.proxy_url,

@@ -191,8 +191,9 @@ def _log_done(outcome: Outcome) -> None:
     if outcome.error is not None:
         return
     change, answer = outcome.change, outcome.answer or {}
-    what = change.key.kind.lower()
-    facts: dict[str, object] = {what: str(change.key)}
+    key = change.key
+    what = key.kind.lower()
+    facts: dict[str, object] = {what: str(key)}
     if isinstance(change, Delete):
         log.debug("%s deleted", what, extra=facts)
     elif outcome.was is None or observe(answer) != outcome.was:

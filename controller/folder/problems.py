@@ -34,13 +34,14 @@ def _one_line(event: LogEvent) -> str:
 
 def newline_events(reading: Reading) -> list[LogEvent]:
     """Where a secret ends with a newline, which is left out: nothing is wrong with that where nobody meant it."""
+    declared = reading.declared
     return [
         LogEvent(
             logging.WARNING,
             "newline at the end of a secret left out",
             log_facts(repository=key, fields=", ".join(names), file=reading.documents[key].place),
         )
-        for key, resource in reading.declared.resources.items()
+        for key, resource in declared.resources.items()
         if (names := final_newlines(resource.credentials))
     ]
 

@@ -15,25 +15,22 @@ from uuid import uuid4
 
 import httpx
 import pytest
-import uvicorn
 import yaml
-from starlette.applications import Starlette
-from starlette.background import BackgroundTask
-from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
 from agent.journal import Journal
 from agent.restic.runner import Runner
 from agent.service import Config as AgentConfig
 from agent.service import Service, utc_now
 from controller.client import Client
+from controller.cluster.access import login
 from controller.cluster.events import Recorder
 from controller.cluster.follower import Times
 from controller.cluster.kube import Kube
-from controller.cluster.operator import login, operate
+from controller.cluster.operator import operate
 from controller.cluster.status import Notice
 from server.service import Config, serving
 from tests.chart import rendered
+from tests.reverse_proxy import Proxy
 from tests.specs import BACKUP, BAD_SCHEDULES
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("definitions")]
@@ -413,52 +410,6 @@ async def test_what_is_deleted_while_the_history_is_compacted_is_removed(own_clu
 
 
 # The controller is killed, as a process of its own.
-
-
-KEPT = ("content-type", "content-length", "content-encoding")
-
-
-class Proxy:
-    """Stands before a server or an API server; at a request that `fatal` names, `strike` before or after it is done."""
-
-    def __init__(self, url, **options):
-        self._http = httpx.AsyncClient(base_url=url, timeout=None, trust_env=False, **options)  # noqa: S113 - watches
-        self.fatal, self.when, self.strike = lambda method, path: False, "before", lambda: None
-        self.heard = []
-
-    async def _answer(self, request):
-        method, path = request.method, request.url.path
-        self.heard.append((method, path))
-        fatal = self.fatal(method, path)
-        if fatal and self.when == "before":
-            self.strike()
-            return Response(status_code=502)
-        headers = {key: it for key, it in request.headers.items() if key != "host"}
-        url = path + (f"?{request.url.query}" if request.url.query else "")
-        built = self._http.build_request(method, url, headers=headers, content=await request.body())
-        answer = await self._http.send(built, stream=True)
-        if fatal:
-            self.strike()
-        kept = {key: it for key, it in answer.headers.items() if key in KEPT}
-        end = BackgroundTask(answer.aclose)
-        return StreamingResponse(answer.aiter_raw(), answer.status_code, kept, background=end)
-
-    @asynccontextmanager
-    async def serving(self):
-        methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-        app = Starlette(routes=[Route("/{path:path}", self._answer, methods=methods)])
-        config = uvicorn.Config(app, port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=0)
-        proxy = uvicorn.Server(config)
-        async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(proxy._serve())
-            await until(lambda: proxy.started)
-            self.port = proxy.servers[0].sockets[0].getsockname()[1]
-            try:
-                yield self
-            finally:
-                proxy.should_exit = True
-                await asyncio.wait([running])
-                await self._http.aclose()
 
 
 class Replica:

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import itertools
 import json
+import math
 import shutil
 from contextlib import asynccontextmanager
 
@@ -14,11 +15,14 @@ import yaml
 from kmock import KubernetesEmulator, KubernetesError, Server, action, resource
 
 from controller.client import Client
+from controller.cluster.access import login
 from controller.cluster.follower import Times
+from controller.cluster.kube import Kube
 from controller.cluster.metrics import Metrics
 from controller.cluster.operator import Health, operate
 from controller.cluster.watching import Times as WatchTimes
 from server.service import Config, serving
+from tests.reverse_proxy import Proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -642,6 +646,54 @@ async def test_a_server_that_is_away_is_told_of_what_is_new_and_all_is_well_when
             await until(lambda: kubectl.ready("Schedule", "etc") == NOWHERE)
 
 
+@asynccontextmanager
+async def proxied(server):
+    """The server, through a proxy."""
+    async with Proxy(f"http://127.0.0.1:{server.port}").serving() as proxy:
+        proxy.admin_token = server.admin_token
+        yield proxy
+
+
+@pytest.mark.parametrize("failing", [500, 503, "silent"])
+@pytest.mark.parametrize("kind", ["Repository", "Schedule"])
+async def test_an_object_that_fails_sets_no_other_back(server, kubectl, kind, failing):
+    fails = lambda method, path: (method, path.rpartition("/")[2]) == ("PUT", "bad")  # noqa: E731
+    await kubectl.create("Repository", "main", OPENED)
+    await kubectl.create(kind, "bad", OPENED if kind == "Repository" else BACKUP)
+    await kubectl.create("Schedule", "there", BACKUP)
+    async with proxied(server) as proxy:
+        if failing == "silent":
+            proxy.ignores = fails
+        else:
+            proxy.refuse = lambda method, path: failing if fails(method, path) else 0
+        async with controlling(proxy, most_retry=300):
+            await until(lambda: kubectl.ready("Schedule", "there") == NOWHERE)
+            await kubectl.create("Schedule", "new", BACKUP)
+            await until(lambda: kubectl.ready("Schedule", "new") == NOWHERE)
+            await kubectl.patch("Schedule", "there", spec={"cron": "0 4 * * *"})
+            await until(lambda: generations(kubectl, "there") == (2, {2}))
+            assert kubectl.ready(kind, "bad") != ACCEPTED
+            proxy.refuse, proxy.ignores = lambda method, path: 0, lambda method, path: False
+
+
+async def test_an_object_that_fails_is_tried_ever_more_rarely_whatever_it_is_told_and_whatever_others_do(
+    server, kubectl
+):
+    clock = asyncio.get_running_loop().time
+    async with proxied(server) as proxy, controlling(proxy, most_retry=300):
+        await declare(kubectl)
+        proxy.refuse = lambda method, path: 500 if (method, path.rpartition("/")[2]) == ("PUT", "bad") else 0
+        begin = clock()
+        await kubectl.create("Schedule", "bad", BACKUP)
+        names = (f"etc-{count}" for count in itertools.count())
+        while clock() < begin + 2:
+            name = next(names)
+            await kubectl.create("Schedule", name, {**BACKUP, "cron": "0 0 30 2 *"})
+            await until(lambda name=name: kubectl.ready("Schedule", name) == ("False", "Invalid"))
+        tries = len([it for it in proxy.heard if it[1].endswith("/bad")])
+        assert 2 <= tries <= 2 + math.log2((clock() - begin) / FAST.retry)
+
+
 async def test_a_server_restored_from_an_old_backup_is_put_right_at_once(kubectl, tmp_path):
     config = Config(tmp_path / "data", port=0)
     async with serving(config) as server, controlling(server):
@@ -661,6 +713,15 @@ async def test_a_server_restored_from_an_old_backup_is_put_right_at_once(kubectl
             await until(lambda: known(rest, "/schedules/ns/new"))
             await until(lambda: _gone(rest, "/schedules/ns/old"))
             assert (await known(rest, "/schedules/ns/etc"))["spec"]["cron"] == "0 5 * * *"
+
+
+async def test_requests_go_through_the_proxy_that_the_kubeconfig_names(kubectl, tmp_path):
+    config = yaml.safe_load((tmp_path / "kubeconfig").read_text())
+    cluster = config["clusters"][0]["cluster"]
+    cluster |= {"server": "http://kubernetes.invalid", "proxy-url": cluster["server"]}
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    async with Kube(login) as kube:
+        assert [it["metadata"]["name"] async for it in kube.list("Secret", "ns")] == ["opens"]
 
 
 async def test_only_the_namespaces_that_are_named_count(server, kubectl, rest):

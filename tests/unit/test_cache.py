@@ -2,7 +2,8 @@
 
 import pytest
 
-from controller.cluster.cache import Cache, credentials_of, resource_of, secrets_named
+from controller.cluster.cache import Cache, resource_of
+from controller.cluster.credentials import credentials_of, secrets_named
 from controller.cluster.status import NotFoundError
 from controller.resources import Key
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from controller.cluster.operator import api_server
+from controller.cluster.access import api_server
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.client import FieldError, Refused, Unreachable
-from controller.cluster.cache import newline_note
+from controller.cluster.credentials import newline_note
 from controller.cluster.kube import KubeError
 from controller.cluster.status import (
     NotFoundError,

@@ -1,0 +1,83 @@
+"""What opens a Repository, out of the Secrets that it names."""
+
+import base64
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from controller.cluster.kube import Kube, KubeError
+from controller.cluster.status import NotFoundError
+from controller.resources import SECRET_PARTS, Key, environment_of, final_newlines, repository_urls
+
+
+async def read_credentials(kube: Kube, key: Key, body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What opens a Repository, read from its Secrets. Raises NotFoundError and KubeError."""
+    secrets: dict[str, dict[str, bytes]] = {}
+    urls: dict[str, list[str]] = {}
+    for name in secrets_named(body):
+        try:
+            secret = await kube.get("Secret", key.namespace, name)
+        except KubeError as error:
+            if error.passing:
+                raise
+            raise NotFoundError("SecretForbidden", f"Secret {name} cannot be read: {error}") from None
+        if secret is not None:
+            secrets[name] = {it: base64.b64decode(value) for it, value in (secret.get("data") or {}).items()}
+            if (bound := repository_urls(secret["metadata"])) is not None:
+                urls[name] = bound
+    return credentials_of(body, secrets, urls)
+
+
+def newline_note(credentials: Mapping[str, Any] | None) -> str:
+    """What there is to say of secrets that end with a newline; empty where none does."""
+    names = final_newlines(credentials)
+    return f"the newline at the end of {', '.join(names)} in its Secret is left out" if names else ""
+
+
+def credentials_of(
+    body: Mapping[str, Any],
+    secrets: Mapping[str, Mapping[str, bytes]],
+    urls: Mapping[str, list[str]] = MappingProxyType({}),
+) -> dict[str, Any] | None:
+    """What opens a Repository, from the values of its namespace's Secrets. None where it names none.
+
+    `urls`: the URL prefixes that Secrets are for, by the name of each Secret that says so.
+    Raises NotFoundError, with the remedy, for a Secret or a key that is not there, or a value that is no text.
+    """
+    spec = body["spec"]
+    found: dict[str, Any] = {}
+    if reference := spec.get("passwordSecretRef"):
+        values = _values(body, reference["name"], secrets)
+        key = reference.get("key") or "password"
+        if key not in values:
+            raise NotFoundError("SecretKeyNotFound", f"Secret {reference['name']} has no key {key}: add it")
+        found["password"] = _text(reference["name"], key, values[key])
+    if reference := spec.get("envSecretRef"):
+        values = environment_of(spec, _values(body, reference["name"], secrets))
+        found["env"] = {key: _text(reference["name"], key, value) for key, value in values.items()}
+    named = {part: reference["name"] for field, part in SECRET_PARTS.items() if (reference := spec.get(field))}
+    if bound := {part: urls[name] for part, name in named.items() if name in urls}:
+        found["urls"] = bound
+    return found or None
+
+
+def secrets_named(body: Mapping[str, Any]) -> set[str]:
+    """The names of the Secrets that a Repository refers to."""
+    references = (body["spec"].get("passwordSecretRef"), body["spec"].get("envSecretRef"))
+    return {reference["name"] for reference in references if reference}
+
+
+def _values(body: Mapping[str, Any], name: str, secrets: Mapping[str, Mapping[str, bytes]]) -> Mapping[str, bytes]:
+    if name not in secrets:
+        where = body["metadata"]["namespace"]
+        raise NotFoundError("SecretNotFound", f"there is no Secret {name} in namespace {where}: create it")
+    return secrets[name]
+
+
+def _text(secret: str, key: str, value: bytes) -> str:
+    """A value as text. One that is none is not replaced by another, which would open or create with what is known."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        remedy = "put text there, for example what `openssl rand -base64 32` prints"
+        raise NotFoundError("SecretNotText", f"Secret {secret} holds no UTF-8 text under {key}: {remedy}") from None

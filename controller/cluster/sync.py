@@ -1,0 +1,131 @@
+"""Brings one object to the server, as it is declared now: level-triggered, so whatever has happened before."""
+
+import logging
+from collections.abc import Awaitable
+
+from controller.client import Client, ControllerError
+from controller.cluster.cache import ONE_SHOT, Cache, is_active, resource_of
+from controller.cluster.credentials import newline_note, read_credentials
+from controller.cluster.kube import Kube, Object
+from controller.cluster.results import Result, Results, version_of
+from controller.cluster.server_state import ServerState
+from controller.cluster.status import NotFoundError
+from controller.reconcile import Declared, Outcome, Put, Reconciler
+from controller.resources import PLURALS, Key
+
+log = logging.getLogger(__name__)
+
+
+class Syncer:
+    """Makes the server have what an object of the cache declares, and the cluster a Host for each Node."""
+
+    def __init__(
+        self, kube: Kube, client: Client, reconciler: Reconciler, cache: Cache, server: ServerState, results: Results
+    ) -> None:
+        self._kube = kube
+        self._client = client
+        self._reconciler = reconciler
+        self._cache = cache
+        self._server = server
+        self._resources, self._hosts, self._one_shot = server.resources, server.hosts, server.one_shot
+        self._results = results
+
+    async def sync(self, key: Key) -> Result | None:
+        """Bring an object to the server, or have it deleted there. None where nothing is to be said of it."""
+        body = self._cache.get(key)
+        if key.kind in PLURALS:
+            return await self._sync_resource(key, body)
+        if key.kind == "Host":
+            return await self._sync_host(key)
+        if key.kind in ONE_SHOT and body is not None and is_active(body):
+            return Result(await _error_of(self._sync_one_shot(key, body)), version_of(body))
+        return None
+
+    async def _sync_resource(self, key: Key, body: Object | None) -> Result | None:
+        """A Schedule or a Repository. One whose Secrets are missing is left as it is at the server."""
+        if self._server.away is not None:
+            is_new = body is not None and self._results.is_new(key, body)
+            return Result(self._server.away) if is_new else None  # the comparison that reaches it looks at all others
+        if body is None:
+            return self._result(key, await self._reconciler.touch(Declared({}), [key]), Result())
+        try:
+            credentials = await read_credentials(self._kube, key, body) if key.kind == "Repository" else None
+        except ControllerError as error:
+            return Result(error)
+        outcomes = await self._reconciler.touch(Declared({key: resource_of(body, credentials)}), [key])
+        return self._result(key, outcomes, Result(brought=version_of(body), note=newline_note(credentials)))
+
+    def _result(self, key: Key, outcomes: list[Outcome], well: Result) -> Result:
+        """What came of a change; where nothing had to be done, all is well."""
+        if not outcomes:
+            return well
+        (outcome,) = outcomes
+        if outcome.error is not None:
+            return well._replace(error=outcome.error)
+        self._resources.put(key, outcome.answer)
+        is_accepted = isinstance(outcome.change, Put) and outcome.was is None
+        if is_accepted:
+            log.info("%s accepted", key.kind.lower(), extra={key.kind.lower(): str(key)})
+        return well._replace(accepted=is_accepted)
+
+    async def _sync_host(self, key: Key) -> Result:
+        """Keep a node's Host, and bring it and others to the server; what went wrong with either is told."""
+        if key.namespace != self._cache.host_namespace:
+            there = f"Hosts count in namespace {self._cache.host_namespace} only: create it there"
+            return Result(NotFoundError("WrongNamespace", there))
+        not_kept = await _error_of(self._keep_node_host(key))
+        body = self._cache.get(key)
+        not_put = await _error_of(self._put_host(key, body))
+        return Result(not_kept or not_put, None if body is None else version_of(body))
+
+    async def _keep_node_host(self, key: Key) -> None:
+        """Have a Host for a node, with its labels, and none for a node that is gone."""
+        wanted, host = self._cache.node_host(key.name), self._cache.get(key)
+        if wanted is None:
+            if host is not None and (host.get("spec") or {}).get("nodeName"):
+                await self._kube.delete("Host", key.namespace, key.name, host["metadata"]["uid"])
+                self._cache.on_event(host, deleted=True)
+        elif host is None:
+            self._cache.on_event(await self._kube.create("Host", wanted))
+        elif (has := host["metadata"].get("labels") or {}) != (due := wanted["metadata"]["labels"]):
+            labels = {**dict.fromkeys(has.keys() - due.keys()), **due}
+            changed = await self._kube.patch("Host", key.namespace, key.name, {"metadata": {"labels": labels}})
+            if changed is not None:
+                self._cache.on_event(changed)
+
+    async def _put_host(self, key: Key, body: Object | None) -> None:
+        if body is None:
+            self._server.check_reached()
+            await self._client.delete_host(key.name)
+            self._hosts.put(key.name, None)
+            return
+        labels = body["metadata"].get("labels") or {}
+        seen = self._hosts.get(key.name)
+        if seen is None or seen["labels"] != labels:
+            self._server.check_reached()
+            self._hosts.put(key.name, await self._client.put_host(key.name, labels))
+
+    async def _sync_one_shot(self, key: Key, body: Object) -> None:
+        """Ask for a Run or a Restore, which the server knows by its uid and so does once, and how far it is."""
+        self._server.check_reached()
+        uid, spec = body["metadata"]["uid"], body["spec"]
+        is_known = self._one_shot.get(uid) is not None
+        if key.kind == "Restore" and is_known:
+            answer = await self._client.restore_job(key.namespace, uid)
+        elif key.kind == "Restore":
+            answer = await self._client.restore(key.namespace, uid, spec)
+        elif is_known:
+            answer = await self._client.run_status(key.namespace, uid)
+        else:
+            schedule, selector = spec["scheduleRef"]["name"], spec.get("hostSelector") or {}
+            answer = await self._client.run(key.namespace, schedule, uid, selector)
+        self._one_shot.put(uid, answer)
+
+
+async def _error_of(work: Awaitable[None]) -> ControllerError | None:
+    """Do something; why it could not be done, None where it could."""
+    try:
+        await work
+    except ControllerError as error:
+        return error
+    return None

@@ -1,0 +1,81 @@
+"""Workers for a queue of keys: the thin shell around `controller.workqueue`."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Generic, TypeVar
+
+from controller.workqueue import WorkQueue
+
+K = TypeVar("K")
+
+
+class Workers(Generic[K]):
+    """Works on keys, several at once, while `run` runs.
+
+    `work`: works on a key; whether that is done with, or is to be tried again after the key's backoff, which begins at
+    `base_s` and ends at `max_s` seconds.
+    """
+
+    def __init__(self, work: Callable[[K], Awaitable[bool]], base_s: float, max_s: float, count: int = 1) -> None:
+        self._work = work
+        self._count = count
+        self._queue: WorkQueue[K] = WorkQueue(base_s, max_s)
+        self._woken = asyncio.Event()
+        self._clock = asyncio.get_running_loop().time
+        self._begun: dict[K, float] = {}
+
+    def __len__(self) -> int:
+        """Keys to be worked on, now or later."""
+        return len(self._queue)
+
+    def __contains__(self, key: K) -> bool:
+        """Whether a key is to be worked on now, or is being worked on."""
+        return key in self._queue
+
+    @property
+    def busy_since(self) -> float:
+        """When the work that has been going on for longest was begun; now, where none is."""
+        return min(self._begun.values(), default=self._clock())
+
+    def add(self, keys: Iterable[K]) -> None:
+        """Have keys worked on."""
+        self._queue.update(keys)
+        self._woken.set()
+
+    def add_after(self, key: K, delay_s: float) -> None:
+        """Have a key worked on in `delay_s` seconds."""
+        self._queue.add_after(key, self._clock(), delay_s)
+        self._woken.set()
+
+    def failures(self, key: K) -> int:
+        """How often a key has failed since it last went well."""
+        return self._queue.failures(key)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(self._count):
+                tasks.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            key = await self._next()
+            self._begun[key] = self._clock()
+            try:
+                if await self._work(key):
+                    self._queue.forget(key)
+                else:
+                    self._queue.add_rate_limited(key, self._clock())
+            finally:
+                del self._begun[key]
+                self._queue.done(key)
+                self._woken.set()
+
+    async def _next(self) -> K:
+        while (key := self._queue.get(self._clock())) is None:
+            self._woken.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._queue.next_at()):
+                    await self._woken.wait()
+        return key

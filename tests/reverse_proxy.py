@@ -1,0 +1,65 @@
+"""A proxy before a server or an API server, through which tests see requests, and spoil them."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+KEPT = ("content-type", "content-length", "content-encoding")
+
+
+class Proxy:
+    """Stands before a server or an API server; at a request that `fatal` names, `strike` before or after it is done.
+
+    `refuse`: the status with which a request is refused, or 0; `ignores`: whether it never gets an answer.
+    """
+
+    def __init__(self, url, **options):
+        self._http = httpx.AsyncClient(base_url=url, timeout=None, trust_env=False, **options)  # noqa: S113 - watches
+        self.fatal, self.when, self.strike = lambda method, path: False, "before", lambda: None
+        self.refuse, self.ignores = lambda method, path: 0, lambda method, path: False
+        self.heard = []
+
+    async def _answer(self, request):
+        method, path = request.method, request.url.path
+        self.heard.append((method, path))
+        while self.ignores(method, path):
+            await asyncio.sleep(0.05)
+        if status := self.refuse(method, path):
+            return JSONResponse({"detail": f"not now, for the {len(self.heard)}th time"}, status)
+        fatal = self.fatal(method, path)
+        if fatal and self.when == "before":
+            self.strike()
+            return Response(status_code=502)
+        headers = {key: it for key, it in request.headers.items() if key != "host"}
+        url = path + (f"?{request.url.query}" if request.url.query else "")
+        built = self._http.build_request(method, url, headers=headers, content=await request.body())
+        answer = await self._http.send(built, stream=True)
+        if fatal:
+            self.strike()
+        kept = {key: it for key, it in answer.headers.items() if key in KEPT}
+        end = BackgroundTask(answer.aclose)
+        return StreamingResponse(answer.aiter_raw(), answer.status_code, kept, background=end)
+
+    @asynccontextmanager
+    async def serving(self):
+        methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+        app = Starlette(routes=[Route("/{path:path}", self._answer, methods=methods)])
+        config = uvicorn.Config(app, port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=0)
+        proxy = uvicorn.Server(config)
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(proxy._serve())
+            while not proxy.started:
+                await asyncio.sleep(0.01)
+            self.port = proxy.servers[0].sockets[0].getsockname()[1]
+            try:
+                yield self
+            finally:
+                proxy.should_exit = True
+                await asyncio.wait([running])
+                await self._http.aclose()
