@@ -27,7 +27,7 @@ CREATING = 32
 SETTLED = 5
 """A controller has written what it had to within so many times the time after which memory is read."""
 GROUP = "lamplighter.dev/v1alpha1"
-REPOSITORY = {"url": "s3:https://s3.example.org/backups/{host}"}
+REPOSITORY = {"url": "s3:https://s3.example.org/backups/{host}", "passwordSecretRef": {"name": "main"}}
 PEER = (sys.executable, "-m", "bench.controller")
 
 
@@ -137,6 +137,8 @@ async def operating(
 ) -> AsyncIterator[None]:
     """An operator that is seen to work."""
     async with _process(cluster, argv):
+        secret = {"metadata": {"name": "main"}, "stringData": {"password": "secret"}}
+        (await http.post(f"/api/v1/namespaces/{namespace}/secrets", json=secret)).raise_for_status()
         await _create(http, namespace, "repositories", "main", "Repository", REPOSITORY)
         await _create(http, namespace, "schedules", "first", "Schedule", schedule("first", "0 2 * * *")["spec"])
         async with asyncio.timeout(60):

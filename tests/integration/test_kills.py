@@ -50,7 +50,7 @@ try:
 except KeyboardInterrupt:
     note("interrupted")
     sys.exit(130)
-print(json.dumps({{"message_type": "summary", "snapshot_id": "0123abcd"}}))
+print(json.dumps({{"message_type": "summary", "snapshot_id": "0123abcd", "total_files_processed": 1}}))
 """
 """Stands in for restic: notes its runs, and waits at a gate (a FIFO, until its other end is opened) if there is one."""
 
