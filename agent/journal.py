@@ -1,4 +1,4 @@
-"""The agent's memory on disk: an append-only file of records that a kill at any byte leaves readable.
+"""The agent's state on disk: an append-only file of records that a kill at any byte leaves readable.
 
 One record a line: eight hexadecimal digits of CRC-32, a space, JSON. A line that was torn by a kill fails its sum and
 is dropped at the next start; a damaged line elsewhere costs only itself. When the file has outgrown what it says, it is
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.core.state import Memory, Record, replay
+from agent.core.state import AgentState, Record, replay
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ class Journal:
         self._more = asyncio.Event()
 
     @classmethod
-    def open(cls, path: Path) -> tuple["Journal", Memory]:
-        """Open the journal at that path, making it and its folder where missing, and the memory that it holds.
+    def open(cls, path: Path) -> tuple["Journal", AgentState]:
+        """Open the journal at that path, making it and its folder where missing, and the state that it holds.
 
         Raises JournalError when another process has it open or the file cannot be read or written.
         """
@@ -94,15 +94,15 @@ class Journal:
         except OSError as error:
             raise JournalError(f"{path}: {error.strerror}: the agent needs a folder that it can write") from error
 
-    def _load(self) -> Memory:
-        """Lock the journal, and write it anew with the memory that it holds, without what was torn."""
+    def _load(self) -> AgentState:
+        """Lock the journal, and write it anew with the state that it holds, without what was torn."""
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         records, _, lost = read(self.path.read_bytes() if self.path.exists() else b"")
         if lost:
             log.warning("journal: lines left out that were torn or damaged", extra={"path": self.path, "lines": lost})
-        memory = replay(records)
-        self._write_anew(_lines(memory))
-        return memory
+        state = replay(records)
+        self._write_anew(_lines(state))
+        return state
 
     def append(self, records: Sequence[Record], then: Callable[[], None] | None = None) -> None:
         """Write records soon, in order, and call `then` once they are on disk. While the disk refuses, that waits."""
@@ -111,11 +111,11 @@ class Journal:
             self._waiting.append(then)
         self._more.set()
 
-    def compact(self, memory: Memory) -> bool:
-        """Write the file anew with what that memory says, if it has outgrown it; all appended so far is in memory."""
+    def compact(self, state: AgentState) -> bool:
+        """Write the file anew from that state, which holds all that was appended, if the file has outgrown it."""
         if self._size < max(COMPACT_BYTES, COMPACT_FACTOR * self._base) or self._rewrite is not None:
             return False
-        self._rewrite, self._lines = _lines(memory), []
+        self._rewrite, self._lines = _lines(state), []
         self.append(())
         return True
 
@@ -191,8 +191,8 @@ class Journal:
         self._fd, self._size, self._base = fd, len(lines), len(lines)
 
 
-def _lines(memory: Memory) -> bytes:
-    return b"".join(map(encode, memory.records()))
+def _lines(state: AgentState) -> bytes:
+    return b"".join(map(encode, state.records()))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -47,7 +47,7 @@ class Listener(Protocol):
     def received(self, messages: Sequence[FromServer]) -> None:
         """The messages of a frame came."""
 
-    def lost(self) -> None:
+    def disconnected(self) -> None:
         """The connection is gone."""
 
 
@@ -154,7 +154,7 @@ class Link:
             raise
         finally:
             self._socket = None
-            self._listener.lost()
+            self._listener.disconnected()
 
     def _reason(self, error: Exception) -> str:
         """What a person needs to know of a failed connection."""

@@ -24,14 +24,14 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
-        memory = core.memory
+        state = core.state
         for name, about, value in (
             ("connected", "Whether the server is connected: 0 or 1.", lambda: core.connected),
-            ("schedules", "Schedules that are held.", lambda: len(memory.entries)),
-            ("applied_version", "The version of the set that is in force.", lambda: memory.version),
-            ("jobs_running", "Jobs that run.", lambda: len(memory.running)),
-            ("fires_unanswered", "Fires that the server has yet to answer.", lambda: len(memory.fires)),
-            ("ends_unconfirmed", "Ends of jobs that the server has yet to confirm.", lambda: len(memory.ends)),
+            ("schedules", "Schedules that are held.", lambda: len(state.entries)),
+            ("applied_version", "The version of the set that is in force.", lambda: state.version),
+            ("jobs_running", "Jobs that run.", lambda: len(state.running)),
+            ("fires_unanswered", "Fires that the server has yet to answer.", lambda: len(state.fires)),
+            ("ends_unconfirmed", "Ends of jobs that the server has yet to confirm.", lambda: len(state.ends)),
         ):
             Gauge(f"lamplighter_agent_{name}", about, registry=registry).set_function(value)
 

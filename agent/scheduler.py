@@ -1,7 +1,7 @@
 """The clock of the agent: one timer for all schedules, and the applying of pushes outside the read loop.
 
-The timer is armed for the core's next due time, and never for longer than LOOK_S, so that a clock that was set is
-noticed. Firing is one step of the core (`tick`), so no half fire is in flight when a push stops the old cron;
+The timer is armed for the core's next due time, and never for longer than CLOCK_CHECK_S, so that a clock that was set
+is noticed. Firing is one step of the core (`tick`), so no half fire is in flight when a push stops the old cron;
 what the core was told before is done before it is told to apply.
 """
 
@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from agent.core import machine
-from agent.core.machine import Core, Effect, Push
+from agent.core import pushes
+from agent.core.effects import Effect, Push
+from agent.core.machine import Core
 from wire.messages import ScheduleSet
 
-LOOK_S = 10.0
-"""Seconds after which the wall clock is looked at again, whatever is due."""
+CLOCK_CHECK_S = 10.0
+"""Seconds after which the wall clock is read again, whatever is due."""
 THREAD_ENTRIES = 1000
 """A push with more entries is worked out in a thread, so that the loop stays free."""
 
@@ -48,7 +49,7 @@ class Scheduler:
             self._timer.cancel()
         if not self._stopped:
             until = (self._core.wake_at - self._clock()).total_seconds()
-            self._timer = asyncio.get_running_loop().call_later(min(max(until, 0.0), LOOK_S), self._woken.set)
+            self._timer = asyncio.get_running_loop().call_later(min(max(until, 0.0), CLOCK_CHECK_S), self._woken.set)
 
     def apply(self, push: Push | None) -> None:
         """Have `run` work out a push and hand it to the core. The core asks for one at a time."""
@@ -63,11 +64,11 @@ class Scheduler:
         self._woken.set()
 
     async def _apply(self, push: Push | None) -> None:
-        memory, host, now = self._core.memory, self._core.host, self._clock()
-        if _size(push, len(memory.entries)) > THREAD_ENTRIES:
-            result = await asyncio.to_thread(machine.built, memory, push, host, now)
+        state, host, now = self._core.state, self._core.host, self._clock()
+        if _size(push, len(state.entries)) > THREAD_ENTRIES:
+            result = await asyncio.to_thread(pushes.built, state, push, host, now)
         else:
-            result = machine.built(memory, push, host, now)
+            result = pushes.built(state, push, host, now)
         self._perform(self._core.applied(result, self._clock()))
 
 

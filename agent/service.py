@@ -13,8 +13,9 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from agent.core.machine import Apply, Core, Effect, Persist, Send, StartJob, StopJob
-from agent.core.state import Memory
+from agent.core.effects import Apply, Effect, Persist, Send, StartJob, StopJob
+from agent.core.machine import Core
+from agent.core.state import AgentState
 from agent.journal import Journal
 from agent.link import Link, plain
 from agent.metrics import Metrics
@@ -78,13 +79,13 @@ class Service:
         self,
         config: Config,
         journal: Journal,
-        memory: Memory,
+        state: AgentState,
         jobs: Jobs,
         *,
         clock: Callable[[], datetime] = utc_now,
         rng: random.Random | None = None,
     ) -> None:
-        self.core = Core(config.host, memory, __version__, uuid.uuid4().hex, config.allowed_hooks)
+        self.core = Core(config.host, state, __version__, uuid.uuid4().hex, config.allowed_hooks)
         self.metrics = Metrics(self.core)
         self._clock = clock
         self._journal = journal
@@ -138,7 +139,7 @@ class Service:
         self.perform(self.core.stop())
         with suppress(TimeoutError):
             async with asyncio.timeout(CONFIRM_S if not self.core.busy else CONFIRM_S + 10):
-                while self.core.busy or (self.core.connected and self.core.memory.ends):
+                while not self.core.settled:
                     self._settled.clear()
                     await self._settled.wait()
 
@@ -158,7 +159,7 @@ class Service:
                     self._jobs.stop(job_id, status)
                 case Apply(push):
                     self._scheduler.apply(push)
-        self._journal.compact(self.core.memory)
+        self._journal.compact(self.core.state)
         self._scheduler.arm()
         self._settled.set()
 
@@ -172,7 +173,7 @@ class Service:
         """A frame of the server came."""
         self.perform(self.core.heard(messages, self._clock()))
 
-    def lost(self) -> None:
+    def disconnected(self) -> None:
         """The connection is gone."""
         self.perform(self.core.connection_lost())
 

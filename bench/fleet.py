@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from agent.core.state import Memory, Record
+from agent.core.state import AgentState, Record
 from agent.journal import Journal
 from agent.service import Config, Service
 from wire.messages import CommandRun, FromServer, JobEnd, JobFinished
@@ -61,7 +61,7 @@ class Forgetful:
         if then is not None:
             asyncio.get_running_loop().call_soon(then)
 
-    def compact(self, memory: Memory) -> bool:
+    def compact(self, memory: AgentState) -> bool:
         return False
 
     async def run(self) -> None:
@@ -88,7 +88,7 @@ class Endless:
 class Agent(Service):
     """An agent that tells when it was given commands and when it is in sync."""
 
-    def __init__(self, host: str, url: str, token: str, memory: Memory, clock: Clock) -> None:
+    def __init__(self, host: str, url: str, token: str, memory: AgentState, clock: Clock) -> None:
         super().__init__(Config(host, url, token), cast(Journal, Forgetful()), memory, Endless(), clock=clock)
         self.clock = clock
         self.commands = 0
@@ -97,7 +97,7 @@ class Agent(Service):
 
     @property
     def version(self) -> int:
-        return self.core.memory.version
+        return self.core.state.version
 
     def connected(self) -> None:
         super().connected()
@@ -118,9 +118,9 @@ class Agent(Service):
 class Fleet:
     """Agents that run until `stop`."""
 
-    def __init__(self, url: str, token: str, size: int, memories: Sequence[Memory] = ()) -> None:
+    def __init__(self, url: str, token: str, size: int, memories: Sequence[AgentState] = ()) -> None:
         self.clock = Clock()
-        held = memories or [Memory() for _ in range(size)]
+        held = memories or [AgentState() for _ in range(size)]
         self.agents = [Agent(f"host-{at}", url, token, memory, self.clock) for at, memory in enumerate(held)]
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -56,7 +56,7 @@ async def _back(server: Server, agents: Fleet, last: int) -> float:
     """Start a killed server again: seconds that its agents, with what they remember, take to be in sync with it."""
     again = await Server.at(server.data, server.port)
     try:
-        memories = [agent.core.memory for agent in agents.agents]
+        memories = [agent.core.state for agent in agents.agents]
         second = Fleet(again.gateway, again.agent_token, len(memories), memories)
         async with still():
             since = stored(datetime.now(UTC))

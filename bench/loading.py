@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 from croniter import croniter
 from msgspec import Raw
 
-from agent.core import machine
-from agent.core.state import Memory
+from agent.core import pushes
+from agent.core.state import AgentState
 from bench.result import Limits, Result, Row, Size, median, runs
 from bench.servers import repository, schedule
 from server import records, resources
@@ -34,9 +34,9 @@ async def by_agent(row: str, size: Size) -> Sequence[Result]:
     took = []
     for _ in range(size.runs):
         begin = time.perf_counter()
-        built = machine.built(Memory(), push, "host", datetime.now(UTC))
+        built = pushes.built(AgentState(), push, "host", datetime.now(UTC))
         took.append(time.perf_counter() - begin)
-        assert isinstance(built, machine.Built)
+        assert isinstance(built, pushes.Built)
         assert len(built.table) == size.loaded
     return [_result(row, size.loaded, "schedules loaded by an agent: digest and timetable", took)]
 

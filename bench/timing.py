@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from msgspec import Raw
 
-from agent.core.state import Memory
+from agent.core.state import AgentState
 from bench import floors
 from bench.fleet import Agent, Clock, still, until
 from bench.result import Limits, Result, Row, Size, median, percentile
@@ -53,8 +53,8 @@ async def lateness(row: str, size: Size) -> Sequence[Result]:
     ]
 
 
-def _memory(count: int) -> Memory:
-    memory = Memory()
+def _memory(count: int) -> AgentState:
+    memory = AgentState()
     began = datetime.now(UTC)
     made = (Entry(f"{at:032x}", f"bench/{at}", "* * * * *", began, "1") for at in range(count))
     push = ScheduleSet(1, [Raw(entries.encode_entry(entry)) for entry in made])

@@ -1,7 +1,8 @@
 """What the agent must not forget, as records and the state that they add up to.
 
-Every change of `Memory` is a record; the journal holds the records, and a start replays them. So what is in memory and
-what is on disk cannot differ in meaning, and a record that is lost with a torn tail is a change that never happened.
+Every change of `AgentState` is a record; the journal holds the records, and a start replays them. So the state in
+memory and the one on disk cannot differ in meaning, and a record that is lost with a torn tail is a change that never
+happened. A record's tag and fields are the journal's format: they stay, so that a later agent reads an older journal.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,14 +40,14 @@ class DiffApplied(Struct, frozen=True, tag="diff"):
     push: ScheduleDiff
 
 
-class Passed(Struct, frozen=True, tag="passed"):
-    """Due times that are dealt with: (schedule id, due time) each. No later start looks at them again."""
+class CursorsMoved(Struct, frozen=True, tag="passed"):
+    """New cursors: (schedule id, due time) each."""
 
     due: list[tuple[str, datetime]]
 
 
 class Removed(Struct, frozen=True, tag="removed"):
-    """What `Passed` said of schedules that are held no more."""
+    """The last cursors of schedules that are not held any more."""
 
     due: list[tuple[str, datetime]]
 
@@ -90,23 +91,24 @@ class Ran(Struct, frozen=True, tag="ran"):
     runs: list[tuple[str, datetime, str]]
 
 
-Record = Ran | SetApplied | DiffApplied | Passed | Removed | Fired | Answered | Accepted | Ended | Confirmed
+Record = Ran | SetApplied | DiffApplied | CursorsMoved | Removed | Fired | Answered | Accepted | Ended | Confirmed
 
 
-class Memory:
+class AgentState:
     """The state that records add up to. Change it with `add` alone.
 
-    `passed`: the latest due time of each schedule that needs no more thought, or the time from which it counts;
-    `removed`: the same of schedules that are held no more. `fires`: fires not yet answered. `running`: jobs accepted
-    and not ended. `ends`: ends not yet confirmed. `done`: the last jobs that the server confirmed; `confirmed`: the
-    ends of the last of these. `ran`: the last attempts of due times that were accepted, and as which job.
+    `cursors`: for each schedule the latest due time that is dealt with, or the time from which its due times count;
+    `removed`: the last cursors of schedules that are not held any more. `fires`: fires not yet answered.
+    `running`: jobs accepted and not ended. `ends`: ends not yet confirmed. `done`: the last jobs that the server
+    confirmed; `confirmed`: the ends of the last of these. `ran`: the last attempts of due times that were accepted, and
+    as which job.
     """
 
     def __init__(self) -> None:
         self.version = 0
         self.digest = ""  # of no set at all; that of an empty set is zeros
         self.entries = entries.EMPTY
-        self.passed: dict[str, datetime] = {}
+        self.cursors: dict[str, datetime] = {}
         self.removed: dict[str, datetime] = {}
         self.fires: dict[str, ScheduleFire] = {}
         self.running: dict[str, Accepted] = {}
@@ -124,14 +126,14 @@ class Memory:
                     self.put(push, held, self.begins(push, held))
                 else:
                     self.version = 0  # a set with a gap: by its digest the server sees that, and sends it whole
-            case Passed(due):
-                self.passed.update(due)
+            case CursorsMoved(due):
+                self.cursors.update(due)
             case Removed(due):
                 self.removed.update(due)
             case Fired(fires):
                 for fire in fires:
                     self.fires[fire.schedule_id] = fire
-                    self.passed[fire.schedule_id] = fire.scheduled_at
+                    self.cursors[fire.schedule_id] = fire.scheduled_at
             case Answered(schedule_id, scheduled_at):
                 self._answer(schedule_id, scheduled_at)
             case Accepted(job_id, schedule_id, scheduled_at):
@@ -180,18 +182,18 @@ class Memory:
             since = _since(new.raw)
             if old is None or old.raw == new.raw or _since(old.raw) >= since:
                 before = max(push.since or EPOCH, self.removed.get(key, EPOCH))
-                since = max(self.passed.get(key, before), since)
+                since = max(self.cursors.get(key, before), since)
             begins[key] = since
         return begins
 
     def put(self, push: ScheduleSet | ScheduleDiff, held: entries.EntrySet, begins: Mapping[str, datetime]) -> None:
         """Hold the set that `after` gave, each entry from when `begins` says."""
-        gone = self.passed.keys() - held.items.keys() if isinstance(push, ScheduleSet) else push.remove
+        gone = self.cursors.keys() - held.items.keys() if isinstance(push, ScheduleSet) else push.remove
         for key in gone:
-            if (at := self.passed.pop(key, None)) is not None:
+            if (at := self.cursors.pop(key, None)) is not None:
                 self.removed.pop(key, None)
                 self.removed[key] = at
-        self.passed.update(begins)
+        self.cursors.update(begins)
         for key in begins:
             self.removed.pop(key, None)
         _keep_last(self.removed, REMEMBERED_SCHEDULES)
@@ -214,8 +216,8 @@ class Memory:
             yield SetApplied(ScheduleSet(self.version, raws))
         if self.fires:
             yield Fired(list(self.fires.values()))
-        if self.passed:
-            yield Passed(list(self.passed.items()))
+        if self.cursors:
+            yield CursorsMoved(list(self.cursors.items()))
         if self.removed:
             yield Removed(list(self.removed.items()))
 
@@ -230,12 +232,12 @@ class Memory:
             del self.fires[schedule_id]
 
 
-def replay(records: Iterable[Record]) -> Memory:
-    """The memory that these records add up to."""
-    memory = Memory()
+def replay(records: Iterable[Record]) -> AgentState:
+    """The state that these records add up to."""
+    state = AgentState()
     for record in records:
-        memory.add(record)
-    return memory
+        state.add(record)
+    return state
 
 
 def _attempt(schedule_id: str, scheduled_at: datetime, job_id: str) -> tuple[str, datetime, str]:

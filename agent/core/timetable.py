@@ -74,10 +74,10 @@ class Timetable:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def recount(self, passed: Mapping[str, datetime]) -> None:
+    def recount(self, cursors: Mapping[str, datetime]) -> None:
         """Count the due times of these schedules from these times on, whatever was taken before."""
-        kept = [item for item in self._heap if item[1] not in passed]
-        anew = [(self._slots[key].next(at), key) for key, at in passed.items() if key in self._slots]
+        kept = [item for item in self._heap if item[1] not in cursors]
+        anew = [(self._slots[key].next(at), key) for key, at in cursors.items() if key in self._slots]
         self._heap = [*kept, *anew]
         heapq.heapify(self._heap)
 
@@ -107,11 +107,11 @@ def slot(entry: Entry, host: str) -> Slot:
     return Slot(entry, cron.parse(entry.cron), cron.zone(entry.time_zone), offset)
 
 
-def build(held: entries.EntrySet, passed: Mapping[str, datetime], host: str, now: datetime) -> Timetable:
+def build(held: entries.EntrySet, cursors: Mapping[str, datetime], host: str, now: datetime) -> Timetable:
     """The timetable of a set: entries that are disabled are left out; so are those that cannot be understood, each
     with its reason in `problems`.
 
-    `passed`: for each schedule the time after which its due times count. One that lies in the past gives an overdue
+    `cursors`: for each schedule the time after which its due times count. One that lies in the past gives an overdue
     time, which the first `take` catches up; one that lies more than CORRECTION in the future came from a wrong clock.
     """
     slots: dict[str, Slot] = {}
@@ -127,7 +127,7 @@ def build(held: entries.EntrySet, passed: Mapping[str, datetime], host: str, now
         except (msgspec.DecodeError, cron.CronError) as error:
             problems[key] = str(error)
             continue
-        after = max(passed.get(key, now), entry.since, _BEGIN)
+        after = max(cursors.get(key, now), entry.since, _BEGIN)
         if after > now + CORRECTION:
             after = now
         # Entries of one expression mostly lie between the same two due times: one calculation serves them all.

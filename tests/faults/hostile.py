@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from agent.core.state import Memory
+from agent.core.state import AgentState
 from bench.fleet import Agent, Clock
 from wire.messages import ScheduleFire
 
@@ -19,7 +19,7 @@ class Hostile(Agent):
     """The agent, on a host of its own."""
 
     def __init__(self, url: str, token: str) -> None:
-        super().__init__(NAME, url, token, Memory(), Clock())
+        super().__init__(NAME, url, token, AgentState(), Clock())
 
     def fire(self, fires: Sequence[ScheduleFire]) -> None:
         """Send them as one frame."""

@@ -296,7 +296,7 @@ async def _storm(fleet: Fleet, _: Fault) -> AsyncIterator[None]:
     fleet.storm.clock.set(fleet.clocks.right())
     await fleet.storm.start()
     await fleet.storm.stop()
-    fleet.storm = Storm(url, token, plan.STORM, [agent.core.memory for agent in fleet.storm.agents])
+    fleet.storm = Storm(url, token, plan.STORM, [agent.core.state for agent in fleet.storm.agents])
     fleet.storm.clock.set(fleet.clocks.right())
     await fleet.storm.start()
     yield

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-import agent.core.machine
+import agent.core.clock
 import agent.journal
 import agent.link
 import agent.scheduler
@@ -22,8 +22,8 @@ def hurry() -> None:
     agent.link.FIRST_DELAY_S, agent.link.LONGEST_DELAY_S = 0.1, 1.0
     agent.link.OPEN_S, agent.link.PING_S = 4.0, 2.5
     agent.journal.RETRY_S = 0.3
-    agent.core.machine.TRUST = timedelta(seconds=10)
-    agent.scheduler.LOOK_S = 0.05  # a fast clock is to be looked at more often, too
+    agent.core.clock.TRUST = timedelta(seconds=10)
+    agent.scheduler.CLOCK_CHECK_S = 0.05  # a fast clock is to be looked at more often, too
 
 
 def _use(clock: Callable[[], datetime]) -> None:

@@ -16,7 +16,7 @@ from websockets.typing import Subprotocol
 
 from agent import link as links
 from agent import scheduler as schedulers
-from agent.core import machine as cores
+from agent.core import effects, pushes
 from agent.core.state import Accepted, Fired
 from agent.journal import Journal, encode
 from agent.service import Config, Service
@@ -180,7 +180,7 @@ async def test_what_is_pushed_is_in_force_acked_fired_run_and_ended(server, make
 
 
 async def test_a_slow_push_holds_up_no_other_message(server, make, monkeypatch):
-    began, let_go, built = threading.Event(), threading.Event(), cores.built
+    began, let_go, built = threading.Event(), threading.Event(), pushes.built
 
     def slow(*args):
         began.set()
@@ -190,7 +190,7 @@ async def test_a_slow_push_holds_up_no_other_message(server, make, monkeypatch):
     async with running(make()):
         peer = await in_force(server)
         monkeypatch.setattr(schedulers, "THREAD_ENTRIES", 0)
-        monkeypatch.setattr(cores, "built", slow)
+        monkeypatch.setattr(pushes, "built", slow)
         await peer.say(whole(2, entry()))
         await peer.say(whole(3, entry(), entry("s2")))
         await asyncio.to_thread(began.wait, 10)
@@ -220,7 +220,7 @@ async def test_the_cron_goes_on_without_a_connection_and_tells_the_next_one_once
 
 
 async def test_a_clock_that_was_set_is_noticed_without_an_event(server, make, monkeypatch):
-    monkeypatch.setattr(schedulers, "LOOK_S", 0.01)
+    monkeypatch.setattr(schedulers, "CLOCK_CHECK_S", 0.01)
     async with running(make()) as agent:
         peer = await in_force(server, entry(cron="0 0 * * *"))
         agent.clock.set(BEGAN + timedelta(days=3, hours=1))
@@ -256,7 +256,7 @@ async def test_a_stop_ends_running_jobs_as_interrupted_and_waits_until_that_is_c
 
 
 async def test_a_stop_waits_for_the_push_that_is_being_applied(server, make, monkeypatch, tmp_path):
-    began, let_go, built = threading.Event(), threading.Event(), cores.built
+    began, let_go, built = threading.Event(), threading.Event(), pushes.built
 
     def slow(*args):
         began.set()
@@ -267,7 +267,7 @@ async def test_a_stop_waits_for_the_push_that_is_being_applied(server, make, mon
     async with running(agent):
         peer = await in_force(server)
         monkeypatch.setattr(schedulers, "THREAD_ENTRIES", 0)
-        monkeypatch.setattr(cores, "built", slow)
+        monkeypatch.setattr(pushes, "built", slow)
         await peer.say(whole(2, entry()))
         await asyncio.to_thread(began.wait, 10)
         stop = asyncio.create_task(agent.stop())
@@ -305,7 +305,7 @@ async def test_a_defect_in_any_part_ends_the_agent_and_is_raised(server, make, m
     await peer.hear(JobAccepted)
     monkeypatch.setattr(agent.core, part, lambda *_: 1 / 0)
     if part == "job_ended":
-        agent.perform([cores.StopJob("j1", "cancelled")])
+        agent.perform([effects.StopJob("j1", "cancelled")])
     else:
         await peer.say(whole(2, entry()), CommandCancel("j1"))
         agent.clock.set(BEGAN + MINUTE)

@@ -171,7 +171,7 @@ class Refused:
     def received(self, messages):
         raise AssertionError
 
-    def lost(self):
+    def disconnected(self):
         raise AssertionError
 
 

@@ -79,7 +79,7 @@ class Agent:
         for message in messages:
             self._hear(message)
 
-    def lost(self):
+    def disconnected(self):
         self._hear("lost")
 
     def _hear(self, what):

@@ -67,7 +67,7 @@ class Heard:
     def received(self, messages):
         pass
 
-    def lost(self):
+    def disconnected(self):
         pass
 
 

@@ -104,7 +104,7 @@ async def test_a_server_on_an_empty_store_takes_nothing_from_agents_until_someth
         service = await running.__aenter__()
 
         async def held():
-            return len(service.core.memory.entries)
+            return len(service.core.state.entries)
 
         await until(held)
     (tmp_path / "empty").mkdir()
@@ -119,11 +119,11 @@ async def test_a_server_on_an_empty_store_takes_nothing_from_agents_until_someth
 
         assert [it["reason"] for it in await until(told)] == ["StoreEmpty"]
         assert await held() == 1
-        old = list(service.core.memory.entries.items)
+        old = list(service.core.state.entries.items)
         await declared(api, "home")
 
         async def replaced():
-            return list(service.core.memory.entries.items) not in ([], old)
+            return list(service.core.state.entries.items) not in ([], old)
 
         await until(replaced)
         assert (await api.get("/hosts/node-1")).json()["problems"] == []

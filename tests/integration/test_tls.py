@@ -112,7 +112,7 @@ class Waiting:
     def received(self, message):
         pass
 
-    def lost(self):
+    def disconnected(self):
         pass
 
 

@@ -14,9 +14,11 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-from agent.core import machine as agent_core
-from agent.core.machine import TRUST, Core
-from agent.core.state import DiffApplied, Memory, Record, SetApplied, replay
+from agent.core import effects as agent_effects
+from agent.core import pushes as agent_pushes
+from agent.core.clock import TRUST
+from agent.core.machine import Core
+from agent.core.state import AgentState, DiffApplied, Record, SetApplied, replay
 from agent.core.timetable import CORRECTION, NEVER
 from server import host as server_host
 from server import pushes, records
@@ -256,7 +258,7 @@ class Agent:
         self.world, self.name = world, name
         self.disk: list[Record] = []
         self.synced = 0
-        self.memory = Memory()
+        self.memory = AgentState()
         self.core: Core | None = None
         self.life = 0
         self.skew = timedelta()
@@ -384,27 +386,27 @@ class Agent:
 
     # What the core asks for.
 
-    def perform(self, effects: Sequence[agent_core.Effect]) -> None:
+    def perform(self, effects: Sequence[agent_effects.Effect]) -> None:
         """Do what the core asks for, then set the timer to what it waits for."""
         world, life, core = self.world, self.life, self.core
         for effect in effects:
             match effect:
-                case agent_core.Send(messages):
+                case agent_effects.Send(messages):
                     if isinstance(messages[0], ScheduleAck) and messages[0].version != self._kept_version():
                         world.wrongs.append(f"{self.name} acked version {messages[0].version} before it was on disk")
                     if isinstance(messages[0], JobFinished):
                         world.said.update({end.job_id: end.status for end in messages})
                     if self.pipe is not None:
                         self.pipe.to_server(messages)
-                case agent_core.Persist(records, then):
+                case agent_effects.Persist(records, then):
                     self.disk.extend(records)
                     if then:
                         self._sync(then)
-                case agent_core.Apply(push):
+                case agent_effects.Apply(push):
                     world.later(0.5, life, self, partial(self._apply, push))
-                case agent_core.StartJob(command, repository):
+                case agent_effects.StartJob(command, repository):
                     self._run(command, repository)
-                case agent_core.StopJob(job_id, status):
+                case agent_effects.StopJob(job_id, status):
                     self._stopped[job_id] = status
                     world.later(1, life, self, partial(self._end, job_id, status))
         if core is not None and (wake_at := core.wake_at) != NEVER:
@@ -413,7 +415,7 @@ class Agent:
                 self._alarm = at
                 world.at(at, lambda: self.tick() if self.life == life and self._alarm == at else None)
 
-    def _sync(self, then: Sequence[agent_core.Effect]) -> None:
+    def _sync(self, then: Sequence[agent_effects.Effect]) -> None:
         """Have the disk keep what was written so far, in order, and go on once it does."""
         world, life, size = self.world, self.life, len(self.disk)
 
@@ -430,9 +432,9 @@ class Agent:
         kept = (self.disk[at] for at in reversed(range(self.synced)))
         return next((record.push.version for record in kept if isinstance(record, SetApplied | DiffApplied)), 0)
 
-    def _apply(self, push: agent_core.Push | None) -> None:
+    def _apply(self, push: agent_effects.Push | None) -> None:
         assert self.core is not None
-        result = agent_core.built(self.core.memory, push, self.name, self.clock)
+        result = agent_pushes.built(self.core.state, push, self.name, self.clock)
         self.perform(self.core.applied(result, self.clock))
 
     def _run(self, command: CommandRun, repository: Repository | None) -> None:

@@ -7,7 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from agent.core.machine import Apply, Core, Persist, Send, built
+from agent.core.effects import Apply, Persist, Send
+from agent.core.machine import Core
+from agent.core.pushes import built
 from agent.core.state import replay
 from server import pushes
 from server.desired import Fleet, Member, Target, entry_item
@@ -122,7 +124,7 @@ class Convergence(RuleBasedStateMachine):
     @rule(name=names)
     def compact(self, name):
         """The journal is written anew with what its agent remembers."""
-        self.disks[name] = list(self.cores[name].memory.records())
+        self.disks[name] = list(self.cores[name].state.records())
 
     # What crosses the wire, one step at a time.
 
@@ -154,7 +156,7 @@ class Convergence(RuleBasedStateMachine):
     @rule(name=names)
     def agent_applies(self, name):
         if name in self.applying:
-            result = built(self.cores[name].memory, self.applying.pop(name), name, self.now)
+            result = built(self.cores[name].state, self.applying.pop(name), name, self.now)
             self.do(name, self.cores[name].applied(result, self.now))
 
     def do(self, name, effects):
@@ -184,13 +186,13 @@ class Convergence(RuleBasedStateMachine):
                 self.server_hears(name)
                 self.agent_hears(name)
                 self.agent_applies(name)
-            member, memory = self.fleet.members[name], self.cores[name].memory
+            member, memory = self.fleet.members[name], self.cores[name].state
             wanted = {key for key, it in self.targets.items() if it.spec.host_selector.match_labels == member.labels}
             assert set(member.held.items) == wanted
             assert memory.entries.items == member.held.items
             assert (memory.version, memory.digest) == (self.versions[name], member.held.digest)
             assert self.hosts[name].in_sync
-            assert set(memory.passed) == wanted
+            assert set(memory.cursors) == wanted
 
     def teardown(self):
         self.converge()

@@ -6,8 +6,22 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from agent.core.machine import MAX_ENDS, TRUST, Apply, Built, Core, Persist, Send, StartJob, StopJob, built
-from agent.core.state import Accepted, Answered, Confirmed, Ended, Fired, Memory, Passed, Record, SetApplied, replay
+from agent.core.clock import TRUST
+from agent.core.effects import Apply, Persist, Send, StartJob, StopJob
+from agent.core.machine import MAX_ENDS, Core
+from agent.core.pushes import Built, built
+from agent.core.state import (
+    Accepted,
+    AgentState,
+    Answered,
+    Confirmed,
+    CursorsMoved,
+    Ended,
+    Fired,
+    Record,
+    SetApplied,
+    replay,
+)
 from agent.core.timetable import NEVER
 from wire import entries
 from wire.codec import encode, from_agent
@@ -80,7 +94,7 @@ class Process:
 
     def applied(self, now=NOON):
         (push,), self.applying = self.applying or (None,), None
-        return self.do(self.core.applied(built(self.core.memory, push, "host", now), now))
+        return self.do(self.core.applied(built(self.core.state, push, "host", now), now))
 
     def connect(self, now=NOON):
         self.sent.clear()
@@ -124,16 +138,16 @@ def test_nothing_due_while_a_push_is_applied_is_dropped():
 
 
 def test_a_set_is_acked_only_once_it_is_on_disk():
-    agent = Process(Memory()).connect()
+    agent = Process(AgentState()).connect()
     agent.core.received(push := whole(1, raw()), NOON)
-    (persist,) = agent.core.applied(built(agent.core.memory, push, "host", NOON), NOON)
+    (persist,) = agent.core.applied(built(agent.core.state, push, "host", NOON), NOON)
     assert persist.records == (SetApplied(push),)
     assert persist.then == (Send((ScheduleAck(1, entries.whole([raw()]).digest),)),)
 
 
 def test_the_ack_and_each_hello_tell_which_entries_are_not_in_force():
     bad = raw("b", time_zone="Nowhere/At_All")
-    agent = Process(Memory()).connect().hear(whole(1, raw(), bad)).applied()
+    agent = Process(AgentState()).connect().hear(whole(1, raw(), bad)).applied()
     [ack] = agent.said(ScheduleAck)
     assert ([it.schedule_id for it in ack.left_out], ack.left_out_count) == (["b"], 1)
     assert "Nowhere/At_All" in ack.left_out[0].reason
@@ -166,12 +180,12 @@ def test_what_is_left_out_is_acked_where_the_hello_went_out_before_it_was_known(
     [hello] = agent.said(Hello)
     assert hello.left_out is None
     agent.applied()
-    assert agent.said(ScheduleAck) == [ScheduleAck(1, agent.core.memory.digest)]
+    assert agent.said(ScheduleAck) == [ScheduleAck(1, agent.core.state.digest)]
 
 
 def test_entries_that_are_not_in_force_are_told_within_bounds():
     many = [raw(f"{at:03}", cron="* * * * x" + "y" * 400) for at in range(150)]
-    agent = Process(Memory()).connect().hear(whole(1, *many)).applied()
+    agent = Process(AgentState()).connect().hear(whole(1, *many)).applied()
     [ack] = agent.said(ScheduleAck)
     assert (len(ack.left_out), ack.left_out_count) == (100, 150)
     assert len(from_agent.read(encode([ack]))) == 1
@@ -187,24 +201,24 @@ def test_a_diff_on_another_base_asks_for_the_whole_set_and_holds_up_no_other_pus
     agent = Process(None, raw()).connect()
     agent.hear(whole(2)).hear(ScheduleDiff(7, 8, [raw("b")])).hear(whole(3, raw("c"))).applied().applied()
     assert agent.said(ScheduleResync) == [ScheduleResync(2)]
-    assert (agent.core.memory.version, set(agent.core.memory.entries.items)) == (3, {"c"})
+    assert (agent.core.state.version, set(agent.core.state.entries.items)) == (3, {"c"})
 
 
 def test_pushes_of_a_lost_connection_are_left_to_the_next_hello():
     agent = Process(None, raw()).connect()
     agent.hear(whole(2)).hear(whole(3, raw("b"))).lose().applied()
-    assert (agent.core.memory.version, agent.applying) == (2, None)
+    assert (agent.core.state.version, agent.applying) == (2, None)
 
 
 def test_a_bad_entry_is_left_out_and_hurts_no_other():
-    agent = Process(Memory()).hear(whole(1, raw("bad", "61 * * * *"), raw("worse", time_zone="No/Where"), raw()))
+    agent = Process(AgentState()).hear(whole(1, raw("bad", "61 * * * *"), raw("worse", time_zone="No/Where"), raw()))
     agent.applied().connect().tick(NOON + HOUR)
     assert [fire.schedule_id for fire in agent.said(ScheduleFire)] == ["a"]
 
 
 def test_a_push_that_cannot_be_read_leaves_what_was_in_force():
     agent = Process(None, raw()).hear(whole(2, Raw(b"{}"))).applied()
-    assert (agent.core.memory.version, agent.core.wake_at) == (1, NOON + HOUR)
+    assert (agent.core.state.version, agent.core.wake_at) == (1, NOON + HOUR)
 
 
 def test_a_disabled_schedule_does_not_fire():
@@ -405,7 +419,7 @@ def test_what_a_wrong_clock_skipped_counts_anew_for_good_once_the_agent_starts_w
 
 def test_what_a_wrong_clock_skipped_runs_when_the_right_clock_comes_to_it():
     agent = Process(None, raw(cron="0 13 * * *", missed_run_policy="Skip")).connect().tick(NOON + 10 * HOUR)
-    assert agent.disk[-1] == Passed([("a", NOON + HOUR)])
+    assert agent.disk[-1] == CursorsMoved([("a", NOON + HOUR)])
     agent = agent.tick(NOON + MINUTE).restart(NOON + 2 * MINUTE).connect().tick(NOON + HOUR)
     assert agent.said(ScheduleFire) == [ScheduleFire("a", NOON + HOUR)]
 
@@ -484,7 +498,7 @@ def test_a_job_that_the_agent_never_had_is_said_to_be_interrupted_and_that_is_on
 def test_what_is_remembered_of_ends_is_bounded(monkeypatch):
     monkeypatch.setattr("agent.core.state.REMEMBERED_ENDS", 3)
     monkeypatch.setattr("agent.core.state.REMEMBERED_JOBS", 5)
-    memory = ended(*map(str, range(9))).core.memory
+    memory = ended(*map(str, range(9))).core.state
     assert (list(memory.confirmed), list(memory.done)) == (list("678"), list("45678"))
     assert list(memory.ran.values()) == list("45678")
 
@@ -522,9 +536,9 @@ def test_a_due_time_that_ran_as_a_job_whose_end_is_not_known_is_said_to_be_inter
 
 def test_a_fire_of_a_due_time_that_ran_is_answered():
     agent = Process(None, raw()).connect().tick(NOON + HOUR)
-    agent.core.memory.ran["a", NOON + HOUR, ""] = "job"
+    agent.core.state.ran["a", NOON + HOUR, ""] = "job"
     agent.hear(run("other"))
-    assert agent.core.memory.fires == {}
+    assert agent.core.state.fires == {}
 
 
 def test_a_command_that_is_repeated_runs_once():
@@ -588,6 +602,6 @@ def test_stop_interrupts_what_runs_and_begins_nothing_new():
 
 
 def test_built_does_not_change_the_memory():
-    memory = Memory()
+    memory = AgentState()
     assert isinstance(built(memory, whole(1, raw()), "host", NOON), Built)
-    assert (memory.version, len(memory.entries), memory.passed) == (0, 0, {})
+    assert (memory.version, len(memory.entries), memory.cursors) == (0, 0, {})

@@ -19,13 +19,13 @@ from msgspec import Raw
 from agent import journal as journals
 from agent.core.state import (
     Accepted,
+    AgentState,
     Answered,
     Confirmed,
+    CursorsMoved,
     DiffApplied,
     Ended,
     Fired,
-    Memory,
-    Passed,
     SetApplied,
     replay,
 )
@@ -83,14 +83,14 @@ def a_day():
         Ended(JobFinished("j1", "succeeded", due, snapshot_id="5ea1ed")),
         Confirmed(["j1"]),
         Accepted("j2", "s3", due),
-        Passed([("s1", due + timedelta(days=1))]),
+        CursorsMoved([("s1", due + timedelta(days=1))]),
         Answered("s3", due),
     ]
 
 
 def state(memory):
     entries = {key: item.raw for key, item in memory.entries.items.items()}
-    names = ("version", "digest", "passed", "fires", "running", "ends", "done")
+    names = ("version", "digest", "cursors", "fires", "running", "ends", "done")
     return [entries, *(getattr(memory, name) for name in names)]
 
 
@@ -107,7 +107,7 @@ RECORDS = st.one_of(
         DiffApplied,
         st.builds(ScheduleDiff, VERSIONS, VERSIONS, st.lists(ENTRIES, max_size=2), st.lists(KEYS), st.none() | TIMES),
     ),
-    st.builds(Passed, st.lists(st.tuples(KEYS, TIMES), max_size=3)),
+    st.builds(CursorsMoved, st.lists(st.tuples(KEYS, TIMES), max_size=3)),
     st.builds(Fired, st.lists(st.builds(ScheduleFire, KEYS, TIMES, st.integers(0, 9)), max_size=3)),
     st.builds(Answered, KEYS, TIMES),
     st.builds(Accepted, JOBS, KEYS, st.none() | TIMES),
@@ -120,6 +120,36 @@ RECORDS = st.one_of(
 def test_a_compacted_journal_says_what_the_whole_one_said(records):
     memory = replay(records)
     assert state(replay(memory.records())) == state(memory)
+
+
+OLD = b"""
+2cb14fa1 {"type":"set","push":{"version":3,"schedules":[{"id":"s1","name":"ns/a","cron":"0 2 * * *"}]}}
+9a074290 {"type":"diff","push":{"base":3,"version":4,"upsert":[{"id":"s2","name":"ns/b","cron":"0 * * * *"}]}}
+772d60d8 {"type":"passed","due":[["s1","2025-01-15T08:00:00Z"]]}
+3587b0c5 {"type":"removed","due":[["s0","2025-01-14T08:00:00Z"]]}
+7b7666f3 {"type":"fired","fires":[{"schedule_id":"s2","scheduled_at":"2025-01-15T08:00:00Z","missed":1}]}
+d2db3164 {"type":"fired","fires":[{"schedule_id":"s1","scheduled_at":"2025-01-15T08:00:00Z"}]}
+6ec978da {"type":"answered","schedule_id":"s1","scheduled_at":"2025-01-15T08:00:00Z"}
+f52c7b50 {"type":"accepted","job_id":"j1","schedule_id":"s1","scheduled_at":"2025-01-15T08:00:00Z"}
+b6129f27 {"type":"accepted","job_id":"j2","schedule_id":"","scheduled_at":null}
+a6dc8822 {"type":"ended","end":{"job_id":"j1","status":"succeeded","finished_at":"2025-01-15T08:00:00Z"}}
+767222f4 {"type":"confirmed","job_ids":["j1"]}
+81b4dd80 {"type":"ran","runs":[["s2","2025-01-15T07:00:00Z","j0"]]}
+"""
+"""A journal of release 0.1.0, with a record of each kind."""
+
+
+def test_a_journal_of_an_earlier_release_reads_as_it_did():
+    old = OLD.lstrip()
+    records, whole, lost = read(old)
+    assert (whole, lost, b"".join(map(encode, records))) == (len(old), 0, old)
+    held, at = replay(records), datetime(2025, 1, 15, 8, tzinfo=UTC)
+    assert (held.version, list(held.entries.items)) == (4, ["s1", "s2"])
+    assert held.cursors == {"s1": at, "s2": at}
+    assert held.removed == {"s0": at - timedelta(days=1)}
+    assert held.fires == {"s2": ScheduleFire("s2", at, 1)}
+    assert (list(held.running), held.ends, list(held.done), list(held.confirmed)) == (["j2"], {}, ["j1"], ["j1"])
+    assert set(held.ran.values()) == {"j0", "j1"}
 
 
 @given(st.lists(RECORDS, max_size=12))
@@ -230,14 +260,14 @@ async def test_a_journal_that_has_outgrown_what_it_says_is_written_anew(path, mo
     monkeypatch.setattr(journals, "COMPACT_BYTES", 4096)
     async with opened(path) as (journal, memory):
         for day in range(500):
-            records = [Passed([("s1", AT + timedelta(days=day))])]
+            records = [CursorsMoved([("s1", AT + timedelta(days=day))])]
             for record in records:
                 memory.add(record)
             journal.append(records)
             journal.compact(memory)
             await journal.flush()
             assert path.stat().st_size < 4096 + 200
-    assert reopened(path).passed == {"s1": AT + timedelta(days=499)}
+    assert reopened(path).cursors == {"s1": AT + timedelta(days=499)}
 
 
 async def test_opening_again_changes_nothing(path):
@@ -303,7 +333,7 @@ async def test_a_disk_that_stays_full_does_not_hold_up_the_end(path, monkeypatch
         async with opened(path) as (journal, _):
             journal.append(a_day())
     assert "the disk took too long for the last records" in caplog.text
-    assert state(reopened(path)) == state(Memory())
+    assert state(reopened(path)) == state(AgentState())
 
 
 # Who may have it.

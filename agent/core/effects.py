@@ -1,0 +1,81 @@
+"""What the core asks its shells to do. Plain data."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from msgspec import Struct
+
+from agent.core.state import Record
+from wire.messages import CommandRun, FromAgent, JobAccepted, JobEnd, Repository, ScheduleDiff, ScheduleSet
+
+MAX_FIRES = 1000
+"""Messages in one frame, which keeps it far below what the server reads."""
+
+Push = ScheduleSet | ScheduleDiff
+
+
+class Send(Struct, frozen=True):
+    """Write one frame to the server; dropped when there is no connection."""
+
+    messages: Sequence[FromAgent]
+
+
+class Persist(Struct, frozen=True):
+    """Append records to the journal; do `then` once they are on disk."""
+
+    records: Sequence[Record]
+    then: "Sequence[Effect]" = ()
+
+
+class Apply(Struct, frozen=True):
+    """Work out `built(push, …)` outside the read loop and hand the result back as `applied`."""
+
+    push: Push | None
+
+
+class StartJob(Struct, frozen=True):
+    """Run a command; `job_ended` must follow, whatever happens."""
+
+    command: CommandRun
+    repository: Repository | None
+
+
+class StopJob(Struct, frozen=True):
+    """Have a job end soon with this status, also one that has not begun."""
+
+    job_id: str
+    status: JobEnd
+
+
+Effect = Send | Persist | Apply | StartJob | StopJob
+
+
+def gathered(effects: Sequence[Effect]) -> list[Effect]:
+    """The same effects, with neighbours merged: records share a write, acceptances share a frame.
+
+    After a write, messages go out before jobs start: a job that starts a moment later is the same job.
+    """
+    made: list[Effect] = []
+    for kind, group in groupby(effects, type):
+        alike = list(group)
+        if kind is Persist and len(alike) > 1:
+            writes = [effect for effect in alike if isinstance(effect, Persist)]
+            then = [effect for write in writes for effect in write.then]
+            then.sort(key=lambda effect: not isinstance(effect, Send))
+            made.append(Persist([record for write in writes for record in write.records], gathered(then)))
+        elif kind is Send:
+            made += _gathered_sends([effect for effect in alike if isinstance(effect, Send)])
+        else:
+            made += alike
+    return made
+
+
+def _gathered_sends(sends: Sequence[Send]) -> Iterator[Effect]:
+    for accepts, group in groupby(sends, lambda send: all(isinstance(it, JobAccepted) for it in send.messages)):
+        alike = list(group)
+        yield from frames([it for send in alike for it in send.messages], MAX_FIRES) if accepts else alike
+
+
+def frames(messages: Sequence[FromAgent], size: int) -> list[Effect]:
+    """Send messages in frames of at most `size`."""
+    return [Send(messages[at : at + size]) for at in range(0, len(messages), size)]
