@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-import msgspec
-
 from agent.core import fires, pushes, timetable
 from agent.core.answers import end_as, known_end
 from agent.core.clock import HostClock
@@ -32,13 +30,11 @@ from agent.core.state import (
     SetApplied,
 )
 from agent.core.timetable import CORRECTION, NEVER, Timetable
-from wire import entries
 from wire.messages import (
     MAX_HOOK,
     MAX_HOOKS,
     CommandCancel,
     CommandRun,
-    Entry,
     FromServer,
     Hello,
     JobAccepted,
@@ -196,7 +192,7 @@ class Core:
         """Fires that were waiting for a connection, less those for which it is too late by now."""
         sent, dropped = [], []
         for fire in waiting:
-            entry = self._entry(fire.schedule_id)
+            entry = self.state.entry(fire.schedule_id)
             if entry is not None and fires.too_late(entry, fire.scheduled_at, now):
                 dropped.append(Answered(fire.schedule_id, fire.scheduled_at))
             else:  # of one that cannot be read any more, the server knows what is too late
@@ -319,7 +315,7 @@ class Core:
         fire = self.state.fires.get(refused.schedule_id)
         if fire is not None and fire.scheduled_at == refused.scheduled_at:
             now = self._clock.now(shown)
-            come = fires.come(fire, self._entry(fire.schedule_id), self.host, now)
+            come = fires.come(fire, self.state.entry(fire.schedule_id), self.host, now)
             self._early[refused.schedule_id] = Early(fire, come, now)
 
     def _fired_anew(self) -> list[Effect]:
@@ -355,17 +351,9 @@ class Core:
             self.state.add(record)
         return [Persist(records, then)] if records else []
 
-    def _entry(self, schedule_id: str) -> Entry | None:
-        """A schedule of the set that is held; None when it is not there, or cannot be read."""
-        held = self.state.entries.items.get(schedule_id)
-        try:
-            return entries.parse_entry(held.raw) if held is not None else None
-        except msgspec.DecodeError:
-            return None
-
     def _name(self, schedule_id: str) -> str:
         """What people call a schedule; its id when it is not of this host any more."""
-        entry = self._entry(schedule_id)
+        entry = self.state.entry(schedule_id)
         return entry.name if entry is not None else schedule_id
 
 

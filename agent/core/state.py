@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from wire import entries
-from wire.messages import JobFinished, ScheduleDiff, ScheduleFire, ScheduleSet
+from wire.messages import Entry, JobFinished, ScheduleDiff, ScheduleFire, ScheduleSet
 
 REMEMBERED_JOBS = 10_000
 """Ids of confirmed jobs, and due times that ran, that are kept: a command that arrives again, even from a server whose
@@ -157,6 +157,14 @@ class AgentState:
     def ran_as(self, schedule_id: str, scheduled_at: datetime | None, job_id: str) -> str:
         """The job as which this attempt of a due time was accepted; that job itself where it was not, or has none."""
         return job_id if scheduled_at is None else self.ran.get(_attempt(schedule_id, scheduled_at, job_id), job_id)
+
+    def entry(self, schedule_id: str) -> Entry | None:
+        """A schedule of the set that is held; None when it is not there, or cannot be read."""
+        held = self.entries.items.get(schedule_id)
+        try:
+            return entries.parse_entry(held.raw) if held is not None else None
+        except msgspec.DecodeError:
+            return None
 
     def fits(self, push: ScheduleSet | ScheduleDiff) -> bool:
         """Whether a push can follow the set that is held: a whole set always, a diff only on its base."""

@@ -78,11 +78,9 @@ SET_FROM_OUTSIDE: dict[str, set[str]] = {
     },  # ssl asks for both
 }
 REACHED_THROUGH: dict[str, set[str]] = {
-    "agent/core/machine.py": {"self.memory.entries.items"},
     "agent/restic/job.py": {"self.setting.pace.grace_s", "self.setting.pace.sleep"},
     "agent/restic/kinds.py": {"job.setting.pace.sleep"},
     "agent/restic/runner.py": {"job.setting.scratch.parent", "self._setting.pace.progress_s"},
-    "agent/service.py": {"self.core.memory.ends"},
     "cli/ask.py": {"self._http.base_url.copy_with"},  # httpx
     "cli/up.py": {"running.control.metrics.registry", "server.control.metrics.registry"},
     "controller/folder/documents.py": {"node.value.start_mark.line"},  # PyYAML
