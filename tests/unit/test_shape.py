@@ -33,7 +33,6 @@ SET_FROM_OUTSIDE: dict[str, set[str]] = {
     },  # its kind works out how a job ends
     "agent/restic/runner.py": {"job.limit", "job.stopped"},  # why a job is to stop, which the job reads when it does
     "cli/main.py": {"sys.excepthook"},  # Python asks for it
-    "controller/cluster/operator.py": {"metrics.leading"},
     "controller/cluster/watching.py": {  # kopf is set up so
         "settings.networking.error_backoffs",
         "settings.networking.request_timeout",
