@@ -21,6 +21,18 @@ test: restic rclone ssh busybox curl openssl sqlite3 $(READY) ## Check style, ty
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q -n 4 --dist worksteal -m "not cluster" # more than cores: many tests wait for processes
 
+# Slower than `make test`, and no part of it. What it runs: make coverage TESTS="tests/unit tests/simulation"
+TESTS ?= tests
+.PHONY: coverage
+coverage: restic rclone ssh busybox curl openssl sqlite3 $(READY) ## Measure which lines and branches the tests run, and show it
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q -n 4 --dist worksteal -m "not cluster" $(TESTS); \
+		status=$$?; $(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
+
+.PHONY: hooks
+hooks: $(READY) ## Have each commit pass the checks of style, types and imports first
+	$(BIN)/pre-commit install
+
 .PHONY: format
 format: $(READY) ## Format the code, and mend what ruff can mend
 	$(BIN)/ruff format .
@@ -42,7 +54,7 @@ cluster-test: restic $(READY) ## Test against a real Kubernetes API server
 
 .PHONY: clean
 clean: ## Remove what make made; .lamplighter, which holds your data, stays
-	rm -rf $(VENV) dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml wire/version.py $(CONSTRAINTS)
