@@ -29,8 +29,8 @@ LASTING = {
 LISTENING = r"lamplighter (up|server) "
 """What takes the place of what listens already, as a person stops that first."""
 
-DRY = r"make (test|format|bench|faults)\b"
-"""What takes minutes: make says whether it knows how."""
+DRY = r"make (test|hooks|coverage|format|bench|faults)\b"
+"""What takes minutes, or changes a repository of git: make says whether it knows how."""
 
 WAITS = {r"lamplighter run ": "while lamplighter get jobs | grep -E 'pending|running'; do sleep 0.1; done"}
 """What a person waits for before the next command."""
