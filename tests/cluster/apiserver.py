@@ -144,7 +144,7 @@ class OwnCluster(Cluster):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._processes = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         etcd, self._port = _free_port(), _free_port()
         self._etcd_url = f"http://127.0.0.1:{etcd}"
         self._keys()

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -127,7 +128,7 @@ class Agent:
         self.socket, self.host, self.clock = socket, host, clock
         self.version, self.entries = 0, {}
         self.frames, self.told = [], []
-        self._heard = deque()
+        self._heard: deque[Any] = deque()
 
     async def say(self, type_, id_="", **payload):
         """Say something. What it says is due has come by the server's clock."""

@@ -8,6 +8,7 @@ import threading
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from msgspec import Raw
@@ -106,7 +107,7 @@ class Peer:
 @pytest.fixture
 async def server():
     """Waits for agents; `next` is the next connection."""
-    sockets = asyncio.Queue()
+    sockets: asyncio.Queue[Any] = asyncio.Queue()
 
     async def handle(socket):
         await sockets.put(socket)

@@ -10,6 +10,7 @@ import shutil
 import sys
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import asyncssh
 import httpx
@@ -118,7 +119,7 @@ async def every_kind(repository, env, tmp_path, **may):
     runner = Runner("restic", cache, lambda: datetime.now(UTC), pace=pace, env=os.environ | env)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "letter").write_text("a letter")
-    told = []
+    told: list[Any] = []
 
     async def run(kind, args, **parts):
         command = CommandRun("j1", kind, args, "r1", **may, **parts)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from datetime import datetime
+from typing import Any
 
 import msgspec
 import pytest
@@ -25,7 +26,7 @@ async def test_a_host_that_connects_too_often_is_told_to_try_again_and_others_ar
             except ConnectionClosed as closed:
                 return closed.rcvd
 
-    found = []
+    found: list[Any] = []
     while not found or found[-1] == "schedule.set":
         found.append(await comes_in("node-1"))
         assert len(found) < 100 * gateway.HELLOS_AT_ONCE

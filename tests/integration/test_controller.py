@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -90,7 +91,7 @@ class Api(KubernetesEmulator):
 
     def events(self):
         """The reasons of Events by what they are about."""
-        found = {}
+        found: dict[str, Any] = {}
         for it in self.writes():
             if it.url.path.endswith("/events"):
                 found.setdefault(it.data["regarding"]["name"], []).append(it.data["reason"])

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,8 @@ async def test_snapshots_carry_the_hosts_own_paths(host, cache):
 
 async def test_a_verification_and_a_restore_are_of_the_hosts_own_files(host, cache):
     repository = Repository("r1", "ns/main", "/var/lib/agent/repository", "a password")
-    runner, told = Runner("restic", cache, lambda: datetime.now(UTC), root=host), []
+    runner = Runner("restic", cache, lambda: datetime.now(UTC), root=host)
+    told: list[Any] = []
     await runner.run(backup("/srv/data"), repository, told.append)
     listing = ["ls", "--json", "--host=node-1", "--", "latest"]
     end = await runner.run(CommandRun("j2", "verify", listing, "r1", verify=Verify(5, 100)), repository, told.append)

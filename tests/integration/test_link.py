@@ -3,6 +3,7 @@
 import asyncio
 import random
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from websockets.asyncio.server import serve
@@ -33,7 +34,7 @@ class Server:
     """A server that keeps what it hears, by connection, and does with each connection what `handle` says."""
 
     def __init__(self):
-        self.sockets = asyncio.Queue()
+        self.sockets: asyncio.Queue[Any] = asyncio.Queue()
         self.requests = []
         self.refusal = None
 

@@ -9,6 +9,7 @@ import time
 from contextlib import ExitStack, closing, suppress
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -36,7 +37,9 @@ def anyio_backend():
 
 @given(st.integers(1, 5), st.lists(st.tuples(st.sampled_from(["add", "busy", "idle", "remove"]), st.integers(0, 9))))
 def test_no_more_are_held_than_the_limit_and_the_one_that_waits_longest_goes(limit, steps):
-    slots, waiting, busy = Slots(limit), [], set()
+    slots: Slots[Any] = Slots(limit)
+    waiting: list[int] = []
+    busy: set[int] = set()
     for step, name in steps:
         if step == "add" and name not in waiting and name not in busy:
             waiting.append(name)

@@ -34,7 +34,7 @@ def test_constraints_and_indexes_are_those_of_the_models(conn):
     engine = sa.create_engine("sqlite://")
     with engine.begin() as fresh:
         Base.metadata.create_all(fresh)
-        described = dict(fresh.exec_driver_sql(query).all())
+        described: dict[str, str] = dict(fresh.exec_driver_sql(query).all())
     engine.dispose()
     assert {name: _words(sql) for name, sql in migrated.items()} == {
         name: _words(sql) for name, sql in described.items()

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def test_every_promise_holds_where_older_databases_were_put_back(seed):
 
 @pytest.mark.parametrize("seed", [7, 39, 196, *range(4)])
 def test_every_promise_holds_where_the_servers_clock_was_wrong_as_well(seed):
-    told = []
+    told: list[Any] = []
     check(play(seed, MISLED, told.append))
     assert any("server: clock is set" in line for line in told)
 
@@ -58,7 +59,7 @@ def test_a_broken_promise_is_told():
 
 @pytest.mark.parametrize(("fleet", "seed"), [("misled", 3), ("drawn", SMALL)])
 def test_a_broken_promise_says_how_to_play_its_story_again(fleet, seed):
-    told = []
+    told: list[Any] = []
     story = play(seed, FLEETS[fleet](seed), told.append)
     story.db.jobs[next(iter(story.db.jobs))].end = None
     with pytest.raises(BrokenPromiseError) as broken:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ PATTERNS = [
 
 
 def written(args):
-    files = {}
+    files: dict[str, Any] = {}
     return by_files(args, lambda: Path("/f"), files.__setitem__), files
 
 

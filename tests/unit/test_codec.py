@@ -3,6 +3,7 @@
 import json
 import logging
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +16,10 @@ from wire.codec import FrameError, close_reason, from_agent, from_server
 from wire.messages import FROM_AGENT, FROM_SERVER, CommandRun, JobConfirmed, JobLog, Repository, ScheduleFire
 
 AT = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
-READERS: dict[str, codec.Reader] = {**dict.fromkeys(FROM_AGENT, from_agent), **dict.fromkeys(FROM_SERVER, from_server)}
+READERS: dict[str, codec.Reader[Any]] = {
+    **dict.fromkeys(FROM_AGENT, from_agent),
+    **dict.fromkeys(FROM_SERVER, from_server),
+}
 CLASSES = {**FROM_AGENT, **FROM_SERVER}
 TEXT = st.characters(exclude_categories=["Cs"])
 JSON = st.recursive(

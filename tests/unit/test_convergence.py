@@ -2,6 +2,7 @@
 
 from collections import deque
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -27,7 +28,9 @@ class Link:
     """A connection's two streams. `greeted`: whether the server has heard the hello."""
 
     def __init__(self):
-        self.up, self.down, self.greeted = deque(), deque(), False
+        self.up: deque[Any] = deque()
+        self.down: deque[Any] = deque()
+        self.greeted = False
 
 
 class Convergence(RuleBasedStateMachine):
@@ -39,7 +42,7 @@ class Convergence(RuleBasedStateMachine):
         self.since = dict.fromkeys(NAMES, self.now)
         self.versions = dict.fromkeys(NAMES, 0)
         self.targets, self.hosts, self.links, self.cores, self.applying = {}, {}, {}, {}, {}
-        self.disks = {name: [] for name in NAMES}
+        self.disks: dict[str, list[Any]] = {name: [] for name in NAMES}
         self.restart_server()
         for name in NAMES:
             self.restart_agent(name, lost=0)

@@ -123,7 +123,8 @@ def dues_within(text, window):
         expression = parse(text)
     except CronError as error:
         return [] if "never comes" in str(error) else error
-    found, due = [], window[0][0] - MINUTE
+    found: list[datetime] = []
+    due = window[0][0] - MINUTE
     while len(found) < 3 and (due := next_due(expression, zone("UTC"), due)) <= window[-1][0]:
         found.append(due)
     return found

@@ -26,7 +26,7 @@ def specs(draw):
             paths, excludes = st.lists(TEXT.map("/{}".format), min_size=1, max_size=3), st.lists(TEXT, max_size=3)
             said["backup"] = {"paths": draw(paths), "excludes": draw(excludes), "tags": draw(tags)}
         case "forget":
-            within = st.just({}) | st.just({"keepWithin": "1y6m"})
+            within: st.SearchStrategy[dict[str, str]] = st.just({}) | st.just({"keepWithin": "1y6m"})
             said["retention"] = {"keepLast": draw(st.integers(1, 9)), "keepTags": draw(tags)} | draw(within)
         case "check":
             said["check"] = draw(st.sampled_from([{}, {"readDataSubset": "1/7"}, {"readDataSubset": "2.5%"}]))
