@@ -52,13 +52,13 @@ async def plain(job: Job, creating: asyncio.Lock) -> None:
         return
     if ended.end == "no_repository":
         async with creating:
-            job.ended = None
+            job.conclude(None)
             created = await job.restic(command.init, wanted=Launch(create=True))
         if created.end not in ("succeeded", "repository_exists"):
             return
     for wait in CREATION_WAITS:
-        job.ended = None
-        await job.setting.pace.sleep(wait)
+        job.conclude(None)
+        await job.pause(wait)
         ended = await job.restic(command.args, wanted=reads)
         if ended.end not in ("no_repository", "damaged"):
             return
@@ -84,19 +84,19 @@ async def check_restore(job: Job, wanted: Verify, rng: random.Random) -> None:
         snapshot.id, target, [node.path for node in files], sparse=False, options=job.lock_options
     )
     restored = await job.restic(args, wanted=Launch(private=[target], restores=True))
-    job.ended = None  # what counts is what came back
+    job.conclude(None)  # what counts is what came back
     copies = await job.digests([f"{target}{node.path}" for node in files])
     sources = await job.digests([node.path for node in files])
     found = verify.compare(files, copies, sources)
-    job.news.log(
+    job.reporter.log(
         f"restored {len(files)} of {sample.files} files of snapshot {snapshot.id[:8]}: "
         f"{len(found.differences)} differ; the source of {found.compared} was unchanged and compared too"
     )
-    job.summary = Summary(snapshot.id, len(files), sum(node.size for node in files), 0)
-    job.ended = restored
+    job.summarise(Summary(snapshot.id, len(files), sum(node.size for node in files), 0))
+    job.conclude(restored)
     if found.differences:
         for difference in found.differences:
-            job.news.log(clipped(difference))
+            job.reporter.log(clipped(difference))
         job.fail(f"what was restored differs: {verify.named(found.differences)}", "VerificationFailed")
 
 
@@ -109,7 +109,9 @@ async def restore(job: Job, wanted: Restore) -> None:
     if listing.end != "succeeded":
         return
     snapshot = snapshots.choose(snapshots.read_list(b"".join(lines)), wanted)
-    job.news.log(f"restoring snapshot {snapshot.id[:8]} of {snapshot.hostname}, {snapshot.time:%Y-%m-%d %H:%M:%S %Z}")
+    job.reporter.log(
+        f"restoring snapshot {snapshot.id[:8]} of {snapshot.hostname}, {snapshot.time:%Y-%m-%d %H:%M:%S %Z}"
+    )
     tally, links = snapshots.Tally(wanted.paths), LinkCheck()
     deep = ["--recursive"] if wanted.paths else []
     args = ["ls", "--json", *job.lock_options, *deep, "--", snapshot.id, *wanted.paths]
@@ -135,14 +137,14 @@ async def restore(job: Job, wanted: Restore) -> None:
     async with job.restoring(place):
         done = await job.restic(args, wanted=place, expected=None if special else tally.devices)
     if tally.devices and not special:
-        job.news.log(f"left out: {len(tally.devices)} devices: {SPECIAL}")
+        job.reporter.log(f"left out: {len(tally.devices)} devices: {SPECIAL}")
     summary = Summary(snapshot.id, tally.files, tally.bytes, 0) if done.end == "succeeded" else job.summary
-    job.summary = msgspec.structs.replace(summary, snapshot_id=snapshot.id)
+    job.summarise(msgspec.structs.replace(summary, snapshot_id=snapshot.id))
 
 
-async def browse(job: Job) -> None:
+async def list_contents(job: Job) -> None:
     """List snapshots, or what is in one: one line of JSON in the job's log for each."""
-    job.news.list()
+    job.reporter.list()
     count = 0
 
     def tell(line: bytes) -> None:
@@ -150,9 +152,9 @@ async def browse(job: Job) -> None:
         for text in snapshots.listed(line):
             count += 1
             for piece in snapshots.pieces(job.hide(text), MAX_TEXT):
-                job.news.log(piece)
+                job.reporter.log(piece)
 
     ended = await job.restic(job.command.args, tell)
     if ended.end == "no_snapshot" or (ended.end == "succeeded" and not count and job.command.kind == "ls"):
         raise SnapshotError("there is no such snapshot: list the snapshots, and give the id of one")
-    job.ended = ended
+    job.conclude(ended)

@@ -22,7 +22,7 @@ BATCH_BYTES = 1 << 17
 Report = Callable[[JobProgress | JobLog], None]
 
 
-class News:
+class Reporter:
     """Tells how a job goes: the latest progress and the lines since, at once and then once in `interval_s`."""
 
     def __init__(self, job_id: str, report: Report, interval_s: float) -> None:

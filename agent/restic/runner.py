@@ -9,18 +9,17 @@ import logging
 import os
 import random
 import subprocess
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 from agent.restic import hooks, kinds, process
+from agent.restic.context import DEFAULT_TIMING, JobContext, Timing, discard
 from agent.restic.hooks import When
-from agent.restic.job import AT_EASE, Job, Pace, Setting, discard
+from agent.restic.job import Job
 from agent.restic.output import clipped
-from agent.restic.reporter import News, Report
-from agent.restic.snapshots import SnapshotError
+from agent.restic.reporter import Report, Reporter
 from wire.messages import CommandRun, Hooks, JobEnd, JobFinished, Repository, Restore, Verify
 
 log = logging.getLogger(__name__)
@@ -61,12 +60,13 @@ class Runner:
         env: Mapping[str, str] | None = None,
         root: Path = Path("/"),
         allow_hooks: Collection[str] = (),
-        pace: Pace = AT_EASE,
+        timing: Timing = DEFAULT_TIMING,
         rng: random.Random | None = None,
         allow_unconfined: bool = False,
     ) -> None:
         env = os.environ if env is None else env
-        self._setting = Setting(restic, cache_dir.absolute(), env, root, pace, allow_unconfined)
+        self._context = JobContext(restic, cache_dir.absolute(), env, root, timing, allow_unconfined)
+        self._timing = timing
         self._clock = clock
         self._allow_hooks = frozenset(allow_hooks)
         self._rng = rng or random.Random()  # noqa: S311 - no secret
@@ -77,12 +77,12 @@ class Runner:
 
     def _sweep(self) -> None:
         """Remove what an agent that was killed has left, and caches that nobody uses."""
-        discard(self._setting.scratch)
+        discard(self._context.scratch)
         oldest = self._clock().timestamp() - CACHE_DAYS * 86400
-        for cache in self._setting.as_seen(self._setting.cache_dir).glob("*/"):
+        for cache in self._context.as_seen(self._context.cache_dir).glob("*/"):
             if cache.stat().st_mtime < oldest:
                 discard(cache)
-        for note in self._setting.notes.glob("*"):
+        for note in self._context.notes.glob("*"):
             subprocess.run(process.python("staging", f"@{note}"), check=False)
             note.unlink()
 
@@ -94,14 +94,14 @@ class Runner:
         if (stopped := self._stops.pop(command.job_id, None)) is not None:
             return JobFinished(command.job_id, stopped, self._clock(), error=f"{stopped} before it began")
         started_at = self._clock()
-        news = News(command.job_id, report, self._setting.pace.progress_s)
-        job = self._jobs[command.job_id] = Job(self._setting, command, news)
+        reporter = Reporter(command.job_id, report, self._timing.progress_s)
+        job = self._jobs[command.job_id] = Job(self._context, command, reporter)
         try:
             await self._all(job, repository)
         finally:
             del self._jobs[command.job_id]
             job.close()
-            news.close()
+            reporter.close()
         end = job.finished(JobFinished(command.job_id, "failed", self._clock(), started_at))
         _tell(end, started_at)
         return end
@@ -114,9 +114,8 @@ class Runner:
         job = self._jobs.get(job_id)
         if job is None:
             self._stops.setdefault(job_id, status)
-        elif job.stopped is None and not job.limit.expired():
-            job.stopped = status
-            job.limit.reschedule(asyncio.get_running_loop().time())
+        else:
+            job.stop(status)
 
     async def _all(self, job: Job, repository: Repository | None) -> None:
         """The hook before, the work, and the hook after, which has what is left of the time, or AFTER_STOP_S."""
@@ -127,13 +126,13 @@ class Runner:
         except hooks.HookError as error:
             return job.fail(str(error), "HookFailed")
         except (OSError, ValueError) as error:  # ValueError: RepositoryError
-            return job.fail(_said(error, job))
+            return job.fail(self._context.explain(error))
         loop = asyncio.get_running_loop()
         until = None if job.command.timeout_s is None else loop.time() + job.command.timeout_s
-        async with _limited(job, until):
+        async with job.limited(until):
             if await self._hook(job, "before", around):
                 await self._work(job)
-        async with _limited(job, until if job.stopped is None else loop.time() + hooks.AFTER_STOP_S):
+        async with job.limited(until if job.stopped is None else loop.time() + hooks.AFTER_STOP_S):
             await self._hook(job, "after", around)
         return None
 
@@ -145,7 +144,7 @@ class Runner:
             case CommandRun(kind="restore", restore=Restore() as wanted):
                 await kinds.restore(job, wanted)
             case CommandRun(kind="snapshots" | "ls"):
-                await kinds.browse(job)
+                await kinds.list_contents(job)
             case CommandRun(kind="backup"):
                 await kinds.backup(job, self._creating.setdefault(job.url, asyncio.Lock()))
             case CommandRun(kind="forget" | "prune" | "check" | "unlock"):
@@ -153,7 +152,7 @@ class Runner:
             case CommandRun(kind=kind):
                 job.fail(f"this agent does not run kind {kind!r}: update it")
         if job.status() in ("succeeded", "warning"):
-            job.remember_opened()
+            job.mark_opened()
 
     async def _hook(self, job: Job, when: When, around: Hooks) -> bool:
         """Run a hook, if there is one; whether the job may go on."""
@@ -161,38 +160,16 @@ class Runner:
         if not argv:
             return True
         status = None if when == "before" else job.status()
-        env = hooks.environment(self._setting.env, job.command.job_id, around.schedule, status)
+        env = hooks.environment(self._context.env, job.command.job_id, around.schedule, status)
         exit_code: int | None = None
         try:
             exit_code = await job.hook(argv, env)
         except (OSError, ValueError) as error:  # ValueError: a NUL byte
-            job.news.log(clipped(str(error)))
+            job.reporter.log(clipped(str(error)))
         finally:  # also when it is stopped
             if exit_code != 0:
                 job.hook_failed(hooks.failure(when, argv, exit_code))
         return exit_code == 0
-
-
-@asynccontextmanager
-async def _limited(job: Job, until: float | None) -> AsyncIterator[None]:
-    """A part of a job, which ends at `until` (in the loop's time) or at a stop, and fails when the host does."""
-    try:
-        async with asyncio.timeout_at(until) as job.limit:
-            yield
-    except TimeoutError:
-        job.stopped = job.stopped or "timed_out"
-    except SnapshotError as error:
-        job.fail(str(error), "NoSnapshot")
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the arguments
-        job.fail(_said(error, job))
-
-
-def _said(error: OSError | ValueError, job: Job) -> str:
-    """An error in words: of a disk with the path, which is in the agent's own folder where none is told."""
-    if not isinstance(error, OSError) or error.strerror is None:
-        return str(error)
-    where = error.filename or job.setting.scratch.parent
-    return f"{where}: {error.strerror}: check that its disk is there, writable and not full"
 
 
 def _tell(end: JobFinished, started_at: datetime) -> None:

@@ -74,7 +74,7 @@ def _strip_file(name: str, folder: int, mode: int) -> Stripped:
     return Stripped(bool(special), capable)
 
 
-class Placement:
+class Merger:
     """Moves what came back. `overwrite`: whether files may be replaced. `stopped`: whether to end early.
 
     `parts`: the paths that are restored; `chosen`: whether they were asked for: then folders above them, where there
@@ -104,11 +104,11 @@ class Placement:
             if self._stopped():
                 return
             try:
-                self._place(name, source, target, f"{path}/{name}")
+                self._put(name, source, target, f"{path}/{name}")
             except OSError as error:
                 self._fail(f"{path}/{name}", error.strerror or str(error))
 
-    def _place(self, name: str, source: int, target: int, path: str) -> None:
+    def _put(self, name: str, source: int, target: int, path: str) -> None:
         mine = os.stat(name, dir_fd=source, follow_symlinks=False)
         try:
             theirs = os.stat(name, dir_fd=target, follow_symlinks=False).st_mode

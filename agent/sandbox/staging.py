@@ -32,7 +32,7 @@ from agent.sandbox.confine import (
 )
 from agent.sandbox.handles import Location, StrayError
 from agent.sandbox.landlock import DEVICES, RESTORE, Access, Ruleset
-from agent.sandbox.merge import Placement, Stripped, strip
+from agent.sandbox.merge import Merger, Stripped, strip
 
 
 def restore(
@@ -94,13 +94,13 @@ def _place(how: Launch, prefixes: Sequence[Location], target: Location, new: int
     def follow(path: str) -> int:
         return handles.make(handles.granted(how.target + path, prefixes, trusted=True))
 
-    placement = Placement(how.overwrite, how.parts, how.chosen, follow, lambda: restic.stopped)
-    placement.merge(new, handles.make(target), "")
+    merger = Merger(how.overwrite, how.parts, how.chosen, follow, lambda: restic.stopped)
+    merger.merge(new, handles.make(target), "")
     if left_out:
         sys.stdout.write(f"{left_out}: {SPECIAL}\n")
-    for error in placement.errors:
+    for error in merger.errors:
         sys.stderr.write(error + "\n")
-    return NOT_PLACED if placement.errors else 0
+    return NOT_PLACED if merger.errors else 0
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ import asyncssh
 import httpx
 import pytest
 
-from agent.restic.job import Pace
+from agent.restic.context import Timing
 from agent.restic.runner import Runner
 from bench.servers import free_port
 from wire.messages import CommandRun, JobLog, Repository, Restore, Verify
@@ -114,9 +114,9 @@ async def test_a_repository_elsewhere_is_made_verified_and_restored_and_its_key_
 
 
 async def every_kind(repository, env, tmp_path, **may):
-    pace = Pace(progress_s=0.1)
+    pace = Timing(progress_s=0.1)
     cache = tmp_path / "agent" / "cache"
-    runner = Runner("restic", cache, lambda: datetime.now(UTC), pace=pace, env=os.environ | env)
+    runner = Runner("restic", cache, lambda: datetime.now(UTC), timing=pace, env=os.environ | env)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "letter").write_text("a letter")
     told: list[Any] = []

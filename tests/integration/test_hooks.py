@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.restic import hooks as rules
-from agent.restic.job import Pace
+from agent.restic.context import Timing
 from agent.restic.runner import Runner
 from wire.messages import CommandRun, Hooks, JobLog, Repository
 
@@ -51,7 +51,7 @@ class Host:
             lambda: datetime.now(UTC),
             env=env,
             allow_hooks=self.allowed,
-            pace=Pace(progress_s=0.01, grace_s=5),
+            timing=Timing(progress_s=0.01, grace_s=5),
         )
         hooks = Hooks(list(before), list(after), "ns/etc")
         args = ["backup", "--json", "--", "/etc/hostname"]

@@ -18,7 +18,7 @@ import pytest
 
 from agent.restic import process
 from agent.restic import reporter as news_of_jobs
-from agent.restic.job import Pace
+from agent.restic.context import Timing
 from agent.restic.runner import Runner
 from wire.messages import CommandRun, JobLog, JobProgress, Repository
 
@@ -60,7 +60,7 @@ def make(tmp_path):
             program = tmp_path / "restic"
             program.write_text(f"#!/bin/sh\n{script}\n")
             program.chmod(0o755)
-        return Runner(str(program), tmp_path / "cache", lambda: datetime.now(UTC), env=env, pace=Pace(**pace))
+        return Runner(str(program), tmp_path / "cache", lambda: datetime.now(UTC), env=env, timing=Timing(**pace))
 
     return made
 

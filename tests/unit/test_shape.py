@@ -27,11 +27,6 @@ METHODS = {name for kind in (dict, frozenset, list, set, str, Path) for name in 
 """Of plain values. To call one, as in `a.b.c.items()`, reaches no further than the value."""
 
 SET_FROM_OUTSIDE: dict[str, set[str]] = {
-    "agent/restic/kinds.py": {
-        "job.ended",
-        "job.summary",
-    },  # its kind works out how a job ends
-    "agent/restic/runner.py": {"job.limit", "job.stopped"},  # why a job is to stop, which the job reads when it does
     "cli/main.py": {"sys.excepthook"},  # Python asks for it
     "controller/cluster/watching.py": {  # kopf is set up so
         "settings.networking.error_backoffs",
@@ -77,9 +72,6 @@ SET_FROM_OUTSIDE: dict[str, set[str]] = {
     },  # ssl asks for both
 }
 REACHED_THROUGH: dict[str, set[str]] = {
-    "agent/restic/job.py": {"self.setting.pace.grace_s", "self.setting.pace.sleep"},
-    "agent/restic/kinds.py": {"job.setting.pace.sleep"},
-    "agent/restic/runner.py": {"job.setting.scratch.parent", "self._setting.pace.progress_s"},
     "cli/ask.py": {"self._http.base_url.copy_with"},  # httpx
     "cli/up.py": {"running.control.metrics.registry", "server.control.metrics.registry"},
     "controller/folder/documents.py": {"node.value.start_mark.line"},  # PyYAML

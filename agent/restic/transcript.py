@@ -1,0 +1,60 @@
+"""What one restic process has printed: told to the server as it comes, and kept as far as it says how restic ended."""
+
+from collections import deque
+from collections.abc import Callable, Collection
+
+from agent.restic.outcome import NAMED_PATHS
+from agent.restic.output import LogLine, Status, Summary, Unreadable, clipped, count_of_errors, is_left_out, read_line
+from agent.restic.reporter import Reporter
+
+MAX_TAIL = 50
+"""Last lines of stderr that are kept to tell why a program failed."""
+
+
+class Transcript:
+    """What one restic process has printed."""
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        hide: Callable[[str], str],
+        answer: Callable[[bytes], None] | None,
+        expected: Collection[str] | None,
+    ) -> None:
+        self._reporter = reporter
+        self._hide = hide
+        self._answer = answer
+        self._expected = expected
+        self._met = self.capabilities = 0
+        self.all_expected = False
+        self.stderr: deque[str] = deque(maxlen=MAX_TAIL)
+        self.summary: Summary | None = None
+        self.unreadable = 0
+        self.paths: list[str] = []
+
+    def take(self, fd: int, line: bytes) -> None:
+        """A line came on stdout (1) or stderr (2)."""
+        if fd == 1 and self._answer is not None:
+            self._answer(line)
+            return
+        if self._expected is not None and is_left_out(line, self._expected):
+            self._met += 1
+            self.capabilities += b"security.capability" in line
+            return
+        if self._met and count_of_errors(line) == self._met:  # told by what is left out
+            self.all_expected = True
+            return
+        match read_line(line):
+            case Status() as status:
+                self._reporter.progress(status)
+            case Summary() as summary:
+                self.summary = summary
+            case (Unreadable(text) | LogLine(text)) as said:
+                if isinstance(said, Unreadable):
+                    self.unreadable += 1
+                    if len(self.paths) < NAMED_PATHS:
+                        self.paths.append(self._hide(said.path))
+                for part in map(clipped, self._hide(text).splitlines()):
+                    self._reporter.log(part)
+                    if fd == 2:
+                        self.stderr.append(part)
