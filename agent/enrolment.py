@@ -15,6 +15,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
+from agent.disk import sync_folder
 from agent.proxies import proxy_for
 
 KEY_FILE = "host-key"
@@ -42,13 +43,13 @@ def enrol(server: str, token: str, host: str, data: Path, ca_file: Path | None =
         key = _drafted(draft)
         _register(server, token, host, hashlib.sha256(key.encode()).hexdigest(), ca_file)
         draft.replace(data / KEY_FILE)
-        _sync(data)
+        sync_folder(data)
     except OSError as error:
         raise EnrolmentError(f"{host} cannot be enrolled at {server}: {error}: start the agent again") from error
 
 
 def _drafted(draft: Path) -> str:
-    """The key that is to be registered: the one of an earlier try, or a new one, that only we can read."""
+    """The key to register: that of an earlier try, or a new one in a file that only the agent can read."""
     if draft.exists() and _KEY.fullmatch(key := draft.read_text(encoding="ascii", errors="replace").strip()):
         return key
     draft.unlink(missing_ok=True)
@@ -83,12 +84,3 @@ def _reason(answer: HTTPError) -> str:
         return str(json.loads(answer.read(MAX_ANSWER))["detail"])
     except (ValueError, KeyError, TypeError):
         return f"the server answered {answer.code} {answer.reason}: is it a Lamplighter server?"
-
-
-def _sync(folder: Path) -> None:
-    """Have a rename in this folder outlive a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from agent.core.state import AgentState, Record, replay
+from agent.disk import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ class Journal:
                 done += os.write(fd, lines[done:])
             os.fsync(fd)
             beside.rename(self.path)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         except OSError:
             os.close(fd)
             raise
@@ -193,11 +194,3 @@ class Journal:
 
 def _lines(state: AgentState) -> bytes:
     return b"".join(map(encode, state.records()))
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -39,13 +39,13 @@ MAX_REASON = 500
 
 
 class Listener(Protocol):
-    """Who is told what happens on the link."""
+    """Gets the events of the link."""
 
     def connected(self) -> None:
         """A connection is open and frames can be sent."""
 
     def received(self, messages: Sequence[FromServer]) -> None:
-        """The messages of a frame came."""
+        """A frame with these messages came."""
 
     def disconnected(self) -> None:
         """The connection is gone."""
@@ -157,7 +157,7 @@ class Link:
             self._listener.disconnected()
 
     def _reason(self, error: Exception) -> str:
-        """What a person needs to know of a failed connection."""
+        """Why a connection failed, with the remedy."""
         if isinstance(error, InvalidStatus):
             body = (error.response.body or b"")[:MAX_REASON].decode(errors="replace").strip()
             return f"the server answered {error.response.status_code}{body and ': ' + body}"

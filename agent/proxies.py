@@ -22,7 +22,7 @@ def proxy_for(url: str) -> str | None:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a host is this machine, which no proxy stands before (as Go has it, and so restic)."""
+    """Whether a host is this machine, which is never reached by a proxy (the rule of Go, and so of restic)."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:

@@ -65,12 +65,9 @@ class Scheduler:
 
     async def _apply(self, push: Push | None) -> None:
         state, host, now = self._core.state, self._core.host, self._clock()
-        if _size(push, len(state.entries)) > THREAD_ENTRIES:
+        size = len(push.schedules) if isinstance(push, ScheduleSet) else len(state.entries)
+        if size > THREAD_ENTRIES:
             result = await asyncio.to_thread(pushes.built, state, push, host, now)
         else:
             result = pushes.built(state, push, host, now)
         self._perform(self._core.applied(result, self._clock()))
-
-
-def _size(push: Push | None, held: int) -> int:
-    return len(push.schedules) if isinstance(push, ScheduleSet) else held

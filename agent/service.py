@@ -30,7 +30,7 @@ CONFIRM_S = 3.0
 
 
 class Config(Struct, frozen=True):
-    """Who an agent is and whom it calls. `url`: the server's, ws:// or wss://, with the path /agent.
+    """The agent's host and its server. `url`: the server's, ws:// or wss://, with the path /agent.
 
     `token`: what shows who it is, or what reads that; `ca_file`: who vouches for the server; `explain`: says why it is
     not reached (see `Link`). `allowed_hooks`: the programs that `jobs` run as hooks, which the server is told;
@@ -49,7 +49,7 @@ class Config(Struct, frozen=True):
 
 
 class Jobs(Protocol):
-    """Who runs commands."""
+    """What runs commands."""
 
     async def run(
         self,
@@ -64,7 +64,7 @@ class Jobs(Protocol):
 
 
 CLOCK_S = 60.0
-"""Seconds between two times of telling the server what the clock shows."""
+"""Seconds between two messages that tell the server the host's time."""
 
 
 def utc_now() -> datetime:
@@ -129,7 +129,7 @@ class Service:
         await self._ended.wait()
 
     async def _tell_clock(self) -> None:
-        """Tell the server what the clock shows, which may be another than at the hello."""
+        """Tell the server the host's time, which may have been set since the hello."""
         while True:
             await asyncio.sleep(CLOCK_S)
             if self.core.connected:
@@ -163,7 +163,7 @@ class Service:
         self._scheduler.arm()
         self._settled.set()
 
-    # What the link tells.
+    # Events of the link.
 
     def connected(self) -> None:
         """A connection is open."""

@@ -154,7 +154,7 @@ class Core:
     # Time.
 
     def tick(self, shown: datetime) -> list[Effect]:
-        """The clock may have come to a due time, or may have been set."""
+        """A due time may have come, or the clock may have been set."""
         now = self._clock.now(shown)
         if self._table is None or self.stopping:
             return []
@@ -184,7 +184,7 @@ class Core:
         return effects + sends + self._persist(*records)
 
     def _counted_anew(self, now: datetime, ahead: timedelta) -> list[Effect]:
-        """Due times that passed by a clock that was so far ahead, or further, are still to come."""
+        """Move cursors back to now that are more than `ahead` in the future: they come from a clock that was wrong."""
         wrong = [(key, now) for key, at in self.state.cursors.items() if at > now + ahead]
         return self._persist(CursorsMoved(wrong)) if wrong else []
 
@@ -202,12 +202,12 @@ class Core:
     # Messages.
 
     def heard(self, messages: Sequence[FromServer], shown: datetime) -> list[Effect]:
-        """The server said several things in one frame: what they cause goes to disk, and is answered, together."""
+        """A frame came: all that its messages cause shares one write and one answer."""
         effects = [effect for message in messages for effect in self.received(message, shown)]
         return gathered(effects + self._fired_anew())
 
     def received(self, message: FromServer, shown: datetime) -> list[Effect]:
-        """The server said something."""
+        """A message of the server came."""
         now = self._clock.now(shown)
         match message:
             case CommandRun():
@@ -339,7 +339,7 @@ class Core:
     # Jobs.
 
     def job_news(self, news: JobProgress | JobLog) -> list[Effect]:
-        """A job tells how far it is. Lost when there is no connection: its end is what counts."""
+        """A job reports progress or log lines. They are dropped without a connection; only the end is kept."""
         return [Send((news,))] if self.connected else []
 
     def job_ended(self, end: JobFinished) -> list[Effect]:
@@ -352,7 +352,7 @@ class Core:
         return [Persist(records, then)] if records else []
 
     def _name(self, schedule_id: str) -> str:
-        """What people call a schedule; its id when it is not of this host any more."""
+        """A schedule's name for the log; its id when this host does not hold it any more."""
         entry = self.state.entry(schedule_id)
         return entry.name if entry is not None else schedule_id
 

@@ -155,7 +155,7 @@ class AgentState:
                 _keep_last(self.confirmed, REMEMBERED_ENDS)
 
     def ran_as(self, schedule_id: str, scheduled_at: datetime | None, job_id: str) -> str:
-        """The job as which this attempt of a due time was accepted; that job itself where it was not, or has none."""
+        """The job that this attempt of a due time was accepted as; `job_id` where it was not, or has no due time."""
         return job_id if scheduled_at is None else self.ran.get(_attempt(schedule_id, scheduled_at, job_id), job_id)
 
     def entry(self, schedule_id: str) -> Entry | None:
@@ -177,9 +177,8 @@ class AgentState:
         return entries.apply(self.entries, entries.Diff(tuple(map(bytes, push.upsert)), tuple(push.remove)))
 
     def begins(self, push: ScheduleSet | ScheduleDiff, held: entries.EntrySet) -> dict[str, datetime]:
-        """From when the entries of a push count, in the set that `after` gave: a new one from its own or the host's
-        beginning, whichever is later; a changed one from its last due time; one that began anew from then on, whatever
-        was due by its old timing since."""
+        """The cursors of a push's entries, in the set that `after` gave: for a new entry the later of its own beginning
+        and the host's; for a changed one its cursor; for one whose `since` is later than before, that."""
         if isinstance(push, ScheduleSet):
             keys = list(held.items)
         else:
@@ -249,7 +248,7 @@ def replay(records: Iterable[Record]) -> AgentState:
 
 
 def _attempt(schedule_id: str, scheduled_at: datetime, job_id: str) -> tuple[str, datetime, str]:
-    """Which attempt of a due time a job's id on the wire means."""
+    """The key of `ran`. From the second attempt on, its number follows a dot in the job's id on the wire."""
     return schedule_id, scheduled_at, job_id.partition(".")[2]
 
 

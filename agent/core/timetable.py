@@ -34,7 +34,7 @@ class Due(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """An entry with what its cron text means on this host."""
+    """An entry with its parsed expression, its zone and its spread on this host."""
 
     entry: Entry
     expression: cron.Expression
@@ -75,14 +75,14 @@ class Timetable:
         return len(self._heap)
 
     def recount(self, cursors: Mapping[str, datetime]) -> None:
-        """Count the due times of these schedules from these times on, whatever was taken before."""
+        """Set the cursors of these schedules, whatever was taken before."""
         kept = [item for item in self._heap if item[1] not in cursors]
         anew = [(self._slots[key].next(at), key) for key, at in cursors.items() if key in self._slots]
         self._heap = [*kept, *anew]
         heapq.heapify(self._heap)
 
     def take(self, now: datetime) -> list[Due]:
-        """What is due, at most once for each schedule: the latest due time and how many had passed. Never early."""
+        """What is due, at most once for each schedule: its latest due time, and how many were missed. Never early."""
         taken = []
         heap = self._heap
         memo: dict[tuple[int, int, timedelta, datetime], datetime] = {}  # what is due together mostly is so again

@@ -38,8 +38,8 @@ class JobContext(Struct, frozen=True):
     allow_unconfined: bool = False
 
     def cache_of(self, repository_id: str) -> Path:
-        """restic's cache for one repository alone. restic's own folders in it are named by what a repository says that
-        it is: who makes a repository could say that it is another's, and have that one's cache removed or filled."""
+        """The cache of one repository alone. restic names its own cache folders by the id that a repository has in its
+        config: a forged id would have another repository's cache removed or filled."""
         return self.cache_dir / hashlib.blake2b(repository_id.encode(), digest_size=16).hexdigest()
 
     def as_seen(self, path: Path) -> Path:
@@ -53,12 +53,12 @@ class JobContext(Struct, frozen=True):
 
     @property
     def opened(self) -> Path:
-        """Where there is an empty file for each repository that was opened, as the agent sees it."""
+        """The folder with an empty file for each repository that was opened, as the agent sees it."""
         return self.as_seen(self.cache_dir.with_name("opened"))
 
     @property
     def notes(self) -> Path:
-        """Where there is a note for each restore under way, as the agent sees it."""
+        """The folder with a note for each restore that runs, as the agent sees it."""
         return self.as_seen(self.cache_dir.with_name("restoring"))
 
     @property
@@ -75,7 +75,7 @@ class JobContext(Struct, frozen=True):
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder of the agent's own with all that is in it, whatever its files' modes."""
+    """Remove one of the agent's folders and all in it, whatever the modes of its files."""
     for path, _, _ in os.walk(folder):
         Path(path).chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)

@@ -23,7 +23,7 @@ _IDENTITY = (
     *("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
     *(f"AZURE_{name}" for name in ("CLIENT_ID", "TENANT_ID", "FEDERATED_TOKEN_FILE")),
 )
-"""What says who the host is: restic has it only where the namespace may speak as the host."""
+"""The host's identity: restic gets these only where the namespace's grant has `hostIdentity`."""
 FILES_LENT = (
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "GOOGLE_APPLICATION_CREDENTIALS", "AWS_SHARED_CREDENTIALS_FILE"),
     *("AWS_CONFIG_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AZURE_FEDERATED_TOKEN_FILE"),
@@ -37,7 +37,7 @@ _KEYS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET"),
     ),
 }
-"""Of a backend that asks the cloud's metadata service who the host is when it has no keys: the sets of keys that do."""
+"""Backends that ask the cloud's metadata service when they have no keys, and the sets of keys that suffice for each."""
 _BY_HOST = {"sftp": "the host's SSH keys", "rclone": "the host's rclone configuration"}
 """Schemes that have no keys but the host's. ssh finds root's home in /etc/passwd, whatever HOME says."""
 _SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|SAS")
@@ -100,7 +100,7 @@ def restic_environment(
 
 
 def _check_identity(repository: Repository) -> None:
-    """Raises RepositoryError for a repository that only what the host is could open, or that is where that is told."""
+    """Raises RepositoryError for a repository that is opened by the host's identity, or lies at a metadata service."""
     allow = "or have the operator set hostIdentity in the namespace's grant, to have restic speak as the host"
     scheme = repository.url.partition(":")[0].lower()
     if scheme in _BY_HOST:
@@ -119,7 +119,7 @@ def _check_identity(repository: Repository) -> None:
 
 
 def _tells_identity(name: str) -> bool:
-    """Whether the host of a URL is, by its name or address, a cloud's service that tells a machine who it is."""
+    """Whether a URL's host, a name or an address, is a cloud's metadata service."""
     name = name.strip("[]").rstrip(".").lower()
     try:
         address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.IPv4Address(socket.inet_aton(name))
@@ -134,7 +134,7 @@ def _tells_identity(name: str) -> bool:
 
 
 def redactor(repository: Repository) -> Callable[[str], str]:
-    """What puts *** in place of the repository's secrets in a text; secrets below SHORTEST_SECRET are left."""
+    """A function that replaces the repository's secrets in a text by ***; secrets below SHORTEST_SECRET stay."""
     secrets = {repository.password}
     secrets.update(value for name, value in repository.env.items() if _SECRET_NAME.search(name))
     for password in _URL_PASSWORD.findall(repository.url):
@@ -147,10 +147,10 @@ def redactor(repository: Repository) -> Callable[[str], str]:
 
 
 def local_folder(url: str) -> str:
-    """The folder that a URL means, which may be relative to where restic runs; "" for one that is elsewhere.
+    """The local folder of a repository's URL, which may be relative to where restic runs; "" for a remote repository.
 
-    As restic reads it (internal/backend/location): what the server takes for a folder is for the server to say, and
-    where the two differ the kernel keeps restic from the folder.
+    Source: restic's internal/backend/location. The server has a rule of its own for what is a folder; where the two
+    differ, the kernel keeps restic out of the folder.
     """
     if url.startswith("local:"):
         return url.removeprefix("local:")

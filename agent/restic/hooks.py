@@ -12,11 +12,11 @@ from wire.messages import Hooks, JobEnd
 When = Literal["before", "after"]
 
 AFTER_STOP_S = 30.0
-"""Seconds that a hook after a job has that was stopped, or used up its time: what was held for it must be let go."""
+"""Seconds for the hook after a job that was stopped or ran out of time: it must release what the one before took."""
 
 
 class HookError(ValueError):
-    """A hook that is not run; says what to change."""
+    """A hook is not allowed; the message says what to change."""
 
 
 def check(hooks: Hooks, allowed: Collection[str]) -> None:
@@ -37,7 +37,7 @@ def environment(host_env: Mapping[str, str], job_id: str, schedule: str, status:
 
 
 def failure(when: When, argv: Sequence[str], exit_code: int | None) -> str:
-    """What is said of a hook that failed."""
+    """The error of a hook that failed. `exit_code`: None where it did not end."""
     how = "did not end" if exit_code is None else f"ended with exit code {exit_code}"
     skipped = ": the job was not begun; see its log" if when == "before" else ": see the job's log"
     return f"the hook {when} the job failed: {argv[0]} {how}{skipped}"

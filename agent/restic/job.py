@@ -74,7 +74,7 @@ class Job:
         self._unlocked = self._awaits_lock = self._has_arguments = False
 
     def open(self, repository: Repository | None) -> None:
-        """Take what opens the repository. Raises RepositoryError."""
+        """Prepare restic's environment and cache for the repository. Raises RepositoryError."""
         if repository is None:
             raise RepositoryError(
                 f"no credentials for repository {self.command.repository!r}: check that it and its Secrets exist, "
@@ -97,7 +97,7 @@ class Job:
 
     @property
     def _opened(self) -> Path:
-        """The file that says that this repository was opened here, at this URL."""
+        """The file that exists once this repository was opened here, at this URL."""
         which = f"{self.command.repository} {self.url}"
         return self._context.opened / hashlib.blake2b(which.encode(), digest_size=16).hexdigest()
 
@@ -188,7 +188,7 @@ class Job:
 
     @asynccontextmanager
     async def restoring(self, wanted: Launch) -> AsyncIterator[None]:
-        """Around a restore: what is left of its fresh folder is removed after it, or when the agent starts again."""
+        """Around a restore: removes what is left of its fresh folder, after it or at the agent's next start."""
         note = self._context.notes / wanted.stage
         self._context.notes.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(self._launch(wanted)._asdict()))
@@ -199,7 +199,7 @@ class Job:
             note.unlink(missing_ok=True)
 
     def _launch(self, wanted: Launch) -> Launch:
-        """How a program of this job starts that is to touch this of the host."""
+        """How a program of this job starts; `wanted`: what it may touch of the host."""
         context = self._context
         own = [self._env["RESTIC_CACHE_DIR"], self._env["TMPDIR"]]
         lent = [self._env[name] for name in FILES_LENT if name in self._env]
@@ -258,7 +258,7 @@ class Job:
         return codes[0]
 
     async def digests(self, files: Sequence[str]) -> list[Digest | None]:
-        """What files of the host hold, in order; None for what cannot be read."""
+        """The digests of files of the host, in order; None for a file that cannot be read."""
         lines: list[bytes] = []
 
         def take(fd: int, line: bytes) -> None:
@@ -306,11 +306,11 @@ class Job:
         self.summary = summary
 
     def fail(self, error: str, reason: JobReason = "") -> None:
-        """What counts of the job has failed."""
+        """The job has failed."""
         self.outcome = Outcome("failed", clipped(self.hide(error)), reason)
 
     def hook_failed(self, error: str) -> None:
-        """A hook around it has failed: what had succeeded, has not wholly; what had not begun, does not."""
+        """A hook has failed: before the work, the job fails; after it, a success becomes a warning."""
         if self.outcome is None:
             self.reporter.log(clipped(self.hide(error)))
             self.fail(error, "HookFailed")
@@ -318,7 +318,7 @@ class Job:
             self.warn(error, "HookFailed")
 
     def warn(self, error: str, reason: JobReason = "") -> None:
-        """Something was left undone: what had succeeded, has not wholly."""
+        """Something was left undone: turn a success into a warning."""
         error = clipped(self.hide(error))
         self.reporter.log(error)
         if self.outcome is not None and self.outcome.end in ("succeeded", "warning"):

@@ -22,8 +22,8 @@ _NOT_THERE = (
 
 
 async def backup(job: Job, creating: asyncio.Lock) -> None:
-    """Back up. What stands for restic and tells of no snapshot has made none, however it ended. A snapshot without any
-    file is told: where a volume should be there may be an empty folder."""
+    """Back up. Fails where restic succeeds without reporting a snapshot, since the program may not be restic. Warns of
+    a snapshot without files, since a volume may not be mounted."""
     await plain(job, creating)
     args, made = job.command.args, job.summary
     if not made.snapshot_id and "--json" in args and job.status() in ("succeeded", "warning"):
@@ -35,11 +35,11 @@ async def backup(job: Job, creating: asyncio.Lock) -> None:
 
 
 async def plain(job: Job, creating: asyncio.Lock) -> None:
-    """One call of restic; where there is no repository yet and one may be made, `restic init` and restic again.
+    """Run restic once; where there is no repository and one may be created, `restic init` and restic again.
 
-    One that was there before is not made anew: an empty folder may be where its disk should be mounted.
-    `creating`: held by who creates this repository. Two at once would each write a key, and leave a repository that
-    neither can open. Another host may be as fast: its repository is waited for while it cannot be opened yet.
+    A repository that was there before is not created again: its disk may not be mounted.
+    `creating`: held while this repository is created. Two concurrent `restic init` leave a repository that neither can
+    open, so creation is serialised on this host; while another host creates the repository, restic is tried again.
     """
     command = job.command
     reads = Launch(paths=command.args[command.args.index("--") + 1 :] if "--" in command.args else ())
@@ -143,7 +143,7 @@ async def restore(job: Job, wanted: Restore) -> None:
 
 
 async def list_contents(job: Job) -> None:
-    """List snapshots, or what is in one: one line of JSON in the job's log for each."""
+    """List snapshots, or the files of one: each is a line of JSON in the job's log."""
     job.reporter.list()
     count = 0
 

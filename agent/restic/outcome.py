@@ -50,7 +50,7 @@ class Outcome(Struct, frozen=True):
 
 
 class _Problem(Struct, frozen=True):
-    """Something known to go wrong: restic's exit code for it, if it has one, and the text by which others tell it."""
+    """A known failure. `code`: restic's exit code for it, None where it has none; `pattern`: what stderr says of it."""
 
     end: End
     code: int | None
@@ -115,9 +115,9 @@ _CAUSE = re.compile(
 
 
 NAMED_PATHS = 3
-"""Paths that are told by name where some could not be read."""
+"""How many unreadable paths an error names."""
 MAX_PATH = 80
-"""Characters of such a path that are told: of a longer one its end."""
+"""Characters of each such path: a longer one is cut at its beginning."""
 
 
 def read_outcome(
@@ -172,7 +172,7 @@ def _died(exit_code: int | None) -> str:
 
 
 def _useful(stderr: Sequence[str]) -> str:
-    """The line of stderr that says most: the first that names its severity, else the kernel's reason, else the last."""
+    """The most useful line of stderr: the first with a severity, else with the kernel's reason, else the last."""
     lines = [line for line in stderr if line.strip()]
     said = (line for matches in (_USEFUL.fullmatch, _CAUSE.search) for line in lines if matches(line))
     return next(said, lines[-1] if lines else "")
@@ -183,7 +183,7 @@ def _with(advice: str, said: str) -> str:
 
 
 CREATION_WAITS = (0.0, 1.0, 2.0, 4.0, 8.0)
-"""Seconds before each try on a repository that another host may be about to create: a key comes before the config."""
+"""Seconds before each try on a repository that another host may be creating: its key comes before its config."""
 _FIRST_LOCK_WAIT_S, _LAST_LOCK_WAIT_S = 5.0, 60.0
 
 

@@ -39,14 +39,14 @@ class Summary(Struct, frozen=True):
 
 
 class Unreadable(Struct, frozen=True):
-    """A path that the snapshot lacks, and why. `path`: that path alone."""
+    """A path that could not be read and is not in the snapshot. `text`: the path and the reason, for people."""
 
     text: str
     path: str
 
 
 class LogLine(Struct, frozen=True):
-    """What restic says to people; may hold line breaks."""
+    """Text for people; may hold line breaks."""
 
     text: str
 
@@ -93,7 +93,7 @@ _UNPRINTABLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f\
 
 
 def read_line(line: bytes) -> Output | None:
-    """What a line of restic's stdout or stderr says; None for what nobody needs. Never raises.
+    """What a line of restic's stdout or stderr says; None for a line that is not used. Never raises.
 
     JSON that is no message of restic's is a log line, and so is everything else that is not JSON.
     """
@@ -125,7 +125,7 @@ def is_left_out(line: bytes, paths: Collection[str]) -> bool:
 
 
 def count_of_errors(line: bytes) -> int | None:
-    """How many errors a restore had in all, where this is the line that ends it so."""
+    """The number of errors of a restore, if this is the line with which restic ends on them."""
     text = plain(line)
     if line.startswith(b"{"):
         with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -135,7 +135,7 @@ def count_of_errors(line: bytes) -> int | None:
 
 
 def plain(line: bytes) -> str:
-    """The line as text that can be shown: nothing in it moves a cursor or breaks an encoding."""
+    """The line as printable text, without control characters and escape sequences."""
     return _UNPRINTABLE.sub("", line.decode(errors="replace")).strip()
 
 
@@ -180,14 +180,14 @@ def clipped(text: str) -> str:
 
 
 class Lines:
-    """Makes lines of bytes as they come. Of a line longer than `limit` bytes the rest is left out."""
+    """Splits a stream of bytes into lines. A line is cut at `limit` bytes."""
 
     def __init__(self, limit: int = MAX_LINE) -> None:
         self._limit = limit
         self._part = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that this data ends."""
+        """The lines that this data completes."""
         *ended, rest = data.split(b"\n")
         lines = []
         for piece in ended:
@@ -197,7 +197,7 @@ class Lines:
         return lines
 
     def rest(self) -> list[bytes]:
-        """The line begun and not ended, if there is one; call it at the end of the stream."""
+        """The last line, if it has no line break; call it at the end of the stream."""
         line, self._part = bytes(self._part), bytearray()
         return [line] if line else []
 

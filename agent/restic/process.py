@@ -29,7 +29,7 @@ _PROGRAM = "import sys; sys.path.append({!r}); from agent.sandbox.{} import main
 """A program that is a module, where -I and -S leave out the folder that it is in."""
 
 Take = Callable[[int, bytes], None]
-"""Gets a line of stdout (1) or stderr (2), without its end."""
+"""Gets a line of stdout (1) or stderr (2), without its line break."""
 
 
 def python(program: str, *arguments: str) -> list[str]:
@@ -83,7 +83,7 @@ async def run(
 
 
 class _Child(asyncio.SubprocessProtocol):
-    """A process: hands its lines on, can be ended, and is `ended` within bounds once it is killed or gone."""
+    """A process: hands its lines on, and is `ended` at most LINGER_S after it was killed or is gone."""
 
     def __init__(self, take: Take, max_line: int) -> None:
         self._take = take

@@ -1,4 +1,4 @@
-"""What a running job tells the server: its latest progress and its log, at a bounded rate and of a bounded size."""
+"""Reports a running job to the server: its latest progress and its log, bounded in rate and size."""
 
 import asyncio
 import logging
@@ -11,10 +11,10 @@ log = logging.getLogger(__name__)
 
 MAX_LOG_LINES = 5000
 MAX_LOG_BYTES = 1 << 20
-"""What is told of one job's log; how many lines follow that are not is told in one more."""
+"""How much of one job's log is told; one more line says how many lines are left out."""
 MAX_LISTED_LINES = 10_000
 MAX_LISTED_BYTES = 4 << 20
-"""The same, of a job whose log is what it was asked for."""
+"""The same, for a job that lists snapshots or files: its log is the answer."""
 BATCH_LINES = 500
 BATCH_BYTES = 1 << 17
 """What one JobLog holds at most, far below a frame's limit."""
@@ -23,7 +23,7 @@ Report = Callable[[JobProgress | JobLog], None]
 
 
 class Reporter:
-    """Tells how a job goes: the latest progress and the lines since, at once and then once in `interval_s`."""
+    """Reports the latest progress and the new lines of a job: at once, and then once in `interval_s` seconds."""
 
     def __init__(self, job_id: str, report: Report, interval_s: float) -> None:
         self._job_id = job_id
@@ -40,11 +40,11 @@ class Reporter:
         self._tenth = -1
 
     def list(self) -> None:
-        """The log is what the job was asked for: more of it is told."""
+        """Tell more of the log, up to MAX_LISTED_LINES: it is what the job was asked for."""
         self._max_lines, self._max_bytes = MAX_LISTED_LINES, MAX_LISTED_BYTES
 
     def progress(self, status: Status) -> None:
-        """restic told how far it is."""
+        """Report this progress soon, unless there is newer by then."""
         self._progress = JobProgress(
             self._job_id,
             status.fraction,
@@ -56,7 +56,7 @@ class Reporter:
         self._arm()
 
     def log(self, line: str) -> None:
-        """restic said something to people."""
+        """Report this line of the log soon."""
         size = len(line.encode())
         full = self._told_lines >= self._max_lines or self._told_bytes + size > self._max_bytes
         if full or self._left_out:  # a shorter one that follows may be the rest of one that is left out
@@ -71,7 +71,7 @@ class Reporter:
         self._arm()
 
     def close(self) -> None:
-        """Tell what is yet to be told, and how much is not."""
+        """Report what is left, and how many lines were left out."""
         if self._left_out:
             self._lines.append(f"… {self._left_out} more lines are left out")
         self._tell()
@@ -86,12 +86,12 @@ class Reporter:
             self._timer = None
         self._next = self._loop.time() + self._interval_s
         if self._progress is not None:
-            self._tell_progress(self._progress)
+            self._report(self._progress)
+            self._log_tenth(self._progress)
             self._progress = None
         self._tell_lines()
 
-    def _tell_progress(self, progress: JobProgress) -> None:
-        self._report(progress)
+    def _log_tenth(self, progress: JobProgress) -> None:
         if (tenth := int(10 * progress.fraction)) != self._tenth:  # a line for each would fill the log
             self._tenth = tenth
             facts = {"percent": round(100 * progress.fraction), "files": progress.files_done}

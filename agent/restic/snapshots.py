@@ -20,7 +20,7 @@ MAX_DEVICES = 100_000
 
 
 class SnapshotError(ValueError):
-    """A snapshot, or something in it, that is not there; says what to ask for instead."""
+    """A snapshot, or something in it, does not exist; the message says what to ask for instead."""
 
 
 class Snapshot(Struct, frozen=True):
@@ -150,7 +150,7 @@ class LinkCheck:
         return self._open[-1][1]
 
     def before(self, take: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        """What takes a line for this, and then for another."""
+        """A function that hands each line to this check, and then to `take`."""
 
         def both(line: bytes) -> None:
             self.take(line)

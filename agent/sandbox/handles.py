@@ -21,7 +21,7 @@ _ANYTHING = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class StrayError(OSError):
-    """A path that is not where it may be."""
+    """A path leads to where it may not."""
 
 
 class Location(NamedTuple):
@@ -46,7 +46,7 @@ class Location(NamedTuple):
         return any(os.path.sameopenfile(fd, other.handle) for fd in self.chain)
 
     def close(self) -> None:
-        """Let go of the handles."""
+        """Close the handles."""
         for fd in self.chain:
             os.close(fd)
 
