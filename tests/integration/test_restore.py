@@ -150,7 +150,7 @@ async def test_as_many_and_as_long_paths_as_may_be_asked_for_come_back(host):
     end = await host.restore(*paths)
     assert (end.status, end.error, end.files_processed) == ("succeeded", "", 256)
     assert len(list(host.came_back(folder).iterdir())) == 256
-    assert not list((host.runner._setting.notes).iterdir())
+    assert not list((host.runner._context.notes).iterdir())
 
 
 # The right snapshot.
