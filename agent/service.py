@@ -178,5 +178,5 @@ class Service:
         self.perform(self.core.connection_lost())
 
     async def _run(self, command: CommandRun, repository: Repository | None) -> None:
-        end = await self._jobs.run(command, repository, lambda news: self.perform(self.core.job_news(news)))
+        end = await self._jobs.run(command, repository, lambda report: self.perform(self.core.job_reported(report)))
         self.perform(self.core.job_ended(end))

@@ -338,9 +338,9 @@ class Core:
 
     # Jobs.
 
-    def job_news(self, news: JobProgress | JobLog) -> list[Effect]:
+    def job_reported(self, report: JobProgress | JobLog) -> list[Effect]:
         """A job reports progress or log lines. They are dropped without a connection; only the end is kept."""
-        return [Send((news,))] if self.connected else []
+        return [Send((report,))] if self.connected else []
 
     def job_ended(self, end: JobFinished) -> list[Effect]:
         """A job has ended; told to the server until it confirms."""

@@ -589,8 +589,8 @@ def test_a_cancel_that_comes_too_late_changes_nothing():
 
 def test_news_of_a_job_is_sent_while_there_is_a_connection():
     agent = Process(None, raw()).connect()
-    agent.do(agent.core.job_news(JobLog("job", ["x"]))).lose()
-    agent.do(agent.core.job_news(JobLog("job", ["y"])))
+    agent.do(agent.core.job_reported(JobLog("job", ["x"]))).lose()
+    agent.do(agent.core.job_reported(JobLog("job", ["y"])))
     assert agent.said(JobLog) == [JobLog("job", ["x"])]
 
 
