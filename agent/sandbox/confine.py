@@ -1,4 +1,4 @@
-"""What a job may reach of a host, as the program that starts restic is told it, and as the kernel is.
+"""What a job may reach of a host: as `launch` is told it, and as rules for the kernel.
 
 Needs nothing but the standard library.
 """
@@ -34,7 +34,7 @@ STAGE_FD = 100
 STAGE = f"/proc/self/fd/{STAGE_FD}/new"
 """Where restic restores to, in its arguments. The link of proc(5) leads to the folder itself, whatever its name."""
 SPECIAL = "set setuidAndDevices, where the whole host is granted, to have them"
-"""What is said of what a restore leaves out."""
+"""The remedy for what a restore leaves out."""
 PROGRAMS = (
     *("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"),
     *("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec", "/usr/libx32"),
@@ -51,7 +51,7 @@ FILES = (
     *("/etc/ssh/ssh_config", "/etc/ssh/ssh_config.d", "/etc/ssh/ssh_known_hosts", "/usr/share/crypto-policies"),
     *("/etc/mime.types", "/usr/share/mime", "/dev/urandom", "/dev/random", "/dev/zero"),
 )
-"""What they read: names, networks, time zones, and who vouches for servers; no keys, no passwords."""
+"""What they read: names, networks, time zones and certificate authorities; no keys, no passwords."""
 
 
 class Launch(NamedTuple):
@@ -90,7 +90,7 @@ class Launch(NamedTuple):
 
 
 def rules(how: Launch, prefixes: Sequence[Location], program: int) -> Ruleset:
-    """What the kernel is to hold a program to. Raises StrayError for a path that is not granted."""
+    """The Landlock rules of a program. Raises StrayError for a path that is not granted."""
     ruleset = Ruleset()
     for path in how.paths:
         location = handles.granted(path, prefixes)
@@ -155,14 +155,14 @@ def read_launch(argument: str) -> Launch:
 
 
 def enter(how: Launch) -> None:
-    """Have the host's root as this process's own."""
+    """Make the host's root the root of this process (chroot(2))."""
     if how.root != "/":
         os.chroot(how.root)
         os.chdir("/")
 
 
 def die_with(parent: int) -> None:
-    """Be interrupted when the parent ends; exits when it has."""
+    """Have the kernel interrupt this process when its parent ends; exits where the parent has ended already."""
     ctypes.CDLL(None).prctl(1, signal.SIGINT)
     if os.getppid() != parent:
         sys.exit("the agent ended before its program began")

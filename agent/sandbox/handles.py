@@ -157,6 +157,6 @@ def _parts(path: str) -> list[str]:
 
 
 def _only_roots(link: int, folder: int) -> bool:
-    """Whether nobody but root, or whom the agent runs as, can have made a link, or can replace it."""
+    """Whether only root, or the user whom the agent runs as, can have made or can replace a link."""
     ours, made, held = (0, os.geteuid()), os.fstat(link), os.fstat(folder)
     return made.st_uid in ours and held.st_uid in ours and (not held.st_mode & 0o022 or bool(held.st_mode & 0o1000))

@@ -45,7 +45,7 @@ STORE = (
     | (Access.WRITE_FILE | Access.TRUNCATE | Access.REMOVE_DIR | Access.REMOVE_FILE)
     | (Access.MAKE_DIR | Access.MAKE_REG | Access.REFER)
 )
-"""To keep files and folders in a folder."""
+"""To write and remove files and folders in a folder."""
 RESTORE = STORE | Access.MAKE_SYM | Access.MAKE_FIFO | Access.MAKE_SOCK
 DEVICES = Access.MAKE_CHAR | Access.MAKE_BLOCK
 _OF_FILES = Access.EXECUTE | Access.WRITE_FILE | Access.READ_FILE | Access.TRUNCATE | Access.IOCTL_DEV
@@ -57,7 +57,7 @@ def abi() -> int:
 
 
 def handled(version: int) -> Access:
-    """What of the file system an ABI can deny. The ABIs from 5 on know the same."""
+    """The rights on files that an ABI can deny. ABIs after 5 add none."""
     known = Access((1 << 13) - 1 if version else 0)
     if version >= 2:
         known |= Access.REFER
@@ -67,7 +67,7 @@ def handled(version: int) -> Access:
 
 
 class Ruleset:
-    """What is to be allowed; all else that Landlock knows is denied, nothing where `abi()` is 0. Raises OSError.
+    """What is allowed: Landlock denies the rest of what it covers, and nothing where `abi()` is 0. Raises OSError.
 
     Denied without exception, where the ABI knows it: to listen on a TCP port (4), and to connect to an abstract socket
     of a process outside (6). Signals are not: restic tells by one whether the process is alive that holds a lock, and
@@ -82,7 +82,7 @@ class Ruleset:
         self._fd = version and _checked(_libc.syscall(_CREATE_RULESET, attr, ctypes.c_size_t(len(attr)), 0))
 
     def allow(self, fd: int, access: Access) -> None:
-        """Allow this of the opened file, or of all below the opened folder. A symbolic link is left out."""
+        """Allow `access` to the opened file, or to all below the opened folder. Symbolic links are skipped."""
         mode = os.fstat(fd).st_mode
         if self._handled and not stat.S_ISLNK(mode):
             allowed = access & self._handled & (~Access(0) if stat.S_ISDIR(mode) else _OF_FILES)

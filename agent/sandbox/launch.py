@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _keep_modes(how: Launch) -> None:
-    """Have restic change no file's mode: in a repository, others may have put a link in the file's place."""
+    """Keep restic from changing modes: in a repository, others may have put a link in a file's place."""
     strict = bool(how.within) and not how.unconfined
     machine = os.uname().machine
     if strict and not seccomp.knows(machine):
@@ -96,7 +96,7 @@ def _restore(how: Launch, argv: list[str], program: int, where: str) -> NoReturn
 
 
 def occupied(target: Location) -> str:
-    """What keeps a folder from being written to as a new one; empty for nothing."""
+    """Why a target is not vacant; empty where it is."""
     try:
         return "is not empty" if not target.rest and handles.names(handles.readable(target.handle)) else ""
     except NotADirectoryError:

@@ -16,13 +16,13 @@ from typing import NamedTuple
 from agent.sandbox import handles
 
 MAX_ERRORS = 100
-"""Errors that are told of one restore."""
+"""Errors of one restore that are reported."""
 _RENAME_NOREPLACE = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Stripped(NamedTuple):
-    """What was taken from what came back."""
+    """Counts of what was removed from restored files."""
 
     bits: int = 0
     capabilities: int = 0
@@ -37,7 +37,7 @@ class Stripped(NamedTuple):
 
 
 def strip(folder: int) -> Stripped:
-    """Take setuid and setgid bits, file capabilities and devices from all in a folder that others cannot enter.
+    """Remove setuid and setgid bits, file capabilities and devices from all in a folder that others cannot enter.
 
     A folder keeps its setgid bit, by which files in it get its group, and which gives nobody powers.
     """
@@ -148,7 +148,7 @@ class Merger:
             self._copy(name, source, target, path, mine)
 
     def _copy(self, name: str, source: int, target: int, path: str, mine: os.stat_result) -> None:
-        """Copy what cannot be renamed: the target has another file system mounted in it."""
+        """Copy where rename(2) fails with EXDEV: another file system is mounted in the target."""
         if stat.S_ISDIR(mine.st_mode):
             os.mkdir(name, 0o700, dir_fd=target)
             return self._merge_folder(name, source, os.open(name, handles.FOLDER, dir_fd=target), path, mine)

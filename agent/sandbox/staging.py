@@ -59,7 +59,7 @@ def restore(
 
 
 class Restic:
-    """restic as a child of this process. `stopped`: whether it, or what follows it, was asked to end."""
+    """restic as a child of this process. `stopped`: whether the restore was asked to end."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -88,7 +88,7 @@ class Restic:
 
 
 def _place(how: Launch, prefixes: Sequence[Location], target: Location, new: int, restic: Restic) -> int:
-    """Move what came back into its place, and tell what was left out, and what could not be. Answers an exit code."""
+    """Move what was restored into its place; report what was left out or failed. Returns an exit code."""
     left_out = Stripped() if how.special else strip(new)
 
     def follow(path: str) -> int:
@@ -112,14 +112,14 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def go_deep() -> None:
-    """Be ready for folders in folders, as deep as a path can be long: a handle and a call for each."""
+    """Raise the limits of recursion and of open files for folders as deep as a path can be long."""
     sys.setrecursionlimit(20_000)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def sweep(how: Launch) -> None:
-    """Remove what a restore has left that was killed: its fresh folder is in some folder on the way to its target."""
+    """Remove the fresh folder of a restore that was killed: it is in some folder on the way to the target."""
     for place in _candidates([how.target, *_places(how)], handles.prefixes_of(how.within)):
         for folder in place.chain:
             with suppress(OSError):
@@ -134,7 +134,7 @@ def _places(how: Launch) -> list[str]:
 
 
 def _candidates(paths: Sequence[str], prefixes: Sequence[Location]) -> Iterator[Location]:
-    """Where paths lead, of those that lead to somewhere that is granted."""
+    """Where paths lead, without those that lead to what is not granted."""
     for path in paths:
         with suppress(StrayError):
             yield handles.granted(path, prefixes)
@@ -160,7 +160,7 @@ def _make_stage(how: Launch, prefixes: Sequence[Location], target: Location) -> 
 
 
 def _check_writable(how: Launch, prefixes: Sequence[Location]) -> None:
-    """Leave where something that is restored cannot be put into its place: restic would say so for each file."""
+    """Exit where a part of the restore cannot be put into its place: restic would report each file."""
     for path in _places(how):
         for place in _candidates([path], prefixes):
             folder = _nearest(place)
