@@ -16,8 +16,8 @@ from websockets.typing import Subprotocol
 from bench.fleet import Clock, still
 from bench.result import Limits, Result, Row, Size, median, runs
 from bench.servers import declare, schedule
-from server.host import MAX_RUNS
-from server.service import Config, Running, serving
+from server.agents.session import MAX_RUNS
+from server.app import Config, Running, serving
 from wire import codec
 from wire.messages import PROTOCOL, Hello, ScheduleFire
 
@@ -138,7 +138,7 @@ async def _open_jobs(server: Running, ids: Sequence[str], clock: Clock, count: i
         await _heard(client, "schedule.set", 1)
         await client.send(_frame(ids, count, timedelta(days=1)))
         await _heard(client, "command.run", 1)
-    queue = server.control.jobs.queue
+    queue = server.parts.lanes
     async with asyncio.timeout(60):
         while len(queue.of_host("host")) < count:
             await asyncio.sleep(0.01)

@@ -11,7 +11,7 @@ from bench.fleet import CONNECTING, Fleet, still
 from bench.pushes import IN_SYNC, cast, declare_two, diff_frame, rolled_out, rollout_result
 from bench.result import Limits, Result, Row, Size
 from bench.servers import Process, Server, serving
-from server.models import stored
+from server.store.tables import stored
 
 BACK = f"{IN_SYNC} AND last_seen > ?"
 

@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-import server.service
+import server.app
 from cli.main import main
 
 _ahead = [timedelta()]
@@ -21,5 +21,5 @@ def clock() -> datetime:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, lambda *_: _ahead.append(_ahead.pop() + timedelta(days=30)))
-    server.service.serving = partial(server.service.serving, clock=clock)
+    server.app.serving = partial(server.app.serving, clock=clock)
     main(sys.argv[1:])

@@ -15,12 +15,13 @@ from agent.core import pushes
 from agent.core.state import AgentState
 from bench.result import Limits, Result, Row, Size, median, runs
 from bench.servers import repository, schedule
-from server import records, resources
-from server.control import Control
-from server.records import HostRow, RepositoryRow, ScheduleRow
-from server.service import new_id, utc_now
-from server.store import Store
-from server.vault import Vault
+from server.access.vault import Vault
+from server.app import assemble, new_id, utc_now
+from server.resources import manifests as resources
+from server.store.declared import upsert_repositories, upsert_schedules
+from server.store.engine import Store
+from server.store.hosts import upsert_hosts
+from server.store.rows import HostRow, RepositoryRow, ScheduleRow
 from wire import entries
 from wire.messages import Entry, ScheduleSet
 
@@ -48,11 +49,11 @@ async def by_server(row: str, size: Size) -> Sequence[Result]:
         store = await asyncio.to_thread(Store.open, Path(folder) / "lamplighter.db")
         await _fill(store, size.loaded)
         for _ in range(size.runs):
-            control = Control(store, Vault([Vault.new_key()]), utc_now, new_id)
+            parts = assemble(store, Vault([Vault.new_key()]), utc_now, new_id)
             begin = time.perf_counter()
-            await control.load()
+            await parts.loader.load(store, Vault([Vault.new_key()]))
             took.append(time.perf_counter() - begin)
-            assert len(control.hosts["host"].held) == size.loaded
+            assert len(parts.services.placement.hosts["host"].held) == size.loaded
         await store.close()
     return [_result(row, size.loaded, "schedules loaded by the server: rows, sets and digests", took)]
 
@@ -83,7 +84,7 @@ async def _fill(store: Store, count: int) -> None:
     now = datetime.now(UTC)
     main = resources.parse_repository(repository())
     await store.write(
-        records.upsert_repositories,
+        upsert_repositories,
         RepositoryRow(new_id(), main.namespace, main.name, main.labels, main.raw_spec, 1, now, now),
     )
     parsed = [resources.parse_schedule(schedule("any", cron)) for cron in CRONS]
@@ -94,8 +95,8 @@ async def _fill(store: Store, count: int) -> None:
     rows = (
         ScheduleRow(new_id(), "bench", f"nightly-{at}", {}, spec, 1, now, now, now) for at, spec in enumerate(specs)
     )
-    await asyncio.gather(*(store.write(records.upsert_schedules, row) for row in rows))
-    await store.write(records.upsert_hosts, HostRow("host", {}, now, now))
+    await asyncio.gather(*(store.write(upsert_schedules, row) for row in rows))
+    await store.write(upsert_hosts, HostRow("host", {}, now, now))
 
 
 ROWS = (Row("load-agent", by_agent), Row("load-server", by_server))

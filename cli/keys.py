@@ -8,8 +8,8 @@ from pathlib import Path
 
 from controller.cluster.access import login
 from controller.cluster.kube import Kube, KubeError, Object
-from server import keys
-from server.service import utc_now
+from server.access import keys
+from server.app import utc_now
 
 log = logging.getLogger(__name__)
 

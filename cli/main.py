@@ -101,7 +101,7 @@ def up(
     """
     from cli import up as parts
     from cli.agent import Local
-    from server.service import Config
+    from server.app import Config
 
     logs.setup(log_format, log_level)
     address, local = options.address(listen), Local(restic, allow_hooks=allow_hooks, allow_unconfined=allow_unconfined)
@@ -166,7 +166,7 @@ def server(
     by their service account and node, callers by what RBAC lets them do.
     """
     from cli import up as parts
-    from server.service import Config
+    from server.app import Config
 
     if settings["auth"] == "file":
         known = ("agent_service_account", "kubernetes_api", "kubernetes_token_file", "kubernetes_ca_file")

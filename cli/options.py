@@ -32,7 +32,7 @@ def this_host() -> str:
 
 def _schemes() -> tuple[str, ...]:
     """The kinds of URLs that are allowed unless told otherwise."""
-    from server.urls import SCHEMES
+    from server.resources.urls import SCHEMES
 
     return SCHEMES
 

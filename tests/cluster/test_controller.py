@@ -28,7 +28,7 @@ from controller.cluster.follower import Times
 from controller.cluster.kube import Kube
 from controller.cluster.operator import operate
 from controller.cluster.status import Notice
-from server.service import Config, serving
+from server.app import Config, serving
 from tests.chart import rendered
 from tests.reverse_proxy import Proxy
 from tests.specs import BACKUP, BAD_SCHEDULES

@@ -5,8 +5,8 @@ from uuid import uuid4
 
 import pytest
 
-from server.resources import RESTORE as RESTORE_SCHEMA
-from server.resources import parse_repository, parse_schedule
+from server.resources.manifests import RESTORE as RESTORE_SCHEMA
+from server.resources.manifests import parse_repository, parse_schedule
 from tests.specs import (
     BACKUP,
     BAD_REPOSITORIES,

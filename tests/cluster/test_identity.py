@@ -11,11 +11,11 @@ from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
-from server.identity import ALLOWED_S, REFUSED_S, Permission, Reviews
-from server.kubernetes import Client
-from server.kubernetes import Config as Api
-from server.problems import Forbidden, Unauthorized
-from server.service import Config, serving
+from server.access.identity import ALLOWED_S, REFUSED_S, Permission, Reviews
+from server.access.kubernetes import Client
+from server.access.kubernetes import Config as Api
+from server.app import Config, serving
+from server.errors import Forbidden, Unauthorized
 
 pytestmark = pytest.mark.anyio
 

@@ -28,17 +28,17 @@ def hurry() -> None:
 
 def _use(clock: Callable[[], datetime]) -> None:
     """Have the parts take this for the wall clock."""
-    import server.dispatch  # noqa: PLC0415 - an agent needs none of these
-    import server.gateway  # noqa: PLC0415
-    import server.service  # noqa: PLC0415
-    import server.store  # noqa: PLC0415
-    import server.transport  # noqa: PLC0415
+    import server.app  # noqa: PLC0415
+    import server.gateway.endpoint  # noqa: PLC0415
+    import server.jobs.dispatcher  # noqa: PLC0415 - an agent needs none of these
+    import server.store.engine  # noqa: PLC0415
+    import server.transport.connections  # noqa: PLC0415
 
     agent.service.utc_now = clock
-    server.service.serving = partial(server.service.serving, clock=clock)
-    server.dispatch.LOOK_S, server.dispatch.AGAIN_S = 0.1, 0.3
-    server.gateway.HELLO_S, server.transport.PING_S = 4.0, 2.5
-    server.store.BUSY_TIMEOUT_MS = 500
+    server.app.serving = partial(server.app.serving, clock=clock)
+    server.jobs.dispatcher.LOOK_S, server.jobs.dispatcher.AGAIN_S = 0.1, 0.3
+    server.gateway.endpoint.HELLO_S, server.transport.connections.PING_S = 4.0, 2.5
+    server.store.engine.BUSY_TIMEOUT_MS = 500
 
 
 if __name__ == "__main__":

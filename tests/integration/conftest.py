@@ -15,7 +15,7 @@ import pytest
 from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import ConnectionClosed
 
-from server.service import Config, serving
+from server.app import Config, serving
 from tests.integration.clock import Clock
 
 PATIENCE_S = 60

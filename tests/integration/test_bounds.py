@@ -9,9 +9,12 @@ import msgspec
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from server import gateway, records
-from server.dispatch import PROGRESS
-from server.queue import Job
+from server.gateway import endpoint
+from server.jobs import dispatcher
+from server.jobs.dispatcher import PROGRESS
+from server.jobs.lanes import Job
+from server.store import logs
+from server.store.logs import log_lines
 from tests.integration.clock import due
 from wire.messages import CommandRun
 
@@ -29,9 +32,9 @@ async def test_a_host_that_connects_too_often_is_told_to_try_again_and_others_ar
     found: list[Any] = []
     while not found or found[-1] == "schedule.set":
         found.append(await comes_in("node-1"))
-        assert len(found) < 100 * gateway.HELLOS_AT_ONCE
-    assert len(found) > gateway.HELLOS_AT_ONCE
-    assert (found[-1].code, "connects too often: try again in" in found[-1].reason) == (gateway.BUSY, True)
+        assert len(found) < 100 * endpoint.HELLOS_AT_ONCE
+    assert len(found) > endpoint.HELLOS_AT_ONCE
+    assert (found[-1].code, "connects too often: try again in" in found[-1].reason) == (endpoint.BUSY, True)
     assert await comes_in("node-2") == "schedule.set"
 
     async def again():
@@ -44,10 +47,10 @@ async def test_a_host_of_many_open_jobs_may_connect_less_often(connect, server):
     command = CommandRun("", "backup", [], "main")
     open_jobs = [msgspec.structs.replace(command, job_id=f"job{at}") for at in range(10_000)]
     tomorrow = datetime.fromisoformat(due())
-    server.control.jobs.queue.add([Job(it, "node-1", tomorrow, alone=False, off=True) for it in open_jobs])
+    server.parts.lanes.add([Job(it, "node-1", tomorrow, alone=False, off=True) for it in open_jobs])
 
     async def comes_in_often():
-        for _ in range(int(gateway.HELLOS_AT_ONCE / 2)):
+        for _ in range(int(endpoint.HELLOS_AT_ONCE / 2)):
             async with connect("node-1") as agent:
                 await agent.hears("schedule.set")
 
@@ -98,14 +101,14 @@ async def answered(agent):
 
 
 async def test_a_full_log_costs_no_statement_for_what_is_not_kept(connect, declare, monkeypatch):
-    calls, log_lines = [], records.log_lines
+    calls = []
 
     def counted(conn, items):
         calls.append(items)
         return log_lines(conn, items)
 
-    monkeypatch.setattr(records, "log_lines", counted)
-    monkeypatch.setattr(records, "MAX_LOG_LINES", 20)
+    monkeypatch.setattr(dispatcher, "log_lines", counted)
+    monkeypatch.setattr(logs, "MAX_LOG_LINES", 20)
     schedule_id = await declare()
     async with connect() as agent:
         job_id = await running(agent, schedule_id)
@@ -124,17 +127,17 @@ async def test_progress_that_comes_too_often_is_not_looked_at(connect, declare, 
         ]
         await agent.socket.send(json.dumps(frame))
         await answered(agent)
-        first = server.control.jobs.progress_of(job_id)
+        first = server.services.dispatcher.progress_of(job_id)
         clock.reach(clock() + 2 * PROGRESS)
         await agent.say("job.progress", job_id=job_id, fraction=1)
         await answered(agent)
-        assert (first.fraction, server.control.jobs.progress_of(job_id).fraction) == (0.001, 1)
+        assert (first.fraction, server.services.dispatcher.progress_of(job_id).fraction) == (0.001, 1)
 
 
 async def test_the_loop_is_free_between_the_schedules_of_a_list(server, declare):
     for at in range(20):
         await declare(f"s{at}")
-    turns, control = 0, server.control
+    turns, services = 0, server.services
 
     async def others():
         nonlocal turns
@@ -143,6 +146,6 @@ async def test_the_loop_is_free_between_the_schedules_of_a_list(server, declare)
             turns += 1
 
     meanwhile = asyncio.create_task(others())
-    await control.coverage([row.id for row in control.schedules.values()])
+    await services.coverage.schedules([row.id for row in server.parts.catalog.schedules.values()])
     meanwhile.cancel()
     assert turns >= 19

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from server.rest import PREFIX
-from server.rest.api import OPERATIONS
+from server.api.operations import OPERATIONS
+from server.api.routing import PREFIX
 
 pytestmark = pytest.mark.anyio
 

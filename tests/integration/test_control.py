@@ -2,16 +2,20 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from server import models, records
-from server.control import Control
-from server.models import Actor
-from server.problems import Conflict, Invalid, NotFound, Problem
-from server.store import Store
-from server.vault import Vault
+from server.access.vault import Vault
+from server.app import assemble
+from server.errors import Conflict, Invalid, NotFound, Problem
+from server.store import tables as models
+from server.store.audit import list_audit
+from server.store.engine import Store
+from server.store.hosts import get_host, set_desired
+from server.store.jobs import get_job
+from server.store.tables import Actor
 from wire.messages import CommandCancel
 
 pytestmark = pytest.mark.anyio
@@ -28,14 +32,15 @@ class World:
         self.now = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
         self.online, self.delivered = set(), []
         self._ids = 0
-        self.control = self.fresh()
+        self.parts = self.fresh()
+        self.services = self.parts.services
 
     def fresh(self):
-        control = Control(self.store, self.vault, lambda: self.now, self.new_id)
-        control.is_connected = self.online.__contains__
-        control.deliver = lambda host, effects: self.delivered.extend((host, effect) for effect in effects)
-        control.jobs.deliver = control.deliver
-        return control
+        parts = assemble(self.store, self.vault, lambda: self.now, self.new_id)
+        hub: Any = parts.services.hub
+        hub.is_connected = self.online.__contains__
+        hub.deliver = lambda host, effects: self.delivered.extend((host, effect) for effect in effects)
+        return parts
 
     def new_id(self):
         self._ids += 1
@@ -43,35 +48,36 @@ class World:
 
     async def repository(self, name="main", url="/backup", **others):
         manifest = {"metadata": {"namespace": "ns", "name": name}, "spec": {"url": url}, **others}
-        return await self.control.put_repository(ME, manifest)
+        return await self.services.repositories.put(ME, manifest)
 
     async def schedule(self, name="etc", repository="main", role=None, labels=None, **spec):
         selector = {"matchLabels": {"role": role}} if role else {}
         base = {"kind": "backup", "cron": "0 2 * * *", "backup": {"paths": ["/etc"]}, "hostSelector": selector}
         spec = base | {"repositoryRef": {"name": repository}} | spec
         metadata = {"namespace": "ns", "name": name, "labels": labels or {}}
-        return await self.control.put_schedule(ME, {"metadata": metadata, "spec": spec})
+        return await self.services.schedules.put(ME, {"metadata": metadata, "spec": spec})
 
     async def hosts(self, **labels):
         for name, given in labels.items():
-            await self.control.put_host(ME, name, given)
+            await self.services.hosts.put(ME, name, given)
 
     def versions(self):
-        return {name: host.version for name, host in self.control.hosts.items()}
+        return {name: host.version for name, host in self.services.placement.hosts.items()}
 
     async def audit(self):
-        rows = await self.store.read(records.list_audit, None, 100)
+        rows = await self.store.read(list_audit, None, 100)
         return [(row["actor_id"], row["action"], row["object_kind"], row["object_name"]) for row in reversed(rows)]
 
 
-def state(control):
+def state(parts):
     """All that a control plane knows."""
+    placement = parts.services.placement
     return {
-        "schedules": dict(control.schedules),
-        "repositories": dict(control.repositories),
-        "targets": dict(control.fleet.targets),
-        "members": {name: (it.labels, it.since, it.held.digest) for name, it in control.fleet.members.items()},
-        "hosts": {name: (it.version, it.held.digest, it.since) for name, it in control.hosts.items()},
+        "schedules": dict(parts.catalog.schedules),
+        "repositories": dict(parts.catalog.repositories),
+        "targets": dict(placement.schedules),
+        "members": {name: (it.labels, it.since, it.held.digest) for name, it in placement.hosts.items()},
+        "hosts": {name: (it.version, it.held.digest, it.since) for name, it in placement.hosts.items()},
     }
 
 
@@ -97,14 +103,14 @@ async def fleet(world):
 
 
 async def test_every_change_is_audited_with_who_made_it(fleet):
-    control = fleet.control
-    await control.put_host(ME, "d", WEB)
-    [job] = await control.run_now(ME, "ns", "web", ["w"])
-    await control.cancel_job(ME, job["id"])
-    await control.delete_schedule(ME, "ns", "db")
-    await control.delete_repository(ME, "ns", "main")
-    await control.delete_host(ME, "d")
-    await control.host("new")
+    services = fleet.services
+    await services.hosts.put(ME, "d", WEB)
+    [job] = await services.runs.run_now(ME, "ns", "web", ["w"])
+    await services.runs.cancel(ME, job["id"])
+    await services.schedules.delete(ME, "ns", "db")
+    await services.repositories.delete(ME, "ns", "main")
+    await services.hosts.delete(ME, "d")
+    await services.hosts.session("new")
     assert await fleet.audit() == [
         ("me", "create", "Repository", "ns/main"),
         ("me", "create", "Repository", "ns/other"),
@@ -132,7 +138,7 @@ async def test_a_change_of_nothing_is_not_audited(fleet):
 
 async def test_the_audit_log_holds_no_credentials(fleet):
     await fleet.repository("main", credentials={"password": "correct horse"})
-    rows = await fleet.store.read(records.list_audit, None, 100)
+    rows = await fleet.store.read(list_audit, None, 100)
     assert rows[0]["detail"]["credentials"] == "changed"
     assert "correct horse" not in str(rows)
 
@@ -141,28 +147,28 @@ async def test_a_restart_knows_the_same_digests_and_versions(fleet):
     await fleet.schedule("db", "main", "db", cron="*/5 * * * *")
     await fleet.hosts(w=DB)
     again = fleet.fresh()
-    await again.load()
-    assert state(again) == state(fleet.control)
+    await again.loader.load(fleet.store, fleet.vault)
+    assert state(again) == state(fleet.parts)
 
 
 async def test_a_set_that_a_new_release_makes_differently_gets_a_new_version(fleet):
-    await fleet.store.write(records.set_desired, [("d", 1, "of another release")])
+    await fleet.store.write(set_desired, [("d", 1, "of another release")])
     for _ in range(2):  # only once
         again = fleet.fresh()
-        await again.load()
-        assert {name: host.version for name, host in again.hosts.items()} == {"d": 2, "w": 1}
+        await again.loader.load(fleet.store, fleet.vault)
+        assert {name: host.version for name, host in again.services.placement.hosts.items()} == {"d": 2, "w": 1}
 
 
 CHANGES = {
     "new schedule": lambda world: world.schedule("all", "main"),
     "changed schedule": lambda world: world.schedule("db", "main", "db", cron="*/5 * * * *"),
-    "deleted schedule": lambda world: world.control.delete_schedule(ME, "ns", "db"),
+    "deleted schedule": lambda world: world.services.schedules.delete(ME, "ns", "db"),
     "changed repository": lambda world: world.repository("main", "/elsewhere"),
     "new host": lambda world: world.hosts(new=DB),
     "relabelled host": lambda world: world.hosts(d=WEB),
-    "deleted host": lambda world: world.control.delete_host(ME, "d"),
-    "host that says hello": lambda world: world.control.host("new"),
-    "run now": lambda world: world.control.run_now(ME, "ns", "db", None),
+    "deleted host": lambda world: world.services.hosts.delete(ME, "d"),
+    "host that says hello": lambda world: world.services.hosts.session("new"),
+    "run now": lambda world: world.services.runs.run_now(ME, "ns", "db", None),
 }
 
 
@@ -175,13 +181,13 @@ async def test_a_change_that_cannot_be_stored_whole_changes_nothing(fleet, chang
             )
         return [None] * len(items)
 
-    before, audited, fleet.delivered = state(fleet.control), await fleet.audit(), []
+    before, audited, fleet.delivered = state(fleet.parts), await fleet.audit(), []
     await fleet.store.write(break_tables, None)
     with pytest.raises(sa.exc.IntegrityError, match="broken"):
         await change(fleet)
-    assert (state(fleet.control), fleet.delivered) == (before, [])
+    assert (state(fleet.parts), fleet.delivered) == (before, [])
     again = fleet.fresh()
-    await again.load()
+    await again.loader.load(fleet.store, fleet.vault)
     assert (state(again), await fleet.audit()) == (before, audited)
 
 
@@ -197,14 +203,14 @@ async def test_a_change_that_cannot_be_stored_whole_changes_nothing(fleet, chang
         (lambda world: world.repository("unused"), ""),
         (lambda world: world.hosts(d=DB), ""),
         (lambda world: world.hosts(d=DB | {"more": "labels"}), ""),
-        (lambda world: world.control.run_now(ME, "ns", "db", None), ""),
+        (lambda world: world.services.runs.run_now(ME, "ns", "db", None), ""),
         (lambda world: world.schedule("nobody", "main", "none"), ""),
         (lambda world: world.schedule("db", "main", "db", cron="*/5 * * * *"), "d"),
         (lambda world: world.schedule("db", "main", "db", backup={"paths": ["/srv"]}), "d"),
         (lambda world: world.schedule("db", "other", "db"), "d"),
         (lambda world: world.schedule("db", "main", "web"), "dw"),
         (lambda world: world.schedule("all", "main"), "dw"),
-        (lambda world: world.control.delete_schedule(ME, "ns", "db"), "d"),
+        (lambda world: world.services.schedules.delete(ME, "ns", "db"), "d"),
         (lambda world: world.hosts(d=WEB), "d"),
         (lambda world: world.hosts(d={}), "d"),
         (lambda world: world.repository("main", "/elsewhere", credentials={"password": "secret"}), "d"),
@@ -214,12 +220,14 @@ async def test_a_change_that_cannot_be_stored_whole_changes_nothing(fleet, chang
 )
 async def test_a_version_grows_by_one_where_the_set_changes_and_only_there(fleet, change, grown):
     assert fleet.versions() == {"d": 1, "w": 1}
-    before = {name: host.held.digest for name, host in fleet.control.hosts.items()}
+    before = {name: host.held.digest for name, host in fleet.services.placement.hosts.items()}
     await change(fleet)
     assert fleet.versions() == {name: 1 + (name in grown) for name in "dw"}
-    assert {name for name, host in fleet.control.hosts.items() if host.held.digest != before[name]} == set(grown)
-    for name, host in fleet.control.hosts.items():
-        stored = await fleet.store.read(records.get_host, name)
+    assert {name for name, host in fleet.services.placement.hosts.items() if host.held.digest != before[name]} == set(
+        grown
+    )
+    for name, host in fleet.services.placement.hosts.items():
+        stored = await fleet.store.read(get_host, name)
         assert (stored["desired_version"], stored["desired_digest"]) == (host.version, host.held.digest)
 
 
@@ -227,8 +235,8 @@ async def test_changes_that_come_at_once_are_counted_one_by_one(fleet):
     await asyncio.gather(*(fleet.schedule(f"s{n}", "main") for n in range(20)), fleet.hosts(d=WEB))
     assert fleet.versions() == {"d": 22, "w": 21}
     again = fleet.fresh()
-    await again.load()
-    assert state(again) == state(fleet.control)
+    await again.loader.load(fleet.store, fleet.vault)
+    assert state(again) == state(fleet.parts)
 
 
 async def test_a_host_that_is_relabelled_begins_anew_where_its_set_changes(fleet):
@@ -236,9 +244,13 @@ async def test_a_host_that_is_relabelled_begins_anew_where_its_set_changes(fleet
     fleet.now += timedelta(days=1)
     await fleet.hosts(d=DB | {"more": "labels"}, w=DB)
     again = fleet.fresh()
-    await again.load()
-    for control in (fleet.control, again):
-        assert {name: host.since for name, host in control.hosts.items()} == {"d": began, "w": fleet.now}
+    await again.loader.load(fleet.store, fleet.vault)
+    for parts in (fleet.parts, again):
+        hosts = parts.services.placement.hosts
+        assert {name: host.since for name, host in hosts.items()} == {
+            "d": began,
+            "w": fleet.now,
+        }
 
 
 @pytest.mark.parametrize(
@@ -255,7 +267,7 @@ async def test_a_schedule_begins_anew_where_it_changes_when_it_is_due(fleet, spe
     began = fleet.now
     fleet.now += timedelta(days=1)
     await fleet.schedule("db", "main", "db", **spec)
-    assert fleet.control.schedules["ns", "db"].since == (fleet.now if anew else began)
+    assert fleet.parts.catalog.schedules["ns", "db"].since == (fleet.now if anew else began)
 
 
 # Hosts.
@@ -263,32 +275,32 @@ async def test_a_schedule_begins_anew_where_it_changes_when_it_is_due(fleet, spe
 
 async def test_a_host_that_nobody_declared_is_made_known_once(fleet):
     await fleet.schedule("all", "main")
-    first, second = await asyncio.gather(fleet.control.host("new"), fleet.control.host("new"))
-    assert (first is second, first.version, len(first.held)) == (True, 1, 1)
+    first, second = await asyncio.gather(fleet.services.hosts.session("new"), fleet.services.hosts.session("new"))
+    assert (first is second, first.desired.version, len(first.desired.held)) == (True, 1, 1)
     assert [line for line in await fleet.audit() if line[3] == "new"] == [("new", "create", "Host", "new")]
 
 
 async def test_a_deleted_host_is_forgotten_and_its_jobs_stay_and_are_over(fleet):
-    [job] = await fleet.control.run_now(ME, "ns", "db", None)
-    await fleet.control.delete_host(ME, "d")
+    [job] = await fleet.services.runs.run_now(ME, "ns", "db", None)
+    await fleet.services.hosts.delete(ME, "d")
     assert "d" not in fleet.versions()
-    assert await fleet.store.read(records.get_host, "d") is None
-    ended = await fleet.store.read(records.get_job, job["id"])
+    assert await fleet.store.read(get_host, "d") is None
+    ended = await fleet.store.read(get_job, job["id"])
     assert (ended["status"], ended["error"]) == ("cancelled", "its host was deleted")
     with pytest.raises(NotFound):
-        await fleet.control.delete_host(ME, "d")
+        await fleet.services.hosts.delete(ME, "d")
 
 
 async def test_a_host_that_is_connected_is_not_deleted(fleet):
     fleet.online.add("d")
     with pytest.raises(Conflict, match="stop its agent first"):
-        await fleet.control.delete_host(ME, "d")
+        await fleet.services.hosts.delete(ME, "d")
 
 
 @pytest.mark.parametrize("name", ["", "Upper", "under_score", "-dash", "a..b", "x" * 254])
 async def test_a_host_is_named_as_kubernetes_names_nodes(world, name):
     with pytest.raises(Invalid):
-        await world.control.put_host(ME, name, {})
+        await world.services.hosts.put(ME, name, {})
 
 
 # Jobs.
@@ -296,43 +308,47 @@ async def test_a_host_is_named_as_kubernetes_names_nodes(world, name):
 
 async def test_run_now_runs_on_the_hosts_that_are_asked_for_and_selected(fleet):
     await fleet.schedule("all", "main")
-    assert [job["host"] for job in await fleet.control.run_now(ME, "ns", "all", None)] == ["d", "w"]
-    assert [job["host"] for job in await fleet.control.run_now(ME, "ns", "all", ["w"])] == ["w"]
+    assert [job["host"] for job in await fleet.services.runs.run_now(ME, "ns", "all", None)] == ["d", "w"]
+    assert [job["host"] for job in await fleet.services.runs.run_now(ME, "ns", "all", ["w"])] == ["w"]
     with pytest.raises(Invalid, match="not allowed") as refused:
-        await fleet.control.run_now(ME, "ns", "db", ["d", "w"])
+        await fleet.services.runs.run_now(ME, "ns", "db", ["d", "w"])
     assert refused.value.errors[0]["detail"] == "ns/db does not select w"
 
 
 async def test_a_job_of_a_host_that_is_online_is_cancelled_by_its_agent(fleet):
-    fleet.control.jobs.arrived("d", ())
-    [job] = await fleet.control.run_now(ME, "ns", "db", None)
-    assert (await fleet.control.cancel_job(ME, job["id"]))["status"] == "pending"
+    fleet.services.dispatcher.arrived("d", ())
+    [job] = await fleet.services.runs.run_now(ME, "ns", "db", None)
+    assert (await fleet.services.runs.cancel(ME, job["id"]))["status"] == "pending"
     host, sent = fleet.delivered[-1]
     assert (host, list(sent.messages)) == ("d", [CommandCancel(job["id"], "cancelled by me")])
 
 
 async def test_a_job_of_a_host_that_is_offline_is_over_at_once(fleet):
-    [job] = await fleet.control.run_now(ME, "ns", "db", None)
-    assert (await fleet.control.cancel_job(ME, job["id"]))["status"] == "cancelled"
-    assert fleet.control.jobs.queue.of_host("d") == []
+    [job] = await fleet.services.runs.run_now(ME, "ns", "db", None)
+    assert (await fleet.services.runs.cancel(ME, job["id"]))["status"] == "cancelled"
+    assert fleet.parts.lanes.of_host("d") == []
     with pytest.raises(Problem, match="has ended already"):
-        await fleet.control.cancel_job(ME, job["id"])
+        await fleet.services.runs.cancel(ME, job["id"])
 
 
 @pytest.mark.parametrize(("field", "value"), [("cron", "0 22-2 * * *"), ("timeZone", "posix/Europe/Berlin")])
 async def test_what_an_older_release_stored_and_this_one_does_not_read_is_never_due_but_overdue(fleet, field, value):
     def store_as_it_was(conn, items):
-        spec = {**fleet.control.schedules["ns", "db"].spec, field: value}
+        spec = {**fleet.parts.catalog.schedules["ns", "db"].spec, field: value}
         conn.execute(sa.update(models.SCHEDULES).where(models.SCHEDULES.c.name == "db").values(spec=spec))
         return [None] * len(items)
 
     await fleet.store.write(store_as_it_was, None)
-    control = fleet.fresh()
-    await control.load()
-    assert {row.name: control.next_due(row.id) is None for row in control.schedules.values()} == {
+    parts = fleet.fresh()
+    services = parts.services
+    await parts.loader.load(fleet.store, fleet.vault)
+    assert {
+        row.name: services.placement.next_due(row.id, services.clock()) is None
+        for row in parts.catalog.schedules.values()
+    } == {
         "db": True,
         "web": False,
     }
-    assert {it.schedule: it.overdue for it in control.expected()} == {"db": [], "web": []}
+    assert {it.schedule: it.overdue for it in services.coverage.expected()} == {"db": [], "web": []}
     fleet.now += timedelta(days=3)
-    assert {it.schedule: it.overdue for it in control.expected()} == {"db": ["d"], "web": ["w"]}
+    assert {it.schedule: it.overdue for it in services.coverage.expected()} == {"db": ["d"], "web": ["w"]}

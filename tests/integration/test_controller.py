@@ -22,7 +22,7 @@ from controller.cluster.kube import Kube
 from controller.cluster.metrics import Metrics
 from controller.cluster.operator import Health, operate
 from controller.cluster.watching import Times as WatchTimes
-from server.service import Config, serving
+from server.app import Config, serving
 from tests.reverse_proxy import Proxy
 
 pytestmark = pytest.mark.anyio

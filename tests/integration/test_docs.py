@@ -12,7 +12,7 @@ import yaml
 
 from cli.options import this_host
 from controller.folder.declarations import read
-from server.resources import parse_repository, parse_restore, parse_schedule
+from server.resources.manifests import parse_repository, parse_restore, parse_schedule
 from tests.chart import rendered
 from tests.docs import PAGES, Shell, blocks, check_sample, checkout, commands, free_port, needs_cluster
 from tests.specs import BACKUP

@@ -15,7 +15,8 @@ from websockets.exceptions import InvalidStatus
 from agent.journal import Journal
 from agent.link import Link
 from agent.service import Config, Service
-from server import gateway
+from server.agents import hub
+from server.gateway import endpoint
 from tests.faults.link import Link as Proxy
 from wire.messages import JobFinished
 
@@ -102,7 +103,7 @@ async def test_a_process_that_connects_anew_replaces_its_old_connection_at_once(
         await old.hears("schedule.set")
         async with connect(instance="one") as new:
             await new.hears("schedule.set")
-            assert (await old.closed())[0] == gateway.REPLACED
+            assert (await old.closed())[0] == endpoint.REPLACED
             assert (await host())["problems"] == []
 
 
@@ -111,12 +112,12 @@ async def test_a_second_process_is_told_why_it_is_refused(connect):
         await first.hears("schedule.set")
         async with connect(instance="two") as second:
             code, reason = await second.closed()
-            assert (code, "another agent of this host" in reason) == (gateway.DUPLICATE, True)
+            assert (code, "another agent of this host" in reason) == (endpoint.DUPLICATE, True)
 
 
 async def test_a_new_process_gets_in_as_soon_as_the_old_one_answers_no_more(server, connect, monkeypatch):
     """As after a machine lost its power, or its network: nothing says that the connection is over."""
-    monkeypatch.setattr(gateway, "PROBE_S", 0.2)
+    monkeypatch.setattr(hub, "PROBE_S", 0.2)
     async with Proxy(server.port) as proxy, connect(instance="old", to=proxy) as old:
         await old.hears("schedule.set")
         proxy.stall()
@@ -156,7 +157,7 @@ async def test_that_there_were_two_is_told_for_a_while_only(server, connect, hos
         await first.hears("schedule.set")
         async with connect(instance="two") as second:
             await second.closed()
-        known = server.control.hosts["node-1"]
+        known = server.services.hub.session("node-1")
         assert [it["reason"] for it in (await host())["problems"]] == ["DuplicateAgent"]
         known.duplicate_at -= timedelta(minutes=4)
         assert (await host())["problems"] == []

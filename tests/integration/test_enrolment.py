@@ -15,8 +15,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from agent import enrolment
-from server.kubernetes import Config as Api
-from server.service import Config, serving
+from server.access.kubernetes import Config as Api
+from server.app import Config, serving
 
 pytestmark = pytest.mark.anyio
 

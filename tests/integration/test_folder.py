@@ -15,8 +15,8 @@ from controller.client import Client, ControllerError, Refused, Unreachable
 from controller.folder.declarations import read
 from controller.folder.follower import OWNER, FolderFollower, follow_folder
 from controller.reconcile import OWNER_LABEL
-from server import controllers
-from server.service import Config, serving
+from server.app import Config, serving
+from server.observe import controllers
 
 pytestmark = pytest.mark.anyio
 
@@ -480,7 +480,7 @@ async def test_a_folder_whose_controller_has_fallen_silent_is_told_also_after_a_
             assert await state(client) == {}
             now[0] += timedelta(minutes=2)
             assert list(await state(client)) == ["NotFollowing"]
-            family = {it.name: it.samples for it in server.control.metrics.registry.collect()}
+            family = {it.name: it.samples for it in server.parts.metrics.registry.collect()}
             [sample] = family["lamplighter_controller_problem"]
             assert sample.labels == {"controller": OWNER, "reason": "NotFollowing"}
 

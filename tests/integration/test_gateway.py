@@ -14,10 +14,13 @@ from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
-from server import gateway, records, resources
-from server import store as stores
-from server.records import RepositoryRow, ScheduleRow
-from server.store import Store
+from server.agents import hub
+from server.gateway import endpoint
+from server.resources import manifests as resources
+from server.store import engine as stores
+from server.store.declared import upsert_repositories, upsert_schedules
+from server.store.engine import Store
+from server.store.rows import RepositoryRow, ScheduleRow
 from tests.integration.clock import due
 from wire import variables
 
@@ -153,10 +156,10 @@ async def thousand(tmp_path):
     spec = {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}, "backup": {"paths": ["/etc"]}}
     spec = resources.parse_schedule({"metadata": {"name": "any"}, "spec": spec}).raw_spec
     repository = {"url": "/backup", "init": False}
-    await store.write(records.upsert_repositories, RepositoryRow("r", "ns", "main", {}, repository, 1, at, at))
+    await store.write(upsert_repositories, RepositoryRow("r", "ns", "main", {}, repository, 1, at, at))
     await asyncio.gather(
         *(
-            store.write(records.upsert_schedules, ScheduleRow(f"id{n}", "ns", f"s{n}", {}, spec, 1, at, at, at))
+            store.write(upsert_schedules, ScheduleRow(f"id{n}", "ns", f"s{n}", {}, spec, 1, at, at, at))
             for n in range(1000)
         )
     )
@@ -371,7 +374,7 @@ async def test_a_due_time_has_one_job_however_often_it_is_fired(api, declare, co
 
 
 async def test_a_burst_of_fires_from_many_connections_shares_a_commit(server, declare, connect, until):
-    schedule_id, store, jobs = await declare(), server.control._store, server.control.jobs.queue.jobs
+    schedule_id, store, jobs = await declare(), server.services.store, server.parts.lanes.jobs
     commits, entered, let_go = [], threading.Event(), threading.Event()
 
     def hold(conn, items):
@@ -574,7 +577,7 @@ async def test_what_is_not_a_hello_first_closes_the_connection_with_the_reason(a
 
 
 async def test_a_hello_that_comes_late_is_not_awaited(connect, monkeypatch):
-    monkeypatch.setattr(gateway, "HELLO_S", 0)
+    monkeypatch.setattr(endpoint, "HELLO_S", 0)
     async with connect(hello=False) as agent:
         assert await agent.closed() == (1007, "no hello within 0 s")
 
@@ -635,7 +638,7 @@ async def test_what_is_not_known_is_tolerated(caplog, declare, connect, synced):
 async def test_an_agent_that_stops_reading_delays_nobody_and_is_given_up_at_the_bound(
     api, declare, connect, until, monkeypatch, caplog
 ):
-    monkeypatch.setattr(gateway, "MAX_UNSENT", 1 << 20)
+    monkeypatch.setattr(hub, "MAX_UNSENT", 1 << 20)
     large = dict.fromkeys(variables.ALLOWED, "x" * 4096)  # a fifth of a MiB, told anew at each change
     async with connect("slow") as slow, connect("node-1") as agent:
         await agent.follow()

@@ -5,11 +5,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from server import history, records
-from server.history import Keep
-from server.models import AUDIT, JOB_ATTEMPTS, JOB_LOGS, JOBS
-from server.records import AuditRow, JobRow, Retry
-from server.store import Store
+from server.observe import history
+from server.observe.history import HistoryRetention
+from server.store import history as history_statements
+from server.store.audit import record_audit
+from server.store.engine import Store
+from server.store.jobs import jobs_finished, jobs_retried, record_jobs
+from server.store.logs import log_lines
+from server.store.rows import AuditRow, JobRow, Retry
+from server.store.tables import AUDIT, JOB_ATTEMPTS, JOB_LOGS, JOBS
 from wire.messages import JobFinished
 
 pytestmark = pytest.mark.anyio
@@ -30,9 +34,9 @@ async def put(store, *jobs):
         at = NOW - timedelta(days=days)
         due = at if schedule else None
         row = JobRow(job_id, host, "backup", "schedule", "ns/etc", schedule, due, 0, "{}", at)
-        await store.write(records.record_jobs, [row])
+        await store.write(record_jobs, [row])
         if not job_id.endswith("!"):
-            await store.write(records.jobs_finished, [JobFinished(job_id, _status(job_id), at)])
+            await store.write(jobs_finished, [JobFinished(job_id, _status(job_id), at)])
 
 
 def _status(job_id):
@@ -46,49 +50,49 @@ async def left(store, keep):
 
 async def test_jobs_are_kept_for_so_many_days(store):
     await put(store, ("old", 91, "s", "a"), ("young", 89, "s", "a"), ("asked", 91, None, "a"))
-    assert await left(store, Keep(days=90)) == {"young"}
+    assert await left(store, HistoryRetention(days=90)) == {"young"}
 
 
 async def test_so_many_jobs_are_kept(store):
     await put(store, *((f"{day}", day, "s", "a") for day in range(10)))
-    assert await left(store, Keep(jobs=3)) == {"0", "1", "2"}
+    assert await left(store, HistoryRetention(jobs=3)) == {"0", "1", "2"}
 
 
 async def test_the_last_that_ended_of_a_schedule_on_a_host_stays_and_so_do_open_ones(store):
     pairs = [(f"{schedule}{host}", 200, schedule, host) for schedule in "st" for host in "ab"]
     older = [(f"older {schedule}{host}", 300, schedule, host) for _, _, schedule, host in pairs]
     await put(store, *older, *pairs, ("open!", 400, "s", "a"), ("newer!", 100, "t", "b"))
-    assert await left(store, Keep()) == {"sa", "sb", "ta", "tb", "open!", "newer!"}
+    assert await left(store, HistoryRetention()) == {"sa", "sb", "ta", "tb", "open!", "newer!"}
 
 
 async def test_the_last_success_of_a_schedule_on_a_host_stays_however_often_it_failed_since(store):
     failed = [(f"{days}-", days, "s", "a") for days in (95, 150, 250)]
     await put(store, ("older", 300, "s", "a"), ("old", 200, "s", "a"), *failed, ("never-", 200, "s", "b"))
-    assert await left(store, Keep()) == {"old", "95-", "never-"}
+    assert await left(store, HistoryRetention()) == {"old", "95-", "never-"}
 
 
 async def test_attempts_and_logs_go_with_their_job(store):
     await put(store, ("old!", 91, "s", "a"), ("young", 1, "s", "a"))
-    await store.write(records.jobs_retried, [Retry(JobFinished("old!", "failed", NOW), 1, NOW)])
+    await store.write(jobs_retried, [Retry(JobFinished("old!", "failed", NOW), 1, NOW)])
     for job_id in ("old!", "young"):
-        await store.write(records.log_lines, (job_id, NOW, ["line"]))
-    await store.write(records.jobs_finished, [JobFinished("old!", "failed", NOW)])
-    assert await left(store, Keep()) == {"young"}
+        await store.write(log_lines, (job_id, NOW, ["line"]))
+    await store.write(jobs_finished, [JobFinished("old!", "failed", NOW)])
+    assert await left(store, HistoryRetention()) == {"young"}
     for table, kept in ((JOB_ATTEMPTS, []), (JOB_LOGS, ["young"])):
         found = await store.read(lambda conn, table: list(conn.execute(sa.select(table.c.job_id)).scalars()), table)
         assert found == kept
 
 
 async def test_more_than_one_batch_is_deleted(store, monkeypatch):
-    monkeypatch.setattr(records, "BATCH", 3)
+    monkeypatch.setattr(history_statements, "BATCH", 3)
     await put(store, *((f"{at}", 200 + at, "s", "ab"[at % 2]) for at in range(20)))
     for days in range(20):
-        await store.write(records.audit, AuditRow(NOW - timedelta(days=100 - days), "user", "me", "run", "X", "x", {}))
-    assert await left(store, Keep(days=90)) == {"0", "1"}
+        await store.write(record_audit, AuditRow(NOW - timedelta(days=100 - days), "user", "me", "run", "X", "x", {}))
+    assert await left(store, HistoryRetention(days=90)) == {"0", "1"}
     ages = await store.read(lambda conn: [NOW - at for at in conn.execute(sa.select(AUDIT.c.at)).scalars()])
     assert ages == [timedelta(days=days) for days in range(90, 80, -1)]
 
 
 async def test_nothing_is_deleted_that_may_stay(store):
     await put(store, ("1", 1, "s", "a"), ("2", 2, "s", "a"))
-    assert await left(store, Keep()) == {"1", "2"}
+    assert await left(store, HistoryRetention()) == {"1", "2"}

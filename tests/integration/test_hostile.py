@@ -23,8 +23,8 @@ from websockets.sync.client import connect as websocket
 from websockets.typing import Subprotocol
 
 from listener import accept
-from server import transport
-from server.service import Config, serving
+from server.app import Config, serving
+from server.transport import connections as transport
 
 LAMPLIGHTER = Path(sys.executable).with_name("lamplighter")
 EXAMPLES = 150 * int(os.environ.get("LAMPLIGHTER_FUZZ", "1"))
@@ -290,7 +290,7 @@ def _ended(connection):
 
 
 def test_a_connection_that_says_nothing_as_an_agent_is_not_awaited(server, monkeypatch):
-    monkeypatch.setattr("server.gateway.HELLO_S", 0)
+    monkeypatch.setattr("server.gateway.gateway.HELLO_S", 0)
     with server.connect() as agent, pytest.raises(ConnectionClosed):
         agent.recv(PATIENCE_S)
     assert agent.close_reason == "no hello within 0 s"

@@ -18,9 +18,11 @@ from schemathesis.checks import CHECKS
 from schemathesis.core.parameters import ParameterLocation
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
-from server.rest import PREFIX, reading
-from server.rest.api import OPERATIONS, Api
-from server.service import Config, serving
+from server.api import requests as reading
+from server.api.news import listen
+from server.api.operations import OPERATIONS
+from server.api.routing import PREFIX
+from server.app import Config, serving
 
 EXAMPLES = 10 * int(os.environ.get("LAMPLIGHTER_FUZZ", "1"))
 """Of each operation; `make faults` asks for many times as many."""
@@ -99,7 +101,7 @@ def refused(answer, status, *fields):
 
 
 @pytest.mark.parametrize(
-    "operation", [it for it in OPERATIONS if it.handler is not Api.listen], ids=lambda it: f"{it.method} {it.path}"
+    "operation", [it for it in OPERATIONS if it.handler is not listen], ids=lambda it: f"{it.method} {it.path}"
 )
 def test_every_answer_is_one_that_the_description_tells(server, description, there, operation):
     described = description[PREFIX + operation.path][operation.method]

@@ -6,12 +6,12 @@ import httpx
 import kmock
 import pytest
 
-from server.identity import ALLOWED_S, NODE_NAME, REFUSED_S, Permission, Reviews, User
-from server.kubernetes import Client
-from server.kubernetes import Config as Api
-from server.problems import Forbidden, Unauthorized, Unavailable
-from server.rest.api import OPERATIONS
-from server.service import Config, ServerError, serving
+from server.access.identity import ALLOWED_S, NODE_NAME, REFUSED_S, Permission, Reviews, User
+from server.access.kubernetes import Client
+from server.access.kubernetes import Config as Api
+from server.api.operations import OPERATIONS
+from server.app import Config, ServerError, serving
+from server.errors import Forbidden, Unauthorized, Unavailable
 
 pytestmark = pytest.mark.anyio
 
@@ -115,7 +115,7 @@ async def test_what_the_server_lacks_is_logged_and_no_token_is(kube, identity, c
     kube[TOKENS] << 403 << {"message": "user 'server' cannot create resource 'tokenreviews'"}
     with pytest.raises(Unavailable) as told:
         await identity.agent("a.b.c")
-    (record,) = [record for record in caplog.records if record.name == "server.identity"]
+    (record,) = [record for record in caplog.records if record.name == "server.access.identity"]
     assert "cannot create resource 'tokenreviews'" in record.reason
     assert "server" not in told.value.detail
     assert "a.b.c" not in record.reason + told.value.detail

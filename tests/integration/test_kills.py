@@ -22,9 +22,11 @@ from bench.servers import free_port
 from cli.up import this_machine
 from controller.folder.follower import OWNER
 from controller.reconcile import OWNER_LABEL
-from server import records, resources
-from server.records import HostRow, RepositoryRow, ScheduleRow
-from server.store import Store
+from server.resources import manifests as resources
+from server.store.declared import upsert_repositories, upsert_schedules
+from server.store.engine import Store
+from server.store.hosts import upsert_hosts
+from server.store.rows import HostRow, RepositoryRow, ScheduleRow
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -35,7 +37,9 @@ ROOT = Path(__file__).parents[2]
 LONG_AGO = datetime(2020, 1, 1, 12, tzinfo=UTC)
 OWNED = {OWNER_LABEL: OWNER}
 LAMPLIGHTER = "from cli.main import main; main()"
-DIES_AFTER_COMMIT = f"import os, server.dispatch; server.dispatch.answered = lambda *_: os._exit(9); {LAMPLIGHTER}"
+DIES_AFTER_COMMIT = (
+    f"import os, server.jobs.dispatcher; server.jobs.dispatcher.answered = lambda *_: os._exit(9); {LAMPLIGHTER}"
+)
 """The server that is gone between a job's row and its command."""
 
 RESTIC = """#!{python} -IS
@@ -76,9 +80,9 @@ class Machine:
         url, spec = resources.parse_repository(repository).raw_spec, resources.parse_schedule(schedule).raw_spec
         times = LONG_AGO, LONG_AGO, LONG_AGO
         store = Store.open(self.folder / "lamplighter.db")
-        await store.write(records.upsert_hosts, HostRow("node-1", this_machine("node-1"), *times[:2]))
-        await store.write(records.upsert_repositories, RepositoryRow("r", "default", "main", OWNED, url, 1, *times[:2]))
-        await store.write(records.upsert_schedules, ScheduleRow("s", "default", "etc", OWNED, spec, 1, *times))
+        await store.write(upsert_hosts, HostRow("node-1", this_machine("node-1"), *times[:2]))
+        await store.write(upsert_repositories, RepositoryRow("r", "default", "main", OWNED, url, 1, *times[:2]))
+        await store.write(upsert_schedules, ScheduleRow("s", "default", "etc", OWNED, spec, 1, *times))
         await store.close()
 
     # Its processes.

@@ -13,8 +13,8 @@ import pytest
 
 from agent.restic.runner import Runner
 from agent.restic.verify import MAX_PATHS
-from server import commands
-from server.resources import parse_schedule
+from server.jobs import arguments as commands
+from server.resources.manifests import parse_schedule
 from wire.messages import CommandRun, JobLog, Repository
 
 RESTIC = shutil.which("restic") or "restic"

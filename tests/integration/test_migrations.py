@@ -8,9 +8,9 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from server import migrations
-from server.models import Base
-from server.store import Store, StoreError
+from server.store import migrations
+from server.store.engine import Store, StoreError
+from server.store.tables import Base
 
 
 @pytest.fixture

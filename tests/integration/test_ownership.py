@@ -17,11 +17,13 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from server import ownership, records
-from server import store as stores
-from server.problems import Unavailable
-from server.service import Config, serving
-from server.store import Store, StoreError, StoreLostError
+from server.app import Config, serving
+from server.errors import Unavailable
+from server.store import engine as stores
+from server.store import ownership
+from server.store.engine import Store, StoreError, StoreLostError
+from server.store.history import delete_audit
+from server.store.ownership import probe
 from tests.integration.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
@@ -67,7 +69,7 @@ async def test_a_link_to_the_database_does_not_get_around_the_lock(tmp_path, imp
 
 
 async def test_a_lock_dies_with_its_process(location, impatient):
-    code = f"from server.store import Store; Store.open({str(location)!r}); print(flush=True); input()"
+    code = f"from server.store.engine import Store; Store.open({str(location)!r}); print(flush=True); input()"
     holder = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -147,7 +149,7 @@ async def test_a_session_that_was_cut_takes_the_lock_again(postgresql, cut, impa
     store = await asyncio.to_thread(Store.open, postgresql)
     await asyncio.to_thread(cut)
     async with asyncio.timeout(PATIENCE_S):
-        while await store.refuses(records.probe, NOW):
+        while await store.refuses(probe, NOW):
             await asyncio.sleep(0.05)
     with pytest.raises(StoreError, match="in use by another server"):
         await asyncio.to_thread(Store.open, postgresql)
@@ -162,15 +164,15 @@ async def test_a_server_writes_nothing_any_more_once_another_had_the_store(postg
     if not still:
         await second.close()
     async with asyncio.timeout(PATIENCE_S):
-        while "another server" not in await first.refuses(records.probe, NOW):
+        while "another server" not in await first.refuses(probe, NOW):
             await asyncio.sleep(0.05)
     with pytest.raises(StoreLostError, match="another server"):
         await first.until_lost()
     with pytest.raises(Unavailable, match="another server"):
-        await first.write(records.probe, NOW)
+        await first.write(probe, NOW)
     await first.close()
     if still:
-        await second.write(records.probe, NOW)
+        await second.write(probe, NOW)
         await second.close()
 
 
@@ -200,7 +202,7 @@ async def test_a_disk_that_stays_full_makes_one_line_and_no_traceback(server, ap
             answer = await api.put(f"/hosts/h{n}", json={"labels": {}})
             assert answer.status_code == 503
     assert (await api.put("/hosts/h", json={"labels": {}})).is_success
-    said = [record for record in caplog.records[before:] if record.name == "server.store"]
+    said = [record for record in caplog.records[before:] if record.name == "server.store.engine"]
     assert [(it.getMessage(), it.exc_info) for it in said] == [
         ("the database refuses writes", None),
         ("the database takes writes again", None),
@@ -211,7 +213,7 @@ async def test_a_disk_that_stays_full_makes_one_line_and_no_traceback(server, ap
 
 def changes_nothing(conn, items):
     """Such as what deletes history, where there is none."""
-    return records.delete_audit(conn, items)
+    return delete_audit(conn, items)
 
 
 def is_wrong(conn, items):
@@ -223,19 +225,19 @@ def is_wrong(conn, items):
 async def test_a_commit_that_writes_nothing_does_not_tell_that_a_full_disk_takes_writes_again(
     tmp_path, caplog, function
 ):
-    caplog.set_level("INFO", "server.store")
+    caplog.set_level("INFO", "server.store.engine")
     store = await asyncio.to_thread(Store.open, tmp_path / "lamplighter.db")
     with full_disk():
         for _ in range(3):
             with pytest.raises(Unavailable):
-                await store.write(records.probe, NOW)
+                await store.write(probe, NOW)
             with pytest.raises(Unavailable):
                 await store.write(function, NOW)
-            assert "cannot be written" in await store.refuses(records.probe, NOW)
-    await store.write(records.delete_audit, NOW)
-    assert await store.refuses(records.probe, NOW) == ""
+            assert "cannot be written" in await store.refuses(probe, NOW)
+    await store.write(delete_audit, NOW)
+    assert await store.refuses(probe, NOW) == ""
     await store.close()
-    assert [it.getMessage() for it in caplog.records if it.name == "server.store"] == [
+    assert [it.getMessage() for it in caplog.records if it.name == "server.store.engine"] == [
         "the database refuses writes",
         "the database takes writes again",
     ]
@@ -269,7 +271,7 @@ async def test_a_metric_and_get_problems_tell_that_a_server_writes_nothing(ready
         command = Path(sys.executable).with_name("lamplighter"), "get", "problems"
         process = await asyncio.create_subprocess_exec(*command, env=os.environ | here, stdout=-1)
         out, _ = await process.communicate()
-        return process.returncode, out.decode(), server.control.metrics.registry.get_sample_value(FAILING)
+        return process.returncode, out.decode(), server.parts.metrics.registry.get_sample_value(FAILING)
 
     assert await problems() == (0, "", 0)
     with full_disk():
@@ -300,10 +302,10 @@ async def test_a_postgresql_that_only_reads_is_told(postgresql, monkeypatch):
         conn.execute(sa.text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
         conn.execute(sa.text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"))
     async with asyncio.timeout(PATIENCE_S):
-        while "read-only" not in await store.refuses(records.probe, NOW):
+        while "read-only" not in await store.refuses(probe, NOW):
             await asyncio.sleep(0.05)
     with pytest.raises(Unavailable):
-        await store.write(records.probe, NOW)
+        await store.write(probe, NOW)
     admin.dispose()
     await store.close()
 
@@ -312,11 +314,11 @@ async def test_many_who_ask_cost_one_write(tmp_path):
     store = Store.open(tmp_path / "lamplighter.db")
     written = []
 
-    def probe(conn, items):
+    def counted(conn, items):
         written.extend(items)
-        return records.probe(conn, items)
+        return probe(conn, items)
 
-    assert await asyncio.gather(*(store.refuses(probe, NOW) for _ in range(100))) == [""] * 100
-    assert await store.refuses(probe, NOW) == ""
+    assert await asyncio.gather(*(store.refuses(counted, NOW) for _ in range(100))) == [""] * 100
+    assert await store.refuses(counted, NOW) == ""
     assert written == [NOW]
     await store.close()

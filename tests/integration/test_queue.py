@@ -5,7 +5,7 @@ from datetime import datetime
 import httpx
 import pytest
 
-from server.service import Config, serving
+from server.app import Config, serving
 from tests.integration.clock import due
 
 pytestmark = pytest.mark.anyio

@@ -11,13 +11,16 @@ import jsonschema
 import pytest
 
 from controller.client import Client
-from server import records
-from server.control import Needed
-from server.records import HostRow, JobRow
-from server.rest import reading
-from server.rest.api import OPERATIONS
-from server.service import Config, serving
-from server.store import Store
+from server.api import requests as reading
+from server.api.operations import OPERATIONS
+from server.app import Config, serving
+from server.jobs.credentials import RepositoryAccess
+from server.store.engine import Store
+from server.store.hosts import host_acks, upsert_hosts
+from server.store.jobs import jobs_accepted, record_jobs
+from server.store.load import load_all
+from server.store.logs import log_lines
+from server.store.rows import HostRow, JobRow
 
 pytestmark = pytest.mark.anyio
 
@@ -54,7 +57,7 @@ async def api(server):
 @pytest.fixture
 def store(server):
     """The server's own, which no other may open."""
-    return server.control._store
+    return server.services.store
 
 
 def manifest(kind, name, spec, namespace="ns", **others):
@@ -207,7 +210,7 @@ async def test_credentials_are_written_and_never_told(api, store, caplog):
         await api.get("/audit"),
     ]
     assert [answer.status_code for answer in answers] == [201, 200, 422, 200, 200, 200]
-    stored = (await store.read(records.load_all, NOW)).repositories[0].credentials
+    stored = (await store.read(load_all, NOW)).repositories[0].credentials
     assert stored
     for shown in (*(answer.text for answer in answers), stored, caplog.text):
         assert "horse" not in shown
@@ -253,9 +256,9 @@ async def test_a_host_is_in_sync_when_what_it_holds_is_what_it_should(api, store
     await declared(api, "etc")
     host = (await api.get("/hosts/node-1")).json()
     assert (host["desired_version"], host["in_sync"]) == (1, False)
-    await store.write(records.host_acks, ("node-1", 1, host["desired_digest"], NOW))
+    await store.write(host_acks, ("node-1", 1, host["desired_digest"], NOW))
     assert (await api.get("/hosts/node-1")).json()["in_sync"]
-    await store.write(records.host_acks, ("node-1", 1, "0" * 64, NOW))
+    await store.write(host_acks, ("node-1", 1, "0" * 64, NOW))
     assert not (await api.get("/hosts/node-1")).json()["in_sync"]
 
 
@@ -293,8 +296,8 @@ async def test_jobs_are_filtered(api, store):
     await declared(api, "etc")
     uid = (await api.get("/schedules/ns/etc")).json()["metadata"]["uid"]
     jobs = [job("1", scheduled_id=uid), job("2"), job("3", host="node-2"), job("4", actor_kind="user")]
-    await store.write(records.record_jobs, jobs)
-    await store.write(records.jobs_accepted, [("2", NOW)])
+    await store.write(record_jobs, jobs)
+    await store.write(jobs_accepted, [("2", NOW)])
     found = {
         "host=node-2": ["3"],
         "status=running": ["2"],
@@ -312,9 +315,9 @@ async def test_jobs_are_filtered(api, store):
     assert last == "2026-03-29T01:30:01Z"
 
 
-def opened(control):
+def opened(parts):
     """What a host would be told of all repositories."""
-    return control.credentials("node-1", map(Needed, control.repositories.values())).repositories
+    return parts.credentials.message("node-1", map(RepositoryAccess, parts.catalog.repositories.values())).repositories
 
 
 async def test_a_server_that_lost_its_key_goes_on_and_takes_credentials_anew(tmp_path):
@@ -324,10 +327,10 @@ async def test_a_server_that_lost_its_key_goes_on_and_takes_credentials_anew(tmp
             (tmp_path / "vault-key").unlink()
         async with serving(Config(tmp_path, port=0)) as server:
             client = Client(f"http://127.0.0.1:{server.port}", server.admin_token)
-            assert opened(server.control) == []
+            assert opened(server.parts) == []
             async with client:
                 await client.put("repositories", "ns", "main", declared)
-            assert [it.password for it in opened(server.control)] == ["secret"]
+            assert [it.password for it in opened(server.parts)] == ["secret"]
 
 
 async def test_a_schedule_tells_on_how_many_hosts_it_is_and_how_many_hold_it(api, server):
@@ -335,16 +338,16 @@ async def test_a_schedule_tells_on_how_many_hosts_it_is_and_how_many_hold_it(api
     await api.put("/schedules/ns/elsewhere", json=schedule("elsewhere", hostSelector={"matchLabels": {"a": "b"}}))
     for host in ("node-1", "node-2"):
         await api.put(f"/hosts/{host}", json={"labels": {}})
-    host = server.control.hosts["node-1"]
-    host.applied_version, host.applied_digest = host.version, host.held.digest
+    host = server.services.hub.session("node-1")
+    host.applied_version, host.applied_digest = host.desired.version, host.desired.held.digest
     items = (await api.get("/schedules")).json()["items"]
     counts = [(it["metadata"]["name"], it["status"]["hosts"], it["status"]["hostsInSync"]) for it in items]
     assert counts == [("elsewhere", 0, 0), ("etc", 2, 1)]
 
 
 async def test_a_log_is_read_line_by_line(api, store):
-    await store.write(records.record_jobs, [job("1")])
-    await store.write(records.log_lines, ("1", NOW, ["one", "two", "three"]))
+    await store.write(record_jobs, [job("1")])
+    await store.write(log_lines, ("1", NOW, ["one", "two", "three"]))
     first = (await api.get("/jobs/1/log?limit=2")).json()
     assert first["items"][0] == {"seq": 1, "at": "2026-03-29T01:30:00Z", "line": "one"}
     rest = (await api.get(f"/jobs/1/log?cursor={first['next']}")).json()
@@ -370,7 +373,7 @@ async def test_pages_hold_everything_once(api, store, path, key):
     for name in "def":
         await api.put(f"/repositories/ns/{name}", json=repository(name))
         await api.put(f"/hosts/{name}", json={"labels": {}})
-    await store.write(records.record_jobs, [job(str(at)) for at in range(5)])
+    await store.write(record_jobs, [job(str(at)) for at in range(5)])
     whole = (await api.get(path)).json()
     items, cursor = [], ""
     while cursor is not None:
@@ -448,7 +451,7 @@ async def test_what_nobody_expected_is_logged_and_not_told(api, server, monkeypa
     async def broken(*args):
         raise RuntimeError("the inside")
 
-    monkeypatch.setattr(server.control, "cancel_job", broken)
+    monkeypatch.setattr(server.services.runs, "cancel", broken)
     body = refused(await api.post("/jobs/1/cancel"), 500)
     assert "inside" not in str(body)
     assert "the inside" in caplog.text
@@ -478,8 +481,8 @@ async def test_answers_are_as_described(anyone, api, store):
     await declared(api, "etc")
     await api.put("/hosts/node-1", json={"labels": {"a": "b"}})
     await api.post("/schedules/ns/etc/run")
-    await store.write(records.record_jobs, [job("1")])
-    await store.write(records.log_lines, ("1", NOW, ["one"]))
+    await store.write(record_jobs, [job("1")])
+    await store.write(log_lines, ("1", NOW, ["one"]))
     document = (await anyone.get("/openapi.json")).json()
     for path, name in {
         "/schedules": "ScheduleList",
@@ -546,7 +549,7 @@ async def test_a_host_that_an_older_version_let_in_under_a_name_that_is_none_is_
     now = datetime.now(UTC)
     store = Store.open(tmp_path / "lamplighter.db")
     for name in ("one", "one\n", "\n", "two\r\nthree", "a b", "a?b#c"):
-        await store.write(records.upsert_hosts, HostRow(name, {}, now, now, 0, ""))
+        await store.write(upsert_hosts, HostRow(name, {}, now, now, 0, ""))
     await store.close()
     async with serving(Config(tmp_path, port=0)) as running:
         headers = {"authorization": f"Bearer {running.admin_token}"}

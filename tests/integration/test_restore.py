@@ -13,8 +13,8 @@ import pytest
 
 from agent.restic import reporter as news_of_jobs
 from agent.restic.runner import Runner
-from server import commands
-from server.resources import MAX_PATHS_BYTES
+from server.jobs import arguments as commands
+from server.resources.manifests import MAX_PATHS_BYTES
 from wire.messages import CommandRun, JobLog, Repository, Restore
 
 RESTIC = shutil.which("restic") or "restic"

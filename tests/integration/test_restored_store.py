@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from bench.servers import free_port
-from server.service import Config, serving
+from server.app import Config, serving
 from tests.integration.conftest import PATIENCE_S
 from tests.integration.test_duplicates import Idle, agent
 

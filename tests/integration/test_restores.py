@@ -18,8 +18,8 @@ from agent.journal import Journal
 from agent.restic.runner import Runner
 from agent.service import Config as AgentConfig
 from agent.service import Service, utc_now
-from server import restores
-from server.service import Config, serving
+from server.app import Config, serving
+from server.changes import restores
 
 pytestmark = pytest.mark.anyio
 

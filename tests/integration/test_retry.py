@@ -2,14 +2,16 @@
 
 import contextlib
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from server import records
-from server.control import Control
-from server.models import Actor
-from server.store import Store
-from server.vault import Vault
+from server.access.vault import Vault
+from server.app import assemble
+from server.store.engine import Store
+from server.store.jobs import get_job, list_attempts
+from server.store.ownership import probe
+from server.store.tables import Actor
 from wire.messages import CommandRun, JobFinished
 
 pytestmark = pytest.mark.anyio
@@ -24,15 +26,18 @@ class World:
     def __init__(self, store, vault):
         self.store, self.vault, self.now, self.ids = store, vault, NOON, 0
         self.heard = []
-        self.control = None
+        self.parts: Any = None
+        self.services: Any = None
 
     async def restart(self):
-        if self.control is not None:
-            self.control.jobs.close()
-        self.control = Control(self.store, self.vault, lambda: self.now, self.new_id)
-        await self.control.load()
-        self.jobs = self.control.jobs
-        self.jobs.deliver = lambda host, effects: self.heard.extend(it for effect in effects for it in effect.messages)
+        if self.parts is not None:
+            self.services.dispatcher.close()
+        self.parts = assemble(self.store, self.vault, lambda: self.now, self.new_id)
+        self.services = self.parts.services
+        await self.parts.loader.load(self.store, self.vault)
+        self.jobs = self.services.dispatcher
+        hub = self.services.hub
+        hub.deliver = lambda host, effects: self.heard.extend(it for effect in effects for it in effect.messages)
 
     def new_id(self):
         self.ids += 1
@@ -41,15 +46,15 @@ class World:
     async def settled(self):
         """What was begun is stored, and what follows from it too."""
         for _ in range(5):
-            await self.store.write(records.probe, self.now)
+            await self.store.write(probe, self.now)
 
     async def passes(self, **time):
         self.now += timedelta(**time)
-        self.jobs._go_on()
+        self.jobs.advance()
         await self.settled()
 
     async def runs(self):
-        [row] = await self.control.run_now(ME, "ns", "etc", None)
+        [row] = await self.services.runs.run_now(ME, "ns", "etc", None)
         return row["id"]
 
     async def ends(self, wire_id, status, **more):
@@ -58,8 +63,8 @@ class World:
         await self.settled()
 
     async def job(self, job_id):
-        row = await self.store.read(records.get_job, job_id)
-        attempts = await self.store.read(records.list_attempts, job_id)
+        row = await self.store.read(get_job, job_id)
+        attempts = await self.store.read(list_attempts, job_id)
         return row["status"], row["attempt"], [it["status"] for it in attempts]
 
     @property
@@ -79,11 +84,11 @@ async def make(tmp_path):
             stack.push_async_callback(store.close)
             stack.callback(lambda: world.jobs.close())  # noqa: PLW0108 - those of the last restart
             metadata = {"namespace": "ns", "name": "main"}
-            await world.control.put_repository(ME, {"metadata": metadata, "spec": {"url": "/backup"}})
+            await world.services.repositories.put(ME, {"metadata": metadata, "spec": {"url": "/backup"}})
             spec = {"kind": "backup", "cron": "0 2 * * *", "backup": {"paths": ["/etc"]}, **spec}
             spec["repositoryRef"] = {"name": "main"}
-            await world.control.put_schedule(ME, {"metadata": {"namespace": "ns", "name": "etc"}, "spec": spec})
-            await world.control.put_host(ME, "a", {})
+            await world.services.schedules.put(ME, {"metadata": {"namespace": "ns", "name": "etc"}, "spec": spec})
+            await world.services.hosts.put(ME, "a", {})
             if online:
                 world.jobs.arrived("a", ())
             return world
@@ -110,7 +115,7 @@ async def test_a_run_that_failed_is_tried_again_later_and_later_until_its_attemp
     await world.passes(seconds=1)
     await world.ends(f"{job_id}.3", "failed", error="still", exit_code=1)
     assert await world.job(job_id) == ("failed", 3, ["failed", "timed_out"])
-    row = await world.store.read(records.get_job, job_id)
+    row = await world.store.read(get_job, job_id)
     assert (row["error"], row["exit_code"]) == ("still", 1)
 
 
@@ -178,7 +183,7 @@ async def test_a_cancel_ends_all_attempts(make):
     world = await make(**RETRY)
     job_id = await world.runs()
     await world.ends(job_id, "failed")
-    await world.control.cancel_job(ME, job_id)
+    await world.services.runs.cancel(ME, job_id)
     await world.passes(hours=1)
     assert (await world.job(job_id), world.sent) == (("cancelled", 2, ["failed"]), [job_id])
 
@@ -186,7 +191,7 @@ async def test_a_cancel_ends_all_attempts(make):
 async def test_a_run_that_is_being_cancelled_is_not_tried_again(make):
     world = await make(**RETRY)
     job_id = await world.runs()
-    await world.control.cancel_job(ME, job_id)
+    await world.services.runs.cancel(ME, job_id)
     await world.ends(job_id, "interrupted")
     assert await world.job(job_id) == ("interrupted", 1, [])
 
@@ -194,7 +199,7 @@ async def test_a_run_that_is_being_cancelled_is_not_tried_again(make):
 async def test_a_schedule_that_is_gone_is_not_tried_again(make):
     world = await make(**RETRY)
     job_id = await world.runs()
-    await world.control.delete_schedule(ME, "ns", "etc")
+    await world.services.schedules.delete(ME, "ns", "etc")
     await world.ends(job_id, "failed")
     assert await world.job(job_id) == ("failed", 1, [])
 
@@ -211,7 +216,7 @@ async def test_a_job_that_waited_for_longer_than_its_deadline_ends_as_failed(mak
     if restarts:
         await world.restart()
     await world.passes(seconds=1)
-    row = await world.store.read(records.get_job, job_id)
+    row = await world.store.read(get_job, job_id)
     assert (row["status"], row["reason"]) == ("failed", "DeadlineExceeded")
     world.jobs.arrived("a", ())
     await world.settled()
@@ -232,12 +237,12 @@ async def test_the_deadline_is_for_the_first_attempt_alone(make):
 
 async def test_a_problem_of_a_repository_is_told_until_a_job_goes_well_and_after_a_restart(make):
     world = await make(**RETRY)
-    repository = world.control.repositories["ns", "main"].id
+    repository = world.parts.catalog.repositories["ns", "main"].id
     first = await world.runs()
     await world.ends(first, "failed", reason="WrongPassword", error="wrong password")
-    problem = world.jobs.health.problem(repository)
+    problem = world.services.health.problem(repository)
     assert (problem.reason, problem.message, problem.host, problem.at) == ("WrongPassword", "wrong password", "a", NOON)
-    await world.control.cancel_job(ME, first)
+    await world.services.runs.cancel(ME, first)
     second = await world.runs()
     await world.ends(second, "failed", reason="Locked")
     await world.passes(minutes=1)
@@ -245,13 +250,13 @@ async def test_a_problem_of_a_repository_is_told_until_a_job_goes_well_and_after
     await world.passes(minutes=2)
     await world.ends(f"{second}.3", "failed", reason="Locked", error="locked by b")
     await world.restart()
-    assert world.jobs.health.problem(repository).message == "locked by b"
+    assert world.services.health.problem(repository).message == "locked by b"
     world.jobs.arrived("a", ())
     await world.ends(await world.runs(), "succeeded")
-    assert world.jobs.health.problem(repository) is None
+    assert world.services.health.problem(repository) is None
 
 
 async def test_a_failure_of_the_job_alone_is_no_problem_of_its_repository(make):
     world = await make()
     await world.ends(await world.runs(), "failed", reason="HookFailed")
-    assert world.jobs.health.problem(world.control.repositories["ns", "main"].id) is None
+    assert world.services.health.problem(world.parts.catalog.repositories["ns", "main"].id) is None

@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
-from server.service import Config, serving
-from server.vault import Vault
+from server.access.vault import Vault
+from server.app import Config, serving
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,8 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from server.rest.api import OPERATIONS, Api
+from server.api.news import listen
+from server.api.operations import OPERATIONS
 
 pytestmark = pytest.mark.anyio
 
@@ -164,7 +165,7 @@ class Up:
         """What every operation answers that only reads."""
         told = []
         for it in OPERATIONS:
-            if it.method == "GET" and it.handler is not Api.listen:
+            if it.method == "GET" and it.handler is not listen:
                 path = it.path
                 for name, value in known.items():
                     path = path.replace(f"{{{name}}}", value)

@@ -12,16 +12,15 @@ import cron
 from agent import service as agents
 from agent.journal import Journal
 from agent.restic.runner import Runner
-from server.control import Control
-from server.dispatch import stored
-from server.models import Actor
-from server.problems import NotFound
-from server.service import Config, serving
-from server.specs import LabelSelector
-from server.standing import Standing
-from server.store import Store
-from server.trouble import no_host
-from server.vault import Vault
+from server.access.vault import Vault
+from server.app import Config, assemble, serving
+from server.errors import NotFound
+from server.jobs.dispatcher import stored
+from server.observe import clock as clocks
+from server.observe.trouble import no_host
+from server.resources.specs import LabelSelector
+from server.store.engine import Store
+from server.store.tables import Actor
 from wire.messages import JobEnd, JobFinished
 
 pytestmark = pytest.mark.anyio
@@ -50,19 +49,23 @@ class Story:
     def __init__(self, store, seed):
         self.store, self.rng, self.clock = store, random.Random(seed), Clock()
         self.vault, self._ids = Vault([Vault.new_key()]), 0
-        self.control = self.fresh()
+        self.parts = self.fresh()
         self.hosts, self.schedules = {}, {}  # labels by name; (role, enabled) by name
         self.began, self.succeeded = {}, {}
 
     def fresh(self):
-        return Control(self.store, self.vault, self.clock, self.new_id)
+        return assemble(self.store, self.vault, self.clock, self.new_id)
+
+    @property
+    def services(self):
+        return self.parts.services
 
     def new_id(self):
         self._ids += 1
         return f"id{self._ids}"
 
     async def begin(self):
-        await self.control.put_repository(ME, {"metadata": {"namespace": "ns", "name": "r"}, "spec": {"url": "/b"}})
+        await self.services.repositories.put(ME, {"metadata": {"namespace": "ns", "name": "r"}, "spec": {"url": "/b"}})
 
     async def step(self):
         self.clock.now += timedelta(minutes=self.rng.randint(1, 600))
@@ -78,7 +81,7 @@ class Story:
 
     async def put_host(self):
         name, role = self.rng.choice("abcd"), self.rng.choice(("db", "web"))
-        await self.control.put_host(ME, name, {"role": role})
+        await self.services.hosts.put(ME, name, {"role": role})
         self.hosts[name] = role
 
     async def put_schedule(self):
@@ -87,7 +90,7 @@ class Story:
         selector = {} if role is None else {"matchLabels": {"role": role}}
         spec = {"kind": "prune", "cron": cron, "repositoryRef": {"name": "r"}, "enabled": enabled}
         metadata = {"namespace": "ns", "name": name}
-        await self.control.put_schedule(ME, {"metadata": metadata, "spec": spec | {"hostSelector": selector}})
+        await self.services.schedules.put(ME, {"metadata": metadata, "spec": spec | {"hostSelector": selector}})
         self.schedules[name] = (role, enabled)
 
     async def succeed(self):
@@ -95,9 +98,9 @@ class Story:
         if not self.began:
             return
         schedule, host = self.rng.choice(sorted(self.began))
-        [job] = await self.control.run_now(ME, "ns", schedule, [host])
+        [job] = await self.services.runs.run_now(ME, "ns", schedule, [host])
         status: JobEnd = self.rng.choice(("succeeded", "warning", "failed"))
-        for future in self.control.jobs.finish(host, [JobFinished(job["id"], status, self.clock.now)]):
+        for future in self.services.dispatcher.finish(host, [JobFinished(job["id"], status, self.clock.now)]):
             await future
         if status != "failed":
             self.succeeded[schedule, host] = self.clock.now
@@ -106,7 +109,9 @@ class Story:
         name = self.rng.choice("abcdxyz")
         try:
             await (
-                self.control.delete_host(ME, name) if name in "abcd" else self.control.delete_schedule(ME, "ns", name)
+                self.services.hosts.delete(ME, name)
+                if name in "abcd"
+                else self.services.schedules.delete(ME, "ns", name)
             )
         except NotFound:
             return
@@ -115,12 +120,12 @@ class Story:
         self.succeeded = {pair: at for pair, at in self.succeeded.items() if name not in pair}
 
     async def restart(self):
-        self.control.jobs.close()
-        self.control = self.fresh()
-        await self.control.load()
+        self.services.dispatcher.close()
+        self.parts = self.fresh()
+        await self.parts.loader.load(self.store, self.vault)
 
     def told(self):
-        families = {it.name: it for it in Standing(self.control, self.store).collect()}
+        families = {it.name: it for it in self.parts.metrics.registry.collect()}
         samples = families["lamplighter_last_success_timestamp_seconds"].samples
         return {(it.labels["schedule"], it.labels["host"]): it.value for it in samples}
 
@@ -136,7 +141,7 @@ async def test_there_is_a_series_for_each_host_that_should_have_a_success_and_no
     for _ in range(60):
         await story.step()
         assert story.told() == story.expected()
-    story.control.jobs.close()
+    story.services.dispatcher.close()
     await store.close()
 
 
@@ -304,18 +309,18 @@ async def test_a_run_that_left_something_undone_is_told_also_after_a_restart(ser
             assert (reasons(told), told["hostsFailed"], told["hostsWithoutSuccess"]) == (wrong, 0, 0)
     message = f"the last run left something undone on 1 of 1 hosts: node-1 ({said})"
     assert told["problems"] == [{"reason": "RunsIncomplete", "message": message}]
-    again = Control(server.control._store, Vault([Vault.new_key()]), clock, lambda: "")
-    await again.load()
-    [covers] = (await again.coverage([again.schedules["ns", "etc"].id])).values()
+    again = assemble(server.services.store, Vault([Vault.new_key()]), clock, lambda: "")
+    await again.loader.load(server.services.store, Vault([Vault.new_key()]))
+    [covers] = (await again.services.coverage.schedules([again.catalog.schedules["ns", "etc"].id])).values()
     assert (covers.warned, covers.incomplete, covers.why) == (1, ["node-1"], {"node-1": said})
-    again.jobs.close()
+    again.services.dispatcher.close()
 
 
 async def test_a_failure_stays_in_the_metric_until_the_next_success(server, clock, connect, declare):
     """A job that runs once a day is not forgotten after an hour."""
 
     def told(server):
-        families = {it.name: it.samples for it in server.control.metrics.registry.collect()}
+        families = {it.name: it.samples for it in server.parts.metrics.registry.collect()}
         names = ("lamplighter_failed_hosts", "lamplighter_incomplete_hosts")
         return [sum(it.value for it in families[name]) for name in names]
 
@@ -365,7 +370,7 @@ async def test_a_clock_that_is_set_wrong_while_its_agent_is_connected_is_told(
 
 async def test_a_host_that_no_enabled_schedule_selects_is_counted(server, api, declare):
     def told():
-        families = {it.name: it.samples for it in server.control.metrics.registry.collect()}
+        families = {it.name: it.samples for it in server.parts.metrics.registry.collect()}
         return [it.value for it in families["lamplighter_hosts_without_schedules"]]
 
     await declare("etc", hostSelector={"matchLabels": {"role": "db"}})
@@ -396,12 +401,12 @@ async def test_a_run_that_goes_on_beyond_its_limit_is_told_also_after_a_restart(
     message = "a run goes on beyond its timeoutSeconds on 1 of 1 hosts, whose agent may hang: node-1"
     assert told["problems"] == [{"reason": "RunsHang", "message": message}]
     assert (await api.get(f"/jobs/{job_id}")).json()["problem"].startswith("runs for longer than its limit of 1h")
-    store = server.control._store
-    again = Control(store, Vault([Vault.new_key()]), clock, lambda: "")
-    await again.load()
-    families = {it.name: it.samples[0].value for it in Standing(again, store).collect() if len(it.samples) == 1}
+    store = server.services.store
+    again = assemble(store, Vault([Vault.new_key()]), clock, lambda: "")
+    await again.loader.load(store, Vault([Vault.new_key()]))
+    families = {it.name: it.samples[0].value for it in again.metrics.registry.collect() if len(it.samples) == 1}
     assert families["lamplighter_jobs_hanging"] == 1
-    again.jobs.close()
+    again.services.dispatcher.close()
 
 
 @pytest.mark.parametrize("ahead", [timedelta(hours=2), 400 * DAY])
@@ -411,25 +416,27 @@ async def test_a_clock_that_was_ahead_hides_nothing_and_holds_nothing_up(tmp_pat
     What was declared and run by then is due, overdue and hangs by the right clock."""
     store = Store.open(tmp_path / "lamplighter.db")
     story = Story(store, 0)
-    clock, control = story.clock, story.control
+    clock = story.clock
     clock.now += ahead
     await story.begin()
     retry = {"retry": {"limit": 3, "backoffSeconds": 60}, "timeoutSeconds": 60}
     for name in ("never", "went-well", "failed", "hangs"):
         spec = {"kind": "prune", "cron": "@hourly", "repositoryRef": {"name": "r"}} | retry
-        await control.put_schedule(ME, {"metadata": {"namespace": "ns", "name": name}, "spec": spec})
-    await control.put_host(ME, "a", {})
-    jobs = {name: (await control.run_now(ME, "ns", name, ["a"]))[0]["id"] for name in ("went-well", "failed", "hangs")}
+        await story.services.schedules.put(ME, {"metadata": {"namespace": "ns", "name": name}, "spec": spec})
+    await story.services.hosts.put(ME, "a", {})
+    jobs = {
+        name: (await story.services.runs.run_now(ME, "ns", name, ["a"]))[0]["id"]
+        for name in ("went-well", "failed", "hangs")
+    }
     for name in ("went-well", "failed"):
         end = JobFinished(jobs[name], "succeeded" if name == "went-well" else "failed", clock.now)
-        await stored(*control.jobs.finish("a", [end]))
-    await stored(*control.jobs.accept("a", [jobs["hangs"]]))
-    following = asyncio.create_task(control.follow_clock(0.01))
+        await stored(*story.services.dispatcher.finish("a", [end]))
+    await stored(*story.services.dispatcher.accept("a", [jobs["hangs"]]))
+    following = asyncio.create_task(clocks.follow(story.parts.events, clock, 0.01))
     await asyncio.sleep(0)
     clock.now = START
     if restarted:
         await story.restart()
-        control = story.control
 
     async def noticed():
         return max(story.told().values()) <= START.timestamp()
@@ -438,15 +445,15 @@ async def test_a_clock_that_was_ahead_hides_nothing_and_holds_nothing_up(tmp_pat
     clock.now += timedelta(hours=2, seconds=1)
 
     async def told():
-        covers = await control.coverage(it.id for it in control.schedules.values())
-        names = {row.id: row.name for row in control.schedules.values()}
+        covers = await story.services.coverage.schedules(it.id for it in story.parts.catalog.schedules.values())
+        names = {row.id: row.name for row in story.parts.catalog.schedules.values()}
         return {names[id_]: (it.late, len(it.hanging)) for id_, it in covers.items()}
 
-    control.jobs.arrived("a", [jobs["hangs"]])
+    story.services.dispatcher.arrived("a", [jobs["hangs"]])
     assert await told() == {"never": (1, 0), "went-well": (1, 0), "failed": (1, 0), "hangs": (1, 1)}
-    assert not control.jobs.queue.jobs[jobs["failed"]].off  # its next attempt has come
+    assert not story.parts.lanes.jobs[jobs["failed"]].off  # its next attempt has come
     following.cancel()
-    control.jobs.close()
+    story.services.dispatcher.close()
     await store.close()
 
 
@@ -455,17 +462,17 @@ async def test_what_a_clock_that_was_ahead_recorded_is_not_taken_for_the_newest(
     story = Story(store, 0)
     await story.begin()
     spec = {"kind": "prune", "cron": "@hourly", "repositoryRef": {"name": "r"}}
-    row, _ = await story.control.put_schedule(ME, {"metadata": {"namespace": "ns", "name": "x"}, "spec": spec})
-    await story.control.put_host(ME, "a", {})
+    row, _ = await story.services.schedules.put(ME, {"metadata": {"namespace": "ns", "name": "x"}, "spec": spec})
+    await story.services.hosts.put(ME, "a", {})
     ends: list[tuple[timedelta, JobEnd]] = [(DAY, "succeeded"), (400 * DAY, "succeeded"), (2 * DAY, "failed")]
     for at, status in ends:
         story.clock.now = START + at
-        [job] = await story.control.run_now(ME, "ns", "x", ["a"])
-        await stored(*story.control.jobs.finish("a", [JobFinished(job["id"], status, story.clock.now)]))
+        [job] = await story.services.runs.run_now(ME, "ns", "x", ["a"])
+        await stored(*story.services.dispatcher.finish("a", [JobFinished(job["id"], status, story.clock.now)]))
     await story.restart()
-    [covers] = (await story.control.coverage([row["id"]])).values()
+    [covers] = (await story.services.coverage.schedules([row["id"]])).values()
     assert (covers.failed, covers.oldest, covers.late) == (1, START + DAY, 1)
-    story.control.jobs.close()
+    story.services.dispatcher.close()
     await store.close()
 
 
@@ -482,7 +489,7 @@ async def test_a_repository_that_nobody_verified_in_time_is_told(api, clock, ser
     assert await problems() == {"main": [], "other": []}
     clock.now += timedelta(seconds=1)
     assert await problems() == {"main": ["NotVerified"], "other": []}
-    samples = {it.name: it.samples for it in server.control.metrics.registry.collect()}
+    samples = {it.name: it.samples for it in server.parts.metrics.registry.collect()}
     [trouble] = samples["lamplighter_repository_problem"]
     assert trouble.labels == {"namespace": "ns", "repository": "main", "reason": "NotVerified"}
     [verified] = samples["lamplighter_last_verified_timestamp_seconds"]

@@ -11,12 +11,47 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from server import bulk, records, store
-from server.expected import Joined
-from server.models import AUDIT, HOSTS, JOBS, REPOSITORIES, SCHEDULES, stored
-from server.problems import Unavailable
-from server.records import AuditRow, HostRow, JobRow, OpenJob, RepositoryRow, Retry, ScheduleRow
-from server.store import Store, StoreClosedError, StoreError
+from server.errors import Unavailable
+from server.store import batch as bulk
+from server.store import engine as store
+from server.store import jobs as job_statements
+from server.store import logs as log_statements
+from server.store.audit import list_audit, record_audit
+from server.store.declared import (
+    delete_joined,
+    delete_schedules,
+    get_resource,
+    list_resources,
+    upsert_joined,
+    upsert_repositories,
+    upsert_schedules,
+)
+from server.store.engine import Store, StoreClosedError, StoreError
+from server.store.hosts import (
+    delete_hosts,
+    get_host,
+    host_acks,
+    host_hello,
+    hosts_seen,
+    list_hosts,
+    set_desired,
+    upsert_hosts,
+)
+from server.store.jobs import (
+    get_job,
+    jobs_accepted,
+    jobs_cancelled,
+    jobs_finished,
+    jobs_retried,
+    jobs_sent,
+    list_attempts,
+    list_jobs,
+    record_jobs,
+)
+from server.store.load import load_all
+from server.store.logs import MAX_LOG_BYTES, MAX_LOG_LINES, list_log, log_lines
+from server.store.rows import AuditRow, HostRow, JobRow, Joined, OpenJob, RepositoryRow, Retry, ScheduleRow
+from server.store.tables import AUDIT, HOSTS, JOBS, REPOSITORIES, SCHEDULES, stored
 from wire.messages import JobFinished
 
 pytestmark = pytest.mark.anyio
@@ -47,7 +82,7 @@ async def sqlite_db(tmp_path):
 
 
 class Gate:
-    """A bulk function that holds the writer until it is let go: what is written meanwhile gathers behind it."""
+    """A batch statement that holds the writer until it is let go: what is written meanwhile gathers behind it."""
 
     def __init__(self):
         self.entered, self.let_go = threading.Event(), threading.Event()
@@ -90,7 +125,7 @@ def count(conn, table):
 
 
 async def test_files_are_for_this_user_only(sqlite_db, tmp_path):
-    await sqlite_db.write(records.upsert_hosts, host("node-1"))
+    await sqlite_db.write(upsert_hosts, host("node-1"))
     modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "data").iterdir()}
     its = ("lamplighter.db", "lamplighter.db-wal", "lamplighter.db-shm", "lamplighter.db.lock")
     assert modes == dict.fromkeys(its, 0o600)
@@ -142,9 +177,9 @@ async def test_one_bad_call_hurts_only_itself(db, caplog):
 
 async def test_values_stay_out_of_errors(db, caplog):
     secret = RepositoryRow("r1", "ns", "main", {}, {}, 1, NOW, NOW, "s3cret")
-    await db.write(records.upsert_repositories, secret)
+    await db.write(upsert_repositories, secret)
     with pytest.raises(sa.exc.IntegrityError) as refused:
-        await db.write(records.upsert_repositories, secret._replace(id="r2"))
+        await db.write(upsert_repositories, secret._replace(id="r2"))
     assert "s3cret" not in str(refused.value) + repr(secret) + caplog.text
 
 
@@ -161,7 +196,7 @@ async def test_a_waiter_that_gives_up_disturbs_nobody(db):
 
 
 async def test_a_read_is_of_one_snapshot(db):
-    await db.write(records.upsert_hosts, host("node-1"))
+    await db.write(upsert_hosts, host("node-1"))
     seen, go_on = threading.Event(), threading.Event()
 
     def twice(conn):
@@ -172,13 +207,13 @@ async def test_a_read_is_of_one_snapshot(db):
 
     reading = asyncio.create_task(db.read(twice))
     await asyncio.to_thread(seen.wait, 10)
-    await db.write(records.upsert_hosts, host("node-2"))
+    await db.write(upsert_hosts, host("node-2"))
     go_on.set()
     assert await reading == (1, 1)
 
 
 async def test_what_is_answered_is_on_disk_for_others(sqlite_db, tmp_path):
-    await sqlite_db.write(records.upsert_hosts, host("node-1"))
+    await sqlite_db.write(upsert_hosts, host("node-1"))
     other = sqlite3.connect(tmp_path / "data" / "lamplighter.db")
     assert other.execute("SELECT name FROM hosts").fetchall() == [("node-1",)]
     other.close()
@@ -204,7 +239,7 @@ async def test_a_database_that_cannot_be_read_now_is_told_as_that_and_then_read_
 
     with pytest.raises(Unavailable, match=r"the database cannot be read now: (disk I/O error|terminating connection)"):
         await db.read(lose)
-    assert await db.read(records.list_hosts, None, 10) == []
+    assert await db.read(list_hosts, None, 10) == []
 
 
 async def test_more_calls_than_may_wait_are_refused(db, monkeypatch):
@@ -263,7 +298,7 @@ async def test_what_was_committed_is_there_when_opened_again(tmp_path):
         await db.write(insert_host, name)
         await db.close()
     db = Store.open(f"sqlite:///{tmp_path}/lamplighter.db")
-    assert [row["name"] for row in await db.read(records.list_hosts, None, 10)] == ["a", "b"]
+    assert [row["name"] for row in await db.read(list_hosts, None, 10)] == ["a", "b"]
     await db.close()
 
 
@@ -287,8 +322,8 @@ async def test_a_database_that_another_process_locks_is_named_with_what_to_look_
 
 
 async def test_one_job_for_each_host_schedule_and_due_time(db):
-    first = await db.write(records.record_jobs, [job("1"), job("2"), job("3", host="node-2")])
-    later = await db.write(records.record_jobs, [job("4"), job("5", scheduled_at=NOW + timedelta(microseconds=1))])
+    first = await db.write(record_jobs, [job("1"), job("2"), job("3", host="node-2")])
+    later = await db.write(record_jobs, [job("4"), job("5", scheduled_at=NOW + timedelta(microseconds=1))])
     assert (first, later) == ({"1", "3"}, {"5"})
 
 
@@ -296,7 +331,7 @@ async def test_calls_that_share_a_commit_do_not_share_due_times(db):
     gate = Gate()
     held = await gate.hold(db)
     calls = [[job("1")], [job("2")], [], [job("3", host="b"), job("4", host="b")]]
-    waiting = [asyncio.create_task(db.write(records.record_jobs, call)) for call in calls]
+    waiting = [asyncio.create_task(db.write(record_jobs, call)) for call in calls]
     await asyncio.sleep(0)
     gate.let_go.set()
     assert await asyncio.gather(*waiting) == [{"1"}, set(), set(), {"3"}]
@@ -305,18 +340,18 @@ async def test_calls_that_share_a_commit_do_not_share_due_times(db):
 
 async def test_runs_by_hand_are_as_many_as_are_asked_for(db):
     by_hand = [job(str(at), scheduled_at=None) for at in range(3)]
-    assert await db.write(records.record_jobs, by_hand) == {"0", "1", "2"}
+    assert await db.write(record_jobs, by_hand) == {"0", "1", "2"}
 
 
 async def test_due_times_are_the_same_whatever_zone_tells_them(db):
     there = NOW.astimezone(tz=None)
-    assert await db.write(records.record_jobs, [job("1"), job("2", scheduled_at=there)]) == {"1"}
-    assert (await db.read(records.get_job, "1"))["scheduled_at"] == NOW
+    assert await db.write(record_jobs, [job("1"), job("2", scheduled_at=there)]) == {"1"}
+    assert (await db.read(get_job, "1"))["scheduled_at"] == NOW
 
 
 async def test_a_naive_time_is_refused(db):
     with pytest.raises(ValueError, match="without a zone"):
-        await db.write(records.record_jobs, [job("1", scheduled_at=NOW.replace(tzinfo=None))])
+        await db.write(record_jobs, [job("1", scheduled_at=NOW.replace(tzinfo=None))])
 
 
 def test_stored_times_sort_as_time_does():
@@ -325,44 +360,44 @@ def test_stored_times_sort_as_time_does():
 
 
 async def test_a_job_is_accepted_once_and_only_while_pending(db):
-    await db.write(records.record_jobs, [job("1"), job("2", host="b")])
-    await db.write(records.jobs_finished, [end("2")])
+    await db.write(record_jobs, [job("1"), job("2", host="b")])
+    await db.write(jobs_finished, [end("2")])
     accepted = [("1", NOW), ("2", NOW), ("3", NOW)]
-    assert await db.write(records.jobs_accepted, accepted) == {"1"}
-    assert await db.write(records.jobs_accepted, [("1", NOW + timedelta(1))]) == set()
-    row = await db.read(records.get_job, "1")
+    assert await db.write(jobs_accepted, accepted) == {"1"}
+    assert await db.write(jobs_accepted, [("1", NOW + timedelta(1))]) == set()
+    row = await db.read(get_job, "1")
     assert (row["status"], row["accepted_at"]) == ("running", NOW)
 
 
 async def test_the_first_end_of_a_job_counts(db):
-    await db.write(records.record_jobs, [job("1")])
-    assert await db.write(records.jobs_finished, [end("1", "warning", exit_code=3), end("1", "failed")]) == {"1"}
-    assert await db.write(records.jobs_finished, [end("1", "cancelled"), end("unknown")]) == set()
-    row = await db.read(records.get_job, "1")
+    await db.write(record_jobs, [job("1")])
+    assert await db.write(jobs_finished, [end("1", "warning", exit_code=3), end("1", "failed")]) == {"1"}
+    assert await db.write(jobs_finished, [end("1", "cancelled"), end("unknown")]) == set()
+    row = await db.read(get_job, "1")
     assert (row["status"], row["exit_code"], row["finished_at"], row["started_at"]) == ("warning", 3, NOW, None)
 
 
 async def test_of_ends_that_share_a_commit_the_first_counts(db):
-    await db.write(records.record_jobs, [job("1")])
+    await db.write(record_jobs, [job("1")])
     gate = Gate()
     held = await gate.hold(db)
-    waiting = [asyncio.create_task(db.write(records.jobs_finished, [end("1", how)])) for how in ("failed", "succeeded")]
+    waiting = [asyncio.create_task(db.write(jobs_finished, [end("1", how)])) for how in ("failed", "succeeded")]
     await asyncio.sleep(0)
     gate.let_go.set()
     assert await asyncio.gather(*waiting) == [{"1"}, set()]
-    assert (await db.read(records.get_job, "1"))["status"] == "failed"
+    assert (await db.read(get_job, "1"))["status"] == "failed"
     await held
 
 
 async def test_open_jobs_are_those_without_an_end(db):
     jobs = [job(str(at), scheduled_at=None, created_at=NOW + timedelta(at)) for at in range(4)]
-    await db.write(records.record_jobs, jobs)
-    await db.write(records.jobs_accepted, [("1", NOW)])
-    await db.write(records.jobs_finished, [end("2")])
-    await db.write(records.jobs_sent, ["1"])
-    await db.write(records.jobs_cancelled, ["1"])
-    await db.write(records.jobs_retried, [Retry(end("3", "failed"), 1, NOW)])
-    found = (await db.read(records.load_all, NOW)).open_jobs
+    await db.write(record_jobs, jobs)
+    await db.write(jobs_accepted, [("1", NOW)])
+    await db.write(jobs_finished, [end("2")])
+    await db.write(jobs_sent, ["1"])
+    await db.write(jobs_cancelled, ["1"])
+    await db.write(jobs_retried, [Retry(end("3", "failed"), 1, NOW)])
+    found = (await db.read(load_all, NOW)).open_jobs
     assert sorted(found, key=lambda it: it.created_at) == [
         OpenJob("node-1", "pending", "{}", NOW, False, 1, None, False, None),
         OpenJob("node-1", "running", "{}", NOW + timedelta(1), True, 1, None, True, NOW),
@@ -371,37 +406,37 @@ async def test_open_jobs_are_those_without_an_end(db):
 
 
 async def test_of_several_ends_of_an_attempt_the_first_counts(db):
-    await db.write(records.record_jobs, [job("1")])
+    await db.write(record_jobs, [job("1")])
     first, second = Retry(end("1", "failed"), 1, NOW), Retry(end("1", "interrupted"), 1, NOW + timedelta(1))
-    await db.write(records.jobs_retried, [first, second])
-    await db.write(records.jobs_retried, [second])
-    [attempt] = await db.read(records.list_attempts, "1")
-    row = await db.read(records.get_job, "1")
+    await db.write(jobs_retried, [first, second])
+    await db.write(jobs_retried, [second])
+    [attempt] = await db.read(list_attempts, "1")
+    row = await db.read(get_job, "1")
     assert (attempt["attempt"], attempt["status"]) == (1, "failed")
     assert (row["attempt"], row["status"], row["not_before"], row["sent"]) == (2, "pending", NOW, False)
 
 
 async def test_an_attempt_of_a_job_that_is_over_is_followed_by_none(db):
-    await db.write(records.record_jobs, [job("1")])
-    await db.write(records.jobs_finished, [end("1")])
-    await db.write(records.jobs_retried, [Retry(end("1", "failed"), 1, NOW)])
-    assert await db.read(records.list_attempts, "1") == []
-    assert (await db.read(records.get_job, "1"))["status"] == "succeeded"
+    await db.write(record_jobs, [job("1")])
+    await db.write(jobs_finished, [end("1")])
+    await db.write(jobs_retried, [Retry(end("1", "failed"), 1, NOW)])
+    assert await db.read(list_attempts, "1") == []
+    assert (await db.read(get_job, "1"))["status"] == "succeeded"
 
 
 async def test_jobs_are_listed_newest_first_in_pages_that_do_not_overlap(db):
     jobs = [job(f"{at:02}", scheduled_at=None, created_at=NOW + timedelta(at // 2)) for at in range(9)]
-    await db.write(records.record_jobs, jobs)
+    await db.write(record_jobs, jobs)
     listed, after = [], None
-    while page := await db.read(records.list_jobs, {}, after, 2):
+    while page := await db.read(list_jobs, {}, after, 2):
         listed += [row["id"] for row in page]
         after = (page[-1]["created_at"], page[-1]["id"])
     assert listed == [made.id for made in reversed(jobs)]
 
 
 async def test_jobs_are_filtered_by_their_columns(db):
-    await db.write(records.record_jobs, [job("1"), job("2", host="b"), job("3", host="b", scheduled_id="s2")])
-    found = await db.read(records.list_jobs, {"host": "b", "scheduled_id": "s2"}, None, 10)
+    await db.write(record_jobs, [job("1"), job("2", host="b"), job("3", host="b", scheduled_id="s2")])
+    found = await db.read(list_jobs, {"host": "b", "scheduled_id": "s2"}, None, 10)
     assert [row["id"] for row in found] == ["3"]
 
 
@@ -409,133 +444,131 @@ async def test_jobs_are_filtered_by_their_columns(db):
 
 
 async def test_a_log_keeps_its_lines_in_order(db):
-    await db.write(records.record_jobs, [job("1")])
-    await asyncio.gather(*(db.write(records.log_lines, ("1", NOW, [f"{at}a", f"{at}b\0"])) for at in range(3)))
-    lines = [row["line"] for row in await db.read(records.list_log, "1", 0, 10)]
+    await db.write(record_jobs, [job("1")])
+    await asyncio.gather(*(db.write(log_lines, ("1", NOW, [f"{at}a", f"{at}b\0"])) for at in range(3)))
+    lines = [row["line"] for row in await db.read(list_log, "1", 0, 10)]
     assert lines == ["0a", "0b\ufffd", "1a", "1b\ufffd", "2a", "2b\ufffd"]
-    assert [row["seq"] for row in await db.read(records.list_log, "1", 4, 10)] == [5, 6]
+    assert [row["seq"] for row in await db.read(list_log, "1", 4, 10)] == [5, 6]
 
 
-@pytest.mark.parametrize(
-    ("line", "kept"), [("x", records.MAX_LOG_LINES), ("é" * 2048, records.MAX_LOG_BYTES // 4096 + 1)]
-)
+@pytest.mark.parametrize(("line", "kept"), [("x", MAX_LOG_LINES), ("é" * 2048, MAX_LOG_BYTES // 4096 + 1)])
 async def test_a_log_ends_at_its_limit_and_says_so(db, line, kept):
-    await db.write(records.record_jobs, [job("1"), job("2", host="b")])
+    await db.write(record_jobs, [job("1"), job("2", host="b")])
     for _ in range(12):
-        await db.write(records.log_lines, ("1", NOW, [line] * 1000))
-    await db.write(records.log_lines, ("2", NOW, [line]))
-    lines = await db.read(records.list_log, "1", 0, 20_000)
+        await db.write(log_lines, ("1", NOW, [line] * 1000))
+    await db.write(log_lines, ("2", NOW, [line]))
+    lines = await db.read(list_log, "1", 0, 20_000)
     assert len(lines) == kept
     assert lines[-2]["line"] == line
     assert lines[-1]["line"].startswith("(log cut here")
-    assert len(await db.read(records.list_log, "2", 0, 10)) == 1
+    assert len(await db.read(list_log, "2", 0, 10)) == 1
 
 
 async def test_lines_of_a_job_that_is_not_there_hurt_nobody(db):
-    await db.write(records.log_lines, ("gone", NOW, ["x"]))
-    assert await db.read(records.list_log, "gone", 0, 10) == []
+    await db.write(log_lines, ("gone", NOW, ["x"]))
+    assert await db.read(list_log, "gone", 0, 10) == []
 
 
 # What is declared.
 
 
 async def test_a_host_keeps_what_its_agent_told_when_its_labels_change(db):
-    await db.write(records.upsert_hosts, host("a"))
-    await db.write(records.host_hello, ("a", "1.0", NOW))
-    await db.write(records.host_acks, ("a", 7, "d" * 64, NOW))
-    await db.write(records.set_desired, [("a", 7, "d" * 64), ("unknown", 1, "")])
+    await db.write(upsert_hosts, host("a"))
+    await db.write(host_hello, ("a", "1.0", NOW))
+    await db.write(host_acks, ("a", 7, "d" * 64, NOW))
+    await db.write(set_desired, [("a", 7, "d" * 64), ("unknown", 1, "")])
     later = NOW + timedelta(1)
-    await db.write(records.upsert_hosts, host("a", labels={}, created_at=later, since=later))
-    row = await db.read(records.get_host, "a")
+    await db.write(upsert_hosts, host("a", labels={}, created_at=later, since=later))
+    row = await db.read(get_host, "a")
     told = {"agent_version": "1.0", "last_seen": NOW, "applied_version": 7, "applied_digest": "d" * 64}
     assert row.items() >= (told | {"created_at": NOW, "since": later, "desired_version": 7}).items()
     assert row["labels"] == {}
 
 
 async def test_of_two_acks_that_share_a_commit_the_later_counts(db):
-    await db.write(records.upsert_hosts, host("a"))
+    await db.write(upsert_hosts, host("a"))
     gate = Gate()
     held = await gate.hold(db)
-    waiting = [asyncio.create_task(db.write(records.host_acks, ("a", version, "", NOW))) for version in (2, 1)]
+    waiting = [asyncio.create_task(db.write(host_acks, ("a", version, "", NOW))) for version in (2, 1)]
     await asyncio.sleep(0)
     gate.let_go.set()
     await asyncio.gather(held, *waiting)
-    assert (await db.read(records.get_host, "a"))["applied_version"] == 1
+    assert (await db.read(get_host, "a"))["applied_version"] == 1
 
 
 async def test_resources_are_put_loaded_listed_and_deleted(db):
     spec = {"cron": "0 2 * * *", "backup": {"paths": ["/etc", "/π"]}, "enabled": None}
     made = ScheduleRow("s1", "ns", "etc", {"a": "b"}, spec, 1, NOW, NOW, NOW)
-    await db.write(records.upsert_schedules, made)
-    await db.write(records.upsert_schedules, made._replace(generation=2, created_at=NOW + timedelta(1)))
-    loaded = await db.read(records.load_all, NOW)
+    await db.write(upsert_schedules, made)
+    await db.write(upsert_schedules, made._replace(generation=2, created_at=NOW + timedelta(1)))
+    loaded = await db.read(load_all, NOW)
     assert (loaded.hosts, loaded.schedules, loaded.repositories) == ([], [made._replace(generation=2)], [])
     stored = loaded.schedules[0]._asdict()
     del stored["earlier"]
-    assert await db.read(records.get_resource, SCHEDULES, "ns", "etc") == {**stored, "last_due": None}
-    await db.write(records.delete_schedules, "s1")
-    assert await db.read(records.list_resources, SCHEDULES, None, 10) == []
+    assert await db.read(get_resource, SCHEDULES, "ns", "etc") == {**stored, "last_due": None}
+    await db.write(delete_schedules, "s1")
+    assert await db.read(list_resources, SCHEDULES, None, 10) == []
 
 
 async def test_since_when_hosts_have_schedules_is_put_loaded_deleted_and_goes_with_what_it_is_of(db):
     for schedule in ("s1", "s2"):
-        await db.write(records.upsert_schedules, ScheduleRow(schedule, "ns", schedule, {}, {}, 1, NOW, NOW, NOW))
+        await db.write(upsert_schedules, ScheduleRow(schedule, "ns", schedule, {}, {}, 1, NOW, NOW, NOW))
     for name in "abc":
-        await db.write(records.upsert_hosts, host(name))
+        await db.write(upsert_hosts, host(name))
     later = NOW + timedelta(1)
     pairs = [("s1", "a"), ("s1", "b"), ("s2", "a"), ("s2", "c")]
     rows = [Joined(*pair, NOW) for pair in pairs]
-    await asyncio.gather(*(db.write(records.upsert_joined, row) for row in [*rows, rows[0]._replace(since=later)]))
+    await asyncio.gather(*(db.write(upsert_joined, row) for row in [*rows, rows[0]._replace(since=later)]))
 
     async def joined():
-        return sorted((await db.read(records.load_all, NOW)).joined)
+        return sorted((await db.read(load_all, NOW)).joined)
 
     assert await joined() == [rows[0]._replace(since=later), *rows[1:]]
-    await asyncio.gather(db.write(records.delete_joined, ("s1", "b")), db.write(records.delete_joined, ("s1", "c")))
+    await asyncio.gather(db.write(delete_joined, ("s1", "b")), db.write(delete_joined, ("s1", "c")))
     assert [row[:2] for row in await joined()] == [("s1", "a"), ("s2", "a"), ("s2", "c")]
-    await db.write(records.delete_hosts, "a")
+    await db.write(delete_hosts, "a")
     assert [row[:2] for row in await joined()] == [("s2", "c")]
-    await db.write(records.delete_schedules, "s2")
+    await db.write(delete_schedules, "s2")
     assert await joined() == []
 
 
 async def test_when_hosts_were_last_heard_of_is_stored(db):
-    await db.write(records.upsert_hosts, host("a"))
-    await db.write(records.hosts_seen, [("a", NOW), ("gone", NOW)])
-    assert (await db.read(records.get_host, "a"))["last_seen"] == NOW
+    await db.write(upsert_hosts, host("a"))
+    await db.write(hosts_seen, [("a", NOW), ("gone", NOW)])
+    assert (await db.read(get_host, "a"))["last_seen"] == NOW
 
 
 async def test_a_schedule_tells_when_it_was_last_due_and_run(db):
-    await db.write(records.upsert_schedules, ScheduleRow("s1", "ns", "etc", {}, {}, 1, NOW, NOW, NOW))
+    await db.write(upsert_schedules, ScheduleRow("s1", "ns", "etc", {}, {}, 1, NOW, NOW, NOW))
     later, by_hand = NOW + timedelta(1), NOW + timedelta(2)
     jobs = [job("1"), job("2", scheduled_at=later, created_at=later), job("3", scheduled_at=None, created_at=by_hand)]
-    await db.write(records.record_jobs, jobs)
-    assert (await db.read(records.get_resource, SCHEDULES, "ns", "etc"))["last_due"] == later
+    await db.write(record_jobs, jobs)
+    assert (await db.read(get_resource, SCHEDULES, "ns", "etc"))["last_due"] == later
 
 
 async def test_credentials_are_loaded_but_not_listed(db):
     made = RepositoryRow("r1", "ns", "main", {}, {"url": "/backup"}, 1, NOW, NOW, "sealed")
-    await db.write(records.upsert_repositories, made)
-    assert (await db.read(records.load_all, NOW)).repositories[0].credentials == "sealed"
-    assert "credentials" not in (await db.read(records.list_resources, REPOSITORIES, None, 10))[0]
+    await db.write(upsert_repositories, made)
+    assert (await db.read(load_all, NOW)).repositories[0].credentials == "sealed"
+    assert "credentials" not in (await db.read(list_resources, REPOSITORIES, None, 10))[0]
 
 
 async def test_resources_are_listed_by_namespace_and_name(db):
     names = [("a", "y"), ("a", "z"), ("b", "x")]
     for at, (namespace, name) in enumerate(reversed(names)):
-        await db.write(records.upsert_schedules, ScheduleRow(str(at), namespace, name, {}, {}, 1, NOW, NOW, NOW))
-    first = await db.read(records.list_resources, SCHEDULES, None, 2)
-    rest = await db.read(records.list_resources, SCHEDULES, (first[-1]["namespace"], first[-1]["name"]), 2)
+        await db.write(upsert_schedules, ScheduleRow(str(at), namespace, name, {}, {}, 1, NOW, NOW, NOW))
+    first = await db.read(list_resources, SCHEDULES, None, 2)
+    rest = await db.read(list_resources, SCHEDULES, (first[-1]["namespace"], first[-1]["name"]), 2)
     assert [(row["namespace"], row["name"]) for row in first + rest] == names
 
 
 async def test_the_audit_log_is_listed_newest_first(db):
     rows = [AuditRow(NOW, "user", "admin", "create", "Host", name, {"labels": {}}) for name in "abc"]
-    await asyncio.gather(*(db.write(records.audit, row) for row in rows))
-    first = await db.read(records.list_audit, None, 2)
+    await asyncio.gather(*(db.write(record_audit, row) for row in rows))
+    first = await db.read(list_audit, None, 2)
     assert [row["object_name"] for row in first] == ["c", "b"]
     assert first[0]["detail"] == {"labels": {}}
-    assert [row["object_name"] for row in await db.read(records.list_audit, first[-1]["id"], 2)] == ["a"]
+    assert [row["object_name"] for row in await db.read(list_audit, first[-1]["id"], 2)] == ["a"]
     assert await db.read(count, AUDIT) == 3
 
 
@@ -547,8 +580,8 @@ def test_statements_can_be_said_to_postgresql():
         bulk.upsert("postgresql", SCHEDULES, ScheduleRow._fields, ("created_at",)),
         bulk.update("postgresql", HOSTS, ("name", "desired_version", "desired_digest")),
         bulk.delete("postgresql", HOSTS, "name"),
-        records._attempts("postgresql"),
-        records._log_ends("postgresql"),
+        job_statements._attempts("postgresql"),
+        log_statements._log_ends("postgresql"),
     ]
     said = "\n".join(str(statement.compile(dialect=dialect)) for statement in statements)
     assert "json_each" not in said

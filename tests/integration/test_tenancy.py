@@ -5,7 +5,7 @@ import asyncio
 import httpx
 import pytest
 
-from server.service import Config, ServerError, serving
+from server.app import Config, ServerError, serving
 
 pytestmark = pytest.mark.anyio
 

@@ -16,10 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli import logs, terminal
-from server import records
-from server.records import AuditRow, HostRow, JobRow
-from server.service import Config, serving
-from server.store import Store
+from server.app import Config, serving
+from server.store.audit import record_audit
+from server.store.engine import Store
+from server.store.hosts import upsert_hosts
+from server.store.jobs import jobs_finished, record_jobs
+from server.store.logs import log_lines
+from server.store.rows import AuditRow, HostRow, JobRow
 from wire.messages import JobFinished
 
 LAMPLIGHTER = Path(sys.executable).with_name("lamplighter")
@@ -52,19 +55,19 @@ async def server(tmp_path):
     """A server whose store holds, in each place for text of others, what a terminal must not get."""
     store = Store.open(tmp_path / "lamplighter.db")
     hosts = [HostRow(f"host{attack[:40]}", {"label": attack}, NOW, NOW, 0, "") for attack in ATTACKS]
-    await asyncio.gather(*(store.write(records.upsert_hosts, host) for host in hosts))
+    await asyncio.gather(*(store.write(upsert_hosts, host) for host in hosts))
     command = json.dumps({"job_id": JOB, "kind": "backup", "args": ["backup", STORED]})
     ids = [JOB, *(f"cd{number:030}" for number in range(len(ATTACKS)))]
     jobs = [
         JobRow(id_, attack[:40], "backup", "schedule", attack[:40], "s", NOW + timedelta(days=at), 0, command, NOW)
         for at, (id_, attack) in enumerate(zip(ids, [STORED, *ATTACKS], strict=True))
     ]
-    await store.write(records.record_jobs, jobs)
+    await store.write(record_jobs, jobs)
     ends = [JobFinished(id_, "failed", NOW, NOW, 1, error=attack) for id_, attack in zip(ids[1:], ATTACKS, strict=True)]
-    await store.write(records.jobs_finished, [JobFinished(JOB, "failed", NOW, NOW, 1, error=STORED), *ends])
-    await store.write(records.log_lines, (JOB, NOW, ATTACKS))
+    await store.write(jobs_finished, [JobFinished(JOB, "failed", NOW, NOW, 1, error=STORED), *ends])
+    await store.write(log_lines, (JOB, NOW, ATTACKS))
     audit = [AuditRow(NOW, "agent", it[:40], "create", "Host", it[:40], {}) for it in ATTACKS]
-    await asyncio.gather(*(store.write(records.audit, line) for line in audit))
+    await asyncio.gather(*(store.write(record_audit, line) for line in audit))
     await store.close()
     async with serving(Config(tmp_path, port=0, keep_jobs_days=10_000)) as running:
         yield running

@@ -14,7 +14,7 @@ from cli.ask import Server
 from cli.options import Access
 from cli.reach import reason
 from controller.client import Client, Unreachable
-from server.service import Config, ServerError, serving
+from server.app import Config, ServerError, serving
 from tests.certificates import Authority
 
 pytestmark = pytest.mark.anyio

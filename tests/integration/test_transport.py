@@ -1,4 +1,4 @@
-"""What server/transport.py needs of uvicorn, h11 and websockets: that it is there, and does what is leant on."""
+"""What server/transport/connections.py needs of uvicorn, h11 and websockets is there, and does what it should."""
 
 import inspect
 import json
@@ -21,7 +21,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from server import transport
+from server.transport import connections as transport
 
 
 @pytest.mark.parametrize(

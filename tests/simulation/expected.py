@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from server.desired import Target
-from server.specs import ScheduleSpec
+from server.fleet.placement import PlacedSchedule
+from server.resources.specs import ScheduleSpec
 from wire.messages import ScheduleFire
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Span(Struct):
     From `excused` on it need not, since the schedule was taken away before the host could have said that it was due.
     """
 
-    target: Target
+    target: PlacedSchedule
     begun: datetime
     begin: datetime
     end: datetime = NEVER
@@ -64,7 +64,7 @@ class Expected:
     def changed(
         self,
         agent: "Agent",
-        held: Iterable[Target],
+        held: Iterable[PlacedSchedule],
         begun: Mapping[str, datetime],
         since: datetime,
         now: datetime,

@@ -9,11 +9,11 @@ from zoneinfo import ZoneInfo
 
 import cron
 from agent.core.state import Accepted
-from server.queue import EXCLUSIVE
-from server.timing import EARLY
+from server.fleet.timing import EARLY
+from server.jobs.lanes import EXCLUSIVE
 from tests.simulation.expected import Span, may_be_left_out
 from tests.simulation.story import FLEETS, HALF_PAST_TWO, Story
-from tests.simulation.world import DAY, RULES, Agent, Row, Use
+from tests.simulation.world import DAY, LIMITS, Agent, Row, Use
 from wire.messages import ScheduleFire
 
 SETTLED = timedelta(hours=1)
@@ -142,14 +142,14 @@ def in_sync(story: Story) -> Iterator[str]:
     """What was acked is what runs: each agent's set is the one that the server wants it to hold."""
     yield from story.wrongs
     for agent in story.agents:
-        memory, held = agent.memory, story.server.fleet.members[agent.name].held
+        memory, held = agent.memory, story.server.placement.hosts[agent.name].held
         should, does = story.db.versions[agent.name], memory.version
         wanted = {key: item.raw for key, item in held.items.items()}
         if {key: item.raw for key, item in memory.entries.items.items()} != wanted:
             yield f"{agent.name} holds other entries at version {does} than it should at {should}"
         elif (does, memory.digest) != (should, held.digest):
             yield f"{agent.name} holds version {does} with {memory.digest[:8]}, should {should} with {held.digest[:8]}"
-        elif story.db.acked.get(agent.name) != (should, held.digest) or not story.server.hosts[agent.name].in_sync:
+        elif story.db.acked.get(agent.name) != (should, held.digest) or not story.server.sessions[agent.name].in_sync:
             yield f"{agent.name} is not known to be in sync"
 
 
@@ -184,14 +184,14 @@ def in_turn(story: Story) -> Iterator[str]:
     rows = story.lost | story.db.jobs
     for job_id, use in story.uses.items():
         repository, over = use.command.repository, rows[job_id.partition(".")[0]].ended_at
-        key = f"{repository} of {use.host}" if RULES[repository].per_host else repository
+        key = f"{repository} of {use.host}" if LIMITS[repository].per_host else repository
         forgotten = min((at for at in story.put_back if at > use.begin), default=story.now)
         uses[key].append((use.begin, min(use.end or story.now, over or story.now, forgotten), use))
     for key, its in uses.items():
         active: list[tuple[datetime, Use]] = []
         for begin, end, use in sorted(its, key=lambda it: it[0]):
             active = [*((till, other) for till, other in active if till > begin), (end, use)]
-            limit = RULES[use.command.repository].limit
+            limit = LIMITS[use.command.repository].limit
             if limit is not None and len(active) > limit:
                 yield f"{len(active)} jobs used {key} at {begin}, which allows {limit}"
             if len(active) > 1 and any(other.command.kind in EXCLUSIVE for _, other in active):

@@ -8,11 +8,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import cron
-from server import commands
-from server.desired import Target, entry_item
-from server.resources import schedule_spec
-from server.specs import ScheduleSpec
-from server.timing import superseded
+from server.fleet.placement import PlacedSchedule, entry_item
+from server.fleet.timing import superseded
+from server.jobs import arguments as commands
+from server.resources.manifests import schedule_spec
+from server.resources.specs import ScheduleSpec
 from tests.simulation.world import DAY, HOUR, SECOND, Agent, World
 from wire.messages import ScheduleFire
 
@@ -261,7 +261,9 @@ class Story(World):
         earlier = was.earlier if was else ()
         if was and timing and was.spec.enabled:
             earlier = superseded(was.timing, earlier)
-        target = Target(schedule_id, name, spec, spec.repository, None, item, since=begun, earlier=earlier)
+        target = PlacedSchedule(
+            schedule_id, name, spec, spec.repository, init=False, item=item, since=begun, earlier=earlier
+        )
         self.server.put(target, begun)
 
 

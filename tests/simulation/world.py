@@ -20,16 +20,19 @@ from agent.core.clock import TRUST
 from agent.core.machine import Core
 from agent.core.state import AgentState, DiffApplied, Record, SetApplied, replay
 from agent.core.timetable import CORRECTION, NEVER
-from server import host as server_host
-from server import pushes, records
-from server.desired import Fleet, Member, Target
-from server.dispatch import Dispatch
-from server.host import Host
-from server.metrics import Metrics
-from server.news import News
-from server.pushes import Push
-from server.queue import Rule
-from server.records import JobRow, OpenJob, Retry
+from server.access.vault import Vault
+from server.agents import session as server_session
+from server.agents.session import Session
+from server.events import Events
+from server.fleet import pushes
+from server.fleet.catalog import Catalog
+from server.fleet.placement import HostState, PlacedSchedule, Placement, Plan
+from server.fleet.pushes import Push
+from server.jobs.dispatcher import Dispatcher
+from server.jobs.lanes import ConcurrencyLimit, Lanes
+from server.jobs.repositories import RepositoryStates
+from server.store import jobs as job_statements
+from server.store.rows import JobRow, OpenJob, Retry
 from tests.simulation.expected import Expected
 from wire import entries
 from wire.messages import (
@@ -49,9 +52,14 @@ DAY = timedelta(days=1)
 MONTHS = (datetime(2026, 3, 5, tzinfo=UTC), datetime(2026, 10, 8, tzinfo=UTC))  # each holds daylight-saving changes
 CALM = 2 * 60 * SECOND
 """How long after a fault is over a host has answered all that waited."""
-RULES = {"repo": Rule(), "few": Rule(limit=3), "one": Rule(limit=1), "each": Rule(limit=1, per_host=True)}
+LIMITS = {
+    "repo": ConcurrencyLimit(),
+    "few": ConcurrencyLimit(limit=3),
+    "one": ConcurrencyLimit(limit=1),
+    "each": ConcurrencyLimit(limit=1, per_host=True),
+}
 """The repositories, and how many jobs may use each of them."""
-CREDENTIALS = (RepoCredentials([Repository(name, f"default/{name}", f"/{name}", "secret") for name in RULES]),)
+CREDENTIALS = (RepoCredentials([Repository(name, f"default/{name}", f"/{name}", "secret") for name in LIMITS]),)
 
 
 @dataclass
@@ -79,7 +87,7 @@ class Row:
 class Database:
     """What the server's disk keeps. Changes are whole or absent. `begun`: when each schedule's timing began."""
 
-    targets: dict[str, Target] = field(default_factory=dict)
+    targets: dict[str, PlacedSchedule] = field(default_factory=dict)
     begun: dict[str, datetime] = field(default_factory=dict)
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
     since: dict[str, datetime] = field(default_factory=dict)
@@ -90,22 +98,22 @@ class Database:
     due: dict[tuple[str, str | None, datetime | None], str] = field(default_factory=dict)
 
     def perform(self, function: object, item: Any, now: datetime) -> object:
-        """What a function of `server.records` does to the jobs, and answers."""
+        """What a function of `server.store.jobs` does to the jobs, and answers."""
         match function:
-            case records.record_jobs:
+            case job_statements.record_jobs:
                 return self._record(item, now)
-            case records.jobs_finished:
+            case job_statements.jobs_finished:
                 self.finish(item, now)
-            case records.jobs_accepted:
+            case job_statements.jobs_accepted:
                 for row in self._open(job_id for job_id, _ in item):
                     row.status, row.accepted_at = "running", now
-            case records.jobs_sent:
+            case job_statements.jobs_sent:
                 for row in self._open(item):
                     row.sent = True
-            case records.jobs_cancelled:
+            case job_statements.jobs_cancelled:
                 for row in self._open(item):
                     row.cancel_requested = True
-            case records.jobs_retried:
+            case job_statements.jobs_retried:
                 self._retry(item)
         return None
 
@@ -465,9 +473,10 @@ class Server:
         self._believed_until = world.now
         self.up = False
         self.life = 0
-        self.fleet = Fleet()
-        self.dispatch = self._new_dispatch()
-        self.hosts: dict[str, Host] = {}
+        self.placement = Placement()
+        self.lanes = Lanes()
+        self.dispatcher = self._new_dispatcher()
+        self.sessions: dict[str, Session] = {}
         self.pipes: dict[str, Pipe] = {}
         self._accepted: list[Pipe] = []
         self._sessions = 0
@@ -507,28 +516,42 @@ class Server:
         self.world.tell("server", "starts")
         db = self.world.db
         self.up = True
-        self.fleet = Fleet()
-        self.fleet.put(db.targets.values())
+        self.placement, self.lanes = Placement(), Lanes()
+        self.placement.put(db.targets.values())
         for name, labels in db.labels.items():
-            held = self.fleet.match(labels)
-            self.fleet.members[name] = Member(labels, db.since[name], held)
-            self.hosts[name] = Host(name, db.since[name], db.versions[name], held)
-        self.dispatch = self._new_dispatch()
-        for name, rule in RULES.items():
-            self.dispatch.queue.rule(name, rule)
-        self.dispatch.load([], db.open_jobs())
+            held = self.placement.match(labels)
+            self.placement.commit(Plan(put_hosts=[HostState(name, labels, db.since[name], db.versions[name], held)]))
+            self.sessions[name] = Session(self.placement.hosts[name])
+        self.dispatcher = self._new_dispatcher()
+        for name, limit in LIMITS.items():
+            self.lanes.limit(name, limit)
+        self.dispatcher.load(db.open_jobs())
 
-    def _new_dispatch(self) -> Dispatch:
-        dispatch = Dispatch(self._submit, self.fleet, Metrics(), News(), lambda: self.clock, self._call_later)  # type: ignore[arg-type]
-        dispatch.deliver = self._deliver
-        return dispatch
+    def _new_dispatcher(self) -> Dispatcher:
+        events = Events()
+        repositories = RepositoryStates(Catalog(Vault([Vault.new_key()])), self.placement, self.lanes, events)
+        return Dispatcher(
+            self._submit,  # type: ignore[arg-type]
+            self.lanes,
+            self.placement,
+            self,
+            repositories,
+            events,
+            lambda: self.clock,
+            self._call_later,  # type: ignore[arg-type]
+        )
+
+    def session(self, host: str) -> Session | None:
+        """The session of a host."""
+        return self.sessions.get(host)
 
     def _call_later(self, seconds: float, do: Callable[[], None]) -> Timer:
         timer, life = Timer(do), self.life
         self.world.at(self.world.now + seconds * SECOND, lambda: timer.ring() if self.life == life else None)
         return timer
 
-    def _deliver(self, name: str, effects: Sequence[server_host.Effect]) -> None:
+    def deliver(self, name: str, effects: Sequence[server_session.Effect]) -> None:
+        """Write to a host that is online."""
         if (pipe := self.pipes.get(name)) is not None:
             self.perform(pipe, effects)
 
@@ -541,12 +564,12 @@ class Server:
         self.life += 1
         for pipe in self._accepted:
             pipe.cut()
-        self._accepted, self.pipes, self.hosts = [], {}, {}
+        self._accepted, self.pipes, self.sessions = [], {}, {}
         self.world.later(300, self.life, self, self.start)
 
     def copied(self) -> tuple[Database, dict[str, str]]:
         """A copy of the database, and the digest of what each host should hold by it."""
-        return self.world.db.copy(), {name: member.held.digest for name, member in self.fleet.members.items()}
+        return self.world.db.copy(), {name: state.held.digest for name, state in self.placement.hosts.items()}
 
     def put_back(self, copy: Database, digests: Mapping[str, str]) -> None:
         """The process ends, and begins anew with an older database, in which what is declared now is declared again."""
@@ -559,7 +582,7 @@ class Server:
                 world.lost[key] = replace(row, ended_at=row.ended_at or world.now)
         db.jobs, db.open, db.due, db.acked = copy.jobs, copy.open, copy.due, copy.acked
         for name, version in copy.versions.items():
-            db.versions[name] = version + (digests[name] != self.fleet.members[name].held.digest)
+            db.versions[name] = version + (digests[name] != self.placement.hosts[name].held.digest)
 
     # Connections.
 
@@ -575,47 +598,45 @@ class Server:
         name = pipe.agent.name
         if self.pipes.get(name) is pipe:
             del self.pipes[name]
-            self.hosts[name].lost(pipe.session)
-            self.dispatch.departed(name)
+            self.sessions[name].lost(pipe.session)
+            self.dispatcher.disconnected(name)
 
     def receive(self, pipe: Pipe, messages: Sequence[object]) -> None:
         """A frame came."""
         if not self.up:
             return
         name = pipe.agent.name
-        host = self.hosts[name]
+        session = self.sessions[name]
         if isinstance(hello := messages[0], Hello):
-            if host.session == pipe.session:
+            if session.session == pipe.session:
                 return  # a repeated frame
             if (old := self.pipes.get(name)) is not None:
                 old.cut()
-                self.dispatch.departed(name)
+                self.dispatcher.disconnected(name)
             self.pipes[name] = pipe
-            effects = host.hello(pipe.session, hello)
+            effects = session.hello(pipe.session, hello)
             pipe.to_agent(CREDENTIALS)
             self.perform(pipe, effects)
-            self.perform(pipe, host.registered())
-            self._submit(None, None).add_done_callback(lambda _: self._resume(pipe, host, hello))
+            self.perform(pipe, session.registered())
+            self._submit(None, None).add_done_callback(lambda _: self._resume(pipe, session, hello))
         elif not pipe.welcomed:
             pipe.unread.append(messages)  # nothing is read while the hello is being answered
-        elif host.session == pipe.session:
-            ids = [self.world.new_id() for _ in messages]
-            framed = [(message, "") for message in messages]
-            queue = self.dispatch.queue
+        elif session.session == pipe.session:
+            framed = [(message, self.world.new_id()) for message in messages]
             self.world.expected.fired(name, messages)
-            self.perform(pipe, host.received(framed, self.fleet.targets, queue, self.clock, ids))  # type: ignore[arg-type]
+            self.perform(pipe, session.received(framed, self.clock))  # type: ignore[arg-type]
 
-    def _resume(self, pipe: Pipe, host: Host, hello: Hello) -> None:
+    def _resume(self, pipe: Pipe, session: Session, hello: Hello) -> None:
         """The open jobs are read in order with all writes; only then are further frames."""
-        if self.pipes.get(host.name) is not pipe:
+        if self.pipes.get(session.name) is not pipe:
             return
-        open_jobs = self.dispatch.queue.of_host(host.name)
-        stored = self.perform(pipe, host.resumed(hello.running_jobs, open_jobs, self.clock))
+        effects = [effect for some in self.dispatcher.resumed(session, hello.running_jobs) for effect in some]
+        stored = self.perform(pipe, effects)
 
         def arrived(_: object = None) -> None:
-            if self.pipes.get(host.name) is not pipe:
+            if self.pipes.get(session.name) is not pipe:
                 return
-            self.dispatch.arrived(host.name, hello.running_jobs)
+            self.dispatcher.arrived(session.name, hello.running_jobs)
             pipe.welcomed = True
             for messages in pipe.unread:
                 self.receive(pipe, messages)
@@ -639,32 +660,37 @@ class Server:
         world.commit(self.life, commit)
         return stored
 
-    def perform(self, pipe: Pipe, effects: Sequence[server_host.Effect]) -> Stored | None:
+    def perform(self, pipe: Pipe, effects: Sequence[server_session.Effect]) -> Stored | None:
         """Do what a host's core asks for. Answers the last that is being stored, if anything is."""
-        name, dispatch = pipe.agent.name, self.dispatch
+        name, dispatcher = pipe.agent.name, self.dispatcher
         stored: list[Any] = []
         for effect in effects:
             match effect:
-                case server_host.Send(messages):
+                case server_session.Send(messages):
                     self.world.refused(name, messages)
                     pipe.to_agent(messages)
                 case Push():
                     pipe.to_agent((pushes.message(effect),))
-                case server_host.Record(jobs):
-                    stored.append(dispatch.record(jobs))
-                case server_host.Finish(ends):
-                    stored += dispatch.finish(name, ends)
+                case server_session.Fired(fires):  # here the ids of their envelopes are those of their jobs
+                    ids = [new_id for _, new_id in fires]
+                    jobs, refusals = dispatcher.decide(self.sessions[name], fires, ids, self.world.now)
+                    if refusals is not None:
+                        self.perform(pipe, [refusals])
+                    if jobs:
+                        stored.append(dispatcher.record(jobs))
+                case server_session.Ended(ends):
+                    stored += dispatcher.finish(name, ends)
                     confirm = partial(self._confirm, pipe, ends)
                     stored[-1].add_done_callback(confirm) if stored else confirm()
-                case server_host.Accepted(job_ids):
-                    stored += dispatch.accept(name, job_ids)
-                case server_host.Acked(version, digest):
+                case server_session.Accepted(job_ids):
+                    stored += dispatcher.accept(name, job_ids)
+                case server_session.Acked(version, digest):
                     self.world.db.acked[name] = version, digest
         return stored[-1] if stored else None
 
     def _confirm(self, pipe: Pipe, ends: Sequence[JobFinished], _: object = None) -> None:
         if self.pipes.get(pipe.agent.name) is pipe:
-            self.perform(pipe, self.hosts[pipe.agent.name].finished(ends))
+            self.perform(pipe, self.sessions[pipe.agent.name].finished(ends))
 
     def _survives(self) -> bool:
         """Whether the process gets past this moment, right before or right after a commit."""
@@ -674,7 +700,7 @@ class Server:
 
     # What people change.
 
-    def put(self, target: Target, begun: datetime) -> None:
+    def put(self, target: PlacedSchedule, begun: datetime) -> None:
         """Create or replace a schedule."""
         self.world.db.begun[target.id] = begun
         self._change(put=(target,))
@@ -685,40 +711,43 @@ class Server:
 
     def relabel(self, name: str, labels: dict[str, str]) -> None:
         """Give a host other labels. It begins anew where that changes its set."""
-        db, member = self.world.db, self.fleet.members[name]
-        held = self.fleet.match(labels)
-        db.labels[name] = labels
-        if held != member.held:
-            db.since[name] = self.clock
-        self.fleet.members[name] = Member(labels, db.since[name], held)
-        if held != member.held:
+        db = self.world.db
+        plan = self.placement.plan_host(name, labels, self.clock)
+        moved = bool(self.placement.desired(plan))
+        self.placement.commit(plan)
+        db.labels[name], db.since[name] = labels, self.placement.hosts[name].since
+        if moved:
             self._changed([name], relabelled=True)
 
     def cancel(self, job_id: str) -> None:
         """Have a job end as cancelled: by its host if that is online."""
-        ends, asked = self.dispatch.to_cancel([job_id], "cancelled")
-        stored = self._submit(records.jobs_finished, ends) if ends else self._submit(records.jobs_cancelled, asked)
-        stored.add_done_callback(lambda _: self.dispatch.cancelled(ends, asked, "cancelled"))
+        ends, asked = self.dispatcher.to_cancel([job_id], "cancelled")
+        stored = (
+            self._submit(job_statements.jobs_finished, ends)
+            if ends
+            else self._submit(job_statements.jobs_cancelled, asked)
+        )
+        stored.add_done_callback(lambda _: self.dispatcher.cancelled(ends, asked, "cancelled"))
 
-    def _change(self, put: Sequence[Target] = (), remove: Sequence[str] = ()) -> None:
+    def _change(self, put: Sequence[PlacedSchedule] = (), remove: Sequence[str] = ()) -> None:
         db = self.world.db
-        plan = self.fleet.plan(put, remove)
+        plan = self.placement.plan(put, remove)
         db.targets.update({target.id: target for target in put})
         for schedule_id in remove:
             del db.targets[schedule_id]
-        self.fleet.commit(plan)
+        self.placement.commit(plan)
         self._changed(list(plan.sets))
 
     def _changed(self, names: Sequence[str], *, relabelled: bool = False) -> None:
         world, db = self.world, self.world.db
         for name in names:
             db.versions[name] += 1
-            member = self.fleet.members[name]
-            targets = [db.targets[key] for key in member.held.items]
+            state = self.placement.hosts[name]
+            targets = [db.targets[key] for key in state.held.items]
             world.expected.changed(
-                world.by_name[name], targets, db.begun, member.since, world.now, self.behind, relabelled=relabelled
+                world.by_name[name], targets, db.begun, state.since, world.now, self.behind, relabelled=relabelled
             )
-            effects = self.hosts[name].changed(db.versions[name], member.held, member.since)
+            effects = self.sessions[name].changed()
             if (pipe := self.pipes.get(name)) is not None:
                 self.perform(pipe, effects)
             world.at(world.now + CALM, partial(self._check_known, world.by_name[name], db.versions[name], world.now))

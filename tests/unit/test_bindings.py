@@ -3,11 +3,11 @@
 import pytest
 
 from controller.resources import REPOSITORY_URLS, repository_urls
-from server.bindings import ANNOTATION, binding_errors
-from server.grants import Grant
-from server.problems import Invalid
-from server.resources import parse_repository
-from server.specs import LabelSelector
+from server.errors import Invalid
+from server.resources.bindings import ANNOTATION, binding_errors
+from server.resources.grants import Grant
+from server.resources.manifests import parse_repository
+from server.resources.specs import LabelSelector
 
 LIMITED = Grant(path_prefixes=("/srv/a",))
 REFS = {"passwordSecretRef": {"name": "p"}, "envSecretRef": {"name": "e"}}

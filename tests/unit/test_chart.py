@@ -14,7 +14,7 @@ from prometheus_client import generate_latest
 
 from cli.main import main
 from controller.cluster.metrics import Metrics as ControllerMetrics
-from server.service import Config, serving
+from server.app import Config, serving
 from tests.chart import CHART, NAMESPACE, ROOT, SETS, is_hook, loaded, pods, rendered, values
 from wire.version import __version__
 
@@ -264,7 +264,7 @@ async def test_alerts_speak_of_metrics_that_there_are(tmp_path):
     rules = named(rendered(values("monitoring")), "PrometheusRule", "lamplighter")["spec"]["groups"][0]["rules"]
     spoken_of = {name for rule in rules for name in re.findall(r"lamplighter_\w+", rule["expr"])}
     async with serving(Config(tmp_path, port=0)) as server:
-        there_are = measured(server.control.metrics) | measured(ControllerMetrics())
+        there_are = measured(server.parts.metrics) | measured(ControllerMetrics())
     assert len(rules) >= 6
     assert spoken_of <= there_are
 

@@ -6,9 +6,9 @@ import subprocess
 import msgspec
 import pytest
 
-from server import commands
-from server.resources import parse_schedule
-from server.specs import RepositorySpec, ScheduleSpec
+from server.jobs import arguments as commands
+from server.resources.manifests import parse_schedule
+from server.resources.specs import RepositorySpec, ScheduleSpec
 from wire.messages import Hooks, Verify
 
 
@@ -129,7 +129,7 @@ def test_restic_takes_no_value_for_an_option(tmp_path):
     def restic(*args):
         return subprocess.run(["/usr/bin/restic", *args], cwd=tmp_path, env=env, check=True, capture_output=True).stdout
 
-    restic(*(commands.init_args(RepositorySpec("", init=True)) or ()))
+    restic(*(commands.init_args(init=True) or ()))
     restic(*commands.run_args(said, "ns/etc", "node-1"))
     [snapshot] = json.loads(restic("snapshots", "--json"))
     files = [json.loads(line).get("path") for line in restic("ls", "--json", snapshot["id"]).splitlines()]
@@ -139,7 +139,7 @@ def test_restic_takes_no_value_for_an_option(tmp_path):
 
 @pytest.mark.parametrize(("init", "args"), [(True, ["init"]), (False, None)])
 def test_a_repository_is_created_where_that_is_allowed(init, args):
-    assert commands.init_args(RepositorySpec("/backup", init)) == args
+    assert commands.init_args(init) == args
 
 
 @pytest.mark.parametrize(

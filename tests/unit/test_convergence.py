@@ -12,12 +12,11 @@ from agent.core.effects import Apply, Persist, Send
 from agent.core.machine import Core
 from agent.core.pushes import built
 from agent.core.state import replay
-from server import pushes
-from server.desired import Fleet, Member, Target, entry_item
-from server.host import Host
-from server.pushes import Push
-from server.queue import Queue
-from server.resources import schedule_spec
+from server.agents.session import Session
+from server.fleet import pushes
+from server.fleet.placement import HostState, PlacedSchedule, Placement, Plan, entry_item
+from server.fleet.pushes import Push
+from server.resources.manifests import schedule_spec
 from wire.messages import Hello
 
 NAMES, IDS, TIERS = ("host-0", "host-1"), ("a", "b", "c"), ("db", "web")
@@ -67,7 +66,7 @@ class Convergence(RuleBasedStateMachine):
             }
         )
         item = entry_item(schedule_id, schedule_id, spec, self.now, str(self.now))
-        self.targets[schedule_id] = Target(schedule_id, schedule_id, spec, "main", None, item)
+        self.targets[schedule_id] = PlacedSchedule(schedule_id, schedule_id, spec, "main", init=False, item=item)
         self.change(self.fleet.plan([self.targets[schedule_id]]))
 
     @rule(schedule_id=ids)
@@ -78,11 +77,12 @@ class Convergence(RuleBasedStateMachine):
     @rule(name=names, tier=tiers)
     def relabel(self, name, tier):
         self.now += timedelta(seconds=1)
-        self.labels[name], before = {"tier": tier}, self.fleet.members[name].held
-        held = self.fleet.match(self.labels[name])
-        if held != before:
-            self.since[name] = self.now
-            self.fleet.members[name] = Member(self.labels[name], self.now, held)
+        self.labels[name] = {"tier": tier}
+        plan = self.fleet.plan_host(name, self.labels[name], self.now)
+        moved = self.fleet.desired(plan)
+        self.fleet.commit(plan)
+        self.since[name] = self.fleet.hosts[name].since
+        if moved:
             self.push(name)
 
     def change(self, plan):
@@ -92,8 +92,7 @@ class Convergence(RuleBasedStateMachine):
 
     def push(self, name):
         self.versions[name] += 1
-        member = self.fleet.members[name]
-        self.say(name, self.hosts[name].changed(self.versions[name], member.held, member.since))
+        self.say(name, self.hosts[name].changed())
 
     # What goes wrong.
 
@@ -107,12 +106,13 @@ class Convergence(RuleBasedStateMachine):
     def restart_server(self):
         for name in list(self.links):
             self.disconnect(name)
-        self.fleet = Fleet()
+        self.fleet = Placement()
         self.fleet.put(self.targets.values())
         for name, labels in self.labels.items():
             held = self.fleet.match(labels)
-            self.fleet.members[name] = Member(labels, self.since[name], held)
-            self.hosts[name] = Host(name, self.since[name], self.versions[name], held)
+            state = HostState(name, labels, self.since[name], self.versions[name], held)
+            self.fleet.commit(Plan(put_hosts=[state]))
+            self.hosts[name] = Session(self.fleet.hosts[name])
 
     @rule(name=names, lost=st.integers(0, 3))
     def restart_agent(self, name, lost):
@@ -149,7 +149,7 @@ class Convergence(RuleBasedStateMachine):
             self.say(name, host.registered())
         else:
             framed = [(message, "") for message in messages]
-            self.say(name, host.received(framed, self.fleet.targets, Queue(), self.now, [""] * len(framed)))
+            self.say(name, host.received(framed, self.now))
 
     @rule(name=names)
     def agent_hears(self, name):
@@ -189,7 +189,7 @@ class Convergence(RuleBasedStateMachine):
                 self.server_hears(name)
                 self.agent_hears(name)
                 self.agent_applies(name)
-            member, memory = self.fleet.members[name], self.cores[name].state
+            member, memory = self.fleet.hosts[name], self.cores[name].state
             wanted = {key for key, it in self.targets.items() if it.spec.host_selector.match_labels == member.labels}
             assert set(member.held.items) == wanted
             assert memory.entries.items == member.held.items

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from server.desired import Fleet, Member, Target, entry_item
-from server.resources import schedule_spec
+from server.fleet.placement import PlacedSchedule, Placement, entry_item
+from server.resources.manifests import schedule_spec
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 
@@ -26,14 +26,15 @@ def target(schedule_id="a", revision="1", **labels):
         }
     )
     name = f"default/{schedule_id}"
-    return Target(schedule_id, name, spec, "main", None, entry_item(schedule_id, name, spec, NOON, revision))
+    item = entry_item(schedule_id, name, spec, NOON, revision)
+    return PlacedSchedule(schedule_id, name, spec, "main", init=False, item=item)
 
 
 @pytest.fixture
 def fleet():
-    fleet = Fleet()
+    fleet = Placement()
     for name, labels in {"db-1": {"tier": "db"}, "db-2": {"tier": "db"}, "web-1": {"tier": "web"}}.items():
-        fleet.members[name] = Member(labels, NOON, fleet.match(labels))
+        fleet.commit(fleet.plan_host(name, labels, NOON))
     return fleet
 
 
@@ -44,7 +45,7 @@ def put(fleet, *targets):
 
 
 def held(fleet, host):
-    return set(fleet.members[host].held.items)
+    return set(fleet.hosts[host].held.items)
 
 
 def test_a_schedule_is_held_by_the_hosts_that_it_selects(fleet):
@@ -72,17 +73,17 @@ def test_a_removed_schedule_is_held_by_none(fleet):
     put(fleet, target(tier="db"), target("b"))
     plan = fleet.plan(remove=["a"])
     fleet.commit(plan)
-    assert (set(plan.sets), held(fleet, "db-1"), set(fleet.targets)) == ({"db-1", "db-2"}, {"b"}, {"b"})
+    assert (set(plan.sets), held(fleet, "db-1"), set(fleet.schedules)) == ({"db-1", "db-2"}, {"b"}, {"b"})
 
 
 def test_a_plan_changes_nothing_until_it_is_committed(fleet):
     fleet.plan([target()])
-    assert (held(fleet, "db-1"), fleet.targets) == (set(), {})
+    assert (held(fleet, "db-1"), fleet.schedules) == (set(), {})
 
 
 def test_hosts_that_hold_the_same_share_one_set(fleet):
     put(fleet, target(tier="db"))
-    assert fleet.members["db-1"].held is fleet.members["db-2"].held is fleet.match({"tier": "db"})
+    assert fleet.hosts["db-1"].held is fleet.hosts["db-2"].held is fleet.match({"tier": "db"})
 
 
 def test_a_host_is_matched_with_all_that_is_there(fleet):
@@ -100,6 +101,6 @@ def test_a_host_is_matched_as_a_plan_would_have_it(fleet):
     put(fleet, target("a", tier="db"), target("b", tier="db"), target("c", tier="web"), target("d"))
     put(fleet, target("b", tier="web"))
     fleet.commit(fleet.plan(remove=["c"]))
-    matched = {name: set(fleet.match(member.labels).items) for name, member in fleet.members.items()}
-    assert matched == {name: held(fleet, name) for name in fleet.members}
+    matched = {name: set(fleet.match(member.labels).items) for name, member in fleet.hosts.items()}
+    assert matched == {name: held(fleet, name) for name in fleet.hosts}
     assert matched == {"db-1": {"a", "d"}, "db-2": {"a", "d"}, "web-1": {"b", "d"}}

@@ -1,16 +1,19 @@
 """Dispatch: what it does as time goes by, of which a clock that is set tells nothing."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 import pytest
 
-from server.desired import Fleet
-from server.dispatch import HOLD_S, Dispatch
-from server.metrics import Metrics
-from server.news import News
-from server.queue import Rule
-from server.records import OpenJob
+from server.access.vault import Vault
+from server.events import ClockSetBack, Events
+from server.fleet.catalog import Catalog
+from server.fleet.placement import Placement
+from server.jobs.dispatcher import HOLD_S, Dispatcher
+from server.jobs.lanes import ConcurrencyLimit, Lanes
+from server.jobs.repositories import RepositoryStates
+from server.store.rows import OpenJob
 from tests.simulation.world import Stored
 from wire.messages import CommandRun
 
@@ -50,6 +53,19 @@ class _Timer:
         self.time.to_come.remove(self)
 
 
+class Agents:
+    """Hosts that are reached at once, and whose agents never said what they do."""
+
+    def __init__(self, sent):
+        self.sent = sent
+
+    def session(self, host):
+        return None
+
+    def deliver(self, host, effects):
+        self.sent.extend((host, it.messages[0].job_id) for it in effects)
+
+
 @pytest.fixture
 def time():
     return Time()
@@ -70,10 +86,12 @@ def dispatch(time, sent):
         time.call_later(0, lambda: stored.done(None))
         return stored
 
-    dispatch = Dispatch(submit, Fleet(), Metrics(), News(), lambda: time.clock, time.call_later)
-    dispatch.deliver = lambda host, effects: sent.extend((host, it.messages[0].job_id) for it in effects)
-    dispatch.queue.rule("repo", Rule(limit=1))
-    dispatch.load([], [_open("1", "a", "running"), _open("2", "b", "pending")])
+    lanes, placement, events = Lanes(), Placement(), Events()
+    repositories = RepositoryStates(Catalog(Vault([Vault.new_key()])), placement, lanes, events)
+    clock: Any = lambda: time.clock  # noqa: E731
+    dispatch = Dispatcher(submit, lanes, placement, Agents(sent), repositories, events, clock, time.call_later)
+    lanes.limit("repo", ConcurrencyLimit(limit=1))
+    dispatch.load([_open("1", "a", "running"), _open("2", "b", "pending")])
     dispatch.arrived("b", ())
     return dispatch
 
@@ -87,7 +105,7 @@ def _open(job_id, host, status):
 def test_a_host_that_is_gone_keeps_its_place_as_long_whatever_the_clock_is_set_to(dispatch, time, sent, set_by):
     time.pass_by(60)
     time.clock += set_by
-    dispatch.clock_set_back(time.clock)
+    dispatch.on_event(ClockSetBack(time.clock))
     time.pass_by(HOLD_S - 61)
     assert sent == []
     time.pass_by(2)
@@ -97,7 +115,7 @@ def test_a_host_that_is_gone_keeps_its_place_as_long_whatever_the_clock_is_set_t
 def test_a_host_that_comes_back_and_goes_keeps_its_place_anew(dispatch, time, sent):
     time.pass_by(HOLD_S - 1)
     dispatch.arrived("a", {"1"})
-    dispatch.departed("a")
+    dispatch.disconnected("a")
     time.pass_by(HOLD_S - 1)
     assert sent == []
     time.pass_by(2)
@@ -112,5 +130,5 @@ def test_a_host_that_is_back_is_not_given_up(dispatch, time, sent):
 
 def test_what_is_closed_gives_up_nobody(dispatch, time, sent):
     dispatch.close()
-    dispatch.departed("b")
+    dispatch.disconnected("b")
     assert time.to_come == []

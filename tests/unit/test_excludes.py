@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from server.patterns import MAX_BROKEN, pattern_errors
+from server.resources.patterns import MAX_BROKEN, pattern_errors
 
 RESTIC = shutil.which("restic") or ""
 GOOD = ["*", "**/a", "a?", "[a]", "[^a-z]b", "\\[a", "[\\]]", "!a", "a]", "[[]", "[a\\-z]", "/x/**/*.o", "[é]", "a b"]

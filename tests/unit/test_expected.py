@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cron
-from server.expected import Beginnings, Joined, duration, overdue, success_within
-from server.specs import ScheduleSpec
+from server.fleet.expected import Beginnings, duration, overdue, success_within
+from server.resources.specs import ScheduleSpec
+from server.store.rows import Joined
 from tests.specs import BACKUP, changed
 
 NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)

@@ -5,9 +5,9 @@ import re
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from server import commands
-from server.problems import Invalid
-from server.resources import parse_repository, parse_schedule
+from server.errors import Invalid
+from server.jobs import arguments as commands
+from server.resources.manifests import parse_repository, parse_schedule
 
 NASTY = st.sampled_from(
     ["--", "-", "-o", "--option=sftp.command=id", "--repo=/x", "--password-command=id", "-r", "\n--dry-run", "=", "@/x"]

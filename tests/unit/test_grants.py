@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.grants import NOTHING, Grant, Grants, GrantsError, path_errors, url_errors
-from server.selectors import selector_matches
-from server.urls import folder_of
+from server.resources.grants import NOTHING, Grant, Grants, GrantsError, path_errors, url_errors
+from server.resources.selectors import selector_matches
+from server.resources.urls import folder_of
 
 TEAM = Grant(path_prefixes=("/srv/a", "/var/log/"))
 

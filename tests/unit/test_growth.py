@@ -5,13 +5,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from server.buckets import Buckets
-from server.host import Host, held_alike
-from server.outcomes import Health
-from server.queue import Job, Queue, Rule
+from server.gateway.buckets import Buckets
+from server.jobs.fires import decide
+from server.jobs.lanes import ConcurrencyLimit, Job, Lanes
+from server.jobs.outcomes import Health
+from server.jobs.resume import resumed
+from server.observe.coverage import held_alike
 from tests.unit.test_host import NOON as DUE
 from tests.unit.test_host import in_sync, target
-from wire.entries import EMPTY
 from wire.messages import CommandRun, JobFinished, ScheduleFire
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
@@ -37,7 +38,7 @@ def counted(do):
 
 
 def queued(count, *, schedules=1, alone=True, state="waiting", repository="main"):
-    queue = Queue()
+    queue = Lanes()
     jobs = [
         Job(
             CommandRun(f"job{at}", "backup", [], repository, schedule_id=f"s{at % schedules}"),
@@ -73,7 +74,7 @@ def says_hello(queue):
 
 def hello_of_running(queue):
     running = [job.wire_id for job in queue.of_host("db-1")]
-    Host("db-1", NOON, 0, EMPTY).resumed(running, queue.of_host("db-1"), NOON)
+    resumed((), running, queue.of_host("db-1"), NOON)
     queue.arrived("db-1", running)
     settle(queue)
 
@@ -82,12 +83,12 @@ def comes_and_goes(queue):
     for _ in range(3):
         queue.arrived("db-1", ())
         settle(queue)
-        queue.departed("db-1")
+        queue.disconnected("db-1")
         settle(queue)
 
 
 def is_gone_for_long(queue):
-    queue.departed("db-1")
+    queue.disconnected("db-1")
     settle(queue)
     queue.given_up("db-1")
     settle(queue)
@@ -103,8 +104,8 @@ def ends(queue):
 
 def is_limited(queue):
     queue.arrived("db-1", ())
-    queue.rule("main", Rule(1))
-    queue.rule("main", Rule(2, per_host=True))
+    queue.limit("main", ConcurrencyLimit(1))
+    queue.limit("main", ConcurrencyLimit(2, per_host=True))
     settle(queue)
 
 
@@ -156,9 +157,9 @@ def test_what_happens_to_the_open_jobs_of_a_host_costs_no_more_for_each_when_the
     ("do", "until"),
     [
         (lambda queue: queue.arrived("db-1", ()), NOON),
-        (lambda queue: queue.departed("db-1"), NOON),
+        (lambda queue: queue.disconnected("db-1"), NOON),
         (lambda queue: queue.given_up("db-1"), NOON),
-        (lambda queue: queue.rule("main", Rule(per_host=True)), NOON),
+        (lambda queue: queue.limit("main", ConcurrencyLimit(per_host=True)), NOON),
         (lambda queue: None, NOON + timedelta(days=2)),
     ],
     ids=["hello", "gone", "given up", "rule", "late"],
@@ -196,8 +197,8 @@ def test_jobs_are_added_at_the_same_cost_for_each(alone):
 
 
 def test_a_repository_is_limited_at_the_cost_of_its_own_jobs():
-    alone, beside = Queue(), queued(MANY, schedules=10_000)
-    limit = lambda queue: [queue.rule(f"r{at}", Rule(at % 2 or None)) for at in range(100)]  # noqa: E731
+    alone, beside = Lanes(), queued(MANY, schedules=10_000)
+    limit = lambda queue: [queue.limit(f"r{at}", ConcurrencyLimit(at % 2 or None)) for at in range(100)]  # noqa: E731
     assert counted(lambda: limit(beside)) <= counted(lambda: limit(alone)) + 100
 
 
@@ -209,7 +210,8 @@ def test_a_frame_of_refused_fires_costs_no_more_for_each_when_they_are_many(poli
     def fires(count):
         host, queue = in_sync(1, schedule), queued(FEW, schedules=1)
         frame = [(ScheduleFire("a", DUE + off - timedelta(hours=at)), "") for at in range(count)]
-        return counted(lambda: host.received(frame, {"a": schedule}, queue, DUE, ["id"] * count))
+        (came,) = host.received(frame, DUE)
+        return counted(lambda: decide(came.fires, host, {"a": schedule}, queue, DUE, ["id"] * count))
 
     assert fires(MANY) <= MOST * fires(FEW)
 
@@ -217,7 +219,7 @@ def test_a_frame_of_refused_fires_costs_no_more_for_each_when_they_are_many(poli
 def test_ends_of_jobs_that_are_over_are_told_again_at_the_same_cost_for_each():
     def said(count):
         host, frame = in_sync(1), [(JobFinished(f"over{at}", "failed", NOON), "") for at in range(count)]
-        return counted(lambda: host.received(frame, {}, Queue(), NOON, ["id"] * count))
+        return counted(lambda: host.received(frame, NOON))
 
     assert said(MANY) <= MOST * said(FEW)
 

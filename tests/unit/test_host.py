@@ -1,32 +1,30 @@
 """The server's side of one host: what it pushes, records and answers, event by event."""
 
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 import pytest
 
 import cron
-from server import pushes
-from server.desired import Target, entry_item
-from server.host import (
-    MAX_RUNS,
-    Accepted,
-    Acked,
-    Finish,
-    Host,
-    NewJob,
-    News,
-    NotInForce,
-    Record,
-    Send,
-    answered,
-    held_alike,
-    new_job,
-)
-from server.pushes import Push
-from server.queue import Job, Queue
-from server.resources import schedule_spec
-from server.timing import EARLIER_TIMINGS, EARLY, Timing, superseded
+from server.access.vault import Vault
+from server.agents.session import Accepted, Acked, Ended, Fired, NotInForce, Send, Session, Told
+from server.events import Events
+from server.fleet import pushes
+from server.fleet.catalog import Catalog
+from server.fleet.placement import HostState, PlacedSchedule, Placement, entry_item
+from server.fleet.pushes import Push
+from server.fleet.timing import EARLIER_TIMINGS, EARLY, superseded
+from server.jobs import fires
+from server.jobs.dispatcher import Dispatcher
+from server.jobs.fires import MAX_RUNS, NewJob, answered, decide, new_job
+from server.jobs.lanes import Job, Lanes
+from server.jobs.repositories import RepositoryStates
+from server.jobs.resume import resumed as resumes
+from server.observe.coverage import held_alike
+from server.resources.manifests import schedule_spec
+from server.store.rows import Timing
 from wire import entries
 from wire.entries import EMPTY
 from wire.messages import (
@@ -72,7 +70,9 @@ def target(schedule_id="a", revision="1", since=None, **more):
     )
     name = f"default/{schedule_id}"
     item = entry_item(schedule_id, name, spec, since or NOON, revision)
-    return Target(schedule_id, name, spec, "main", ["init"], item, since=since or NOON - timedelta(days=1))
+    return PlacedSchedule(
+        schedule_id, name, spec, "main", init=True, item=item, since=since or NOON - timedelta(days=1)
+    )
 
 
 A, B = target("a"), target("b")
@@ -83,7 +83,7 @@ def held(*targets):
 
 
 def host(version=1, *targets):
-    return Host("db-1", NOON, version, held(*targets))
+    return Session(HostState("db-1", {}, NOON, version, held(*targets)))
 
 
 def hello(version=0, digest=""):
@@ -99,7 +99,8 @@ def in_sync(version=1, *targets):
 
 
 def change(it, version, *targets):
-    return it.changed(version, held(*targets), NOON)
+    it.desired.version, it.desired.held, it.desired.since = version, held(*targets), NOON
+    return it.changed()
 
 
 def said(effects):
@@ -181,7 +182,7 @@ def test_a_clock_that_goes_wrong_while_connected_is_told_until_it_is_right_again
     it = host(1, A)
     it.hello(1, Hello("db-1", now=NOON), NOON)
     for ahead, told in ((3600, ["ClockSkew"]), (0, []), (-120, ["ClockSkew"])):
-        it.received([(AgentClock(NOON + timedelta(seconds=ahead)), "")], {}, Queue(), NOON, ["job"])
+        it.received([(AgentClock(NOON + timedelta(seconds=ahead)), "")], NOON)
         assert [problem.reason for problem in it.problems(NOON, {})] == told
         assert it.clock_skew_s == ahead
 
@@ -189,7 +190,7 @@ def test_a_clock_that_goes_wrong_while_connected_is_told_until_it_is_right_again
 def test_an_agent_that_holds_another_stores_schedules_keeps_them_until_something_is_declared():
     it = host(0)
     it.hello(1, hello(7, held(A).digest), NOON, empty=True)
-    assert said([*it.registered(), *it.received([(ScheduleFire("a", NOON), "1")], {}, Queue(), NOON, ["job"])]) == []
+    assert said([*it.registered(), *(more := it.received([(ScheduleFire("a", NOON), "1")], NOON))]) == more == []
     assert [problem.reason for problem in it.problems(NOON, {})] == ["StoreEmpty"]
     [pushed] = said(it.declared())
     assert (pushed.version, pushed.schedules) == (0, [])
@@ -282,8 +283,8 @@ def test_what_was_acked_is_stored():
 
 
 def fired(it=None, schedule=A, now=NOON, missed=0, queue=None):
-    targets = {schedule.id: schedule}
-    return (it or in_sync(1, A)).fire(ScheduleFire("a", NOON, missed), targets, queue or Queue(), now, "job", "7")
+    fire, schedules = ScheduleFire("a", NOON, missed), {schedule.id: schedule}
+    return fires.fired(fire, it or in_sync(1, A), schedules, queue or Lanes(), now, "job", "7")
 
 
 def test_a_fire_becomes_a_job_whose_command_the_server_builds():
@@ -314,7 +315,7 @@ def test_a_fire_is_refused_with_the_reason(reason, given):
 def judged(due, now=NOON, it=None, schedule=A, missed=0):
     """Why a fire is refused; else for how many due times its job stands."""
     fire = ScheduleFire(schedule.id, due, missed)
-    found = (it or in_sync(1, schedule)).fire(fire, {schedule.id: schedule}, Queue(), now, "job")
+    found = fires.fired(fire, it or in_sync(1, schedule), {schedule.id: schedule}, Lanes(), now, "job")
     return found.reason if isinstance(found, ScheduleRefused) else found.missed
 
 
@@ -360,7 +361,7 @@ def test_what_a_run_stands_for_is_no_more_than_what_can_have_been_missed():
 
 
 def test_nothing_was_due_on_a_host_before_it_was_known():
-    it = Host("db-1", NOON, 1, held(SINCE), NOON - 2 * HOUR)
+    it = Session(HostState("db-1", {}, NOON, 1, held(SINCE), NOON - 2 * HOUR))
     assert (judged(NOON - 2 * HOUR, it=it, schedule=SINCE), judged(NOON - HOUR, it=it, schedule=SINCE)) == ("NotDue", 0)
 
 
@@ -383,10 +384,10 @@ def test_a_host_that_has_not_heard_of_a_new_timing_fires_by_the_old_one():
 def test_a_host_that_has_heard_of_a_new_timing_fires_by_the_old_one_only_what_was_due_before():
     new = retimed(NOON - 2 * HOUR)
     it = in_sync(2, new)
-    it.received([], {}, Queue(), NOON - HOUR, [])
+    it.received([], NOON - HOUR)
     assert judged(NOON - 90 * MINUTE, it=it, schedule=new) == 0
     assert judged(NOON - 30 * MINUTE, it=it, schedule=new) == "NotDue"
-    it.changed(3, held(new), NOON)
+    change(it, 3, new)
     assert judged(NOON - 30 * MINUTE, it=it, schedule=new) == 0  # what it holds may be older again
 
 
@@ -405,11 +406,10 @@ def test_a_schedule_put_while_the_servers_clock_was_ahead_counts_at_once():
 def framed(schedule, dues, queue=None):
     """What one frame of fires becomes: jobs, and reasons."""
     it = in_sync(1, schedule)
-    fires = [(ScheduleFire("a", due), "") for due in dues]
-    ids = [f"job-{at}" for at in range(len(fires))]
-    found = it.received(fires, {"a": schedule}, queue or Queue(), NOON, ids)
-    jobs = [job for effect in found if isinstance(effect, Record) for job in effect.jobs]
-    return jobs, [refused.reason for effect in found if isinstance(effect, Send) for refused in effect.messages]
+    (came,) = it.received([(ScheduleFire("a", due), "") for due in dues], NOON)
+    ids = [f"job-{at}" for at in range(len(came.fires))]
+    jobs, refused = decide(came.fires, it, {"a": schedule}, queue or Lanes(), NOON, ids)
+    return jobs, [it.reason for it in refused.messages]
 
 
 MINUTELY = {"since": NOON - timedelta(days=4), "cron": "* * * * *"}
@@ -424,7 +424,7 @@ def test_a_frame_makes_no_more_jobs_of_a_schedule_than_may_be_open(policy, most)
 
 def test_a_schedule_has_no_more_open_jobs_on_a_host_than_the_bound():
     schedule = target("a", concurrencyPolicy="Allow", **MINUTELY)
-    queue = Queue()
+    queue = Lanes()
     commands = [CommandRun(f"old-{at}", "backup", [], schedule_id="a") for at in range(MAX_RUNS - 1)]
     queue.add([Job(command, "db-1", NOON, alone=False) for command in commands])
     jobs, reasons = framed(schedule, [NOON, NOON - MINUTE], queue)
@@ -443,7 +443,7 @@ def test_a_fire_within_its_deadline_becomes_a_job():
 def test_only_a_due_time_that_is_new_is_run():
     it = in_sync(1, A, B)
     targets = {"a": A, "b": B}
-    jobs = [it.fire(ScheduleFire(key, NOON), targets, Queue(), NOON, f"job-{key}", key) for key in targets]
+    jobs: Any = [fires.fired(ScheduleFire(key, NOON), it, targets, Lanes(), NOON, f"job-{key}", key) for key in targets]
     send = answered(jobs, {"job-b"}, {"job-a", "job-b"})
     refused, command = send.messages
     assert refused == ScheduleRefused("a", NOON, "Duplicate", refused.message)
@@ -454,17 +454,16 @@ def test_a_frame_is_stored_and_answered_as_a_whole():
     it = in_sync(1, A)
     log, end = JobLog("job", ["x"]), JobFinished("job", "succeeded", NOON)
     frame = [ScheduleFire("a", NOON), ScheduleFire("gone", NOON), JobAccepted("job"), log, end]
-    ids = [f"id-{number}" for number in range(len(frame))]
-    framed = [(message, str(at)) for at, message in enumerate(frame)]
-    refused, *stored = it.received(framed, {"a": A}, Queue(), NOON, ids)
+    came, *stored = it.received([(message, str(at)) for at, message in enumerate(frame)], NOON)
+    jobs, refused = decide(came.fires, it, {"a": A}, Lanes(), NOON, ["id-0", "id-1"])
     assert ([it.reason for it in refused.messages], refused.answers) == (["NotFound"], ["1"])
-    assert [job.command.job_id for job in stored[0].jobs] == ["id-0"]
-    assert stored == [Record(stored[0].jobs), Accepted(["job"]), News([log]), Finish([end])]
+    assert [(job.command.job_id, job.answers) for job in jobs] == [("id-0", "0")]
+    assert [type(came), *stored] == [Fired, Accepted(["job"]), Told([log]), Ended([end])]
 
 
 def test_an_end_is_confirmed_once_it_is_stored():
     it, end = in_sync(1, A), JobFinished("job", "succeeded", NOON)
-    assert it.received([(end, "")], {}, Queue(), NOON, ["x"]) == [Finish([end])]
+    assert it.received([(end, "")], NOON) == [Ended([end])]
     assert it.finished([end]) == [Send([JobConfirmed("job")])]
 
 
@@ -473,7 +472,7 @@ def test_an_end_is_confirmed_once_it_is_stored():
 
 def queued(host="db-1", due=NOON - MINUTE, schedule_id="a", **more):
     """A queue with a job that runs."""
-    queue = Queue()
+    queue = Lanes()
     command = CommandRun("old", "backup", [], schedule_id=schedule_id, scheduled_at=due)
     queue.add([Job(command, host, NOON, state="running", **more)])
     return queue
@@ -519,18 +518,46 @@ def test_a_run_that_somebody_asked_for_is_answered_only_by_its_command():
     assert answered([job], {"job"}, set()) is None
 
 
+class Nowhere:
+    """No host is reached."""
+
+    def session(self, host):
+        return None
+
+    def deliver(self, host, effects):
+        pass
+
+
+def dispatcher(lanes) -> Any:
+    events = Events()
+    repositories = RepositoryStates(Catalog(Vault([Vault.new_key()])), Placement(), lanes, events)
+    later: Any = lambda *_: Future()  # noqa: E731 - what is stored, or to be called later, never is
+    return Dispatcher(later, lanes, Placement(), Nowhere(), repositories, events, lambda: NOON, later)
+
+
+def heard(it, said):
+    """What is stored of what db-1 says."""
+    match said:
+        case JobAccepted(job_id):
+            return it.accept("db-1", [job_id])
+        case JobFinished():
+            return it.finish("db-1", [said])
+        case JobLog(job_id, lines):
+            return it.log("db-1", job_id, lines)
+
+
 @pytest.mark.parametrize("said", [JobAccepted("old"), JobFinished("old", "succeeded", NOON), JobLog("old", ["x"])])
 def test_what_a_host_says_of_another_hosts_job_is_not_heard(said):
-    assert in_sync(1, A).received([(said, "")], {}, queued(host="db-2"), NOON, ["x"]) == []
-    assert in_sync(1, A).received([(said, "")], {}, queued(), NOON, ["x"]) != []
+    assert heard(dispatcher(queued(host="db-2")), said) == []
+    assert heard(dispatcher(queued()), said) != []
 
 
 def test_what_a_host_says_of_other_hosts_jobs_is_logged_once_for_each_connection_and_counted(caplog):
-    it, frame = in_sync(1, A), [(JobLog("old", ["x"]), "")] * 100
-    for _ in range(3):
-        it.received(frame, {}, queued(host="db-2"), NOON, ["x"] * 100)
+    it = dispatcher(queued(host="db-2"))
+    for _ in range(300):
+        heard(it, JobLog("old", ["x"]))
     assert len(caplog.records) == 1
-    it.lost(it.session)
+    it.disconnected("db-1")
     assert [getattr(record, "messages", None) for record in caplog.records] == [None, 300]
 
 
@@ -546,7 +573,7 @@ COMMAND = CommandRun("job", "backup", [])
 
 
 def resumed(running, *open_jobs):
-    return in_sync(1, A).resumed(running, open_jobs, NOON)
+    return resumes(in_sync(1, A).capabilities, running, open_jobs, NOON)
 
 
 def a_job(state, **more):
@@ -561,7 +588,7 @@ def test_a_job_that_was_taken_and_forgotten_was_interrupted():
 def test_an_agent_that_can_be_asked_says_itself_what_became_of_a_job():
     it = host(1, A)
     it.hello(1, Hello("db-1", "2", 1, held(A).digest, ["backup", "ask"]))
-    assert it.resumed([], [a_job("running")], NOON) == [Send([JobAsk("job")])]
+    assert resumes(it.capabilities, [], [a_job("running")], NOON) == [Send([JobAsk("job")])]
 
 
 def test_a_job_that_was_not_taken_is_left_to_the_queue():

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from server.cache import Cache
-from server.kubernetes import KubernetesError, in_cluster
+from server.access.cache import Cache
+from server.access.kubernetes import KubernetesError, in_cluster
 
 pytestmark = pytest.mark.anyio
 

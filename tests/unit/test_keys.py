@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from server import keys
-from server.vault import Vault
+from server.access import keys
+from server.access.vault import Vault
 
 NOW = datetime.now(UTC)
 NAMES = ["lamplighter.lamplighter-system.svc", "192.0.2.7", "2001:db8::7"]

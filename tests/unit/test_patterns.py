@@ -16,9 +16,9 @@ from cel_expr_python import cel  # type: ignore[import-untyped]
 from hypothesis import find, settings
 from hypothesis import strategies as st
 
-from server import openapi
-from server.rest import PREFIX
-from server.rest.api import BODIES, OPERATIONS
+from server.api import openapi
+from server.api.operations import BODIES, OPERATIONS
+from server.api.routing import PREFIX
 
 PARTS = ("agent", "cli", "controller", "cron", "listener", "server", "wire")
 SOURCES = [path for part in PARTS for path in sorted(Path(part).rglob("*.py"))]

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.queue import EXCLUSIVE, Job, Queue, Rule
+from server.jobs.lanes import EXCLUSIVE, ConcurrencyLimit, Job, Lanes
 from wire.messages import CommandRun
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
@@ -25,8 +25,8 @@ def job(job_id, host="a", kind="backup", at=0, schedule="", repository="repo", a
 @pytest.fixture
 def queue():
     """A queue in which all hosts are online, and one job at once may use the repository."""
-    queue = Queue()
-    queue.rule("repo", Rule(limit=1))
+    queue = Lanes()
+    queue.limit("repo", ConcurrencyLimit(limit=1))
     for host in HOSTS:
         queue.arrived(host, ())
     return queue
@@ -46,12 +46,12 @@ def ends(queue, job_id):
 
 
 def test_without_a_limit_everybody_goes_at_once(queue):
-    queue.rule("repo", Rule())
+    queue.limit("repo", ConcurrencyLimit())
     assert ids(queue.add([job("1"), job("2"), job("3", "b")])) == ["1", "2", "3"]
 
 
 def test_as_many_go_at_once_as_the_limit_says_and_the_first_goes_first(queue):
-    queue.rule("repo", Rule(limit=2))
+    queue.limit("repo", ConcurrencyLimit(limit=2))
     assert ids(queue.add([job(str(at), at=at) for at in range(5)])) == ["0", "1"]
     assert ends(queue, "1") == ["2"]
     assert ends(queue, "0") == ["3"]
@@ -59,12 +59,12 @@ def test_as_many_go_at_once_as_the_limit_says_and_the_first_goes_first(queue):
 
 def test_a_limit_that_is_raised_lets_the_next_go(queue):
     queue.add([job(str(at), at=at) for at in range(5)])
-    queue.rule("repo", Rule(limit=3))
+    queue.limit("repo", ConcurrencyLimit(limit=3))
     assert ids(queue.take()) == ["1", "2"]
 
 
 def test_hosts_with_repositories_of_their_own_do_not_wait_for_each_other(queue):
-    queue.rule("repo", Rule(limit=1, per_host=True))
+    queue.limit("repo", ConcurrencyLimit(limit=1, per_host=True))
     assert ids(queue.add([job("1", "a"), job("2", "b"), job("3", "a")])) == ["1", "2"]
 
 
@@ -77,7 +77,7 @@ def test_repositories_do_not_wait_for_each_other(queue):
 
 @pytest.mark.parametrize("kind", sorted(EXCLUSIVE))
 def test_one_that_must_be_alone_waits_for_others_and_holds_off_later_ones(queue, kind):
-    queue.rule("repo", Rule())
+    queue.limit("repo", ConcurrencyLimit())
     assert ids(queue.add([job("1"), job("2"), job("3", kind=kind, at=1), job("4", at=2), job("5", at=2)])) == ["1", "2"]
     assert ends(queue, "1") == []
     assert ends(queue, "2") == ["3"]
@@ -92,7 +92,7 @@ def test_unlock_goes_at_once_whoever_is_stuck(queue):
 
 
 def test_a_host_that_is_offline_holds_up_nobody_and_comes_back_to_its_place(queue):
-    queue.departed("b")
+    queue.disconnected("b")
     assert ids(queue.add([job("1", "a"), job("2", "b", at=1), job("3", "c", at=2), job("4", "c", at=3)])) == ["1"]
     assert ends(queue, "1") == ["3"]
     queue.arrived("b", ())
@@ -101,7 +101,7 @@ def test_a_host_that_is_offline_holds_up_nobody_and_comes_back_to_its_place(queu
 
 def test_a_job_that_may_be_running_keeps_its_place_until_its_host_is_given_up(queue):
     queue.add([job("1", "a"), job("2", "b")])
-    assert queue.departed("a")
+    assert queue.disconnected("a")
     queue.tick(NOON + timedelta(days=1))
     assert queue.take() == []
     queue.given_up("a")
@@ -110,13 +110,13 @@ def test_a_job_that_may_be_running_keeps_its_place_until_its_host_is_given_up(qu
 
 def test_a_host_without_jobs_that_may_be_running_has_no_places_to_keep(queue):
     queue.add([job("1", "a"), job("2", "b")])
-    assert not queue.departed("b")
-    assert not queue.departed("c")
+    assert not queue.disconnected("b")
+    assert not queue.disconnected("c")
 
 
 def test_a_host_that_was_gone_for_a_moment_keeps_its_places(queue):
     queue.add([job("1", "a"), job("2", "b")])
-    queue.departed("a")
+    queue.disconnected("a")
     queue.arrived("a", {"1"})
     queue.tick(NOON + timedelta(days=1))
     assert (queue.take(), queue.jobs["1"].state) == ([], "running")
@@ -124,7 +124,7 @@ def test_a_host_that_was_gone_for_a_moment_keeps_its_places(queue):
 
 def test_a_job_that_did_not_reach_its_host_is_back_in_its_place(queue):
     queue.add([job("1", "a"), job("2", "b", at=1)])
-    queue.departed("a")
+    queue.disconnected("a")
     queue.arrived("a", ())
     assert ids(queue.take()) == ["1"]
 
@@ -133,14 +133,14 @@ def test_a_job_that_did_not_reach_its_host_is_back_in_its_place(queue):
 
 
 def test_a_run_waits_for_the_one_before_it_and_holds_up_no_others(queue):
-    queue.rule("repo", Rule())
+    queue.limit("repo", ConcurrencyLimit())
     runs = [job("1", schedule="s"), job("2", schedule="s", at=1), job("3", "b", schedule="s", at=2), job("4", at=3)]
     assert ids(queue.add(runs)) == ["1", "3", "4"]
     assert ends(queue, "1") == ["2"]
 
 
 def test_runs_that_need_not_be_alone_go_together(queue):
-    queue.rule("repo", Rule())
+    queue.limit("repo", ConcurrencyLimit())
     assert ids(queue.add([job("1", schedule="s", alone=False), job("2", schedule="s", alone=False)])) == ["1", "2"]
 
 
@@ -191,7 +191,7 @@ def test_wake_at_is_when_the_next_has_its_time(queue):
 
 
 def test_what_a_job_waits_for_is_told(queue):
-    queue.departed("c")
+    queue.disconnected("c")
     failed, late = job("5", "b", repository="other"), job("6", start_by=NOON)
     runs = [job("7", schedule="s", repository="other"), job("8", schedule="s", repository="other", at=1)]
     queue.add([job("1"), job("2", at=1), job("3", "b", at=2), job("4", "c"), failed, late, *runs])
@@ -227,7 +227,12 @@ def test_a_job_that_is_open_already_is_left_out(queue):
 # All that may come, in any order.
 
 
-LIMITS = {"one": Rule(limit=1), "two": Rule(limit=2), "own": Rule(limit=1, per_host=True), "free": Rule()}
+LIMITS = {
+    "one": ConcurrencyLimit(limit=1),
+    "two": ConcurrencyLimit(limit=2),
+    "own": ConcurrencyLimit(limit=1, per_host=True),
+    "free": ConcurrencyLimit(),
+}
 
 
 class Fleet(RuleBasedStateMachine):
@@ -241,9 +246,9 @@ class Fleet(RuleBasedStateMachine):
         self.queue = self.fresh()
 
     def fresh(self):
-        queue = Queue()
+        queue = Lanes()
         for name, limit in LIMITS.items():
-            queue.rule(name, limit)
+            queue.limit(name, limit)
         return queue
 
     @initialize()
@@ -303,7 +308,7 @@ class Fleet(RuleBasedStateMachine):
     @rule(host=st.sampled_from(HOSTS))
     def goes(self, host):
         self.online.discard(host)
-        self.queue.departed(host)
+        self.queue.disconnected(host)
         self.go_on()
 
     @rule(host=st.sampled_from(HOSTS))
@@ -326,7 +331,7 @@ class Fleet(RuleBasedStateMachine):
         self.queue = self.fresh()
         self.queue.add(kept)
         for host in HOSTS:
-            self.queue.departed(host)
+            self.queue.disconnected(host)
         for host in sorted(self.online):
             self.queue.arrived(host, {it.wire_id for it in kept if it.host == host and it.state != "waiting"})
         lines = {it.id: (it.in_line, it.place, it.state == "waiting") for it in before.jobs.values()}
@@ -385,9 +390,9 @@ class SlowFleet(Fleet):
     """The same, with a queue that does little at once, and to which more comes while it has more to do."""
 
     def fresh(self):
-        queue = Queue(piece=2)
+        queue = Lanes(piece=2)
         for name, limit in LIMITS.items():
-            queue.rule(name, limit)
+            queue.limit(name, limit)
         return queue
 
     def go_on(self, *, once=True):
@@ -403,7 +408,7 @@ class SlowFleet(Fleet):
         self.queue = self.fresh()
         self.queue.add(kept)
         for host in HOSTS:
-            self.queue.departed(host)
+            self.queue.disconnected(host)
         for host in sorted(self.online):
             self.queue.arrived(host, {it.wire_id for it in kept if it.host == host and it.state != "waiting"})
         self.go_on()

@@ -15,23 +15,23 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import cron
-from server.openapi import document
-from server.problems import Invalid
-from server.resources import (
+from server.api.openapi import document
+from server.api.operations import BODIES, OPERATIONS
+from server.api.routing import PREFIX
+from server.errors import Invalid
+from server.resources.manifests import (
     MAX_PATHS_BYTES,
     SCHEDULE,
+    Credentials,
     parse_repository,
     parse_restore,
     parse_schedule,
     repository_spec,
     schedule_spec,
 )
-from server.rest import PREFIX
-from server.rest.api import BODIES, OPERATIONS
-from server.schema import Schema
-from server.selectors import is_dns_label, is_dns_name, is_label_key, is_label_value, selector_matches
-from server.specs import LabelSelector, Requirement
-from server.vault import Credentials
+from server.resources.schema import Schema
+from server.resources.selectors import is_dns_label, is_dns_name, is_label_key, is_label_value, selector_matches
+from server.resources.specs import LabelSelector, Requirement
 from tests.specs import (
     BACKUP,
     BAD_REPOSITORIES,

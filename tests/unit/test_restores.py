@@ -7,9 +7,10 @@ import pytest
 
 from agent.restic.output import MAX_TEXT
 from agent.restic.snapshots import pieces
-from server import commands, restores
-from server.queue import Job, Queue, Rule
-from server.specs import RepositorySpec
+from server.changes import listings
+from server.jobs import arguments as commands
+from server.jobs.lanes import ConcurrencyLimit, Job, Lanes
+from server.resources.specs import RepositorySpec
 from wire.messages import CommandRun
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
@@ -23,8 +24,8 @@ def job(job_id, kind, host, source="", where=EACH_ITS_OWN):
 
 def queue(*jobs, where=EACH_ITS_OWN):
     """The ids of the jobs that may go, when these come one after the other."""
-    queue = Queue()
-    queue.rule("repo", Rule(per_host="{host}" in where.url))
+    queue = Lanes()
+    queue.limit("repo", ConcurrencyLimit(per_host="{host}" in where.url))
     for host in ("a", "b"):
         queue.arrived(host, ())
     return [going.id for it in jobs for going in queue.add([it])]
@@ -53,6 +54,6 @@ def test_a_line_that_is_longer_than_the_wire_takes_comes_whole(length):
     text = json.dumps({"id": "a" * length, "time": "2026-01-02T03:04:05Z", "hostname": "h", "paths": ["/{+"] * 5})
     lines = pieces(text, MAX_TEXT)
     assert max(map(len, lines)) <= MAX_TEXT
-    first, second = restores._read([*lines, *lines])
+    first, second = listings._read([*lines, *lines])
     assert first == second
     assert len(first.id) == length

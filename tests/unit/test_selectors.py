@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from server import selectors
-from server.specs import LabelSelector
+from server.resources import selectors
+from server.resources.specs import LabelSelector
 
 HOST = {"role": "db", "zone": "a", "empty": ""}
 

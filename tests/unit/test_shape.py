@@ -37,20 +37,16 @@ SET_FROM_OUTSIDE: dict[str, set[str]] = {
         "settings.watching.client_timeout",
         "settings.watching.server_timeout",
     },
-    # server/, until its rooms stand:
-    "server/control.py": {"self.jobs.lacks"},
-    "server/dispatch.py": {"its.recorded", "job.cancelled", "job.log_is_full", "job.progress", "job.progress_at"},
-    "server/gateway.py": {
-        "connection.pushed_at",
-        "connection.repositories",
-        "control.deliver",
-        "control.disconnect",
-        "control.is_connected",
-        "control.jobs.deliver",
-        "control.last_heard",
-        "host.duplicate_at",
+    "server/api/requests.py": {"request.state.body"},  # Starlette's place for what belongs to a request
+    "server/fleet/placement.py": {"state.held", "state.labels", "state.since", "state.version"},  # its own records
+    "server/jobs/dispatcher.py": {  # the dispatcher and its lanes are the owners of open jobs, which are plain records
+        "its.recorded",
+        "job.cancelled",
+        "job.log_is_full",
+        "job.progress",
+        "job.progress_at",
     },
-    "server/queue.py": {
+    "server/jobs/lanes.py": {
         "job.attempt",
         "job.in_line",
         "job.key",
@@ -64,58 +60,15 @@ SET_FROM_OUTSIDE: dict[str, set[str]] = {
         "runs.active",
         "self._its(job).standing",
     },
-    "server/rest/reading.py": {"request.state.body"},  # Starlette's place for what belongs to a request
-    "server/store.py": {"connection.isolation_level"},  # sqlite3's way to switch off its own transactions
-    "server/tls.py": {
-        "connection.context",
-        "outer.sni_callback",
-    },  # ssl asks for both
+    "server/store/engine.py": {"connection.isolation_level"},  # sqlite3's way to switch off its own transactions
+    "server/transport/tls.py": {"connection.context", "outer.sni_callback"},  # ssl asks for both
 }
 REACHED_THROUGH: dict[str, set[str]] = {
     "cli/ask.py": {"self._http.base_url.copy_with"},  # httpx
-    "cli/up.py": {"running.control.metrics.registry", "server.control.metrics.registry"},
     "controller/folder/documents.py": {"node.value.start_mark.line"},  # PyYAML
-    # server/, until its rooms stand:
-    "server/bulk.py": {"table.c.value.as_string"},  # SQLAlchemy
-    "server/control.py": {
-        "self.fleet.members.held",
-        "self.fleet.members.labels",
-        "self.fleet.members.since",
-        "self.fleet.targets.repository_id",
-        "self.jobs.outcomes.failed",
-        "self.jobs.outcomes.forget",
-        "self.jobs.outcomes.succeeded",
-        "self.jobs.outcomes.warned",
-        "self.jobs.outcomes.why",
-        "self.jobs.queue.hanging",
-        "self.jobs.queue.jobs",
-        "self.jobs.queue.of_host",
-        "self.jobs.queue.runs",
-    },
-    "server/desired.py": {"self.members.held.items"},
-    "server/gateway.py": {
-        "self._control.jobs.arrived",
-        "self._control.jobs.departed",
-        "self._control.jobs.queue.count_of",
-        "self._control.jobs.queue.of_host",
-        "self._control.metrics.acked",
-        "self._control.metrics.refused",
-        "self._control.news.changed",
-        "websocket.state.peer.keep",
-    },
-    "server/records.py": {"later.c.status.in_", "later.c.status.not_in"},  # SQLAlchemy
-    "server/rest/api.py": {
-        "self._control.controllers.report",
-        "self._control.jobs.health",
-        "self._control.news.stream",
-    },
-    "server/restores.py": {"self._control.fleet.members", "self._control.jobs.listening"},
-    "server/service.py": {"control.metrics.registry.register"},
-    "server/standing.py": {
-        "control.jobs.queue.hanging",
-        "control.jobs.queue.jobs",
-        "control.jobs.queue.waiting_count",
-    },
+    "server/gateway/endpoint.py": {"websocket.state.peer.keep"},  # ASGI's place for what belongs to a connection
+    "server/store/batch.py": {"table.c.value.as_string"},  # SQLAlchemy
+    "server/store/history.py": {"later.c.status.in_", "later.c.status.not_in"},  # SQLAlchemy
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda

@@ -2,7 +2,8 @@
 
 import pytest
 
-from server import private, tokens
+from server.access import secretfile as private
+from server.access import tokens
 
 
 def test_a_token_is_made_once_for_this_user_only(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.urls import SCHEMES, UrlError, folder_of, parse, scheme_errors
+from server.resources.urls import SCHEMES, UrlError, folder_of, parse, scheme_errors
 
 UNDERSTOOD = {
     "/backup": ("local", (), ("backup",)),

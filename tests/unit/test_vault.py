@@ -2,7 +2,8 @@
 
 import pytest
 
-from server.vault import Credentials, Vault, VaultError
+from server.access.vault import Vault, VaultError
+from server.resources.manifests import Credentials
 
 SECRET = Credentials("correct horse", {"AWS_SECRET_ACCESS_KEY": "battery staple"})
 

@@ -1,0 +1,166 @@
+"""What a server in a cluster needs to keep secrets and to be trusted: the vault's key, a CA, a certificate by it.
+
+They live in one Secret. Whatever is in it stays; whatever is missing, or cannot serve any longer, is made. So to
+replace one, delete it from the Secret and start the server again.
+"""
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from server.access.vault import Vault, VaultError
+
+VAULT_KEY, CA_CERT, CA_KEY, CERT, KEY = "vault-key", "ca.crt", "ca.key", "tls.crt", "tls.key"
+"""The Secret's keys; those of TLS are named as in Secrets of type kubernetes.io/tls."""
+CA_LIFE = timedelta(days=20 * 365)
+LIFE = timedelta(days=10 * 365)
+"""How long the CA and the certificate last. Nothing but a start of the server makes them anew, so it is long."""
+RENEW = timedelta(days=365)
+"""A certificate that lasts less than this is made anew when the server starts."""
+SKEW = timedelta(hours=1)
+"""How far a clock that checks a certificate may be behind."""
+
+Held = Mapping[str, bytes]
+
+
+class KeysError(Exception):
+    """What a Secret holds cannot be used; the message says what to do and holds no secret."""
+
+
+def complete(held: Held, names: Sequence[str], now: datetime, *, vault: bool = True) -> dict[str, bytes]:
+    """What the Secret is to hold. Equal to what it holds when nothing has to be made.
+
+    `names`: the DNS names and IP addresses by which the server is reached; without any, no certificate is made.
+    `vault`: whether a vault's key is wanted. Raises KeysError.
+    """
+    wanted = dict(held)
+    if vault and VAULT_KEY not in wanted:
+        wanted[VAULT_KEY] = Vault.new_key().encode() + b"\n"
+    if names and not _serves(wanted, names, now):
+        if CA_CERT not in wanted or CA_KEY not in wanted:
+            wanted.update(_authority(now))
+        wanted.update(_certified(wanted, names, now))
+    if vault:
+        _check_vault(wanted[VAULT_KEY])
+    return wanted
+
+
+def _check_vault(content: bytes) -> None:
+    try:
+        Vault(content.decode("ascii", "replace").split())
+    except VaultError as error:
+        raise KeysError(f"{VAULT_KEY}: {error}") from None
+
+
+def _serves(held: Held, names: Sequence[str], now: datetime) -> bool:
+    """Whether the certificate is the CA's, carries just these names, and lasts."""
+    if not {CA_CERT, CERT, KEY} <= held.keys():
+        return False
+    try:
+        authority = x509.load_pem_x509_certificate(held[CA_CERT])
+        certificate = x509.load_pem_x509_certificate(held[CERT])
+        certificate.verify_directly_issued_by(authority)
+        carried = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, a new one is not
+        return False
+    return set(carried) == set(_general_names(names)) and certificate.not_valid_after_utc - now > RENEW
+
+
+def _authority(now: datetime) -> dict[str, bytes]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _name("lamplighter CA")
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    certificate = (
+        _builder(name, name, key, now, CA_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(ca=True), critical=True)
+        .add_extension(identifier, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return {CA_CERT: _pem(certificate), CA_KEY: _pem_key(key)}
+
+
+def _certified(held: Held, names: Sequence[str], now: datetime) -> dict[str, bytes]:
+    """A new key, and the CA's certificate for it (RFC 5280; with all that Python's strict checks ask for)."""
+    try:
+        authority = x509.load_pem_x509_certificate(held[CA_CERT])
+        signer = serialization.load_pem_private_key(held[CA_KEY], password=None)
+    except ValueError:
+        raise KeysError(f"{CA_CERT} or {CA_KEY} is not PEM: delete both from the Secret to have them made") from None
+    if not isinstance(signer, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise KeysError(f"{CA_KEY} is neither an EC nor an RSA key: delete it and {CA_CERT} to have them made")
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = (
+        _builder(_name("lamplighter"), authority.subject, key, now, LIFE)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(ca=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(_general_names(names)), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(_issuer_identifier(authority), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    return {CERT: _pem(certificate), KEY: _pem_key(key)}
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, now: datetime, life: timedelta
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - SKEW)
+        .not_valid_after(now + life)
+    )
+
+
+def _issuer_identifier(authority: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    own = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
+
+
+def _usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _general_names(names: Sequence[str]) -> list[x509.GeneralName]:
+    return [_general_name(name) for name in names]
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _pem_key(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )

@@ -1,0 +1,93 @@
+"""Encryption at rest: what opens a repository is stored sealed with a key that is not in the database.
+
+The key file holds one Fernet key a line (https://github.com/fernet/spec). The first seals; all open. To rotate: put a
+new key on top (`Vault.new_key`) and restart, which seals anew what is stored; then the old line can go.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import msgspec
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+from server.access import secretfile
+from server.resources.manifests import Credentials
+
+MAX_KEY_FILE = 64 << 10
+"""Bytes of a key file that are read."""
+
+
+class VaultError(Exception):
+    """A key or a sealed value that cannot be used; the message says what to do and holds no secret."""
+
+
+class Vault:
+    """Seals credentials and opens them again. Its repr hides the keys."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        if not keys:
+            raise VaultError("no key: give at least one Fernet key, 32 random bytes in URL-safe base64")
+        try:
+            self._first, self._fernet = Fernet(keys[0]), MultiFernet([Fernet(key) for key in keys])
+        except ValueError:
+            raise VaultError("a key is not a Fernet key: each is 32 random bytes in URL-safe base64") from None
+
+    def __repr__(self) -> str:
+        return "Vault(...)"
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The vault whose keys are in this file; it is made, with a new key and mode 0600, when there is none.
+
+        Raises VaultError for a file that cannot be used, or that others may read.
+        """
+        if not path.exists():
+            secretfile.create(path, cls.new_key() + "\n")
+        try:
+            return cls(_read(path))
+        except VaultError as error:
+            raise VaultError(f"{path}: {error}") from None
+
+    @staticmethod
+    def new_key() -> str:
+        """A new random key, as a line of a key file."""
+        return Fernet.generate_key().decode()
+
+    def seal(self, credentials: Credentials) -> str:
+        """The text to store. The same credentials make another text each time."""
+        return self._fernet.encrypt(msgspec.json.encode(credentials)).decode()
+
+    def unseal(self, sealed: str) -> Credentials:
+        """What was sealed. Raises VaultError when no key opens it or it was altered."""
+        try:
+            return msgspec.json.decode(self._fernet.decrypt(sealed.encode()), type=Credentials)
+        except (InvalidToken, msgspec.DecodeError):
+            raise VaultError(
+                "stored credentials cannot be opened with the keys at hand: "
+                "put back the key that sealed them, or set the repository's credentials again"
+            ) from None
+
+    def opened(self, sealed: str | None) -> Credentials | None:
+        """What was sealed, if anything was. Raises VaultError."""
+        return None if sealed is None else self.unseal(sealed)
+
+    def renew(self, sealed: str) -> str:
+        """What was sealed, sealed with the first key; the same text where it is already. Raises VaultError."""
+        try:
+            self._first.decrypt(sealed.encode())
+        except InvalidToken:
+            return self.seal(self.unseal(sealed))
+        return sealed
+
+
+def _read(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if mode & 0o007:
+            raise VaultError(f"every user may reach this file (mode {mode & 0o777:04o}): chmod it to 0600")
+        content = file.read(MAX_KEY_FILE + 1)
+    if len(content) > MAX_KEY_FILE:
+        raise VaultError(f"longer than {MAX_KEY_FILE} bytes: a key file holds one key a line")
+    return content.decode("ascii", "replace").split()

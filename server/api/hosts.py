@@ -1,0 +1,82 @@
+"""Hosts, with what their agents report."""
+
+from contextlib import suppress
+from itertools import islice
+from typing import Annotated
+
+from msgspec import Meta, Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.api.answers import page
+from server.api.conditions import condition, versioned
+from server.api.requests import Query, actor, converted, object_body
+from server.api.services import Services
+from server.errors import Invalid, NotFound
+from server.resources.manifests import MAX_LABELS
+from server.resources.schema import MAX_ERRORS
+from server.resources.selectors import label_errors
+from server.resources.versions import host_version
+from server.store import hosts as host_statements
+from server.store.rows import Row
+
+
+class HostBody(Struct, forbid_unknown_fields=True):
+    """The body of a PUT: labels, as Kubernetes allows them."""
+
+    labels: Annotated[dict[str, str], Meta(max_length=MAX_LABELS)]
+
+
+async def list_hosts(services: Services, request: Request) -> Response:
+    """List hosts, by name."""
+    query = Query(request, "limit", "cursor")
+    after, limit = query.after(str), query.limit()
+    rows = await services.store.read(host_statements.list_hosts, after, limit + 1)
+    return page(rows, limit, lambda row: _shown(services, row), "name")
+
+
+async def get_host(services: Services, request: Request) -> Response:
+    """Read a host."""
+    Query(request)
+    row = await find_host(services, request.path_params["name"])
+    return versioned(_shown(services, row), host_version(row["labels"]))
+
+
+async def put_host(services: Services, request: Request) -> Response:
+    """Create a host, or replace its labels."""
+    Query(request)
+    given = await object_body(request)
+    if errors := list(islice(label_errors(given.get("labels"), "labels"), MAX_ERRORS)):
+        raise Invalid("the request is not allowed", errors)
+    wanted = converted(given, HostBody)
+    name = request.path_params["name"]
+    row, created = await services.hosts.put(actor(request), name, wanted.labels, condition(request))
+    return versioned(_shown(services, row), host_version(row["labels"]), 201 if created else 200)
+
+
+async def delete_host(services: Services, request: Request) -> Response:
+    """Delete a host; its jobs stay. Its key is revoked, and the connection opened with it is closed."""
+    Query(request)
+    name, check = request.path_params["name"], condition(request)
+    check(host_version((await find_host(services, name))["labels"]))
+    with suppress(NotFound):
+        await services.enrolment.revoke(actor(request), name)
+    await services.hosts.delete(actor(request), name, check)
+    return Response(status_code=204)
+
+
+async def find_host(services: Services, name: str) -> Row:
+    """A host by name. Raises NotFound."""
+    row = await services.store.read(host_statements.get_host, name)
+    if row is None:
+        raise NotFound(f"there is no host {name!r}")
+    return row
+
+
+def _shown(services: Services, row: Row) -> dict[str, object]:
+    in_sync = (row["desired_version"], row["desired_digest"]) == (row["applied_version"], row["applied_digest"])
+    left_out = row["left_out"] or {}
+    row = {**row, "last_seen": services.hub.last_heard(row["name"]) or row["last_seen"]}
+    told = services.coverage.host(row["name"], left_out.get("reasons", {}))
+    now = {"connected": services.hub.is_connected(row["name"]), "in_sync": in_sync and not left_out}
+    return {**row, **now, **told}

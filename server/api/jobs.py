@@ -1,0 +1,105 @@
+"""Jobs, their attempts and their logs."""
+
+from datetime import datetime, timedelta
+
+from msgspec import Raw
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.api.answers import json_response, page
+from server.api.requests import Number, Query, actor, bad_parameter
+from server.api.services import Services
+from server.errors import NotFound
+from server.jobs.lanes import LOOKS
+from server.store import jobs as job_statements
+from server.store.declared import get_resource
+from server.store.logs import list_log
+from server.store.rows import Row
+from server.store.tables import ACTOR_KINDS, JOB_STATUSES, SCHEDULES
+
+ATTEMPT = ("attempt", "status", "started_at", "finished_at", "exit_code", "snapshot_id", "error", "reason")
+"""The columns that are answered of each attempt of a job."""
+
+
+async def list_jobs(services: Services, request: Request) -> Response:
+    """List jobs, newest first; those that list snapshots or files only when asked for by id or kind."""
+    query = Query(request, "id", "host", "schedule", "kind", "status", "actor_kind", "limit", "cursor")
+    after, limit = query.after(tuple[datetime, str]), query.limit()
+    if after is not None and after[0].utcoffset() != timedelta():
+        raise bad_parameter("cursor", "must be the `next` of an earlier page, as it was given")
+    given = {
+        "host": query.text("host"),
+        "scheduled_id": await _schedule_id(services, query.text("schedule")),
+        "kind": query.text("kind"),
+        "status": query.one_of("status", JOB_STATUSES),
+        "actor_kind": query.one_of("actor_kind", ACTOR_KINDS),
+    }
+    filters = {name: value for name, value in given.items() if value is not None}
+    id_ = query.text("id") or ""
+    leave_out = () if id_ or "kind" in filters else LOOKS
+    rows = await services.store.read(job_statements.list_jobs, filters, after, limit + 1, id_, leave_out)
+    return page(rows, limit, lambda row: shown_job(services, row), "created_at", "id")
+
+
+async def get_job(services: Services, request: Request) -> Response:
+    """Read a job, with its attempts."""
+    Query(request)
+    row = await _find(services, request)
+    before = await services.store.read(job_statements.list_attempts, row["id"])
+    last = {name: row[name] for name in ATTEMPT}
+    return json_response({**shown_job(services, row), "attempts": [*before, last]})
+
+
+async def get_job_log(services: Services, request: Request) -> Response:
+    """Read a job's log: the lines that restic wrote for people."""
+    query = Query(request, "limit", "cursor")
+    after, limit = query.after(Number) or 0, query.limit()
+    job = await _find(services, request)
+    rows = await services.store.read(list_log, job["id"], after, limit + 1)
+    return page(rows, limit, dict, "seq")
+
+
+async def cancel_job(services: Services, request: Request) -> Response:
+    """Cancel a job."""
+    Query(request)
+    row = await services.runs.cancel(actor(request), request.path_params["id"])
+    return json_response(shown_job(services, row))
+
+
+def shown_job(services: Services, row: Row) -> dict[str, object]:
+    """A job as it is answered: its row, and what the dispatcher knows of it now."""
+    jobs = services.dispatcher
+    now = {"waits_for": jobs.waits_for(row["id"]) or None, "progress": jobs.progress_of(row["id"])}
+    now |= {"problem": jobs.problem_of(row["id"]) or None}
+    return {**row, "command": Raw(row["command"].encode()), **now}
+
+
+async def of_filter(_services: Services, request: Request) -> tuple[str, str]:
+    """For permissions: the namespace of the schedule in the query (NAMESPACE/NAME), or all namespaces."""
+    namespace, slash, _ = request.query_params.get("schedule", "").partition("/")
+    return (namespace if slash else ""), ""
+
+
+async def of_job(services: Services, request: Request) -> tuple[str, str]:
+    """For permissions: the namespace of the job's repository, or all namespaces when the repository was deleted."""
+    return await services.store.read(job_statements.job_namespace, request.path_params["id"]) or "", ""
+
+
+async def _find(services: Services, request: Request) -> Row:
+    job_id = request.path_params["id"]
+    row = await services.store.read(job_statements.get_job, job_id)
+    if row is None:
+        raise NotFound(f"there is no job {job_id!r}")
+    return row
+
+
+async def _schedule_id(services: Services, named: str | None) -> str | None:
+    """The id of the schedule NAMESPACE/NAME. An id is returned as it is, which finds jobs of a deleted schedule."""
+    if named is None or "/" not in named:
+        return named
+    namespace, _, name = named.partition("/")
+    row = await services.store.read(get_resource, SCHEDULES, namespace, name)
+    if row is None:
+        raise bad_parameter("schedule", f"there is no Schedule {named}; one that was deleted is found by its uid")
+    id_: str = row["id"]
+    return id_

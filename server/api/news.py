@@ -1,0 +1,13 @@
+"""The stream of changes, for controllers."""
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from server.api.requests import Query
+from server.api.services import Services
+
+
+async def listen(services: Services, request: Request) -> Response:
+    """Stream, as server-sent events, which kinds have changed."""
+    Query(request)
+    return StreamingResponse(services.stream.stream(), 200, {"Cache-Control": "no-store"}, "text/event-stream")

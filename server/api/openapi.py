@@ -1,0 +1,341 @@
+"""The description of the API in OpenAPI 3.1, made from the table of operations and the schemas of the CRDs."""
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Integer, Table
+
+import server
+from server.api.operations import Operation
+from server.errors import MEDIA_TYPE
+from server.resources import selectors
+from server.resources.manifests import API_VERSION, MAX_LABELS, MAX_SECRET, MAX_URL, MAX_URLS, METADATA
+from server.resources.schema import definition
+from server.store.tables import ACTOR_KINDS, AUDIT, HOSTS, JOB_ATTEMPTS, JOB_LOGS, JOB_STATUSES, JOBS, UtcDateTime
+from wire.variables import ALLOWED
+
+Schema = dict[str, Any]
+
+_NAME: Schema = {"type": "string", "maxLength": 253, "pattern": f"^{selectors.DNS.pattern}$"}
+_NAMESPACE: Schema = {"type": "string", "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}
+_OWN_ID: Schema = {"type": "string", "pattern": f"^{selectors.OWN_ID.pattern}$"}
+_SNAPSHOT: Schema = {"type": "string", "pattern": "^(latest|[0-9a-f]{4,64})$"}
+_IN_PATH: Mapping[str, Schema] = {"namespace": _NAMESPACE, "name": _NAME, "snapshot": _SNAPSHOT}
+_PARAMETERS: Mapping[str, Schema] = {
+    "limit": {"description": "Items of a page.", "schema": {"type": "integer", "minimum": 1, "maximum": 500}},
+    "cursor": {"description": "The `next` of the page before.", "schema": {"type": "string"}},
+    "id": {"description": "Only jobs whose id begins so.", "schema": {"type": "string"}},
+    "host": {"description": "Only jobs, or snapshots, of this host.", "schema": {"type": "string"}},
+    "schedule": {
+        "description": "Only jobs of the schedule NAMESPACE/NAME, or with this uid.",
+        "schema": {"type": "string"},
+    },
+    "kind": {"description": "Only jobs of this kind.", "schema": {"type": "string"}},
+    "path": {"description": "The folder, or the file; / when it is not given.", "schema": {"type": "string"}},
+    "status": {"description": "Only jobs of this status.", "schema": {"enum": list(JOB_STATUSES)}},
+    "actor_kind": {"description": "Only jobs caused by such an actor.", "schema": {"enum": list(ACTOR_KINDS)}},
+}
+
+
+def document(operations: Sequence[Operation], bodies: Mapping[str, type[msgspec.Struct]], prefix: str) -> Schema:
+    """The OpenAPI document of these operations and bodies, served under `prefix`."""
+    paths: dict[str, Schema] = {}
+    for operation in operations:
+        paths.setdefault(prefix + operation.path, {})[operation.method.lower()] = _operation(operation)
+    for path, summary in (
+        ("/healthz", "Whether the process is alive."),
+        ("/readyz", "Whether the store can be written."),
+    ):
+        paths[path] = {"get": _probe(summary)}
+    paths["/openapi.json"] = {"get": _probe("This document.", "application/json")}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Lamplighter", "version": server.__version__, "license": {"name": "Apache-2.0"}},
+        "security": [{"token": []}],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": _bodies(bodies) | _schemas() | {"HostPut": _HOST},
+        },
+    }
+
+
+def _operation(operation: Operation) -> Schema:
+    described: Schema = {
+        "operationId": operation.handler.__name__,
+        "summary": (inspect.getdoc(operation.handler) or "").partition("\n")[0],
+        "responses": {
+            **{str(status): _answer(status, schema) for status, schema in operation.answers.items()},
+            **({"304": {"description": "Not Modified"}} if operation.method == "GET" else {}),
+            **{str(status): _problem(status) for status in sorted({*operation.may, *_general(operation)})},
+        },
+    }
+    if operation.needs is None:
+        described["security"] = []
+    if parameters := _parameters(operation):
+        described["parameters"] = parameters
+    if operation.takes is not None:
+        content = {"application/json": {"schema": _ref(operation.takes)}}
+        described["requestBody"] = {"required": operation.body_required, "content": content}
+    return described
+
+
+def _general(operation: Operation) -> tuple[int, ...]:
+    """The statuses of problems that any operation of this form may answer."""
+    known = () if operation.needs is None else (401, 403)
+    placed = (404,) if "{" in operation.path else ()
+    read = () if operation.takes is None else (408,)
+    conditional = (400, 412) if operation.method != "POST" and operation.needs is not None else ()
+    return (*known, *placed, *read, *conditional, 500, 503)
+
+
+def _parameters(operation: Operation) -> list[Schema]:
+    names = re.findall(r"{(\w+)}", operation.path)
+    own = {"id": _OWN_ID} if operation.path.startswith(("/runs/", "/restores/")) else {}
+    schemas = {**{it: {"type": "string"} for it in names}, **_IN_PATH, **own}
+    in_path = [{"name": it, "in": "path", "required": True, "schema": schemas[it]} for it in names]
+    return in_path + [{"name": name, "in": "query", **_PARAMETERS[name]} for name in operation.query]
+
+
+def _answer(status: int, schema: str | None) -> Schema:
+    described: Schema = {"description": HTTPStatus(status).phrase}
+    if schema is not None:
+        described["content"] = {_MEDIA_TYPES.get(schema, "application/json"): {"schema": _ref(schema)}}
+    return described
+
+
+def _problem(status: int) -> Schema:
+    return {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": _ref("Problem")}}}
+
+
+def _probe(summary: str, media_type: str = "text/plain") -> Schema:
+    answer = {"description": "OK", "content": {media_type: {}}}
+    return {"summary": summary, "security": [], "responses": {"200": answer}}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _schemas() -> dict[str, Schema]:
+    """The schemas that operations name: of custom resources, of plain records, and of lists of both."""
+    crds = _crd_schemas()
+    sealed = {"credentials": _CREDENTIALS}
+    seen: Schema = {
+        "connected": {"type": "boolean"},
+        "in_sync": {"type": "boolean"},
+        "left_out": _list_of("What the host holds and could not put in force.", "schedule", "reason"),
+        "schedules": {"type": "integer", "description": "How many enabled Schedules it has."},
+        "clock_skew_seconds": {
+            "type": ["number", "null"],
+            "description": "How far its clock was ahead when it last told.",
+        },
+        "problems": _list_of("What is wrong with its agent.", "reason", "message"),
+    }
+    status: Schema = {"enum": list(JOB_STATUSES)}
+    waits: Schema = {"type": ["string", "null"], "description": "What a job waits for, in words."}
+    problem: Schema = {"type": ["string", "null"], "description": "What is wrong with a job that runs, in words."}
+    now = {"waits_for": waits, "progress": _PROGRESS, "problem": problem}
+    job = _record(JOBS, {"command": {"type": "object"}, "status": status, **now})
+    attempt = _record(JOB_ATTEMPTS, {"status": status}, leave_out=("job_id",))
+    attempt["properties"]["finished_at"] = {**attempt["properties"]["finished_at"], "type": ["string", "null"]}
+    attempts = {"type": "array", "items": attempt, "description": "The last one, and those that it followed."}
+    schemas = {
+        **crds,
+        "RepositoryPut": {
+            **crds["Repository"],
+            "properties": {**crds["Repository"]["properties"], **sealed},
+        },
+        "SchedulePost": _posted(crds["Schedule"]),
+        "RepositoryPost": _posted({**crds["Repository"], "properties": {**crds["Repository"]["properties"], **sealed}}),
+        "Host": _record(HOSTS, seen),
+        "Job": job,
+        "JobDetail": {
+            "allOf": [job, {"type": "object", "properties": {"attempts": attempts}, "required": ["attempts"]}]
+        },
+        "LogLine": _record(JOB_LOGS, {}, leave_out=("job_id", "total_bytes")),
+        "Audit": _record(AUDIT, {}),
+        "RestorePut": _restore(),
+        "SnapshotList": _look("Snapshot"),
+        "FileList": _look("File"),
+        "ControllerList": _list("Controller"),
+        "Problem": _PROBLEM,
+        "Events": {"type": "string", "description": 'Server-sent events: {"changed": ["schedules", …]}.'},
+    }
+    lists = {"Schedule": "", "Repository": "", "Host": "", "Job": "", "Audit": "", "LogLine": "LogList"}
+    return schemas | {plural or f"{name}List": _list(name) for name, plural in lists.items()}
+
+
+def _crd_schemas() -> dict[str, Schema]:
+    """The schemas of the custom resources served here, by kind. They are as in crds/, and allow no other fields."""
+    found = [definition(name) for name in _SERVED]
+    kinds = [(crd["names"]["kind"], crd["versions"][0]["schema"]["openAPIV3Schema"]) for crd in found]
+    return {kind: _object(kind, schema) for kind, schema in kinds}
+
+
+def _object(kind: str, schema: Schema) -> Schema:
+    """The schema of a manifest of this kind. In answers, its status may have more fields than in the cluster."""
+    fields = schema["properties"]
+    known = {"metadata": _METADATA, "spec": _closed(fields["spec"]), "status": {"type": ["object", "null"]}}
+    known |= {"apiVersion": {"enum": [API_VERSION]}, "kind": {"enum": [kind]}}
+    return {**schema, "properties": {**fields, **known}, "additionalProperties": False}
+
+
+def _posted(manifest: Schema) -> Schema:
+    """The schema of a manifest in a POST, whose name must be in the manifest since the path has none."""
+    named = {**_METADATA, "required": ["name"]}
+    required = [*manifest.get("required", []), "metadata"]
+    return {**manifest, "properties": {**manifest["properties"], "metadata": named}, "required": required}
+
+
+def _closed(schema: Schema) -> Schema:
+    """A schema without additional properties, at any depth: the server refuses unknown fields."""
+    closed = dict(schema)
+    if "properties" in schema:
+        closed["properties"] = {name: _closed(field) for name, field in schema["properties"].items()}
+        closed["additionalProperties"] = False
+    if "items" in schema:
+        closed["items"] = _closed(schema["items"])
+    return closed
+
+
+def _list_of(description: str, *fields: str) -> Schema:
+    """The schema of a list of objects with these string fields."""
+    item = {"type": "object", "properties": {name: {"type": "string"} for name in fields}, "required": list(fields)}
+    return {"type": "array", "items": item, "description": description}
+
+
+def _record(table: Table, also: Mapping[str, Schema], leave_out: Sequence[str] = ()) -> Schema:
+    """The schema of a table's rows in answers: its columns, and the fields `also`."""
+    properties = {column.name: _column(column) for column in table.c if column.name not in leave_out} | dict(also)
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _column(column: "Column[Any]") -> Schema:
+    match column.type:
+        case UtcDateTime():
+            schema: Schema = {"type": "string", "format": "date-time"}
+        case JSON():
+            schema = {"type": "object"}
+        case Integer() | BigInteger():
+            schema = {"type": "integer"}
+        case Boolean():
+            schema = {"type": "boolean"}
+        case _:
+            schema = {"type": "string"}
+    return {**schema, "type": [schema["type"], "null"]} if column.nullable else schema
+
+
+def _bodies(bodies: Mapping[str, type[msgspec.Struct]]) -> dict[str, Schema]:
+    """The schemas of bodies by their names in the table, and of nested types by the names of their classes.
+
+    Patterns are translated: what is `\\Z` in Python is `$` in JSON Schema.
+    """
+    made = msgspec.json.schema_components(bodies.values(), ref_template="#/components/schemas/{name}")
+    described = msgspec.json.encode(made).replace(rb"\\Z", b"$")
+    schemas, components = msgspec.json.decode(described, type=tuple[list[Schema], dict[str, Schema]])
+    named = {name: components.pop(it["$ref"].rpartition("/")[2]) for name, it in zip(bodies, schemas, strict=True)}
+    return components | named
+
+
+def _list(name: str) -> Schema:
+    properties = {"items": {"type": "array", "items": _ref(name)}, "next": {"type": ["string", "null"]}}
+    return {"type": "object", "properties": properties, "required": ["items", "next"]}
+
+
+def _look(name: str) -> Schema:
+    listed = _list(name)
+    truncated = {"type": "boolean", "description": "Whether there is more than can be listed."}
+    return {**listed, "properties": {**listed["properties"], "truncated": truncated}}
+
+
+def _restore() -> Schema:
+    """The schema of a Restore's manifest without metadata: namespace and name are in the path."""
+    spec = definition("restores")["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    return {
+        "type": "object",
+        "properties": {"spec": _closed(spec)},
+        "required": ["spec"],
+        "additionalProperties": False,
+    }
+
+
+_PROGRESS: Schema = {
+    "type": ["object", "null"],
+    "description": "What its host last told of a running job; what is 0 is left out.",
+    "properties": {
+        "fraction": {"type": "number"},
+        **{name: {"type": "integer"} for name in ("files_done", "files_total", "bytes_done", "bytes_total")},
+    },
+}
+_MEDIA_TYPES = {"Events": "text/event-stream"}
+_SERVED = ("schedules", "repositories")
+_LABELS: Schema = {
+    "type": "object",
+    "maxProperties": MAX_LABELS,
+    "propertyNames": {"maxLength": 317, "pattern": f"^({selectors.DNS.pattern}/)?{selectors.LABEL.pattern}$"},
+    "additionalProperties": {"type": "string", "pattern": f"^({selectors.LABEL.pattern})?$"},
+}
+_HOST: Schema = {
+    "type": "object",
+    "properties": {"labels": _LABELS},
+    "required": ["labels"],
+    "additionalProperties": False,
+}
+_METADATA: Schema = {
+    "type": "object",
+    "description": "What Kubernetes keeps there as well is taken, and left alone.",
+    "properties": {
+        **{name: {} for name in METADATA},
+        "namespace": _NAMESPACE,
+        "name": _NAME,
+        "labels": _LABELS,
+        "resourceVersion": {"type": "string", "description": "The version to change; left out, whatever is there."},
+    },
+    "additionalProperties": False,
+}
+_SECRET: Schema = {"type": "string", "maxLength": MAX_SECRET}
+_URLS: Schema = {
+    "type": "array",
+    "maxItems": MAX_URLS,
+    "items": {"type": "string", "maxLength": MAX_URL},
+    "description": "URL prefixes of repositories that it is for; for any, without it.",
+}
+_CREDENTIALS: Schema = {
+    "type": ["object", "null"],
+    "writeOnly": True,
+    "properties": {
+        "password": {**_SECRET, "type": ["string", "null"], "not": {"enum": ["", "\n", "\r\n"]}},
+        "env": {"type": "object", "properties": dict.fromkeys(sorted(ALLOWED), _SECRET), "additionalProperties": False},
+        "urls": {
+            "type": ["object", "null"],
+            "properties": {"password": _URLS, "env": _URLS},
+            "additionalProperties": False,
+        },
+    },
+    "additionalProperties": False,
+}
+
+_PROBLEM: Schema = {
+    "type": "object",
+    "description": "RFC 9457 problem details.",
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"field": {"type": "string"}, "detail": {"type": "string"}},
+                "required": ["field", "detail"],
+            },
+        },
+    },
+    "required": ["type", "title", "status", "detail"],
+}

@@ -1,0 +1,304 @@
+"""The table of operations: which are routed, what their callers need to be allowed, and what they take and answer.
+
+The handlers are in a file for each resource. Routing (`routing`) and /openapi.json (`openapi`) are made from the table.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.access.identity import Permission
+from server.api import (
+    audit,
+    controllers,
+    enrolments,
+    hosts,
+    jobs,
+    news,
+    repositories,
+    restores,
+    runs,
+    schedules,
+    snapshots,
+)
+from server.api.requests import object_body
+from server.api.services import Services
+from server.changes.listings import File, Snapshot
+from server.observe.controllers import ControllerReport, ControllerState
+
+BODIES: Mapping[str, type[Struct]] = {
+    "HostPut": hosts.HostBody,
+    "Run": schedules.RunBody,
+    "RunPut": runs.RunPutBody,
+    "RunStatus": runs.RunStatus,
+    "Snapshot": Snapshot,
+    "File": File,
+    "EnrolmentPost": enrolments.OfferBody,
+    "Enrolment": enrolments.Offer,
+    "Enrol": enrolments.EnrolBody,
+    "ControllerPut": ControllerReport,
+    "Controller": ControllerState,
+}
+"""Bodies by the name of their schema, except those that the custom resource definitions describe."""
+
+Handler = Callable[[Services, Request], Awaitable[Response]]
+
+
+async def in_path(_services: Services, request: Request) -> tuple[str, str]:
+    """The object that the path names."""
+    return request.path_params.get("namespace", ""), request.path_params.get("name", "")
+
+
+async def in_namespace(_services: Services, request: Request) -> tuple[str, str]:
+    """Any object in the namespace that the path names."""
+    return request.path_params["namespace"], ""
+
+
+async def in_body(_services: Services, request: Request) -> tuple[str, str]:
+    """Any object in the namespace of the manifest in the body; all namespaces when the manifest cannot be read."""
+    metadata = (await object_body(request)).get("metadata")
+    namespace = metadata.get("namespace", "") if isinstance(metadata, dict) else ""
+    return (namespace or "default", "") if isinstance(namespace, str) else ("", "")
+
+
+class Needs(NamedTuple):
+    """What a caller must be allowed, in the words of Kubernetes' RBAC.
+
+    `verbs`: separated by spaces; all are needed. `about`: returns the (namespace, name) of the object that a request is
+    about; an empty one stands for all.
+    """
+
+    verbs: str
+    resource: str
+    about: Callable[[Services, Request], Awaitable[tuple[str, str]]] = in_path
+
+
+class Operation(NamedTuple):
+    """One operation as it is routed and described. Names of schemas are those of `openapi`.
+
+    `needs`: None when the caller needs no token. `takes`: the schema of the body. `answers`: schemas by status, None
+    for no body. `may`: statuses of the problems that this operation answers besides the general ones.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    needs: Needs | None
+    answers: Mapping[int, str | None]
+    takes: str | None = None
+    body_required: bool = True
+    query: Sequence[str] = ()
+    may: Sequence[int] = ()
+
+    async def permissions(self, services: Services, request: Request) -> list[Permission]:
+        """What the caller of this request must be allowed. Raises what reading the request raises."""
+        if self.needs is None:
+            return []
+        about = await self.needs.about(services, request)
+        return [Permission(verb, self.needs.resource, *about) for verb in self.needs.verbs.split()]
+
+
+_PAGE = ("limit", "cursor")
+_BODY = (400, 413, 415, 422)
+_LOOK = (400, 404, 409, 422, 502, 504)
+_RUN, _RESTORE = "/runs/{namespace}/{id}", "/restores/{namespace}/{id}"
+_SCHEDULE, _REPOSITORY, _HOST = "/schedules/{namespace}/{name}", "/repositories/{namespace}/{name}", "/hosts/{name}"
+
+OPERATIONS: Sequence[Operation] = (
+    Operation(
+        "GET",
+        "/schedules",
+        schedules.list_schedules,
+        Needs("list", "schedules"),
+        {200: "ScheduleList"},
+        query=_PAGE,
+        may=(400,),
+    ),
+    Operation(
+        "POST",
+        "/schedules",
+        schedules.create_schedule,
+        Needs("create", "schedules", in_body),
+        {201: "Schedule"},
+        "SchedulePost",
+        may=(*_BODY, 409),
+    ),
+    Operation("GET", _SCHEDULE, schedules.get_schedule, Needs("get", "schedules"), {200: "Schedule"}, may=(400, 404)),
+    Operation(
+        "PUT",
+        _SCHEDULE,
+        schedules.put_schedule,
+        Needs("create update", "schedules"),
+        {200: "Schedule", 201: "Schedule"},
+        "Schedule",
+        may=(*_BODY, 409),
+    ),
+    Operation(
+        "DELETE", _SCHEDULE, schedules.delete_schedule, Needs("delete", "schedules"), {204: None}, may=(400, 404)
+    ),
+    Operation(
+        "POST",
+        f"{_SCHEDULE}/run",
+        schedules.run_schedule,
+        Needs("create", "runs", in_namespace),
+        {201: "JobList"},
+        "Run",
+        body_required=False,
+        may=(*_BODY, 404, 409),
+    ),
+    Operation(
+        "GET",
+        "/repositories",
+        repositories.list_repositories,
+        Needs("list", "repositories"),
+        {200: "RepositoryList"},
+        query=_PAGE,
+        may=(400,),
+    ),
+    Operation(
+        "POST",
+        "/repositories",
+        repositories.create_repository,
+        Needs("create", "repositories", in_body),
+        {201: "Repository"},
+        "RepositoryPost",
+        may=(*_BODY, 409),
+    ),
+    Operation(
+        "GET",
+        _REPOSITORY,
+        repositories.get_repository,
+        Needs("get", "repositories"),
+        {200: "Repository"},
+        may=(400, 404),
+    ),
+    Operation(
+        "PUT",
+        _REPOSITORY,
+        repositories.put_repository,
+        Needs("create update", "repositories"),
+        {200: "Repository", 201: "Repository"},
+        "RepositoryPut",
+        may=(*_BODY, 409),
+    ),
+    Operation(
+        "DELETE",
+        _REPOSITORY,
+        repositories.delete_repository,
+        Needs("delete", "repositories"),
+        {204: None},
+        may=(400, 404, 409),
+    ),
+    Operation(
+        "PUT",
+        _RUN,
+        runs.put_run,
+        Needs("create", "runs", in_namespace),
+        {200: "RunStatus"},
+        "RunPut",
+        may=(*_BODY, 404),
+    ),
+    Operation("GET", _RUN, runs.get_run, Needs("get", "runs", in_namespace), {200: "RunStatus"}, may=(400, 422)),
+    Operation(
+        "PUT",
+        _RESTORE,
+        restores.put_restore,
+        Needs("create", "restores", in_namespace),
+        {200: "Job"},
+        "RestorePut",
+        may=(*_BODY, 404, 409),
+    ),
+    Operation(
+        "GET", _RESTORE, restores.get_restore, Needs("get", "restores", in_namespace), {200: "Job"}, may=(400, 404, 422)
+    ),
+    Operation(
+        "GET",
+        f"{_REPOSITORY}/snapshots",
+        snapshots.list_snapshots,
+        Needs("get", "repositories/snapshots"),
+        {200: "SnapshotList"},
+        query=("host", *_PAGE),
+        may=_LOOK,
+    ),
+    Operation(
+        "GET",
+        f"{_REPOSITORY}/snapshots/{{snapshot}}/files",
+        snapshots.list_files,
+        Needs("get", "repositories/snapshots"),
+        {200: "FileList"},
+        query=("host", "path", *_PAGE),
+        may=_LOOK,
+    ),
+    Operation("GET", "/news", news.listen, Needs("list", "schedules"), {200: "Events"}, may=(400,)),
+    Operation("GET", "/hosts", hosts.list_hosts, Needs("list", "hosts"), {200: "HostList"}, query=_PAGE, may=(400,)),
+    Operation("GET", _HOST, hosts.get_host, Needs("get", "hosts"), {200: "Host"}, may=(400, 404)),
+    Operation(
+        "PUT", _HOST, hosts.put_host, Needs("create update", "hosts"), {200: "Host", 201: "Host"}, "HostPut", may=_BODY
+    ),
+    Operation("DELETE", _HOST, hosts.delete_host, Needs("delete", "hosts"), {204: None}, may=(400, 404, 409)),
+    Operation(
+        "POST",
+        f"{_HOST}/enrolments",
+        enrolments.enrol_host,
+        Needs("create", "hosts/enrolments"),
+        {201: "Enrolment"},
+        "EnrolmentPost",
+        body_required=False,
+        may=(*_BODY, 404),
+    ),
+    Operation(
+        "DELETE", f"{_HOST}/key", enrolments.revoke_host_key, Needs("delete", "hosts/key"), {204: None}, may=(400, 404)
+    ),
+    Operation("POST", "/enrol", enrolments.enrol, None, {204: None}, "Enrol", may=(*_BODY, 401)),
+    Operation(
+        "GET",
+        "/jobs",
+        jobs.list_jobs,
+        Needs("list", "runs", jobs.of_filter),
+        {200: "JobList"},
+        query=("id", "host", "schedule", "kind", "status", "actor_kind", *_PAGE),
+        may=(400,),
+    ),
+    Operation("GET", "/jobs/{id}", jobs.get_job, Needs("get", "runs", jobs.of_job), {200: "JobDetail"}, may=(400, 404)),
+    Operation(
+        "GET",
+        "/jobs/{id}/log",
+        jobs.get_job_log,
+        Needs("get", "runs", jobs.of_job),
+        {200: "LogList"},
+        query=_PAGE,
+        may=(400, 404),
+    ),
+    Operation(
+        "POST",
+        "/jobs/{id}/cancel",
+        jobs.cancel_job,
+        Needs("delete", "runs", jobs.of_job),
+        {200: "Job"},
+        may=(400, 404, 409),
+    ),
+    Operation(
+        "GET",
+        "/controllers",
+        controllers.list_controllers,
+        Needs("list", "schedules"),
+        {200: "ControllerList"},
+        query=_PAGE,
+        may=(400,),
+    ),
+    Operation(
+        "PUT",
+        "/controllers/{name}",
+        controllers.put_controller,
+        Needs("update", "schedules"),
+        {200: "Controller"},
+        "ControllerPut",
+        may=_BODY,
+    ),
+    Operation(
+        "GET", "/audit", audit.list_audit, Needs("list", "auditlogs"), {200: "AuditList"}, query=_PAGE, may=(400,)
+    ),
+)

@@ -1,0 +1,26 @@
+"""Restores: one job under an id that the caller chose."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.api.answers import json_response
+from server.api.jobs import shown_job
+from server.api.requests import Query, actor, object_body, own_id
+from server.api.services import Services
+
+
+async def put_restore(services: Services, request: Request) -> Response:
+    """Restore once, as the Restore says; a repeated request with the same id is the same restore. Answers its job."""
+    Query(request)
+    namespace, name = request.path_params["namespace"], own_id(request)
+    manifest = await object_body(request)
+    metadata = {"namespace": namespace, "name": name}
+    row = await services.restores.restore(actor(request), {**manifest, "metadata": metadata})
+    return json_response(shown_job(services, row))
+
+
+async def get_restore(services: Services, request: Request) -> Response:
+    """Read the job of a restore."""
+    Query(request)
+    row = await services.restores.get(request.path_params["namespace"], own_id(request))
+    return json_response(shown_job(services, row))

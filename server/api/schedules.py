@@ -1,0 +1,92 @@
+"""Schedules, and running one now."""
+
+from datetime import datetime
+from typing import Annotated
+
+from msgspec import Meta, Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.api.answers import json_response, page
+from server.api.conditions import condition, versioned
+from server.api.jobs import shown_job
+from server.api.objects import as_object, created, find_object, is_new, named_manifest, version_of
+from server.api.requests import Query, actor, body, converted, has_body, object_body
+from server.api.services import Services
+from server.observe.trouble import Coverage, schedule_troubles
+from server.store.declared import list_resources
+from server.store.rows import Row
+from server.store.tables import SCHEDULES
+
+
+class RunBody(Struct, forbid_unknown_fields=True):
+    """The hosts to run a schedule on; when absent, all hosts of the schedule."""
+
+    hosts: Annotated[list[Annotated[str, Meta(max_length=253)]], Meta(min_length=1, max_length=10_000)] | None = None
+
+
+async def list_schedules(services: Services, request: Request) -> Response:
+    """List schedules, by namespace and name."""
+    query = Query(request, "limit", "cursor")
+    after, limit = query.after(tuple[str, str]), query.limit()
+    rows = await services.store.read(list_resources, SCHEDULES, after, limit + 1)
+    coverage = await services.coverage.schedules([row["id"] for row in rows])
+    return page(rows, limit, lambda row: _shown(services, row, coverage[row["id"]]), "namespace", "name")
+
+
+async def create_schedule(services: Services, request: Request) -> Response:
+    """Create a schedule."""
+    Query(request)
+    manifest = await object_body(request)
+    row, _ = await services.schedules.put(actor(request), manifest, is_new(request, "Schedule"))
+    return created(request, row, await _shown_one(services, row))
+
+
+async def get_schedule(services: Services, request: Request) -> Response:
+    """Read a schedule."""
+    Query(request)
+    row = await find_object(services, request, "Schedule")
+    return versioned(await _shown_one(services, row), version_of(row))
+
+
+async def put_schedule(services: Services, request: Request) -> Response:
+    """Create a schedule, or update it to the manifest; the same manifest again changes nothing."""
+    manifest = await named_manifest(request)
+    check = condition(request, manifest["metadata"].get("resourceVersion"))
+    row, is_created = await services.schedules.put(actor(request), manifest, check)
+    return versioned(await _shown_one(services, row), version_of(row), 201 if is_created else 200)
+
+
+async def delete_schedule(services: Services, request: Request) -> Response:
+    """Delete a schedule; its jobs stay."""
+    Query(request)
+    await services.schedules.delete(actor(request), **request.path_params, condition=condition(request))
+    return Response(status_code=204)
+
+
+async def run_schedule(services: Services, request: Request) -> Response:
+    """Run a schedule once, now, on all of its hosts or on some."""
+    Query(request)
+    wanted = converted(await body(request), RunBody) if has_body(request) else RunBody()
+    rows = await services.runs.run_now(actor(request), **request.path_params, hosts=wanted.hosts)
+    return json_response({"items": [shown_job(services, row) for row in rows], "next": None}, 201)
+
+
+async def _shown_one(services: Services, row: Row) -> dict[str, object]:
+    return _shown(services, row, (await services.coverage.schedules([row["id"]]))[row["id"]])
+
+
+def _shown(services: Services, row: Row, covers: Coverage) -> dict[str, object]:
+    counts = {"hosts": covers.hosts, "hostsInSync": covers.in_sync, "hostsFailed": covers.failed}
+    named = {"outOfSync": covers.behind, "failed": covers.failing, "hostsNotGranted": covers.not_granted}
+    counts |= {"hostsOverdue": covers.late, "hostsWithoutSuccess": covers.unproven}
+    named |= {"overdue": covers.overdue, "successWithinSeconds": int(covers.within.total_seconds())}
+    counts["hostsRefusingHooks"] = len(set().union(*covers.refused_hooks.values()))
+    troubles = [it._asdict() for it in schedule_troubles(covers)]
+    times: dict[str, datetime | None] = {
+        "lastScheduleTime": row.get("last_due"),
+        "nextScheduleTime": services.placement.next_due(row["id"], services.clock()),
+        "oldestSuccessTime": covers.oldest,
+    }
+    known = {name: at for name, at in times.items() if at is not None}
+    return as_object("Schedule", row, {**counts, **named, **known, "problems": troubles})

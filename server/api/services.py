@@ -1,0 +1,42 @@
+"""What the handlers of the API use."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import NamedTuple
+
+from server.access.enrolment import Enrolment
+from server.agents.hub import Hub
+from server.changes.hosts import Hosts
+from server.changes.listings import Listings
+from server.changes.repositories import Repositories
+from server.changes.restores import Restores
+from server.changes.runs import Runs
+from server.changes.schedules import Schedules
+from server.fleet.placement import Placement
+from server.jobs.dispatcher import Dispatcher
+from server.jobs.outcomes import Health
+from server.observe.controllers import Controllers
+from server.observe.coverage import CoverageReader
+from server.observe.stream import ChangeStream
+from server.store.engine import Store
+
+
+class Services(NamedTuple):
+    """The parts of the server that handlers use: the first seven make changes, the others are read."""
+
+    schedules: Schedules
+    repositories: Repositories
+    hosts: Hosts
+    runs: Runs
+    restores: Restores
+    listings: Listings
+    enrolment: Enrolment
+    store: Store
+    placement: Placement
+    hub: Hub
+    dispatcher: Dispatcher
+    health: Health
+    coverage: CoverageReader
+    controllers: Controllers
+    stream: ChangeStream
+    clock: Callable[[], datetime]

@@ -1,0 +1,288 @@
+"""Lists of snapshots and files: a host is asked for them by a job whose log is the answer, which waits for it.
+
+A repository whose URL holds {host} is, here, that of the host that was backed up, whoever lists it. What hosts list is
+kept in memory, as long as it takes to read it page by page, and in no log.
+"""
+
+import asyncio
+import posixpath
+import re
+import stat
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Annotated, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from server.agents.hub import Hub
+from server.changes.runs import Runs
+from server.errors import BadGateway, Conflict, Forbidden, Invalid, NoAnswer, NotFound, Unavailable
+from server.fleet.catalog import Catalog
+from server.fleet.placement import Placement
+from server.jobs import arguments
+from server.jobs.dispatcher import Dispatcher
+from server.jobs.fires import NewJob
+from server.resources.grants import Grant
+from server.resources.manifests import repository_spec
+from server.resources.selectors import is_dns_name
+from server.resources.specs import RepositorySpec
+from server.resources.urls import folder_of
+from server.store.rows import AuditRow, RepositoryRow
+from server.store.tables import Actor
+from wire.messages import CommandRun, JobFinished
+
+ANSWER_S = 30.0
+"""Seconds that a host has to list what is in a repository."""
+MAX_AT_ONCE = 16
+"""Lists that are asked for at once: each has a host run restic."""
+KEPT = 32
+"""Lists that are kept for whoever reads their next pages; the oldest makes way."""
+MAX_PATH = 4096
+"""Characters of a path that is listed."""
+_SNAPSHOT = re.compile("latest|[0-9a-f]{4,64}")
+
+
+class Snapshot(Struct, frozen=True):
+    """A snapshot as it is listed."""
+
+    id: str
+    time: datetime
+    host: str
+    paths: list[str]
+    tags: list[str]
+
+
+class File(Struct, frozen=True):
+    """A file, a folder or whatever else a snapshot holds. `mode`: permissions as chmod(1) writes them, `0644`."""
+
+    path: str
+    type: str
+    size: int
+    mode: str
+    uid: int
+    gid: int
+    mtime: str
+
+
+class Question(NamedTuple):
+    """What is asked of a repository. `host`: whose snapshots, "" for anyone's; `snapshot`: "" for a list of them."""
+
+    namespace: str
+    name: str
+    host: str = ""
+    snapshot: str = ""
+    path: str = "/"
+
+
+class Listing(NamedTuple):
+    """What a host listed. `of`: the question; `truncated`: it was more than is told."""
+
+    of: Question
+    items: Sequence[Snapshot | File]
+    truncated: bool
+
+
+class Page(Struct, frozen=True):
+    """A part of a listing. `after`: the listing's id and where the next part begins, None where there is none."""
+
+    items: Sequence[Snapshot | File]
+    truncated: bool
+    after: tuple[str, int] | None
+
+
+class Listings:
+    """Asks hosts for lists."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        dispatcher: Dispatcher,
+        catalog: Catalog,
+        placement: Placement,
+        hub: Hub,
+        clock: Callable[[], datetime],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._runs = runs
+        self._dispatcher = dispatcher
+        self._catalog = catalog
+        self._placement = placement
+        self._hub = hub
+        self._clock = clock
+        self._new_id = new_id
+        self._asked = 0
+        self._kept: OrderedDict[str, Listing] = OrderedDict()
+
+    async def page(self, actor: Actor, question: Question, limit: int, after: tuple[str, int] | None) -> Page:
+        """A part of what a host answers; the parts that follow are of the same answer while it is kept.
+
+        Raises Invalid, Forbidden, NotFound, NoAnswer when no host can be asked or none answers in time, BadGateway when
+        the repository cannot be read.
+        """
+        question = question._replace(path=posixpath.normpath("/" + question.path.lstrip("/")))
+        if after is None:
+            listing_id, begin = self._new_id(), 0
+            listing = await self._ask(actor, question, listing_id)
+        else:
+            listing_id, begin = after
+            found = self._kept.get(listing_id)
+            if found is None or found.of != question:
+                raise Conflict("that list is not kept any more: ask for its first page again")
+            listing = found
+        items, rest = listing.items[begin : begin + limit], len(listing.items) - begin - limit
+        if rest > 0:
+            self._kept[listing_id] = listing
+            self._kept.move_to_end(listing_id)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        else:
+            self._kept.pop(listing_id, None)
+        return Page(items, listing.truncated, (listing_id, begin + limit) if rest > 0 else None)
+
+    async def _ask(self, actor: Actor, question: Question, job_id: str) -> Listing:
+        """Have a host list what is asked for."""
+        row = self._catalog.repository(question.namespace, question.name)
+        where = repository_spec(row.spec)
+        if question.host and not is_dns_name(question.host):
+            raise Invalid.field("host", "must be the name of a host")
+        if question.snapshot and not _SNAPSHOT.fullmatch(question.snapshot):
+            raise Invalid.field("snapshot", "must be latest, or 4 to 64 of the digits that a snapshot's id begins with")
+        if len(question.path) > MAX_PATH:
+            raise Invalid.field("path", f"must be at most {MAX_PATH} characters long")
+        if "{host}" in where.url and not question.host:
+            raise Invalid.field("host", f"each host has its own {row.name}, for its URL holds {{host}}: name the host")
+        grant = self._catalog.grant(question.namespace)
+        if wrong := self._catalog.resolve(row).wrong:
+            raise Forbidden(f"namespace {question.namespace} may not reach this", wrong)
+        host = self._answering_host(grant, row, where, question.host)
+        args = _args(question)
+        repository = arguments.repository_id(row.id, where, question.host, host)
+        kind = "ls" if question.snapshot else "snapshots"
+        command = CommandRun(job_id, kind, args, repository, timeout_s=int(ANSWER_S), lock_wait_s=0)
+        command = msgspec.structs.replace(command, within=list(grant.within), host_identity=grant.host_identity)
+        now = self._clock()
+        detail = {"host": host, "of": question.host, "snapshot": question.snapshot, "path": question.path}
+        audit = AuditRow(now, *actor, kind, "Repository", f"{row.namespace}/{row.name}", detail)
+        end, lines = await self._answer(NewJob(host, command, *actor, 0, now, alone=False), audit)
+        if end.reason == "NoSnapshot":
+            raise NotFound(end.error)
+        if end.status not in ("succeeded", "warning"):
+            raise BadGateway(f"{host} could not read {row.namespace}/{row.name}: {end.error or end.status}")
+        return _files(question, lines) if question.snapshot else _snapshots(question, lines)
+
+    async def _answer(self, job: NewJob, audit: AuditRow) -> tuple[JobFinished, Sequence[str]]:
+        """Run a job whose log is what it was asked for. Raises NoAnswer, and Unavailable when too many run."""
+        if self._asked >= MAX_AT_ONCE:
+            raise Unavailable(f"{MAX_AT_ONCE} looks into repositories are under way: try again when one has ended")
+        self._asked += 1
+        try:
+            return await self._heard(job, audit)
+        finally:
+            self._asked -= 1
+
+    async def _heard(self, job: NewJob, audit: AuditRow) -> tuple[JobFinished, Sequence[str]]:
+        job_id = job.command.job_id
+        with self._dispatcher.listening(job_id) as heard:
+            await self._runs.record([job], audit)
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    return await heard.end, heard.lines
+            except TimeoutError:
+                with suppress(Conflict):  # it has ended just now
+                    await self._runs.cancel(Actor(job.actor_kind, job.actor_id), job_id)
+        raise NoAnswer(f"{job.host} gave no answer within {ANSWER_S:.0f} s: try again, or run restic there")
+
+    def _answering_host(self, grant: Grant, row: RepositoryRow, where: RepositorySpec, source: str) -> str:
+        """The host that is to look: the one whose snapshots they are, or one that uses the repository, or any other.
+
+        A folder is looked for on a host that has it. Raises NoAnswer.
+        """
+        placement = self._placement
+        able = {
+            name
+            for name, state in placement.hosts.items()
+            if self._hub.is_connected(name) and grant.selects(state.labels)
+        }
+        if source in able:
+            return source
+        schedules = (it for it in placement.schedules.values() if it.repository_id == row.id)
+        using = {name for schedule in schedules for name in placement.matched(schedule, able)}
+        if folder_of(where.url) is not None:
+            able = set() if "{host}" in where.url else using
+        if not able:
+            who = source or "a host that uses it"
+            raise NoAnswer(f"no host can look into {row.namespace}/{row.name} now: start the agent of {who}")
+        return min(using or able)
+
+
+def _args(question: Question) -> list[str]:
+    if not question.snapshot:
+        return arguments.snapshots_args(question.host)
+    return arguments.ls_args(question.host, question.snapshot, question.path)
+
+
+# What hosts list: lines of JSON (agent/snapshots.py), the last of which may say that more is left out.
+
+
+class _Line(Struct):
+    """The fields of a snapshot's line, or of a file's."""
+
+    id: str = ""
+    time: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    hostname: str = ""
+    paths: list[str] = []
+    tags: list[str] | None = None
+    path: str = ""
+    type: str = ""
+    size: int = 0
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    mtime: str = ""
+
+
+_line = msgspec.json.Decoder(_Line)
+
+
+def _read(lines: Iterable[str]) -> Iterator[_Line | None]:
+    """Each line; None for one that is cut, or says that others are left out. One with + goes on with the one before."""
+    whole: list[list[str]] = []
+    for line in lines:
+        if line.startswith("+") and whole:
+            whole[-1].append(line[1:])
+        else:
+            whole.append([line])
+    for line in map("".join, whole):
+        try:
+            yield _line.decode(line)
+        except msgspec.DecodeError:
+            yield None
+
+
+def _snapshots(question: Question, lines: Sequence[str]) -> Listing:
+    """Snapshots, newest first."""
+    read = list(_read(lines))
+    found = [Snapshot(it.id, it.time, it.hostname, it.paths, it.tags or []) for it in read if it and it.time]
+    found.sort(key=lambda it: (it.time, it.id), reverse=True)
+    return Listing(question, found, None in read)
+
+
+def _files(question: Question, lines: Sequence[str]) -> Listing:
+    """What a folder holds, by name; a file is there for itself. Raises NotFound for neither."""
+    read = list(_read(lines))
+    nodes = [it for it in read if it and it.path]
+    if not nodes and question.path != "/":
+        raise NotFound(f"snapshot {question.snapshot} holds no {question.path}")
+    nodes = [it for it in nodes if (it.path, it.type) != (question.path, "dir")]
+    found = [File(it.path, it.type, it.size, f"{_mode(it.mode):04o}", it.uid, it.gid, it.mtime) for it in nodes]
+    found.sort(key=lambda it: it.path)
+    return Listing(question, found, None in read)
+
+
+def _mode(mode: int) -> int:
+    """The permissions in a mode as Go has it (io/fs, FileMode), as chmod(2) takes them."""
+    special = ((1 << 23, stat.S_ISUID), (1 << 22, stat.S_ISGID), (1 << 20, stat.S_ISVTX))
+    return mode & 0o777 | sum(bit for flag, bit in special if mode & flag)

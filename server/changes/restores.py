@@ -1,0 +1,131 @@
+"""Restores: what a Restore asks of a host, checked, granted and recorded as a job, once.
+
+A repository whose URL holds {host} is, here, that of the host that was backed up, whoever restores from it.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from server.changes.runs import Runs
+from server.errors import Conflict, Forbidden, Invalid, NotFound
+from server.fleet.catalog import Catalog
+from server.fleet.placement import Placement
+from server.jobs import arguments
+from server.jobs.fires import NewJob
+from server.resources import manifests
+from server.resources.manifests import repository_spec
+from server.resources.specs import RestoreSpec
+from server.store.engine import Store
+from server.store.jobs import get_jobs, lasting_job_id
+from server.store.rows import AuditRow, Row
+from server.store.tables import Actor
+from wire.messages import CommandRun, Restore
+
+
+class Restores:
+    """Records the jobs of Restores."""
+
+    def __init__(
+        self, runs: Runs, store: Store, catalog: Catalog, placement: Placement, clock: Callable[[], datetime]
+    ) -> None:
+        self._runs = runs
+        self._store = store
+        self._catalog = catalog
+        self._placement = placement
+        self._clock = clock
+        self._asking = asyncio.Lock()
+
+    async def restore(self, actor: Actor, manifest: Mapping[str, Any]) -> Row:
+        """Restore, once, what a Restore says; one of the same name is the same restore. Answers its job.
+
+        Raises Invalid, also for a repository or a host that is not there, Forbidden, and Conflict for a name that was
+        used for another restore.
+        """
+        spec = manifests.parse_restore(manifest)
+        namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+        async with self._asking:  # so that nobody asks for what is being recorded
+            job = await self._find(namespace, name)
+            if job is None:
+                job = await self._record(actor, namespace, name, spec)
+            elif not _is_same(job, spec):
+                raise Conflict(f"restore {name} was asked for before, and was another: give this one a name of its own")
+        return job
+
+    async def get(self, namespace: str, name: str) -> Row:
+        """The job of a restore. Raises NotFound."""
+        job = await self._find(namespace, name)
+        if job is None:
+            raise NotFound(f"there is no restore {name!r} in namespace {namespace!r}")
+        return job
+
+    async def _find(self, namespace: str, name: str) -> Row | None:
+        found = await self._store.read(get_jobs, [_job_id(namespace, name), _earlier_job_id(namespace, name)])
+        return found[0] if found else None
+
+    async def _record(self, actor: Actor, namespace: str, name: str, spec: RestoreSpec) -> Row:
+        try:
+            row = self._catalog.repository(namespace, spec.repository_ref.name)
+        except NotFound as error:
+            raise Invalid.field("spec.repositoryRef.name", error.detail) from None
+        host, where = spec.host or spec.source_host, repository_spec(row.spec)
+        grant = self._catalog.grant(namespace)
+        of_target = self._catalog.forbidden(namespace, paths=[spec.target], field="spec.target")
+        if wrong := [*of_target, *self._catalog.resolve(row).wrong]:
+            raise Forbidden(f"namespace {namespace} may not reach this", wrong)
+        if spec.setuid_and_devices and not grant.everywhere:
+            detail = "needs a grant of the whole host: leave it out; the cluster's operator can change the grant"
+            raise Forbidden(
+                f"namespace {namespace} may not have this", [{"field": "spec.setuidAndDevices", "detail": detail}]
+            )
+        state = self._placement.hosts.get(host)
+        if state is None:
+            raise Invalid.field("spec.host", f"there is no host {host!r}: name one that is there, or start its agent")
+        if not grant.selects(state.labels):
+            detail = f"{host} is not granted to namespace {namespace}; the cluster's operator can change that"
+            raise Forbidden(f"namespace {namespace} may not reach this", [{"field": "spec.host", "detail": detail}])
+        command = CommandRun(
+            _job_id(namespace, name),
+            "restore",
+            [],
+            arguments.repository_id(row.id, where, spec.source_host, host),
+            restore=_wanted(spec),
+            within=list(grant.within),
+            host_identity=grant.host_identity,
+        )
+        now = self._clock()
+        asked = {"restore": name, "host": host, **msgspec.to_builtins(_wanted(spec))}
+        audit = AuditRow(now, *actor, "restore", "Repository", f"{namespace}/{row.name}", asked)
+        await self._runs.record([NewJob(host, command, *actor, 0, now, alone=False)], audit)
+        return await self.get(namespace, name)
+
+
+def _job_id(namespace: str, name: str) -> str:
+    """The id of a restore's job: ever the same, and nobody else's."""
+    return lasting_job_id("restore", namespace, name)
+
+
+def _earlier_job_id(namespace: str, name: str) -> str:
+    """The id that a restore's job got before ids began with what tells them apart: a store may hold some still."""
+    return f"{name}-{hashlib.blake2b(f'restore {namespace}'.encode(), digest_size=8).hexdigest()}"
+
+
+def _wanted(spec: RestoreSpec) -> Restore:
+    return Restore(
+        target=spec.target,
+        snapshot=spec.snapshot,
+        before=spec.before,
+        source_host=spec.source_host,
+        paths=list(spec.paths),
+        overwrite=spec.overwrite,
+        setuid_and_devices=spec.setuid_and_devices,
+    )
+
+
+def _is_same(job: Row, spec: RestoreSpec) -> bool:
+    wanted = msgspec.json.decode(job["command"], type=CommandRun).restore
+    return (job["host"], wanted) == (spec.host or spec.source_host, _wanted(spec))

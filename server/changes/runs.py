@@ -1,0 +1,109 @@
+"""Jobs that somebody asks for: a Schedule run now, a Run, and jobs that are cancelled."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from server.changes.pipeline import Change, audit, write_changes
+from server.errors import Conflict, Invalid, NotFound
+from server.fleet.catalog import Catalog
+from server.fleet.placement import PlacedSchedule, Placement
+from server.jobs.dispatcher import Dispatcher, stored, then
+from server.jobs.fires import MAX_RUNS, NewJob, new_job
+from server.jobs.lanes import Lanes
+from server.resources.selectors import selector_matches
+from server.resources.specs import LabelSelector
+from server.store.engine import Store
+from server.store.jobs import get_job, get_jobs, lasting_job_id
+from server.store.rows import AuditRow, Row
+from server.store.runs import run_status
+from server.store.tables import OPEN, Actor
+
+
+class Runs:
+    """Records jobs that somebody asks for, and ends those that somebody cancels."""
+
+    def __init__(
+        self,
+        store: Store,
+        catalog: Catalog,
+        placement: Placement,
+        lanes: Lanes,
+        dispatcher: Dispatcher,
+        clock: Callable[[], datetime],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._placement = placement
+        self._lanes = lanes
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._new_id = new_id
+
+    async def run_now(self, actor: Actor, namespace: str, name: str, hosts: Sequence[str] | None) -> list[Row]:
+        """Run a schedule once, now, on its hosts or on some of them. Raises NotFound, Invalid, Conflict for no host."""
+        schedule = self._schedule(namespace, name)
+        matched = self._placement.matched(schedule, hosts)
+        if hosts is None and not matched:
+            raise Conflict(f"{schedule.name} has no host: hostSelector must select one that its namespace is granted")
+        if hosts is not None and (others := sorted(set(hosts) - set(matched))):
+            raise Invalid.field("hosts", f"{schedule.name} does not select {', '.join(others[:5])}")
+        now = self._clock()
+        jobs = [self._job(schedule, host, self._new_id(), actor, now) for host in matched]
+        await self.record(jobs, audit(now, actor, "run", "Schedule", schedule.name, hosts=matched))
+        return await self._store.read(get_jobs, [job.command.job_id for job in jobs])
+
+    async def start(self, actor: Actor, namespace: str, name: str, run: str, selector: LabelSelector) -> Row:
+        """Run a schedule once, now, on those of its hosts that a selector selects; the same run again changes nothing.
+
+        `run`: the id of the run, 1 to 40 characters. Returns how far it is. Raises NotFound.
+        """
+        schedule = self._schedule(namespace, name)
+        now, run_id = self._clock(), f"{namespace}/{run}"
+        states = self._placement.hosts
+        matched = self._placement.matched(schedule)
+        hosts = [host for host in matched if selector_matches(selector, states[host].labels)]
+        before = await self._store.read(run_status, run_id)
+        ids = {host: lasting_job_id("run", namespace, run, host) for host in hosts}
+        if before["hosts"] == 0 and not any(map(self._lanes.is_open, ids.values())) and hosts:
+            jobs = [self._job(schedule, host, job_id, Actor("run", run_id), now) for host, job_id in ids.items()]
+            await self.record(jobs, audit(now, actor, "run", "Schedule", schedule.name, run=run_id, hosts=hosts))
+        return await self._store.read(run_status, run_id)
+
+    def _schedule(self, namespace: str, name: str) -> PlacedSchedule:
+        return self._placement.schedules[self._catalog.schedule(namespace, name).id]
+
+    def _job(self, schedule: PlacedSchedule, host: str, job_id: str, actor: Actor, now: datetime) -> NewJob:
+        """A job that somebody asked for. Where its schedule's last run is not over, it waits for it or replaces it."""
+        return new_job(schedule, host, job_id, None, now, self._lanes.runs(schedule.id, host), actor)
+
+    async def record(self, jobs: Sequence[NewJob], line: AuditRow) -> None:
+        """Store jobs that somebody asked for, and have those run that may. Raises Conflict where too many are open."""
+        for job in jobs:
+            if len(self._lanes.runs(job.command.schedule_id, job.host)) >= MAX_RUNS:
+                raise Conflict(f"{MAX_RUNS} such jobs of {job.host} are not over: cancel some, or ask again later")
+        change = Change(line)
+        submit = self._store.submit
+        await stored(self._dispatcher.record(jobs, lambda rows: submit(write_changes, change._replace(put_jobs=rows))))
+
+    async def cancel(self, actor: Actor, job_id: str) -> Row:
+        """Have a job end as cancelled. Raises NotFound, Conflict for one that has ended.
+
+        A host that is online says itself how a job ended that was sent to it. Any other job is over at once; if its
+        host has it nevertheless, that is told at its next hello.
+        """
+        job = await self._find(job_id)
+        if job["status"] not in OPEN:
+            raise Conflict(f"job {job_id} has ended already: {job['status']}")
+        why = f"cancelled by {actor.id}"
+        ends, asked = self._dispatcher.to_cancel([job_id], why)
+        line = audit(self._clock(), actor, "cancel", "Job", job_id)
+        future = self._store.submit(write_changes, Change(line, end_jobs=ends, cancel_jobs=asked))
+        await stored(then(future, lambda _: self._dispatcher.cancelled(ends, asked, why)))
+        return await self._find(job_id)
+
+    async def _find(self, job_id: str) -> Row:
+        job = await self._store.read(get_job, job_id)
+        if job is None:
+            raise NotFound(f"there is no job {job_id!r}")
+        return job

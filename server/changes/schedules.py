@@ -1,0 +1,98 @@
+"""Changes of Schedules."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from server.changes.pipeline import Change, Pipeline, audit
+from server.errors import Forbidden, Invalid
+from server.fleet.catalog import Catalog, full_name
+from server.fleet.placement import Placement
+from server.fleet.timing import superseded, timing
+from server.jobs import arguments
+from server.resources import manifests
+from server.resources.manifests import schedule_spec
+from server.resources.versions import Condition, unconditional, version_of
+from server.store.rows import Row, ScheduleRow
+from server.store.tables import Actor
+
+_TIMING = ("cron", "timeZone", "enabled", "hostSelector", "spreadSeconds")
+"""The fields of a spec that say when it is due, and where."""
+
+
+class Schedules:
+    """Creates, changes and deletes Schedules."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        catalog: Catalog,
+        placement: Placement,
+        clock: Callable[[], datetime],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._pipeline = pipeline
+        self._catalog = catalog
+        self._placement = placement
+        self._clock = clock
+        self._new_id = new_id
+
+    async def put(self, actor: Actor, manifest: object, condition: Condition = unconditional) -> tuple[Row, bool]:
+        """Create a schedule or make it what the manifest says; one that says so already changes nothing.
+
+        Returns the resource, and whether it is new. Raises Invalid, naming the fields, Forbidden, and what `condition`
+        does.
+        """
+        parsed = manifests.parse_schedule(manifest)
+        namespace, spec = parsed.namespace, parsed.spec
+        paths = spec.backup.paths if spec.backup else ()
+        if wrong := self._catalog.forbidden(namespace, paths=paths, field="spec.backup.paths"):
+            raise Forbidden(f"namespace {namespace} may not reach this", wrong)
+        if spec.kind not in arguments.KINDS:
+            runs = ", ".join(sorted(arguments.KINDS))
+            raise Invalid.field("spec.kind", f"{spec.kind!r} is not run by this version: use one of {runs}")
+        async with self._pipeline.lock:
+            old = self._catalog.schedules.get((namespace, parsed.name))
+            condition(version_of(old))
+            repository = self._catalog.repositories.get((namespace, spec.repository))
+            if repository is None:
+                there = f"there is no Repository {spec.repository!r} in namespace {namespace!r}"
+                raise Invalid.field("spec.repositoryRef.name", f"{there}: create it first, or name one that exists")
+            if old is not None and (old.spec, old.labels) == (parsed.raw_spec, parsed.labels):
+                return old._asdict(), False
+            now = self._clock()
+            row = self._row(old, parsed, now)
+            line = audit(now, actor, "update" if old else "create", "Schedule", full_name(row), spec=row.spec)
+            placed = self._catalog.place(row, self._catalog.resolve(repository))
+            await self._pipeline.commit(Change(line, put_schedules=[row]), self._placement.plan([placed]))
+            return row._asdict(), old is None
+
+    async def delete(self, actor: Actor, namespace: str, name: str, condition: Condition = unconditional) -> None:
+        """Delete a schedule: no host fires it any more. Its jobs stay. Raises NotFound, and what `condition` does."""
+        async with self._pipeline.lock:
+            row = self._catalog.schedule(namespace, name)
+            condition(version_of(row))
+            line = audit(self._clock(), actor, "delete", "Schedule", full_name(row))
+            await self._pipeline.commit(Change(line, delete_schedules=[row]), self._placement.plan(remove=[row.id]))
+
+    def _row(self, old: ScheduleRow | None, parsed: manifests.Schedule, now: datetime) -> ScheduleRow:
+        """The row of a new or changed schedule. When it is due begins anew where that changes, not to run the past."""
+        row = ScheduleRow(
+            old.id if old else self._new_id(),
+            parsed.namespace,
+            parsed.name,
+            parsed.labels,
+            parsed.raw_spec,
+            old.generation + (old.spec != parsed.raw_spec) if old else 1,
+            old.created_at if old else now,
+            now,
+            now,
+            now,
+        )
+        if old is None:
+            return row
+        if old.spec["enabled"]:
+            row = row._replace(enabled_since=old.enabled_since or old.since)
+        if all(old.spec.get(key) == row.spec.get(key) for key in _TIMING):
+            return row._replace(since=old.since, earlier=old.earlier)
+        spec = schedule_spec(old.spec)
+        return row._replace(earlier=superseded(timing(spec, old.since), old.earlier) if spec.enabled else old.earlier)

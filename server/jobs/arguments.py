@@ -1,0 +1,98 @@
+"""restic's arguments for a schedule: lists made from its spec, in which no value can become an option.
+
+Options that carry a value are one word (`--tag=…`), and `--` ends the options before the paths (restic(1); POSIX
+Utility Syntax Guideline 10).
+"""
+
+from server.resources.specs import Backup, RepositorySpec, Retention, ScheduleSpec, Verify
+from wire import messages
+
+KINDS = frozenset({"backup", "forget", "prune", "check", "unlock", "verify"})
+"""The kinds that a Schedule can have."""
+_UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
+
+
+def run_args(spec: ScheduleSpec, name: str, host: str) -> list[str]:
+    """The arguments that do what a schedule says on a host; `name` is the schedule's namespace/name.
+
+    They hold for restic 0.14 to 0.18. Raises ValueError for a kind that is not in KINDS.
+    """
+    match spec:
+        case ScheduleSpec(kind="backup", backup=Backup() as backup):
+            flags = ["--one-file-system"] * backup.one_file_system + ["--exclude-caches"] * backup.exclude_caches
+            tags = [f"--tag={tag}" for tag in (f"lamplighter={name}", *backup.tags)]
+            excludes = [f"--exclude={pattern}" for pattern in backup.excludes]
+            return ["backup", "--json", f"--host={host}", *flags, *tags, *excludes, "--", *backup.paths]
+        case ScheduleSpec(kind="forget", retention=Retention() as retention):
+            hosts = [] if retention.all_hosts else [f"--host={host}"]
+            return ["forget", *hosts, *_policy(retention), *["--prune"] * retention.prune]
+        case ScheduleSpec(kind="check"):
+            subset = spec.check.read_data_subset if spec.check else None
+            return ["check", *([f"--read-data-subset={subset}"] if subset else [])]
+        case ScheduleSpec(kind="prune" | "unlock" as kind):
+            return [kind]
+        case ScheduleSpec(kind="verify"):
+            return ["ls", "--json", f"--host={host}", "--", "latest"]
+    raise ValueError(f"kind {spec.kind!r} is not run by this version: use one of {', '.join(sorted(KINDS))}")
+
+
+def verify_part(spec: ScheduleSpec) -> messages.Verify | None:
+    """How much kind verify restores; None for other kinds."""
+    if spec.kind != "verify":
+        return None
+    verify = spec.verify or Verify()
+    return messages.Verify(verify.files, quantity(verify.max_bytes))
+
+
+def hooks_part(spec: ScheduleSpec, name: str) -> messages.Hooks | None:
+    """The programs to run around it; None for none. `name`: the schedule's namespace/name."""
+    if spec.hooks is None or not (spec.hooks.before or spec.hooks.after):
+        return None
+    return messages.Hooks(list(spec.hooks.before), list(spec.hooks.after), name)
+
+
+def quantity(text: str) -> int:
+    """A quantity as in Kubernetes, of bytes: a number, which may have a unit (Ki, Mi, Gi, Ti)."""
+    return int(text[:-2]) * _UNITS[text[-2:]] if text[-2:] in _UNITS else int(text)
+
+
+def _policy(retention: Retention) -> list[str]:
+    counts = {
+        "last": retention.keep_last,
+        "hourly": retention.keep_hourly,
+        "daily": retention.keep_daily,
+        "weekly": retention.keep_weekly,
+        "monthly": retention.keep_monthly,
+        "yearly": retention.keep_yearly,
+        "within": retention.keep_within,
+    }
+    tags = [f"--keep-tag={tag}" for tag in retention.keep_tags]
+    return [*(f"--keep-{name}={value}" for name, value in counts.items() if value is not None), *tags]
+
+
+def init_args(init: bool) -> list[str] | None:
+    """The arguments that create a repository, where its spec allows that."""
+    return ["init"] if init else None
+
+
+def snapshots_args(host: str) -> list[str]:
+    """The arguments that list a host's snapshots, anyone's for "". A look locks nothing, and waits for no lock."""
+    return ["snapshots", "--json", "--no-lock", *([f"--host={host}"] if host else [])]
+
+
+def ls_args(host: str, snapshot: str, path: str) -> list[str]:
+    """The arguments that list what a folder of a snapshot holds; "latest" is that of a host, of anyone for ""."""
+    return ["ls", "--json", "--no-lock", *([f"--host={host}"] if host else []), "--", snapshot, path]
+
+
+def repository_id(row_id: str, spec: RepositorySpec, source: str, host: str) -> str:
+    """What a job on `host` calls a repository of `source`: the id of its row.
+
+    A slash and the source follow where that is another host, whose name the URL holds.
+    """
+    return f"{row_id}/{source}" if "{host}" in spec.url and source != host else row_id
+
+
+def repository_url(spec: RepositorySpec, namespace: str, host: str) -> str:
+    """The repository's URL with {host} and {namespace} filled in; both are RFC 1123 names, free of slashes."""
+    return spec.url.replace("{host}", host).replace("{namespace}", namespace)

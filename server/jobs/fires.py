@@ -1,0 +1,235 @@
+"""What a fire or a wish becomes: a job with its command, or the reason why there is none. Plain data in and out."""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+from msgspec import Struct
+
+import cron
+from server.agents.session import Send, Session
+from server.fleet.placement import PlacedSchedule
+from server.fleet.timing import EARLY, most_missed, why_not
+from server.jobs import arguments
+from server.jobs.lanes import Job, Lanes
+from server.store.rows import JobRow
+from wire.messages import CommandRun, FromServer, RefusalReason, ScheduleFire, ScheduleRefused
+
+MAX_RUNS = 1000
+"""Open jobs of one schedule on one host, whatever its concurrencyPolicy; of no schedule, restores and looks."""
+
+
+class NewJob(Struct, frozen=True):
+    """A job to be recorded. `answers`: the id of the envelope of its fire.
+
+    `alone`: not to run beside another run of its schedule on its host. `start_by`: when it is too late to begin with
+    it. `replaces`: the jobs that it is to run in place of.
+    """
+
+    host: str
+    command: CommandRun
+    actor_kind: str
+    actor_id: str
+    missed: int
+    created_at: datetime
+    answers: str = ""
+    alone: bool = True
+    start_by: datetime | None = None
+    replaces: tuple[str, ...] = ()
+
+
+def decide(
+    fires: Sequence[tuple[ScheduleFire, str]],
+    session: Session,
+    schedules: Mapping[str, PlacedSchedule],
+    lanes: Lanes,
+    now: datetime,
+    new_ids: Sequence[str],
+) -> tuple[list[NewJob], Send | None]:
+    """What the fires of one frame become: the jobs to record, and the refusals to send.
+
+    `fires`: each with the id of its envelope. `new_ids`: one for each fire, for its job.
+    """
+    jobs: list[NewJob] = []
+    refused: list[ScheduleRefused] = []
+    refused_ids: list[str] = []
+    framed: dict[str, set[datetime]] = {}
+    for (fire, answers), new_id in zip(fires, new_ids, strict=True):
+        its = framed.setdefault(fire.schedule_id, set())
+        answer = fired(fire, session, schedules, lanes, now, new_id, answers, its)
+        if isinstance(answer, NewJob):
+            jobs.append(answer)
+            its.add(fire.scheduled_at)
+        else:
+            refused.append(answer)
+            refused_ids.append(answers)
+    return jobs, Send(refused, refused_ids) if refused else None
+
+
+def fired(
+    fire: ScheduleFire,
+    session: Session,
+    schedules: Mapping[str, PlacedSchedule],
+    lanes: Lanes,
+    now: datetime,
+    new_id: str,
+    answers: str = "",
+    framed: Collection[datetime] = (),
+) -> NewJob | ScheduleRefused:
+    """What a due time becomes: a job to record, or the reason why there is none.
+
+    `framed`: the due times of the same schedule that the same frame brought, whose jobs are not open yet.
+    """
+    schedule, host = schedules.get(fire.schedule_id), session.name
+    if schedule is None:
+        return _refused(fire, "NotFound", "there is no such schedule (any more)")
+    runs = lanes.runs(fire.schedule_id, host)
+    refused = (
+        _not_its_own(schedule, fire, session)
+        or _not_due(schedule, fire, session, now)
+        or _too_late(schedule, fire, now)
+        or _beside_others(schedule, fire, runs, framed)
+    )
+    if refused is not None:
+        return refused
+    job = new_job(schedule, host, new_id, fire.scheduled_at, now, runs, ("schedule", schedule.name))
+    oldest = schedule.earlier[-1] if schedule.earlier else schedule.timing
+    missed = min(fire.missed, most_missed(oldest, fire.scheduled_at))
+    return msgspec.structs.replace(job, missed=missed, answers=answers)
+
+
+def _not_its_own(schedule: PlacedSchedule, fire: ScheduleFire, session: Session) -> ScheduleRefused | None:
+    """Why a schedule is not to fire on a host; None when it is."""
+    if not session.desired.holds(fire.schedule_id):
+        return _refused(fire, "NotThisHost", f"{schedule.name} does not select {session.name}")
+    return None if schedule.spec.enabled else _refused(fire, "Disabled", f"{schedule.name} is disabled")
+
+
+def _not_due(schedule: PlacedSchedule, fire: ScheduleFire, session: Session, now: datetime) -> ScheduleRefused | None:
+    """Why a time is not one that the host may fire now; None when it is."""
+    due, host, created_at = fire.scheduled_at, session.name, session.desired.created_at
+    if due > now + EARLY:
+        message = f"it is {now:%Y-%m-%dT%H:%M:%SZ} here: the clock of {host} is ahead"
+        return ScheduleRefused(fire.schedule_id, due, "TooEarly", message, now)
+    if due <= created_at <= now:
+        why = f"{host} is known since {created_at:%Y-%m-%dT%H:%M:%SZ}"
+    else:
+        in_force_since = session.in_force_since or now
+        why = why_not(schedule.timing, schedule.earlier, host, schedule.id, due, now, in_force_since)
+    return _refused(fire, "NotDue", f"{schedule.name}: {why}") if why else None
+
+
+def _too_late(schedule: PlacedSchedule, fire: ScheduleFire, now: datetime) -> ScheduleRefused | None:
+    """Why a due time is not to be run any more, where its host has not heard of that, or came late; None when it is."""
+    spec, late = schedule.spec, now - fire.scheduled_at
+    deadline = spec.starting_deadline_seconds
+    if deadline is not None and late > timedelta(seconds=deadline):
+        return _refused(fire, "DeadlineExceeded", f"{schedule.name} must start within {deadline} s of its due time")
+    if spec.missed_run_policy == "Skip" and fire.missed and late >= cron.ON_TIME:
+        return _refused(fire, "Missed", f"{schedule.name} skips runs that were missed")
+    return None
+
+
+def _beside_others(
+    schedule: PlacedSchedule, fire: ScheduleFire, runs: Collection[Job], framed: Collection[datetime]
+) -> ScheduleRefused | None:
+    """Why a due time is not to be run beside others of its schedule on its host; None when it is."""
+    if fire.scheduled_at in framed:
+        return _refused(fire, "Duplicate", _REPEATED)
+    if len(runs) + len(framed) >= MAX_RUNS:
+        return _refused(fire, "Concurrent", f"{MAX_RUNS} runs of {schedule.name} are not over")
+    policy = schedule.spec.concurrency_policy
+    if policy == "Allow":
+        return None
+    if framed:
+        return _refused(fire, "Concurrent", f"another run of {schedule.name} came with it")
+    may_be_repeat = not all(job.recorded and job.command.scheduled_at != fire.scheduled_at for job in runs)
+    if policy == "Forbid" and runs and not may_be_repeat:
+        return _refused(fire, "Concurrent", f"the last run of {schedule.name} is not over: job {next(iter(runs)).id}")
+    return None
+
+
+def new_job(
+    schedule: PlacedSchedule,
+    host: str,
+    job_id: str,
+    due: datetime | None,
+    now: datetime,
+    runs: Collection[Job],
+    actor: tuple[str, str],
+) -> NewJob:
+    """The job that does on a host what a schedule says. `due`: None for run now. `runs`: those that are not over."""
+    spec = schedule.spec
+    deadline = spec.starting_deadline_seconds
+    start_by = None if deadline is None else (due or now) + timedelta(seconds=deadline)
+    replaces = tuple(job.id for job in runs) if spec.concurrency_policy == "Replace" else ()
+    command = command_for(schedule, host, job_id, due)
+    alone = spec.concurrency_policy != "Allow"
+    return NewJob(host, command, *actor, 0, now, "", alone, start_by, replaces)
+
+
+def answered(jobs: Sequence[NewJob], new: Collection[str], going: Collection[str]) -> Send | None:
+    """What a host is told once its jobs are stored, of which some were `new` and some are `going` to it at once."""
+    messages: list[FromServer] = []
+    answers: list[str] = []
+    for job in jobs:
+        job_id = job.command.job_id
+        if job_id in going and job_id in new:
+            messages.append(job.command)
+        elif job.command.scheduled_at is not None:
+            messages.append(_not_now(job.command, "Queued" if job_id in new else "Duplicate"))
+        else:
+            continue
+        answers.append(job.answers)
+    return Send(messages, answers) if messages else None
+
+
+def command_for(schedule: PlacedSchedule, host: str, job_id: str, scheduled_at: datetime | None) -> CommandRun:
+    """The command that does on a host what a schedule says. `scheduled_at`: its due time, None for run now."""
+    spec = schedule.spec
+    return CommandRun(
+        job_id,
+        spec.kind,
+        arguments.run_args(spec, schedule.name, host),
+        schedule.repository_id,
+        spec.timeout_seconds,
+        arguments.init_args(schedule.init and spec.kind == "backup"),  # nothing else has a use for an empty repository
+        schedule.id,
+        scheduled_at,
+        list(schedule.within),
+        hooks=arguments.hooks_part(spec, schedule.name),
+        verify=arguments.verify_part(spec),
+        host_identity=schedule.host_identity,
+    )
+
+
+def job_row(job: NewJob, *, sent: bool) -> JobRow:
+    """A fire's or a run's job as it is recorded. `sent`: it goes to its host at once."""
+    command = job.command
+    return JobRow(
+        id=command.job_id,
+        host=job.host,
+        kind=command.kind,
+        actor_kind=job.actor_kind,
+        actor_id=job.actor_id,
+        scheduled_id=command.schedule_id or None,
+        scheduled_at=command.scheduled_at,
+        missed=job.missed,
+        command=_encode(command).decode(),
+        created_at=job.created_at,
+        sent=sent,
+    )
+
+
+_REPEATED = "this due time has its job already"
+_encode = msgspec.json.Encoder().encode
+
+
+def _not_now(command: CommandRun, reason: RefusalReason) -> ScheduleRefused:
+    assert command.scheduled_at is not None  # noqa: S101 - only fires are answered so
+    message = "its job waits for its turn" if reason == "Queued" else _REPEATED
+    return ScheduleRefused(command.schedule_id, command.scheduled_at, reason, message)
+
+
+def _refused(fire: ScheduleFire, reason: RefusalReason, message: str) -> ScheduleRefused:
+    return ScheduleRefused(fire.schedule_id, fire.scheduled_at, reason, message)

@@ -1,0 +1,158 @@
+"""The state of a server as metrics, read when Prometheus asks."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from heapq import nsmallest
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+import server
+from server.agents.hub import Hub
+from server.fleet.catalog import Catalog
+from server.fleet.expected import Expected
+from server.jobs.lanes import Lanes
+from server.jobs.outcomes import Health
+from server.observe.controllers import Controllers
+from server.observe.coverage import CoverageReader
+from server.observe.trouble import repository_troubles
+from server.store.engine import Store
+
+MAX_SERIES = 20_000
+"""Series that one metric may have; beyond that, those that are nearest to being overdue are told."""
+
+
+class StateCollector(Collector):
+    """The state of a server. Another thread than the loop's may ask: live state is copied in single steps."""
+
+    def __init__(
+        self,
+        store: Store,
+        catalog: Catalog,
+        hub: Hub,
+        lanes: Lanes,
+        health: Health,
+        coverage: CoverageReader,
+        controllers: Controllers,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._hub = hub
+        self._lanes = lanes
+        self._health = health
+        self._coverage = coverage
+        self._controllers = controllers
+        self._clock = clock
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, as prometheus-client asks for them."""
+        info = GaugeMetricFamily("lamplighter_build_info", "The version that runs.", labels=["version"])
+        info.add_metric([server.__version__], 1)
+        yield info
+        hosts = self._hub.sessions()
+        yield _gauge("lamplighter_hosts", "Hosts that are known.", len(hosts))
+        connected = sum(self._hub.is_connected(host.name) for host in hosts)
+        yield _gauge("lamplighter_hosts_connected", "Hosts whose agent is connected.", connected)
+        in_sync = sum(host.in_sync for host in hosts)
+        yield _gauge("lamplighter_hosts_in_sync", "Hosts that hold what is declared for them.", in_sync)
+        idle = self._coverage.hosts_without_schedules()
+        yield _gauge("lamplighter_hosts_without_schedules", "Hosts that no enabled Schedule selects.", idle)
+        yield self._host_problems()
+        yield _gauge("lamplighter_schedules", "Schedules that are declared.", len(self._catalog.schedules))
+        yield _gauge("lamplighter_jobs_open", "Jobs that have not ended.", len(self._lanes.jobs))
+        waiting = self._lanes.waiting_count
+        yield _gauge("lamplighter_jobs_waiting", "Jobs that wait for their turn, their host or a retry.", waiting)
+        yield _gauge("lamplighter_store_queue_length", "Writes that wait for the store.", self._store.waiting)
+        failing = self._store.failing
+        yield _gauge("lamplighter_store_failing", "Whether the last write to the store failed: 0 or 1.", failing)
+        hanging = len(self._lanes.hanging(self._clock()))
+        yield _gauge("lamplighter_jobs_hanging", "Jobs that run for longer than their timeoutSeconds.", hanging)
+        yield self._controller_problems()
+        yield from _expectations(self._coverage.expected())
+        yield from self._repositories()
+
+    def _host_problems(self) -> Metric:
+        """On how many hosts something is wrong, by what it is: the reasons are few."""
+        family = GaugeMetricFamily("lamplighter_hosts_with_problem", "Hosts that have a problem.", labels=["reason"])
+        now = self._clock()
+        found = Counter(it.reason for host in self._hub.sessions() for it in host.problems(now, {}))
+        for reason, count in found.items():
+            family.add_metric([reason], count)
+        return family
+
+    def _controller_problems(self) -> Metric:
+        """What keeps controllers from following their folders."""
+        family = GaugeMetricFamily(
+            "lamplighter_controller_problem",
+            "How many things keep a controller from following its folder.",
+            labels=["controller", "reason"],
+        )
+        states = self._controllers.states()
+        found = Counter((state.name, it.reason) for state in states for it in state.problems)
+        for labels, count in found.items():
+            family.add_metric(labels, count)
+        return family
+
+    def _repositories(self) -> Iterator[Metric]:
+        """What is wrong with repositories, and when those were verified that must be."""
+        health, now, names = self._health, self._clock(), ["namespace", "repository"]
+        trouble = GaugeMetricFamily(
+            "lamplighter_repository_problem",
+            "1 for each thing that is wrong with a Repository.",
+            labels=[*names, "reason"],
+        )
+        verified = GaugeMetricFamily(
+            "lamplighter_last_verified_timestamp_seconds",
+            "When a Repository with verifyWithinDays was last verified, or since when it should be.",
+            labels=names,
+        )
+        for row in list(self._catalog.repositories.values())[:MAX_SERIES]:
+            days, at = row.spec.get("verifyWithinDays"), health.verified(row.id)
+            access = self._coverage.access(row.id)
+            for it in repository_troubles(access, health.problem(row.id), days, at, row.created_at, now):
+                trouble.add_metric([row.namespace, row.name, it.reason], 1)
+            if days is not None:
+                verified.add_metric([row.namespace, row.name], (at or row.created_at).timestamp())
+        yield trouble
+        yield verified
+
+
+def _expectations(found: Sequence[Expected]) -> Iterator[Metric]:
+    """What should succeed: each schedule that is enabled, on each of its hosts, and none else."""
+    yield _gauge(
+        "lamplighter_schedules_without_hosts", "Enabled Schedules that no host has.", sum(not it.since for it in found)
+    )
+    overdue = sum(len(it.overdue) for it in found)
+    yield _gauge("lamplighter_overdue", "Pairs of a Schedule and a host without a success in time.", overdue)
+    names = ["namespace", "schedule"]
+    last = GaugeMetricFamily(
+        "lamplighter_last_success_timestamp_seconds",
+        "When a schedule last went well on a host, or since when it should.",
+        labels=[*names, "host"],
+    )
+    pairs = ((at.timestamp() + it.within.total_seconds(), it, host) for it in found for host, at in it.since.items())
+    for _, it, host in nsmallest(MAX_SERIES, pairs, key=lambda pair: pair[0]):
+        last.add_metric([it.namespace, it.schedule, host], it.since[host].timestamp())
+    yield last
+    within = GaugeMetricFamily(
+        "lamplighter_success_within_seconds", "How long ago a host's last success of a schedule may be.", labels=names
+    )
+    late = GaugeMetricFamily(
+        "lamplighter_overdue_hosts", "Hosts without a success of a schedule in time.", labels=names
+    )
+    failed = GaugeMetricFamily("lamplighter_failed_hosts", "Hosts on which a schedule's last run failed.", labels=names)
+    warned = GaugeMetricFamily(
+        "lamplighter_incomplete_hosts", "Hosts on which a schedule's last run left something undone.", labels=names
+    )
+    for it in nsmallest(MAX_SERIES, found, key=lambda it: (-len(it.overdue), -it.failed, -it.warned)):
+        within.add_metric([it.namespace, it.schedule], it.within.total_seconds())
+        late.add_metric([it.namespace, it.schedule], len(it.overdue))
+        failed.add_metric([it.namespace, it.schedule], it.failed)
+        warned.add_metric([it.namespace, it.schedule], it.warned)
+    yield from (within, late, failed, warned)
+
+
+def _gauge(name: str, about: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, about, value=value)

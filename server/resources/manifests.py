@@ -1,0 +1,280 @@
+"""Manifests of what is declared: checked against their definitions, completed, and read as typed values."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+import cron
+from server.errors import FieldError, Invalid
+from server.resources.patterns import pattern_errors
+from server.resources.schema import MAX_ERRORS, Schema, below, hint, is_plain
+from server.resources.selectors import is_dns_label, is_dns_name, label_errors, selector_errors
+from server.resources.specs import RepositorySpec, RestoreSpec, ScheduleSpec
+from wire import variables
+
+API_VERSION = "lamplighter.dev/v1alpha1"
+MAX_LABELS = 256
+MAX_ENV = 64
+MAX_SECRET = 4096
+"""Characters of a password, or of one value of restic's environment."""
+MAX_URLS, MAX_URL = 64, 2048
+MAX_PATHS_BYTES = 256 << 10
+"""Bytes of all paths of a Restore, in UTF-8: they stand on restic's command line, twice as long where each character is
+escaped, beside an environment of up to 1 MiB; a command line holds 2 MiB (execve(2))."""
+"""URL prefixes that a Secret may name, and characters of each."""
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """What opens a repository: restic's password, and its environment (for example AWS keys). Its repr hides them.
+
+    `urls`: the URL prefixes that "password" or "env" are for, where their Secrets name some (`bindings`).
+    """
+
+    password: str = ""
+    env: dict[str, str] = msgspec.field(default_factory=dict)
+    urls: dict[str, list[str]] = msgspec.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return "Credentials(...)"
+
+
+class Schedule(Struct, frozen=True):
+    """A Schedule that may be stored. `raw_spec`: its spec as plain JSON, defaults filled in."""
+
+    namespace: str
+    name: str
+    labels: dict[str, str]
+    spec: ScheduleSpec
+    raw_spec: dict[str, Any]
+
+
+class Repository(Struct, frozen=True):
+    """A Repository that may be stored. `credentials`: what opens it, where the manifest told.
+
+    `trimmed`: the fields of the credentials of which a final newline was cut off.
+    """
+
+    namespace: str
+    name: str
+    labels: dict[str, str]
+    spec: RepositorySpec
+    raw_spec: dict[str, Any]
+    credentials: Credentials | None
+    trimmed: tuple[str, ...] = ()
+
+
+def parse_schedule(manifest: object) -> Schedule:
+    """What a Schedule's manifest says. Raises Invalid, which names all fields that are wrong, and the remedies."""
+    checked = _check("Schedule", SCHEDULE, manifest, ())
+    exact = [*_timing_errors(checked.spec), *_selector_errors(checked.spec), *_pattern_errors(checked.spec)]
+    errors = [*(it for it in checked.errors if not _is_said_by(exact, it)), *exact]
+    if errors:
+        raise Invalid("the Schedule is not valid", errors)
+    return Schedule(checked.namespace, checked.name, checked.labels, schedule_spec(checked.spec), checked.spec)
+
+
+def parse_repository(manifest: object) -> Repository:
+    """What a Repository's manifest says. Raises Invalid, which names all fields that are wrong, and the remedies.
+
+    `credentials` beside `spec`: {"password", "env", "urls"}, which Kubernetes keeps in Secrets; no error repeats any of
+    it. A final newline of password and values is cut off, once: editors and `echo` add it without being asked.
+    """
+    checked = _check("Repository", REPOSITORY, manifest, ("credentials",))
+    given = manifest.get("credentials") if isinstance(manifest, dict) else None
+    errors = [*checked.errors, *_credentials_errors(given)]
+    if errors:
+        raise Invalid("the Repository is not valid", errors)
+    spec = repository_spec(checked.spec)
+    if given is None:
+        return Repository(checked.namespace, checked.name, checked.labels, spec, checked.spec, None)
+    password, env = given.get("password") or "", given.get("env") or {}
+    urls = given.get("urls") or {}
+    credentials = Credentials(_trimmed(password), {name: _trimmed(value) for name, value in env.items()}, urls)
+    values = {"password": password, **{f"env.{name}": value for name, value in env.items()}}
+    trimmed = tuple(field for field, value in values.items() if value != _trimmed(value))
+    return Repository(checked.namespace, checked.name, checked.labels, spec, checked.spec, credentials, trimmed)
+
+
+def schedule_spec(raw_spec: Mapping[str, Any]) -> ScheduleSpec:
+    """The typed spec of a Schedule that was checked before."""
+    return msgspec.convert(raw_spec, ScheduleSpec)
+
+
+def repository_spec(raw_spec: Mapping[str, Any]) -> RepositorySpec:
+    """The typed spec of a Repository that was checked before."""
+    return msgspec.convert(raw_spec, RepositorySpec)
+
+
+def parse_restore(manifest: object) -> RestoreSpec:
+    """What a Restore's manifest says. Raises Invalid, which names all fields that are wrong, and the remedies."""
+    checked = _check("Restore", RESTORE, manifest, ())
+    errors = list(checked.errors)
+    if not errors and (size := sum(len(path.encode()) for path in checked.spec["paths"])) > MAX_PATHS_BYTES:
+        detail = f"must be at most {MAX_PATHS_BYTES} bytes long together, not {size}: name the folders that hold them"
+        errors.append(_error("spec.paths", f"{detail}, or ask for several Restores"))
+    if not errors:
+        try:
+            return msgspec.convert(checked.spec, RestoreSpec)
+        except msgspec.ValidationError:  # the one thing that the schema cannot tell
+            errors.append(_error("spec.before", "is no time that there ever is: correct its date or its time of day"))
+    raise Invalid("the Restore is not valid", errors)
+
+
+SCHEDULE = Schema.load("schedules")
+REPOSITORY = Schema.load("repositories")
+RESTORE = Schema.load("restores")
+
+
+class _Checked(NamedTuple):
+    """A manifest's parts, of the right types only where there are no errors."""
+
+    namespace: str
+    name: str
+    labels: dict[str, str]
+    spec: dict[str, Any]
+    errors: Sequence[FieldError]
+
+
+def _check(kind: str, schema: Schema, manifest: object, more: Sequence[str]) -> _Checked:
+    """What all kinds have in common. `more`: fields at the top besides those of every Kubernetes object."""
+    if not isinstance(manifest, dict):
+        raise Invalid("a manifest must be an object with metadata and spec")
+    spec = schema.complete(manifest.get("spec"))
+    wrong = chain(_top_errors(kind, manifest, more), _metadata_errors(manifest.get("metadata")))
+    errors = list(islice(wrong, MAX_ERRORS))
+    errors += schema.errors(spec) if "spec" in manifest else [_error("spec", "missing: say what is declared")]
+    metadata = manifest["metadata"] if isinstance(manifest.get("metadata"), dict) else {}
+    namespace, labels = metadata.get("namespace") or "default", metadata.get("labels") or {}
+    return _Checked(namespace, metadata.get("name", ""), labels, spec if isinstance(spec, dict) else {}, errors)
+
+
+def _top_errors(kind: str, manifest: Mapping[str, Any], more: Sequence[str]) -> Iterator[FieldError]:
+    for field, wanted in (("apiVersion", API_VERSION), ("kind", kind)):
+        if manifest.get(field, wanted) != wanted:
+            yield _error(field, f"must be {wanted}")
+    if not isinstance(manifest.get("status"), dict | None):
+        yield _error("status", "must be an object, which is not read; or leave it out")
+    known = ("apiVersion", "kind", "metadata", "spec", "status", *more)
+    yield from (_error(below("", name), f"unknown field{hint(name, known)}") for name in manifest if name not in known)
+
+
+def _metadata_errors(metadata: object) -> Iterator[FieldError]:
+    if not isinstance(metadata, dict):
+        yield _error("metadata", "missing: give it at least a name")
+        return
+    name, namespace = metadata.get("name"), metadata.get("namespace")
+    if not isinstance(name, str) or not is_dns_name(name):
+        yield _error("metadata.name", "must be a DNS name: at most 253 lower case letters, digits, '-' and '.'")
+    if namespace is not None and not (isinstance(namespace, str) and is_dns_label(namespace)):
+        yield _error("metadata.namespace", "must be a DNS label: at most 63 lower case letters, digits and '-'")
+    labels = metadata.get("labels") or {}
+    yield from label_errors(labels, "metadata.labels")
+    if len(labels) > MAX_LABELS:
+        yield _error("metadata.labels", f"must hold at most {MAX_LABELS}, not {len(labels)}")
+    for field in metadata:
+        if field not in METADATA:
+            yield _error(below("metadata", field), f"unknown field{hint(field, METADATA)}")
+
+
+def _is_said_by(exact: Sequence[FieldError], error: FieldError) -> bool:
+    """Whether an error of the schema is told by one that says more: of its field, or of a label below it."""
+    field, detail = error["field"], error["detail"]
+    return any(it["field"] == field or (it["detail"] == detail and it["field"].startswith(field)) for it in exact)
+
+
+def _timing_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
+    """All that is wrong with the expression and the time zone: the schema tells some of it, in fewer words."""
+    for field, parse in (("cron", cron.parse), ("timeZone", cron.zone)):
+        value = spec.get(field)
+        if isinstance(value, str) and 0 < len(value) <= 256 and is_plain(value):
+            try:
+                parse(value)
+            except cron.CronError as error:
+                yield _error(f"spec.{field}", str(error))
+
+
+def _selector_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
+    """Which keys and values are not ones that labels can have: the schema tells that one of them is not."""
+    return islice(selector_errors(spec.get("hostSelector"), "spec.hostSelector"), MAX_ERRORS)
+
+
+def _pattern_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
+    """What the schema cannot tell: whether restic takes each pattern of files to leave out."""
+    backup = spec.get("backup")
+    excludes = backup.get("excludes") if isinstance(backup, dict) else None
+    return islice(pattern_errors(excludes if isinstance(excludes, list) else (), "spec.backup.excludes"), MAX_ERRORS)
+
+
+def _credentials_errors(credentials: object) -> Iterator[FieldError]:
+    if credentials is None:
+        return
+    if not isinstance(credentials, dict):
+        yield _error("credentials", "must be an object with password and env")
+        return
+    if not credentials.keys() <= _SECRETS:
+        yield _error("credentials", "must hold password and env, and urls that they are for, and nothing else")
+    password = credentials.get("password")
+    if password is not None and not _is_secret(password):
+        yield _error("credentials.password", f"must be a string of at most {MAX_SECRET} characters, without NUL")
+    elif password is not None and not _trimmed(password):
+        yield _error("credentials.password", "is empty, and restic takes no empty password: put one into the Secret")
+    if not _is_urls(credentials.get("urls") or {}):
+        detail = f"must be an object of password and env, each a list of at most {MAX_URLS} URL prefixes"
+        yield _error("credentials.urls", detail)
+    env = credentials.get("env") or {}
+    if not isinstance(env, dict) or len(env) > MAX_ENV:
+        yield _error("credentials.env", f"must be an object of at most {MAX_ENV} variables")
+        return
+    for name, value in env.items():
+        if name not in variables.ALLOWED:
+            yield _error("credentials.env", f"{name[:64]!r} {variables.REFUSED}")
+        elif not _is_secret(value):
+            detail = f"must be a string of at most {MAX_SECRET} characters, without NUL"
+            yield _error(f"credentials.env.{name}", detail)
+
+
+def _trimmed(value: str) -> str:
+    """A secret without the line break at its end."""
+    return value.removesuffix("\n").removesuffix("\r") if value.endswith("\n") else value
+
+
+def _is_urls(value: object) -> bool:
+    """Whether this is what `credentials.urls` may be."""
+    return isinstance(value, dict) and all(
+        part in ("password", "env")
+        and isinstance(urls, list)
+        and len(urls) <= MAX_URLS
+        and all(isinstance(url, str) and len(url) <= MAX_URL for url in urls)
+        for part, urls in value.items()
+    )
+
+
+def _is_secret(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_SECRET and is_plain(value)
+
+
+def _error(field: str, detail: str) -> FieldError:
+    return {"field": field, "detail": detail}
+
+
+_SECRETS = {"password", "env", "urls"}
+METADATA = (
+    "name",
+    "namespace",
+    "labels",
+    "annotations",
+    # What Kubernetes and our own REST add on the way out, so that what was read can be sent back.
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generation",
+    "managedFields",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+)

@@ -1,0 +1,11 @@
+"""The database: one writer (`engine`), the tables, and a file of statements for each thing stored.
+
+Statements are functions on a connection that take and return plain values; `rows` has the types of rows.
+
+- A batch statement, for `Store.write`, takes the items of many callers and returns one answer for each, in order. It
+  executes a fixed number of SQL statements, however many items there are (see `batch`). The answer reaches the caller
+  after the commit.
+- A query, for `Store.read`, takes the arguments of one caller.
+
+`ownership` ensures that only one server uses a store.
+"""

@@ -1,0 +1,24 @@
+"""Statements on the audit log."""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from server.store import batch as bulk
+from server.store.queries import all_rows
+from server.store.rows import AuditRow, Row
+from server.store.tables import AUDIT
+
+
+def record_audit(conn: Connection, rows: Sequence[AuditRow]) -> list[None]:
+    """Append to the audit log."""
+    if rows:
+        conn.execute(bulk.insert_new(conn.dialect.name, AUDIT, AuditRow._fields), bulk.parameter(rows))
+    return [None] * len(rows)
+
+
+def list_audit(conn: Connection, before: int | None, limit: int) -> list[Row]:
+    """Lines of the audit log, newest first, with ids below `before`."""
+    found = sa.select(AUDIT).order_by(AUDIT.c.id.desc()).limit(limit)
+    return all_rows(conn, found if before is None else found.where(AUDIT.c.id < before))

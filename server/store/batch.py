@@ -1,0 +1,171 @@
+"""Many rows in one SQL statement: they are passed as one JSON parameter, and results are returned as JSON.
+
+SQLite's driver releases the GIL around every row, and then waits for the event loop to release it again: 10,000 rows by
+executemany take a tenth of a second alone, and most of a minute beside a busy loop. Here the database goes through the
+rows in one step while the loop runs. PostgreSQL has the same functions under other names.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from server.store.tables import UtcDateTime, stored
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+Row = TypeVar("Row", bound=tuple[Any, ...])
+
+
+class _Rows(FunctionElement[Any]):
+    """The elements of a JSON array as rows."""
+
+    inherit_cache = True
+
+
+class _Gathered(FunctionElement[str]):
+    """All rows of an expression, as one JSON array."""
+
+    type = sa.Text()
+    inherit_cache = True
+
+
+class _Tuple(FunctionElement[str]):
+    """Expressions as one JSON array."""
+
+    inherit_cache = True
+
+
+def _named(element: type[FunctionElement[Any]], sqlite_name: str, postgresql_call: str) -> None:
+    def call(template: str) -> Any:
+        def compile_call(element: FunctionElement[Any], compiler: SQLCompiler, **options: Any) -> str:
+            return template % compiler.process(element.clauses, **options)
+
+        return compile_call
+
+    compiles(element)(call(f"{sqlite_name}(%s)"))
+    compiles(element, "postgresql")(call(postgresql_call))
+
+
+_named(_Rows, "json_each", "json_array_elements(CAST(%s AS json))")
+_named(_Gathered, "json_group_array", "CAST(json_agg(%s) AS text)")
+_named(_Tuple, "json_array", "json_build_array(%s)")
+
+
+def parameter(rows: Iterable[Sequence[object]]) -> dict[str, str]:
+    """The parameter of the statements here: rows of plain values, in the order of the statement's columns."""
+    plain = [[stored(value) if type(value) is datetime else value for value in row] for row in rows]
+    return {"rows": _encode(plain).decode()}
+
+
+def gather(found: sa.Subquery) -> sa.Select[Any]:
+    """Select the rows of a subquery, in its order, as one JSON array of arrays."""
+    return sa.select(_Gathered(_Tuple(*found.c)))
+
+
+def gathered(conn: sa.Connection, statement: sa.Executable, rows: Iterable[Sequence[object]]) -> list[Any]:
+    """Execute a `gather` statement with these rows as its parameter; return the rows that it finds, as lists."""
+    found = conn.execute(statement, parameter(rows)).scalar()
+    return _decode(found) if found else []
+
+
+def whole(conn: sa.Connection, columns: Sequence[sa.Column[Any]], kind: type[Row]) -> list[Row]:
+    """All rows of a table, as tuples of type `kind`, whose fields are `columns`. Each row is one JSON array."""
+    texts = conn.execute(_whole(conn.dialect.name, tuple(columns))).scalars()
+    rows: list[Row] = msgspec.json.decode(f"[{','.join(texts)}]", type=list[kind])  # type: ignore[valid-type]
+    return rows
+
+
+@cache
+def _whole(dialect: str, columns: tuple[sa.Column[Any], ...]) -> sa.Executable:
+    return sa.select(sa.cast(_Tuple(*(_plain(dialect, column) for column in columns)), sa.Text))
+
+
+def _plain(dialect: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    """A column as a JSON value: times as `stored` writes them, JSON columns as nested values."""
+    if dialect == "postgresql" and isinstance(column.type, UtcDateTime):
+        return sa.func.to_char(sa.func.timezone("UTC", column), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+    return sa.func.json(column) if dialect == "sqlite" and isinstance(column.type, sa.JSON) else column
+
+
+class Given:
+    """The rows of the parameter as a table, for use in select, insert and update."""
+
+    def __init__(self, dialect: str, columns: Sequence[sa.Column[Any]]) -> None:
+        table = _Rows(sa.bindparam("rows", type_=sa.Text)).table_valued(sa.column("value", sa.JSON)).alias("given")
+        texts = [table.c.value[at].as_string() for at in range(len(columns))]
+        self.table = table
+        self.values: list[sa.ColumnElement[Any]] = [
+            # A value extracted from JSON keeps its type in SQLite, and is text in PostgreSQL.
+            text if dialect == "sqlite" else sa.cast(text, column.type)
+            for text, column in zip(texts, columns, strict=True)
+        ]
+
+    def select(self) -> sa.Select[Any]:
+        """Select all rows. The condition keeps SQLite from parsing a following ON CONFLICT as part of a join."""
+        return sa.select(*self.values).select_from(self.table).where(sa.true())
+
+
+@cache
+def insert_new(dialect: str, table: sa.Table, names: tuple[str, ...]) -> sa.Executable:
+    """Insert rows of these columns, except those that violate a unique key."""
+    rows = Given(dialect, [table.c[name] for name in names]).select()
+    if dialect == "postgresql":
+        return postgresql.insert(table).from_select(names, rows, include_defaults=False).on_conflict_do_nothing()
+    return sqlite.insert(table).from_select(names, rows, include_defaults=False).on_conflict_do_nothing()
+
+
+@cache
+def upsert(dialect: str, table: sa.Table, names: tuple[str, ...], keep: tuple[str, ...] = ()) -> sa.Executable:
+    """Insert rows of these columns; of rows that exist, update all columns except those in `keep`.
+
+    No two rows of the parameter may have the same key.
+    """
+    rows = Given(dialect, [table.c[name] for name in names]).select()
+    keys = [column.name for column in table.primary_key]
+    changed = [name for name in names if name not in keys and name not in keep]
+    if dialect == "postgresql":
+        into = postgresql.insert(table).from_select(names, rows, include_defaults=False)
+        return into.on_conflict_do_update(index_elements=keys, set_={name: into.excluded[name] for name in changed})
+    put = sqlite.insert(table).from_select(names, rows, include_defaults=False)
+    return put.on_conflict_do_update(index_elements=keys, set_={name: put.excluded[name] for name in changed})
+
+
+@cache
+def update(dialect: str, table: sa.Table, names: tuple[str, ...], *only: sa.ColumnElement[bool]) -> sa.Executable:
+    """Update rows that match `only`. `names`: the key, then the columns to set. No two rows may have the same key."""
+    given = Given(dialect, [table.c[name] for name in names])
+    key, *values = given.values
+    changes = dict(zip(names[1:], values, strict=True))
+    return sa.update(table).values(changes).where(table.c[names[0]] == key, *only)
+
+
+@cache
+def delete(dialect: str, table: sa.Table, name: str) -> sa.Executable:
+    """Delete the rows whose column `name` has one of the given values."""
+    return sa.delete(table).where(table.c[name].in_(Given(dialect, [table.c[name]]).select()))
+
+
+def put_rows(
+    conn: sa.Connection, table: sa.Table, names: tuple[str, ...], rows: Sequence[tuple[Any, ...]], keep: tuple[str, ...]
+) -> list[None]:
+    """`upsert` rows whose first column is the primary key; of several with one key the last counts."""
+    if rows:
+        last = {row[0]: row for row in rows}
+        conn.execute(upsert(conn.dialect.name, table, names, keep), parameter(last.values()))
+    return [None] * len(rows)
+
+
+def delete_rows(conn: sa.Connection, table: sa.Table, key: str, values: Sequence[str]) -> list[None]:
+    """`delete` the rows whose column `key` has one of these values."""
+    if values:
+        conn.execute(delete(conn.dialect.name, table, key), parameter((value,) for value in values))
+    return [None] * len(values)

@@ -1,0 +1,419 @@
+"""The store: one database, a few readers, and one writer that commits all calls that arrived during the last commit.
+
+A call is answered after its commit is on disk (SQLite: WAL with synchronous=FULL). Under load many calls share a
+commit, and an idle store commits a single call at once: there is no delay to tune.
+"""
+
+import asyncio
+import concurrent.futures
+import logging
+import math
+import os
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar, TypeVarTuple
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from server.errors import Unavailable
+from server.store import migrations, ownership
+from server.store.ownership import FileLock, InUseError, OwnershipError, SessionLock
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 100_000
+"""Maximum calls of `write` that wait for a commit; further ones are refused."""
+READERS = 4
+"""Maximum reads at a time; others wait."""
+FRESH_S = 2.0
+"""Seconds for which the result of the last commit counts as the state of the database."""
+SAID_S = 60.0
+"""Seconds between two log lines about a database that refuses writes."""
+PROBE_S = 5.0
+"""Seconds after which a probing commit counts as failed."""
+BUSY_TIMEOUT_MS = 5000
+"""Milliseconds that SQLite waits for a lock of another process, such as one that copies the database."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Args = TypeVarTuple("Args")
+
+BatchStatement = Callable[[Connection, Sequence[Item]], Sequence[Result]]
+
+
+class StoreError(Exception):
+    """Base of the store's own errors."""
+
+
+class StoreClosedError(StoreError):
+    """The store was closed before this call."""
+
+
+class StoreLostError(StoreError):
+    """The store now belongs to another server, or its file was removed or replaced."""
+
+
+class _Call(NamedTuple):
+    function: BatchStatement[Any, Any]
+    item: Any
+    future: asyncio.Future[Any]
+
+
+class _Outcome(NamedTuple):
+    future: asyncio.Future[Any]
+    result: Any
+    error: Exception | None
+
+
+class Store:
+    """An open database. It belongs to the event loop that awaits it."""
+
+    def __init__(self, writer: Engine, readers: Engine, lock: FileLock | None = None) -> None:
+        self._writer = writer
+        self._readers = readers
+        self._lock = lock
+        self._lost: concurrent.futures.Future[NoReturn] = concurrent.futures.Future()
+        self._outcome = (-math.inf, "")  # when a commit was last tried, and why it failed; by time.monotonic
+        self._refusals = _Refusals()
+        self._probing: asyncio.Future[str] | None = None
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._drained: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._reads: set[asyncio.Future[Any]] = set()
+        self._closed = False
+        self._pool = concurrent.futures.ThreadPoolExecutor(READERS, "store-reader")
+        # A daemon, so that a commit that never returns cannot keep the process from ending after `close` gave up.
+        self._thread = threading.Thread(target=self._write_until_closed, name="store-writer", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(cls, location: str | os.PathLike[str]) -> Self:
+        """Open the database at a path (SQLite) or an SQLAlchemy URL; create or migrate it as needed. Blocks.
+
+        Raises StoreError when a newer version has written the database, when it cannot be opened and written now, or
+        when another server still has it after `ownership.WAIT_S` seconds.
+        """
+        text = os.fspath(location)
+        url = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=text)
+        if url.get_backend_name() == "sqlite":
+            if url.database in {None, "", ":memory:"}:
+                raise StoreError("the store needs a file: a database in memory is gone with its connection")
+            _make_private(Path(str(url.database)))
+        try:
+            return ownership.waited_for(partial(cls._opened, url))
+        except InUseError as error:
+            raise StoreError(str(error)) from None
+
+    @classmethod
+    def _opened(cls, url: sa.URL) -> Self:
+        """The database at a URL, if no other server has it. Raises InUseError, StoreError."""
+        server = uuid.uuid4().hex
+        session = SessionLock(url.render_as_string(), server)
+        lock = FileLock(Path(str(url.database))) if url.get_backend_name() == "sqlite" else None
+        writer, readers = _engine(url, 1, writes=True), _engine(url, READERS, writes=False)
+        if lock is None:
+            sa.event.listen(writer, "connect", session.take)
+        try:
+            with writer.begin() as conn:
+                migrations.upgrade(conn)
+                ownership.claim(conn, server)
+            session.known = True
+            return cls(writer, readers, lock)
+        except migrations.UnknownRevisionError as error:
+            raise StoreError(str(error)) from error
+        except sa.exc.DBAPIError as error:
+            remedy = "it must be reachable and writable, its disk not full, and no other process may lock it"
+            raise StoreError(f"{url.render_as_string()}: {str(error.orig).strip()}: {remedy}") from error
+        finally:
+            if not session.known:
+                writer.dispose()
+                if lock is not None:
+                    lock.close()
+
+    @property
+    def waiting(self) -> int:
+        """The number of calls of `write` whose commit has not begun."""
+        return self._calls.qsize()
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last commit failed."""
+        return bool(self._outcome[1])
+
+    async def write(self, function: BatchStatement[Item, Result], item: Item) -> Result:
+        """Run `function(conn, items)` with this item and those of neighbouring calls; return after the commit.
+
+        Calls keep their order. When a batch fails, each of its calls runs again in a transaction of its own, so a
+        function must have no effect except on its connection. A call is written even when its caller is cancelled.
+        Raises what the function raises for this item; Unavailable when MAX_WAITING calls wait, or the database is
+        locked, full or gone; StoreClosedError.
+        """
+        return await self.submit(function, item)
+
+    def submit(self, function: BatchStatement[Item, Result], item: Item) -> "asyncio.Future[Result]":
+        """Like `write`, but return a future, for callers that use the answer in a callback."""
+        if self._closed:
+            raise StoreClosedError("the store is closed")
+        if self._calls.qsize() >= MAX_WAITING:
+            raise Unavailable("the database cannot keep up: try again later")
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._calls.put(_Call(function, item, future))
+        return future
+
+    async def read(self, function: Callable[[Connection, *Args], Result], *args: *Args) -> Result:
+        """Run `function(conn, *args)` in a reader's thread, on one snapshot of the database.
+
+        It sees everything written before. Raises what the function raises, Unavailable when the database is gone or
+        cannot be read, StoreClosedError.
+        """
+        if self._closed:
+            raise StoreClosedError("the store is closed")
+        future = asyncio.get_running_loop().run_in_executor(self._pool, partial(self._read, function, *args))
+        self._reads.add(future)
+        future.add_done_callback(self._reads.discard)
+        return await future
+
+    async def refuses(self, probe: BatchStatement[datetime, None], now: datetime) -> str:
+        """Why a write would fail now; empty when it would succeed.
+
+        The result of a commit within the last FRESH_S seconds is used. Without one, `probe` is written once for all
+        callers that wait.
+        """
+        at, why = self._outcome
+        if self._lost.done() or time.monotonic() - at < FRESH_S:
+            return why
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.ensure_future(self._probe(probe, now))
+        return await asyncio.shield(self._probing)
+
+    async def _probe(self, probe: BatchStatement[datetime, None], now: datetime) -> str:
+        try:
+            async with asyncio.timeout(PROBE_S):
+                await self.write(probe, now)
+        except TimeoutError:
+            return f"the database did not answer within {PROBE_S:.0f} s"
+        except (Unavailable, StoreClosedError) as error:
+            return self._outcome[1] or str(error)
+        return ""
+
+    async def until_lost(self) -> NoReturn:
+        """Wait until this server loses the store; nothing is written after that. Raises StoreLostError."""
+        await asyncio.shield(asyncio.wrap_future(self._lost))
+        raise StoreLostError
+
+    async def close(self, timeout_s: float = 30) -> None:
+        """Refuse new calls, commit those that wait, and close the database. It may be called again.
+
+        Raises TimeoutError after `timeout_s` seconds; calls that were not committed by then are not answered.
+        """
+        if not self._closed:
+            self._closed = True
+            self._calls.put(None)
+        async with asyncio.timeout(timeout_s):
+            await asyncio.shield(asyncio.wrap_future(self._drained))
+            if self._reads:
+                await asyncio.wait(self._reads)
+        self._pool.shutdown(wait=False)
+        self._readers.dispose()
+        self._writer.dispose()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _read(self, function: Callable[[Connection, *Args], Result], *args: *Args) -> Result:
+        try:
+            with self._readers.begin() as conn:
+                return function(conn, *args)
+        except sa.exc.DBAPIError as error:
+            if not _is_trouble(error):
+                raise
+            raise Unavailable(f"the database cannot be read now: {str(error.orig).strip()}") from error
+
+    def _write_until_closed(self) -> None:
+        try:
+            with self._writer.connect() as conn:
+                while calls := self._gathered():
+                    _resolve_soon(self._committed(conn, calls))
+        finally:
+            self._drained.set_result(None)
+
+    def _committed(self, conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
+        """Commit calls if this server still has the store, and keep the result for `refuses`."""
+        try:
+            if self._lost.done():
+                self._lost.result()
+            if self._lock is not None:
+                self._lock.check()
+            if self.failing:
+                _prove(conn)
+            outcomes, why = _commit(conn, calls), ""
+            self._refusals.over()
+        except (OwnershipError, StoreLostError) as error:
+            if not self._lost.done():
+                log.critical("the store is lost: nothing is written any more", extra={"reason": error})
+                self._lost.set_exception(StoreLostError(str(error)))
+            why = str(error)
+            outcomes = [_Outcome(call.future, None, Unavailable(why)) for call in calls]
+        except sa.exc.DBAPIError as error:  # locked, full, gone: no call's fault, and no call would fare better
+            reason = str(error.orig).strip()
+            self._refusals.tell(reason, len(calls), time.monotonic())
+            why = f"the database cannot be written now: {reason}"
+            outcomes = [_Outcome(call.future, None, _unavailable(error)) for call in calls]
+        self._outcome = (time.monotonic(), why)
+        return outcomes
+
+    def _gathered(self) -> list[_Call]:
+        """All calls that wait, at least one; none when the store is closed and all calls are taken."""
+        calls: list[_Call] = []
+        call = self._calls.get()
+        while call is not None:
+            calls.append(call)
+            try:
+                call = self._calls.get_nowait()
+            except Empty:
+                return calls
+        if calls:
+            self._calls.put(None)  # closed: nothing comes after it, so the next round ends
+        return calls
+
+
+class _Refusals:
+    """Logs that the database refuses writes: at the beginning, every SAID_S seconds, and at the end."""
+
+    def __init__(self) -> None:
+        self._said_at = -math.inf
+        self._calls = self._unsaid = 0
+
+    def tell(self, reason: str, calls: int, now: float) -> None:
+        """These calls were refused. `now`: by time.monotonic."""
+        self._calls += calls
+        self._unsaid += calls
+        if now - self._said_at >= SAID_S:
+            log.error("the database refuses writes", extra={"reason": reason, "calls": self._unsaid})
+            self._said_at, self._unsaid = now, 0
+
+    def over(self) -> None:
+        """A commit went well."""
+        if self._calls:
+            log.info("the database takes writes again", extra={"refused": self._calls})
+            self._said_at, self._calls, self._unsaid = -math.inf, 0, 0
+
+
+def _prove(conn: Connection) -> None:
+    """Write something. What calls write shows nothing of a disk where that is nothing: it then goes well on a full one.
+
+    Raises DBAPIError.
+    """
+    with conn.begin():
+        ownership.probe(conn, [datetime.now(UTC)])
+
+
+def _commit(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
+    """Run calls in one transaction; if a call fails, run each in a transaction of its own.
+
+    Raises OwnershipError, and DBAPIError when the database itself is in trouble: locked, full or gone.
+    """
+    try:
+        with conn.begin():
+            return _run(conn, calls)
+    except Exception as error:
+        if isinstance(error, OwnershipError) or _is_trouble(error):
+            raise
+        if len(calls) == 1:
+            return [_Outcome(calls[0].future, None, error)]
+        log.warning("a batch of writes failed: each runs again alone", exc_info=True, extra={"calls": len(calls)})
+        return [outcome for call in calls for outcome in _commit(conn, [call])]
+
+
+def _is_trouble(error: Exception) -> bool:
+    """Whether the database itself is in trouble: the error is not about the statement or its values."""
+    asked = (sa.exc.IntegrityError, sa.exc.DataError, sa.exc.ProgrammingError, sa.exc.NotSupportedError)
+    return isinstance(error, sa.exc.DBAPIError) and not isinstance(error, asked)
+
+
+def _unavailable(error: Exception) -> Unavailable:
+    problem = Unavailable("the database cannot be written now: see the server's log")
+    problem.__cause__ = error
+    return problem
+
+
+def _run(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
+    outcomes: list[_Outcome] = []
+    for function, group in groupby(calls, key=lambda call: call.function):
+        neighbours = list(group)
+        results = function(conn, [call.item for call in neighbours])
+        outcomes += [_Outcome(call.future, result, None) for call, result in zip(neighbours, results, strict=True)]
+    return outcomes
+
+
+def _resolve_soon(outcomes: Sequence[_Outcome]) -> None:
+    try:
+        outcomes[0].future.get_loop().call_soon_threadsafe(_resolve, outcomes)
+    except RuntimeError:  # the loop is closed: nobody waits
+        log.warning("writes were committed after their event loop ended", extra={"calls": len(outcomes)})
+
+
+def _resolve(outcomes: Sequence[_Outcome]) -> None:
+    for future, result, error in outcomes:
+        if future.cancelled():
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+
+def _make_private(path: Path) -> None:
+    """Create the database's file and folders for this user only. SQLite gives its other files the same mode."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+_BEGINS = {
+    # Its driver begins transactions late and by its own rules, so it is told to leave them to us.
+    ("sqlite", True): "BEGIN IMMEDIATE",
+    ("sqlite", False): "BEGIN",
+    ("postgresql", False): "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+}
+"""The statement that begins a transaction, by backend and whether it writes: each read has one snapshot."""
+
+
+def _engine(url: sa.URL, connections: int, *, writes: bool) -> Engine:
+    engine = sa.create_engine(
+        url,
+        pool_size=connections,
+        max_overflow=0,
+        json_serializer=lambda value: msgspec.json.encode(value).decode(),
+        json_deserializer=msgspec.json.decode,
+        hide_parameters=True,  # values, which may be credentials, stay out of errors
+        pool_pre_ping=url.get_backend_name() != "sqlite",  # a database elsewhere may have been restarted
+    )
+    if url.get_backend_name() == "sqlite":
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+    if (begin := _BEGINS.get((url.get_backend_name(), writes))) is not None:
+        sa.event.listen(engine, "begin", partial(_begin, begin))
+    return engine
+
+
+def _begin(statement: str, conn: Connection) -> None:
+    conn.exec_driver_sql(statement)
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None
+    for pragma in (
+        f"busy_timeout={BUSY_TIMEOUT_MS}",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}")

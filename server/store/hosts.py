@@ -1,0 +1,69 @@
+"""Statements on hosts. Where a batch has several items for one host, the last one counts."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import chain
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from server.store import batch as bulk
+from server.store.queries import all_rows, one_row
+from server.store.rows import HostRow, Row
+from server.store.tables import HOSTS
+
+
+def upsert_hosts(conn: Connection, rows: Sequence[HostRow]) -> list[None]:
+    """Put hosts by name. Of an existing host only labels and `since` change: other columns have other statements."""
+    return bulk.put_rows(conn, HOSTS, HostRow._fields, rows, keep=("created_at", *HostRow._fields[4:]))
+
+
+def delete_hosts(conn: Connection, names: Sequence[str]) -> list[None]:
+    """Delete hosts; their jobs stay."""
+    return bulk.delete_rows(conn, HOSTS, "name", names)
+
+
+def set_desired(conn: Connection, batches: Sequence[Sequence[tuple[str, int, str]]]) -> list[None]:
+    """Store the desired state of hosts: (host, version, digest)."""
+    _update_hosts(conn, ("name", "desired_version", "desired_digest"), list(chain.from_iterable(batches)))
+    return [None] * len(batches)
+
+
+def host_hello(conn: Connection, items: Sequence[tuple[str, str, datetime]]) -> list[None]:
+    """Store the hello of hosts: (host, agent version, time)."""
+    return _update_hosts(conn, ("name", "agent_version", "last_seen"), items)
+
+
+def host_acks(conn: Connection, items: Sequence[tuple[str, int, str, datetime]]) -> list[None]:
+    """Store the applied state of hosts: (host, version, digest, time of the ack)."""
+    return _update_hosts(conn, ("name", "applied_version", "applied_digest", "last_seen"), items)
+
+
+def host_left_out(conn: Connection, items: Sequence[tuple[str, Mapping[str, Any] | None]]) -> list[None]:
+    """Store which entries hosts could not apply: (host, the column `left_out`)."""
+    return _update_hosts(conn, ("name", "left_out"), items)
+
+
+def hosts_seen(conn: Connection, batches: Sequence[Sequence[tuple[str, datetime]]]) -> list[None]:
+    """Store when hosts were last seen: (host, time)."""
+    _update_hosts(conn, ("name", "last_seen"), list(chain.from_iterable(batches)))
+    return [None] * len(batches)
+
+
+def _update_hosts(conn: Connection, names: tuple[str, ...], items: Sequence[tuple[Any, ...]]) -> list[None]:
+    if items:
+        last = {item[0]: item for item in items}
+        conn.execute(bulk.update(conn.dialect.name, HOSTS, names), bulk.parameter(last.values()))
+    return [None] * len(items)
+
+
+def get_host(conn: Connection, name: str) -> Row | None:
+    """A host, or None when there is none with this name."""
+    return one_row(conn, sa.select(HOSTS).where(HOSTS.c.name == name))
+
+
+def list_hosts(conn: Connection, after: str | None, limit: int) -> list[Row]:
+    """Hosts ordered by name, starting after the name `after`."""
+    found = sa.select(HOSTS).order_by(HOSTS.c.name).limit(limit)
+    return all_rows(conn, found if after is None else found.where(HOSTS.c.name > after))

@@ -1,0 +1,155 @@
+"""One server for each store: a lock that ends with its holder, and the name of the holder.
+
+SQLite: flock(2) on a file beside the database. PostgreSQL: an advisory lock of the writing session, so that nothing is
+written without the lock. A session that lost its connection takes the lock again when it reconnects. If another server
+had the lock in between, this one does not know its changes and must not go on: the row in `store_owner` shows that.
+"""
+
+import fcntl
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from server.store.tables import STORE_OWNER
+
+log = logging.getLogger(__name__)
+
+WAIT_S = 5.0
+"""Seconds that a starting server waits for the previous one to end."""
+PAUSE_S = 0.1
+KEY = 0x4C616D70
+"""The first half of the advisory lock's key: "Lamp". The second is a hash of the schema's name."""
+KEEPALIVE = (("tcp_keepalives_idle", "10"), ("tcp_keepalives_interval", "5"), ("tcp_keepalives_count", "3"))
+"""With these, PostgreSQL ends the session of a vanished machine, and so frees the lock, after 25 seconds."""
+
+Taken = TypeVar("Taken")
+
+
+class OwnershipError(Exception):
+    """The store belongs to another server, or is not the one that was opened. The message says what to do."""
+
+
+class InUseError(OwnershipError):
+    """Another server has the store now."""
+
+
+class FileLock:
+    """A lock on an SQLite database. The process holds it until `close`, or until it ends in any way."""
+
+    def __init__(self, database: Path) -> None:
+        """Raises InUseError, OSError."""
+        self._database = Path(os.path.realpath(database))
+        self._path = self._database.with_name(f"{self._database.name}.lock")
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._fd, 200, 0).decode(errors="replace").strip()
+            os.close(self._fd)
+            if not isinstance(error, BlockingIOError):
+                raise
+            raise InUseError(_in_use(str(database), holder)) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{_this_server()}\n".encode(), 0)
+        self._inodes = {path: _inode(path) for path in (self._path, self._database)}
+
+    def check(self) -> None:
+        """Raises OwnershipError when the database or the lock is no longer the file that was opened."""
+        for path, inode in self._inodes.items():
+            if _inode(path) != inode:
+                raise OwnershipError(f"{path} was removed or replaced while the server ran: start it again")
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self._fd)
+
+
+class SessionLock:
+    """The lock of a PostgreSQL database. `take` is a listener of SQLAlchemy's event "connect"."""
+
+    def __init__(self, database: str, server: str) -> None:
+        self._database = database
+        self._server = server
+        self.known = False  # whether `claim` has written this server's row
+
+    def take(self, connection: Any, _record: object) -> None:
+        """Take the lock. Raises InUseError, and OwnershipError when another server had it in between."""
+        with connection.cursor() as cursor:
+            for name, value in (*KEEPALIVE, ("application_name", _this_server()[:63])):
+                cursor.execute("SELECT set_config(%s, %s, false)", (name, value))
+            cursor.execute("SELECT pg_try_advisory_lock(%s, hashtext(current_schema()))", (KEY,))
+            if not cursor.fetchone()[0]:
+                cursor.execute(_HOLDER, (KEY,))
+                row = cursor.fetchone()
+                connection.close()
+                raise InUseError(_in_use(self._database, " from ".join(filter(None, row)) if row else ""))
+            if self.known:
+                cursor.execute("SELECT server FROM store_owner")
+                if cursor.fetchone() != (self._server,):
+                    connection.close()
+                    raise OwnershipError(f"{self._database}: another server had it meanwhile: start this one again")
+        connection.commit()
+
+
+def claim(conn: sa.Connection, server: str) -> None:
+    """Record this server as the owner of the store."""
+    conn.execute(sa.delete(STORE_OWNER))
+    conn.execute(sa.insert(STORE_OWNER).values(id=1, server=server))
+
+
+def waited_for(take: Callable[[], Taken]) -> Taken:
+    """Call `take` until it raises no InUseError, for up to WAIT_S seconds. Raises what it raises."""
+    end, told = time.monotonic() + WAIT_S, False
+    while True:
+        try:
+            return take()
+        except InUseError as error:
+            if time.monotonic() > end:
+                raise
+            if not told:
+                log.warning("waiting for the store", extra={"reason": error})
+            told = True
+            time.sleep(PAUSE_S)
+
+
+def _in_use(what: str, holder: str) -> str:
+    who = f" ({holder})" if holder else ""
+    return f"{what} is in use by another server{who}: stop that, or choose another --data-dir or --database"
+
+
+def _this_server() -> str:
+    return f"lamplighter on {socket.gethostname()}, process {os.getpid()}"
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Device and inode of the file at a path; None when there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+_HOLDER = """
+    SELECT application_name, host(client_addr)
+    FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND classid = CAST(%s AS oid) AND objsubid = 2
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND objid = CAST(CAST(hashtext(current_schema()) AS bigint) & 4294967295 AS oid)
+"""
+
+
+def probe(conn: sa.Connection, items: Sequence[datetime]) -> list[None]:
+    """A batch statement that changes nothing of consequence: its success shows that the database takes writes.
+
+    The items are the times of the probes.
+    """
+    conn.execute(sa.update(STORE_OWNER).values(probed_at=max(items)))
+    return [None] * len(items)

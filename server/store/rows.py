@@ -1,0 +1,144 @@
+"""The types of rows that statements take and return. Fields are named as columns are."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from wire.messages import JobFinished
+
+Row = dict[str, Any]
+"""A row by column name, as queries return it: aware datetimes, decoded JSON columns."""
+
+
+Pair = tuple[str, str]
+"""(schedule id, host)"""
+
+
+class Joined(NamedTuple):
+    """Since when a host has a schedule that it got after both were declared."""
+
+    schedule_id: str
+    host: str
+    since: datetime
+
+
+class Timing(NamedTuple):
+    """When a schedule is due. Due times up to and including `since` do not count."""
+
+    since: datetime
+    cron: str
+    time_zone: str
+    spread_s: int
+
+
+class JobRow(NamedTuple):
+    """A job to record. `command`: the JSON of its command.run payload. `sent`: whether it is sent at once."""
+
+    id: str
+    host: str
+    kind: str
+    actor_kind: str
+    actor_id: str
+    scheduled_id: str | None
+    scheduled_at: datetime | None
+    missed: int
+    command: str
+    created_at: datetime
+    sent: bool = False
+    status: str = "pending"
+
+
+class HostRow(NamedTuple):
+    """A host. What its agent reports is written by `hosts.host_hello`, `hosts.host_acks` and `hosts.host_left_out`."""
+
+    name: str
+    labels: Mapping[str, str]
+    created_at: datetime
+    since: datetime
+    desired_version: int = 0
+    desired_digest: str = ""
+    applied_version: int = 0
+    applied_digest: str = ""
+    agent_version: str = ""
+    left_out: Mapping[str, Any] | None = None
+
+
+class ScheduleRow(NamedTuple):
+    """An accepted schedule. `earlier`: its timings before the current one, newest first."""
+
+    id: str
+    namespace: str
+    name: str
+    labels: Mapping[str, str]
+    spec: Mapping[str, Any]
+    generation: int
+    created_at: datetime
+    since: datetime
+    updated_at: datetime
+    enabled_since: datetime | None = None
+    earlier: tuple[Timing, ...] = ()
+
+
+class RepositoryRow(NamedTuple):
+    """An accepted repository. `credentials`: sealed by `Vault.seal`, and not in its repr."""
+
+    id: str
+    namespace: str
+    name: str
+    labels: Mapping[str, str]
+    spec: Mapping[str, Any]
+    generation: int
+    created_at: datetime
+    updated_at: datetime
+    credentials: str | None = None
+
+    def __repr__(self) -> str:
+        return f"RepositoryRow(id={self.id!r}, namespace={self.namespace!r}, name={self.name!r})"
+
+
+class AuditRow(NamedTuple):
+    """Who did what to which object."""
+
+    at: datetime
+    actor_kind: str
+    actor_id: str
+    action: str
+    object_kind: str
+    object_name: str
+    detail: Mapping[str, Any]
+
+
+class OpenJob(NamedTuple):
+    """A job that has not ended. `status`: pending or running; `command`: the JSON of its command.run payload."""
+
+    host: str
+    status: str
+    command: str
+    created_at: datetime
+    sent: bool
+    attempt: int
+    not_before: datetime | None
+    cancel_requested: bool
+    accepted_at: datetime | None
+
+
+class Retry(NamedTuple):
+    """The failed attempt of a job, and the earliest time of the next one."""
+
+    end: JobFinished
+    attempt: int
+    not_before: datetime
+
+
+class Loaded(NamedTuple):
+    """All that a server needs in memory when it starts.
+
+    `last_ends`: (schedule id, host, status, time of the end, time of the last success, reason, error).
+    """
+
+    hosts: list[HostRow]
+    schedules: list[ScheduleRow]
+    repositories: list[RepositoryRow]
+    last_ends: list[tuple[Any, ...]]
+    open_jobs: list[OpenJob]
+    joined: list[Joined]

@@ -1,0 +1,280 @@
+"""The tables, and the values of an actor's kind and a job's status.
+
+The classes are the schema: the migrations are checked against them. Statements are plain SQLAlchemy Core on their
+tables, in the files beside this one; no ORM objects are loaded or tracked.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple, get_args
+
+import sqlalchemy as sa
+from sqlmodel import Field, SQLModel
+
+from wire.messages import JobEnd
+
+JobStatus = Literal["pending", "running"] | JobEnd
+"""`pending`: recorded, not yet accepted by the agent; `running`: accepted; the rest are ends."""
+OPEN: tuple[str, ...] = ("pending", "running")
+GOOD: tuple[str, ...] = ("succeeded", "warning")
+"""The ends that count as success: the snapshot, or whatever the job was for, exists."""
+JOB_STATUSES: tuple[str, ...] = (*OPEN, *get_args(JobEnd))
+
+ActorKind = Literal["user", "controller", "schedule", "agent", "run"]
+ACTOR_KINDS: tuple[str, ...] = get_args(ActorKind)
+
+
+class Actor(NamedTuple):
+    """Who causes a change or a job. `kind`: one of ACTOR_KINDS."""
+
+    kind: str
+    id: str
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
+    """An aware datetime: timestamptz in PostgreSQL, and in SQLite text of fixed width, which sorts by time."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """Text in SQLite, which has no type for times; timestamptz elsewhere."""
+        return dialect.type_descriptor(sa.String(27) if dialect.name == "sqlite" else sa.DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> Any:
+        """Raises ValueError for a naive datetime, whose zone is unknown."""
+        if value is None:
+            return None
+        return stored(value) if dialect.name == "sqlite" else value.astimezone(UTC)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
+        """The datetime in UTC, whatever the time zone of the session."""
+        if value is None:
+            return None
+        return datetime.fromisoformat(value) if dialect.name == "sqlite" else value.astimezone(UTC)
+
+
+def stored(at: datetime) -> str:
+    """An aware datetime as the store writes it: in UTC, with microseconds. Raises ValueError for a naive one."""
+    if at.tzinfo is None:
+        raise ValueError(f"{at.isoformat()}: a time without a zone cannot be stored")
+    return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+class Base(SQLModel):
+    """Names every constraint, so that a migration can drop it on any database."""
+
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Host(Base, table=True):
+    """A machine with an agent: its desired version, and the version that it last acknowledged.
+
+    `left_out`: {"count": N, "reasons": {schedule id: reason}} of the entries that it holds and could not apply; None
+    when it applied all. Reasons are limited to the length of `wire.messages.LeftOutList`; the count is not.
+    """
+
+    __tablename__ = "hosts"
+
+    name: str = Field(primary_key=True, max_length=253)
+    labels: dict[str, str] = Field(default_factory=dict, sa_type=sa.JSON)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    since: datetime = Field(sa_type=UtcDateTime)
+    desired_version: int = Field(default=0, sa_type=sa.BigInteger)
+    desired_digest: str = Field(default="", max_length=64)
+    applied_version: int = Field(default=0, sa_type=sa.BigInteger)
+    applied_digest: str = Field(default="", max_length=64)
+    agent_version: str = Field(default="", max_length=64)
+    last_seen: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    left_out: dict[str, Any] | None = Field(default=None, sa_type=sa.JSON)
+
+
+class Schedule(Base, table=True):
+    """An accepted Schedule resource.
+
+    `since`: due times up to it do not count. `enabled_since`: when the schedule was created or last enabled; None, in
+    rows of older versions, means `since`. `earlier`: see `server.fleet.timing`.
+    """
+
+    __tablename__ = "schedules"
+    __table_args__ = (sa.UniqueConstraint("namespace", "name"),)
+
+    id: str = Field(primary_key=True, max_length=32)
+    namespace: str = Field(max_length=63)
+    name: str = Field(max_length=253)
+    labels: dict[str, str] = Field(default_factory=dict, sa_type=sa.JSON)
+    spec: dict[str, Any] = Field(sa_type=sa.JSON)
+    generation: int = Field(default=1, sa_type=sa.BigInteger)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    since: datetime = Field(sa_type=UtcDateTime)
+    updated_at: datetime = Field(sa_type=UtcDateTime)
+    enabled_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    earlier: list[Any] = Field(default_factory=list, sa_type=sa.JSON, sa_column_kwargs={"server_default": "[]"})
+
+
+class HostSchedule(Base, table=True):
+    """Since when a host has a schedule that it got after both were declared; see `server.fleet.expected`."""
+
+    __tablename__ = "host_schedules"
+
+    schedule_id: str = Field(primary_key=True, foreign_key="schedules.id", ondelete="CASCADE", max_length=32)
+    host: str = Field(primary_key=True, foreign_key="hosts.name", ondelete="CASCADE", max_length=253, index=True)
+    since: datetime = Field(sa_type=UtcDateTime)
+
+
+class Repository(Base, table=True):
+    """An accepted Repository resource. `credentials`: its password and environment, sealed by `Vault.seal`."""
+
+    __tablename__ = "repositories"
+    __table_args__ = (sa.UniqueConstraint("namespace", "name"),)
+
+    id: str = Field(primary_key=True, max_length=32)
+    namespace: str = Field(max_length=63)
+    name: str = Field(max_length=253)
+    labels: dict[str, str] = Field(default_factory=dict, sa_type=sa.JSON)
+    spec: dict[str, Any] = Field(sa_type=sa.JSON)
+    generation: int = Field(default=1, sa_type=sa.BigInteger)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    updated_at: datetime = Field(sa_type=UtcDateTime)
+    credentials: str | None = Field(default=None, sa_type=sa.Text, repr=False)
+
+
+class Job(Base, table=True):
+    """One execution on one host. The unique key ensures one job for each schedule, host and due time.
+
+    A job with `scheduled_id` but without `scheduled_at` was requested by a run. `command`: the JSON of the command.run
+    payload. `sent`: whether the current `attempt` may have been sent to the host. `not_before`: the earliest time of
+    that attempt; earlier attempts are in JobAttempt. `cancel_requested`: whether the host is asked to cancel it.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        sa.UniqueConstraint("host", "scheduled_id", "scheduled_at"),
+        sa.Index("ix_jobs_created_at_id", "created_at", "id"),
+        sa.Index("ix_jobs_scheduled_id_created_at_id", "scheduled_id", "created_at", "id"),
+        sa.Index(
+            "ix_jobs_open_host",
+            "host",
+            sqlite_where=sa.text("status IN ('pending', 'running')"),
+            postgresql_where=sa.text("status IN ('pending', 'running')"),
+        ),
+        sa.Index(
+            "ix_jobs_run",
+            "actor_id",
+            sqlite_where=sa.text("actor_kind = 'run'"),
+            postgresql_where=sa.text("actor_kind = 'run'"),
+        ),
+    )
+
+    id: str = Field(primary_key=True, max_length=64)
+    host: str = Field(max_length=253)
+    kind: str = Field(max_length=32)
+    actor_kind: str = Field(max_length=16)
+    actor_id: str = Field(max_length=253)
+    scheduled_id: str | None = Field(default=None, max_length=32)
+    scheduled_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    missed: int = Field(default=0, sa_type=sa.BigInteger)
+    status: str = Field(default="pending", max_length=16)
+    command: str = Field(sa_type=sa.Text)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    accepted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    exit_code: int | None = None
+    snapshot_id: str | None = Field(default=None, max_length=64)
+    files_processed: int | None = Field(default=None, sa_type=sa.BigInteger)
+    bytes_processed: int | None = Field(default=None, sa_type=sa.BigInteger)
+    bytes_added: int | None = Field(default=None, sa_type=sa.BigInteger)
+    error: str | None = Field(default=None, sa_type=sa.Text)
+    reason: str | None = Field(default=None, max_length=64)
+    sent: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    attempt: int = Field(default=1, sa_column_kwargs={"server_default": "1"})
+    not_before: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    cancel_requested: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+
+
+class JobAttempt(Base, table=True):
+    """A failed attempt of a job, which was followed by another attempt."""
+
+    __tablename__ = "job_attempts"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id", ondelete="CASCADE", max_length=64)
+    attempt: int = Field(primary_key=True)
+    status: str = Field(max_length=16)
+    finished_at: datetime = Field(sa_type=UtcDateTime)
+    started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    exit_code: int | None = None
+    snapshot_id: str | None = Field(default=None, max_length=64)
+    error: str | None = Field(default=None, sa_type=sa.Text)
+    reason: str | None = Field(default=None, max_length=64)
+
+
+class JobLog(Base, table=True):
+    """A line of restic's output. `total_bytes`: the UTF-8 bytes of the job's lines up to and including this one."""
+
+    __tablename__ = "job_logs"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id", ondelete="CASCADE", max_length=64)
+    seq: int = Field(primary_key=True)
+    at: datetime = Field(sa_type=UtcDateTime)
+    line: str = Field(sa_type=sa.Text)
+    total_bytes: int = Field(sa_type=sa.Integer)
+
+
+class Enrolment(Base, table=True):
+    """A host's newest enrolment token, hashed. `key_hash`: of the key that was registered with it; empty before."""
+
+    __tablename__ = "enrolments"
+
+    host: str = Field(primary_key=True, foreign_key="hosts.name", ondelete="CASCADE", max_length=253)
+    token_hash: str = Field(unique=True, max_length=64)
+    expires_at: datetime = Field(sa_type=UtcDateTime)
+    key_hash: str = Field(default="", max_length=64)
+
+
+class HostKey(Base, table=True):
+    """The key by which a host outside a cluster authenticates, hashed."""
+
+    __tablename__ = "host_keys"
+
+    host: str = Field(primary_key=True, foreign_key="hosts.name", ondelete="CASCADE", max_length=253)
+    key_hash: str = Field(unique=True, max_length=64)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class StoreOwner(Base, table=True):
+    """The owner of the store: one row. `server`: the id of the server that opened it last. `probed_at`: see `probe`."""
+
+    __tablename__ = "store_owner"
+
+    id: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    server: str = Field(max_length=32)
+    probed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class Audit(Base, table=True):
+    """Who changed what, when."""
+
+    __tablename__ = "audit_log"
+
+    id: int | None = Field(default=None, primary_key=True)
+    at: datetime = Field(sa_type=UtcDateTime)
+    actor_kind: str = Field(max_length=16)
+    actor_id: str = Field(max_length=253)
+    action: str = Field(max_length=32)
+    object_kind: str = Field(max_length=32)
+    object_name: str = Field(max_length=512)
+    detail: dict[str, Any] = Field(default_factory=dict, sa_type=sa.JSON)
+
+
+tables = Base.metadata.tables
+HOSTS, SCHEDULES, REPOSITORIES = tables["hosts"], tables["schedules"], tables["repositories"]
+JOBS, JOB_ATTEMPTS, JOB_LOGS = tables["jobs"], tables["job_attempts"], tables["job_logs"]
+AUDIT, HOST_SCHEDULES, STORE_OWNER = tables["audit_log"], tables["host_schedules"], tables["store_owner"]
+ENROLMENTS, HOST_KEYS = tables["enrolments"], tables["host_keys"]
