@@ -255,8 +255,9 @@ class Gateway:
                     if jobs:
                         await stored(dispatcher.record(jobs))
                 case Ended(ends):
-                    await stored(*dispatcher.finish(session.name, ends))
-                    await self._perform(connection, session.finished(ends))
+                    own = dispatcher.own_ends(session.name, ends)
+                    await stored(*dispatcher.finish(session.name, own))
+                    await self._perform(connection, session.finished(own) if own else ())
                 case Accepted(job_ids):
                     await stored(*dispatcher.accept(session.name, job_ids))
                 case Acked():

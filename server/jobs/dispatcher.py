@@ -351,14 +351,22 @@ class Dispatcher:
 
     # What its host says.
 
+    def own_ends(self, host: str, ends: Sequence[JobFinished]) -> list[JobFinished]:
+        """Those of the ends that a host told that are not of another host's open job: the others are not heard."""
+        return [end for end in ends if not self._is_anothers(host, end.job_id)]
+
     def _find(self, host: str, wire_id: str) -> Job | None:
-        """The open job of this host whose present attempt has this id. What a host says of another host's job is
-        counted, and told when its connection is gone."""
-        if self._lanes.is_anothers(host, wire_id):
-            count = self._anothers[host] = self._anothers.get(host, 0) + 1
-            if count == 1:
-                log.warning(_ANOTHERS, extra={"host": host, "job": wire_id})
-        return self._lanes.find(host, wire_id)
+        """The open job of this host whose present attempt has this id."""
+        return None if self._is_anothers(host, wire_id) else self._lanes.find(host, wire_id)
+
+    def _is_anothers(self, host: str, wire_id: str) -> bool:
+        """Whether a host speaks of another host's open job. That is counted, and told when its connection is gone."""
+        if not self._lanes.is_anothers(host, wire_id):
+            return False
+        count = self._anothers[host] = self._anothers.get(host, 0) + 1
+        if count == 1:
+            log.warning(_ANOTHERS, extra={"host": host, "job": wire_id})
+        return True
 
     def accept(self, host: str, wire_ids: Sequence[str]) -> "Sequence[asyncio.Future[Any]]":
         """A host took these attempts. Raises Unavailable."""

@@ -290,7 +290,7 @@ def _ended(connection):
 
 
 def test_a_connection_that_says_nothing_as_an_agent_is_not_awaited(server, monkeypatch):
-    monkeypatch.setattr("server.gateway.gateway.HELLO_S", 0)
+    monkeypatch.setattr("server.gateway.endpoint.HELLO_S", 0)
     with server.connect() as agent, pytest.raises(ConnectionClosed):
         agent.recv(PATIENCE_S)
     assert agent.close_reason == "no hello within 0 s"

@@ -37,9 +37,7 @@ ROOT = Path(__file__).parents[2]
 LONG_AGO = datetime(2020, 1, 1, 12, tzinfo=UTC)
 OWNED = {OWNER_LABEL: OWNER}
 LAMPLIGHTER = "from cli.main import main; main()"
-DIES_AFTER_COMMIT = (
-    f"import os, server.jobs.dispatcher; server.jobs.dispatcher.answered = lambda *_: os._exit(9); {LAMPLIGHTER}"
-)
+DIES_AFTER_COMMIT = f"import os, server.jobs.fires; server.jobs.fires.answered = lambda *_: os._exit(9); {LAMPLIGHTER}"
 """The server that is gone between a job's row and its command."""
 
 RESTIC = """#!{python} -IS

@@ -19,7 +19,7 @@ from agent.restic.runner import Runner
 from agent.service import Config as AgentConfig
 from agent.service import Service, utc_now
 from server.app import Config, serving
-from server.changes import restores
+from server.changes import listings
 
 pytestmark = pytest.mark.anyio
 
@@ -398,7 +398,7 @@ async def test_a_look_that_fails_says_why(agent, api, connected, vault):
 
 
 async def test_where_nobody_can_look_the_remedy_is_told(api, connect, connected, repository, monkeypatch):
-    monkeypatch.setattr(restores, "LOOK_S", 0.2)
+    monkeypatch.setattr(listings, "ANSWER_S", 0.2)
     nobody = await api.get("/repositories/ns/main/snapshots?host=web-1")
     assert (nobody.status_code, "start the agent of web-1" in nobody.json()["detail"]) == (504, True)
     async with connect("web-1") as speaks:
@@ -412,7 +412,7 @@ async def test_where_nobody_can_look_the_remedy_is_told(api, connect, connected,
 
 
 async def test_who_looks_often_does_not_keep_all_hosts_busy(api, connect, connected, repository, monkeypatch):
-    monkeypatch.setattr(restores, "MAX_LOOKS", 1)
+    monkeypatch.setattr(listings, "MAX_AT_ONCE", 1)
     async with connect("web-1") as speaks:
         await speaks.follow()
         await connected("web-1")

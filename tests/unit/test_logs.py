@@ -44,7 +44,7 @@ def test_a_line_says_when_which_part_what_and_its_facts(logged):
 
 
 def test_what_is_not_routine_says_so(logged):
-    assert "server     error: host lost" in logged("text", "host lost", logging.ERROR, name="server.gateway.gateway")
+    assert "server     error: host lost" in logged("text", "host lost", logging.ERROR, name="server.gateway.endpoint")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ class Model(RuleBasedStateMachine):
         self.queue = WorkQueue[str](BASE_S, MAX_S)
         self.now = 0.0
         self.waiting, self.again, self.working = [], [], []
-        self.later, self.failed = {}, dict.fromkeys("abc", 0)
+        self.later, self.put_off, self.failed = {}, 0, dict.fromkeys("abc", 0)
 
     def _add(self, key):
         if key in self.working and key not in self.again:
@@ -33,7 +33,8 @@ class Model(RuleBasedStateMachine):
             at = self.now + delay_s
             before = self.later.get(key)
             if before is None or at < before[0]:
-                self.later[key] = (at, len(self.later))
+                self.put_off += 1
+                self.later[key] = (at, self.put_off)
 
     @rule(key=KEYS)
     def add(self, key):
@@ -58,18 +59,14 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def get(self):
-        due = {key: at for key, (at, _) in self.later.items() if at <= self.now}
-        had = [*self.waiting]
-        for key in due:
+        for key in sorted((key for key, (at, _) in self.later.items() if at <= self.now), key=self.later.__getitem__):
             del self.later[key]
             self._add(key)
         key = self.queue.get(self.now)
         assert (key is None) == (not self.waiting)
         if key is not None:
             assert key not in self.working
-            assert key == had[0] if had else key in self.waiting  # among those due together, the earliest goes first
-            assert had or due[key] == min(due[it] for it in self.waiting if it in due)
-            self.waiting.remove(key)
+            assert key == self.waiting.pop(0)  # of those that came due meanwhile, the earliest first
             self.working.append(key)
 
     @rule(data=st.data())
