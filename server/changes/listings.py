@@ -18,9 +18,10 @@ import msgspec
 from msgspec import Struct
 
 from server.agents.hub import Hub
+from server.changes.pipeline import audit
 from server.changes.runs import Runs
 from server.errors import BadGateway, Conflict, Forbidden, Invalid, NoAnswer, NotFound, Unavailable
-from server.fleet.catalog import Catalog
+from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import Placement
 from server.jobs import arguments
 from server.jobs.dispatcher import Dispatcher
@@ -155,7 +156,7 @@ class Listings:
         if "{host}" in where.url and not question.host:
             raise Invalid.field("host", f"each host has its own {row.name}, for its URL holds {{host}}: name the host")
         grant = self._catalog.grant(question.namespace)
-        if wrong := self._catalog.resolve(row).wrong:
+        if wrong := self._catalog.in_force(row).wrong:
             raise Forbidden(f"namespace {question.namespace} may not reach this", wrong)
         host = self._answering_host(grant, row, where, question.host)
         args = _args(question)
@@ -165,28 +166,28 @@ class Listings:
         command = msgspec.structs.replace(command, within=list(grant.within), host_identity=grant.host_identity)
         now = self._clock()
         detail = {"host": host, "of": question.host, "snapshot": question.snapshot, "path": question.path}
-        audit = AuditRow(now, *actor, kind, "Repository", f"{row.namespace}/{row.name}", detail)
-        end, lines = await self._answer(NewJob(host, command, *actor, 0, now, alone=False), audit)
+        line = audit(now, actor, kind, "Repository", full_name(row), **detail)
+        end, lines = await self._answer(NewJob(host, command, *actor, 0, now, alone=False), line)
         if end.reason == "NoSnapshot":
             raise NotFound(end.error)
         if end.status not in ("succeeded", "warning"):
-            raise BadGateway(f"{host} could not read {row.namespace}/{row.name}: {end.error or end.status}")
+            raise BadGateway(f"{host} could not read {full_name(row)}: {end.error or end.status}")
         return _files(question, lines) if question.snapshot else _snapshots(question, lines)
 
-    async def _answer(self, job: NewJob, audit: AuditRow) -> tuple[JobFinished, Sequence[str]]:
+    async def _answer(self, job: NewJob, line: AuditRow) -> tuple[JobFinished, Sequence[str]]:
         """Run a job whose log is what it was asked for. Raises NoAnswer, and Unavailable when too many run."""
         if self._asked >= MAX_AT_ONCE:
             raise Unavailable(f"{MAX_AT_ONCE} looks into repositories are under way: try again when one has ended")
         self._asked += 1
         try:
-            return await self._heard(job, audit)
+            return await self._heard(job, line)
         finally:
             self._asked -= 1
 
-    async def _heard(self, job: NewJob, audit: AuditRow) -> tuple[JobFinished, Sequence[str]]:
+    async def _heard(self, job: NewJob, line: AuditRow) -> tuple[JobFinished, Sequence[str]]:
         job_id = job.command.job_id
         with self._dispatcher.listening(job_id) as heard:
-            await self._runs.record([job], audit)
+            await self._runs.record([job], line)
             try:
                 async with asyncio.timeout(ANSWER_S):
                     return await heard.end, heard.lines
@@ -214,7 +215,7 @@ class Listings:
             able = set() if "{host}" in where.url else using
         if not able:
             who = source or "a host that uses it"
-            raise NoAnswer(f"no host can look into {row.namespace}/{row.name} now: start the agent of {who}")
+            raise NoAnswer(f"no host can look into {full_name(row)} now: start the agent of {who}")
         return min(using or able)
 
 

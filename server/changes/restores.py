@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
+from server.changes.pipeline import audit
 from server.changes.runs import Runs
 from server.errors import Conflict, Forbidden, Invalid, NotFound
-from server.fleet.catalog import Catalog
+from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import Placement
 from server.jobs import arguments
 from server.jobs.fires import NewJob
@@ -22,7 +23,7 @@ from server.resources.manifests import repository_spec
 from server.resources.specs import RestoreSpec
 from server.store.engine import Store
 from server.store.jobs import get_jobs, lasting_job_id
-from server.store.rows import AuditRow, Row
+from server.store.rows import Row
 from server.store.tables import Actor
 from wire.messages import CommandRun, Restore
 
@@ -75,7 +76,7 @@ class Restores:
         host, where = spec.host or spec.source_host, repository_spec(row.spec)
         grant = self._catalog.grant(namespace)
         of_target = self._catalog.forbidden(namespace, paths=[spec.target], field="spec.target")
-        if wrong := [*of_target, *self._catalog.resolve(row).wrong]:
+        if wrong := [*of_target, *self._catalog.in_force(row).wrong]:
             raise Forbidden(f"namespace {namespace} may not reach this", wrong)
         if spec.setuid_and_devices and not grant.everywhere:
             detail = "needs a grant of the whole host: leave it out; the cluster's operator can change the grant"
@@ -99,8 +100,8 @@ class Restores:
         )
         now = self._clock()
         asked = {"restore": name, "host": host, **msgspec.to_builtins(_wanted(spec))}
-        audit = AuditRow(now, *actor, "restore", "Repository", f"{namespace}/{row.name}", asked)
-        await self._runs.record([NewJob(host, command, *actor, 0, now, alone=False)], audit)
+        line = audit(now, actor, "restore", "Repository", full_name(row), **asked)
+        await self._runs.record([NewJob(host, command, *actor, 0, now, alone=False)], line)
         return await self.get(namespace, name)
 
 

@@ -62,7 +62,7 @@ class Schedules:
             now = self._clock()
             row = self._row(old, parsed, now)
             line = audit(now, actor, "update" if old else "create", "Schedule", full_name(row), spec=row.spec)
-            placed = self._catalog.place(row, self._catalog.resolve(repository))
+            placed = self._catalog.place(row, self._catalog.in_force(repository))
             await self._pipeline.commit(Change(line, put_schedules=[row]), self._placement.plan([placed]))
             return row._asdict(), old is None
 

@@ -98,8 +98,12 @@ class Catalog:
         """A repository that is in force, as its schedules need it; None for one that is not."""
         return self._resolved.get(repository_id)
 
+    def in_force(self, row: RepositoryRow) -> ResolvedRepository:
+        """A repository of the catalog, as its schedules need it: worked out once, when it was put."""
+        return self._resolved[row.id]
+
     def resolve(self, row: RepositoryRow) -> ResolvedRepository:
-        """A repository as its schedules need it, in force or not."""
+        """A repository as its schedules would need it, in force or not. Opens its credentials."""
         spec, given = repository_spec(row.spec), self.credentials(row) or Credentials()
         wrong = self.forbidden(row.namespace, spec.url)
         wrong += binding_errors(row.namespace, spec, given, self.grant(row.namespace))
@@ -107,7 +111,7 @@ class Catalog:
 
     def resolved_of(self, schedule: ScheduleRow) -> ResolvedRepository:
         """The repository that a schedule uses."""
-        return self._resolved[self.repository_of(schedule).id]
+        return self.in_force(self.repository_of(schedule))
 
     def credentials(self, row: RepositoryRow) -> Credentials | None:
         """The credentials that a repository has; None also for those that cannot be opened, which may be replaced."""
