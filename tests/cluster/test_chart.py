@@ -1,4 +1,4 @@
-"""The chart on a real API server: every object is taken, and its keys are made with the rights that it gives."""
+"""A real API server accepts every object of the chart, and the chart's rights are enough to make the keys."""
 
 import base64
 import ssl

@@ -1,4 +1,4 @@
-"""The controller on a real API server and a real server, with the chart's rights: applied, told, killed, restarted."""
+"""With the chart's rights, the controller brings a real cluster's resources to a real server and their status back."""
 
 import asyncio
 import base64

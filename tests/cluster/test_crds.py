@@ -1,4 +1,4 @@
-"""The definitions on a real API server: what it refuses and fills in as the server does, what `kubectl get` shows."""
+"""A real API server refuses and fills in what the server does, and `kubectl get` shows the first answers."""
 
 import re
 from uuid import uuid4

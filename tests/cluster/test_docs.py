@@ -1,4 +1,4 @@
-"""What docs say of clusters is true: typed in order, against a real API server, by kubectl and Helm themselves.
+"""What docs say of clusters is true: kubectl and Helm run each page's commands in order on a real API server.
 
 No kubelet is there: a server, a controller and the agent of a node run beside it, as the pods of the release would.
 """

@@ -1,4 +1,4 @@
-"""Promise 6 on a real API server: an agent is only the host that its token names; callers may what RBAC lets them."""
+"""Promise 6, on a real API server: an agent is only the host that its token names; callers may do what RBAC allows."""
 
 import asyncio
 import json

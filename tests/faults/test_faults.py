@@ -1,4 +1,4 @@
-"""The faults themselves: a few rounds hold, a seed makes one plan, and each check finds what is broken on purpose."""
+"""Every promise holds after a few rounds of faults, and each check finds what was broken on purpose."""
 
 import asyncio
 import os

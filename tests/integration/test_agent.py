@@ -1,4 +1,4 @@
-"""The agent whole, over a real socket and a real journal: its parts do not hold each other up, and it ends well."""
+"""The agent's parts do not hold each other up, and it ends cleanly, over a real socket and a real journal."""
 
 import asyncio
 import signal

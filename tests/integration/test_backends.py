@@ -1,4 +1,4 @@
-"""Repositories elsewhere than in a folder: what restic is given opens them, and all else is the same.
+"""Jobs work alike on S3, REST and SFTP repositories: what restic is given opens them.
 
 Each on a real server: moto for S3, rclone for restic's own protocol, asyncssh for SFTP, which OpenSSH's client asks.
 """

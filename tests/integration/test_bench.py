@@ -1,4 +1,4 @@
-"""Each row of the benchmarks at its smallest size: that it runs to its end and says what it measured."""
+"""Each row of the benchmarks runs to its end at its smallest size and says what it measured."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a person types, as real processes against a real server: `get`, `run`, `cancel`, `logs`, and their refusals."""
+"""`lamplighter` answers, acts and refuses as a person expects, as real processes against a real server."""
 
 import asyncio
 import json

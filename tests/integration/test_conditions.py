@@ -1,4 +1,4 @@
-"""Conditional requests and what else HTTP promises: no change is lost to another's, and nothing is told twice."""
+"""Conditional requests: no change overwrites one that the caller has not seen, and what did not change is not sent."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Promise 8, on the real kernel: whatever links, folders and mounts are put in its way, a job reaches what is granted.
+"""Promise 8, on the real kernel: whatever links and mounts are planted, a job reaches only what is granted.
 
 `RESTIC` names the program to try, in place of the one on PATH.
 """

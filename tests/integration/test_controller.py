@@ -1,4 +1,4 @@
-"""The controller between a mocked Kubernetes API and a real server: what reaches it, and what the statuses say."""
+"""The controller brings resources to a real server and writes true statuses, on a simulated Kubernetes API."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""What a job waits for, and what no host is asked to do, over real connections."""
+"""A job waits for what it needs, and no host is asked for what its agent cannot do, over real connections."""
 
 import pytest
 

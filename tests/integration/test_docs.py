@@ -1,4 +1,4 @@
-"""README and docs are true: each page's commands are typed in order, in a fresh checkout, and what they show comes."""
+"""README and docs are true: each page's commands are typed in order, and what the page shows comes."""
 
 import configparser
 import re

@@ -1,4 +1,4 @@
-"""Two agents of one name: the first stays connected while it answers, and a new process gets in once it is gone."""
+"""Of two agents with one name the first stays connected while it answers, and the second gets in once it does not."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""A host outside a cluster: a token that is good once gives it a key, which opens the gateway for that host alone."""
+"""A one-time token gives a host outside the cluster a key, which opens the gateway for that host alone."""
 
 import asyncio
 import hashlib

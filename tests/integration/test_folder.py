@@ -1,4 +1,4 @@
-"""A folder and a real server over a real socket: files that change, go wrong and go away, and servers that are away."""
+"""A server follows a folder's files as they change, go wrong and go away, also after it was away itself."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The server as agents see it, over real sockets: what is pushed, how fires are answered, who is refused."""
+"""Promises 1 to 4, as agents see them: the server pushes, answers fires and refuses strangers, over real sockets."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What is over is kept for as long as the operator wants, and what is shown of each schedule and host for ever."""
+"""History is kept as long as the operator says; the last run and last success of each schedule and host always stay."""
 
 from datetime import UTC, datetime, timedelta
 

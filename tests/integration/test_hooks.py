@@ -1,4 +1,4 @@
-"""Hooks: the host's operator says which programs, they are told little, and the job heeds how they end."""
+"""Hooks run only where the host's operator allows the program, and their end decides how the job ends."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Hostile agents, and strangers at the agents' door: each gets a clear answer or its leave, and hurts nobody else."""
+"""Promise 9: hostile agents and strangers get a clear answer or are cut off, and nobody else notices."""
 
 import asyncio
 import copy

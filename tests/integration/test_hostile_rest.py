@@ -1,4 +1,4 @@
-"""Hostile requests: each gets the clear answer that /openapi.json tells of, in bounded time, and hurts nobody else."""
+"""Promise 9: each hostile request gets the answer that /openapi.json documents, in bounded time."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""How callers are known by a cluster's reviews: what is asked, remembered and told. tests/cluster asks a real one."""
+"""A cluster's reviews decide who a caller is; answers are remembered for their time and no longer."""
 
 import asyncio
 

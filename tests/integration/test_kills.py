@@ -1,4 +1,4 @@
-"""Promises 1, 2 and 4 on real processes: whatever is killed, cut or stopped, a due time has one job, and it has an end.
+"""Promises 1, 2 and 4 on real processes: whatever is killed or cut, each due time has one job, and its end is kept.
 
 Schedules count from long ago here, so that the first set that an agent gets is due at once, for what was missed.
 """

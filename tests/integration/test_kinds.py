@@ -1,4 +1,4 @@
-"""Every kind of job as a Schedule asks for it, on real restic and real repositories: what it does, and to what."""
+"""Every kind of job does what its Schedule says, and to nothing else, with real restic and repositories."""
 
 import asyncio
 import json

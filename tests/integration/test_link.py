@@ -1,4 +1,4 @@
-"""The link over a real socket: it calls until it is heard, sends in order, and says why a connection is gone."""
+"""The link calls until it is answered, sends in order, and says why a connection ended, over a real socket."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""However many connect, say nothing, or say it slowly: probes, metrics and REST are answered, with few descriptors."""
+"""Promise 9: however many clients connect or stay silent, probes, metrics and REST are answered."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes and Kubernetes probes, over real HTTP: the values after what really happened."""
+"""Metrics and probes tell what really happened, over real HTTP."""
 
 from datetime import UTC, datetime
 

@@ -1,4 +1,4 @@
-"""Every database gets the tables that the models describe, and a newer one is left alone."""
+"""Every database gets the tables that the models describe, and a newer database is left alone."""
 
 import sqlite3
 

@@ -1,4 +1,4 @@
-"""The REST API over a real socket, on a real control plane and store: what it takes, answers, refuses and hides."""
+"""The REST API accepts, answers, refuses and hides what it should, over a real socket on a real store."""
 
 import asyncio
 import contextlib

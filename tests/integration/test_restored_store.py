@@ -1,4 +1,4 @@
-"""A copy of the store is put back: agents tell again what they did, and nothing runs twice or waits for ever."""
+"""Promises 1 and 4 after an old copy of the store was put back: nothing runs twice or waits for ever."""
 
 import sqlite3
 from contextlib import asynccontextmanager, closing

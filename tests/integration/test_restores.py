@@ -1,4 +1,4 @@
-"""What was backed up comes back: restores and looks, from REST or the command line to real restic on real agents."""
+"""What was backed up comes back: restores and lists, from REST or the command line, with real restic on real agents."""
 
 import asyncio
 import json

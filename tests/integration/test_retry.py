@@ -1,4 +1,4 @@
-"""A run that failed is tried again, as one job with several attempts; one that waited too long is not begun."""
+"""A failed run is tried again as one job with several attempts; a run past its deadline does not start."""
 
 import contextlib
 from datetime import UTC, datetime, timedelta

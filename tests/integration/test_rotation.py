@@ -1,4 +1,4 @@
-"""The key that seals credentials is replaced: a new line on top, a restart, and the old line can go."""
+"""The vault key is replaced by a new first line and a restart; after that the old line can go."""
 
 import httpx
 import pytest

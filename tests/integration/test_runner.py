@@ -1,4 +1,4 @@
-"""The runner on real restic: what it makes can be restored, its ends are told apart, and nothing of it stays behind."""
+"""The runner makes snapshots that restore, tells outcomes apart, and leaves nothing behind, with real restic."""
 
 import asyncio
 import fcntl

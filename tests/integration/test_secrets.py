@@ -1,4 +1,4 @@
-"""Promise 7: what opens a repository is in restic's environment and sealed in the store, and nowhere else at all."""
+"""Promise 7: a repository's password is in restic's environment and encrypted in the store, and nowhere else."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""Silence is never green: what should have a success and has none is told, from when it should; nothing else is."""
+"""Promise 10: a missing success is reported from the moment it is due, and nothing else is."""
 
 import asyncio
 import random

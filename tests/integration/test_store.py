@@ -1,4 +1,4 @@
-"""What the store promises: shared commits that hurt nobody, one job for each due time, ends that are not lost."""
+"""Promises 1 and 4, in the store: one job for each due time, no end lost, and shared commits that hurt nobody."""
 
 import asyncio
 import logging

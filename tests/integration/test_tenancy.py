@@ -1,4 +1,4 @@
-"""Promise 8, at the server: what a namespace may not reach is refused, and what it selects beyond is left out."""
+"""Promise 8, at the server: what a namespace is not granted is refused, and ungranted hosts are left out."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What a host, a manifest or a program wrote can neither command a terminal nor forge a line, whatever is typed."""
+"""No text from a host, a manifest or a program can command a terminal or forge a line."""
 
 import ast
 import asyncio

@@ -1,4 +1,4 @@
-"""TLS with real certificates: who is trusted, and certificates that are renewed while connections are open."""
+"""TLS trusts only who it should, and renewed certificates are used while connections are open."""
 
 import asyncio
 import random

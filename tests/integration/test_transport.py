@@ -1,4 +1,4 @@
-"""What server/transport/connections.py needs of uvicorn, h11 and websockets is there, and does what it should."""
+"""server/transport/connections.py relies only on what uvicorn, h11 and websockets really do."""
 
 import inspect
 import json

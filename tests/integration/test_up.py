@@ -1,4 +1,4 @@
-"""`lamplighter up` as a person runs it: a real process on a copy of the quickstart, with real restic and clock."""
+"""`lamplighter up` runs the quickstart as a person runs it: a real process, real restic and clock."""
 
 import asyncio
 import json

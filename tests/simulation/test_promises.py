@@ -1,4 +1,4 @@
-"""A hundred months of a fleet with random faults, each from a seed: at the end every promise holds."""
+"""All promises hold after each of a hundred months of a fleet with random faults, each from a seed."""
 
 import logging
 import os

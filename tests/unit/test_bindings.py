@@ -1,4 +1,4 @@
-"""A Secret is sent to the repositories that it names, whatever a Repository says that refers to it."""
+"""A Secret is sent only to the repositories that it names, whatever a Repository says."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The cluster as it was last seen: which events matter, to what, and what a list that is read meanwhile may say."""
+"""The cluster's cache tells which event matters to which object, and a list never undoes a newer event."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The chart: clean, equal to the plain manifests, strict about its values, and no more powerful than it must be."""
+"""The chart renders cleanly, equals the plain manifests, refuses unknown values, and grants only what is needed."""
 
 import re
 import subprocess

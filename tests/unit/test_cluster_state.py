@@ -1,4 +1,4 @@
-"""What a controller of a cluster knows of both sides while lists are read: newer answers count, unseen deletions do."""
+"""While lists are read, the controller keeps the newer answer and notices what was deleted meanwhile."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Frames: every message comes back as it was sent, and what breaks a limit is refused with its place, never more."""
+"""Every message comes back from its frame as it was sent, and a frame beyond a limit is refused with the place."""
 
 import json
 import logging

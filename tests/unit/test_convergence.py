@@ -1,4 +1,4 @@
-"""Whatever is created, changed, deleted, relabelled, cut and restarted: in the end each agent's set is the server's."""
+"""Promise 3: after any changes, lost links and restarts, each agent's set equals the server's."""
 
 from collections import deque
 from datetime import UTC, datetime, timedelta

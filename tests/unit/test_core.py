@@ -1,4 +1,4 @@
-"""The agent's core: what it fires, runs, remembers and says, event by event."""
+"""Promises 1 to 5: the agent's core fires, runs, remembers and reports what it should, event by event."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

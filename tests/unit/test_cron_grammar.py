@@ -1,4 +1,4 @@
-"""What an expression names, by plain sets: a second reading of the grammar in `cron`, which knows no croniter."""
+"""Promise 5: `cron` reads every expression as a second, independent reading of the grammar does."""
 
 import os
 import random

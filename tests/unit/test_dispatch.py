@@ -1,4 +1,4 @@
-"""Dispatch: what it does as time goes by, of which a clock that is set tells nothing."""
+"""The dispatcher waits for elapsed time: setting the clock changes nothing."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

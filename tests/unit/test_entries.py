@@ -1,4 +1,4 @@
-"""Sets of entries: digests, diffs, and diffs applied."""
+"""Promise 3: equal sets have equal digests, and a diff turns the old set into the new one."""
 
 from datetime import UTC, datetime
 

@@ -1,4 +1,4 @@
-"""Events: one for each object and reason, repetitions counted and told rarely, and found again after a restart."""
+"""Each object and reason has one Kubernetes Event, which counts repetitions and is found again after a restart."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

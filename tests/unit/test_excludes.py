@@ -1,4 +1,4 @@
-"""Patterns that restic refuses are refused at once, and those that it takes are not."""
+"""A pattern that restic refuses is refused when it is declared; one that restic accepts is accepted."""
 
 import os
 import shutil

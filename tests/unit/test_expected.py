@@ -1,4 +1,4 @@
-"""Within how long a schedule should succeed, and since when that counts."""
+"""Promise 10: it is known how recent a success must be, and since when that counts."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""Files to resources: what is read, what is refused and where it says so, and what stays while a file is wrong."""
+"""A folder's files become resources; a wrong file says where it is wrong, and what it declared before stays."""
 
 import base64
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whatever a manifest says, restic takes none of it for an option: each value is part of one word, or after `--`."""
+"""Whatever a manifest says, restic takes no value for an option: each is part of one argument, or follows `--`."""
 
 import re
 

@@ -11,8 +11,8 @@ from server.jobs.lanes import ConcurrencyLimit, Job, Lanes
 from server.jobs.outcomes import Health
 from server.jobs.resume import resumed
 from server.observe.coverage import held_alike
-from tests.unit.test_host import NOON as DUE
-from tests.unit.test_host import in_sync, target
+from tests.unit.test_session import NOON as DUE
+from tests.unit.test_session import in_sync, target
 from wire.messages import CommandRun, JobFinished, ScheduleFire
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)

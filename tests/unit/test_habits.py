@@ -1,4 +1,4 @@
-"""What a commit must pass, and what workflows may do."""
+"""Every commit passes the checks, and workflows may do only what they need."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is remembered of a cluster's reviews, and where a pod finds its API server."""
+"""A review by the cluster is remembered for its time and no longer, and a pod finds its API server."""
 
 import asyncio
 

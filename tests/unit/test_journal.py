@@ -1,4 +1,4 @@
-"""Promise 2: what the agent wrote down is there after any end of it, whatever the disk did, and says the same again."""
+"""Promise 2: whatever the disk did and however the agent ended, its journal says again what was written."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""A server's own keys in a cluster: made once, kept, made anew where they no longer serve, and trusted."""
+"""A server's keys in a cluster are made once, kept, replaced when they no longer serve, and trusted."""
 
 import contextlib
 import ssl

@@ -1,4 +1,4 @@
-"""Log lines: what people read in a terminal, what machines read as JSON, and what neither can be made to print."""
+"""Log lines read well for people and parse as JSON for machines, and no content can forge one."""
 
 import io
 import json

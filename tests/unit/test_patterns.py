@@ -1,4 +1,4 @@
-"""A pattern that means the whole text says so: with a newline after it, no name is that name."""
+"""A pattern for a whole name matches nothing more: a name with a newline after it is refused."""
 
 import ast
 import importlib

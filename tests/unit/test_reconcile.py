@@ -1,4 +1,4 @@
-"""What is declared against what a server holds: what is put, deleted and left alone, and in which order."""
+"""Comparing what is declared with what a server holds, the right things are put and deleted, in the right order."""
 
 import asyncio
 from typing import cast

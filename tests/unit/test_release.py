@@ -1,4 +1,4 @@
-"""What a release is made of: one version everywhere, and every package in the wheel and in the images."""
+"""A release has one version everywhere, and the wheel and the images hold every package."""
 
 import re
 import subprocess

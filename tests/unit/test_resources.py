@@ -1,4 +1,4 @@
-"""Manifests: what is refused and in which words, what is filled in, and which hosts a selector selects."""
+"""A wrong manifest is refused in clear words, defaults are filled in, and a selector selects the right hosts."""
 
 import contextlib
 import itertools

@@ -1,4 +1,4 @@
-"""restic as data: what it is given, what its lines say in any version, and what its end means."""
+"""restic gets the environment it needs and no more, and its output and exit code are understood in every version."""
 
 import json
 from pathlib import Path

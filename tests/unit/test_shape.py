@@ -1,4 +1,4 @@
-"""The shape of the parts: objects are given what they need when they are built, and nobody reaches through them.
+"""Objects get what they need when they are built, and no name is reached through three objects.
 
 Both rules read the syntax tree. What breaks them today is listed, by file, with its reason. A new break fails, and so
 does an entry that is no longer needed: the lists only shrink.

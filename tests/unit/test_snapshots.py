@@ -1,4 +1,4 @@
-"""Snapshots and their files as data: which one is meant, what of it, and how that is asked for."""
+"""The right snapshot is chosen, and of it the paths that were asked for."""
 
 import json
 from datetime import UTC, datetime

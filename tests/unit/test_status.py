@@ -1,4 +1,4 @@
-"""What statuses say: conditions with their reasons, transitions, what a person is to notice, and patches."""
+"""A status says what is true: conditions with reasons and transitions, and messages that name the remedy."""
 
 from datetime import UTC, datetime, timedelta
 

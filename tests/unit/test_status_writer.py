@@ -1,4 +1,4 @@
-"""Statuses on their way: each change written once, the latest last, not too often, and again where it failed."""
+"""Each status is written once for each change, the latest last, not too often, and again where a write failed."""
 
 import asyncio
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""Tables stay readable at any width: what is cut is the end of the last cell, and names before it is."""
+"""Tables fit any width: first the end of the last cell is cut, then names."""
 
 import string
 

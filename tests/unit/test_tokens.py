@@ -1,4 +1,4 @@
-"""Tokens in files: made once, whole, for this user only."""
+"""A token file is made once, whole, and only its owner can read it."""
 
 import pytest
 

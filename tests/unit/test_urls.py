@@ -1,5 +1,4 @@
-"""The URLs of repositories: understood strictly, as restic reads them, and refused where the operator does not allow
-their kind."""
+"""A repository's URL is read as restic reads it, and refused where the operator does not allow its scheme."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Promise 7: credentials are sealed at rest, and show nowhere."""
+"""Promise 7: credentials are encrypted at rest and appear nowhere else."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A verification's choice and judgement: every file has its chance, the limits hold, and no difference is missed."""
+"""A verification gives every file its chance, keeps to its limits, and misses no difference."""
 
 import json
 import random

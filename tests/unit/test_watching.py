@@ -1,4 +1,4 @@
-"""Whether watches move, told from what the API server has answered."""
+"""A watch that the API server has not answered for too long is noticed."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The controller's work queue, against a model that keeps all of it in plain lists."""
+"""The controller's work queue does what a model made of plain lists does."""
 
 from hypothesis import settings
 from hypothesis import strategies as st

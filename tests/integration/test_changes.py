@@ -1,4 +1,4 @@
-"""What every change goes through: audited, stored whole or not at all, and a new version just where a set changes."""
+"""Every change is audited, stored whole or not at all, and raises a host's version only where its set changes."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Jobs take turns at a repository, over real sockets: limits, those that must be alone, and concurrencyPolicy."""
+"""Jobs keep to a repository's limit, exclusive jobs run alone, and concurrencyPolicy holds, over real sockets."""
 
 from datetime import datetime
 

@@ -1,4 +1,4 @@
-"""What every host should hold: schedules matched with hosts."""
+"""Every host gets the schedules whose selectors match its labels, and a plan names the hosts whose set changes."""
 
 from datetime import UTC, datetime
 

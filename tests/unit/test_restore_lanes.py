@@ -1,4 +1,4 @@
-"""Restores in the queue: they stand in the line of the host whose repository it is; looks stand in none."""
+"""A restore waits in the lane of the repository that it reads; listing snapshots and files never waits."""
 
 import json
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""restic's arguments: what a schedule says becomes a list in which no value is taken for an option."""
+"""Each kind of job becomes a list of restic's arguments, and restic takes no value in it for an option."""
 
 import json
 import subprocess

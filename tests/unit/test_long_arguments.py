@@ -1,4 +1,4 @@
-"""Arguments that are too long for a command line go to restic by files, and mean the same there."""
+"""Arguments that are too long for a command line reach restic in files and mean the same."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The operator's way to its API server."""
+"""A pod finds its API server from its environment, without DNS."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The queue: fair, as many at once as the repository allows, some alone; nobody is stuck; a restart changes nothing."""
+"""Lanes are fair and keep to a repository's limit, exclusive jobs run alone, and a restart changes nothing."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""What a host gives back of a snapshot: the right one, as it was, and only where it may be put."""
+"""A restore brings back the right snapshot unchanged, and writes only where it is allowed to."""
 
 import hashlib
 import json

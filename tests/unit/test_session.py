@@ -1,4 +1,4 @@
-"""The server's side of one host: what it pushes, records and answers, event by event."""
+"""A host's session pushes, records and answers what it should, event by event."""
 
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
