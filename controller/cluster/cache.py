@@ -21,22 +21,32 @@ _REFERENCES = {
 
 
 class Cache:
-    """Objects by key. `host_namespace`: where Hosts count."""
+    """Objects by key. `host_namespace`: where Hosts count.
+
+    Watches and the answers to the controller's own writes overtake each other, so an object never goes back to a
+    version that is older than the one known: resource versions of one resource can be compared as numbers (KEP-5504).
+    """
 
     def __init__(self, host_namespace: str) -> None:
         self.host_namespace = host_namespace
         self.objects: dict[Key, Object] = {}
         self._seen: set[Key] = set()
+        self._deleted: dict[Key, int] = {}  # resource versions at which objects were deleted
 
     def on_event(self, body: Object, *, deleted: bool = False) -> set[Key]:
-        """Take in an object as it is now, or is no more. Returns what is to be looked at for it."""
-        key = key_of(body)
-        self._seen.add(key)
+        """Take in an object as it is now, or its deletion. Returns the keys to sync for it; none where it is stale."""
+        key, version = key_of(body), _resource_version(body)
         old = self.objects.get(key)
+        known = self._deleted.get(key, 0) if old is None else _resource_version(old)
+        if 0 < version < known or (0 < version == known and old is None and not deleted):
+            return set()
+        self._seen.add(key)
         if deleted:
             self.objects.pop(key, None)
+            self._deleted[key] = version
         else:
             self.objects[key] = body
+            self._deleted.pop(key, None)
         if not deleted and old is not None and _declares(old) == _declares(body):
             return set()
         return {key, *self.dependents(key)}
@@ -54,6 +64,7 @@ class Cache:
         listed = {key_of(body): body for body in bodies}
         newer = {key: self.objects.get(key) for key in self._seen}
         self.objects = {key: body for key, body in {**listed, **newer}.items() if body is not None}
+        self._deleted = {key: version for key, version in self._deleted.items() if key in self._seen}
 
     def of(self, kind: str) -> Iterator[tuple[Key, Object]]:
         """All objects of a kind."""
@@ -115,6 +126,12 @@ def resource_of(body: Mapping[str, Any], credentials: Mapping[str, Any] | None =
     metadata = body["metadata"]
     named = {"namespace": metadata["namespace"], "name": metadata["name"], "labels": metadata.get("labels") or {}}
     return Resource(named, body.get("spec"), credentials)
+
+
+def _resource_version(body: Mapping[str, Any]) -> int:
+    """The number of an object's resource version; 0 where it is none."""
+    version = str(body["metadata"].get("resourceVersion", ""))
+    return int(version) if version.isascii() and version.isdigit() else 0
 
 
 def _declares(body: Mapping[str, Any]) -> tuple[object, ...]:

@@ -88,7 +88,7 @@ class ClusterFollower:
         self._results = Results(self._cache, self._server)
         self._reconciler = Reconciler(client, OWNER)
         self._syncer = Syncer(kube, client, self._reconciler, self._cache, self._server, self._results)
-        self._writer = StatusWriter(kube, clock, times.write)
+        self._writer = StatusWriter(kube, clock, self._on_answer, times.write)
         self._objects = Workers(self._sync, times.retry, times.most_retry, CONCURRENCY)
         self._chores = Workers(self._do, times.retry, times.most_retry)
         self._listings = Listings(times.listed)
@@ -158,6 +158,10 @@ class ClusterFollower:
             tasks.create_task(self._writer.run(), name="statuses")
 
     # One object.
+
+    def _on_answer(self, body: Object) -> None:
+        """Take in an object as the API server answered a write: its watch may tell of it later, or has told less."""
+        self._objects.add(self._cache.on_event(body))
 
     async def _sync(self, key: Key) -> bool:
         """Bring an object to the server, and have its status say what came of it. Whether that is done with."""

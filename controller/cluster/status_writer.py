@@ -27,10 +27,20 @@ HOSTS_PER_S = 50.0
 
 
 class StatusWriter:
-    """Brings statuses to the API server while `run` runs."""
+    """Brings statuses to the API server while `run` runs.
 
-    def __init__(self, kube: Kube, clock: Callable[[], datetime], interval_s: float = INTERVAL_S) -> None:
+    `on_answer`: takes each object as the API server answers it after a write.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        clock: Callable[[], datetime],
+        on_answer: Callable[[Object], None],
+        interval_s: float = INTERVAL_S,
+    ) -> None:
         self._kube = kube
+        self._on_answer = on_answer
         self._interval_s = interval_s
         self._events = Recorder(kube, clock)
         self._wanted: dict[Key, tuple[Object, Status]] = {}
@@ -104,12 +114,14 @@ class StatusWriter:
         try:
             same = {"uid": about["metadata"]["uid"]}  # refused for another object that has taken the name
             changed = {"metadata": same, "status": patch(old, status)}
-            await self._kube.patch(key.kind, key.namespace, key.name, changed, subresource="status")
+            answer = await self._kube.patch(key.kind, key.namespace, key.name, changed, subresource="status")
             self.writes += 1
         except KubeError as error:
             log.warning("status not written", extra={key.kind.lower(): str(key), "reason": str(error)})
             return not error.passing
         about["status"] = status
+        if answer is not None:
+            self._on_answer(answer)
         try:
             for notice in notices(old, status):
                 await self._events.tell(about, notice)

@@ -3,10 +3,12 @@
 import asyncio
 import base64
 import contextlib
+import copy
 import itertools
 import json
 import math
 import shutil
+from collections import defaultdict
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -49,8 +51,36 @@ OPENED = {"url": "/b", "passwordSecretRef": {"name": "opens"}}
 BACKUP = {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}, "backup": {"paths": ["/etc"]}}
 
 
+class Changes:
+    """What has changed of one resource, in order. A watch goes on behind the resource version that it names.
+
+    The emulator's own stream forgets what no watch was open for.
+    """
+
+    def __init__(self, versions):
+        self._versions, self._changes, self._changed = versions, [], asyncio.Condition()
+
+    async def put(self, change):
+        if change["type"] == "ERROR":  # not a change: only the watches that are open are told
+            version = self._changes[-1][0] if self._changes else 0
+        else:
+            version = next(self._versions)
+            change["object"]["metadata"]["resourceVersion"] = str(version)
+        async with self._changed:
+            self._changes.append((version, copy.deepcopy(change)))
+            self._changed.notify_all()
+
+    async def behind(self, version):
+        position = sum(it <= version for it, _ in self._changes)
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: len(self._changes) > position)  # noqa: B023 - asked at once
+            yield self._changes[position][1]
+            position += 1
+
+
 class Api(KubernetesEmulator):
-    """The mocked API, which keeps uids and generations as the real one does.
+    """The mocked API, which keeps uids, generations and resource versions as the real one does.
 
     `refuse`: a status for a request, or 0. `ignores`: whether a request never gets an answer.
     """
@@ -60,7 +90,9 @@ class Api(KubernetesEmulator):
         self.refuse = lambda request: 0
         self.ignores = lambda request: False
         self.heard = []
-        self._ids = itertools.count(1)
+        self._ids, self._versions = itertools.count(1), itertools.count(1)
+        self._changes: defaultdict[Any, Changes] = defaultdict(lambda: Changes(self._versions))
+        self._buses: Any = self._changes  # where the emulator puts what has changed
         for name, path in PLURALS.items():
             namespaced, sub = name not in CLUSTER_SCOPED, {"status"}
             info = self.ResourceInfo(kind=name, namespaced=namespaced, subresources=sub, verbs={"list", "watch"})
@@ -80,6 +112,17 @@ class Api(KubernetesEmulator):
             generation = self.body(request.resource, request.namespace, request.name)["metadata"]["generation"]
             request.data.setdefault("metadata", {})["generation"] = generation + 1
         return await super()._handle(request)
+
+    async def _serve_list(self, request):
+        version = next(self._versions)  # before the objects are read: what changes meanwhile is told twice, not never
+        page: Any = await super()._serve_list(request)
+        return {**page, "metadata": {"resourceVersion": str(version)}}
+
+    async def _serve_watch(self, request):
+        yield b""  # which sends the headers
+        async for change in self._changes[request.resource].behind(int(request.params["resourceVersion"])):
+            if request.namespace in (None, change["object"].get("metadata", {}).get("namespace")):
+                yield change
 
     def body(self, of, namespace, name):  # type: ignore[override]
         return self.objects[of, namespace, name].raw
@@ -695,6 +738,10 @@ async def test_an_object_that_fails_is_tried_ever_more_rarely_whatever_it_is_tol
         assert 2 <= tries <= 2 + math.log2((clock() - begin) / FAST.retry)
 
 
+async def _has_cron(rest, path, cron):
+    return (await known(rest, path))["spec"]["cron"] == cron
+
+
 async def test_a_server_restored_from_an_old_backup_is_put_right_at_once(kubectl, tmp_path):
     config = Config(tmp_path / "data", port=0)
     async with serving(config) as server, controlling(server):
@@ -713,7 +760,7 @@ async def test_a_server_restored_from_an_old_backup_is_put_right_at_once(kubectl
         async with serving(Config(tmp_path / "backup", port=server.port)) as server, resting(server) as rest:
             await until(lambda: known(rest, "/schedules/ns/new"))
             await until(lambda: _gone(rest, "/schedules/ns/old"))
-            assert (await known(rest, "/schedules/ns/etc"))["spec"]["cron"] == "0 5 * * *"
+            await until(lambda: _has_cron(rest, "/schedules/ns/etc", "0 5 * * *"))
 
 
 async def test_requests_go_through_the_proxy_that_the_kubeconfig_names(kubectl, tmp_path):

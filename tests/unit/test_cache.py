@@ -77,6 +77,29 @@ def test_what_is_seen_while_a_list_is_read_is_newer_than_the_list(cache):
     assert cache.objects == {HOME_DIR: schedule(HOME_DIR, generation=2)}
 
 
+def version(number, **others):
+    return schedule(ETC, metadata={"resourceVersion": str(number)}, **others)
+
+
+def test_an_event_that_is_older_than_what_is_known_changes_nothing(cache):
+    cache.on_event(version(7, generation=2, status={"hosts": 1}))  # as a write of its status was answered
+    assert cache.on_event(version(5)) == set()
+    assert cache.on_event(version(6, generation=2), deleted=True) == set()  # of the object that had the name before
+    assert cache.objects[ETC] == version(7, generation=2, status={"hosts": 1})
+    assert cache.on_event(version(10, generation=3)) == {ETC}
+
+
+@pytest.mark.parametrize("late", [8, 9])
+def test_what_was_deleted_does_not_come_back_by_an_answer_that_came_late(cache, late):
+    cache.on_event(version(7))
+    assert cache.on_event(version(9), deleted=True) == {ETC}
+    assert cache.on_event(version(late)) == set()
+    assert cache.objects == {}
+    cache.begin()
+    cache.replace([])
+    assert cache.on_event(version(10, uid="2")) == {ETC}
+
+
 def test_a_run_that_has_ended_is_left_alone(cache):
     for phase in ("", "Pending", "Running", "Succeeded", "Failed"):
         cache.on_event(body(Key("Run", "ns", f"run-{phase}"), status={"phase": phase} if phase else {}))

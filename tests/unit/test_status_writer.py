@@ -24,7 +24,7 @@ class Kube:
     """As much of the API as a writer sees: it can be held up, and can fail."""
 
     def __init__(self):
-        self.written, self.told, self.fails = [], [], []
+        self.written, self.told, self.fails, self.answers = [], [], [], []
         self.open = asyncio.Event()
         self.open.set()
         self.asked = asyncio.Event()
@@ -35,6 +35,7 @@ class Kube:
         if self.fails:
             raise KubeError(self.fails.pop(0), "no")
         self.written.append(patch["status"])
+        return body(patch["status"])
 
     async def create(self, kind, body):
         self.told.append(body["reason"])
@@ -56,7 +57,7 @@ def kube():
 
 @asynccontextmanager
 async def writing(kube, interval_s=0.0):
-    writer = StatusWriter(kube, lambda: datetime.now(UTC), interval_s)
+    writer = StatusWriter(kube, lambda: datetime.now(UTC), kube.answers.append, interval_s)
     task = asyncio.create_task(writer.run())
     yield writer
     task.cancel()
@@ -82,6 +83,7 @@ async def test_only_the_latest_of_what_waits_is_written(kube):
         await settled(writer)
     assert kube.written == [{"hosts": 4}]
     assert about["status"] == {"hosts": 4}
+    assert kube.answers == [body({"hosts": 4})]  # what a watch has yet to tell
 
 
 async def test_what_changes_during_a_write_is_written_after_it_even_if_it_changes_back(kube):
