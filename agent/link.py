@@ -60,7 +60,7 @@ def backoff(failures: int, rng: random.Random) -> float:
     return rng.uniform(0.1, 1.0) * limit
 
 
-def plain(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """An error in its own words."""
     return str(error) or type(error).__name__
 
@@ -83,7 +83,7 @@ class Link:
         ca_file: Path | None = None,
         user_agent: str | None = None,
         host: str = "",
-        explain: Callable[[Exception], str] = plain,
+        explain: Callable[[Exception], str] = error_text,
     ) -> None:
         self._url = url
         self._explain = explain
@@ -106,7 +106,7 @@ class Link:
                     opened = clock()
                     reason = await self._converse(socket)
             except (OSError, TimeoutError, ImportError, InvalidHandshake, InvalidProxy, ConnectionClosed) as error:
-                reason = self._reason(error) if opened is None else plain(error)
+                reason = self._reason(error) if opened is None else error_text(error)
             failures = 1 if opened is not None and clock() - opened > STEADY_S else failures + 1
             delay = backoff(failures, self._rng)
             log.warning("not connected", extra={"url": self._url, "reason": reason, "retry_s": round(delay, 1)})
@@ -175,5 +175,5 @@ class Link:
             await socket.close(1007, codec.close_reason(error))
             return f"the server broke the protocol: {error}"
         except ConnectionClosed as error:
-            return plain(error)
+            return error_text(error)
         return f"closed by the server: {socket.close_reason or socket.close_code}"

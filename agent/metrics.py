@@ -35,7 +35,7 @@ class Metrics:
         ):
             Gauge(f"lamplighter_agent_{name}", about, registry=registry).set_function(value)
 
-    def persisted(self, records: Iterable[Record], now: datetime) -> None:
+    def count(self, records: Iterable[Record], now: datetime) -> None:
         """Records were made: what is counted of them."""
         for record in records:
             if isinstance(record, Ended):

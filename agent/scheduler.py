@@ -67,7 +67,7 @@ class Scheduler:
         state, host, now = self._core.state, self._core.host, self._clock()
         size = len(push.schedules) if isinstance(push, ScheduleSet) else len(state.entries)
         if size > THREAD_ENTRIES:
-            result = await asyncio.to_thread(pushes.built, state, push, host, now)
+            result = await asyncio.to_thread(pushes.build, state, push, host, now)
         else:
-            result = pushes.built(state, push, host, now)
+            result = pushes.build(state, push, host, now)
         self._perform(self._core.applied(result, self._clock()))

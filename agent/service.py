@@ -17,7 +17,7 @@ from agent.core.effects import Apply, Effect, Persist, Send, StartJob, StopJob
 from agent.core.machine import Core
 from agent.core.state import AgentState
 from agent.journal import Journal
-from agent.link import Link, plain
+from agent.link import Link, error_text
 from agent.metrics import Metrics
 from agent.scheduler import Scheduler
 from wire.messages import AgentClock, CommandRun, FromServer, JobEnd, JobFinished, JobLog, JobProgress, Repository
@@ -41,7 +41,7 @@ class Config(Struct, frozen=True):
     url: str
     token: str | Callable[[], str] = ""
     ca_file: Path | None = None
-    explain: Callable[[Exception], str] = plain
+    explain: Callable[[Exception], str] = error_text
     allowed_hooks: Sequence[str] | None = None
 
     def __repr__(self) -> str:
@@ -106,14 +106,14 @@ class Service:
                 journal = self._tasks.create_task(self._journal.run(), name="journal")
                 scheduler = self._tasks.create_task(self._scheduler.run(), name="scheduler")
                 link = self._tasks.create_task(self._link.run(), name="link")
-                telling = self._tasks.create_task(self._tell_clock(), name="clock")
+                clock = self._tasks.create_task(self._report_clock(), name="clock")
                 self.perform(self.core.started(self._clock()))
                 await self._stopping.wait()
                 self._scheduler.stop()
                 await scheduler
                 await self._end_jobs()
                 await self._journal.flush()  # what is told once it is on disk is told by then
-                telling.cancel()
+                clock.cancel()
                 link.cancel()
                 journal.cancel()
         finally:
@@ -128,7 +128,7 @@ class Service:
         self._stopping.set()
         await self._ended.wait()
 
-    async def _tell_clock(self) -> None:
+    async def _report_clock(self) -> None:
         """Tell the server the host's time, which may have been set since the hello."""
         while True:
             await asyncio.sleep(CLOCK_S)
@@ -150,11 +150,11 @@ class Service:
                 case Send(messages):
                     self._link.send(messages)
                 case Persist(records, then):
-                    self.metrics.persisted(records, self._clock())
+                    self.metrics.count(records, self._clock())
                     self._journal.append(records, partial(self.perform, then) if then else None)
                 case StartJob(command, repository):
                     assert self._tasks is not None  # noqa: S101 - effects come while running
-                    self._tasks.create_task(self._run(command, repository), name=f"job {command.job_id}")
+                    self._tasks.create_task(self._run_job(command, repository), name=f"job {command.job_id}")
                 case StopJob(job_id, status):
                     self._jobs.stop(job_id, status)
                 case Apply(push):
@@ -171,12 +171,12 @@ class Service:
 
     def received(self, messages: Sequence[FromServer]) -> None:
         """A frame of the server came."""
-        self.perform(self.core.heard(messages, self._clock()))
+        self.perform(self.core.frame_received(messages, self._clock()))
 
     def disconnected(self) -> None:
         """The connection is gone."""
         self.perform(self.core.connection_lost())
 
-    async def _run(self, command: CommandRun, repository: Repository | None) -> None:
+    async def _run_job(self, command: CommandRun, repository: Repository | None) -> None:
         end = await self._jobs.run(command, repository, lambda report: self.perform(self.core.job_reported(report)))
         self.perform(self.core.job_ended(end))

@@ -35,7 +35,7 @@ async def by_agent(row: str, size: Size) -> Sequence[Result]:
     took = []
     for _ in range(size.runs):
         begin = time.perf_counter()
-        built = pushes.built(AgentState(), push, "host", datetime.now(UTC))
+        built = pushes.build(AgentState(), push, "host", datetime.now(UTC))
         took.append(time.perf_counter() - begin)
         assert isinstance(built, pushes.Built)
         assert len(built.table) == size.loaded

@@ -58,8 +58,8 @@ def _memory(count: int) -> AgentState:
     began = datetime.now(UTC)
     made = (Entry(f"{at:032x}", f"bench/{at}", "* * * * *", began, "1") for at in range(count))
     push = ScheduleSet(1, [Raw(entries.encode_entry(entry)) for entry in made])
-    held = memory.after(push)
-    memory.put(push, held, memory.begins(push, held))
+    held = memory.with_push(push)
+    memory.hold(push, held, memory.new_cursors(push, held))
     return memory
 
 

@@ -18,7 +18,7 @@ from wire.messages import Entry
 _MODULUS = 1 << 256
 
 
-class Item(NamedTuple):
+class EncodedEntry(NamedTuple):
     """An entry's bytes and their hash as a number."""
 
     raw: bytes
@@ -39,7 +39,7 @@ class EntrySet:
 
     __slots__ = ("__weakref__", "digest", "digest_sum", "items")
 
-    def __init__(self, items: Mapping[str, Item], digest_sum: int) -> None:
+    def __init__(self, items: Mapping[str, EncodedEntry], digest_sum: int) -> None:
         self.items = items
         self.digest_sum = digest_sum
         self.digest = format(digest_sum, "064x")
@@ -74,9 +74,9 @@ def parse_entry(raw: bytes) -> Entry:
     return _entry_decoder.decode(raw)
 
 
-def item(raw: bytes) -> Item:
+def encoded(raw: bytes) -> EncodedEntry:
     """An entry's bytes with their hash."""
-    return Item(raw, int.from_bytes(hashlib.sha256(raw).digest(), "big"))
+    return EncodedEntry(raw, int.from_bytes(hashlib.sha256(raw).digest(), "big"))
 
 
 def entry_id(raw: bytes) -> str:
@@ -86,7 +86,7 @@ def entry_id(raw: bytes) -> str:
 
 def whole(raws: Iterable[Raw | bytes]) -> EntrySet:
     """The set of these entries; of two with one id, the later counts."""
-    items = {entry_id(raw): item(bytes(raw)) for raw in map(bytes, raws)}
+    items = {entry_id(raw): encoded(bytes(raw)) for raw in map(bytes, raws)}
     return EntrySet(items, sum(it.hash for it in items.values()) % _MODULUS)
 
 
@@ -99,7 +99,7 @@ def diff(old: EntrySet, new: EntrySet) -> Diff:
     return Diff(tuple(upsert), tuple(remove))
 
 
-def patched(old: EntrySet, upsert: Mapping[str, Item], remove: Iterable[str] = ()) -> EntrySet:
+def patched(old: EntrySet, upsert: Mapping[str, EncodedEntry], remove: Iterable[str] = ()) -> EntrySet:
     """`old` with these entries put and these ids dropped; ids that it does not hold are no error."""
     items = dict(old.items)
     total = old.digest_sum
@@ -116,4 +116,4 @@ def patched(old: EntrySet, upsert: Mapping[str, Item], remove: Iterable[str] = (
 
 def apply(old: EntrySet, change: Diff) -> EntrySet:
     """`old` changed by a diff: `apply(a, diff(a, b)) == b`. Raises msgspec.DecodeError for an entry without an id."""
-    return patched(old, {entry_id(raw): item(raw) for raw in change.upsert}, change.remove)
+    return patched(old, {entry_id(raw): encoded(raw) for raw in change.upsert}, change.remove)

@@ -1,6 +1,6 @@
 """What the agent does, decided without I/O: an event and the time go in, effects come out.
 
-`machine` is the agent as a state machine, and `effects` is what it asks for. `state` is what it must not forget, as
-records add up to it. `timetable` says when what is due, by the time that `clock` says counts; `fires` what is fired of
-it; `pushes` what a push makes of the set; `answers` how jobs of before ended.
+`machine` is the agent as a state machine; it asks its shells for `effects`. `state` is what outlives a restart: the sum
+of the journal's records. `clock` corrects the host's clock, `timetable` holds the due times, `fires` turns due times
+into fires, `pushes` applies a push to the set, and `answers` tells the server the ends of earlier jobs.
 """

@@ -9,7 +9,7 @@ from agent.core.state import Record
 from wire.messages import CommandRun, FromAgent, JobAccepted, JobEnd, Repository, ScheduleDiff, ScheduleSet
 
 MAX_FIRES = 1000
-"""Messages in one frame, which keeps it far below what the server reads."""
+"""Fires or acceptances in one frame: far below the server's limit on a frame."""
 
 Push = ScheduleSet | ScheduleDiff
 
@@ -28,20 +28,20 @@ class Persist(Struct, frozen=True):
 
 
 class Apply(Struct, frozen=True):
-    """Work out `built(push, …)` outside the read loop and hand the result back as `applied`."""
+    """Call `pushes.build(push, …)` outside the read loop, then hand its result to `Core.applied`."""
 
     push: Push | None
 
 
 class StartJob(Struct, frozen=True):
-    """Run a command; `job_ended` must follow, whatever happens."""
+    """Run a command. `Core.job_ended` must follow, whatever happens."""
 
     command: CommandRun
     repository: Repository | None
 
 
 class StopJob(Struct, frozen=True):
-    """Have a job end soon with this status, also one that has not begun."""
+    """Stop a job, started or not, with this status."""
 
     job_id: str
     status: JobEnd
@@ -50,10 +50,10 @@ class StopJob(Struct, frozen=True):
 Effect = Send | Persist | Apply | StartJob | StopJob
 
 
-def gathered(effects: Sequence[Effect]) -> list[Effect]:
-    """The same effects, with neighbours merged: records share a write, acceptances share a frame.
+def merged(effects: Sequence[Effect]) -> list[Effect]:
+    """The same effects with neighbours merged: records share a write, acceptances share a frame.
 
-    After a write, messages go out before jobs start: a job that starts a moment later is the same job.
+    Messages that follow a merged write are sent before its jobs start, so that the server is not kept waiting.
     """
     made: list[Effect] = []
     for kind, group in groupby(effects, type):
@@ -62,20 +62,20 @@ def gathered(effects: Sequence[Effect]) -> list[Effect]:
             writes = [effect for effect in alike if isinstance(effect, Persist)]
             then = [effect for write in writes for effect in write.then]
             then.sort(key=lambda effect: not isinstance(effect, Send))
-            made.append(Persist([record for write in writes for record in write.records], gathered(then)))
+            made.append(Persist([record for write in writes for record in write.records], merged(then)))
         elif kind is Send:
-            made += _gathered_sends([effect for effect in alike if isinstance(effect, Send)])
+            made += _merged_accepts([effect for effect in alike if isinstance(effect, Send)])
         else:
             made += alike
     return made
 
 
-def _gathered_sends(sends: Sequence[Send]) -> Iterator[Effect]:
+def _merged_accepts(sends: Sequence[Send]) -> Iterator[Effect]:
     for accepts, group in groupby(sends, lambda send: all(isinstance(it, JobAccepted) for it in send.messages)):
         alike = list(group)
         yield from frames([it for send in alike for it in send.messages], MAX_FIRES) if accepts else alike
 
 
 def frames(messages: Sequence[FromAgent], size: int) -> list[Effect]:
-    """Send messages in frames of at most `size`."""
+    """Effects that send messages in frames of at most `size` messages."""
     return [Send(messages[at : at + size]) for at in range(0, len(messages), size)]

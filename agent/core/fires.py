@@ -1,4 +1,4 @@
-"""Which due times are fired, and what one fire stands for."""
+"""From due times to fires: which ones are skipped, and how many due times one fire stands for."""
 
 import logging
 from collections.abc import Sequence
@@ -13,32 +13,35 @@ from wire.messages import Entry, ScheduleFire
 log = logging.getLogger(__name__)
 
 MAX_LOGGED = 20
-"""Fires of one tick that are logged one by one; of more, only their number is."""
+"""Fires of one tick that are logged one by one; of a larger number, only the count is logged."""
 
 
 class Early(NamedTuple):
-    """A fire that came too early by the server's clock. `come`: what stands for those of its due times that have come
-    at `now`; None where none has."""
+    """A fire that the server refused as too early.
+
+    `past`: a fire for those of its due times that are past at `now`, the corrected time; None if there are none.
+    """
 
     fire: ScheduleFire
-    come: ScheduleFire | None
+    past: ScheduleFire | None
     now: datetime
 
 
-def fire(due: Due, waiting: ScheduleFire | None) -> ScheduleFire:
-    """The fire of a due time. `waiting`: the schedule's fire without an answer: one run stands for all missed times."""
-    missed = due.missed if waiting is None else max(1, waiting.missed) + max(1, due.missed)
+def fire_for(due: Due, unanswered: ScheduleFire | None) -> ScheduleFire:
+    """The fire for a due time. `unanswered`: the schedule's earlier fire, which this one replaces and counts as
+    missed."""
+    missed = due.missed if unanswered is None else max(1, unanswered.missed) + max(1, due.missed)
     return ScheduleFire(due.entry.id, due.at, missed)
 
 
-def late_fire(fire: ScheduleFire, now: datetime) -> ScheduleFire:
-    """A fire that waited for a connection, as it is sent now: one that is not on time any more counts as missed."""
+def resent(fire: ScheduleFire, now: datetime) -> ScheduleFire:
+    """A fire that waited for a connection, as it is sent now: it counts as missed once it is no longer on time."""
     late = now - fire.scheduled_at >= cron.ON_TIME
     return ScheduleFire(fire.schedule_id, fire.scheduled_at, max(fire.missed, int(late)))
 
 
-def come(fire: ScheduleFire, entry: Entry | None, host: str, now: datetime) -> ScheduleFire | None:
-    """What stands for those of a fire's due times that have come by now; None where none has."""
+def past_part(fire: ScheduleFire, entry: Entry | None, host: str, now: datetime) -> ScheduleFire | None:
+    """A fire for those of a fire's due times that are past by now; None if there are none."""
     try:
         slot = timetable.slot(entry, host) if entry is not None else None
     except cron.CronError:
@@ -51,8 +54,8 @@ def come(fire: ScheduleFire, entry: Entry | None, host: str, now: datetime) -> S
     return ScheduleFire(fire.schedule_id, late.due, times) if times > 0 and late.times else None
 
 
-def too_late(entry: Entry, due: datetime, now: datetime) -> str:
-    """Why a due time is not run any more; empty when it is."""
+def skip_reason(entry: Entry, due: datetime, now: datetime) -> str:
+    """Why a due time is skipped; empty when it is to run."""
     if entry.deadline_s is not None and now - due > timedelta(seconds=entry.deadline_s):
         return "startingDeadlineSeconds passed"
     if entry.missed_run_policy == "Skip" and now - due >= cron.ON_TIME:
@@ -61,7 +64,7 @@ def too_late(entry: Entry, due: datetime, now: datetime) -> str:
 
 
 def log_fires(due: Sequence[Due], fires: Sequence[ScheduleFire]) -> None:
-    """Log fires, each in a line of its own up to MAX_LOGGED of them."""
+    """Log up to MAX_LOGGED fires in a line each, or the number of them."""
     if len(fires) > MAX_LOGGED:
         log.info("fires", extra={"schedules": len(fires), "due": max(fire.scheduled_at for fire in fires)})
         return

@@ -1,9 +1,9 @@
 """The agent as a state machine without I/O: an event and the time go in, effects come out.
 
 A due time goes `tick` → `schedule.fire` → (the server records a job) → `command.run` → `StartJob` → `job.finished` →
-`job.confirmed`. What must survive a kill is in `state` and changes only by records, which the core asks to `Persist`;
-effects that a record must precede on disk ride in that Persist's `then`. Whatever was in flight when a connection or
-the process ended is sent again after the next hello; the server knows repeats by job id and by due time.
+`job.confirmed`. What must survive a kill is in `state`, which changes only by records that the core asks to `Persist`.
+An effect that must follow a record's write is in that Persist's `then`. What was unanswered when a connection or the
+process ended is sent again after the next hello; the server recognises repeats by job id and by due time.
 """
 
 import logging
@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from agent.core import fires, pushes, timetable
 from agent.core.answers import end_as, known_end
 from agent.core.clock import HostClock
-from agent.core.effects import MAX_FIRES, Apply, Effect, Persist, Push, Send, StartJob, StopJob, frames, gathered
+from agent.core.effects import MAX_FIRES, Apply, Effect, Persist, Push, Send, StartJob, StopJob, frames, merged
 from agent.core.fires import Early
 from agent.core.pushes import Built
 from agent.core.state import (
@@ -57,16 +57,16 @@ from wire.messages import (
 log = logging.getLogger(__name__)
 
 CAPABILITIES = ("backup", "forget", "prune", "check", "unlock", "verify", "restore", "snapshots", "ls", "hooks", "ask")
-"""The kinds of jobs that this agent runs, whether it runs hooks around them, and whether it answers job.ask."""
+"""The kinds of jobs that this agent runs; `hooks`: it runs hooks around them; `ask`: it answers job.ask."""
 MAX_ENDS = 32
-"""Ends in one frame: each may tell an error of 4096 characters, in JSON up to six bytes each."""
+"""Ends in one frame: each error has up to 4096 characters, and JSON takes up to six bytes for one."""
 
 
 class Core:
-    """One agent. Call one method for each event, do the effects in order, call `tick` again at `wake_at`.
+    """One agent. Call one method for each event, perform the effects in order, and call `tick` again at `wake_at`.
 
-    Times that come in are what the host's clock shows; `HostClock` says what counts. What fires too early by the
-    server's clock is fired again when its time has come.
+    `shown` is always what the host's clock shows; `HostClock` corrects it. A fire that was too early by the server's
+    clock is repeated at its due time.
     """
 
     def __init__(
@@ -81,20 +81,21 @@ class Core:
         self.instance = instance
         self.state = state
         self.agent_version = version
-        self._allowed_hooks = _listed(allowed_hooks)
+        fits = len(allowed_hooks or ()) <= MAX_HOOKS and all(len(path) <= MAX_HOOK for path in allowed_hooks or ())
+        self._allowed_hooks = sorted(allowed_hooks) if allowed_hooks is not None and fits else None
         self.connected = False
         self.stopping = False
         self._repositories: dict[str, Repository] = {}
         self._table: Timetable | None = None  # None while a push is being applied
         self._pushes: deque[Push] = deque()
         self._latest: datetime | None = None
-        self._left_out: tuple[list[LeftOut], int] | None = None  # of the set that is held; None until it was worked out
+        self._left_out: tuple[list[LeftOut], int] | None = None  # None until the first timetable is built
         self._clock = HostClock()
-        self._early: dict[str, Early] = {}  # fires that came too early, until there is a timetable to put them in
+        self._early: dict[str, Early] = {}  # fires that were too early, until a timetable can take them back
 
     @property
     def wake_at(self) -> datetime:
-        """When `tick` has work to do; NEVER while there is none."""
+        """When, by the host's clock, `tick` has work to do; NEVER while there is none."""
         next_at = self._table.next_at if self._table is not None and not self.stopping else NEVER
         return self._clock.shown_at(next_at) if next_at < NEVER else NEVER
 
@@ -105,20 +106,20 @@ class Core:
 
     @property
     def settled(self) -> bool:
-        """Whether no job runs, and a server that is connected has confirmed all ends."""
+        """Whether no job is running and a connected server has confirmed all ends."""
         return not (self.state.running or (self.connected and self.state.ends))
 
     # The process and the connection.
 
     def started(self, shown: datetime) -> list[Effect]:
-        """The process began: what ran when the last one ended was interrupted; the set it held is put in force."""
+        """The process started: jobs of the last process count as interrupted, and the stored set is put in force."""
         now = self._clock.now(shown)
         error = "the agent stopped while the job ran"
         ends = [JobFinished(job_id, "interrupted", now, error=error) for job_id in self.state.running]
-        return [*self._persist(*map(Ended, ends)), *self._counted_anew(now, CORRECTION), Apply(None)]
+        return [*self._persist(*map(Ended, ends)), *self._reset_cursors(now, CORRECTION), Apply(None)]
 
     def connection_made(self, shown: datetime) -> list[Effect]:
-        """A connection is open: say hello, then whatever the server has not answered yet."""
+        """A connection is open: send hello, then all that the server has not answered yet."""
         now = self._clock.now(shown)
         self.connected = True
         state = self.state
@@ -141,27 +142,30 @@ class Core:
         return effects + self._send_fires(list(state.fires.values()), now)
 
     def connection_lost(self) -> list[Effect]:
-        """The connection is gone. The cron goes on; pushes that wait are left to the next hello."""
+        """The connection is lost. The cron goes on. Waiting pushes are dropped: the server sends what is due after
+        hello."""
         self.connected = False
         self._pushes.clear()
         return []
 
     def stop(self) -> list[Effect]:
-        """The process is to end: nothing new is begun, running jobs end as interrupted."""
+        """The process is about to end: start nothing new, and stop running jobs as interrupted."""
         self.stopping = True
         return [StopJob(job_id, "interrupted") for job_id in self.state.running]
 
     # Time.
 
     def tick(self, shown: datetime) -> list[Effect]:
-        """A due time may have come, or the clock may have been set."""
+        """Fire what is due, and notice a clock that was set back."""
         now = self._clock.now(shown)
         if self._table is None or self.stopping:
             return []
         effects: list[Effect] = []
         if self._latest is not None and now < self._latest - CORRECTION:
-            log.warning("clock was set back: due times are counted anew", extra={"was": self._latest, "now": now})
-            effects = self._counted_anew(now, timedelta())
+            log.warning(
+                "clock was set back: due times count from the new time", extra={"was": self._latest, "now": now}
+            )
+            effects = self._reset_cursors(now, timedelta())
             self._table = timetable.build(self.state.entries, self.state.cursors, self.host, now)
             self._latest = now
         self._latest = max(now, self._latest or now)
@@ -170,70 +174,70 @@ class Core:
         due = self._table.take(now)
         fired, dropped = [], []
         for late in due:
-            if reason := fires.too_late(late.entry, late.at, now):
+            if reason := fires.skip_reason(late.entry, late.at, now):
                 log.warning("run skipped", extra={"schedule": late.entry.name, "due": late.at, "reason": reason})
                 dropped.append((late.entry.id, late.at))
             else:
-                fired.append(fires.fire(late, self.state.fires.get(late.entry.id)))
+                fired.append(fires.fire_for(late, self.state.fires.get(late.entry.id)))
         fires.log_fires(due, fired)
         records: list[Record] = [Fired(fired)] if fired else []
         if dropped:
             records.append(CursorsMoved(dropped))
         sends = frames(fired, MAX_FIRES) if self.connected else []
-        # The frame first: a fire that is not on disk is only fired again.
+        # The frame goes first: a fire that is lost before it is on disk is fired again, which does no harm.
         return effects + sends + self._persist(*records)
 
-    def _counted_anew(self, now: datetime, ahead: timedelta) -> list[Effect]:
-        """Move cursors back to now that are more than `ahead` in the future: they come from a clock that was wrong."""
+    def _reset_cursors(self, now: datetime, ahead: timedelta) -> list[Effect]:
+        """Move cursors that are more than `ahead` in the future back to now: they come from a wrong clock."""
         wrong = [(key, now) for key, at in self.state.cursors.items() if at > now + ahead]
         return self._persist(CursorsMoved(wrong)) if wrong else []
 
     def _send_fires(self, waiting: list[ScheduleFire], now: datetime) -> list[Effect]:
-        """Fires that were waiting for a connection, less those for which it is too late by now."""
+        """Send the fires that waited for a connection, and drop those that are now to be skipped."""
         sent, dropped = [], []
         for fire in waiting:
             entry = self.state.entry(fire.schedule_id)
-            if entry is not None and fires.too_late(entry, fire.scheduled_at, now):
+            if entry is not None and fires.skip_reason(entry, fire.scheduled_at, now):
                 dropped.append(Answered(fire.schedule_id, fire.scheduled_at))
-            else:  # of one that cannot be read any more, the server knows what is too late
-                sent.append(fires.late_fire(fire, now))
+            else:  # of an entry that cannot be read, the server decides what is too late
+                sent.append(fires.resent(fire, now))
         return self._persist(*dropped) + frames(sent, MAX_FIRES)
 
     # Messages.
 
-    def heard(self, messages: Sequence[FromServer], shown: datetime) -> list[Effect]:
-        """A frame came: all that its messages cause shares one write and one answer."""
-        effects = [effect for message in messages for effect in self.received(message, shown)]
-        return gathered(effects + self._fired_anew())
+    def frame_received(self, messages: Sequence[FromServer], shown: datetime) -> list[Effect]:
+        """A frame arrived: the effects of all its messages share one write and one answer."""
+        effects = [effect for message in messages for effect in self.message_received(message, shown)]
+        return merged(effects + self._fire_early_again())
 
-    def received(self, message: FromServer, shown: datetime) -> list[Effect]:
-        """A message of the server came."""
+    def message_received(self, message: FromServer, shown: datetime) -> list[Effect]:
+        """One message of a frame."""
         now = self._clock.now(shown)
         match message:
             case CommandRun():
                 return self._run(message, now)
             case CommandCancel() | JobAsk():
-                return self._asked_of(message, now)
+                return self._cancel_or_answer(message, now)
             case JobConfirmed(job_id):
                 return self._persist(Confirmed([job_id])) if job_id in self.state.ends else []
             case ScheduleRefused(reason="TooEarly"):
-                self._too_early(message, shown)
+                self._put_back(message, shown)
             case ScheduleRefused(schedule_id, scheduled_at, reason):
                 extra = {"schedule": self._name(schedule_id), "due": scheduled_at, "reason": reason}
                 log.log(logging.DEBUG if reason == "Duplicate" else logging.WARNING, "fire refused", extra=extra)
                 return self._persist(Answered(schedule_id, scheduled_at)) if schedule_id in self.state.fires else []
             case ScheduleSet() | ScheduleDiff():
                 self._pushes.append(message)
-                return self.tick(shown) + self._apply_next()  # what is due by now is due by the old set
+                return self.tick(shown) + self._apply_next()  # what is due by now fires by the old set
             case RepoCredentials(repositories):
                 self._repositories = {repository.id: repository for repository in repositories}
         return []
 
     def _run(self, command: CommandRun, now: datetime) -> list[Effect]:
         job_id = command.job_id
-        if (known := self._what_became_of(job_id, now) or self._ran_as_another(command, now)) is not None:
+        if (known := self._answer_of_known(job_id, now) or self._answer_of_other_job(command, now)) is not None:
             return known
-        if self.stopping:  # the server sends what was not accepted after the next hello
+        if self.stopping:  # the server sends it again after the next hello
             return []
         facts = {"kind": command.kind} | ({"schedule": name} if (name := self._name(command.schedule_id)) else {})
         log.info("job started", extra={"job": job_id, **facts})
@@ -241,8 +245,8 @@ class Core:
         accepted = Accepted(job_id, command.schedule_id, command.scheduled_at)
         return self._persist(accepted, then=(Send((JobAccepted(job_id),)), start))
 
-    def _asked_of(self, message: CommandCancel | JobAsk, now: datetime) -> list[Effect]:
-        """End a job, or say what became of it. One that was never taken has ended."""
+    def _cancel_or_answer(self, message: CommandCancel | JobAsk, now: datetime) -> list[Effect]:
+        """Stop the job, or tell the server its end. A job that was never accepted gets an end here."""
         job_id = message.job_id
         if isinstance(message, JobAsk):
             error = "the agent has no memory of this job: its journal was lost"
@@ -251,31 +255,36 @@ class Core:
             return [StopJob(job_id, "cancelled")]
         else:
             unknown = JobFinished(job_id, "cancelled", now, error="cancelled before it began")
-        known = self._what_became_of(job_id, now)
+        known = self._answer_of_known(job_id, now)
         return self.job_ended(unknown) if known is None else known
 
-    def _what_became_of(self, job_id: str, now: datetime) -> list[Effect] | None:
-        """The answer for a job that was taken before, whatever the server remembers of it; None for another."""
-        if job_id in self.state.running:  # told again only once what was said of it before is on disk, too
+    def _answer_of_known(self, job_id: str, now: datetime) -> list[Effect] | None:
+        """The answer for a job that was accepted before; None for an unknown job."""
+        if job_id in self.state.running:  # empty, so that the answer follows the write of the first acceptance
             return [Persist((), (Send((JobAccepted(job_id),)),))]
         end = known_end(self.state, job_id, now)
         return [Send((end,))] if end is not None else None
 
-    def _ran_as_another(self, command: CommandRun, now: datetime) -> list[Effect] | None:
-        """The answer for a due time that was accepted as a job of another id, of which a server whose database is an
-        older one does not know; None for any other."""
+    def _answer_of_other_job(self, command: CommandRun, now: datetime) -> list[Effect] | None:
+        """The answer for a due time that already ran as a job with another id; None if it did not.
+
+        A server whose database was restored from a backup asks for such a due time again.
+        """
         schedule_id, due = command.schedule_id, command.scheduled_at
         other = self.state.ran_as(schedule_id, due, command.job_id)
         if other == command.job_id or due is None:
             return None
-        log.warning("not run again", extra={"schedule": self._name(schedule_id), "due": due, "ran_as": other})
+        log.warning(
+            "due time ran already, not run again",
+            extra={"schedule": self._name(schedule_id), "due": due, "ran_as": other},
+        )
         answered = self._persist(Answered(schedule_id, due)) if schedule_id in self.state.fires else []
         return [*answered, Send((end_as(other, self.state, command, now),))]
 
-    # Pushes: the old cron stops when one comes, and the new one starts once it is built.
+    # Pushes: the old cron stops when one arrives; the new one starts once it is built.
 
     def _apply_next(self) -> list[Effect]:
-        """Begin with the next push, unless one is being applied: the next follows it."""
+        """Start applying the next push, unless another is being applied."""
         effects: list[Effect] = []
         while self._pushes and self._table is not None:
             push = self._pushes.popleft()
@@ -287,51 +296,54 @@ class Core:
         return effects
 
     def applied(self, result: Built | str, shown: datetime) -> list[Effect]:
-        """An Apply is done: what it built, or why the push cannot be read, which leaves the set that was in force."""
+        """An Apply is done. `result`: what it built; or why the push cannot be read, and then the old set stays in
+        force."""
         now = self._clock.now(shown)
         if isinstance(result, str):
-            log.error("push left out: it cannot be read", extra={"reason": result})
+            log.error("push ignored: it cannot be read", extra={"reason": result})
             self._table = timetable.build(self.state.entries, self.state.cursors, self.host, now)
-            return self._fired_anew() + self.tick(shown) + self._apply_next()
+            return self._fire_early_again() + self.tick(shown) + self._apply_next()
         pushes.log_applied(result)
         self._table = result.table
         self._left_out = pushes.left_out(result.table.problems)
         effects: list[Effect] = []
         if (push := result.push) is not None:
-            self.state.put(push, result.held, result.begins)
+            self.state.hold(push, result.held, result.new_cursors)
             record = SetApplied(push) if isinstance(push, ScheduleSet) else DiffApplied(push)
             effects.append(Persist((record,), (self._ack(),)))
-        elif self.connected and self.state.digest:  # the hello went out before this was known
+        elif self.connected and self.state.digest:  # the hello was sent without the entries that are left out
             effects.append(self._ack())
-        return effects + self._fired_anew() + self.tick(shown) + self._apply_next()
+        return effects + self._fire_early_again() + self.tick(shown) + self._apply_next()
 
-    # Fires that came too early.
+    # Fires that were too early by the server's clock.
 
-    def _too_early(self, refused: ScheduleRefused, shown: datetime) -> None:
-        """A fire's time is yet to come by the server's clock."""
+    def _put_back(self, refused: ScheduleRefused, shown: datetime) -> None:
+        """The server refused a fire as too early: follow its clock, and keep the fire for `_fire_early_again`."""
         ahead = self._clock.compare(shown, refused.now or shown)
         if ahead is not None:
-            log.warning("clock is ahead of the server's, which counts", extra={"seconds": int(ahead.total_seconds())})
+            log.warning(
+                "clock is ahead of the server's: following the server's", extra={"seconds": int(ahead.total_seconds())}
+            )
         fire = self.state.fires.get(refused.schedule_id)
         if fire is not None and fire.scheduled_at == refused.scheduled_at:
             now = self._clock.now(shown)
-            come = fires.come(fire, self.state.entry(fire.schedule_id), self.host, now)
-            self._early[refused.schedule_id] = Early(fire, come, now)
+            past = fires.past_part(fire, self.state.entry(fire.schedule_id), self.host, now)
+            self._early[refused.schedule_id] = Early(fire, past, now)
 
-    def _fired_anew(self) -> list[Effect]:
-        """Have fires that came too early be due again, and fire at once what they stood for that has come by now."""
+    def _fire_early_again(self) -> list[Effect]:
+        """Make early fires due again, and fire at once for those of their due times that are past."""
         if self._table is None or not self._early:
             return []
         early = {key: it for key, it in self._early.items() if self.state.fires.get(key) == it.fire}
         self._early = {}
         cursors = {key: min(self.state.cursors.get(key, it.now), it.now) for key, it in early.items()}
-        come = [it.come for it in early.values() if it.come is not None]
+        past = [it.past for it in early.values() if it.past is not None]
         answered = [Answered(key, it.fire.scheduled_at) for key, it in early.items()]
-        self._table.recount(cursors)
-        # A fire goes last: where a power failure leaves the first of these records only, it is still sent again.
+        self._table.set_cursors(cursors)
+        # `Answered` goes last: if a power failure keeps only the first of these records, the fire is still sent again.
         moved = CursorsMoved(list(cursors.items()))
-        effects = self._persist(*([Fired(come)] if come else []), moved, *answered)
-        return (frames(come, MAX_FIRES) if self.connected else []) + effects
+        effects = self._persist(*([Fired(past)] if past else []), moved, *answered)
+        return (frames(past, MAX_FIRES) if self.connected else []) + effects
 
     def _ack(self) -> Send:
         return Send((ScheduleAck(self.state.version, self.state.digest, *(self._left_out or ([], 0))),))
@@ -339,11 +351,11 @@ class Core:
     # Jobs.
 
     def job_reported(self, report: JobProgress | JobLog) -> list[Effect]:
-        """A job reports progress or log lines. They are dropped without a connection; only the end is kept."""
+        """A job reports progress or log lines. Without a connection they are dropped; only a job's end is kept."""
         return [Send((report,))] if self.connected else []
 
     def job_ended(self, end: JobFinished) -> list[Effect]:
-        """A job has ended; told to the server until it confirms."""
+        """A job has ended: tell the server until it confirms the end."""
         return self._persist(Ended(end), then=(Send((end,)),))
 
     def _persist(self, *records: Record, then: Sequence[Effect] = ()) -> list[Effect]:
@@ -352,13 +364,6 @@ class Core:
         return [Persist(records, then)] if records else []
 
     def _name(self, schedule_id: str) -> str:
-        """A schedule's name for the log; its id when this host does not hold it any more."""
+        """A schedule's name for the log; its id when this host no longer holds it."""
         entry = self.state.entry(schedule_id)
         return entry.name if entry is not None else schedule_id
-
-
-def _listed(hooks: Sequence[str] | None) -> list[str] | None:
-    """Allowed hooks as a hello tells them; None where they are unknown, or beyond what it holds."""
-    if hooks is None or len(hooks) > MAX_HOOKS or any(len(program) > MAX_HOOK for program in hooks):
-        return None
-    return sorted(hooks)

@@ -1,4 +1,4 @@
-"""What a push makes of the agent's set: the work of `Apply`, free of I/O, and long for a large set."""
+"""Applies a push to the agent's set: the work of the effect `Apply`. No I/O, but slow for a large set."""
 
 import logging
 from collections.abc import Mapping
@@ -18,48 +18,47 @@ from wire.messages import LeftOut
 log = logging.getLogger(__name__)
 
 MAX_LEFT_OUT = 100
-"""Entries that are not in force and are told one by one; the server gets the number of all."""
+"""Left-out entries that the server is told by name; of more, it gets only the number."""
 MAX_REASON = 256
-"""Characters of the reason why an entry is not in force."""
+"""Characters of the reason why an entry is left out."""
 
 
 class Built(Struct, frozen=True):
-    """A push worked out: the set that it gives, the timetable of that set, and where cursors of its entries begin.
+    """The result of a push: the new set, its timetable, and the new cursors of the entries that changed.
 
-    `push`: None where the set that the agent holds was put in force anew.
+    `push`: None when the set that the agent already held was put in force again.
     """
 
     push: Push | None
     held: entries.EntrySet
     table: Timetable
-    begins: Mapping[str, datetime] = {}
+    new_cursors: Mapping[str, datetime] = {}
 
 
-def built(state: AgentState, push: Push | None, host: str, now: datetime) -> Built | str:
-    """What a push, or None for the set in `state`, makes of the agent's set; why it cannot be read, if an entry in it
-    has no id.
+def build(state: AgentState, push: Push | None, host: str, now: datetime) -> Built | str:
+    """The result of a push, or a message when an entry in it has no id. `push`: None for the set that is in `state`.
 
-    Only reads `version`, `entries` and `cursors` of the state. These change by nothing but the push's own record
-    meanwhile, since nothing fires without a timetable; so this may run in a thread.
+    This may run in a thread. It reads only `version`, `entries` and `cursors` of the state, and none of these change
+    meanwhile: the core has no timetable until the result is in, so nothing fires.
     """
     if push is None:
         return Built(None, state.entries, timetable.build(state.entries, state.cursors, host, now))
     try:
-        held = state.after(push)
+        held = state.with_push(push)
     except msgspec.DecodeError as error:
         return str(error)
-    begins = state.begins(push, held)
-    return Built(push, held, timetable.build(held, state.cursors | begins, host, now), begins)
+    cursors = state.new_cursors(push, held)
+    return Built(push, held, timetable.build(held, state.cursors | cursors, host, now), cursors)
 
 
 def left_out(problems: Mapping[str, str]) -> tuple[list[LeftOut], int]:
-    """What the server is told of entries that are not in force, and how many there are."""
+    """The left-out entries as the server is told of them, and how many there are."""
     told = islice(problems.items(), MAX_LEFT_OUT)
     return [LeftOut(key, reason[:MAX_REASON]) for key, reason in told], len(problems)
 
 
 def log_applied(result: Built) -> None:
-    """Log what is in force, what is left out, and what is due next."""
+    """Log how many entries are in force, which are left out, and what is due next."""
     for key, problem in result.table.problems.items():
         log.warning("schedule left out", extra={"schedule": key, "reason": problem})
     facts: dict[str, object] = {"schedules": len(result.held)}

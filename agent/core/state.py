@@ -1,8 +1,9 @@
-"""What the agent must not forget, as records and the state that they add up to.
+"""What the agent must not forget across restarts: records, and the state that they add up to.
 
-Every change of `AgentState` is a record; the journal holds the records, and a start replays them. So the state in
-memory and the one on disk cannot differ in meaning, and a record that is lost with a torn tail is a change that never
-happened. A record's tag and fields are the journal's format: they stay, so that a later agent reads an older journal.
+Every change of `AgentState` is a record. The journal holds the records, and the agent replays them when it starts. So
+the state in memory and the one on disk always mean the same, and a record that was lost in a torn write is a change
+that never happened. Tags and fields of records are the journal's format: they must stay, so that old journals can be
+read.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,14 +17,14 @@ from wire import entries
 from wire.messages import Entry, JobFinished, ScheduleDiff, ScheduleFire, ScheduleSet
 
 REMEMBERED_JOBS = 10_000
-"""Ids of confirmed jobs, and due times that ran, that are kept: a command that arrives again, even from a server whose
-database is that of yesterday, does not run twice, also as a job of another id."""
+"""Confirmed job ids, and due times that ran, that are kept. They stop a command from running twice when a server
+sends it again, even one whose database was restored from a backup and that gives the job another id."""
 REMEMBERED_ENDS = 1000
-"""Confirmed ends that are kept, to be told again to a server that has forgotten them."""
+"""Confirmed ends that are kept for a server that has lost them."""
 REMEMBERED_ERROR = 500
-"""Characters that are kept of the error of each."""
+"""Characters of the error in each confirmed end that is kept."""
 REMEMBERED_SCHEDULES = 10_000
-"""Schedules that are not held any more of which it is kept what was run: an older database may bring them back."""
+"""Removed schedules whose cursors are kept: a server with a restored database may push them again."""
 
 EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -47,7 +48,7 @@ class CursorsMoved(Struct, frozen=True, tag="passed"):
 
 
 class Removed(Struct, frozen=True, tag="removed"):
-    """The last cursors of schedules that are not held any more."""
+    """The last cursors of removed schedules: (schedule id, due time) each."""
 
     due: list[tuple[str, datetime]]
 
@@ -59,14 +60,14 @@ class Fired(Struct, frozen=True, tag="fired"):
 
 
 class Answered(Struct, frozen=True, tag="answered"):
-    """The server answered that fire, or it is too late to send it."""
+    """A fire needs no answer any more: the server gave one, or it is too late to send the fire."""
 
     schedule_id: str
     scheduled_at: datetime
 
 
 class Accepted(Struct, frozen=True, tag="accepted"):
-    """A command that this agent will run to an end."""
+    """The agent took on a command, and will report its end."""
 
     job_id: str
     schedule_id: str = ""
@@ -80,7 +81,7 @@ class Ended(Struct, frozen=True, tag="ended"):
 
 
 class Confirmed(Struct, frozen=True, tag="confirmed"):
-    """The server has these jobs' ends."""
+    """The server has confirmed the ends of these jobs."""
 
     job_ids: list[str]
 
@@ -95,18 +96,20 @@ Record = Ran | SetApplied | DiffApplied | CursorsMoved | Removed | Fired | Answe
 
 
 class AgentState:
-    """The state that records add up to. Change it with `add` alone.
+    """The state that records add up to. Change it only with `add`.
 
-    `cursors`: for each schedule the latest due time that is dealt with, or the time from which its due times count;
-    `removed`: the last cursors of schedules that are not held any more. `fires`: fires not yet answered.
-    `running`: jobs accepted and not ended. `ends`: ends not yet confirmed. `done`: the last jobs that the server
-    confirmed; `confirmed`: the ends of the last of these. `ran`: the last attempts of due times that were accepted, and
-    as which job.
+    - `cursors`: for each schedule its latest due time that was handled, or the time after which its due times count.
+    - `removed`: the last cursors of removed schedules, oldest first.
+    - `fires`: unanswered fires, by schedule.
+    - `running`: jobs that were accepted and have not ended.
+    - `ends`: ends that the server has not confirmed.
+    - `done`: ids of the last REMEMBERED_JOBS confirmed jobs; `confirmed`: the ends of the last REMEMBERED_ENDS of them.
+    - `ran`: the job id of each of the last accepted attempts, by schedule, due time and attempt.
     """
 
     def __init__(self) -> None:
         self.version = 0
-        self.digest = ""  # of no set at all; that of an empty set is zeros
+        self.digest = ""  # empty while the agent holds no set; the digest of an empty set is zeros
         self.entries = entries.EMPTY
         self.cursors: dict[str, datetime] = {}
         self.removed: dict[str, datetime] = {}
@@ -118,14 +121,14 @@ class AgentState:
         self.ran: dict[tuple[str, datetime, str], str] = {}
 
     def add(self, record: Record) -> None:
-        """Take one record in. A record that does not fit (its neighbours were lost) loses no more than itself."""
+        """Apply one record. A record that does not fit, because earlier ones were lost, is ignored."""
         match record:
             case SetApplied(push) | DiffApplied(push):
                 if self.fits(push):
-                    held = self.after(push)
-                    self.put(push, held, self.begins(push, held))
+                    held = self.with_push(push)
+                    self.hold(push, held, self.new_cursors(push, held))
                 else:
-                    self.version = 0  # a set with a gap: by its digest the server sees that, and sends it whole
+                    self.version = 0  # a diff is missing: the server sees another digest, and sends the whole set
             case CursorsMoved(due):
                 self.cursors.update(due)
             case Removed(due):
@@ -155,11 +158,11 @@ class AgentState:
                 _keep_last(self.confirmed, REMEMBERED_ENDS)
 
     def ran_as(self, schedule_id: str, scheduled_at: datetime | None, job_id: str) -> str:
-        """The job that this attempt of a due time was accepted as; `job_id` where it was not, or has no due time."""
+        """The id under which this attempt of a due time ran; `job_id` if it did not run, or has no due time."""
         return job_id if scheduled_at is None else self.ran.get(_attempt(schedule_id, scheduled_at, job_id), job_id)
 
     def entry(self, schedule_id: str) -> Entry | None:
-        """A schedule of the set that is held; None when it is not there, or cannot be read."""
+        """An entry of the set; None when it is not in the set or cannot be read."""
         held = self.entries.items.get(schedule_id)
         try:
             return entries.parse_entry(held.raw) if held is not None else None
@@ -167,48 +170,51 @@ class AgentState:
             return None
 
     def fits(self, push: ScheduleSet | ScheduleDiff) -> bool:
-        """Whether a push can follow the set that is held: a whole set always, a diff only on its base."""
+        """Whether a push can be applied: a whole set always can, a diff only to the version that it starts from."""
         return isinstance(push, ScheduleSet) or (push.base == self.version and bool(self.digest))
 
-    def after(self, push: ScheduleSet | ScheduleDiff) -> entries.EntrySet:
-        """The set that a fitting push makes of the one held. Raises msgspec.DecodeError for an entry without an id."""
+    def with_push(self, push: ScheduleSet | ScheduleDiff) -> entries.EntrySet:
+        """The set after a push that `fits`. Raises msgspec.DecodeError for an entry without an id."""
         if isinstance(push, ScheduleSet):
             return entries.whole(push.schedules)
         return entries.apply(self.entries, entries.Diff(tuple(map(bytes, push.upsert)), tuple(push.remove)))
 
-    def begins(self, push: ScheduleSet | ScheduleDiff, held: entries.EntrySet) -> dict[str, datetime]:
-        """The cursors of a push's entries, in the set that `after` gave: for a new entry the later of its own beginning
-        and the host's; for a changed one its cursor; for one whose `since` is later than before, that."""
+    def new_cursors(self, push: ScheduleSet | ScheduleDiff, held: entries.EntrySet) -> dict[str, datetime]:
+        """The cursors of a push's entries. `held`: the set after the push.
+
+        A new entry starts at the latest of its own `since`, the host's, and the cursor that it had before it was
+        removed. A changed entry keeps its cursor, unless its `since` is now later: then it starts there.
+        """
         if isinstance(push, ScheduleSet):
             keys = list(held.items)
         else:
             keys = [entries.entry_id(bytes(raw)) for raw in push.upsert]
-        begins = {}
+        cursors = {}
         for key in keys:
             old, new = self.entries.items.get(key), held.items[key]
             since = _since(new.raw)
             if old is None or old.raw == new.raw or _since(old.raw) >= since:
                 before = max(push.since or EPOCH, self.removed.get(key, EPOCH))
                 since = max(self.cursors.get(key, before), since)
-            begins[key] = since
-        return begins
+            cursors[key] = since
+        return cursors
 
-    def put(self, push: ScheduleSet | ScheduleDiff, held: entries.EntrySet, begins: Mapping[str, datetime]) -> None:
-        """Hold the set that `after` gave, each entry from when `begins` says."""
+    def hold(self, push: ScheduleSet | ScheduleDiff, held: entries.EntrySet, cursors: Mapping[str, datetime]) -> None:
+        """Replace the set by `held`, the set after the push, with these cursors for its changed entries."""
         gone = self.cursors.keys() - held.items.keys() if isinstance(push, ScheduleSet) else push.remove
         for key in gone:
             if (at := self.cursors.pop(key, None)) is not None:
                 self.removed.pop(key, None)
                 self.removed[key] = at
-        self.cursors.update(begins)
-        for key in begins:
+        self.cursors.update(cursors)
+        for key in cursors:
             self.removed.pop(key, None)
         _keep_last(self.removed, REMEMBERED_SCHEDULES)
         self.fires = {key: fire for key, fire in self.fires.items() if key in held.items}
         self.entries, self.version, self.digest = held, push.version, held.digest
 
     def records(self) -> Iterator[Record]:
-        """The fewest records that add up to this state: what a compacted journal holds."""
+        """The records that add up to this state, and no more: what a compacted journal holds."""
         if self.done:
             yield Confirmed(list(self.done))
         yield from map(Ended, self.confirmed.values())
@@ -248,12 +254,12 @@ def replay(records: Iterable[Record]) -> AgentState:
 
 
 def _attempt(schedule_id: str, scheduled_at: datetime, job_id: str) -> tuple[str, datetime, str]:
-    """The key of `ran`. From the second attempt on, its number follows a dot in the job's id on the wire."""
+    """The key of `ran`. From the second attempt on, a job's id on the wire ends in a dot and the attempt's number."""
     return schedule_id, scheduled_at, job_id.partition(".")[2]
 
 
 def _keep_last(found: dict[Any, Any], limit: int) -> None:
-    """Forget the oldest beyond so many."""
+    """Drop the oldest items until `limit` are left."""
     while len(found) > limit:
         del found[next(iter(found))]
 
@@ -262,4 +268,4 @@ def _since(raw: bytes) -> datetime:
     try:
         return entries.parse_entry(raw).since
     except msgspec.DecodeError:
-        return EPOCH  # an entry that cannot be read never fires; the timetable says so
+        return EPOCH  # an entry that cannot be read never fires; the timetable reports it

@@ -18,7 +18,7 @@ from server.resources.selectors import selector_matches
 from server.resources.specs import LabelSelector, ScheduleSpec
 from server.store.rows import Pair, Timing
 from wire import entries
-from wire.entries import EMPTY, EntrySet, Item
+from wire.entries import EMPTY, EncodedEntry, EntrySet
 from wire.messages import Entry
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -38,7 +38,7 @@ class PlacedSchedule(Struct, frozen=True):
     spec: ScheduleSpec
     repository_id: str
     init: bool
-    item: Item
+    item: EncodedEntry
     granted: LabelSelector = LabelSelector()
     within: tuple[str, ...] = ()
     host_identity: bool = False
@@ -105,7 +105,7 @@ class Plan(NamedTuple):
     forget: Sequence[str] = ()
 
 
-def entry_item(schedule_id: str, name: str, spec: ScheduleSpec, since: datetime, revision: str) -> Item:
+def entry_item(schedule_id: str, name: str, spec: ScheduleSpec, since: datetime, revision: str) -> EncodedEntry:
     """The entry that agents hold for a schedule, as the bytes that are sent to every one of them."""
     entry = Entry(
         schedule_id,
@@ -119,7 +119,7 @@ def entry_item(schedule_id: str, name: str, spec: ScheduleSpec, since: datetime,
         spec.starting_deadline_seconds,
         spec.spread_seconds,
     )
-    return entries.item(entries.encode_entry(entry))
+    return entries.encoded(entries.encode_entry(entry))
 
 
 class Placement:
@@ -128,7 +128,7 @@ class Placement:
     def __init__(self) -> None:
         self.schedules: dict[str, PlacedSchedule] = {}
         self.hosts: dict[str, HostState] = {}
-        self._alike: dict[bytes, dict[str, Item]] = {}
+        self._alike: dict[bytes, dict[str, EncodedEntry]] = {}
         self._shared: WeakValueDictionary[int, EntrySet] = WeakValueDictionary()
 
     def plan(self, put: Sequence[PlacedSchedule] = (), remove: Sequence[str] = ()) -> Plan:
@@ -149,7 +149,7 @@ class Placement:
 
     def match(self, labels: Mapping[str, str]) -> EntrySet:
         """The set of a host with these labels."""
-        items: dict[str, Item] = {}
+        items: dict[str, EncodedEntry] = {}
         for alike in self._alike.values():
             if self.schedules[next(iter(alike))].selects(labels):
                 items |= alike

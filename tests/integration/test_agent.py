@@ -181,7 +181,7 @@ async def test_what_is_pushed_is_in_force_acked_fired_run_and_ended(server, make
 
 
 async def test_a_slow_push_holds_up_no_other_message(server, make, monkeypatch):
-    began, let_go, built = threading.Event(), threading.Event(), pushes.built
+    began, let_go, built = threading.Event(), threading.Event(), pushes.build
 
     def slow(*args):
         began.set()
@@ -191,7 +191,7 @@ async def test_a_slow_push_holds_up_no_other_message(server, make, monkeypatch):
     async with running(make()):
         peer = await in_force(server)
         monkeypatch.setattr(schedulers, "THREAD_ENTRIES", 0)
-        monkeypatch.setattr(pushes, "built", slow)
+        monkeypatch.setattr(pushes, "build", slow)
         await peer.say(whole(2, entry()))
         await peer.say(whole(3, entry(), entry("s2")))
         await asyncio.to_thread(began.wait, 10)
@@ -257,7 +257,7 @@ async def test_a_stop_ends_running_jobs_as_interrupted_and_waits_until_that_is_c
 
 
 async def test_a_stop_waits_for_the_push_that_is_being_applied(server, make, monkeypatch, tmp_path):
-    began, let_go, built = threading.Event(), threading.Event(), pushes.built
+    began, let_go, built = threading.Event(), threading.Event(), pushes.build
 
     def slow(*args):
         began.set()
@@ -268,7 +268,7 @@ async def test_a_stop_waits_for_the_push_that_is_being_applied(server, make, mon
     async with running(agent):
         peer = await in_force(server)
         monkeypatch.setattr(schedulers, "THREAD_ENTRIES", 0)
-        monkeypatch.setattr(pushes, "built", slow)
+        monkeypatch.setattr(pushes, "build", slow)
         await peer.say(whole(2, entry()))
         await asyncio.to_thread(began.wait, 10)
         stop = asyncio.create_task(agent.stop())
@@ -297,7 +297,7 @@ async def test_what_ran_when_the_last_process_ended_is_told_as_interrupted(serve
         await peer.say(JobConfirmed("j1"))
 
 
-@pytest.mark.parametrize("part", ["tick", "applied", "received", "job_ended"])
+@pytest.mark.parametrize("part", ["tick", "applied", "message_received", "job_ended"])
 async def test_a_defect_in_any_part_ends_the_agent_and_is_raised(server, make, monkeypatch, part):
     agent = make()
     task = asyncio.create_task(agent.run())

@@ -369,7 +369,7 @@ class Agent:
     def receive(self, messages: Sequence[object]) -> None:
         """A frame came."""
         if self.core is not None:
-            self.perform(self.core.heard(messages, self.clock))  # type: ignore[arg-type]
+            self.perform(self.core.frame_received(messages, self.clock))  # type: ignore[arg-type]
 
     # Time.
 
@@ -442,7 +442,7 @@ class Agent:
 
     def _apply(self, push: agent_effects.Push | None) -> None:
         assert self.core is not None
-        result = agent_pushes.built(self.core.state, push, self.name, self.clock)
+        result = agent_pushes.build(self.core.state, push, self.name, self.clock)
         self.perform(self.core.applied(result, self.clock))
 
     def _run(self, command: CommandRun, repository: Repository | None) -> None:

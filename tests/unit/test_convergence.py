@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from agent.core.effects import Apply, Persist, Send
 from agent.core.machine import Core
-from agent.core.pushes import built
+from agent.core.pushes import build
 from agent.core.state import replay
 from server.agents.session import Session
 from server.fleet import pushes
@@ -154,12 +154,12 @@ class Convergence(RuleBasedStateMachine):
     @rule(name=names)
     def agent_hears(self, name):
         if (link := self.links.get(name)) is not None and link.down:
-            self.do(name, self.cores[name].received(link.down.popleft(), self.now))
+            self.do(name, self.cores[name].message_received(link.down.popleft(), self.now))
 
     @rule(name=names)
     def agent_applies(self, name):
         if name in self.applying:
-            result = built(self.cores[name].state, self.applying.pop(name), name, self.now)
+            result = build(self.cores[name].state, self.applying.pop(name), name, self.now)
             self.do(name, self.cores[name].applied(result, self.now))
 
     def do(self, name, effects):

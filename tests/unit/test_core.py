@@ -9,7 +9,7 @@ from msgspec import Raw
 from agent.core.clock import TRUST
 from agent.core.effects import Apply, Persist, Send, StartJob, StopJob
 from agent.core.machine import MAX_ENDS, Core
-from agent.core.pushes import Built, built
+from agent.core.pushes import Built, build
 from agent.core.state import (
     Accepted,
     AgentState,
@@ -94,7 +94,7 @@ class Process:
 
     def applied(self, now=NOON):
         (push,), self.applying = self.applying or (None,), None
-        return self.do(self.core.applied(built(self.core.state, push, "host", now), now))
+        return self.do(self.core.applied(build(self.core.state, push, "host", now), now))
 
     def connect(self, now=NOON):
         self.sent.clear()
@@ -107,10 +107,10 @@ class Process:
         return self.do(self.core.tick(now))
 
     def hear(self, message, now=NOON):
-        return self.do(self.core.received(message, now))
+        return self.do(self.core.message_received(message, now))
 
     def hear_frame(self, *messages, now=NOON):
-        return self.do(self.core.heard(messages, now))
+        return self.do(self.core.frame_received(messages, now))
 
     def said(self, kind):
         return [message for message in self.sent if isinstance(message, kind)]
@@ -139,8 +139,8 @@ def test_nothing_due_while_a_push_is_applied_is_dropped():
 
 def test_a_set_is_acked_only_once_it_is_on_disk():
     agent = Process(AgentState()).connect()
-    agent.core.received(push := whole(1, raw()), NOON)
-    (persist,) = agent.core.applied(built(agent.core.state, push, "host", NOON), NOON)
+    agent.core.message_received(push := whole(1, raw()), NOON)
+    (persist,) = agent.core.applied(build(agent.core.state, push, "host", NOON), NOON)
     assert persist.records == (SetApplied(push),)
     assert persist.then == (Send((ScheduleAck(1, entries.whole([raw()]).digest),)),)
 
@@ -428,21 +428,21 @@ def test_what_a_wrong_clock_skipped_runs_when_the_right_clock_comes_to_it():
 
 
 def test_a_command_is_accepted_and_run_only_once_it_is_on_disk():
-    (persist,) = Process(None, raw()).core.received(run(), NOON)
+    (persist,) = Process(None, raw()).core.message_received(run(), NOON)
     assert persist.records == (Accepted("job", "a", NOON + HOUR),)
     assert persist.then == (Send((JobAccepted("job"),)), StartJob(run(), None))
 
 
 def test_a_command_that_comes_twice_is_accepted_twice_and_only_once_it_is_on_disk():
     core = Process(None, raw()).core
-    core.received(run(), NOON)
-    (persist,) = core.received(run(), NOON)
+    core.message_received(run(), NOON)
+    (persist,) = core.message_received(run(), NOON)
     assert (persist.records, persist.then) == ((), (Send((JobAccepted("job"),)),))
 
 
 def test_commands_of_one_frame_share_a_write_and_are_accepted_in_one_frame():
     commands = [run(f"j{number}", f"s{number}") for number in range(3)]
-    (write,) = Process(None, raw()).core.heard(commands, NOON)
+    (write,) = Process(None, raw()).core.frame_received(commands, NOON)
     assert [record.job_id for record in write.records] == ["j0", "j1", "j2"]
     accepts = Send([JobAccepted(f"j{number}") for number in range(3)])
     assert write.then == [accepts, *(StartJob(command, None) for command in commands)]
@@ -603,5 +603,5 @@ def test_stop_interrupts_what_runs_and_begins_nothing_new():
 
 def test_built_does_not_change_the_memory():
     memory = AgentState()
-    assert isinstance(built(memory, whole(1, raw()), "host", NOON), Built)
+    assert isinstance(build(memory, whole(1, raw()), "host", NOON), Built)
     assert (memory.version, len(memory.entries), memory.cursors) == (0, 0, {})

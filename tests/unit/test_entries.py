@@ -47,7 +47,7 @@ def test_digests_do_not_depend_on_order(raws, random):
     shuffled = random.sample(raws, len(raws))
     one_by_one = EMPTY
     for each in shuffled:
-        one_by_one = entries.patched(one_by_one, {entries.entry_id(each): entries.item(each)})
+        one_by_one = entries.patched(one_by_one, {entries.entry_id(each): entries.encoded(each)})
     assert entries.whole(raws).digest == entries.whole(shuffled).digest == one_by_one.digest
 
 
