@@ -1,5 +1,6 @@
 """What runs on a host: the link to the server, the local cron, the journal, and restic.
 
-`core` decides everything and does no I/O. Around it stand thin shells: `link` owns the socket, `scheduler` the clock,
-`journal` the file; `service` joins them, and hands commands to the jobs of `restic`, whose programs run in `sandbox`.
+`core` decides everything and does no I/O. Thin shells surround it: `link` owns the socket, `scheduler` the timer, and
+`journal` the file. `service` connects them and starts a job of `restic` for each command; `sandbox` confines what a job
+runs. `enrolment` gives a host outside a cluster its key, and `metrics` tells Prometheus about the agent.
 """

@@ -1,11 +1,11 @@
-"""Files that outlive a power cut."""
+"""Makes changes of a folder durable."""
 
 import os
 from pathlib import Path
 
 
 def sync_folder(folder: Path) -> None:
-    """Have a rename in this folder outlive a power cut (fsync(2), on directories). Raises OSError."""
+    """Make renames in this folder survive a power failure (fsync(2), on directories). Raises OSError."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -1,9 +1,9 @@
-"""The agent's state on disk: an append-only file of records that a kill at any byte leaves readable.
+"""The journal: the agent's state on disk, an append-only file of records that stays readable after a kill at any byte.
 
-One record a line: eight hexadecimal digits of CRC-32, a space, JSON. A line that was torn by a kill fails its sum and
-is dropped at the next start; a damaged line elsewhere costs only itself. When the file has outgrown what it says, it is
-written anew beside itself and renamed over (rename(2) is atomic), file and folder synced. Appends happen in order, off
-the event loop; all that gathered during one write share the next write and its fdatasync(2).
+Each line is one record: eight hexadecimal digits of CRC-32, a space, JSON. A torn or damaged line fails its checksum,
+and the next start drops that line alone. Compaction writes the state to a new file, syncs it, and renames it over the
+old one (rename(2) is atomic). Writes happen in order, in a thread; records that arrive during one write share the next
+write and its fdatasync(2).
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from agent.disk import sync_folder
 log = logging.getLogger(__name__)
 
 COMPACT_BYTES = 256 << 10
-"""A journal below this is not worth compacting."""
+"""Bytes below which a journal is not compacted."""
 COMPACT_FACTOR = 4
-"""A journal is compacted when it has grown to this many times what it held after the last compaction."""
+"""A journal is compacted when it has grown to this multiple of its size after the last compaction."""
 FLUSH_S = 5.0
 """Seconds that a flush waits for the disk."""
 RETRY_S = 5.0
-"""Seconds between attempts to write while the disk refuses."""
+"""Seconds between attempts to write while the disk reports errors."""
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
@@ -40,7 +40,7 @@ class JournalError(Exception):
 
 
 def encode(record: Record) -> bytes:
-    """The line that stands for a record."""
+    """The line of a record."""
     body = _encoder.encode(record)
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
@@ -56,7 +56,7 @@ def decode(line: bytes) -> Record | None:
 
 
 def read(data: bytes) -> tuple[list[Record], int, int]:
-    """The records of a journal, how many bytes of it end in a whole line, and how many lines were left out."""
+    """The records of a journal, the number of bytes in whole lines, and the number of lines that were dropped."""
     whole = data.rfind(b"\n") + 1
     decoded = [decode(line) for line in data[:whole].split(b"\n")[:-1]]
     records = [record for record in decoded if record is not None]
@@ -64,7 +64,7 @@ def read(data: bytes) -> tuple[list[Record], int, int]:
 
 
 class Journal:
-    """An open journal, written while `run` runs. One process at a time; `close` it, or let the process end."""
+    """An open journal, locked for this process until `close`. It is written while `run` runs."""
 
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
@@ -78,9 +78,9 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path) -> tuple["Journal", AgentState]:
-        """Open the journal at that path, making it and its folder where missing, and the state that it holds.
+        """Open the journal at this path, creating file and folder if missing. Returns it, and the state that it holds.
 
-        Raises JournalError when another process has it open or the file cannot be read or written.
+        Raises JournalError when another process has it open, or the file cannot be read or written.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -91,29 +91,31 @@ class Journal:
                 journal.close()
                 raise
         except BlockingIOError:
-            raise JournalError(f"{path} is in use by another agent: stop it, or choose another folder") from None
+            raise JournalError(
+                f"{path} is in use by another agent: stop that agent, or choose another data folder"
+            ) from None
         except OSError as error:
-            raise JournalError(f"{path}: {error.strerror}: the agent needs a folder that it can write") from error
+            raise JournalError(f"{path}: {error.strerror}: choose a data folder that the agent can write to") from error
 
     def _load(self) -> AgentState:
-        """Lock the journal, and write it anew with the state that it holds, without what was torn."""
+        """Lock the journal, read its state, and compact it, which removes torn and damaged lines."""
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        records, _, lost = read(self.path.read_bytes() if self.path.exists() else b"")
-        if lost:
-            log.warning("journal: lines left out that were torn or damaged", extra={"path": self.path, "lines": lost})
+        records, _, dropped = read(self.path.read_bytes() if self.path.exists() else b"")
+        if dropped:
+            log.warning("journal: torn or damaged lines dropped", extra={"path": self.path, "lines": dropped})
         state = replay(records)
         self._write_anew(_lines(state))
         return state
 
     def append(self, records: Sequence[Record], then: Callable[[], None] | None = None) -> None:
-        """Write records soon, in order, and call `then` once they are on disk. While the disk refuses, that waits."""
+        """Have `run` write these records, in order, and call `then` once they are on disk."""
         self._lines.extend(map(encode, records))
         if then is not None:
             self._waiting.append(then)
         self._more.set()
 
     def compact(self, state: AgentState) -> bool:
-        """Write the file anew from that state, which holds all that was appended, if the file has outgrown it."""
+        """If the file has grown enough, have `run` replace it by this state, which includes all appended records."""
         if self._size < max(COMPACT_BYTES, COMPACT_FACTOR * self._base) or self._rewrite is not None:
             return False
         self._rewrite, self._lines = _lines(state), []
@@ -121,25 +123,24 @@ class Journal:
         return True
 
     async def flush(self) -> None:
-        """Return when all that was appended is on disk, or after FLUSH_S seconds."""
+        """Wait until all appended records are on disk, for at most FLUSH_S seconds."""
         flushed = asyncio.Event()
         self.append((), flushed.set)
         try:
             async with asyncio.timeout(FLUSH_S):
                 await flushed.wait()
         except TimeoutError:
-            log.error("journal: the disk took too long for the last records", extra={"path": self.path})
+            log.error("journal: the last records were not written in time", extra={"path": self.path})
 
     def close(self) -> None:
-        """Release the file; what is not on disk by now never happened. Idempotent."""
+        """Close and unlock the file. Records that are not on disk by now are lost. Idempotent."""
         for fd in (self._fd, self._lock):
             if fd >= 0:
                 os.close(fd)
         self._fd = self._lock = -1
 
     async def run(self) -> None:
-        """Write what is appended until cancelled; what gathers during one write goes with the next. Raises what a
-        `then` raises."""
+        """Write appended records until cancelled. Raises what a `then` raises."""
         while True:
             await self._more.wait()
             self._more.clear()
@@ -157,15 +158,15 @@ class Journal:
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
-            await asyncio.wait([writing])  # the file is not let go of while a thread writes to it
+            await asyncio.wait([writing])  # the thread must not write to a closed file
             raise
         except OSError as error:
-            log.error("journal: cannot write, trying again", extra={"reason": error.strerror, "path": self.path})
+            log.error("journal: not written, trying again", extra={"reason": error.strerror, "path": self.path})
             return False
         return True
 
     def _write(self, lines: bytes, *, sync: bool) -> None:
-        os.ftruncate(self._fd, self._size)  # an attempt that failed may have left half a line
+        os.ftruncate(self._fd, self._size)  # remove half a line that a failed attempt left
         done = 0
         while done < len(lines):
             done += os.write(self._fd, lines[done:])
@@ -174,7 +175,7 @@ class Journal:
         self._size += done
 
     def _write_anew(self, lines: bytes) -> None:
-        """Put a file with these lines in place of the journal, whole or not at all."""
+        """Replace the journal by these lines, atomically."""
         beside = self.path.with_suffix(".new")
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:

@@ -1,8 +1,8 @@
 """The agent's connection to the server: connect, read, write, and connect again with exponential backoff and jitter.
 
-The read loop only hands messages on and never waits for what they cause. A frame to be sent is handed to the transport
-at once, before whatever else is to be done: it keeps, in order, what the kernel does not take yet. That goes with the
-connection, since the core says again what the server has not answered.
+The read loop only passes messages on; it never waits for what they cause. `send` gives a frame to the transport at
+once, and the transport keeps, in order, what the kernel does not take yet. A lost connection loses those frames: after
+the next hello, the core sends all that the server has not answered.
 """
 
 import asyncio
@@ -27,32 +27,32 @@ log = logging.getLogger(__name__)
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 60.0
 STEADY_S = 30.0
-"""A connection that lived this long starts the backoff anew when it breaks."""
+"""Seconds after which a connection counts as steady: when it breaks, the backoff starts from its beginning."""
 PING_S = 20.0
-"""Seconds between pings, and to wait for a pong (RFC 6455, section 5.5.2)."""
+"""Seconds between pings, and seconds to wait for a pong (RFC 6455, section 5.5.2)."""
 OPEN_S = 10.0
 MAX_UNSENT = 8 << 20
-"""Bytes that may wait for a slow server before the connection is given up."""
+"""Bytes that may wait for a slow server before the agent drops the connection."""
 
 MAX_REASON = 500
-"""Bytes that are shown of what a server says when it refuses a connection."""
+"""Bytes of a server's refusal that are logged."""
 
 
 class Listener(Protocol):
-    """Gets the events of the link."""
+    """Receives the events of the link."""
 
     def connected(self) -> None:
         """A connection is open and frames can be sent."""
 
     def received(self, messages: Sequence[FromServer]) -> None:
-        """A frame with these messages came."""
+        """A frame with these messages arrived."""
 
     def disconnected(self) -> None:
-        """The connection is gone."""
+        """The connection is lost."""
 
 
 def backoff(failures: int, rng: random.Random) -> float:
-    """Seconds to wait after so many failures in a row (1 or more): full jitter under an exponential limit.
+    """Seconds to wait after this many failures in a row (1 or more): full jitter under an exponential limit.
 
     Source: Amazon Builders' Library, "Timeouts, retries, and backoff with jitter".
     """
@@ -61,16 +61,17 @@ def backoff(failures: int, rng: random.Random) -> float:
 
 
 def error_text(error: Exception) -> str:
-    """An error in its own words."""
+    """An error's message; its class's name if the message is empty."""
     return str(error) or type(error).__name__
 
 
 class Link:
     """Keeps one connection to a server alive while `run` runs.
 
-    `token`: the bearer token, or what reads it, for those of service accounts are replaced every hour; `ca_file`: whom
-    to trust instead of the system's authorities, in PEM. Both are read for every connection. `host`: whose agent this
-    is, which a server that refuses it writes to its log. `explain`: says why a connection could not be made.
+    `token`: the bearer token, or a function that reads it, since service-account tokens are replaced every hour.
+    `ca_file`: certificates, in PEM, to trust in place of the system's. Both are read for every connection.
+    `host`: this agent's host, for the log of a server that refuses it. `explain`: turns a connection error into a
+    message with a remedy.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Link:
         self._socket: ClientConnection | None = None
 
     async def run(self) -> None:
-        """Connect and read, again and again, until cancelled; then close the connection. A listener's error ends it."""
+        """Stay connected and read until cancelled, then close the connection. Raises what the listener raises."""
         failures = 0
         clock = asyncio.get_running_loop().time
         while True:
@@ -113,7 +114,7 @@ class Link:
             await asyncio.sleep(delay)
 
     def send(self, messages: Sequence[FromAgent]) -> None:
-        """Send one frame on the connection there is; without one it is dropped."""
+        """Send one frame; without a connection it is dropped."""
         socket = self._socket
         if socket is None or socket.protocol.state is not State.OPEN:
             return
@@ -124,7 +125,7 @@ class Link:
             socket.transport.abort()
 
     def _connect(self) -> connect:
-        """A connection to await. Raises OSError when the token or the authorities cannot be read."""
+        """A connection to await. Raises OSError when the token or the certificates cannot be read."""
         token = self._token() if callable(self._token) else self._token
         secure = ssl.create_default_context(cafile=self._ca_file) if self._url.startswith("wss:") else None
         return connect(
@@ -143,7 +144,7 @@ class Link:
         )
 
     async def _converse(self, socket: ClientConnection) -> str:
-        """Read until the connection is gone, and say why it is."""
+        """Read until the connection ends; returns why it ended."""
         self._socket = socket
         log.info("connected", extra={"url": self._url})
         try:
@@ -157,14 +158,16 @@ class Link:
             self._listener.disconnected()
 
     def _reason(self, error: Exception) -> str:
-        """Why a connection failed, with the remedy."""
+        """Why connecting failed, with the remedy."""
         if isinstance(error, InvalidStatus):
             body = (error.response.body or b"")[:MAX_REASON].decode(errors="replace").strip()
             return f"the server answered {error.response.status_code}{body and ': ' + body}"
         if isinstance(error, InvalidProxy):  # its text repeats the URL, which may hold a password
-            return "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY of the environment is no proxy's URL: write http://proxy:3128"
+            return "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY holds no valid proxy URL: set it to one like http://proxy:3128"
         if isinstance(error, ImportError):
-            return "a proxy that speaks SOCKS needs the package python-socks: install it, or name an HTTP proxy"
+            return (
+                "the proxy is a SOCKS proxy, for which python-socks is not installed: install it, or set an HTTP proxy"
+            )
         return self._explain(error)
 
     async def _read(self, socket: ClientConnection) -> str:

@@ -1,4 +1,4 @@
-"""What Prometheus is told of an agent. Names and units follow Prometheus' practices."""
+"""The agent's metrics. Names and units follow Prometheus' practices."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -36,7 +36,7 @@ class Metrics:
             Gauge(f"lamplighter_agent_{name}", about, registry=registry).set_function(value)
 
     def count(self, records: Iterable[Record], now: datetime) -> None:
-        """Records were made: what is counted of them."""
+        """Count the ends and the fires in new records."""
         for record in records:
             if isinstance(record, Ended):
                 self._jobs.labels(record.end.status).inc()

@@ -1,7 +1,7 @@
-"""The proxy through which a server is reached, from the environment, as other programs read it.
+"""Chooses the proxy for a server's URL from the environment, as other programs do.
 
-HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, in lower case too, which goes first. Source: urllib.request, "Proxy
-settings", and curl(1), "ENVIRONMENT", for ALL_PROXY.
+The variables are HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY; the same names in lower case take precedence. Source:
+urllib.request, "Proxy settings"; for ALL_PROXY curl(1), "ENVIRONMENT".
 """
 
 from ipaddress import ip_address
@@ -22,7 +22,7 @@ def proxy_for(url: str) -> str | None:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a host is this machine, which is never reached by a proxy (the rule of Go, and so of restic)."""
+    """Whether a host is this machine, which needs no proxy. Go, and so restic, has the same rule."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:

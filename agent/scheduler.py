@@ -1,8 +1,7 @@
-"""The clock of the agent: one timer for all schedules, and the applying of pushes outside the read loop.
+"""The agent's timer for all schedules, and the applying of pushes outside the read loop.
 
-The timer is armed for the core's next due time, and never for longer than CLOCK_CHECK_S, so that a clock that was set
-is noticed. Firing is one step of the core (`tick`), so no half fire is in flight when a push stops the old cron;
-what the core was told before is done before it is told to apply.
+The timer is set for the core's next due time, but for CLOCK_CHECK_S at most, so that a clock that was set is noticed.
+Firing is one step of the core (`tick`), so no fire is half done when a push stops the old cron.
 """
 
 import asyncio
@@ -16,13 +15,13 @@ from agent.core.machine import Core
 from wire.messages import ScheduleSet
 
 CLOCK_CHECK_S = 10.0
-"""Seconds after which the wall clock is read again, whatever is due."""
+"""Seconds after which the wall clock is read again, even if nothing is due."""
 THREAD_ENTRIES = 1000
-"""A push with more entries is worked out in a thread, so that the loop stays free."""
+"""A set with more entries is built in a thread, so that the event loop stays free."""
 
 
 class Scheduler:
-    """Rings when something is due and builds timetables, while `run` runs; the connection does not matter to it."""
+    """Calls the core when something is due and builds timetables, while `run` runs, connected or not."""
 
     def __init__(self, core: Core, clock: Callable[[], datetime], perform: Callable[[Sequence[Effect]], None]) -> None:
         self._core = core
@@ -34,7 +33,7 @@ class Scheduler:
         self._stopped = False
 
     async def run(self) -> None:
-        """Ring and apply until `stop`. Raises what the core raises."""
+        """Tick and apply pushes until `stop`. Raises what the core raises."""
         while not self._stopped:
             await self._woken.wait()
             self._woken.clear()
@@ -44,7 +43,7 @@ class Scheduler:
                 self._perform(self._core.tick(self._clock()))
 
     def arm(self) -> None:
-        """Set the timer to what the core waits for now. Call after every event of the core."""
+        """Set the timer to the core's `wake_at`. Call this after every event of the core."""
         if self._timer is not None:
             self._timer.cancel()
         if not self._stopped:
@@ -52,12 +51,12 @@ class Scheduler:
             self._timer = asyncio.get_running_loop().call_later(min(max(until, 0.0), CLOCK_CHECK_S), self._woken.set)
 
     def apply(self, push: Push | None) -> None:
-        """Have `run` work out a push and hand it to the core. The core asks for one at a time."""
+        """Have `run` build the set after a push and pass it to the core. The core asks for one push at a time."""
         self._asked.append(push)
         self._woken.set()
 
     def stop(self) -> None:
-        """Ring no more; `run` returns when a push that is being applied is done. Idempotent."""
+        """Tick no more. `run` returns after the push that it is applying. Idempotent."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()

@@ -1,4 +1,4 @@
-"""The agent as a service: the core inside its shells, from start to a clean stop."""
+"""The agent as a service: connects the core with its shells, from start to a clean stop."""
 
 import asyncio
 import logging
@@ -26,15 +26,14 @@ from wire.version import __version__
 log = logging.getLogger(__name__)
 
 CONFIRM_S = 3.0
-"""Seconds that a stop waits for the server to confirm how the last jobs ended; the journal has them either way."""
+"""Seconds that a stop waits for the server to confirm the last ends. The journal keeps those it does not confirm."""
 
 
 class Config(Struct, frozen=True):
     """The agent's host and its server. `url`: the server's, ws:// or wss://, with the path /agent.
 
-    `token`: what shows who it is, or what reads that; `ca_file`: who vouches for the server; `explain`: says why it is
-    not reached (see `Link`). `allowed_hooks`: the programs that `jobs` run as hooks, which the server is told;
-    None where that is not known.
+    `token`, `ca_file`, `explain`: see `Link`. `allowed_hooks`: the programs that jobs may run as hooks, as the server
+    is told; None where that is not known.
     """
 
     host: str
@@ -49,7 +48,7 @@ class Config(Struct, frozen=True):
 
 
 class Jobs(Protocol):
-    """What runs commands."""
+    """Runs commands."""
 
     async def run(
         self,
@@ -60,11 +59,11 @@ class Jobs(Protocol):
         """Run a command to its end; never raises for what the command does."""
 
     def stop(self, job_id: str, status: JobEnd) -> None:
-        """Have a job end soon with this status, also one that has not begun."""
+        """Stop a job, started or not, with this status."""
 
 
 CLOCK_S = 60.0
-"""Seconds between two messages that tell the server the host's time."""
+"""Seconds between two reports of the host's time to the server."""
 
 
 def utc_now() -> datetime:
@@ -73,7 +72,7 @@ def utc_now() -> datetime:
 
 
 class Service:
-    """One agent at work. `run` it; to end it well, `stop` it."""
+    """One agent. `run` it, and end it with `stop`."""
 
     def __init__(
         self,
@@ -100,7 +99,7 @@ class Service:
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
-        """Work until `stop` is called, or until cancelled. A defect in one part ends them all, and is raised."""
+        """Run until `stop` or until cancelled. An exception in one part ends all parts and is raised."""
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 journal = self._tasks.create_task(self._journal.run(), name="journal")
@@ -112,7 +111,7 @@ class Service:
                 self._scheduler.stop()
                 await scheduler
                 await self._end_jobs()
-                await self._journal.flush()  # what is told once it is on disk is told by then
+                await self._journal.flush()  # messages that wait for a write are sent after it
                 clock.cancel()
                 link.cancel()
                 journal.cancel()
@@ -121,15 +120,15 @@ class Service:
             self._ended.set()
 
     async def stop(self) -> None:
-        """End running jobs as interrupted, tell the server if it can be told at once, and have `run` return.
+        """Interrupt running jobs, report their ends if the server is connected, and have `run` return.
 
-        Idempotent. Also of a service whose `run` is yet to begin.
+        Idempotent. It may be called before `run`.
         """
         self._stopping.set()
         await self._ended.wait()
 
     async def _report_clock(self) -> None:
-        """Tell the server the host's time, which may have been set since the hello."""
+        """Report the host's time to the server: the clock may be set after the hello."""
         while True:
             await asyncio.sleep(CLOCK_S)
             if self.core.connected:
@@ -144,7 +143,7 @@ class Service:
                     await self._settled.wait()
 
     def perform(self, effects: Sequence[Effect]) -> None:
-        """Do what the core asks for, in order, without waiting; then set the timer to what it waits for."""
+        """Perform the core's effects in order, without waiting, and set the timer for its next due time."""
         for effect in effects:
             match effect:
                 case Send(messages):
@@ -170,11 +169,11 @@ class Service:
         self.perform(self.core.connection_made(self._clock()))
 
     def received(self, messages: Sequence[FromServer]) -> None:
-        """A frame of the server came."""
+        """A frame arrived."""
         self.perform(self.core.frame_received(messages, self._clock()))
 
     def disconnected(self) -> None:
-        """The connection is gone."""
+        """The connection is lost."""
         self.perform(self.core.connection_lost())
 
     async def _run_job(self, command: CommandRun, repository: Repository | None) -> None:

@@ -213,7 +213,7 @@ async def test_a_torn_journal_is_opened_with_a_warning_and_carries_on(path, capl
         assert state(memory) == state(replay(a_day()[:-1]))
         journal.append(a_day()[-1:])
     assert state(reopened(path)) == state(replay(a_day()))
-    assert [record.getMessage() for record in caplog.records] == ["journal: lines left out that were torn or damaged"]
+    assert [record.getMessage() for record in caplog.records] == ["journal: torn or damaged lines dropped"]
 
 
 DIES = """
@@ -321,7 +321,7 @@ async def test_a_full_disk_is_waited_for_and_nothing_is_told_before_it_is_writte
             await asyncio.wait_for(heard.said.wait(), 10)
             journals.log.removeHandler(heard)
             assert not told
-    assert "cannot write, trying again" in caplog.text
+    assert "not written, trying again" in caplog.text
     assert told
     assert state(reopened(path)) == state(replay(a_day()))
 
@@ -332,7 +332,7 @@ async def test_a_disk_that_stays_full_does_not_hold_up_the_end(path, monkeypatch
     with files_no_longer_than(0):
         async with opened(path) as (journal, _):
             journal.append(a_day())
-    assert "the disk took too long for the last records" in caplog.text
+    assert "the last records were not written in time" in caplog.text
     assert state(reopened(path)) == state(AgentState())
 
 
@@ -359,7 +359,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path, path
     (tmp_path / "file").touch()
     path.mkdir(parents=True)
     for bad in (tmp_path / "file" / "journal.jsonl", path, Path("/proc/lamplighter/journal.jsonl")):
-        with pytest.raises(JournalError, match="the agent needs a folder that it can write") as refused:
+        with pytest.raises(JournalError, match="choose a data folder that the agent can write to") as refused:
             Journal.open(bad)
         assert str(refused.value).startswith(f"{bad}: ")
         assert "\n" not in str(refused.value)
