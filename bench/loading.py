@@ -15,6 +15,7 @@ from agent.core import pushes
 from agent.core.state import AgentState
 from bench.result import Limits, Result, Row, Size, median, runs
 from bench.servers import repository, schedule
+from server.access.identity import Files
 from server.access.vault import Vault
 from server.app import assemble, new_id, utc_now
 from server.resources import manifests as resources
@@ -49,7 +50,7 @@ async def by_server(row: str, size: Size) -> Sequence[Result]:
         store = await asyncio.to_thread(Store.open, Path(folder) / "lamplighter.db")
         await _fill(store, size.loaded)
         for _ in range(size.runs):
-            parts = assemble(store, Vault([Vault.new_key()]), utc_now, new_id)
+            parts = assemble(store, Vault([Vault.new_key()]), utc_now, new_id, Files("admin", "agent"))
             begin = time.perf_counter()
             await parts.loader.load(store, Vault([Vault.new_key()]))
             took.append(time.perf_counter() - begin)

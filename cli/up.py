@@ -30,7 +30,7 @@ async def up(
     data = config.data
     async with (
         serving(config) as server,
-        metrics.serving(metrics_listen, server.registry, server.refuses),
+        metrics.serving(metrics_listen, server.parts.registry, server.refuses),
     ):
         url = f"http://{_authority(config.host, server.port)}"
         log.info("ready", extra={"url": url, "data": data, "folder": folder})
@@ -59,7 +59,7 @@ async def server(config: Config, metrics_listen: str, stop: asyncio.Event) -> No
     """Run a server until `stop` is set."""
     async with (
         serving(config) as running,
-        metrics.serving(metrics_listen, running.registry, running.refuses),
+        metrics.serving(metrics_listen, running.parts.registry, running.refuses),
     ):
         log.info("ready", extra={"listen": _authority(config.host, running.port), "data": config.data})
         await stop.wait()

@@ -23,12 +23,13 @@ from starlette.websockets import WebSocket
 
 from listener.accept import Listener, ListenError, bind, connection_limit
 from server.access import kubernetes, tokens
-from server.access.enrolment import KEY_PREFIX, Enrolment
+from server.access.agents import Agents
 from server.access.identity import Files, Identity, Reviews
 from server.access.vault import Vault
 from server.agents.hub import Hub
 from server.api import routing
 from server.api.services import Services
+from server.changes.enrolments import Enrolments
 from server.changes.hosts import Hosts
 from server.changes.listings import Listings
 from server.changes.load import Loader
@@ -37,7 +38,6 @@ from server.changes.repositories import Repositories
 from server.changes.restores import Restores
 from server.changes.runs import Runs
 from server.changes.schedules import Schedules
-from server.errors import Unauthorized
 from server.events import Events
 from server.fleet.catalog import Catalog
 from server.fleet.expected import Beginnings
@@ -101,18 +101,16 @@ class ServerError(Exception):
 
 
 class Parts(NamedTuple):
-    """All that a server is made of, built but not begun."""
+    """What a server is made of, before anything runs."""
 
     services: Services
     gateway: Gateway
     loader: Loader
     catalog: Catalog
-    beginnings: Beginnings
     credentials: HostCredentials
     lanes: Lanes
-    outcomes: Outcomes
     last_seen: LastSeen
-    metrics: Metrics
+    registry: CollectorRegistry
     events: Events
 
 
@@ -131,17 +129,6 @@ class Running(Struct, frozen=True):
     def __repr__(self) -> str:
         return f"Running(port={self.port})"
 
-    @property
-    def registry(self) -> CollectorRegistry:
-        """Its metrics."""
-        metrics = self.parts.metrics
-        return metrics.registry
-
-    @property
-    def services(self) -> Services:
-        """What the API has at hand."""
-        return self.parts.services
-
 
 def utc_now() -> datetime:
     """The wall clock."""
@@ -158,14 +145,11 @@ def assemble(
     vault: Vault,
     clock: Callable[[], datetime],
     new_id: Callable[[], str],
-    identity: Identity | None = None,
+    identity: Identity,
     grants: Grants | None = None,
     schemes: Sequence[str] = SCHEMES,
 ) -> Parts:
-    """Build a server's parts, each from those before it. Nothing begins: see `Loader.load` and `serving`.
-
-    `identity`: None where no agent connects.
-    """
+    """Build a server's parts, each from those before it. Nothing runs yet: see `Loader.load` and `serving`."""
     events, metrics, stream = Events(), Metrics(), ChangeStream()
     catalog, placement, beginnings = Catalog(vault, grants, schemes), Placement(), Beginnings()
     lanes, outcomes = Lanes(), Outcomes()
@@ -183,7 +167,7 @@ def assemble(
 
     pipeline = Pipeline(store, catalog, placement, beginnings, hub, events, clock)
     hosts = Hosts(pipeline, store, placement, hub, dispatcher, clock)
-    runs = Runs(store, catalog, placement, lanes, dispatcher, clock, new_id)
+    runs = Runs(pipeline, store, catalog, placement, lanes, dispatcher, clock, new_id)
     services = Services(
         schedules=Schedules(pipeline, catalog, placement, clock, new_id),
         repositories=Repositories(pipeline, catalog, placement, vault, clock, new_id),
@@ -191,7 +175,7 @@ def assemble(
         runs=runs,
         restores=Restores(runs, store, catalog, placement, clock),
         listings=Listings(runs, dispatcher, catalog, placement, hub, clock, new_id),
-        enrolment=Enrolment(store, hub.disconnect, clock),
+        enrolments=Enrolments(pipeline, store, placement, clock),
         store=store,
         placement=placement,
         hub=hub,
@@ -202,12 +186,9 @@ def assemble(
         stream=stream,
         clock=clock,
     )
-    gateway = Gateway(
-        hub, hosts, dispatcher, store, events, partial(_agent, identity, services.enrolment), clock, new_id
-    )
+    gateway = Gateway(hub, hosts, dispatcher, store, events, Agents(store, identity).host_of, clock, new_id)
     loader = Loader(catalog, placement, beginnings, hub, repository_states, outcomes, dispatcher, clock)
-    shared = catalog, beginnings, credentials, lanes, outcomes, last_seen, metrics, events
-    return Parts(services, gateway, loader, *shared)
+    return Parts(services, gateway, loader, catalog, credentials, lanes, last_seen, metrics.registry, events)
 
 
 @asynccontextmanager
@@ -252,18 +233,6 @@ async def _connected(hub: Hub) -> AsyncIterator[None]:
         yield
     finally:
         hub.disconnect_all()
-
-
-async def _agent(identity: Identity | None, enrolment: Enrolment, token: str) -> str:
-    """The host that an agent's token is for: a key of its own, or whatever else makes an agent here.
-
-    Raises Unauthorized.
-    """
-    if token.startswith(KEY_PREFIX):
-        return await enrolment.host_of(token)
-    if identity is None:
-        raise Unauthorized("no token is good here but the key of a host")
-    return await identity.agent(token)
 
 
 @asynccontextmanager

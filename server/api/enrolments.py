@@ -7,12 +7,12 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.access import enrolment
 from server.api.answers import json_response
 from server.api.conditions import condition
 from server.api.hosts import find_host
 from server.api.requests import Query, actor, body, converted, has_body, object_body
 from server.api.services import Services
+from server.changes.enrolments import DEFAULT_S, LONGEST_S, SHORTEST_S
 from server.resources.versions import host_version
 from wire.messages import HostName
 
@@ -20,7 +20,7 @@ from wire.messages import HostName
 class OfferBody(Struct, forbid_unknown_fields=True):
     """Seconds for which a token to enrol a host is valid."""
 
-    expires_in_s: Annotated[int, Meta(ge=enrolment.SHORTEST_S, le=enrolment.LONGEST_S)] = enrolment.DEFAULT_S
+    expires_in_s: Annotated[int, Meta(ge=SHORTEST_S, le=LONGEST_S)] = DEFAULT_S
 
 
 class Offer(Struct, frozen=True):
@@ -50,7 +50,7 @@ async def enrol_host(services: Services, request: Request) -> Response:
     Query(request)
     wanted = converted(await body(request), OfferBody) if has_body(request) else OfferBody()
     name = request.path_params["name"]
-    token, expires_at = await services.enrolment.offer(actor(request), name, wanted.expires_in_s)
+    token, expires_at = await services.enrolments.offer(actor(request), name, wanted.expires_in_s)
     return json_response(Offer(name, token, expires_at), 201, {"Cache-Control": "no-store"})
 
 
@@ -58,7 +58,7 @@ async def enrol(services: Services, request: Request) -> Response:
     """Register a host's key. It needs only the token in the body; a repeated request changes nothing."""
     Query(request)
     given = converted(await object_body(request), EnrolBody)
-    await services.enrolment.exchange(given.token, given.host, given.key_sha256)
+    await services.enrolments.exchange(given.token, given.host, given.key_sha256)
     return Response(status_code=204)
 
 
@@ -67,5 +67,5 @@ async def revoke_host_key(services: Services, request: Request) -> Response:
     Query(request)
     name, check = request.path_params["name"], condition(request)
     check(host_version((await find_host(services, name))["labels"]))
-    await services.enrolment.revoke(actor(request), name)
+    await services.enrolments.revoke(actor(request), name)
     return Response(status_code=204)

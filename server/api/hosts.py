@@ -60,7 +60,7 @@ async def delete_host(services: Services, request: Request) -> Response:
     name, check = request.path_params["name"], condition(request)
     check(host_version((await find_host(services, name))["labels"]))
     with suppress(NotFound):
-        await services.enrolment.revoke(actor(request), name)
+        await services.enrolments.revoke(actor(request), name)
     await services.hosts.delete(actor(request), name, check)
     return Response(status_code=204)
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple
 
-from server.access.enrolment import Enrolment
 from server.agents.hub import Hub
+from server.changes.enrolments import Enrolments
 from server.changes.hosts import Hosts
 from server.changes.listings import Listings
 from server.changes.repositories import Repositories
@@ -30,7 +30,7 @@ class Services(NamedTuple):
     runs: Runs
     restores: Restores
     listings: Listings
-    enrolment: Enrolment
+    enrolments: Enrolments
     store: Store
     placement: Placement
     hub: Hub

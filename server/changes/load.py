@@ -65,7 +65,7 @@ class Loader:
     def _take_in(self, loaded: Loaded) -> list[tuple[str, int, str]]:
         """Put what was loaded in force; the hosts that get a new version, with it and its digest."""
         catalog = self._catalog
-        catalog.put(loaded.schedules, loaded.repositories)
+        catalog.put(loaded.schedules, [catalog.resolve(row) for row in loaded.repositories])
         self._placement.put(catalog.place(row, catalog.resolved_of(row)) for row in loaded.schedules)
         moved = [it for row in loaded.hosts if (it := self._host(row)) is not None]
         for schedule in loaded.schedules:

@@ -8,7 +8,7 @@ from server.access.vault import Vault
 from server.changes.pipeline import Change, Pipeline, audit
 from server.errors import Conflict, Forbidden, Invalid
 from server.fleet.catalog import Catalog, full_name
-from server.fleet.placement import Placement
+from server.fleet.placement import Placement, Plan
 from server.resources import manifests
 from server.resources.bindings import binding_errors
 from server.resources.manifests import Credentials
@@ -64,7 +64,7 @@ class Repositories:
             line = audit(now, actor, "update" if old else "create", "Repository", full_name(row), **detail)
             resolved = self._catalog.resolve(row)
             users = [self._catalog.place(it, resolved) for it in self._catalog.users(row)]
-            await self._pipeline.commit(Change(line, put_repositories=[row]), self._placement.plan(users))
+            await self._pipeline.commit(Change(line), self._placement.plan(users), [resolved])
             return row._asdict(), old is None
 
     async def delete(self, actor: Actor, namespace: str, name: str, condition: Condition = unconditional) -> None:
@@ -76,7 +76,7 @@ class Repositories:
                 what = f"{full_name(row)} is used by Schedule {', '.join(users[:5])}"
                 raise Conflict(f"{what}: delete or change that first")
             line = audit(self._clock(), actor, "delete", "Repository", full_name(row))
-            await self._pipeline.commit(Change(line, delete_repositories=[row]), self._placement.plan())
+            await self._pipeline.commit(Change(line, delete_repositories=[row]), Plan())
 
     def _check(self, parsed: manifests.Repository) -> None:
         """Raises Invalid for a URL that no namespace may use, Forbidden for what this one may not reach or send."""

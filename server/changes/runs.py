@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from server.changes.pipeline import Change, audit, write_changes
+from server.changes.pipeline import Change, Pipeline, audit
 from server.errors import Conflict, Invalid, NotFound
 from server.fleet.catalog import Catalog
 from server.fleet.placement import PlacedSchedule, Placement
@@ -24,6 +24,7 @@ class Runs:
 
     def __init__(
         self,
+        pipeline: Pipeline,
         store: Store,
         catalog: Catalog,
         placement: Placement,
@@ -32,6 +33,7 @@ class Runs:
         clock: Callable[[], datetime],
         new_id: Callable[[], str],
     ) -> None:
+        self._pipeline = pipeline
         self._store = store
         self._catalog = catalog
         self._placement = placement
@@ -82,9 +84,7 @@ class Runs:
         for job in jobs:
             if len(self._lanes.runs(job.command.schedule_id, job.host)) >= MAX_RUNS:
                 raise Conflict(f"{MAX_RUNS} such jobs of {job.host} are not over: cancel some, or ask again later")
-        change = Change(line)
-        submit = self._store.submit
-        await stored(self._dispatcher.record(jobs, lambda rows: submit(write_changes, change._replace(put_jobs=rows))))
+        await stored(self._dispatcher.record(jobs, lambda rows: self._pipeline.store(Change(line, put_jobs=rows))))
 
     async def cancel(self, actor: Actor, job_id: str) -> Row:
         """Have a job end as cancelled. Raises NotFound, Conflict for one that has ended.
@@ -98,7 +98,7 @@ class Runs:
         why = f"cancelled by {actor.id}"
         ends, asked = self._dispatcher.to_cancel([job_id], why)
         line = audit(self._clock(), actor, "cancel", "Job", job_id)
-        future = self._store.submit(write_changes, Change(line, end_jobs=ends, cancel_jobs=asked))
+        future = self._pipeline.store(Change(line, end_jobs=ends, cancel_jobs=asked))
         await stored(then(future, lambda _: self._dispatcher.cancelled(ends, asked, why)))
         return await self._find(job_id)
 

@@ -63,11 +63,11 @@ class Catalog:
         key = repository.namespace, repository.name
         return [it for it in self.schedules.values() if repository_key(it) == key]
 
-    def put(self, schedules: Sequence[ScheduleRow] = (), repositories: Sequence[RepositoryRow] = ()) -> None:
+    def put(self, schedules: Sequence[ScheduleRow] = (), repositories: Sequence[ResolvedRepository] = ()) -> None:
         """These are in force."""
         self.schedules.update(((row.namespace, row.name), row) for row in schedules)
-        self.repositories.update(((row.namespace, row.name), row) for row in repositories)
-        self._resolved.update((row.id, self.resolve(row)) for row in repositories)
+        self.repositories.update(((it.row.namespace, it.row.name), it.row) for it in repositories)
+        self._resolved.update((it.row.id, it) for it in repositories)
 
     def remove(self, schedules: Sequence[ScheduleRow] = (), repositories: Sequence[RepositoryRow] = ()) -> None:
         """These are in force no more."""

@@ -63,6 +63,23 @@ class HostRow(NamedTuple):
     left_out: Mapping[str, Any] | None = None
 
 
+class EnrolmentRow(NamedTuple):
+    """A host's newest enrolment token, hashed. `key_hash`: of the key that it registered; empty while it is unused."""
+
+    host: str
+    token_hash: str
+    expires_at: datetime
+    key_hash: str = ""
+
+
+class HostKeyRow(NamedTuple):
+    """The key by which a host outside a cluster authenticates, hashed."""
+
+    host: str
+    key_hash: str
+    created_at: datetime
+
+
 class ScheduleRow(NamedTuple):
     """An accepted schedule. `earlier`: its timings before the current one, newest first."""
 

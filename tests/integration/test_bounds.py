@@ -127,17 +127,17 @@ async def test_progress_that_comes_too_often_is_not_looked_at(connect, declare, 
         ]
         await agent.socket.send(json.dumps(frame))
         await answered(agent)
-        first = server.services.dispatcher.progress_of(job_id)
+        first = server.parts.services.dispatcher.progress_of(job_id)
         clock.reach(clock() + 2 * PROGRESS)
         await agent.say("job.progress", job_id=job_id, fraction=1)
         await answered(agent)
-        assert (first.fraction, server.services.dispatcher.progress_of(job_id).fraction) == (0.001, 1)
+        assert (first.fraction, server.parts.services.dispatcher.progress_of(job_id).fraction) == (0.001, 1)
 
 
 async def test_the_loop_is_free_between_the_schedules_of_a_list(server, declare):
     for at in range(20):
         await declare(f"s{at}")
-    turns, services = 0, server.services
+    turns, services = 0, server.parts.services
 
     async def others():
         nonlocal turns

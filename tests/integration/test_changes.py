@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from server.access.identity import Files
 from server.access.vault import Vault
 from server.app import assemble
 from server.errors import Conflict, Invalid, NotFound, Problem
@@ -36,7 +37,7 @@ class World:
         self.services = self.parts.services
 
     def fresh(self):
-        parts = assemble(self.store, self.vault, lambda: self.now, self.new_id)
+        parts = assemble(self.store, self.vault, lambda: self.now, self.new_id, Files("admin", "agent"))
         hub: Any = parts.services.hub
         hub.is_connected = self.online.__contains__
         hub.deliver = lambda host, effects: self.delivered.extend((host, effect) for effect in effects)
@@ -136,6 +137,18 @@ async def test_a_change_of_nothing_is_not_audited(fleet):
     assert await fleet.audit() == before
 
 
+async def test_a_repository_that_is_put_opens_its_credentials_once(world, monkeypatch):
+    opened, unseal = [], world.vault.unseal
+
+    def counted(sealed):
+        opened.append(sealed)
+        return unseal(sealed)
+
+    monkeypatch.setattr(world.vault, "unseal", counted)
+    await world.repository(credentials={"password": "secret"})
+    assert len(opened) == 1
+
+
 async def test_the_audit_log_holds_no_credentials(fleet):
     await fleet.repository("main", credentials={"password": "correct horse"})
     rows = await fleet.store.read(list_audit, None, 100)
@@ -169,13 +182,15 @@ CHANGES = {
     "deleted host": lambda world: world.services.hosts.delete(ME, "d"),
     "host that says hello": lambda world: world.services.hosts.session("new"),
     "run now": lambda world: world.services.runs.run_now(ME, "ns", "db", None),
+    "enrolment token": lambda world: world.services.enrolments.offer(ME, "d"),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 async def test_a_change_that_cannot_be_stored_whole_changes_nothing(fleet, change):
     def break_tables(conn, items):
-        for table, event in (("hosts", "INSERT"), ("hosts", "UPDATE"), ("hosts", "DELETE"), ("jobs", "INSERT")):
+        events = ("hosts", "INSERT"), ("hosts", "UPDATE"), ("hosts", "DELETE"), ("jobs", "INSERT")
+        for table, event in (*events, ("enrolments", "INSERT")):
             conn.exec_driver_sql(
                 f"CREATE TRIGGER {table}_{event} BEFORE {event} ON {table} BEGIN SELECT RAISE(ABORT, 'broken'); END"
             )

@@ -256,7 +256,7 @@ async def test_jobs_of_one_run_or_of_like_names_are_told_apart_by_what_is_shown(
 async def test_as_many_digits_are_shown_as_tell_jobs_apart(lamplighter, server):
     like = ["ef" * 6 + last * 20 for last in "12"]
     rows = [JobRow(id_, "node-1", "backup", "user", "a", None, None, 0, command(id_), NOW) for id_ in like]
-    await server.services.store.write(record_jobs, rows)
+    await server.parts.services.store.write(record_jobs, rows)
     shown = [row[0] for row in table((await lamplighter("get", "jobs"))[1])[1:]]
     assert sorted(shown) == sorted(id_[:13] for id_ in (*JOBS, *like))
     assert f"{like[0][:13]} (backup on node-1, pending)" in (await lamplighter("logs", "efefefef"))[2]
@@ -427,7 +427,7 @@ async def test_a_long_error_is_the_last_thing_in_its_line_whole_where_it_is_pipe
     [job_id] = [it for it in ids if it.startswith(job)]
     error = "cannot open " + "/very/long/path" * 40
     end = JobFinished(job_id, "failed", NOW, error=error)
-    for future in server.services.dispatcher.finish("node-1", [end]):
+    for future in server.parts.services.dispatcher.finish("node-1", [end]):
         await future
     _, out, _ = await lamplighter("get", "jobs", COLUMNS="80")
     head, *rows = out.splitlines()

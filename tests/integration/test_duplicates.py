@@ -157,7 +157,7 @@ async def test_that_there_were_two_is_told_for_a_while_only(server, connect, hos
         await first.hears("schedule.set")
         async with connect(instance="two") as second:
             await second.closed()
-        known = server.services.hub.session("node-1")
+        known = server.parts.services.hub.session("node-1")
         assert [it["reason"] for it in (await host())["problems"]] == ["DuplicateAgent"]
         known.duplicate_at -= timedelta(minutes=4)
         assert (await host())["problems"] == []

@@ -480,7 +480,7 @@ async def test_a_folder_whose_controller_has_fallen_silent_is_told_also_after_a_
             assert await state(client) == {}
             now[0] += timedelta(minutes=2)
             assert list(await state(client)) == ["NotFollowing"]
-            family = {it.name: it.samples for it in server.parts.metrics.registry.collect()}
+            family = {it.name: it.samples for it in server.parts.registry.collect()}
             [sample] = family["lamplighter_controller_problem"]
             assert sample.labels == {"controller": OWNER, "reason": "NotFollowing"}
 

@@ -374,7 +374,7 @@ async def test_a_due_time_has_one_job_however_often_it_is_fired(api, declare, co
 
 
 async def test_a_burst_of_fires_from_many_connections_shares_a_commit(server, declare, connect, until):
-    schedule_id, store, jobs = await declare(), server.services.store, server.parts.lanes.jobs
+    schedule_id, store, jobs = await declare(), server.parts.services.store, server.parts.lanes.jobs
     commits, entered, let_go = [], threading.Event(), threading.Event()
 
     def hold(conn, items):

@@ -32,7 +32,7 @@ async def scraped(listen):
 
 async def test_the_first_end_of_a_kind_can_be_seen_to_be_new(server, listen):
     """Prometheus' increase() sees no increase in the first value of a series."""
-    async with metrics.serving(listen, server.parts.metrics.registry, metrics.always_ready):
+    async with metrics.serving(listen, server.parts.registry, metrics.always_ready):
         found = await scraped(listen)
     for kind in ("backup", "forget", "prune", "check", "unlock", "verify", "restore"):
         for status in ("failed", "timed_out", "warning", "interrupted"):
@@ -43,7 +43,7 @@ async def test_a_server_tells_what_happened_and_how_it_stands(server, api, decla
     schedule_id = await declare("etc")
     await declare("off", enabled=False)
     async with (
-        metrics.serving(listen, server.parts.metrics.registry, metrics.always_ready),
+        metrics.serving(listen, server.parts.registry, metrics.always_ready),
         connect() as agent,
         connect("gone") as gone,
     ):
@@ -114,7 +114,7 @@ async def test_of_very_many_pairs_those_that_are_overdue_first_are_told(server, 
         ended = datetime.now(UTC).isoformat()
         await agent.say("job.finished", job_id=job_id, status="succeeded", finished_at=ended)
         await agent.hears("job.confirmed")
-        families = {it.name: it for it in server.parts.metrics.registry.collect()}
+        families = {it.name: it for it in server.parts.registry.collect()}
     told = families["lamplighter_last_success_timestamp_seconds"].samples
     assert [it.labels["schedule"] for it in told] == ["srv"]
 
@@ -126,7 +126,7 @@ async def test_a_part_is_probed(server, listen):
         return waits_for[0]
 
     async with (
-        metrics.serving(listen, server.parts.metrics.registry, ready),
+        metrics.serving(listen, server.parts.registry, ready),
         httpx.AsyncClient(base_url=f"http://{listen}", trust_env=False) as client,
     ):
         alive, not_yet = await client.get("/healthz"), await client.get("/readyz")

@@ -271,7 +271,7 @@ async def test_a_metric_and_get_problems_tell_that_a_server_writes_nothing(ready
         command = Path(sys.executable).with_name("lamplighter"), "get", "problems"
         process = await asyncio.create_subprocess_exec(*command, env=os.environ | here, stdout=-1)
         out, _ = await process.communicate()
-        return process.returncode, out.decode(), server.parts.metrics.registry.get_sample_value(FAILING)
+        return process.returncode, out.decode(), server.parts.registry.get_sample_value(FAILING)
 
     assert await problems() == (0, "", 0)
     with full_disk():

@@ -57,7 +57,7 @@ async def api(server):
 @pytest.fixture
 def store(server):
     """The server's own, which no other may open."""
-    return server.services.store
+    return server.parts.services.store
 
 
 def manifest(kind, name, spec, namespace="ns", **others):
@@ -338,7 +338,7 @@ async def test_a_schedule_tells_on_how_many_hosts_it_is_and_how_many_hold_it(api
     await api.put("/schedules/ns/elsewhere", json=schedule("elsewhere", hostSelector={"matchLabels": {"a": "b"}}))
     for host in ("node-1", "node-2"):
         await api.put(f"/hosts/{host}", json={"labels": {}})
-    host = server.services.hub.session("node-1")
+    host = server.parts.services.hub.session("node-1")
     host.applied_version, host.applied_digest = host.desired.version, host.desired.held.digest
     items = (await api.get("/schedules")).json()["items"]
     counts = [(it["metadata"]["name"], it["status"]["hosts"], it["status"]["hostsInSync"]) for it in items]
@@ -451,7 +451,7 @@ async def test_what_nobody_expected_is_logged_and_not_told(api, server, monkeypa
     async def broken(*args):
         raise RuntimeError("the inside")
 
-    monkeypatch.setattr(server.services.runs, "cancel", broken)
+    monkeypatch.setattr(server.parts.services.runs, "cancel", broken)
     body = refused(await api.post("/jobs/1/cancel"), 500)
     assert "inside" not in str(body)
     assert "the inside" in caplog.text

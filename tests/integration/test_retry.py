@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from server.access.identity import Files
 from server.access.vault import Vault
 from server.app import assemble
 from server.store.engine import Store
@@ -32,7 +33,7 @@ class World:
     async def restart(self):
         if self.parts is not None:
             self.services.dispatcher.close()
-        self.parts = assemble(self.store, self.vault, lambda: self.now, self.new_id)
+        self.parts = assemble(self.store, self.vault, lambda: self.now, self.new_id, Files("admin", "agent"))
         self.services = self.parts.services
         await self.parts.loader.load(self.store, self.vault)
         self.jobs = self.services.dispatcher

@@ -12,6 +12,7 @@ import cron
 from agent import service as agents
 from agent.journal import Journal
 from agent.restic.runner import Runner
+from server.access.identity import Files
 from server.access.vault import Vault
 from server.app import Config, assemble, serving
 from server.errors import NotFound
@@ -54,7 +55,7 @@ class Story:
         self.began, self.succeeded = {}, {}
 
     def fresh(self):
-        return assemble(self.store, self.vault, self.clock, self.new_id)
+        return assemble(self.store, self.vault, self.clock, self.new_id, Files("admin", "agent"))
 
     @property
     def services(self):
@@ -125,7 +126,7 @@ class Story:
         await self.parts.loader.load(self.store, self.vault)
 
     def told(self):
-        families = {it.name: it for it in self.parts.metrics.registry.collect()}
+        families = {it.name: it for it in self.parts.registry.collect()}
         samples = families["lamplighter_last_success_timestamp_seconds"].samples
         return {(it.labels["schedule"], it.labels["host"]): it.value for it in samples}
 
@@ -309,8 +310,8 @@ async def test_a_run_that_left_something_undone_is_told_also_after_a_restart(ser
             assert (reasons(told), told["hostsFailed"], told["hostsWithoutSuccess"]) == (wrong, 0, 0)
     message = f"the last run left something undone on 1 of 1 hosts: node-1 ({said})"
     assert told["problems"] == [{"reason": "RunsIncomplete", "message": message}]
-    again = assemble(server.services.store, Vault([Vault.new_key()]), clock, lambda: "")
-    await again.loader.load(server.services.store, Vault([Vault.new_key()]))
+    again = assemble(server.parts.services.store, Vault([Vault.new_key()]), clock, lambda: "", Files("admin", "agent"))
+    await again.loader.load(server.parts.services.store, Vault([Vault.new_key()]))
     [covers] = (await again.services.coverage.schedules([again.catalog.schedules["ns", "etc"].id])).values()
     assert (covers.warned, covers.incomplete, covers.why) == (1, ["node-1"], {"node-1": said})
     again.services.dispatcher.close()
@@ -320,7 +321,7 @@ async def test_a_failure_stays_in_the_metric_until_the_next_success(server, cloc
     """A job that runs once a day is not forgotten after an hour."""
 
     def told(server):
-        families = {it.name: it.samples for it in server.parts.metrics.registry.collect()}
+        families = {it.name: it.samples for it in server.parts.registry.collect()}
         names = ("lamplighter_failed_hosts", "lamplighter_incomplete_hosts")
         return [sum(it.value for it in families[name]) for name in names]
 
@@ -370,7 +371,7 @@ async def test_a_clock_that_is_set_wrong_while_its_agent_is_connected_is_told(
 
 async def test_a_host_that_no_enabled_schedule_selects_is_counted(server, api, declare):
     def told():
-        families = {it.name: it.samples for it in server.parts.metrics.registry.collect()}
+        families = {it.name: it.samples for it in server.parts.registry.collect()}
         return [it.value for it in families["lamplighter_hosts_without_schedules"]]
 
     await declare("etc", hostSelector={"matchLabels": {"role": "db"}})
@@ -401,10 +402,10 @@ async def test_a_run_that_goes_on_beyond_its_limit_is_told_also_after_a_restart(
     message = "a run goes on beyond its timeoutSeconds on 1 of 1 hosts, whose agent may hang: node-1"
     assert told["problems"] == [{"reason": "RunsHang", "message": message}]
     assert (await api.get(f"/jobs/{job_id}")).json()["problem"].startswith("runs for longer than its limit of 1h")
-    store = server.services.store
-    again = assemble(store, Vault([Vault.new_key()]), clock, lambda: "")
+    store = server.parts.services.store
+    again = assemble(store, Vault([Vault.new_key()]), clock, lambda: "", Files("admin", "agent"))
     await again.loader.load(store, Vault([Vault.new_key()]))
-    families = {it.name: it.samples[0].value for it in again.metrics.registry.collect() if len(it.samples) == 1}
+    families = {it.name: it.samples[0].value for it in again.registry.collect() if len(it.samples) == 1}
     assert families["lamplighter_jobs_hanging"] == 1
     again.services.dispatcher.close()
 
@@ -489,7 +490,7 @@ async def test_a_repository_that_nobody_verified_in_time_is_told(api, clock, ser
     assert await problems() == {"main": [], "other": []}
     clock.now += timedelta(seconds=1)
     assert await problems() == {"main": ["NotVerified"], "other": []}
-    samples = {it.name: it.samples for it in server.parts.metrics.registry.collect()}
+    samples = {it.name: it.samples for it in server.parts.registry.collect()}
     [trouble] = samples["lamplighter_repository_problem"]
     assert trouble.labels == {"namespace": "ns", "repository": "main", "reason": "NotVerified"}
     [verified] = samples["lamplighter_last_verified_timestamp_seconds"]

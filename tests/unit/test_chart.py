@@ -255,8 +255,8 @@ def test_with_all_secrets_given_the_server_reads_none_through_the_api():
 # What is told.
 
 
-def measured(metrics):
-    return {line.split()[2] for line in generate_latest(metrics.registry).decode().splitlines() if "# HELP" in line}
+def measured(registry):
+    return {line.split()[2] for line in generate_latest(registry).decode().splitlines() if "# HELP" in line}
 
 
 @pytest.mark.anyio
@@ -264,7 +264,7 @@ async def test_alerts_speak_of_metrics_that_there_are(tmp_path):
     rules = named(rendered(values("monitoring")), "PrometheusRule", "lamplighter")["spec"]["groups"][0]["rules"]
     spoken_of = {name for rule in rules for name in re.findall(r"lamplighter_\w+", rule["expr"])}
     async with serving(Config(tmp_path, port=0)) as server:
-        there_are = measured(server.parts.metrics) | measured(ControllerMetrics())
+        there_are = measured(server.parts.registry) | measured(ControllerMetrics().registry)
     assert len(rules) >= 6
     assert spoken_of <= there_are
 

@@ -184,6 +184,37 @@ def test_no_name_is_reached_through_three_objects():
     assert sorted(known - found) == [], "no longer needed: take it from the list"
 
 
+PIPELINE = {"server/changes/pipeline.py", "server/changes/load.py"}
+"""What stores changes; the second does so before anything is in force."""
+
+
+def stored_by(file: str, tree: ast.AST) -> Iterator[str]:
+    """The statements on declared state, host keys and the audit log that a file of the server imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("server.store"):
+            for name in node.names:
+                if name.name in CHANGING or name.name == "batch":
+                    yield f"{file}: {name.name}"
+
+
+CHANGING = {
+    node.name
+    for file in ("declared", "hosts", "enrolments")
+    for node in ast.walk(TREES[f"server/store/{file}.py"])
+    if isinstance(node, ast.FunctionDef) and node.name.startswith(("upsert_", "delete_"))
+} | {"record_audit", "set_desired"}
+
+
+def test_the_pipeline_alone_stores_changes():
+    elsewhere = [
+        found
+        for file, tree in TREES.items()
+        if file.startswith("server/") and not file.startswith("server/store/") and file not in PIPELINE
+        for found in stored_by(file, tree)
+    ]
+    assert elsewhere == [], "give `Pipeline.commit` a Change"
+
+
 @pytest.mark.parametrize(
     "line",
     [
