@@ -1,4 +1,4 @@
-"""Options that several commands share. Each can also be given by an environment variable of its name."""
+"""Options that several commands share. An environment variable sets each of them too."""
 
 import functools
 import socket
@@ -18,7 +18,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def option(name: str, *parameter: str, **settings: Any) -> Decorator:
-    """A flag `--some-name` with the environment variable LAMPLIGHTER_SOME_NAME, as `parameter` where that is named."""
+    """An option `--some-name` that LAMPLIGHTER_SOME_NAME also sets; `parameter` names the function's argument."""
     variable = PREFIX + name.removeprefix("--").replace("-", "_").upper()
     return click.option(
         name, *parameter, envvar=variable, show_envvar=True, **{"show_default": "default" in settings} | settings
@@ -31,7 +31,7 @@ def this_host() -> str:
 
 
 def _schemes() -> tuple[str, ...]:
-    """The kinds of URLs that are allowed unless told otherwise."""
+    """The default of --allow-scheme, from the server, which not every command has installed."""
     from server.resources.urls import SCHEMES
 
     return SCHEMES
@@ -50,17 +50,23 @@ allow_hooks = option(
     "allow_hooks",
     metavar="PATH",
     multiple=True,
-    help="A program of this host that Schedules may have run before and after a job, with arguments of their choice; "
-    "may be given again.",
+    help="A program on this host that Schedules may run before and after a job, with any arguments; repeatable.",
 )
 allow_unconfined = option(
     "--allow-unconfined",
     is_flag=True,
-    help="Run jobs of namespaces that are granted a part of the host also where the kernel cannot hold them to it "
-    "(Landlock: since Linux 5.13, unless turned off). Then a symbolic link may lead them out.",
+    help="Run jobs of namespaces with granted paths even if the kernel cannot confine them (Landlock, Linux 5.13 or "
+    "newer). A symbolic link can then lead such a job out of its paths.",
 )
-grants = option("--grants", type=FILE, help="What namespaces may reach (YAML).", show_default="everything")
-host = option("--host", default=this_host, show_default="this machine's name", help="The host that this agent is.")
+grants = option(
+    "--grants", type=FILE, help="File with what each namespace may reach (YAML).", show_default="everything"
+)
+host = option(
+    "--host",
+    default=this_host,
+    show_default="this machine's name",
+    help="The name of the host that this agent runs on.",
+)
 schemes = option(
     "--allow-scheme",
     "schemes",
@@ -68,59 +74,60 @@ schemes = option(
     multiple=True,
     default=_schemes,
     show_default="all but rclone",
-    help="A kind of URL that Repositories may have; may be given again. With rclone, their authors can run programs.",
+    help="A URL scheme that Repositories may use; repeatable. `rclone` lets authors of Repositories run programs.",
 )
 log_format = option(
-    "--log-format", type=click.Choice(["text", "json"]), default="text", help="How log lines are written to stderr."
+    "--log-format", type=click.Choice(["text", "json"]), default="text", help="Format of log lines on stderr."
 )
 log_level = option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
-    help="The least important lines that are written.",
+    help="Least severe level that is logged.",
 )
 allow_empty = option(
     "--allow-empty",
     is_flag=True,
-    help="Delete what DIR declares no more, even where that is more than half of all that the server has of it.",
+    help="Delete what DIR no longer declares, even if that is more than half of what the server has from it.",
 )
 metrics_listen = option(
     "--metrics-listen",
     metavar="ADDRESS:PORT",
     default="",
     show_default=False,
-    help="Serve /metrics, /healthz and /readyz there, over HTTP.",
+    help="Serve /metrics, /healthz and /readyz here, over HTTP.",
 )
 keep_jobs = option(
     "--keep-jobs",
     type=click.IntRange(min=1),
     default=100_000,
-    help="How many jobs are kept, with their logs; the last of a schedule on a host, and the last success, always are.",
+    help="How many jobs to keep, with logs. The last run and last success of each schedule and host always stay.",
 )
 keep_jobs_days = option(
     "--keep-jobs-days",
     type=click.IntRange(min=1, max=36500),
     default=90,
-    help="For how many days jobs and the audit log are kept.",
+    help="How many days to keep jobs and the audit log.",
 )
 server_url = option("--server", default="http://127.0.0.1:8700", help="The server's URL.")
 token_file = option(
     "--token-file",
     type=click.Path(dir_okay=False, path_type=Path),
     default=None,
-    help="File with the token; found in the data folder when not given.",
+    help="File with the token.",
+    show_default="in the data folder",
 )
 
 
 ca_file = option(
     "--ca-file",
     type=FILE,
-    help="Authorities that vouch for the server (PEM), instead of the system's.",
+    help="CA certificates for the server (PEM), instead of the system's.",
 )
 
 
 class Access(NamedTuple):
-    """Where a server is, who vouches for it, and what proves who asks it."""
+    """How to reach a server: its URL, the folder or file with the token, and the CA certificates to trust."""
 
     server: str
     data_dir: Path
@@ -129,9 +136,9 @@ class Access(NamedTuple):
 
 
 def refuse_given(why: str, *parameters: str) -> None:
-    """Raises click.UsageError where one of these was given on the command line, for it would mean nothing.
+    """Raise click.UsageError, with the reason, if one of these was given on the command line without effect.
 
-    From the environment it may come for another command.
+    An environment variable is not an error: it may be meant for another command.
     """
     ctx = click.get_current_context()
     for parameter in ctx.command.params:
@@ -141,7 +148,7 @@ def refuse_given(why: str, *parameters: str) -> None:
 
 
 def access(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of a command that speaks with a server; it gets them as `access`."""
+    """Add the options of a command that calls a server; it gets them as `access`."""
 
     @server_url
     @data_dir
@@ -155,7 +162,7 @@ def access(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def checked_url(server: str) -> str:
-    """The URL of a server. Raises click.ClickException, with the remedy and without what may be a password."""
+    """A server's URL. Raises click.ClickException, with the remedy; its text has no user name and no password."""
     example = "give one like https://lamplighter.example.org:8700, or http://127.0.0.1:8700 on this machine"
     try:
         url = urlsplit(server)
@@ -165,27 +172,27 @@ def checked_url(server: str) -> str:
     if "@" in server:
         raise click.ClickException(f"--server holds a user name or a password: leave them out; {example}")
     if not valid or url.query or url.fragment:
-        raise click.ClickException(f"--server {server or 'is empty'}: this is no URL of a server; {example}")
+        raise click.ClickException(f"--server {server or 'is empty'}: not a server's URL; {example}")
     if url.path.rstrip("/").endswith(("/api/v1", "/agent")):
         raise click.ClickException(f"--server {server}: leave out the path; {example}")
     return server
 
 
 def address(listen_on: str, option: str = "--listen") -> tuple[str, int]:
-    """The host and port of "host:port" ("[::1]:8700" for IPv6). Raises click.BadParameter, with the remedy."""
+    """The host and port in "host:port" ("[::1]:8700" for IPv6). Raises click.BadParameter, with the remedy."""
     name, colon, port = listen_on.rpartition(":")
     if not colon or not name or not port.isdigit() or int(port) > 65535:
         raise click.BadParameter(f"{option} {listen_on!r} is not ADDRESS:PORT, for example 127.0.0.1:8700")
     return name.strip("[]"), int(port)
 
 
-START_A_SERVER = "start a server, give the --data-dir of one that was started elsewhere, or give --token-file"
-"""What to do where a server's token is missing."""
+START_A_SERVER = "start a server, or give the --data-dir of a running one, or give --token-file"
+"""The remedy where a server's token is missing."""
 ENROL_OR_NAME = (
     "enrol this host with --enrol-token-file and a token of `lamplighter enrol`, or give the server's agent-token with "
     "--token-file, or its --data-dir"
 )
-"""What to do where an agent has neither a key nor a token."""
+"""The remedy where an agent has neither a key nor a token."""
 
 
 def read_token(path: Path, remedy: str = START_A_SERVER) -> str:
@@ -202,9 +209,9 @@ def read_token(path: Path, remedy: str = START_A_SERVER) -> str:
 
 
 def token_reader(path: Path, remedy: str = START_A_SERVER) -> Callable[[], str]:
-    """Reads the token in a file as it is then, for some are replaced.
+    """A function that reads the token anew at each call, since some tokens are replaced.
 
-    Raises click.ClickException at once when there is none; the reader raises OSError.
+    Raises click.ClickException when there is no token now. The function raises OSError.
     """
     read_token(path, remedy)
     return lambda: path.read_text(encoding="ascii", errors="replace").strip()

@@ -1,4 +1,4 @@
-"""What a person types to get files back: `restore`, `snapshots` and `ls`."""
+"""Carries out `restore`, `snapshots` and `ls`."""
 
 import stat
 import time
@@ -10,28 +10,29 @@ from urllib.parse import quote
 
 import click
 
-from cli.ask import Item, Server, full_name, moment
+from cli.client import Client, Item, full_name
 from cli.logs import SHORT_ID
 from cli.options import Access
+from cli.rows import moment
 from cli.terminal import note, print_table, progress, say, say_json
 
-LOOK_S = 0.3
-"""Seconds between two looks at a restore that runs."""
+POLL_S = 0.3
+"""Seconds between two requests for a running restore's job."""
 _TYPES = {"dir": stat.S_IFDIR, "symlink": stat.S_IFLNK, "file": stat.S_IFREG, "fifo": stat.S_IFIFO}
 _TYPES |= {"dev": stat.S_IFBLK, "chardev": stat.S_IFCHR, "socket": stat.S_IFSOCK}
 
 
 def restore(access: Access, repository: str, spec: Mapping[str, Any]) -> None:
-    """Restore what a Restore's spec says, and follow it to its end. Raises click.ClickException when it fails."""
-    server = Server(access)
+    """Restore what `spec` says (a Restore's), and wait for its end. Raises click.ClickException when it failed."""
+    client = Client(access)
     namespace, _, name = full_name(repository).partition("/")
     path = f"/restores/{quote(namespace, safe='')}/{uuid.uuid4().hex}"
-    job = server.ask("PUT", path, body={"spec": {"repositoryRef": {"name": name}, **spec}})
+    job = client.request("PUT", path, body={"spec": {"repositoryRef": {"name": name}, **spec}})
     short = job["id"][:SHORT_ID]
     try:
-        job = _followed(server, path, job)
+        job = _followed(client, path, job)
     except KeyboardInterrupt:
-        note(f"it goes on as job {short}: `lamplighter cancel {short}` ends it")
+        note(f"the restore goes on as job {short}: `lamplighter cancel {short}` ends it")
         raise click.exceptions.Exit(130) from None
     if job["status"] not in ("succeeded", "warning"):
         raise click.ClickException(f"job {short} on {job['host']} {job['status']}: {job['error'] or 'see its log'}")
@@ -42,22 +43,22 @@ def restore(access: Access, repository: str, spec: Mapping[str, Any]) -> None:
     say(f"restored snapshot {snapshot} of {spec['sourceHost']} below {where}: {_files(files)}, {size}")
 
 
-def _followed(server: Server, path: str, job: Item) -> Item:
-    """A restore's job once it has ended; until then, in a terminal, how far it is."""
+def _followed(client: Client, path: str, job: Item) -> Item:
+    """Wait for a restore's job to end and return it. In a terminal, show its progress until then."""
     with progress() as show:
         while job["status"] in ("pending", "running"):
             told = job["progress"] or {}
-            doing = f"waits for {job['waits_for']}" if job["waits_for"] else "restores"
+            doing = f"waits for {job['waits_for']}" if job["waits_for"] else "restoring"
             done = f"{_files(told.get('files_done'))}, {_size(told.get('bytes_done', 0))}" if told else ""
             show(doing, done, told.get("fraction", 0) if told else None)
-            time.sleep(LOOK_S)
-            job = server.ask("GET", path)
+            time.sleep(POLL_S)
+            job = client.request("GET", path)
     return job
 
 
 def snapshots(access: Access, repository: str, host: str | None, limit: int | None, output: str) -> None:
     """Show the snapshots in a repository, newest first."""
-    items, truncated = _listed(Server(access), f"{_path(repository)}/snapshots", limit, host=host)
+    items, truncated = _listed(Client(access), f"{_path(repository)}/snapshots", limit, host=host)
     if output == "json":
         say_json({"items": items, "truncated": truncated})
     elif not items:
@@ -69,37 +70,36 @@ def snapshots(access: Access, repository: str, host: str | None, limit: int | No
         ]
         print_table(("SNAPSHOT", "TIME", "HOST", "TAGS", "PATHS"), rows, {})
     if truncated:
-        remedy = "have a Schedule of kind forget leave fewer, or run restic there" if host else "give --host"
-        _warn(f"there are more than can be listed, and only the newest are: {remedy}")
+        remedy = "keep fewer, with a Schedule of kind forget, or list them with restic" if host else "give --host"
+        _warn(f"the repository holds more snapshots than can be listed, these are the newest: {remedy}")
 
 
 def files(access: Access, repository: str, snapshot: str, path: str, host: str | None, output: str) -> None:
-    """Show what a folder of a snapshot holds."""
+    """Show the files in a folder of a snapshot."""
     where = f"{_path(repository)}/snapshots/{quote(snapshot, safe='')}/files"
-    items, truncated = _listed(Server(access), where, None, host=host, path=path)
+    items, truncated = _listed(Client(access), where, None, host=host, path=path)
     if output == "json":
         say_json({"items": items, "truncated": truncated})
     elif not items:
         note(f"{path} is empty")
     else:
-        print_table(("MODE", "OWNER", "SIZE", "MODIFIED", "PATH"), [_file(it) for it in items], {})
+        rows = []
+        for it in items:
+            mode = stat.filemode(_TYPES.get(it["type"], 0) | int(it["mode"], 8))
+            size = _size(it["size"]) if it["type"] == "file" else "-"
+            rows.append([mode, f"{it['uid']}:{it['gid']}", size, moment(it["mtime"]), it["path"]])
+        print_table(("MODE", "OWNER", "SIZE", "MODIFIED", "PATH"), rows, {})
     if truncated:
-        _warn("there is more than can be listed: name a folder in it")
+        _warn(f"{path} holds more files than can be listed: name a folder below it")
 
 
-def _file(item: Item) -> list[str]:
-    mode = stat.filemode(_TYPES.get(item["type"], 0) | int(item["mode"], 8))
-    size = _size(item["size"]) if item["type"] == "file" else "-"
-    return [mode, f"{item['uid']}:{item['gid']}", size, moment(item["mtime"]), item["path"]]
-
-
-def _listed(server: Server, where: str, limit: int | None, **query: object) -> tuple[Sequence[Item], bool]:
-    """What a host lists, page by page, and whether that is not all there is."""
+def _listed(client: Client, where: str, limit: int | None, **query: object) -> tuple[Sequence[Item], bool]:
+    """All items of a list that a host made, and whether the host left some out."""
     found: list[Item] = []
     cursor = None
     while True:
         left = 500 if limit is None else min(500, limit - len(found))
-        page = server.ask("GET", where, cursor=cursor, limit=left, **query)
+        page = client.request("GET", where, cursor=cursor, limit=left, **query)
         found += page["items"]
         cursor = page["next"]
         if cursor is None or len(found) == limit:
@@ -130,8 +130,8 @@ def _warn(text: str) -> None:
 
 
 def when(text: str) -> str:
-    """A time that a person gave, with its zone; without one, it is this machine's. Raises click.BadParameter."""
+    """A time as RFC 3339; without a zone it is in this machine's. Raises click.BadParameter."""
     try:
         return datetime.fromisoformat(text).astimezone().isoformat(timespec="seconds")
     except (ValueError, OverflowError):
-        raise click.BadParameter(f"{text!r} is no time like 2026-03-29T02:00", param_hint="--before") from None
+        raise click.BadParameter(f"{text!r} is not a time such as 2026-03-29T02:00", param_hint="--before") from None

@@ -162,8 +162,8 @@ async def test_get_jobs_shows_the_snapshot_or_the_error(lamplighter):
 async def test_get_limits_and_filters_jobs(lamplighter):
     found = json.loads((await lamplighter("get", "jobs", "-o", "json", "-n", "2", "--host", "node-1"))[1])["items"]
     assert [job["id"] for job in found] == [JOBS[2], JOBS[1]]
-    assert await lamplighter("get", "jobs", "--host", "node-9") == (0, "", "no jobs like that\n")
-    assert (await lamplighter("get", "jobs", "--schedule", "etc"))[2] == "no jobs like that\n"
+    assert await lamplighter("get", "jobs", "--host", "node-9") == (0, "", "no jobs match\n")
+    assert (await lamplighter("get", "jobs", "--schedule", "etc"))[2] == "no jobs match\n"
 
 
 async def test_get_as_json_is_what_rest_answers(lamplighter, server):
@@ -282,13 +282,13 @@ async def test_a_part_without_a_token_says_how_it_gets_one(lamplighter, tmp_path
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("run", "a/b/c"), "'a/b/c' is no name: give NAME (of namespace default) or NAMESPACE/NAME"),
-        (("run", "ns/"), "'ns/' is no name"),
-        (("snapshots", "/main"), "'/main' is no name"),
-        (("get", "jobs", "--schedule", ""), "'' is no name"),
-        (("get", "jobs", "--schedule", "Etc"), "'Etc' is no name"),
-        (("logs", ""), "the job is not named: give the first digits of its id"),
-        (("cancel", " "), "the job is not named"),
+        (("run", "a/b/c"), "'a/b/c' is not a valid name: give NAME (in namespace default) or NAMESPACE/NAME"),
+        (("run", "ns/"), "'ns/' is not a valid name"),
+        (("snapshots", "/main"), "'/main' is not a valid name"),
+        (("get", "jobs", "--schedule", ""), "'' is not a valid name"),
+        (("get", "jobs", "--schedule", "Etc"), "'Etc' is not a valid name"),
+        (("logs", ""), "JOB is empty: give the first digits of a job's id"),
+        (("cancel", " "), "JOB is empty"),
         (
             ("server", "--data-dir", "other", "--listen", "127.0.0.1:0", "--metrics-listen", "1"),
             "--metrics-listen '1' is not ADDRESS:PORT",
@@ -315,7 +315,7 @@ async def test_get_says_that_there_is_more_than_it_shows(lamplighter):
         items = json.loads((await lamplighter("get", what, "-o", "json"))[1])["items"]
         code, out, err = await lamplighter("get", what, "-n", str(len(items) - 1))
         assert (code, len(table(out)) - 1) == (0, len(items) - 1)
-        assert err == f"only the newest are shown: there are older {what}, for a --limit above {len(items) - 1}\n"
+        assert err == f"only the newest {len(items) - 1} are shown: give a larger --limit for older {what}\n"
         assert (await lamplighter("get", what, "-n", str(len(items))))[2] == ""
 
 
@@ -438,7 +438,7 @@ async def test_a_long_error_is_the_last_thing_in_its_line_whole_where_it_is_pipe
     assert all(row == row.rstrip() for row in [head, *rows])
 
 
-async def test_a_host_is_made_known_and_forgotten(lamplighter):
+async def test_a_host_is_created_and_deleted(lamplighter):
     code, out, err = await lamplighter("create", "host", "db-1", "--label", "role=db", "--label", "a.b/c=")
     assert (code, err) == (0, "")
     assert "lamplighter enrol db-1" in out
@@ -449,7 +449,7 @@ async def test_a_host_is_made_known_and_forgotten(lamplighter):
     assert (await lamplighter("enrol", "db-1"))[0] == 0
     code, _, err = await lamplighter("create", "host", "db-1", "--label", "role=web")
     assert (code, "already" in err) == (1, True)
-    assert await lamplighter("delete", "host", "db-1") == (0, "host db-1 is forgotten\n", "")
+    assert await lamplighter("delete", "host", "db-1") == (0, "host db-1 is deleted\n", "")
     code, _, err = await lamplighter("delete", "host", "db-1")
     assert (code, err) == (1, "Error: there is no host 'db-1'\n")
 

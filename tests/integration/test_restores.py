@@ -506,7 +506,7 @@ async def test_a_list_of_more_snapshots_than_are_told_has_the_newest_and_says_so
     said = json.loads(out)
     assert (code, said["truncated"], len(said["items"])) == (0, True, 10_000)
     assert [it["id"] for it in said["items"]] == [it["id"] for it in found[:-10_001:-1]]
-    assert err.startswith("Warning: there are more than can be listed, and only the newest are: ")
+    assert err.startswith("Warning: the repository holds more snapshots than can be listed, these are the newest: ")
     assert remedy in err
     assert (page["truncated"], page["items"][0]["id"]) == (True, found[-1]["id"])
 
@@ -536,6 +536,6 @@ async def test_a_folder_of_more_files_than_are_told_is_listed_page_by_page_and_s
     shown = {row.split()[-1] for row in rows}
     assert head.split() == ["MODE", "OWNER", "SIZE", "MODIFIED", "PATH"]
     assert 10_000 - 2 <= len(shown) == len(rows) <= 10_000  # restic's lines on the snapshot and the folder count too
-    assert err == "Warning: there is more than can be listed: name a folder in it\n"
+    assert err == f"Warning: {source} holds more files than can be listed: name a folder below it\n"
     assert (said["truncated"], {it["path"] for it in said["items"]}) == (True, shown)
     assert (narrow[0], len(narrow[1].splitlines()), narrow[2]) == (0, 2, "")

@@ -180,6 +180,6 @@ def test_nothing_else_writes_to_a_terminal():
                 if name in writers and isinstance(node, (ast.Attribute, ast.Name)):
                     found.add((str(path), name))
     assert {it for it in found if it[0] != "cli/terminal.py"} == {
-        ("cli/ask.py", "stdout"),  # asks whether it is a terminal
+        ("cli/hosts.py", "stdout"),  # asks whether it is a terminal
         ("cli/logs.py", "stderr"),  # where its formatters write
     }

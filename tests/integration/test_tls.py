@@ -10,7 +10,7 @@ import pytest
 
 from agent.link import Link
 from cli.agent import enrol
-from cli.ask import Server
+from cli.client import Client as CliClient
 from cli.options import Access
 from cli.reach import reason
 from controller.client import Client, Unreachable
@@ -168,7 +168,7 @@ async def test_a_host_is_enrolled_over_tls_by_its_authority(server, files, tmp_p
     async with Client(url, server.admin_token, files.ca) as client:
         await client.put_host("web-1", {})
     access = Access(url, tmp_path / "data", None, files.ca)
-    offer = await asyncio.to_thread(lambda: Server(access).ask("POST", "/hosts/web-1/enrolments", body={}))
+    offer = await asyncio.to_thread(lambda: CliClient(access).request("POST", "/hosts/web-1/enrolments", body={}))
     await asyncio.to_thread(enrol, url, offer["token"], "web-1", tmp_path / "agent", files.ca)
     assert (tmp_path / "agent" / "host-key").read_text().startswith("hostkey_")
 
@@ -180,7 +180,7 @@ async def test_what_is_wrong_with_tls_is_said_with_the_remedy(server, files, tmp
         ports = {"tls": server.port, "plain": plain.port}
         access = Access(url.format(**ports), tmp_path / "data", None, ca and tmp_path / ca)
         with pytest.raises(click.ClickException) as raised:
-            await asyncio.to_thread(lambda: Server(access).ask("GET", "/hosts"))
+            await asyncio.to_thread(lambda: CliClient(access).request("GET", "/hosts"))
     assert [it for it in said if it.format(**ports) not in raised.value.message] == []
     assert "_ssl.c" not in raised.value.message
 
@@ -193,7 +193,7 @@ async def test_authorities_that_are_none_are_told_by_every_part(server, tmp_path
     with pytest.raises(click.ClickException, match=said):
         await asyncio.to_thread(enrol, url, "enrol_secret", "web-1", tmp_path / "agent", ca)
     with pytest.raises(click.ClickException, match=said):
-        Server(Access(url, tmp_path / "data", None, ca))
+        CliClient(Access(url, tmp_path / "data", None, ca))
     gateway, explain = f"wss://127.0.0.1:{server.port}/agent", reason(url, ca)
     link = Link(gateway, "token", Waiting(), random.Random(1), ca_file=ca, explain=explain)
     async with asyncio.timeout(60):

@@ -64,7 +64,7 @@ SET_FROM_OUTSIDE: dict[str, set[str]] = {
     "server/transport/tls.py": {"connection.context", "outer.sni_callback"},  # ssl asks for both
 }
 REACHED_THROUGH: dict[str, set[str]] = {
-    "cli/ask.py": {"self._http.base_url.copy_with"},  # httpx
+    "cli/client.py": {"self._http.base_url.copy_with"},  # httpx
     "controller/folder/documents.py": {"node.value.start_mark.line"},  # PyYAML
     "server/gateway/endpoint.py": {"websocket.state.peer.keep"},  # ASGI's place for what belongs to a connection
     "server/store/batch.py": {"table.c.value.as_string"},  # SQLAlchemy

@@ -1,0 +1,161 @@
+"""What `get` shows of each item: the columns of each list, and an item as a row of cells."""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from cli.client import Item
+from cli.logs import SHORT_ID, local_time
+
+
+def _schedule(item: Item, _: Mapping[str, str]) -> list[str]:
+    metadata, spec, status = item["metadata"], item["spec"], item["status"]
+    next_ = status.get("nextScheduleTime")
+    hosts = [str(status[count]) for count in ("hosts", "hostsInSync", "hostsFailed", "hostsOverdue")]
+    oldest = _ago(status.get("oldestSuccessTime")) if not status["hostsWithoutSuccess"] else "never"
+    due = [_ago(status.get("lastScheduleTime")), oldest, f"in {_span(-_since(next_))}" if next_ else "disabled"]
+    return [metadata["namespace"], metadata["name"], spec["kind"], spec["cron"], *hosts, *due, _problems(status)]
+
+
+def _host(item: Item, _: Mapping[str, str]) -> list[str]:
+    versions = [str(item["desired_version"]), str(item["applied_version"])]
+    in_sync = [_yes(item["connected"]), *versions, _yes(item["in_sync"])]
+    seen = _ago(item["last_seen"]) if item["last_seen"] else "never"
+    in_sync.append(str(item["schedules"]))
+    return [item["name"], *in_sync, item["agent_version"] or "-", seen, _problems(item)]
+
+
+def _repository(item: Item, _: Mapping[str, str]) -> list[str]:
+    metadata, status = item["metadata"], item["status"]
+    times = [_age(metadata["creationTimestamp"]), _ago(status.get("lastVerified"))]
+    return [metadata["namespace"], metadata["name"], item["spec"]["url"], *times, _problems(status)]
+
+
+def _problems(item: Item) -> str:
+    """An item's problems in one line; "-" when there are none."""
+    return "; ".join(f"{it['reason']}: {' '.join(it['message'].split())}" for it in item["problems"]) or "-"
+
+
+def _job(item: Item, names: Mapping[str, str]) -> list[str]:
+    uid = item["scheduled_id"] or "-"
+    schedule = item["actor_id"] if item["actor_kind"] == "schedule" else names.get(uid, uid[:SHORT_ID])
+    what = [names[item["id"]], item["host"], schedule, item["kind"], item["status"]]
+    times = [moment(item["scheduled_at"]), moment(_began(item)), _took(item)]
+    return [*what, *times, outcome(item) or "-"]
+
+
+def _audit(item: Item, _: Mapping[str, str]) -> list[str]:
+    actor = f"{item['actor_kind']}/{item['actor_id']}"
+    return [moment(item["at"]), actor, item["action"], item["object_kind"], item["object_name"]]
+
+
+class Table(NamedTuple):
+    """How a list is shown. `row`: an item's cells, given names by id. `optional`: columns that a narrow terminal leaves
+    out, in this order."""
+
+    columns: Sequence[str]
+    row: Callable[[Item, Mapping[str, str]], list[str]]
+    optional: Sequence[str]
+
+
+TABLES: Mapping[str, Table] = {
+    "schedules": Table(
+        (
+            *("NAMESPACE", "NAME", "KIND", "CRON", "HOSTS", "INSYNC", "FAILED", "OVERDUE"),
+            *("LAST", "OLDEST-SUCCESS", "NEXT", "PROBLEM"),
+        ),
+        _schedule,
+        ("KIND", "CRON", "INSYNC", "NEXT"),
+    ),
+    "hosts": Table(
+        ("NAME", "CONNECTED", "DESIRED", "APPLIED", "INSYNC", "SCHEDULES", "AGENT", "LAST-SEEN", "PROBLEM"),
+        _host,
+        ("AGENT", "APPLIED", "DESIRED"),
+    ),
+    "repositories": Table(("NAMESPACE", "NAME", "URL", "AGE", "VERIFIED", "PROBLEM"), _repository, ("AGE",)),
+    "jobs": Table(
+        ("JOB", "HOST", "SCHEDULE", "KIND", "STATUS", "DUE", "STARTED", "DURATION", "SNAPSHOT/ERROR"),
+        _job,
+        ("DUE", "KIND", "STARTED"),
+    ),
+    "audit": Table(("TIME", "ACTOR", "ACTION", "KIND", "OBJECT"), _audit, ("ACTION",)),
+}
+STYLES = {
+    "succeeded": "green",
+    "yes": "green",
+    "running": "cyan",
+    "pending": "cyan",
+    "warning": "yellow",
+    "cancelled": "yellow",
+    "interrupted": "yellow",
+    "failed": "red",
+    "timed_out": "red",
+    "no": "red",
+}
+
+
+def short_ids(jobs: Sequence[Item]) -> Mapping[str, str]:
+    """The shortest first digits, SHORT_ID at least, that tell these jobs apart, by whole id."""
+    ids = {str(job["id"]) for job in jobs}
+    size = SHORT_ID
+    while len({id_[:size] for id_ in ids}) < len(ids):
+        size += 1
+    return {id_: id_[:size] for id_ in ids}
+
+
+def outcome(job: Item) -> str:
+    """A job's snapshot or error. Of an unfinished job: what it waits for, or since when it runs and its problem."""
+    if job["waits_for"]:
+        return f"waits for {job['waits_for']}".replace("waits for retry", "retry")
+    if job["status"] == "running":
+        since = f"since {moment(_began(job))}"
+        return f"{since}; {job['problem']}" if job["problem"] else since
+    snapshot = (job["snapshot_id"] or "")[:SHORT_ID]
+    error = " ".join((job["error"] or "").split())
+    return f"{snapshot} ({error})" if snapshot and error else snapshot or error
+
+
+def _began(job: Item) -> str | None:
+    """When a job began: by its host's report at the end, until then when the host accepted it."""
+    began: str | None = job["started_at"] or job["accepted_at"]
+    return began
+
+
+def _took(job: Item) -> str:
+    if (began := _began(job)) is None:
+        return "-"
+    end = datetime.fromisoformat(job["finished_at"]) if job["finished_at"] else datetime.now(UTC)
+    return _span((end - datetime.fromisoformat(began)).total_seconds())
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def moment(time: str | None) -> str:
+    """A time of REST (RFC 3339) for people, in the local zone; "-" for None."""
+    return local_time(datetime.fromisoformat(time)) if time else "-"
+
+
+def _ago(time: str | None) -> str:
+    return f"{_age(time)} ago" if time else "-"
+
+
+def _age(time: str) -> str:
+    return _span(_since(time))
+
+
+def _since(time: str) -> float:
+    """Seconds from a time of REST until now."""
+    return (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
+
+
+def _span(seconds: float) -> str:
+    """A duration in its largest unit or two, as kubectl writes ages: 45s, 3m20s, 5h, 12d."""
+    left = max(0, round(seconds))
+    for size, unit, below, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if left >= size:
+            whole, rest = divmod(left, size)
+            few = f"{rest // below}{part}" if whole < 10 and rest >= below else ""
+            return f"{whole}{unit}{few}"
+    return f"{left}s"
