@@ -16,8 +16,8 @@ from websockets.typing import Subprotocol
 from bench.fleet import Clock, still
 from bench.result import Limits, Result, Row, Size, median, runs
 from bench.servers import declare, schedule
-from server.agents.session import MAX_RUNS
 from server.app import Config, Running, serving
+from server.jobs.fires import MAX_RUNS
 from wire import codec
 from wire.messages import PROTOCOL, Hello, ScheduleFire
 

@@ -54,7 +54,7 @@ async def by_server(row: str, size: Size) -> Sequence[Result]:
             begin = time.perf_counter()
             await parts.loader.load(store, Vault([Vault.new_key()]))
             took.append(time.perf_counter() - begin)
-            assert len(parts.services.placement.hosts["host"].held) == size.loaded
+            assert len(parts.services.placement.hosts["host"].entries) == size.loaded
         await store.close()
     return [_result(row, size.loaded, "schedules loaded by the server: rows, sets and digests", took)]
 

@@ -40,7 +40,7 @@ from server.changes.runs import Runs
 from server.changes.schedules import Schedules
 from server.events import Events
 from server.fleet.catalog import Catalog
-from server.fleet.expected import Beginnings
+from server.fleet.expected import ExpectedSince
 from server.fleet.placement import Placement
 from server.gateway.endpoint import Gateway
 from server.gateway.last_seen import LastSeen
@@ -151,21 +151,21 @@ def assemble(
 ) -> Parts:
     """Build a server's parts, each from those before it. Nothing runs yet: see `Loader.load` and `serving`."""
     events, metrics, stream = Events(), Metrics(), ChangeStream()
-    catalog, placement, beginnings = Catalog(vault, grants, schemes), Placement(), Beginnings()
+    catalog, placement, expected_since = Catalog(vault, grants, schemes), Placement(), ExpectedSince()
     lanes, outcomes = Lanes(), Outcomes()
     repository_states = RepositoryStates(catalog, placement, lanes, events)
     credentials = HostCredentials(catalog, placement, lanes, vault)
     hub = Hub(credentials, events, clock)
     dispatcher = Dispatcher(store.submit, lanes, placement, hub, repository_states, events, clock)
-    coverage = CoverageReader(catalog, placement, beginnings, hub, lanes, outcomes, clock)
+    coverage = CoverageReader(catalog, placement, expected_since, hub, lanes, outcomes, clock)
     last_seen = LastSeen(store, hub)
     controllers = Controllers(catalog, placement, clock)
-    for part in (beginnings, outcomes, repository_states, dispatcher, last_seen, metrics, stream):
+    for part in (expected_since, outcomes, repository_states, dispatcher, last_seen, metrics, stream):
         events.subscribe(part.on_event)
     health = repository_states.health
     metrics.registry.register(StateCollector(store, catalog, hub, lanes, health, coverage, controllers, clock))
 
-    pipeline = Pipeline(store, catalog, placement, beginnings, hub, events, clock)
+    pipeline = Pipeline(store, catalog, placement, expected_since, hub, events, clock)
     hosts = Hosts(pipeline, store, placement, hub, dispatcher, clock)
     runs = Runs(pipeline, store, catalog, placement, lanes, dispatcher, clock, new_id)
     services = Services(
@@ -187,7 +187,7 @@ def assemble(
         clock=clock,
     )
     gateway = Gateway(hub, hosts, dispatcher, store, events, Agents(store, identity).host_of, clock, new_id)
-    loader = Loader(catalog, placement, beginnings, hub, repository_states, outcomes, dispatcher, clock)
+    loader = Loader(catalog, placement, expected_since, hub, repository_states, outcomes, dispatcher, clock)
     return Parts(services, gateway, loader, catalog, credentials, lanes, last_seen, metrics.registry, events)
 
 

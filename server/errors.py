@@ -1,4 +1,4 @@
-"""What can go wrong for a caller of the API: one class for each kind, told as RFC 9457 problem details."""
+"""Errors that a caller of the API can get: one class for each HTTP status, sent as RFC 9457 problem details."""
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -8,19 +8,22 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class FieldError(TypedDict):
-    """One field that is wrong: its path from the top of the body (`spec.cron`), or the parameter's name."""
+    """A wrong field: its path from the top of the body, such as `spec.cron`, or the name of a parameter."""
 
     field: str
     detail: str
 
 
-def in_words(errors: Sequence[FieldError], most: int = 5) -> str:
-    """Some of what is wrong, in one text."""
-    return "; ".join(f"{it['field']} {it['detail']}" for it in errors[:most])
+def as_text(errors: Sequence[FieldError], limit: int = 5) -> str:
+    """The first `limit` field errors as one line of text."""
+    return "; ".join(f"{it['field']} {it['detail']}" for it in errors[:limit])
 
 
-class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem
-    """Base of all problems. `detail` says what is wrong and what to do, for the caller to read: never a secret."""
+class ApiException(Exception):  # noqa: N818 - subclasses are named after the phrases of their status
+    """Base of all errors that the API answers with. `detail` is for the caller: what is wrong and what to do about it.
+
+    `detail` and `errors` never contain a secret.
+    """
 
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
     headers: ClassVar[Mapping[str, str]] = {}
@@ -35,11 +38,11 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem
 
     @property
     def title(self) -> str:
-        """The status code's phrase, as RFC 9457, section 4.2.1, wants for a problem of type about:blank."""
+        """The phrase of the status code, which RFC 9457, section 4.2.1, asks for when the type is about:blank."""
         return self.status.phrase
 
     def body(self) -> dict[str, object]:
-        """The members of the problem details object (RFC 9457, section 3.1), with `errors` where fields are named."""
+        """The problem details object (RFC 9457, section 3.1). It has `errors` when fields are named."""
         body: dict[str, object] = {
             "type": "about:blank",
             "title": self.title,
@@ -49,87 +52,87 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem
         return {**body, "errors": self.errors} if self.errors else body
 
 
-class BadRequest(Problem):
-    """The request cannot be read: its JSON, a parameter, a cursor."""
+class BadRequest(ApiException):
+    """The request cannot be parsed: its JSON, a parameter, a cursor."""
 
     status = HTTPStatus.BAD_REQUEST
 
 
-class Unauthorized(Problem):
-    """No token, or one that is not known."""
+class Unauthorized(ApiException):
+    """The request has no token, or an unknown one."""
 
     status = HTTPStatus.UNAUTHORIZED
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer realm="lamplighter"'}
 
 
-class Forbidden(Problem):
+class Forbidden(ApiException):
     """The caller is known, but may not do this."""
 
     status = HTTPStatus.FORBIDDEN
 
 
-class NotFound(Problem):
-    """No object of that name."""
+class NotFound(ApiException):
+    """There is no object of that name."""
 
     status = HTTPStatus.NOT_FOUND
 
 
-class Conflict(Problem):
-    """The object's state does not allow this."""
+class Conflict(ApiException):
+    """The current state of the object does not allow this."""
 
     status = HTTPStatus.CONFLICT
 
 
-class PreconditionFailed(Problem):
-    """The object is not as the caller's condition demands (RFC 9110, section 13)."""
+class PreconditionFailed(ApiException):
+    """The object does not match the caller's condition (RFC 9110, section 13)."""
 
     status = HTTPStatus.PRECONDITION_FAILED
 
 
-class TooLarge(Problem):
-    """The body is longer than the server reads."""
+class TooLarge(ApiException):
+    """The body is longer than the server accepts."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
-class TooSlow(Problem):
-    """The request did not come in time; what is left of it is not awaited."""
+class TooSlow(ApiException):
+    """The request did not arrive in time. The server closes the connection without reading the rest."""
 
     status = HTTPStatus.REQUEST_TIMEOUT
     headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
 
 
-class UnsupportedMediaType(Problem):
-    """The body is of a type that the server does not read."""
+class UnsupportedMediaType(ApiException):
+    """The body has a media type that the server does not accept."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
 
-class Invalid(Problem):
-    """The request can be read, but what it says is not allowed; `errors` names each field."""
+class Invalid(ApiException):
+    """The request can be parsed, but fields of it are not allowed. `errors` names each field."""
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
 
     @classmethod
     def field(cls, field: str, detail: str) -> Self:
-        """One field is wrong."""
+        """The error for one wrong field."""
         return cls("the request is not allowed", [{"field": field, "detail": detail}])
 
 
-class BadGateway(Problem):
-    """A host was asked, and could not do it."""
+class BadGateway(ApiException):
+    """The server asked a host, and the host failed."""
 
     status = HTTPStatus.BAD_GATEWAY
 
 
-class NoAnswer(Problem):
-    """No host could be asked, or the one that was gave no answer in time."""
+class NoAnswer(ApiException):
+    """No host could be asked, or the host did not answer in time."""
 
     status = HTTPStatus.GATEWAY_TIMEOUT
 
 
-class Unavailable(Problem):
-    """The server cannot do this now; the same request may succeed later."""
+class Unavailable(ApiException):
+    """The server cannot do this now. The same request may succeed later."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}

@@ -1,7 +1,7 @@
-"""Events: what has happened in the server, as typed values, told to whoever listens.
+"""Events: typed values for what has happened in the server, and `Events`, which passes them to listeners.
 
-A listener is a plain function that notes what it is told and returns at once; whoever has more to do keeps a queue of
-its own. A listener that raises is logged, and hurts neither the one who tells nor the other listeners.
+A listener is a plain function. It records the event and returns at once; slow work belongs in a queue of its own. An
+exception in a listener is logged. It reaches neither the publisher nor the other listeners.
 """
 
 import logging
@@ -19,9 +19,9 @@ Key = tuple[str, str]
 
 
 class DeclarationChanged(Struct, frozen=True):
-    """What is declared has changed, and is in force: these were put, and those, by their ids or names, deleted.
+    """Resources were created, updated or deleted, and the change is in force.
 
-    `moved`: the hosts that should hold another set now.
+    `deleted_schedules`, `deleted_repositories`: their ids. `hosts_with_new_set`: hosts whose desired set has changed.
     """
 
     schedules: Sequence[Key] = ()
@@ -30,30 +30,30 @@ class DeclarationChanged(Struct, frozen=True):
     deleted_schedules: Sequence[str] = ()
     deleted_repositories: Sequence[str] = ()
     deleted_hosts: Sequence[str] = ()
-    moved: Sequence[str] = ()
+    hosts_with_new_set: Sequence[str] = ()
 
 
 class HostConnected(Struct, frozen=True):
-    """A host said hello, and can be reached."""
+    """A host sent its hello, and pushes reach it."""
 
     host: str
 
 
 class HostDisconnected(Struct, frozen=True):
-    """A host's connection is over. `last_heard`: when anything last came from it."""
+    """A host's connection has ended. `last_seen`: when the server last received anything from the host."""
 
     host: str
-    last_heard: datetime
+    last_seen: datetime
 
 
 class DuplicateAgent(Struct, frozen=True):
-    """A second agent of a host was refused, or was not seen again since."""
+    """A second agent of a host was refused, or has stopped trying to connect."""
 
     host: str
 
 
 class HostAcked(Struct, frozen=True):
-    """A host said what it holds. `seconds`: how long after the push that it proves to hold; None for any other ack."""
+    """A host sent an ack. `seconds`: time since the push that it confirms; None when it confirms no push."""
 
     host: str
     version: int
@@ -61,8 +61,10 @@ class HostAcked(Struct, frozen=True):
 
 
 class RecordedJob(Struct, frozen=True):
-    """A job that is stored. `due`: its due time, None for one that somebody asked for; `missed`: due times it stands
-    for besides."""
+    """A job that was stored. `due`: its due time; None for a job that a Run or Restore asked for.
+
+    `missed`: how many earlier due times the job stands for.
+    """
 
     job_id: str
     host: str
@@ -72,13 +74,13 @@ class RecordedJob(Struct, frozen=True):
 
 
 class JobsRecorded(Struct, frozen=True):
-    """Jobs are stored, each for the first time."""
+    """New jobs were stored."""
 
     jobs: Sequence[RecordedJob]
 
 
 class FireRefused(Struct, frozen=True):
-    """A due time that a host fired has no job of its own. `reason`: a RefusalReason."""
+    """A fire got no job of its own. `reason`: a RefusalReason."""
 
     host: str
     schedule_id: str
@@ -86,36 +88,36 @@ class FireRefused(Struct, frozen=True):
 
 
 class JobsChanged(Struct, frozen=True):
-    """Jobs have begun, or wait for their next attempt."""
+    """Jobs have started, or now wait for their next attempt."""
 
     job_ids: Sequence[str]
 
 
 class AttemptEnded(Struct, frozen=True):
-    """An attempt of a job ended: `end`. `over`: it was the last one, and so the job is over."""
+    """An attempt of a job ended. `final`: whether it was the last attempt, so that the job has ended too."""
 
     job_id: str
     host: str
     schedule_id: str
     kind: str
     end: JobFinished
-    over: bool
+    final: bool
 
 
 class RepositoryHealthChanged(Struct, frozen=True):
-    """What is known of a repository's health is not what it was."""
+    """A repository's health has changed."""
 
     repository_id: str
 
 
 class ClockSetBack(Struct, frozen=True):
-    """The server's clock was set back, to `now`: what it said before is not to hide what is wrong."""
+    """The server's clock was set back to `now`. Recorded times after `now` are wrong."""
 
     now: datetime
 
 
 class ControllerReported(Struct, frozen=True):
-    """A controller said how it is."""
+    """A controller sent a report."""
 
     name: str
 
@@ -138,19 +140,19 @@ Listener = Callable[[Event], None]
 
 
 class Events:
-    """Tells every listener of each event, in the order in which they subscribed."""
+    """Passes each event to every listener, in the order in which they subscribed."""
 
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
 
     def subscribe(self, listener: Listener) -> None:
-        """Have a listener told of all events from now on."""
+        """Add a listener for all later events."""
         self._listeners.append(listener)
 
     def publish(self, event: Event) -> None:
-        """Tell of an event."""
+        """Pass an event to every listener."""
         for listener in self._listeners:
             try:
                 listener(event)
             except Exception:
-                log.exception("event not noted by a listener", extra={"event": type(event).__name__})
+                log.exception("listener failed on an event", extra={"event": type(event).__name__})

@@ -1,1 +1,5 @@
-"""The agents of the fleet: a session for each host (no I/O), and the hub that finds a host's connection."""
+"""The server's side of agents.
+
+`session` decides without I/O: a message of an agent or a change of the desired set goes in, effects come out. `hub`
+finds the session and the connection of a host, and writes effects to the connection. Sockets belong to `gateway`.
+"""

@@ -1,7 +1,7 @@
-"""The hub: every host's session, and the connection by which its agent is reached while it has one.
+"""The hub: the session of every host, and the connection of every host that is online.
 
-Whatever is sent is handed to the connection's transport, which keeps what the kernel does not take yet: nobody waits
-for a slow reader, and an idle connection costs nothing more.
+Frames are written to the connection's transport, which buffers what the kernel does not accept yet. So no caller waits
+for a slow agent, and an idle connection needs no task or queue for writing.
 """
 
 import asyncio
@@ -20,53 +20,57 @@ from wire import codec
 log = logging.getLogger(__name__)
 
 MAX_UNSENT = 64 << 20
-"""Bytes that may wait for a slow agent before its connection is given up."""
+"""Bytes that may be unsent on a connection before it is aborted."""
 PROBE_S = 5.0
-"""Seconds that the agent of a host has to answer a ping, before another process may take its place."""
+"""Seconds that a host's agent has to answer a ping before another process may take its place."""
 
 
 class Peer(Protocol):
-    """The other end of a connection, as the WebSocket's `state` holds it.
+    """A WebSocket connection, as `transport` puts it into the WebSocket's `state`.
 
-    `heard_at`: when anything last came from there, answers to pings too, by the loop's clock.
+    `received_at`: when bytes last arrived, pongs included, by the loop's clock.
     """
 
-    heard_at: float
+    received_at: float
 
     def write(self, frame: str) -> int:
-        """Send a text frame without waiting; how many bytes are unsent then. Nothing is sent once the end has begun."""
+        """Write a text frame without waiting. Returns the bytes that are unsent then. A closing connection drops it."""
 
     def abort(self) -> None:
-        """Give the connection up at once."""
+        """Drop the connection at once, with what is unsent."""
 
-    async def answers(self, within_s: float) -> bool:
-        """Whether the other end answers a ping in that time."""
+    async def answers_ping(self, within_s: float) -> bool:
+        """Whether the other end answers a ping within so many seconds."""
 
     def keep(self) -> None:
-        """Keep the connection even when there are too many, from its hello on."""
+        """Exempt the connection from being closed when there are too many."""
 
 
 class Credentials(Protocol):
-    """What opens the repositories of a host."""
+    """The credentials of the repositories that hosts need."""
 
     def changed(self, host: str, told: object) -> tuple[object, str] | None:
-        """What a host needs now, and the frame that opens it; None where that is what it was told."""
+        """The repositories that a host needs, and the frame with their credentials; None if these equal `told`."""
 
 
 class Connection:
-    """One agent's connection: frames leave in the order in which they are given."""
+    """One agent's connection. Frames are sent in the order in which they were given.
 
-    __slots__ = ("_heard_at", "_peer", "_pushed_at", "instance", "reader", "repositories", "session", "session_id")
+    `instance`: the id of the agent process. `reader`: the task that reads the connection. `repositories`: those whose
+    credentials it was sent.
+    """
+
+    __slots__ = ("_peer", "_pushed_at", "_received_at", "instance", "reader", "repositories", "session", "session_id")
 
     def __init__(self, peer: Peer, session: Session, session_id: int, instance: str) -> None:
         self.session = session
         self.session_id = session_id
         self.instance = instance
-        self._pushed_at = 0.0  # when a push was written that is yet to be acked, by the loop's clock
         self.reader = asyncio.current_task()
-        self.repositories: object = ()  # those whose credentials it was told
+        self.repositories: object = ()
+        self._pushed_at = 0.0  # when the unacked push was written, by the loop's clock
         self._peer = peer
-        self._heard_at = peer.heard_at
+        self._received_at = peer.received_at
 
     @property
     def host(self) -> str:
@@ -74,59 +78,60 @@ class Connection:
         return self.session.name
 
     @property
-    def heard_at(self) -> float:
-        """When anything last came from its host, by the loop's clock."""
-        with suppress(ReferenceError):  # the peer is gone
-            self._heard_at = self._peer.heard_at
-        return self._heard_at
+    def received_at(self) -> float:
+        """When bytes last arrived from the host, by the loop's clock."""
+        with suppress(ReferenceError):  # the peer was freed: keep what it last said
+            self._received_at = self._peer.received_at
+        return self._received_at
 
     def send(self, frame: str) -> None:
-        """Send a frame. A host that does not read loses its connection before it costs memory without bound."""
+        """Send a frame. The connection is aborted when more than `MAX_UNSENT` is unsent."""
         if self._peer.write(frame) > MAX_UNSENT:
-            log.error("host reads too slowly: connection given up", extra={"host": self.host})
-            self._peer.abort()  # a close frame would wait behind what is not read
+            log.error("host reads too slowly: connection aborted", extra={"host": self.host})
+            self._peer.abort()  # a close frame would wait behind the unsent bytes
 
     def write(self, effect: Effect) -> None:
-        """Send what an effect says. Effects that are not for the wire are left out."""
+        """Write a `Send` or a `Push`. Other effects are not for the wire, and are ignored."""
         match effect:
             case Send(messages, answers):
                 self.send(codec.encode(messages, answers))
             case Push():
-                self.pushes()
+                self.push_written()
                 self.send(pushes.frame(effect))
 
-    def pushes(self) -> None:
-        """A push is being written now."""
+    def push_written(self) -> None:
+        """Note that a push is written now."""
         self._pushed_at = asyncio.get_running_loop().time()
 
-    def proved(self) -> float | None:
-        """The host proved that it holds what it was pushed: seconds since that push; None where there was none."""
+    def push_acked(self) -> float | None:
+        """Note that the last push was acked. Returns the seconds since it was written; None when none was unacked."""
         if not self._pushed_at:
             return None
         pushed_at, self._pushed_at = self._pushed_at, 0.0
         return asyncio.get_running_loop().time() - pushed_at
 
-    def knows(self, repositories: object) -> None:
-        """The host is being told what opens these."""
+    def credentials_sent(self, repositories: object) -> None:
+        """Note that the credentials of these repositories are sent now."""
         self.repositories = repositories
 
     async def is_alive(self) -> bool:
-        """Whether the agent at the other end answers."""
+        """Whether the agent answers a ping."""
         try:
-            return await self._peer.answers(PROBE_S)
-        except ReferenceError:  # the peer is gone
+            return await self._peer.answers_ping(PROBE_S)
+        except ReferenceError:  # the peer was freed
             return False
 
-    def replace(self) -> None:
-        """End the connection soon: its reader closes it, so that its agent connects again if it still listens."""
+    def close(self) -> None:
+        """Have the reader close the connection with a code, so that its agent connects again."""
         if self.reader is not None:
             self.reader.cancel()
 
 
 class Hub:
-    """Sessions by host, and connections: the newest of each host, and those that others may write to.
+    """Sessions and connections by host.
 
-    A connection is the newest from its hello on, and registered from its first push on.
+    A connection is the newest of its host from its hello on. It is registered, so that pushes reach it, once its first
+    push was written.
     """
 
     def __init__(self, credentials: Credentials, events: Events, clock: Callable[[], datetime]) -> None:
@@ -141,19 +146,19 @@ class Hub:
     # Sessions.
 
     def session(self, host: str) -> Session | None:
-        """The session of a host; None for one that is not known."""
+        """The session of a host; None when the host is not known."""
         return self._sessions.get(host)
 
     def sessions(self) -> list[Session]:
-        """The sessions of all hosts that are known. Any thread may ask."""
+        """The sessions of all known hosts. Any thread may call it."""
         return list(self._sessions.values())
 
     def add(self, session: Session) -> None:
-        """A host is known."""
+        """Add the session of a host that became known."""
         self._sessions[session.name] = session
 
     def forget(self, host: str) -> None:
-        """A host is known no more; what it has of a connection ends."""
+        """Remove a deleted host, and close its connection."""
         self._sessions.pop(host, None)
         self.disconnect(host)
 
@@ -161,50 +166,52 @@ class Hub:
 
     @property
     def disconnects(self) -> int:
-        """How often `disconnect` was called: whoever says hello meanwhile shows again who it is."""
+        """How often `disconnect` was called. A handshake during which it grows checks its token again."""
         return self._disconnects
 
     def is_connected(self, host: str) -> bool:
         """Whether a host has a connection that pushes reach."""
         return host in self._registered
 
-    def last_heard(self, host: str) -> datetime | None:
-        """When a host that is connected last gave a sign of life, whatever it was; None for one that is not."""
+    def last_seen(self, host: str) -> datetime | None:
+        """When the server last received anything from a connected host; None when it is not connected."""
         connection = self._registered.get(host)
-        return None if connection is None else self._seen(connection)
+        return None if connection is None else self._last_seen(connection)
 
-    def seen(self) -> Iterator[tuple[str, datetime]]:
-        """When each connected host last gave a sign of life."""
-        return ((name, self._seen(connection)) for name, connection in list(self._registered.items()))
+    def last_seen_times(self) -> Iterator[tuple[str, datetime]]:
+        """Every connected host, and when the server last received anything from it."""
+        return ((name, self._last_seen(connection)) for name, connection in list(self._registered.items()))
 
-    def _seen(self, connection: Connection) -> datetime:
-        return self._clock() - timedelta(seconds=asyncio.get_running_loop().time() - connection.heard_at)
+    def _last_seen(self, connection: Connection) -> datetime:
+        return self._clock() - timedelta(seconds=asyncio.get_running_loop().time() - connection.received_at)
 
     def newest(self, host: str) -> Connection | None:
-        """A host's newest connection, from its hello on."""
+        """The newest connection of a host; None when it has none."""
         return self._newest.get(host)
 
     def replace(self, connection: Connection) -> None:
-        """A host said hello on this connection: its older one, if it has one, ends."""
-        self._end(connection.host)
+        """Make this the newest connection of its host, and close the older one."""
+        self._close(connection.host)
         self._newest[connection.host] = connection
 
     def register(self, connection: Connection) -> None:
-        """The first push was written to a connection: from now on others write to it, too."""
+        """Let pushes reach a connection: its first push was written."""
         self._registered[connection.host] = connection
 
     def credentials(self, connection: Connection) -> list[str]:
-        """The frame that opens what the host needs; none where that is nothing, or what it was told of."""
+        """The frame with the credentials that the host needs; none when it has them already."""
         changed = self._credentials.changed(connection.host, connection.repositories)
         if changed is None:
             return []
         needed, frame = changed
-        connection.knows(needed)
+        connection.credentials_sent(needed)
         return [frame]
 
     def deliver(self, host: str, effects: Sequence[Effect]) -> None:
-        """Write to a host that is online, after the credentials that this may need; one that is offline learns it at
-        its next hello."""
+        """Write effects to a host that is online, after the credentials that they may need.
+
+        A host that is offline gets nothing: its next hello brings it up to date.
+        """
         if (connection := self._registered.get(host)) is not None:
             for frame in self.credentials(connection):
                 connection.send(frame)
@@ -212,27 +219,27 @@ class Hub:
                 connection.write(effect)
 
     def disconnect(self, host: str) -> None:
-        """End a host's connection, if it has one, even if it has yet to say hello: then it shows again who it is."""
+        """Close the connection of a host whose right to connect may have ended. Handshakes under way check it again."""
         self._disconnects += 1
-        self._end(host)
+        self._close(host)
 
     def disconnect_all(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         for host in list(self._newest):
-            self._end(host)
+            self._close(host)
 
-    def _end(self, host: str) -> None:
+    def _close(self, host: str) -> None:
         if (connection := self._newest.get(host)) is not None:
             self.remove(connection)
-            connection.replace()
+            connection.close()
 
     def remove(self, connection: Connection) -> None:
-        """A connection is over, or another one of its host has come: its place may be taken already."""
+        """Forget a connection that has ended. A newer connection of its host is left alone."""
         host = connection.host
-        connection.session.lost(connection.session_id)
+        connection.session.disconnected(connection.session_id)
         if self._newest.get(host) is connection:
             del self._newest[host]
         if self._registered.get(host) is connection:
             del self._registered[host]
-            self._events.publish(HostDisconnected(host, self._seen(connection)))
+            self._events.publish(HostDisconnected(host, self._last_seen(connection)))
             log.info("host disconnected", extra={"host": host})

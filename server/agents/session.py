@@ -1,10 +1,10 @@
-"""The server's side of one host, as a state machine without I/O: an event goes in, effects come out.
+"""A session: what the server knows of one host's agent, as a state machine without I/O.
 
-It knows which version of its set the host should hold and which it was told, and keeps at most one push on its way:
-the next one waits for the ack, so that a slow host cannot pile them up. What must be stored comes out as an effect, and
-what is said once it is stored (a confirmation) follows in `finished`. What becomes of fires is for `jobs` to say.
+Messages go in, and effects come out: messages to write, pushes, and what to store. The session knows which version of
+its set the host should hold and which it was sent. At most one push is unacked. A newer push waits for that ack, so
+that pushes do not pile up for a slow host. What becomes of fires is decided in `jobs`.
 
-A connection's hello begins a session. What comes from an older session is not heard: its sender says it again.
+Each hello begins a session. Messages of an older session are dropped; their agent sends them again.
 """
 
 import logging
@@ -38,93 +38,94 @@ from wire.messages import (
 log = logging.getLogger(__name__)
 
 MAX_SKEW_S = 60.0
-"""Seconds by which a host's clock may differ from ours before that is told."""
+"""Seconds by which a host's clock may differ from the server's before it is a problem."""
 DUPLICATE = timedelta(minutes=3)
-"""For how long a second agent is told of after it was refused: it tries again at least once a minute."""
-NAMED = 3
-"""Schedules that are told by name where a count is not enough."""
-MAX_RUNS = 1000
-"""Open jobs of one schedule on one host, whatever its concurrencyPolicy; of no schedule, restores and looks."""
+"""For how long a host has the DuplicateAgent problem after a refusal. A refused agent tries again each minute."""
+MAX_NAMED = 3
+"""How many schedules a message names before it only counts them."""
 
 
 class Send(Struct, frozen=True):
-    """Write these messages, as one frame, to the session's connection. `answers`: the ids of what they answer."""
+    """Write these messages to the session's connection as one frame. `answers`: the ids of the envelopes answered."""
 
     messages: Sequence[FromServer]
     answers: Sequence[str] = ()
 
 
 class Fired(Struct, frozen=True):
-    """Due times that came, each with the id of its envelope: for the jobs' side to record or to refuse."""
+    """Record or refuse these fires, each with the id of its envelope."""
 
     fires: Sequence[tuple[ScheduleFire, str]]
 
 
 class Acked(Struct, frozen=True):
-    """Store what the host holds. `left_out`: what of it is not in force, where that has changed."""
+    """Store what the host holds. `left_out`: the entries that it left out, None when they have not changed."""
 
     version: int
     digest: str
-    left_out: "NotInForce | None" = None
+    left_out: "LeftOutEntries | None" = None
 
 
 class Accepted(Struct, frozen=True):
-    """Store that the host took these attempts of jobs."""
+    """Store that the host accepted these jobs."""
 
     job_ids: Sequence[str]
 
 
 class Ended(Struct, frozen=True):
-    """Attempts of jobs ended: the first end of each counts, and is confirmed once it is stored."""
+    """Store the ends of these attempts; the first end of an attempt counts. Then call `Session.finished`."""
 
     ends: Sequence[JobFinished]
 
 
-class Told(Struct, frozen=True):
-    """Progress and log lines of running jobs."""
+class Reported(Struct, frozen=True):
+    """Take progress and log lines of running jobs."""
 
     messages: Sequence[JobProgress | JobLog]
 
 
-class Problem(Struct, frozen=True):
-    """Something that is wrong with a host: for programs, and for people."""
+class HostProblem(Struct, frozen=True):
+    """A problem of a host. `reason`: one word for programs. `message`: what is wrong and what to do, for people."""
 
     reason: Literal["EntriesLeftOut", "DuplicateAgent", "ClockSkew", "StoreEmpty"]
     message: str
 
 
-class NotInForce(Struct, frozen=True):
-    """The entries that a host holds and could not put in force: why, by schedule id, and how many there are.
+class LeftOutEntries(Struct, frozen=True):
+    """Entries that a host holds and could not put in force.
 
-    `count` is greater than the number of reasons where the host has more of them than it tells.
+    `reasons`: why, by schedule id. `count`: how many there are. An agent that has many sends the reasons of some only.
     """
 
     reasons: Mapping[str, str] = {}
     count: int = 0
 
 
-ALL_IN_FORCE = NotInForce()
+NONE_LEFT_OUT = LeftOutEntries()
 
-Effect = Send | Push | Fired | Acked | Accepted | Ended | Told
+Effect = Send | Push | Fired | Acked | Accepted | Ended | Reported
 
 
 class Session:
-    """What the server knows of one host's agent. `desired`: what the host should hold, which placement changes.
+    """What the server knows of one host's agent.
 
-    `applied_version`, `applied_digest`: what it said that it holds; `left_out`: what of that is not in force.
-    `instance`: which agent process it is. `clock_skew_s`: seconds by which the agent's clock was ahead of ours when it
-    last told, None where it did not. `duplicate_at`: when a second agent of this name was last refused.
-    `allowed_hooks`: the programs that the agent runs as hooks, None while that is not known. `held_back`: whether the
-    agent was left the schedules of another store. `in_force_since`: when it was first known, in this session, to hold
-    the set that it should.
+    - `desired`: the host's desired state, which `Placement` changes.
+    - `applied_version`, `applied_digest`, `left_out`: what the host last said that it holds, and left out of it.
+    - `instance`: the id of the agent process. `agent_version`, `capabilities`: from its hello.
+    - `allowed_hooks`: the programs that the agent runs as hooks; None when it did not say.
+    - `clock_skew_s`: seconds by which the agent's clock is ahead of the server's; None when it did not say.
+    - `duplicate_at`: when a second agent of this host was last refused.
+    - `held_back`: whether pushes are held back, as nothing is declared here and the agent has another store's set.
+    - `in_force_since`: when the host was first in sync in this session; None while it is not.
+    - `session`: the number of the current session; None while the host is disconnected.
     """
 
     __slots__ = (
-        "_on_way",
-        "_ready",
-        "_resent",
-        "_resync",
-        "_told",
+        "_resent_version",
+        "_resync_sent",
+        "_sent",
+        "_unacked",
+        "_writable",
         "agent_version",
         "allowed_hooks",
         "applied_digest",
@@ -145,7 +146,7 @@ class Session:
         desired: HostState,
         applied_version: int = 0,
         applied_digest: str = "",
-        left_out: NotInForce = ALL_IN_FORCE,
+        left_out: LeftOutEntries = NONE_LEFT_OUT,
     ) -> None:
         self.desired = desired
         self.applied_version = applied_version
@@ -160,11 +161,11 @@ class Session:
         self.held_back = False
         self.session: int | None = None
         self.in_force_since: datetime | None = None
-        self._ready = False  # whether the first push was written and changes may follow
-        self._told: tuple[int, EntrySet] | None = None  # what the host holds once it applied what it was sent
-        self._on_way = False  # whether that was sent and not acked
-        self._resync = False  # whether that is the whole set, sent because the host asked for it
-        self._resent = -1  # the version sent whole again, because digests differed
+        self._writable = False  # whether the first push was written, so that further ones may follow
+        self._sent: tuple[int, EntrySet] | None = None  # version and set of the last push, or of the hello if in sync
+        self._unacked = False  # whether that push awaits its ack
+        self._resync_sent = False  # whether that push answers a schedule.resync
+        self._resent_version = -1  # the version that was sent whole again because digests differed
 
     @property
     def name(self) -> str:
@@ -172,174 +173,177 @@ class Session:
         return self.desired.name
 
     @property
-    def proved(self) -> bool:
-        """Whether the host proved that it holds what it should: same version, same digest."""
+    def holds_desired(self) -> bool:
+        """Whether the host last said that it holds the desired version, with the desired digest."""
         return self.applied_version == self.desired.version and self.applied_digest == self.desired.digest
 
     @property
     def in_sync(self) -> bool:
-        """Whether the host proved that it holds what it should, and has all of it in force."""
-        return self.proved and not self.left_out.count
+        """Whether the host holds the desired set and has put every entry in force."""
+        return self.holds_desired and not self.left_out.count
 
-    def problems(self, now: datetime, names: Mapping[str, str]) -> list[Problem]:
-        """What is wrong with this host's agent, as far as the server can tell. `names`: of schedules, by id."""
+    def problems(self, now: datetime, names: Mapping[str, str]) -> list[HostProblem]:
+        """The problems of this host's agent. `names`: names of schedules by id."""
         found = []
         if count := self.left_out.count:
-            told = [f"{names.get(key, key)} ({why})" for key, why in list(self.left_out.reasons.items())[:NAMED]]
-            more = f" and {count - len(told)} more" if count > len(told) else ""
-            found.append(Problem("EntriesLeftOut", f"its agent cannot put in force: {', '.join(told)}{more}"))
+            named = [f"{names.get(key, key)} ({why})" for key, why in list(self.left_out.reasons.items())[:MAX_NAMED]]
+            more = f" and {count - len(named)} more" if count > len(named) else ""
+            found.append(HostProblem("EntriesLeftOut", f"its agent cannot put in force: {', '.join(named)}{more}"))
         if self.is_duplicate(now):
             error = "a second agent of this name tries to connect: stop it, or give it a name of its own"
-            found.append(Problem("DuplicateAgent", error))
+            found.append(HostProblem("DuplicateAgent", error))
         if (skew := self.clock_skew_s) is not None and abs(skew) > MAX_SKEW_S:
             way = "ahead of" if skew > 0 else "behind"
             error = f"its clock is {abs(skew):.0f} s {way} the server's: have both follow a time server"
-            found.append(Problem("ClockSkew", error))
+            found.append(HostProblem("ClockSkew", error))
         if self.held_back:
             error = "its agent holds schedules, and nothing is declared here: did the server start on the wrong store?"
-            found.append(Problem("StoreEmpty", error))
+            found.append(HostProblem("StoreEmpty", error))
         return found
 
     def refuse_duplicate(self, now: datetime) -> bool:
-        """A second agent of this name was refused. Whether that was not known."""
+        """Note that a second agent of this host was refused. Returns whether that is a new problem."""
         known, self.duplicate_at = self.is_duplicate(now), now
         return not known
 
     def is_duplicate(self, now: datetime) -> bool:
-        """Whether a second agent of this name was refused a short while ago."""
+        """Whether a second agent of this host was refused within `DUPLICATE`."""
         return self.duplicate_at is not None and abs(now - self.duplicate_at) < DUPLICATE
 
     def missing_capabilities(self, command: CommandRun) -> str:
-        """What of a command this host's agent does not do, in words; empty where it does all, or never said."""
+        """The error for a command that needs capabilities which the agent lacks; empty when it lacks none.
+
+        An agent that names no capabilities is taken to have all.
+        """
         needs = {command.kind, *(["hooks"] if command.hooks else [])}
-        lacking = sorted(needs - self.capabilities) if self.capabilities else ()
+        missing = sorted(needs - self.capabilities) if self.capabilities else []
+        if not missing:
+            return ""
         version = f" {self.agent_version}" if self.agent_version else ""
-        return (
-            f"agent{version} does not run {' and '.join(lacking)}: update the agent of {self.name}" if lacking else ""
-        )
+        return f"agent{version} does not run {' and '.join(missing)}: update the agent of {self.name}"
 
     # The connection.
 
     def hello(self, session: int, hello: Hello, now: datetime | None = None, *, empty: bool = False) -> list[Effect]:
-        """A connection's first message: what to write to it before anything else.
+        """Begin a session. The effects are written to its connection before anything else.
 
-        `now`: what our clock shows. `empty`: whether nothing is declared here: an agent that holds schedules of another
-        store keeps them until something is.
+        `now`: the server's time; None leaves the agent's clock unchecked. `empty`: whether nothing is declared here. An
+        agent that then says hello with a set keeps it until something is declared.
         """
         self.session = session
-        self._ready = False
-        self._resent = -1
+        self._writable = False
+        self._resent_version = -1
         self.agent_version = hello.agent_version
         self.capabilities = frozenset(map(sys.intern, hello.capabilities))
         self.allowed_hooks = None if hello.allowed_hooks is None else frozenset(map(sys.intern, hello.allowed_hooks))
         self.instance = hello.instance
         self.clock_skew_s = None
         if hello.now is not None and now is not None:
-            self._clock_shows(hello.now, now)
+            self._check_clock(hello.now, now)
         facts = {"agent": hello.agent_version, "desired": self.desired.version, "applied": hello.applied_version}
         log.info("host connected", extra={"host": self.name, **facts})
-        effects: list[Effect] = [self._applied(hello)]
+        effects: list[Effect] = [self._set_applied(hello)]
         self.held_back = empty and self.desired.version == 0 and hello.digest not in ("", EMPTY.digest)
         if self.held_back:
             log.warning("agent holds schedules, and nothing is declared here: it keeps them", extra={"host": self.name})
-            self._told = None
-        elif self.proved and self.desired.version > 0:
-            self._told, self._on_way = (self.desired.version, self.desired.held), False
+            self._sent = None
+        elif self.holds_desired and self.desired.version > 0:
+            self._sent, self._unacked = (self.desired.version, self.desired.entries), False
         else:
             self.in_force_since = None
             effects += self._push_whole()
         return effects
 
-    def _clock_shows(self, theirs: datetime, ours: datetime) -> None:
-        """Its agent said what its clock shows."""
+    def _check_clock(self, theirs: datetime, ours: datetime) -> None:
+        """Compare the agent's clock with the server's, and log when it becomes a problem."""
         was_wrong = abs(self.clock_skew_s or 0) > MAX_SKEW_S
         self.clock_skew_s = (theirs - ours).total_seconds()
         if abs(self.clock_skew_s) > MAX_SKEW_S and not was_wrong:
             log.warning("host's clock is wrong", extra={"host": self.name, "ahead_s": round(self.clock_skew_s)})
 
     def registered(self) -> list[Effect]:
-        """The first push is written and the connection can be found by others: catch up with changes since."""
-        self._ready = True
-        return self._push_whole() if self._told is None and not self.held_back else self._push()
+        """The first push was written and the hub has the connection. Push what has changed since."""
+        self._writable = True
+        return self._push_whole() if self._sent is None and not self.held_back else self._push()
 
-    def lost(self, session: int) -> None:
-        """A connection is gone; another one may have taken its place before."""
+    def disconnected(self, session: int) -> None:
+        """A session's connection has ended. Nothing happens when a newer session has begun."""
         if self.session == session:
             self.session = None
-            self._ready = False
+            self._writable = False
 
-    # What the host should hold.
+    # The desired set.
 
-    def changed(self) -> list[Effect]:
-        """The set that this host should hold is another."""
+    def desired_changed(self) -> list[Effect]:
+        """The desired set has changed: push it, or leave that to the next ack or hello."""
         self.in_force_since = None
-        return self.declared() or self._push()
+        return self.resume_pushes() or self._push()
 
-    def declared(self) -> list[Effect]:
-        """Something is declared here: an agent that was left those of another store gets what it should hold."""
+    def resume_pushes(self) -> list[Effect]:
+        """Something is declared here now: end `held_back`, and push the desired set."""
         if not self.held_back:
             return []
         self.held_back = False
-        return self._push_whole() if self._ready else []
+        return self._push_whole() if self._writable else []
 
     def acked(self, ack: ScheduleAck) -> list[Effect]:
-        """The host says what is in force."""
-        effects: list[Effect] = [self._applied(ack)]
-        if self._told is None or ack.version != self._told[0]:
-            return effects  # of an earlier push; the one on its way will be acked too
-        self._on_way = False
-        if ack.digest != self._told[1].digest:
-            return effects + self._mismatched(ack)
-        log.log(_level(ack.version), "acked", extra={"host": self.name, "version": ack.version, "digest": ack.digest})
-        return effects + self._push()
+        """The host sent an ack. When its digest is wrong, the whole set is sent again, once for each version."""
+        effects: list[Effect] = [self._set_applied(ack)]
+        if self._sent is None or ack.version != self._sent[0]:
+            return effects  # an ack of an earlier push: that of the last one will follow
+        self._unacked = False
+        facts = {"host": self.name, "version": ack.version, "digest": ack.digest}
+        if ack.digest == self._sent[1].digest:
+            log.log(_level(ack.version), "acked", extra=facts)
+            return effects + self._push()
+        if self._resent_version == ack.version:  # the whole set did not help: the next change will try again
+            log.warning("host holds another set than it was sent", extra=facts)
+            return effects
+        log.warning("digests differ: sending the whole set", extra=facts)
+        self._resent_version = ack.version
+        return effects + self._push_whole()
 
-    def _applied(self, told: Hello | ScheduleAck) -> Acked:
-        """Take in what the host says that it holds. A hello that tells nothing of what is left out keeps what was told
-        of the same set: its agent is yet to work that out, and acks once it has."""
-        version = told.applied_version if isinstance(told, Hello) else told.version
-        known = (self.applied_version, self.applied_digest) == (version, told.digest)
-        self.applied_version, self.applied_digest = version, told.digest
-        if told.left_out is None and known:
-            return Acked(version, told.digest)
-        reasons = {it.schedule_id: it.reason for it in told.left_out or ()}
-        left_out = NotInForce(reasons, max(told.left_out_count, len(reasons)))
+    def _set_applied(self, message: Hello | ScheduleAck) -> Acked:
+        """Take over what the host says that it holds.
+
+        A hello may not know yet what is left out. If its set is the known one, what is known of it stays.
+        """
+        version = message.applied_version if isinstance(message, Hello) else message.version
+        is_known = (self.applied_version, self.applied_digest) == (version, message.digest)
+        self.applied_version, self.applied_digest = version, message.digest
+        if message.left_out is None and is_known:
+            return Acked(version, message.digest)
+        reasons = {it.schedule_id: it.reason for it in message.left_out or ()}
+        left_out = LeftOutEntries(reasons, max(message.left_out_count, len(reasons)))
         if left_out == self.left_out:
-            return Acked(version, told.digest)
+            return Acked(version, message.digest)
         self.left_out = left_out
-        for key, reason in list(reasons.items())[:NAMED]:
+        for key, reason in list(reasons.items())[:MAX_NAMED]:
             facts = {"host": self.name, "schedule": key, "reason": reason, "left_out": left_out.count}
             log.warning("host left a schedule out", extra=facts)
-        return Acked(version, told.digest, left_out)
+        return Acked(version, message.digest, left_out)
 
     def resync(self, message: ScheduleResync) -> list[Effect]:
-        """The host cannot apply the diff that it was sent."""
-        if self._on_way and self._resync:  # it is on its way
+        """The host cannot apply a diff: send the whole set, unless it is on its way already."""
+        if self._unacked and self._resync_sent:
             return []
         log.warning("host asks for its whole set", extra={"host": self.name, "has": message.have})
         effects = self._push_whole()
-        self._resync = True
+        self._resync_sent = True
         return effects
 
-    def _mismatched(self, ack: ScheduleAck) -> list[Effect]:
-        extra = {"host": self.name, "version": ack.version, "digest": ack.digest}
-        if self._resent == ack.version:  # it had the whole set and still differs: the next change tries again
-            log.warning("host holds another set than it was sent", extra=extra)
-            return []
-        log.warning("digests differ: sending the whole set", extra=extra)
-        self._resent = ack.version
-        return self._push_whole()
-
     def _push(self) -> list[Effect]:
-        if not self._ready or self._on_way or self._told is None or self._told[0] == self.desired.version:
+        """Push the difference to the desired set, if there is one and no push is unacked."""
+        if not self._writable or self._unacked or self._sent is None or self._sent[0] == self.desired.version:
             return []
-        (base, old), to = self._told, self.desired
-        return self._tell(pushes.change(base, to.version, old, to.held, to.since))
+        (base, old), to = self._sent, self.desired
+        return self._send(pushes.change(base, to.version, old, to.entries, to.since))
 
     def _push_whole(self) -> list[Effect]:
-        return self._tell(pushes.whole(self.desired.version, self.desired.held, self.desired.since))
+        return self._send(pushes.whole(self.desired.version, self.desired.entries, self.desired.since))
 
-    def _tell(self, push: Push) -> list[Effect]:
-        self._told, self._on_way, self._resync = (push.version, push.new), True, False
+    def _send(self, push: Push) -> list[Effect]:
+        self._sent, self._unacked, self._resync_sent = (push.version, push.new), True, False
         facts = {"version": push.version, "schedules": len(push.new)}
         log.log(_level(push.version), "pushed", extra={"host": self.name, **facts})
         return [push]
@@ -347,36 +351,36 @@ class Session:
     # Messages.
 
     def received(self, messages: Sequence[tuple[FromAgent, str]], now: datetime) -> list[Effect]:
-        """One frame of the session, each message with the id of its envelope: what to store and to answer."""
+        """The messages of one frame, each with the id of its envelope. Returns what to store and what to write."""
         effects: list[Effect] = []
         fires: list[tuple[ScheduleFire, str]] = []
-        taken: list[str] = []
+        accepted: list[str] = []
         ends: list[JobFinished] = []
-        told: list[JobProgress | JobLog] = []
-        for message, answers in messages:
+        reports: list[JobProgress | JobLog] = []
+        for message, envelope_id in messages:
             match message:
                 case ScheduleFire() if self.held_back:
-                    pass  # of another store: its agent keeps it until something is declared here
+                    pass  # a schedule of another store: the agent repeats the fire until something is declared here
                 case ScheduleFire():
-                    fires.append((message, answers))
+                    fires.append((message, envelope_id))
                 case ScheduleAck():
                     effects += self.acked(message)
                 case ScheduleResync():
                     effects += self.resync(message)
                 case JobAccepted(job_id):
-                    taken.append(job_id)
+                    accepted.append(job_id)
                 case JobFinished():
                     ends.append(message)
                 case JobProgress() | JobLog():
-                    told.append(message)
+                    reports.append(message)
                 case AgentClock(theirs):
-                    self._clock_shows(theirs, now)
+                    self._check_clock(theirs, now)
         if fires:
             effects.append(Fired(fires))
-        if taken:
-            effects.append(Accepted(taken))
-        if told:
-            effects.append(Told(told))
+        if accepted:
+            effects.append(Accepted(accepted))
+        if reports:
+            effects.append(Reported(reports))
         if ends:
             effects.append(Ended(ends))
         if self.in_force_since is None and self.in_sync:
@@ -384,10 +388,10 @@ class Session:
         return effects
 
     def finished(self, ends: Sequence[JobFinished]) -> list[Effect]:
-        """Ends are stored: the host may forget them."""
+        """These ends are stored: confirm them, so that the agent may delete them."""
         return [Send([JobConfirmed(end.job_id) for end in ends])]
 
 
 def _level(version: int) -> int:
-    """How much a push matters to people: version 0 is the empty set of a host that nothing was ever declared for."""
+    """The log level of pushes and acks. Version 0 is the empty set of a host that nothing was ever declared for."""
     return logging.INFO if version else logging.DEBUG

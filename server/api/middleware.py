@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access.identity import Identity
-from server.errors import MEDIA_TYPE, Problem, Unauthorized, Unavailable
+from server.errors import MEDIA_TYPE, ApiException, Unauthorized, Unavailable
 from server.store.engine import StoreClosedError
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Problems:
         except Exception as error:
             if started:
                 raise
-            if not isinstance(error, (Problem, HTTPException, StoreClosedError)):
+            if not isinstance(error, (ApiException, HTTPException, StoreClosedError)):
                 log.exception("request failed", extra={"method": scope["method"], "path": scope["path"]})
             await _response(error)(scope, receive, send)
 
@@ -71,8 +71,8 @@ def _response(error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return _problem_response(error.status_code, _routing_problem(error), dict(error.headers or {}))
     problem = Unavailable("the server is stopping") if isinstance(error, StoreClosedError) else error
-    if not isinstance(problem, Problem):
-        problem = Problem("the server failed to do this: its log says why")
+    if not isinstance(problem, ApiException):
+        problem = ApiException("the server failed to do this: its log says why")
     return _problem_response(int(problem.status), problem.body(), dict(problem.headers))
 
 

@@ -8,7 +8,7 @@ from server.api.conditions import condition, versioned
 from server.api.objects import as_object, created, find_object, is_new, named_manifest, version_of
 from server.api.requests import Query, actor, object_body
 from server.api.services import Services
-from server.observe.trouble import repository_troubles
+from server.observe.problems import repository_problems
 from server.store.declared import list_resources
 from server.store.rows import Row
 from server.store.tables import REPOSITORIES
@@ -56,7 +56,7 @@ def _shown(services: Services, row: Row) -> dict[str, object]:
     problem, verified = services.health.problem(row["id"]), services.health.verified(row["id"])
     days = row["spec"].get("verifyWithinDays")
     access, now = services.coverage.access(row["id"]), services.clock()
-    troubles = repository_troubles(access, problem, days, verified, row["created_at"], now)
+    problems = repository_problems(access, problem, days, verified, row["created_at"], now)
     known = {"problem": problem._asdict() if problem else None, "lastVerified": verified}
     status: dict[str, object] = {name: it for name, it in known.items() if it is not None}
-    return as_object("Repository", row, {**status, "problems": [it._asdict() for it in troubles]})
+    return as_object("Repository", row, {**status, "problems": [it._asdict() for it in problems]})

@@ -12,7 +12,7 @@ from server.api.answers import json_response
 from server.api.requests import Query, actor, converted, object_body, own_id
 from server.api.services import Services
 from server.errors import Invalid
-from server.observe.trouble import NAMED, run_phase
+from server.observe.problems import MAX_NAMED, run_phase
 from server.resources.schema import MAX_ERRORS
 from server.resources.selectors import selector_errors
 from server.resources.specs import LabelSelector
@@ -75,5 +75,5 @@ async def get_run(services: Services, request: Request) -> Response:
 async def _shown(services: Services, row: Row, run_id: str) -> Row:
     """The status of a run, with its first failures."""
     phase, reason, message = run_phase(row)
-    failures = await services.store.read(run_failures, run_id, NAMED) if row["failed"] else []
+    failures = await services.store.read(run_failures, run_id, MAX_NAMED) if row["failed"] else []
     return {"phase": phase, "reason": reason, "message": message, "failures": failures, **row}

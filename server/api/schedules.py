@@ -13,7 +13,7 @@ from server.api.jobs import shown_job
 from server.api.objects import as_object, created, find_object, is_new, named_manifest, version_of
 from server.api.requests import Query, actor, body, converted, has_body, object_body
 from server.api.services import Services
-from server.observe.trouble import Coverage, schedule_troubles
+from server.observe.problems import Coverage, schedule_problems
 from server.store.declared import list_resources
 from server.store.rows import Row
 from server.store.tables import SCHEDULES
@@ -78,15 +78,15 @@ async def _shown_one(services: Services, row: Row) -> dict[str, object]:
 
 def _shown(services: Services, row: Row, covers: Coverage) -> dict[str, object]:
     counts = {"hosts": covers.hosts, "hostsInSync": covers.in_sync, "hostsFailed": covers.failed}
-    named = {"outOfSync": covers.behind, "failed": covers.failing, "hostsNotGranted": covers.not_granted}
-    counts |= {"hostsOverdue": covers.late, "hostsWithoutSuccess": covers.unproven}
-    named |= {"overdue": covers.overdue, "successWithinSeconds": int(covers.within.total_seconds())}
+    named = {"outOfSync": covers.out_of_sync, "failed": covers.failed_names, "hostsNotGranted": covers.not_granted}
+    counts |= {"hostsOverdue": covers.overdue, "hostsWithoutSuccess": covers.never_succeeded}
+    named |= {"overdue": covers.overdue_names, "successWithinSeconds": int(covers.within.total_seconds())}
     counts["hostsRefusingHooks"] = len(set().union(*covers.refused_hooks.values()))
-    troubles = [it._asdict() for it in schedule_troubles(covers)]
+    problems = [it._asdict() for it in schedule_problems(covers)]
     times: dict[str, datetime | None] = {
         "lastScheduleTime": row.get("last_due"),
         "nextScheduleTime": services.placement.next_due(row["id"], services.clock()),
-        "oldestSuccessTime": covers.oldest,
+        "oldestSuccessTime": covers.oldest_success,
     }
     known = {name: at for name, at in times.items() if at is not None}
-    return as_object("Schedule", row, {**counts, **named, **known, "problems": troubles})
+    return as_object("Schedule", row, {**counts, **named, **known, "problems": problems})

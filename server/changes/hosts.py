@@ -74,7 +74,7 @@ class Hosts:
             now = self._clock()
             line = audit(now, actor, "delete", "Host", name)
             ends = self._dispatcher.ends_of_host(name, "its host was deleted", now)
-            await self._pipeline.commit(Change(line, delete_hosts=[name], end_jobs=ends), Plan(forget=[name]))
+            await self._pipeline.commit(Change(line, delete_hosts=[name], end_jobs=ends), Plan(remove_hosts=[name]))
             for some in pieces(ends):
                 self._dispatcher.ended(some)
                 await asyncio.sleep(0)  # others come between
@@ -107,5 +107,5 @@ class Hosts:
         plan = self._placement.plan_host(name, labels, now)
         (state,) = plan.put_hosts
         line = audit(now, actor, "update" if old else "create", "Host", name, labels=dict(labels))
-        row = HostRow(name, dict(labels), now, state.since, state.version, state.held.digest)
+        row = HostRow(name, dict(labels), now, state.since, state.version, state.entries.digest)
         await self._pipeline.commit(Change(line, put_hosts=[row]), plan)

@@ -156,7 +156,7 @@ class Listings:
         if "{host}" in where.url and not question.host:
             raise Invalid.field("host", f"each host has its own {row.name}, for its URL holds {{host}}: name the host")
         grant = self._catalog.grant(question.namespace)
-        if wrong := self._catalog.in_force(row).wrong:
+        if wrong := self._catalog.in_force(row).errors:
             raise Forbidden(f"namespace {question.namespace} may not reach this", wrong)
         host = self._answering_host(grant, row, where, question.host)
         args = _args(question)

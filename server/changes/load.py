@@ -11,9 +11,9 @@ import msgspec
 
 from server.access.vault import Vault, VaultError
 from server.agents.hub import Hub
-from server.agents.session import NotInForce, Session
+from server.agents.session import LeftOutEntries, Session
 from server.fleet.catalog import Catalog
-from server.fleet.expected import Beginnings
+from server.fleet.expected import ExpectedSince
 from server.fleet.placement import HostState, Placement, Plan
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.outcomes import Last, Outcomes, why
@@ -33,7 +33,7 @@ class Loader:
         self,
         catalog: Catalog,
         placement: Placement,
-        beginnings: Beginnings,
+        expected_since: ExpectedSince,
         hub: Hub,
         repositories: RepositoryStates,
         outcomes: Outcomes,
@@ -42,7 +42,7 @@ class Loader:
     ) -> None:
         self._catalog = catalog
         self._placement = placement
-        self._beginnings = beginnings
+        self._expected_since = expected_since
         self._hub = hub
         self._repositories = repositories
         self._outcomes = outcomes
@@ -69,9 +69,9 @@ class Loader:
         self._placement.put(catalog.place(row, catalog.resolved_of(row)) for row in loaded.schedules)
         moved = [it for row in loaded.hosts if (it := self._host(row)) is not None]
         for schedule in loaded.schedules:
-            self._beginnings.put_schedule(schedule.id, schedule.enabled_since or schedule.since)
-        self._beginnings.join(loaded.joined)
-        self._beginnings.clock_set_back(self._clock())  # it may have been since then
+            self._expected_since.put_schedule(schedule.id, schedule.enabled_since or schedule.since)
+        self._expected_since.join(loaded.joined)
+        self._expected_since.clock_set_back(self._clock())  # it may have been since then
         for repository in loaded.repositories:
             self._repositories.follow(repository)
         self._remember(loaded.last_ends)
@@ -84,8 +84,8 @@ class Loader:
         version = row.desired_version + (row.desired_digest != held.digest)
         state = HostState(row.name, row.labels, row.since, version, held, row.created_at)
         self._placement.commit(Plan(put_hosts=[state]))
-        self._beginnings.put_host(row.name, row.created_at)
-        left_out = msgspec.convert(row.left_out or {}, NotInForce)
+        self._expected_since.put_host(row.name, row.created_at)
+        left_out = msgspec.convert(row.left_out or {}, LeftOutEntries)
         self._hub.add(Session(state, row.applied_version, row.applied_digest, left_out))
         return None if version == row.desired_version else (row.name, version, held.digest)
 

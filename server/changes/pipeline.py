@@ -17,7 +17,7 @@ from server.agents.hub import Hub
 from server.agents.session import Session
 from server.events import DeclarationChanged, Events
 from server.fleet.catalog import Catalog, ResolvedRepository
-from server.fleet.expected import Beginnings
+from server.fleet.expected import ExpectedSince
 from server.fleet.placement import Placement, Plan
 from server.store.audit import record_audit
 from server.store.declared import (
@@ -117,7 +117,7 @@ class Pipeline:
         store: Store,
         catalog: Catalog,
         placement: Placement,
-        beginnings: Beginnings,
+        expected_since: ExpectedSince,
         hub: Hub,
         events: Events,
         clock: Callable[[], datetime],
@@ -126,7 +126,7 @@ class Pipeline:
         self._store = store
         self._catalog = catalog
         self._placement = placement
-        self._beginnings = beginnings
+        self._expected_since = expected_since
         self._hub = hub
         self._events = events
         self._clock = clock
@@ -141,7 +141,7 @@ class Pipeline:
         `put_repositories`: those that the change puts, as `Catalog.resolve` returned them for the plan. A host that is
         offline gets its push after its next hello. Raises what `Store.write` raises.
         """
-        desired, (came, left) = self._placement.desired(plan), self._placement.moved(plan)
+        desired, (came, left) = self._placement.desired(plan), self._placement.changed_pairs(plan)
         joined = [Joined(*pair, change.audit.at) for pair in came]
         rows = [it.row for it in put_repositories]
         change = change._replace(desired=desired, put_repositories=rows, put_joined=joined, delete_joined=left)
@@ -151,30 +151,30 @@ class Pipeline:
         self._publish(change)
         for host, _, _ in change.desired:
             if (session := self._hub.session(host)) is not None:
-                self._hub.deliver(host, session.changed())
+                self._hub.deliver(host, session.desired_changed())
         if first:  # agents that kept the schedules of another store now get what is declared here
             for session in self._hub.sessions():
-                self._hub.deliver(session.name, session.declared())
+                self._hub.deliver(session.name, session.resume_pushes())
 
     def _put_in_force(self, change: Change, plan: Plan, put_repositories: Sequence[ResolvedRepository]) -> None:
         for row in change.put_schedules:
-            self._beginnings.put_schedule(row.id, row.enabled_since or row.since)
+            self._expected_since.put_schedule(row.id, row.enabled_since or row.since)
         for row in change.delete_schedules:
-            self._beginnings.forget_schedule(row.id)
+            self._expected_since.forget_schedule(row.id)
         for host in change.put_hosts:
             if host.name not in self._placement.hosts:
-                self._beginnings.put_host(host.name, host.created_at)
+                self._expected_since.put_host(host.name, host.created_at)
         for name in change.delete_hosts:
-            self._beginnings.forget_host(name)
-        self._beginnings.leave(change.delete_joined)
-        self._beginnings.join(change.put_joined)
+            self._expected_since.forget_host(name)
+        self._expected_since.leave(change.delete_joined)
+        self._expected_since.join(change.put_joined)
         self._catalog.put(change.put_schedules, put_repositories)
         self._catalog.remove(change.delete_schedules, change.delete_repositories)
         self._placement.commit(plan)
         for state in plan.put_hosts:
             if self._hub.session(state.name) is None:
                 self._hub.add(Session(self._placement.hosts[state.name]))
-        for name in plan.forget:
+        for name in plan.remove_hosts:
             self._hub.forget(name)  # one that has just said hello connects again, and is created anew
         for name in (*(key.host for key in change.put_host_keys), *change.delete_host_keys):
             self._hub.disconnect(name)  # it was authenticated by a key that is no longer valid
@@ -190,7 +190,7 @@ class Pipeline:
                     deleted_schedules=[row.id for row in change.delete_schedules],
                     deleted_repositories=[row.id for row in change.delete_repositories],
                     deleted_hosts=change.delete_hosts,
-                    moved=[host for host, _, _ in change.desired],
+                    hosts_with_new_set=[host for host, _, _ in change.desired],
                 )
             )
         line, facts = change.audit, {}

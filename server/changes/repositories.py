@@ -63,7 +63,7 @@ class Repositories:
             detail = {"spec": row.spec, "credentials": changed}
             line = audit(now, actor, "update" if old else "create", "Repository", full_name(row), **detail)
             resolved = self._catalog.resolve(row)
-            users = [self._catalog.place(it, resolved) for it in self._catalog.users(row)]
+            users = [self._catalog.place(it, resolved) for it in self._catalog.schedules_of(row)]
             await self._pipeline.commit(Change(line), self._placement.plan(users), [resolved])
             return row._asdict(), old is None
 
@@ -72,7 +72,7 @@ class Repositories:
         async with self._pipeline.lock:
             row = self._catalog.repository(namespace, name)
             condition(version_of(row))
-            if users := sorted(map(full_name, self._catalog.users(row))):
+            if users := sorted(map(full_name, self._catalog.schedules_of(row))):
                 what = f"{full_name(row)} is used by Schedule {', '.join(users[:5])}"
                 raise Conflict(f"{what}: delete or change that first")
             line = audit(self._clock(), actor, "delete", "Repository", full_name(row))

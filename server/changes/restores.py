@@ -76,7 +76,7 @@ class Restores:
         host, where = spec.host or spec.source_host, repository_spec(row.spec)
         grant = self._catalog.grant(namespace)
         of_target = self._catalog.forbidden(namespace, paths=[spec.target], field="spec.target")
-        if wrong := [*of_target, *self._catalog.in_force(row).wrong]:
+        if wrong := [*of_target, *self._catalog.in_force(row).errors]:
             raise Forbidden(f"namespace {namespace} may not reach this", wrong)
         if spec.setuid_and_devices and not grant.everywhere:
             detail = "needs a grant of the whole host: leave it out; the cluster's operator can change the grant"

@@ -1,7 +1,7 @@
-"""The catalog: the resources that are declared and in force, as they are stored, and what hosts are matched with.
+"""The catalog: the rows of all Schedules and Repositories in force, and how a schedule is prepared for placement.
 
-`changes` alone puts something in. Nothing here has a second copy: which host should hold what follows from it in
-`placement`, and what a host does hold is in its session.
+Only `changes` writes to it. It does not know hosts: what each host should hold is in `placement`, and what each host
+does hold is in its session.
 """
 
 import hashlib
@@ -25,18 +25,21 @@ R = TypeVar("R", ScheduleRow, RepositoryRow)
 
 
 class ResolvedRepository(NamedTuple):
-    """A repository as its schedules need it. `init`: whether a backup may create it. `opened`: whether a password is
-    known that opens it. `wrong`: why its URL, or the Secrets with it, do not pass the current grant and the rules of
-    schemes and bindings, all of which may change after the Repository was accepted."""
+    """A repository with what its schedules need to know of it.
+
+    `init`: whether a backup may create it. `has_password`: whether its Secrets have a password. `errors`: why its URL
+    or its Secrets break the current grant, the allowed schemes or the bindings. All three may change after the
+    Repository was accepted.
+    """
 
     row: RepositoryRow
     init: bool
-    opened: bool
-    wrong: Sequence[FieldError]
+    has_password: bool
+    errors: Sequence[FieldError]
 
 
 class Catalog:
-    """Schedules and repositories by (namespace, name), and the rules of the operator: grants, and schemes of URLs."""
+    """Schedules and repositories by (namespace, name), and the cluster operator's rules: grants and URL schemes."""
 
     def __init__(self, vault: Vault, grants: Grants | None = None, schemes: Sequence[str] = SCHEMES) -> None:
         self.schedules: dict[Key, ScheduleRow] = {}
@@ -47,86 +50,93 @@ class Catalog:
         self._schemes = schemes
 
     def schedule(self, namespace: str, name: str) -> ScheduleRow:
-        """A schedule. Raises NotFound."""
+        """The row of a schedule. Raises NotFound."""
         return _found("Schedule", self.schedules, namespace, name)
 
     def repository(self, namespace: str, name: str) -> RepositoryRow:
-        """A repository. Raises NotFound."""
+        """The row of a repository. Raises NotFound."""
         return _found("Repository", self.repositories, namespace, name)
 
     def repository_of(self, schedule: ScheduleRow) -> RepositoryRow:
         """The repository that a schedule uses."""
         return self.repositories[repository_key(schedule)]
 
-    def users(self, repository: RepositoryRow) -> list[ScheduleRow]:
+    def schedules_of(self, repository: RepositoryRow) -> list[ScheduleRow]:
         """The schedules that use a repository."""
         key = repository.namespace, repository.name
         return [it for it in self.schedules.values() if repository_key(it) == key]
 
     def put(self, schedules: Sequence[ScheduleRow] = (), repositories: Sequence[ResolvedRepository] = ()) -> None:
-        """These are in force."""
+        """Put rows in force, in place of older rows of the same names."""
         self.schedules.update(((row.namespace, row.name), row) for row in schedules)
         self.repositories.update(((it.row.namespace, it.row.name), it.row) for it in repositories)
         self._resolved.update((it.row.id, it) for it in repositories)
 
     def remove(self, schedules: Sequence[ScheduleRow] = (), repositories: Sequence[RepositoryRow] = ()) -> None:
-        """These are in force no more."""
+        """Take rows out of force. Raises KeyError for a row that is not in force."""
         for schedule in schedules:
             del self.schedules[schedule.namespace, schedule.name]
         for repository in repositories:
             del self.repositories[repository.namespace, repository.name], self._resolved[repository.id]
 
-    # What the operator allows.
+    # The cluster operator's rules.
 
     def grant(self, namespace: str) -> Grant:
-        """What a namespace may reach."""
+        """The grant of a namespace."""
         return self._grants.of(namespace)
 
     def forbidden(self, namespace: str, url: str = "", paths: Sequence[str] = (), field: str = "") -> list[FieldError]:
-        """What of a URL and of paths a namespace may not reach. `field`: where the paths stand in its manifest."""
+        """Why a namespace may not use a URL and paths. `field`: the field of the manifest that has the paths."""
         grant = self.grant(namespace)
         of_url = chain(url_errors(grant, namespace, url), scheme_errors(url, self._schemes)) if url else ()
         return [*path_errors(grant, namespace, paths, field), *of_url]
 
     def scheme_errors(self, url: str) -> list[FieldError]:
-        """What is wrong with a URL's scheme for any namespace."""
+        """Why the scheme of a URL is not allowed in any namespace."""
         return list(scheme_errors(url, self._schemes))
 
-    # What hosts are matched with.
+    # Preparation for placement.
 
     def resolved(self, repository_id: str) -> ResolvedRepository | None:
-        """A repository that is in force, as its schedules need it; None for one that is not."""
+        """A repository in force, by its id; None when it is not in force."""
         return self._resolved.get(repository_id)
 
     def in_force(self, row: RepositoryRow) -> ResolvedRepository:
-        """A repository of the catalog, as its schedules need it: worked out once, when it was put."""
+        """A repository in force, as it was resolved for `put`. Raises KeyError when it is not in force."""
         return self._resolved[row.id]
 
     def resolve(self, row: RepositoryRow) -> ResolvedRepository:
-        """A repository as its schedules would need it, in force or not. Opens its credentials."""
+        """Check a repository, in force or not, against the current rules. Decrypts its credentials."""
         spec, given = repository_spec(row.spec), self.credentials(row) or Credentials()
-        wrong = self.forbidden(row.namespace, spec.url)
-        wrong += binding_errors(row.namespace, spec, given, self.grant(row.namespace))
-        return ResolvedRepository(row, spec.init, bool(given.password), wrong)
+        errors = self.forbidden(row.namespace, spec.url)
+        errors += binding_errors(row.namespace, spec, given, self.grant(row.namespace))
+        return ResolvedRepository(row, spec.init, bool(given.password), errors)
 
     def resolved_of(self, schedule: ScheduleRow) -> ResolvedRepository:
-        """The repository that a schedule uses."""
+        """The repository that a schedule uses, resolved."""
         return self.in_force(self.repository_of(schedule))
 
     def credentials(self, row: RepositoryRow) -> Credentials | None:
-        """The credentials that a repository has; None also for those that cannot be opened, which may be replaced."""
+        """The credentials of a repository; None when it has none, or when the vault cannot decrypt them.
+
+        That is no error: the user can replace such credentials with the next PUT.
+        """
         try:
             return self._vault.opened(row.credentials)
         except VaultError:
             return None
 
     def place(self, row: ScheduleRow, resolved: ResolvedRepository) -> PlacedSchedule:
-        """A schedule as hosts are matched with it. Its revision covers all that its runs depend on."""
+        """Prepare a schedule for placement.
+
+        The revision of its entry is a hash of everything that its runs depend on. A schedule whose paths or repository
+        are not granted selects no host.
+        """
         spec, repository, grant = schedule_spec(row.spec), resolved.row, self.grant(row.namespace)
         basis = (row.generation, row.spec, repository.id, repository.generation)
         revision = hashlib.blake2b(msgspec.json.encode(basis, order="deterministic"), digest_size=8).hexdigest()
         paths = spec.backup.paths if spec.backup else ()
-        allowed = not resolved.wrong and not self.forbidden(row.namespace, paths=paths)
+        allowed = not resolved.errors and not self.forbidden(row.namespace, paths=paths)
         return PlacedSchedule(
             row.id,
             full_name(row),
@@ -143,7 +153,7 @@ class Catalog:
 
 
 def full_name(row: ScheduleRow | RepositoryRow) -> str:
-    """Its namespace/name."""
+    """NAMESPACE/NAME of a schedule or repository."""
     return f"{row.namespace}/{row.name}"
 
 

@@ -1,8 +1,11 @@
-"""When a schedule should have succeeded on a host: since when that counts, within how long, and who is overdue.
+"""By when a schedule should have succeeded on a host, and which hosts are overdue.
 
-Each pair of an enabled schedule and a host that has it should have a success within `success_within`. A pair counts
-from when it began: when the schedule was created or enabled, the host was made known, or, where both were there before,
-when the schedule came to the host by a change of its selector or of the host's labels.
+Each pair of an enabled schedule and a host that should hold it is expected to succeed once per `success_within`. The
+first period of a pair begins at the latest of these times:
+
+- the schedule was created or enabled,
+- the host became known,
+- a change of the selector or of the host's labels brought the schedule to the host.
 """
 
 import re
@@ -21,9 +24,10 @@ _UNITS["s"] = timedelta(seconds=1)
 
 
 class Expected(NamedTuple):
-    """A schedule that should succeed: `since` when it has not, by host, and the hosts that are overdue, worst first.
+    """An enabled schedule, and by host how long it has gone without a success.
 
-    `failed`, `warned`: on how many hosts its last run failed, or left something undone.
+    `since`: by host, the time of the last success, or when the pair began. `overdue`: the hosts for which that is more
+    than `within` ago, the longest first. `failed`, `warned`: on how many hosts its last job failed or had a warning.
     """
 
     namespace: str
@@ -35,8 +39,11 @@ class Expected(NamedTuple):
     warned: int
 
 
-class Beginnings:
-    """Since when each pair counts. It holds the times of schedules and hosts, and those of pairs that began later."""
+class ExpectedSince:
+    """When each pair of a schedule and a host began.
+
+    It stores one time for each schedule and each host, and for a pair only where that began later than both.
+    """
 
     def __init__(self) -> None:
         self._schedules: dict[str, datetime] = {}
@@ -44,7 +51,7 @@ class Beginnings:
         self._joined: dict[str, dict[str, datetime]] = {}
 
     def since(self, schedule_id: str, hosts: Iterable[str]) -> dict[str, datetime]:
-        """Since when a schedule counts on each of these hosts; what is not known is left out. Any thread may ask."""
+        """When each of these hosts began with a schedule, without those that are not known. Any thread may call it."""
         enabled, joined = self._schedules.get(schedule_id), self._joined.get(schedule_id, {})
         if enabled is None:
             return {}
@@ -53,69 +60,69 @@ class Beginnings:
         return began
 
     def on_event(self, event: Event) -> None:
-        """Hear of a clock that was wrong."""
+        """Correct the times when the server's clock is set back."""
         if isinstance(event, ClockSetBack):
             self.clock_set_back(event.now)
 
     def put_schedule(self, schedule_id: str, enabled_since: datetime) -> None:
-        """A schedule is there; pairs that began before it was enabled begin with that."""
+        """Set when a schedule was last created or enabled."""
         self._schedules[schedule_id] = enabled_since
 
     def put_host(self, host: str, created_at: datetime) -> None:
-        """A host is known."""
+        """Set when a host became known."""
         self._hosts[host] = created_at
 
     def join(self, pairs: Iterable[Joined]) -> None:
-        """Schedules came to hosts."""
+        """Record that schedules came to hosts that existed before."""
         for schedule_id, host, since in pairs:
             self._joined.setdefault(schedule_id, {})[host] = since
 
     def leave(self, pairs: Iterable[Pair]) -> None:
-        """Hosts lost schedules."""
+        """Record that hosts should no longer hold schedules."""
         for schedule_id, host in pairs:
             self._joined.get(schedule_id, {}).pop(host, None)
 
     def clock_set_back(self, now: datetime) -> None:
-        """Nothing has begun after `now`: the clock that said so was wrong."""
+        """Replace times after `now` by `now`: the clock was wrong when they were recorded."""
         for times in (self._schedules, self._hosts, *self._joined.values()):
             times.update({key: now for key, at in times.items() if at > now})
 
     def forget_schedule(self, schedule_id: str) -> None:
-        """A schedule is gone."""
+        """A schedule was deleted."""
         self._schedules.pop(schedule_id, None)
         self._joined.pop(schedule_id, None)
 
     def forget_host(self, host: str) -> None:
-        """A host is gone."""
+        """A host was deleted."""
         self._hosts.pop(host, None)
         for hosts in self._joined.values():
             hosts.pop(host, None)
 
 
 def success_within(spec: ScheduleSpec) -> timedelta:
-    """Within how long a schedule should succeed again: as it says, or two of its periods and its spread."""
+    """How long a host may go without a success: `successWithin`, or else two periods of the cron and the spread."""
     return _within(spec.cron, spec.spread_seconds, spec.success_within)
 
 
 @lru_cache(maxsize=1 << 12)
-def _within(expression: str, spread_s: int, said: str | None) -> timedelta:
-    if said is not None:
-        return duration(said)
+def _within(expression: str, spread_s: int, declared: str | None) -> timedelta:
+    if declared is not None:
+        return duration(declared)
     try:
         periods = cron.two_periods(cron.parse(expression))
-    except cron.CronError:  # stored by a release that read it: no host runs it, which is to be told soon
+    except cron.CronError:  # an older release accepted it: no host runs it now, so it should be overdue early
         periods = timedelta(days=2)
     return periods + timedelta(seconds=spread_s)
 
 
 def duration(text: str) -> timedelta:
-    """A duration as resources write it: whole numbers of w, d, h, m (minutes) and s, such as 1d12h."""
+    """Parse a duration of a manifest: whole numbers of w, d, h, m (minutes) and s, such as 1d12h."""
     parts = re.findall(r"([0-9]+)([wdhms])", text)
     return sum((int(number) * _UNITS[unit] for number, unit in parts), timedelta())
 
 
 def span(time: timedelta) -> str:
-    """A length of time as resources write it: 1d12h."""
+    """Format a duration as manifests do, such as 1d12h. Parts of a second are dropped."""
     left, text = int(time.total_seconds()), ""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s")):
         if left >= size:
@@ -124,7 +131,7 @@ def span(time: timedelta) -> str:
 
 
 def overdue(since: Mapping[str, datetime], within: timedelta, now: datetime) -> list[str]:
-    """The hosts whose time (of the last success, or since when that counts) is longer ago, the longest first."""
+    """The hosts whose time in `since` is more than `within` before `now`, the longest first."""
     limit = now - within
     late = [(at, host) for host, at in since.items() if at < limit]
     return [host for _, host in sorted(late)]

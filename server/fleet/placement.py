@@ -1,7 +1,7 @@
-"""What every host should hold: schedules matched with hosts, as plain data.
+"""The desired set of every host: schedules matched with hosts by labels, without I/O.
 
-A change is planned first (whose sets become what), stored by others, and only then put in force with `commit`: when
-storing fails, nothing here has changed. Sets are immutable, and hosts that hold the same share one.
+A change takes three steps: `plan` works out the new sets, the caller stores them, and `commit` puts them in force. When
+storing fails, nothing here has changed. Sets are immutable, and hosts with equal sets share one object.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,12 +25,11 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class PlacedSchedule(Struct, frozen=True):
-    """A schedule as hosts are matched with it and jobs made from it. `repository_id`: of the one it refers to.
+    """A schedule with all that is needed to match it with hosts and to make jobs of it.
 
-    `init`: whether a backup may create the repository. `granted`: the hosts that its namespace may reach; `within`: the
-    paths, all when empty.
-    `host_identity`: whether restic may speak as the host. `since`, `earlier`: since when it is due as its spec says,
-    and when it was before; see `server.fleet.timing`.
+    `init`: whether a backup may create the repository. `granted`: the hosts that the namespace may reach; `within`: the
+    paths that it may reach, all when empty. `host_identity`: whether restic may use the host's cloud identity.
+    `since`: when the present timing began; `earlier`: the timings before it (see `server.fleet.timing`).
     """
 
     id: str
@@ -47,13 +46,14 @@ class PlacedSchedule(Struct, frozen=True):
 
     @property
     def timing(self) -> Timing:
-        """When it is due."""
+        """Its present timing."""
         return timing(self.spec, self.since)
 
     def next_due(self, now: datetime) -> datetime | None:
-        """When it is due next, spread aside; None while it is disabled, or where it never is.
+        """Its next due time without the spread; None while it is disabled, or when there is none.
 
-        It never is where an older release, or one with another tzdata, stored what is no expression or zone here.
+        There is none when this release cannot read the cron expression or the time zone: another release, or one with
+        another tzdata, may have accepted it.
         """
         if not self.spec.enabled:
             return None
@@ -63,50 +63,50 @@ class PlacedSchedule(Struct, frozen=True):
             return None
 
     def selects(self, labels: Mapping[str, str]) -> bool:
-        """Whether a host with these labels is to hold it: selected, and granted to its namespace."""
+        """Whether a host with these labels should hold it: its selector and the grant of its namespace both match."""
         return selector_matches(self.spec.host_selector, labels) and selector_matches(self.granted, labels)
 
 
 class HostState(Struct):
-    """What is declared of a host, and the set of entries that follows. Placement alone changes it.
+    """The desired state of a host. Only `Placement` changes it.
 
-    `since`: when it began with the labels that it has. `version`: of `held`, the set that it should hold.
-    `created_at`: when it was made known; no due time before that is its own.
+    `entries`: the desired set, and `version` its version. `since`: when a change of labels last changed the set.
+    `created_at`: when the host became known; it has no due time before that.
     """
 
     name: str
     labels: Mapping[str, str]
     since: datetime
     version: int
-    held: EntrySet
+    entries: EntrySet
     created_at: datetime = _EPOCH
 
     @property
     def digest(self) -> str:
-        """The digest of the set that it should hold."""
-        return self.held.digest
+        """The digest of the desired set."""
+        return self.entries.digest
 
     def holds(self, schedule_id: str) -> bool:
-        """Whether it should hold a schedule."""
-        return schedule_id in self.held.items
+        """Whether the desired set has a schedule."""
+        return schedule_id in self.entries.items
 
 
 class Plan(NamedTuple):
-    """A change worked out: schedules put and removed, and the hosts that become others.
+    """A planned change, for `Placement.commit`.
 
-    `sets`: the new set of each host whose set changes with these schedules. `put_hosts`: hosts that are new or have
-    other labels, as they will be; `forget`: hosts that are forgotten.
+    `put`, `remove`: schedules, and ids of schedules. `sets`: the new set of each host whose set these schedules change.
+    `put_hosts`: hosts that are new or have new labels, in their new state. `remove_hosts`: names of hosts.
     """
 
     put: Sequence[PlacedSchedule] = ()
     remove: Sequence[str] = ()
     sets: Mapping[str, EntrySet] = {}
     put_hosts: Sequence[HostState] = ()
-    forget: Sequence[str] = ()
+    remove_hosts: Sequence[str] = ()
 
 
 def entry_item(schedule_id: str, name: str, spec: ScheduleSpec, since: datetime, revision: str) -> EncodedEntry:
-    """The entry that agents hold for a schedule, as the bytes that are sent to every one of them."""
+    """The entry of a schedule, encoded once for all agents."""
     entry = Entry(
         schedule_id,
         name,
@@ -123,113 +123,114 @@ def entry_item(schedule_id: str, name: str, spec: ScheduleSpec, since: datetime,
 
 
 class Placement:
-    """All schedules and all hosts, and which host should hold what."""
+    """All schedules and all hosts, with the desired set of each host."""
 
     def __init__(self) -> None:
         self.schedules: dict[str, PlacedSchedule] = {}
         self.hosts: dict[str, HostState] = {}
-        self._alike: dict[bytes, dict[str, EncodedEntry]] = {}
+        self._by_selection: dict[bytes, dict[str, EncodedEntry]] = {}  # those that select the same hosts together
         self._shared: WeakValueDictionary[int, EntrySet] = WeakValueDictionary()
 
     def plan(self, put: Sequence[PlacedSchedule] = (), remove: Sequence[str] = ()) -> Plan:
-        """Whose sets change, and to what, when these schedules are put and those removed."""
+        """Work out the new set of each host that putting and removing these schedules changes."""
         sets: dict[str, EntrySet] = {}
         memo: dict[tuple[int, tuple[bool, ...]], EntrySet] = {}
         for host, state in self.hosts.items():
             wanted = tuple(schedule.selects(state.labels) for schedule in put)
-            held = state.held
-            new = memo.get((id(held), wanted))
+            old = state.entries
+            new = memo.get((id(old), wanted))
             if new is None:
                 upsert = {schedule.id: schedule.item for schedule, want in zip(put, wanted, strict=True) if want}
                 drop = [schedule.id for schedule, want in zip(put, wanted, strict=True) if not want]
-                new = memo[id(held), wanted] = self._share(entries.patched(held, upsert, [*remove, *drop]))
-            if new.digest_sum != held.digest_sum:
+                new = memo[id(old), wanted] = self._share(entries.patched(old, upsert, [*remove, *drop]))
+            if new.digest_sum != old.digest_sum:
                 sets[host] = new
         return Plan(put, remove, sets)
 
     def match(self, labels: Mapping[str, str]) -> EntrySet:
-        """The set of a host with these labels."""
+        """The desired set of a host with these labels."""
         items: dict[str, EncodedEntry] = {}
-        for alike in self._alike.values():
-            if self.schedules[next(iter(alike))].selects(labels):
-                items |= alike
+        for same in self._by_selection.values():
+            if self.schedules[next(iter(same))].selects(labels):
+                items |= same
         return self._share(entries.patched(EMPTY, items)) if items else EMPTY
 
     def plan_host(self, name: str, labels: Mapping[str, str], now: datetime) -> Plan:
-        """A host made known, or given these labels in place of those it had."""
-        held, old = self.match(labels), self.hosts.get(name)
+        """Plan a new host, or new labels of a host."""
+        new, old = self.match(labels), self.hosts.get(name)
         if old is None:
-            return Plan(put_hosts=[HostState(name, dict(labels), now, int(held != EMPTY), held, now)])
-        since, version = (old.since, old.version) if held == old.held else (now, old.version + 1)
-        return Plan(put_hosts=[HostState(name, dict(labels), since, version, held, old.created_at)])
+            return Plan(put_hosts=[HostState(name, dict(labels), now, int(new != EMPTY), new, now)])
+        since, version = (old.since, old.version) if new == old.entries else (now, old.version + 1)
+        return Plan(put_hosts=[HostState(name, dict(labels), since, version, new, old.created_at)])
 
     def matched(self, schedule: PlacedSchedule, hosts: Iterable[str] | None = None) -> list[str]:
-        """The hosts, of those named or of all, that should hold a schedule."""
+        """The hosts that should hold a schedule, of the named hosts or of all. Unknown names are left out."""
         names = self.hosts if hosts is None else hosts
         found = ((name, self.hosts.get(name)) for name in names)
         return [name for name, state in found if state is not None and state.holds(schedule.id)]
 
     def desired(self, plan: Plan) -> list[tuple[str, int, str]]:
-        """The hosts whose sets a plan changes, each with its new version and digest."""
-        moved = [(host, self.hosts[host].version + 1, held.digest) for host, held in plan.sets.items()]
+        """The name, new version and new digest of each host whose set a plan changes."""
+        changed = [(host, self.hosts[host].version + 1, new.digest) for host, new in plan.sets.items()]
         put = [it for it in plan.put_hosts if (old := self.hosts.get(it.name)) is None or old.version != it.version]
-        return [*moved, *((it.name, it.version, it.held.digest) for it in put)]
+        return [*changed, *((it.name, it.version, it.entries.digest) for it in put)]
 
     def next_due(self, schedule_id: str, now: datetime) -> datetime | None:
-        """When a schedule is due next; None for one that is disabled or unknown, or that never is."""
+        """The next due time of a schedule without the spread; None when it is unknown, disabled or never due."""
         schedule = self.schedules.get(schedule_id)
         return None if schedule is None else schedule.next_due(now)
 
     def put(self, schedules: Iterable[PlacedSchedule]) -> None:
-        """Take in schedules; sets that were matched before stay as they are."""
+        """Add or replace schedules, without matching them with hosts."""
         for schedule in schedules:
             self._drop(schedule.id)
             self.schedules[schedule.id] = schedule
-            self._alike.setdefault(_chosen(schedule), {})[schedule.id] = schedule.item
+            self._by_selection.setdefault(_selection(schedule), {})[schedule.id] = schedule.item
 
     def commit(self, plan: Plan) -> None:
         """Put a plan in force."""
         for schedule_id in plan.remove:
             self._drop(schedule_id)
         self.put(plan.put)
-        for host, held in plan.sets.items():
+        for host, new_set in plan.sets.items():
             state = self.hosts[host]
-            state.version, state.held = state.version + 1, held
+            state.version, state.entries = state.version + 1, new_set
         for new in plan.put_hosts:
             state = self.hosts.setdefault(new.name, new)
-            state.labels, state.since, state.version, state.held = new.labels, new.since, new.version, new.held
-        for host in plan.forget:
+            state.labels, state.since, state.version, state.entries = new.labels, new.since, new.version, new.entries
+        for host in plan.remove_hosts:
             del self.hosts[host]
 
-    def moved(self, plan: Plan) -> tuple[list[Pair], list[Pair]]:
-        """The pairs of a schedule and a host, both there before, that a plan makes, and those that it ends."""
+    def changed_pairs(self, plan: Plan) -> tuple[list[Pair], list[Pair]]:
+        """The pairs of an existing schedule and an existing host that a plan joins, and the pairs that it parts."""
         joined: list[Pair] = []
         left: list[Pair] = []
         for schedule in plan.put:
             old = self.schedules.get(schedule.id)
-            if old is None or _chosen(old) == _chosen(schedule):
+            if old is None or _selection(old) == _selection(schedule):
                 continue
-            for host, held in plan.sets.items():
-                had, has = self.hosts[host].holds(schedule.id), schedule.id in held.items
+            for host, new_set in plan.sets.items():
+                had, has = self.hosts[host].holds(schedule.id), schedule.id in new_set.items
                 if had != has:
                     (joined if has else left).append((schedule.id, host))
         for new in plan.put_hosts:
             if (state := self.hosts.get(new.name)) is not None:
-                joined += [(id_, new.name) for id_ in new.held.items if id_ not in state.held.items]
-                left += [(id_, new.name) for id_ in state.held.items if id_ not in new.held.items]
+                joined += [(id_, new.name) for id_ in new.entries.items if id_ not in state.entries.items]
+                left += [(id_, new.name) for id_ in state.entries.items if id_ not in new.entries.items]
         return joined, left
 
     def _drop(self, schedule_id: str) -> None:
         if (schedule := self.schedules.pop(schedule_id, None)) is not None:
-            alike = self._alike[key := _chosen(schedule)]
-            del alike[schedule_id]
-            if not alike:
-                del self._alike[key]
+            same = self._by_selection[key := _selection(schedule)]
+            del same[schedule_id]
+            if not same:
+                del self._by_selection[key]
 
-    def _share(self, held: EntrySet) -> EntrySet:
-        return self._shared.setdefault(held.digest_sum, held)
+    def _share(self, new: EntrySet) -> EntrySet:
+        """The set in use that equals this one, or else this one."""
+        return self._shared.setdefault(new.digest_sum, new)
 
 
-def _chosen(schedule: PlacedSchedule) -> bytes:
-    """What says which hosts are to hold a schedule: the many of a fleet that choose alike are matched as one."""
+def _selection(schedule: PlacedSchedule) -> bytes:
+    """A key for the hosts that a schedule selects. Most schedules of a fleet share few keys, and match as one."""
     return msgspec.json.encode((schedule.spec.host_selector, schedule.granted), order="deterministic")

@@ -1,4 +1,4 @@
-"""A push: one set made another at a host, and its frame, which is encoded once for all hosts that need the same."""
+"""Pushes: what brings a host from one set to another, and the frame of it, encoded once for all hosts that share it."""
 
 from datetime import datetime
 from functools import lru_cache
@@ -12,9 +12,9 @@ from wire.messages import ScheduleDiff, ScheduleSet
 
 
 class Push(NamedTuple):
-    """From `old` at version `base` to `new` at `version`; `base` None sends the whole of `new`.
+    """Brings a host from set `old` at version `base` to set `new` at `version`. With `base` None it sends all of `new`.
 
-    `since`: when the host began; None where that says nothing about the entries that are sent.
+    `since`: the host's `HostState.since`; None when every entry sent is younger, so that hosts can share the frame.
     """
 
     base: int | None
@@ -25,18 +25,19 @@ class Push(NamedTuple):
 
 
 def whole(version: int, new: EntrySet, since: datetime) -> Push:
-    """A push of the whole set."""
+    """A push of a whole set."""
     return Push(None, version, EMPTY, new, since)
 
 
 def change(base: int, version: int, old: EntrySet, new: EntrySet, since: datetime) -> Push:
-    """A push of what differs."""
-    return Push(base, version, old, new, since if _has_older(old, new, since) else None)
+    """A push of the difference between two sets."""
+    oldest = _oldest(old, new)
+    return Push(base, version, old, new, since if oldest is not None and oldest < since else None)
 
 
 @lru_cache(maxsize=256)
 def message(push: Push) -> ScheduleSet | ScheduleDiff:
-    """What the push says."""
+    """The message of a push."""
     if push.base is None:
         return ScheduleSet(push.version, [Raw(item.raw) for item in push.new.items.values()], push.since)
     diff = _diff(push.old, push.new)
@@ -45,7 +46,7 @@ def message(push: Push) -> ScheduleSet | ScheduleDiff:
 
 @lru_cache(maxsize=256)
 def frame(push: Push) -> str:
-    """The frame that carries it."""
+    """The frame of a push: JSON text with the one message."""
     return codec.encode((message(push),))
 
 
@@ -54,10 +55,5 @@ _diff = lru_cache(maxsize=256)(entries.diff)
 
 @lru_cache(maxsize=256)
 def _oldest(old: EntrySet, new: EntrySet) -> datetime | None:
+    """When the oldest entry of the difference began; None when no entry is sent."""
     return min((entries.parse_entry(raw).since for raw in _diff(old, new).upsert), default=None)
-
-
-def _has_older(old: EntrySet, new: EntrySet, since: datetime) -> bool:
-    """Whether an entry that is sent began before the host did, so that the host must know its own beginning."""
-    oldest = _oldest(old, new)
-    return oldest is not None and oldest < since

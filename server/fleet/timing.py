@@ -1,7 +1,7 @@
-"""Which due times a schedule has on a host: by its present timing, and by those before it that hosts may still go by.
+"""Which due times a schedule has on a host, by its present timing and by earlier ones.
 
-A host that was away while a timing changed says, once it is back, what was due by the timing that it knew. Until it is
-known to hold the new one, what it fires by the old one counts; what came due before that counts for ever.
+A host that was offline while the timing changed fires by the old timing once it is back. So the due times of earlier
+timings stay valid up to the moment from which on the host is known to hold the present one.
 """
 
 from collections.abc import Sequence
@@ -12,47 +12,50 @@ from server.resources.specs import ScheduleSpec
 from server.store.rows import Timing
 
 EARLY = timedelta(minutes=1)
-"""How far ahead of the server's clock a due time may be that is fired: clocks of hosts differ by less, or are told."""
+"""How far ahead of the server's clock a fired due time may be. More than that is a ClockSkew problem of the host."""
 EARLIER_TIMINGS = 8
-"""Timings of a schedule that are remembered besides the present one."""
+"""How many earlier timings of a schedule are kept."""
 
 
 def is_due(timing: Timing, host: str, schedule_id: str, at: datetime) -> bool:
-    """Whether an aware time, in the years 2 to 9998, is a due time of a schedule on a host, by a timing of it."""
+    """Whether `at` is a due time of a schedule on a host, by one timing. `at` is aware, in the years 2 to 9998."""
     at -= cron.spread(host, schedule_id, timing.spread_s)
     return cron.is_due(cron.parse(timing.cron), cron.zone(timing.time_zone), at)
 
 
 def timing(spec: ScheduleSpec, since: datetime) -> Timing:
-    """The timing that a schedule's spec says."""
+    """The timing that a spec declares, which began at `since`."""
     return Timing(since, spec.cron, spec.time_zone, spec.spread_seconds)
 
 
 def superseded(old: Timing, earlier: Sequence[Timing]) -> tuple[Timing, ...]:
-    """The earlier timings, newest first, once `old` is one of them. A timing that came back counts from its first
-    beginning on."""
+    """The earlier timings, newest first, after `old` was replaced.
+
+    When `old` equals the newest of them but for its beginning, the one that began first stays.
+    """
     if earlier and earlier[0][1:] == old[1:]:
         return tuple(earlier)
     return (old, *earlier)[:EARLIER_TIMINGS]
 
 
-def why_not(
+def why_not_due(
     present: Timing,
     earlier: Sequence[Timing],
     host: str,
     schedule_id: str,
     at: datetime,
     now: datetime,
-    heard: datetime,
+    in_force_since: datetime,
 ) -> str:
-    """Why a time that a host fires is none of its due times, in words; empty where it is one.
+    """Why a fired time is not a due time of the host, as text; empty when it is one.
 
-    `heard`: when the host was known to hold the present timing; what it fires by an earlier one is of before that.
-    A timing that begins after `now` was put while the server's clock was ahead: it counts at once, as on hosts.
+    `in_force_since`: when the host was known to hold the present timing. Due times of earlier timings end there.
+    A timing that begins after `now` was stored while the server's clock was ahead. It is valid at once, as on agents.
     """
-    if _counts(present, at, now) and is_due(present, host, schedule_id, at):
+    if _is_valid(present, at, now) and is_due(present, host, schedule_id, at):
         return ""
-    if at <= heard + EARLY and any(_counts(it, at, now) and is_due(it, host, schedule_id, at) for it in earlier):
+    valid = [it for it in earlier if at <= in_force_since + EARLY and _is_valid(it, at, now)]
+    if any(is_due(it, host, schedule_id, at) for it in valid):
         return ""
     since = min(it.since for it in (present, *earlier))
     if at <= since <= now:
@@ -60,10 +63,11 @@ def why_not(
     return f"it is not due then on {host}: cron {present.cron!r}, zone {present.time_zone}"
 
 
-def _counts(timing: Timing, at: datetime, now: datetime) -> bool:
+def _is_valid(timing: Timing, at: datetime, now: datetime) -> bool:
+    """Whether a timing was valid at a time."""
     return at > timing.since or timing.since > now
 
 
-def most_missed(oldest: Timing, at: datetime) -> int:
-    """How many due times a run of that time can stand for at most: none comes more often than every minute."""
+def max_missed(oldest: Timing, at: datetime) -> int:
+    """The most due times that a job of this due time can stand for: cron is due once a minute at most."""
     return max(1, int((at - oldest.since) / timedelta(minutes=1)) + 1)

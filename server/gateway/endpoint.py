@@ -18,9 +18,9 @@ from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.agents.hub import Connection, Hub
-from server.agents.session import Accepted, Acked, Effect, Ended, Fired, Session, Told
+from server.agents.session import Accepted, Acked, Effect, Ended, Fired, Reported, Session
 from server.changes.hosts import Hosts
-from server.errors import Problem, Unauthorized, Unavailable
+from server.errors import ApiException, Unauthorized, Unavailable
 from server.events import DuplicateAgent, Events, HostAcked, HostConnected
 from server.fleet import pushes
 from server.fleet.pushes import Push
@@ -89,7 +89,7 @@ class Gateway:
         ended = self._hub.disconnects
         try:
             allowed = await self._allowed(websocket)
-        except Problem as problem:
+        except ApiException as problem:
             log.warning("agent refused", extra={**_claim(websocket), "reason": str(problem)})
             denial = PlainTextResponse(f"{problem}\n", problem.status, dict(problem.headers))
             await websocket.send_denial_response(denial)
@@ -107,7 +107,7 @@ class Gateway:
             code, reason = 1007, codec.close_reason(error)
         except Unavailable as error:  # what was said is not stored: it is said again on the next connection
             code, reason = BUSY, codec.close_reason(error)
-        except asyncio.CancelledError:  # by `Connection.replace`
+        except asyncio.CancelledError:  # by `Connection.close`
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
             code, reason = REPLACED, "another connection of this host has come, or it was deleted"
@@ -127,7 +127,7 @@ class Gateway:
             ended = self._hub.disconnects
             try:
                 await self._allowed(websocket)
-            except Problem as problem:
+            except ApiException as problem:
                 log.warning("agent refused", extra={**_claim(websocket), "reason": str(problem)})
                 await websocket.close(REFUSED, codec.close_reason(problem))
                 raise WebSocketDisconnect(REFUSED) from None
@@ -218,7 +218,7 @@ class Gateway:
         """
         session, now = connection.session, self._clock()
         effects = session.hello(connection.session_id, hello, now, empty=not self._hosts.schedules_are_declared())
-        connection.pushes()
+        connection.push_written()
         first = [pushes.frame(effect) for effect in effects if isinstance(effect, Push)]
         for frame in [*self._hub.credentials(connection), *first]:
             await websocket.send_text(frame)
@@ -262,7 +262,7 @@ class Gateway:
                     await stored(*dispatcher.accept(session.name, job_ids))
                 case Acked():
                     await self._acked(connection, effect, now)
-                case Told(messages):
+                case Reported(messages):
                     for message in messages:
                         if isinstance(message, JobLog):
                             await stored(*dispatcher.log(session.name, message.job_id, message.lines))
@@ -278,7 +278,7 @@ class Gateway:
         if acked.left_out is not None:
             kept = msgspec.structs.asdict(acked.left_out) if acked.left_out.count else None
             await self._store.write(host_left_out, (session.name, kept))
-        seconds = connection.proved() if session.proved else None
+        seconds = connection.push_acked() if session.holds_desired else None
         self._events.publish(HostAcked(session.name, acked.version, seconds))
 
 

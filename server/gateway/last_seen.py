@@ -25,7 +25,7 @@ class LastSeen:
     def on_event(self, event: Event) -> None:
         """Hear of a host whose connection is gone."""
         if isinstance(event, HostDisconnected):
-            seen: list[tuple[str, datetime]] = [(event.host, event.last_heard)]
+            seen: list[tuple[str, datetime]] = [(event.host, event.last_seen)]
             with suppress(Unavailable, StoreClosedError):
                 then(self._store.submit(hosts_seen, seen), lambda _: None)
 
@@ -34,4 +34,4 @@ class LastSeen:
         while True:
             await asyncio.sleep(EVERY_S)
             with suppress(Unavailable):
-                await self._store.write(hosts_seen, list(self._hub.seen()))
+                await self._store.write(hosts_seen, list(self._hub.last_seen_times()))

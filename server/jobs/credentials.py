@@ -6,7 +6,7 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from server.access.vault import Vault, VaultError
-from server.errors import in_words
+from server.errors import as_text
 from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import Placement
 from server.jobs import arguments
@@ -55,7 +55,7 @@ class HostCredentials:
         A set's digest covers them: an entry's revision changes with its repository, credentials and all.
         """
         hosts, schedules = self._placement.hosts, self._placement.schedules
-        held = hosts[host].held
+        held = hosts[host].entries
         needed = self._scheduled.get(held)
         if needed is None:
             ids = {schedules[key].repository_id for key in held.items}
@@ -69,8 +69,8 @@ class HostCredentials:
         told = []
         for row, source in needed:
             facts = {"repository": full_name(row), "host": host}
-            if (resolved := self._catalog.resolved(row.id)) is not None and resolved.wrong:
-                log.warning("credentials left out", extra={**facts, "reason": in_words(resolved.wrong)})
+            if (resolved := self._catalog.resolved(row.id)) is not None and resolved.errors:
+                log.warning("credentials left out", extra={**facts, "reason": as_text(resolved.errors)})
                 continue
             try:
                 told.append(self._repository(row, host, source))

@@ -345,7 +345,7 @@ class Dispatcher:
     def _target(self, job: Job) -> PlacedSchedule | None:
         """The schedule of a job, if its host still has it."""
         host = self._placement.hosts.get(job.host)
-        if host is None or job.command.schedule_id not in host.held.items:
+        if host is None or job.command.schedule_id not in host.entries.items:
             return None
         return self._placement.schedules.get(job.command.schedule_id)
 

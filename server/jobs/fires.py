@@ -9,7 +9,7 @@ from msgspec import Struct
 import cron
 from server.agents.session import Send, Session
 from server.fleet.placement import PlacedSchedule
-from server.fleet.timing import EARLY, most_missed, why_not
+from server.fleet.timing import EARLY, max_missed, why_not_due
 from server.jobs import arguments
 from server.jobs.lanes import Job, Lanes
 from server.store.rows import JobRow
@@ -94,7 +94,7 @@ def fired(
         return refused
     job = new_job(schedule, host, new_id, fire.scheduled_at, now, runs, ("schedule", schedule.name))
     oldest = schedule.earlier[-1] if schedule.earlier else schedule.timing
-    missed = min(fire.missed, most_missed(oldest, fire.scheduled_at))
+    missed = min(fire.missed, max_missed(oldest, fire.scheduled_at))
     return msgspec.structs.replace(job, missed=missed, answers=answers)
 
 
@@ -115,7 +115,7 @@ def _not_due(schedule: PlacedSchedule, fire: ScheduleFire, session: Session, now
         why = f"{host} is known since {created_at:%Y-%m-%dT%H:%M:%SZ}"
     else:
         in_force_since = session.in_force_since or now
-        why = why_not(schedule.timing, schedule.earlier, host, schedule.id, due, now, in_force_since)
+        why = why_not_due(schedule.timing, schedule.earlier, host, schedule.id, due, now, in_force_since)
     return _refused(fire, "NotDue", f"{schedule.name}: {why}") if why else None
 
 

@@ -60,7 +60,7 @@ class Outcomes:
 
     def on_event(self, event: Event) -> None:
         """Note how a job ended that is over, and forget what is deleted."""
-        if isinstance(event, AttemptEnded) and event.over:
+        if isinstance(event, AttemptEnded) and event.final:
             self.ended(event.schedule_id, event.host, event.end)
         elif isinstance(event, ClockSetBack):
             self.clock_set_back(event.now)

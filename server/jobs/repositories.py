@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from server.errors import in_words
+from server.errors import as_text
 from server.events import ClockSetBack, DeclarationChanged, Event, Events, RepositoryHealthChanged
 from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import Placement
@@ -62,8 +62,8 @@ class RepositoryStates:
         if resolved is None or state is None:
             return ""
         row = resolved.row
-        if resolved.wrong:
-            return f"{full_name(row)}: {in_words(resolved.wrong)}"
+        if resolved.errors:
+            return f"{full_name(row)}: {as_text(resolved.errors)}"
         grant = self._catalog.grant(row.namespace)
         if grant.still_grants(command.within, command.host_identity) and grant.selects(state.labels):
             return ""

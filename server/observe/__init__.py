@@ -1,1 +1,6 @@
-"""What is told of the server: metrics, state, coverage, troubles, and how long history is kept."""
+"""What the server shows of itself, and how long it keeps history.
+
+`coverage` gathers how schedules and hosts stand, `problems` turns that into reasons and messages, and `controllers` has
+the reports of controllers. `metrics` counts events, `state` exports gauges, and `stream` tells readers which kinds of
+objects have changed. `clock` notices when the clock is set back. `history` deletes old jobs and audit lines.
+"""

@@ -1,4 +1,7 @@
-"""On which hosts each schedule is, how it goes there, and who is overdue: read from what is declared, held and done."""
+"""Coverage: how each schedule and host stands, worked out from the owners of the facts when somebody asks.
+
+What hosts should hold is read from `Placement`, what they hold from their sessions, how jobs ended from `Outcomes`.
+"""
 
 import asyncio
 from collections import Counter
@@ -11,13 +14,13 @@ import msgspec
 
 from server.agents.hub import Hub
 from server.agents.session import Session
-from server.errors import in_words
+from server.errors import as_text
 from server.fleet.catalog import Catalog
-from server.fleet.expected import Beginnings, Expected, overdue, success_within
+from server.fleet.expected import Expected, ExpectedSince, overdue, success_within
 from server.fleet.placement import PlacedSchedule, Placement
 from server.jobs.lanes import Lanes
 from server.jobs.outcomes import Outcomes
-from server.observe.trouble import NAMED, Access, Coverage, no_host
+from server.observe.problems import MAX_NAMED, Access, Coverage, no_host
 from server.resources.grants import NOTHING
 from server.resources.selectors import selector_matches
 from server.resources.specs import LabelSelector
@@ -25,43 +28,43 @@ from server.store.rows import Row
 from wire.entries import EntrySet
 
 
-class Alike:
-    """Hosts that should hold the same set. `names`: those of all `hosts`."""
+class HostGroup:
+    """Hosts that should hold the same set. `names`: the names of `hosts`."""
 
-    def __init__(self, held: EntrySet, hosts: Sequence[Session]) -> None:
-        self.held = held
+    def __init__(self, entries: EntrySet, hosts: Sequence[Session]) -> None:
+        self.entries = entries
         self.hosts = hosts
         self.names = frozenset(host.name for host in hosts)
-        self._behind: list[str] = []  # those that have nothing in force, as far as is known
-        self._left_out: dict[str, list[str]] = {}  # the others that left a schedule out, by its id
+        self._out_of_sync: list[str] = []  # hosts of which no entry is known to be in force
+        self._left_out: dict[str, list[str]] = {}  # other hosts, by id of a schedule that they left out
         for host in hosts:
-            if not host.proved or host.left_out.count != len(host.left_out.reasons):
-                self._behind.append(host.name)
+            if not host.holds_desired or host.left_out.count != len(host.left_out.reasons):
+                self._out_of_sync.append(host.name)
                 continue
             for key in host.left_out.reasons:
                 self._left_out.setdefault(key, []).append(host.name)
 
-    def behind(self, schedule_id: str) -> list[str]:
-        """Those on which a schedule of the set is not known to be in force."""
-        return [*self._behind, *self._left_out.get(schedule_id, ())]
+    def out_of_sync(self, schedule_id: str) -> list[str]:
+        """The hosts on which a schedule of the set is not known to be in force."""
+        return [*self._out_of_sync, *self._left_out.get(schedule_id, ())]
 
 
-def held_alike(hosts: Iterable[Session]) -> list[Alike]:
-    """Hosts by the set that they should hold."""
+def group_by_set(hosts: Iterable[Session]) -> list[HostGroup]:
+    """Group hosts by their desired set."""
     groups: dict[EntrySet, list[Session]] = {}
     for host in hosts:
-        groups.setdefault(host.desired.held, []).append(host)
-    return [Alike(held, its) for held, its in groups.items()]
+        groups.setdefault(host.desired.entries, []).append(host)
+    return [HostGroup(entries, members) for entries, members in groups.items()]
 
 
 class CoverageReader:
-    """Works out coverage when somebody asks."""
+    """Answers how schedules, repositories and hosts stand. It stores nothing but counts of enabled schedules."""
 
     def __init__(
         self,
         catalog: Catalog,
         placement: Placement,
-        beginnings: Beginnings,
+        expected_since: ExpectedSince,
         hub: Hub,
         lanes: Lanes,
         outcomes: Outcomes,
@@ -69,7 +72,7 @@ class CoverageReader:
     ) -> None:
         self._catalog = catalog
         self._placement = placement
-        self._beginnings = beginnings
+        self._expected_since = expected_since
         self._hub = hub
         self._lanes = lanes
         self._outcomes = outcomes
@@ -77,48 +80,50 @@ class CoverageReader:
         self._enabled: WeakKeyDictionary[EntrySet, int] = WeakKeyDictionary()
 
     async def schedules(self, schedule_ids: Collection[str]) -> dict[str, Coverage]:
-        """On which hosts each of these schedules is, and how it is going there.
+        """The coverage of each of these schedules, by id.
 
-        Others have their turn on the event loop after each schedule, which takes as long as its hosts are many.
+        The time for one schedule grows with its hosts. So other tasks may run after each schedule.
         """
         now, found = self._clock(), {}
-        groups = held_alike(self._hub.sessions())
+        groups = group_by_set(self._hub.sessions())
         hanging: dict[str, set[str]] = {}
         for job in self._lanes.hanging(now):
             hanging.setdefault(job.command.schedule_id, set()).add(job.host)
         for id_ in schedule_ids:
             await asyncio.sleep(0)
-            having = [it for it in groups if id_ in it.held.items]
+            having = [it for it in groups if id_ in it.entries.items]
             found[id_] = self._coverage(id_, having, hanging.get(id_, set()), now)
         return found
 
-    def _coverage(self, schedule_id: str, having: Sequence[Alike], hanging: Collection[str], now: datetime) -> Coverage:
-        """How it is going with a schedule on the hosts that have it. `hanging`: where runs of it hang."""
+    def _coverage(
+        self, schedule_id: str, having: Sequence[HostGroup], hanging: Collection[str], now: datetime
+    ) -> Coverage:
+        """The coverage of a schedule. `having`: groups that should hold it. `hanging`: hosts where its jobs hang."""
         schedule = self._placement.schedules.get(schedule_id)
         names = set().union(*(it.names for it in having))
-        behind = sorted(chain.from_iterable(it.behind(schedule_id) for it in having))
+        out_of_sync = sorted(chain.from_iterable(it.out_of_sync(schedule_id) for it in having))
         failed, warned = self._outcomes.failed(schedule_id, names), self._outcomes.warned(schedule_id, names)
         within = success_within(schedule.spec) if schedule is not None else timedelta()
-        kept_out = self._kept_out(schedule)
+        not_granted = self._not_granted(schedule)
         late = overdue(self._since(schedule_id, names), within, now) if schedule and schedule.spec.enabled else []
         succeeded = [at for host, at in self._outcomes.succeeded(schedule_id).items() if host in names]
         return Coverage(
             len(names),
-            len(names) - len(behind),
-            behind[:NAMED],
+            len(names) - len(out_of_sync),
+            out_of_sync[:MAX_NAMED],
             len(failed),
-            failed[:NAMED],
+            failed[:MAX_NAMED],
             len(warned),
-            warned[:NAMED],
-            {host: self._outcomes.why(schedule_id, host) for host in (*failed[:NAMED], *warned[:NAMED])},
-            len(kept_out),
-            kept_out[:NAMED],
+            warned[:MAX_NAMED],
+            {host: self._outcomes.why(schedule_id, host) for host in (*failed[:MAX_NAMED], *warned[:MAX_NAMED])},
+            len(not_granted),
+            not_granted[:MAX_NAMED],
             self._denied(schedule),
             schedule is not None and schedule.spec.enabled,
             self._no_host(schedule) if schedule is not None and schedule.spec.enabled and not names else "",
-            schedule is None or self.access(schedule.repository_id).opened,
+            schedule is None or self.access(schedule.repository_id).has_password,
             len(late),
-            late[:NAMED],
+            late[:MAX_NAMED],
             within,
             sorted(names.intersection(hanging)),
             len(names) - len(succeeded),
@@ -127,22 +132,22 @@ class CoverageReader:
         )
 
     def _since(self, schedule_id: str, hosts: Iterable[str]) -> dict[str, datetime]:
-        """When a schedule last went well on each of these hosts, or since when it should, whichever is later."""
-        since = self._beginnings.since(schedule_id, hosts)
+        """By host, when a schedule last succeeded or when the pair began, whichever is later."""
+        since = self._expected_since.since(schedule_id, hosts)
         for host, at in self._outcomes.succeeded(schedule_id).items():
             if host in since and at > since[host]:
                 since[host] = at
         return since
 
     def expected(self) -> list[Expected]:
-        """Each enabled schedule with the hosts that should have a success of it. Any thread may ask."""
+        """All enabled schedules, with what is expected of them. Any thread may call it."""
         now = self._clock()
         groups: dict[EntrySet, list[str]] = {}
-        for known in self._hub.sessions():
-            groups.setdefault(known.desired.held, []).append(known.name)
+        for session in self._hub.sessions():
+            groups.setdefault(session.desired.entries, []).append(session.name)
         having: dict[str, list[str]] = {}
-        for held, names in groups.items():
-            for schedule_id in held.items:
+        for entries, names in groups.items():
+            for schedule_id in entries.items:
                 having.setdefault(schedule_id, []).extend(names)
         found = []
         for row in list(self._catalog.schedules.values()):
@@ -155,62 +160,64 @@ class CoverageReader:
         return found
 
     def _denied(self, schedule: PlacedSchedule | None) -> str:
-        """Why no host has a schedule, whatever its labels: what its namespace may not reach. Empty where it may."""
+        """Why a schedule may not run on any host: its grant forbids its paths or its repository. Empty when it may."""
         if schedule is None or schedule.granted != NOTHING:
             return ""
         row = self._catalog.schedule(*schedule.name.split("/", 1))
         paths = schedule.spec.backup.paths if schedule.spec.backup else ()
-        wrong = self._catalog.forbidden(row.namespace, paths=paths, field="spec.backup.paths")
-        return in_words([*wrong, *self._catalog.resolved_of(row).wrong])
+        errors = self._catalog.forbidden(row.namespace, paths=paths, field="spec.backup.paths")
+        return as_text([*errors, *self._catalog.resolved_of(row).errors])
 
     def access(self, repository_id: str) -> Access:
-        """Whether a repository can be used. One that was deleted meanwhile lacks nothing."""
+        """Whether a repository can be used. A repository that was deleted meanwhile has no problem."""
         resolved = self._catalog.resolved(repository_id)
-        return Access("", opened=True) if resolved is None else Access(in_words(resolved.wrong), resolved.opened)
+        if resolved is None:
+            return Access("", has_password=True)
+        return Access(as_text(resolved.errors), resolved.has_password)
 
     def host(self, name: str, left_out: Mapping[str, str]) -> Row:
-        """What REST tells of a host beside its row. `left_out`: why, by the id of each that is not in force."""
+        """The fields that REST adds to a host's row. `left_out`: reasons by id of schedule, from the row."""
         host, schedules = self._hub.session(name), self._placement.schedules
         names = {key: schedules[key].name if key in schedules else key for key in left_out}
         problems = host.problems(self._clock(), names) if host is not None else []
         return {
             "left_out": [{"schedule": names[key], "reason": why} for key, why in left_out.items()],
-            "schedules": self._enabled_in(host.desired.held) if host is not None else 0,
+            "schedules": self._enabled_in(host.desired.entries) if host is not None else 0,
             "clock_skew_seconds": host.clock_skew_s if host is not None else None,
             "problems": [msgspec.structs.asdict(problem) for problem in problems],
         }
 
     def hosts_without_schedules(self) -> int:
-        """How many hosts no enabled schedule selects. Any thread may ask."""
-        groups = Counter(host.held for host in list(self._placement.hosts.values()))
-        return sum(hosts for held, hosts in groups.items() if not self._enabled_in(held))
+        """How many hosts have no enabled schedule. Any thread may call it."""
+        groups = Counter(host.entries for host in list(self._placement.hosts.values()))
+        return sum(hosts for entries, hosts in groups.items() if not self._enabled_in(entries))
 
-    def _enabled_in(self, held: EntrySet) -> int:
-        """How many schedules of a set are enabled; counted once for all hosts that hold the same."""
-        count = self._enabled.get(held)
+    def _enabled_in(self, entries: EntrySet) -> int:
+        """How many schedules of a set are enabled. Counted once for all hosts that share the set."""
+        count = self._enabled.get(entries)
         if count is None:
-            schedules = (self._placement.schedules.get(key) for key in held.items)
-            count = self._enabled[held] = sum(it is not None and it.spec.enabled for it in schedules)
+            schedules = (self._placement.schedules.get(key) for key in entries.items)
+            count = self._enabled[entries] = sum(it is not None and it.spec.enabled for it in schedules)
         return count
 
     def _no_host(self, schedule: PlacedSchedule) -> str:
-        """Why no host has the labels that a schedule selects. Told are those of hosts that it may run on."""
+        """Why a schedule selects none of the hosts that its namespace is granted."""
         labels = (it.labels for it in self._placement.hosts.values())
         return no_host(schedule.spec.host_selector, (it for it in labels if selector_matches(schedule.granted, it)))
 
-    def _kept_out(self, schedule: PlacedSchedule | None) -> list[str]:
-        """The hosts that a schedule selects and that are not granted to its namespace."""
+    def _not_granted(self, schedule: PlacedSchedule | None) -> list[str]:
+        """The hosts that a schedule selects and its namespace is not granted."""
         if schedule is None or schedule.granted == LabelSelector():
             return []
         wanted = schedule.spec.host_selector
-        members = self._placement.hosts.items()
+        hosts = self._placement.hosts.items()
         return sorted(
-            name for name, it in members if selector_matches(wanted, it.labels) and not schedule.selects(it.labels)
+            name for name, it in hosts if selector_matches(wanted, it.labels) and not schedule.selects(it.labels)
         )
 
 
 def _refused_hooks(schedule: PlacedSchedule | None, having: Iterable[Session]) -> dict[str, list[str]]:
-    """The hooks of an enabled schedule that agents do not allow, each with the hosts whose agents said so."""
+    """By program of a hook of an enabled schedule, the hosts whose agents do not allow it."""
     hooks = schedule.spec.hooks if schedule is not None and schedule.spec.enabled else None
     programs = dict.fromkeys(argv[0] for argv in (hooks.before, hooks.after) if argv) if hooks is not None else ()
     if not programs:

@@ -54,7 +54,7 @@ class Metrics:
                 self._fires(reason).inc()
             case AttemptEnded():
                 self._attempts(event.kind, event.end.status).inc()
-                if event.over:
+                if event.final:
                     self._jobs(event.kind, event.end.status).inc()
             case HostAcked(_, _, seconds) if seconds is not None:
                 self._acks.observe(seconds)

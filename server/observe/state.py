@@ -1,4 +1,4 @@
-"""The state of a server as metrics, read when Prometheus asks."""
+"""Gauges of the server's state, read when Prometheus scrapes. Counters of events are in `server.observe.metrics`."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +16,15 @@ from server.jobs.lanes import Lanes
 from server.jobs.outcomes import Health
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader
-from server.observe.trouble import repository_troubles
+from server.observe.problems import repository_problems
 from server.store.engine import Store
 
 MAX_SERIES = 20_000
-"""Series that one metric may have; beyond that, those that are nearest to being overdue are told."""
+"""The most series that one metric has. Of more, those that are overdue soonest are exported."""
 
 
 class StateCollector(Collector):
-    """The state of a server. Another thread than the loop's may ask: live state is copied in single steps."""
+    """Collects the gauges. It may run in a thread beside the event loop: it copies live state in single steps."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class StateCollector(Collector):
         self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
-        """The families, as prometheus-client asks for them."""
+        """All metric families, for prometheus-client."""
         info = GaugeMetricFamily("lamplighter_build_info", "The version that runs.", labels=["version"])
         info.add_metric([server.__version__], 1)
         yield info
@@ -74,7 +74,7 @@ class StateCollector(Collector):
         yield from self._repositories()
 
     def _host_problems(self) -> Metric:
-        """On how many hosts something is wrong, by what it is: the reasons are few."""
+        """The number of hosts with a problem, by reason."""
         family = GaugeMetricFamily("lamplighter_hosts_with_problem", "Hosts that have a problem.", labels=["reason"])
         now = self._clock()
         found = Counter(it.reason for host in self._hub.sessions() for it in host.problems(now, {}))
@@ -83,7 +83,7 @@ class StateCollector(Collector):
         return family
 
     def _controller_problems(self) -> Metric:
-        """What keeps controllers from following their folders."""
+        """The number of problems of each controller, by reason."""
         family = GaugeMetricFamily(
             "lamplighter_controller_problem",
             "How many things keep a controller from following its folder.",
@@ -96,9 +96,9 @@ class StateCollector(Collector):
         return family
 
     def _repositories(self) -> Iterator[Metric]:
-        """What is wrong with repositories, and when those were verified that must be."""
+        """Problems of repositories, and when those with verifyWithinDays were last verified."""
         health, now, names = self._health, self._clock(), ["namespace", "repository"]
-        trouble = GaugeMetricFamily(
+        problems = GaugeMetricFamily(
             "lamplighter_repository_problem",
             "1 for each thing that is wrong with a Repository.",
             labels=[*names, "reason"],
@@ -111,16 +111,16 @@ class StateCollector(Collector):
         for row in list(self._catalog.repositories.values())[:MAX_SERIES]:
             days, at = row.spec.get("verifyWithinDays"), health.verified(row.id)
             access = self._coverage.access(row.id)
-            for it in repository_troubles(access, health.problem(row.id), days, at, row.created_at, now):
-                trouble.add_metric([row.namespace, row.name, it.reason], 1)
+            for it in repository_problems(access, health.problem(row.id), days, at, row.created_at, now):
+                problems.add_metric([row.namespace, row.name, it.reason], 1)
             if days is not None:
                 verified.add_metric([row.namespace, row.name], (at or row.created_at).timestamp())
-        yield trouble
+        yield problems
         yield verified
 
 
 def _expectations(found: Sequence[Expected]) -> Iterator[Metric]:
-    """What should succeed: each schedule that is enabled, on each of its hosts, and none else."""
+    """Gauges of what is expected of enabled schedules on their hosts."""
     yield _gauge(
         "lamplighter_schedules_without_hosts", "Enabled Schedules that no host has.", sum(not it.since for it in found)
     )

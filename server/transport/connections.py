@@ -109,12 +109,12 @@ class _Protocol(WebSocketsSansIOProtocol):
     def __init__(self, slot: Slot, **settings: Any) -> None:
         super().__init__(**settings)
         self.slot = slot
-        self.heard_at = self.loop.time()  # when anything last came, a pong too
+        self.received_at = self.loop.time()  # when bytes last arrived, pongs included
         self.probe: tuple[bytes, asyncio.Future[bool]] | None = None  # an unanswered ping, and what it says
 
     def data_received(self, data: bytes) -> None:
         """The handshake came, whole, or something after it. A handshake that cannot be read is the end."""
-        self.heard_at = self.loop.time()
+        self.received_at = self.loop.time()
         super().data_received(data)
         if not self.handshake_initiated:
             self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
@@ -183,7 +183,7 @@ class _Protocol(WebSocketsSansIOProtocol):
         """Keep the connection even when there are too many: it is an agent's."""
         self.slot.busy()
 
-    async def answers(self, within_s: float) -> bool:
+    async def answers_ping(self, within_s: float) -> bool:
         """Whether the other end answers a ping in that time. One of which we have yet to take what it said counts as
         one that does, since its pong may stand behind that."""
         if self.close_sent or self.disconnected or self.transport.is_closing():
@@ -200,7 +200,7 @@ class _Protocol(WebSocketsSansIOProtocol):
             return self.read_paused
 
     def handle_pong(self, event: Frame) -> None:
-        """A pong came, perhaps to a ping of `answers`."""
+        """A pong came, perhaps to a ping of `answers_ping`."""
         if self.probe is not None and bytes(event.data) == self.probe[0]:
             self._end_probe(answered=True)
         else:

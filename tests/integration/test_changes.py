@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from server.access.identity import Files
 from server.access.vault import Vault
 from server.app import assemble
-from server.errors import Conflict, Invalid, NotFound, Problem
+from server.errors import ApiException, Conflict, Invalid, NotFound
 from server.store import tables as models
 from server.store.audit import list_audit
 from server.store.engine import Store
@@ -77,8 +77,8 @@ def state(parts):
         "schedules": dict(parts.catalog.schedules),
         "repositories": dict(parts.catalog.repositories),
         "targets": dict(placement.schedules),
-        "members": {name: (it.labels, it.since, it.held.digest) for name, it in placement.hosts.items()},
-        "hosts": {name: (it.version, it.held.digest, it.since) for name, it in placement.hosts.items()},
+        "members": {name: (it.labels, it.since, it.entries.digest) for name, it in placement.hosts.items()},
+        "hosts": {name: (it.version, it.entries.digest, it.since) for name, it in placement.hosts.items()},
     }
 
 
@@ -235,15 +235,14 @@ async def test_a_change_that_cannot_be_stored_whole_changes_nothing(fleet, chang
 )
 async def test_a_version_grows_by_one_where_the_set_changes_and_only_there(fleet, change, grown):
     assert fleet.versions() == {"d": 1, "w": 1}
-    before = {name: host.held.digest for name, host in fleet.services.placement.hosts.items()}
+    before = {name: host.entries.digest for name, host in fleet.services.placement.hosts.items()}
     await change(fleet)
     assert fleet.versions() == {name: 1 + (name in grown) for name in "dw"}
-    assert {name for name, host in fleet.services.placement.hosts.items() if host.held.digest != before[name]} == set(
-        grown
-    )
-    for name, host in fleet.services.placement.hosts.items():
+    hosts = fleet.services.placement.hosts
+    assert {name for name, host in hosts.items() if host.entries.digest != before[name]} == set(grown)
+    for name, host in hosts.items():
         stored = await fleet.store.read(get_host, name)
-        assert (stored["desired_version"], stored["desired_digest"]) == (host.version, host.held.digest)
+        assert (stored["desired_version"], stored["desired_digest"]) == (host.version, host.entries.digest)
 
 
 async def test_changes_that_come_at_once_are_counted_one_by_one(fleet):
@@ -291,7 +290,7 @@ async def test_a_schedule_begins_anew_where_it_changes_when_it_is_due(fleet, spe
 async def test_a_host_that_nobody_declared_is_made_known_once(fleet):
     await fleet.schedule("all", "main")
     first, second = await asyncio.gather(fleet.services.hosts.session("new"), fleet.services.hosts.session("new"))
-    assert (first is second, first.desired.version, len(first.desired.held)) == (True, 1, 1)
+    assert (first is second, first.desired.version, len(first.desired.entries)) == (True, 1, 1)
     assert [line for line in await fleet.audit() if line[3] == "new"] == [("new", "create", "Host", "new")]
 
 
@@ -342,7 +341,7 @@ async def test_a_job_of_a_host_that_is_offline_is_over_at_once(fleet):
     [job] = await fleet.services.runs.run_now(ME, "ns", "db", None)
     assert (await fleet.services.runs.cancel(ME, job["id"]))["status"] == "cancelled"
     assert fleet.parts.lanes.of_host("d") == []
-    with pytest.raises(Problem, match="has ended already"):
+    with pytest.raises(ApiException, match="has ended already"):
         await fleet.services.runs.cancel(ME, job["id"])
 
 

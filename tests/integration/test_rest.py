@@ -339,7 +339,7 @@ async def test_a_schedule_tells_on_how_many_hosts_it_is_and_how_many_hold_it(api
     for host in ("node-1", "node-2"):
         await api.put(f"/hosts/{host}", json={"labels": {}})
     host = server.parts.services.hub.session("node-1")
-    host.applied_version, host.applied_digest = host.desired.version, host.desired.held.digest
+    host.applied_version, host.applied_digest = host.desired.version, host.desired.entries.digest
     items = (await api.get("/schedules")).json()["items"]
     counts = [(it["metadata"]["name"], it["status"]["hosts"], it["status"]["hostsInSync"]) for it in items]
     assert counts == [("elsewhere", 0, 0), ("etc", 2, 1)]

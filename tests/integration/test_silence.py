@@ -18,7 +18,7 @@ from server.app import Config, assemble, serving
 from server.errors import NotFound
 from server.jobs.dispatcher import stored
 from server.observe import clock as clocks
-from server.observe.trouble import no_host
+from server.observe.problems import no_host
 from server.resources.specs import LabelSelector
 from server.store.engine import Store
 from server.store.tables import Actor
@@ -313,7 +313,7 @@ async def test_a_run_that_left_something_undone_is_told_also_after_a_restart(ser
     again = assemble(server.parts.services.store, Vault([Vault.new_key()]), clock, lambda: "", Files("admin", "agent"))
     await again.loader.load(server.parts.services.store, Vault([Vault.new_key()]))
     [covers] = (await again.services.coverage.schedules([again.catalog.schedules["ns", "etc"].id])).values()
-    assert (covers.warned, covers.incomplete, covers.why) == (1, ["node-1"], {"node-1": said})
+    assert (covers.warned, covers.warned_names, covers.errors) == (1, ["node-1"], {"node-1": said})
     again.services.dispatcher.close()
 
 
@@ -448,7 +448,7 @@ async def test_a_clock_that_was_ahead_hides_nothing_and_holds_nothing_up(tmp_pat
     async def told():
         covers = await story.services.coverage.schedules(it.id for it in story.parts.catalog.schedules.values())
         names = {row.id: row.name for row in story.parts.catalog.schedules.values()}
-        return {names[id_]: (it.late, len(it.hanging)) for id_, it in covers.items()}
+        return {names[id_]: (it.overdue, len(it.hanging)) for id_, it in covers.items()}
 
     story.services.dispatcher.arrived("a", [jobs["hangs"]])
     assert await told() == {"never": (1, 0), "went-well": (1, 0), "failed": (1, 0), "hangs": (1, 1)}
@@ -472,7 +472,7 @@ async def test_what_a_clock_that_was_ahead_recorded_is_not_taken_for_the_newest(
         await stored(*story.services.dispatcher.finish("a", [JobFinished(job["id"], status, story.clock.now)]))
     await story.restart()
     [covers] = (await story.services.coverage.schedules([row["id"]])).values()
-    assert (covers.failed, covers.oldest, covers.late) == (1, START + DAY, 1)
+    assert (covers.failed, covers.oldest_success, covers.overdue) == (1, START + DAY, 1)
     story.services.dispatcher.close()
     await store.close()
 
@@ -491,7 +491,7 @@ async def test_a_repository_that_nobody_verified_in_time_is_told(api, clock, ser
     clock.now += timedelta(seconds=1)
     assert await problems() == {"main": ["NotVerified"], "other": []}
     samples = {it.name: it.samples for it in server.parts.registry.collect()}
-    [trouble] = samples["lamplighter_repository_problem"]
-    assert trouble.labels == {"namespace": "ns", "repository": "main", "reason": "NotVerified"}
+    [problem] = samples["lamplighter_repository_problem"]
+    assert problem.labels == {"namespace": "ns", "repository": "main", "reason": "NotVerified"}
     [verified] = samples["lamplighter_last_verified_timestamp_seconds"]
     assert verified.value == START.timestamp()

@@ -142,7 +142,7 @@ def in_sync(story: Story) -> Iterator[str]:
     """What was acked is what runs: each agent's set is the one that the server wants it to hold."""
     yield from story.wrongs
     for agent in story.agents:
-        memory, held = agent.memory, story.server.placement.hosts[agent.name].held
+        memory, held = agent.memory, story.server.placement.hosts[agent.name].entries
         should, does = story.db.versions[agent.name], memory.version
         wanted = {key: item.raw for key, item in held.items.items()}
         if {key: item.raw for key, item in memory.entries.items.items()} != wanted:

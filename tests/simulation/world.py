@@ -569,7 +569,7 @@ class Server:
 
     def copied(self) -> tuple[Database, dict[str, str]]:
         """A copy of the database, and the digest of what each host should hold by it."""
-        return self.world.db.copy(), {name: state.held.digest for name, state in self.placement.hosts.items()}
+        return self.world.db.copy(), {name: state.entries.digest for name, state in self.placement.hosts.items()}
 
     def put_back(self, copy: Database, digests: Mapping[str, str]) -> None:
         """The process ends, and begins anew with an older database, in which what is declared now is declared again."""
@@ -582,7 +582,7 @@ class Server:
                 world.lost[key] = replace(row, ended_at=row.ended_at or world.now)
         db.jobs, db.open, db.due, db.acked = copy.jobs, copy.open, copy.due, copy.acked
         for name, version in copy.versions.items():
-            db.versions[name] = version + (digests[name] != self.placement.hosts[name].held.digest)
+            db.versions[name] = version + (digests[name] != self.placement.hosts[name].entries.digest)
 
     # Connections.
 
@@ -598,7 +598,7 @@ class Server:
         name = pipe.agent.name
         if self.pipes.get(name) is pipe:
             del self.pipes[name]
-            self.sessions[name].lost(pipe.session)
+            self.sessions[name].disconnected(pipe.session)
             self.dispatcher.disconnected(name)
 
     def receive(self, pipe: Pipe, messages: Sequence[object]) -> None:
@@ -743,11 +743,11 @@ class Server:
         for name in names:
             db.versions[name] += 1
             state = self.placement.hosts[name]
-            targets = [db.targets[key] for key in state.held.items]
+            targets = [db.targets[key] for key in state.entries.items]
             world.expected.changed(
                 world.by_name[name], targets, db.begun, state.since, world.now, self.behind, relabelled=relabelled
             )
-            effects = self.sessions[name].changed()
+            effects = self.sessions[name].desired_changed()
             if (pipe := self.pipes.get(name)) is not None:
                 self.perform(pipe, effects)
             world.at(world.now + CALM, partial(self._check_known, world.by_name[name], db.versions[name], world.now))

@@ -92,14 +92,14 @@ class Convergence(RuleBasedStateMachine):
 
     def push(self, name):
         self.versions[name] += 1
-        self.say(name, self.hosts[name].changed())
+        self.say(name, self.hosts[name].desired_changed())
 
     # What goes wrong.
 
     @rule(name=names)
     def disconnect(self, name):
         if self.links.pop(name, None) is not None:
-            self.hosts[name].lost(self.hosts[name].session)
+            self.hosts[name].disconnected(self.hosts[name].session)
             self.do(name, self.cores[name].connection_lost())
 
     @rule()
@@ -191,9 +191,9 @@ class Convergence(RuleBasedStateMachine):
                 self.agent_applies(name)
             member, memory = self.fleet.hosts[name], self.cores[name].state
             wanted = {key for key, it in self.targets.items() if it.spec.host_selector.match_labels == member.labels}
-            assert set(member.held.items) == wanted
-            assert memory.entries.items == member.held.items
-            assert (memory.version, memory.digest) == (self.versions[name], member.held.digest)
+            assert set(member.entries.items) == wanted
+            assert memory.entries.items == member.entries.items
+            assert (memory.version, memory.digest) == (self.versions[name], member.entries.digest)
             assert self.hosts[name].in_sync
             assert set(memory.cursors) == wanted
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cron
-from server.fleet.expected import Beginnings, duration, overdue, success_within
+from server.fleet.expected import ExpectedSince, duration, overdue, success_within
 from server.resources.specs import ScheduleSpec
 from server.store.rows import Joined
 from tests.specs import BACKUP, changed
@@ -89,7 +89,7 @@ def test_durations_are_read(text, time):
 
 def test_a_pair_counts_from_when_the_last_of_what_it_needs_was_there():
     at = [NOW + timedelta(hours=n) for n in range(5)]
-    begins = Beginnings()
+    begins = ExpectedSince()
     begins.put_schedule("s", at[1])
     begins.put_host("early", at[0])
     begins.put_host("late", at[2])

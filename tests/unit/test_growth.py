@@ -10,7 +10,7 @@ from server.jobs.fires import decide
 from server.jobs.lanes import ConcurrencyLimit, Job, Lanes
 from server.jobs.outcomes import Health
 from server.jobs.resume import resumed
-from server.observe.coverage import held_alike
+from server.observe.coverage import group_by_set
 from tests.unit.test_session import NOON as DUE
 from tests.unit.test_session import in_sync, target
 from wire.messages import CommandRun, JobFinished, ScheduleFire
@@ -249,7 +249,7 @@ def test_hosts_are_asked_once_for_all_schedules_what_is_in_force_on_them():
     def asked(schedules):
         targets = [target(f"s{at}") for at in range(schedules)]
         hosts = [in_sync(1, *targets) for _ in range(20)]
-        return counted(lambda: [alike.behind(it.id) for alike in held_alike(hosts) for it in targets])
+        return counted(lambda: [group.out_of_sync(it.id) for group in group_by_set(hosts) for it in targets])
 
     assert asked(500) <= asked(5) + 5000  # some for each schedule, none for each schedule and host
 

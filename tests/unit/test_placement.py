@@ -45,7 +45,7 @@ def put(fleet, *targets):
 
 
 def held(fleet, host):
-    return set(fleet.hosts[host].held.items)
+    return set(fleet.hosts[host].entries.items)
 
 
 def test_a_schedule_is_held_by_the_hosts_that_it_selects(fleet):
@@ -83,7 +83,7 @@ def test_a_plan_changes_nothing_until_it_is_committed(fleet):
 
 def test_hosts_that_hold_the_same_share_one_set(fleet):
     put(fleet, target(tier="db"))
-    assert fleet.hosts["db-1"].held is fleet.hosts["db-2"].held is fleet.match({"tier": "db"})
+    assert fleet.hosts["db-1"].entries is fleet.hosts["db-2"].entries is fleet.match({"tier": "db"})
 
 
 def test_a_host_is_matched_with_all_that_is_there(fleet):

@@ -9,7 +9,7 @@ import pytest
 
 import cron
 from server.access.vault import Vault
-from server.agents.session import Accepted, Acked, Ended, Fired, NotInForce, Send, Session, Told
+from server.agents.session import Accepted, Acked, Ended, Fired, LeftOutEntries, Reported, Send, Session
 from server.events import Events
 from server.fleet import pushes
 from server.fleet.catalog import Catalog
@@ -22,7 +22,7 @@ from server.jobs.fires import MAX_RUNS, NewJob, answered, decide, new_job
 from server.jobs.lanes import Job, Lanes
 from server.jobs.repositories import RepositoryStates
 from server.jobs.resume import resumed as resumes
-from server.observe.coverage import held_alike
+from server.observe.coverage import group_by_set
 from server.resources.manifests import schedule_spec
 from server.store.rows import Timing
 from wire import entries
@@ -99,8 +99,8 @@ def in_sync(version=1, *targets):
 
 
 def change(it, version, *targets):
-    it.desired.version, it.desired.held, it.desired.since = version, held(*targets), NOON
-    return it.changed()
+    it.desired.version, it.desired.entries, it.desired.since = version, held(*targets), NOON
+    return it.desired_changed()
 
 
 def said(effects):
@@ -138,13 +138,13 @@ def test_a_host_that_is_not_in_sync_is_sent_its_whole_set(told):
 
 
 def behind(it, schedule_id):
-    [alike] = held_alike([it])
-    return alike.behind(schedule_id)
+    [group] = group_by_set([it])
+    return group.out_of_sync(schedule_id)
 
 
 def test_a_host_that_left_an_entry_out_is_not_in_sync_and_the_others_are_in_force():
     it = in_sync(1, A, B)
-    out = NotInForce({"a": "unknown zone"}, 1)
+    out = LeftOutEntries({"a": "unknown zone"}, 1)
     assert it.acked(ScheduleAck(1, held(A, B).digest, [LeftOut("a", "unknown zone")], 1)) == [
         Acked(1, held(A, B).digest, out)
     ]
@@ -192,7 +192,7 @@ def test_an_agent_that_holds_another_stores_schedules_keeps_them_until_something
     it.hello(1, hello(7, held(A).digest), NOON, empty=True)
     assert said([*it.registered(), *(more := it.received([(ScheduleFire("a", NOON), "1")], NOON))]) == more == []
     assert [problem.reason for problem in it.problems(NOON, {})] == ["StoreEmpty"]
-    [pushed] = said(it.declared())
+    [pushed] = said(it.resume_pushes())
     assert (pushed.version, pushed.schedules) == (0, [])
     assert it.problems(NOON, {}) == []
 
@@ -240,7 +240,7 @@ def test_changes_wait_until_the_first_push_is_written():
 
 def test_a_host_that_is_offline_learns_a_change_at_its_next_hello():
     it = in_sync(1, A)
-    it.lost(1)
+    it.disconnected(1)
     assert change(it, 2, B) == []
     assert [pushed.version for pushed in said(it.hello(2, hello(1, held(A).digest)))] == [2]
 
@@ -249,7 +249,7 @@ def test_the_loss_of_a_replaced_connection_is_not_that_of_the_new_one():
     it = in_sync(1, A)
     it.hello(2, hello(1, held(A).digest))
     it.registered()
-    it.lost(1)
+    it.disconnected(1)
     assert len(said(change(it, 2, B))) == 1
 
 
@@ -458,7 +458,7 @@ def test_a_frame_is_stored_and_answered_as_a_whole():
     jobs, refused = decide(came.fires, it, {"a": A}, Lanes(), NOON, ["id-0", "id-1"])
     assert ([it.reason for it in refused.messages], refused.answers) == (["NotFound"], ["1"])
     assert [(job.command.job_id, job.answers) for job in jobs] == [("id-0", "0")]
-    assert [type(came), *stored] == [Fired, Accepted(["job"]), Told([log]), Ended([end])]
+    assert [type(came), *stored] == [Fired, Accepted(["job"]), Reported([log]), Ended([end])]
 
 
 def test_an_end_is_confirmed_once_it_is_stored():

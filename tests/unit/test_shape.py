@@ -38,7 +38,7 @@ SET_FROM_OUTSIDE: dict[str, set[str]] = {
         "settings.watching.server_timeout",
     },
     "server/api/requests.py": {"request.state.body"},  # Starlette's place for what belongs to a request
-    "server/fleet/placement.py": {"state.held", "state.labels", "state.since", "state.version"},  # its own records
+    "server/fleet/placement.py": {"state.entries", "state.labels", "state.since", "state.version"},  # its own records
     "server/jobs/dispatcher.py": {  # the dispatcher and its lanes are the owners of open jobs, which are plain records
         "its.recorded",
         "job.cancelled",

@@ -1,0 +1,192 @@
+"""Problems of Schedules and Repositories, and the phase of a Run: plain functions from facts to reason and message.
+
+REST shows them, and from there the command line, the conditions of the resources and the metrics.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any, NamedTuple
+
+from server.fleet.expected import span
+from server.jobs import outcomes
+from server.resources.selectors import selector_matches
+from server.resources.specs import LabelSelector, Requirement
+
+MAX_NAMED = 5
+"""How many hosts a message names before it only counts them."""
+_UNOPENED = (
+    "no password opens it: put one into a Secret, and name that in passwordSecretRef; envSecretRef is for what the "
+    "storage asks for, such as AWS_ACCESS_KEY_ID"
+)
+MAX_COMPARED = 1000
+"""How many hosts' labels are compared with a selector that selects none of them, to find the reason."""
+
+
+class Problem(NamedTuple):
+    """A problem of a resource. `reason`: one word, as in a condition. `message`: what is wrong and what to do."""
+
+    reason: str
+    message: str
+
+
+class Access(NamedTuple):
+    """Whether a repository can be used. `denied`: why it is not granted any more; empty when it is."""
+
+    denied: str
+    has_password: bool
+
+
+class Coverage(NamedTuple):
+    """How a schedule stands on its hosts. Counts are of all hosts. `out_of_sync` and `…_names` hold up to `MAX_NAMED`.
+
+    - `hosts`: hosts that should hold the schedule. `in_sync`: those on which it is in force.
+    - `failed`, `warned`: hosts whose last job failed or had a warning. `errors`: why, by name of a named host.
+    - `not_granted`: hosts that the selector selects and the grant of the namespace does not.
+    - `denied`: why the schedule may not run on any host. `no_host`: why it has no host. Both are empty otherwise.
+    - `overdue`: hosts without a success within `within`; none while the schedule is disabled.
+    - `hanging`: the names of all hosts with a job that runs beyond its timeout.
+    - `never_succeeded`: hosts without any success. `oldest_success`: the oldest of the hosts' last successes.
+    - `refused_hooks`: by program of a hook, the hosts whose agents do not allow it.
+    """
+
+    hosts: int
+    in_sync: int
+    out_of_sync: Sequence[str]
+    failed: int
+    failed_names: Sequence[str]
+    warned: int
+    warned_names: Sequence[str]
+    errors: Mapping[str, str]
+    not_granted: int
+    not_granted_names: Sequence[str]
+    denied: str
+    enabled: bool
+    no_host: str
+    has_password: bool
+    overdue: int
+    overdue_names: Sequence[str]
+    within: timedelta
+    hanging: Sequence[str]
+    never_succeeded: int
+    oldest_success: datetime | None
+    refused_hooks: Mapping[str, Sequence[str]]
+
+
+def schedule_problems(coverage: Coverage) -> list[Problem]:
+    """The problems of a schedule, the worst first."""
+    found = []
+    if coverage.denied:
+        found.append(Problem("NotGranted", f"it runs nowhere: {coverage.denied}"))
+    elif coverage.not_granted:
+        where = "" if coverage.hosts else "it runs nowhere: "
+        who = named(coverage.not_granted_names, coverage.not_granted)
+        message = f"{where}its namespace is not granted {who}; the cluster's operator can change that"
+        found.append(Problem("HostsNotGranted", message))
+    elif coverage.hosts == 0 and coverage.enabled:
+        found.append(Problem("NoHosts", f"it runs nowhere: {coverage.no_host}"))
+    if coverage.enabled and not coverage.denied and not coverage.has_password:
+        found.append(Problem("NoPassword", f"every run fails, for its Repository has none: {_UNOPENED}"))
+    for program, hosts in coverage.refused_hooks.items():
+        found.append(Problem("HookNotAllowed", _hook_refused(program, hosts, coverage)))
+    if coverage.overdue:
+        where, who = _of(coverage.overdue, coverage), named(coverage.overdue_names, coverage.overdue)
+        found.append(Problem("Overdue", f"no success for more than {span(coverage.within)} on {where}: {who}"))
+    if coverage.hanging:
+        count, who = len(coverage.hanging), named(coverage.hanging[:MAX_NAMED], len(coverage.hanging))
+        message = f"a run goes on beyond its timeoutSeconds on {_of(count, coverage)}, whose agent may hang: {who}"
+        found.append(Problem("RunsHang", message))
+    if coverage.failed:
+        who = named([_with_error(host, coverage.errors) for host in coverage.failed_names], coverage.failed)
+        found.append(Problem("RunsFail", f"the last run failed on {_of(coverage.failed, coverage)}: {who}"))
+    if coverage.warned:
+        who = named([_with_error(host, coverage.errors) for host in coverage.warned_names], coverage.warned)
+        message = f"the last run left something undone on {_of(coverage.warned, coverage)}: {who}"
+        found.append(Problem("RunsIncomplete", message))
+    return found
+
+
+def repository_problems(
+    access: Access,
+    failure: outcomes.Problem | None,
+    verify_within_days: int | None,
+    verified: datetime | None,
+    created: datetime,
+    now: datetime,
+) -> list[Problem]:
+    """The problems of a repository: it must not be used, jobs could not use it, or it was not verified in time.
+
+    `failure`: why the last job could not use it. `verified`: when a job of kind verify last succeeded.
+    """
+    found = []
+    if access.denied:
+        found.append(Problem("NotGranted", access.denied))
+    elif not access.has_password:
+        found.append(Problem("NoPassword", _UNOPENED))
+    if failure is not None:
+        found.append(Problem(failure.reason, f"{failure.message} (on {failure.host})"))
+    since = verified or created
+    if verify_within_days is not None and now - since > timedelta(days=verify_within_days):
+        what = "last verified" if verified is not None else "no Schedule of kind verify has gone well since"
+        message = f"{what} {since:%Y-%m-%dT%H:%M:%SZ}: it must be every {verify_within_days} days"
+        found.append(Problem("NotVerified", message))
+    return found
+
+
+def run_phase(run: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Phase, reason and message of a Run, from its counts of hosts. A Run without hosts has failed."""
+    hosts, failed, under_way = run["hosts"], run["failed"], run["pending"] + run["running"]
+    if hosts == 0:
+        why = "the Schedule has no host, or the Run's hostSelector selects none of them"
+        return "Failed", "NoHosts", f"it ran nowhere: {why}; compare both with the hosts' labels"
+    if under_way:
+        begun = under_way < hosts or run["running"]
+        return ("Running" if begun else "Pending"), "", f"{under_way} of {hosts} hosts have not ended"
+    if failed:
+        return "Failed", "RunsFail", f"{failed} of {hosts} hosts failed"
+    return "Succeeded", "", f"all {hosts} hosts succeeded" if hosts > 1 else "its host succeeded"
+
+
+def no_host(selector: LabelSelector, hosts: Iterable[Mapping[str, str]]) -> str:
+    """Why a selector selects none of the hosts with these labels, and what to do about it."""
+    labels = list(islice(hosts, MAX_COMPARED))
+    if not labels:
+        return "there is no host that it may run on; start an agent, or declare a Host"
+    remedy = "change hostSelector, or the labels of a host"
+    wanted = [Requirement(key, "In", (value,)) for key, value in selector.match_labels.items()]
+    for one in (*wanted, *selector.match_expressions):
+        if not any(selector_matches(LabelSelector(match_expressions=(one,)), it) for it in labels):
+            return f"hostSelector selects no host: {_unmet(one, labels)}; {remedy}"
+    return f"hostSelector selects no host: none has all of the labels that it asks for; {remedy}"
+
+
+def _unmet(one: Requirement, labels: Sequence[Mapping[str, str]]) -> str:
+    """Why no host with these labels meets a requirement."""
+    values = sorted({it[one.key] for it in labels if one.key in it})
+    if one.operator in ("NotIn", "DoesNotExist"):
+        return f"every host has the label {one.key}" + (f" with one of {', '.join(one.values)}" if one.values else "")
+    if not values:
+        keys = sorted({key for it in labels for key in it})
+        return f"no host has the label {one.key}, there are {named(keys[:MAX_NAMED], len(keys)) or 'none at all'}"
+    return f"no host has {one.key} {' or '.join(one.values)}, there are {named(values[:MAX_NAMED], len(values))}"
+
+
+def named(names: Sequence[str], count: int) -> str:
+    """These names as text, with how many more there are when they are some of `count`."""
+    more = count - len(names)
+    return ", ".join(names) + (f" and {more} more" if names and more > 0 else "")
+
+
+def _hook_refused(program: str, hosts: Sequence[str], coverage: Coverage) -> str:
+    who = named(hosts[:MAX_NAMED], len(hosts))
+    remedy = "start them with --allow-hook and its path (agent.allowedHooks in the chart), or remove it from spec.hooks"
+    what = f"the agents of {_of(len(hosts), coverage)} do not allow {program!r} as a hook, and fail each run"
+    return f"{what}: {who}; {remedy}"
+
+
+def _with_error(host: str, errors: Mapping[str, str]) -> str:
+    return f"{host} ({errors[host]})" if errors.get(host) else host
+
+
+def _of(count: int, coverage: Coverage) -> str:
+    return f"{count} of {coverage.hosts} hosts"
