@@ -48,6 +48,7 @@ from server.jobs.credentials import HostCredentials
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.lanes import Lanes
 from server.jobs.outcomes import Outcomes
+from server.jobs.reports import Reports
 from server.jobs.repositories import RepositoryStates
 from server.observe import clock as clock_set_back
 from server.observe import history
@@ -109,6 +110,7 @@ class Parts(NamedTuple):
     catalog: Catalog
     credentials: HostCredentials
     lanes: Lanes
+    reports: Reports
     last_seen: LastSeen
     registry: CollectorRegistry
     events: Events
@@ -157,10 +159,11 @@ def assemble(
     credentials = HostCredentials(catalog, placement, lanes, vault)
     hub = Hub(credentials, events, clock)
     dispatcher = Dispatcher(store.submit, lanes, placement, hub, repository_states, events, clock)
+    reports = Reports(store.submit, lanes, placement, repository_states, dispatcher, events, clock)
     coverage = CoverageReader(catalog, placement, expected_since, hub, lanes, outcomes, clock)
     last_seen = LastSeen(store, hub)
     controllers = Controllers(catalog, placement, clock)
-    for part in (expected_since, outcomes, repository_states, dispatcher, last_seen, metrics, stream):
+    for part in (expected_since, outcomes, repository_states, dispatcher, reports, last_seen, metrics, stream):
         events.subscribe(part.on_event)
     health = repository_states.health
     metrics.registry.register(StateCollector(store, catalog, hub, lanes, health, coverage, controllers, clock))
@@ -174,7 +177,7 @@ def assemble(
         hosts=hosts,
         runs=runs,
         restores=Restores(runs, store, catalog, placement, clock),
-        listings=Listings(runs, dispatcher, catalog, placement, hub, clock, new_id),
+        listings=Listings(runs, reports, catalog, placement, hub, clock, new_id),
         enrolments=Enrolments(pipeline, store, placement, clock),
         store=store,
         placement=placement,
@@ -186,9 +189,9 @@ def assemble(
         stream=stream,
         clock=clock,
     )
-    gateway = Gateway(hub, hosts, dispatcher, store, events, Agents(store, identity).host_of, clock, new_id)
+    gateway = Gateway(hub, hosts, reports, store, events, Agents(store, identity).host_of, clock, new_id)
     loader = Loader(catalog, placement, expected_since, hub, repository_states, outcomes, dispatcher, clock)
-    return Parts(services, gateway, loader, catalog, credentials, lanes, last_seen, metrics.registry, events)
+    return Parts(services, gateway, loader, catalog, credentials, lanes, reports, last_seen, metrics.registry, events)
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from server.api.answers import json_response, page
 from server.api.requests import Number, Query, actor, bad_parameter
 from server.api.services import Services
 from server.errors import NotFound
-from server.jobs.lanes import LOOKS
+from server.jobs.job import READ_KINDS
 from server.store import jobs as job_statements
 from server.store.declared import get_resource
 from server.store.logs import list_log
@@ -36,7 +36,7 @@ async def list_jobs(services: Services, request: Request) -> Response:
     }
     filters = {name: value for name, value in given.items() if value is not None}
     id_ = query.text("id") or ""
-    leave_out = () if id_ or "kind" in filters else LOOKS
+    leave_out = () if id_ or "kind" in filters else READ_KINDS
     rows = await services.store.read(job_statements.list_jobs, filters, after, limit + 1, id_, leave_out)
     return page(rows, limit, lambda row: shown_job(services, row), "created_at", "id")
 

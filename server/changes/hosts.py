@@ -12,7 +12,7 @@ from server.changes.pipeline import Change, Pipeline, audit
 from server.errors import Conflict, Invalid, NotFound
 from server.fleet.placement import Placement, Plan
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.lanes import pieces
+from server.jobs.pieces import pieces
 from server.resources.versions import Condition, host_version, unconditional
 from server.store.engine import Store
 from server.store.hosts import get_host

@@ -24,8 +24,8 @@ from server.errors import BadGateway, Conflict, Forbidden, Invalid, NoAnswer, No
 from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import Placement
 from server.jobs import arguments
-from server.jobs.dispatcher import Dispatcher
 from server.jobs.fires import NewJob
+from server.jobs.reports import Reports
 from server.resources.grants import Grant
 from server.resources.manifests import repository_spec
 from server.resources.selectors import is_dns_name
@@ -100,7 +100,7 @@ class Listings:
     def __init__(
         self,
         runs: Runs,
-        dispatcher: Dispatcher,
+        reports: Reports,
         catalog: Catalog,
         placement: Placement,
         hub: Hub,
@@ -108,7 +108,7 @@ class Listings:
         new_id: Callable[[], str],
     ) -> None:
         self._runs = runs
-        self._dispatcher = dispatcher
+        self._reports = reports
         self._catalog = catalog
         self._placement = placement
         self._hub = hub
@@ -167,7 +167,7 @@ class Listings:
         now = self._clock()
         detail = {"host": host, "of": question.host, "snapshot": question.snapshot, "path": question.path}
         line = audit(now, actor, kind, "Repository", full_name(row), **detail)
-        end, lines = await self._answer(NewJob(host, command, *actor, 0, now, alone=False), line)
+        end, lines = await self._answer(NewJob(host, command, *actor, 0, now, serial=False), line)
         if end.reason == "NoSnapshot":
             raise NotFound(end.error)
         if end.status not in ("succeeded", "warning"):
@@ -186,11 +186,11 @@ class Listings:
 
     async def _heard(self, job: NewJob, line: AuditRow) -> tuple[JobFinished, Sequence[str]]:
         job_id = job.command.job_id
-        with self._dispatcher.listening(job_id) as heard:
+        with self._reports.collect_output(job_id) as output:
             await self._runs.record([job], line)
             try:
                 async with asyncio.timeout(ANSWER_S):
-                    return await heard.end, heard.lines
+                    return await output.end, output.lines
             except TimeoutError:
                 with suppress(Conflict):  # it has ended just now
                     await self._runs.cancel(Actor(job.actor_kind, job.actor_id), job_id)

@@ -7,12 +7,13 @@ from server.changes.pipeline import Change, Pipeline, audit
 from server.errors import Conflict, Invalid, NotFound
 from server.fleet.catalog import Catalog
 from server.fleet.placement import PlacedSchedule, Placement
-from server.jobs.dispatcher import Dispatcher, stored, then
+from server.jobs.dispatcher import Dispatcher
 from server.jobs.fires import MAX_RUNS, NewJob, new_job
 from server.jobs.lanes import Lanes
 from server.resources.selectors import selector_matches
 from server.resources.specs import LabelSelector
 from server.store.engine import Store
+from server.store.futures import stored, then
 from server.store.jobs import get_job, get_jobs, lasting_job_id
 from server.store.rows import AuditRow, Row
 from server.store.runs import run_status
@@ -77,12 +78,12 @@ class Runs:
 
     def _job(self, schedule: PlacedSchedule, host: str, job_id: str, actor: Actor, now: datetime) -> NewJob:
         """A job that somebody asked for. Where its schedule's last run is not over, it waits for it or replaces it."""
-        return new_job(schedule, host, job_id, None, now, self._lanes.runs(schedule.id, host), actor)
+        return new_job(schedule, host, job_id, None, now, self._lanes.of_schedule(schedule.id, host), actor)
 
     async def record(self, jobs: Sequence[NewJob], line: AuditRow) -> None:
         """Store jobs that somebody asked for, and have those run that may. Raises Conflict where too many are open."""
         for job in jobs:
-            if len(self._lanes.runs(job.command.schedule_id, job.host)) >= MAX_RUNS:
+            if len(self._lanes.of_schedule(job.command.schedule_id, job.host)) >= MAX_RUNS:
                 raise Conflict(f"{MAX_RUNS} such jobs of {job.host} are not over: cancel some, or ask again later")
         await stored(self._dispatcher.record(jobs, lambda rows: self._pipeline.store(Change(line, put_jobs=rows))))
 

@@ -25,10 +25,11 @@ from server.events import DuplicateAgent, Events, HostAcked, HostConnected
 from server.fleet import pushes
 from server.fleet.pushes import Push
 from server.gateway.buckets import Buckets
-from server.jobs.dispatcher import Dispatcher, stored
-from server.jobs.lanes import pieces
+from server.jobs.pieces import pieces
+from server.jobs.reports import Reports
 from server.resources.selectors import is_dns_name
 from server.store.engine import Store
+from server.store.futures import stored
 from server.store.hosts import host_acks, host_hello, host_left_out
 from wire import codec
 from wire.messages import HOST_HEADER, PROTOCOL, FromAgent, Hello, JobLog
@@ -65,7 +66,7 @@ class Gateway:
         self,
         hub: Hub,
         hosts: Hosts,
-        dispatcher: Dispatcher,
+        reports: Reports,
         store: Store,
         events: Events,
         authenticate: Callable[[str], Awaitable[str]],
@@ -74,7 +75,7 @@ class Gateway:
     ) -> None:
         self._hub = hub
         self._hosts = hosts
-        self._dispatcher = dispatcher
+        self._reports = reports
         self._store = store
         self._events = events
         self._authenticate = authenticate
@@ -204,7 +205,7 @@ class Gateway:
         if wait_s := self._hellos.wait(host, now, 1):
             await websocket.close(BUSY, f"this host connects too often: try again in {wait_s:.1f} s")
             raise WebSocketDisconnect(BUSY)
-        self._hellos.use(host, 1 + self._dispatcher.count_of(host) / 1000, now)
+        self._hellos.use(host, 1 + self._reports.count_of(host) / 1000, now)
 
     async def _slow_down(self, host: str, uses: float) -> None:
         """Read on only when a host may say more: until then the kernel holds it up (RFC 9293, 3.8.6)."""
@@ -227,12 +228,12 @@ class Gateway:
         self._hub.deliver(session.name, session.registered())
         await self._perform(connection, [effect for effect in effects if not isinstance(effect, Push)])
         await self._resume(connection, hello.running_jobs)
-        self._dispatcher.arrived(session.name, hello.running_jobs)
+        self._reports.connected(session.name, hello.running_jobs)
         await self._store.write(host_hello, (session.name, hello.agent_version, now))
 
     async def _resume(self, connection: Connection, running: Collection[str]) -> None:
         """Compare the jobs that a host has with those that are open here, a piece at a time."""
-        for effects in self._dispatcher.resumed(connection.session, running):
+        for effects in self._reports.resume(connection.session, running):
             await self._perform(connection, effects)
             await asyncio.sleep(0)  # others come between
 
@@ -245,29 +246,26 @@ class Gateway:
 
     async def _perform(self, connection: Connection, effects: Sequence[Effect]) -> None:
         """Do what the session asks for. What is stored shares a commit with what other connections store."""
-        session, dispatcher, now = connection.session, self._dispatcher, self._clock()
+        session, reports, now = connection.session, self._reports, self._clock()
         for effect in effects:
             match effect:
                 case Fired(fires):
-                    jobs, refusals = dispatcher.decide(session, fires, [self._new_id() for _ in fires], now)
-                    if refusals is not None:
-                        connection.write(refusals)
-                    if jobs:
-                        await stored(dispatcher.record(jobs))
+                    ids = [self._new_id() for _ in fires]
+                    await stored(*reports.fire(session, fires, ids, now, connection.write))
                 case Ended(ends):
-                    own = dispatcher.own_ends(session.name, ends)
-                    await stored(*dispatcher.finish(session.name, own))
+                    own = reports.own_ends(session.name, ends)
+                    await stored(*reports.finish(session.name, own))
                     await self._perform(connection, session.finished(own) if own else ())
                 case Accepted(job_ids):
-                    await stored(*dispatcher.accept(session.name, job_ids))
+                    await stored(*reports.accept(session.name, job_ids))
                 case Acked():
                     await self._acked(connection, effect, now)
                 case Reported(messages):
                     for message in messages:
                         if isinstance(message, JobLog):
-                            await stored(*dispatcher.log(session.name, message.job_id, message.lines))
+                            await stored(*reports.log(session.name, message.job_id, message.lines))
                         else:
-                            dispatcher.progress(session.name, message)
+                            reports.progress(session.name, message)
                 case _:
                     connection.write(effect)
 

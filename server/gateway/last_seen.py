@@ -7,8 +7,8 @@ from datetime import datetime
 from server.agents.hub import Hub
 from server.errors import Unavailable
 from server.events import Event, HostDisconnected
-from server.jobs.dispatcher import then
 from server.store.engine import Store, StoreClosedError
+from server.store.futures import then
 from server.store.hosts import hosts_seen
 
 EVERY_S = 300.0

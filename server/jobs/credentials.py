@@ -10,7 +10,8 @@ from server.errors import as_text
 from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import Placement
 from server.jobs import arguments
-from server.jobs.lanes import Job, Lanes
+from server.jobs.job import Job
+from server.jobs.lanes import Lanes
 from server.resources.manifests import repository_spec
 from server.store.rows import RepositoryRow
 from wire import codec
@@ -39,13 +40,13 @@ class HostCredentials:
 
     def needed(self, host: str) -> tuple[RepositoryAccess, ...]:
         """The repositories that a host's schedules use, and those of its open jobs that are of no schedule."""
-        jobs = self._lanes.runs("", host)
+        jobs = self._lanes.of_schedule("", host)
         return self._of_schedules(host) + self._of_jobs(jobs) if jobs else self._of_schedules(host)
 
     def _of_jobs(self, jobs: Iterable[Job]) -> tuple[RepositoryAccess, ...]:
         wanted: dict[str, dict[str, None]] = {}
         for job in jobs:
-            wanted.setdefault(job.repository, {})[job.whose if job.whose != job.host else ""] = None
+            wanted.setdefault(job.repository, {})[job.source_host if job.source_host != job.host else ""] = None
         rows = self._catalog.repositories.values()
         return tuple(RepositoryAccess(row, source) for row in rows for source in wanted.get(row.id, ()))
 

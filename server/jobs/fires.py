@@ -11,7 +11,8 @@ from server.agents.session import Send, Session
 from server.fleet.placement import PlacedSchedule
 from server.fleet.timing import EARLY, max_missed, why_not_due
 from server.jobs import arguments
-from server.jobs.lanes import Job, Lanes
+from server.jobs.job import Job
+from server.jobs.lanes import Lanes
 from server.store.rows import JobRow
 from wire.messages import CommandRun, FromServer, RefusalReason, ScheduleFire, ScheduleRefused
 
@@ -20,10 +21,13 @@ MAX_RUNS = 1000
 
 
 class NewJob(Struct, frozen=True):
-    """A job to be recorded. `answers`: the id of the envelope of its fire.
+    """A job to record.
 
-    `alone`: not to run beside another run of its schedule on its host. `start_by`: when it is too late to begin with
-    it. `replaces`: the jobs that it is to run in place of.
+    `actor_kind`, `actor_id`: who asked for it.
+    `missed`: how many earlier due times it stands for.
+    `answers`: the id of the envelope of its fire; empty for a request.
+    `serial`, `start_by`: as those of `Job`.
+    `replaces`: the ids of the jobs that it cancels.
     """
 
     host: str
@@ -33,7 +37,7 @@ class NewJob(Struct, frozen=True):
     missed: int
     created_at: datetime
     answers: str = ""
-    alone: bool = True
+    serial: bool = True
     start_by: datetime | None = None
     replaces: tuple[str, ...] = ()
 
@@ -83,7 +87,7 @@ def fired(
     schedule, host = schedules.get(fire.schedule_id), session.name
     if schedule is None:
         return _refused(fire, "NotFound", "there is no such schedule (any more)")
-    runs = lanes.runs(fire.schedule_id, host)
+    runs = lanes.of_schedule(fire.schedule_id, host)
     refused = (
         _not_its_own(schedule, fire, session)
         or _not_due(schedule, fire, session, now)
@@ -164,8 +168,8 @@ def new_job(
     start_by = None if deadline is None else (due or now) + timedelta(seconds=deadline)
     replaces = tuple(job.id for job in runs) if spec.concurrency_policy == "Replace" else ()
     command = command_for(schedule, host, job_id, due)
-    alone = spec.concurrency_policy != "Allow"
-    return NewJob(host, command, *actor, 0, now, "", alone, start_by, replaces)
+    serial = spec.concurrency_policy != "Allow"
+    return NewJob(host, command, *actor, 0, now, "", serial, start_by, replaces)
 
 
 def answered(jobs: Sequence[NewJob], new: Collection[str], going: Collection[str]) -> Send | None:

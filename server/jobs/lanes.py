@@ -1,221 +1,71 @@
-"""Which jobs may run now, and which wait for what: all jobs that have no end, as a state machine without I/O.
+"""Which jobs may run now, and what the others wait for: all open jobs, as a state machine without I/O.
 
-Each repository has a line. Within it, who came first goes first and nobody overtakes: at most so many jobs run at once
-as the repository allows, and those for which restic locks it alone (EXCLUSIVE) wait for the others and hold off what
-came later. Who cannot go anyway does not stand in line, and comes back to the place it had: a job whose host is
-offline, or whose schedule's last run on that host is not over. A job that failed stands in line anew when it is due.
+Each repository has a lane. Jobs start in the order of their positions; none overtakes another. A lane has as many slots
+as the repository's concurrency limit allows. An exclusive job waits until all slots are free, and holds back the jobs
+behind it. Jobs that cannot start (host offline, earlier job of the Schedule not ended) leave the lane and keep their
+position. A failed job rejoins the lane when its next attempt is due.
 
-A job is `waiting` until it is to be sent, then `sent` until its host has accepted it, then `running`. Sent and running
-jobs hold a place. After a crash all of this is known again from what is stored and from what hosts say in their hello.
+A job is `waiting` until it is to be sent, `sent` until its host has accepted it, then `running`. Sent and running jobs
+hold a slot. After a crash, all of this follows from what is stored and from what hosts report in their hello.
 
-However many jobs a host or a repository has, no method takes long: what concerns all of them is done for some at once,
-and for the others, some at a time, by `take` and `tick`.
+No method takes long, however many jobs a host or a repository has: it updates some jobs at once, and leaves the others
+to `take` and `tick`, which also work in pieces.
 """
 
-import heapq
-from bisect import bisect_left, insort
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from itertools import islice
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal
 
-import msgspec
-from msgspec import Struct
+from server.jobs.job import UNLIMITED, ConcurrencyLimit, Job, State
+from server.jobs.lane import Lane, ScheduleJobs
+from server.jobs.pieces import PIECE, Updates
+from server.jobs.timers import RunningJobs, Timers
 
-from wire.messages import CommandRun, JobProgress
-
-EXCLUSIVE = frozenset({"forget", "prune", "check"})
-"""The kinds for which restic locks a repository alone (restic: doc/design, "Locks")."""
-LOOKS = frozenset({"snapshots", "ls"})
-"""The kinds whose log is what was asked for, by somebody who waits for it."""
-UNLIMITED = LOOKS | {"unlock"}
-"""The kinds that stand in no line: they lock nothing, and are wanted just when others are stuck, or at once."""
-LIMIT = timedelta(days=1)
-"""How long a job may run whose command has no time limit, such as a restore."""
-GRACE = timedelta(minutes=15)
-"""How long a job may go on after its limit before that is told: its host waits for locks, and restic ends slowly."""
-AGAIN = timedelta(minutes=1)
-"""After this, a job that is too late is told again: its end could not be stored."""
-SLICE = 200
-"""Jobs that are dealt with in one piece, some milliseconds, before others have their turn on the event loop."""
-
-T = TypeVar("T")
-
-
-def pieces(many: Sequence[T]) -> Iterator[Sequence[T]]:
-    """What is to be dealt with, in pieces between which others have their turn on the event loop."""
-    for begin in range(0, len(many), SLICE):
-        yield many[begin : begin + SLICE]
-
-
-State = Literal["waiting", "sent", "running"]
-Place = tuple[datetime, str]
-"""Where a job stands in line: since when, and its id."""
-
-
-class ConcurrencyLimit(NamedTuple):
-    """How many jobs may use a repository at once, and whether each host has one of its own under its name."""
-
-    limit: int | None = None
-    per_host: bool = False
-
-
-class Job(Struct, eq=False):
-    """A job that has no end. `since`: when it was recorded, or its next attempt is due.
-
-    `alone`: not beside another run of its schedule on its host. `start_by`: when it is too late to begin with it.
-    `cancelled`: why it is to end, once somebody wants that. `recorded`: whether it is stored. `off`: it stands in no
-    line for now, because it is not due yet or too late. `key`: of its line. `progress`: what its
-    host last told. `running_since`: when its host accepted the present attempt. `progress_at`: when `progress`
-    came. `log_is_full`: whether no more lines of its log are kept.
-    """
-
-    command: CommandRun
-    host: str
-    since: datetime
-    alone: bool = True
-    start_by: datetime | None = None
-    attempt: int = 1
-    state: State = "waiting"
-    cancelled: str = ""
-    recorded: bool = True
-    off: bool = False
-    key: str = ""
-    in_line: bool = False
-    progress: JobProgress | None = None
-    running_since: datetime | None = None
-    watched: datetime | None = None
-    progress_at: datetime | None = None
-    log_is_full: bool = False
-
-    @property
-    def id(self) -> str:
-        """The job's id, the same for all attempts."""
-        return self.command.job_id
-
-    @property
-    def wire_id(self) -> str:
-        """What agents call this attempt; they know nothing of attempts."""
-        return self.id if self.attempt == 1 else f"{self.id}.{self.attempt}"
-
-    @property
-    def to_send(self) -> CommandRun:
-        """The command of this attempt."""
-        return self.command if self.attempt == 1 else msgspec.structs.replace(self.command, job_id=self.wire_id)
-
-    @property
-    def repository(self) -> str:
-        """The id of its repository."""
-        return self.command.repository.partition("/")[0]
-
-    @property
-    def whose(self) -> str:
-        """The host whose name is in the repository's URL, where that holds one."""
-        return self.command.repository.partition("/")[2] or self.host
-
-    @property
-    def exclusive(self) -> bool:
-        """Whether it must have its repository to itself."""
-        return self.command.kind in EXCLUSIVE
-
-    @property
-    def limit(self) -> timedelta:
-        """How long it may run."""
-        return LIMIT if self.command.timeout_s is None else timedelta(seconds=self.command.timeout_s)
-
-    @property
-    def hangs_at(self) -> datetime | None:
-        """From when on it hangs: its host should have stopped it by then. None while it does not run."""
-        return None if self.running_since is None else self.running_since + self.limit + GRACE
-
-    def hangs(self, now: datetime) -> bool:
-        """Whether it runs although its host should have stopped it by now."""
-        return self.hangs_at is not None and self.hangs_at < now
-
-    @property
-    def place(self) -> Place:
-        """Where it stands in its line."""
-        return self.since, self.id
-
-
-class _Line:
-    """One repository's line: who has a place, how many of them must be alone, and who stands in line, in order."""
-
-    __slots__ = ("active", "exclusive", "waiting")
-
-    def __init__(self) -> None:
-        self.active: set[str] = set()
-        self.exclusive = 0
-        self.waiting: list[Place] = []
-
-
-class _Runs:
-    """A schedule's open jobs on a host: how many were sent or run, and the places of those that wait and are due, in
-    order. `standing`: of those that are to run alone, the one that stands in line."""
-
-    __slots__ = ("active", "due", "jobs", "standing")
-
-    def __init__(self) -> None:
-        self.jobs: dict[str, Job] = {}
-        self.active = 0
-        self.due: list[Place] = []
-        self.standing: Job | None = None
-
-
-class _Visits(NamedTuple):
-    """Jobs that are yet to be dealt with after something that concerns all of them, and what is to be done for each."""
-
-    jobs: Iterator[Job]
-    visit: Callable[[Job], None]
-
-
-class _Timer(NamedTuple):
-    """A job to look at again."""
-
-    at: datetime
-    number: int
-    job: Job
+LATE_AGAIN = timedelta(minutes=1)
+"""After this, `tick` returns a late job once more: its end could not be stored."""
 
 
 class Lanes:
-    """All open jobs. After each change, `take` tells which may be sent; call it again while it `has_more`. When
-    `wake_at` has come, call `tick`. `piece`: how many jobs are dealt with at once."""
+    """All open jobs.
 
-    def __init__(self, piece: int = SLICE) -> None:
+    After each change, call `take` for the jobs that may be sent, again while `has_more`. Call `tick` at `wake_at`.
+    `piece`: maximum jobs handled by one call.
+    """
+
+    def __init__(self, piece: int = PIECE) -> None:
         self._piece = piece
         self.jobs: dict[str, Job] = {}
         self._limits: dict[str, ConcurrencyLimit] = {}
-        self._lines: dict[str, _Line] = {}
-        self._runs: dict[tuple[str, str], _Runs] = {}  # by schedule and host
+        self._lanes: dict[str, Lane] = {}
+        self._of_schedule: dict[tuple[str, str], ScheduleJobs] = {}  # by Schedule and host
         self._of_repository: dict[str, dict[str, Job]] = {}
-        self._waiting = 0
         self._of_host: dict[str, dict[str, Job]] = {}
+        self._waiting = 0
         self._online: set[str] = set()
-        self._changed: dict[str, None] = {}  # lines to look at; in order, so that the same events give the same jobs
-        self._visits: dict[tuple[str, str], _Visits] = {}  # by what they are for: kind and name
-        self._hang: list[tuple[datetime, str]] = []  # when each job that runs begins to hang, and its id, in order
-        self._timers: list[_Timer] = []
-        self._number = 0
+        self._changed: dict[str, None] = {}  # lanes that may have a free slot; ordered, so that a seed repeats
+        self._updates = Updates(lambda job: self.jobs.get(job.id) is job)
+        self._running = RunningJobs()
+        self._timers = Timers()
 
     # What is open.
 
     def find(self, host: str, wire_id: str) -> Job | None:
-        """The open job of this host whose present attempt has this id."""
+        """The open job of this host whose current attempt has this id."""
         job = self.jobs.get(wire_id.partition(".")[0])
         return job if job is not None and job.host == host and job.wire_id == wire_id else None
 
     def is_open(self, job_id: str) -> bool:
-        """Whether a job has no end yet."""
+        """Whether a job has not ended."""
         return job_id in self.jobs
 
-    def is_anothers(self, host: str, wire_id: str) -> bool:
-        """Whether an open job of another host has this id."""
+    def is_of_another_host(self, host: str, wire_id: str) -> bool:
+        """Whether an id names an open job of another host than this one."""
         job = self.jobs.get(wire_id.partition(".")[0])
         return job is not None and job.host != host
 
     def of_host(self, host: str) -> list[Job]:
-        """A host's stored jobs, those that were added first first."""
+        """A host's stored jobs, in the order in which they were added."""
         return [job for job in self._of_host.get(host, {}).values() if job.recorded]
 
     def count_of(self, host: str) -> int:
@@ -223,13 +73,13 @@ class Lanes:
         return len(self._of_host.get(host, ()))
 
     def is_online(self, host: str) -> bool:
-        """Whether a host has said hello, and its connection is not gone."""
+        """Whether a host is connected and its hello was answered."""
         return host in self._online
 
-    def runs(self, schedule_id: str, host: str) -> Collection[Job]:
-        """A schedule's jobs on a host, those that were added first first; for "", those of no schedule."""
-        runs = self._runs.get((schedule_id, host))
-        return () if runs is None else runs.jobs.values()
+    def of_schedule(self, schedule_id: str, host: str) -> Collection[Job]:
+        """A Schedule's jobs on a host, in the order in which they were added; jobs of no Schedule for ""."""
+        found = self._of_schedule.get((schedule_id, host))
+        return () if found is None else found.jobs.values()
 
     @property
     def waiting_count(self) -> int:
@@ -237,29 +87,30 @@ class Lanes:
         return self._waiting
 
     def hanging(self, now: datetime) -> list[Job]:
-        """The jobs that run although their hosts should have stopped them by now. Any thread may ask."""
-        over = self._hang[: bisect_left(self._hang, (now, ""))]
-        return [job for _, job_id in over if (job := self.jobs.get(job_id)) is not None]
+        """The running jobs that their hosts should have stopped by now. Any thread may ask."""
+        return [job for job_id in self._running.hanging(now) if (job := self.jobs.get(job_id)) is not None]
 
     def waits_for(self, job_id: str, repository: str) -> str:
-        """What a job waits for, in words; empty when it does not. `repository`: what its repository is called."""
+        """What a job waits for, as text for users; empty if it does not wait.
+
+        `repository`: the name of its repository, NAMESPACE/NAME.
+        """
         job = self.jobs.get(job_id)
         if job is None or job.state != "waiting":
             return ""
-        if job.off:
+        if job.deferred:
             return f"retry at {job.since:%Y-%m-%dT%H:%M:%SZ}" if job.attempt > 1 else "its end: it is too late to begin"
         if job.host not in self._online:
             return f"host {job.host} to connect"
-        if not job.in_line:
+        if not job.queued:
             return f"the run before it on host {job.host}"
-        line = self._lines[job.key]
-        ahead = len(line.active) + bisect_left(line.waiting, job.place)
+        ahead = self._lanes[job.lane].ahead_of(job)
         return f"{ahead} job{'s' * (ahead != 1)} before it in repository {repository}"
 
     # What changes.
 
     def limit(self, repository: str, limit: ConcurrencyLimit) -> None:
-        """A repository's limit is this from now on."""
+        """Set a repository's limit. Jobs that hold a slot keep it."""
         if self._limits.get(repository, ConcurrencyLimit()) == limit:
             return
         if limit == ConcurrencyLimit():
@@ -267,325 +118,269 @@ class Lanes:
         else:
             self._limits[repository] = limit
         jobs = self._of_repository.get(repository, {}).values()
-        self._changed.update(dict.fromkeys(job.key for job in jobs))
-        self._for_each(("repository", repository), jobs, self._move_line)
+        self._changed.update(dict.fromkeys(job.lane for job in jobs))
+        self._update_each(("repository", repository), jobs, self._change_lane)
 
     def add(self, jobs: Sequence[Job]) -> list[Job]:
-        """Jobs that are about to be stored take their places; those that may be sent once they are stored, and others
-        whose turn has come.
+        """Add jobs that are about to be stored, or that were open before a crash. Jobs that are open are skipped.
 
-        Also for jobs that are known from before a crash, which have the state that is stored. One that is open already
-        is left out.
+        Returns the jobs that may be sent now, as `take` does; the new ones among them only once they are stored.
         """
         for job in jobs:
             if job.id in self.jobs:
                 continue
-            self.jobs[job.id], job.watched = job, None
+            self.jobs[job.id] = job
             self._of_host.setdefault(job.host, {})[job.id] = job
             self._of_repository.setdefault(job.repository, {})[job.id] = job
-            self._runs.setdefault((job.command.schedule_id, job.host), _Runs()).jobs[job.id] = job
+            self._of_schedule.setdefault((job.command.schedule_id, job.host), ScheduleJobs()).jobs[job.id] = job
             self._enter(job)
-            self._watch_end(job)
-        going = self.take(len(jobs))
+            self._running.add(job)
+        taken = self.take(len(jobs))
         for job in jobs:
-            self._watch(job)
-        return going
-
-    def recorded(self, job_id: str) -> None:
-        """A job that was added is stored."""
-        if (job := self.jobs.get(job_id)) is not None:
-            job.recorded = True
+            self._set_timer(job)
+        return taken
 
     def remove(self, job_id: str) -> Job | None:
-        """A job has ended, or was not stored; what it was, or None if it was not open."""
+        """Remove a job that has ended, or could not be stored. Returns it; None if it was not open."""
         job = self.jobs.pop(job_id, None)
         if job is None:
             return None
         self._leave(job)
-        self._begin(job, None)
+        self._set_running_since(job, None)
         _discard(self._of_host, job.host, job)
         _discard(self._of_repository, job.repository, job)
-        runs = self._its(job)
-        del runs.jobs[job.id]
-        if runs.jobs:
-            self._settle_first(runs)
+        others = self._siblings(job)
+        del others.jobs[job.id]
+        if others.jobs:
+            self._update_first(others)
         else:
-            del self._runs[job.command.schedule_id, job.host]
+            del self._of_schedule[job.command.schedule_id, job.host]
         return job
 
     def accepted(self, job: Job, now: datetime) -> None:
-        """Its host has it, since `now` unless that was known."""
-        self._begin(job, job.running_since or now)
-        self._move(job, "running")
+        """A host accepted a job. One that it had accepted before keeps its `running_since`."""
+        self._set_running_since(job, job.running_since or now)
+        self._set_state(job, "running")
 
     def retry(self, job: Job, at: datetime) -> None:
-        """An attempt failed; the next one is due at that time."""
+        """An attempt failed, and the next one is due at `at`."""
         self._leave(job)
-        job.attempt, job.state, job.since, job.off = job.attempt + 1, "waiting", at, True
-        self._begin(job, None)
+        job.attempt, job.state, job.since, job.deferred = job.attempt + 1, "waiting", at, True
+        self._set_running_since(job, None)
         self._enter(job)
-        self._watch(job)
-        self._settle_first(self._its(job))
+        self._set_timer(job)
+        self._update_first(self._siblings(job))
 
-    def unsent(self, job: Job) -> None:
-        """A job that was to be sent was not: it is back in its place."""
+    def requeue(self, job: Job) -> None:
+        """A job that `take` returned was not sent: it waits at its position again."""
         if job.state == "sent" and self.jobs.get(job.id) is job:
-            self._move(job, "waiting")
-            self._watch(job)
+            self._set_state(job, "waiting")
+            self._set_timer(job)
 
-    def arrived(self, host: str, running: Collection[str]) -> None:
-        """A host said hello, and which attempts it has."""
+    def connected(self, host: str, running: Collection[str]) -> None:
+        """A host said hello, and reports that it has these attempts."""
         self._online.add(host)
         jobs = self._of_host.get(host, {}).values()
-        # One that is being stored has yet to be sent, and those that are sent from now on are no loss.
-        unheard = {job.wire_id for job in jobs if job.state == "sent" and job.recorded}.difference(running)
-        self._for_each(("host", host), jobs, partial(self._meet, frozenset(running), unheard))
+        # A job that is being stored was not sent yet, and jobs that are sent from now on are not lost.
+        unknown = {job.wire_id for job in jobs if job.state == "sent" and job.recorded}.difference(running)
+        self._update_each(("host", host), jobs, partial(self._compare, frozenset(running), unknown))
 
-    def _meet(self, running: Collection[str], unheard: Collection[str], job: Job) -> None:
-        """Put a job where it belongs after its host's hello. `unheard`: the attempts that it was sent, and has not."""
+    def _compare(self, running: Collection[str], unknown: Collection[str], job: Job) -> None:
+        """Bring a job in line with its host's hello. `unknown`: attempts that were sent, and that the host lacks."""
         if job.wire_id in running:
-            self._move(job, "running")
-        elif job.wire_id in unheard:
-            self.unsent(job)
+            self._set_state(job, "running")
+        elif job.wire_id in unknown:
+            self.requeue(job)
         elif job.state == "waiting":
-            self._settle(job)
-        elif not self._has_place(job):  # it was let go
-            self._move(job, job.state)
+            self._update_queued(job)
+        elif not self._holds_slot(job):  # it lost its slot while its host was disconnected
+            self._set_state(job, job.state)
 
     def disconnected(self, host: str) -> bool:
-        """A host's connection is gone. Its jobs keep the places that they have until it is `given_up`, and stand in no
-        line. Whether any has a place."""
+        """A host disconnected: its waiting jobs leave their lanes; the others keep their slots until `release_slots`.
+
+        Returns whether any holds one.
+        """
         self._online.discard(host)
         jobs = self._of_host.get(host, {}).values()
-        self._for_each(("host", host), jobs, self._settle)
+        self._update_each(("host", host), jobs, self._update_queued)
         return any(job.state != "waiting" for job in jobs)
 
-    def given_up(self, host: str) -> None:
-        """A host that departed has been gone for so long that its jobs keep no others waiting."""
-        self._for_each(("host", host), self._of_host.get(host, {}).values(), self._free)
+    def release_slots(self, host: str) -> None:
+        """Release the slots of a host that has been disconnected for too long."""
+        self._update_each(("host", host), self._of_host.get(host, {}).values(), self._release_slot)
 
-    def _for_each(self, what: tuple[str, str], jobs: Iterable[Job], visit: Callable[[Job], None]) -> None:
-        """Do something for some of these jobs, and have `take` do it for the others, in place of what is yet to be done
-        for the same thing."""
-        self._visits[what] = _Visits(iter(list(jobs)), visit)
-        self._visit(what, self._piece)
-
-    def _visit(self, what: tuple[str, str], most: int) -> int:
-        """Do what is to be done for some jobs; how many they were. What is left comes after what others wait for."""
-        visits = self._visits.pop(what)
-        its = list(islice(visits.jobs, most))
-        for job in its:
-            if self.jobs.get(job.id) is job:
-                visits.visit(job)
-        if len(its) == most:
-            self._visits[what] = visits
-        return len(its)
+    def _update_each(self, changed: tuple[str, str], jobs: Iterable[Job], apply: Callable[[Job], None]) -> None:
+        self._updates.start(changed, jobs, apply, self._piece)
 
     # Who may go.
 
     @property
     def has_more(self) -> bool:
         """Whether `take` has more to do."""
-        return bool(self._visits or self._changed)
+        return bool(self._updates or self._changed)
 
     def take(self, most: int | None = None) -> list[Job]:
-        """Jobs that may be sent now, and are taken to be: each is told once. Lines take turns.
+        """Jobs that may be sent now. They count as sent from here on: each is returned once. Lanes take turns.
 
-        `most`: how many; as many as are dealt with at once when None.
+        `most`: maximum jobs; `piece` when None.
         """
-        left = most = self._piece if most is None else most
-        while self._visits and left > 0:
-            left -= self._visit(next(iter(self._visits)), left)
+        most = self._piece if most is None else most
+        self._updates.advance(most)
         taken: list[Job] = []
         while self._changed and len(taken) < most:
             key = next(iter(self._changed))
             del self._changed[key]
-            if (line := self._lines.get(key)) is None:
+            if (lane := self._lanes.get(key)) is None:
                 continue
-            if line.waiting and self._may_go(line, job := self.jobs[line.waiting[0][1]]):
-                self._move(job, "sent")  # which has its line looked at again
+            if lane.waiting and self._may_start(lane, job := self.jobs[lane.waiting[0][1]]):
+                self._set_state(job, "sent")  # which marks the lane as changed again
                 taken.append(job)
-            elif not line.active and not line.waiting:
-                del self._lines[key]
+            elif lane.is_empty:
+                del self._lanes[key]
         return taken
 
-    def _may_go(self, line: _Line, job: Job) -> bool:
-        if job.command.kind in UNLIMITED or not line.active:
-            return True
-        limit = self._limits.get(job.repository, ConcurrencyLimit()).limit
-        return not (line.exclusive or job.exclusive or (limit is not None and len(line.active) >= limit))
+    def _may_start(self, lane: Lane, job: Job) -> bool:
+        return lane.has_slot_for(job, self._limits.get(job.repository, ConcurrencyLimit()).limit)
 
     # Time.
 
     @property
     def wake_at(self) -> datetime | None:
-        """When `tick` has work to do."""
-        return self._timers[0].at if self._timers else None
+        """When `tick` has work to do; None while nothing is timed. It stays in the past until all work is done."""
+        return self._timers.next_at
 
     def tick(self, now: datetime) -> list[Job]:
-        """Time has come: attempts that are due stand in line. Answers those that are too late, whose end is due.
-
-        Where there are many, `wake_at` stays in the past until all were looked at.
-        """
+        """Have attempts that are due rejoin their lanes. Returns jobs that missed `start_by`, for the caller to end."""
         late = []
         for _ in range(self._piece):
-            if not self._timers or self._timers[0].at > now:
+            if (job := self._timers.pop(now)) is None:
                 break
-            job = heapq.heappop(self._timers).job
-            job.watched = None
             if self.jobs.get(job.id) is not job or job.state != "waiting":
                 continue
             if job.start_by is not None and job.attempt == 1 and job.start_by <= now:
-                self._put_off(job, off=True)
+                self._set_deferred(job, deferred=True)
                 late.append(job)
-                self._watch_until(job, now + AGAIN)
-            elif job.off and job.since <= now:
-                self._put_off(job, off=False)
+                self._timers.set(job, now + LATE_AGAIN)
+            elif job.deferred and job.since <= now:
+                self._set_deferred(job, deferred=False)
         return late
 
     def clock_set_back(self, now: datetime) -> None:
-        """What a wrong clock put off or saw begin after `now` is due now, and its limits count from now."""
+        """The clock was wrong, and shows `now`: jobs that wait for a later time are due, time limits count anew."""
         for job in [job for job in self.jobs.values() if job.state == "waiting" and job.since > now]:
             self._leave(job)
             job.since = now
             self._enter(job)
-            self._watch(job)
-            self._settle_first(self._its(job))
+            self._set_timer(job)
+            self._update_first(self._siblings(job))
         for job in self.jobs.values():
             if job.running_since is not None and job.running_since > now:
-                self._begin(job, now)
+                self._set_running_since(job, now)
 
-    def _put_off(self, job: Job, *, off: bool) -> None:
-        """Have a waiting job stand in no line for now, or be due again."""
+    def _set_deferred(self, job: Job, *, deferred: bool) -> None:
         self._count(job, -1)
-        job.off = off
+        job.deferred = deferred
         self._count(job, 1)
-        self._settle(job)
-        self._settle_first(self._its(job))
+        self._update_queued(job)
+        self._update_first(self._siblings(job))
 
-    def _watch(self, job: Job) -> None:
-        """Have `tick` look at a job that waits for a time."""
+    def _set_timer(self, job: Job) -> None:
+        """Have `tick` handle a waiting job when its next attempt is due, or when it misses `start_by`."""
         if job.state == "waiting":
-            if job.off:
-                self._watch_until(job, job.since)
+            if job.deferred:
+                self._timers.set(job, job.since)
             elif job.start_by is not None and job.attempt == 1:
-                self._watch_until(job, job.start_by)
+                self._timers.set(job, job.start_by)
 
-    def _watch_until(self, job: Job, at: datetime) -> None:
-        if job.watched != at:  # a host that comes and goes has no more timers set than one that stays
-            job.watched = at
-            self._number += 1
-            heapq.heappush(self._timers, _Timer(at, self._number, job))
+    def _set_running_since(self, job: Job, since: datetime | None) -> None:
+        self._running.remove(job)
+        job.running_since = since
+        self._running.add(job)
 
-    # Places.
+    # Slots and positions.
 
     def _key(self, job: Job) -> str:
+        """The key of the lane that a job belongs to by its repository's limit."""
         if job.command.kind in UNLIMITED:
             return ""
-        repository = job.repository
-        return f"{repository}/{job.whose}" if self._limits.get(repository, ConcurrencyLimit()).per_host else repository
+        repository, limit = job.repository, self._limits.get(job.repository, ConcurrencyLimit())
+        return f"{repository}/{job.source_host}" if limit.per_host else repository
 
-    def _move_line(self, job: Job) -> None:
-        """Put a job into the line that it belongs to by its repository's present rule."""
-        if job.key != self._key(job) and (job.state == "waiting" or self._has_place(job)):
+    def _change_lane(self, job: Job) -> None:
+        """Move a job to the lane that it belongs to."""
+        if job.lane != self._key(job) and (job.state == "waiting" or self._holds_slot(job)):
             self._leave(job)
             self._enter(job)
-            self._settle_first(self._its(job))
+            self._update_first(self._siblings(job))
 
-    def _begin(self, job: Job, since: datetime | None) -> None:
-        """Have a job run since then; None for one that does not."""
-        if job.hangs_at is not None:
-            del self._hang[bisect_left(self._hang, (job.hangs_at, job.id))]
-        job.running_since = since
-        self._watch_end(job)
-
-    def _watch_end(self, job: Job) -> None:
-        if job.hangs_at is not None:
-            insort(self._hang, (job.hangs_at, job.id))
-
-    def _move(self, job: Job, state: State) -> None:
-        """Put a job where one of this state belongs."""
-        if job.state == "sent" and state == "running" and self._has_place(job):
+    def _set_state(self, job: Job, state: State) -> None:
+        if job.state == "sent" and state == "running" and self._holds_slot(job):
             job.state = state
             return
         self._leave(job)
         job.state = state
         self._enter(job)
-        self._settle_first(self._its(job))
+        self._update_first(self._siblings(job))
 
     def _enter(self, job: Job) -> None:
-        job.key = self._key(job)
+        """Put a job into the lane that it belongs to: to wait, or with a slot, as its state says."""
+        job.lane = self._key(job)
         self._count(job, 1)
         if job.state == "waiting":
-            self._settle(job)
-            return
-        line = self._lines.setdefault(job.key, _Line())
-        line.active.add(job.id)
-        line.exclusive += job.exclusive
+            self._update_queued(job)
+        else:
+            self._lanes.setdefault(job.lane, Lane()).take_slot(job)
 
     def _leave(self, job: Job) -> None:
         self._count(job, -1)
-        self._free(job)
-        if job.in_line:
-            self._step_out(job)
+        self._release_slot(job)
+        if job.queued:
+            self._unqueue(job)
 
-    def _free(self, job: Job) -> None:
-        """Take a job's place from it, if it has one."""
-        if self._has_place(job):
-            line = self._lines[job.key]
-            line.active.remove(job.id)
-            line.exclusive -= job.exclusive
-            self._changed[job.key] = None
+    def _release_slot(self, job: Job) -> None:
+        """Release a job's slot, if it holds one."""
+        if self._holds_slot(job):
+            self._lanes[job.lane].release_slot(job)
+            self._changed[job.lane] = None
 
-    def _has_place(self, job: Job) -> bool:
-        line = self._lines.get(job.key)
-        return line is not None and job.id in line.active
+    def _holds_slot(self, job: Job) -> bool:
+        lane = self._lanes.get(job.lane)
+        return lane is not None and job.id in lane.active
 
-    def _settle(self, job: Job) -> None:
-        """Have a job stand in line, or not, as it should by now."""
-        should = job.state == "waiting" and not job.off and job.host in self._online and not self._must_not_yet(job)
-        if should and not job.in_line:
-            insort(self._lines.setdefault(job.key, _Line()).waiting, job.place)
-            job.in_line = True
-            if job.alone:
-                self._its(job).standing = job
-            self._changed[job.key] = None
-        elif job.in_line and not should:
-            self._step_out(job)
+    def _update_queued(self, job: Job) -> None:
+        """Have a job wait in its lane if it could start there, and leave it otherwise."""
+        others = self._siblings(job)
+        ready = job.state == "waiting" and not job.deferred and job.host in self._online and not others.blocks(job)
+        if ready and not job.queued:
+            self._lanes.setdefault(job.lane, Lane()).join(job)
+            job.queued = True
+            others.set_queued(job, queued=True)
+            self._changed[job.lane] = None
+        elif job.queued and not ready:
+            self._unqueue(job)
 
-    def _step_out(self, job: Job) -> None:
-        waiting = self._lines[job.key].waiting
-        del waiting[bisect_left(waiting, job.place)]
-        job.in_line = False
-        self._changed[job.key] = None
-        if job.alone:
-            self._its(job).standing = None
+    def _unqueue(self, job: Job) -> None:
+        self._lanes[job.lane].leave(job)
+        job.queued = False
+        self._changed[job.lane] = None
+        self._siblings(job).set_queued(job, queued=False)
 
-    def _its(self, job: Job) -> _Runs:
-        return self._runs[job.command.schedule_id, job.host]
+    def _siblings(self, job: Job) -> ScheduleJobs:
+        """The open jobs of the same Schedule on the same host, with this one."""
+        return self._of_schedule[job.command.schedule_id, job.host]
 
     def _count(self, job: Job, by: Literal[1, -1]) -> None:
-        """Count a job among those of its schedule on its host, or no more, before that changes which of them it is."""
-        runs = self._its(job)
-        if job.state != "waiting":
-            runs.active += by
-            return
-        self._waiting += by
-        if not job.off:
-            at = bisect_left(runs.due, job.place)
-            runs.due[at : at + (by < 0)] = [job.place] if by > 0 else []
+        """Count a job in, or out before its state, `since` or `deferred` changes."""
+        self._waiting += by * (job.state == "waiting")
+        self._siblings(job).count(job, by)
 
-    def _settle_first(self, runs: _Runs) -> None:
-        """Have the first job in order stand in line, if it may: of those that are to run alone, no other does."""
-        if runs.standing is not None:
-            self._settle(runs.standing)
-        if runs.due:
-            self._settle(runs.jobs[runs.due[0][1]])
-
-    def _must_not_yet(self, job: Job) -> bool:
-        """Whether a run of its schedule on its host goes before it."""
-        runs = self._its(job)
-        return job.alone and (runs.active > 0 or runs.due[0] != job.place)
+    def _update_first(self, jobs: ScheduleJobs) -> None:
+        """Have the first of a Schedule's due jobs on a host wait in its lane in place of another serial one."""
+        if jobs.queued is not None:
+            self._update_queued(jobs.queued)
+        if (first := jobs.first_due) is not None:
+            self._update_queued(first)
 
 
 def _discard(groups: dict[str, dict[str, Job]], name: str, job: Job) -> None:

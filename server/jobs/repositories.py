@@ -6,7 +6,8 @@ from server.errors import as_text
 from server.events import ClockSetBack, DeclarationChanged, Event, Events, RepositoryHealthChanged
 from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import Placement
-from server.jobs.lanes import ConcurrencyLimit, Job, Lanes
+from server.jobs.job import ConcurrencyLimit, Job
+from server.jobs.lanes import Lanes
 from server.jobs.outcomes import Health
 from server.resources.manifests import repository_spec
 from server.resources.specs import RepositorySpec

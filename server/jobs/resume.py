@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from server.agents.session import Accepted, Effect, Ended, Send
-from server.jobs.lanes import Job
+from server.jobs.job import Job
 from wire.messages import CommandCancel, FromServer, JobAsk, JobFinished
 
 

@@ -36,7 +36,7 @@ def _use(clock: Callable[[], datetime]) -> None:
 
     agent.service.utc_now = clock
     server.app.serving = partial(server.app.serving, clock=clock)
-    server.jobs.dispatcher.LOOK_S, server.jobs.dispatcher.AGAIN_S = 0.1, 0.3
+    server.jobs.dispatcher.MAX_SLEEP_S, server.jobs.dispatcher.STORE_AGAIN_S = 0.1, 0.3
     server.gateway.endpoint.HELLO_S, server.transport.connections.PING_S = 4.0, 2.5
     server.store.engine.BUSY_TIMEOUT_MS = 500
 

@@ -10,9 +10,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from server.gateway import endpoint
-from server.jobs import dispatcher
-from server.jobs.dispatcher import PROGRESS
-from server.jobs.lanes import Job
+from server.jobs import reports
+from server.jobs.job import Job
+from server.jobs.reports import PROGRESS
 from server.store import logs
 from server.store.logs import log_lines
 from tests.integration.clock import due
@@ -47,7 +47,7 @@ async def test_a_host_of_many_open_jobs_may_connect_less_often(connect, server):
     command = CommandRun("", "backup", [], "main")
     open_jobs = [msgspec.structs.replace(command, job_id=f"job{at}") for at in range(10_000)]
     tomorrow = datetime.fromisoformat(due())
-    server.parts.lanes.add([Job(it, "node-1", tomorrow, alone=False, off=True) for it in open_jobs])
+    server.parts.lanes.add([Job(it, "node-1", tomorrow, serial=False, deferred=True) for it in open_jobs])
 
     async def comes_in_often():
         for _ in range(int(endpoint.HELLOS_AT_ONCE / 2)):
@@ -107,7 +107,7 @@ async def test_a_full_log_costs_no_statement_for_what_is_not_kept(connect, decla
         calls.append(items)
         return log_lines(conn, items)
 
-    monkeypatch.setattr(dispatcher, "log_lines", counted)
+    monkeypatch.setattr(reports, "log_lines", counted)
     monkeypatch.setattr(logs, "MAX_LOG_LINES", 20)
     schedule_id = await declare()
     async with connect() as agent:

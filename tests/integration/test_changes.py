@@ -330,7 +330,7 @@ async def test_run_now_runs_on_the_hosts_that_are_asked_for_and_selected(fleet):
 
 
 async def test_a_job_of_a_host_that_is_online_is_cancelled_by_its_agent(fleet):
-    fleet.services.dispatcher.arrived("d", ())
+    fleet.services.dispatcher.connected("d", ())
     [job] = await fleet.services.runs.run_now(ME, "ns", "db", None)
     assert (await fleet.services.runs.cancel(ME, job["id"]))["status"] == "pending"
     host, sent = fleet.delivered[-1]

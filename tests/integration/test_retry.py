@@ -59,7 +59,7 @@ class World:
         return row["id"]
 
     async def ends(self, wire_id, status, **more):
-        for future in self.jobs.finish("a", [JobFinished(wire_id, status, self.now, **more)]):
+        for future in self.parts.reports.finish("a", [JobFinished(wire_id, status, self.now, **more)]):
             await future
         await self.settled()
 
@@ -91,7 +91,7 @@ async def make(tmp_path):
             await world.services.schedules.put(ME, {"metadata": {"namespace": "ns", "name": "etc"}, "spec": spec})
             await world.services.hosts.put(ME, "a", {})
             if online:
-                world.jobs.arrived("a", ())
+                world.jobs.connected("a", ())
             return world
 
         yield make
@@ -129,7 +129,7 @@ async def test_the_last_of_many_retries_comes_a_day_after_the_one_before_it(make
         await world.passes(days=1)
         await world.ends(f"{job_id}.{attempt}", "failed")
     await world.restart()
-    world.jobs.arrived("a", ())
+    world.jobs.connected("a", ())
     await world.passes(days=1)
     assert world.sent[-1] == f"{job_id}.33"
     await world.ends(f"{job_id}.33", "failed")
@@ -173,7 +173,7 @@ async def test_a_retry_survives_a_restart(make):
     job_id = await world.runs()
     await world.ends(job_id, "interrupted")
     await world.restart()
-    world.jobs.arrived("a", ())
+    world.jobs.connected("a", ())
     await world.settled()
     assert world.sent == [job_id]
     await world.passes(minutes=1)
@@ -219,7 +219,7 @@ async def test_a_job_that_waited_for_longer_than_its_deadline_ends_as_failed(mak
     await world.passes(seconds=1)
     row = await world.store.read(get_job, job_id)
     assert (row["status"], row["reason"]) == ("failed", "DeadlineExceeded")
-    world.jobs.arrived("a", ())
+    world.jobs.connected("a", ())
     await world.settled()
     assert world.sent == []
 
@@ -252,7 +252,7 @@ async def test_a_problem_of_a_repository_is_told_until_a_job_goes_well_and_after
     await world.ends(f"{second}.3", "failed", reason="Locked", error="locked by b")
     await world.restart()
     assert world.services.health.problem(repository).message == "locked by b"
-    world.jobs.arrived("a", ())
+    world.jobs.connected("a", ())
     await world.ends(await world.runs(), "succeeded")
     assert world.services.health.problem(repository) is None
 

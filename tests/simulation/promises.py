@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import cron
 from agent.core.state import Accepted
 from server.fleet.timing import EARLY
-from server.jobs.lanes import EXCLUSIVE
+from server.jobs.job import EXCLUSIVE
 from tests.simulation.expected import Span, may_be_left_out
 from tests.simulation.story import FLEETS, HALF_PAST_TWO, Story
 from tests.simulation.world import DAY, LIMITS, Agent, Row, Use

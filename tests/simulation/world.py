@@ -29,7 +29,9 @@ from server.fleet.catalog import Catalog
 from server.fleet.placement import HostState, PlacedSchedule, Placement, Plan
 from server.fleet.pushes import Push
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.lanes import ConcurrencyLimit, Lanes
+from server.jobs.job import ConcurrencyLimit
+from server.jobs.lanes import Lanes
+from server.jobs.reports import Reports
 from server.jobs.repositories import RepositoryStates
 from server.store import jobs as job_statements
 from server.store.rows import JobRow, OpenJob, Retry
@@ -475,7 +477,7 @@ class Server:
         self.life = 0
         self.placement = Placement()
         self.lanes = Lanes()
-        self.dispatcher = self._new_dispatcher()
+        self.dispatcher, self.reports = self._new_jobs()
         self.sessions: dict[str, Session] = {}
         self.pipes: dict[str, Pipe] = {}
         self._accepted: list[Pipe] = []
@@ -522,24 +524,19 @@ class Server:
             held = self.placement.match(labels)
             self.placement.commit(Plan(put_hosts=[HostState(name, labels, db.since[name], db.versions[name], held)]))
             self.sessions[name] = Session(self.placement.hosts[name])
-        self.dispatcher = self._new_dispatcher()
+        self.dispatcher, self.reports = self._new_jobs()
         for name, limit in LIMITS.items():
             self.lanes.limit(name, limit)
         self.dispatcher.load(db.open_jobs())
 
-    def _new_dispatcher(self) -> Dispatcher:
+    def _new_jobs(self) -> tuple[Dispatcher, Reports]:
         events = Events()
         repositories = RepositoryStates(Catalog(Vault([Vault.new_key()])), self.placement, self.lanes, events)
-        return Dispatcher(
-            self._submit,  # type: ignore[arg-type]
-            self.lanes,
-            self.placement,
-            self,
-            repositories,
-            events,
-            lambda: self.clock,
-            self._call_later,  # type: ignore[arg-type]
-        )
+        submit: Any = self._submit
+        call_later: Any = self._call_later
+        shared = self.lanes, self.placement
+        dispatcher = Dispatcher(submit, *shared, self, repositories, events, lambda: self.clock, call_later)
+        return dispatcher, Reports(submit, *shared, repositories, dispatcher, events, lambda: self.clock)
 
     def session(self, host: str) -> Session | None:
         """The session of a host."""
@@ -630,13 +627,13 @@ class Server:
         """The open jobs are read in order with all writes; only then are further frames."""
         if self.pipes.get(session.name) is not pipe:
             return
-        effects = [effect for some in self.dispatcher.resumed(session, hello.running_jobs) for effect in some]
+        effects = [effect for some in self.reports.resume(session, hello.running_jobs) for effect in some]
         stored = self.perform(pipe, effects)
 
         def arrived(_: object = None) -> None:
             if self.pipes.get(session.name) is not pipe:
                 return
-            self.dispatcher.arrived(session.name, hello.running_jobs)
+            self.dispatcher.connected(session.name, hello.running_jobs)
             pipe.welcomed = True
             for messages in pipe.unread:
                 self.receive(pipe, messages)
@@ -662,7 +659,7 @@ class Server:
 
     def perform(self, pipe: Pipe, effects: Sequence[server_session.Effect]) -> Stored | None:
         """Do what a host's core asks for. Answers the last that is being stored, if anything is."""
-        name, dispatcher = pipe.agent.name, self.dispatcher
+        name, reports = pipe.agent.name, self.reports
         stored: list[Any] = []
         for effect in effects:
             match effect:
@@ -673,20 +670,20 @@ class Server:
                     pipe.to_agent((pushes.message(effect),))
                 case server_session.Fired(fires):  # here the ids of their envelopes are those of their jobs
                     ids = [new_id for _, new_id in fires]
-                    jobs, refusals = dispatcher.decide(self.sessions[name], fires, ids, self.world.now)
-                    if refusals is not None:
-                        self.perform(pipe, [refusals])
-                    if jobs:
-                        stored.append(dispatcher.record(jobs))
+                    refuse = partial(self._refuse, pipe)
+                    stored += reports.fire(self.sessions[name], fires, ids, self.world.now, refuse)
                 case server_session.Ended(ends):
-                    stored += dispatcher.finish(name, ends)
+                    stored += reports.finish(name, ends)
                     confirm = partial(self._confirm, pipe, ends)
                     stored[-1].add_done_callback(confirm) if stored else confirm()
                 case server_session.Accepted(job_ids):
-                    stored += dispatcher.accept(name, job_ids)
+                    stored += reports.accept(name, job_ids)
                 case server_session.Acked(version, digest):
                     self.world.db.acked[name] = version, digest
         return stored[-1] if stored else None
+
+    def _refuse(self, pipe: Pipe, refusals: server_session.Send) -> None:
+        self.perform(pipe, [refusals])
 
     def _confirm(self, pipe: Pipe, ends: Sequence[JobFinished], _: object = None) -> None:
         if self.pipes.get(pipe.agent.name) is pipe:

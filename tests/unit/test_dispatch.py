@@ -11,7 +11,8 @@ from server.events import ClockSetBack, Events
 from server.fleet.catalog import Catalog
 from server.fleet.placement import Placement
 from server.jobs.dispatcher import HOLD_S, Dispatcher
-from server.jobs.lanes import ConcurrencyLimit, Lanes
+from server.jobs.job import ConcurrencyLimit
+from server.jobs.lanes import Lanes
 from server.jobs.repositories import RepositoryStates
 from server.store.rows import OpenJob
 from tests.simulation.world import Stored
@@ -92,7 +93,7 @@ def dispatch(time, sent):
     dispatch = Dispatcher(submit, lanes, placement, Agents(sent), repositories, events, clock, time.call_later)
     lanes.limit("repo", ConcurrencyLimit(limit=1))
     dispatch.load([_open("1", "a", "running"), _open("2", "b", "pending")])
-    dispatch.arrived("b", ())
+    dispatch.connected("b", ())
     return dispatch
 
 
@@ -114,7 +115,7 @@ def test_a_host_that_is_gone_keeps_its_place_as_long_whatever_the_clock_is_set_t
 
 def test_a_host_that_comes_back_and_goes_keeps_its_place_anew(dispatch, time, sent):
     time.pass_by(HOLD_S - 1)
-    dispatch.arrived("a", {"1"})
+    dispatch.connected("a", {"1"})
     dispatch.disconnected("a")
     time.pass_by(HOLD_S - 1)
     assert sent == []
@@ -123,7 +124,7 @@ def test_a_host_that_comes_back_and_goes_keeps_its_place_anew(dispatch, time, se
 
 
 def test_a_host_that_is_back_is_not_given_up(dispatch, time, sent):
-    dispatch.arrived("a", {"1"})
+    dispatch.connected("a", {"1"})
     time.pass_by(2 * HOLD_S)
     assert sent == []
 

@@ -7,7 +7,8 @@ import pytest
 
 from server.gateway.buckets import Buckets
 from server.jobs.fires import decide
-from server.jobs.lanes import ConcurrencyLimit, Job, Lanes
+from server.jobs.job import ConcurrencyLimit, Job
+from server.jobs.lanes import Lanes
 from server.jobs.outcomes import Health
 from server.jobs.resume import resumed
 from server.observe.coverage import group_by_set
@@ -37,14 +38,14 @@ def counted(do):
     return calls
 
 
-def queued(count, *, schedules=1, alone=True, state="waiting", repository="main"):
+def queued(count, *, schedules=1, serial=True, state="waiting", repository="main"):
     queue = Lanes()
     jobs = [
         Job(
             CommandRun(f"job{at}", "backup", [], repository, schedule_id=f"s{at % schedules}"),
             "db-1",
             NOON + timedelta(seconds=at),
-            alone,
+            serial,
             NOON + timedelta(days=1),
             state=state,
         )
@@ -68,20 +69,20 @@ def settle(queue, now=NOON):
 
 
 def says_hello(queue):
-    queue.arrived("db-1", ())
+    queue.connected("db-1", ())
     settle(queue)
 
 
 def hello_of_running(queue):
     running = [job.wire_id for job in queue.of_host("db-1")]
     resumed((), running, queue.of_host("db-1"), NOON)
-    queue.arrived("db-1", running)
+    queue.connected("db-1", running)
     settle(queue)
 
 
 def comes_and_goes(queue):
     for _ in range(3):
-        queue.arrived("db-1", ())
+        queue.connected("db-1", ())
         settle(queue)
         queue.disconnected("db-1")
         settle(queue)
@@ -90,12 +91,12 @@ def comes_and_goes(queue):
 def is_gone_for_long(queue):
     queue.disconnected("db-1")
     settle(queue)
-    queue.given_up("db-1")
+    queue.release_slots("db-1")
     settle(queue)
 
 
 def ends(queue):
-    queue.arrived("db-1", ())
+    queue.connected("db-1", ())
     while queue.jobs:
         going = queue.take() or list(queue.jobs.values())
         for job in going:
@@ -103,29 +104,29 @@ def ends(queue):
 
 
 def is_limited(queue):
-    queue.arrived("db-1", ())
+    queue.connected("db-1", ())
     queue.limit("main", ConcurrencyLimit(1))
     queue.limit("main", ConcurrencyLimit(2, per_host=True))
     settle(queue)
 
 
 def is_told_of(queue):
-    queue.arrived("db-1", ())
+    queue.connected("db-1", ())
     for job_id in list(queue.jobs):
         queue.waits_for(job_id, "ns/main")
         queue.find("db-1", job_id)
-        queue.is_anothers("db-1", job_id)
+        queue.is_of_another_host("db-1", job_id)
         assert queue.waiting_count >= 0
         assert queue.hanging(NOON) == []
 
 
 def is_too_late(queue):
-    queue.arrived("db-1", ())
+    queue.connected("db-1", ())
     settle(queue, NOON + timedelta(days=2))
 
 
 def is_tried_again(queue):
-    queue.arrived("db-1", ())
+    queue.connected("db-1", ())
     for job in list(queue.jobs.values()):
         queue.retry(job, NOON + timedelta(hours=1))
     settle(queue, NOON + timedelta(hours=2))
@@ -146,19 +147,21 @@ def is_tried_again(queue):
     ],
 )
 @pytest.mark.parametrize(
-    ("schedules", "alone", "state"), [(1, True, "waiting"), (1, False, "waiting"), (10_000, True, "running")]
+    ("schedules", "serial", "state"), [(1, True, "waiting"), (1, False, "waiting"), (10_000, True, "running")]
 )
-def test_what_happens_to_the_open_jobs_of_a_host_costs_no_more_for_each_when_they_are_many(do, schedules, alone, state):
-    few, many = (queued(count, schedules=schedules, alone=alone, state=state) for count in (FEW, MANY))
+def test_what_happens_to_the_open_jobs_of_a_host_costs_no_more_for_each_when_they_are_many(
+    do, schedules, serial, state
+):
+    few, many = (queued(count, schedules=schedules, serial=serial, state=state) for count in (FEW, MANY))
     assert counted(lambda: do(many)) <= MOST * counted(lambda: do(few))
 
 
 @pytest.mark.parametrize(
     ("do", "until"),
     [
-        (lambda queue: queue.arrived("db-1", ()), NOON),
+        (lambda queue: queue.connected("db-1", ()), NOON),
         (lambda queue: queue.disconnected("db-1"), NOON),
-        (lambda queue: queue.given_up("db-1"), NOON),
+        (lambda queue: queue.release_slots("db-1"), NOON),
         (lambda queue: queue.limit("main", ConcurrencyLimit(per_host=True)), NOON),
         (lambda queue: None, NOON + timedelta(days=2)),
     ],
@@ -167,8 +170,8 @@ def test_what_happens_to_the_open_jobs_of_a_host_costs_no_more_for_each_when_the
 @pytest.mark.parametrize("state", ["waiting", "sent", "running"])
 def test_no_piece_of_what_many_open_jobs_cost_grows_with_their_number(do, until, state):
     def costs(count):
-        queue = queued(count, schedules=10, alone=False, state=state)
-        queue.arrived("db-1", ())
+        queue = queued(count, schedules=10, serial=False, state=state)
+        queue.connected("db-1", ())
         settle(queue)
         begun = counted(lambda: do(queue))
         going = pieces(queue, until)
@@ -191,9 +194,9 @@ def test_what_hangs_is_found_at_the_cost_of_what_hangs(known):
     assert [job.id for job in queue.hanging(NOON)] == ["job2"]
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_jobs_are_added_at_the_same_cost_for_each(alone):
-    assert counted(lambda: queued(MANY, alone=alone)) <= MOST * counted(lambda: queued(FEW, alone=alone))
+@pytest.mark.parametrize("serial", [True, False])
+def test_jobs_are_added_at_the_same_cost_for_each(serial):
+    assert counted(lambda: queued(MANY, serial=serial)) <= MOST * counted(lambda: queued(FEW, serial=serial))
 
 
 def test_a_repository_is_limited_at_the_cost_of_its_own_jobs():

@@ -8,7 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.jobs.lanes import EXCLUSIVE, ConcurrencyLimit, Job, Lanes
+from server.jobs.job import EXCLUSIVE, ConcurrencyLimit, Job
+from server.jobs.lanes import Lanes
 from wire.messages import CommandRun
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
@@ -16,10 +17,10 @@ MINUTE = timedelta(minutes=1)
 HOSTS = ("a", "b", "c")
 
 
-def job(job_id, host="a", kind="backup", at=0, schedule="", repository="repo", alone=None, **more):
+def job(job_id, host="a", kind="backup", at=0, schedule="", repository="repo", serial=None, **more):
     """A job, recorded so many minutes after noon."""
     command = CommandRun(job_id, kind, [], repository, schedule_id=schedule)
-    return Job(command, host, NOON + at * MINUTE, bool(schedule) if alone is None else alone, **more)
+    return Job(command, host, NOON + at * MINUTE, bool(schedule) if serial is None else serial, **more)
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def queue():
     queue = Lanes()
     queue.limit("repo", ConcurrencyLimit(limit=1))
     for host in HOSTS:
-        queue.arrived(host, ())
+        queue.connected(host, ())
     return queue
 
 
@@ -95,7 +96,7 @@ def test_a_host_that_is_offline_holds_up_nobody_and_comes_back_to_its_place(queu
     queue.disconnected("b")
     assert ids(queue.add([job("1", "a"), job("2", "b", at=1), job("3", "c", at=2), job("4", "c", at=3)])) == ["1"]
     assert ends(queue, "1") == ["3"]
-    queue.arrived("b", ())
+    queue.connected("b", ())
     assert ends(queue, "3") == ["2"]
 
 
@@ -104,7 +105,7 @@ def test_a_job_that_may_be_running_keeps_its_place_until_its_host_is_given_up(qu
     assert queue.disconnected("a")
     queue.tick(NOON + timedelta(days=1))
     assert queue.take() == []
-    queue.given_up("a")
+    queue.release_slots("a")
     assert ids(queue.take()) == ["2"]
 
 
@@ -117,7 +118,7 @@ def test_a_host_without_jobs_that_may_be_running_has_no_places_to_keep(queue):
 def test_a_host_that_was_gone_for_a_moment_keeps_its_places(queue):
     queue.add([job("1", "a"), job("2", "b")])
     queue.disconnected("a")
-    queue.arrived("a", {"1"})
+    queue.connected("a", {"1"})
     queue.tick(NOON + timedelta(days=1))
     assert (queue.take(), queue.jobs["1"].state) == ([], "running")
 
@@ -125,7 +126,7 @@ def test_a_host_that_was_gone_for_a_moment_keeps_its_places(queue):
 def test_a_job_that_did_not_reach_its_host_is_back_in_its_place(queue):
     queue.add([job("1", "a"), job("2", "b", at=1)])
     queue.disconnected("a")
-    queue.arrived("a", ())
+    queue.connected("a", ())
     assert ids(queue.take()) == ["1"]
 
 
@@ -141,7 +142,7 @@ def test_a_run_waits_for_the_one_before_it_and_holds_up_no_others(queue):
 
 def test_runs_that_need_not_be_alone_go_together(queue):
     queue.limit("repo", ConcurrencyLimit())
-    assert ids(queue.add([job("1", schedule="s", alone=False), job("2", schedule="s", alone=False)])) == ["1", "2"]
+    assert ids(queue.add([job("1", schedule="s", serial=False), job("2", schedule="s", serial=False)])) == ["1", "2"]
 
 
 def test_a_run_does_not_wait_for_one_that_is_to_be_tried_again_later(queue):
@@ -213,7 +214,7 @@ def test_what_a_job_waits_for_is_told(queue):
 def test_a_job_is_found_by_its_host_and_its_present_attempt(queue):
     queue.add([it := job("1")])
     assert (queue.find("a", "1"), queue.find("b", "1"), queue.find("a", "1.2")) == (it, None, None)
-    assert [queue.is_anothers(*said) for said in (("b", "1"), ("a", "1"), ("b", "2"))] == [True, False, False]
+    assert [queue.is_of_another_host(*said) for said in (("b", "1"), ("a", "1"), ("b", "2"))] == [True, False, False]
     queue.retry(it, NOON)
     assert (queue.find("a", "1"), queue.find("a", "1.2")) == (None, it)
 
@@ -264,10 +265,12 @@ class Fleet(RuleBasedStateMachine):
         """What a server does after every event; those that go overtake nobody who stood in line before them."""
         for late in self.queue.tick(self.now):
             self.queue.remove(late.id)
-        stood = {it.id: it.place for it in self.queue.jobs.values() if it.in_line}
+        stood = {it.id: it.position for it in self.queue.jobs.values() if it.queued}
         for sent in self.queue.take():
             ahead = [
-                it for it in self.queue.jobs.values() if it.in_line and it.key == sent.key and it.place < sent.place
+                it
+                for it in self.queue.jobs.values()
+                if it.queued and it.lane == sent.lane and it.position < sent.position
             ]
             assert (sent.id in stood, ahead) == (True, [])
 
@@ -302,7 +305,7 @@ class Fleet(RuleBasedStateMachine):
     @rule(host=st.sampled_from(HOSTS))
     def comes(self, host):
         self.online.add(host)
-        self.queue.arrived(host, {it.wire_id for it in self.queue.of_host(host) if it.state == "running"})
+        self.queue.connected(host, {it.wire_id for it in self.queue.of_host(host) if it.state == "running"})
         self.go_on()
 
     @rule(host=st.sampled_from(HOSTS))
@@ -315,7 +318,7 @@ class Fleet(RuleBasedStateMachine):
     def is_given_up(self, host):
         if host not in self.online:
             self.let_go |= {it.id for it in self.active if it.host == host}
-            self.queue.given_up(host)
+            self.queue.release_slots(host)
             self.go_on()
 
     @rule(minutes=st.sampled_from([1, 2, 45]))
@@ -333,15 +336,15 @@ class Fleet(RuleBasedStateMachine):
         for host in HOSTS:
             self.queue.disconnected(host)
         for host in sorted(self.online):
-            self.queue.arrived(host, {it.wire_id for it in kept if it.host == host and it.state != "waiting"})
-        lines = {it.id: (it.in_line, it.place, it.state == "waiting") for it in before.jobs.values()}
-        assert {it.id: (it.in_line, it.place, it.state == "waiting") for it in self.queue.jobs.values()} == lines
+            self.queue.connected(host, {it.wire_id for it in kept if it.host == host and it.state != "waiting"})
+        lines = {it.id: (it.queued, it.position, it.state == "waiting") for it in before.jobs.values()}
+        assert {it.id: (it.queued, it.position, it.state == "waiting") for it in self.queue.jobs.values()} == lines
         self.go_on()
 
     def kept(self, it):
         """A job as it is read from the store."""
-        off = it.state == "waiting" and it.attempt > 1 and it.since > self.now
-        return msgspec.structs.replace(it, in_line=False, off=off)
+        deferred = it.state == "waiting" and it.attempt > 1 and it.since > self.now
+        return msgspec.structs.replace(it, queued=False, deferred=deferred)
 
     @invariant()
     def as_many_as_allowed(self):
@@ -349,7 +352,7 @@ class Fleet(RuleBasedStateMachine):
         uses: dict[str, list[Job]] = {}
         for it in self.active:
             if it.host in self.online and it.id not in self.let_go and it.command.kind != "unlock":
-                uses.setdefault(it.key, []).append(it)
+                uses.setdefault(it.lane, []).append(it)
         for its in uses.values():
             returned = [it for it in its if it.state == "running"]
             limit = LIMITS[its[0].repository].limit
@@ -361,15 +364,15 @@ class Fleet(RuleBasedStateMachine):
         """Whoever waits is told for what, and the first in a line that nobody uses has gone."""
         for it in self.queue.jobs.values():
             assert (self.queue.waits_for(it.id, "r") != "") == (it.state == "waiting")
-            if it.in_line:
-                line = self.queue._lines[it.key]
+            if it.queued:
+                line = self.queue._lanes[it.lane]
                 assert line.active
                 assert line.active <= self.queue.jobs.keys()
 
     @invariant()
     def runs_of_a_schedule_are_alone(self):
         """No two runs that are to be alone were sent to one host at once."""
-        sent = [(it.command.schedule_id, it.host) for it in self.active if it.alone]
+        sent = [(it.command.schedule_id, it.host) for it in self.active if it.serial]
         assert len(sent) == len(set(sent))
 
     def teardown(self):
@@ -383,7 +386,7 @@ class Fleet(RuleBasedStateMachine):
                 self.queue.remove(it.id)
             self.go_on()
         assert self.queue.jobs == {}
-        assert self.queue._lines == {}
+        assert self.queue._lanes == {}
 
 
 class SlowFleet(Fleet):
@@ -410,7 +413,7 @@ class SlowFleet(Fleet):
         for host in HOSTS:
             self.queue.disconnected(host)
         for host in sorted(self.online):
-            self.queue.arrived(host, {it.wire_id for it in kept if it.host == host and it.state != "waiting"})
+            self.queue.connected(host, {it.wire_id for it in kept if it.host == host and it.state != "waiting"})
         self.go_on()
 
     @rule()

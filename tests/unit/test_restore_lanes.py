@@ -9,7 +9,8 @@ from agent.restic.output import MAX_TEXT
 from agent.restic.snapshots import pieces
 from server.changes import listings
 from server.jobs import arguments as commands
-from server.jobs.lanes import ConcurrencyLimit, Job, Lanes
+from server.jobs.job import ConcurrencyLimit, Job
+from server.jobs.lanes import Lanes
 from server.resources.specs import RepositorySpec
 from wire.messages import CommandRun
 
@@ -19,7 +20,7 @@ SHARED, EACH_ITS_OWN = RepositorySpec("/backup", init=False), RepositorySpec("/b
 
 def job(job_id, kind, host, source="", where=EACH_ITS_OWN):
     command = CommandRun(job_id, kind, [], commands.repository_id("repo", where, source or host, host))
-    return Job(command, host, NOON, alone=False)
+    return Job(command, host, NOON, serial=False)
 
 
 def queue(*jobs, where=EACH_ITS_OWN):
@@ -27,7 +28,7 @@ def queue(*jobs, where=EACH_ITS_OWN):
     queue = Lanes()
     queue.limit("repo", ConcurrencyLimit(per_host="{host}" in where.url))
     for host in ("a", "b"):
-        queue.arrived(host, ())
+        queue.connected(host, ())
     return [going.id for it in jobs for going in queue.add([it])]
 
 

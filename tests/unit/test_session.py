@@ -10,7 +10,7 @@ import pytest
 import cron
 from server.access.vault import Vault
 from server.agents.session import Accepted, Acked, Ended, Fired, LeftOutEntries, Reported, Send, Session
-from server.events import Events
+from server.events import Events, HostDisconnected
 from server.fleet import pushes
 from server.fleet.catalog import Catalog
 from server.fleet.placement import HostState, PlacedSchedule, Placement, entry_item
@@ -19,7 +19,9 @@ from server.fleet.timing import EARLIER_TIMINGS, EARLY, superseded
 from server.jobs import fires
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.fires import MAX_RUNS, NewJob, answered, decide, new_job
-from server.jobs.lanes import Job, Lanes
+from server.jobs.job import Job
+from server.jobs.lanes import Lanes
+from server.jobs.reports import Reports
 from server.jobs.repositories import RepositoryStates
 from server.jobs.resume import resumed as resumes
 from server.observe.coverage import group_by_set
@@ -426,7 +428,7 @@ def test_a_schedule_has_no_more_open_jobs_on_a_host_than_the_bound():
     schedule = target("a", concurrencyPolicy="Allow", **MINUTELY)
     queue = Lanes()
     commands = [CommandRun(f"old-{at}", "backup", [], schedule_id="a") for at in range(MAX_RUNS - 1)]
-    queue.add([Job(command, "db-1", NOON, alone=False) for command in commands])
+    queue.add([Job(command, "db-1", NOON, serial=False) for command in commands])
     jobs, reasons = framed(schedule, [NOON, NOON - MINUTE], queue)
     assert (len(jobs), reasons) == (1, ["Concurrent"])
 
@@ -498,9 +500,9 @@ def test_a_fire_is_not_refused_for(queue):
 
 def test_with_allow_a_run_does_not_wait_for_another_and_with_replace_it_ends_it():
     allowed = fired(schedule=target("a", concurrencyPolicy="Allow"), queue=queued())
-    assert (allowed.alone, allowed.replaces) == (False, ())
+    assert (allowed.serial, allowed.replaces) == (False, ())
     replacing = fired(schedule=target("a", concurrencyPolicy="Replace"), queue=queued())
-    assert (replacing.alone, replacing.replaces) == (True, ("old",))
+    assert (replacing.serial, replacing.replaces) == (True, ("old",))
 
 
 def test_a_job_knows_when_it_is_too_late_to_begin_with_it():
@@ -528,11 +530,13 @@ class Nowhere:
         pass
 
 
-def dispatcher(lanes) -> Any:
+def reports(lanes) -> Any:
     events = Events()
     repositories = RepositoryStates(Catalog(Vault([Vault.new_key()])), Placement(), lanes, events)
     later: Any = lambda *_: Future()  # noqa: E731 - what is stored, or to be called later, never is
-    return Dispatcher(later, lanes, Placement(), Nowhere(), repositories, events, lambda: NOON, later)
+    placement, clock = Placement(), lambda: NOON
+    dispatcher = Dispatcher(later, lanes, placement, Nowhere(), repositories, events, clock, later)
+    return Reports(later, lanes, placement, repositories, dispatcher, events, clock)
 
 
 def heard(it, said):
@@ -548,16 +552,16 @@ def heard(it, said):
 
 @pytest.mark.parametrize("said", [JobAccepted("old"), JobFinished("old", "succeeded", NOON), JobLog("old", ["x"])])
 def test_what_a_host_says_of_another_hosts_job_is_not_heard(said):
-    assert heard(dispatcher(queued(host="db-2")), said) == []
-    assert heard(dispatcher(queued()), said) != []
+    assert heard(reports(queued(host="db-2")), said) == []
+    assert heard(reports(queued()), said) != []
 
 
 def test_what_a_host_says_of_other_hosts_jobs_is_logged_once_for_each_connection_and_counted(caplog):
-    it = dispatcher(queued(host="db-2"))
+    it = reports(queued(host="db-2"))
     for _ in range(300):
         heard(it, JobLog("old", ["x"]))
     assert len(caplog.records) == 1
-    it.disconnected("db-1")
+    it.on_event(HostDisconnected("db-1", NOON))
     assert [getattr(record, "messages", None) for record in caplog.records] == [None, 300]
 
 

@@ -40,25 +40,17 @@ SET_FROM_OUTSIDE: dict[str, set[str]] = {
     "server/api/requests.py": {"request.state.body"},  # Starlette's place for what belongs to a request
     "server/fleet/placement.py": {"state.entries", "state.labels", "state.since", "state.version"},  # its own records
     "server/jobs/dispatcher.py": {  # the dispatcher and its lanes are the owners of open jobs, which are plain records
-        "its.recorded",
         "job.cancelled",
-        "job.log_is_full",
-        "job.progress",
-        "job.progress_at",
+        "job.recorded",
     },
     "server/jobs/lanes.py": {
         "job.attempt",
-        "job.in_line",
-        "job.key",
-        "job.off",
-        "job.recorded",
+        "job.deferred",
+        "job.lane",
+        "job.queued",
         "job.running_since",
         "job.since",
         "job.state",
-        "job.watched",
-        "line.exclusive",
-        "runs.active",
-        "self._its(job).standing",
     },
     "server/store/engine.py": {"connection.isolation_level"},  # sqlite3's way to switch off its own transactions
     "server/transport/tls.py": {"connection.context", "outer.sni_callback"},  # ssl asks for both
