@@ -56,7 +56,7 @@ def _progress(console: Console) -> Progress:
 def simulate(console: Console, seeds: int) -> bool:
     """Play the simulation; whether all promises hold."""
     jobs = 0
-    with _progress(console) as progress, closing(simulated.play_all(0, seeds)) as stories:
+    with _progress(console) as progress, closing(simulated.play_all(seeds)) as stories:
         task = progress.add_task("simulated months of a fleet", total=seeds)
         for told in stories:
             jobs += told.jobs

@@ -59,7 +59,7 @@ class Scale(NamedTuple):
 
 
 MONTH = Scale()
-"""The fleet of which a hundred seeds are tried with all other tests."""
+"""The large fleet: `make test` tries a few of its seeds, and `make faults` a hundred. Drawn fleets take less time."""
 
 
 RESTORED = Scale(agents=12, groups=10, schedules=50, mishaps=120, kinds=(*MISHAPS, "older database"))
