@@ -12,13 +12,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 class Authority:
     """Issues certificates that are good for a day. `pem`: its own."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._key = new_key()
         name = _subject("test authority", "")
         self._cert = self._built(name, name, self._key, x509.BasicConstraints(ca=True, path_length=None))
         self.pem = self._cert.public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, name, *addresses, organization=""):
+    def issue(self, name: str, *addresses: str, organization: str = "") -> tuple[bytes, bytes]:
         """A certificate and its key, in PEM, for a client, or for a server at these addresses."""
         key = new_key()
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH])
@@ -26,7 +26,13 @@ class Authority:
         cert = self._built(_subject(name, organization), self._cert.subject, key, usage, *at)
         return cert.public_bytes(serialization.Encoding.PEM), key_pem(key)
 
-    def _built(self, subject, issuer, key, *extensions):
+    def _built(
+        self,
+        subject: x509.Name,
+        issuer: x509.Name,
+        key: rsa.RSAPrivateKey,
+        *extensions: x509.ExtensionType,
+    ) -> x509.Certificate:
         now = datetime.now(UTC)
         builder = x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
         builder = builder.not_valid_before(now - timedelta(minutes=5)).not_valid_after(now + timedelta(days=1))
@@ -40,22 +46,22 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256())
 
 
-def _usage(*, ca):
+def _usage(*, ca: bool) -> x509.KeyUsage:
     others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only")
     no = dict.fromkeys((*others, "decipher_only"), False)
     return x509.KeyUsage(digital_signature=not ca, key_cert_sign=ca, crl_sign=ca, **no)
 
 
-def new_key():
+def new_key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
-def key_pem(key):
+def key_pem(key: rsa.RSAPrivateKey) -> bytes:
     form = serialization.PrivateFormat.TraditionalOpenSSL
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
-def _subject(name, organization):
+def _subject(name: str, organization: str) -> x509.Name:
     parts = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
     if organization:
         parts.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization))

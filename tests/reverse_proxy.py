@@ -1,12 +1,15 @@
 """A proxy before a server or an API server, through which tests see requests, and spoil them."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any, Self
 
 import httpx
 import uvicorn
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -19,13 +22,17 @@ class Proxy:
     `refuse`: the status with which a request is refused, or 0; `ignores`: whether it never gets an answer.
     """
 
-    def __init__(self, url, **options):
+    def __init__(self, url: str, admin_token: str = "", **options: Any) -> None:
         self._http = httpx.AsyncClient(base_url=url, timeout=None, trust_env=False, **options)  # noqa: S113 - watches
-        self.fatal, self.when, self.strike = lambda method, path: False, "before", lambda: None
-        self.refuse, self.ignores = lambda method, path: 0, lambda method, path: False
-        self.heard = []
+        self.fatal: Callable[[str, str], bool] = lambda method, path: False
+        self.when = "before"
+        self.admin_token = admin_token  # of what stands behind it
+        self.strike: Callable[[], None] = lambda: None
+        self.refuse: Callable[[str, str], int] = lambda method, path: 0
+        self.ignores: Callable[[str, str], bool] = lambda method, path: False
+        self.heard: list[tuple[str, str]] = []
 
-    async def _answer(self, request):
+    async def _answer(self, request: Request) -> Response:
         method, path = request.method, request.url.path
         self.heard.append((method, path))
         while self.ignores(method, path):
@@ -47,7 +54,7 @@ class Proxy:
         return StreamingResponse(answer.aiter_raw(), answer.status_code, kept, background=end)
 
     @asynccontextmanager
-    async def serving(self):
+    async def serving(self) -> AsyncIterator[Self]:
         methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
         app = Starlette(routes=[Route("/{path:path}", self._answer, methods=methods)])
         config = uvicorn.Config(app, port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=0)

@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import time
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from uuid import uuid4
 
 import httpx
@@ -26,7 +26,7 @@ START_S = 120
 """What has not started by then will not."""
 
 
-def missing():
+def missing() -> list[Any]:
     """The programs that are not there."""
     return [name for name in ("etcd", "kube-apiserver") if not (BINARIES / name).is_file()]
 
@@ -34,7 +34,7 @@ def missing():
 class Cluster:
     """A cluster by its kubeconfig. Paths are those of the API: `cluster.create("/api/v1/namespaces", {…})`."""
 
-    def __init__(self, kubeconfig):
+    def __init__(self, kubeconfig: Path) -> None:
         self.kubeconfig = kubeconfig
         settings = yaml.safe_load(kubeconfig.read_text())
         current = _named(settings["contexts"], settings["current-context"])["context"]
@@ -56,13 +56,13 @@ class Cluster:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.http.close()
 
-    def create(self, path, body):
+    def create(self, path: str, body: dict[str, Any]) -> Any:
         return self._answer(self.http.post(path, json=body))
 
-    def apply(self, path, body):
+    def apply(self, path: str, body: dict[str, Any]) -> Any:
         """Server-side apply."""
         query = {"fieldManager": "tests", "force": "true"}
         headers = {"content-type": "application/apply-patch+yaml"}
@@ -80,38 +80,38 @@ class Cluster:
                     raise RuntimeError(f"{path.stem} are not served")
                 time.sleep(0.1)
 
-    def get(self, path):
+    def get(self, path: str) -> Any:
         return self._answer(self.http.get(path))
 
-    def delete(self, path, **options):
+    def delete(self, path: str, **options: int) -> Any:
         return self._answer(self.http.request("DELETE", path, json=options or None))
 
-    def _answer(self, answer):
+    def _answer(self, answer: httpx.Response) -> Any:
         assert answer.is_success, f"{answer.request.method} {answer.request.url}: {answer.text}"
         return answer.json()
 
-    def namespace(self):
+    def namespace(self) -> str:
         name = f"test-{uuid4().hex[:8]}"
         self.create("/api/v1/namespaces", {"metadata": {"name": name}})
         return name
 
-    def service_account(self, namespace, name):
+    def service_account(self, namespace: str, name: str) -> None:
         self.create(f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": name}})
 
-    def node(self):
+    def node(self) -> str:
         """A node's name; there is no kubelet behind it."""
         name = f"node-{uuid4().hex[:8]}"
         self.create("/api/v1/nodes", {"metadata": {"name": name}})
         return name
 
-    def pod(self, namespace, service_account, node):
+    def pod(self, namespace: str, service_account: str, node: str) -> Any:
         """A pod that stands on a node, though nothing runs it."""
         container = {"name": "agent", "image": "agent"}
         spec = {"serviceAccountName": service_account, "nodeName": node, "containers": [container]}
         body = {"metadata": {"generateName": "agent-"}, "spec": spec}
         return self.create(f"/api/v1/namespaces/{namespace}/pods", body)
 
-    def token(self, namespace, service_account, *, audience="lamplighter", pod=None):
+    def token(self, namespace: str, service_account: str, *, audience: str = "lamplighter", pod: Any = None) -> Any:
         """A token by the TokenRequest API; without an audience, for the API server."""
         spec: dict[str, object] = {"expirationSeconds": 3600}
         if audience:
@@ -123,13 +123,13 @@ class Cluster:
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{service_account}/token"
         return self.create(path, {"spec": spec})["status"]["token"]
 
-    def bind_cluster_role(self, role, namespace, service_account):
+    def bind_cluster_role(self, role: Any, namespace: str, service_account: str) -> None:
         ref = {"apiGroup": RBAC, "kind": "ClusterRole", "name": role}
         subject = {"kind": "ServiceAccount", "namespace": namespace, "name": service_account}
         body = {"metadata": {"generateName": "test-"}, "roleRef": ref, "subjects": [subject]}
         self.create(f"/apis/{RBAC}/v1/clusterrolebindings", body)
 
-    def allow(self, namespace, service_account, *rules):
+    def allow(self, namespace: str, service_account: str, *rules: dict[str, list[str]]) -> None:
         """Let a service account do things in its namespace."""
         roles = f"/apis/{RBAC}/v1/namespaces/{namespace}"
         role = self.create(f"{roles}/roles", {"metadata": {"generateName": "test-"}, "rules": rules})
@@ -163,12 +163,12 @@ class OwnCluster(Cluster):
             raise
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.http.close()
         self.stop()
         self._end("etcd", signal.SIGTERM)
 
-    def start(self):
+    def start(self) -> None:
         """Have the API server answer. One that does is left alone."""
         if "kube-apiserver" in self._processes:
             return
@@ -190,18 +190,18 @@ class OwnCluster(Cluster):
         )
         self._until_ready()
 
-    def stop(self, how=signal.SIGKILL):
+    def stop(self, how: signal.Signals = signal.SIGKILL) -> None:
         """Have the API server be gone, at once or as `how` says."""
         self._end("kube-apiserver", how)
 
-    def compact(self):
+    def compact(self) -> None:
         """Have etcd forget all history up to now."""
         with httpx.Client(base_url=self._etcd_url, timeout=30, trust_env=False) as etcd:
             first = base64.b64encode(b"/").decode()  # with its padding, which etcd 3.5 asks for
             now = etcd.post("/v3/kv/range", json={"key": first}).raise_for_status().json()["header"]["revision"]
             etcd.post("/v3/kv/compaction", json={"revision": now, "physical": True}).raise_for_status()
 
-    def resign(self, token, **claims):
+    def resign(self, token: Any, **claims: int) -> str:
         """A token with other claims, signed as the API server signs."""
         header, payload, _ = token.split(".")
         changed = {**json.loads(_unbase64(payload)), **claims}
@@ -209,12 +209,12 @@ class OwnCluster(Cluster):
         signature = self._signing.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256())
         return f"{signed}.{_base64(signature)}"
 
-    def _run(self, name, *flags):
+    def _run(self, name: str, *flags: str) -> None:
         with (self._folder / f"{name}.log").open("ab") as log:
-            argv = [BINARIES / name, *flags]
+            argv: list[str | Path] = [BINARIES / name, *flags]
             self._processes[name] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
-    def _end(self, name, how):
+    def _end(self, name: str, how: signal.Signals) -> None:
         if process := self._processes.pop(name, None):
             process.send_signal(how)
             try:
@@ -223,7 +223,7 @@ class OwnCluster(Cluster):
                 process.kill()
                 process.wait()
 
-    def _until_ready(self):
+    def _until_ready(self) -> None:
         deadline = time.monotonic() + START_S
         while True:
             for name, process in self._processes.items():
@@ -241,7 +241,7 @@ class OwnCluster(Cluster):
                 raise RuntimeError(f"the API server is not ready after {START_S} s: {said}")
             time.sleep(0.1)
 
-    def _keys(self):
+    def _keys(self) -> None:
         pki = self._folder / "pki"
         pki.mkdir(mode=0o700)
         authority = Authority()
@@ -254,7 +254,7 @@ class OwnCluster(Cluster):
         (pki / "tokens.key").write_bytes(key_pem(self._signing))
         self._ca = authority.pem
 
-    def _write_kubeconfig(self):
+    def _write_kubeconfig(self) -> Path:
         path = self._folder / "kubeconfig"
         cert, key = (base64.b64encode(part).decode() for part in self.admin)
         server = {
@@ -275,19 +275,19 @@ class OwnCluster(Cluster):
         return path
 
 
-def _named(items, name):
+def _named(items: list[Any], name: str) -> Any:
     return next(item for item in items if item["name"] == name)
 
 
-def _free_port():
+def _free_port() -> Any:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def _base64(content):
+def _base64(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).decode().rstrip("=")
 
 
-def _unbase64(text):
+def _unbase64(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

@@ -6,7 +6,9 @@ neither, the tests are skipped, and say so.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,19 +17,19 @@ from tests.cluster.apiserver import BINARIES, Cluster, OwnCluster, missing
 KUBECONFIG = os.environ.get("LAMPLIGHTER_TEST_KUBECONFIG", "")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(items: list[Any]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.cluster)
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory):
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The API server, as an administrator uses it."""
     if KUBECONFIG:
         with Cluster(Path(KUBECONFIG)) as given:
@@ -40,7 +42,7 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture
-def own_cluster(cluster):
+def own_cluster(cluster: Cluster) -> Iterator[OwnCluster]:
     """The API server, where it is ours to stop and start again, and to sign tokens for."""
     if not isinstance(cluster, OwnCluster):
         pytest.skip("the API server of LAMPLIGHTER_TEST_KUBECONFIG is not ours to stop")
@@ -50,12 +52,12 @@ def own_cluster(cluster):
 
 
 @pytest.fixture
-def namespace(cluster):
+def namespace(cluster: Cluster) -> str:
     """A namespace of the test's own."""
     return cluster.namespace()
 
 
 @pytest.fixture(scope="session")
-def definitions(cluster):
+def definitions(cluster: Cluster) -> None:
     """Our kinds, as the cluster serves them."""
     cluster.define()

@@ -5,17 +5,19 @@ import ssl
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from tests.chart import ROOT, SETS, rendered, values
+from tests.chart import ROOT, SETS, Object, rendered, values
+from tests.cluster.apiserver import Cluster
 
 FOREIGN = ("cert-manager.io/", "monitoring.coreos.com/")
 """Groups that other operators define."""
 
 
-def path_of(found):
+def path_of(found: Object) -> str:
     """Where the API has an object."""
     version, kind, metadata = found["apiVersion"], found["kind"].lower(), found["metadata"]
     root = f"/apis/{version}" if "/" in version else f"/api/{version}"
@@ -23,7 +25,7 @@ def path_of(found):
     return f"{root}{within}/{kind[:-1] + 'ies' if kind.endswith('y') else kind + 's'}/{metadata['name']}"
 
 
-def apply(cluster, found, **params):
+def apply(cluster: Cluster, found: dict[str, Any], **params: str) -> list[str]:
     """Apply an object on the server's side, refused where a field is unknown. The answer's warnings."""
     answer = cluster.http.patch(
         path_of(found),
@@ -36,7 +38,7 @@ def apply(cluster, found, **params):
 
 
 @pytest.fixture
-def restricted(cluster):
+def restricted(cluster: Cluster) -> str:
     """A namespace in which the API server warns of every pod that breaks Pod Security "restricted"."""
     name = cluster.namespace()
     labels = {"pod-security.kubernetes.io/enforce": "privileged", "pod-security.kubernetes.io/warn": "restricted"}
@@ -47,7 +49,9 @@ def restricted(cluster):
 
 
 @pytest.mark.parametrize("name", ["default", *SETS])
-def test_every_object_is_accepted_and_all_but_the_agent_is_restricted(cluster, restricted, name):
+def test_every_object_is_accepted_and_all_but_the_agent_is_restricted(
+    cluster: Cluster, restricted: str, name: str
+) -> None:
     given = values(name)
     if "tenancy" in given:
         given["tenancy"]["namespaces"] = [cluster.namespace(), cluster.namespace()]
@@ -58,7 +62,7 @@ def test_every_object_is_accepted_and_all_but_the_agent_is_restricted(cluster, r
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "crds").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_definition_is_accepted(cluster, path):
+def test_every_definition_is_accepted(cluster: Cluster, path: Path) -> None:
     assert apply(cluster, yaml.safe_load(path.read_text()), dryRun="All") == []
 
 
@@ -66,14 +70,14 @@ def test_every_definition_is_accepted(cluster, path):
 
 
 @pytest.fixture
-def keys(cluster, namespace, tmp_path):
+def keys(cluster: Cluster, namespace: str, tmp_path: Path) -> "Keys":
     return Keys(cluster, namespace, tmp_path)
 
 
 class Keys:
     """What the chart has of the server's keys in a namespace, and the init container that makes them."""
 
-    def __init__(self, cluster, namespace, folder):
+    def __init__(self, cluster: Cluster, namespace: str, folder: Path) -> None:
         objects = rendered({}, namespace=namespace)
         wanted = [it for it in objects if it["metadata"]["name"] in ("lamplighter-keys", "lamplighter-ca")]
         for it in [*wanted, *(it for it in objects if path_of(it).endswith("serviceaccounts/lamplighter-server"))]:
@@ -87,20 +91,20 @@ class Keys:
             yaml.safe_dump(self._config(cluster.token(namespace, "lamplighter-server", audience="")))
         )
 
-    def start(self, folder, *more):
+    def start(self, folder: Path, *more: str) -> subprocess.Popen[str]:
         argv = [Path(sys.executable).with_name("lamplighter"), *self._args, *more, folder]
         return subprocess.Popen(argv, env={"KUBECONFIG": str(self._kubeconfig)}, stderr=subprocess.PIPE, text=True)
 
-    def make(self, folder, *more):
+    def make(self, folder: Path, *more: str) -> tuple[int, str]:
         """Run it to its end; its exit code and what it said."""
         with self.start(folder, *more) as process:
             _, said = process.communicate()
         return process.returncode, said
 
-    def stored(self, kind, name):
+    def stored(self, kind: str, name: str) -> Any:
         return self._api.get(f"/api/v1/namespaces/{self._namespace}/{kind}/{name}")
 
-    def _config(self, token):
+    def _config(self, token: Any) -> dict[str, Any]:
         server = {
             "server": self._api.url,
             "certificate-authority-data": base64.b64encode(self._api.ca.encode()).decode(),
@@ -117,11 +121,11 @@ class Keys:
         }
 
 
-def contents(folder):
+def contents(folder: Path) -> dict[str, Any]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_keys_are_made_once_for_all_who_start_together(keys, tmp_path):
+def test_keys_are_made_once_for_all_who_start_together(keys: Keys, tmp_path: Path) -> None:
     folders = [tmp_path / str(number) for number in range(3)]
     started = [keys.start(folder) for folder in folders]
     said = [process.communicate()[1] for process in started]
@@ -132,7 +136,7 @@ def test_keys_are_made_once_for_all_who_start_together(keys, tmp_path):
     assert sum("keys made" in it for it in said) == 1
 
 
-def test_agents_find_the_authority_that_vouches_for_the_server(keys, tmp_path):
+def test_agents_find_the_authority_that_vouches_for_the_server(keys: Keys, tmp_path: Path) -> None:
     code, said = keys.make(tmp_path / "made")
     assert code == 0, said
     published = keys.stored("configmaps", "lamplighter-ca")["data"]["ca.crt"]
@@ -140,14 +144,14 @@ def test_agents_find_the_authority_that_vouches_for_the_server(keys, tmp_path):
     assert base64.b64decode(keys.stored("secrets", "lamplighter-keys")["data"]["ca.crt"]).decode() == published
 
 
-def test_a_second_start_changes_nothing(keys, tmp_path):
+def test_a_second_start_changes_nothing(keys: Keys, tmp_path: Path) -> None:
     keys.make(tmp_path / "first")
     before = keys.stored("secrets", "lamplighter-keys"), keys.stored("configmaps", "lamplighter-ca")
     assert keys.make(tmp_path / "first") == (0, "")
     assert (keys.stored("secrets", "lamplighter-keys"), keys.stored("configmaps", "lamplighter-ca")) == before
 
 
-def test_a_secret_that_is_not_ours_cannot_be_had(keys, tmp_path):
+def test_a_secret_that_is_not_ours_cannot_be_had(keys: Keys, tmp_path: Path) -> None:
     code, said = keys.make(tmp_path / "made", "--secret=another")
     assert code == 1
     assert 'cannot get resource "secrets"' in said

@@ -5,11 +5,13 @@ No kubelet is there: a server, a controller and the agent of a node run beside i
 
 import re
 import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.cluster.apiserver import BINARIES, OwnCluster, missing
-from tests.docs import PAGES, Shell, blocks, check_sample, checkout, commands, free_port, needs_cluster
+from tests.docs import PAGES, Command, Shell, blocks, check_sample, checkout, commands, free_port, needs_cluster
 
 SYSTEM = "lamplighter-system"
 ORDER = [
@@ -51,7 +53,7 @@ FIRST = {
 
 
 @pytest.fixture
-def api(tmp_path):
+def api(tmp_path: Path) -> Iterator[OwnCluster]:
     """An API server for this alone, since what docs install is of the whole cluster."""
     if missing():
         pytest.skip(f"{BINARIES} has no {' and no '.join(missing())}")
@@ -61,7 +63,7 @@ def api(tmp_path):
 
 
 @pytest.fixture
-def shell(api, tmp_path):
+def shell(api: OwnCluster, tmp_path: Path) -> Iterator[Shell]:
     environment = {
         "KUBECONFIG": str(api.kubeconfig),
         "HOME": str(tmp_path / "home"),
@@ -78,7 +80,7 @@ def shell(api, tmp_path):
         yield shell
 
 
-def real(text, shell):
+def real(text: str, shell: Shell) -> str:
     """With what stands for the id of a job, and for an address and folders that tests leave alone."""
     jobs = re.findall(r"^([0-9a-f]{8})\s", shell.transcript, re.MULTILINE)
     text = re.sub(r"\bJOB\b", jobs[-1] if jobs else "JOB", text)
@@ -89,13 +91,13 @@ def real(text, shell):
     return re.sub(r"^(\S+/opt/\S+/lamplighter )", installed, text)
 
 
-def run(shell, text):
+def run(shell: Shell, text: str) -> list[str]:
     code, seen = shell.run(text)
     assert code == 0, f"exit code {code}:\n" + "\n".join(seen)
     return seen
 
 
-def type_in(shell, command):
+def type_in(shell: Shell, command: Command) -> None:
     """Type a command. Raises AssertionError with the place, the command and the output."""
     try:
         if ready := [line for pattern, line in LASTING.items() if re.match(pattern, command.text)]:
@@ -107,7 +109,7 @@ def type_in(shell, command):
         raise AssertionError(f"{command.where}: $ {command.text}\n{error}\n{shell.logs()}") from None
 
 
-def stand_in_for_pods(api, shell):
+def stand_in_for_pods(api: OwnCluster, shell: Shell) -> None:
     """Start what the release's pods would be: the server with its keys, the controller, the agent of node-1.
 
     And do what a controller manager would: what the release adds to the cluster's role "view" is lent to who has that.
@@ -147,7 +149,7 @@ def stand_in_for_pods(api, shell):
     )
 
 
-def test_each_command_about_clusters_does_what_the_pages_say(api, shell):
+def test_each_command_about_clusters_does_what_the_pages_say(api: OwnCluster, shell: Shell) -> None:
     for page in ORDER:
         for text in FIRST.get(page, ()):
             run(shell, text)
@@ -161,6 +163,6 @@ def test_each_command_about_clusters_does_what_the_pages_say(api, shell):
                     stand_in_for_pods(api, shell)
 
 
-def test_no_page_about_clusters_is_left_out():
+def test_no_page_about_clusters_is_left_out() -> None:
     about = {page for page in PAGES if any(it.language == "console" and needs_cluster(it) for it in blocks(page))}
     assert about - {"README.md"} == set(ORDER)

@@ -3,10 +3,14 @@
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
@@ -14,8 +18,9 @@ from websockets.typing import Subprotocol
 from server.access.identity import ALLOWED_S, REFUSED_S, Permission, Reviews
 from server.access.kubernetes import Client
 from server.access.kubernetes import Config as Api
-from server.app import Config, serving
+from server.app import Config, Running, serving
 from server.errors import Forbidden, Unauthorized
+from tests.cluster.apiserver import Cluster, OwnCluster
 
 pytestmark = pytest.mark.anyio
 
@@ -25,15 +30,15 @@ RIGHTS = {"apiGroups": ["lamplighter.dev"], "resources": ["schedules", "reposito
 class Clock:
     """Seconds that a test lets pass."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = 1000.0
 
-    def __call__(self):
+    def __call__(self) -> float:
         return self.now
 
 
 @pytest.fixture
-def api(cluster, namespace, tmp_path):
+def api(cluster: Cluster, namespace: str, tmp_path: Path) -> Api:
     """Where the server's own service account asks, with no more rights than that."""
     cluster.service_account(namespace, "server")
     cluster.bind_cluster_role("system:auth-delegator", namespace, "server")
@@ -43,18 +48,18 @@ def api(cluster, namespace, tmp_path):
 
 
 @pytest.fixture
-def clock():
+def clock() -> Clock:
     return Clock()
 
 
 @pytest.fixture
-async def identity(api, namespace, clock):
+async def identity(api: Api, namespace: str, clock: Clock) -> AsyncIterator[Reviews]:
     async with Client(api) as client:
         yield Reviews(client, f"{namespace}/agent", clock)
 
 
 @pytest.fixture
-async def server(api, namespace, tmp_path):
+async def server(api: Api, namespace: str, tmp_path: Path) -> AsyncIterator[Running]:
     config = Config(
         tmp_path / "data", port=0, auth="kubernetes", cluster=api, agent_service_account=f"{namespace}/agent"
     )
@@ -63,28 +68,28 @@ async def server(api, namespace, tmp_path):
 
 
 @pytest.fixture
-def agent(cluster, namespace):
+def agent(cluster: Cluster, namespace: str) -> "Agent":
     """A pod of the agents' service account on a node of its own; `agent.token()` is what is mounted there."""
     cluster.service_account(namespace, "agent")
     return Agent(cluster, namespace)
 
 
 class Agent:
-    def __init__(self, cluster, namespace):
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
         self._cluster, self._namespace = cluster, namespace
         self.node = cluster.node()
         self.pod = cluster.pod(namespace, "agent", self.node)
 
-    def token(self, **changes):
+    def token(self, **changes: Any) -> Any:
         return self._cluster.token(self._namespace, "agent", **{"pod": self.pod, **changes})
 
-    def delete(self):
+    def delete(self) -> None:
         path = f"/api/v1/namespaces/{self._namespace}/pods/{self.pod['metadata']['name']}"
         self._cluster.delete(path, gracePeriodSeconds=0)
 
 
 @asynccontextmanager
-async def connected(server, token):
+async def connected(server: Running, token: Any) -> AsyncIterator[ClientConnection]:
     async with websocket(
         f"ws://127.0.0.1:{server.port}/agent",
         subprotocols=[Subprotocol("lamplighter.v1")],
@@ -94,11 +99,11 @@ async def connected(server, token):
         yield socket
 
 
-async def say_hello(socket, host):
+async def say_hello(socket: ClientConnection, host: str) -> None:
     await socket.send(json.dumps({"type": "hello", "payload": {"host": host, "agent_version": "1"}}))
 
 
-def rest(server, token):
+def rest(server: Running, token: Any) -> httpx.AsyncClient:
     url = f"http://127.0.0.1:{server.port}/api/v1"
     return httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {token}"})
 
@@ -106,7 +111,9 @@ def rest(server, token):
 # Agents.
 
 
-async def test_an_agent_is_the_host_whose_node_its_pod_stands_on(server, agent, cluster, namespace):
+async def test_an_agent_is_the_host_whose_node_its_pod_stands_on(
+    server: Running, agent: Agent, cluster: Cluster, namespace: str
+) -> None:
     cluster.service_account(namespace, "reader")
     rule = {"apiGroups": ["lamplighter.dev"], "resources": ["hosts"], "verbs": ["get"]}
     role = cluster.create(
@@ -120,7 +127,9 @@ async def test_an_agent_is_the_host_whose_node_its_pod_stands_on(server, agent, 
         assert (await api.get(f"/hosts/{agent.node}")).json()["connected"]
 
 
-async def test_a_token_of_another_node_is_not_this_hosts(server, agent, cluster, namespace):
+async def test_a_token_of_another_node_is_not_this_hosts(
+    server: Running, agent: Agent, cluster: Cluster, namespace: str
+) -> None:
     other = Agent(cluster, namespace)
     async with connected(server, other.token()) as socket:
         await say_hello(socket, agent.node)
@@ -129,7 +138,9 @@ async def test_a_token_of_another_node_is_not_this_hosts(server, agent, cluster,
     assert agent.node in closed.value.rcvd.reason
 
 
-async def test_a_token_is_an_agents_only_as_it_is_mounted_in_its_pod(identity, agent, cluster, namespace):
+async def test_a_token_is_an_agents_only_as_it_is_mounted_in_its_pod(
+    identity: Reviews, agent: Agent, cluster: Cluster, namespace: str
+) -> None:
     cluster.service_account(namespace, "other")
     stranger = cluster.pod(namespace, "other", agent.node)
     refused = {
@@ -146,21 +157,23 @@ async def test_a_token_is_an_agents_only_as_it_is_mounted_in_its_pod(identity, a
             pytest.fail(f"{name}: taken for {await identity.agent(token)}")
 
 
-async def test_a_token_that_has_expired_is_refused(own_cluster, identity, agent):
+async def test_a_token_that_has_expired_is_refused(own_cluster: OwnCluster, identity: Reviews, agent: Agent) -> None:
     token, now = agent.token(), int(time.time())
     assert await identity.agent(own_cluster.resign(token, exp=now + 900)) == agent.node
     with pytest.raises(Unauthorized):
         await identity.agent(own_cluster.resign(token, exp=now - 60, iat=now - 3600, nbf=now - 3600))
 
 
-async def test_a_token_outlives_its_pod_by_no_more_than_a_review_is_believed(identity, agent, clock):
+async def test_a_token_outlives_its_pod_by_no_more_than_a_review_is_believed(
+    identity: Reviews, agent: Agent, clock: Clock
+) -> None:
     token = agent.token()
     assert await identity.agent(token) == agent.node
     agent.delete()
     clock.now += ALLOWED_S - 1
     assert await identity.agent(token) == agent.node
 
-    async def asked_until_refused():  # the API server itself believes a token for 10 s
+    async def asked_until_refused() -> None:  # the API server itself believes a token for 10 s
         while await identity.agent(token):
             clock.now += ALLOWED_S
             await asyncio.sleep(0.2)
@@ -172,7 +185,7 @@ async def test_a_token_outlives_its_pod_by_no_more_than_a_review_is_believed(ide
 # Callers.
 
 
-async def test_a_role_in_one_namespace_opens_that_one(server, cluster, namespace):
+async def test_a_role_in_one_namespace_opens_that_one(server: Running, cluster: Cluster, namespace: str) -> None:
     cluster.service_account(namespace, "team")
     cluster.allow(namespace, "team", RIGHTS)
     repository = {"spec": {"url": "/backup/{host}"}}
@@ -200,7 +213,7 @@ async def test_a_role_in_one_namespace_opens_that_one(server, cluster, namespace
             assert namespace in answer.json()["detail"]
 
 
-async def test_a_role_may_name_one_object(server, cluster, namespace):
+async def test_a_role_may_name_one_object(server: Running, cluster: Cluster, namespace: str) -> None:
     cluster.service_account(namespace, "team")
     cluster.allow(namespace, "team", {**RIGHTS, "resourceNames": ["main"]})
     async with rest(server, cluster.token(namespace, "team")) as api:
@@ -209,7 +222,9 @@ async def test_a_role_may_name_one_object(server, cluster, namespace):
         assert (await api.put(f"/repositories/{namespace}/other", json=spec)).status_code == 403
 
 
-async def test_callers_are_known_by_their_names_in_the_cluster(server, cluster, namespace):
+async def test_callers_are_known_by_their_names_in_the_cluster(
+    server: Running, cluster: Cluster, namespace: str
+) -> None:
     cluster.service_account(namespace, "boss")
     cluster.bind_cluster_role("cluster-admin", namespace, "boss")
     for audience in ("lamplighter", ""):
@@ -219,7 +234,7 @@ async def test_callers_are_known_by_their_names_in_the_cluster(server, cluster, 
     assert (written["actor_kind"], written["actor_id"]) == ("user", f"system:serviceaccount:{namespace}:boss")
 
 
-async def test_who_is_not_known_is_told_so(server, cluster, namespace):
+async def test_who_is_not_known_is_told_so(server: Running, cluster: Cluster, namespace: str) -> None:
     cluster.service_account(namespace, "team")
     for token in ("garbage", cluster.token(namespace, "team", audience="vault")):
         async with rest(server, token) as api:
@@ -227,8 +242,8 @@ async def test_who_is_not_known_is_told_so(server, cluster, namespace):
 
 
 async def test_a_right_that_is_given_counts_when_the_refusal_is_not_believed_any_more(
-    identity, cluster, namespace, clock
-):
+    identity: Reviews, cluster: Cluster, namespace: str, clock: Clock
+) -> None:
     cluster.service_account(namespace, "team")
     user = await identity.user(cluster.token(namespace, "team"))
     wanted = Permission("get", "schedules", namespace, "etc")
@@ -242,7 +257,9 @@ async def test_a_right_that_is_given_counts_when_the_refusal_is_not_believed_any
 # An API server that is gone.
 
 
-async def test_while_the_api_server_is_gone_nobody_new_is_let_in(own_cluster, server, agent, cluster, namespace):
+async def test_while_the_api_server_is_gone_nobody_new_is_let_in(
+    own_cluster: OwnCluster, server: Running, agent: Agent, cluster: Cluster, namespace: str
+) -> None:
     cluster.service_account(namespace, "boss")
     cluster.bind_cluster_role("cluster-admin", namespace, "boss")
     mounted, boss = agent.token(), cluster.token(namespace, "boss")

@@ -5,13 +5,15 @@ import os
 import signal
 import sqlite3
 import sys
+from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
-from websockets.asyncio.server import serve
+from websockets.asyncio.server import ServerConnection, serve
 
 from agent.core.state import Accepted
 from agent.journal import encode
@@ -27,7 +29,7 @@ MINUTE = timedelta(minutes=1)
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
@@ -37,7 +39,7 @@ SEEDS = (1, 13, 154)
 @pytest.mark.anyio
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_every_promise_holds_after_a_round_of_faults(seed):
+async def test_every_promise_holds_after_a_round_of_faults(seed: int) -> None:
     async with aclosing(rounds.play(seed, 1)) as played:
         [it] = [it async for it in played]
     assert it.wrong == []
@@ -45,11 +47,11 @@ async def test_every_promise_holds_after_a_round_of_faults(seed):
     assert it.jobs > 0
 
 
-def test_the_seeds_of_the_quick_rounds_differ_in_what_they_run():
+def test_the_seeds_of_the_quick_rounds_differ_in_what_they_run() -> None:
     assert {plan(seed).setup for seed in SEEDS} == {(False, False), (True, False), (False, True)}
 
 
-def test_a_seed_always_makes_the_same_plan_and_every_kind_of_fault_comes():
+def test_a_seed_always_makes_the_same_plan_and_every_kind_of_fault_comes() -> None:
     plans = [plan(seed) for seed in range(300)]
     assert plans == [plan(seed) for seed in range(300)]
     assert {fault.kind for it in plans for fault in it.faults} == KINDS.keys() == INJECTED.keys()
@@ -58,13 +60,13 @@ def test_a_seed_always_makes_the_same_plan_and_every_kind_of_fault_comes():
 # What the checks find.
 
 
-def job(minute, schedule="minutely", **but):
+def job(minute: int, schedule: str = "minutely", **but: Any) -> Job:
     due = NOON + minute * MINUTE
     common = Job(f"job-{minute}", schedule, schedule, "node-1", "backup", due, 0, "succeeded", 1, due, f"{minute:08}")
     return common._replace(**but)
 
 
-def found(jobs, **but):
+def found(jobs: list[Job], **but: Any) -> Evidence:
     """What is found where all is well, but for these jobs, and for what else is told."""
     kept = Kept("minutely", "minutely", "node-1", 1, NOON)
     row, held = Row((3, "ab"), (3, "ab")), Held(3, "ab", (), 0)
@@ -85,11 +87,11 @@ def found(jobs, **but):
 WELL = [job(1), job(2), job(3)]
 
 
-def test_where_all_is_well_nothing_is_found():
+def test_where_all_is_well_nothing_is_found() -> None:
     assert violations(found(WELL)) == []
 
 
-def test_a_run_that_counts_those_before_it_stands_for_them():
+def test_a_run_that_counts_those_before_it_stands_for_them() -> None:
     assert violations(found([job(3, missed=3)])) == []
 
 
@@ -117,11 +119,11 @@ def test_a_run_that_counts_those_before_it_stands_for_them():
         (found(WELL, problems=["repository own is damaged"]), "repository own is damaged"),
     ],
 )
-def test_what_is_broken_on_purpose_is_found(broken, says):
+def test_what_is_broken_on_purpose_is_found(broken: Evidence, says: str) -> None:
     assert any(says in wrong for wrong in violations(broken)), violations(broken)
 
 
-def test_a_journal_tells_what_is_left_to_say_and_what_cannot_be_read(tmp_path):
+def test_a_journal_tells_what_is_left_to_say_and_what_cannot_be_read(tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
     journal.write_bytes(encode(Accepted("job-1")) + b"00000000 {}\n")
     held = finding.held(journal)
@@ -129,7 +131,7 @@ def test_a_journal_tells_what_is_left_to_say_and_what_cannot_be_read(tmp_path):
     assert "job-1" in held.open[0]
 
 
-def test_a_due_time_that_an_older_database_lost_and_has_again_may_run_once():
+def test_a_due_time_that_an_older_database_lost_and_has_again_may_run_once() -> None:
     lost = {"lost": job(2, id="lost", attempt=2), "gone": job(1, id="gone", status="pending")}
     known = finding.with_lost([job(2), job(3)], lost)
     assert {(it.id, it.attempt, it.status) for it in known} == {
@@ -141,13 +143,13 @@ def test_a_due_time_that_an_older_database_lost_and_has_again_may_run_once():
     assert any("ran 5 times in 4 attempts" in wrong for wrong in violations(found(known, runs=runs)))
 
 
-def test_seeds_of_one_fleet_are_played_together():
+def test_seeds_of_one_fleet_are_played_together() -> None:
     assert rounds.fleets(7, 25) == [(7, 10), (10, 20), (20, 30), (30, 32)]
     assert rounds.fleets(20, 10) == [(20, 30)]
     assert rounds.fleets(20, 0) == []
 
 
-def test_a_damaged_database_is_found(tmp_path):
+def test_a_damaged_database_is_found(tmp_path: Path) -> None:
     path = tmp_path / "lamplighter.db"
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE jobs (id TEXT PRIMARY KEY, filler TEXT)")
@@ -163,7 +165,7 @@ def test_a_damaged_database_is_found(tmp_path):
 # What the faults are made of.
 
 
-def test_a_clock_runs_fast_and_is_set_for_all_who_read_it(tmp_path):
+def test_a_clock_runs_fast_and_is_set_for_all_who_read_it(tmp_path: Path) -> None:
     clocks = Clocks(tmp_path, ["node-1", "node-2"], NOON)
     clocks.run(NOON, 1e3)
     clocks.move("node-1", timedelta(days=-5))
@@ -178,10 +180,10 @@ def test_a_clock_runs_fast_and_is_set_for_all_who_read_it(tmp_path):
 
 
 @pytest.fixture
-async def echo():
+async def echo() -> AsyncIterator[Any]:
     """A WebSocket server that says all again."""
 
-    async def say_again(socket):
+    async def say_again(socket: ServerConnection) -> None:
         async for message in socket:
             await socket.send(message)
 
@@ -190,7 +192,7 @@ async def echo():
 
 
 @pytest.mark.anyio
-async def test_a_link_doubles_whole_frames_and_loses_what_is_said_while_it_is_deaf(echo):
+async def test_a_link_doubles_whole_frames_and_loses_what_is_said_while_it_is_deaf(echo: Any) -> None:
     async with Link(echo) as link, connect(f"ws://127.0.0.1:{link.port}/agent", compression=None, proxy=None) as socket:
         long = "x" * 70_000
         link.twice = {"agent", "server"}
@@ -212,7 +214,7 @@ async def test_a_link_doubles_whole_frames_and_loses_what_is_said_while_it_is_de
 
 
 @pytest.mark.slow
-def test_a_round_that_is_interrupted_leaves_nothing_behind(tmp_path):
+def test_a_round_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
     heeding = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); runpy.run_module"
     command = [sys.executable, "-c", f"{heeding}('tests.faults', run_name='__main__')", "--seed", "1", "--rounds", "2"]
     assert asyncio.run(interrupted(command, tmp_path)) == 130
@@ -221,7 +223,7 @@ def test_a_round_that_is_interrupted_leaves_nothing_behind(tmp_path):
     assert [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in said(path)] == []
 
 
-async def interrupted(command, folder):
+async def interrupted(command: list[str], folder: Path) -> int | None:
     """The exit code of a command that gets a Ctrl-C once its agents run, with all of their files in a folder."""
     env = {**os.environ, "TMPDIR": str(folder)}
     process = await asyncio.create_subprocess_exec(*command, stdout=-1, env=env, cwd=Path(__file__).parents[2])
@@ -233,7 +235,7 @@ async def interrupted(command, folder):
     return process.returncode
 
 
-def said(path):
+def said(path: Path) -> bytes:
     with suppress(OSError):
         return path.read_bytes()
     return b""

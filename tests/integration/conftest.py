@@ -5,30 +5,42 @@ import hashlib
 import json
 import os
 from collections import deque
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 import httpx
 import pytest
+from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
 
-from server.app import Config, serving
+from server.app import Config, Running, serving
 from tests.integration.clock import Clock
 
+Answer = TypeVar("Answer")
 PATIENCE_S = 60
 """What takes longer than this will not come."""
 
+Declare = Callable[..., Awaitable[str]]
+Connect = Callable[..., AbstractAsyncContextManager["Agent"]]
+
+
+class Until(Protocol):
+    async def __call__(self, condition: Callable[[], Awaitable[Answer]]) -> Answer: ...
+
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory):
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A real PostgreSQL."""
     folder = tmp_path_factory.mktemp("postgresql")
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # it warns where there is none
@@ -39,7 +51,7 @@ def postgresql_server(tmp_path_factory):
 
 
 @pytest.fixture
-def postgresql(postgresql_server):
+def postgresql(postgresql_server: Any) -> str:
     """The URL of an empty database in PostgreSQL."""
     name = f"test_{uuid4().hex}"
     postgresql_server.psql(f"CREATE DATABASE {name}")
@@ -48,19 +60,19 @@ def postgresql(postgresql_server):
 
 
 @pytest.fixture
-def clock():
+def clock() -> Clock:
     """The server's."""
     return Clock()
 
 
 @pytest.fixture
-async def server(tmp_path, clock):
+async def server(tmp_path: Path, clock: Clock) -> AsyncIterator[Running]:
     async with serving(Config(tmp_path, port=0), clock) as running:
         yield running
 
 
 @pytest.fixture
-async def api(server):
+async def api(server: Running) -> AsyncIterator[httpx.AsyncClient]:
     url = f"http://127.0.0.1:{server.port}/api/v1"
     headers = {"authorization": f"Bearer {server.admin_token}"}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE_S) as client:
@@ -68,10 +80,12 @@ async def api(server):
 
 
 @pytest.fixture
-def declare(api):
+def declare(api: httpx.AsyncClient) -> Declare:
     """Declares a schedule, and the repository that it names; returns its id."""
 
-    async def declare(name="etc", repository="main", credentials=None, **spec):
+    async def declare(
+        name: str = "etc", repository: str = "main", credentials: dict[str, Any] | None = None, **spec: Any
+    ) -> str:
         backup = {"kind": "backup", "cron": "0 2 * * *", "backup": {"paths": ["/etc"]}}
         there = {"spec": {"url": "/backup/{host}"}, "credentials": credentials or {"password": "open sesame"}}
         if credentials is not None or (await api.get(f"/repositories/ns/{repository}")).is_error:
@@ -79,23 +93,32 @@ def declare(api):
         wanted = {"spec": {**backup, "repositoryRef": {"name": repository}, **spec}}
         answer = await api.put(f"/schedules/ns/{name}", json=wanted)
         answer.raise_for_status()
-        return answer.json()["metadata"]["uid"]
+        uid: str = answer.json()["metadata"]["uid"]
+        return uid
 
     return declare
 
 
 @pytest.fixture
-def connect(server, clock):
+def connect(server: Running, clock: Clock) -> Connect:
     """Connects as a host's agent, with what it says in its hello; without `hello`, it has yet to say it.
 
     `to`: another server than the test's.
     """
 
     @asynccontextmanager
-    async def connect(host="node-1", *, hello=True, token=None, to=None, subprotocols=("lamplighter.v1",), **said):
+    async def connect(
+        host: str = "node-1",
+        *,
+        hello: bool = True,
+        token: str | None = None,
+        to: Running | None = None,
+        subprotocols: Sequence[str] = ("lamplighter.v1",),
+        **said: Any,
+    ) -> "AsyncIterator[Agent]":
         async with websocket(
             f"ws://127.0.0.1:{(to or server).port}/agent",
-            subprotocols=subprotocols or None,
+            subprotocols=[Subprotocol(it) for it in subprotocols] or None,
             additional_headers={"authorization": f"Bearer {token or server.agent_token}"},
             compression=None,
             proxy=None,
@@ -109,10 +132,10 @@ def connect(server, clock):
 
 
 @pytest.fixture
-def until():
+def until() -> Until:
     """Waits for a condition of the world outside."""
 
-    async def until(condition):
+    async def until(condition: Callable[[], Awaitable[Answer]]) -> Answer:
         async with asyncio.timeout(PATIENCE_S):
             while not (found := await condition()):
                 await asyncio.sleep(0.01)
@@ -124,19 +147,21 @@ def until():
 class Agent:
     """A connection as an agent of another make would use it: JSON by hand, and a set of its own."""
 
-    def __init__(self, socket, host, clock):
+    def __init__(self, socket: ClientConnection, host: str, clock: Clock) -> None:
         self.socket, self.host, self.clock = socket, host, clock
-        self.version, self.entries = 0, {}
-        self.frames, self.told = [], []
+        self.version = 0
+        self.entries: dict[str, Any] = {}
+        self.frames: list[str | bytes] = []
+        self.told: list[str] = []
         self._heard: deque[Any] = deque()
 
-    async def say(self, type_, id_="", **payload):
+    async def say(self, type_: str, id_: str = "", **payload: Any) -> None:
         """Say something. What it says is due has come by the server's clock."""
         if type_ == "schedule.fire":
             self.clock.reach(datetime.fromisoformat(payload["scheduled_at"]))
         await self.socket.send(json.dumps({"type": type_, "id": id_, "payload": payload}))
 
-    async def hear(self, *, credentials=False):
+    async def hear(self, *, credentials: bool = False) -> Any:
         """The next envelope; those with credentials are left out unless they are asked for."""
         while not self._heard:
             async with asyncio.timeout(PATIENCE_S):
@@ -147,13 +172,13 @@ class Agent:
         self.told.append(envelope["type"])
         return envelope if credentials or envelope["type"] != "repo.credentials" else await self.hear()
 
-    async def hears(self, type_):
+    async def hears(self, type_: str) -> Any:
         """The payload of the next envelope, which is of this type."""
         envelope = await self.hear(credentials=type_ == "repo.credentials")
         assert envelope["type"] == type_
         return envelope["payload"]
 
-    async def follow(self, *, digest=None):
+    async def follow(self, *, digest: str | None = None) -> Any:
         """Apply the next push, which must come now, and ack it."""
         envelope = await self.hear()
         push = envelope["payload"]
@@ -169,11 +194,11 @@ class Agent:
         return push
 
     @property
-    def digest(self):
+    def digest(self) -> str:
         raws = (json.dumps(it, separators=(",", ":"), ensure_ascii=False).encode() for it in self.entries.values())
         return format(sum(int(hashlib.sha256(raw).hexdigest(), 16) for raw in raws) % 2**256, "064x")
 
-    async def closed(self):
+    async def closed(self) -> tuple[int | None, str | None]:
         """The code and the reason with which the server closes, whatever it says before."""
         with suppress(ConnectionClosed):
             while True:

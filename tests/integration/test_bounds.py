@@ -7,22 +7,27 @@ from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy import Connection
 from websockets.exceptions import ConnectionClosed
 
+from server.app import Running
 from server.gateway import endpoint
 from server.jobs import reports
 from server.jobs.job import Job
 from server.jobs.reports import PROGRESS
 from server.store import logs
 from server.store.logs import log_lines
-from tests.integration.clock import due
+from tests.integration.clock import Clock, due
+from tests.integration.conftest import Agent, Connect, Declare, Until
 from wire.messages import CommandRun
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_host_that_connects_too_often_is_told_to_try_again_and_others_are_not(connect, until):
-    async def comes_in(host):
+async def test_a_host_that_connects_too_often_is_told_to_try_again_and_others_are_not(
+    connect: Connect, until: Until
+) -> None:
+    async def comes_in(host: str) -> Any:
         async with connect(host) as agent:
             try:
                 return (await agent.hear())["type"]
@@ -37,19 +42,19 @@ async def test_a_host_that_connects_too_often_is_told_to_try_again_and_others_ar
     assert (found[-1].code, "connects too often: try again in" in found[-1].reason) == (endpoint.BUSY, True)
     assert await comes_in("node-2") == "schedule.set"
 
-    async def again():
+    async def again() -> Any:
         return await comes_in("node-1") == "schedule.set"
 
     await until(again)
 
 
-async def test_a_host_of_many_open_jobs_may_connect_less_often(connect, server):
+async def test_a_host_of_many_open_jobs_may_connect_less_often(connect: Connect, server: Running) -> None:
     command = CommandRun("", "backup", [], "main")
     open_jobs = [msgspec.structs.replace(command, job_id=f"job{at}") for at in range(10_000)]
     tomorrow = datetime.fromisoformat(due())
     server.parts.lanes.add([Job(it, "node-1", tomorrow, serial=False, deferred=True) for it in open_jobs])
 
-    async def comes_in_often():
+    async def comes_in_often() -> None:
         for _ in range(int(endpoint.HELLOS_AT_ONCE / 2)):
             async with connect("node-1") as agent:
                 await agent.hears("schedule.set")
@@ -58,7 +63,7 @@ async def test_a_host_of_many_open_jobs_may_connect_less_often(connect, server):
         await comes_in_often()
 
 
-async def test_a_host_that_asks_for_its_set_again_and_again_gets_it_once(connect, declare):
+async def test_a_host_that_asks_for_its_set_again_and_again_gets_it_once(connect: Connect, declare: Declare) -> None:
     await declare()
     async with connect() as agent:
         await agent.follow()
@@ -69,7 +74,7 @@ async def test_a_host_that_asks_for_its_set_again_and_again_gets_it_once(connect
         await agent.hears("schedule.refused")
 
 
-async def test_a_host_that_says_too_much_is_heard_later_and_others_at_once(connect, declare):
+async def test_a_host_that_says_too_much_is_heard_later_and_others_at_once(connect: Connect, declare: Declare) -> None:
     schedule_id = await declare()
     progress = {"type": "job.progress", "payload": {"job_id": "x", "fraction": 0.5}}
     frame = json.dumps([progress] * 10_000)
@@ -86,7 +91,7 @@ async def test_a_host_that_says_too_much_is_heard_later_and_others_at_once(conne
         await later  # nothing of what it said is lost
 
 
-async def running(agent, schedule_id):
+async def running(agent: Agent, schedule_id: str) -> Any:
     await agent.follow()
     await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=due())
     job_id = (await agent.hears("command.run"))["job_id"]
@@ -94,16 +99,18 @@ async def running(agent, schedule_id):
     return job_id
 
 
-async def answered(agent):
+async def answered(agent: Agent) -> None:
     """Once what it said before was heard."""
     await agent.say("schedule.fire", schedule_id="none", scheduled_at=due())
     await agent.hears("schedule.refused")
 
 
-async def test_a_full_log_costs_no_statement_for_what_is_not_kept(connect, declare, monkeypatch):
+async def test_a_full_log_costs_no_statement_for_what_is_not_kept(
+    connect: Connect, declare: Declare, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
-    def counted(conn, items):
+    def counted(conn: Connection, items: list[Any]) -> list[bool]:
         calls.append(items)
         return log_lines(conn, items)
 
@@ -118,7 +125,9 @@ async def test_a_full_log_costs_no_statement_for_what_is_not_kept(connect, decla
     assert len(calls) == 2
 
 
-async def test_progress_that_comes_too_often_is_not_looked_at(connect, declare, server, clock):
+async def test_progress_that_comes_too_often_is_not_looked_at(
+    connect: Connect, declare: Declare, server: Running, clock: Clock
+) -> None:
     schedule_id = await declare()
     async with connect() as agent:
         job_id = await running(agent, schedule_id)
@@ -134,12 +143,12 @@ async def test_progress_that_comes_too_often_is_not_looked_at(connect, declare, 
         assert (first.fraction, server.parts.services.dispatcher.progress_of(job_id).fraction) == (0.001, 1)
 
 
-async def test_the_loop_is_free_between_the_schedules_of_a_list(server, declare):
+async def test_the_loop_is_free_between_the_schedules_of_a_list(server: Running, declare: Declare) -> None:
     for at in range(20):
         await declare(f"s{at}")
     turns, services = 0, server.parts.services
 
-    async def others():
+    async def others() -> None:
         nonlocal turns
         while True:
             await asyncio.sleep(0)

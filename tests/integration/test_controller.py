@@ -693,8 +693,7 @@ async def test_a_server_that_is_away_is_told_of_what_is_new_and_all_is_well_when
 @asynccontextmanager
 async def proxied(server):
     """The server, through a proxy."""
-    async with Proxy(f"http://127.0.0.1:{server.port}").serving() as proxy:
-        proxy.admin_token = server.admin_token
+    async with Proxy(f"http://127.0.0.1:{server.port}", server.admin_token).serving() as proxy:
         yield proxy
 
 

@@ -1,8 +1,13 @@
 """A job waits for what it needs, and no host is asked for what its agent cannot do, over real connections."""
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 import pytest
+from httpx import AsyncClient
 
 from tests.integration.clock import due
+from tests.integration.conftest import Agent, Connect, Declare, Until
 
 pytestmark = pytest.mark.anyio
 
@@ -10,10 +15,10 @@ DUE = due()
 
 
 @pytest.fixture
-def shared(api, declare):
+def shared(api: AsyncClient, declare: Declare) -> Callable[..., Awaitable[str]]:
     """Declares a schedule into one repository of all hosts, which is created where it is missing."""
 
-    async def shared(**spec):
+    async def shared(**spec: Any) -> str:
         there = {"spec": {"url": "/backup", "init": True}}
         (await api.put("/repositories/ns/main", json=there)).raise_for_status()
         for host in ("node-1", "node-2", "node-3"):
@@ -23,7 +28,7 @@ def shared(api, declare):
     return shared
 
 
-async def fire(agent, schedule_id):
+async def fire(agent: Agent, schedule_id: str) -> None:
     await agent.follow()
     await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=DUE)
 
@@ -36,7 +41,9 @@ async def fire(agent, schedule_id):
         ("job.finished", {"status": "failed", "finished_at": DUE}),
     ],
 )
-async def test_while_a_repository_may_have_to_be_created_one_host_at_a_time_uses_it(connect, shared, type_, told):
+async def test_while_a_repository_may_have_to_be_created_one_host_at_a_time_uses_it(
+    connect: Connect, shared: Callable[..., Awaitable[str]], type_: str, told: dict[str, Any]
+) -> None:
     schedule = await shared()
     async with connect("node-1") as one, connect("node-2") as other, connect("node-3") as third:
         await fire(one, schedule)
@@ -62,14 +69,20 @@ async def test_while_a_repository_may_have_to_be_created_one_host_at_a_time_uses
     ],
 )
 async def test_what_an_agent_does_not_run_it_is_not_asked_for_and_the_job_says_why(
-    api, connect, declare, until, capabilities, spec, error
-):
+    api: AsyncClient,
+    connect: Connect,
+    declare: Declare,
+    until: Until,
+    capabilities: list[str],
+    spec: dict[str, dict[str, list[str]]],
+    error: str,
+) -> None:
     schedule = await declare(**spec)
     async with connect("node-1", agent_version="9.9", capabilities=capabilities) as agent:
         await fire(agent, schedule)
         await agent.hears("schedule.refused")
 
-        async def ended(count):
+        async def ended(count: int) -> Any:
             jobs = (await api.get("/jobs")).json()["items"]
             return jobs if [job["status"] for job in jobs] == ["failed"] * count else None
 

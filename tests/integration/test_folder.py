@@ -4,18 +4,20 @@ import asyncio
 import logging
 import os
 import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from controller.client import Client, ControllerError, Refused, Unreachable
-from controller.folder.declarations import read
+from controller.folder.declarations import Reading, read
 from controller.folder.follower import OWNER, FolderFollower, follow_folder
 from controller.reconcile import OWNER_LABEL
-from server.app import Config, serving
+from server.app import Config, Running, serving
 from server.observe import controllers
 
 pytestmark = pytest.mark.anyio
@@ -25,33 +27,33 @@ PATIENCE_S = 20
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(QUICKSTART, tmp_path / "folder"))
 
 
 @pytest.fixture
-async def server(tmp_path):
+async def server(tmp_path: Path) -> AsyncIterator[Running]:
     async with serving(Config(tmp_path / "data", port=0)) as running:
         yield running
 
 
 @pytest.fixture
-async def client(server):
+async def client(server: Running) -> AsyncIterator[Client]:
     async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
         yield client
 
 
 @pytest.fixture
-def told(caplog):
+def told(caplog: pytest.LogCaptureFixture) -> Callable[..., Any]:
     """What the controller logged: messages with their facts, since last asked."""
     caplog.set_level(logging.DEBUG, "controller")
 
-    def take():
+    def take() -> list[Any]:
         standard = vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "taskName"}
         records = [record for record in caplog.records if record.name.startswith("controller")]
         caplog.clear()
@@ -64,12 +66,12 @@ def told(caplog):
 
 
 @pytest.fixture
-def follower(folder, client):
+def follower(folder: Path, client: Client) -> FolderFollower:
     return FolderFollower(folder, client, OWNER)
 
 
 @asynccontextmanager
-async def watching(folder, client, **options):
+async def watching(folder: Path, client: Client, **options: Any) -> AsyncIterator[None]:
     task = asyncio.create_task(follow_folder(folder, client, **options))
     yield
     task.cancel()
@@ -77,18 +79,18 @@ async def watching(folder, client, **options):
         await task
 
 
-async def held(client, plural="schedules"):
+async def held(client: Client, plural: str = "schedules") -> dict[str, Any]:
     return {item["metadata"]["name"]: item async for item in client.resources(plural)}
 
 
-async def until(condition):
+async def until(condition: Callable[..., Awaitable[bool]]) -> None:
     """Ask the server until a condition holds; other tasks have their turn at each request."""
     async with asyncio.timeout(PATIENCE_S):
         while not await condition():
             pass
 
 
-def edit(path, old, new):
+def edit(path: Path, old: str, new: str) -> None:
     """Save a file whole, as editors do."""
     text = path.read_text()
     assert old in text
@@ -97,11 +99,13 @@ def edit(path, old, new):
     draft.replace(path)
 
 
-def messages(lines):
+def messages(lines: Any) -> list[Any]:
     return [message for message, _ in lines]
 
 
-async def test_the_quickstart_is_accepted_as_it_stands(follower, client, server, told):
+async def test_the_quickstart_is_accepted_as_it_stands(
+    follower: FolderFollower, client: Client, server: Running, told: Callable[..., Any]
+) -> None:
     assert await follower.compare()
     etc = (await held(client))["etc"]
     local = (await held(client, "repositories"))["local"]
@@ -115,8 +119,10 @@ async def test_the_quickstart_is_accepted_as_it_stands(follower, client, server,
     assert "only-for-the-quickstart" not in str(lines)
 
 
-async def test_a_second_comparison_puts_nothing_and_a_restart_writes_nothing(folder, follower, client, server, told):
-    async def audited():
+async def test_a_second_comparison_puts_nothing_and_a_restart_writes_nothing(
+    folder: Path, follower: FolderFollower, client: Client, server: Running, told: Callable[..., Any]
+) -> None:
+    async def audited() -> int:
         headers = {"Authorization": f"Bearer {server.admin_token}"}
         async with httpx.AsyncClient(base_url=client.url, headers=headers) as auditor:
             return len((await auditor.get("/api/v1/audit")).json()["items"])
@@ -130,7 +136,9 @@ async def test_a_second_comparison_puts_nothing_and_a_restart_writes_nothing(fol
     assert messages(told()) == ["folder compared"]
 
 
-async def test_a_change_is_followed_and_a_deleted_file_too(folder, follower, client, told):
+async def test_a_change_is_followed_and_a_deleted_file_too(
+    folder: Path, follower: FolderFollower, client: Client, told: Callable[..., Any]
+) -> None:
     await follower.compare()
     told()
     edit(folder / "schedule.yaml", "timeZone: UTC", "timeZone: Europe/Berlin")
@@ -144,14 +152,16 @@ async def test_a_change_is_followed_and_a_deleted_file_too(folder, follower, cli
     assert lines == ["schedule changed", "schedule deleted", "repository deleted"]
 
 
-async def test_a_new_password_reaches_the_server(folder, follower, client):
+async def test_a_new_password_reaches_the_server(folder: Path, follower: FolderFollower, client: Client) -> None:
     await follower.compare()
     edit(folder / "secret.yaml", "only-for-the-quickstart", "another")
     await follower.compare()
     assert (await held(client, "repositories"))["local"]["metadata"]["generation"] == 2
 
 
-async def test_a_secret_that_ends_with_a_newline_is_told_once_and_is_no_trouble(folder, follower, client, told):
+async def test_a_secret_that_ends_with_a_newline_is_told_once_and_is_no_trouble(
+    folder: Path, follower: FolderFollower, client: Client, told: Callable[..., Any]
+) -> None:
     edit(folder / "secret.yaml", "password: only-for-the-quickstart", 'password: "hush\\n"')
     await follower.compare()
     await follower.compare()
@@ -161,7 +171,9 @@ async def test_a_secret_that_ends_with_a_newline_is_told_once_and_is_no_trouble(
     assert await state(client) == {}
 
 
-async def test_what_others_changed_is_put_back(follower, client, told):
+async def test_what_others_changed_is_put_back(
+    follower: FolderFollower, client: Client, told: Callable[..., Any]
+) -> None:
     await follower.compare()
     etc = (await held(client))["etc"]
     await client.put("schedules", "default", "etc", {**etc, "spec": etc["spec"] | {"enabled": False}})
@@ -171,7 +183,9 @@ async def test_what_others_changed_is_put_back(follower, client, told):
     assert messages(told()) == ["schedule changed"]
 
 
-async def test_what_others_made_is_left_alone(folder, follower, client, told):
+async def test_what_others_made_is_left_alone(
+    folder: Path, follower: FolderFollower, client: Client, told: Callable[..., Any]
+) -> None:
     theirs = {"metadata": {}, "spec": {"url": "/theirs"}}
     await client.put("repositories", "default", "theirs", theirs)
     await client.put("repositories", "default", "local", theirs)
@@ -185,7 +199,9 @@ async def test_what_others_made_is_left_alone(folder, follower, client, told):
     assert [facts["repository"] for facts in refused] == ["default/local"]
 
 
-async def test_a_refusal_names_file_and_fields_once_and_the_old_schedule_runs_on(folder, follower, client, told):
+async def test_a_refusal_names_file_and_fields_once_and_the_old_schedule_runs_on(
+    folder: Path, follower: FolderFollower, client: Client, told: Callable[..., Any]
+) -> None:
     await follower.compare()
     told()
     edit(folder / "schedule.yaml", "hostSelector: {}", "hostSlector: {}\n  spreadSeconds: -1")
@@ -219,7 +235,16 @@ async def test_a_refusal_names_file_and_fields_once_and_the_old_schedule_runs_on
         ("secret.yaml", "  password: only", "  password: 5 # only", ("file valid now", {"file": "secret.yaml"})),
     ],
 )
-async def test_what_was_refused_and_is_as_it_was_again_is_told(folder, follower, client, told, name, old, new, said):
+async def test_what_was_refused_and_is_as_it_was_again_is_told(
+    folder: Path,
+    follower: FolderFollower,
+    client: Client,
+    told: Callable[..., Any],
+    name: str,
+    old: str,
+    new: str,
+    said: tuple[str, dict[str, str]],
+) -> None:
     await follower.compare()
     told()
     edit(folder / name, old, new)
@@ -230,7 +255,9 @@ async def test_what_was_refused_and_is_as_it_was_again_is_told(folder, follower,
     assert [line for line in told() if not line[0].endswith((" changed", " compared"))] == [said]
 
 
-async def test_what_was_refused_and_is_gone_is_not_called_right(folder, follower, client, told):
+async def test_what_was_refused_and_is_gone_is_not_called_right(
+    folder: Path, follower: FolderFollower, client: Client, told: Callable[..., Any]
+) -> None:
     wrong = (folder / "schedule.yaml").read_text().replace("* * * * *", "61 * * * *").replace("etc", "wrong")
     (folder / "wrong.yaml").write_text(wrong)
     (folder / "broken.yaml").write_text("{")
@@ -242,7 +269,9 @@ async def test_what_was_refused_and_is_gone_is_not_called_right(folder, follower
     assert messages(told()) == ["folder compared"]
 
 
-async def test_a_folder_that_can_be_read_again_is_told(folder, follower, client, told):
+async def test_a_folder_that_can_be_read_again_is_told(
+    folder: Path, follower: FolderFollower, client: Client, told: Callable[..., Any]
+) -> None:
     folder.rename(folder.with_name("away"))
     await follower.compare()
     folder.with_name("away").rename(folder)
@@ -251,7 +280,9 @@ async def test_a_folder_that_can_be_read_again_is_told(folder, follower, client,
     assert "folder read again" in messages(told())
 
 
-async def test_a_file_that_goes_wrong_is_told_once_and_deletes_nothing(folder, follower, client, told):
+async def test_a_file_that_goes_wrong_is_told_once_and_deletes_nothing(
+    folder: Path, follower: FolderFollower, client: Client, told: Callable[..., Any]
+) -> None:
     await follower.compare()
     told()
     edit(folder / "schedule.yaml", '"* * * * *"', "* * * * *")
@@ -264,7 +295,9 @@ async def test_a_file_that_goes_wrong_is_told_once_and_deletes_nothing(folder, f
     assert "etc" in await held(client)
 
 
-async def test_after_a_restart_a_wrong_file_still_deletes_nothing(folder, follower, client, told):
+async def test_after_a_restart_a_wrong_file_still_deletes_nothing(
+    folder: Path, follower: FolderFollower, client: Client, told: Callable[..., Any]
+) -> None:
     await follower.compare()
     (folder / "schedule.yaml").write_text("{")
     restarted = FolderFollower(folder, client, OWNER)
@@ -273,7 +306,9 @@ async def test_after_a_restart_a_wrong_file_still_deletes_nothing(folder, follow
     assert "deleting nothing" in messages(told())
 
 
-async def test_a_folder_that_is_gone_deletes_nothing(folder, follower, client, told):
+async def test_a_folder_that_is_gone_deletes_nothing(
+    folder: Path, follower: FolderFollower, client: Client, told: Callable[..., Any]
+) -> None:
     await follower.compare()
     shutil.rmtree(folder)
     assert await follower.compare()
@@ -281,7 +316,7 @@ async def test_a_folder_that_is_gone_deletes_nothing(folder, follower, client, t
     assert "folder not read" in messages(told())
 
 
-async def test_many_resources_are_followed_page_by_page(folder, follower, client):
+async def test_many_resources_are_followed_page_by_page(folder: Path, follower: FolderFollower, client: Client) -> None:
     text = (folder / "schedule.yaml").read_text()
     many = [text.replace("name: etc", f"name: etc-{at}") for at in range(600)]
     (folder / "many.yaml").write_text("---\n".join(many))
@@ -296,8 +331,8 @@ async def test_many_resources_are_followed_page_by_page(folder, follower, client
 @pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize("left", [[], ["repository.yaml", "secret.yaml"], ["other.yaml"]], ids=len)
 async def test_a_folder_that_declares_less_than_half_deletes_nothing_until_it_is_confirmed(
-    folder, follower, client, told, left, restarted
-):
+    folder: Path, follower: FolderFollower, client: Client, told: Callable[..., Any], left: list[str], restarted: bool
+) -> None:
     text = (folder / "schedule.yaml").read_text()
     for name in ("home", "srv"):
         (folder / f"{name}.yaml").write_text(text.replace("name: etc", f"name: {name}"))
@@ -324,7 +359,7 @@ async def test_a_folder_that_declares_less_than_half_deletes_nothing_until_it_is
     assert await held(client) == {}
 
 
-async def test_half_of_a_folder_is_deleted_as_it_says(folder, follower, client):
+async def test_half_of_a_folder_is_deleted_as_it_says(folder: Path, follower: FolderFollower, client: Client) -> None:
     await follower.compare()
     (folder / "schedule.yaml").unlink()
     await follower.compare()
@@ -332,11 +367,13 @@ async def test_half_of_a_folder_is_deleted_as_it_says(folder, follower, client):
 
 
 @pytest.mark.parametrize("content", [None, "", "two\nlines", "t\u00f6ken"])
-async def test_a_token_that_is_away_for_a_moment_ends_nothing(folder, server, client, tmp_path, content):
+async def test_a_token_that_is_away_for_a_moment_ends_nothing(
+    folder: Path, server: Running, client: Client, tmp_path: Path, content: str | None
+) -> None:
     token = tmp_path / "token"
     token.write_text(server.admin_token)
 
-    async def there():
+    async def there() -> bool:
         return "etc" in await held(client)
 
     async with Client(f"http://127.0.0.1:{server.port}", token.read_text) as reading:
@@ -350,17 +387,19 @@ async def test_a_token_that_is_away_for_a_moment_ends_nothing(folder, server, cl
             await until(there)
 
 
-async def test_a_comparison_that_fails_for_an_unknown_reason_is_made_again(folder, server, client, monkeypatch, told):
+async def test_a_comparison_that_fails_for_an_unknown_reason_is_made_again(
+    folder: Path, server: Running, client: Client, monkeypatch: pytest.MonkeyPatch, told: Callable[..., Any]
+) -> None:
     fails = iter([ValueError("who would have thought"), OSError(28, "No space left on device")])
 
-    def parse(*args):
+    def parse(*args: Any) -> Reading:
         for error in fails:
             raise error
         return read(*args)
 
     monkeypatch.setattr("controller.folder.follower.read", parse)
 
-    async def there():
+    async def there() -> bool:
         return "etc" in await held(client)
 
     async with watching(folder, client):
@@ -368,8 +407,8 @@ async def test_a_comparison_that_fails_for_an_unknown_reason_is_made_again(folde
     assert messages(told()).count("comparison failed, trying again") == 2
 
 
-async def test_files_are_followed_as_they_change(folder, client):
-    async def runs_at(cron):
+async def test_files_are_followed_as_they_change(folder: Path, client: Client) -> None:
+    async def runs_at(cron: str | None) -> Any:
         return (await held(client)).get("etc", {}).get("spec", {}).get("cron") == cron
 
     async with watching(folder, client, resync_s=3600):
@@ -380,7 +419,7 @@ async def test_files_are_followed_as_they_change(folder, client):
         await until(lambda: runs_at(None))
 
 
-async def test_a_mounted_config_map_is_followed_as_kubernetes_swaps_it(tmp_path, client):
+async def test_a_mounted_config_map_is_followed_as_kubernetes_swaps_it(tmp_path: Path, client: Client) -> None:
     mounted = tmp_path / "mounted"
     for version, cron in (("..1", "* * * * *"), ("..2", "*/5 * * * *")):
         shutil.copytree(QUICKSTART, mounted / version)
@@ -389,7 +428,7 @@ async def test_a_mounted_config_map_is_followed_as_kubernetes_swaps_it(tmp_path,
     for name in ("schedule.yaml", "repository.yaml", "secret.yaml"):
         (mounted / name).symlink_to(Path("..data", name))
 
-    async def runs_at(cron):
+    async def runs_at(cron: str) -> Any:
         return (await held(client)).get("etc", {}).get("spec", {}).get("cron") == cron
 
     async with watching(mounted, client, resync_s=3600):
@@ -399,8 +438,8 @@ async def test_a_mounted_config_map_is_followed_as_kubernetes_swaps_it(tmp_path,
         await until(lambda: runs_at("*/5 * * * *"))
 
 
-async def test_what_no_file_event_tells_is_found_by_comparing_again(folder, client):
-    async def there():
+async def test_what_no_file_event_tells_is_found_by_comparing_again(folder: Path, client: Client) -> None:
+    async def there() -> bool:
         return "etc" in await held(client)
 
     async with watching(folder, client, resync_s=0.05):
@@ -409,7 +448,9 @@ async def test_what_no_file_event_tells_is_found_by_comparing_again(folder, clie
         await until(there)
 
 
-async def test_a_server_that_is_away_is_told_once_and_followed_when_it_is_back(folder, tmp_path, told):
+async def test_a_server_that_is_away_is_told_once_and_followed_when_it_is_back(
+    folder: Path, tmp_path: Path, told: Callable[..., Any]
+) -> None:
     async with serving(Config(tmp_path / "data", port=0)) as running:
         url, token, port = f"http://127.0.0.1:{running.port}", running.admin_token, running.port
     async with Client(url, token) as client:
@@ -419,19 +460,21 @@ async def test_a_server_that_is_away_is_told_once_and_followed_when_it_is_back(f
         assert messages(told()) == ["server not reached, trying again"]
         async with watching(folder, client), serving(Config(tmp_path / "data", port=port)):
 
-            async def there():
+            async def there() -> bool:
                 return "etc" in await held(client)
 
             await until(there)
 
 
-async def state(client):
+async def state(client: Client) -> dict[str, Any]:
     [found] = [it async for it in client.resources("controllers")]
     assert found["name"] == OWNER
     return {it["reason"]: it["message"] for it in found["problems"]}
 
 
-async def test_what_is_wrong_with_a_folder_is_told_at_the_server_until_it_is_mended(folder, follower, client):
+async def test_what_is_wrong_with_a_folder_is_told_at_the_server_until_it_is_mended(
+    folder: Path, follower: FolderFollower, client: Client
+) -> None:
     await follower.compare()
     assert await state(client) == {}
     schedule = folder / "schedule.yaml"
@@ -458,7 +501,9 @@ async def test_what_is_wrong_with_a_folder_is_told_at_the_server_until_it_is_men
     assert list(await state(client)) == ["FolderNotRead"]
 
 
-async def test_more_that_is_wrong_than_is_told_is_counted(folder, follower, client):
+async def test_more_that_is_wrong_than_is_told_is_counted(
+    folder: Path, follower: FolderFollower, client: Client
+) -> None:
     for n in range(30):
         (folder / f"wrong{n:02}.yaml").write_text("kind: [")
     await follower.compare()
@@ -467,7 +512,9 @@ async def test_more_that_is_wrong_than_is_told_is_counted(folder, follower, clie
     assert found["MoreProblems"].startswith("and 11 more")
 
 
-async def test_a_folder_whose_controller_has_fallen_silent_is_told_also_after_a_restart_of_the_server(tmp_path, folder):
+async def test_a_folder_whose_controller_has_fallen_silent_is_told_also_after_a_restart_of_the_server(
+    tmp_path: Path, folder: Path
+) -> None:
     now = [datetime.now(UTC)]
     for told in (True, False):  # then the server starts anew, and nothing follows the folder
         async with (
@@ -485,7 +532,7 @@ async def test_a_folder_whose_controller_has_fallen_silent_is_told_also_after_a_
             assert sample.labels == {"controller": OWNER, "reason": "NotFollowing"}
 
 
-async def test_controllers_that_went_away_with_all_that_they_made_are_forgotten(tmp_path):
+async def test_controllers_that_went_away_with_all_that_they_made_are_forgotten(tmp_path: Path) -> None:
     now = [datetime.now(UTC)]
     async with (
         serving(Config(tmp_path / "data", port=0), lambda: now[0]) as server,
@@ -501,17 +548,17 @@ async def test_controllers_that_went_away_with_all_that_they_made_are_forgotten(
         assert [it["name"] async for it in client.resources("controllers")] == ["new"]
 
 
-async def test_resources_that_no_folder_made_make_no_controller_missed(client):
+async def test_resources_that_no_folder_made_make_no_controller_missed(client: Client) -> None:
     spec = {"metadata": {"labels": {OWNER_LABEL: "terraform"}}, "spec": {"url": "/backup"}}
     await client.put("repositories", "ns", "main", spec)
     assert [it async for it in client.resources("controllers")] == []
 
 
-def test_server_and_controller_mean_the_same_label():
+def test_server_and_controller_mean_the_same_label() -> None:
     assert (controllers.OWNER_LABEL, controllers.FOLDER_OWNER) == (OWNER_LABEL, OWNER)
 
 
-async def test_a_wrong_token_is_told_and_never_shown(folder, server, told):
+async def test_a_wrong_token_is_told_and_never_shown(folder: Path, server: Running, told: Callable[..., Any]) -> None:
     async with Client(f"http://127.0.0.1:{server.port}", "wrong-token") as client:
         assert not await FolderFollower(folder, client, OWNER).compare()
         lines = told()
@@ -522,7 +569,7 @@ async def test_a_wrong_token_is_told_and_never_shown(folder, server, told):
 # The client by itself.
 
 
-async def test_a_problem_keeps_its_fields(client):
+async def test_a_problem_keeps_its_fields(client: Client) -> None:
     with pytest.raises(Refused) as refusal:
         await client.put("schedules", "default", "etc", {"metadata": {}, "spec": {"kind": "x"}})
     assert refusal.value.status == 422
@@ -530,16 +577,16 @@ async def test_a_problem_keeps_its_fields(client):
     assert "spec.kind: " in str(refusal.value)
 
 
-async def test_a_host_is_put_with_its_labels(client):
+async def test_a_host_is_put_with_its_labels(client: Client) -> None:
     host = await client.put_host("node-1", {"a": "b"})
     assert (host["name"], host["labels"]) == ("node-1", {"a": "b"})
 
 
-async def test_what_is_gone_may_be_deleted_again(client):
+async def test_what_is_gone_may_be_deleted_again(client: Client) -> None:
     await client.delete("schedules", "default", "nowhere")
 
 
-async def test_nobody_there_is_unreachable():
+async def test_nobody_there_is_unreachable() -> None:
     async with Client("http://127.0.0.1:9", "token") as client:
         with pytest.raises(Unreachable, match="is the server running there"):
             await client.put_host("node-1", {})
@@ -556,7 +603,9 @@ async def test_nobody_there_is_unreachable():
         (httpx.Response(429, text=""), Unreachable),
     ],
 )
-async def test_an_answer_that_is_not_ours_is_an_error_of_ours(answer, error):
+async def test_an_answer_that_is_not_ours_is_an_error_of_ours(
+    answer: httpx.Response, error: type[Refused] | type[Unreachable]
+) -> None:
     """No server of ours answers like that: what stands in for it is the transport alone."""
     client = Client("http://127.0.0.1", "token")
     client._http = httpx.AsyncClient(base_url=client.url, transport=httpx.MockTransport(lambda request: answer))
@@ -565,12 +614,12 @@ async def test_an_answer_that_is_not_ours_is_an_error_of_ours(answer, error):
             await held(client)
 
 
-def test_a_url_that_is_none_is_refused():
+def test_a_url_that_is_none_is_refused() -> None:
     with pytest.raises(ControllerError, match="give one like"):
         Client("http://127.0.0.1:port", "token")
 
 
-async def test_no_proxy_is_asked_for_this_machine(server, monkeypatch):
+async def test_no_proxy_is_asked_for_this_machine(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "HTTP_PROXY", "http://127.0.0.1:9")
     async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
         assert await held(client) == {}
@@ -584,11 +633,11 @@ metadata: {name: db-1, labels: {role: db}}
 """
 
 
-async def hosts(client):
+async def hosts(client: Client) -> dict[str, Any]:
     return {item["name"]: item["labels"] async for item in client.resources("hosts")}
 
 
-async def test_a_host_is_declared_changed_and_forgotten(follower, client, folder):
+async def test_a_host_is_declared_changed_and_forgotten(follower: FolderFollower, client: Client, folder: Path) -> None:
     path = folder / "hosts.yaml"
     path.write_text(DB)
     await follower.compare()
@@ -601,7 +650,9 @@ async def test_a_host_is_declared_changed_and_forgotten(follower, client, folder
     assert await hosts(client) == {}
 
 
-async def test_a_host_that_came_by_itself_can_be_declared_and_keeps_what_machine_it_is(follower, client, folder, told):
+async def test_a_host_that_came_by_itself_can_be_declared_and_keeps_what_machine_it_is(
+    follower: FolderFollower, client: Client, folder: Path, told: Callable[..., Any]
+) -> None:
     await client.put_host("db-1", {"kubernetes.io/os": "linux", "role": "none"})
     await client.put_host("other", {OWNER_LABEL: "someone"})
     (folder / "hosts.yaml").write_text(f"{DB}---\n{DB.replace('db-1', 'other')}")
@@ -614,7 +665,7 @@ async def test_a_host_that_came_by_itself_can_be_declared_and_keeps_what_machine
     assert "host changed" not in messages(told())  # what is so already is not put again
 
 
-async def test_hosts_that_nobody_declared_are_left_alone(follower, client):
+async def test_hosts_that_nobody_declared_are_left_alone(follower: FolderFollower, client: Client) -> None:
     await client.put_host("web-1", {"role": "web"})
     await follower.compare()
     assert await hosts(client) == {"web-1": {"role": "web"}}

@@ -1,12 +1,16 @@
 """Jobs keep to a repository's limit, exclusive jobs run alone, and concurrencyPolicy holds, over real sockets."""
 
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from server.app import Config, serving
-from tests.integration.clock import due
+from server.app import Config, Running, serving
+from tests.integration.clock import Clock, due
+from tests.integration.conftest import Agent, Connect, Declare, Until
 
 pytestmark = pytest.mark.anyio
 
@@ -14,17 +18,17 @@ DUE = [due(days) for days in range(4)]
 
 
 @pytest.fixture
-def limited(api):
+def limited(api: httpx.AsyncClient) -> Callable[..., Awaitable[None]]:
     """Declares the repository that schedules are on, with its limit."""
 
-    async def limited(**spec):
+    async def limited(**spec: Any) -> None:
         answer = await api.put("/repositories/ns/main", json={"spec": {"url": "/backup", **spec}})
         answer.raise_for_status()
 
     return limited
 
 
-async def fire(agent, schedule_id, due=DUE[0]):
+async def fire(agent: Agent, schedule_id: str, due: str = DUE[0]) -> Any:
     """A due time comes: the command, or the reason why there is none now."""
     await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=due)
     answer = await agent.hear()
@@ -32,30 +36,32 @@ async def fire(agent, schedule_id, due=DUE[0]):
     return payload["job_id"] if answer["type"] == "command.run" else payload["reason"]
 
 
-async def ends(agent, job_id, status="succeeded", **more):
+async def ends(agent: Agent, job_id: str, status: str = "succeeded", **more: Any) -> None:
     await agent.say("job.accepted", job_id=job_id)
     await agent.say("job.finished", job_id=job_id, status=status, finished_at=DUE[0], **more)
 
 
-async def hears_end_of(agent, job_id):
+async def hears_end_of(agent: Agent, job_id: str) -> None:
     assert (await agent.hears("job.confirmed"))["job_id"] == job_id
 
 
-async def hears_command(agent):
+async def hears_command(agent: Agent) -> Any:
     """The next command, which may come after the confirmation of the end that made way for it."""
     while (answer := await agent.hear())["type"] != "command.run":
         assert answer["type"] == "job.confirmed"
     return answer["payload"]
 
 
-async def waiting(api):
+async def waiting(api: httpx.AsyncClient) -> list[Any]:
     return [job["waits_for"] for job in (await api.get("/jobs")).json()["items"] if job["waits_for"]]
 
 
 # Turns.
 
 
-async def test_hosts_take_turns_at_a_repository_in_the_order_in_which_they_came(api, limited, declare, connect):
+async def test_hosts_take_turns_at_a_repository_in_the_order_in_which_they_came(
+    api: httpx.AsyncClient, limited: Callable[..., Awaitable[None]], declare: Declare, connect: Connect
+) -> None:
     await limited(maxConcurrentJobs=1)
     schedule_id = await declare()
     async with connect("node-1") as first, connect("node-2") as second, connect("node-3") as third:
@@ -71,7 +77,9 @@ async def test_hosts_take_turns_at_a_repository_in_the_order_in_which_they_came(
         assert (await third.hears("command.run"))["schedule_id"] == schedule_id
 
 
-async def test_a_limit_that_is_raised_lets_the_next_go(limited, declare, connect):
+async def test_a_limit_that_is_raised_lets_the_next_go(
+    limited: Callable[..., Awaitable[None]], declare: Declare, connect: Connect
+) -> None:
     await limited(maxConcurrentJobs=1)
     schedule_id = await declare()
     async with connect("node-1") as first, connect("node-2") as second:
@@ -83,7 +91,9 @@ async def test_a_limit_that_is_raised_lets_the_next_go(limited, declare, connect
         assert {(await second.hear())["type"] for _ in range(2)} == {"schedule.diff", "command.run"}
 
 
-async def test_a_prune_waits_for_backups_and_holds_off_later_ones(limited, declare, connect):
+async def test_a_prune_waits_for_backups_and_holds_off_later_ones(
+    limited: Callable[..., Awaitable[None]], declare: Declare, connect: Connect
+) -> None:
     await limited()
     backup, prune = await declare(), await declare("prune", kind="prune", backup=None)
     async with connect("node-1") as first, connect("node-2") as second, connect("node-3") as third:
@@ -97,7 +107,9 @@ async def test_a_prune_waits_for_backups_and_holds_off_later_ones(limited, decla
         assert (await third.hears("command.run"))["kind"] == "backup"
 
 
-async def test_a_host_that_leaves_the_queue_holds_up_nobody(api, limited, declare, connect, until):
+async def test_a_host_that_leaves_the_queue_holds_up_nobody(
+    api: httpx.AsyncClient, limited: Callable[..., Awaitable[None]], declare: Declare, connect: Connect, until: Until
+) -> None:
     await limited(maxConcurrentJobs=1)
     schedule_id = await declare()
     await api.put("/hosts/node-2", json={"labels": {}})
@@ -109,7 +121,7 @@ async def test_a_host_that_leaves_the_queue_holds_up_nobody(api, limited, declar
             await second.follow()
             assert await fire(second, schedule_id) == "Queued"
 
-        async def gone():
+        async def gone() -> Any:
             return await waiting(api) == ["host node-2 to connect"]
 
         await until(gone)
@@ -118,8 +130,10 @@ async def test_a_host_that_leaves_the_queue_holds_up_nobody(api, limited, declar
         await third.hears("command.run")
 
 
-async def test_the_queue_is_the_same_after_a_restart(tmp_path, connect, clock, until):
-    async def declared(client):
+async def test_the_queue_is_the_same_after_a_restart(
+    tmp_path: Path, connect: Connect, clock: Clock, until: Until
+) -> None:
+    async def declared(client: httpx.AsyncClient) -> Any:
         for path, spec in (
             ("/repositories/ns/main", {"url": "/backup", "maxConcurrentJobs": 1}),
             ("/schedules/ns/etc", {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}} | PATHS),
@@ -147,7 +161,7 @@ async def test_the_queue_is_the_same_after_a_restart(tmp_path, connect, clock, u
             async with connect("node-1", to=server, token=server.agent_token, running_jobs=[job]) as first:
                 await first.follow()
 
-                async def both_are_back():
+                async def both_are_back() -> Any:
                     return await waiting(client) == ["1 job before it in repository ns/main"]
 
                 await until(both_are_back)
@@ -155,7 +169,7 @@ async def test_the_queue_is_the_same_after_a_restart(tmp_path, connect, clock, u
                 await second.hears("command.run")
 
 
-def rest(server):
+def rest(server: Running) -> httpx.AsyncClient:
     headers = {"authorization": f"Bearer {server.admin_token}"}
     return httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}/api/v1", headers=headers)
 
@@ -163,7 +177,7 @@ def rest(server):
 # concurrencyPolicy.
 
 
-async def test_forbid_refuses_a_fire_while_the_last_run_is_not_over(declare, connect):
+async def test_forbid_refuses_a_fire_while_the_last_run_is_not_over(declare: Declare, connect: Connect) -> None:
     schedule_id = await declare(concurrencyPolicy="Forbid")
     async with connect() as agent:
         await agent.follow()
@@ -174,14 +188,16 @@ async def test_forbid_refuses_a_fire_while_the_last_run_is_not_over(declare, con
         assert await fire(agent, schedule_id, DUE[3]) != "Concurrent"
 
 
-async def test_allow_runs_both(declare, connect):
+async def test_allow_runs_both(declare: Declare, connect: Connect) -> None:
     schedule_id = await declare(concurrencyPolicy="Allow")
     async with connect() as agent:
         await agent.follow()
         assert len({await fire(agent, schedule_id, due) for due in DUE[:3]} - {"Concurrent", "Queued"}) == 3
 
 
-async def test_replace_ends_the_last_run_and_begins_the_new_one_after_it(api, declare, connect):
+async def test_replace_ends_the_last_run_and_begins_the_new_one_after_it(
+    api: httpx.AsyncClient, declare: Declare, connect: Connect
+) -> None:
     schedule_id = await declare(concurrencyPolicy="Replace")
     async with connect() as agent:
         await agent.follow()
@@ -195,7 +211,9 @@ async def test_replace_ends_the_last_run_and_begins_the_new_one_after_it(api, de
         assert (await api.get(f"/jobs/{job}")).json()["status"] == "cancelled"
 
 
-async def test_a_run_that_somebody_asks_for_waits_for_the_last_one(api, declare, connect):
+async def test_a_run_that_somebody_asks_for_waits_for_the_last_one(
+    api: httpx.AsyncClient, declare: Declare, connect: Connect
+) -> None:
     schedule_id = await declare(concurrencyPolicy="Forbid")
     async with connect() as agent:
         await agent.follow()
@@ -209,7 +227,9 @@ async def test_a_run_that_somebody_asks_for_waits_for_the_last_one(api, declare,
 # What hosts may say, and what must reach them.
 
 
-async def test_a_host_may_not_touch_another_hosts_job(api, declare, connect):
+async def test_a_host_may_not_touch_another_hosts_job(
+    api: httpx.AsyncClient, declare: Declare, connect: Connect
+) -> None:
     schedule_id = await declare()
     async with connect("node-1") as first, connect("node-2") as second:
         await first.follow()
@@ -224,7 +244,9 @@ async def test_a_host_may_not_touch_another_hosts_job(api, declare, connect):
 
 @pytest.mark.parametrize("finished", ["9998-12-31T23:59:59Z", "0002-01-01T00:00:00Z"])
 @pytest.mark.parametrize("started", ["9998-12-31T23:59:59Z", "0002-01-01T00:00:00Z", None])
-async def test_an_end_is_of_a_time_between_the_jobs_beginning_and_now(api, declare, connect, finished, started, clock):
+async def test_an_end_is_of_a_time_between_the_jobs_beginning_and_now(
+    api: httpx.AsyncClient, declare: Declare, connect: Connect, finished: str, started: str | None, clock: Clock
+) -> None:
     schedule_id = await declare()
     async with connect() as agent:
         await agent.follow()
@@ -238,14 +260,16 @@ async def test_an_end_is_of_a_time_between_the_jobs_beginning_and_now(api, decla
     assert "9998" not in str(told)
 
 
-async def test_a_cancel_survives_a_broken_link(api, declare, connect, until):
+async def test_a_cancel_survives_a_broken_link(
+    api: httpx.AsyncClient, declare: Declare, connect: Connect, until: Until
+) -> None:
     schedule_id = await declare()
     async with connect() as agent:
         await agent.follow()
         job = await fire(agent, schedule_id)
         await agent.say("job.accepted", job_id=job)
 
-        async def accepted():
+        async def accepted() -> Any:
             return (await api.get(f"/jobs/{job}")).json()["status"] == "running"
 
         await until(accepted)
@@ -257,7 +281,9 @@ async def test_a_cancel_survives_a_broken_link(api, declare, connect, until):
         await hears_end_of(again, job)
 
 
-async def test_a_job_of_a_schedule_that_is_gone_by_its_turn_is_not_run(api, limited, declare, connect, until):
+async def test_a_job_of_a_schedule_that_is_gone_by_its_turn_is_not_run(
+    api: httpx.AsyncClient, limited: Callable[..., Awaitable[None]], declare: Declare, connect: Connect, until: Until
+) -> None:
     await limited(maxConcurrentJobs=1)
     first_id, gone_id = await declare("etc"), await declare("gone")
     async with connect() as agent:
@@ -268,7 +294,7 @@ async def test_a_job_of_a_schedule_that_is_gone_by_its_turn_is_not_run(api, limi
         await agent.follow()
         await ends(agent, job)
 
-        async def over():
+        async def over() -> Any:
             return (await api.get("/jobs", params={"schedule": gone_id})).json()["items"][0]["status"] == "cancelled"
 
         await until(over)

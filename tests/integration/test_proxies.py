@@ -2,7 +2,10 @@
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.asyncio.server import serve
@@ -18,12 +21,12 @@ NAMES = [f"{name}_proxy" for name in ("https", "http", "all", "no")]
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 @pytest.fixture(autouse=True)
-def bare(monkeypatch):
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """No proxy in the environment."""
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
@@ -31,16 +34,16 @@ def bare(monkeypatch):
 
 
 @asynccontextmanager
-async def proxying(port=None):
+async def proxying(port: int | None = None) -> AsyncIterator[tuple[str, list[str]]]:
     """A proxy, by its URL and what it was asked for. A tunnel leads to this port, whatever host was named."""
     asked = []
 
-    async def pump(reader, writer):
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
             writer.write(data)
         writer.close()
 
-    async def serve_one(reader, writer):
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         asked.append(head.split("\r\n")[0].rsplit(" ", 1)[0])
         if head.startswith("CONNECT"):
@@ -58,22 +61,22 @@ async def proxying(port=None):
 class Heard:
     """A listener that knows when it is connected."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.event = asyncio.Event()
 
-    def connected(self):
+    def connected(self) -> None:
         self.event.set()
 
-    def received(self, messages):
+    def received(self, messages: Any) -> None:
         pass
 
-    def disconnected(self):
+    def disconnected(self) -> None:
         pass
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-async def test_the_link_goes_through_the_proxy(monkeypatch, name):
+async def test_the_link_goes_through_the_proxy(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     protocols, heard = [Subprotocol(PROTOCOL)], Heard()
     async with (
         serve(lambda socket: socket.wait_closed(), "127.0.0.1", 0, subprotocols=protocols) as server,
@@ -89,7 +92,7 @@ async def test_the_link_goes_through_the_proxy(monkeypatch, name):
 
 
 @pytest.mark.anyio
-async def test_a_host_is_enrolled_through_the_proxy(monkeypatch, tmp_path):
+async def test_a_host_is_enrolled_through_the_proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async with proxying() as (url, asked):
         monkeypatch.setenv("HTTP_PROXY", url)
         await asyncio.to_thread(enrol, "http://server.invalid:8700", "token", "node-1", tmp_path)
@@ -108,14 +111,16 @@ async def test_a_host_is_enrolled_through_the_proxy(monkeypatch, tmp_path):
         ("wss://[::1]:8700/", None),
     ],
 )
-def test_the_proxy_is_that_of_the_scheme_but_for_what_no_proxy_names(monkeypatch, url, proxy):
+def test_the_proxy_is_that_of_the_scheme_but_for_what_no_proxy_names(
+    monkeypatch: pytest.MonkeyPatch, url: str, proxy: str | None
+) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "secure:3128")
     monkeypatch.setenv("HTTP_PROXY", "http://plain:3128")
     monkeypatch.setenv("NO_PROXY", "example.org")
     assert proxy_for(url) == proxy
 
 
-def test_restic_has_the_same_proxies(tmp_path):
+def test_restic_has_the_same_proxies(tmp_path: Path) -> None:
     repository = Repository("r", "ns/main", "rest:https://h/b", "hush")
     host = {"ALL_PROXY": "socks5://p:1080", "https_proxy": "http://p:3128", "NO_PROXY": "x"}
     env = restic_environment(repository, host, tmp_path)

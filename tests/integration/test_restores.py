@@ -7,9 +7,11 @@ import shutil
 import stat
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,8 +20,9 @@ from agent.journal import Journal
 from agent.restic.runner import Runner
 from agent.service import Config as AgentConfig
 from agent.service import Service, utc_now
-from server.app import Config, serving
+from server.app import Config, Running, serving
 from server.changes import listings
+from tests.integration.conftest import Connect, Declare, Until
 
 pytestmark = pytest.mark.anyio
 
@@ -36,14 +39,14 @@ OPEN = ("pending", "running")
 
 
 @pytest.fixture(scope="module")
-def vault(tmp_path_factory):
+def vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository of host web-1, with a snapshot of two days and one of files that are not easy to bring back."""
     folder = tmp_path_factory.mktemp("vault")
     source = folder / "src"
     (source / "sub").mkdir(parents=True)
     env = os.environ | {"RESTIC_REPOSITORY": str(folder / "repositories" / "web-1"), "RESTIC_PASSWORD": PASSWORD}
 
-    def restic(*args):
+    def restic(*args: str | Path) -> None:
         subprocess.run([RESTIC, "--no-cache", *args], env=env, check=True, capture_output=True)
 
     restic("init")
@@ -59,30 +62,30 @@ def vault(tmp_path_factory):
 
 
 @pytest.fixture
-def source(vault):
+def source(vault: Path) -> Path:
     return vault / "src"
 
 
 @pytest.fixture
-async def server(tmp_path):
+async def server(tmp_path: Path) -> AsyncIterator[Running]:
     (tmp_path / "grants.yaml").write_text(GRANTS)
     async with serving(Config(tmp_path / "server", port=0, grants=tmp_path / "grants.yaml")) as running:
         yield running
 
 
 @pytest.fixture
-async def repository(api, vault):
+async def repository(api: httpx.AsyncClient, vault: Path) -> None:
     """Where web-1's snapshots are: each host has its own place."""
     body = {"spec": {"url": f"{vault}/repositories/{{host}}"}, "credentials": {"password": PASSWORD}}
     assert (await api.put("/repositories/ns/main", json=body)).is_success
 
 
 @pytest.fixture
-def agent(server, tmp_path):
+def agent(server: Running, tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Service]]:
     """Runs a host's agent, whole, until it is left."""
 
     @asynccontextmanager
-    async def running(host, restic=RESTIC, to=server):
+    async def running(host: str, restic: str = RESTIC, to: Running = server) -> AsyncIterator[Service]:
         data = tmp_path / host
         journal, memory = Journal.open(data / "journal.jsonl")
         config = AgentConfig(host, f"ws://127.0.0.1:{to.port}/agent", to.agent_token)
@@ -99,11 +102,11 @@ def agent(server, tmp_path):
 
 
 @pytest.fixture
-def connected(api, until):
+def connected(api: httpx.AsyncClient, until: Until) -> Callable[..., Awaitable[None]]:
     """Waits for hosts to be connected."""
 
-    async def connected(*hosts):
-        async def all_are():
+    async def connected(*hosts: str) -> None:
+        async def all_are() -> bool:
             items = (await api.get("/hosts")).json()["items"]
             return set(hosts) <= {it["name"] for it in items if it["connected"]}
 
@@ -113,10 +116,10 @@ def connected(api, until):
 
 
 @pytest.fixture
-def restore(api, tmp_path):
+def restore(api: httpx.AsyncClient, tmp_path: Path) -> Callable[..., Awaitable[httpx.Response]]:
     """Asks for a restore of web-1's files, below a folder of the test's own."""
 
-    async def restore(name="r1", namespace="ns", **spec):
+    async def restore(name: str = "r1", namespace: str = "ns", **spec: Any) -> httpx.Response:
         wanted = {"repositoryRef": {"name": "main"}, "sourceHost": "web-1", "target": str(tmp_path / "out"), **spec}
         return await api.put(f"/restores/{namespace}/{name}", json={"spec": wanted})
 
@@ -124,11 +127,11 @@ def restore(api, tmp_path):
 
 
 @pytest.fixture
-def ended(api, until):
+def ended(api: httpx.AsyncClient, until: Until) -> Callable[..., Awaitable[Any]]:
     """Waits for a restore's end: its job."""
 
-    async def ended(name="r1"):
-        async def over():
+    async def ended(name: str = "r1") -> Any:
+        async def over() -> Any:
             job = (await api.get(f"/restores/ns/{name}")).json()
             return job if job["status"] not in OPEN else None
 
@@ -137,17 +140,26 @@ def ended(api, until):
     return ended
 
 
-def client(server):
+def client(server: Running) -> httpx.AsyncClient:
     url = f"http://127.0.0.1:{server.port}/api/v1"
     return httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {server.admin_token}"})
 
 
-def below(target, path):
+def below(target: Path, path: Path) -> Path:
     """Where a path is restored to."""
     return target / path.relative_to("/")
 
 
-async def test_what_a_schedule_backed_up_comes_back(agent, api, declare, connected, until, restore, ended, tmp_path):
+async def test_what_a_schedule_backed_up_comes_back(
+    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    api: httpx.AsyncClient,
+    declare: Declare,
+    connected: Callable[..., Awaitable[None]],
+    until: Until,
+    restore: Callable[..., Awaitable[httpx.Response]],
+    ended: Callable[..., Awaitable[Any]],
+    tmp_path: Path,
+) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "file").write_text("precious")
     there = {"spec": {"url": f"{tmp_path}/repository", "init": True}, "credentials": {"password": PASSWORD}}
@@ -157,7 +169,7 @@ async def test_what_a_schedule_backed_up_comes_back(agent, api, declare, connect
         await declare(backup={"paths": [str(tmp_path / "data")]})
         (job,) = (await api.post("/schedules/ns/etc/run")).json()["items"]
 
-        async def backed_up():
+        async def backed_up() -> Any:
             return (await api.get(f"/jobs/{job['id']}")).json()["snapshot_id"]
 
         snapshot = await until(backed_up)
@@ -170,8 +182,14 @@ async def test_what_a_schedule_backed_up_comes_back(agent, api, declare, connect
 
 
 async def test_another_host_gets_the_files_of_one_that_is_gone(
-    agent, connected, repository, restore, ended, source, tmp_path
-):
+    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    connected: Callable[..., Awaitable[None]],
+    repository: None,
+    restore: Callable[..., Awaitable[httpx.Response]],
+    ended: Callable[..., Awaitable[Any]],
+    source: Path,
+    tmp_path: Path,
+) -> None:
     async with agent("web-2"):
         await connected("web-2")
         await restore(host="web-2", setuidAndDevices=True)
@@ -183,8 +201,15 @@ async def test_another_host_gets_the_files_of_one_that_is_gone(
 
 
 async def test_the_newest_before_a_time_or_one_by_its_id(
-    agent, api, connected, repository, restore, ended, source, tmp_path
-):
+    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    api: httpx.AsyncClient,
+    connected: Callable[..., Awaitable[None]],
+    repository: None,
+    restore: Callable[..., Awaitable[httpx.Response]],
+    ended: Callable[..., Awaitable[Any]],
+    source: Path,
+    tmp_path: Path,
+) -> None:
     async with agent("web-1"):
         await connected("web-1")
         await restore("early", before="2026-03-02T23:00:00Z", target=str(tmp_path / "early"))
@@ -200,7 +225,15 @@ async def test_the_newest_before_a_time_or_one_by_its_id(
     assert "no snapshot of host web-1 with id deadbeef" in unknown["error"]
 
 
-async def test_only_what_was_asked_for_comes_back(agent, connected, repository, restore, ended, source, tmp_path):
+async def test_only_what_was_asked_for_comes_back(
+    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    connected: Callable[..., Awaitable[None]],
+    repository: None,
+    restore: Callable[..., Awaitable[httpx.Response]],
+    ended: Callable[..., Awaitable[Any]],
+    source: Path,
+    tmp_path: Path,
+) -> None:
     async with agent("web-1"):
         await connected("web-1")
         await restore(paths=[str(source / "sub" / "[a]*")])
@@ -211,8 +244,14 @@ async def test_only_what_was_asked_for_comes_back(agent, connected, repository, 
 
 
 async def test_what_is_there_is_overwritten_only_where_that_was_said(
-    agent, connected, repository, restore, ended, source, tmp_path
-):
+    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    connected: Callable[..., Awaitable[None]],
+    repository: None,
+    restore: Callable[..., Awaitable[httpx.Response]],
+    ended: Callable[..., Awaitable[Any]],
+    source: Path,
+    tmp_path: Path,
+) -> None:
     mine = below(tmp_path / "out", source / "day")
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
@@ -228,7 +267,16 @@ async def test_what_is_there_is_overwritten_only_where_that_was_said(
     assert mine.read_text() == "tuesday"
 
 
-async def test_a_restore_that_runs_can_be_cancelled(agent, api, connected, repository, restore, ended, until, tmp_path):
+async def test_a_restore_that_runs_can_be_cancelled(
+    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    api: httpx.AsyncClient,
+    connected: Callable[..., Awaitable[None]],
+    repository: None,
+    restore: Callable[..., Awaitable[httpx.Response]],
+    ended: Callable[..., Awaitable[Any]],
+    until: Until,
+    tmp_path: Path,
+) -> None:
     slow = tmp_path / "restic"
     slow.write_text(f'#!/bin/sh\n[ "$1" = restore ] && touch "$TMPDIR/began" && exec sleep 600\nexec {RESTIC} "$@"\n')
     slow.chmod(0o755)
@@ -236,7 +284,7 @@ async def test_a_restore_that_runs_can_be_cancelled(agent, api, connected, repos
         await connected("web-1")
         job = (await restore()).json()
 
-        async def began():
+        async def began() -> Path | None:
             return next(tmp_path.rglob("began"), None)
 
         await until(began)
@@ -245,8 +293,15 @@ async def test_a_restore_that_runs_can_be_cancelled(agent, api, connected, repos
 
 
 async def test_a_host_that_is_offline_restores_when_it_is_back(
-    agent, api, connected, repository, restore, ended, source, tmp_path
-):
+    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    api: httpx.AsyncClient,
+    connected: Callable[..., Awaitable[None]],
+    repository: None,
+    restore: Callable[..., Awaitable[httpx.Response]],
+    ended: Callable[..., Awaitable[Any]],
+    source: Path,
+    tmp_path: Path,
+) -> None:
     await api.put("/hosts/web-1", json={"labels": {}})
     job = (await restore()).json()
     assert (job["status"], job["waits_for"]) == ("pending", "host web-1 to connect")
@@ -255,7 +310,13 @@ async def test_a_host_that_is_offline_restores_when_it_is_back(
     assert below(tmp_path / "out", source / "day").read_text() == "tuesday"
 
 
-async def test_a_restore_outlives_the_server_that_was_asked_for_it(agent, vault, source, tmp_path, until):
+async def test_a_restore_outlives_the_server_that_was_asked_for_it(
+    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    vault: Path,
+    source: Path,
+    tmp_path: Path,
+    until: Until,
+) -> None:
     config = Config(tmp_path / "again", port=0)
     async with serving(config) as first, client(first) as api:
         await api.put("/hosts/web-2", json={"labels": {}})
@@ -265,14 +326,16 @@ async def test_a_restore_outlives_the_server_that_was_asked_for_it(agent, vault,
         await api.put("/restores/ns/r1", json={"spec": {**spec, "target": str(tmp_path / "out")}})
     async with serving(config) as second, client(second) as api, agent("web-2", to=second):
 
-        async def restored():
+        async def restored() -> Any:
             return (await api.get("/restores/ns/r1")).json()["status"] == "succeeded"
 
         await until(restored)
     assert below(tmp_path / "out", source / "day").read_text() == "tuesday"
 
 
-async def test_the_same_restore_is_asked_for_twice_and_done_once(api, repository, restore):
+async def test_the_same_restore_is_asked_for_twice_and_done_once(
+    api: httpx.AsyncClient, repository: None, restore: Callable[..., Awaitable[httpx.Response]]
+) -> None:
     await api.put("/hosts/web-1", json={"labels": {}})
     first, again = [(await restore()).json() for _ in range(2)]
     assert again["id"] == first["id"]
@@ -284,7 +347,9 @@ async def test_the_same_restore_is_asked_for_twice_and_done_once(api, repository
 # Who may, and what cannot be.
 
 
-async def test_hosts_and_folders_beyond_the_grant_are_refused_and_named(api, restore):
+async def test_hosts_and_folders_beyond_the_grant_are_refused_and_named(
+    api: httpx.AsyncClient, restore: Callable[..., Awaitable[httpx.Response]]
+) -> None:
     for host, pool in (("web-1", "a"), ("web-2", "b")):
         await api.put(f"/hosts/{host}", json={"labels": {"pool": pool}})
     await api.put("/repositories/team-a/main", json={"spec": {"url": "s3:https://s3.example.org/b"}})
@@ -314,15 +379,25 @@ async def test_hosts_and_folders_beyond_the_grant_are_refused_and_named(api, res
     ],
     ids=str,
 )
-async def test_what_cannot_be_is_refused_with_its_field(api, repository, restore, spec, field):
+async def test_what_cannot_be_is_refused_with_its_field(
+    api: httpx.AsyncClient,
+    repository: None,
+    restore: Callable[..., Awaitable[httpx.Response]],
+    spec: dict[str, Any],
+    field: str,
+) -> None:
     await api.put("/hosts/web-1", json={"labels": {}})
     answer = await restore(**spec)
     assert (answer.status_code, [it["field"] for it in answer.json()["errors"]]) == (422, [field])
 
 
 async def test_a_host_is_told_what_opens_the_repository_for_as_long_as_the_restore_lasts(
-    connect, connected, repository, restore, vault
-):
+    connect: Connect,
+    connected: Callable[..., Awaitable[None]],
+    repository: None,
+    restore: Callable[..., Awaitable[httpx.Response]],
+    vault: Path,
+) -> None:
     async with connect("web-2") as speaks:
         await speaks.follow()
         await connected("web-2")
@@ -337,7 +412,14 @@ async def test_a_host_is_told_what_opens_the_repository_for_as_long_as_the_resto
         await speaks.hears("job.confirmed")
 
 
-async def test_how_far_a_restore_is_can_be_seen(api, connect, connected, repository, restore, until):
+async def test_how_far_a_restore_is_can_be_seen(
+    api: httpx.AsyncClient,
+    connect: Connect,
+    connected: Callable[..., Awaitable[None]],
+    repository: None,
+    restore: Callable[..., Awaitable[httpx.Response]],
+    until: Until,
+) -> None:
     async with connect("web-1") as speaks:
         await speaks.follow()
         await connected("web-1")
@@ -345,7 +427,7 @@ async def test_how_far_a_restore_is_can_be_seen(api, connect, connected, reposit
         await speaks.say("job.accepted", job_id=job["id"])
         await speaks.say("job.progress", job_id=job["id"], fraction=0.5, files_done=3)
 
-        async def told():
+        async def told() -> Any:
             return (await api.get("/restores/ns/r1")).json()["progress"]
 
         assert (await until(told))["files_done"] == 3
@@ -354,7 +436,13 @@ async def test_how_far_a_restore_is_can_be_seen(api, connect, connected, reposit
 # Looks.
 
 
-async def test_snapshots_are_listed_page_by_page_newest_first(agent, api, connected, repository, source):
+async def test_snapshots_are_listed_page_by_page_newest_first(
+    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    api: httpx.AsyncClient,
+    connected: Callable[..., Awaitable[None]],
+    repository: None,
+    source: Path,
+) -> None:
     async with agent("web-1"):
         await connected("web-1")
         first = (await api.get("/repositories/ns/main/snapshots", params={"host": "web-1", "limit": 1})).json()
@@ -371,8 +459,14 @@ async def test_snapshots_are_listed_page_by_page_newest_first(agent, api, connec
     assert (await api.get(f"/jobs/{looks[0]['id']}/log")).json()["items"] == []
 
 
-async def test_what_a_folder_of_a_snapshot_holds_is_listed(agent, api, connected, repository, source):
-    async def files(snapshot="latest", **query):
+async def test_what_a_folder_of_a_snapshot_holds_is_listed(
+    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    api: httpx.AsyncClient,
+    connected: Callable[..., Awaitable[None]],
+    repository: None,
+    source: Path,
+) -> None:
+    async def files(snapshot: str = "latest", **query: str) -> httpx.Response:
         return await api.get(f"/repositories/ns/main/snapshots/{snapshot}/files", params={"host": "web-1", **query})
 
     async with agent("web-2"), agent("web-1"):
@@ -388,7 +482,12 @@ async def test_what_a_folder_of_a_snapshot_holds_is_listed(agent, api, connected
         assert (await files(host="")).json()["errors"][0]["field"] == "host"
 
 
-async def test_a_look_that_fails_says_why(agent, api, connected, vault):
+async def test_a_look_that_fails_says_why(
+    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    api: httpx.AsyncClient,
+    connected: Callable[..., Awaitable[None]],
+    vault: Path,
+) -> None:
     body = {"spec": {"url": f"{vault}/repositories/{{host}}"}, "credentials": {"password": "wrong"}}
     await api.put("/repositories/ns/main", json=body)
     async with agent("web-1"):
@@ -397,7 +496,13 @@ async def test_a_look_that_fails_says_why(agent, api, connected, vault):
     assert (answer.status_code, "password" in answer.json()["detail"]) == (502, True)
 
 
-async def test_where_nobody_can_look_the_remedy_is_told(api, connect, connected, repository, monkeypatch):
+async def test_where_nobody_can_look_the_remedy_is_told(
+    api: httpx.AsyncClient,
+    connect: Connect,
+    connected: Callable[..., Awaitable[None]],
+    repository: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(listings, "ANSWER_S", 0.2)
     nobody = await api.get("/repositories/ns/main/snapshots?host=web-1")
     assert (nobody.status_code, "start the agent of web-1" in nobody.json()["detail"]) == (504, True)
@@ -411,7 +516,13 @@ async def test_where_nobody_can_look_the_remedy_is_told(api, connect, connected,
         assert (await speaks.hears("command.cancel"))["job_id"] == job["job_id"]
 
 
-async def test_who_looks_often_does_not_keep_all_hosts_busy(api, connect, connected, repository, monkeypatch):
+async def test_who_looks_often_does_not_keep_all_hosts_busy(
+    api: httpx.AsyncClient,
+    connect: Connect,
+    connected: Callable[..., Awaitable[None]],
+    repository: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(listings, "MAX_AT_ONCE", 1)
     async with connect("web-1") as speaks:
         await speaks.follow()
@@ -426,7 +537,9 @@ async def test_who_looks_often_does_not_keep_all_hosts_busy(api, connect, connec
         assert (await first).json()["items"] == []
 
 
-async def test_what_a_host_leaves_out_of_a_list_is_told(api, connect, connected, repository):
+async def test_what_a_host_leaves_out_of_a_list_is_told(
+    api: httpx.AsyncClient, connect: Connect, connected: Callable[..., Awaitable[None]], repository: None
+) -> None:
     async with connect("web-1") as speaks:
         await speaks.follow()
         await connected("web-1")
@@ -445,10 +558,10 @@ async def test_what_a_host_leaves_out_of_a_list_is_told(api, connect, connected,
 
 
 @pytest.fixture
-def lamplighter(server, tmp_path):
+def lamplighter(server: Running, tmp_path: Path) -> Callable[..., Awaitable[tuple[int | None, str, str]]]:
     """Runs a command to its end: its exit code, stdout and stderr."""
 
-    async def run(*words):
+    async def run(*words: str) -> tuple[int | None, str, str]:
         here = {
             "LAMPLIGHTER_SERVER": f"http://127.0.0.1:{server.port}",
             "LAMPLIGHTER_DATA_DIR": str(tmp_path / "server"),
@@ -463,8 +576,13 @@ def lamplighter(server, tmp_path):
 
 
 async def test_a_person_finds_a_snapshot_looks_into_it_and_gets_a_file_back(
-    agent, connected, repository, lamplighter, source, tmp_path
-):
+    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    connected: Callable[..., Awaitable[None]],
+    repository: None,
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    source: Path,
+    tmp_path: Path,
+) -> None:
     out = tmp_path / "out"
     async with agent("web-1"), agent("web-2"):
         await connected("web-1", "web-2")
@@ -486,8 +604,14 @@ async def test_a_person_finds_a_snapshot_looks_into_it_and_gets_a_file_back(
 
 @pytest.mark.parametrize(("host", "remedy"), [("", "give --host"), ("web-1", "a Schedule of kind forget")])
 async def test_a_list_of_more_snapshots_than_are_told_has_the_newest_and_says_so(
-    agent, api, connected, lamplighter, tmp_path, host, remedy
-):
+    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    api: httpx.AsyncClient,
+    connected: Callable[..., Awaitable[None]],
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    tmp_path: Path,
+    host: str,
+    remedy: str,
+) -> None:
     await api.put("/repositories/ns/all", json={"spec": {"url": "rest:https://b"}, "credentials": {"password": "pass"}})
     begin = datetime(2026, 1, 1, tzinfo=UTC)
     found = [
@@ -512,8 +636,12 @@ async def test_a_list_of_more_snapshots_than_are_told_has_the_newest_and_says_so
 
 
 async def test_a_folder_of_more_files_than_are_told_is_listed_page_by_page_and_says_so(
-    agent, api, connected, lamplighter, tmp_path
-):
+    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    api: httpx.AsyncClient,
+    connected: Callable[..., Awaitable[None]],
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    tmp_path: Path,
+) -> None:
     source = tmp_path / "many"
     (source / "folder").mkdir(parents=True)
     for name in ("folder/one", *(f"{at:05}" for at in range(10_050))):

@@ -1,10 +1,14 @@
 """The vault key is replaced by a new first line and a restart; after that the old line can go."""
 
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
 import httpx
 import pytest
 
 from server.access.vault import Vault
 from server.app import Config, serving
+from tests.integration.conftest import Connect
 
 pytestmark = pytest.mark.anyio
 
@@ -12,7 +16,7 @@ SECRET = {"password": "correct horse", "env": {"AWS_SECRET_ACCESS_KEY": "battery
 SCHEDULE = {"kind": "backup", "cron": "@daily", "repositoryRef": {"name": "main"}, "backup": {"paths": ["/etc"]}}
 
 
-async def test_after_a_restart_the_old_key_opens_nothing_any_more(tmp_path, connect):
+async def test_after_a_restart_the_old_key_opens_nothing_any_more(tmp_path: Path, connect: Connect) -> None:
     config = Config(tmp_path / "data", port=0, vault_key=tmp_path / "keys")
     old, new = Vault.new_key(), Vault.new_key()
     await with_keys(config, old, declare)
@@ -20,7 +24,7 @@ async def test_after_a_restart_the_old_key_opens_nothing_any_more(tmp_path, conn
 
     told = []
 
-    async def hear(server):
+    async def hear(server) -> None:
         async with connect(to=server, token=server.agent_token) as agent:
             told.append((await agent.hears("repo.credentials"))["repositories"])
 
@@ -31,7 +35,7 @@ async def test_after_a_restart_the_old_key_opens_nothing_any_more(tmp_path, conn
     assert without == []
 
 
-async def with_keys(config, keys, act=None):
+async def with_keys(config: Config, keys: str, act: Callable[..., Awaitable[None]] | None = None) -> None:
     """Start a server with these keys, do something with it, and stop it."""
     config.vault_key.touch(0o600)
     config.vault_key.write_text(keys)
@@ -40,7 +44,7 @@ async def with_keys(config, keys, act=None):
             await act(server)
 
 
-async def declare(server):
+async def declare(server) -> None:
     headers = {"authorization": f"Bearer {server.admin_token}"}
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}/api/v1", headers=headers) as api:
         repository = {"spec": {"url": "/backup"}, "credentials": SECRET}

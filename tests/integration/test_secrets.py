@@ -8,8 +8,10 @@ import shutil
 import signal
 import sqlite3
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -73,14 +75,14 @@ exec {RESTIC} "$@"
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 class Up:
     """`lamplighter up` on what is planted; restic stands behind a gate, and tells what it was given."""
 
-    def __init__(self, folder, log_format):
+    def __init__(self, folder: Path, log_format: str) -> None:
         self.folder, self.data = folder, folder / ".lamplighter"
         self.log = folder / "log"
         (folder / "resources").mkdir()
@@ -100,7 +102,7 @@ class Up:
             "TMPDIR": str(folder),
         }
 
-    async def __aenter__(self):
+    async def __aenter__(self) -> Self:
         argv: list[str | Path] = [LAMPLIGHTER, "up", "resources", "--listen", "127.0.0.1:0"]
         with self.log.open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
@@ -114,7 +116,7 @@ class Up:
         )
         return self
 
-    async def __aexit__(self, *_):
+    async def __aexit__(self, *_: object) -> None:
         await self.api.aclose()
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGINT)
@@ -125,13 +127,13 @@ class Up:
             self.process.kill()
             await self.process.wait()
 
-    async def until(self, condition):
+    async def until(self, condition: Callable[[], bool]) -> bool:
         async with asyncio.timeout(PATIENCE_S):
             while not (found := condition()):
                 await asyncio.sleep(0.02)
         return found
 
-    async def job(self, schedule, status):
+    async def job(self, schedule: str, status: str) -> Any:
         """Run a schedule now: the job, once it has this status."""
         answer = await self.api.post(f"/schedules/default/{schedule}/run")
         (job,) = answer.raise_for_status().json()["items"]
@@ -141,7 +143,7 @@ class Up:
                 await asyncio.sleep(0.05)
         return now
 
-    async def synced(self):
+    async def synced(self) -> None:
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 told = await self.api.get("/schedules/default/etc")
@@ -149,7 +151,7 @@ class Up:
                     return
                 await asyncio.sleep(0.05)
 
-    async def enrolled(self, token):
+    async def enrolled(self, token: Any) -> str:
         """Run an agent of node-1 with this token until the server takes its key, which it returns."""
         own = {"LAMPLIGHTER_ENROL": token, "LAMPLIGHTER_DATA_DIR": "other", "LAMPLIGHTER_SERVER": self.url}
         with self.log.open("ab") as log:
@@ -161,7 +163,7 @@ class Up:
         assert await agent.wait() == 0
         return (self.folder / "other" / "host-key").read_text().strip()
 
-    async def answers(self, **known):
+    async def answers(self, **known: Any) -> list[str]:
         """What every operation answers that only reads."""
         told = []
         for it in OPERATIONS:
@@ -172,7 +174,7 @@ class Up:
                 told.append((await self.api.get(path)).text)
         return told
 
-    def kept(self):
+    def kept(self) -> dict[str, bytes]:
         """What every file of its data folder holds, but for the keys and tokens themselves; and a dump of the store."""
         files = [path for data in (self.data, self.folder / "other") for path in data.rglob("*") if path.is_file()]
         own = {"vault-key", "admin-token", "agent-token", "host-key"}
@@ -183,13 +185,13 @@ class Up:
         return kept
 
 
-def shapes(secret):
+def shapes(secret: str) -> set[Any]:
     """A secret as it stands, and as others may write it."""
     return {secret.encode(), base64.b64encode(secret.encode()).rstrip(b"="), quote(secret, safe="").encode(),
             json.dumps(secret)[1:-1].encode(), secret.encode("utf-16-le"), secret.encode().hex().encode()}  # fmt: skip
 
 
-def nowhere(places, secrets):
+def nowhere(places: dict[str, bytes], secrets: list[str]) -> None:
     """That none of the secrets is in any of these places (name: bytes)."""
     found = [
         (name, secret)
@@ -201,7 +203,7 @@ def nowhere(places, secrets):
     assert found == []
 
 
-def process_tree(pid):
+def process_tree(pid: int) -> list[bytes]:
     """The command lines of a process and of all below it."""
     lines = [Path(f"/proc/{pid}/cmdline").read_bytes()]
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -213,7 +215,9 @@ def process_tree(pid):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("log_format", ["text", "json"])
-async def test_a_planted_secret_is_in_restics_environment_and_sealed_and_nowhere_else(tmp_path, log_format):
+async def test_a_planted_secret_is_in_restics_environment_and_sealed_and_nowhere_else(
+    tmp_path: Path, log_format: str
+) -> None:
     async with Up(tmp_path, log_format) as up:
         await up.synced()
         answers = []
@@ -279,7 +283,7 @@ async def test_a_planted_secret_is_in_restics_environment_and_sealed_and_nowhere
 JSON = {"content-type": "application/json"}
 
 
-def misplaced():
+def misplaced() -> list[Any]:
     """Bodies of requests that hold a secret where none belongs."""
     url = {"spec": {"url": "/b"}}
     bodies = [

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli import logs, terminal
-from server.app import Config, serving
+from server.app import Config, Running, serving
 from server.store.audit import record_audit
 from server.store.engine import Store
 from server.store.hosts import upsert_hosts
@@ -46,12 +47,12 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 @pytest.fixture
-async def server(tmp_path):
+async def server(tmp_path: Path) -> AsyncIterator[Running]:
     """A server whose store holds, in each place for text of others, what a terminal must not get."""
     store = Store.open(tmp_path / "lamplighter.db")
     hosts = [HostRow(f"host{attack[:40]}", {"label": attack}, NOW, NOW, 0, "") for attack in ATTACKS]
@@ -74,11 +75,11 @@ async def server(tmp_path):
 
 
 @pytest.fixture
-def lamplighter(server, tmp_path):
+def lamplighter(server: Running, tmp_path: Path) -> Callable[..., Awaitable[str]]:
     """Runs a command to its end, and answers what it wrote: on two pipes, or in a terminal."""
     here = {"LAMPLIGHTER_SERVER": f"http://127.0.0.1:{server.port}", "LAMPLIGHTER_DATA_DIR": str(tmp_path)}
 
-    async def run(*words, in_terminal=False):
+    async def run(*words: str, in_terminal: bool = False) -> str:
         env = os.environ | here | {"COLUMNS": "120", "TERM": "xterm"}
         if not in_terminal:
             process = await asyncio.create_subprocess_exec(LAMPLIGHTER, *words, env=env, stdout=-1, stderr=-1)
@@ -93,7 +94,7 @@ def lamplighter(server, tmp_path):
     return run
 
 
-def read_all(descriptor):
+def read_all(descriptor) -> bytes:
     found = []
     try:
         while some := os.read(descriptor, 65536):
@@ -104,7 +105,7 @@ def read_all(descriptor):
     return b"".join(found)
 
 
-def unprintable(shown):
+def unprintable(shown: str) -> set[str]:
     return {c for c in shown if not c.isprintable()} - {"\n", "\t"}
 
 
@@ -121,7 +122,7 @@ COMMANDS = [
 
 
 @pytest.mark.anyio
-async def test_no_command_shows_what_could_command_a_terminal(lamplighter):
+async def test_no_command_shows_what_could_command_a_terminal(lamplighter: Callable[..., Awaitable[str]]) -> None:
     piped = await asyncio.gather(*(lamplighter(*words) for words in COMMANDS))
     for words, shown in zip(COMMANDS, piped, strict=True):
         assert shown, words
@@ -132,7 +133,7 @@ async def test_no_command_shows_what_could_command_a_terminal(lamplighter):
 
 
 @pytest.mark.anyio
-async def test_a_row_stays_one_line_and_json_loses_nothing(lamplighter):
+async def test_a_row_stays_one_line_and_json_loses_nothing(lamplighter: Callable[..., Awaitable[str]]) -> None:
     shown = await lamplighter("get", "hosts")
     assert len(shown.splitlines()) == 1 + len(ATTACKS)
     found = json.loads(await lamplighter("get", "jobs", "-o", "json"))["items"]
@@ -143,7 +144,7 @@ async def test_a_row_stays_one_line_and_json_loses_nothing(lamplighter):
 
 
 @given(st.text(st.characters(exclude_categories=())))
-def test_text_made_safe_is_printable_and_as_long_and_json_says_the_same(text):
+def test_text_made_safe_is_printable_and_as_long_and_json_says_the_same(text: str) -> None:
     assert terminal.safe(text).isprintable()
     assert len(terminal.safe(text)) == len(text)
     assert text.isprintable() == (terminal.safe(text) == text or "\ufffd" in text)
@@ -153,7 +154,7 @@ def test_text_made_safe_is_printable_and_as_long_and_json_says_the_same(text):
 
 
 @pytest.mark.parametrize("form", [logs.Text(color=False), logs.Json()])
-def test_logs_are_safe_whether_it_is_the_message_a_fact_or_a_traceback(form):
+def test_logs_are_safe_whether_it_is_the_message_a_fact_or_a_traceback(form: logs.Text | logs.Json) -> None:
     everything = "".join(UNPRINTABLE)
     error = ValueError(everything)
     record = logging.makeLogRecord(
@@ -162,14 +163,14 @@ def test_logs_are_safe_whether_it_is_the_message_a_fact_or_a_traceback(form):
     assert not unprintable(form.format(record))
 
 
-def test_an_error_that_nobody_expected_is_told_safely(capsys):
+def test_an_error_that_nobody_expected_is_told_safely(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.excepthook(ValueError, ValueError("".join(UNPRINTABLE)), None)
     shown = capsys.readouterr().err
     assert shown.startswith("ValueError: ")
     assert not unprintable(shown)
 
 
-def test_nothing_else_writes_to_a_terminal():
+def test_nothing_else_writes_to_a_terminal() -> None:
     """The agent's small programs write to pipes that the agent reads, and to nothing else."""
     writers = {"echo", "secho", "print", "Console", "stdout", "stderr"}
     found = set()

@@ -5,9 +5,11 @@ import json
 import logging
 import re
 import tomllib
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import h11
 import pytest
@@ -21,6 +23,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from server.app import Running
 from server.transport import connections as transport
 
 
@@ -55,11 +58,13 @@ def test_what_is_replaced_is_there_and_takes_the_same(base, derived):
         ("server_state", uvicorn.Server.__init__),
     ],
 )  # fmt: skip
-def test_attributes_that_are_leant_on_are_there(attribute, where):
+def test_attributes_that_are_leant_on_are_there(
+    attribute: str, where: Callable[..., None] | Callable[..., Awaitable[None]] | Callable[..., Awaitable[bool]]
+) -> None:
     assert f"self.{attribute}" in inspect.getsource(where)
 
 
-def test_states_and_methods_of_h11_and_websockets_that_are_leant_on_are_there():
+def test_states_and_methods_of_h11_and_websockets_that_are_leant_on_are_there() -> None:
     assert h11.Connection(h11.SERVER).their_state is h11.IDLE
     assert isinstance(h11.SEND_BODY, type)
     protocol = ServerProtocol()
@@ -69,12 +74,12 @@ def test_states_and_methods_of_h11_and_websockets_that_are_leant_on_are_there():
 
 
 @pytest.mark.parametrize("package", ["h11", "uvicorn", "websockets"])
-def test_versions_that_are_leant_on_have_both_bounds_and_hold_for_what_is_installed(package):
+def test_versions_that_are_leant_on_have_both_bounds_and_hold_for_what_is_installed(package: str) -> None:
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     (wanted,) = [it for it in project["optional-dependencies"]["server"] if re.match(rf"{package}\b", it)]
     low, high = re.fullmatch(rf"{package}>=([0-9.]+),<([0-9.]+)", wanted).groups()
 
-    def number(version):
+    def number(version: str) -> list[Any]:
         return [int(it) for it in version.split(".")]
 
     assert number(low) <= number(metadata.version(package)) < number(high)
@@ -84,7 +89,7 @@ def test_versions_that_are_leant_on_have_both_bounds_and_hold_for_what_is_instal
 
 
 @pytest.fixture(autouse=True)
-def untroubled(caplog):
+def untroubled(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Nothing that a guest does is an error of the server."""
     yield
     told = [it for when in ("setup", "call") for it in caplog.get_records(when) if it.name != "websockets.client"]
@@ -104,7 +109,9 @@ LATE = [
 @pytest.mark.anyio
 @pytest.mark.parametrize(("opcode", "data"), LATE)
 @pytest.mark.parametrize("first", ["{}", '{"type": "schedule.ack", "payload": {}}'])
-async def test_whatever_comes_after_a_close_is_discarded(server, first, opcode, data):
+async def test_whatever_comes_after_a_close_is_discarded(
+    server: Running, first: str, opcode: Opcode, data: bytes
+) -> None:
     """The server closes; before the client answers that, it says more, as one whose frames cross the close does."""
     async with websocket(
         f"ws://127.0.0.1:{server.port}/agent",

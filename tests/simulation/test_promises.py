@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ SMALL = 20
 
 
 @pytest.fixture(autouse=True)
-def quiet():
+def quiet() -> Iterator[None]:
     logging.disable()
     yield
     logging.disable(logging.NOTSET)
@@ -33,21 +34,21 @@ def test_every_promise_holds_after_a_month_of_faults_in_a_fleet_of_any_size(seed
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_every_promise_holds_where_older_databases_were_put_back(seed):
+def test_every_promise_holds_where_older_databases_were_put_back(seed) -> None:
     story = play(seed, RESTORED)
     check(story)
     assert story.put_back
 
 
 @pytest.mark.parametrize("seed", [7, 39, 196, *range(4)])
-def test_every_promise_holds_where_the_servers_clock_was_wrong_as_well(seed):
+def test_every_promise_holds_where_the_servers_clock_was_wrong_as_well(seed: int) -> None:
     told: list[Any] = []
     check(play(seed, MISLED, told.append))
     assert any("server: clock is set" in line for line in told)
 
 
-def test_a_seed_plays_the_same_story_in_every_process():
-    def told(hash_seed):
+def test_a_seed_plays_the_same_story_in_every_process() -> None:
+    def told(hash_seed: str) -> bytes:
         command = [sys.executable, "-m", "tests.simulation", "3", "--about", "seed"]
         return subprocess.check_output(command, env=os.environ | {"PYTHONHASHSEED": hash_seed})
 
@@ -55,7 +56,7 @@ def test_a_seed_plays_the_same_story_in_every_process():
     assert play(3).trace.hexdigest() != play(4).trace.hexdigest()
 
 
-def test_a_broken_promise_is_told():
+def test_a_broken_promise_is_told() -> None:
     story = play(3)
     story.db.jobs[next(iter(story.db.jobs))].end = None
     with pytest.raises(BrokenPromiseError, match=r"has no end(.|\n)*python -m tests\.simulation 3 --fleet month"):
@@ -63,7 +64,7 @@ def test_a_broken_promise_is_told():
 
 
 @pytest.mark.parametrize(("fleet", "seed"), [("misled", 3), ("drawn", SMALL)])
-def test_a_broken_promise_says_how_to_play_its_story_again(fleet, seed):
+def test_a_broken_promise_says_how_to_play_its_story_again(fleet: str, seed: int) -> None:
     told: list[Any] = []
     story = play(seed, FLEETS[fleet](seed), told.append)
     story.db.jobs[next(iter(story.db.jobs))].end = None

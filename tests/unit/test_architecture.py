@@ -14,7 +14,7 @@ NAMED = re.compile(
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_file_and_every_function_that_a_page_names_is_there(page):
+def test_every_file_and_every_function_that_a_page_names_is_there(page: str) -> None:
     named = NAMED.findall((ROOT / "docs" / "architecture" / page).read_text())
     assert named
     for path, function in named:

@@ -12,5 +12,5 @@ from controller.cluster.access import api_server
         ({"KUBERNETES_SERVICE_HOST": "fd00::1"}, "https://[fd00::1]:443"),
     ],
 )
-def test_the_api_server_is_found_without_dns(environ, url):
+def test_the_api_server_is_found_without_dns(environ: dict[str, str], url: str) -> None:
     assert api_server(environ) == url

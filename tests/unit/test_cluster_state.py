@@ -11,7 +11,7 @@ ETC, HOME = Key("Schedule", "ns", "etc"), Key("Schedule", "ns", "home")
 MAIN = Key("Repository", "ns", "main")
 
 
-def test_a_list_takes_the_place_of_what_was_answered_before_of_what_it_covers():
+def test_a_list_takes_the_place_of_what_was_answered_before_of_what_it_covers() -> None:
     answers = Answers[Key]()
     for key in (ETC, HOME, MAIN):
         answers.put(key, {"at": 1})
@@ -21,7 +21,7 @@ def test_a_list_takes_the_place_of_what_was_answered_before_of_what_it_covers():
     assert answers.keys() == {ETC, MAIN}
 
 
-def test_what_is_answered_while_a_list_is_read_is_newer_than_the_list():
+def test_what_is_answered_while_a_list_is_read_is_newer_than_the_list() -> None:
     answers = Answers[Key]()
     answers.put(HOME, {"at": 1})
     answers.begin()
@@ -31,7 +31,7 @@ def test_what_is_answered_while_a_list_is_read_is_newer_than_the_list():
     assert (answers.get(ETC), answers.get(HOME)) == ({"at": 3}, None)
 
 
-def test_a_server_that_is_away_is_not_asked_until_it_is_reached():
+def test_a_server_that_is_away_is_not_asked_until_it_is_reached() -> None:
     server = ServerState()
     server.check_reached()
     server.mark_away(Unreachable("not there"))
@@ -42,7 +42,7 @@ def test_a_server_that_is_away_is_not_asked_until_it_is_reached():
 
 
 @pytest.fixture
-def listings():
+def listings() -> Listings:
     listings = Listings(within_s=2)
     listings.begin(0)
     assert not listings.on_listed(ETC, 1)
@@ -50,17 +50,17 @@ def listings():
     return listings
 
 
-def test_a_list_of_what_was_listed_before_is_another_one(listings):
+def test_a_list_of_what_was_listed_before_is_another_one(listings: Listings) -> None:
     assert listings.on_listed(ETC, 50)
 
 
-def test_what_a_list_leaves_out_may_have_been_deleted_unseen(listings):
+def test_what_a_list_leaves_out_may_have_been_deleted_unseen(listings: Listings) -> None:
     assert not listings.lacks([ETC, HOME, MAIN], 2.9)  # the list may go on
     assert listings.lacks([ETC, HOME, MAIN], 3)
     assert not listings.lacks([ETC, HOME, MAIN], 4)  # it has been said
 
 
-def test_what_was_told_by_an_event_or_is_gone_is_not_left_out(listings):
+def test_what_was_told_by_an_event_or_is_gone_is_not_left_out(listings: Listings) -> None:
     listings.on_event(MAIN)
     assert not listings.lacks([ETC, HOME, MAIN], 3)
     listings.begin(3)

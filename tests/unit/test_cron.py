@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from croniter import croniter
@@ -16,18 +17,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cron import CronError, Missed, catch_up, is_due, next_due, parse, spread, zone
+from cron.expression import Expression
 
 BERLIN, NEW_YORK, UTC_ZONE = zone("Europe/Berlin"), zone("America/New_York"), zone("UTC")
 MINUTE = timedelta(minutes=1)
 
 
-def at(text, name="UTC"):
+def at(text: str, name: str = "UTC") -> datetime:
     """A moment, by the wall clock of a zone; a `*` after it is the second time that the clock shows it."""
     moment = datetime.fromisoformat(text.rstrip("*")).replace(tzinfo=zone(name), fold=int(text.endswith("*")))
     return moment.astimezone(UTC)
 
 
-def dues(text, after, count, name="UTC"):
+def dues(text: str, after: str, count: int, name: str = "UTC") -> list[str]:
     """The next due times, as the wall clock of the zone shows them."""
     shown, moment = [], at(after, name)
     for _ in range(count):
@@ -73,7 +75,7 @@ def dues(text, after, count, name="UTC"):
         ("*/100 */24 * * *", "0 0 * * *"),
     ],
 )
-def test_names_ranges_steps_lists_and_macros_name_numbers(text, same):
+def test_names_ranges_steps_lists_and_macros_name_numbers(text: str, same: str) -> None:
     one, other = parse(text), parse(same)
     names = ("times", "month_days", "months", "weekdays", "either", "hourly")
     assert [getattr(one, name) for name in names] == [getattr(other, name) for name in names]
@@ -133,14 +135,14 @@ def test_names_ranges_steps_lists_and_macros_name_numbers(text, same):
         ("0 0 " + "1," * 500_000 + "1 * *", "has 1000009 characters: give at most 256"),
     ],
 )
-def test_what_is_no_expression_is_refused_with_its_field_and_the_remedy(text, says):
+def test_what_is_no_expression_is_refused_with_its_field_and_the_remedy(text: str, says: str) -> None:
     with pytest.raises(CronError, match=re.escape(says)) as refused:
         parse(text)
     assert len(str(refused.value)) < 300
 
 
 @given(st.text(alphabet="0123456789*/-,@ lLw#?janmonday\t\0é", max_size=300) | st.text())
-def test_any_text_is_either_understood_or_refused(text):
+def test_any_text_is_either_understood_or_refused(text: Any) -> None:
     with suppress(CronError):
         assert parse(text).times
 
@@ -150,13 +152,13 @@ def test_any_text_is_either_understood_or_refused(text):
 ZONES = files("tzdata").joinpath("zones").read_text().split()
 
 
-def test_every_zone_of_the_package_is_known_but_factory():
+def test_every_zone_of_the_package_is_known_but_factory() -> None:
     assert [name for name in ZONES if name != "Factory" and zone(name).key != name] == []
     assert zone("Europe/Berlin") is zone("Europe/Berlin")  # due times are remembered by it
 
 
 @pytest.mark.parametrize("name", ["Mars/Olympus", "", "/etc/passwd", "../../etc/passwd", "Europe", "a" * 9999, "é\0"])
-def test_a_zone_that_is_not_known_is_refused_with_the_remedy(name):
+def test_a_zone_that_is_not_known_is_refused_with_the_remedy(name: str) -> None:
     with pytest.raises(CronError, match="give an IANA name, for example Europe/Berlin") as refused:
         zone(name)
     assert len(str(refused.value)) < 200
@@ -177,12 +179,12 @@ def test_a_zone_that_is_not_known_is_refused_with_the_remedy(name):
         ("etc/gmt+5", "did you mean Etc/GMT+5?"),
     ],
 )
-def test_a_name_that_only_some_machines_know_is_refused_with_the_nearest_one(name, says):
+def test_a_name_that_only_some_machines_know_is_refused_with_the_nearest_one(name: str, says: str) -> None:
     with pytest.raises(CronError, match=re.escape(says)):
         zone(name)
 
 
-def test_the_rules_are_those_of_the_package_and_not_of_the_machine(tmp_path):
+def test_the_rules_are_those_of_the_package_and_not_of_the_machine(tmp_path: Path) -> None:
     (tmp_path / "Europe").mkdir()
     for name in ("Europe/Berlin", "Mars"):
         (tmp_path / name).write_bytes(files("tzdata").joinpath("zoneinfo", "Asia", "Tokyo").read_bytes())
@@ -219,18 +221,18 @@ def test_the_rules_are_those_of_the_package_and_not_of_the_machine(tmp_path):
         ("0 0 1-31 * fri", list(range(1, 32))),
     ],
 )
-def test_either_day_counts_when_both_are_restricted_and_else_both(text, days):
+def test_either_day_counts_when_both_are_restricted_and_else_both(text: str, days: list[int]) -> None:
     expression = parse(text)
     assert [day for day in range(1, 32) if expression.names_day(date(2026, 3, day))] == days
 
 
-def test_a_leap_day_is_waited_for_also_over_the_century_that_has_none():
+def test_a_leap_day_is_waited_for_also_over_the_century_that_has_none() -> None:
     assert dues("0 0 29 2 *", "2026-01-01 00:00", 2) == ["2028-02-29 00:00", "2032-02-29 00:00"]
     assert dues("0 0 29 2 *", "2096-02-29 00:00", 1) == ["2104-02-29 00:00"]
     assert dues("0 0 29 2 */7", "2088-02-29 00:00", 1) == ["2128-02-29 00:00"]  # Sundays: none for 40 years
 
 
-def test_months_that_lack_the_day_are_passed_over():
+def test_months_that_lack_the_day_are_passed_over() -> None:
     assert dues("0 0 31 * *", "2026-01-31 00:00", 3) == ["2026-03-31 00:00", "2026-05-31 00:00", "2026-07-31 00:00"]
 
 
@@ -282,12 +284,14 @@ def test_months_that_lack_the_day_are_passed_over():
         ("Asia/Kathmandu", "0 2 * * *", "2026-03-28 12:00", ["2026-03-29 02:00", "2026-03-30 02:00"]),
     ],
 )
-def test_a_time_that_is_skipped_comes_at_the_change_and_one_that_repeats_comes_once(name, text, after, comes):
+def test_a_time_that_is_skipped_comes_at_the_change_and_one_that_repeats_comes_once(
+    name: str, text: str, after: str, comes: list[str]
+) -> None:
     assert dues(text, after, len(comes), name) == comes
 
 
 @pytest.mark.parametrize("name", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "America/Havana"])
-def test_a_daily_time_comes_once_on_each_day_of_a_year(name):
+def test_a_daily_time_comes_once_on_each_day_of_a_year(name: str) -> None:
     for hour in range(4):
         comes = dues(f"30 {hour} * * *", "2025-12-31 12:00", 365, name)
         assert len({shown[:10] for shown in comes}) == 365
@@ -296,7 +300,7 @@ def test_a_daily_time_comes_once_on_each_day_of_a_year(name):
 # For any expression.
 
 
-def numbers(low, high):
+def numbers(low: int, high: int) -> st.SearchStrategy[str | Any]:
     number = st.integers(low, high)
     ranges = st.tuples(number, number).map(lambda ends: f"{min(ends)}-{max(ends)}")
     steps = st.tuples(ranges | st.just("*"), st.integers(1, 30)).map(lambda pair: f"{pair[0]}/{pair[1]}")
@@ -324,7 +328,7 @@ CHANGES = [
 MOMENTS = st.datetimes(datetime(2000, 1, 1), datetime(2060, 1, 1), timezones=st.just(UTC))
 
 
-def read(expression, name, first, last):
+def read(expression: Any, name: Any, first: Any, last: Any) -> list[Any]:
     """The due times by the letter of cron(8): a clerk who looks at the wall clock every minute."""
     shown, due, seen = None, [], set()
     for minute in range(int((last - first) / MINUTE)):
@@ -342,17 +346,19 @@ def read(expression, name, first, last):
     return due
 
 
-def _minutes(after, last):
+def _minutes(after: Any, last: Any) -> list[Any]:
     return [after + step * MINUTE for step in range(1, int((last - after) / MINUTE) + 1)]
 
 
-def _names(expression, wall):
+def _names(expression: Any, wall: Any) -> Any:
     return 60 * wall.hour + wall.minute in expression.times and expression.names_day(wall.date())
 
 
 @settings(max_examples=150)
 @given(EXPRESSIONS | DAILY, st.sampled_from(CHANGES), st.integers(0, 6 * 60))
-def test_around_a_change_of_clocks_it_comes_as_a_minute_by_minute_reading_says(expression, change, back):
+def test_around_a_change_of_clocks_it_comes_as_a_minute_by_minute_reading_says(
+    expression: Any, change: Any, back: int
+) -> None:
     name, moment = change
     first, last = moment - timedelta(hours=12), moment + timedelta(hours=18)
     expected = [due for due in read(expression, name, first, last) if due > moment - back * MINUTE]
@@ -363,7 +369,9 @@ def test_around_a_change_of_clocks_it_comes_as_a_minute_by_minute_reading_says(e
 
 
 @given(EXPRESSIONS, st.sampled_from(CHANGES), st.lists(st.integers(-86400, 86400), min_size=2, max_size=9))
-def test_the_next_due_time_is_later_and_grows_with_the_time_and_is_its_own_answer(expression, change, offsets):
+def test_the_next_due_time_is_later_and_grows_with_the_time_and_is_its_own_answer(
+    expression: Expression, change: Any, offsets: list[Any]
+) -> None:
     name, moment = change
     for earlier, later in pairwise(sorted(moment + timedelta(seconds=offset) for offset in offsets)):
         due = next_due(expression, zone(name), earlier)
@@ -372,7 +380,7 @@ def test_the_next_due_time_is_later_and_grows_with_the_time_and_is_its_own_answe
 
 
 @given(FIELDS, MOMENTS)
-def test_in_utc_it_agrees_with_croniter(fields, moment):
+def test_in_utc_it_agrees_with_croniter(fields: tuple[Any, Any, Any, Any, Any], moment: datetime) -> None:
     assume(not re.search(r"\b(\d+)-\1\b", " ".join(fields)))  # to croniter, `5-5` is every minute
     assume("*" in (fields[2], fields[4]) or "*" not in fields[2] + fields[4])  # to croniter, `*/2` is a restriction
     assume(len(parse(" ".join(fields)).weekdays) < 7 or fields[4] == "*")  # and `0-6` is none
@@ -384,7 +392,9 @@ def test_in_utc_it_agrees_with_croniter(fields, moment):
 
 
 @given(EXPRESSIONS | DAILY, st.sampled_from(CHANGES), st.lists(st.integers(-6 * 60, 6 * 60), min_size=1, max_size=40))
-def test_a_time_is_due_just_when_it_is_the_next_one_after_the_moment_before(expression, change, minutes):
+def test_a_time_is_due_just_when_it_is_the_next_one_after_the_moment_before(
+    expression: Any, change: Any, minutes: list[Any]
+) -> None:
     name, moment = change
     about = [moment + minute * MINUTE for minute in minutes]
     for at in [*about, next_due(expression, zone(name), moment), *(it + timedelta.resolution for it in about)]:
@@ -392,7 +402,9 @@ def test_a_time_is_due_just_when_it_is_the_next_one_after_the_moment_before(expr
 
 
 @given(EXPRESSIONS | DAILY, st.sampled_from(CHANGES), st.integers(0, 2 * 86400), st.integers(1, 40))
-def test_catching_up_is_going_from_one_due_time_to_the_next(expression, change, seconds, limit):
+def test_catching_up_is_going_from_one_due_time_to_the_next(
+    expression: Any, change: Any, seconds: int, limit: int
+) -> None:
     name, after = change[0], change[1] - timedelta(days=1)
     now = after + timedelta(seconds=seconds)
     latest, times = after, 0
@@ -402,13 +414,13 @@ def test_catching_up_is_going_from_one_due_time_to_the_next(expression, change, 
     assert missed == (Missed(latest, min(times, limit)) if times else None)
 
 
-def test_the_latest_of_millions_is_found_without_counting_them():
+def test_the_latest_of_millions_is_found_without_counting_them() -> None:
     now = at("2026-03-29 03:00:30", "Europe/Berlin")
     assert catch_up(parse("* * * * *"), BERLIN, at("1990-01-01 00:00"), now, 999) == Missed(now - MINUTE / 2, 999)
     assert catch_up(parse("0 2 * * *"), BERLIN, at("1990-01-01 00:00"), now, 9) == Missed(now - MINUTE / 2, 9)
 
 
-def test_nothing_was_missed_up_to_the_minute_before():
+def test_nothing_was_missed_up_to_the_minute_before() -> None:
     due, daily = at("2026-03-29 02:00"), parse("0 2 * * *")
     assert catch_up(daily, UTC_ZONE, due - timedelta(days=1), due - timedelta(microseconds=1), 9) is None
     assert catch_up(daily, UTC_ZONE, due - timedelta(days=1), due, 9) == Missed(due, 1)
@@ -418,25 +430,25 @@ def test_nothing_was_missed_up_to_the_minute_before():
 # Spread.
 
 
-def test_a_host_keeps_its_offset_within_the_width():
+def test_a_host_keeps_its_offset_within_the_width() -> None:
     assert spread("node-1", "s1", 600) == spread("node-1", "s1", 600) == timedelta(seconds=427)
     assert spread("node-1", "s1", 0) == timedelta()
     assert spread("node-1", "s1", 1) == timedelta()
 
 
 @given(st.text(), st.text(), st.integers(1, 10**6))
-def test_any_offset_is_of_whole_seconds_below_the_width(host, schedule_id, width):
+def test_any_offset_is_of_whole_seconds_below_the_width(host: str, schedule_id: str, width: int) -> None:
     offset = spread(host, schedule_id, width)
     assert timedelta() <= offset < timedelta(seconds=width)
     assert offset.microseconds == 0
 
 
-def test_a_fleet_is_spread_evenly():
+def test_a_fleet_is_spread_evenly() -> None:
     minutes = Counter(spread(f"node-{n}", "s1", 600) // MINUTE for n in range(10_000))
     assert sorted(minutes) == list(range(10))
     assert all(850 < hosts < 1150 for hosts in minutes.values())  # 1,000 ± 5 standard deviations
 
 
-def test_two_schedules_of_a_host_are_spread_apart_and_names_do_not_run_together():
+def test_two_schedules_of_a_host_are_spread_apart_and_names_do_not_run_together() -> None:
     assert spread("node-1", "s1", 3600) != spread("node-1", "s2", 3600)
     assert spread("ab", "c", 10**6) != spread("a", "bc", 10**6)

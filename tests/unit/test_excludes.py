@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -13,12 +14,12 @@ GOOD = ["*", "**/a", "a?", "[a]", "[^a-z]b", "\\[a", "[\\]]", "!a", "a]", "[[]",
 BAD = ["[", "[a", "a/[b/c]", "[]", "[]a]", "[^]", "[-a]", "[a-]", "a\\", "!["]
 
 
-def test_a_bad_pattern_is_named_by_its_field():
+def test_a_bad_pattern_is_named_by_its_field() -> None:
     found = [error["field"] for error in pattern_errors([*GOOD, *BAD], "spec.backup.excludes")]
     assert found == [f"spec.backup.excludes[{len(GOOD) + at}]" for at in range(len(BAD))]
 
 
-def test_patterns_with_line_breaks_which_no_file_of_patterns_holds_are_bounded_in_bytes():
+def test_patterns_with_line_breaks_which_no_file_of_patterns_holds_are_bounded_in_bytes() -> None:
     size, broken = 4096, "\n" + "é" * 2047 + "x"
     fits = MAX_BROKEN // size
     patterns = [broken] * fits + ["é" * 4096] * 200
@@ -29,11 +30,11 @@ def test_patterns_with_line_breaks_which_no_file_of_patterns_holds_are_bounded_i
 
 
 @pytest.mark.skipif(not RESTIC, reason="needs restic")
-def test_restic_says_the_same(tmp_path):
+def test_restic_says_the_same(tmp_path: Path) -> None:
     env = {"PATH": os.environ["PATH"], "RESTIC_PASSWORD": "p", "RESTIC_REPOSITORY": str(tmp_path / "repository")}
     subprocess.run([RESTIC, "--no-cache", "init"], env=env, capture_output=True, check=True)
 
-    def refuses(pattern):
+    def refuses(pattern: str) -> bool:
         argv = [RESTIC, "--no-cache", "backup", "--dry-run", f"--exclude={pattern}", str(tmp_path)]
         return "invalid pattern" in subprocess.run(argv, env=env, capture_output=True, check=False, text=True).stderr
 

@@ -1,6 +1,7 @@
 """Promise 10: it is known how recent a success must be, and since when that counts."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,7 +18,7 @@ NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
 UTC_ZONE = cron.zone("UTC")
 
 
-def spec(**changes):
+def spec(**changes: Any) -> ScheduleSpec:
     base = {"timeZone": "UTC", "enabled": True, "hostSelector": {}, "concurrencyPolicy": "Forbid"}
     base |= {"missedRunPolicy": "RunOnce", "spreadSeconds": 0, "retry": {"limit": 0, "backoffSeconds": 60}}
     return msgspec.convert(changed(base | BACKUP, backup=..., **changes), ScheduleSpec)
@@ -39,7 +40,7 @@ def spec(**changes):
         ("0 0 29 2 *", timedelta(days=2 * 1461)),
     ],
 )
-def test_two_periods_are_the_longest_that_follow_each_other(expression, within):
+def test_two_periods_are_the_longest_that_follow_each_other(expression: str, within: timedelta) -> None:
     assert success_within(spec(cron=expression)) == within
     assert success_within(spec(cron=expression, spreadSeconds=90)) == within + timedelta(seconds=90)
     assert success_within(spec(cron=expression, spreadSeconds=90, successWithin="36h")) == timedelta(hours=36)
@@ -57,7 +58,7 @@ fields = [
 
 @settings(max_examples=60, deadline=None)
 @given(st.tuples(*fields).map(" ".join), st.datetimes(datetime(2024, 1, 1), datetime(2030, 1, 1)))
-def test_two_due_times_pass_before_a_host_is_overdue(expression, start):
+def test_two_due_times_pass_before_a_host_is_overdue(expression: Any, start: datetime) -> None:
     parsed, within = cron.parse(expression), cron.two_periods(cron.parse(expression))
     first = cron.next_due(parsed, UTC_ZONE, start.replace(tzinfo=UTC))
     for _ in range(20):
@@ -72,7 +73,7 @@ DAYS = [datetime(2000, 1, 1) + timedelta(days=day) for day in range(84 * 1461 //
 
 @settings(max_examples=15, deadline=None)
 @given(fields[2], fields[3], fields[4], st.sampled_from(["2", "2,5", "0,7,23"]))
-def test_no_shorter_time_would_do(day, month, weekday, hour):
+def test_no_shorter_time_would_do(day: str, month: str, weekday: str, hour: Any) -> None:
     """Against all due times of 84 years, one by one."""
     parsed = cron.parse(f"30 {hour} {day} {month} {weekday}")
     due = [day + timedelta(minutes=it) for day in DAYS if parsed.names_day(day.date()) for it in parsed.times]
@@ -83,11 +84,11 @@ def test_no_shorter_time_would_do(day, month, weekday, hour):
     ("text", "time"),
     [("36h", timedelta(hours=36)), ("1w2d3h4m5s", timedelta(weeks=1, days=2, hours=3, minutes=4, seconds=5))],
 )
-def test_durations_are_read(text, time):
+def test_durations_are_read(text: str, time: timedelta) -> None:
     assert duration(text) == time
 
 
-def test_a_pair_counts_from_when_the_last_of_what_it_needs_was_there():
+def test_a_pair_counts_from_when_the_last_of_what_it_needs_was_there() -> None:
     at = [NOW + timedelta(hours=n) for n in range(5)]
     begins = ExpectedSince()
     begins.put_schedule("s", at[1])
@@ -101,7 +102,7 @@ def test_a_pair_counts_from_when_the_last_of_what_it_needs_was_there():
     assert begins.since("unknown", ["early"]) == {}
 
 
-def test_those_that_are_overdue_are_told_the_worst_first():
+def test_those_that_are_overdue_are_told_the_worst_first() -> None:
     hours = {"a": 49, "b": 47, "c": 80, "d": 48}
     since = {host: NOW - timedelta(hours=n) for host, n in hours.items()}
     assert overdue(since, timedelta(hours=48), NOW) == ["c", "a"]

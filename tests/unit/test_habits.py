@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
-def test_a_commit_passes_the_checks_of_make_test():
+def test_a_commit_passes_the_checks_of_make_test() -> None:
     makefile = (ROOT / "Makefile").read_text()
     recipe = re.search(r"^test: .*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
     assert recipe
@@ -21,7 +21,7 @@ def test_a_commit_passes_the_checks_of_make_test():
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_a_workflow_runs_no_action_that_its_owner_can_exchange(path: Path):
+def test_a_workflow_runs_no_action_that_its_owner_can_exchange(path: Path) -> None:
     """A commit cannot be moved, as a tag or a branch can; the comment says which version the commit is."""
     used = [line for line in path.read_text().splitlines() if "uses:" in line]
     assert used
@@ -29,7 +29,7 @@ def test_a_workflow_runs_no_action_that_its_owner_can_exchange(path: Path):
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_a_workflow_may_change_nothing_but_where_a_job_says_so(path: Path):
+def test_a_workflow_may_change_nothing_but_where_a_job_says_so(path: Path) -> None:
     workflow = yaml.safe_load(path.read_text())
     assert workflow["permissions"] in ({}, {"contents": "read"})
     writing = {
@@ -38,6 +38,6 @@ def test_a_workflow_may_change_nothing_but_where_a_job_says_so(path: Path):
     assert set(writing) <= {"images", "chart", "publish"}
 
 
-def test_a_tag_alone_starts_a_release():
+def test_a_tag_alone_starts_a_release() -> None:
     """YAML 1.1 reads the key `on` as true."""
     assert yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())[True] == {"push": {"tags": ["v*"]}}

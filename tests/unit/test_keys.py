@@ -3,6 +3,8 @@
 import contextlib
 import ssl
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,15 +16,15 @@ NAMES = ["lamplighter.lamplighter-system.svc", "192.0.2.7", "2001:db8::7"]
 
 
 @pytest.fixture(scope="module")
-def held():
+def held() -> dict[str, bytes]:
     return keys.complete({}, NAMES, NOW)
 
 
-def changed(old, new):
+def changed(old: dict[str, bytes], new: dict[str, bytes]) -> set[Any]:
     return {key for key in new if new[key] != old.get(key)}
 
 
-def shake_hands(held, name, folder):
+def shake_hands(held: dict[str, bytes], name: str, folder: Path) -> str | None:
     """A TLS handshake between a server with these keys and a client that trusts the CA alone, without a network."""
     for key in (keys.CERT, keys.KEY, keys.CA_CERT):
         (folder / key).write_bytes(held[key])
@@ -40,45 +42,47 @@ def shake_hands(held, name, folder):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_strict_clients_trust_the_certificate_by_each_of_its_names(held, name, tmp_path):
+def test_strict_clients_trust_the_certificate_by_each_of_its_names(
+    held: dict[str, bytes], name: str, tmp_path: Path
+) -> None:
     assert shake_hands(held, name, tmp_path) == "TLSv1.3"
 
 
-def test_clients_refuse_it_by_another_name(held, tmp_path):
+def test_clients_refuse_it_by_another_name(held: dict[str, bytes], tmp_path: Path) -> None:
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
         shake_hands(held, "elsewhere.example.org", tmp_path)
 
 
-def test_the_vault_opens_with_the_key(held):
+def test_the_vault_opens_with_the_key(held: dict[str, bytes]) -> None:
     assert Vault(held[keys.VAULT_KEY].decode().split())
 
 
-def test_what_is_there_stays(held):
+def test_what_is_there_stays(held: dict[str, bytes]) -> None:
     assert keys.complete(held, NAMES, NOW) == held
 
 
-def test_another_name_makes_another_certificate_by_the_same_ca(held, tmp_path):
+def test_another_name_makes_another_certificate_by_the_same_ca(held: dict[str, bytes], tmp_path: Path) -> None:
     wanted = keys.complete(held, [*NAMES, "backup.example.org"], NOW)
     assert changed(held, wanted) == {keys.CERT, keys.KEY}
     assert shake_hands(wanted, "backup.example.org", tmp_path)
 
 
-def test_a_certificate_in_its_last_year_is_made_anew(held):
+def test_a_certificate_in_its_last_year_is_made_anew(held: dict[str, bytes]) -> None:
     late = NOW + keys.LIFE - keys.RENEW + timedelta(days=1)
     assert changed(held, keys.complete(held, NAMES, late)) == {keys.CERT, keys.KEY}
 
 
-def test_what_is_deleted_from_the_secret_is_made_anew(held):
+def test_what_is_deleted_from_the_secret_is_made_anew(held: dict[str, bytes]) -> None:
     for gone, made in ((keys.CA_KEY, set()), (keys.CERT, {keys.CERT, keys.KEY}), (keys.VAULT_KEY, {keys.VAULT_KEY})):
         rest = {key: value for key, value in held.items() if key != gone}
         assert changed(rest, keys.complete(rest, NAMES, NOW)) == made
 
 
-def test_a_damaged_certificate_is_made_anew(held):
+def test_a_damaged_certificate_is_made_anew(held: dict[str, bytes]) -> None:
     assert changed(held, keys.complete({**held, keys.CERT: b"?"}, NAMES, NOW)) == {keys.CERT, keys.KEY}
 
 
-def test_only_what_is_asked_for_is_made():
+def test_only_what_is_asked_for_is_made() -> None:
     assert keys.complete({}, [], NOW).keys() == {keys.VAULT_KEY}
     assert keys.VAULT_KEY not in keys.complete({}, NAMES, NOW, vault=False)
 
@@ -90,7 +94,9 @@ def test_only_what_is_asked_for_is_made():
         ({keys.CERT: b"?", keys.CA_CERT: b"?"}, "ca.crt or ca.key is not PEM: delete both"),
     ],
 )
-def test_what_cannot_be_used_is_told_and_not_replaced(held, damaged, remedy):
+def test_what_cannot_be_used_is_told_and_not_replaced(
+    held: dict[str, bytes], damaged: dict[str, bytes], remedy: str
+) -> None:
     with pytest.raises(keys.KeysError, match=remedy) as refusal:
         keys.complete({**held, **damaged}, NAMES, NOW)
     assert "hush" not in str(refusal.value)

@@ -5,8 +5,9 @@ import importlib
 import json
 import pkgutil
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from types import UnionType
+from types import ModuleType, UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -24,12 +25,12 @@ PARTS = ("agent", "cli", "controller", "cron", "listener", "server", "wire")
 SOURCES = [path for part in PARTS for path in sorted(Path(part).rglob("*.py"))]
 
 
-def ends(pattern):
+def ends(pattern: str) -> bool:
     """Whether a pattern has a `$` that is no letter."""
     return "$" in re.sub(r"\\.|\[[^]]*\]", "", pattern)
 
 
-def modules():
+def modules() -> Iterator[ModuleType]:
     for part in PARTS:
         package = importlib.import_module(part)
         yield package
@@ -38,7 +39,7 @@ def modules():
                 yield importlib.import_module(found.name)
 
 
-def metas(hint):
+def metas(hint: Any):
     """Every Meta with a pattern in a type."""
     if get_origin(hint) is Annotated:
         yield from (it for it in get_args(hint)[1:] if isinstance(it, msgspec.Meta) and it.pattern)
@@ -47,7 +48,7 @@ def metas(hint):
             yield from metas(inner)
 
 
-def message_patterns():
+def message_patterns() -> list[Any]:
     found = set()
     for module in modules():
         for thing in vars(module).values():
@@ -58,12 +59,12 @@ def message_patterns():
     return sorted(found)
 
 
-def test_messages_are_looked_through():
+def test_messages_are_looked_through() -> None:
     assert len(message_patterns()) >= 4
 
 
 @pytest.mark.parametrize("pattern", message_patterns())
-def test_no_message_takes_a_newline_after_a_text(pattern):
+def test_no_message_takes_a_newline_after_a_text(pattern: Any) -> None:
     hint: Any = Annotated[str, msgspec.Meta(pattern=pattern)]
     text = find(st.from_regex(pattern), lambda it: not it.endswith("\n"), settings=settings(database=None))
     assert msgspec.convert(text, hint) == text
@@ -75,7 +76,7 @@ def test_no_message_takes_a_newline_after_a_text(pattern):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)
-def test_no_pattern_of_the_code_ends_where_a_newline_may_follow(path):
+def test_no_pattern_of_the_code_ends_where_a_newline_may_follow(path: Path) -> None:
     """`$` of `re` is also before a last newline. Where JSON Schema or CEL read a pattern, `$` is the end."""
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call):
@@ -91,7 +92,7 @@ def test_no_pattern_of_the_code_ends_where_a_newline_may_follow(path):
             assert not [it for it in texts if ends(it)], ast.unparse(node)
 
 
-def schema_patterns(node):
+def schema_patterns(node: Any):
     if isinstance(node, dict):
         if isinstance(node.get("pattern"), str):
             yield node["pattern"]
@@ -102,31 +103,31 @@ def schema_patterns(node):
             yield from schema_patterns(inner)
 
 
-def test_the_description_says_ends_as_json_schema_reads_them():
+def test_the_description_says_ends_as_json_schema_reads_them() -> None:
     found = set(schema_patterns(openapi.document(OPERATIONS, BODIES, PREFIX)))
     assert found
     assert [it for it in found if r"\Z" in it] == []
     assert [it for it in found if not (ends(it) or it == "^/")] == []
 
 
-def definitions():
+def definitions() -> list[Any]:
     return [path for path in sorted(Path("crds").glob("*.yaml")) if path.name != "kustomization.yaml"]
 
 
 @pytest.mark.parametrize("path", definitions(), ids=lambda it: it.name)
-def test_definitions_leave_patterns_to_cel_whose_ends_are_ends(path):
+def test_definitions_leave_patterns_to_cel_whose_ends_are_ends(path: Any) -> None:
     """`pattern` of a definition would be read by Python here and by Go in the API server."""
     assert list(schema_patterns(yaml.safe_load(path.read_text()))) == []
 
 
 @pytest.mark.parametrize(("text", "is_one"), [("one", True), ("one\n", False), ("one\r", False), ("one\n\n", False)])
-def test_the_end_that_cel_means_is_the_end(text, is_one):
+def test_the_end_that_cel_means_is_the_end(text: str, is_one: bool) -> None:
     env = cel.NewEnv(variables={"self": cel.Type.STRING})
     program = env.compile("self.matches('^[a-z]+$')")
     assert bool(program.eval(data={"self": text}).value()) is is_one
 
 
-def test_the_charts_schema_is_looked_through():
+def test_the_charts_schema_is_looked_through() -> None:
     """Helm reads it, in Go, where `$` is the end; it must be a pattern to Python too, for those who check it so."""
     found = list(schema_patterns(json.loads(Path("helm/lamplighter/values.schema.json").read_text())))
     assert found

@@ -4,13 +4,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from server.fleet.placement import PlacedSchedule, Placement, entry_item
+from server.fleet.placement import PlacedSchedule, Placement, Plan, entry_item
 from server.resources.manifests import schedule_spec
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 
 
-def target(schedule_id="a", revision="1", **labels):
+def target(schedule_id: str = "a", revision: str = "1", **labels: str) -> PlacedSchedule:
     spec = schedule_spec(
         {
             "kind": "unlock",
@@ -31,14 +31,14 @@ def target(schedule_id="a", revision="1", **labels):
 
 
 @pytest.fixture
-def fleet():
+def fleet() -> Placement:
     fleet = Placement()
     for name, labels in {"db-1": {"tier": "db"}, "db-2": {"tier": "db"}, "web-1": {"tier": "web"}}.items():
         fleet.commit(fleet.plan_host(name, labels, NOON))
     return fleet
 
 
-def put(fleet, *targets):
+def put(fleet: Placement, *targets: PlacedSchedule) -> Plan:
     plan = fleet.plan(targets)
     fleet.commit(plan)
     return plan
@@ -48,56 +48,56 @@ def held(fleet, host):
     return set(fleet.hosts[host].entries.items)
 
 
-def test_a_schedule_is_held_by_the_hosts_that_it_selects(fleet):
+def test_a_schedule_is_held_by_the_hosts_that_it_selects(fleet: Placement) -> None:
     assert set(put(fleet, target(tier="db")).sets) == {"db-1", "db-2"}
     assert (held(fleet, "db-1"), held(fleet, "web-1")) == ({"a"}, set())
 
 
-def test_an_empty_selector_selects_every_host(fleet):
+def test_an_empty_selector_selects_every_host(fleet: Placement) -> None:
     assert set(put(fleet, target()).sets) == {"db-1", "db-2", "web-1"}
 
 
-def test_a_changed_selector_moves_a_schedule(fleet):
+def test_a_changed_selector_moves_a_schedule(fleet: Placement) -> None:
     put(fleet, target(tier="db"))
     assert set(put(fleet, target(tier="web")).sets) == {"db-1", "db-2", "web-1"}
     assert (held(fleet, "db-1"), held(fleet, "web-1")) == (set(), {"a"})
 
 
-def test_only_hosts_whose_set_changes_are_in_a_plan(fleet):
+def test_only_hosts_whose_set_changes_are_in_a_plan(fleet: Placement) -> None:
     put(fleet, target(tier="db"))
     assert put(fleet, target(tier="db")).sets == {}
     assert set(put(fleet, target(tier="db", revision="2")).sets) == {"db-1", "db-2"}
 
 
-def test_a_removed_schedule_is_held_by_none(fleet):
+def test_a_removed_schedule_is_held_by_none(fleet: Placement) -> None:
     put(fleet, target(tier="db"), target("b"))
     plan = fleet.plan(remove=["a"])
     fleet.commit(plan)
     assert (set(plan.sets), held(fleet, "db-1"), set(fleet.schedules)) == ({"db-1", "db-2"}, {"b"}, {"b"})
 
 
-def test_a_plan_changes_nothing_until_it_is_committed(fleet):
+def test_a_plan_changes_nothing_until_it_is_committed(fleet: Placement) -> None:
     fleet.plan([target()])
     assert (held(fleet, "db-1"), fleet.schedules) == (set(), {})
 
 
-def test_hosts_that_hold_the_same_share_one_set(fleet):
+def test_hosts_that_hold_the_same_share_one_set(fleet: Placement) -> None:
     put(fleet, target(tier="db"))
     assert fleet.hosts["db-1"].entries is fleet.hosts["db-2"].entries is fleet.match({"tier": "db"})
 
 
-def test_a_host_is_matched_with_all_that_is_there(fleet):
+def test_a_host_is_matched_with_all_that_is_there(fleet: Placement) -> None:
     put(fleet, target(tier="db"), target("b"), target("c", tier="web"))
     assert set(fleet.match({"tier": "db"}).items) == {"a", "b"}
 
 
-def test_a_schedule_knows_its_hosts(fleet):
+def test_a_schedule_knows_its_hosts(fleet: Placement) -> None:
     put(fleet, schedule := target(tier="db"))
     assert fleet.matched(schedule) == ["db-1", "db-2"]
     assert fleet.matched(schedule, ["db-2", "web-1", "unknown"]) == ["db-2"]
 
 
-def test_a_host_is_matched_as_a_plan_would_have_it(fleet):
+def test_a_host_is_matched_as_a_plan_would_have_it(fleet: Placement) -> None:
     put(fleet, target("a", tier="db"), target("b", tier="db"), target("c", tier="web"), target("d"))
     put(fleet, target("b", tier="web"))
     fleet.commit(fleet.plan(remove=["c"]))

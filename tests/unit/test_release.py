@@ -21,7 +21,7 @@ NAMED = re.compile(r"(?:lamplighter-(?:server|agent|\$part):|ref=v|kubernetes\.i
 """Where a text names the version: an image's tag, a tag of the repository, a label, an agent's hello."""
 
 
-def test_hatch_reads_the_version_that_the_parts_tell():
+def test_hatch_reads_the_version_that_the_parts_tell() -> None:
     """The command line is that of hatchling, which `hatch version` asks too."""
     ran = subprocess.run(
         [sys.executable, "-m", "hatchling", "version"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -29,12 +29,12 @@ def test_hatch_reads_the_version_that_the_parts_tell():
     assert ran.stdout.strip() == __version__
 
 
-def test_the_chart_has_the_version():
+def test_the_chart_has_the_version() -> None:
     chart = yaml.safe_load((ROOT / "helm/lamplighter/Chart.yaml").read_text())
     assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
 
 
-def test_what_is_told_names_the_version():
+def test_what_is_told_names_the_version() -> None:
     """After `hatch version NEW`, this lists each place that still names the old one."""
     files = [path for told in TOLD for path in [ROOT / told, *(ROOT / told).rglob("*")] if path.is_file()]
     found = {
@@ -47,18 +47,18 @@ def test_what_is_told_names_the_version():
     assert not {place: version for place, version in found.items() if version != __version__}
 
 
-def test_no_part_has_a_version_of_its_own():
+def test_no_part_has_a_version_of_its_own() -> None:
     modules = [path for package in CODE for path in (ROOT / package).rglob("*.py")]
     own = re.compile(r"^__version__\b.*=", re.MULTILINE)
     assert [str(path.relative_to(ROOT)) for path in modules if own.search(path.read_text())] == ["wire/version.py"]
 
 
 @pytest.mark.parametrize("package", CODE)
-def test_a_package_says_that_it_is_typed(package: str):
+def test_a_package_says_that_it_is_typed(package: str) -> None:
     assert (ROOT / package / "py.typed").exists()
 
 
-def test_the_images_take_every_package_and_no_tests():
+def test_the_images_take_every_package_and_no_tests() -> None:
     taken = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert taken >= {*PACKAGES, "LICENSE", "README.md", "constraints.txt", "pyproject.toml"}
     assert not taken & {"tests", "bench"}

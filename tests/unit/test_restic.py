@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,18 +27,18 @@ CACHE = Path("/var/cache/lamplighter")
 PASSWORD = "correct horse"
 
 
-def repository(url="/backup", password=PASSWORD, env=None):
+def repository(url: str = "/backup", password: str = PASSWORD, env: dict[str, str] | None = None) -> Repository:
     return Repository("r1", "ns/main", url, password, env or {})
 
 
-def said(**fields):
+def said(**fields: Any) -> bytes:
     return json.dumps(fields).encode()
 
 
 # The environment.
 
 
-def test_restic_gets_its_repository_and_little_of_the_host():
+def test_restic_gets_its_repository_and_little_of_the_host() -> None:
     host = {"PATH": "/usr/bin", "HOME": "/root", "https_proxy": "http://p", "LAMPLIGHTER_TOKEN": "x", "LD_PRELOAD": "x"}
     given_env = restic_environment(repository(env={"AWS_ACCESS_KEY_ID": "AKIA"}), host, CACHE, 0.5)
     assert given_env == {
@@ -69,7 +70,7 @@ def test_restic_gets_its_repository_and_little_of_the_host():
         *("GODEBUG", "SSH_ASKPASS", "SSH_AUTH_SOCK", "RCLONE_SFTP_SSH", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
     ],
 )
-def test_a_variable_that_reaches_the_host_is_refused_by_name_with_the_remedy(name):
+def test_a_variable_that_reaches_the_host_is_refused_by_name_with_the_remedy(name: str) -> None:
     with pytest.raises(RepositoryError, match="remove it from the Secret") as refused:
         restic_environment(repository(env={name: "s3cret"}), {}, CACHE)
     assert repr(name) in str(refused.value)
@@ -79,7 +80,7 @@ def test_a_variable_that_reaches_the_host_is_refused_by_name_with_the_remedy(nam
 @pytest.mark.parametrize(
     "held", [repository(url="a\0b"), repository(password="a\0b"), repository(env={"AWS_REGION": "a\0b"})]
 )
-def test_a_nul_byte_is_refused_before_it_reaches_the_system(held):
+def test_a_nul_byte_is_refused_before_it_reaches_the_system(held: Repository) -> None:
     with pytest.raises(RepositoryError, match="NUL byte: correct it"):
         restic_environment(held, {}, CACHE)
 
@@ -117,7 +118,9 @@ KEYS = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "s3cret"}
         ("s3:https://s3.example.org/b", {**KEYS, "RESTIC_AWS_ASSUME_ROLE_STS_ENDPOINT": "http://169.254.169.254"}),
     ],
 )
-def test_a_repository_that_only_the_hosts_identity_opens_is_refused_unless_that_is_lent(url, env):
+def test_a_repository_that_only_the_hosts_identity_opens_is_refused_unless_that_is_lent(
+    url: str, env: dict[str, str]
+) -> None:
     held = repository(url=url, env=env)
     with pytest.raises(RepositoryError, match="hostIdentity in the namespace's grant") as refused:
         restic_environment(held, {}, CACHE)
@@ -138,18 +141,18 @@ def test_a_repository_that_only_the_hosts_identity_opens_is_refused_unless_that_
         ("/srv/backup", {}),
     ],
 )
-def test_a_repository_with_keys_of_its_own_needs_no_identity(url, env):
+def test_a_repository_with_keys_of_its_own_needs_no_identity(url: str, env: dict[str, str]) -> None:
     restic_environment(repository(url=url, env=env), {}, CACHE)
 
 
-def test_what_says_who_the_host_is_reaches_restic_only_where_it_is_lent():
+def test_what_says_who_the_host_is_reaches_restic_only_where_it_is_lent() -> None:
     host = {"SSH_AUTH_SOCK": "/s", "AWS_PROFILE": "p", "GOOGLE_APPLICATION_CREDENTIALS": "/g", "LAMPLIGHTER_TOKEN": "x"}
     assert not host.keys() & restic_environment(repository(), host, CACHE).keys()
     lent = restic_environment(repository(), host, CACHE, identity=True)
     assert host.keys() & lent.keys() == host.keys() - {"LAMPLIGHTER_TOKEN"}
 
 
-def test_file_capabilities_and_known_devices_that_are_not_restored_are_told_from_other_errors():
+def test_file_capabilities_and_known_devices_that_are_not_restored_are_told_from_other_errors() -> None:
     paths = {"/dev/a: b", "/dev/null"}
     assert is_left_out(b"ignoring error for /dev/a: b: permission denied", paths)
     assert is_left_out(b"ignoring error for /x: xattr.set /x security.capability: not permitted", paths)
@@ -162,7 +165,7 @@ def test_file_capabilities_and_known_devices_that_are_not_restored_are_told_from
 # Secrets.
 
 
-def test_secrets_are_hidden_wherever_they_stand_and_nothing_else_is():
+def test_secrets_are_hidden_wherever_they_stand_and_nothing_else_is() -> None:
     env = {"AWS_SECRET_ACCESS_KEY": "hunter22", "AWS_DEFAULT_REGION": "eu-west-1", "AWS_SESSION_TOKEN": "horse"}
     hide = redactor(repository("rest:https://user:p%40ss%3Aword@host/", "correct horse", env))
     assert hide("opening rest:https://user:p%40ss%3Aword@host/ at eu-west-1") == (
@@ -171,12 +174,12 @@ def test_secrets_are_hidden_wherever_they_stand_and_nothing_else_is():
     assert hide("p@ss:word, correct horse, horse and hunter22!") == "***, ***, *** and ***!"
 
 
-def test_a_secret_too_short_to_hide_leaves_the_text_readable():
+def test_a_secret_too_short_to_hide_leaves_the_text_readable() -> None:
     assert redactor(repository(password="e"))("the repository") == "the repository"
     assert redactor(repository(password=""))("the repository") == "the repository"
 
 
-def test_a_secret_is_no_pattern():
+def test_a_secret_is_no_pattern() -> None:
     assert redactor(repository(password=".*(["))("a .*([ b") == "a *** b"
 
 
@@ -237,7 +240,9 @@ def test_a_secret_is_no_pattern():
         (b"", None),
     ],
 )  # fmt: skip
-def test_a_line_is_read_as_what_it_says_in_any_version(line, means):
+def test_a_line_is_read_as_what_it_says_in_any_version(
+    line: bytes, means: Status | Summary | Unreadable | LogLine | None
+) -> None:
     assert read_line(line) == means
 
 
@@ -245,7 +250,7 @@ def test_a_line_is_read_as_what_it_says_in_any_version(line, means):
     st.sampled_from(["message_type", "percent_done", "files_done", "snapshot_id", "error", "item", "message"]),
     st.sampled_from(["status", "summary", "error", "exit_error"]) | st.integers() | st.text(st.characters()),
 ).map(lambda fields: said(**fields)))  # fmt: skip
-def test_no_line_is_too_odd_to_be_read(line):
+def test_no_line_is_too_odd_to_be_read(line: Any) -> None:
     match read_line(line):
         case Status(fraction=fraction, files_done=files):
             assert 0 <= fraction <= 1
@@ -256,13 +261,13 @@ def test_no_line_is_too_odd_to_be_read(line):
 
 
 @given(st.lists(st.binary(max_size=20) | st.sampled_from([b"\n", b"a\nb"])), st.integers(1, 30))
-def test_lines_are_the_same_however_their_bytes_come(pieces, limit):
+def test_lines_are_the_same_however_their_bytes_come(pieces: list[Any], limit: int) -> None:
     lines = Lines(limit)
     found = [line for piece in pieces for line in lines.feed(piece)] + lines.rest()
     assert found == [line[:limit] for line in b"".join(pieces).split(b"\n") if line]
 
 
-def test_of_a_line_without_end_no_more_is_kept_than_the_limit():
+def test_of_a_line_without_end_no_more_is_kept_than_the_limit() -> None:
     lines = Lines(10)
     assert [lines.feed(b"x" * 1000) for _ in range(100)] == [[]] * 100
     assert lines.feed(b"\nnext\n") == [b"x" * 10, b"next"]
@@ -299,20 +304,20 @@ def test_of_a_line_without_end_no_more_is_kept_than_the_limit():
         (None, [], "failed", "hangs in the kernel; check the host's disks"),
     ],
 )  # fmt: skip
-def test_an_end_is_told_apart_with_its_remedy(code, stderr, end, says):
+def test_an_end_is_told_apart_with_its_remedy(code: int | None, stderr: list[str], end: str, says: str) -> None:
     outcome = read_outcome(code, stderr)
     assert outcome.end == end
     assert says in outcome.error
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_paths_that_were_not_read_make_a_warning_whatever_the_code(code):
+def test_paths_that_were_not_read_make_a_warning_whatever_the_code(code: int) -> None:
     assert read_outcome(code, [], unreadable=2) == Outcome(
         "warning", "2 paths could not be read and are not in the snapshot"
     )
 
 
-def test_paths_that_were_not_read_are_named_as_far_as_a_line_holds_them():
+def test_paths_that_were_not_read_are_named_as_far_as_a_line_holds_them() -> None:
     paths = ["/a\nb", "/" + "x" * 200 + "/end", "/c"]
     told = read_outcome(3, [], 5, paths).error
     assert told.startswith("5 paths could not be read and are not in the snapshot: /a b, …xxx")
@@ -320,11 +325,11 @@ def test_paths_that_were_not_read_are_named_as_far_as_a_line_holds_them():
     assert len(told) < 256  # what conditions tell of a job
 
 
-def test_an_error_is_cut_to_what_the_wire_carries():
+def test_an_error_is_cut_to_what_the_wire_carries() -> None:
     assert len(read_outcome(1, ["Fatal: " + "x" * 9999]).error) == MAX_TEXT
 
 
-def test_a_locked_repository_is_waited_for_ever_longer_up_to_a_minute_and_no_longer_than_the_limit():
+def test_a_locked_repository_is_waited_for_ever_longer_up_to_a_minute_and_no_longer_than_the_limit() -> None:
     assert list(lock_waits(300)) == [5, 10, 20, 40, 60, 60, 60, 45]
     assert list(lock_waits(7)) == [5, 2]
     assert list(lock_waits(0)) == []
@@ -341,5 +346,5 @@ def test_a_locked_repository_is_waited_for_ever_longer_up_to_a_minute_and_no_lon
         (b"Fatal: wrong password", None),
     ],
 )
-def test_the_line_that_counts_a_restores_errors_is_known(line, count):
+def test_the_line_that_counts_a_restores_errors_is_known(line: bytes, count: int | None) -> None:
     assert count_of_errors(line) == count

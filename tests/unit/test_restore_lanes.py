@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -18,12 +19,12 @@ NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 SHARED, EACH_ITS_OWN = RepositorySpec("/backup", init=False), RepositorySpec("/backup/{host}", init=False)
 
 
-def job(job_id, kind, host, source="", where=EACH_ITS_OWN):
+def job(job_id: str, kind: str, host: str, source: str = "", where: RepositorySpec = EACH_ITS_OWN) -> Job:
     command = CommandRun(job_id, kind, [], commands.repository_id("repo", where, source or host, host))
     return Job(command, host, NOON, serial=False)
 
 
-def queue(*jobs, where=EACH_ITS_OWN):
+def queue(*jobs: Job, where: RepositorySpec = EACH_ITS_OWN) -> list[Any]:
     """The ids of the jobs that may go, when these come one after the other."""
     queue = Lanes()
     queue.limit("repo", ConcurrencyLimit(per_host="{host}" in where.url))
@@ -32,26 +33,26 @@ def queue(*jobs, where=EACH_ITS_OWN):
     return [going.id for it in jobs for going in queue.add([it])]
 
 
-def test_a_restore_waits_for_who_prunes_the_repository_that_it_reads():
+def test_a_restore_waits_for_who_prunes_the_repository_that_it_reads() -> None:
     assert queue(job("prune", "prune", "a"), job("restore", "restore", "b", source="a")) == ["prune"]
     assert queue(job("restore", "restore", "b", source="a"), job("prune", "prune", "a")) == ["restore"]
 
 
-def test_a_restore_does_not_wait_for_who_prunes_another_hosts():
+def test_a_restore_does_not_wait_for_who_prunes_another_hosts() -> None:
     assert queue(job("prune", "prune", "b"), job("restore", "restore", "b", source="a")) == ["prune", "restore"]
 
 
-def test_what_all_hosts_share_has_one_line():
+def test_what_all_hosts_share_has_one_line() -> None:
     prune, restore = job("prune", "prune", "b", where=SHARED), job("restore", "restore", "b", "a", SHARED)
     assert queue(prune, restore, where=SHARED) == ["prune"]
 
 
-def test_a_look_waits_for_nobody():
+def test_a_look_waits_for_nobody() -> None:
     assert queue(job("prune", "prune", "a"), job("look", "ls", "a")) == ["prune", "look"]
 
 
 @pytest.mark.parametrize("length", [1, 4000, 4096, 4097, 8191, 8192, 100_000])
-def test_a_line_that_is_longer_than_the_wire_takes_comes_whole(length):
+def test_a_line_that_is_longer_than_the_wire_takes_comes_whole(length: int) -> None:
     text = json.dumps({"id": "a" * length, "time": "2026-01-02T03:04:05Z", "hostname": "h", "paths": ["/{+"] * 5})
     lines = pieces(text, MAX_TEXT)
     assert max(map(len, lines)) <= MAX_TEXT

@@ -1,5 +1,7 @@
 """Label selectors select as Kubernetes' do, and names and labels are what Kubernetes allows."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -9,11 +11,11 @@ from server.resources.specs import LabelSelector
 HOST = {"role": "db", "zone": "a", "empty": ""}
 
 
-def selects(selector, labels=None):
+def selects(selector: dict[str, dict[str, str]], labels: dict[str, str] | None = None) -> bool:
     return selectors.selector_matches(msgspec.convert(selector, LabelSelector), HOST if labels is None else labels)
 
 
-def one(operator, key, *values):
+def one(operator: str, key: str, *values: str) -> dict[str, Any]:
     return {"matchExpressions": [{"key": key, "operator": operator, "values": list(values)}]}
 
 
@@ -40,11 +42,11 @@ def one(operator, key, *values):
         ({"matchLabels": {"role": "db"}, **one("In", "zone", "a")}, True),
     ],
 )
-def test_all_of_a_selector_must_hold(selector, selected):
+def test_all_of_a_selector_must_hold(selector: dict[str, dict[str, str]], selected: bool) -> None:
     assert selects(selector) is selected
 
 
-def test_the_empty_selector_selects_a_host_without_labels():
+def test_the_empty_selector_selects_a_host_without_labels() -> None:
     assert selects({}, {})
 
 
@@ -67,7 +69,7 @@ def test_the_empty_selector_selects_a_host_without_labels():
         ("a\n", False, False),
     ],
 )
-def test_names_are_those_of_rfc_1123(name, dns_name, dns_label):
+def test_names_are_those_of_rfc_1123(name: str, dns_name: bool, dns_label: bool) -> None:
     assert (selectors.is_dns_name(name), selectors.is_dns_label(name)) == (dns_name, dns_label)
 
 
@@ -88,23 +90,23 @@ def test_names_are_those_of_rfc_1123(name, dns_name, dns_label):
         ("role\n", False),
     ],
 )
-def test_a_labels_key_is_a_name_with_or_without_a_prefix(key, allowed):
+def test_a_labels_key_is_a_name_with_or_without_a_prefix(key: str, allowed: bool) -> None:
     assert selectors.is_label_key(key) is allowed
 
 
 @pytest.mark.parametrize(("value", "allowed"), [("", True), ("a" * 63, True), ("a" * 64, False), ("a b", False)])
-def test_a_labels_value_is_empty_or_a_name(value, allowed):
+def test_a_labels_value_is_empty_or_a_name(value: str, allowed: bool) -> None:
     assert selectors.is_label_value(value) is allowed
 
 
-def test_what_is_wrong_with_labels_is_named():
+def test_what_is_wrong_with_labels_is_named() -> None:
     wrong = selectors.label_errors({"ok": "fine", "a b": "x", "n": 1, "long": "x" * 64}, "labels")
     fields = [error["field"] for error in wrong]
     assert (len(fields), fields[1:]) == (3, ["labels.n", "labels.long"])
     assert [error["field"] for error in selectors.label_errors([], "labels")] == ["labels"]
 
 
-def test_what_no_label_can_be_is_named_in_a_selector():
+def test_what_no_label_can_be_is_named_in_a_selector() -> None:
     selector = {"matchLabels": {"role": "a b"}, **one("In", "-x", "ok", "not ok")}
     assert [error["field"] for error in selectors.selector_errors(selector, "spec.hostSelector")] == [
         "spec.hostSelector.matchLabels.role",

@@ -164,13 +164,13 @@ def broken(rule: Callable[[ast.AST], Iterator[str]]) -> set[tuple[str, str]]:
     return {(file, name) for file, tree in TREES.items() for name in rule(tree)}
 
 
-def test_nothing_is_set_on_an_object_after_it_was_built():
+def test_nothing_is_set_on_an_object_after_it_was_built() -> None:
     found, known = broken(set_from_outside), listed(SET_FROM_OUTSIDE)
     assert sorted(found - known) == [], "set it in the constructor, or by a method of the object's own"
     assert sorted(known - found) == [], "no longer needed: take it from the list"
 
 
-def test_no_name_is_reached_through_three_objects():
+def test_no_name_is_reached_through_three_objects() -> None:
     found, known = broken(reached_through), listed(REACHED_THROUGH)
     assert sorted(found - known) == [], "ask the nearest object, or be given what is needed"
     assert sorted(known - found) == [], "no longer needed: take it from the list"
@@ -197,7 +197,7 @@ CHANGING = {
 } | {"record_audit", "set_desired"}
 
 
-def test_the_pipeline_alone_stores_changes():
+def test_the_pipeline_alone_stores_changes() -> None:
     elsewhere = [
         found
         for file, tree in TREES.items()
@@ -225,7 +225,7 @@ def test_the_pipeline_alone_stores_changes():
         "def inner():\n    thing.deliver = f\nthing = Thing()",
     ],
 )
-def test_what_is_set_from_outside_is_found(line: str):
+def test_what_is_set_from_outside_is_found(line: str) -> None:
     assert list(set_from_outside(ast.parse("def outer(self, thing):\n" + textwrap.indent(line, "    "))))
 
 
@@ -241,7 +241,7 @@ def test_what_is_set_from_outside_is_found(line: str):
         "thing = other.deliver",
     ],
 )
-def test_what_is_ones_own_may_be_set(line: str):
+def test_what_is_ones_own_may_be_set(line: str) -> None:
     assert not list(set_from_outside(ast.parse("def outer(self, other):\n" + textwrap.indent(line, "    "))))
 
 
@@ -262,5 +262,5 @@ def test_what_is_ones_own_may_be_set(line: str):
         ("select(table).where(it).order_by(it).limit(1)", []),
     ],
 )
-def test_what_is_reached_through_three_objects_is_found(line: str, found: list[str]):
+def test_what_is_reached_through_three_objects_is_found(line: str, found: list[str]) -> None:
     assert list(reached_through(ast.parse(line))) == found

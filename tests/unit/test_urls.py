@@ -1,5 +1,7 @@
 """A repository's URL is read as restic reads it, and refused where the operator does not allow its scheme."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +39,7 @@ UNDERSTOOD = {
 
 
 @pytest.mark.parametrize("url", UNDERSTOOD)
-def test_a_url_leads_where_restic_takes_it_to(url):
+def test_a_url_leads_where_restic_takes_it_to(url: str) -> None:
     assert parse(url) == UNDERSTOOD[url]
     assert not list(scheme_errors(url, (*SCHEMES, "rclone")))
 
@@ -97,7 +99,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("url", REFUSED)
-def test_what_is_not_understood_is_refused(url):
+def test_what_is_not_understood_is_refused(url: str) -> None:
     assert [error["field"] for error in scheme_errors(url, (*SCHEMES, "rclone"))] == ["spec.url"]
     assert folder_of(url) is None
 
@@ -106,7 +108,7 @@ def test_what_is_not_understood_is_refused(url):
     st.sampled_from(sorted(UNDERSTOOD)),
     st.lists(st.tuples(st.integers(0, 40), st.sampled_from("/:@-[].%?#\\ \nX{}")), min_size=1, max_size=3),
 )
-def test_a_url_that_was_tampered_with_is_refused_or_names_a_harmless_server(url, inserted):
+def test_a_url_that_was_tampered_with_is_refused_or_names_a_harmless_server(url: Any, inserted: list[Any]) -> None:
     for at, character in inserted:
         url = url[:at] + character + url[at:]
     try:
@@ -122,18 +124,18 @@ def test_a_url_that_was_tampered_with_is_refused_or_names_a_harmless_server(url,
     assert not {".", ".."} & set(location.path)
 
 
-def test_a_folder_is_a_path_with_or_without_its_scheme():
+def test_a_folder_is_a_path_with_or_without_its_scheme() -> None:
     assert [folder_of(url) for url in ("/b", "local:b/", "b2:bucket:b")] == ["/b", "b", None]
 
 
 @pytest.mark.parametrize("url", ["rclone:remote:b", "Sftp:host:/b", "ftp://host/b", "a:b", ":b"])
-def test_a_kind_that_is_not_allowed_is_refused_with_those_that_are(url):
+def test_a_kind_that_is_not_allowed_is_refused_with_those_that_are(url: str) -> None:
     [error] = scheme_errors(url, SCHEMES)
     assert error["field"] == "spec.url"
     assert "use one of local:, rest:, s3:" in error["detail"]
 
 
-def test_the_operator_allows_a_kind_and_no_other():
+def test_the_operator_allows_a_kind_and_no_other() -> None:
     assert not list(scheme_errors("rclone:remote:b", ("rclone",)))
     assert list(scheme_errors("/b", ("rclone",)))
 
@@ -156,7 +158,9 @@ def test_the_operator_allows_a_kind_and_no_other():
         ("/srv", ["/srv/a", "local:/srv"], ["/srvx", "/", "srv/a"]),
     ],
 )
-def test_a_prefix_covers_what_is_below_it_on_the_same_server_and_nothing_else(prefix, inside, outside):
+def test_a_prefix_covers_what_is_below_it_on_the_same_server_and_nothing_else(
+    prefix: str, inside: list[str], outside: list[str]
+) -> None:
     covers = parse(prefix, prefix=True).covers
     assert [url for url in inside if not covers(parse(url))] == []
     assert [url for url in outside if covers(parse(url))] == []

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ COPY = Digest(5, 9, 9, "same")
 SOURCE = Digest(5, 10**9, 2 * 10**9, "same")
 
 
-def sample(sizes, count, max_bytes, seed=0):
+def sample(sizes: list[Any], count: int, max_bytes: int, seed: int = 0) -> Sample:
     made = Sample(count, max_bytes, random.Random(seed))
     for at, size in enumerate(sizes):
         made.take(json.dumps({"struct_type": "node", "type": "file", "path": f"/{at}", "size": size}).encode())
@@ -25,7 +26,9 @@ def sample(sizes, count, max_bytes, seed=0):
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 10), st.integers(1, 100), st.integers(0, 99))
-def test_a_sample_keeps_to_its_limits_and_takes_what_it_can(sizes, count, max_bytes, seed):
+def test_a_sample_keeps_to_its_limits_and_takes_what_it_can(
+    sizes: list[Any], count: int, max_bytes: int, seed: int
+) -> None:
     picked = sample(sizes, count, max_bytes, seed).picked()
     assert len({node.path for node in picked}) == len(picked) <= count
     assert sum(node.size for node in picked) <= max_bytes
@@ -33,20 +36,20 @@ def test_a_sample_keeps_to_its_limits_and_takes_what_it_can(sizes, count, max_by
     assert all(sizes[int(node.path[1:])] == node.size for node in picked)
 
 
-def test_every_file_has_the_same_chance():
+def test_every_file_has_the_same_chance() -> None:
     seen = Counter(node.path for seed in range(3000) for node in sample([1] * 10, 2, 100, seed).picked())
     assert all(500 < count < 700 for count in (seen[f"/{at}"] for at in range(10)))  # 600, and 5 standard deviations
 
 
 @pytest.mark.parametrize("odd", [{"type": "dir"}, {"type": "fifo"}, {"path": "/\ufffd"}, {"size": 11}])
-def test_what_is_no_file_or_cannot_be_asked_for_or_is_too_large_is_not_chosen(odd):
+def test_what_is_no_file_or_cannot_be_asked_for_or_is_too_large_is_not_chosen(odd: dict[str, Any]) -> None:
     made = Sample(5, 10, random.Random(0))
     node = {"struct_type": "node", "type": "file", "path": "/a", "size": 1}
     made.take(json.dumps(node | odd).encode())
     assert made.picked() == []
 
 
-def test_paths_fit_into_the_arguments_of_a_program():
+def test_paths_fit_into_the_arguments_of_a_program() -> None:
     made = Sample(500, 10**9, random.Random(0))
     for at in range(500):
         path = f"/{at}/" + "x" * 4000
@@ -71,10 +74,12 @@ def test_paths_fit_into_the_arguments_of_a_program():
         (Digest(5, 9, 9, "other"), Digest(6, 10**9, 2 * 10**9, "same"), Found(0, [])),
     ],
 )
-def test_what_came_back_is_what_was_backed_up_and_what_is_there_where_that_is_unchanged(copy, source, found):
+def test_what_came_back_is_what_was_backed_up_and_what_is_there_where_that_is_unchanged(
+    copy: Digest | None, source: Digest | None, found: Found
+) -> None:
     assert verify.compare([NODE], [copy], [source]) == found
 
 
-def test_few_differences_are_named_and_the_rest_counted():
+def test_few_differences_are_named_and_the_rest_counted() -> None:
     assert verify.named(["a", "b"]) == "a; b"
     assert verify.named([str(at) for at in range(25)]).endswith("; 19; and 5 more")
