@@ -1,7 +1,7 @@
-"""From a command of the server to the end of its job: restic, run and understood.
+"""Runs restic: from a command of the server to the end of its job.
 
-`runner` runs a `job` for each command, as its kind asks (`kinds`), in the `context` that all jobs share. What restic is
-given and what it says is plain data: `arguments`, `environment`, `output`, `outcome`, `snapshots`, `verify`; `hooks` is
-about the programs of the host around a job. `process` runs any program, `transcript` keeps what restic printed, and
-`reporter` tells the server how a job goes.
+`runner` runs one `job` for each command, by the steps of its kind (`kinds`), in the `context` that all jobs share.
+restic's input is built by `arguments` and `environment`; its output is read by `output`, `outcome` and `snapshots`;
+`verify` compares restored files. These do no I/O. `hooks` decides which programs of the host may run around a job.
+`process` runs a program, `transcript` keeps what it printed, and `reporter` sends progress and log to the server.
 """

@@ -15,8 +15,8 @@ Sleep = Callable[[float], Awaitable[object]]
 
 
 class Timing(Struct, frozen=True):
-    """`progress_s`: seconds between two reports of a running job. `grace_s`: seconds that a program has to end when
-    asked. Both above 0. `sleep`: waits that many seconds.
+    """`progress_s`: seconds between two reports of a running job. `grace_s`: seconds from SIGINT to SIGKILL. Both are
+    above 0. `sleep`: waits this many seconds.
     """
 
     progress_s: float = 1.0
@@ -28,7 +28,7 @@ DEFAULT_TIMING = Timing()
 
 
 class JobContext(Struct, frozen=True):
-    """What all jobs of an agent share; see `agent.restic.runner.Runner`."""
+    """What all jobs of an agent share. The fields are explained at `agent.restic.runner.Runner`."""
 
     program: str
     cache_dir: Path
@@ -38,17 +38,20 @@ class JobContext(Struct, frozen=True):
     allow_unconfined: bool = False
 
     def cache_of(self, repository_id: str) -> Path:
-        """The cache of one repository alone. restic names its own cache folders by the id that a repository has in its
-        config: a forged id would have another repository's cache removed or filled."""
+        """The cache folder of one repository.
+
+        Repositories do not share a cache: restic names its folders in there by the id in a repository's config, and a
+        repository with a forged id could change the cache of another.
+        """
         return self.cache_dir / hashlib.blake2b(repository_id.encode(), digest_size=16).hexdigest()
 
     def as_seen(self, path: Path) -> Path:
-        """A path of restic's as the agent sees it."""
+        """A path below restic's root, as the agent sees it."""
         return self.root / path.relative_to("/")
 
     @property
     def scratch_dir(self) -> Path:
-        """Where jobs have their temporary folders, and restic puts what a verification restores."""
+        """The folder of the jobs' temporary folders, where verifications restore to, as restic sees it."""
         return self.cache_dir.with_name("scratch")
 
     @property
@@ -58,24 +61,25 @@ class JobContext(Struct, frozen=True):
 
     @property
     def notes(self) -> Path:
-        """The folder with a note for each restore that runs, as the agent sees it."""
+        """The folder with a note for each running restore, for cleaning up after a kill, as the agent sees it."""
         return self.as_seen(self.cache_dir.with_name("restoring"))
 
     @property
     def scratch(self) -> Path:
-        """The same folder, as the agent sees it."""
+        """`scratch_dir` as the agent sees it."""
         return self.as_seen(self.scratch_dir)
 
     def explain(self, error: OSError | ValueError) -> str:
-        """An error in words: of a disk with the path, which is in the agent's own folder where the error has none."""
+        """An error as a message. An error of a disk gets its path, or the agent's folder if it has none, and a
+        remedy."""
         if not isinstance(error, OSError) or error.strerror is None:
             return str(error)
         where = error.filename or self.scratch.parent
-        return f"{where}: {error.strerror}: check that its disk is there, writable and not full"
+        return f"{where}: {error.strerror}: check that its disk is mounted, writable and not full"
 
 
 def discard(folder: Path) -> None:
-    """Remove one of the agent's folders and all in it, whatever the modes of its files."""
+    """Remove a folder of the agent and all in it, also folders that are not writable."""
     for path, _, _ in os.walk(folder):
         Path(path).chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""What restic is given to open a repository: its environment, without anything of the host's that is not lent.
+"""Builds restic's environment: what opens the repository, and a short list of the host's variables.
 
-Pure. Source: restic's manual, chapters "Preparing a new repository" and "Scripting" (environment variables).
+No I/O. Source: restic's manual, chapters "Preparing a new repository" and "Scripting" (environment variables).
 """
 
 import ipaddress
@@ -23,7 +23,7 @@ _IDENTITY = (
     *("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
     *(f"AZURE_{name}" for name in ("CLIENT_ID", "TENANT_ID", "FEDERATED_TOKEN_FILE")),
 )
-"""The host's identity: restic gets these only where the namespace's grant has `hostIdentity`."""
+"""Variables with the host's identity: restic gets them only if the namespace's grant has `hostIdentity`."""
 FILES_LENT = (
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "GOOGLE_APPLICATION_CREDENTIALS", "AWS_SHARED_CREDENTIALS_FILE"),
     *("AWS_CONFIG_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AZURE_FEDERATED_TOKEN_FILE"),
@@ -37,9 +37,9 @@ _KEYS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET"),
     ),
 }
-"""Backends that ask the cloud's metadata service when they have no keys, and the sets of keys that suffice for each."""
+"""Backends that use the cloud's metadata service when they have no keys, each with the sets of keys that prevent it."""
 _BY_HOST = {"sftp": "the host's SSH keys", "rclone": "the host's rclone configuration"}
-"""Schemes that have no keys but the host's. ssh finds root's home in /etc/passwd, whatever HOME says."""
+"""Schemes that are opened only by keys of the host. ssh reads root's home from /etc/passwd, not from HOME."""
 _SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|SAS")
 _AUTHORITY = re.compile(r"(?:://|^s3:(?!https?:))(?:[^/@]*@)?(\[[^\]/]*\]|[^/:?#]+)")
 _METADATA_NAMES = (
@@ -49,14 +49,14 @@ _METADATA_NAMES = (
 _METADATA_ADDRESSES = (
     *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"),
 )
-"""Beside link-local addresses: of AWS, Google, Alibaba, Azure and Oracle."""
+"""Metadata services that have no link-local address: of AWS, Google, Alibaba, Azure and Oracle."""
 _URL_PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@")
 SHORTEST_SECRET = 4
-"""Characters: hiding anything shorter would blot out most of a text and hide nothing that could not be guessed."""
+"""Characters: replacing shorter secrets would make texts unreadable, and a shorter secret can be guessed anyway."""
 
 
 class RepositoryError(ValueError):
-    """A repository that cannot be used as it is set up; says what to change."""
+    """The repository cannot be used as it is set up; the message says what to change."""
 
 
 def restic_environment(
@@ -67,11 +67,11 @@ def restic_environment(
     *,
     identity: bool = False,
 ) -> dict[str, str]:
-    """The whole environment of a restic process: a few names of the host's, the repository's, and no others.
+    """The whole environment of a restic process.
 
-    `identity`: whether it may speak as the host; without that, a repository that would is refused.
-    `fps`: progress lines per second, above 0; restic caps it at 60. Raises RepositoryError, naming the variable, for
-    one that `wire.variables` does not allow.
+    `identity`: whether restic may use the host's identity. `fps`: progress lines per second, above 0; restic caps it at
+    60. Raises RepositoryError for a variable that `wire.variables` does not allow, and for a repository that needs the
+    host's identity without `identity`.
     """
     lent = (*_FROM_HOST, *_IDENTITY) if identity else _FROM_HOST
     env = {name: host_env[name] for name in lent if name in host_env}
@@ -88,7 +88,7 @@ def restic_environment(
         raise RepositoryError(f"repository {repository.name}: its URL or password holds a NUL byte: correct it")
     if not identity:
         _check_identity(repository)
-    every = host_env.get("all_proxy", host_env.get("ALL_PROXY"))  # which restic knows nothing of
+    every = host_env.get("all_proxy", host_env.get("ALL_PROXY"))  # restic does not read it
     for name in ("HTTPS_PROXY", "HTTP_PROXY"):
         if every and name not in env and name.lower() not in env:
             env[name] = every
@@ -100,11 +100,14 @@ def restic_environment(
 
 
 def _check_identity(repository: Repository) -> None:
-    """Raises RepositoryError for a repository that is opened by the host's identity, or lies at a metadata service."""
-    allow = "or have the operator set hostIdentity in the namespace's grant, to have restic speak as the host"
+    """Raises RepositoryError for a repository that is opened by the host's identity or is at a metadata service."""
+    allow = "or have the operator set hostIdentity in the namespace's grant, so that restic may use the host's identity"
     scheme = repository.url.partition(":")[0].lower()
     if scheme in _BY_HOST:
-        raise RepositoryError(f"repository {repository.name}: {scheme}: is opened by {_BY_HOST[scheme]} alone; {allow}")
+        raise RepositoryError(
+            f"repository {repository.name}: {scheme}: is opened only by {_BY_HOST[scheme]}: use another backend, "
+            f"{allow}"
+        )
     sets = _KEYS.get(scheme, ())
     if sets and not any(all(repository.env.get(name) for name in names) for names in sets):
         wanted = ", or ".join(" and ".join(names) for names in sets)
@@ -114,12 +117,13 @@ def _check_identity(repository: Repository) -> None:
     for url in (repository.url, *repository.env.values()):
         if (found := _AUTHORITY.search(url)) and _tells_identity(found[1]):
             raise RepositoryError(
-                f"repository {repository.name}: {found[1]} is a metadata service: name where snapshots go, {allow}"
+                f"repository {repository.name}: {found[1]} is a metadata service: "
+                f"set spec.url to where snapshots go, {allow}"
             )
 
 
 def _tells_identity(name: str) -> bool:
-    """Whether a URL's host, a name or an address, is a cloud's metadata service."""
+    """Whether the host of a URL, a name or an address, is a cloud's metadata service."""
     name = name.strip("[]").rstrip(".").lower()
     try:
         address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.IPv4Address(socket.inet_aton(name))
@@ -134,7 +138,7 @@ def _tells_identity(name: str) -> bool:
 
 
 def redactor(repository: Repository) -> Callable[[str], str]:
-    """A function that replaces the repository's secrets in a text by ***; secrets below SHORTEST_SECRET stay."""
+    """A function that replaces the repository's secrets in a text by ***, but for those below SHORTEST_SECRET."""
     secrets = {repository.password}
     secrets.update(value for name, value in repository.env.items() if _SECRET_NAME.search(name))
     for password in _URL_PASSWORD.findall(repository.url):
@@ -147,10 +151,10 @@ def redactor(repository: Repository) -> Callable[[str], str]:
 
 
 def local_folder(url: str) -> str:
-    """The local folder of a repository's URL, which may be relative to where restic runs; "" for a remote repository.
+    """The folder that a repository's URL names, absolute or relative to restic's folder; "" for a remote repository.
 
-    Source: restic's internal/backend/location. The server has a rule of its own for what is a folder; where the two
-    differ, the kernel keeps restic out of the folder.
+    Source: restic's internal/backend/location. The server has its own rule for what is a folder. If the two ever
+    differ, restic is confined, and cannot reach the folder.
     """
     if url.startswith("local:"):
         return url.removeprefix("local:")

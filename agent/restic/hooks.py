@@ -1,7 +1,7 @@
-"""Programs of the host around a job: which are allowed, and what they are told.
+"""Hooks: which programs of the host may run around a job, and their environment.
 
-A Schedule's author need not be who runs the host, so a hook is run only where the host's operator named it to the
-agent. It gets its arguments as they stand in the Schedule: one that runs what it is told (a shell) allows everything.
+The author of a Schedule may not be the operator of the host, so the agent runs a program only if the operator allowed
+it. The program gets its arguments from the Schedule: to allow a shell is to allow every program.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -12,15 +12,15 @@ from wire.messages import Hooks, JobEnd
 When = Literal["before", "after"]
 
 AFTER_STOP_S = 30.0
-"""Seconds for the hook after a job that was stopped or ran out of time: it must release what the one before took."""
+"""Seconds for the `after` hook of a job that was stopped or timed out: it must undo what the `before` hook did."""
 
 
 class HookError(ValueError):
-    """A hook is not allowed; the message says what to change."""
+    """A hook is not allowed on this host; the message says what to change."""
 
 
 def check(hooks: Hooks, allowed: Collection[str]) -> None:
-    """Raises HookError for a hook that the agent was not told to allow."""
+    """Raises HookError for a hook whose program is not in `allowed`, or is no absolute path."""
     for when, argv in (("before", hooks.before), ("after", hooks.after)):
         if argv and (argv[0] not in allowed or not argv[0].startswith("/")):
             raise HookError(
@@ -30,14 +30,14 @@ def check(hooks: Hooks, allowed: Collection[str]) -> None:
 
 
 def environment(host_env: Mapping[str, str], job_id: str, schedule: str, status: JobEnd | None) -> dict[str, str]:
-    """The whole environment of a hook. `status`: how the job ended, None before it."""
+    """The whole environment of a hook. `status`: how the job ended; None before the job."""
     env = {name: host_env[name] for name in ("PATH", "HOME") if name in host_env}
     env |= {"LAMPLIGHTER_JOB": job_id, "LAMPLIGHTER_SCHEDULE": schedule}
     return env if status is None else {**env, "LAMPLIGHTER_STATUS": status}
 
 
 def failure(when: When, argv: Sequence[str], exit_code: int | None) -> str:
-    """The error of a hook that failed. `exit_code`: None where it did not end."""
+    """The message for a hook that failed. `exit_code`: None if it did not end."""
     how = "did not end" if exit_code is None else f"ended with exit code {exit_code}"
-    skipped = ": the job was not begun; see its log" if when == "before" else ": see the job's log"
+    skipped = ": the job did not start; see its log" if when == "before" else ": see the job's log"
     return f"the hook {when} the job failed: {argv[0]} {how}{skipped}"

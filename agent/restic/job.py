@@ -1,4 +1,4 @@
-"""One job while it runs: the programs that it runs, and what is known of its end."""
+"""One running job: it starts restic, hooks and other programs, can be stopped, and knows how it ended."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ from agent.restic.output import (
     MAX_LINE,
     Summary,
     clipped,
-    plain,
+    printable,
 )
 from agent.restic.reporter import Reporter
 from agent.restic.snapshots import SnapshotError
@@ -35,25 +35,24 @@ from wire.messages import CommandRun, JobEnd, JobFinished, JobReason, Repository
 log = logging.getLogger(__name__)
 
 MAX_ANSWER = 64 << 20
-"""Bytes of one line that restic was asked for: a list of some 100,000 snapshots is one."""
+"""Bytes of one line of restic's answers: a list of about 100,000 snapshots is one line."""
 
 _STOPPED: Mapping[JobEnd, str] = {
-    "timed_out": "stopped at its time limit: raise spec.timeoutSeconds if it needs longer",
+    "timed_out": "stopped at its time limit: raise spec.timeoutSeconds if the job needs longer",
     "cancelled": "cancelled while it ran",
     "interrupted": "the agent stopped while the job ran",
 }
-_LOCKED = "; it only waited for a lock of the repository"
+_LOCKED = "; until then it only waited for a lock of the repository"
 _digests = msgspec.json.Decoder(Digest | None)
 
-NOWHERE = Launch()
+NO_FILES = Launch()
 _OWN_KEYS = (".ssh", ".aws", ".azure", ".config/gcloud", ".config/rclone", ".mc", ".minio")
-"""Where, in a home folder, the programs and libraries that restic uses look for who they are."""
+"""Where, in a home folder, restic's backends look for keys and profiles."""
 
 
 class Job:
-    """One job: what it runs restic with, how it can be stopped, and what is known of its end.
-
-    `outcome`: how what counts of it has ended; None before. `stopped`: the first reason to stop it.
+    """One job. `outcome`: the outcome so far; None until a step that decides it has ended. `stopped`: why the job was
+    stopped first; None if it was not. `redact`: removes the repository's secrets from a text.
     """
 
     def __init__(self, context: JobContext, command: CommandRun, reporter: Reporter) -> None:
@@ -61,7 +60,7 @@ class Job:
         self._timing = context.timing
         self.command = command
         self.reporter = reporter
-        self.hide: Callable[[str], str] = str
+        self.redact: Callable[[str], str] = str
         self._limit = asyncio.timeout(None)
         self.stopped: JobEnd | None = None
         self.outcome: Outcome | None = None
@@ -74,7 +73,7 @@ class Job:
         self._unlocked = self._awaits_lock = self._has_arguments = False
 
     def open(self, repository: Repository | None) -> None:
-        """Prepare restic's environment and cache for the repository. Raises RepositoryError."""
+        """Prepare restic's environment and cache for the repository. Raises RepositoryError and OSError."""
         if repository is None:
             raise RepositoryError(
                 f"no credentials for repository {self.command.repository!r}: check that it and its Secrets exist, "
@@ -86,38 +85,38 @@ class Job:
         cache = context.cache_of(repository.id)
         env = restic_environment(repository, context.env, cache, fps, identity=lent)
         temp = str(self.folder("tmp"))
-        # All of TMPDIR can be read and written then; below a root of its own it need not be there.
+        # A confined job must not share TMPDIR with other programs, and below another root TMPDIR may not exist.
         if "TMPDIR" not in env or self.command.within or context.root != Path("/"):
             env["TMPDIR"] = temp
         env["HOME"] = context.env.get("HOME", "/root") if lent else str(self.folder("home"))
         context.as_seen(cache).mkdir(parents=True, exist_ok=True)
         os.utime(context.as_seen(cache))
         self._env, self.url = env, repository.url
-        self.hide = redactor(repository)
+        self.redact = redactor(repository)
 
     @property
     def _opened(self) -> Path:
-        """The file that exists once this repository was opened here, at this URL."""
+        """The file that exists once a job of this host has opened the repository at this URL."""
         which = f"{self.command.repository} {self.url}"
         return self._context.opened / hashlib.blake2b(which.encode(), digest_size=16).hexdigest()
 
     @property
     def was_opened(self) -> bool:
-        """Whether this host has opened the repository before, as far as its disk remembers."""
+        """Whether this host has opened the repository before, by the file on its disk."""
         return self._opened.exists()
 
     def mark_opened(self) -> None:
-        """Remember, on disk, that the repository is there."""
-        with suppress(OSError):  # what was done in it is done; the next job remembers
+        """Remember, on disk, that the repository exists."""
+        with suppress(OSError):  # the job is done all the same; the next one marks it
             self._opened.parent.mkdir(parents=True, exist_ok=True)
             self._opened.touch()
 
     @property
     def lock_options(self) -> list[str]:
-        """Whether a restore, and what it looks at before, lock the repository: not one that is a folder, where the
-        grant has paths.
+        """restic's options for locking in a restore: no lock in a repository that is a folder, if the grant has paths.
 
-        restic changes the mode of a lock by its path, which a restore may do: a link in its place would lead it out.
+        restic changes a lock's mode by path, and a restore is allowed to change modes. A symbolic link in the lock's
+        place would lead it to a file that is not granted.
         """
         return ["--no-lock"] if self.command.within and local_folder(self.url) else []
 
@@ -125,16 +124,15 @@ class Job:
         self,
         args: Sequence[str],
         answer: Callable[[bytes], None] | None = None,
-        wanted: Launch = NOWHERE,
+        wanted: Launch = NO_FILES,
         expected: Collection[str] | None = None,
     ) -> Outcome:
-        """Run restic, again while the repository is locked and the command's patience lasts.
+        """Run restic. While the repository is locked, try again for the command's `lock_wait_s`.
 
-        `wanted`: what it may touch of the host, beside what every job may.
-        `expected`: of a restore that leaves out what gives powers, the paths of devices. That is no failure.
-
-        Without `answer` it is what the job is for, and how it ended is how the job did. With it, it is asked for its
-        lines on stdout, and only a failure is the job's.
+        `wanted`: what restic may reach of the host, in addition to what every job may. `answer`: gets restic's lines on
+        stdout. With it, restic answers a question, and only a failure becomes the job's outcome. Without it, restic
+        does the job's work, and its outcome is the job's. `expected`: paths of devices that a restore leaves out on
+        purpose: errors about them are no failure.
         """
         args = by_files(args, lambda: self.folder("arguments"), self._write_argument)
         if self._has_arguments:
@@ -160,17 +158,18 @@ class Job:
         (self._own("arguments") / name).write_bytes(content)
 
     async def _unlock(self) -> None:
-        """Remove the locks of processes that are gone, once in a job; restic leaves those that may be in use.
+        """Remove stale locks, once in a job.
 
-        It knows a process as gone that ran on this host and is not there, or has not renewed its lock for half an hour.
+        restic regards a lock as stale when its process ran on this host and has ended, or when the lock was not renewed
+        for half an hour.
         """
         self._unlocked = True
-        self.reporter.log("the repository is locked: removing locks of processes that are gone")
-        await self._once(self._launch(NOWHERE), ["unlock"], lambda line: None, None)
+        self.reporter.log("the repository is locked: removing stale locks")
+        await self._once(self._launch(NO_FILES), ["unlock"], lambda line: None, None)
         self.outcome = None
 
     def folder(self, name: str) -> Path:
-        """A folder of the job's own, as restic sees it. It is gone when the job is."""
+        """A folder of this job, as restic sees it. `close` removes it."""
         if self._work is None:
             self._context.scratch.mkdir(parents=True, exist_ok=True)
             self._work = Path(tempfile.mkdtemp(dir=self._context.scratch)).name
@@ -178,17 +177,17 @@ class Job:
         return self._context.scratch_dir / self._work / name
 
     def _own(self, name: str) -> Path:
-        """Something in the job's own folder, as the agent sees it."""
+        """A path in this job's folder, as the agent sees it."""
         return self._context.scratch / (self._work or "") / name
 
     def close(self) -> None:
-        """Remove the job's own folders."""
+        """Remove the job's folders."""
         if self._work is not None:
             discard(self._context.scratch / self._work)
 
     @asynccontextmanager
     async def restoring(self, wanted: Launch) -> AsyncIterator[None]:
-        """Around a restore: removes what is left of its fresh folder, after it or at the agent's next start."""
+        """Around a restore: remove its staging folder at the end, or, after a kill, when the agent starts again."""
         note = self._context.notes / wanted.stage
         self._context.notes.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(self._launch(wanted)._asdict()))
@@ -199,7 +198,7 @@ class Job:
             note.unlink(missing_ok=True)
 
     def _launch(self, wanted: Launch) -> Launch:
-        """How a program of this job starts; `wanted`: what it may touch of the host."""
+        """How a program of this job is started. `wanted`: what it may reach of the host."""
         context = self._context
         own = [self._env["RESTIC_CACHE_DIR"], self._env["TMPDIR"]]
         lent = [self._env[name] for name in FILES_LENT if name in self._env]
@@ -220,10 +219,10 @@ class Job:
     ) -> Outcome:
         program = shutil.which(self._context.program, path=self._env.get("PATH"))
         if program is None:
-            remedy = "install it, or name its path to the agent"
-            raise FileNotFoundError(f"restic is not at {self._context.program!r}: {remedy}")
+            remedy = "install restic, or start the agent with --restic and its path"
+            raise FileNotFoundError(f"restic was not found as {self._context.program!r}: {remedy}")
         transcript = Transcript(
-            self.reporter, lambda text: self.hide(text.replace(STAGE, how.target)), answer, expected
+            self.reporter, lambda text: self.redact(text.replace(STAGE, how.target)), answer, expected
         )
         outcome = Outcome("failed")
 
@@ -246,12 +245,13 @@ class Job:
         return outcome
 
     async def hook(self, argv: Sequence[str], env: Mapping[str, str]) -> int | None:
-        """Run a program of the host; its output goes into the job's log. Its exit code, or None for no end."""
+        """Run a program of the host, with its output in the job's log. Returns its exit code; None if it did not
+        end."""
         codes: list[int | None] = []
 
         def take(_: int, line: bytes) -> None:
-            if text := plain(line):
-                self.reporter.log(clipped(self.hide(text)))
+            if text := printable(line):
+                self.reporter.log(clipped(self.redact(text)))
 
         how = Launch(str(self._context.root), own=False)
         await process.run(process.launched(how, argv), env, take, codes.append, grace_s=self._timing.grace_s)
@@ -275,8 +275,7 @@ class Job:
 
     @asynccontextmanager
     async def limited(self, until: float | None) -> AsyncIterator[None]:
-        """Around a part of the job, which ends at `until` (in the loop's time) or at a stop, and fails when the host
-        does."""
+        """Around a part of the job: cancel it at `until` (in the loop's time) or at a stop; its errors fail the job."""
         try:
             async with asyncio.timeout_at(until) as self._limit:
                 yield
@@ -288,7 +287,7 @@ class Job:
             self.fail(self._context.explain(error))
 
     def stop(self, status: JobEnd) -> None:
-        """Have it end soon with this status. The first stop counts, and none does when its time is up."""
+        """Stop the job with this status. Only the first stop counts, and none does after the time limit."""
         if self.stopped is None and not self._limit.expired():
             self.stopped = status
             self._limit.reschedule(asyncio.get_running_loop().time())
@@ -298,28 +297,28 @@ class Job:
         await self._timing.sleep(seconds)
 
     def conclude(self, outcome: Outcome | None) -> None:
-        """What counts of the job has ended so; None where that is yet to come."""
+        """Set the outcome; None if the step that decides it is still to come."""
         self.outcome = outcome
 
     def summarise(self, summary: Summary) -> None:
-        """What the job has done is this, instead of what restic told."""
+        """Report this summary in place of restic's."""
         self.summary = summary
 
     def fail(self, error: str, reason: JobReason = "") -> None:
-        """The job has failed."""
-        self.outcome = Outcome("failed", clipped(self.hide(error)), reason)
+        """Set the outcome to a failure."""
+        self.outcome = Outcome("failed", clipped(self.redact(error)), reason)
 
     def hook_failed(self, error: str) -> None:
-        """A hook has failed: before the work, the job fails; after it, a success becomes a warning."""
+        """A hook failed: before the work, the job fails; after it, a success becomes a warning."""
         if self.outcome is None:
-            self.reporter.log(clipped(self.hide(error)))
+            self.reporter.log(clipped(self.redact(error)))
             self.fail(error, "HookFailed")
         else:
             self.warn(error, "HookFailed")
 
     def warn(self, error: str, reason: JobReason = "") -> None:
-        """Something was left undone: turn a success into a warning."""
-        error = clipped(self.hide(error))
+        """Turn a success into a warning with this error."""
+        error = clipped(self.redact(error))
         self.reporter.log(error)
         if self.outcome is not None and self.outcome.end in ("succeeded", "warning"):
             said = f"{self.outcome.error}; {error}" if self.outcome.error else error
@@ -332,7 +331,7 @@ class Job:
         return self.stopped or "failed"
 
     def finished(self, end: "JobFinished") -> JobFinished:
-        """The end of the job, as the server is told; `end` says whose and when."""
+        """The end of the job for the server. `end`: gives the job's id and times."""
         status, summary, ended = self.status(), self.summary, self.outcome or Outcome("failed")
         told = status in ("succeeded", "warning", "failed")
         return msgspec.structs.replace(

@@ -1,4 +1,4 @@
-"""What each kind of job does, where it is more than one call of restic."""
+"""The steps of each kind of job."""
 
 import asyncio
 import random
@@ -16,30 +16,36 @@ from agent.sandbox.confine import SPECIAL, STAGE, Launch
 from wire.messages import Restore, Verify
 
 _NOT_THERE = (
-    "the repository was there before and is not any more: is its disk mounted? spec.init makes no new one in its "
-    "place; for that, delete the Repository and declare it again"
+    "the repository existed before and is missing now: check that its disk is mounted. spec.init does not replace it; "
+    "to start with a new one, delete the Repository and declare it again"
 )
 
 
 async def backup(job: Job, creating: asyncio.Lock) -> None:
-    """Back up. Fails where restic succeeds without reporting a snapshot, since the program may not be restic. Warns of
-    a snapshot without files, since a volume may not be mounted."""
-    await plain(job, creating)
+    """Back up.
+
+    The job fails if restic succeeds without reporting a snapshot, since the program may not be restic. It warns of a
+    snapshot without files, since a volume may not be mounted.
+    """
+    await run_command(job, creating)
     args, made = job.command.args, job.summary
     if not made.snapshot_id and "--json" in args and job.status() in ("succeeded", "warning"):
-        job.fail("restic ended well and told of no snapshot: check that the program is restic, and whole")
+        job.fail("restic succeeded but reported no snapshot: check that the program is an unmodified restic")
     elif made.snapshot_id and not made.files_processed:
         paths = args[args.index("--") + 1 :] if "--" in args else []
         where = named_paths(paths, len(paths))
-        job.warn(f"no file was found in {where}: is a volume not mounted, or does spec.backup.excludes leave all out?")
+        job.warn(
+            f"no file was found in {where}: check that its volume is mounted, and that spec.backup.excludes "
+            "does not match all"
+        )
 
 
-async def plain(job: Job, creating: asyncio.Lock) -> None:
-    """Run restic once; where there is no repository and one may be created, `restic init` and restic again.
+async def run_command(job: Job, creating: asyncio.Lock) -> None:
+    """Run the command. If the repository is missing and may be created, run `restic init`, and the command again.
 
-    A repository that was there before is not created again: its disk may not be mounted.
-    `creating`: held while this repository is created. Two concurrent `restic init` leave a repository that neither can
-    open, so creation is serialised on this host; while another host creates the repository, restic is tried again.
+    A repository that existed before is not created again: its disk may not be mounted.
+    `creating`: the lock of this repository's creation. Two concurrent `restic init` leave a repository that neither can
+    open, so this host creates one at a time. While another host creates the repository, the command is tried again.
     """
     command = job.command
     reads = Launch(paths=command.args[command.args.index("--") + 1 :] if "--" in command.args else ())
@@ -65,7 +71,7 @@ async def plain(job: Job, creating: asyncio.Lock) -> None:
 
 
 async def check_restore(job: Job, wanted: Verify, rng: random.Random) -> None:
-    """Restore some files of a snapshot into a scratch folder, and compare them."""
+    """Verify: restore some files of a snapshot into a scratch folder, and compare them."""
     sample, links = Sample(wanted.files, wanted.max_bytes, rng), LinkCheck()
     look, *of = job.command.args
     listed = await job.restic([look, *job.lock_options, *of], links.before(sample.take))
@@ -77,27 +83,27 @@ async def check_restore(job: Job, wanted: Verify, rng: random.Random) -> None:
     if snapshot is None:
         raise SnapshotError("there is no snapshot of this host: run a Schedule of kind backup first")
     if not files:
-        lack = f"snapshot {snapshot.id[:8]} holds no file of at most {wanted.max_bytes} bytes"
-        raise SnapshotError(f"{lack}: raise spec.verify.maxBytes, or check what is backed up")
+        problem = f"snapshot {snapshot.id[:8]} holds no file of at most {wanted.max_bytes} bytes"
+        raise SnapshotError(f"{problem}: raise spec.verify.maxBytes, or check what is backed up")
     target = str(job.folder("restored"))
     args = snapshots.restore_args(
         snapshot.id, target, [node.path for node in files], sparse=False, options=job.lock_options
     )
     restored = await job.restic(args, wanted=Launch(private=[target], restores=True))
-    job.conclude(None)  # what counts is what came back
+    job.conclude(None)  # the comparison decides the outcome
     copies = await job.digests([f"{target}{node.path}" for node in files])
     sources = await job.digests([node.path for node in files])
     found = verify.compare(files, copies, sources)
     job.reporter.log(
         f"restored {len(files)} of {sample.files} files of snapshot {snapshot.id[:8]}: "
-        f"{len(found.differences)} differ; the source of {found.compared} was unchanged and compared too"
+        f"{len(found.differences)} differ; {found.compared} were also compared with their unchanged source"
     )
     job.summarise(Summary(snapshot.id, len(files), sum(node.size for node in files), 0))
     job.conclude(restored)
     if found.differences:
         for difference in found.differences:
             job.reporter.log(clipped(difference))
-        job.fail(f"what was restored differs: {verify.named(found.differences)}", "VerificationFailed")
+        job.fail(f"restored files differ: {verify.named(found.differences)}", "VerificationFailed")
 
 
 async def restore(job: Job, wanted: Restore) -> None:
@@ -123,7 +129,7 @@ async def restore(job: Job, wanted: Restore) -> None:
         raise SnapshotError(f"snapshot {snapshot.id[:8]} does not hold {', '.join(tally.missing)}: list its files")
     version: list[bytes] = []
     await job.restic(["version"], version.append)
-    sparse = snapshots.knows_sparse(b"".join(version).decode(errors="replace"))
+    sparse = snapshots.has_sparse(b"".join(version).decode(errors="replace"))
     args = snapshots.restore_args(snapshot.id, STAGE, wanted.paths, sparse=sparse, options=job.lock_options)
     special = wanted.setuid_and_devices and not job.command.within
     place = place._replace(
@@ -144,14 +150,14 @@ async def restore(job: Job, wanted: Restore) -> None:
 
 async def list_contents(job: Job) -> None:
     """List snapshots, or the files of one: each is a line of JSON in the job's log."""
-    job.reporter.list()
+    job.reporter.allow_listing()
     count = 0
 
     def tell(line: bytes) -> None:
         nonlocal count
         for text in snapshots.listed(line):
             count += 1
-            for piece in snapshots.pieces(job.hide(text), MAX_TEXT):
+            for piece in snapshots.pieces(job.redact(text), MAX_TEXT):
                 job.reporter.log(piece)
 
     ended = await job.restic(job.command.args, tell)

@@ -1,4 +1,4 @@
-"""What the end of restic means, and how long to wait before it is tried again. Pure.
+"""What restic's exit code and stderr mean, and how long to wait before restic is tried again. No I/O.
 
 Source: restic's manual, chapter "Scripting" (exit codes), and its source (cmd/restic/main.go), read for 0.14, 0.17,
 0.18 and 0.19.
@@ -50,7 +50,7 @@ class Outcome(Struct, frozen=True):
 
 
 class _Problem(Struct, frozen=True):
-    """A known failure. `code`: restic's exit code for it, None where it has none; `pattern`: what stderr says of it."""
+    """A known failure. `code`: its exit code, None if restic has none for it; `pattern`: its text on stderr."""
 
     end: End
     code: int | None
@@ -81,7 +81,7 @@ _PROBLEMS = (
         "no_snapshot",
         None,  # before 0.15 such a snapshot is ignored, which makes an empty list
         re.compile(r"no snapshot found|no matching ID found"),
-        "there is no such snapshot: list the snapshots, and choose among those",
+        "there is no such snapshot: list the snapshots, and choose one of them",
     ),
     _Problem(
         "repository_exists",
@@ -93,13 +93,13 @@ _PROBLEMS = (
         "damaged",
         None,
         re.compile(r"config.* ciphertext verification failed"),
-        "the repository's key or config is damaged: if it is new, two hosts created it at once: delete it, run again",
+        "the repository's key or config is damaged. If it is new, two hosts created it at once: delete it, run again",
     ),
     _Problem(
         "failed",
         None,
         re.compile(r"no space left on device|disk quota exceeded"),
-        "a disk is full, of the repository or of the agent's cache: free space there",
+        "the disk of the repository or of the agent's cache is full: free space there",
     ),
     _Problem(
         "failed",
@@ -108,8 +108,8 @@ _PROBLEMS = (
         "the repository cannot be reached: check spec.url, the Secret that spec.envSecretRef names, and the network",
     ),
 )
-_USEFUL = re.compile(r"(Fatal|panic|fatal error|Warning|error): ?.*")
-_CAUSE = re.compile(
+_SEVERITY = re.compile(r"(Fatal|panic|fatal error|Warning|error): ?.*")
+_KERNEL_REASON = re.compile(
     r"no space left on device|quota exceeded|read-only file system|permission denied|input/output error"
 )
 
@@ -117,20 +117,19 @@ _CAUSE = re.compile(
 NAMED_PATHS = 3
 """How many unreadable paths an error names."""
 MAX_PATH = 80
-"""Characters of each such path: a longer one is cut at its beginning."""
+"""Characters of each such path; a longer one is cut at its beginning."""
 
 
 def read_outcome(
     exit_code: int | None, stderr: Sequence[str], unreadable: int = 0, paths: Sequence[str] = ()
 ) -> Outcome:
-    """What an exit code means, together with the last lines of stderr and the number of paths that were not read.
+    """The outcome of restic, from its exit code, the last lines of stderr, and the number of unreadable paths.
 
-    `paths`: some of those that were not read. `exit_code`: negative for the signal that ended the process, as in
-    subprocess; None when nothing ended it. A backup that left out paths is a warning also where restic (before 0.19)
-    exits with 0. Codes: restic's manual, "Exit codes"; one that is not known there "MUST be treated as a command
-    failure".
+    `exit_code`: negative for the signal that ended the process, as in subprocess; None if even SIGKILL did not end it.
+    `paths`: some of the unreadable paths. A backup that left out paths is a warning, also before restic 0.19, which
+    exits with 0. Source: restic's manual, "Exit codes": an unknown one "MUST be treated as a command failure".
     """
-    said = _useful(stderr)
+    said = _cause(stderr)
     if exit_code == 0 and not unreadable:
         return Outcome("succeeded")
     if exit_code in (0, 3):
@@ -138,57 +137,60 @@ def read_outcome(
         missing = f"{unreadable} paths could not be read and are not in the snapshot{which}" if unreadable else ""
         return Outcome("warning", clipped(missing or said or "restic exit code 3: not everything could be done"))
     if exit_code is None or exit_code < 0 or exit_code in (2, 130):
-        return Outcome("failed", clipped(_with(_died(exit_code), said)))
+        return Outcome("failed", clipped(_with_cause(_crash(exit_code), said)))
     if (reason := _LAUNCH_REASONS.get(exit_code)) is not None:
         return Outcome("failed", clipped(stderr[-1] if stderr else reason), reason)
     text = "\n".join(stderr)
     for problem in _PROBLEMS:
         if exit_code == problem.code or (exit_code == 1 and problem.pattern.search(text)):
-            return Outcome(problem.end, clipped(_with(problem.remedy, said)), _REASONS.get(problem.end, ""))
-    return Outcome("failed", clipped(_with(f"restic exit code {exit_code}", said)))
+            return Outcome(problem.end, clipped(_with_cause(problem.remedy, said)), _REASONS.get(problem.end, ""))
+    return Outcome("failed", clipped(_with_cause(f"restic exit code {exit_code}", said)))
 
 
 def named_paths(paths: Sequence[str], count: int) -> str:
-    """The first of `count` paths, each short enough for a line, and how many more there are."""
+    """The first NAMED_PATHS of `count` paths, shortened, and how many more there are."""
     told = [" ".join(path.split()) for path in paths[:NAMED_PATHS]]
     more = count - len(told)
     short = ", ".join(path if len(path) <= MAX_PATH else f"…{path[1 - MAX_PATH :]}" for path in told)
     return f"{short} and {more} more" if more > 0 else short
 
 
-def _died(exit_code: int | None) -> str:
+def _crash(exit_code: int | None) -> str:
     if exit_code is None:
-        return "restic did not end even on SIGKILL: it hangs in the kernel; check the host's disks and network mounts"
+        return "restic did not end on SIGKILL, so it hangs in the kernel: check the host's disks and network mounts"
     if exit_code == 130:
-        return "restic was interrupted by a signal that was not the agent's"
+        return "restic was interrupted by a signal that the agent did not send"
     if exit_code == 2:
-        return "restic crashed: check the host's memory, and restic's version"
+        return "restic crashed: check the host's memory, and update restic"
     try:
         name = signal.Signals(-exit_code).name
     except ValueError:
         name = f"signal {-exit_code}"
-    hint = ": check whether the host, or the agent's memory limit, ran out of memory" if name == "SIGKILL" else ""
+    hint = (
+        ": check whether the host ran out of memory, or the agent reached its memory limit" if name == "SIGKILL" else ""
+    )
     return f"restic was ended by {name}{hint}"
 
 
-def _useful(stderr: Sequence[str]) -> str:
-    """The most useful line of stderr: the first with a severity, else with the kernel's reason, else the last."""
+def _cause(stderr: Sequence[str]) -> str:
+    """The most useful line of stderr: the first with a severity, else the first with the kernel's reason, else the
+    last."""
     lines = [line for line in stderr if line.strip()]
-    said = (line for matches in (_USEFUL.fullmatch, _CAUSE.search) for line in lines if matches(line))
+    said = (line for matches in (_SEVERITY.fullmatch, _KERNEL_REASON.search) for line in lines if matches(line))
     return next(said, lines[-1] if lines else "")
 
 
-def _with(advice: str, said: str) -> str:
+def _with_cause(advice: str, said: str) -> str:
     return f"{advice} ({said})" if said else advice
 
 
 CREATION_WAITS = (0.0, 1.0, 2.0, 4.0, 8.0)
-"""Seconds before each try on a repository that another host may be creating: its key comes before its config."""
+"""Seconds before each attempt on a repository that another host may be creating."""
 _FIRST_LOCK_WAIT_S, _LAST_LOCK_WAIT_S = 5.0, 60.0
 
 
 def lock_waits(limit_s: float) -> Iterator[float]:
-    """Seconds to wait before each try on a locked repository: they double, and are `limit_s` together."""
+    """Seconds to wait before each attempt on a locked repository. They double, and add up to `limit_s`."""
     wait, left = _FIRST_LOCK_WAIT_S, limit_s
     while left > 0:
         yield min(wait, left)

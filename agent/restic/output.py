@@ -1,4 +1,4 @@
-"""What restic prints, as data. Pure.
+"""Reads the lines that restic prints. No I/O.
 
 Sources: restic's manual, chapter "Scripting" (JSON output), and its source (internal/ui/backup/json.go,
 internal/ui/restore/json.go), read for 0.14, 0.17, 0.18 and 0.19.
@@ -13,13 +13,13 @@ import msgspec
 from msgspec import Raw, Struct
 
 MAX_LINE = 1 << 20
-"""Bytes of one line of restic that are read; the rest of a longer line is left out."""
+"""Bytes of one line that are read; the rest of a longer line is dropped."""
 MAX_TEXT = 4096
 """Characters of one text on the wire (`wire.messages.Text`)."""
 
 
 class Status(Struct, frozen=True):
-    """How far restic is. `fraction`: 0 to 1; the counts are 0 where restic does not tell them."""
+    """restic's progress. `fraction`: 0 to 1. Counts are 0 if restic does not report them."""
 
     fraction: float
     files_done: int = 0
@@ -29,8 +29,10 @@ class Status(Struct, frozen=True):
 
 
 class Summary(Struct, frozen=True):
-    """What a backup or a restore (since 0.16) has done. `snapshot_id`: of a backup, 8 digits before restic 0.15, else
-    64; `bytes_added`: before compression."""
+    """The totals of a backup, or of a restore (since restic 0.16).
+
+    `snapshot_id`: of a backup; 64 digits, or 8 before restic 0.15. `bytes_added`: before compression.
+    """
 
     snapshot_id: str
     files_processed: int
@@ -39,14 +41,14 @@ class Summary(Struct, frozen=True):
 
 
 class Unreadable(Struct, frozen=True):
-    """A path that could not be read and is not in the snapshot. `text`: the path and the reason, for people."""
+    """A path that restic could not read, so that it is not in the snapshot. `text`: path and reason, for people."""
 
     text: str
     path: str
 
 
 class LogLine(Struct, frozen=True):
-    """Text for people; may hold line breaks."""
+    """Text for people; it may contain line breaks."""
 
     text: str
 
@@ -93,40 +95,40 @@ _UNPRINTABLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f\
 
 
 def read_line(line: bytes) -> Output | None:
-    """What a line of restic's stdout or stderr says; None for a line that is not used. Never raises.
+    """Read a line of restic's stdout or stderr; None for a line that is not needed. Never raises.
 
-    JSON that is no message of restic's is a log line, and so is everything else that is not JSON.
+    A line that is neither a JSON message of restic nor a progress bar is a log line.
     """
     if line.startswith(b"{"):
         try:
             return _read_message(_messages.decode(line))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass
-    text = plain(line)
+    text = printable(line)
     if bar := _BAR.fullmatch(text):
         return Status(_fraction(float(bar[1]) / 100)) if bar[1].count(".") == 1 else None
-    if skipped := _SKIPPED.fullmatch(text):  # before 0.19 restic exits with 0 though it is not in the snapshot
+    if skipped := _SKIPPED.fullmatch(text):  # restic before 0.19 exits with 0 all the same
         return Unreadable(text, skipped[1])
     return LogLine(text) if text else None
 
 
 def is_left_out(line: bytes, paths: Collection[str]) -> bool:
-    """Whether a line says that one of these paths, or file capabilities of any, could not be restored."""
+    """Whether a line reports that one of these paths, or the capabilities of any file, could not be restored."""
     if line.startswith(b"{"):
         with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             message = _messages.decode(line)
             is_error = message.message_type == "error" and message.during == "restore"
             return is_error and (message.item in paths or b"security.capability" in line)
-    text = plain(line)
+    text = printable(line)
     _, begins, said = text.partition("ignoring error for ")
-    parts = said.split(": ")  # a path may hold that, too
+    parts = said.split(": ")  # a path may contain it, too
     found = any(": ".join(parts[:at]) in paths for at in range(1, len(parts)))
     return bool(begins) and (found or "security.capability" in text)
 
 
 def count_of_errors(line: bytes) -> int | None:
-    """The number of errors of a restore, if this is the line with which restic ends on them."""
-    text = plain(line)
+    """The number of errors in restic's last line about a failed restore; None for any other line."""
+    text = printable(line)
     if line.startswith(b"{"):
         with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             text = _messages.decode(line).message
@@ -134,8 +136,8 @@ def count_of_errors(line: bytes) -> int | None:
     return int(found[1]) if found else None
 
 
-def plain(line: bytes) -> str:
-    """The line as printable text, without control characters and escape sequences."""
+def printable(line: bytes) -> str:
+    """The line as text, without control characters and escape sequences."""
     return _UNPRINTABLE.sub("", line.decode(errors="replace")).strip()
 
 
@@ -175,12 +177,12 @@ def _count(value: int) -> int:
 
 
 def clipped(text: str) -> str:
-    """The text, cut to what the wire carries."""
+    """The text, cut to MAX_TEXT characters."""
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 
 class Lines:
-    """Splits a stream of bytes into lines. A line is cut at `limit` bytes."""
+    """Splits a stream into lines, each cut to `limit` bytes."""
 
     def __init__(self, limit: int = MAX_LINE) -> None:
         self._limit = limit
@@ -197,7 +199,7 @@ class Lines:
         return lines
 
     def rest(self) -> list[bytes]:
-        """The last line, if it has no line break; call it at the end of the stream."""
+        """The last line, if it had no line break. Call this at the end of the stream."""
         line, self._part = bytes(self._part), bytearray()
         return [line] if line else []
 

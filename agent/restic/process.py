@@ -1,7 +1,7 @@
-"""A child process: its lines are handed on as they come, and it ends with whoever waits for it.
+"""Runs a child process, passes on its lines as they arrive, and stops it when the waiting task is cancelled.
 
-SIGINT is the one signal on which every version of restic removes its lock and leaves (cmd/restic/cleanup.go: SIGTERM
-only since 0.17). It goes to the child alone, so that the ssh or rclone that it speaks through outlives the lock.
+SIGINT is the only signal on which every version of restic removes its lock before it exits (cmd/restic/cleanup.go;
+SIGTERM only since 0.17). Only restic gets it: ssh or rclone must live until the lock is removed.
 """
 
 import asyncio
@@ -21,15 +21,15 @@ from agent.sandbox.confine import Launch
 log = logging.getLogger(__name__)
 
 GRACE_S = 8.0
-"""Seconds from SIGINT, in which restic may remove its lock, to SIGKILL."""
+"""Seconds from SIGINT to SIGKILL, in which restic removes its lock."""
 LINGER_S = 1.0
-"""Seconds to wait for a killed process to be gone, and for the pipes of one that is gone to be closed."""
+"""Seconds to wait for a killed process to exit, and for the pipes of one that exited to close."""
 
 _PROGRAM = "import sys; sys.path.append({!r}); from agent.sandbox.{} import main; main(sys.argv[1:])"
-"""A program that is a module, where -I and -S leave out the folder that it is in."""
+"""Runs a module of agent.sandbox as a program: -I and -S remove its folder from the path, so it is added again."""
 
 Take = Callable[[int, bytes], None]
-"""Gets a line of stdout (1) or stderr (2), without its line break."""
+"""Receives a line of stdout (1) or stderr (2), without its line break."""
 
 
 def python(program: str, *arguments: str) -> list[str]:
@@ -38,9 +38,9 @@ def python(program: str, *arguments: str) -> list[str]:
 
 
 def launched(how: Launch, argv: Sequence[str], note: Path | None = None) -> list[str]:
-    """The argv that starts a program by `agent.sandbox.launch`.
+    """The argv that starts a program through `agent.sandbox.launch`.
 
-    `note`: a file that holds `how`, where it may be longer than one argument can be (128 KiB, execve(2)).
+    `note`: a file to pass `how` in, when it may be longer than one argument can be (128 KiB, execve(2)).
     """
     told = json.dumps(how._asdict())
     if note is not None:
@@ -58,10 +58,10 @@ async def run(
     grace_s: float = GRACE_S,
     max_line: int = MAX_LINE,
 ) -> None:
-    """Run a program to its end, and call `ended` with its exit code: negative for a signal, None when even SIGKILL did
-    not end it. When cancelled, interrupt it, and kill it when it does not end within `grace_s` seconds.
+    """Run a program, then call `ended` with its exit code: negative for a signal, None if SIGKILL did not end it.
 
-    Of lines of stdout longer than `max_line` bytes the rest is left out. Raises OSError, ValueError for a NUL byte.
+    When cancelled, interrupt the program, kill it after `grace_s` seconds, call `ended`, and raise. Lines of stdout are
+    cut to `max_line` bytes. Raises OSError, and ValueError for a NUL byte.
     """
     loop = asyncio.get_running_loop()
     transport, child = await loop.subprocess_exec(
@@ -69,7 +69,7 @@ async def run(
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
         env=env,
-        start_new_session=True,  # a Ctrl-C at the agent's terminal is the agent's to handle
+        start_new_session=True,  # Ctrl-C at the agent's terminal must reach only the agent
     )
     try:
         await child.ended.wait()
@@ -83,7 +83,7 @@ async def run(
 
 
 class _Child(asyncio.SubprocessProtocol):
-    """A process: hands its lines on, and is `ended` at most LINGER_S after it was killed or is gone."""
+    """A process: passes its lines on, and is `ended` at most LINGER_S after it exited or was killed."""
 
     def __init__(self, take: Take, max_line: int) -> None:
         self._take = take
@@ -94,14 +94,14 @@ class _Child(asyncio.SubprocessProtocol):
         self.ended = asyncio.Event()
 
     def interrupt(self, grace_s: float) -> None:
-        """Ask it to end, and kill it when it has not after `grace_s` seconds."""
+        """Send SIGINT, and SIGKILL if it has not ended after `grace_s` seconds."""
         if self._transport.get_returncode() is None:
             with suppress(ProcessLookupError):
                 os.kill(self._transport.get_pid(), signal.SIGINT)
             self._timers.append(self._loop.call_later(grace_s, self._kill))
 
     def close(self) -> None:
-        """Let go of it, and kill it if it is still there."""
+        """Kill the process if it is still running, and close its pipes."""
         for timer in self._timers:
             timer.cancel()
         if not self.ended.is_set():
@@ -109,29 +109,29 @@ class _Child(asyncio.SubprocessProtocol):
         self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It runs."""
+        """The process was started."""
         self._transport = cast(asyncio.SubprocessTransport, transport)
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
-        """It wrote something."""
+        """The process wrote to stdout or stderr."""
         for line in self._lines[fd].feed(data):
             self._take(fd, line)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        """It will write no more."""
+        """The process, and all that share its pipe, closed stdout or stderr."""
         for line in self._lines[fd].rest():
             self._take(fd, line)
 
     def process_exited(self) -> None:
-        """It is gone; a child of its own may still hold the pipes."""
+        """The process exited; a child of it may still hold the pipes."""
         self._timers.append(self._loop.call_later(LINGER_S, self._give_up))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone, and all that it wrote is read."""
+        """The process exited, and all that it wrote was read."""
         self.ended.set()
 
     def _kill(self) -> None:
-        log.warning("program did not end when asked to: killed", extra={"pid": self._transport.get_pid()})
+        log.warning("program did not end on SIGINT: killed", extra={"pid": self._transport.get_pid()})
         self._kill_group()
         self._timers.append(self._loop.call_later(LINGER_S, self._give_up))
 

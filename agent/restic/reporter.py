@@ -1,4 +1,4 @@
-"""Reports a running job to the server: its latest progress and its log, bounded in rate and size."""
+"""Sends a running job's progress and log to the server, limited in rate and size."""
 
 import asyncio
 import logging
@@ -11,19 +11,19 @@ log = logging.getLogger(__name__)
 
 MAX_LOG_LINES = 5000
 MAX_LOG_BYTES = 1 << 20
-"""How much of one job's log is told; one more line says how many lines are left out."""
+"""Limits on the log of one job. A last line says how many lines were left out."""
 MAX_LISTED_LINES = 10_000
 MAX_LISTED_BYTES = 4 << 20
-"""The same, for a job that lists snapshots or files: its log is the answer."""
+"""The same limits for a job that lists snapshots or files: its log is the answer."""
 BATCH_LINES = 500
 BATCH_BYTES = 1 << 17
-"""What one JobLog holds at most, far below a frame's limit."""
+"""Limits on one JobLog, far below a frame's limit."""
 
 Report = Callable[[JobProgress | JobLog], None]
 
 
 class Reporter:
-    """Reports the latest progress and the new lines of a job: at once, and then once in `interval_s` seconds."""
+    """Reports a job's latest progress and new lines: at once, then at most every `interval_s` seconds."""
 
     def __init__(self, job_id: str, report: Report, interval_s: float) -> None:
         self._job_id = job_id
@@ -35,16 +35,16 @@ class Reporter:
         self._progress: JobProgress | None = None
         self._lines: list[str] = []
         self._size = 0
-        self._told_lines = self._told_bytes = self._left_out = 0
+        self._reported_lines = self._reported_bytes = self._left_out = 0
         self._max_lines, self._max_bytes = MAX_LOG_LINES, MAX_LOG_BYTES
         self._tenth = -1
 
-    def list(self) -> None:
-        """Tell more of the log, up to MAX_LISTED_LINES: it is what the job was asked for."""
+    def allow_listing(self) -> None:
+        """Allow a log of MAX_LISTED_LINES and MAX_LISTED_BYTES."""
         self._max_lines, self._max_bytes = MAX_LISTED_LINES, MAX_LISTED_BYTES
 
     def progress(self, status: Status) -> None:
-        """Report this progress soon, unless there is newer by then."""
+        """Report this progress with the next report, unless newer progress replaces it."""
         self._progress = JobProgress(
             self._job_id,
             status.fraction,
@@ -53,34 +53,34 @@ class Reporter:
             status.bytes_done,
             status.bytes_total,
         )
-        self._arm()
+        self._schedule()
 
     def log(self, line: str) -> None:
-        """Report this line of the log soon."""
+        """Report this line of the log with the next report."""
         size = len(line.encode())
-        full = self._told_lines >= self._max_lines or self._told_bytes + size > self._max_bytes
-        if full or self._left_out:  # a shorter one that follows may be the rest of one that is left out
+        full = self._reported_lines >= self._max_lines or self._reported_bytes + size > self._max_bytes
+        if full or self._left_out:  # so that no shorter line follows a line that was left out
             self._left_out += 1
             return
-        self._told_lines += 1
-        self._told_bytes += size
+        self._reported_lines += 1
+        self._reported_bytes += size
         if len(self._lines) >= BATCH_LINES or self._size + size > BATCH_BYTES:
-            self._tell_lines()
+            self._flush_lines()
         self._lines.append(line)
         self._size += size
-        self._arm()
+        self._schedule()
 
     def close(self) -> None:
-        """Report what is left, and how many lines were left out."""
+        """Report what is waiting, and how many lines were left out."""
         if self._left_out:
             self._lines.append(f"… {self._left_out} more lines are left out")
-        self._tell()
+        self._flush()
 
-    def _arm(self) -> None:
+    def _schedule(self) -> None:
         if self._timer is None:
-            self._timer = self._loop.call_at(self._next, self._tell)
+            self._timer = self._loop.call_at(self._next, self._flush)
 
-    def _tell(self) -> None:
+    def _flush(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -89,15 +89,15 @@ class Reporter:
             self._report(self._progress)
             self._log_tenth(self._progress)
             self._progress = None
-        self._tell_lines()
+        self._flush_lines()
 
     def _log_tenth(self, progress: JobProgress) -> None:
-        if (tenth := int(10 * progress.fraction)) != self._tenth:  # a line for each would fill the log
+        if (tenth := int(10 * progress.fraction)) != self._tenth:  # a line for each report would fill the log
             self._tenth = tenth
             facts = {"percent": round(100 * progress.fraction), "files": progress.files_done}
             log.info("progress", extra={"job": self._job_id, **facts, "bytes": progress.bytes_done})
 
-    def _tell_lines(self) -> None:
+    def _flush_lines(self) -> None:
         if self._lines:
             self._report(JobLog(self._job_id, self._lines))
             self._lines, self._size = [], 0

@@ -1,7 +1,6 @@
-"""Runs restic for the server's commands, one job for each, and tells how it ended.
+"""Runs one job for each of the server's commands, and returns how it ended.
 
-A stop, the time limit and a cancelled task are one thing: the wait for the program that runs is cancelled, and on its
-way out that program is interrupted.
+A stop, the time limit and a cancelled task all cancel the wait for the running program, which then interrupts it.
 """
 
 import asyncio
@@ -25,10 +24,10 @@ from wire.messages import CommandRun, Hooks, JobEnd, JobFinished, Repository, Re
 log = logging.getLogger(__name__)
 
 CACHE_DAYS = 30
-"""Days after its last job that a repository's cache is kept: as many as restic itself keeps one."""
+"""Days that a repository's cache is kept after its last job: as many as restic keeps its caches."""
 _ENDS: Mapping[JobEnd, tuple[int, str]] = {
     "succeeded": (logging.INFO, "job succeeded"),
-    "warning": (logging.WARNING, "job succeeded, but not all of it"),
+    "warning": (logging.WARNING, "job succeeded with warnings"),
     "failed": (logging.ERROR, "job failed"),
     "timed_out": (logging.ERROR, "job timed out"),
     "cancelled": (logging.WARNING, "job cancelled"),
@@ -37,21 +36,22 @@ _ENDS: Mapping[JobEnd, tuple[int, str]] = {
 
 
 class Runner:
-    """Runs jobs, each program in a process group of its own.
+    """Runs jobs, each program in its own process group.
 
-    `restic`: the program, a name on PATH or a path. `cache_dir`: restic's caches, one for each repository; those that
-    no job used for CACHE_DAYS are removed now. `clock`: aware datetimes in UTC. `env`: the agent's own environment, of
-    which restic gets little (`restic_environment`).
-    `root`: the folder that is restic's root (chroot(2)), where `cache_dir` must be too, by the same path.
-    `allow_unconfined`: whether jobs of namespaces that are granted a part of the host run where the kernel cannot
-    confine them.
-    `allow_hooks`: absolute paths, below `root`, of the programs that a Schedule may have run around a job.
-    Temporary folders, and what a verification restores, are put beside the cache; what an agent that was killed left
-    there, and in the folders that it restored to, is removed now.
-    Use it in a thread that lives as long as the process.
+    - `restic`: the program, a name on PATH or a path.
+    - `cache_dir`: the folder of restic's caches, one for each repository. Temporary folders are put beside it.
+    - `clock`: returns aware datetimes in UTC.
+    - `env`: the agent's environment, of which restic gets little (`restic_environment`).
+    - `root`: restic's root (chroot(2)); below it, `cache_dir` must exist at the same path.
+    - `allow_hooks`: absolute paths, below `root`, of programs that a Schedule may run around a job.
+    - `allow_unconfined`: whether a job of a namespace with a grant for a part of the host may run when the kernel
+      cannot confine it.
+
+    Building a Runner removes caches that were not used for CACHE_DAYS, and what a killed agent left in temporary
+    folders and in folders that it restored to. Use it in a thread that lives as long as the process.
     """
 
-    def __init__(  # noqa: PLR0913 - each is the operator's to say
+    def __init__(  # noqa: PLR0913 - the operator sets each of them
         self,
         restic: str,
         cache_dir: Path,
@@ -76,7 +76,7 @@ class Runner:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove what an agent that was killed has left, and caches that nobody uses."""
+        """Remove what a killed agent left, and unused caches."""
         discard(self._context.scratch)
         oldest = self._clock().timestamp() - CACHE_DAYS * 86400
         for cache in self._context.as_seen(self._context.cache_dir).glob("*/"):
@@ -87,9 +87,9 @@ class Runner:
             note.unlink()
 
     async def run(self, command: CommandRun, repository: Repository | None, report: Report) -> JobFinished:
-        """Run a command to its end, and say how it ended; what restic and the host do never raises.
+        """Run a command and return how it ended. No failure of restic or of the host raises.
 
-        A cancelled task interrupts the program that runs, waits at most its grace and LINGER_S for its end, and raises.
+        When cancelled, it interrupts the running program, waits `grace_s` and LINGER_S at most for its end, and raises.
         """
         if (stopped := self._stops.pop(command.job_id, None)) is not None:
             return JobFinished(command.job_id, stopped, self._clock(), error=f"{stopped} before it began")
@@ -97,19 +97,19 @@ class Runner:
         reporter = Reporter(command.job_id, report, self._timing.progress_s)
         job = self._jobs[command.job_id] = Job(self._context, command, reporter)
         try:
-            await self._all(job, repository)
+            await self._run_with_hooks(job, repository)
         finally:
             del self._jobs[command.job_id]
             job.close()
             reporter.close()
         end = job.finished(JobFinished(command.job_id, "failed", self._clock(), started_at))
-        _tell(end, started_at)
+        _log_end(end, started_at)
         return end
 
     def stop(self, job_id: str, status: JobEnd) -> None:
-        """Have a job end soon with this status, also one that has not begun. The first stop counts.
+        """Stop a job, started or not, with this status. Only the first stop counts.
 
-        A job that restic had finished by then tells that instead.
+        If restic has finished by then, the job keeps that outcome.
         """
         job = self._jobs.get(job_id)
         if job is None:
@@ -117,8 +117,9 @@ class Runner:
         else:
             job.stop(status)
 
-    async def _all(self, job: Job, repository: Repository | None) -> None:
-        """The hook before, the work, and the hook after, which has what is left of the time, or AFTER_STOP_S."""
+    async def _run_with_hooks(self, job: Job, repository: Repository | None) -> None:
+        """Run the `before` hook, the work, and the `after` hook, which has the rest of the time, or AFTER_STOP_S if
+        stopped."""
         around = job.command.hooks or Hooks()
         try:
             hooks.check(around, self._allow_hooks)
@@ -130,14 +131,14 @@ class Runner:
         loop = asyncio.get_running_loop()
         until = None if job.command.timeout_s is None else loop.time() + job.command.timeout_s
         async with job.limited(until):
-            if await self._hook(job, "before", around):
-                await self._work(job)
+            if await self._run_hook(job, "before", around):
+                await self._run_kind(job)
         async with job.limited(until if job.stopped is None else loop.time() + hooks.AFTER_STOP_S):
-            await self._hook(job, "after", around)
+            await self._run_hook(job, "after", around)
         return None
 
-    async def _work(self, job: Job) -> None:
-        """What the kind of job asks for."""
+    async def _run_kind(self, job: Job) -> None:
+        """Run the steps of the job's kind."""
         match job.command:
             case CommandRun(kind="verify", verify=Verify() as wanted):
                 await kinds.check_restore(job, wanted, self._rng)
@@ -148,14 +149,14 @@ class Runner:
             case CommandRun(kind="backup"):
                 await kinds.backup(job, self._creating.setdefault(job.url, asyncio.Lock()))
             case CommandRun(kind="forget" | "prune" | "check" | "unlock"):
-                await kinds.plain(job, self._creating.setdefault(job.url, asyncio.Lock()))
+                await kinds.run_command(job, self._creating.setdefault(job.url, asyncio.Lock()))
             case CommandRun(kind=kind):
-                job.fail(f"this agent does not run kind {kind!r}: update it")
+                job.fail(f"this agent cannot run jobs of kind {kind!r}: update the agent")
         if job.status() in ("succeeded", "warning"):
             job.mark_opened()
 
-    async def _hook(self, job: Job, when: When, around: Hooks) -> bool:
-        """Run a hook, if there is one; whether the job may go on."""
+    async def _run_hook(self, job: Job, when: When, around: Hooks) -> bool:
+        """Run the hook, if there is one. Returns whether the job may go on."""
         argv = around.before if when == "before" else around.after
         if not argv:
             return True
@@ -172,13 +173,13 @@ class Runner:
         return exit_code == 0
 
 
-def _tell(end: JobFinished, started_at: datetime) -> None:
-    """Say in the log how a job ended."""
+def _log_end(end: JobFinished, started_at: datetime) -> None:
+    """Log how a job ended."""
     facts: dict[str, object] = {"job": end.job_id, "seconds": round((end.finished_at - started_at).total_seconds(), 1)}
     if end.snapshot_id:
         facts |= {"snapshot": end.snapshot_id, "files": end.files_processed, "bytes": end.bytes_processed}
         facts |= {"bytes_added": end.bytes_added}
     if end.error:
         facts |= {"reason": end.error}
-    level, said = _ENDS[end.status]
-    log.log(level, said, extra=facts)
+    level, message = _ENDS[end.status]
+    log.log(level, message, extra=facts)

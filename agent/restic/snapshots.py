@@ -1,4 +1,4 @@
-"""What restic says of snapshots and the files in them, as data: to choose one, to restore parts of it, to list it.
+"""Reads restic's lists of snapshots and files: to choose a snapshot, to restore parts of it, and to list it.
 
 Sources: restic's manual, chapters "Scripting" (`snapshots`, `ls`) and "Restoring from backup"; its source
 (cmd/restic/cmd_ls.go; internal/filter), read for 0.14 to 0.18: `ls` tells its lines apart by struct_type, since 0.17
@@ -16,11 +16,11 @@ from msgspec import Struct
 from wire.messages import Restore
 
 MAX_DEVICES = 100_000
-"""Device nodes of one restore that are known by their paths."""
+"""Device nodes of one restore whose paths are kept."""
 
 
 class SnapshotError(ValueError):
-    """A snapshot, or something in it, does not exist; the message says what to ask for instead."""
+    """A snapshot, or a path in it, does not exist or may not be restored; the message says what to do instead."""
 
 
 class Snapshot(Struct, frozen=True):
@@ -34,7 +34,7 @@ class Snapshot(Struct, frozen=True):
 
 
 class Node(Struct, frozen=True, omit_defaults=True):
-    """A file, a folder or whatever else a snapshot holds. `mtime`, `ctime`: as restic writes them (RFC 3339)."""
+    """A file, folder, link or device in a snapshot. `mtime`, `ctime`: as restic writes them (RFC 3339)."""
 
     path: str
     type: str
@@ -59,15 +59,15 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 def read_list(line: bytes) -> list[Snapshot]:
-    """What `snapshots --json` prints, oldest first. Raises SnapshotError for what is no list of them."""
+    """Read the output of `snapshots --json`, oldest first. Raises SnapshotError if it is no list of snapshots."""
     try:
         return sorted(_lists.decode(line) or [], key=lambda snapshot: snapshot.time)
     except _UNREADABLE as error:
-        raise SnapshotError(f"restic's list of snapshots cannot be read: {error}") from None
+        raise SnapshotError(f"restic's list of snapshots cannot be read: {error}: check restic's version") from None
 
 
 def read_node(line: bytes) -> Snapshot | Node | None:
-    """What a line of `ls --json` says: first the snapshot, then what is in it; None for what cannot be read."""
+    """Read a line of `ls --json`: the first is the snapshot, the others are its nodes. None if it cannot be read."""
     try:
         match _kinds.decode(line).struct_type:
             case "snapshot":
@@ -80,45 +80,51 @@ def read_node(line: bytes) -> Snapshot | Node | None:
 
 
 def listed(line: bytes) -> Iterable[str]:
-    """A line of `snapshots --json` or `ls --json` as lines of JSON, one for each thing, with the fields named here."""
-    if line.startswith(b"["):  # the newest first: what is left out of a long list is the oldest
+    """A line of `snapshots --json` or `ls --json` as lines of JSON: one for each Snapshot or Node."""
+    if line.startswith(b"["):  # newest first, since the end of a long list is left out
         return (_encoder.encode(snapshot).decode() for snapshot in reversed(read_list(line)))
     node = read_node(line)
     return () if node is None else (_encoder.encode(node).decode(),)
 
 
 def pieces(text: str, size: int) -> list[str]:
-    """A line of JSON in pieces of at most `size` characters; those that go on with one before begin with +."""
+    """A line of JSON in pieces of at most `size` characters; each piece but the first begins with +."""
     return [text[:size], *("+" + text[at : at + size - 1] for at in range(size, len(text), size - 1))]
 
 
 def choose(snapshots: Sequence[Snapshot], wanted: Restore) -> Snapshot:
-    """The snapshot to restore. Raises SnapshotError, with what there is."""
+    """The snapshot to restore. Raises SnapshotError if there is none, or several."""
     ours = [it for it in snapshots if wanted.source_host in ("", it.hostname)]
     whose = f" of host {wanted.source_host}" if wanted.source_host else ""
     if wanted.snapshot != "latest":
         found = [it for it in ours if it.id.startswith(wanted.snapshot)]
         if len(found) != 1:
             what = "several snapshots" if found else "no snapshot"
-            raise SnapshotError(f"there is {what}{whose} with id {wanted.snapshot}: list them, and give a whole id")
+            raise SnapshotError(
+                f"there is {what}{whose} with id {wanted.snapshot}: list the snapshots, and give a whole id"
+            )
         return found[0]
     paths = [posixpath.normpath(path) for path in wanted.paths]
-    found = [it for it in ours if all(any(_related(path, root) for root in it.paths) for path in paths)]
+    found = [
+        it
+        for it in ours
+        if all(any(_lies_in(path, root) or _lies_in(root, path) for root in it.paths) for path in paths)
+    ]
     early = [it for it in found if wanted.before is None or it.time <= wanted.before]
     if not early:
         lack = f" from before {wanted.before:%Y-%m-%dT%H:%M:%SZ}" if found and wanted.before else ""
         of = f" of {', '.join(paths)}" if ours and not found else ""
-        raise SnapshotError(f"there is no snapshot{whose}{of}{lack}: list the snapshots, and choose among those")
+        raise SnapshotError(f"there is no snapshot{whose}{of}{lack}: list the snapshots, and choose one of them")
     return max(early, key=lambda snapshot: snapshot.time)
 
 
 class LinkCheck:
-    """Finds what no restic writes, and an attacker may: a path that is a symbolic link and something else as well, or
-    has something below it.
+    """Finds a path in a snapshot that is both a symbolic link and something else, or that has something below it.
 
-    restic would make the link, and set mode, owner and attributes of the other one through it. `take` gets the lines of
-    `ls`, in which a folder's entries are together but for what is below them. A line that cannot be read counts, too;
-    names that are no UTF-8 may be taken for each other. `found`: the first such path, "" for none.
+    restic writes no such snapshot, but an attacker may: restic would restore the link, and then set mode, owner and
+    attributes of the other node through it. `take` gets the lines of `ls`, which lists a folder's entries together,
+    apart from what is below them. A line that cannot be read is reported, too. Names that are not UTF-8 may be mistaken
+    for each other. `found`: the first such path, "" if there is none.
     """
 
     def __init__(self) -> None:
@@ -138,7 +144,7 @@ class LinkCheck:
             links[path] = is_link or links.get(path, False)
 
     def _enter(self, folder: str) -> dict[str, bool]:
-        """What a folder is known to hold, and which of it are links. What leads to it must be none."""
+        """The known paths in a folder, and whether each is a link. A link on the way to the folder is reported."""
         while not _lies_in(folder, self._open[-1][0]):
             self._open.pop()
         while self._open[-1][0] != folder:
@@ -150,7 +156,7 @@ class LinkCheck:
         return self._open[-1][1]
 
     def before(self, take: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        """A function that hands each line to this check, and then to `take`."""
+        """A function that passes each line to this check, and then to `take`."""
 
         def both(line: bytes) -> None:
             self.take(line)
@@ -159,18 +165,18 @@ class LinkCheck:
         return both
 
     def check(self) -> None:
-        """Raises SnapshotError for what was found."""
+        """Raises SnapshotError if such a path was found."""
         if self.found:
             raise SnapshotError(
-                f"the snapshot holds {self.found!r} as a symbolic link and as something else, which restic would follow"
-                " out of the grant: restore another snapshot, or paths without it"
+                f"the snapshot holds {self.found!r} as a symbolic link and as something else, and restic would follow "
+                "that link out of the grant: restore another snapshot, or other paths"
             )
 
 
 class Tally:
-    """Counts what a restore of `paths` takes from a snapshot, of which `take` gets the lines of `ls`.
+    """Counts the files and bytes of a restore of `paths`. `take` gets the lines of `ls`.
 
-    `devices`: the paths of device nodes, the first MAX_DEVICES of them.
+    `devices`: the paths of the first MAX_DEVICES device nodes.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -190,32 +196,32 @@ class Tally:
 
     @property
     def missing(self) -> list[str]:
-        """The paths that the snapshot does not hold; "/" is in each."""
+        """The wanted paths that the snapshot does not hold. "/" is in every snapshot."""
         return [path for path in self._missing if path != "/"]
 
 
 def restore_args(
     snapshot_id: str, target: str, paths: Sequence[str], *, sparse: bool, options: Sequence[str] = ()
 ) -> list[str]:
-    """The arguments that restore these paths, or all, below a folder."""
+    """restic's arguments to restore these paths, or all if there are none, below a folder."""
     options = [*["--sparse"] * sparse, *options]
     includes = [f"--include={pattern(path)}" for path in paths]
     return ["restore", "--json", *options, f"--target={target}", *includes, "--", snapshot_id]
 
 
 def pattern(path: str) -> str:
-    """The pattern that matches this path, whatever is in it, and what is below it."""
+    """The pattern of restic that matches this path literally, and all below it."""
     return re.sub(r"([\\*?\[])", r"\\\1", posixpath.normpath(path))
 
 
-def knows_sparse(version: str) -> bool:
-    """Whether restic, by what `restic version` prints, has --sparse: since 0.15 (its changelog, "Enh #3931")."""
+def has_sparse(version: str) -> bool:
+    """Whether restic has --sparse, from the output of `restic version`: since 0.15 (its changelog, "Enh #3931")."""
     found = re.search(r"restic (\d+)\.(\d+)", version)
     return found is not None and (int(found[1]), int(found[2])) >= (0, 15)
 
 
 def nanoseconds(time: str) -> int | None:
-    """A time of restic's in nanoseconds since 1970, as st_mtime_ns; None for what is none."""
+    """A time of restic in nanoseconds since 1970, like st_mtime_ns; None if it is no time."""
     found = re.fullmatch(r"(\d{4,}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", time)
     if found is None:
         return None
@@ -224,11 +230,6 @@ def nanoseconds(time: str) -> int | None:
     except ValueError:
         return None
     return int(seconds) * 10**9 + int((found[2] or "").ljust(9, "0"))
-
-
-def _related(path: str, root: str) -> bool:
-    """Whether one lies in the other."""
-    return _lies_in(path, root) or _lies_in(root, path)
 
 
 def _lies_in(path: str, root: str) -> bool:

@@ -1,4 +1,4 @@
-"""What one restic process has printed: told to the server as it comes, and kept as far as it says how restic ended."""
+"""What one restic process printed: reported to the server as it arrives, and kept as far as the outcome needs it."""
 
 from collections import deque
 from collections.abc import Callable, Collection
@@ -8,24 +8,29 @@ from agent.restic.output import LogLine, Status, Summary, Unreadable, clipped, c
 from agent.restic.reporter import Reporter
 
 MAX_TAIL = 50
-"""Last lines of stderr that are kept to tell why a program failed."""
+"""Lines of stderr, the last ones, that are kept to say why restic failed."""
 
 
 class Transcript:
-    """What one restic process has printed."""
+    """What one restic process printed.
+
+    `answer` and `expected`: see `Job.restic`. `all_expected`: whether restic failed only on what was left out on
+    purpose. `stderr`: its last lines. `unreadable`: the number of paths that were not read; `paths`: the first of them.
+    `capabilities`: files whose capabilities were left out.
+    """
 
     def __init__(
         self,
         reporter: Reporter,
-        hide: Callable[[str], str],
+        redact: Callable[[str], str],
         answer: Callable[[bytes], None] | None,
         expected: Collection[str] | None,
     ) -> None:
         self._reporter = reporter
-        self._hide = hide
+        self._redact = redact
         self._answer = answer
         self._expected = expected
-        self._met = self.capabilities = 0
+        self._left_out = self.capabilities = 0
         self.all_expected = False
         self.stderr: deque[str] = deque(maxlen=MAX_TAIL)
         self.summary: Summary | None = None
@@ -33,15 +38,17 @@ class Transcript:
         self.paths: list[str] = []
 
     def take(self, fd: int, line: bytes) -> None:
-        """A line came on stdout (1) or stderr (2)."""
+        """A line arrived on stdout (1) or stderr (2)."""
         if fd == 1 and self._answer is not None:
             self._answer(line)
             return
         if self._expected is not None and is_left_out(line, self._expected):
-            self._met += 1
+            self._left_out += 1
             self.capabilities += b"security.capability" in line
             return
-        if self._met and count_of_errors(line) == self._met:  # told by what is left out
+        if (
+            self._left_out and count_of_errors(line) == self._left_out
+        ):  # restic counts only what was left out on purpose
             self.all_expected = True
             return
         match read_line(line):
@@ -53,8 +60,8 @@ class Transcript:
                 if isinstance(said, Unreadable):
                     self.unreadable += 1
                     if len(self.paths) < NAMED_PATHS:
-                        self.paths.append(self._hide(said.path))
-                for part in map(clipped, self._hide(text).splitlines()):
+                        self.paths.append(self._redact(said.path))
+                for part in map(clipped, self._redact(text).splitlines()):
                     self._reporter.log(part)
                     if fd == 2:
                         self.stderr.append(part)

@@ -1,6 +1,6 @@
-"""Which files of a snapshot are restored to see whether that can be done, and whether they came back as they were.
+"""Verification: picks files of a snapshot to restore, and compares what was restored.
 
-Pure: the files come in as lines of `restic ls`, chance as an argument, what the disk holds as digests.
+No I/O: the files come in as lines of `restic ls`, randomness as an argument, and the files' contents as digests.
 """
 
 import random
@@ -11,15 +11,15 @@ from msgspec import Struct
 from agent.restic.snapshots import Node, Snapshot, nanoseconds, read_node
 
 MAX_PATHS = 256 << 10
-"""Bytes of all paths of a sample: they stand in the arguments of a program, which are bounded (execve(2))."""
+"""Bytes of all paths of a sample: they are arguments of a program, whose length is limited (execve(2))."""
 MAX_PATH = 4096
-"""Bytes of one path (PATH_MAX): nothing longer can be asked for."""
+"""Bytes of one path (PATH_MAX): a longer one cannot be opened."""
 MAX_NAMED = 20
 """Files that a failed verification names."""
 
 
 class Digest(Struct, frozen=True):
-    """What a file on the disk holds (agent/digest.py)."""
+    """Size, times and SHA-256 of a file on the disk, from `agent.sandbox.digest`."""
 
     size: int
     mtime_ns: int
@@ -28,9 +28,9 @@ class Digest(Struct, frozen=True):
 
 
 class Sample:
-    """Some of a snapshot's regular files, each with the same chance: reservoir sampling (Vitter's algorithm R).
+    """A random sample of a snapshot's regular files: reservoir sampling (Vitter's algorithm R).
 
-    `count`: how many at most, above 0. `max_bytes`: of all together; files larger than that are not in it.
+    `count`: the most files to pick, above 0. `max_bytes`: their most bytes together; larger files are not picked.
     """
 
     def __init__(self, count: int, max_bytes: int, rng: random.Random) -> None:
@@ -49,12 +49,12 @@ class Sample:
                 self.snapshot = snapshot
             case Node(type="file") as node:
                 self.files += 1
-                # A name that is no UTF-8 comes with U+FFFD in it, and cannot be asked for.
+                # restic prints U+FFFD in a name that is not UTF-8, so the file cannot be named in a restore.
                 askable = "\ufffd" not in node.path and len(node.path.encode()) < MAX_PATH
                 if node.size <= self._max_bytes and askable:
-                    self._put(node)
+                    self._sample(node)
 
-    def _put(self, node: Node) -> None:
+    def _sample(self, node: Node) -> None:
         self._eligible += 1
         if len(self._held) < self._count:
             self._held.append(node)
@@ -62,7 +62,7 @@ class Sample:
             self._held[at] = node
 
     def picked(self) -> list[Node]:
-        """The files to restore: in random order, as many as fit the limits."""
+        """The files to restore, in random order, as many as the limits allow."""
         files, size, length = [], 0, 0
         for node in self._rng.sample(self._held, len(self._held)):
             longer = length + len(node.path.encode())
@@ -73,14 +73,15 @@ class Sample:
 
 
 class Found(Struct, frozen=True):
-    """What a comparison found. `compared`: files whose source was unchanged; `differences`: for people."""
+    """The result of a comparison. `compared`: files that were also compared with their source; `differences`: for
+    people."""
 
     compared: int
     differences: list[str]
 
 
 def compare(files: Sequence[Node], restored: Sequence[Digest | None], sources: Sequence[Digest | None]) -> Found:
-    """Whether what was restored is what the snapshot says, and what the source holds where that is unchanged."""
+    """Compare restored files with the snapshot's sizes, and with their sources where these have not changed."""
     compared, differences = 0, []
     for node, copy, source in zip(files, restored, sources, strict=True):
         if copy is None:
@@ -90,18 +91,19 @@ def compare(files: Sequence[Node], restored: Sequence[Digest | None], sources: S
         elif source is not None and _unchanged(node, source):
             compared += 1
             if source.sha256 != copy.sha256:
-                differences.append(f"{node.path}: its content is not that of the file, which has not changed since")
+                differences.append(
+                    f"{node.path}: the restored content differs from the source, which has not changed since the backup"
+                )
     return Found(compared, differences)
 
 
 def named(differences: Sequence[str]) -> str:
-    """The differences in one text, bounded."""
+    """The first MAX_NAMED differences in one text, and how many more there are."""
     more = len(differences) - MAX_NAMED
     return "; ".join([*differences[:MAX_NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _unchanged(node: Node, source: Digest) -> bool:
-    """Whether a file is as it was when it was backed up, by what restic itself goes by (its manual, "File change
-    detection")."""
+    """Whether a file is unchanged since its backup, by restic's own criteria (its manual, "File change detection")."""
     times = (nanoseconds(node.mtime), nanoseconds(node.ctime))
     return (source.size, source.mtime_ns, source.ctime_ns) == (node.size, *times)

@@ -192,7 +192,7 @@ async def test_a_verification_compares_no_file_beyond_the_grant(tenant):
     folder.symlink_to(tenant.secret)
     end = await tenant.run("verify", "ls", "--json", "--host=node-1", "--", "latest", verify=Verify(5, 100))
     assert (end.status, end.error) == ("succeeded", "")
-    assert "the source of 0 was unchanged" in tenant.lines[-1]
+    assert "0 were also compared with their unchanged source" in tenant.lines[-1]
 
 
 # Where a grant lies.
@@ -478,7 +478,7 @@ async def test_no_link_in_the_place_of_a_lock_changes_a_file_elsewhere_while_a_r
         assert (await tenant.restore(tenant.granted / "back")).status == "succeeded"
         await tenant.run("verify", "ls", "--json", "--host=node-1", "--", "latest", verify=Verify(5, 100))
     assert state(tenant.secret) == before
-    assert "the source of 1 was unchanged" in tenant.lines[-1]
+    assert "1 were also compared with their unchanged source" in tenant.lines[-1]
 
 
 # What gives powers.

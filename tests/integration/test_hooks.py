@@ -102,7 +102,7 @@ async def test_a_failing_hook_before_skips_the_job_says_so_and_has_the_hook_afte
     end = await host.run([no], [say])
     assert (end.status, end.reason, end.exit_code, host.snapshots) == ("failed", "HookFailed", None, 0)
     assert (
-        end.error == f"the hook before the job failed: {no} ended with exit code 7: the job was not begun; see its log"
+        end.error == f"the hook before the job failed: {no} ended with exit code 7: the job did not start; see its log"
     )
     assert host.lines == ["not now", end.error, "it failed"]
 
@@ -114,7 +114,7 @@ async def test_a_failing_hook_after_makes_a_success_a_warning_and_a_failure_no_b
     assert end.error == f"the hook after the job failed: {no} ended with exit code 1: see the job's log"
     end = await host.run(after=[no], restic="/nowhere/restic")
     assert (end.status, end.reason) == ("failed", "")
-    assert "restic is not at" in end.error
+    assert "restic was not found as" in end.error
 
 
 @pytest.mark.parametrize(

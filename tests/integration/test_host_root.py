@@ -79,7 +79,7 @@ async def test_a_verification_and_a_restore_are_of_the_hosts_own_files(host, cac
     listing = ["ls", "--json", "--host=node-1", "--", "latest"]
     end = await runner.run(CommandRun("j2", "verify", listing, "r1", verify=Verify(5, 100)), repository, told.append)
     assert (end.status, end.error, end.files_processed) == ("succeeded", "", 1)
-    assert "the source of 1 was unchanged" in told[-1].lines[-1]
+    assert "1 were also compared with their unchanged source" in told[-1].lines[-1]
     end = await runner.run(CommandRun("j3", "restore", [], "r1", restore=Restore("/srv/back")), repository, told.append)
     assert (end.status, end.error) == ("succeeded", "")
     assert (host / "srv/back/srv/data/letter").read_text() == "of the host"

@@ -214,7 +214,7 @@ async def test_verify_restores_a_sample_and_compares_it_with_its_source(runner, 
     assert 5000 <= end.bytes_processed <= 5045
     assert len(end.snapshot_id) == 64
     assert "restored 5 of 10 files of snapshot" in told.lines[-1]
-    assert told.lines[-1].endswith("0 differ; the source of 5 was unchanged and compared too")
+    assert told.lines[-1].endswith("0 differ; 5 were also compared with their unchanged source")
     assert list((tmp_path / "agent" / "scratch").iterdir()) == []
 
 
@@ -229,7 +229,7 @@ async def test_verify_takes_as_many_files_as_a_schedule_may_ask_for_with_long_pa
     assert (end.status, end.error) == ("succeeded", "")
     length = len(str(deep)) + 251
     assert end.files_processed == min(500, MAX_PATHS // length) > 300
-    assert f"the source of {end.files_processed} was unchanged" in told.lines[-1]
+    assert f"{end.files_processed} were also compared with their unchanged source" in told.lines[-1]
 
 
 async def test_verify_takes_the_latest_snapshot_of_its_own_host_and_keeps_to_its_bytes(runner, repository, folder):
@@ -248,7 +248,7 @@ async def test_what_has_changed_since_is_compared_with_what_restic_says_alone(ru
         file.write_text("changed")
     told = Told()
     assert (await runner.run(command("verify"), repository, told)).status == "succeeded"
-    assert "the source of 0 was unchanged" in told.lines[-1]
+    assert "0 were also compared with their unchanged source" in told.lines[-1]
 
 
 async def test_a_damaged_repository_does_not_verify_and_the_files_are_named(runner, repository, folder, tmp_path):
@@ -276,7 +276,7 @@ async def test_content_that_differs_from_an_unchanged_source_does_not_verify(tmp
     runner = Runner(str(program), tmp_path / "agent" / "cache", lambda: datetime.now(UTC), rng=random.Random(1))
     end = await runner.run(command("verify", verify={"files": 2}), repository, Told())
     assert (end.status, end.reason) == ("failed", "VerificationFailed")
-    assert "its content is not that of the file, which has not changed since" in end.error
+    assert "the restored content differs from the source, which has not changed since the backup" in end.error
 
 
 async def test_where_there_is_nothing_to_verify_it_fails_with_the_remedy(runner, repository, folder):

@@ -184,7 +184,7 @@ async def test_a_repository_whose_disk_is_gone_is_not_made_anew(make, repository
     for again in (runner, make()):
         end = await again.run(backup(folder), repository, Told())
         assert (end.status, end.reason, files_in(empty)) == ("failed", "NoRepository", [])
-        assert "was there before and is not any more: is its disk mounted?" in end.error
+        assert "existed before and is missing now: check that its disk is mounted" in end.error
     anew = msgspec.structs.replace(backup(folder), repository="r2")  # deleted and declared again
     assert (await runner.run(anew, repository, Told())).status == "succeeded"
     shutil.rmtree(place)
@@ -260,7 +260,7 @@ async def test_the_lock_of_a_process_that_is_dead_is_removed_by_the_next_job(mak
     told = Told()
     end = await make(sleep=None).run(CommandRun("j1", "prune", ["prune"], "r1"), repository, told)
     assert (end.status, end.reason) == ("succeeded", "")
-    assert "the repository is locked: removing locks of processes that are gone" in told.lines
+    assert "the repository is locked: removing stale locks" in told.lines
     assert not locks(repository)
 
 
@@ -305,7 +305,7 @@ async def test_a_backup_without_any_file_is_told_with_its_paths(make, repository
     end = await runner.run(backup(empty), repository, Told())
     assert end.status == "warning"
     assert str(empty)[-60:] in end.error
-    assert "not mounted" in end.error
+    assert "its volume is mounted" in end.error
     assert end.snapshot_id
     assert (await runner.run(backup(empty, folder, job_id="j2"), repository, Told())).status == "succeeded"
 
@@ -337,7 +337,7 @@ async def test_nothing_that_could_be_backed_up_is_a_failure(make, repository, fo
         (11, "failed", "Locked", "the repository is locked"),
         (12, "failed", "WrongPassword", "the password does not open the repository"),
         (1, "failed", "", "restic exit code 1"),
-        (130, "failed", "", "interrupted by a signal that was not the agent's"),
+        (130, "failed", "", "interrupted by a signal that the agent did not send"),
     ],
 )
 async def test_the_codes_of_later_versions_are_told_apart(make, repository, code, status, reason, says):
@@ -354,7 +354,7 @@ async def test_a_program_that_tells_of_no_snapshot_has_made_none(make, repositor
     """A wrapper that forgets to call restic, or a file of another program in its place, ends well as well."""
     end = await make(script).run(backup("/etc", init=None), repository, Told())
     assert (end.status, end.snapshot_id) == ("failed", "")
-    assert "told of no snapshot: check that the program is restic" in end.error
+    assert "reported no snapshot: check that the program is an unmodified restic" in end.error
 
 
 FULL = """
@@ -368,13 +368,13 @@ exit 1
 
 async def test_a_full_disk_is_told_as_that_by_restic_and_by_the_agent(make, repository, tmp_path):
     end = await make(FULL).run(backup("/etc", init=None), repository, Told())
-    assert end.error.startswith("a disk is full, of the repository or of the agent's cache: free space there (")
+    assert end.error.startswith("the disk of the repository or of the agent's cache is full: free space there (")
     assert "write /backup/locks/1" in end.error
     runner = make("exit 0")
     (tmp_path / "scratch").write_text("in the way")  # as any other reason why the agent's own folder cannot be written
     end = await runner.run(backup("/etc", init=None), repository, Told())
     where = f"{tmp_path / 'scratch'}: File exists"
-    assert (end.status, end.error) == ("failed", f"{where}: check that its disk is there, writable and not full")
+    assert (end.status, end.error) == ("failed", f"{where}: check that its disk is mounted, writable and not full")
 
 
 async def test_a_restic_that_is_killed_by_the_system_is_a_failure(make, repository):
@@ -387,7 +387,7 @@ async def test_a_missing_restic_and_missing_credentials_are_told_with_the_remedy
     missing = Runner(str(tmp_path / "nowhere"), tmp_path, lambda: datetime.now(UTC))
     end = await missing.run(backup("/etc"), repository, Told())
     assert end.status == "failed"
-    assert "install it, or name its path to the agent" in end.error
+    assert "install restic, or start the agent with --restic and its path" in end.error
     end = await make().run(backup("/etc"), None, Told())
     assert end.status == "failed"
     assert "no credentials for repository 'r1'" in end.error
@@ -438,7 +438,7 @@ async def test_a_job_that_is_stopped_leaves_no_lock(endless, repository, status)
 async def test_a_job_that_takes_too_long_is_stopped_with_the_remedy(make, repository):
     end = await make("exec sleep 600").run(backup("/etc", timeout_s=1), repository, Told())
     assert (end.status, end.exit_code) == ("timed_out", -signal.SIGINT)
-    assert end.error == "stopped at its time limit: raise spec.timeoutSeconds if it needs longer"
+    assert end.error == "stopped at its time limit: raise spec.timeoutSeconds if the job needs longer"
 
 
 async def test_an_agent_that_is_cancelled_takes_restic_with_it(endless, repository):

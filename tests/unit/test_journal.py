@@ -341,7 +341,9 @@ async def test_a_disk_that_stays_full_does_not_hold_up_the_end(path, monkeypatch
 
 async def test_two_agents_on_one_folder_are_one_too_many(path):
     async with opened(path):
-        with pytest.raises(JournalError, match="in use by another agent: stop it, or choose another folder"):
+        with pytest.raises(
+            JournalError, match="in use by another agent: stop that agent, or choose another data folder"
+        ):
             Journal.open(path)
     assert reopened(path)
 

@@ -298,10 +298,10 @@ def test_of_a_line_without_end_no_more_is_kept_than_the_limit() -> None:
         (1, [], "failed", "restic exit code 1"),
         (99, ["odd"], "failed", "restic exit code 99 (odd)"),
         (2, ["panic: runtime error"], "failed", "restic crashed: check the host's memory"),
-        (130, [], "failed", "interrupted by a signal that was not the agent's"),
-        (-9, [], "failed", "restic was ended by SIGKILL: check whether the host, or the agent's memory limit"),
+        (130, [], "failed", "interrupted by a signal that the agent did not send"),
+        (-9, [], "failed", "restic was ended by SIGKILL: check whether the host ran out of memory"),
         (-77, [], "failed", "restic was ended by signal 77"),
-        (None, [], "failed", "hangs in the kernel; check the host's disks"),
+        (None, [], "failed", "hangs in the kernel: check the host's disks"),
     ],
 )  # fmt: skip
 def test_an_end_is_told_apart_with_its_remedy(code: int | None, stderr: list[str], end: str, says: str) -> None:

@@ -99,7 +99,7 @@ def test_a_path_is_no_pattern(path, pattern):
     [("restic 0.14.0 compiled with go1.19.8", False), ("restic 0.15.0", True), ("restic 1.0.0", True), ("", False)],
 )
 def test_holes_are_asked_for_where_restic_knows_them(version, knows):
-    assert snapshots.knows_sparse(version) == knows
+    assert snapshots.has_sparse(version) == knows
     assert ("--sparse" in snapshots.restore_args("ab", "/t", [], sparse=knows)) == knows
 
 

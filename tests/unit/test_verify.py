@@ -67,7 +67,7 @@ def test_paths_fit_into_the_arguments_of_a_program() -> None:
         (
             Digest(5, 9, 9, "other"),
             SOURCE,
-            Found(1, ["/a: its content is not that of the file, which has not changed since"]),
+            Found(1, ["/a: the restored content differs from the source, which has not changed since the backup"]),
         ),
         (Digest(5, 9, 9, "other"), Digest(5, 10**9 + 1, 2 * 10**9, "same"), Found(0, [])),
         (Digest(5, 9, 9, "other"), Digest(5, 10**9, 2 * 10**9 + 1, "same"), Found(0, [])),
