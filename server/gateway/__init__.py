@@ -1,1 +1,5 @@
-"""The agents' end of the wire: a WebSocket connection from its handshake to its close."""
+"""The agents' end of the wire.
+
+`endpoint` runs a connection from its handshake to its close, and performs the effects of the host's session. `buckets`
+limits how often a host may connect and how fast it may send. `last_seen` stores when hosts were last seen.
+"""

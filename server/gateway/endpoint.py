@@ -1,14 +1,14 @@
-"""The agents' end of the wire: one WebSocket connection, from its handshake to its close.
+"""The gateway: one agent's WebSocket connection, from its handshake to its close.
 
-A connection is one task, which reads. The first push is written straight to the connection that was just accepted,
-before the hub can find it; whatever is sent later goes through the hub.
+Each connection is one task, which reads. The first push is written straight to the accepted connection, before the hub
+knows it, so that no other push can overtake it. All later frames are written through the hub.
 """
 
 import asyncio
 import itertools
 import logging
 import re
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import NoReturn
@@ -32,34 +32,33 @@ from server.store.engine import Store
 from server.store.futures import stored
 from server.store.hosts import host_acks, host_hello, host_left_out
 from wire import codec
-from wire.messages import HOST_HEADER, PROTOCOL, FromAgent, Hello, JobLog
+from wire.messages import HOST_HEADER, PROTOCOL, Hello, JobLog
 
 log = logging.getLogger(__name__)
 
 HELLO_S = 10.0
-"""Seconds within which a connection must say hello."""
-USES_S, USES_AT_ONCE = 2_000.0, 20_000.0
-"""What a host may say: each message, and each KiB, counts as one use. So many a second, and so many at once; a host
-that says more is heard more slowly, and loses nothing."""
-HELLOS_S, HELLOS_AT_ONCE = 2.0, 30.0
-"""How often a host may connect: so often in a second, and so often at once. It is told to try again later. Each
-thousand jobs that it has open count as one more connection, for they are looked at and may be sent again."""
+"""Seconds from the handshake within which the hello must arrive."""
+INPUT_RATE, INPUT_BURST = 2_000.0, 20_000.0
+"""Input that is read from a host per second, and at once. Each message and each KiB counts as one. The rest is read
+later, and nothing is lost."""
+HELLO_RATE, HELLO_BURST = 2.0, 30.0
+"""How often a host may connect per second, and at once. More are closed with BUSY. Each thousand open jobs of the host
+count as one more hello, since each hello compares them all with the agent's."""
 BUSY = 1013
-"""Close code for what is to be tried again later (RFC 6455, 11.7: registered by IANA)."""
+"""Close code for "try again later" (registered by IANA, RFC 6455, section 11.7)."""
 REPLACED = 4000
-"""Close code for a connection that another one of the same host has replaced (RFC 6455, 7.4.2: private use)."""
-
+"""Close code of a connection that a newer one of the same host replaced (private use, RFC 6455, section 7.4.2)."""
 REFUSED = 4001
-"""Close code for a connection whose token is not good any more."""
+"""Close code of a connection whose token is no longer valid."""
 DUPLICATE = 4002
-"""Close code for the connection of a second agent of a host whose first one answers."""
+"""Close code of a second agent's connection, while the first agent of its host answers pings."""
 
 
 class Gateway:
-    """Accepts agents and speaks with them.
+    """Accepts the connections of agents, and performs the effects of their sessions.
 
-    `authenticate`: the host that a token is for, "" for any; it raises Unauthorized, and Unavailable while it cannot
-    tell.
+    `authenticate`: returns the host that a token is for, "" for any host. It raises Unauthorized for a wrong token, and
+    Unavailable when the token cannot be checked now.
     """
 
     def __init__(
@@ -82,17 +81,17 @@ class Gateway:
         self._clock = clock
         self._new_id = new_id
         self._session_ids = itertools.count(1)
-        self._uses = Buckets(USES_S, USES_AT_ONCE)
-        self._hellos = Buckets(HELLOS_S, HELLOS_AT_ONCE)
+        self._input = Buckets(INPUT_RATE, INPUT_BURST)
+        self._hellos = Buckets(HELLO_RATE, HELLO_BURST)
 
     async def endpoint(self, websocket: WebSocket) -> None:
-        """One connection, from handshake to close."""
-        ended = self._hub.disconnects
+        """Run one connection, from its handshake to its close."""
+        disconnects = self._hub.disconnects
         try:
-            allowed = await self._allowed(websocket)
-        except ApiException as problem:
-            log.warning("agent refused", extra={**_claim(websocket), "reason": str(problem)})
-            denial = PlainTextResponse(f"{problem}\n", problem.status, dict(problem.headers))
+            allowed = await self._allowed_host(websocket)
+        except ApiException as error:
+            log.warning("agent refused", extra={**_claim(websocket), "reason": str(error)})
+            denial = PlainTextResponse(f"{error}\n", error.status, dict(error.headers))
             await websocket.send_denial_response(denial)
             return
         if PROTOCOL not in websocket.scope["subprotocols"]:
@@ -100,13 +99,13 @@ class Gateway:
             return
         await websocket.accept(PROTOCOL)
         try:
-            await self._serve(websocket, allowed, ended)
+            await self._serve(websocket, allowed, disconnects)
         except WebSocketDisconnect:
             return
         except codec.FrameError as error:
             log.warning("connection closed: malformed frame", extra={**_claim(websocket), "reason": str(error)})
             code, reason = 1007, codec.close_reason(error)
-        except Unavailable as error:  # what was said is not stored: it is said again on the next connection
+        except Unavailable as error:  # not everything was stored: the agent sends it again on its next connection
             code, reason = BUSY, codec.close_reason(error)
         except asyncio.CancelledError:  # by `Connection.close`
             if (task := asyncio.current_task()) is not None:
@@ -115,26 +114,29 @@ class Gateway:
         with suppress(WebSocketDisconnect):
             await websocket.close(code, reason)
 
-    async def _allowed(self, websocket: WebSocket) -> str:
-        """The host that a connection's token is for, "" for any. Raises Unauthorized, Unavailable."""
+    async def _allowed_host(self, websocket: WebSocket) -> str:
+        """The host that the token of a connection is for, "" for any host. Raises Unauthorized, Unavailable."""
         scheme, _, token = websocket.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             raise Unauthorized("this needs the header 'Authorization: Bearer TOKEN', with the token of an agent")
         return await self._authenticate(token.strip())
 
-    async def _check_again(self, websocket: WebSocket, ended: int) -> None:
-        """Whoever says hello after someone's right has ended may be that one. Raises WebSocketDisconnect."""
-        while ended != self._hub.disconnects:
-            ended = self._hub.disconnects
+    async def _check_again(self, websocket: WebSocket, disconnects: int) -> None:
+        """Check the token again if a host was disconnected since `disconnects`: the token may be that host's.
+
+        Raises WebSocketDisconnect when the token is no longer valid.
+        """
+        while disconnects != self._hub.disconnects:
+            disconnects = self._hub.disconnects
             try:
-                await self._allowed(websocket)
-            except ApiException as problem:
-                log.warning("agent refused", extra={**_claim(websocket), "reason": str(problem)})
-                await websocket.close(REFUSED, codec.close_reason(problem))
+                await self._allowed_host(websocket)
+            except ApiException as error:
+                log.warning("agent refused", extra={**_claim(websocket), "reason": str(error)})
+                await websocket.close(REFUSED, codec.close_reason(error))
                 raise WebSocketDisconnect(REFUSED) from None
 
-    async def _first(self, websocket: WebSocket, allowed: str) -> Hello:
-        """The hello. Raises FrameError when something else comes, or nothing in time, or another host's."""
+    async def _read_hello(self, websocket: WebSocket, allowed: str) -> Hello:
+        """Read the hello. Raises FrameError for another message, for another host's hello and after `HELLO_S`."""
         try:
             async with asyncio.timeout(HELLO_S):
                 messages = codec.from_agent.read(await _frame(websocket))
@@ -147,75 +149,79 @@ class Gateway:
         return hello
 
     async def _refuse_duplicate(self, websocket: WebSocket, hello: Hello) -> None:
-        """Have a second agent of a host wait until the first one is gone. Raises WebSocketDisconnect.
+        """Close the connection of a second agent while the first agent of its host answers pings.
 
-        A process that connects anew replaces its old connection at once. Another one takes the place of a connection
-        whose agent answers no ping, as that of a process that died with its machine.
+        A process that connects again replaces its old connection at once. Another process does so when the old
+        connection answers no ping, as after a crash of the machine. Raises WebSocketDisconnect after a refusal.
         """
         while (first := self._hub.newest(hello.host)) is not None:
             if hello.instance in ("", first.instance) or not first.instance:
-                return  # the same process, or an agent that does not say which it is
+                return  # the same process, or an agent that names no instance
             if not await first.is_alive():
                 if self._hub.newest(hello.host) is first:
                     return
             elif self._hub.newest(hello.host) is first:
-                self._tell_duplicate(first.session)
+                if first.session.refuse_duplicate(self._clock()):
+                    self._publish_duplicate(first.session)
                 log.warning("second agent of a host refused: stop it, or name it otherwise", extra=_claim(websocket))
                 await websocket.close(
                     DUPLICATE, "another agent of this host is connected: stop one of them, or rename it"
                 )
                 raise WebSocketDisconnect(DUPLICATE)
 
-    def _tell_duplicate(self, session: Session) -> None:
-        """Tell of a host's second agent for a while, and then that it is told of no more."""
-        if session.refuse_duplicate(self._clock()):
-            self._forget_duplicate(session)
-
-    def _forget_duplicate(self, session: Session) -> None:
+    def _publish_duplicate(self, session: Session) -> None:
+        """Publish that a host has the DuplicateAgent problem, now and each 30 s until it has it no longer."""
         self._events.publish(DuplicateAgent(session.name))
         if session.is_duplicate(self._clock()):
-            asyncio.get_running_loop().call_later(30.0, self._forget_duplicate, session)
+            asyncio.get_running_loop().call_later(30.0, self._publish_duplicate, session)
 
-    async def _serve(self, websocket: WebSocket, allowed: str, ended: int) -> NoReturn:
-        hello = await self._first(websocket, allowed)
+    async def _serve(self, websocket: WebSocket, allowed: str, disconnects: int) -> NoReturn:
+        """Read the hello, then all frames. Raises WebSocketDisconnect, FrameError, Unavailable, CancelledError."""
+        hello = await self._read_hello(websocket, allowed)
         await self._refuse_duplicate(websocket, hello)
-        await self._check_again(websocket, ended)
-        await self._refuse_haste(websocket, hello.host)
+        await self._check_again(websocket, disconnects)
+        await self._limit_hellos(websocket, hello.host)
         websocket.state.peer.keep()
         session = await self._hosts.session(hello.host)
         connection = Connection(websocket.state.peer, session, next(self._session_ids), hello.instance)
         self._hub.replace(connection)
         try:
             await self._welcome(connection, hello, websocket)
-            del hello  # most connections are idle: they keep nothing that they need no more
+            del hello  # an idle connection should use little memory
             while True:
-                frame = await _frame(websocket)
-                messages = codec.from_agent.read(frame)
-                uses = len(messages) + len(frame) // 1024
-                del frame
-                await self._hear(connection, messages)
-                del messages
-                await self._slow_down(session.name, uses)
+                await self._receive(connection, await _frame(websocket))
         finally:
             self._hub.remove(connection)
 
-    async def _refuse_haste(self, websocket: WebSocket, host: str) -> None:
-        """Have a host that connects too often wait. Raises WebSocketDisconnect."""
+    async def _limit_hellos(self, websocket: WebSocket, host: str) -> None:
+        """Close the connection of a host that connects too often. Raises WebSocketDisconnect then."""
         now = asyncio.get_running_loop().time()
         if wait_s := self._hellos.wait(host, now, 1):
             await websocket.close(BUSY, f"this host connects too often: try again in {wait_s:.1f} s")
             raise WebSocketDisconnect(BUSY)
         self._hellos.use(host, 1 + self._reports.count_of(host) / 1000, now)
 
-    async def _slow_down(self, host: str, uses: float) -> None:
-        """Read on only when a host may say more: until then the kernel holds it up (RFC 9293, 3.8.6)."""
-        if wait_s := self._uses.use(host, uses, asyncio.get_running_loop().time()):
+    async def _receive(self, connection: Connection, frame: str) -> None:
+        """Do what the messages of a frame ask for, and wait until the host may send more.
+
+        While this waits nothing is read, so that TCP flow control stops the host (RFC 9293, section 3.8.6).
+        """
+        messages = codec.from_agent.read(frame)
+        amount = len(messages) + len(frame) // 1024
+        del frame
+        if any(isinstance(message, Hello) for message, _ in messages):
+            raise codec.FrameError("a second hello: only the first frame may be one")
+        for some in pieces(messages):
+            await self._perform(connection, connection.session.received(some, self._clock()))
+            await asyncio.sleep(0)  # let other tasks run
+        del messages
+        if wait_s := self._input.use(connection.host, amount, asyncio.get_running_loop().time()):
             await asyncio.sleep(wait_s)
 
     async def _welcome(self, connection: Connection, hello: Hello, websocket: WebSocket) -> None:
-        """Answer a hello: the first push goes straight to the connection, which only then can be found by others.
+        """Answer a hello: write the first push, let the hub have the connection, compare jobs, store the hello.
 
-        Another connection of this host ends this one wherever it waits here.
+        A newer connection of this host may cancel it at each await.
         """
         session, now = connection.session, self._clock()
         effects = session.hello(connection.session_id, hello, now, empty=not self._hosts.schedules_are_declared())
@@ -227,25 +233,14 @@ class Gateway:
         self._events.publish(HostConnected(session.name))
         self._hub.deliver(session.name, session.registered())
         await self._perform(connection, [effect for effect in effects if not isinstance(effect, Push)])
-        await self._resume(connection, hello.running_jobs)
+        for resumed in self._reports.resume(session, hello.running_jobs):
+            await self._perform(connection, resumed)
+            await asyncio.sleep(0)  # let other tasks run
         self._reports.connected(session.name, hello.running_jobs)
         await self._store.write(host_hello, (session.name, hello.agent_version, now))
 
-    async def _resume(self, connection: Connection, running: Collection[str]) -> None:
-        """Compare the jobs that a host has with those that are open here, a piece at a time."""
-        for effects in self._reports.resume(connection.session, running):
-            await self._perform(connection, effects)
-            await asyncio.sleep(0)  # others come between
-
-    async def _hear(self, connection: Connection, messages: Sequence[tuple[FromAgent, str]]) -> None:
-        if any(isinstance(message, Hello) for message, _ in messages):
-            raise codec.FrameError("a connection says hello once")
-        for some in pieces(messages):
-            await self._perform(connection, connection.session.received(some, self._clock()))
-            await asyncio.sleep(0)  # others come between
-
     async def _perform(self, connection: Connection, effects: Sequence[Effect]) -> None:
-        """Do what the session asks for. What is stored shares a commit with what other connections store."""
+        """Perform the effects of a session. Rows that several connections store at once share a commit."""
         session, reports, now = connection.session, self._reports, self._clock()
         for effect in effects:
             match effect:
@@ -270,19 +265,21 @@ class Gateway:
                     connection.write(effect)
 
     async def _acked(self, connection: Connection, acked: Acked, now: datetime) -> None:
-        """Store what a host holds, and tell how long its last push took."""
+        """Store an ack, and publish it with the time since its push."""
         session = connection.session
         await self._store.write(host_acks, (session.name, acked.version, acked.digest, now))
         if acked.left_out is not None:
-            kept = msgspec.structs.asdict(acked.left_out) if acked.left_out.count else None
-            await self._store.write(host_left_out, (session.name, kept))
+            left_out = msgspec.structs.asdict(acked.left_out) if acked.left_out.count else None
+            await self._store.write(host_left_out, (session.name, left_out))
         seconds = connection.push_acked() if session.holds_desired else None
         self._events.publish(HostAcked(session.name, acked.version, seconds))
 
 
 async def _frame(websocket: WebSocket) -> str:
-    """The next frame. Raises WebSocketDisconnect when the connection ends, FrameError for one that is binary or holds
-    a NUL, which no file's name has and PostgreSQL does not store."""
+    """The next frame. Raises WebSocketDisconnect at the end of the connection, and FrameError for a wrong frame.
+
+    A frame must be text without NUL: PostgreSQL stores none, and no name of a file has one.
+    """
     message = await websocket.receive()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1005), message.get("reason"))
@@ -295,12 +292,12 @@ async def _frame(websocket: WebSocket) -> str:
 
 
 def _claim(websocket: WebSocket) -> dict[str, str]:
-    """Who a connection says that it is, and where it comes from; nothing of it was proved."""
+    """For logs: the host that a connection claims to be, unproved, and the address that it comes from."""
     claimed = websocket.headers.get(HOST_HEADER, "")
-    known = {"claims": claimed if is_dns_name(claimed) else "what is no name of a host"}
+    known = {"claims": claimed if is_dns_name(claimed) else "an invalid name"}
     address = websocket.client.host if websocket.client is not None else ""
     return {**(known if claimed else {}), "address": address}
 
 
 _NUL = re.compile(r"(?<!\\)(\\\\)*\\u0000")
-"""A NUL in JSON, rather than a backslash that `u0000` follows."""
+"""A NUL in JSON text, but not an escaped backslash before `u0000`."""

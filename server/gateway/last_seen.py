@@ -1,4 +1,4 @@
-"""When each host last gave a sign of life, stored when it disconnects and from time to time."""
+"""Stores when each host was last seen: when it disconnects, and every `EVERY_S` while it is connected."""
 
 import asyncio
 from contextlib import suppress
@@ -12,25 +12,25 @@ from server.store.futures import then
 from server.store.hosts import hosts_seen
 
 EVERY_S = 300.0
-"""Seconds between two times of storing when connected hosts were last heard of, for a server that is killed later."""
+"""Seconds between two rounds that store when connected hosts were last seen. A killed server loses no more."""
 
 
 class LastSeen:
-    """Stores when hosts were last heard of."""
+    """Stores when hosts were last seen."""
 
     def __init__(self, store: Store, hub: Hub) -> None:
         self._store = store
         self._hub = hub
 
     def on_event(self, event: Event) -> None:
-        """Hear of a host whose connection is gone."""
+        """Store when a host was last seen once it disconnects, without waiting for the commit."""
         if isinstance(event, HostDisconnected):
             seen: list[tuple[str, datetime]] = [(event.host, event.last_seen)]
             with suppress(Unavailable, StoreClosedError):
                 then(self._store.submit(hosts_seen, seen), lambda _: None)
 
     async def follow(self) -> None:
-        """Store it from time to time, for ever."""
+        """Store when connected hosts were last seen, every `EVERY_S`, until cancelled."""
         while True:
             await asyncio.sleep(EVERY_S)
             with suppress(Unavailable):

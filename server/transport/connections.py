@@ -1,6 +1,7 @@
-"""HTTP and WebSocket connections: all that leans on the internals of uvicorn, h11 and websockets.
+"""HTTP and WebSocket connections, on the internals of uvicorn, h11 and websockets.
 
-tests/integration/test_transport.py holds them to what this file needs, and pyproject.toml bounds their versions.
+tests/integration/test_transport.py checks that these internals are as this file expects. pyproject.toml bounds the
+versions of the three.
 """
 
 import asyncio
@@ -26,19 +27,20 @@ from listener.accept import Listener, Slot
 from wire import codec
 
 SHUTDOWN_S = 5
-"""Seconds that open requests have to end when the server stops."""
+"""Seconds that open requests have to finish when the server stops."""
 PING_S = 20.0
-"""Seconds between pings to each agent, and to wait for the pong."""
+"""Seconds between two pings to an agent, and seconds to wait for each pong."""
 REQUEST_S = 60.0
-"""Seconds within which a request must have come, from its first byte on or from the connection's beginning."""
+"""Seconds for a request to arrive, from the beginning of the connection or the end of the previous request."""
 LINGER_S = 1.0
-"""Seconds for which what still comes is read, and not heard, from who was told that the protocol was broken."""
+"""Seconds for which input is discarded after a close because of a protocol error."""
 
 
 class _Http(H11Protocol):
     """HTTP connection that is closed when no complete request arrives within `REQUEST_S`.
 
-    It is busy from a complete request to the end of its answer, except while the client does not read that.
+    Its slot is busy from a complete request to the end of the response, except while the client does not read that. An
+    idle connection may be closed when there are too many.
     """
 
     def __init__(self, slot: Slot, **settings: Any) -> None:
@@ -48,72 +50,72 @@ class _Http(H11Protocol):
         self.upgraded = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Await the first request."""
+        """Start the wait for the first request."""
         super().connection_made(transport)
         self._await_request()
 
     def data_received(self, data: bytes) -> None:
-        """Hear a request, or a part of it."""
+        """Take the bytes of a request or a part of it."""
         super().data_received(data)
         self._await_request()
 
     def on_response_complete(self) -> None:
-        """Await the next request."""
+        """Start the wait for the next request."""
         super().on_response_complete()
         self._await_request()
 
     def pause_writing(self) -> None:
-        """Hold the answer back: the client does not read as fast as it is written."""
+        """Stop writing the response: the client reads more slowly than it is written."""
         super().pause_writing()
         self.slot.idle()
 
     def resume_writing(self) -> None:
-        """Go on with the answer."""
+        """Continue with the response."""
         super().resume_writing()
         self.slot.busy()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell what waits for this connection that it has ended."""
+        """Free the slot."""
         super().connection_lost(exc)
-        self._forget()
+        self._cancel_deadline()
         self.slot.closed()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        """Give the connection to a protocol of its own kind; its slot stays idle until an agent said hello there."""
-        self._forget()
+        """Switch the connection to `_Protocol`. Its slot stays idle until an agent has sent its hello."""
+        self._cancel_deadline()
         self.upgraded = True
         self.ws_protocol_class = partial(_Protocol, self.slot)  # type: ignore[assignment]
         super().handle_websocket_upgrade(event)
 
     def _await_request(self) -> None:
-        """Have the wait for a complete request end in time, if it is not here yet."""
+        """Set the deadline for the next request, unless a request is complete: then clear it."""
         if self.upgraded:
             return
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
-            self._forget()
+            self._cancel_deadline()
             self.slot.busy()
             return
         self.slot.idle()
         if self.deadline is None:
             self.deadline = self.loop.call_later(REQUEST_S, self.transport.close)
 
-    def _forget(self) -> None:
+    def _cancel_deadline(self) -> None:
         if self.deadline is not None:
             self.deadline.cancel()
             self.deadline = None
 
 
 class _Protocol(WebSocketsSansIOProtocol):
-    """WebSocket connection that is written to without a task that waits, and given up without its peer's consent."""
+    """WebSocket connection that is written without waiting, and can be aborted without a closing handshake."""
 
     def __init__(self, slot: Slot, **settings: Any) -> None:
         super().__init__(**settings)
         self.slot = slot
         self.received_at = self.loop.time()  # when bytes last arrived, pongs included
-        self.probe: tuple[bytes, asyncio.Future[bool]] | None = None  # an unanswered ping, and what it says
+        self.probe: tuple[bytes, asyncio.Future[bool]] | None = None  # payload of an unanswered ping, and its result
 
     def data_received(self, data: bytes) -> None:
-        """The handshake came, whole, or something after it. A handshake that cannot be read is the end."""
+        """Take the whole handshake, or frames after it. A handshake that cannot be parsed is answered with 400."""
         self.received_at = self.loop.time()
         super().data_received(data)
         if not self.handshake_initiated:
@@ -121,21 +123,25 @@ class _Protocol(WebSocketsSansIOProtocol):
             self.transport.close()
 
     def send_receive_event_to_app(self) -> None:
-        """Hand a message on. Text that is not UTF-8 ends the connection (RFC 6455, section 8.1) without an error here.
+        """Pass a message to the application.
 
-        What comes after a close was sent is discarded (section 1.4), whatever it is.
+        Text that is not UTF-8 closes the connection (RFC 6455, section 8.1); uvicorn would log a traceback. Messages
+        after a close was sent are discarded (section 1.4).
         """
-        is_open = self.conn.state is State.OPEN and not self.close_sent
-        if is_open and self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
-            self.conn.send_close(1007, "frame: not UTF-8")
-            self.handle_parser_exception()
-        else:
-            super().send_receive_event_to_app()
+        if self.conn.state is State.OPEN and not self.close_sent and self.curr_msg_data_type == "text":
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self.conn.send_close(1007, "frame: not UTF-8")
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
 
     def handle_parser_exception(self) -> None:
-        """Something broke the protocol: say what, and read on for a while, unheard.
+        """Send a close frame after a protocol error, and discard input for `LINGER_S` before closing the socket.
 
-        To close while more comes makes the kernel reset the connection, and lose what was said (RFC 1122, 4.2.2.13).
+        Closing a socket with unread input resets the connection, and the peer may lose the close frame (RFC 1122,
+        section 4.2.2.13).
         """
         if not self.close_sent and (close := self.conn.close_sent) is not None:
             self.close_sent = True
@@ -145,22 +151,24 @@ class _Protocol(WebSocketsSansIOProtocol):
             self.close_timer = self.loop.call_later(LINGER_S, self.transport.close)
 
     def handle_ping(self) -> None:
-        """Answer a ping, unless the other end reads no answers: they would pile up."""
+        """Answer a ping, unless the other end does not read: pongs would pile up in memory."""
         if self.writable.is_set():
             super().handle_ping()
         else:
             self.conn.data_to_send()
 
     def handle_connect(self, event: Request) -> None:
-        """Hand this to the application, in the connection's state, as the gateway's `Peer`."""
+        """Put this connection into the WebSocket's `state`, as the `Peer` of `server.agents.hub`."""
         super().handle_connect(event)
         if not self.close_sent:
-            self.scope["state"]["peer"] = weakref.proxy(self)  # no cycle: what a connection held is freed with it
+            self.scope["state"]["peer"] = weakref.proxy(
+                self
+            )  # a strong reference would be a cycle, and free memory late
 
     async def send(self, message: Any) -> None:
-        """Send what the application says. A denial ends the handshake too, or uvicorn would log that nothing did.
+        """Send a message of the application. A denial also ends the handshake: uvicorn would log that nothing did.
 
-        Raises ClientDisconnected after a close that this protocol sent by itself, which the application cannot know of.
+        Raises ClientDisconnected after a close that this protocol sent by itself, unknown to the application.
         """
         if self.handshake_complete and self.close_sent:
             raise ClientDisconnected
@@ -168,7 +176,7 @@ class _Protocol(WebSocketsSansIOProtocol):
         self.handshake_complete = self.handshake_complete or self.close_sent
 
     def write(self, frame: str) -> int:
-        """Send a text frame without waiting; how many bytes are unsent then. Nothing is sent once the end has begun."""
+        """Write a text frame without waiting. Returns the bytes that are unsent then. A closing connection drops it."""
         if self.close_sent or self.conn.state is not State.OPEN or self.transport.is_closing():
             return 0
         self.conn.send_text(frame.encode())
@@ -176,16 +184,18 @@ class _Protocol(WebSocketsSansIOProtocol):
         return self.transport.get_write_buffer_size()
 
     def abort(self) -> None:
-        """Give the connection up at once: to close it would wait for a peer that may never read what is unsent."""
+        """Drop the connection at once. A close would wait for a peer that may never read what is unsent."""
         self.transport.abort()
 
     def keep(self) -> None:
-        """Keep the connection even when there are too many: it is an agent's."""
+        """Exempt the connection from being closed when there are too many."""
         self.slot.busy()
 
     async def answers_ping(self, within_s: float) -> bool:
-        """Whether the other end answers a ping in that time. One of which we have yet to take what it said counts as
-        one that does, since its pong may stand behind that."""
+        """Whether the other end answers a ping within so many seconds.
+
+        While reading is paused it counts as answering, since the pong may be in the unread input.
+        """
         if self.close_sent or self.disconnected or self.transport.is_closing():
             return False
         if self.probe is None:
@@ -200,14 +210,14 @@ class _Protocol(WebSocketsSansIOProtocol):
             return self.read_paused
 
     def handle_pong(self, event: Frame) -> None:
-        """A pong came, perhaps to a ping of `answers_ping`."""
+        """Take a pong, perhaps to a ping of `answers_ping`."""
         if self.probe is not None and bytes(event.data) == self.probe[0]:
             self._end_probe(answered=True)
         else:
             super().handle_pong(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell what waits for this connection that it has ended."""
+        """End `answers_ping`, and free the slot."""
         self._end_probe(answered=False)
         super().connection_lost(exc)
         self.slot.closed()
@@ -218,20 +228,12 @@ class _Protocol(WebSocketsSansIOProtocol):
             self.probe = None
 
     def keepalive_timeout(self) -> None:
-        """No pong came."""
+        """Drop the connection: no pong arrived within `PING_S`."""
         self.transport.abort()
 
 
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 class _Uvicorn(uvicorn.Server):
-    """Uvicorn as a part of our process, which has signal handlers of its own, on connections that are bounded."""
+    """Uvicorn inside a process with signal handlers of its own, with a `Listener` that bounds the connections."""
 
     def __init__(self, config: uvicorn.Config, listener: Listener) -> None:
         super().__init__(config)
@@ -239,17 +241,17 @@ class _Uvicorn(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone."""
+        """Install no signal handlers."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections."""
+        """Start to accept connections."""
         self.servers = []
         self._listener.start(partial(_Http, config=self.config, server_state=self.server_state, app_state={}))
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept no more, let requests end for `SHUTDOWN_S`, then drop what is left."""
+        """Stop accepting, give open requests `SHUTDOWN_S` to finish, then drop all connections."""
         self._listener.stop()
         await super().shutdown(sockets)
         self._listener.drop_all()
@@ -257,7 +259,7 @@ class _Uvicorn(uvicorn.Server):
 
 @asynccontextmanager
 async def serving(app: ASGIApp, listener: Listener) -> AsyncIterator[None]:
-    """Serve an application while entered."""
+    """Serve an application while entered. On exit, open requests have `SHUTDOWN_S` to finish."""
     config = uvicorn.Config(
         app,
         interface="asgi3",

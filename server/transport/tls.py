@@ -1,4 +1,4 @@
-"""The server's certificate, taken anew from its files when they have changed, as cert-manager renews it."""
+"""The server's TLS certificate, read again when its files have changed, as cert-manager renews them."""
 
 import logging
 import ssl
@@ -7,14 +7,15 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 Version = tuple[tuple[int, int, int], ...]
-"""What differs when files are replaced or written: inode, size and time of each."""
+"""Inode, size and mtime of each file. They change when a file is replaced or written."""
 
 
 def server_context(cert: Path, key: Path | None) -> ssl.SSLContext:
-    """The context that handshakes are made with. Connections that are open keep the certificate they began with.
+    """A TLS context whose handshakes use the newest certificate. Open connections keep the one that they began with.
 
-    `cert`: the chain in PEM; `key`: its private key, in the same file when None. A pair that cannot be used leaves the
-    last one in force. Raises OSError (ssl.SSLError is one) when the first pair cannot be used.
+    `cert`: file with the chain in PEM. `key`: file with its private key; None when `cert` has it. If a renewed pair
+    cannot be used, that is logged and the previous pair stays in use. Raises OSError (of which ssl.SSLError is a
+    subclass) when the first pair cannot be used.
     """
     files = (cert,) if key is None else (cert, key)
     seen, current = _version(files), _context(cert, key)
@@ -23,7 +24,7 @@ def server_context(cert: Path, key: Path | None) -> ssl.SSLContext:
         nonlocal seen, current
         try:
             if (version := _version(files)) != seen:
-                seen = version  # a pair that cannot be used is told once
+                seen = version  # so that a pair that cannot be used is logged once
                 current = _context(cert, key)
                 log.info("certificate renewed", extra={"file": cert})
         except OSError as error:

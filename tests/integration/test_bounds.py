@@ -37,8 +37,8 @@ async def test_a_host_that_connects_too_often_is_told_to_try_again_and_others_ar
     found: list[Any] = []
     while not found or found[-1] == "schedule.set":
         found.append(await comes_in("node-1"))
-        assert len(found) < 100 * endpoint.HELLOS_AT_ONCE
-    assert len(found) > endpoint.HELLOS_AT_ONCE
+        assert len(found) < 100 * endpoint.HELLO_BURST
+    assert len(found) > endpoint.HELLO_BURST
     assert (found[-1].code, "connects too often: try again in" in found[-1].reason) == (endpoint.BUSY, True)
     assert await comes_in("node-2") == "schedule.set"
 
@@ -55,7 +55,7 @@ async def test_a_host_of_many_open_jobs_may_connect_less_often(connect: Connect,
     server.parts.lanes.add([Job(it, "node-1", tomorrow, serial=False, deferred=True) for it in open_jobs])
 
     async def comes_in_often() -> None:
-        for _ in range(int(endpoint.HELLOS_AT_ONCE / 2)):
+        for _ in range(int(endpoint.HELLO_BURST / 2)):
             async with connect("node-1") as agent:
                 await agent.hears("schedule.set")
 

@@ -196,4 +196,4 @@ async def test_a_claim_that_is_no_name_is_not_repeated(server, claims, caplog):
             f"ws://127.0.0.1:{server.port}/agent", additional_headers={"Lamplighter-Host": claims}, proxy=None
         )
     [record] = [record for record in caplog.records if record.message == "agent refused"]
-    assert record.claims == "what is no name of a host"
+    assert record.claims == "an invalid name"

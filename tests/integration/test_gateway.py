@@ -600,7 +600,7 @@ def nested(depth):
         ('{"type": "schedule.ack", "payload": {"version": -1, "digest": ""}}', 1007, "schedule.ack: "),
         (json.dumps({"type": "job.log", "payload": {"job_id": "1", "lines": [0]}}), 1007, "job.log: "),
         (json.dumps({"type": "job.finished", "payload": {"status": "é" * 200}}), 1007, "job.finished: "),
-        (json.dumps(hello()), 1007, "a connection says hello once"),
+        (json.dumps(hello()), 1007, "a second hello"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str | bytes) else None,
 )
