@@ -1,4 +1,4 @@
-"""Notices when the server's clock is set back."""
+"""Watches the server's clock, and publishes `ClockSetBack` when it is set back."""
 
 import asyncio
 import logging
@@ -10,11 +10,11 @@ from server.events import ClockSetBack, Events
 log = logging.getLogger(__name__)
 
 EVERY_S = 10.0
-"""Seconds after which the clock is looked at again."""
+"""Seconds between two checks of the clock."""
 
 
 async def follow(events: Events, clock: Callable[[], datetime], every_s: float = EVERY_S) -> None:
-    """Tell, for ever, when the clock is set back."""
+    """Check the clock every `every_s` seconds until cancelled, and publish when it is set back."""
     latest = clock()
     while True:
         await asyncio.sleep(every_s)

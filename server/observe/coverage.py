@@ -100,35 +100,36 @@ class CoverageReader:
     ) -> Coverage:
         """The coverage of a schedule. `having`: groups that should hold it. `hanging`: hosts where its jobs hang."""
         schedule = self._placement.schedules.get(schedule_id)
+        is_enabled = schedule is not None and schedule.spec.enabled
         names = set().union(*(it.names for it in having))
         out_of_sync = sorted(chain.from_iterable(it.out_of_sync(schedule_id) for it in having))
         failed, warned = self._outcomes.failed(schedule_id, names), self._outcomes.warned(schedule_id, names)
         within = success_within(schedule.spec) if schedule is not None else timedelta()
         not_granted = self._not_granted(schedule)
-        late = overdue(self._since(schedule_id, names), within, now) if schedule and schedule.spec.enabled else []
+        late = overdue(self._since(schedule_id, names), within, now) if is_enabled else []
         succeeded = [at for host, at in self._outcomes.succeeded(schedule_id).items() if host in names]
         return Coverage(
-            len(names),
-            len(names) - len(out_of_sync),
-            out_of_sync[:MAX_NAMED],
-            len(failed),
-            failed[:MAX_NAMED],
-            len(warned),
-            warned[:MAX_NAMED],
-            {host: self._outcomes.why(schedule_id, host) for host in (*failed[:MAX_NAMED], *warned[:MAX_NAMED])},
-            len(not_granted),
-            not_granted[:MAX_NAMED],
-            self._denied(schedule),
-            schedule is not None and schedule.spec.enabled,
-            self._no_host(schedule) if schedule is not None and schedule.spec.enabled and not names else "",
-            schedule is None or self.access(schedule.repository_id).has_password,
-            len(late),
-            late[:MAX_NAMED],
-            within,
-            sorted(names.intersection(hanging)),
-            len(names) - len(succeeded),
-            min(succeeded, default=None),
-            _refused_hooks(schedule, chain.from_iterable(it.hosts for it in having)),
+            hosts=len(names),
+            in_sync=len(names) - len(out_of_sync),
+            out_of_sync=out_of_sync[:MAX_NAMED],
+            failed=len(failed),
+            failed_names=failed[:MAX_NAMED],
+            warned=len(warned),
+            warned_names=warned[:MAX_NAMED],
+            errors={it: self._outcomes.why(schedule_id, it) for it in (*failed[:MAX_NAMED], *warned[:MAX_NAMED])},
+            not_granted=len(not_granted),
+            not_granted_names=not_granted[:MAX_NAMED],
+            denied=self._denied(schedule),
+            enabled=is_enabled,
+            no_host=self._no_host(schedule) if schedule is not None and is_enabled and not names else "",
+            has_password=schedule is None or self.access(schedule.repository_id).has_password,
+            overdue=len(late),
+            overdue_names=late[:MAX_NAMED],
+            within=within,
+            hanging=sorted(names.intersection(hanging)),
+            never_succeeded=len(names) - len(succeeded),
+            oldest_success=min(succeeded, default=None),
+            refused_hooks=_refused_hooks(schedule, chain.from_iterable(it.hosts for it in having)),
         )
 
     def _since(self, schedule_id: str, hosts: Iterable[str]) -> dict[str, datetime]:

@@ -1,4 +1,4 @@
-"""How long ended jobs and the audit log are kept: a slow loop that deletes what is older, a little at a time."""
+"""Deletes old jobs and audit lines, in small transactions with pauses between them."""
 
 import asyncio
 import logging
@@ -15,18 +15,18 @@ log = logging.getLogger(__name__)
 EVERY_S = 3600.0
 """Seconds between two rounds."""
 PAUSE_S = 0.2
-"""Seconds between two transactions of a round, for others to write."""
+"""Seconds between two transactions of a round, in which others can write."""
 
 
 class HistoryRetention(NamedTuple):
-    """How many jobs are kept, and for how many days jobs and the audit log are."""
+    """How many jobs are kept, and for how many days jobs and audit lines are kept."""
 
     jobs: int = 100_000
     days: int = 90
 
 
 async def follow(store: Store, keep: HistoryRetention, clock: Callable[[], datetime]) -> None:
-    """Delete what is older than that, for ever."""
+    """Delete old history every `EVERY_S` seconds, until cancelled."""
     while True:
         try:
             await delete(store, keep, clock())
@@ -36,10 +36,9 @@ async def follow(store: Store, keep: HistoryRetention, clock: Callable[[], datet
 
 
 async def delete(store: Store, keep: HistoryRetention, now: datetime, pause_s: float = PAUSE_S) -> None:
-    """Delete once. Jobs that are open stay, and so do the last that ended of each schedule on each host, and the last
-    that went well.
+    """Delete old history once. `pause_s`: seconds between two transactions. Raises Unavailable.
 
-    Raises Unavailable.
+    Open jobs stay. For each schedule on each host, so do the job that ended last and the last one that succeeded.
     """
     oldest = now - timedelta(days=keep.days)
     least = await store.read(nth_newest_job, keep.jobs)

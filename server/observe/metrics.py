@@ -1,7 +1,7 @@
-"""What Prometheus is told of what happens in a server, noted as it happens: counts and times.
+"""Counters and histograms of what happens in a server, updated by events. Gauges are in `server.observe.state`.
 
-Names and units follow Prometheus' practices; no label has values without bound. How things stand:
-`server.observe.state`.
+Names and units follow Prometheus' practices, https://prometheus.io/docs/practices/naming/. Every label has a bounded
+number of values.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Metrics:
         ended = ["kind", "status"]
         self._jobs = _children(Counter("lamplighter_jobs", "Jobs that ended.", ended, registry=registry))
         for kind, status in product((*KINDS, "restore"), get_args(JobEnd)):
-            self._jobs(kind, status)  # from the beginning: increase() does not see the first of a series that appears
+            self._jobs(kind, status)  # export 0 at once: increase() ignores the first sample of a new series
         self._attempts = _children(
             Counter("lamplighter_job_attempts", "Attempts of jobs that ended.", ended, registry=registry)
         )
@@ -45,12 +45,12 @@ class Metrics:
         )
 
     def on_event(self, event: Event) -> None:
-        """Count what has happened."""
+        """Update the metrics for an event."""
         match event:
             case JobsRecorded(jobs):
                 for job in jobs:
                     self._recorded(job)
-            case FireRefused(_, _, reason) if reason != "Queued":  # one whose job waits for its turn was recorded
+            case FireRefused(_, _, reason) if reason != "Queued":  # a queued job was counted when it was recorded
                 self._fires(reason).inc()
             case AttemptEnded():
                 self._attempts(event.kind, event.end.status).inc()
@@ -70,5 +70,5 @@ class Metrics:
 
 
 def _children(counter: Counter) -> Callable[..., Counter]:
-    """Answers the child for some values of labels, which prometheus-client looks up anew each time."""
+    """Return a cached `counter.labels`: looking a child up costs prometheus-client more than counting."""
     return cache(counter.labels)

@@ -1,7 +1,7 @@
-"""The stream of changes: server-sent events that say which kinds of objects changed, for the controller and pages.
+"""The stream of changes: server-sent events that name the kinds of objects which changed, for controllers and pages.
 
-A reader that is slow gets one piece of news for all that came meanwhile; what has changed is then read by REST. So no
-change can be lost by being late.
+A message says only that objects of a kind have changed; the reader gets them by REST. So a slow reader loses no change:
+all changes since its last message are merged into the next one.
 """
 
 import asyncio
@@ -26,10 +26,9 @@ from server.events import (
 
 KINDS = ("schedules", "repositories", "hosts", "runs")
 PAUSE_S = 0.5
-"""Seconds between two pieces of news to one reader."""
+"""The least seconds between two messages to one reader."""
 ALIVE_S = 15.0
-"""Seconds without news after which a reader is told that the stream lives."""
-
+"""Seconds without a change after which a reader gets a comment, as a sign that the stream is alive."""
 
 _CHANGED = {
     HostConnected: ("hosts",),
@@ -44,18 +43,18 @@ _CHANGED = {
     ControllerReported: (),
     FireRefused: (),
 }
-"""The KINDS of objects that look otherwise after an event."""
+"""Which kinds of objects REST shows differently after an event of each type."""
 
 
 class ChangeStream:
-    """Which kinds have changed, for any number of readers."""
+    """Sends which kinds have changed to any number of readers."""
 
     def __init__(self) -> None:
         self._readers: set[_Reader] = set()
         self._ended = False
 
     def on_event(self, event: Event) -> None:
-        """Something has happened."""
+        """Note the kinds that an event changes, for every reader."""
         if not isinstance(event, DeclarationChanged):
             self._changed(*_CHANGED[type(event)])
         elif event.hosts:
@@ -69,12 +68,12 @@ class ChangeStream:
             reader.woken.set()
 
     def end(self) -> None:
-        """End all streams, which would hold up a server that stops."""
+        """End all streams, so that the server can stop."""
         self._ended = True
         self._changed()
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Server-sent events (HTML Living Standard, section 9.2), each with the kinds that changed; first, all."""
+        """Server-sent events (HTML Living Standard, section 9.2) with the changed kinds. The first has all kinds."""
         reader = _Reader()
         self._readers.add(reader)
         try:
@@ -96,6 +95,8 @@ class ChangeStream:
 
 
 class _Reader:
+    """The kinds that changed since the last message to one reader."""
+
     def __init__(self) -> None:
         self.kinds = set(KINDS)
         self.woken = asyncio.Event()
