@@ -104,7 +104,7 @@ class Connection:
         self._pushed_at = asyncio.get_running_loop().time()
 
     def push_acked(self) -> float | None:
-        """Note that the last push was acked. Returns the seconds since it was written; None when none was unacked."""
+        """Note that the last push was acked. Returns the seconds since it was written; None if no push was unacked."""
         if not self._pushed_at:
             return None
         pushed_at, self._pushed_at = self._pushed_at, 0.0

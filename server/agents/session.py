@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 MAX_SKEW_S = 60.0
 """Seconds by which a host's clock may differ from the server's before it is a problem."""
 DUPLICATE = timedelta(minutes=3)
-"""For how long a host has the DuplicateAgent problem after a refusal. A refused agent tries again each minute."""
+"""How long a host has the DuplicateAgent problem after a refusal. A refused agent tries again at least each minute."""
 MAX_NAMED = 3
 """How many schedules a message names before it only counts them."""
 

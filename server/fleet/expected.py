@@ -26,8 +26,8 @@ _UNITS["s"] = timedelta(seconds=1)
 class Expected(NamedTuple):
     """An enabled schedule, and by host how long it has gone without a success.
 
-    `since`: by host, the time of the last success, or when the pair began. `overdue`: the hosts for which that is more
-    than `within` ago, the longest first. `failed`, `warned`: on how many hosts its last job failed or had a warning.
+    `since`: by host, the later of the last success and the beginning of the pair. `overdue`: the hosts for which that
+    is more than `within` ago, the longest first. `failed`, `warned`: on how many hosts its last job ended so.
     """
 
     namespace: str
@@ -51,7 +51,7 @@ class ExpectedSince:
         self._joined: dict[str, dict[str, datetime]] = {}
 
     def since(self, schedule_id: str, hosts: Iterable[str]) -> dict[str, datetime]:
-        """When each of these hosts began with a schedule, without those that are not known. Any thread may call it."""
+        """By host, when its pair with a schedule began. Unknown hosts are left out. Any thread may call it."""
         enabled, joined = self._schedules.get(schedule_id), self._joined.get(schedule_id, {})
         if enabled is None:
             return {}
@@ -73,12 +73,12 @@ class ExpectedSince:
         self._hosts[host] = created_at
 
     def join(self, pairs: Iterable[Joined]) -> None:
-        """Record that schedules came to hosts that existed before."""
+        """Record pairs of an existing schedule and an existing host that a change joined."""
         for schedule_id, host, since in pairs:
             self._joined.setdefault(schedule_id, {})[host] = since
 
     def leave(self, pairs: Iterable[Pair]) -> None:
-        """Record that hosts should no longer hold schedules."""
+        """Forget pairs whose host should no longer hold the schedule."""
         for schedule_id, host in pairs:
             self._joined.get(schedule_id, {}).pop(host, None)
 
@@ -88,12 +88,12 @@ class ExpectedSince:
             times.update({key: now for key, at in times.items() if at > now})
 
     def forget_schedule(self, schedule_id: str) -> None:
-        """A schedule was deleted."""
+        """Forget a deleted schedule."""
         self._schedules.pop(schedule_id, None)
         self._joined.pop(schedule_id, None)
 
     def forget_host(self, host: str) -> None:
-        """A host was deleted."""
+        """Forget a deleted host."""
         self._hosts.pop(host, None)
         for hosts in self._joined.values():
             hosts.pop(host, None)

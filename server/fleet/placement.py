@@ -28,7 +28,8 @@ class PlacedSchedule(Struct, frozen=True):
     """A schedule with all that is needed to match it with hosts and to make jobs of it.
 
     `init`: whether a backup may create the repository. `granted`: the hosts that the namespace may reach; `within`: the
-    paths that it may reach, all when empty. `host_identity`: whether restic may use the host's cloud identity.
+    paths that it may reach, all when empty. `host_identity`: whether restic may use the host's identity, such as its
+    SSH keys and instance role.
     `since`: when the present timing began; `earlier`: the timings before it (see `server.fleet.timing`).
     """
 
@@ -70,8 +71,8 @@ class PlacedSchedule(Struct, frozen=True):
 class HostState(Struct):
     """The desired state of a host. Only `Placement` changes it.
 
-    `entries`: the desired set, and `version` its version. `since`: when a change of labels last changed the set.
-    `created_at`: when the host became known; it has no due time before that.
+    `entries`: the desired set, and `version` its version. `since`: when the host's labels last changed the set, or
+    when the host became known. `created_at`: when the host became known; it has no due time before that.
     """
 
     name: str
@@ -188,7 +189,7 @@ class Placement:
             self._by_selection.setdefault(_selection(schedule), {})[schedule.id] = schedule.item
 
     def commit(self, plan: Plan) -> None:
-        """Put a plan in force."""
+        """Put a plan in force. The plan must have been made on the present state."""
         for schedule_id in plan.remove:
             self._drop(schedule_id)
         self.put(plan.put)

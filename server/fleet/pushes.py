@@ -1,4 +1,4 @@
-"""Pushes: what brings a host from one set to another, and the frame of it, encoded once for all hosts that share it."""
+"""Pushes, which bring a host from one set to another. A frame is encoded once for all hosts that need the same push."""
 
 from datetime import datetime
 from functools import lru_cache

@@ -31,7 +31,7 @@ def timing(spec: ScheduleSpec, since: datetime) -> Timing:
 def superseded(old: Timing, earlier: Sequence[Timing]) -> tuple[Timing, ...]:
     """The earlier timings, newest first, after `old` was replaced.
 
-    When `old` equals the newest of them but for its beginning, the one that began first stays.
+    When `old` differs from the newest of them only in its beginning, the earlier beginning counts.
     """
     if earlier and earlier[0][1:] == old[1:]:
         return tuple(earlier)
@@ -64,7 +64,7 @@ def why_not_due(
 
 
 def _is_valid(timing: Timing, at: datetime, now: datetime) -> bool:
-    """Whether a timing was valid at a time."""
+    """Whether a timing was valid at a time (see `why_not_due` for timings after `now`)."""
     return at > timing.since or timing.since > now
 
 

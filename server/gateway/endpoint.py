@@ -122,9 +122,9 @@ class Gateway:
         return await self._authenticate(token.strip())
 
     async def _check_again(self, websocket: WebSocket, disconnects: int) -> None:
-        """Check the token again if a host was disconnected since `disconnects`: the token may be that host's.
+        """Check the token again if any host was disconnected during the handshake: the token may be that host's.
 
-        Raises WebSocketDisconnect when the token is no longer valid.
+        `disconnects`: `Hub.disconnects` at the first check. Raises WebSocketDisconnect when the token is not valid now.
         """
         while disconnects != self._hub.disconnects:
             disconnects = self._hub.disconnects

@@ -12,7 +12,7 @@ from server.store.futures import then
 from server.store.hosts import hosts_seen
 
 EVERY_S = 300.0
-"""Seconds between two rounds that store when connected hosts were last seen. A killed server loses no more."""
+"""Seconds between two rounds that store when connected hosts were last seen. A killed server loses at most that."""
 
 
 class LastSeen:

@@ -30,7 +30,7 @@ class Span(Struct):
     From `excused` on it need not, since the schedule was taken away before the host could have said that it was due.
     """
 
-    target: PlacedSchedule
+    schedule: PlacedSchedule
     begun: datetime
     begin: datetime
     end: datetime = NEVER
@@ -77,21 +77,21 @@ class Expected:
         `since`: when its present labels began; `behind`: how far it may go by a time of the server's that is behind.
         What began while the server's clock was ahead counts from then on.
         """
-        targets = {target.id: target for target in held if target.spec.enabled}
+        schedules = {schedule.id: schedule for schedule in held if schedule.spec.enabled}
         spans = self._open.setdefault(agent.name, {})
         for key, span in list(spans.items()):
             known = agent.holds(key, span.begun)
-            if key in targets and begun[key] == span.begun and (known or not relabelled):
+            if key in schedules and begun[key] == span.begun and (known or not relabelled):
                 continue
             del spans[key]
             span.end = now
-            makes_up = key in targets and not may_be_left_out(targets[key].spec)
+            makes_up = key in schedules and not may_be_left_out(schedules[key].spec)
             if known and makes_up:  # it says what was due under the old timing, as far as its clock has come
                 span.excused = now + min(agent.skew, behind, timedelta())
                 continue
             for earlier in self.spans[agent.name, key]:  # timings that changed while it was away count as well
                 earlier.excused = min(earlier.excused, (agent.ill_since or now) - IN_FLIGHT)
-        for key, target in targets.items():
+        for key, schedule in schedules.items():
             if key not in spans:
-                spans[key] = Span(target, begun[key], max(now, begun[key], since))
+                spans[key] = Span(schedule, begun[key], max(now, begun[key], since))
                 self.spans.setdefault((agent.name, key), []).append(spans[key])

@@ -70,9 +70,9 @@ def none_dropped(story: Story) -> Iterator[str]:
 
 def _to_run(story: Story, agent: Agent, span: Span) -> Iterator[datetime]:
     """The due times of a span that must have run or be stood for."""
-    spec = span.target.spec
+    spec = span.schedule.spec
     expression, zone = cron.parse(spec.cron), cron.zone(spec.time_zone)
-    offset = cron.spread(agent.name, span.target.id, spec.spread_seconds)
+    offset = cron.spread(agent.name, span.schedule.id, spec.spread_seconds)
     end = min(span.end, span.excused, story.now - SETTLED)
     due = cron.next_due(expression, zone, span.begin - offset) + offset
     left_out = may_be_left_out(spec)
@@ -84,8 +84,8 @@ def _to_run(story: Story, agent: Agent, span: Span) -> Iterator[datetime]:
 
 def _is_due(span: Span, agent: Agent, due: datetime) -> bool:
     """Whether a time is one of a span's due times."""
-    spec = span.target.spec
-    before = due - cron.spread(agent.name, span.target.id, spec.spread_seconds)
+    spec = span.schedule.spec
+    before = due - cron.spread(agent.name, span.schedule.id, spec.spread_seconds)
     return cron.next_due(cron.parse(spec.cron), cron.zone(spec.time_zone), before - timedelta.resolution) == before
 
 
@@ -130,11 +130,11 @@ def _too_late(what: str, spans: list[Span], ran: dict[datetime, Row], agent: Age
             continue  # by then it was another's to say how late that may be
         if not _is_due(span, agent, due):
             continue  # a host that was away has not heard of the new timing, and means the old one
-        deadline = span.target.spec.starting_deadline_seconds
+        deadline = span.schedule.spec.starting_deadline_seconds
         if deadline is not None and late > timedelta(seconds=deadline):
             yield f"{what}: the run of {due} was let in {late} late, with a deadline of {deadline} s"
         clock_was_right = not any(due - DAY <= at <= row.recorded_at for at in agent.clock_set)
-        if span.target.spec.missed_run_policy == "Skip" and late > timedelta(minutes=2) and clock_was_right:
+        if span.schedule.spec.missed_run_policy == "Skip" and late > timedelta(minutes=2) and clock_was_right:
             yield f"{what}: the run of {due} was let in {late} late, and was to be skipped"
 
 
@@ -202,7 +202,7 @@ def once_a_day(story: Story) -> Iterator[str]:
     """Half past two comes once a day, days on which clocks are changed included. The calendar says so, not `cron`."""
     jobs = _by_schedule(story)
     for (host, schedule), (first, *later) in story.expected.spans.items():
-        spec = first.target.spec
+        spec = first.schedule.spec
         if spec.cron != HALF_PAST_TWO or later or may_be_left_out(spec):
             continue
         zone, offset = ZoneInfo(spec.time_zone), cron.spread(host, schedule, spec.spread_seconds)

@@ -157,13 +157,13 @@ class Story(World):
                 if at < self.quiet:
                     self.at(at, lambda: self.server.put_back(*copy))
             case "edit" if self.server.up:
-                edits = (self._retime, self._change, self._delete) if self.db.targets else ()
+                edits = (self._retime, self._change, self._delete) if self.db.schedules else ()
                 rng.choice((self._create, *edits))()
             case "labels" if self.server.up:
                 labels = self._some_labels()
                 self.tell("user", f"gives {agent.name} {labels}")
                 self.server.relabel(agent.name, labels)
-            case "invents" if agent.pipe is not None and self.db.targets:
+            case "invents" if agent.pipe is not None and self.db.schedules:
                 self._invent(agent)
             case "cancel" if self.server.up and (jobs := self.db.open[agent.name]):
                 job_id = rng.choice(list(jobs))
@@ -175,13 +175,13 @@ class Story(World):
         self.tell(agent.name, "invents due times")
         fires = []
         for _ in range(20):
-            target = self.db.targets[self._some_id()]
+            schedule = self.db.schedules[self._some_id()]
             at = self.now + self.rng.uniform(-9, 9) * DAY
             if at > self.now + HOUR:
-                spec = target.spec
-                spread = cron.spread(agent.name, target.id, spec.spread_seconds)
+                spec = schedule.spec
+                spread = cron.spread(agent.name, schedule.id, spec.spread_seconds)
                 at = cron.next_due(cron.parse(spec.cron), cron.zone(spec.time_zone), at) + spread
-            fires.append(ScheduleFire(target.id, at, self.rng.choice((0, 1, 2**53))))
+            fires.append(ScheduleFire(schedule.id, at, self.rng.choice((0, 1, 2**53))))
         if agent.pipe is not None:
             agent.pipe.to_server(fires)
 
@@ -219,7 +219,7 @@ class Story(World):
         """People save twice: a change may come while the last one is being pushed."""
 
         def change() -> None:
-            if self.server.up and schedule_id in self.db.targets:
+            if self.server.up and schedule_id in self.db.schedules:
                 self._put(schedule_id, None, "changes")
 
         if self.rng.random() < 0.5:
@@ -231,7 +231,7 @@ class Story(World):
         self.server.remove(schedule_id)
 
     def _some_id(self) -> str:
-        return self.rng.choice(list(self.db.targets))
+        return self.rng.choice(list(self.db.schedules))
 
     def _some_timing(self) -> ScheduleSpec:
         """When something is to run, on which hosts, and what if it could not."""
@@ -252,19 +252,19 @@ class Story(World):
 
     def _put(self, schedule_id: str, timing: ScheduleSpec | None, does: str) -> None:
         """Put a schedule; without a timing, it keeps the one it has and something else about it changes."""
-        spec = timing or self.db.targets[schedule_id].spec
+        spec = timing or self.db.schedules[schedule_id].spec
         begun = self.server.clock if timing else self.db.begun[schedule_id]
         name = f"default/{schedule_id}"
         self.tell("user", f"{does} {schedule_id}: {spec.cron} {spec.time_zone} enabled={spec.enabled}")
         item = entry_item(schedule_id, name, spec, begun, self.new_id())
-        was = self.db.targets.get(schedule_id)
+        was = self.db.schedules.get(schedule_id)
         earlier = was.earlier if was else ()
         if was and timing and was.spec.enabled:
             earlier = superseded(was.timing, earlier)
-        target = PlacedSchedule(
+        schedule = PlacedSchedule(
             schedule_id, name, spec, spec.repository, init=False, item=item, since=begun, earlier=earlier
         )
-        self.server.put(target, begun)
+        self.server.put(schedule, begun)
 
 
 def _some_skew(rng: random.Random) -> timedelta:

@@ -89,7 +89,7 @@ class Row:
 class Database:
     """What the server's disk keeps. Changes are whole or absent. `begun`: when each schedule's timing began."""
 
-    targets: dict[str, PlacedSchedule] = field(default_factory=dict)
+    schedules: dict[str, PlacedSchedule] = field(default_factory=dict)
     begun: dict[str, datetime] = field(default_factory=dict)
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
     since: dict[str, datetime] = field(default_factory=dict)
@@ -519,7 +519,7 @@ class Server:
         db = self.world.db
         self.up = True
         self.placement, self.lanes = Placement(), Lanes()
-        self.placement.put(db.targets.values())
+        self.placement.put(db.schedules.values())
         for name, labels in db.labels.items():
             held = self.placement.match(labels)
             self.placement.commit(Plan(put_hosts=[HostState(name, labels, db.since[name], db.versions[name], held)]))
@@ -697,10 +697,10 @@ class Server:
 
     # What people change.
 
-    def put(self, target: PlacedSchedule, begun: datetime) -> None:
+    def put(self, schedule: PlacedSchedule, begun: datetime) -> None:
         """Create or replace a schedule."""
-        self.world.db.begun[target.id] = begun
-        self._change(put=(target,))
+        self.world.db.begun[schedule.id] = begun
+        self._change(put=(schedule,))
 
     def remove(self, schedule_id: str) -> None:
         """Delete a schedule."""
@@ -729,9 +729,9 @@ class Server:
     def _change(self, put: Sequence[PlacedSchedule] = (), remove: Sequence[str] = ()) -> None:
         db = self.world.db
         plan = self.placement.plan(put, remove)
-        db.targets.update({target.id: target for target in put})
+        db.schedules.update({schedule.id: schedule for schedule in put})
         for schedule_id in remove:
-            del db.targets[schedule_id]
+            del db.schedules[schedule_id]
         self.placement.commit(plan)
         self._changed(list(plan.sets))
 
@@ -740,9 +740,9 @@ class Server:
         for name in names:
             db.versions[name] += 1
             state = self.placement.hosts[name]
-            targets = [db.targets[key] for key in state.entries.items]
+            schedules = [db.schedules[key] for key in state.entries.items]
             world.expected.changed(
-                world.by_name[name], targets, db.begun, state.since, world.now, self.behind, relabelled=relabelled
+                world.by_name[name], schedules, db.begun, state.since, world.now, self.behind, relabelled=relabelled
             )
             effects = self.sessions[name].desired_changed()
             if (pipe := self.pipes.get(name)) is not None:
