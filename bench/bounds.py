@@ -17,7 +17,7 @@ from bench.fleet import Clock, still
 from bench.result import Limits, Result, Row, Size, median, runs
 from bench.servers import declare, schedule
 from server.app import Config, Running, serving
-from server.jobs.fires import MAX_RUNS
+from server.jobs.fires import MAX_OPEN_JOBS
 from wire import codec
 from wire.messages import PROTOCOL, Hello, ScheduleFire
 
@@ -50,7 +50,7 @@ class _Lateness:
 
 async def bounds(row: str, size: Size) -> Sequence[Result]:
     """The loop's greatest lateness meanwhile, beside the time in which the same bytes are decoded."""
-    count = SCHEDULES * min(MAX_RUNS, size.agents)
+    count = SCHEDULES * min(MAX_OPEN_JOBS, size.agents)
     clock = Clock()
     with TemporaryDirectory(prefix="lamplighter-bench-") as folder:
         async with serving(Config(Path(folder), port=0), clock) as server:

@@ -16,7 +16,7 @@ from server.fleet.catalog import Catalog
 from server.fleet.expected import ExpectedSince
 from server.fleet.placement import HostState, Placement, Plan
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.outcomes import Last, Outcomes, why
+from server.jobs.outcomes import LastOutcome, Outcomes, why
 from server.jobs.repositories import RepositoryStates
 from server.store.declared import upsert_repositories
 from server.store.engine import Store
@@ -73,7 +73,7 @@ class Loader:
         self._expected_since.join(loaded.joined)
         self._expected_since.clock_set_back(self._clock())  # it may have been since then
         for repository in loaded.repositories:
-            self._repositories.follow(repository)
+            self._repositories.put(repository)
         self._remember(loaded.last_ends)
         self._dispatcher.load(loaded.open_jobs)
         return moved
@@ -96,7 +96,7 @@ class Loader:
             if schedule is None or host not in self._placement.hosts:
                 continue
             end = JobFinished("", status, at, error=error or "", reason=reason or "")
-            self._outcomes.remember(schedule_id, host, Last(status, at, succeeded_at, why(end)))
+            self._outcomes.remember(schedule_id, host, LastOutcome(status, at, succeeded_at, why(end)))
             self._repositories.remember(schedule.repository_id, host, schedule.spec.kind, end, succeeded_at)
         now = self._clock()
         self._outcomes.clock_set_back(now)  # it may have been since then

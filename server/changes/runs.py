@@ -8,7 +8,7 @@ from server.errors import Conflict, Invalid, NotFound
 from server.fleet.catalog import Catalog
 from server.fleet.placement import PlacedSchedule, Placement
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.fires import MAX_RUNS, NewJob, new_job
+from server.jobs.fires import MAX_OPEN_JOBS, NewJob, new_job
 from server.jobs.lanes import Lanes
 from server.resources.selectors import selector_matches
 from server.resources.specs import LabelSelector
@@ -83,8 +83,8 @@ class Runs:
     async def record(self, jobs: Sequence[NewJob], line: AuditRow) -> None:
         """Store jobs that somebody asked for, and have those run that may. Raises Conflict where too many are open."""
         for job in jobs:
-            if len(self._lanes.of_schedule(job.command.schedule_id, job.host)) >= MAX_RUNS:
-                raise Conflict(f"{MAX_RUNS} such jobs of {job.host} are not over: cancel some, or ask again later")
+            if len(self._lanes.of_schedule(job.command.schedule_id, job.host)) >= MAX_OPEN_JOBS:
+                raise Conflict(f"{MAX_OPEN_JOBS} such jobs of {job.host} are not over: cancel some, or ask again later")
         await stored(self._dispatcher.record(jobs, lambda rows: self._pipeline.store(Change(line, put_jobs=rows))))
 
     async def cancel(self, actor: Actor, job_id: str) -> Row:

@@ -1,4 +1,4 @@
-"""restic's arguments for a schedule: lists made from its spec, in which no value can become an option.
+"""restic's argument lists, built from a Schedule's spec so that no value can become an option.
 
 Options that carry a value are one word (`--tag=…`), and `--` ends the options before the paths (restic(1); POSIX
 Utility Syntax Guideline 10).
@@ -8,14 +8,14 @@ from server.resources.specs import Backup, RepositorySpec, Retention, ScheduleSp
 from wire import messages
 
 KINDS = frozenset({"backup", "forget", "prune", "check", "unlock", "verify"})
-"""The kinds that a Schedule can have."""
+"""Kinds that a Schedule can have."""
 _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 
 
 def run_args(spec: ScheduleSpec, name: str, host: str) -> list[str]:
-    """The arguments that do what a schedule says on a host; `name` is the schedule's namespace/name.
+    """restic's arguments for a Schedule's job on a host, valid for restic 0.14 to 0.18.
 
-    They hold for restic 0.14 to 0.18. Raises ValueError for a kind that is not in KINDS.
+    `name`: the Schedule's name, NAMESPACE/NAME. Raises ValueError for a kind that is not in KINDS.
     """
     match spec:
         case ScheduleSpec(kind="backup", backup=Backup() as backup):
@@ -37,7 +37,7 @@ def run_args(spec: ScheduleSpec, name: str, host: str) -> list[str]:
 
 
 def verify_part(spec: ScheduleSpec) -> messages.Verify | None:
-    """How much kind verify restores; None for other kinds."""
+    """What kind verify restores, in files and bytes; None for other kinds."""
     if spec.kind != "verify":
         return None
     verify = spec.verify or Verify()
@@ -45,14 +45,14 @@ def verify_part(spec: ScheduleSpec) -> messages.Verify | None:
 
 
 def hooks_part(spec: ScheduleSpec, name: str) -> messages.Hooks | None:
-    """The programs to run around it; None for none. `name`: the schedule's namespace/name."""
+    """The programs to run before and after restic; None for none. `name`: the Schedule's name, NAMESPACE/NAME."""
     if spec.hooks is None or not (spec.hooks.before or spec.hooks.after):
         return None
     return messages.Hooks(list(spec.hooks.before), list(spec.hooks.after), name)
 
 
 def quantity(text: str) -> int:
-    """A quantity as in Kubernetes, of bytes: a number, which may have a unit (Ki, Mi, Gi, Ti)."""
+    """Bytes of a Kubernetes quantity: a whole number with or without a unit (Ki, Mi, Gi, Ti)."""
     return int(text[:-2]) * _UNITS[text[-2:]] if text[-2:] in _UNITS else int(text)
 
 
@@ -71,24 +71,27 @@ def _policy(retention: Retention) -> list[str]:
 
 
 def init_args(init: bool) -> list[str] | None:
-    """The arguments that create a repository, where its spec allows that."""
+    """The arguments that create a repository; None if its spec does not allow that."""
     return ["init"] if init else None
 
 
 def snapshots_args(host: str) -> list[str]:
-    """The arguments that list a host's snapshots, anyone's for "". A look locks nothing, and waits for no lock."""
+    """The arguments that list a host's snapshots, or those of all hosts for "". restic takes no lock."""
     return ["snapshots", "--json", "--no-lock", *([f"--host={host}"] if host else [])]
 
 
 def ls_args(host: str, snapshot: str, path: str) -> list[str]:
-    """The arguments that list what a folder of a snapshot holds; "latest" is that of a host, of anyone for ""."""
+    """The arguments that list a folder of a snapshot. restic takes no lock.
+
+    `snapshot`: an id, or "latest" for the last one of `host`, or of any host for "".
+    """
     return ["ls", "--json", "--no-lock", *([f"--host={host}"] if host else []), "--", snapshot, path]
 
 
 def repository_id(row_id: str, spec: RepositorySpec, source: str, host: str) -> str:
-    """What a job on `host` calls a repository of `source`: the id of its row.
+    """The repository id in the command of a job on `host`: the id of its row.
 
-    A slash and the source follow where that is another host, whose name the URL holds.
+    If the URL holds `{host}` and is to name another host, `/SOURCE` follows.
     """
     return f"{row_id}/{source}" if "{host}" in spec.url and source != host else row_id
 

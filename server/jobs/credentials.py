@@ -1,4 +1,4 @@
-"""Which repositories each host needs, and what opens them: those of its schedules and of its open jobs, no others."""
+"""Which repositories each host needs, and their credentials: those of its Schedules and open jobs, no others."""
 
 import logging
 from collections.abc import Iterable
@@ -10,7 +10,6 @@ from server.errors import as_text
 from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import Placement
 from server.jobs import arguments
-from server.jobs.job import Job
 from server.jobs.lanes import Lanes
 from server.resources.manifests import repository_spec
 from server.store.rows import RepositoryRow
@@ -22,14 +21,14 @@ log = logging.getLogger(__name__)
 
 
 class RepositoryAccess(NamedTuple):
-    """A repository that a host needs. `source_host`: the host whose name is in its URL; "" for the host's own."""
+    """A repository that a host needs. `source_host`: the host whose name fills `{host}` in its URL; "" for itself."""
 
     row: RepositoryRow
     source_host: str = ""
 
 
 class HostCredentials:
-    """What each host is told of repositories."""
+    """The repositories and credentials that hosts get."""
 
     def __init__(self, catalog: Catalog, placement: Placement, lanes: Lanes, vault: Vault) -> None:
         self._catalog = catalog
@@ -39,21 +38,23 @@ class HostCredentials:
         self._scheduled: WeakKeyDictionary[EntrySet, tuple[RepositoryAccess, ...]] = WeakKeyDictionary()
 
     def needed(self, host: str) -> tuple[RepositoryAccess, ...]:
-        """The repositories that a host's schedules use, and those of its open jobs that are of no schedule."""
+        """The repositories of a host's Schedules, and those of its open jobs that belong to no Schedule."""
         jobs = self._lanes.of_schedule("", host)
-        return self._of_schedules(host) + self._of_jobs(jobs) if jobs else self._of_schedules(host)
-
-    def _of_jobs(self, jobs: Iterable[Job]) -> tuple[RepositoryAccess, ...]:
-        wanted: dict[str, dict[str, None]] = {}
+        if not jobs:
+            return self._of_schedules(host)
+        sources: dict[str, dict[str, None]] = {}  # by repository, in order
         for job in jobs:
-            wanted.setdefault(job.repository, {})[job.source_host if job.source_host != job.host else ""] = None
+            sources.setdefault(job.repository, {})[job.source_host if job.source_host != job.host else ""] = None
         rows = self._catalog.repositories.values()
-        return tuple(RepositoryAccess(row, source) for row in rows for source in wanted.get(row.id, ()))
+        return (
+            *self._of_schedules(host),
+            *(RepositoryAccess(row, source) for row in rows for source in sources.get(row.id, ())),
+        )
 
     def _of_schedules(self, host: str) -> tuple[RepositoryAccess, ...]:
-        """What a host's schedules need; found once for all hosts that hold the same.
+        """The repositories of a host's Schedules, looked up once for all hosts that hold the same set.
 
-        A set's digest covers them: an entry's revision changes with its repository, credentials and all.
+        The cached answer stays true: an entry's revision, and so the set, changes with its Repository and credentials.
         """
         hosts, schedules = self._placement.hosts, self._placement.schedules
         held = hosts[host].entries
@@ -65,28 +66,30 @@ class HostCredentials:
         return needed
 
     def message(self, host: str, needed: Iterable[RepositoryAccess]) -> RepoCredentials:
-        """What opens these repositories on a host; those whose credentials cannot be opened, or must not be used with
-        the repository's URL (any more), are left out."""
-        told = []
+        """The credentials of these repositories for a host.
+
+        Those that cannot be decrypted, and those of a Repository that must not be used any more, are left out and
+        logged.
+        """
+        found = []
         for row, source in needed:
             facts = {"repository": full_name(row), "host": host}
             if (resolved := self._catalog.resolved(row.id)) is not None and resolved.errors:
                 log.warning("credentials left out", extra={**facts, "reason": as_text(resolved.errors)})
                 continue
             try:
-                told.append(self._repository(row, host, source))
+                secret = self._vault.opened(row.credentials)
             except VaultError as error:
                 log.error("credentials left out", extra={**facts, "reason": error})
-        return RepoCredentials(told)
+                continue
+            spec = repository_spec(row.spec)
+            id_ = arguments.repository_id(row.id, spec, source or host, host)
+            url = arguments.repository_url(spec, row.namespace, source or host)
+            password, env = (secret.password, secret.env) if secret else ("", {})
+            found.append(Repository(id_, full_name(row), url, password, env))
+        return RepoCredentials(found)
 
     def changed(self, host: str, told: object) -> tuple[object, str] | None:
-        """What a host needs now, and the frame that opens it; None where that is what it was told."""
+        """The repositories that a host needs, and the frame with their credentials; None if these equal `told`."""
         needed = self.needed(host)
         return None if needed == told else (needed, codec.encode((self.message(host, needed),)))
-
-    def _repository(self, row: RepositoryRow, host: str, source: str) -> Repository:
-        spec = repository_spec(row.spec)
-        secret = self._vault.opened(row.credentials)
-        url = arguments.repository_url(spec, row.namespace, source or host)
-        id_ = arguments.repository_id(row.id, spec, source or host, host)
-        return Repository(id_, full_name(row), url, secret.password if secret else "", secret.env if secret else {})

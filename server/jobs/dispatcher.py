@@ -344,12 +344,9 @@ class Dispatcher:
     def _end(self, ends: Sequence[JobFinished]) -> None:
         """Store the ends of jobs that do not run. If that fails, they are requeued and end later."""
         if ends:
-            store_unattended(
-                self._submit, jobs_finished, ends, lambda _: self.ended(ends), partial(self._not_ended, ends)
-            )
-
-    def _not_ended(self, ends: Sequence[JobFinished]) -> None:
-        self._requeue([job for end in ends if (job := self._lanes.jobs.get(end.job_id)) is not None])
+            jobs = [job for end in ends if (job := self._lanes.jobs.get(end.job_id)) is not None]
+            requeue = partial(self._requeue, jobs)
+            store_unattended(self._submit, jobs_finished, ends, lambda _: self.ended(ends), requeue)
 
     def ended(self, ends: Sequence[JobFinished]) -> None:
         """The ends of jobs are stored."""
@@ -377,7 +374,7 @@ class Dispatcher:
         self.advance()
 
     def _attempt_ended(self, job: Job, end: JobFinished, *, final: bool) -> None:
-        self._repositories.attempted(job, end)
+        self._repositories.attempt_ended(job, end)
         self._events.publish(AttemptEnded(job.id, job.host, job.command.schedule_id, job.command.kind, end, final))
 
 

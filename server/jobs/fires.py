@@ -1,4 +1,4 @@
-"""What a fire or a wish becomes: a job with its command, or the reason why there is none. Plain data in and out."""
+"""What a fire or a request becomes: a job with its command, or a refusal with its reason. No I/O."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -16,8 +16,8 @@ from server.jobs.lanes import Lanes
 from server.store.rows import JobRow
 from wire.messages import CommandRun, FromServer, RefusalReason, ScheduleFire, ScheduleRefused
 
-MAX_RUNS = 1000
-"""Open jobs of one schedule on one host, whatever its concurrencyPolicy; of no schedule, restores and looks."""
+MAX_OPEN_JOBS = 1000
+"""Maximum open jobs of one Schedule on one host, under any concurrencyPolicy. Jobs of no Schedule count together."""
 
 
 class NewJob(Struct, frozen=True):
@@ -50,20 +50,20 @@ def decide(
     now: datetime,
     new_ids: Sequence[str],
 ) -> tuple[list[NewJob], Send | None]:
-    """What the fires of one frame become: the jobs to record, and the refusals to send.
+    """Decide on the fires of one frame. Returns the jobs to record, and the refusals to send, None without any.
 
-    `fires`: each with the id of its envelope. `new_ids`: one for each fire, for its job.
+    `fires`: each with the id of its envelope. `new_ids`: an id for the job of each fire.
     """
     jobs: list[NewJob] = []
     refused: list[ScheduleRefused] = []
     refused_ids: list[str] = []
-    framed: dict[str, set[datetime]] = {}
+    in_frame: dict[str, set[datetime]] = {}
     for (fire, answers), new_id in zip(fires, new_ids, strict=True):
-        its = framed.setdefault(fire.schedule_id, set())
-        answer = fired(fire, session, schedules, lanes, now, new_id, answers, its)
+        due_times = in_frame.setdefault(fire.schedule_id, set())
+        answer = fired(fire, session, schedules, lanes, now, new_id, answers, due_times)
         if isinstance(answer, NewJob):
             jobs.append(answer)
-            its.add(fire.scheduled_at)
+            due_times.add(fire.scheduled_at)
         else:
             refused.append(answer)
             refused_ids.append(answers)
@@ -78,39 +78,40 @@ def fired(
     now: datetime,
     new_id: str,
     answers: str = "",
-    framed: Collection[datetime] = (),
+    in_frame: Collection[datetime] = (),
 ) -> NewJob | ScheduleRefused:
-    """What a due time becomes: a job to record, or the reason why there is none.
+    """Decide on one fire: a job to record, or a refusal.
 
-    `framed`: the due times of the same schedule that the same frame brought, whose jobs are not open yet.
+    `answers`: the id of the fire's envelope.
+    `in_frame`: earlier due times of the same Schedule in the same frame, whose jobs are not open yet.
     """
     schedule, host = schedules.get(fire.schedule_id), session.name
     if schedule is None:
         return _refused(fire, "NotFound", "there is no such schedule (any more)")
-    runs = lanes.of_schedule(fire.schedule_id, host)
+    open_jobs = lanes.of_schedule(fire.schedule_id, host)
     refused = (
-        _not_its_own(schedule, fire, session)
+        _not_of_host(schedule, fire, session)
         or _not_due(schedule, fire, session, now)
         or _too_late(schedule, fire, now)
-        or _beside_others(schedule, fire, runs, framed)
+        or _concurrent(schedule, fire, open_jobs, in_frame)
     )
     if refused is not None:
         return refused
-    job = new_job(schedule, host, new_id, fire.scheduled_at, now, runs, ("schedule", schedule.name))
+    job = new_job(schedule, host, new_id, fire.scheduled_at, now, open_jobs, ("schedule", schedule.name))
     oldest = schedule.earlier[-1] if schedule.earlier else schedule.timing
     missed = min(fire.missed, max_missed(oldest, fire.scheduled_at))
     return msgspec.structs.replace(job, missed=missed, answers=answers)
 
 
-def _not_its_own(schedule: PlacedSchedule, fire: ScheduleFire, session: Session) -> ScheduleRefused | None:
-    """Why a schedule is not to fire on a host; None when it is."""
+def _not_of_host(schedule: PlacedSchedule, fire: ScheduleFire, session: Session) -> ScheduleRefused | None:
+    """Refuse a fire of a Schedule that does not select the host, or is disabled. None if neither holds."""
     if not session.desired.holds(fire.schedule_id):
         return _refused(fire, "NotThisHost", f"{schedule.name} does not select {session.name}")
     return None if schedule.spec.enabled else _refused(fire, "Disabled", f"{schedule.name} is disabled")
 
 
 def _not_due(schedule: PlacedSchedule, fire: ScheduleFire, session: Session, now: datetime) -> ScheduleRefused | None:
-    """Why a time is not one that the host may fire now; None when it is."""
+    """Refuse a time that is not due on the host by the Schedule, or lies in the future. None if neither holds."""
     due, host, created_at = fire.scheduled_at, session.name, session.desired.created_at
     if due > now + EARLY:
         message = f"it is {now:%Y-%m-%dT%H:%M:%SZ} here: the clock of {host} is ahead"
@@ -124,7 +125,10 @@ def _not_due(schedule: PlacedSchedule, fire: ScheduleFire, session: Session, now
 
 
 def _too_late(schedule: PlacedSchedule, fire: ScheduleFire, now: datetime) -> ScheduleRefused | None:
-    """Why a due time is not to be run any more, where its host has not heard of that, or came late; None when it is."""
+    """Refuse a due time past its deadline, or missed under missedRunPolicy Skip. None if neither holds.
+
+    Agents check the same; their copy of the Schedule may be older, and the fire may have been delayed.
+    """
     spec, late = schedule.spec, now - fire.scheduled_at
     deadline = spec.starting_deadline_seconds
     if deadline is not None and late > timedelta(seconds=deadline):
@@ -134,22 +138,27 @@ def _too_late(schedule: PlacedSchedule, fire: ScheduleFire, now: datetime) -> Sc
     return None
 
 
-def _beside_others(
-    schedule: PlacedSchedule, fire: ScheduleFire, runs: Collection[Job], framed: Collection[datetime]
+def _concurrent(
+    schedule: PlacedSchedule, fire: ScheduleFire, open_jobs: Collection[Job], in_frame: Collection[datetime]
 ) -> ScheduleRefused | None:
-    """Why a due time is not to be run beside others of its schedule on its host; None when it is."""
-    if fire.scheduled_at in framed:
+    """Refuse a fire that other jobs of its Schedule on its host do not allow. None if they do.
+
+    Under Forbid, a repeated fire passes, for the store finds its job. So does one beside a job that is not stored yet.
+    """
+    if fire.scheduled_at in in_frame:
         return _refused(fire, "Duplicate", _REPEATED)
-    if len(runs) + len(framed) >= MAX_RUNS:
-        return _refused(fire, "Concurrent", f"{MAX_RUNS} runs of {schedule.name} are not over")
+    if len(open_jobs) + len(in_frame) >= MAX_OPEN_JOBS:
+        return _refused(fire, "Concurrent", f"{MAX_OPEN_JOBS} runs of {schedule.name} are not over")
     policy = schedule.spec.concurrency_policy
     if policy == "Allow":
         return None
-    if framed:
+    if in_frame:
         return _refused(fire, "Concurrent", f"another run of {schedule.name} came with it")
-    may_be_repeat = not all(job.recorded and job.command.scheduled_at != fire.scheduled_at for job in runs)
-    if policy == "Forbid" and runs and not may_be_repeat:
-        return _refused(fire, "Concurrent", f"the last run of {schedule.name} is not over: job {next(iter(runs)).id}")
+    may_be_repeat = not all(job.recorded and job.command.scheduled_at != fire.scheduled_at for job in open_jobs)
+    if policy == "Forbid" and open_jobs and not may_be_repeat:
+        return _refused(
+            fire, "Concurrent", f"the last run of {schedule.name} is not over: job {next(iter(open_jobs)).id}"
+        )
     return None
 
 
@@ -159,29 +168,39 @@ def new_job(
     job_id: str,
     due: datetime | None,
     now: datetime,
-    runs: Collection[Job],
+    open_jobs: Collection[Job],
     actor: tuple[str, str],
 ) -> NewJob:
-    """The job that does on a host what a schedule says. `due`: None for run now. `runs`: those that are not over."""
+    """A new job of a Schedule on a host.
+
+    `due`: its due time; None for a request to run now.
+    `open_jobs`: the open jobs of the same Schedule and host, which policy Replace cancels.
+    `actor`: kind and id of who asked for it.
+    """
     spec = schedule.spec
     deadline = spec.starting_deadline_seconds
     start_by = None if deadline is None else (due or now) + timedelta(seconds=deadline)
-    replaces = tuple(job.id for job in runs) if spec.concurrency_policy == "Replace" else ()
+    replaces = tuple(job.id for job in open_jobs) if spec.concurrency_policy == "Replace" else ()
     command = command_for(schedule, host, job_id, due)
     serial = spec.concurrency_policy != "Allow"
     return NewJob(host, command, *actor, 0, now, "", serial, start_by, replaces)
 
 
-def answered(jobs: Sequence[NewJob], new: Collection[str], going: Collection[str]) -> Send | None:
-    """What a host is told once its jobs are stored, of which some were `new` and some are `going` to it at once."""
+def answered(jobs: Sequence[NewJob], new: Collection[str], sendable: Collection[str]) -> Send | None:
+    """The answers to a host's fires once the jobs are stored: commands and refusals. None if there are none.
+
+    `new`: ids of the jobs that were not stored before. `sendable`: ids of those that the host may run now.
+    """
     messages: list[FromServer] = []
     answers: list[str] = []
     for job in jobs:
         job_id = job.command.job_id
-        if job_id in going and job_id in new:
+        if job_id in sendable and job_id in new:
             messages.append(job.command)
         elif job.command.scheduled_at is not None:
-            messages.append(_not_now(job.command, "Queued" if job_id in new else "Duplicate"))
+            reason: RefusalReason = "Queued" if job_id in new else "Duplicate"
+            message = "its job waits for its turn" if reason == "Queued" else _REPEATED
+            messages.append(ScheduleRefused(job.command.schedule_id, job.command.scheduled_at, reason, message))
         else:
             continue
         answers.append(job.answers)
@@ -189,7 +208,7 @@ def answered(jobs: Sequence[NewJob], new: Collection[str], going: Collection[str
 
 
 def command_for(schedule: PlacedSchedule, host: str, job_id: str, scheduled_at: datetime | None) -> CommandRun:
-    """The command that does on a host what a schedule says. `scheduled_at`: its due time, None for run now."""
+    """The command of a Schedule's job on a host. `scheduled_at`: its due time; None for a request to run now."""
     spec = schedule.spec
     return CommandRun(
         job_id,
@@ -208,7 +227,7 @@ def command_for(schedule: PlacedSchedule, host: str, job_id: str, scheduled_at: 
 
 
 def job_row(job: NewJob, *, sent: bool) -> JobRow:
-    """A fire's or a run's job as it is recorded. `sent`: it goes to its host at once."""
+    """The row of a new job. `sent`: whether it is sent to its host once it is stored."""
     command = job.command
     return JobRow(
         id=command.job_id,
@@ -227,12 +246,6 @@ def job_row(job: NewJob, *, sent: bool) -> JobRow:
 
 _REPEATED = "this due time has its job already"
 _encode = msgspec.json.Encoder().encode
-
-
-def _not_now(command: CommandRun, reason: RefusalReason) -> ScheduleRefused:
-    assert command.scheduled_at is not None  # noqa: S101 - only fires are answered so
-    message = "its job waits for its turn" if reason == "Queued" else _REPEATED
-    return ScheduleRefused(command.schedule_id, command.scheduled_at, reason, message)
 
 
 def _refused(fire: ScheduleFire, reason: RefusalReason, message: str) -> ScheduleRefused:

@@ -111,7 +111,7 @@ class Lanes:
 
     def limit(self, repository: str, limit: ConcurrencyLimit) -> None:
         """Set a repository's limit. Jobs that hold a slot keep it."""
-        if self._limits.get(repository, ConcurrencyLimit()) == limit:
+        if self._limit_of(repository) == limit:
             return
         if limit == ConcurrencyLimit():
             del self._limits[repository]
@@ -233,15 +233,16 @@ class Lanes:
             del self._changed[key]
             if (lane := self._lanes.get(key)) is None:
                 continue
-            if lane.waiting and self._may_start(lane, job := self.jobs[lane.waiting[0][1]]):
-                self._set_state(job, "sent")  # which marks the lane as changed again
-                taken.append(job)
+            first = self.jobs[lane.waiting[0][1]] if lane.waiting else None
+            if first is not None and lane.has_slot_for(first, self._limit_of(first.repository).limit):
+                self._set_state(first, "sent")  # which marks the lane as changed again
+                taken.append(first)
             elif lane.is_empty:
                 del self._lanes[key]
         return taken
 
-    def _may_start(self, lane: Lane, job: Job) -> bool:
-        return lane.has_slot_for(job, self._limits.get(job.repository, ConcurrencyLimit()).limit)
+    def _limit_of(self, repository: str) -> ConcurrencyLimit:
+        return self._limits.get(repository, ConcurrencyLimit())
 
     # Time.
 
@@ -304,8 +305,7 @@ class Lanes:
         """The key of the lane that a job belongs to by its repository's limit."""
         if job.command.kind in UNLIMITED:
             return ""
-        repository, limit = job.repository, self._limits.get(job.repository, ConcurrencyLimit())
-        return f"{repository}/{job.source_host}" if limit.per_host else repository
+        return f"{job.repository}/{job.source_host}" if self._limit_of(job.repository).per_host else job.repository
 
     def _change_lane(self, job: Job) -> None:
         """Move a job to the lane that it belongs to."""

@@ -1,5 +1,4 @@
-"""How each schedule's runs went last on each host, and what is wrong with each repository: kept as jobs end, so that
-nobody has to search the jobs."""
+"""The last outcome of each Schedule on each host, and the health of each repository, kept in memory as jobs end."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -9,16 +8,17 @@ from server.events import AttemptEnded, ClockSetBack, DeclarationChanged, Event
 from server.store.tables import GOOD
 from wire.messages import JobFinished
 
-OF_REPOSITORY = frozenset({"WrongPassword", "NoRepository", "Locked", "VerificationFailed"})
-"""The reasons that say something of the repository, not of the job alone."""
-
-
+REPOSITORY_REASONS = frozenset({"WrongPassword", "NoRepository", "Locked", "VerificationFailed"})
+"""Reasons for which a job failed that concern its repository, and so every job on it."""
 MAX_WHY = 256
-"""Characters that are kept of why a run did not go well."""
+"""Maximum characters kept of why a job did not succeed."""
 
 
-class Last(NamedTuple):
-    """How the last run that ended went, and when one last went well. `why`: in words, what was wrong with it."""
+class LastOutcome(NamedTuple):
+    """The end of a Schedule's last job on a host. `succeeded_at`: the end of the last one that succeeded, or None.
+
+    `why`: as the function `why` returns it.
+    """
 
     status: str
     finished_at: datetime
@@ -26,8 +26,8 @@ class Last(NamedTuple):
     why: str = ""
 
 
-class Problem(NamedTuple):
-    """Why a repository could not be used: a JobReason, the job's error, the host and the time."""
+class RepositoryFailure(NamedTuple):
+    """Why a job could not use its repository. `reason`: one of REPOSITORY_REASONS; `message`: the job's error."""
 
     reason: str
     message: str
@@ -36,32 +36,30 @@ class Problem(NamedTuple):
 
 
 def why(end: JobFinished) -> str:
-    """Why a job did not go well: its reason, or else how it ended, and what was said of it. Of a warning, what it left
-    undone; empty for a success."""
-    said = " ".join(end.error.split())
+    """Why a job did not fully succeed, in one line: its reason or status, and its error.
+
+    For a warning, the error alone, which says what was left undone; empty for a success.
+    """
+    error = " ".join(end.error.split())
     if end.status in GOOD:
-        return said[:MAX_WHY]
-    return ": ".join(it for it in (end.reason or end.status, said) if it)[:MAX_WHY]
+        return error[:MAX_WHY]
+    return ": ".join(it for it in (end.reason or end.status, error) if it)[:MAX_WHY]
 
 
 class Outcomes:
-    """The last outcome by schedule and host. Jobs that are of no schedule do not count."""
+    """The last outcome of each Schedule on each host. Jobs of no Schedule do not count."""
 
     def __init__(self) -> None:
-        self._last: dict[str, dict[str, Last]] = {}
-
-    def ended(self, schedule_id: str, host: str, end: JobFinished) -> None:
-        """A job has ended."""
-        if schedule_id:
-            before = self._last.setdefault(schedule_id, {}).get(host)
-            known = before.succeeded_at if before else None
-            succeeded_at = max(known or end.finished_at, end.finished_at) if end.status in GOOD else known
-            self._last[schedule_id][host] = Last(end.status, end.finished_at, succeeded_at, why(end))
+        self._last: dict[str, dict[str, LastOutcome]] = {}
 
     def on_event(self, event: Event) -> None:
-        """Note how a job ended that is over, and forget what is deleted."""
-        if isinstance(event, AttemptEnded) and event.final:
-            self.ended(event.schedule_id, event.host, event.end)
+        """Note the ends of jobs, drop what is deleted, and correct times when the clock was wrong."""
+        if isinstance(event, AttemptEnded) and event.final and event.schedule_id:
+            end, of_schedule = event.end, self._last.setdefault(event.schedule_id, {})
+            before = of_schedule.get(event.host)
+            known = before.succeeded_at if before else None
+            succeeded_at = max(known or end.finished_at, end.finished_at) if end.status in GOOD else known
+            of_schedule[event.host] = LastOutcome(end.status, end.finished_at, succeeded_at, why(end))
         elif isinstance(event, ClockSetBack):
             self.clock_set_back(event.now)
         elif isinstance(event, DeclarationChanged):
@@ -70,85 +68,85 @@ class Outcomes:
             for host in event.deleted_hosts:
                 self.forget(host=host)
 
-    def remember(self, schedule_id: str, host: str, last: Last) -> None:
-        """What is known from before the server began."""
+    def remember(self, schedule_id: str, host: str, last: LastOutcome) -> None:
+        """Set what the store knows from before the server started."""
         self._last.setdefault(schedule_id, {})[host] = last
 
     def clock_set_back(self, now: datetime) -> None:
-        """Nothing has ended after `now`: the clock that said so was wrong."""
+        """The clock was wrong, and shows `now`: what ended later ended now."""
         for hosts in self._last.values():
-            for host, it in hosts.items():
-                good = it.succeeded_at and min(it.succeeded_at, now)
-                hosts[host] = it._replace(finished_at=min(it.finished_at, now), succeeded_at=good)
+            for host, last in hosts.items():
+                succeeded_at = last.succeeded_at and min(last.succeeded_at, now)
+                hosts[host] = last._replace(finished_at=min(last.finished_at, now), succeeded_at=succeeded_at)
 
     def forget(self, *, schedule_id: str = "", host: str = "") -> None:
-        """A schedule or a host is gone."""
+        """Drop the outcomes of a Schedule, of a host, or of both."""
         self._last.pop(schedule_id, None)
         if host:
             for hosts in self._last.values():
                 hosts.pop(host, None)
 
     def failed(self, schedule_id: str, hosts: Collection[str]) -> list[str]:
-        """Those of these hosts on which the schedule's last run failed. Any thread may ask."""
-        last = list(self._last.get(schedule_id, {}).items())
-        return sorted(host for host, it in last if it.status not in GOOD and host in hosts)
+        """The hosts, of these, on which the Schedule's last job failed. Any thread may ask."""
+        outcomes = list(self._last.get(schedule_id, {}).items())
+        return sorted(host for host, last in outcomes if last.status not in GOOD and host in hosts)
 
     def warned(self, schedule_id: str, hosts: Collection[str]) -> list[str]:
-        """Those of these hosts on which the schedule's last run went well, but left something undone. Any thread may
-        ask."""
-        last = list(self._last.get(schedule_id, {}).items())
-        return sorted(host for host, it in last if it.status == "warning" and host in hosts)
+        """The hosts, of these, on which the Schedule's last job ended with a warning. Any thread may ask."""
+        outcomes = list(self._last.get(schedule_id, {}).items())
+        return sorted(host for host, last in outcomes if last.status == "warning" and host in hosts)
 
     def why(self, schedule_id: str, host: str) -> str:
-        """What was wrong with the schedule's last run on a host, in words."""
+        """Why the Schedule's last job on a host did not fully succeed; empty if it did, or if there was none."""
         last = self._last.get(schedule_id, {}).get(host)
         return "" if last is None else last.why
 
     def succeeded(self, schedule_id: str) -> dict[str, datetime]:
-        """When a schedule last went well on each host where it did. Any thread may ask."""
-        found = list(self._last.get(schedule_id, {}).items())
-        return {host: last.succeeded_at for host, last in found if last.succeeded_at is not None}
+        """When the last successful job of a Schedule ended on each host that had one. Any thread may ask."""
+        outcomes = list(self._last.get(schedule_id, {}).items())
+        return {host: last.succeeded_at for host, last in outcomes if last.succeeded_at is not None}
 
 
 class Health:
-    """What each repository was last found to be like, by each host: a problem lasts until a job of that host, on that
-    repository, goes well."""
+    """Why each repository could not be used last, and when it was last verified.
+
+    A failure lasts until a job of the same host on the same repository succeeds.
+    """
 
     def __init__(self) -> None:
-        self._problems: dict[str, dict[str, Problem]] = {}
+        self._failures: dict[str, dict[str, RepositoryFailure]] = {}
         self._verified: dict[str, datetime] = {}
 
-    def told(self, repository: str, host: str, kind: str, end: JobFinished) -> bool:
-        """An attempt of a job on a repository has ended; whether that changes what is known of it."""
+    def attempt_ended(self, repository: str, host: str, kind: str, end: JobFinished) -> bool:
+        """Note the end of an attempt on a repository. Returns whether the repository's health changed."""
         before = self.problem(repository), self.verified(repository)
         if end.status in GOOD:
-            self._problems.get(repository, {}).pop(host, None)
+            self._failures.get(repository, {}).pop(host, None)
             if kind == "verify":
                 self.remember_verified(repository, end.finished_at)
-        elif end.reason in OF_REPOSITORY:
-            problem = Problem(end.reason, end.error, host, end.finished_at)
-            problems = self._problems.setdefault(repository, {})
-            problems.pop(host, None)
-            problems[host] = problem  # the last in order is the newest
+        elif end.reason in REPOSITORY_REASONS:
+            failures = self._failures.setdefault(repository, {})
+            failures.pop(host, None)  # so that the last in order is the newest
+            failures[host] = RepositoryFailure(end.reason, end.error, host, end.finished_at)
         return before != (self.problem(repository), self.verified(repository))
 
     def remember_verified(self, repository: str, at: datetime) -> None:
-        """It was verified then, and maybe later."""
+        """Set when a job verified the repository, unless a later time is known."""
         self._verified[repository] = max(at, self._verified.get(repository, at))
 
     def clock_set_back(self, now: datetime) -> None:
-        """Nothing was verified after `now`: the clock that said so was wrong."""
+        """The clock was wrong, and shows `now`: what was verified later was verified now."""
         self._verified = {repository: min(at, now) for repository, at in self._verified.items()}
 
     def forget(self, repository: str) -> None:
-        """A repository is gone."""
-        self._problems.pop(repository, None)
+        """Drop what is known of a repository."""
+        self._failures.pop(repository, None)
         self._verified.pop(repository, None)
 
-    def problem(self, repository: str) -> Problem | None:
-        """The problem that was told last, of those that last."""
-        return next(reversed(self._problems.get(repository, {}).values()), None)
+    def problem(self, repository: str) -> RepositoryFailure | None:
+        """The newest failure that lasts."""
+        return next(reversed(self._failures.get(repository, {}).values()), None)
 
     def verified(self, repository: str) -> datetime | None:
-        """When what is in it was last restored and compared, all well."""
+        """When a job of kind verify last succeeded; None if none did."""
         return self._verified.get(repository)

@@ -1,4 +1,4 @@
-"""What the jobs' side knows of each repository: its limit, whether a job has opened it yet, and how healthy it is."""
+"""What jobs need and show of each repository: its concurrency limit, whether one has opened it yet, its health."""
 
 from datetime import datetime
 
@@ -17,7 +17,7 @@ from wire.messages import CommandRun, JobFinished
 
 
 class RepositoryStates:
-    """What is known of repositories, by id. It sets the limit of each one's lane."""
+    """The state of repositories by id. Sets the limits of their lanes."""
 
     def __init__(self, catalog: Catalog, placement: Placement, lanes: Lanes, events: Events) -> None:
         self.health = Health()
@@ -30,34 +30,34 @@ class RepositoryStates:
         self._opened: dict[str, str] = {}  # the URL at which a job has opened a repository
 
     def name(self, repository: str) -> str:
-        """Its namespace/name; empty for one that is not declared."""
+        """The name of a repository, NAMESPACE/NAME; empty for one that is not declared."""
         return self._names.get(repository, "")
 
     def on_event(self, event: Event) -> None:
-        """Hear of repositories that are put or deleted, and of a clock that was wrong."""
+        """Follow repositories that are put or deleted, and correct times when the clock was wrong."""
         if isinstance(event, ClockSetBack):
             self.health.clock_set_back(event.now)
         elif isinstance(event, DeclarationChanged):
             for repository in event.deleted_repositories:
                 self.forget(repository)
             for key in event.repositories:
-                self.follow(self._catalog.repositories[key])
+                self.put(self._catalog.repositories[key])
 
-    def follow(self, row: RepositoryRow) -> None:
-        """A repository is there, or has become another."""
+    def put(self, row: RepositoryRow) -> None:
+        """Take in a new or changed repository."""
         self._names[row.id] = f"{row.namespace}/{row.name}"
         self._specs[row.id] = repository_spec(row.spec)
         self._limit(row.id)
 
     def forget(self, repository: str) -> None:
-        """A repository is not declared any more."""
+        """Drop a repository that was deleted, with its limit and health."""
         for known in (self._names, self._specs, self._opened):
             known.pop(repository, None)
         self._lanes.limit(repository, ConcurrencyLimit())
         self.health.forget(repository)
 
     def withdrawn(self, host: str, command: CommandRun) -> str:
-        """Why a job may not run that was recorded when more was granted; empty where it may."""
+        """Why a recorded job must not run under the present grants, as text for users; empty if it may."""
         resolved = self._catalog.resolved(command.repository.partition("/")[0])
         state = self._placement.hosts.get(host)
         if resolved is None or state is None:
@@ -71,7 +71,7 @@ class RepositoryStates:
         return f"namespace {row.namespace} was granted more when this was asked for: ask for it again"
 
     def mark_opened(self, repository: str) -> bool:
-        """A job has opened a repository; whether it was not known to be there."""
+        """A job opened a repository, so it exists. Returns whether that was unknown, and the limit may have risen."""
         spec = self._specs.get(repository)
         if spec is None or self._opened.get(repository) == spec.url:
             return False
@@ -80,26 +80,28 @@ class RepositoryStates:
         return True
 
     def _limit(self, repository: str) -> None:
-        """Set a repository's limit: one job while it may have yet to be created. Two concurrent `restic init` leave a
-        repository that neither host can open, so creation is serialised."""
+        """Set the limit of a repository's lane: one job while the repository may not exist yet.
+
+        Two concurrent `restic init` leave a repository that neither host can open, so creation is serialised.
+        """
         spec = self._specs[repository]
         creating = spec.init and self._opened.get(repository) != spec.url
         limit = ConcurrencyLimit(1 if creating else spec.max_concurrent_jobs, "{host}" in spec.url)
         self._lanes.limit(repository, limit)
 
     def remember(self, repository: str, host: str, kind: str, end: JobFinished, succeeded_at: datetime | None) -> None:
-        """How jobs of a kind went last on a host, and when one last went well, from before the server began."""
+        """Take in from the store how a Schedule's last job on a host ended. `succeeded_at`: when one last succeeded."""
         if succeeded_at is not None:
             self.mark_opened(repository)
-        self.health.told(repository, host, kind, end)
+        self.health.attempt_ended(repository, host, kind, end)
         if kind == "verify" and succeeded_at is not None:
             self.health.remember_verified(repository, succeeded_at)
 
-    def attempted(self, job: Job, end: JobFinished) -> None:
-        """An attempt of a job on a repository has ended."""
+    def attempt_ended(self, job: Job, end: JobFinished) -> None:
+        """Note what an attempt showed of its repository, and publish RepositoryHealthChanged if that is new."""
         if end.status in GOOD:
             self.mark_opened(job.repository)
-        # A job that was asked for by hand may be of no repository that is there.
+        # A job of no Schedule may name a repository that was deleted meanwhile.
         command = job.command
-        if command.schedule_id and self.health.told(command.repository, job.host, command.kind, end):
+        if command.schedule_id and self.health.attempt_ended(command.repository, job.host, command.kind, end):
             self._events.publish(RepositoryHealthChanged(command.repository))

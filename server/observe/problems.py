@@ -108,7 +108,7 @@ def schedule_problems(coverage: Coverage) -> list[Problem]:
 
 def repository_problems(
     access: Access,
-    failure: outcomes.Problem | None,
+    failure: outcomes.RepositoryFailure | None,
     verify_within_days: int | None,
     verified: datetime | None,
     created: datetime,

@@ -232,9 +232,9 @@ def test_an_ended_job_costs_the_same_however_many_hosts_of_its_repository_have_a
         health = Health()
         locked = JobFinished("job", "failed", NOON, error="locked", reason="Locked")
         for at in range(hosts):
-            health.told("main", f"host-{at}", "backup", locked)
+            health.attempt_ended("main", f"host-{at}", "backup", locked)
         last = JobFinished("job", "succeeded", NOON)
-        return counted(lambda: [health.told("main", f"host-{at}", "backup", last) for at in range(100)])
+        return counted(lambda: [health.attempt_ended("main", f"host-{at}", "backup", last) for at in range(100)])
 
     assert ended(MANY) <= ended(FEW) + 10
 
@@ -242,9 +242,9 @@ def test_an_ended_job_costs_the_same_however_many_hosts_of_its_repository_have_a
 def test_the_problem_that_was_told_last_is_told_of_a_repository():
     health = Health()
     for host, error in (("a", "1"), ("b", "2"), ("a", "3")):
-        health.told("main", host, "backup", JobFinished("job", "failed", NOON, error=error, reason="Locked"))
+        health.attempt_ended("main", host, "backup", JobFinished("job", "failed", NOON, error=error, reason="Locked"))
     assert health.problem("main").message == "3"
-    assert health.told("main", "a", "backup", JobFinished("job", "succeeded", NOON))
+    assert health.attempt_ended("main", "a", "backup", JobFinished("job", "succeeded", NOON))
     assert health.problem("main").message == "2"
 
 

@@ -18,7 +18,7 @@ from server.fleet.pushes import Push
 from server.fleet.timing import EARLIER_TIMINGS, EARLY, superseded
 from server.jobs import fires
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.fires import MAX_RUNS, NewJob, answered, decide, new_job
+from server.jobs.fires import MAX_OPEN_JOBS, NewJob, answered, decide, new_job
 from server.jobs.job import Job
 from server.jobs.lanes import Lanes
 from server.jobs.reports import Reports
@@ -417,7 +417,7 @@ def framed(schedule, dues, queue=None):
 MINUTELY = {"since": NOON - timedelta(days=4), "cron": "* * * * *"}
 
 
-@pytest.mark.parametrize(("policy", "most"), [("Forbid", 1), ("Replace", 1), ("Allow", MAX_RUNS)])
+@pytest.mark.parametrize(("policy", "most"), [("Forbid", 1), ("Replace", 1), ("Allow", MAX_OPEN_JOBS)])
 def test_a_frame_makes_no_more_jobs_of_a_schedule_than_may_be_open(policy, most):
     schedule = target("a", concurrencyPolicy=policy, **MINUTELY)
     jobs, reasons = framed(schedule, [NOON - number * MINUTE for number in range(5000)])
@@ -427,7 +427,7 @@ def test_a_frame_makes_no_more_jobs_of_a_schedule_than_may_be_open(policy, most)
 def test_a_schedule_has_no_more_open_jobs_on_a_host_than_the_bound():
     schedule = target("a", concurrencyPolicy="Allow", **MINUTELY)
     queue = Lanes()
-    commands = [CommandRun(f"old-{at}", "backup", [], schedule_id="a") for at in range(MAX_RUNS - 1)]
+    commands = [CommandRun(f"old-{at}", "backup", [], schedule_id="a") for at in range(MAX_OPEN_JOBS - 1)]
     queue.add([Job(command, "db-1", NOON, serial=False) for command in commands])
     jobs, reasons = framed(schedule, [NOON, NOON - MINUTE], queue)
     assert (len(jobs), reasons) == (1, ["Concurrent"])
