@@ -131,10 +131,10 @@ def test_a_host_is_its_own_node_or_none(objects):
 def test_what_kind_of_machine_a_host_is_stays(objects):
     objects.create("Host", {}, "laptop")
     objects.create("Host", {"nodeName": "node"}, "node")
-    assert "delete the Host and make it anew" in refusal(
+    assert "delete the Host and create it again" in refusal(
         objects.patch("Host", "laptop", {"spec": {"nodeName": "laptop"}})
     )
-    assert "delete the Host and make it anew" in refusal(objects.patch("Host", "node", {"spec": {"nodeName": None}}))
+    assert "delete the Host and create it again" in refusal(objects.patch("Host", "node", {"spec": {"nodeName": None}}))
     assert objects.patch("Host", "node", {"metadata": {"labels": {"a": "b"}}}).is_success
 
 

@@ -114,7 +114,7 @@ annotations:
 {{- define "lamplighter.placement" -}}
 {{- $root := index . 0 -}}
 {{- $of := index . 1 -}}
-enableServiceLinks: false # variables of Services named like ours would be read as options
+enableServiceLinks: false # variables of a Service named lamplighter would be read as options
 {{- with $root.Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
@@ -140,7 +140,7 @@ tolerations:
 
 {{/* The controller's rights in the whole cluster, and why. The server asks RBAC too before it lets it change anything. */}}
 {{- define "lamplighter.clusterRules" -}}
-# Nodes become Hosts, which carry their labels.
+# It creates a Host with the labels of each node.
 - apiGroups: [""]
   resources: [nodes]
   verbs: [list, watch]
@@ -150,7 +150,7 @@ tolerations:
 - apiGroups: [lamplighter.dev]
   resources: [hosts/status]
   verbs: [patch]
-# What is declared, here and at the server, which it is compared with as a whole.
+# It reads what is declared, here and at the server, to compare both.
 - apiGroups: [lamplighter.dev]
   resources: [schedules, repositories, hosts, runs, restores]
   verbs: [get, list, watch]
@@ -158,14 +158,14 @@ tolerations:
 
 {{/* The controller's rights where it follows what people declare. */}}
 {{- define "lamplighter.namespaceRules" -}}
-# At the server, it creates and deletes what is declared; in the cluster, it writes their status.
+# At the server it creates and deletes what is declared. In the cluster it writes status.
 - apiGroups: [lamplighter.dev]
   resources: [schedules, repositories, runs, restores]
   verbs: [create, update, delete]
 - apiGroups: [lamplighter.dev]
   resources: [schedules/status, repositories/status, runs/status, restores/status]
   verbs: [patch]
-# The Secrets that Repositories name.
+# It reads the Secrets that Repositories name.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get]
@@ -180,7 +180,7 @@ tolerations:
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   verbs: [get, create, update]
-# Events about Hosts.
+# It writes Events about Hosts.
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, get, patch]
