@@ -1,7 +1,7 @@
-"""Programs that the agent runs restic by, so that restic reaches what its job is granted, and nothing else.
+"""Programs that start restic confined, so that it reaches only what its job was granted.
 
-`launch` becomes restic, confined as `confine` says; `staging` builds a restore where only root can enter, and `merge`
-moves it into its place; `digest` reads files for a verification. `landlock` and `seccomp` have the kernel hold them;
-`handles` finds paths without being led elsewhere. They run without site-packages: nothing here imports more than the
-standard library.
+`launch` confines itself by the rules of `confine`, and becomes restic. `staging` has a restore written to a folder that
+only root can enter, and `merge` moves it to its target. `digest` reads files for a verification. `landlock` and
+`seccomp` have the kernel enforce the rules; `handles` resolves paths so that nobody can swap them. The programs run
+without site-packages: nothing here imports more than the standard library.
 """

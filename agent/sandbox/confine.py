@@ -1,4 +1,4 @@
-"""What a job may reach of a host: as `launch` is told it, and as rules for the kernel.
+"""What a job may reach of a host: as settings for `launch`, and as rules for the kernel.
 
 Needs nothing but the standard library.
 """
@@ -18,29 +18,29 @@ from agent.sandbox.landlock import READ, RESTORE, RUN, STORE, Ruleset
 
 NOT_GRANTED, NOT_EMPTY, NOT_CONFINED, NOT_STARTED = 77, 73, 78, 126
 NOT_PLACED, NOT_WRITABLE = 74, 76
-"""Exit codes of this program: EX_NOPERM, EX_CANTCREAT and EX_CONFIG of sysexits.h, and the shell's. restic has none of
-them."""
+"""Exit codes of `launch`, from sysexits.h (EX_NOPERM, EX_CANTCREAT, EX_CONFIG, EX_IOERR, EX_PROTOCOL) and, for
+NOT_STARTED, from the shell. restic uses none of them."""
 UNCONFINED = (
-    "the kernel cannot confine restic, and the namespace is granted a part of this host only: boot Linux 5.13 or "
-    "newer with Landlock turned on (it is named in /sys/kernel/security/lsm), or have the host's operator start the "
-    "agent with --allow-unconfined"
+    "the kernel cannot confine restic, and the namespace is granted only a part of this host: boot Linux 5.13 or "
+    "newer with Landlock enabled (/sys/kernel/security/lsm then lists it), or have the host's operator start the agent "
+    "with --allow-unconfined"
 )
 CHANGES_MODES = (
-    "restic cannot be kept from changing modes of files by their paths{}, which it does in a repository that is a"
-    " folder, and the namespace is granted a part of this host only: have the Repository's spec.url name another"
-    " storage (s3:, rest:), or have the host's operator start the agent with --allow-unconfined"
+    "the kernel cannot keep restic from changing modes of files by path{}, as restic does in a repository that is a "
+    "folder, and the namespace is granted only a part of this host: set the Repository's spec.url to another storage "
+    "(s3:, rest:), or have the host's operator start the agent with --allow-unconfined"
 )
 STAGE_FD = 100
 STAGE = f"/proc/self/fd/{STAGE_FD}/new"
-"""Where restic restores to, in its arguments. The link of proc(5) leads to the folder itself, whatever its name."""
-SPECIAL = "set setuidAndDevices, where the whole host is granted, to have them"
-"""The remedy for what a restore leaves out."""
+"""The target in restic's arguments. This link of proc(5) leads to the folder itself, even after a rename."""
+SPECIAL = "set setuidAndDevices, which needs a grant for the whole host, to restore them"
+"""The remedy for setuid bits, capabilities and devices that a restore left out."""
 PROGRAMS = (
     *("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"),
     *("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec", "/usr/libx32"),
     *("/usr/local/bin", "/usr/local/lib", "/nix/store"),
 )
-"""Where restic, what it runs (ssh, rclone) and their libraries are."""
+"""Folders of restic, the programs that it runs (ssh, rclone), and their libraries."""
 FILES = (
     *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d"),
     *("/etc/resolv.conf", "/etc/hosts", "/etc/host.conf", "/etc/nsswitch.conf", "/etc/gai.conf"),
@@ -51,22 +51,28 @@ FILES = (
     *("/etc/ssh/ssh_config", "/etc/ssh/ssh_config.d", "/etc/ssh/ssh_known_hosts", "/usr/share/crypto-policies"),
     *("/etc/mime.types", "/usr/share/mime", "/dev/urandom", "/dev/random", "/dev/zero"),
 )
-"""What they read: names, networks, time zones and certificate authorities; no keys, no passwords."""
+"""Files that these programs read: names, networks, time zones and certificates; no keys, no passwords."""
 
 
 class Launch(NamedTuple):
-    """How a program is started. `root`: the folder that becomes its root.
+    """How a program is started, and what it may reach.
 
-    `own`: whether PROGRAM is the agent's, found in the agent's file system, or else the host's, found below `root`.
-    `confined`: whether what follows counts; `unconfined`: whether names decide where the kernel cannot confine.
-    `within`: what is granted; empty for the whole host. `paths`: what is read, which must lead to somewhere in that.
-    `readable`: what the agent's operator lends. `private`: the agent's own folders, which are written to.
-    `repository`: the folder that is one; "" for none; `create`: whether it is made.
-    `target`: where a restore goes, which must lead to somewhere in `within`; "" for none. `vacant`: whether it must be
-    empty or not there. `stage`: the name of the fresh folder that the restore is built in; "" where none is built.
-    `parts`: the paths of the snapshot that are restored; `chosen`: whether they were asked for, or are all of it.
-    `special`: whether setuid and setgid bits, file capabilities and devices come back.
-    `restores`: whether it restores: then it may change modes and owners, and only reads a repository that is a folder.
+    - `root`: the folder that becomes its root (chroot(2)).
+    - `own`: whether the program is in the agent's file system; otherwise it is found below `root`.
+    - `confined`: whether to confine it; the fields below apply only then.
+    - `unconfined`: whether a job with `within` may run, with only paths checked, where the kernel cannot confine it.
+    - `within`: the granted paths; empty for the whole host.
+    - `paths`: paths that it reads; they must resolve to somewhere in `within`.
+    - `readable`: files that the agent's operator gave it. `private`: folders of the agent that it may write to.
+    - `repository`: the folder that is the repository, "" if there is none. `create`: whether to create that folder.
+    - `target`: where a restore goes, in `within`; "" if it is no restore. `vacant`: whether the target must be empty or
+      missing. `overwrite`: whether files there may be replaced.
+    - `stage`: the name of the staging folder; "" to restore without one.
+    - `parts`: the paths of the snapshot to restore. `chosen`: whether the user chose them; otherwise they are all of
+      it.
+    - `special`: whether to restore setuid and setgid bits, file capabilities and devices.
+    - `restores`: whether it restores. Then it may change modes and owners, and with `within` it only reads a repository
+      that is a folder.
     """
 
     root: str = "/"
@@ -90,7 +96,8 @@ class Launch(NamedTuple):
 
 
 def rules(how: Launch, prefixes: Sequence[Location], program: int) -> Ruleset:
-    """The Landlock rules of a program. Raises StrayError for a path that is not granted."""
+    """The Landlock rules of a program, which is an open file, or -1. Raises StrayError for a path that is not
+    granted."""
     ruleset = Ruleset()
     for path in how.paths:
         location = handles.granted(path, prefixes)
@@ -110,7 +117,7 @@ def rules(how: Launch, prefixes: Sequence[Location], program: int) -> Ruleset:
     for path, access in lent:
         try:
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError:  # each host has some of them
+        except OSError:  # no host has all of them
             continue
         ruleset.allow(fd, access)
         os.close(fd)
@@ -118,9 +125,9 @@ def rules(how: Launch, prefixes: Sequence[Location], program: int) -> Ruleset:
 
 
 def _repository(how: Launch, prefixes: Sequence[Location]) -> int | None:
-    """A handle of the folder that is the repository, None where it is not there.
+    """A handle of the repository's folder; None if it is missing and must not be created.
 
-    Raises StrayError where something in it is a link, which would have it lie elsewhere as well.
+    Raises StrayError if the folder is not granted or if an entry in it is a link, which would lead out of it.
     """
     path = handles.absolute(how.repository)
     if any(path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in how.within):
@@ -128,7 +135,7 @@ def _repository(how: Launch, prefixes: Sequence[Location]) -> int | None:
     else:
         location = handles.locate(path)
         if how.within and (real := os.path.realpath(path)) != path:
-            raise StrayError(f"{path} leads to {real}: have the Repository's spec.url name the folder itself")
+            raise StrayError(f"{path} leads to {real}: set the Repository's spec.url to that folder")
     if location.rest and not how.create:
         return None
     folder = handles.make(location)
@@ -136,33 +143,33 @@ def _repository(how: Launch, prefixes: Sequence[Location]) -> int | None:
         linked = next((entry.name for entry in entries if entry.is_symlink()), None)
     if linked is not None:
         raise StrayError(
-            f"{how.repository}/{linked} is a symbolic link: move what it leads to into the repository's own folder"
+            f"{how.repository}/{linked} is a symbolic link: replace it by the files or folder that it points to"
         )
     return folder
 
 
 def leave(code: int, message: str) -> NoReturn:
-    """Exit with this code, and a message for people."""
+    """Exit with this code and a message on stderr."""
     sys.stderr.write(message + "\n")
     sys.stderr.flush()
     os._exit(code)
 
 
 def read_launch(argument: str) -> Launch:
-    """How a program is started, from JSON, or from the file that holds it and that "@" precedes."""
+    """Read a Launch from JSON, or, after "@", from the file with this name."""
     text = Path(argument[1:]).read_text(encoding="utf-8") if argument.startswith("@") else argument
     return Launch(**json.loads(text))
 
 
 def enter(how: Launch) -> None:
-    """Make the host's root the root of this process (chroot(2))."""
+    """Make `root` the root of this process (chroot(2))."""
     if how.root != "/":
         os.chroot(how.root)
         os.chdir("/")
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel interrupt this process when its parent ends; exits where the parent has ended already."""
+    """Have the kernel send SIGINT when the parent ends (prctl(2)). Exits if the parent has ended already."""
     ctypes.CDLL(None).prctl(1, signal.SIGINT)
     if os.getppid() != parent:
-        sys.exit("the agent ended before its program began")
+        sys.exit("the agent ended before its program started")

@@ -1,9 +1,9 @@
-"""A program that tells of files what they hold: `digest SETTINGS FILE …` writes one line of JSON for each.
+"""The program `digest SETTINGS FILE …`: writes the size, times and SHA-256 of each file as a line of JSON.
 
-`{"size", "mtime_ns", "ctime_ns", "sha256"}`, or null for what is no regular file, cannot be read, or changed while it
-was. It is a program of its own so that the host's files are looked up below the host's root (chroot(2)), symbolic links
-included, so that it is confined to what is granted, and so that it can be ended. SETTINGS: as `read_launch` reads it.
-It needs nothing but the standard library.
+A line is `{"size", "mtime_ns", "ctime_ns", "sha256"}`; or null if it is no regular file, cannot be read, or changed
+while it was read. As a program of its own it can change its root (chroot(2)), so that the host's symbolic links resolve
+below the host's root; it can be confined to the grant; and it can be killed. SETTINGS: see `read_launch`. It needs only
+the standard library.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from agent.sandbox.confine import enter, read_launch
 
 
 def digest(path: str) -> dict[str, int | str] | None:
-    """What one file holds. A pipe or a device in its place is not waited for."""
+    """Size, times and SHA-256 of one regular file; None otherwise. It does not block on a pipe or a device."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             before = os.fstat(file.fileno())

@@ -1,9 +1,8 @@
-"""Paths as handles: what a name means right now, by opened folders that nobody can swap any more.
+"""Resolves paths to open handles, so that a rename or a new symbolic link cannot lead a later use elsewhere.
 
-A folder is found one component at a time, each opened without following it (O_NOFOLLOW), and never left upwards but to
-the folder that it was found in. So nothing that is renamed meanwhile leads elsewhere than the handles say, and no
-system call is needed that old kernels lack (openat2(2) with RESOLVE_NO_SYMLINKS does the same at once). Needs nothing
-but the standard library.
+A path is resolved one component at a time. Each is opened without following links (O_NOFOLLOW), and ".." goes back to
+the handle before it. openat2(2) with RESOLVE_NO_SYMLINKS does the same in one call, but old kernels do not have it.
+Needs only the standard library.
 """
 
 import os
@@ -15,19 +14,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 MAX_LINKS = 40
-"""Symbolic links that one path may lead through: as many as the kernel takes (path_resolution(7))."""
+"""Symbolic links that are followed for one path: the kernel's limit (path_resolution(7))."""
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ANYTHING = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class StrayError(OSError):
-    """A path leads to where it may not."""
+    """A path leads to where it must not; the message says what to do."""
 
 
 class Location(NamedTuple):
-    """Where a path leads. `chain`: handles of the root, each folder on the way, and the end of what is there.
+    """Where a path leads. `chain`: handles of the root, of each folder on the way, and of the last component that
+    exists.
 
-    `rest`: the components that are not there.
+    `rest`: the components that do not exist.
     """
 
     chain: tuple[int, ...]
@@ -35,11 +35,11 @@ class Location(NamedTuple):
 
     @property
     def handle(self) -> int:
-        """What is there of the path."""
+        """The last component that exists."""
         return self.chain[-1]
 
     def lies_in(self, other: "Location") -> bool:
-        """Whether this is the other, or below it."""
+        """Whether this location is the other one or below it."""
         if other.rest:
             same = os.path.sameopenfile(self.handle, other.handle)
             return same and self.rest[: len(other.rest)] == other.rest
@@ -51,22 +51,22 @@ class Location(NamedTuple):
             os.close(fd)
 
     def end(self) -> "Location":
-        """The same, without the handles of the folders on the way."""
+        """The same location, with the handles of the folders on the way closed."""
         for fd in self.chain[:-1]:
             os.close(fd)
         return Location(self.chain[-1:], self.rest)
 
 
 def prefixes_of(within: Sequence[str]) -> list[Location]:
-    """Where granted paths lead. Raises StrayError for one that others than root can have lead elsewhere."""
+    """Where the granted paths lead. Raises StrayError for a path with a link that users other than root can replace."""
     return [locate(prefix, trusted=True).end() for prefix in within]
 
 
 def locate(path: str, *, trusted: bool = False) -> Location:
-    """Where an absolute path leads, symbolic links followed.
+    """Where an absolute path leads, with symbolic links followed.
 
-    `trusted`: only those that root made, or whom the agent runs as, in a folder in which nobody else may replace them:
-    raises StrayError for others. Raises OSError also for links that lead round in circles.
+    `trusted`: raise StrayError for a link unless only root, or the agent's user, can have made or can replace it.
+    Raises StrayError for too many links, and OSError.
     """
     chain, todo, links = [os.open("/", _ANYTHING)], _parts(path), 0
     while todo:
@@ -83,9 +83,11 @@ def locate(path: str, *, trusted: bool = False) -> Location:
             continue
         links += 1
         if links > MAX_LINKS:
-            raise StrayError(f"{path} leads through too many symbolic links")
+            raise StrayError(f"{path} leads through more than {MAX_LINKS} symbolic links: check them for a circle")
         if trusted and not _only_roots(fd, chain[-1]):
-            raise StrayError(f"{path} leads through a symbolic link that others than root can replace")
+            raise StrayError(
+                f"{path} leads through a symbolic link that users other than root can replace: use the path it leads to"
+            )
         target = os.readlink("", dir_fd=fd)
         chain = chain[:1] if target.startswith("/") else chain
         todo = _parts(target) + todo
@@ -93,16 +95,16 @@ def locate(path: str, *, trusted: bool = False) -> Location:
 
 
 def readable(handle: int) -> int:
-    """A handle of the same folder by which it can be read. Raises OSError."""
+    """Open the same folder for reading. Raises OSError."""
     return os.open(".", FOLDER, dir_fd=handle)
 
 
 def make(location: Location, mode: int = 0o700) -> int:
-    """A handle of the folder, made with all that is missing of it, that can be read. Raises OSError."""
+    """Create the missing folders of a location, and open the last one for reading. Raises OSError."""
     fd = readable(location.handle)
     for name in location.rest:
         if name == "..":
-            raise StrayError("a folder that is not there cannot be left by '..'")
+            raise StrayError("the path has '..' after a folder that does not exist: write it without '..'")
         with suppress(FileExistsError):
             os.mkdir(name, mode, dir_fd=fd)
         fd = os.open(name, FOLDER, dir_fd=fd)
@@ -110,12 +112,13 @@ def make(location: Location, mode: int = 0o700) -> int:
 
 
 def names(folder: int) -> list[str]:
-    """What is in an opened folder."""
+    """The names in an open folder."""
     return os.listdir(folder)
 
 
 def remove(name: str, parent: int) -> None:
-    """Remove a file, or a folder that others cannot enter with all in it, whatever its mode. Raises OSError."""
+    """Remove a file, or a folder with all in it, whatever its mode. Others must not be able to enter it. Raises
+    OSError."""
     if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
         os.unlink(name, dir_fd=parent)
         return
@@ -130,7 +133,7 @@ def remove(name: str, parent: int) -> None:
 
 
 def opened(name: str, parent: int) -> int:
-    """A folder that can be read, in one that others cannot enter, whatever its mode. Raises OSError."""
+    """Open a folder for reading, whatever its mode. Others must not be able to enter `parent`. Raises OSError."""
     try:
         return os.open(name, FOLDER, dir_fd=parent)
     except PermissionError:  # who is not root needs the mode as well
@@ -144,11 +147,11 @@ def absolute(path: str) -> str:
 
 
 def granted(path: str, prefixes: Sequence[Location], *, trusted: bool = False) -> Location:
-    """Where a path leads. Raises StrayError where that is not in one of `prefixes`, unless there are none."""
+    """Where a path leads. Raises StrayError if it is not in one of `prefixes`; no prefixes grant the whole host."""
     found = locate(absolute(path), trusted=trusted)
     if ".." in found.rest or (prefixes and not any(found.lies_in(prefix) for prefix in prefixes)):
         real = os.path.realpath(path)
-        raise StrayError(f"{path} leads to {real}, which is not granted to the namespace: name another path")
+        raise StrayError(f"{path} leads to {real}, which is not granted to the namespace: choose another path")
     return found
 
 
@@ -157,6 +160,6 @@ def _parts(path: str) -> list[str]:
 
 
 def _only_roots(link: int, folder: int) -> bool:
-    """Whether only root, or the user whom the agent runs as, can have made or can replace a link."""
+    """Whether only root, or the agent's user, can have made and can replace a link."""
     ours, made, held = (0, os.geteuid()), os.fstat(link), os.fstat(folder)
     return made.st_uid in ours and held.st_uid in ours and (not held.st_mode & 0o022 or bool(held.st_mode & 0o1000))

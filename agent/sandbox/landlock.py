@@ -1,8 +1,8 @@
-"""Landlock, by the system calls of Linux: what this process, and all that it becomes, may still open and change.
+"""Landlock: limits which files this process, and every program that it executes, may open and change.
 
-Needs nothing but the standard library. Sources: landlock(7), linux/landlock.h; Documentation/userspace-api/landlock.rst
-for what each ABI brought. Landlock covers neither stat, chmod, chown, xattr nor utime (the same page, "Filesystem
-flags"), so who is confined must not be led to foreign files with those.
+Needs only the standard library. Sources: landlock(7), linux/landlock.h, and, for what each ABI added,
+Documentation/userspace-api/landlock.rst. Landlock does not cover stat, chmod, chown, xattr and utime (the same page,
+"Filesystem flags"), so other means must keep a confined program from using those on files that are not granted.
 """
 
 import ctypes
@@ -45,19 +45,19 @@ STORE = (
     | (Access.WRITE_FILE | Access.TRUNCATE | Access.REMOVE_DIR | Access.REMOVE_FILE)
     | (Access.MAKE_DIR | Access.MAKE_REG | Access.REFER)
 )
-"""To write and remove files and folders in a folder."""
+"""Read, write and remove files and folders."""
 RESTORE = STORE | Access.MAKE_SYM | Access.MAKE_FIFO | Access.MAKE_SOCK
 DEVICES = Access.MAKE_CHAR | Access.MAKE_BLOCK
 _OF_FILES = Access.EXECUTE | Access.WRITE_FILE | Access.READ_FILE | Access.TRUNCATE | Access.IOCTL_DEV
 
 
 def abi() -> int:
-    """The version of Landlock that the kernel has, 1 or more; 0 for none, or one that is turned off."""
+    """The ABI version of the kernel's Landlock, 1 or more; 0 if it has none or it is disabled."""
     return max(0, int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)))
 
 
 def handled(version: int) -> Access:
-    """The rights on files that an ABI can deny. ABIs after 5 add none."""
+    """The rights on files that an ABI version can deny. Versions after 5 add none."""
     known = Access((1 << 13) - 1 if version else 0)
     if version >= 2:
         known |= Access.REFER
@@ -67,22 +67,23 @@ def handled(version: int) -> Access:
 
 
 class Ruleset:
-    """What is allowed: Landlock denies the rest of what it covers, and nothing where `abi()` is 0. Raises OSError.
+    """What is allowed. Landlock denies the rest of what it covers; where `abi()` is 0, it denies nothing. Raises
+    OSError.
 
-    Denied without exception, where the ABI knows it: to listen on a TCP port (4), and to connect to an abstract socket
-    of a process outside (6). Signals are not: restic tells by one whether the process is alive that holds a lock, and
-    would take all locks for stale (restic's internal/restic/lock_unix.go).
+    Always denied, from the ABI version in brackets on: to listen on a TCP port (4), and to connect to an abstract
+    socket of a process outside (6). Signals are allowed: restic sends one to find out whether a lock's process is
+    alive, and would otherwise regard all locks as stale (restic's internal/restic/lock_unix.go).
     """
 
     def __init__(self) -> None:
         version = abi()
         self._handled = handled(version)
         parts = (self._handled, *[_NET_BIND_TCP] * (version >= 4), *[_SCOPE_ABSTRACT_UNIX_SOCKET] * (version >= 6))
-        attr = struct.pack(f"={len(parts)}Q", *parts)  # struct landlock_ruleset_attr, as long as the kernel knows it
+        attr = struct.pack(f"={len(parts)}Q", *parts)  # struct landlock_ruleset_attr, as long as this ABI has it
         self._fd = version and _checked(_libc.syscall(_CREATE_RULESET, attr, ctypes.c_size_t(len(attr)), 0))
 
     def allow(self, fd: int, access: Access) -> None:
-        """Allow `access` to the opened file, or to all below the opened folder. Symbolic links are skipped."""
+        """Allow `access` to an open file, or to all below an open folder. A symbolic link is skipped."""
         mode = os.fstat(fd).st_mode
         if self._handled and not stat.S_ISLNK(mode):
             allowed = access & self._handled & (~Access(0) if stat.S_ISDIR(mode) else _OF_FILES)
@@ -90,7 +91,8 @@ class Ruleset:
             _checked(_libc.syscall(_ADD_RULE, self._fd, _RULE_PATH_BENEATH, attr, 0))
 
     def enforce(self) -> None:
-        """Confine this process for good. It cannot gain powers by what it executes any more (no_new_privs)."""
+        """Confine this process for good. From then on, executing a setuid program gives no privileges
+        (no_new_privs)."""
         _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         if self._handled:
             _checked(_libc.syscall(_RESTRICT_SELF, self._fd, 0))

@@ -1,23 +1,22 @@
-"""The program between the agent and restic: it ties restic to the agent's life, and to what the job may reach.
+"""The program `launch PID SETTINGS PROGRAM [ARGUMENT …]`: confines restic, and has it end with the agent.
 
-Run by the agent as `launch PID SETTINGS PROGRAM [ARGUMENT …]`: the agent's process, and a `Launch`. It needs
-nothing but the standard library, for it runs without site-packages.
+PID is the agent's process, SETTINGS a `Launch`. It needs only the standard library, since it runs without
+site-packages.
 
-An agent that is killed cannot stop restic, and a job that nobody watches must not go on: the kernel interrupts restic
-when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG = 1). Set here, since code after fork() in a process
+A killed agent cannot stop restic, and a job must not go on without its agent. So the kernel sends restic SIGINT when
+the thread that started it ends (prctl(2), PR_SET_PDEATHSIG = 1). This is set here, since code after fork() in a process
 with threads may deadlock (subprocess, preexec_fn). A program with file capabilities is exempt. The pipes to the agent
-break with it, and a Go program that writes to a broken stdout or stderr is killed by SIGPIPE (os/signal), here before
-it has removed its lock: so restic holds a reader of each itself.
+break with the agent, and a write to a broken stdout or stderr kills a Go program by SIGPIPE (os/signal), which would be
+before restic removes its lock. So restic itself holds a reader of each pipe.
 
-What a job may reach is held by the kernel (`landlock`, `seccomp`) and by `handles`: a symbolic link that is planted, or
-a folder that is swapped, before or during the job leads nowhere else. Only names are looked at where the kernel cannot
-confine and the whole host is granted, or the agent's operator allowed it.
+The kernel (`landlock`, `seccomp`) and `handles` keep the job to its grant, even if a symbolic link is planted or a
+folder is swapped before or during the job. Only paths are checked, once, if the kernel cannot confine and either the
+whole host is granted or the agent's operator allowed it.
 """
 
 import os
 import signal
 from collections.abc import Sequence
-from functools import partial
 from typing import NoReturn
 
 from agent.sandbox import confine, handles, landlock, seccomp, staging
@@ -39,7 +38,8 @@ from agent.sandbox.handles import Location, StrayError
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Become the program, or restore by it. Exits with a message where that is not to be."""
+    """Confine this process and become the program, or restore through `staging`. Exits with a message if not
+    allowed."""
     agent, how, argv = int(arguments[0]), read_launch(arguments[1]), list(arguments[2:])
     program = os.open(argv[0], os.O_RDONLY | os.O_CLOEXEC) if how.own else -1
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -58,9 +58,11 @@ def main(arguments: Sequence[str]) -> None:
     except StrayError as error:
         leave(NOT_GRANTED, str(error))
     if how.vacant and target is not None and (found := occupied(target)):
-        leave(NOT_EMPTY, f"{how.target} {found}: name another folder, or allow to overwrite what is there")
+        leave(NOT_EMPTY, f"{how.target} {found}: choose another folder, or set overwrite")
     if how.stage and target is not None:
-        staging.restore(how, prefixes, target, rules, partial(_restore, how, argv, program))
+        staging.restore(
+            how, prefixes, target, rules, lambda where: execute(how, [it.replace(STAGE, where) for it in argv], program)
+        )
     rules.enforce()
     if how.repository and not how.restores:
         _keep_modes(how)
@@ -68,35 +70,30 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _keep_modes(how: Launch) -> None:
-    """Keep restic from changing modes: in a repository, others may have put a link in a file's place."""
+    """Keep restic from changing modes by path: in a repository, others may have replaced a file by a link."""
     strict = bool(how.within) and not how.unconfined
     machine = os.uname().machine
     if strict and not seccomp.knows(machine):
-        leave(NOT_CONFINED, CHANGES_MODES.format(f" on a machine of kind {machine}, but on x86, Arm and RISC-V only"))
+        leave(NOT_CONFINED, CHANGES_MODES.format(f" on a machine of type {machine} (only on x86, Arm and RISC-V)"))
     try:
         seccomp.deny_changes(strict=strict)
     except OSError:
         if strict:
-            leave(NOT_CONFINED, CHANGES_MODES.format(", for the kernel has no seccomp"))
+            leave(NOT_CONFINED, CHANGES_MODES.format(" without seccomp"))
 
 
 def execute(how: Launch, argv: list[str], program: int) -> NoReturn:
     """Become the program."""
     try:
         if how.root == "/" or not how.own:
-            os.execv(argv[0], argv)  # noqa: S606 - an argv list is what this is for
+            os.execv(argv[0], argv)  # noqa: S606 - it is an argv list
         os.execve(program, argv, os.environ)  # noqa: S606
     except OSError as error:
         leave(NOT_STARTED, f"{argv[0]} cannot be run: {error.strerror}")
 
 
-def _restore(how: Launch, argv: list[str], program: int, where: str) -> NoReturn:
-    """Become restic, which restores into the folder `where`."""
-    execute(how, [it.replace(STAGE, where) for it in argv], program)
-
-
 def occupied(target: Location) -> str:
-    """Why a target is not vacant; empty where it is."""
+    """Why a target is not vacant; empty if it is."""
     try:
         return "is not empty" if not target.rest and handles.names(handles.readable(target.handle)) else ""
     except NotADirectoryError:

@@ -1,7 +1,7 @@
-"""What a restore brought back, moved from a folder that only root can enter to where others may be at work.
+"""Moves a restore from its staging folder, which only root can enter, to its target, where others may be at work.
 
-All by handles of folders and single names in them, so that no symbolic link is followed on either side. Needs nothing
-but the standard library.
+It uses only handles of folders and single names in them, so that no symbolic link is followed on either side. Needs
+only the standard library.
 """
 
 import ctypes
@@ -16,13 +16,13 @@ from typing import NamedTuple
 from agent.sandbox import handles
 
 MAX_ERRORS = 100
-"""Errors of one restore that are reported."""
+"""Errors of one restore that are reported; more are dropped."""
 _RENAME_NOREPLACE = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Stripped(NamedTuple):
-    """Counts of what was removed from restored files."""
+    """How much was removed from restored files: bits and capabilities that give privileges, and devices."""
 
     bits: int = 0
     capabilities: int = 0
@@ -37,9 +37,9 @@ class Stripped(NamedTuple):
 
 
 def strip(folder: int) -> Stripped:
-    """Remove setuid and setgid bits, file capabilities and devices from all in a folder that others cannot enter.
+    """Remove setuid and setgid bits, file capabilities and devices in a folder. Others must not be able to enter it.
 
-    A folder keeps its setgid bit, by which files in it get its group, and which gives nobody powers.
+    A folder keeps its setgid bit: it only sets the group of new files, and gives no privileges.
     """
     before, total = os.fstat(folder), Stripped()
     for name in handles.names(folder):
@@ -64,7 +64,7 @@ def _strip_file(name: str, folder: int, mode: int) -> Stripped:
     if special:
         os.chmod(name, stat.S_IMODE(mode) & ~special, dir_fd=folder)
     capable = False
-    with suppress(OSError):  # it has none, or who runs this is not root, and cannot have given it any
+    with suppress(OSError):  # it has none; or this user is not root, and restic could not restore any
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         try:
             os.removexattr(fd, "security.capability")
@@ -75,11 +75,15 @@ def _strip_file(name: str, folder: int, mode: int) -> Stripped:
 
 
 class Merger:
-    """Moves what came back. `overwrite`: whether files may be replaced. `stopped`: whether to end early.
+    """Moves restored files to the target.
 
-    `parts`: the paths that are restored; `chosen`: whether they were asked for: then folders above them, where there
-    are such, stay as they are. `follow`: a handle of the folder that a symbolic link above a part leads to, by its path
-    in the snapshot; raises OSError where it may not be followed. `errors`: what could not be moved, for people.
+    - `overwrite`: whether existing files may be replaced.
+    - `parts`: the restored paths. `chosen`: whether the user chose them; then existing folders above them keep their
+      mode, owner and times.
+    - `follow`: opens the folder that a symbolic link above a part leads to, from the link's path in the snapshot;
+      raises OSError if it must not be followed.
+    - `stopped`: whether to end early.
+    - `errors`: what could not be moved, for people.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class Merger:
         self._copies = 0
 
     def merge(self, source: int, target: int, path: str) -> None:
-        """Move all in one opened folder into another. `path`: that of the folder in the snapshot, "" for its root."""
+        """Move all in one open folder into another. `path`: the folder's path in the snapshot, "" for the root."""
         for name in handles.names(source):
             if self._stopped():
                 return
@@ -115,7 +119,7 @@ class Merger:
         except FileNotFoundError:
             return self._move(name, source, target, path, mine)
         if not self._overwrite:
-            return self._fail(path, "appeared meanwhile: name another folder, or allow to overwrite what is there")
+            return self._fail(path, "was created meanwhile: choose another folder, or set overwrite")
         if not stat.S_ISDIR(theirs):
             if stat.S_ISLNK(theirs) and stat.S_ISDIR(mine.st_mode) and self._is_above(path):
                 return self._merge_folder(name, source, self._follow(path), path, mine)
@@ -123,7 +127,7 @@ class Merger:
                 os.unlink(name, dir_fd=target)
             return self._move(name, source, target, path, mine)
         if not stat.S_ISDIR(mine.st_mode):
-            return self._fail(path, "is a folder here and none in the snapshot: remove it, or name another target")
+            return self._fail(path, "is a folder here but not in the snapshot: remove it, or choose another target")
         return self._merge_folder(name, source, os.open(name, handles.FOLDER, dir_fd=target), path, mine)
 
     def _is_above(self, path: str) -> bool:
@@ -169,18 +173,18 @@ class Merger:
 
 
 def _rename(old: str, source: int, target: int, *, replace: bool, name: str = "") -> None:
-    """Move a name, and replace what has it only if that is allowed. Raises OSError."""
+    """Rename a file or folder, replacing an existing one only with `replace`. Raises OSError."""
     if replace:
         return os.rename(old, name or old, src_dir_fd=source, dst_dir_fd=target)
     names = (os.fsencode(old), os.fsencode(name or old))
     if _libc.renameat2(source, names[0], target, names[1], _RENAME_NOREPLACE):
         code = ctypes.get_errno()
-        raise OSError(code, "appeared meanwhile" if code == EEXIST else os.strerror(code))
+        raise OSError(code, "was created meanwhile" if code == EEXIST else os.strerror(code))
     return None
 
 
 def _copy_file(name: str, fresh: str, source: int, target: int, mine: os.stat_result) -> None:
-    """Copy what is no folder, under a name that nobody else uses."""
+    """Copy a file, link or device to a name that nobody else uses."""
     if stat.S_ISREG(mine.st_mode):
         with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source), "rb") as old:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -199,8 +203,8 @@ def _copy_file(name: str, fresh: str, source: int, target: int, mine: os.stat_re
 
 
 def _copy_facts(source: int, target: int, mine: os.stat_result) -> None:
-    """Give an opened file or folder owner, attributes, mode and times of another; `mine`: those that it came with."""
-    with suppress(PermissionError):  # who is not root keeps what is his own
+    """Copy owner, attributes, mode and times to another open file or folder. `mine`: the source's stat result."""
+    with suppress(PermissionError):  # without root, files keep this user as owner
         os.fchown(target, mine.st_uid, mine.st_gid)
     for attribute in os.listxattr(source):
         try:

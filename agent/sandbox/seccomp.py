@@ -1,8 +1,8 @@
-"""What Landlock does not cover: changes of a file's mode, owner and attributes by its path, denied by seccomp(2).
+"""seccomp(2): denies changes of a file's mode, owner and attributes by path, which Landlock does not cover.
 
-restic's local backend changes the mode of each file that it writes or removes in a repository, by path: to 0666 before
-it removes one (restic's internal/backend/local). In the place of such a file there may be a link to any file of the
-host. That restic cannot change a mode there is no error to it. Needs nothing but the standard library.
+restic's local backend changes, by path, the mode of each file that it writes or removes in a repository; before it
+removes one, to 0666 (restic's internal/backend/local). An attacker may have replaced that file by a link to any file of
+the host. restic ignores the error when it cannot change a mode. Needs only the standard library.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ _LOAD, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # li
 _ALLOW, _DENY = 0x7FFF0000, 0x00050000 | EPERM  # linux/seccomp.h
 _NUMBER_AT, _ARCHITECTURE_AT = 0, 4  # struct seccomp_data
 _X32 = 0x40000000
-"""Bit in the numbers of x86-64's second ABI."""
+"""The bit in call numbers of x86-64's second ABI, x32."""
 _GENERIC = (5, 6, 14, 15, 53, 54, 452, 463, 466)
 """setxattr, lsetxattr, removexattr, lremovexattr, fchmodat, fchownat, fchmodat2, setxattrat, removexattrat."""
 CALLS = {
@@ -26,22 +26,22 @@ CALLS = {
     0xC00000B7: _GENERIC,  # aarch64
     0xC00000F3: _GENERIC,  # riscv64
 }
-"""Numbers of these system calls, of chmod, chown and lchown too where there are such, by AUDIT_ARCH_*. Source: the
+"""The numbers of these system calls, and of chmod, chown and lchown where they exist, by AUDIT_ARCH_*. Source: the
 kernel's syscall tables (arch/*/entry/syscalls, asm-generic/unistd.h)."""
 _MACHINES = re.compile(r"x86_64|i[3-6]86|arm.*|aarch64.*|riscv64")
-"""How uname(2) names the machines of CALLS."""
+"""The names that uname(2) gives the machines in CALLS."""
 
 
 def knows(machine: str) -> bool:
-    """Whether what uname(2) calls so is one of the machines of CALLS."""
+    """Whether CALLS has the machine with this name of uname(2)."""
     return _MACHINES.fullmatch(machine) is not None
 
 
 def deny_changes(*, strict: bool) -> None:
-    """Deny this process, and all that it becomes, to change a mode, an owner or an attribute of a file by its path.
+    """Deny this process, and every program that it executes, changing modes, owners and attributes by path.
 
-    `strict`: whether a program for a machine that is not in CALLS may do nothing at all; else it may do all. Raises
-    OSError where the kernel has no seccomp.
+    `strict`: deny a program for a machine that is not in CALLS every system call; otherwise it may make all. Raises
+    OSError if the kernel has no seccomp.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     code = b"".join(_program(strict))
@@ -52,7 +52,7 @@ def deny_changes(*, strict: bool) -> None:
 
 
 def _program(strict: bool) -> Iterable[bytes]:
-    """The filter, in the instructions of linux/filter.h."""
+    """The filter, as instructions of linux/filter.h."""
     for architecture, numbers in CALLS.items():
         yield _step(_LOAD, _ARCHITECTURE_AT)
         yield _step(_JUMP_IF_EQUAL, architecture, otherwise=len(numbers) + 4)

@@ -1,9 +1,9 @@
-"""A restore, built where only root can enter, and then moved into its place.
+"""Restores into a staging folder that only root can enter, then moves the result to the target.
 
-restic follows symbolic links, and Landlock keeps nobody from a chmod, chown or utime through one. So restic restores
-into a fresh folder on the file system of the target, which it is given as a handle: nobody else can plant anything
-there, and that the folder's name may be swapped does not matter. What came back is then moved by handles that follow
-no link: a link in the way is replaced, never followed. Needs nothing but the standard library.
+restic follows symbolic links, and Landlock does not stop a chmod, chown or utime through one. So restic restores into a
+new folder on the target's file system, and gets it as a handle: nobody else can put a link there, and swapping the
+folder's name has no effect. `merge` then moves the files by handles that follow no link: a link at the target is
+replaced, not followed. Needs only the standard library.
 """
 
 import os
@@ -38,7 +38,7 @@ from agent.sandbox.merge import Merger, Stripped, strip
 def restore(
     how: Launch, prefixes: Sequence[Location], target: Location, rules: Ruleset, execute: Callable[[str], NoReturn]
 ) -> NoReturn:
-    """Run restic by `execute`, which gets the folder to restore to, move what came back, and exit as restic did."""
+    """Run restic by `execute`, which gets the folder to restore to; move the result; and exit with restic's code."""
     go_deep()
     parent, stage = _make_stage(how, prefixes, target)
     os.mkdir("new", 0o700, dir_fd=stage)
@@ -59,16 +59,16 @@ def restore(
 
 
 class Restic:
-    """restic as a child of this process. `stopped`: whether the restore was asked to end."""
+    """restic as a child of this process. `stopped`: whether SIGINT asked the restore to end."""
 
     def __init__(self) -> None:
         self.stopped = False
         self._pid = 0
 
     def run(self, become: Callable[[], NoReturn]) -> int:
-        """Run it to its end; its exit code, negative for a signal."""
+        """Run restic in a child, which calls `become`. Returns its exit code, negative for a signal."""
         me = os.getpid()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until it is known whom it is for
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the child's pid is known
         self._pid = os.fork()
         if not self._pid:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -88,7 +88,7 @@ class Restic:
 
 
 def _place(how: Launch, prefixes: Sequence[Location], target: Location, new: int, restic: Restic) -> int:
-    """Move what was restored into its place; report what was left out or failed. Returns an exit code."""
+    """Move the restored files to the target, and report what was left out or failed. Returns an exit code."""
     left_out = Stripped() if how.special else strip(new)
 
     def follow(path: str) -> int:
@@ -104,7 +104,7 @@ def _place(how: Launch, prefixes: Sequence[Location], target: Location, new: int
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Sweep, as a program; `arguments`: what `read_launch` reads."""
+    """The program `staging SETTINGS`: sweep. SETTINGS: see `read_launch`."""
     how = read_launch(arguments[0])
     enter(how)
     go_deep()
@@ -112,14 +112,14 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def go_deep() -> None:
-    """Raise the limits of recursion and of open files for folders as deep as a path can be long."""
+    """Raise the limits on recursion and open files, so that folders may be nested as deep as a path can be long."""
     sys.setrecursionlimit(20_000)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def sweep(how: Launch) -> None:
-    """Remove the fresh folder of a restore that was killed: it is in some folder on the way to the target."""
+    """Remove the staging folder that a killed restore left, in one of the folders on the way to the target."""
     for place in _candidates([how.target, *_places(how)], handles.prefixes_of(how.within)):
         for folder in place.chain:
             with suppress(OSError):
@@ -129,19 +129,20 @@ def sweep(how: Launch) -> None:
 
 
 def _places(how: Launch) -> list[str]:
-    """Where the parts of what is restored go."""
+    """The target of each restored part."""
     return [how.target.rstrip("/") + part for part in how.parts]
 
 
 def _candidates(paths: Sequence[str], prefixes: Sequence[Location]) -> Iterator[Location]:
-    """Where paths lead, without those that lead to what is not granted."""
+    """Where paths lead, without paths that are not granted."""
     for path in paths:
         with suppress(StrayError):
             yield handles.granted(path, prefixes)
 
 
 def _make_stage(how: Launch, prefixes: Sequence[Location], target: Location) -> tuple[int, int]:
-    """The folder that holds the fresh one, and the fresh one: in the first candidate that can be written to."""
+    """Create the staging folder in the first candidate that is writable. Returns that folder, and the staging
+    folder."""
     _check_writable(how, prefixes)
     refused = ""
     for place in _candidates([how.target, *_places(how)], prefixes):
@@ -154,13 +155,16 @@ def _make_stage(how: Launch, prefixes: Sequence[Location], target: Location) -> 
         stage = os.open(how.stage, handles.FOLDER, dir_fd=parent)
         facts = os.fstat(stage)
         if facts.st_uid != os.geteuid() or stat.S_IMODE(facts.st_mode) != 0o700 or handles.names(stage):
-            leave(NOT_WRITABLE, f"the fresh folder in {how.target} was swapped by somebody: try again")
+            leave(
+                NOT_WRITABLE,
+                f"another program replaced the staging folder near {how.target}: stop it, and restore again",
+            )
         return parent, stage
     return leave(NOT_WRITABLE, _not_writable(how.target, refused))
 
 
 def _check_writable(how: Launch, prefixes: Sequence[Location]) -> None:
-    """Exit where a part of the restore cannot be put into its place: restic would report each file."""
+    """Exit with one message if the target of a part is not writable: restic would report each file."""
     for path in _places(how):
         for place in _candidates([path], prefixes):
             folder = _nearest(place)
@@ -171,20 +175,20 @@ def _check_writable(how: Launch, prefixes: Sequence[Location]) -> None:
 
 
 def _nearest(place: Location) -> int:
-    """The folder that a path leads to or, where it is not there or no folder, the nearest one above it; readable."""
+    """Open the folder that a path leads to; if that is missing or no folder, the nearest one above it."""
     is_folder = stat.S_ISDIR(os.fstat(place.handle).st_mode)
     return handles.readable(place.handle if is_folder else place.chain[-2])
 
 
 def _not_writable(path: str, why: str) -> str:
     return (
-        f"{path} cannot be written to ({why}): name a target that the agent may write to; "
-        "on nodes of a cluster, that is one below the chart's agent.restorePaths"
+        f"{path} cannot be written to ({why}): choose a target that the agent may write to; "
+        "on nodes of a cluster, one below the chart's agent.restorePaths"
     )
 
 
 def _become(how: Launch, rules: Ruleset, parent: int, execute: Callable[[str], NoReturn]) -> NoReturn:
-    """Confine this process, and become restic."""
+    """Confine this process and become restic."""
     where = STAGE
     if not Path(STAGE).is_dir():  # no proc(5) below the root
         if how.within:
@@ -196,7 +200,7 @@ def _become(how: Launch, rules: Ruleset, parent: int, execute: Callable[[str], N
 
 
 def _discard(name: str, parent: int, stage: int) -> None:
-    """Remove the fresh folder, wherever its name may have been moved to, but nothing that was put in its place."""
+    """Empty the staging folder, even if it was renamed, and remove its name unless something else has that name now."""
     for entry in handles.names(stage):
         handles.remove(entry, stage)
     with suppress(OSError):

@@ -210,7 +210,7 @@ async def test_a_link_above_a_granted_folder_is_followed_where_root_made_it_and_
     os.chown(tmp_path / "link", NOBODY, NOBODY, follow_symlinks=False)
     end = await tenant.backup(path, within=[tmp_path / "link"])
     assert (end.status, end.reason) == ("failed", "NotGranted")
-    assert "through a symbolic link that others than root can replace" in end.error
+    assert "through a symbolic link that users other than root can replace" in end.error
 
 
 @pytest.fixture

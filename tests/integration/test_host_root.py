@@ -110,5 +110,5 @@ async def test_no_symbolic_link_leads_out_of_the_grant(tmp_path, granted, path):
     (granted / "way").symlink_to(tmp_path / "secret")
     end = await run(tmp_path, backup(granted / path, within=[granted]))
     assert (end.status, end.reason) == ("failed", "NotGranted")
-    assert "is not granted to the namespace: name another path" in end.error
+    assert "is not granted to the namespace: choose another path" in end.error
     assert not (tmp_path / "repository").exists()

@@ -219,7 +219,7 @@ async def test_what_is_there_is_overwritten_only_where_that_is_asked_for(host):
     host.came_back(host.data / "letter").write_text("of now")
     end = await host.restore()
     assert (end.status, end.reason) == ("failed", "TargetNotEmpty")
-    assert end.error == f"{host.back} is not empty: name another folder, or allow to overwrite what is there"
+    assert end.error == f"{host.back} is not empty: choose another folder, or set overwrite"
     assert host.came_back(host.data / "letter").read_text() == "of now"
     assert (await host.restore(overwrite=True)).status == "succeeded"
     assert host.came_back(host.data / "letter").read_text() == "of then"

@@ -260,7 +260,7 @@ async def test_what_is_there_is_overwritten_only_where_that_was_said(
         await restore()
         job = await ended()
         assert (job["status"], job["reason"]) == ("failed", "TargetNotEmpty")
-        assert "allow to overwrite" in job["error"]
+        assert "or set overwrite" in job["error"]
         assert mine.read_text() == "mine"
         await restore("r2", overwrite=True)
         assert (await ended("r2"))["status"] == "succeeded"
