@@ -1,17 +1,17 @@
-"""The calendar that server and agents share: what a cron expression and a zone mean, as pure functions.
+"""The calendar that server and agents share: cron expressions and time zones, as pure functions without a clock.
 
-`expression` reads the text, `zones` knows the time zones, `due` says when it is due, `periods` how far apart that is.
-Nothing here looks at a clock.
+`expression` parses an expression, `zones` finds time zones, `due` computes due times, and `periods` the longest time
+between them. `errors` is what they raise.
 
-The grammar of an expression, by crontab(5) of Debian's cron 3.0pl1 except where something else is said:
+The grammar of an expression follows crontab(5) of Debian's cron 3.0pl1, with the exceptions below:
 
     expression = nickname | minute " " hour " " day-of-month " " month " " day-of-week
     nickname   = "@hourly" | "@daily" | "@midnight" | "@weekly" | "@monthly" | "@yearly" | "@annually"
     field      = part *( "," part )
     part       = "*" [ "/" step ] | value [ "/" step ] | value "-" value [ "/" step ]
 
-Blanks (spaces or tabs; in a Schedule spaces alone, by crds/) separate fields, any number of them, and may stand at both
-ends; nicknames are in lower case.
+Any number of blanks separates fields, and may stand at both ends. A blank is a space or a tab; in a Schedule only a
+space, by crds/. Nicknames are in lower case.
 A `value` is a decimal number: minute 0 to 59, hour 0 to 23, day of month 1 to 31, month 1 to 12, day of week 0 to 7,
 both 0 and 7 being Sunday. The first three letters of a month's or weekday's English name, in any case, stand for its
 number (sun for 0), in ranges and lists as well. Numbers may have leading zeros. A `step` is a number of 1 or more.
@@ -27,7 +27,7 @@ What a part names:
 A list names what any of its parts names. A day must match its month, and its day of month and day of week: both, where
 one of these two fields begins with `*` (as `*/2` does); else either will do.
 
-Refused, with what to write instead: `@reboot`, `@every`, `TZ=` and `CRON_TZ=` (a Schedule has spec.timeZone), further
+Refused, each with a remedy: `@reboot`, `@every`, `TZ=` and `CRON_TZ=` (a Schedule has spec.timeZone), further
 fields for seconds or years, `L W # ? H ~`, what is never due, such as `0 0 30 2 *`, and more than 256 characters.
 """
 

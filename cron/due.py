@@ -1,9 +1,9 @@
-"""When an expression is due in a zone, by the rules of cron(8) for days on which clocks are changed.
+"""Due times of an expression in a zone, with the rules of cron(8) for days on which clocks change.
 
-An expression that leaves out some hours is of wall-clock times: one that a change of clocks skips is due as soon as
-clocks have moved on, and one that comes twice is due the first time ("jobs that would have run in the interval that has
-been skipped will be run immediately … if time has moved backward, those jobs will not be run twice"). One that names
-every hour goes by elapsed time: it is due whenever the wall clock shows one of its minutes.
+An expression that names only some hours is of wall-clock times. A time that a clock change skips is due right after the
+change; a time that occurs twice is due the first time ("jobs that would have run in the interval that has been skipped
+will be run immediately … if time has moved backward, those jobs will not be run twice"). An expression that names every
+hour is due whenever the wall clock shows one of its minutes.
 """
 
 import calendar
@@ -18,14 +18,14 @@ from zoneinfo import ZoneInfo
 from cron.expression import Expression
 
 ON_TIME = timedelta(minutes=1)
-"""A fire within its own minute, cron's grain, is on time; later it is a missed one."""
+"""A fire within the minute of its due time is on time; a later one is missed."""
 _MINUTE = timedelta(minutes=1)
 _FARTHEST_BACK = timedelta(hours=3)
-"""No clock is set back by more, as far as cron(8) and the zones of the last decades go."""
+"""The most by which a clock change sets clocks back, by cron(8) and the zones of the last decades."""
 
 
 class Missed(NamedTuple):
-    """Due times that have passed: the latest of them, and how many `times` it was due."""
+    """Due times in the past. `due`: the latest; `times`: how many there are."""
 
     due: datetime
     times: int
@@ -33,15 +33,15 @@ class Missed(NamedTuple):
 
 @lru_cache(maxsize=1 << 12)
 def next_due(expression: Expression, zone: ZoneInfo, after: datetime) -> datetime:
-    """The first due time after an aware time, in UTC: to the minute, but for changes of clocks at odd seconds."""
+    """The first due time after an aware time, in UTC. It has seconds only where a zone's clock change has."""
     return _next(expression, zone, after)
 
 
 def is_due(expression: Expression, zone: ZoneInfo, at: datetime) -> bool:
-    """Whether an aware time is a due time: whether `next_due` gives it. Takes no longer for rare expressions."""
+    """Whether an aware time is a due time, one that `next_due` returns. It is as fast for rare expressions."""
     local = at.astimezone(zone)
     wall = local.replace(tzinfo=None, fold=0)
-    if _offset(at - timedelta.resolution, zone) < _offset(at, zone):  # the moment that skipped times are due at
+    if _offset(at - timedelta.resolution, zone) < _offset(at, zone):  # skipped times are due at this moment
         return _next(expression, zone, at - timedelta.resolution) == at
     minute, times = 60 * wall.hour + wall.minute, expression.times
     place = bisect_left(times, minute)
@@ -51,7 +51,8 @@ def is_due(expression: Expression, zone: ZoneInfo, at: datetime) -> bool:
 
 @lru_cache(maxsize=1 << 10)
 def catch_up(expression: Expression, zone: ZoneInfo, after: datetime, now: datetime, limit: int) -> Missed | None:
-    """The latest due time after `after` and up to `now`, and how many there are; counted up to `limit` (1 or more)."""
+    """The due times after `after` and up to `now`; None if there are none. They are counted up to `limit` (1 or
+    more)."""
     latest, count = after, 0
     while (due := _next(expression, zone, latest)) <= now:
         if count == limit:
@@ -61,7 +62,8 @@ def catch_up(expression: Expression, zone: ZoneInfo, after: datetime, now: datet
 
 
 def spread(host: str, schedule_id: str, width_s: int) -> timedelta:
-    """A host's own offset after each due time: whole seconds below `width_s`, ever the same for host and schedule."""
+    """A host's offset after each due time: whole seconds, 0 to `width_s` - 1, always the same for a host and a
+    schedule."""
     digest = hashlib.blake2b(f"{host}\n{schedule_id}".encode(), digest_size=8).digest()
     return timedelta(seconds=int.from_bytes(digest, "big") % width_s) if width_s > 0 else timedelta()
 
@@ -70,16 +72,16 @@ def _next(expression: Expression, zone: ZoneInfo, after: datetime) -> datetime:
     local = after.astimezone(zone)
     wall = local.replace(tzinfo=None, fold=0)
     if expression.hourly:
-        return _next_shown(expression, zone, after, wall)
-    return next(due for at in _walls(expression, wall) if (due := _first(at, zone)) > after)
+        return _next_hourly(expression, zone, after, wall)
+    return next(due for at in _wall_times(expression, wall) if (due := _due_at(at, zone)) > after)
 
 
-def _next_shown(expression: Expression, zone: ZoneInfo, after: datetime, wall: datetime) -> datetime:
-    """The next time at which the wall clock shows one of the expression's times."""
+def _next_hourly(expression: Expression, zone: ZoneInfo, after: datetime, wall: datetime) -> datetime:
+    """The next time at which the wall clock shows one of the times of an expression that names every hour."""
     found: list[datetime] = []
-    # A clock that is about to be set back will show again what it shows now.
+    # A clock that is set back soon will show the present time again.
     back = max(timedelta(), _offset(after, zone) - _offset(after + _FARTHEST_BACK, zone))
-    for at in _walls(expression, wall - back):
+    for at in _wall_times(expression, wall - back):
         shown = (_instant(at, zone, fold) for fold in (0, 1))
         found += [due for due in shown if due > after and due.astimezone(zone).replace(tzinfo=None, fold=0) == at]
         if found and at > wall:
@@ -88,14 +90,14 @@ def _next_shown(expression: Expression, zone: ZoneInfo, after: datetime, wall: d
 
 
 def _latest(expression: Expression, zone: ZoneInfo, after: datetime, now: datetime) -> datetime:
-    """The latest due time up to `now`, where there is one after `after`: by halving, since there may be millions."""
+    """The latest due time up to `now`, if there is one after `after`. Bisects, since there may be millions between."""
     seconds = range(int((now - after).total_seconds()) + 1)
     begins = bisect_left(seconds, True, key=lambda s: _next(expression, zone, after + timedelta(seconds=s)) > now)
     return _next(expression, zone, after + timedelta(seconds=begins - 1))
 
 
-def _walls(expression: Expression, after: datetime) -> Iterator[datetime]:
-    """The wall-clock times, without zone, that the expression names after one."""
+def _wall_times(expression: Expression, after: datetime) -> Iterator[datetime]:
+    """The wall-clock times, without zone, that the expression names after a given one."""
     first = after.replace(second=0, microsecond=0) + _MINUTE
     times = expression.times
     at = bisect_left(times, 60 * first.hour + first.minute)
@@ -106,7 +108,7 @@ def _walls(expression: Expression, after: datetime) -> Iterator[datetime]:
 
 
 def _days(expression: Expression, first: date) -> Iterator[date]:
-    """The days that the expression names, from one on."""
+    """The days that the expression names, from `first` on."""
     year, month, day = first.year, first.month, first.day
     while True:
         if month in expression.months:
@@ -116,12 +118,12 @@ def _days(expression: Expression, first: date) -> Iterator[date]:
         year, month, day = (year, month + 1, 1) if month < 12 else (year + 1, 1, 1)
 
 
-def _first(wall: datetime, zone: ZoneInfo) -> datetime:
-    """When clocks first show a wall-clock time, or the moment that they skip it (PEP 495)."""
+def _due_at(wall: datetime, zone: ZoneInfo) -> datetime:
+    """When clocks first show a wall-clock time; if they skip it, the moment of the change (PEP 495)."""
     due, begin = _instant(wall, zone, 0), _instant(wall, zone, 1)
     if due <= begin:
         return due
-    # Skipped: as if the clock had been set already, the time lies before the change, and the other way after it.
+    # Skipped: with the offset after the change, the time is before the change; with the other offset, after it.
     before = _offset(begin, zone)
     seconds = range(int((due - begin).total_seconds()) + 1)
     return begin + timedelta(

@@ -1,5 +1,5 @@
-"""What the calendar raises."""
+"""The errors of the calendar."""
 
 
 class CronError(ValueError):
-    """An expression or a zone that cannot be used; the message says what is wrong and what to write."""
+    """An expression or a zone is not valid; the message says what is wrong and what to write."""

@@ -1,8 +1,8 @@
-"""A cron expression: its text, and the minutes, days and months that it names.
+"""Parses a cron expression into the minutes, days and months that it names.
 
-The grammar stands in `cron`. It is checked here before croniter reads anything: croniter takes more than that, and
-misreads some of it (a range of one value, as in `5-5`, is every value to it). So each field is checked and written in
-the one form that croniter reads rightly, and croniter works out the numbers.
+The grammar is in the docstring of `cron`. croniter accepts more than that, and misreads some of it: to croniter, the
+range `5-5` is every value. So each field is checked here and rewritten in a form that croniter reads correctly;
+croniter then computes the numbers.
 """
 
 import re
@@ -24,13 +24,13 @@ MACROS = {
 }
 _SYNONYMS = {"@midnight": "@daily", "@annually": "@yearly"}
 MAX_TEXT = 256
-"""Characters of an expression that are read."""
+"""The most characters of an expression."""
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
 
 class _Field(NamedTuple):
-    """A field's name, the numbers that it may hold, the last that `*` names, and the names of the first numbers."""
+    """A field: its name, its lowest and highest number, the last number of `*`, and the names of its first numbers."""
 
     name: str
     low: int
@@ -47,18 +47,18 @@ _FIELDS = (
     _Field("day of week", 0, 7, 6, _WEEKDAYS),
 )
 _EVERY = tuple(frozenset(range(about.low, about.end + 1)) for about in _FIELDS)
-"""What * names, shared by all expressions: thousands are kept in memory."""
+"""The numbers of `*` in each field. Expressions share them, since thousands are kept in memory."""
 _DAY = tuple(range(24 * 60))
-"""The minutes of a day, shared likewise."""
+"""The minutes of a day, shared for the same reason."""
 _BLANKS = " \t"
 _PART = re.compile(r"(?:\*|(?P<first>[0-9]+|[a-z]{3})(?:-(?P<last>[0-9]+|[a-z]{3}))?)(?:/(?P<step>[0-9]+))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """What a cron text names. Two are the same when their texts are.
+    """A parsed expression. Two are equal when their texts are.
 
-    `times`: minutes since midnight, in order. `weekdays`: 0 is Sunday. `either`: a day counts when its day of month or
+    `times`: minutes since midnight, in order. `weekdays`: 0 is Sunday. `either`: a day matches if its day of month or
     its day of week is named; otherwise both must be. `hourly`: every hour is named.
     """
 
@@ -71,32 +71,35 @@ class Expression:
     hourly: bool = field(compare=False)
 
     def names_day(self, day: date) -> bool:
-        """Whether it is due at some time of this day."""
+        """Whether the expression is due on this day."""
         of_month, of_week = day.day in self.month_days, day.isoweekday() % 7 in self.weekdays
         return day.month in self.months and (of_month or of_week if self.either else of_month and of_week)
 
 
 @lru_cache(maxsize=1 << 12)
 def parse(text: str) -> Expression:
-    """The expression that a text says, by the grammar in `cron`. Raises CronError for any other, or one never due."""
+    """Parse an expression. Raises CronError if it does not follow the grammar in `cron`, or is never due."""
     if len(text) > MAX_TEXT:
         raise CronError(f"has {len(text)} characters: give at most {MAX_TEXT}, with ranges and steps in place of lists")
     fields = _fields(text.strip(_BLANKS))
-    normal = " ".join(_normal(said, about) for said, about in zip(fields, _FIELDS, strict=True))
+    canonical = " ".join(
+        ",".join(_canonical_part(part, about) for part in text.split(","))
+        for text, about in zip(fields, _FIELDS, strict=True)
+    )
     minutes, hours, month_days, months, weekdays = (
         every if "*" in named else frozenset(map(int, named))
-        for named, every in zip(croniter.expand(normal)[0], _EVERY, strict=True)
+        for named, every in zip(croniter.expand(canonical)[0], _EVERY, strict=True)
     )
     either = not fields[2].startswith("*") and not fields[4].startswith("*")
     times = tuple(_DAY[60 * hour + minute] for hour in sorted(hours) for minute in sorted(minutes))
     expression = Expression(text, times, month_days, months, weekdays, either, len(hours) == 24)
-    if not _comes(expression):
+    if not _is_ever_due(expression):
         raise CronError(f"never comes: month {fields[3]} has no day {fields[2]}")
     return expression
 
 
 def _fields(said: str) -> list[str]:
-    """The five fields that a text has, or that its nickname stands for. Raises CronError."""
+    """The five fields of a text or of a nickname. Raises CronError."""
     nickname = _SYNONYMS.get(said, said)
     if said.startswith("@") and nickname not in MACROS:
         raise CronError(f"{said[:32]!r} is not known: use one of {', '.join(MACROS)}, or five fields{_instead(said)}")
@@ -111,22 +114,18 @@ def _fields(said: str) -> list[str]:
 
 
 def _instead(said: str) -> str:
-    """What to do in place of a nickname that means no time of day."""
+    """The remedy for @every and @reboot, which name no times; empty for other nicknames."""
     said = said.lower()
     if said.startswith("@every"):
         return ", for example */15 * * * * in place of @every 15m"
-    return "; what a host missed while it was down is made up for without it" if said == "@reboot" else ""
+    return "; a host that was down runs what it missed without it" if said == "@reboot" else ""
 
 
-def _normal(said: str, about: _Field) -> str:
-    """A field in numbers, as croniter reads it rightly. Raises CronError where it is not one of the grammar."""
-    return ",".join(_normal_part(part, about) for part in said.split(","))
-
-
-def _normal_part(part: str, about: _Field) -> str:
+def _canonical_part(part: str, about: _Field) -> str:
+    """One part of a field's list, in numbers that croniter reads correctly. Raises CronError."""
     match = _PART.fullmatch(part)
     if match is None:
-        raise CronError(f"{about.name} {part[:32]!r} is not understood: give {_wanted(about)}")
+        raise CronError(f"{about.name} {part[:32]!r} is not understood: give {_allowed(about)}")
     step = int(match["step"] or 1)
     if step == 0:
         raise CronError(f"{about.name} {part[:32]!r} has a step of 0: give 1 or more")
@@ -139,9 +138,9 @@ def _normal_part(part: str, about: _Field) -> str:
                 f"{about.name} {part[:32]!r} ends before it begins: write it as two ranges, "
                 f"{_range(first, about.high)},{_range(about.low, last)}"
             )
-    elif last < first:  # day 7 with a step: crontab(5) knows none, and CronJobs know no 7
+    elif last < first:  # day 7 with a step: crontab(5) has no such step, and CronJobs have no day 7
         raise CronError(f"{about.name} {part[:32]!r} goes on after the week's end: for Sunday and on, write 0/{step}")
-    return f"{first}-{last}/{step}" if first + step <= last else str(first)  # a range of one is not read rightly
+    return f"{first}-{last}/{step}" if first + step <= last else str(first)  # croniter misreads a range of one value
 
 
 def _range(first: int, last: int) -> str:
@@ -149,19 +148,20 @@ def _range(first: int, last: int) -> str:
 
 
 def _number(said: str, about: _Field) -> int:
-    """The number that one end of a range says. Raises CronError."""
+    """The number of a name or of digits. Raises CronError."""
     number = about.low + about.names.index(said) if said in about.names else int(said) if said.isdigit() else -1
     if not about.low <= number <= about.high:
-        raise CronError(f"{about.name} {said[:32]!r} does not exist: give {_wanted(about)}")
+        raise CronError(f"{about.name} {said[:32]!r} does not exist: give {_allowed(about)}")
     return number
 
 
-def _wanted(about: _Field) -> str:
+def _allowed(about: _Field) -> str:
     names = f" (or {about.names[0]} to {about.names[-1]})" if about.names else ""
     return f"{about.low} to {about.high}{names}, *, a range such as 1-5, a step such as */2, or a list of these"
 
 
-def _comes(expression: Expression) -> bool:
-    """Whether it ever comes. Weekdays and leap days repeat within 40 years, a century without leap day included."""
+def _is_ever_due(expression: Expression) -> bool:
+    """Whether it is ever due. Weekdays and leap days repeat within 40 years, even across a century without a leap
+    day."""
     first = date(2000, 1, 1).toordinal()
     return any(expression.names_day(date.fromordinal(first + day)) for day in range(40 * 366))

@@ -1,4 +1,4 @@
-"""How far apart due times lie: the longest time that two periods in a row take, however irregular an expression is."""
+"""The longest time between due times of an expression, over two periods in a row."""
 
 from datetime import date, timedelta
 from functools import cache, lru_cache
@@ -7,8 +7,8 @@ from itertools import pairwise
 from cron.expression import Expression
 
 _FIRST, _LAST = date(2000, 1, 1), date(2083, 12, 31)
-"""Three times the 28 years after which weekdays and leap days repeat (the year 2000 is a leap year): what comes once in
-28 years comes three times."""
+"""Three times the 28 years after which weekdays and leap days repeat (the year 2000 is a leap year), so that a day that
+occurs once in 28 years occurs three times."""
 _DAYS = _LAST.toordinal() - _FIRST.toordinal() + 1
 _DAY_MINUTES = 24 * 60
 
@@ -17,7 +17,7 @@ _DAY_MINUTES = 24 * 60
 def two_periods(expression: Expression) -> timedelta:
     """The longest time between a due time and the second one after it, by the wall clock.
 
-    Whoever waits for longer than this has seen at least two due times pass.
+    Any longer time has at least two due times in it.
     """
     times = expression.times
     one, two = _longest_gaps(expression.months, expression.month_days, expression.weekdays, expression.either)
@@ -35,7 +35,7 @@ def _longest_gaps(
 ) -> tuple[int, int]:
     """The most days between a named day and the next one, and between it and the second one after it.
 
-    Days are bits of one number, so that an expression costs a few operations on long numbers and no walk of the days.
+    Each day is a bit of one long number, so that an expression takes a few operations in place of a loop over the days.
     """
     of_month, of_week = _any_of("day", month_days), _any_of("weekday", weekdays)
     named = _any_of("month", months) & (of_month | of_week if either else of_month & of_week)

@@ -1,7 +1,7 @@
-"""Time zones by the names of the IANA database, with the rules of the tzdata package and not of the machine.
+"""Time zones by their IANA names, with the rules of the tzdata package, not of the machine.
 
-Server and agents are installed with that package. So both know the same names, and give them the same rules, whatever
-/usr/share/zoneinfo holds on a host: it has names of its own (posixrules, right/…, localtime), or none at all.
+Server and agents are installed with that package, so that both know the same names and rules. A host's own
+/usr/share/zoneinfo may have other names (posixrules, right/…, localtime), or none.
 """
 
 import difflib
@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from cron.errors import CronError
 
 MAX_NAME = 64
-"""Characters of a name that are looked at. The longest zone has 32."""
+"""Characters of a name that are read. The longest zone has 32."""
 _OFFSET = re.compile(r"(utc|gmt|ut|z)?[-+]?[0-9][0-9:]*", re.IGNORECASE)
 
 
@@ -28,22 +28,22 @@ def zone(name: str) -> ZoneInfo:
 
 @lru_cache(maxsize=1)
 def _names() -> frozenset[str]:
-    """The zones and links of the database. Factory is not one to be in: it stands for a clock that nobody has set."""
+    """The zones and links of the database, without Factory, which stands for a zone that was not set."""
     return frozenset(files("tzdata").joinpath("zones").read_text(encoding="utf-8").split()) - {"Factory"}
 
 
 @lru_cache(maxsize=1 << 10)
 def _remedy(name: str) -> str:
-    """What to write in place of a name: the nearest one, where there is one."""
+    """The remedy for an unknown name: the nearest known name, if there is one."""
     wanted = "give an IANA name, for example Europe/Berlin"
     if _OFFSET.fullmatch(name):
-        return f" but an offset, which knows no daylight saving time: {wanted}"
+        return f" but an offset, which has no daylight saving time: {wanted}"
     near = _nearest(name.lower())
     return f"; did you mean {near}? Otherwise {wanted}" if near else f": {wanted}"
 
 
 def _nearest(said: str) -> str | None:
-    """The zone with this name in other case, or with this last part; or, of longer names, one that is spelt alike."""
+    """The zone with this name in another case, or with this last part; for longer names, one with similar spelling."""
     names = sorted(_names())
     known = {name.lower().rpartition("/")[2]: name for name in names} | {name.lower(): name for name in names}
     for same in (said, said.partition("/")[2], said.rpartition("/")[2]):

@@ -1,5 +1,5 @@
-"""What listens: sockets that hold a bounded number of connections, and a small HTTP server for probes and metrics.
+"""Listening: a limited number of connections on a socket, and a small HTTP server for probes and metrics.
 
-`slots` decides which connection goes when there are too many, `accept` accepts connections on a socket, `http` serves
-GET and HEAD. It stands at the bottom: the server and the command line use it, and it imports no part.
+`slots` decides which connection to drop when there are too many, `accept` accepts connections on a socket, and `http`
+serves GET and HEAD. The server and the command line use this package; it imports no other part.
 """

@@ -1,7 +1,8 @@
-"""Accepts connections on a socket, no more at a time than the process has descriptors for.
+"""Accepts connections on a socket, and never more than the process has descriptors for.
 
-asyncio's own servers hold as many as come, do not show a connection before its TLS handshake is done, and meet a lack
-of descriptors with as many log lines as their backlog is long (CPython's `BaseSelectorEventLoop._accept_connection`).
+asyncio's own servers have no such limit, do not report a connection before its TLS handshake is done, and, when
+descriptors run out, log a line for each connection in the backlog (CPython's
+`BaseSelectorEventLoop._accept_connection`).
 """
 
 import asyncio
@@ -18,31 +19,31 @@ from listener.slots import Slots
 log = logging.getLogger(__name__)
 
 BACKLOG = 4096
-"""Connections that the kernel keeps until they are accepted."""
+"""Connections that the kernel queues until they are accepted."""
 BATCH = 16
-"""Connections that are accepted before those that were dropped for them are closed."""
+"""Connections that are accepted in one go; those that are dropped for them are closed only afterwards."""
 RESERVED = 128
-"""Descriptors that connections leave to the store, files, programs and probes."""
+"""Descriptors reserved for the store, files, programs and probes."""
 HANDSHAKE_S = 10.0
 """Seconds that a TLS handshake may take."""
 STALLED_S = 60.0
-"""Seconds after which the kernel gives up a connection whose other end takes nothing of what is to be sent (tcp(7))."""
+"""Seconds after which the kernel closes a connection whose client acknowledges no data (TCP_USER_TIMEOUT, tcp(7))."""
 RETRY_S = 0.5
-"""Seconds until the next try after a connection could not be accepted."""
+"""Seconds until the next attempt after a connection could not be accepted."""
 CLOSED_S = 0.01
-"""Seconds until the next try when connections were dropped to make room."""
-TOLD_S = 60.0
-"""Seconds between two log lines of the same kind."""
-OUT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""What accept(2) answers when the process or the machine has no room for another connection."""
+"""Seconds until the next attempt after connections were dropped to make room."""
+LOG_S = 60.0
+"""Minimum seconds between two warnings of a listener."""
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+"""The errors of accept(2) when the process or the machine has no resources for another connection."""
 
 
 class ListenError(Exception):
-    """An address cannot be listened on; the message says which, and why."""
+    """An address cannot be listened on; the message says which one, why, and what to do."""
 
 
 def bind(host: str, port: int, option: str) -> socket.socket:
-    """A socket that is bound and listens. Raises ListenError, which names the option that gave the address."""
+    """A socket that listens on this address. Raises ListenError. `option`: the option to name in errors."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
@@ -50,7 +51,7 @@ def bind(host: str, port: int, option: str) -> socket.socket:
         raise ListenError(f"{option} {host}:{port}: {error.strerror}") from error
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # For each connection that is accepted here.
+        # Accepted connections inherit it.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STALLED_S * 1000))
         listening.bind(address)
         listening.listen(BACKLOG)
@@ -64,13 +65,13 @@ def bind(host: str, port: int, option: str) -> socket.socket:
 
 
 def connection_limit() -> int:
-    """How many connections this process may hold: its limit of descriptors without those that are reserved."""
+    """The most connections for this process: its limit on descriptors, less RESERVED; at least BATCH."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(BATCH, soft - RESERVED)
 
 
 class Slot:
-    """A connection's place, with which its protocol tells how it stands."""
+    """A connection's place among `Slots`, by which its protocol reports its state."""
 
     __slots__ = ("_slots", "socket")
 
@@ -79,24 +80,24 @@ class Slot:
         self.socket = connected
 
     def busy(self) -> None:
-        """The server works for it: it is not dropped."""
+        """The server is working on a request: do not drop the connection."""
         self._slots.busy(self)
 
     def idle(self) -> None:
-        """It waits for its client: it is dropped before others that came later."""
+        """The connection waits for its client, and may be dropped, the longest idle one first."""
         self._slots.idle(self)
 
     def closed(self) -> None:
-        """It has ended."""
+        """The connection has ended."""
         self._slots.remove(self)
 
 
 Factory = Callable[[Slot], asyncio.BaseProtocol]
-"""Makes the protocol of a connection, which tells its slot how it stands, and of its end."""
+"""Makes the protocol of a connection. The protocol must call `busy`, `idle` and `closed` on its slot."""
 
 
 class Listener:
-    """Accepts on a bound socket. Where connections exceed `limit`, the one that is idle longest is dropped."""
+    """Accepts connections on a listening socket. Above `limit` it drops the connection that has been idle longest."""
 
     def __init__(self, listening: socket.socket, limit: int, secure: ssl.SSLContext | None = None) -> None:
         self._listening = listening
@@ -104,16 +105,16 @@ class Listener:
         self._slots: Slots[Slot] = Slots(limit)
         self._connecting: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
-        self._told_at = float("-inf")
+        self._logged_at = float("-inf")
 
     def start(self, factory: Factory) -> None:
-        """Accept from now on, on the running event loop."""
+        """Start accepting, on the running event loop."""
         self._factory = factory
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._listening, self._accept)
 
     def stop(self) -> None:
-        """Accept no more, and close the socket that is listened on. Connections stay."""
+        """Stop accepting, and close the listening socket. Open connections stay."""
         if self._retry is not None:
             self._retry.cancel()
         self._loop.remove_reader(self._listening)
@@ -138,43 +139,45 @@ class Listener:
             connected.setblocking(False)
             slot = Slot(self._slots, connected)
             if (dropped := self._slots.add(slot)) is not None:
-                self._tell("too many connections: one that waits is dropped for each that comes")
+                self._warn("too many connections: dropping an idle one for each new one")
                 _drop(dropped)
             task = self._loop.create_task(self._connect(slot))
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, slot: Slot) -> None:
-        """Give a connection its protocol, after its TLS handshake where there is one."""
+        """Do the TLS handshake, if there is one, and give the connection its protocol."""
         timeout = None if self._secure is None else HANDSHAKE_S
         try:
             await self._loop.connect_accepted_socket(
                 lambda: self._factory(slot), slot.socket, ssl=self._secure, ssl_handshake_timeout=timeout
             )
-        except (OSError, asyncio.CancelledError):  # no handshake, or dropped
+        except (OSError, asyncio.CancelledError):  # the handshake failed, or the connection was dropped
             slot.closed()
             slot.socket.close()
 
     def _pause(self, error: OSError) -> None:
-        """Make room for other connections where there is none, and wait for it: the socket stays readable meanwhile."""
-        dropped = [slot for _ in range(BATCH) if error.errno in OUT and (slot := self._slots.drop_oldest()) is not None]
+        """Stop accepting for a while, and drop idle connections if descriptors or memory ran out."""
+        dropped = [
+            slot for _ in range(BATCH) if error.errno in EXHAUSTED and (slot := self._slots.drop_oldest()) is not None
+        ]
         for slot in dropped:
             _drop(slot)
-        self._tell("a connection cannot be accepted: the limit of open files may be too low", error)
+        self._warn("a connection cannot be accepted: check the limit on open files", error)
         self._loop.remove_reader(self._listening)
         wait_s = CLOSED_S if dropped else RETRY_S
         self._retry = self._loop.call_later(wait_s, self._loop.add_reader, self._listening, self._accept)
 
-    def _tell(self, what: str, error: OSError | None = None) -> None:
-        """Log at most once in TOLD_S: who causes this could else fill the log."""
+    def _warn(self, message: str, error: OSError | None = None) -> None:
+        """Log a warning, at most once in LOG_S seconds: a client could cause any number of them."""
         now = self._loop.time()
-        if now - self._told_at >= TOLD_S:
-            self._told_at = now
+        if now - self._logged_at >= LOG_S:
+            self._logged_at = now
             reason = {} if error is None else {"reason": str(error)}
-            log.warning(what, extra={"connections": len(self._slots), "limit": self._slots.limit, **reason})
+            log.warning(message, extra={"connections": len(self._slots), "limit": self._slots.limit, **reason})
 
 
 def _drop(slot: Slot) -> None:
-    """End a connection, whatever its protocol waits for: its transport reads the end, and closes."""
-    with suppress(OSError):  # its client was faster
+    """End a connection in any state: its transport reads the end of the stream, and closes."""
+    with suppress(OSError):  # the client has closed it already
         slot.socket.shutdown(socket.SHUT_RDWR)

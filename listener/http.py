@@ -1,6 +1,7 @@
-"""A small HTTP/1.1 server (RFC 9112) for probes and metrics: GET and HEAD, one request a connection, all of it bounded.
+"""A small HTTP/1.1 server (RFC 9112) for probes and metrics: GET and HEAD, one request for each connection, all with
+limits on size and time.
 
-`parse` and `render` are the protocol, without I/O; the rest is their shell.
+`parse` and `render` are the protocol and do no I/O; the rest is their shell.
 """
 
 import asyncio
@@ -22,11 +23,11 @@ MAX_LINE = 2048
 MAX_HEAD = 8192
 """Bytes of a request's first line and headers."""
 REQUEST_S = 10.0
-"""Seconds within which a request must have come."""
+"""Seconds in which the whole request must arrive."""
 ANSWER_S = 30.0
-"""Seconds within which it must be answered."""
+"""Seconds in which the handler must answer."""
 TAKE_S = 30.0
-"""Seconds within which the client must have taken the answer, and closed."""
+"""Seconds in which the client must read the answer and close the connection."""
 METHODS = ("GET", "HEAD")
 
 _LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (?:https?://[^/?#]*)?(/[!-~]*) HTTP/1\.([01])")
@@ -34,7 +35,7 @@ _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0\r\n]*?)[ \t]*")
 
 
 class Request(NamedTuple):
-    """What is asked for. `headers`: by their names in lower case; of one that came twice, the last."""
+    """A request. `headers`: by their names in lower case; the last one counts if a name occurs twice."""
 
     method: str
     path: str
@@ -42,7 +43,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What is answered."""
+    """An answer, with its body in `content`."""
 
     status: HTTPStatus
     content: bytes
@@ -51,7 +52,7 @@ class Answer(NamedTuple):
 
 
 class RefusedError(Exception):
-    """A request that is not served; `answer` says why."""
+    """A request is refused; `answer` says why."""
 
     def __init__(self, status: HTTPStatus, why: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(why)
@@ -62,12 +63,12 @@ Handler = Callable[[Request], Awaitable[Answer]]
 
 
 def text(status: HTTPStatus, line: str, headers: Mapping[str, str] | None = None) -> Answer:
-    """An answer of one line."""
+    """An answer with one line of text."""
     return Answer(status, f"{line}\n".encode(), headers=headers or {})
 
 
 def parse(received: bytes) -> Request | None:
-    """The request in what was received so far; None while more of it must come. Raises RefusedError."""
+    """Parse what was received so far; None while the request is incomplete. Raises RefusedError."""
     head, end, _ = received.partition(b"\r\n\r\n")
     line, line_end, rest = head.partition(b"\r\n")
     if len(line) > MAX_LINE:
@@ -80,14 +81,16 @@ def parse(received: bytes) -> Request | None:
     fields = [_HEADER.fullmatch(it) for it in rest.decode("latin-1").split("\r\n")] if line_end else []
     headers = {field[1].lower(): field[2] for field in fields if field is not None}
     if asked is None or None in fields or (asked[3] == "1" and "host" not in headers):
-        raise RefusedError(HTTPStatus.BAD_REQUEST, "this is no HTTP/1.1 request")
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "not a valid HTTP/1.1 request")
     if asked[1] not in METHODS:
-        raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", {"Allow": ", ".join(METHODS)})
+        raise RefusedError(
+            HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed", {"Allow": ", ".join(METHODS)}
+        )
     return Request(asked[1], asked[2].partition("?")[0], headers)
 
 
 def render(answer: Answer, *, head_only: bool) -> bytes:
-    """The bytes of an answer, after which the connection is closed."""
+    """The bytes of an answer. The connection is closed after it."""
     status, content, content_type, headers = answer
     fields = {"Content-Type": content_type, "Content-Length": str(len(content)), "Connection": "close", **headers}
     lines = [f"HTTP/1.1 {status} {status.phrase}", *(f"{name}: {value}" for name, value in fields.items())]
@@ -97,7 +100,7 @@ def render(answer: Answer, *, head_only: bool) -> bytes:
 
 @asynccontextmanager
 async def serving(listening: socket, handler: Handler) -> AsyncIterator[None]:
-    """Serve on a socket that listens while entered; on leaving, its connections end."""
+    """Serve on a listening socket inside the `with`; on leaving, drop all connections."""
     listener = Listener(listening, MAX_CONNECTIONS)
     listener.start(lambda slot: _Connection(slot, handler))
     try:
@@ -108,44 +111,45 @@ async def serving(listening: socket, handler: Handler) -> AsyncIterator[None]:
 
 
 class _Connection(asyncio.Protocol):
-    """One request and its answer. Each step has a time of its own, at whose end the connection is given up."""
+    """A connection with one request and its answer. Each step has a time limit, after which the connection is
+    dropped."""
 
     def __init__(self, slot: Slot, handler: Handler) -> None:
         self._slot = slot
         self._handler = handler
         self._loop = asyncio.get_running_loop()
         self._received = b""
-        self._heard = False
+        self._is_complete = False
         self._answering: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has come."""
+        """A client has connected."""
         self._transport = transport
         self._deadline = self._loop.call_later(REQUEST_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        """Answer once the request is whole. What comes later is read and not heard.
+        """Start answering when the request is complete. Later data is read and ignored.
 
-        To close while there is something to read makes the kernel reset the connection, and lose the answer (RFC 1122,
-        4.2.2.13).
+        If there were unread data on closing, the kernel would reset the connection, and the answer could be lost
+        (RFC 1122, 4.2.2.13).
         """
-        if self._heard:
+        if self._is_complete:
             return
         self._received += data
         try:
             request = parse(self._received)
         except RefusedError as refused:
-            self._heard = True
+            self._is_complete = True
             self._write(refused.answer, head_only=False)
             return
         if request is not None:
-            self._heard = True
+            self._is_complete = True
             self._slot.busy()
             self._wait(ANSWER_S)
             self._answering = self._loop.create_task(self._answer(request))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It has ended, and nobody waits for the answer any more."""
+        """The connection has ended: cancel what works on the answer."""
         self._deadline.cancel()
         self._slot.closed()
         if self._answering is not None:
@@ -156,17 +160,17 @@ class _Connection(asyncio.Protocol):
             answer = await self._handler(request)
         except Exception:
             log.exception("request failed", extra={"path": request.path})
-            answer = text(HTTPStatus.INTERNAL_SERVER_ERROR, "this failed: the log says why")
+            answer = text(HTTPStatus.INTERNAL_SERVER_ERROR, "the request failed: see the log")
         self._write(answer, head_only=request.method == "HEAD")
 
     def _write(self, answer: Answer, *, head_only: bool) -> None:
-        """Write the answer and its end; the client closes."""
+        """Write the answer and the end of the stream; the client then closes the connection."""
         self._slot.idle()
         self._wait(TAKE_S)
         self._transport.write(render(answer, head_only=head_only))
         self._transport.write_eof()
 
     def _wait(self, seconds: float) -> None:
-        """Give the connection up after so many seconds."""
+        """Drop the connection after this many seconds."""
         self._deadline.cancel()
         self._deadline = self._loop.call_later(seconds, self._transport.abort)

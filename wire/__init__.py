@@ -1,6 +1,6 @@
-"""The messages that agent and server exchange, and what both must compute alike about them.
+"""The messages between agent and server, and what both must compute in the same way. Nothing here does I/O.
 
-`messages` says what may be said, `codec` turns it into frames and back within limits, `entries` holds the set of
-schedules of a host: its digest, the diff of two sets, and a diff applied. `version` is the one version of all parts.
-Nothing here does I/O.
+`messages` defines the messages, `codec` turns them into frames and back, within limits. `entries` is a host's set of
+schedules, with digests and diffs. `variables` lists the variables that a Repository may set, and `version` is the one
+version of all parts.
 """

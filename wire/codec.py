@@ -1,7 +1,7 @@
-"""Frames: messages to JSON text and back, with the limits on size, number and depth that each side holds.
+"""Frames: messages to JSON text and back, with the limits on size, number and depth that each side enforces.
 
-A frame is one envelope {"type", "id", "payload"} or an array of them. An answer's `id` is the id of what it answers;
-a message that answers nothing has none.
+A frame is one envelope {"type", "id", "payload"} or an array of them. An answer has the `id` of the message that it
+answers; other messages have none.
 """
 
 import logging
@@ -17,28 +17,28 @@ from wire.messages import FROM_AGENT, FROM_SERVER, TYPES, FromAgent, FromServer,
 log = logging.getLogger(__name__)
 
 MAX_AGENT_FRAME = 1 << 20
-"""Bytes that the server reads in one frame of an agent."""
+"""Bytes of the longest frame that the server accepts from an agent."""
 MAX_SERVER_FRAME = 64 << 20
-"""Bytes that an agent reads in one frame of the server: a set of 100,000 schedules fits."""
+"""Bytes of the longest frame that an agent accepts from the server: a set of 100,000 schedules fits."""
 MAX_MESSAGES = 10_000
-"""Messages in one frame."""
+"""The most messages in one frame."""
 YEARS = range(2, 9999)
-"""Those that times may be in: beyond, arithmetic with spans and zones leaves the calendar (datetime.MAXYEAR)."""
+"""The allowed years of times: beyond them, adding spans or converting zones overflows (datetime.MAXYEAR)."""
 
 M = TypeVar("M", FromAgent, FromServer)
 
 
 class FrameError(ValueError):
-    """A frame that breaks the protocol: the connection is closed with this reason (RFC 6455, code 1007)."""
+    """A frame breaks the protocol. The receiver closes the connection with this reason (RFC 6455, code 1007)."""
 
 
 def close_reason(error: Exception) -> str:
-    """The error as a close frame can hold it: 123 bytes of UTF-8 (RFC 6455, section 5.5)."""
+    """The error's message, cut to what a close frame holds: 123 bytes of UTF-8 (RFC 6455, section 5.5)."""
     return str(error).encode(errors="replace")[:123].decode(errors="ignore")
 
 
 class Envelope(Struct, omit_defaults=True):
-    """What every message travels in."""
+    """What surrounds every message in a frame."""
 
     type: str
     id: Annotated[str, Meta(max_length=64)] = ""
@@ -46,7 +46,7 @@ class Envelope(Struct, omit_defaults=True):
 
 
 class Outgoing(Struct, omit_defaults=True):
-    """An envelope whose payload is yet to be encoded."""
+    """An envelope whose payload is not encoded yet."""
 
     type: str
     id: str = ""
@@ -56,37 +56,39 @@ class Outgoing(Struct, omit_defaults=True):
 _encoder = msgspec.json.Encoder()
 _envelopes = msgspec.json.Decoder(list[Envelope] | Envelope)
 _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
-"""What a decoder raises: text is looked at only where a field holds it, so bytes that are none surface late."""
+"""What a decoder raises. Invalid UTF-8 is found only when its field is decoded."""
 
 
 def encode(messages: Sequence[Message], ids: Sequence[str] = ()) -> str:
-    """One frame that carries the messages in order; a lone message is not put into an array.
+    """One frame with these messages in order; a single message is not put into an array.
 
-    `ids`: the id of what each message answers, in the same order; empty when none answers anything.
+    `ids`: for each message the id of the message that it answers; empty when none is an answer.
     """
     frame = [Outgoing(TYPES[type(message)], ids[at] if ids else "", message) for at, message in enumerate(messages)]
     return _encoder.encode(frame[0] if len(frame) == 1 else frame).decode()
 
 
 class Reader(Generic[M]):
-    """Reads the frames of one side: knows its messages and its limit."""
+    """Reads frames from one side. `types`: its messages by name; `limit`: bytes of its longest frame."""
 
     def __init__(self, types: Mapping[str, type[M]], limit: int) -> None:
         self._limit = limit
         self._decoders: dict[str, msgspec.json.Decoder[M]] = {
             name: msgspec.json.Decoder(cls) for name, cls in types.items()
         }
-        self._times: dict[type[Struct], list[str]] = {cls: _times_of(cls) for cls in types.values()}
+        self._times: dict[type[Struct], list[str]] = {  # the fields of each message that hold times
+            cls: [it.name for it in msgspec.structs.fields(cls) if it.type == Time or Time in get_args(it.type)]
+            for cls in types.values()
+        }
 
     def read(self, frame: str | bytes) -> list[tuple[M, str]]:
-        """The messages of a frame, each with its envelope's id. Types that are not known are left out, and the first of
-        them is logged.
+        """The messages of a frame, each with its envelope's id. Messages of unknown types are skipped and logged.
 
-        Raises FrameError, with what is wrong and where, for a frame that is too long or too deep, is not JSON,
-        or carries a known message that breaks its limits.
+        Raises FrameError, with the place of the error, for a frame that is too long, is too deep, is not JSON, or has a
+        known message that breaks its limits.
         """
         if len(frame) > self._limit:
-            raise FrameError(f"frame of {len(frame)} bytes: at most {self._limit} are read")
+            raise FrameError(f"frame of {len(frame)} bytes: at most {self._limit} are allowed")
         try:
             envelopes = _envelopes.decode(frame)
         except _UNREADABLE as error:
@@ -94,7 +96,7 @@ class Reader(Generic[M]):
         if isinstance(envelopes, Envelope):
             envelopes = [envelopes]
         if len(envelopes) > MAX_MESSAGES:
-            raise FrameError(f"frame of {len(envelopes)} messages: at most {MAX_MESSAGES} are read")
+            raise FrameError(f"frame of {len(envelopes)} messages: at most {MAX_MESSAGES} are allowed")
         messages = []
         unknown = ""
         for envelope in envelopes:
@@ -113,13 +115,8 @@ class Reader(Generic[M]):
             messages.append((message, envelope.id))
         if unknown or len(messages) < len(envelopes):
             facts = {"type": unknown[:64], "messages": len(envelopes) - len(messages)}
-            log.info("message of unknown type left unread", extra=facts)
+            log.info("messages of unknown type skipped", extra=facts)
         return messages
-
-
-def _times_of(cls: type[Struct]) -> list[str]:
-    """The fields of a message that hold times."""
-    return [it.name for it in msgspec.structs.fields(cls) if it.type == Time or Time in get_args(it.type)]
 
 
 from_agent: Reader[FromAgent] = Reader(FROM_AGENT, MAX_AGENT_FRAME)

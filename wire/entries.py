@@ -1,9 +1,9 @@
-"""The set of schedules of a host: its digest, the diff of two sets, and a diff applied.
+"""The set of schedules of a host: digests, the diff of two sets, and applying a diff.
 
-An entry's identity is its bytes, as the server encoded them: both sides hash what was sent, so a field that an older
-agent does not know cannot make digests differ. A set's digest is the sum of its entries' SHA-256 modulo 2**256, in
-hexadecimal (AdHash: Bellare and Micciancio, "A New Paradigm for Collision-free Hashing", 1997): free of order, and
-a change of one entry costs one subtraction and one addition whatever the size of the set.
+An entry's identity is its bytes, as the server encoded them. Both sides hash these bytes, so a field that an older
+agent does not know makes no difference. A set's digest is the sum of its entries' SHA-256 modulo 2**256, in hexadecimal
+(AdHash: Bellare and Micciancio, "A New Paradigm for Collision-free Hashing", 1997). It does not depend on order, and
+changing one entry costs one subtraction and one addition, whatever the size of the set.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ _entry_encoder = msgspec.json.Encoder()
 
 
 class EntrySet:
-    """An immutable set of entries by schedule id. `digest`, by which sets are compared: 64 hexadecimal digits."""
+    """An immutable set of entries by schedule id. `digest`: 64 hexadecimal digits; equal digests mean equal sets."""
 
     __slots__ = ("__weakref__", "digest", "digest_sum", "items")
 
@@ -58,19 +58,19 @@ EMPTY = EntrySet({}, 0)
 
 
 class Diff(NamedTuple):
-    """What makes one set another: entries to put, ids to drop."""
+    """What turns one set into another: entries to add or replace, and ids to remove."""
 
     upsert: tuple[bytes, ...]
     remove: tuple[str, ...]
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """The bytes that stand for this entry on every host."""
+    """The bytes of an entry, the same for every host."""
     return _entry_encoder.encode(entry)
 
 
 def parse_entry(raw: bytes) -> Entry:
-    """The entry that these bytes say. Raises msgspec.DecodeError, naming the field, where they say none."""
+    """Decode an entry. Raises msgspec.DecodeError, which names the field."""
     return _entry_decoder.decode(raw)
 
 
@@ -80,18 +80,18 @@ def encoded(raw: bytes) -> EncodedEntry:
 
 
 def entry_id(raw: bytes) -> str:
-    """The schedule id in an entry's bytes, read even where the rest cannot be. Raises msgspec.DecodeError."""
+    """The schedule id in an entry's bytes, even if the other fields are invalid. Raises msgspec.DecodeError."""
     return _id_decoder.decode(raw).id
 
 
 def whole(raws: Iterable[Raw | bytes]) -> EntrySet:
-    """The set of these entries; of two with one id, the later counts."""
+    """The set of these entries. Of two with the same id, the later one counts. Raises msgspec.DecodeError."""
     items = {entry_id(raw): encoded(bytes(raw)) for raw in map(bytes, raws)}
     return EntrySet(items, sum(it.hash for it in items.values()) % _MODULUS)
 
 
 def diff(old: EntrySet, new: EntrySet) -> Diff:
-    """What makes `old` `new`, in a stable order."""
+    """The diff that turns `old` into `new`, in a stable order."""
     if old is new:
         return Diff((), ())
     upsert = [it.raw for key, it in new.items.items() if (was := old.items.get(key)) is None or was.raw != it.raw]
@@ -100,7 +100,7 @@ def diff(old: EntrySet, new: EntrySet) -> Diff:
 
 
 def patched(old: EntrySet, upsert: Mapping[str, EncodedEntry], remove: Iterable[str] = ()) -> EntrySet:
-    """`old` with these entries put and these ids dropped; ids that it does not hold are no error."""
+    """`old` with these entries added or replaced, and these ids removed. Unknown ids are ignored."""
     items = dict(old.items)
     total = old.digest_sum
     for key in remove:
@@ -115,5 +115,5 @@ def patched(old: EntrySet, upsert: Mapping[str, EncodedEntry], remove: Iterable[
 
 
 def apply(old: EntrySet, change: Diff) -> EntrySet:
-    """`old` changed by a diff: `apply(a, diff(a, b)) == b`. Raises msgspec.DecodeError for an entry without an id."""
+    """Apply a diff: `apply(a, diff(a, b)) == b`. Raises msgspec.DecodeError for an entry without an id."""
     return patched(old, {entry_id(raw): encoded(raw) for raw in change.upsert}, change.remove)

@@ -1,7 +1,7 @@
-"""What agent and server say to each other: one class for each message, with the limits of every field.
+"""The messages between agent and server: one class for each, with the limits of every field.
 
-Fields that a peer does not know are ignored and absent fields take their defaults, so that old and new versions talk;
-whatever breaks a limit is refused by the codec. Times are aware datetimes in UTC (RFC 3339 on the wire).
+A receiver ignores unknown fields and uses defaults for absent ones, so that old and new versions understand each other.
+The codec refuses a message that breaks a limit. Times are aware datetimes in UTC (RFC 3339 on the wire).
 """
 
 from datetime import datetime
@@ -10,16 +10,16 @@ from typing import Annotated, Literal
 from msgspec import Meta, Raw, Struct, field
 
 PROTOCOL = "lamplighter.v1"
-"""The WebSocket subprotocol that both sides name (RFC 6455, section 1.9)."""
+"""The WebSocket subprotocol that both sides must offer (RFC 6455, section 1.9)."""
 HOST_HEADER = "Lamplighter-Host"
-"""The header of the handshake in which an agent says whose it is, for the log of a server that refuses it."""
+"""The handshake's header with the agent's host, for the log of a server that refuses the agent."""
 
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
 HostName = Annotated[
     str,
     Meta(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z"),
 ]
-"""An RFC 1123 subdomain, as Kubernetes names its nodes."""
+"""An RFC 1123 subdomain, like the names of Kubernetes nodes."""
 Version = Annotated[int, Meta(ge=0, le=2**53)]
 Digest = Annotated[str, Meta(max_length=64)]
 Time = Annotated[datetime, Meta(tz=True)]
@@ -41,14 +41,17 @@ RefusalReason = Literal[
     "Concurrent",
     "Queued",
 ]
-"""Why a fire is not answered with a command. `Queued`: its job is recorded and waits for its turn; the command follows.
-`TooEarly`: by the server's clock it is yet to come; it is to be fired again when it has come by that clock.
-`NotDue`: the schedule has no such due time on that host, or it lies before the schedule or the host began.
-`Concurrent`: the last run of its schedule on that host is not over, and the schedule's concurrencyPolicy is Forbid.
-`Missed`: it comes late, and the schedule's missedRunPolicy is Skip."""
+"""Why a fire is not answered with a command.
+
+- `Queued`: its job is recorded and waits in its lane; the command follows.
+- `TooEarly`: the due time is in the future by the server's clock; the agent fires again when it has come by that clock.
+- `NotDue`: the schedule has no such due time on that host, or the due time is before the schedule or the host existed.
+- `Concurrent`: the schedule's previous job on that host is running, and its concurrencyPolicy is Forbid.
+- `Missed`: the due time was missed, and the schedule's missedRunPolicy is Skip.
+"""
 JobEnd = Literal["succeeded", "warning", "failed", "timed_out", "cancelled", "interrupted"]
-"""How a job ended. `warning`: what was to be done is done, but not all of it: some files could not be read (restic's
-exit code 3), or the hook after it failed."""
+"""How a job ended. `warning`: it did its work, but some files could not be read (restic's exit code 3), or the hook
+after the job failed."""
 JobReason = Literal[
     "",
     "WrongPassword",
@@ -64,17 +67,17 @@ JobReason = Literal[
     "DeadlineExceeded",
     "OutcomeUnknown",
 ]
-"""Why a job ended badly, as programs tell it; empty where its error alone tells."""
+"""Why a job failed, for programs; empty if only its error says why."""
 Path = Annotated[str, Meta(max_length=4096)]
 RepositoryId = Annotated[str, Meta(max_length=320)]
-"""An id; where a URL that holds a host's name is that of another host, followed by a slash and that name."""
+"""A Repository's id. If its URL contains another host's name, a slash and that name follow."""
 
 
 class Entry(Struct, frozen=True, omit_defaults=True):
-    """One schedule as an agent holds it: when to fire, and nothing of what to run.
+    """One schedule as an agent holds it: when to fire, but not what to run.
 
-    `since`: due times before it do not count. `revision` changes with whatever the schedule runs, so that a set's
-    digest covers that too. `spread_s`: the width of the window over which hosts are spread after each due time.
+    `since`: earlier due times do not count. `revision`: changes when what the schedule runs changes, so that the digest
+    of a set covers that, too. `spread_s`: hosts are spread over this many seconds after each due time.
     """
 
     id: Id
@@ -90,7 +93,7 @@ class Entry(Struct, frozen=True, omit_defaults=True):
 
 
 class Repository(Struct, frozen=True, omit_defaults=True):
-    """Where a host's snapshots go, and what opens it. Its repr hides the secrets."""
+    """A repository's URL and credentials for one host. Its repr hides the secrets."""
 
     id: RepositoryId
     name: Text
@@ -103,25 +106,27 @@ class Repository(Struct, frozen=True, omit_defaults=True):
 
 
 class LeftOut(Struct, frozen=True):
-    """An entry of the set that the agent holds and could not put in force, and why."""
+    """An entry that the agent holds but could not put in force, and why."""
 
     schedule_id: Id
     reason: Annotated[str, Meta(max_length=256)]
 
 
 LeftOutList = Annotated[list[LeftOut], Meta(max_length=100)]
-"""The first of them in the order of the set; their number tells whether there are more."""
+"""The first left-out entries, in the order of the set. `left_out_count` says whether there are more."""
 MAX_HOOKS, MAX_HOOK = 64, 1024
-"""Programs that a hello lists as allowed hooks, and characters of the path of each."""
+"""The most programs that a hello lists as allowed hooks, and the most characters in the path of each."""
 
 
 class Hello(Struct, frozen=True, omit_defaults=True):
     """agent → server, first on every connection. `running_jobs`: every job whose end the server has not confirmed.
 
-    `instance`: an id that each agent process makes when it starts; empty from agents that make none. `now`: what the
-    agent's clock shows. `left_out`: entries that are held and not in force, None while the agent works that out: a
-    schedule.ack follows. `left_out_count`: how many there are, those that are not listed included. `allowed_hooks`: the
-    programs that the agent runs as hooks; None from agents that do not say, or allow more than are listed.
+    - `applied_version`, `digest`: of the set that the agent holds.
+    - `instance`: a random id of the agent's process; empty from agents that send none.
+    - `now`: what the agent's clock shows.
+    - `left_out`: entries that are held but not in force; None while the agent does not know yet, and then a
+      schedule.ack follows. `left_out_count`: their number, including those that are not listed.
+    - `allowed_hooks`: the programs that the agent runs as hooks; None if it does not say, or allows too many to list.
     """
 
     host: HostName
@@ -140,7 +145,7 @@ class Hello(Struct, frozen=True, omit_defaults=True):
 
 
 class RepoCredentials(Struct, frozen=True):
-    """server → agent: the repositories that this host's schedules need, in place of any sent before."""
+    """server → agent: the repositories that this host's schedules need. Replaces those sent before."""
 
     repositories: Annotated[list[Repository], Meta(max_length=10_000)]
 
@@ -148,7 +153,7 @@ class RepoCredentials(Struct, frozen=True):
 class ScheduleSet(Struct, frozen=True, omit_defaults=True):
     """server → agent: the whole set at `version`. An entry's bytes are its identity; see `wire.entries`.
 
-    `since`: when this host, with the labels it has, began; due times before it are not this host's.
+    `since`: when this host got its present labels; a new entry has no earlier due times on this host.
     """
 
     version: Version
@@ -157,7 +162,7 @@ class ScheduleSet(Struct, frozen=True, omit_defaults=True):
 
 
 class ScheduleDiff(Struct, frozen=True, omit_defaults=True):
-    """server → agent: what makes the set at `base` the set at `version`."""
+    """server → agent: the diff from the set at `base` to the set at `version`."""
 
     base: Version
     version: Version
@@ -167,9 +172,9 @@ class ScheduleDiff(Struct, frozen=True, omit_defaults=True):
 
 
 class ScheduleAck(Struct, frozen=True, omit_defaults=True):
-    """agent → server: the set at `version` is in force, and has this digest as the agent holds it.
+    """agent → server: the set at `version` is in force; `digest` is the digest of what the agent holds.
 
-    `left_out`: entries of it that are not in force, and why; `left_out_count`: how many, those not listed included.
+    `left_out`: entries that are not in force, and why. `left_out_count`: their number, including those not listed.
     """
 
     version: Version
@@ -179,13 +184,13 @@ class ScheduleAck(Struct, frozen=True, omit_defaults=True):
 
 
 class ScheduleResync(Struct, frozen=True):
-    """agent → server: a diff did not fit the set at version `have`; send the whole set."""
+    """agent → server: a diff does not fit the agent's set, at version `have`: send the whole set."""
 
     have: Version
 
 
 class ScheduleFire(Struct, frozen=True, omit_defaults=True):
-    """agent → server: a due time has come. `missed`: 0 on time; else how many due times this one run stands for."""
+    """agent → server: a due time has come. `missed`: 0 on time, else how many due times this run stands for."""
 
     schedule_id: Id
     scheduled_at: Time
@@ -193,7 +198,7 @@ class ScheduleFire(Struct, frozen=True, omit_defaults=True):
 
 
 class ScheduleRefused(Struct, frozen=True, omit_defaults=True):
-    """server → agent: no command follows that fire now, and why. `now`: what the server's clock shows, for TooEarly."""
+    """server → agent: why no command follows a fire now. `now`: what the server's clock shows, for TooEarly."""
 
     schedule_id: Id
     scheduled_at: Time
@@ -205,7 +210,7 @@ class ScheduleRefused(Struct, frozen=True, omit_defaults=True):
 class Hooks(Struct, frozen=True, omit_defaults=True):
     """Programs of the host to run before and after a job, each with its arguments; empty for none.
 
-    `schedule`: what people call the schedule, which they are told.
+    `schedule`: the schedule's name for people, which the programs get in their environment.
     """
 
     before: Argv = field(default_factory=list)
@@ -214,19 +219,21 @@ class Hooks(Struct, frozen=True, omit_defaults=True):
 
 
 class Verify(Struct, frozen=True):
-    """How many files of a snapshot are restored and compared: at most `files`, of at most `max_bytes` together."""
+    """How much of a snapshot is restored and compared: at most `files` files, with at most `max_bytes` together."""
 
     files: Annotated[int, Meta(ge=1, le=500)]
     max_bytes: Count
 
 
 class Restore(Struct, frozen=True, omit_defaults=True):
-    """What is to be restored, and where to.
+    """What to restore, and where to.
 
-    `snapshot`: "latest", or an id's beginning; `before`: of "latest", the time that it may not be later than.
-    `source_host`: whose snapshot it is; empty for anyone's. `paths`: what of it, absolute; empty for all.
-    `target`: an absolute folder, which must be empty or not there unless `overwrite`. `setuid_and_devices`: whether
-    setuid and setgid bits, file capabilities and devices come back, which needs an empty `CommandRun.within`.
+    - `target`: an absolute folder; without `overwrite` it must be empty or missing.
+    - `snapshot`: "latest", or the beginning of an id. `before`: the latest time that "latest" may be of.
+    - `source_host`: the host whose snapshot it is; empty for any host's.
+    - `paths`: absolute paths in the snapshot; empty for all of it.
+    - `setuid_and_devices`: whether to restore setuid and setgid bits, file capabilities and devices; allowed only with
+      an empty `CommandRun.within`.
     """
 
     target: Annotated[str, Meta(min_length=1, max_length=4096, pattern="^/")]
@@ -243,11 +250,13 @@ class Restore(Struct, frozen=True, omit_defaults=True):
 class CommandRun(Struct, frozen=True, omit_defaults=True):
     """server → agent: run restic with `args` against a repository. Sent again until the job is accepted.
 
-    `init`: the arguments that create the repository when restic finds none; absent where it must exist.
-    `within`: where the paths after `--` and a restore's target must lead to, symbolic links followed; empty for
-    anywhere. `lock_wait_s`: how long a locked repository is waited for. `verify`, of kind verify: `args` list the
-    snapshot to choose from. `restore`: what kind restore does, in place of `args`. `host_identity`: whether restic may
-    speak as the host: with its keys and cloud profiles, and by what the cloud's metadata service says it is.
+    - `init`: arguments that create a missing repository; None if it must exist.
+    - `within`: the granted paths. Paths after `--` and a restore's target must resolve to somewhere in them; empty for
+      the whole host.
+    - `lock_wait_s`: seconds to wait for a locked repository.
+    - `verify`: for kind verify, whose `args` list the files of the snapshot.
+    - `restore`: for kind restore, which uses it in place of `args`.
+    - `host_identity`: whether restic may use the host's identity: its keys, cloud profiles and metadata service.
     """
 
     job_id: Id
@@ -267,26 +276,26 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
 
 
 class CommandCancel(Struct, frozen=True):
-    """server → agent: stop that job; it ends as cancelled, also when it has not begun."""
+    """server → agent: stop a job, started or not; it ends as cancelled."""
 
     job_id: Id
     reason: Text = ""
 
 
 class JobAsk(Struct, frozen=True):
-    """server → agent: what became of that job? Answered with job.accepted while it runs, else with job.finished."""
+    """server → agent: what is the state of a job? The answer is job.accepted while it runs, else job.finished."""
 
     job_id: Id
 
 
 class JobAccepted(Struct, frozen=True):
-    """agent → server: the command is in the agent's journal; it will end, whatever happens."""
+    """agent → server: the command is in the agent's journal, and a job.finished will follow, whatever happens."""
 
     job_id: Id
 
 
 class JobProgress(Struct, frozen=True, omit_defaults=True):
-    """agent → server: how far a running job is. Lossy: one may be dropped, the next one tells more."""
+    """agent → server: the progress of a running job. It may be dropped, since the next one replaces it."""
 
     job_id: Id
     fraction: Annotated[float, Meta(ge=0, le=1)] = 0.0
@@ -297,7 +306,7 @@ class JobProgress(Struct, frozen=True, omit_defaults=True):
 
 
 class JobLog(Struct, frozen=True):
-    """agent → server: lines that restic wrote for people."""
+    """agent → server: lines of a job's log."""
 
     job_id: Id
     lines: Annotated[list[Text], Meta(max_length=1000)]
@@ -306,7 +315,7 @@ class JobLog(Struct, frozen=True):
 class JobFinished(Struct, frozen=True, omit_defaults=True):
     """agent → server: how a job ended. Sent again until the server answers `job.confirmed`.
 
-    `error` is for people; `reason` for programs, one of JobReason, or one that a later version tells.
+    `error`: for people. `reason`: for programs; one of JobReason, or a reason of a later version.
     """
 
     job_id: Id
@@ -323,13 +332,13 @@ class JobFinished(Struct, frozen=True, omit_defaults=True):
 
 
 class AgentClock(Struct, frozen=True):
-    """agent → server, every minute: what the agent's clock shows. Clocks drift, and are set, while connected."""
+    """agent → server, every minute: what the agent's clock shows, since it may drift or be set while connected."""
 
     now: Time
 
 
 class JobConfirmed(Struct, frozen=True):
-    """server → agent: that job's end is stored; the agent may forget it."""
+    """server → agent: a job's end is stored, and the agent may forget it."""
 
     job_id: Id
 

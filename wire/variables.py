@@ -1,9 +1,9 @@
-"""The environment variables that a Repository may give restic: those that tell a backend who we are, and no others.
+"""The environment variables that a Repository may set for restic: credentials and settings of its backends.
 
-The author of a Repository need not be who runs the hosts. So no name is here by which restic, a library of its
-backends, ssh or rclone would run a program, or read a file of the host (a file such as GOOGLE_APPLICATION_CREDENTIALS
-names another file to send, and where to, and AWS_PROFILE a part of one). Source: restic's manual, chapter "Environment
-Variables", up to 0.19.
+The author of a Repository may not be the operator of the hosts. So the list has no variable that makes restic, a
+backend's library, ssh or rclone run a program or read a file of the host. (A file that GOOGLE_APPLICATION_CREDENTIALS
+names may name another file and where to send it; AWS_PROFILE selects a part of a file.) Source: restic's manual,
+chapter "Environment Variables", up to 0.19.
 """
 
 ALLOWED = frozenset(
@@ -28,4 +28,4 @@ ALLOWED = frozenset(
     }
 )
 REFUSED = "is not passed to restic: allowed are its backends' own, such as AWS_ACCESS_KEY_ID"
-"""What is said of a name that is not allowed."""
+"""The end of an error about a variable that is not allowed."""

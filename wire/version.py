@@ -1,3 +1,3 @@
-"""The version of all parts, which are released together: `hatch version` shows it, and sets it."""
+"""The version of all parts, which are released together. `hatch version` shows and sets it."""
 
 __version__ = "0.1.0"

@@ -74,7 +74,7 @@ def _keep_modes(how: Launch) -> None:
     strict = bool(how.within) and not how.unconfined
     machine = os.uname().machine
     if strict and not seccomp.knows(machine):
-        leave(NOT_CONFINED, CHANGES_MODES.format(f" on a machine of type {machine} (only on x86, Arm and RISC-V)"))
+        leave(NOT_CONFINED, CHANGES_MODES.format(f" on a machine of kind {machine} (only on x86, Arm and RISC-V)"))
     try:
         seccomp.deny_changes(strict=strict)
     except OSError:

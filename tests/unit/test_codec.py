@@ -122,7 +122,7 @@ def test_a_type_that_is_not_known_is_logged_and_its_neighbours_are_read(caplog):
     known = {"type": "job.confirmed", "payload": {"job_id": "j1"}}
     assert from_server.read(json.dumps([{"type": "x" * 9999, "payload": [5]}, known])) == [(JobConfirmed("j1"), "")]
     assert [(record.message, record.type) for record in caplog.records] == [
-        ("message of unknown type left unread", "x" * 64)
+        ("messages of unknown type skipped", "x" * 64)
     ]
 
 
@@ -179,11 +179,11 @@ def test_a_frame_that_breaks_the_protocol_is_refused_with_the_place(reader, text
 def test_a_frame_may_be_as_long_and_hold_as_many_messages_as_the_limit_and_no_more():
     fits = codec.encode([JobLog("j", ["x"])]).ljust(codec.MAX_AGENT_FRAME)
     assert from_agent.read(fits) == [(JobLog("j", ["x"]), "")]
-    with pytest.raises(FrameError, match="frame of 1048577 bytes: at most 1048576 are read"):
+    with pytest.raises(FrameError, match="frame of 1048577 bytes: at most 1048576 are allowed"):
         from_agent.read(fits + " ")
     many = [JobConfirmed("j")] * codec.MAX_MESSAGES
     assert len(from_server.read(codec.encode(many))) == codec.MAX_MESSAGES
-    with pytest.raises(FrameError, match="frame of 10001 messages: at most 10000 are read"):
+    with pytest.raises(FrameError, match="frame of 10001 messages: at most 10000 are allowed"):
         from_server.read(codec.encode([*many, JobConfirmed("j")]))
 
 
