@@ -1,6 +1,7 @@
-"""The database: one writer (`engine`), the tables, and a file of statements for each thing stored.
+"""The database: connections (`database`), one writer and a few readers on them (`engine`), and the tables.
 
-Statements are functions on a connection that take and return plain values; `rows` has the types of rows.
+Each thing that is stored has a file of statements: functions on a connection that take and return plain values. `rows`
+has the types of rows.
 
 - A batch statement, for `Store.write`, takes the items of many callers and returns one answer for each, in order. It
   executes a fixed number of SQL statements, however many items there are (see `batch`). The answer reaches the caller

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from server.store import batch as bulk
+from server.store import batch
 from server.store.queries import all_rows
 from server.store.rows import AuditRow, Row
 from server.store.tables import AUDIT
@@ -14,7 +14,7 @@ from server.store.tables import AUDIT
 def record_audit(conn: Connection, rows: Sequence[AuditRow]) -> list[None]:
     """Append to the audit log."""
     if rows:
-        conn.execute(bulk.insert_new(conn.dialect.name, AUDIT, AuditRow._fields), bulk.parameter(rows))
+        conn.execute(batch.insert_new(conn.dialect.name, AUDIT, AuditRow._fields), batch.parameter(rows))
     return [None] * len(rows)
 
 

@@ -1,4 +1,4 @@
-"""Statements on schedules, repositories, and since when hosts have which schedules."""
+"""Statements on schedules and repositories, and on when hosts got schedules."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from server.store import batch as bulk
+from server.store import batch
 from server.store.queries import all_rows, one_row
 from server.store.rows import Joined, Pair, RepositoryRow, Row, ScheduleRow
 from server.store.tables import HOST_SCHEDULES, JOBS, REPOSITORIES, SCHEDULES
@@ -14,39 +14,39 @@ from server.store.tables import HOST_SCHEDULES, JOBS, REPOSITORIES, SCHEDULES
 
 def upsert_schedules(conn: Connection, rows: Sequence[ScheduleRow]) -> list[None]:
     """Put schedules by id. Raises IntegrityError when another id has that namespace and name."""
-    return bulk.put_rows(conn, SCHEDULES, ScheduleRow._fields, rows, keep=("created_at",))
+    return batch.put_rows(conn, SCHEDULES, ScheduleRow._fields, rows, keep=("created_at",))
 
 
 def delete_schedules(conn: Connection, ids: Sequence[str]) -> list[None]:
     """Delete schedules; their jobs stay."""
-    return bulk.delete_rows(conn, SCHEDULES, "id", ids)
+    return batch.delete_rows(conn, SCHEDULES, "id", ids)
 
 
 def upsert_repositories(conn: Connection, rows: Sequence[RepositoryRow]) -> list[None]:
     """Put repositories by id. Raises IntegrityError when another id has that namespace and name."""
-    return bulk.put_rows(conn, REPOSITORIES, RepositoryRow._fields, rows, keep=("created_at",))
+    return batch.put_rows(conn, REPOSITORIES, RepositoryRow._fields, rows, keep=("created_at",))
 
 
 def delete_repositories(conn: Connection, ids: Sequence[str]) -> list[None]:
     """Delete repositories."""
-    return bulk.delete_rows(conn, REPOSITORIES, "id", ids)
+    return batch.delete_rows(conn, REPOSITORIES, "id", ids)
 
 
 def upsert_joined(conn: Connection, rows: Sequence[Joined]) -> list[None]:
-    """Put since when hosts have schedules, by schedule and host."""
+    """Put when hosts got schedules, by schedule and host."""
     if rows:
         last = {(row.schedule_id, row.host): row for row in rows}
-        statement = bulk.upsert(conn.dialect.name, HOST_SCHEDULES, Joined._fields)
-        conn.execute(statement, bulk.parameter(last.values()))
+        statement = batch.upsert(conn.dialect.name, HOST_SCHEDULES, Joined._fields)
+        conn.execute(statement, batch.parameter(last.values()))
     return [None] * len(rows)
 
 
 def delete_joined(conn: Connection, pairs: Sequence[Pair]) -> list[None]:
     """Delete the rows of (schedule id, host) pairs."""
     if pairs:
-        given = bulk.Given(conn.dialect.name, [HOST_SCHEDULES.c.schedule_id, HOST_SCHEDULES.c.host])
+        given = batch.Given(conn.dialect.name, [HOST_SCHEDULES.c.schedule_id, HOST_SCHEDULES.c.host])
         key = sa.tuple_(HOST_SCHEDULES.c.schedule_id, HOST_SCHEDULES.c.host)
-        conn.execute(sa.delete(HOST_SCHEDULES).where(key.in_(given.select())), bulk.parameter(pairs))
+        conn.execute(sa.delete(HOST_SCHEDULES).where(key.in_(given.select())), batch.parameter(pairs))
     return [None] * len(pairs)
 
 

@@ -9,7 +9,6 @@ import concurrent.futures
 import logging
 import math
 import os
-import sqlite3
 import threading
 import time
 import uuid
@@ -21,12 +20,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar, TypeVarTuple
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from server.errors import Unavailable
-from server.store import migrations, ownership
+from server.store import database, migrations, ownership
 from server.store.ownership import FileLock, InUseError, OwnershipError, SessionLock
 
 log = logging.getLogger(__name__)
@@ -37,12 +35,10 @@ READERS = 4
 """Maximum reads at a time; others wait."""
 FRESH_S = 2.0
 """Seconds for which the result of the last commit counts as the state of the database."""
-SAID_S = 60.0
+LOG_EVERY_S = 60.0
 """Seconds between two log lines about a database that refuses writes."""
 PROBE_S = 5.0
 """Seconds after which a probing commit counts as failed."""
-BUSY_TIMEOUT_MS = 5000
-"""Milliseconds that SQLite waits for a lock of another process, such as one that copies the database."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -106,8 +102,8 @@ class Store:
         url = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=text)
         if url.get_backend_name() == "sqlite":
             if url.database in {None, "", ":memory:"}:
-                raise StoreError("the store needs a file: a database in memory is gone with its connection")
-            _make_private(Path(str(url.database)))
+                raise StoreError("the store needs a file: a database in memory is lost when its connection closes")
+            database.make_private(Path(str(url.database)))
         try:
             return ownership.waited_for(partial(cls._opened, url))
         except InUseError as error:
@@ -115,11 +111,11 @@ class Store:
 
     @classmethod
     def _opened(cls, url: sa.URL) -> Self:
-        """The database at a URL, if no other server has it. Raises InUseError, StoreError."""
+        """Open the database at a URL, unless another server has it. Raises InUseError, StoreError."""
         server = uuid.uuid4().hex
         session = SessionLock(url.render_as_string(), server)
         lock = FileLock(Path(str(url.database))) if url.get_backend_name() == "sqlite" else None
-        writer, readers = _engine(url, 1, writes=True), _engine(url, READERS, writes=False)
+        writer, readers = database.engine(url, 1, writes=True), database.engine(url, READERS, writes=False)
         if lock is None:
             sa.event.listen(writer, "connect", session.take)
         try:
@@ -234,7 +230,7 @@ class Store:
             with self._readers.begin() as conn:
                 return function(conn, *args)
         except sa.exc.DBAPIError as error:
-            if not _is_trouble(error):
+            if not _is_database_failure(error):
                 raise
             raise Unavailable(f"the database cannot be read now: {str(error.orig).strip()}") from error
 
@@ -254,18 +250,19 @@ class Store:
             if self._lock is not None:
                 self._lock.check()
             if self.failing:
-                _prove(conn)
+                with conn.begin():  # on a full disk, calls that change nothing would succeed
+                    ownership.probe(conn, [datetime.now(UTC)])
             outcomes, why = _commit(conn, calls), ""
-            self._refusals.over()
+            self._refusals.end()
         except (OwnershipError, StoreLostError) as error:
             if not self._lost.done():
                 log.critical("the store is lost: nothing is written any more", extra={"reason": error})
                 self._lost.set_exception(StoreLostError(str(error)))
             why = str(error)
             outcomes = [_Outcome(call.future, None, Unavailable(why)) for call in calls]
-        except sa.exc.DBAPIError as error:  # locked, full, gone: no call's fault, and no call would fare better
+        except sa.exc.DBAPIError as error:  # locked, full or gone: each call alone would fail as well
             reason = str(error.orig).strip()
-            self._refusals.tell(reason, len(calls), time.monotonic())
+            self._refusals.add(reason, len(calls), time.monotonic())
             why = f"the database cannot be written now: {reason}"
             outcomes = [_Outcome(call.future, None, _unavailable(error)) for call in calls]
         self._outcome = (time.monotonic(), why)
@@ -287,46 +284,37 @@ class Store:
 
 
 class _Refusals:
-    """Logs that the database refuses writes: at the beginning, every SAID_S seconds, and at the end."""
+    """Logs that the database refuses writes: at the first refusal, every LOG_EVERY_S seconds, and when it ends."""
 
     def __init__(self) -> None:
-        self._said_at = -math.inf
-        self._calls = self._unsaid = 0
+        self._logged_at = -math.inf
+        self._refused = self._unlogged = 0
 
-    def tell(self, reason: str, calls: int, now: float) -> None:
-        """These calls were refused. `now`: by time.monotonic."""
-        self._calls += calls
-        self._unsaid += calls
-        if now - self._said_at >= SAID_S:
-            log.error("the database refuses writes", extra={"reason": reason, "calls": self._unsaid})
-            self._said_at, self._unsaid = now, 0
+    def add(self, reason: str, calls: int, now: float) -> None:
+        """Count refused calls, and log them when it is time. `now`: by time.monotonic."""
+        self._refused += calls
+        self._unlogged += calls
+        if now - self._logged_at >= LOG_EVERY_S:
+            log.error("the database refuses writes", extra={"reason": reason, "calls": self._unlogged})
+            self._logged_at, self._unlogged = now, 0
 
-    def over(self) -> None:
-        """A commit went well."""
-        if self._calls:
-            log.info("the database takes writes again", extra={"refused": self._calls})
-            self._said_at, self._calls, self._unsaid = -math.inf, 0, 0
-
-
-def _prove(conn: Connection) -> None:
-    """Write something. What calls write shows nothing of a disk where that is nothing: it then goes well on a full one.
-
-    Raises DBAPIError.
-    """
-    with conn.begin():
-        ownership.probe(conn, [datetime.now(UTC)])
+    def end(self) -> None:
+        """Log the end of the refusals, if there were any: a commit succeeded."""
+        if self._refused:
+            log.info("the database takes writes again", extra={"refused": self._refused})
+            self._logged_at, self._refused, self._unlogged = -math.inf, 0, 0
 
 
 def _commit(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
-    """Run calls in one transaction; if a call fails, run each in a transaction of its own.
+    """Run calls in one transaction; if one fails, run each in a transaction of its own.
 
-    Raises OwnershipError, and DBAPIError when the database itself is in trouble: locked, full or gone.
+    Raises OwnershipError, and DBAPIError when the database itself failed.
     """
     try:
         with conn.begin():
             return _run(conn, calls)
     except Exception as error:
-        if isinstance(error, OwnershipError) or _is_trouble(error):
+        if isinstance(error, OwnershipError) or _is_database_failure(error):
             raise
         if len(calls) == 1:
             return [_Outcome(calls[0].future, None, error)]
@@ -334,8 +322,8 @@ def _commit(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
         return [outcome for call in calls for outcome in _commit(conn, [call])]
 
 
-def _is_trouble(error: Exception) -> bool:
-    """Whether the database itself is in trouble: the error is not about the statement or its values."""
+def _is_database_failure(error: Exception) -> bool:
+    """Whether the database itself failed (locked, full, gone): the error is not about the statement or its values."""
     asked = (sa.exc.IntegrityError, sa.exc.DataError, sa.exc.ProgrammingError, sa.exc.NotSupportedError)
     return isinstance(error, sa.exc.DBAPIError) and not isinstance(error, asked)
 
@@ -370,50 +358,3 @@ def _resolve(outcomes: Sequence[_Outcome]) -> None:
             future.set_exception(error)
         else:
             future.set_result(result)
-
-
-def _make_private(path: Path) -> None:
-    """Create the database's file and folders for this user only. SQLite gives its other files the same mode."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-
-
-_BEGINS = {
-    # Its driver begins transactions late and by its own rules, so it is told to leave them to us.
-    ("sqlite", True): "BEGIN IMMEDIATE",
-    ("sqlite", False): "BEGIN",
-    ("postgresql", False): "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
-}
-"""The statement that begins a transaction, by backend and whether it writes: each read has one snapshot."""
-
-
-def _engine(url: sa.URL, connections: int, *, writes: bool) -> Engine:
-    engine = sa.create_engine(
-        url,
-        pool_size=connections,
-        max_overflow=0,
-        json_serializer=lambda value: msgspec.json.encode(value).decode(),
-        json_deserializer=msgspec.json.decode,
-        hide_parameters=True,  # values, which may be credentials, stay out of errors
-        pool_pre_ping=url.get_backend_name() != "sqlite",  # a database elsewhere may have been restarted
-    )
-    if url.get_backend_name() == "sqlite":
-        sa.event.listen(engine, "connect", _prepare_sqlite)
-    if (begin := _BEGINS.get((url.get_backend_name(), writes))) is not None:
-        sa.event.listen(engine, "begin", partial(_begin, begin))
-    return engine
-
-
-def _begin(statement: str, conn: Connection) -> None:
-    conn.exec_driver_sql(statement)
-
-
-def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    connection.isolation_level = None
-    for pragma in (
-        f"busy_timeout={BUSY_TIMEOUT_MS}",
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-    ):
-        connection.execute(f"PRAGMA {pragma}")

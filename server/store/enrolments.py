@@ -5,25 +5,25 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from server.store import batch as bulk
+from server.store import batch
 from server.store.rows import EnrolmentRow, HostKeyRow
 from server.store.tables import ENROLMENTS, HOST_KEYS
 
 
 def upsert_enrolments(conn: Connection, rows: Sequence[EnrolmentRow]) -> list[None]:
     """Put enrolments by host."""
-    return bulk.put_rows(conn, ENROLMENTS, EnrolmentRow._fields, rows, keep=())
+    return batch.put_rows(conn, ENROLMENTS, EnrolmentRow._fields, rows, keep=())
 
 
 def upsert_host_keys(conn: Connection, rows: Sequence[HostKeyRow]) -> list[None]:
     """Put keys by host. Raises IntegrityError when another host has that key."""
-    return bulk.put_rows(conn, HOST_KEYS, HostKeyRow._fields, rows, keep=())
+    return batch.put_rows(conn, HOST_KEYS, HostKeyRow._fields, rows, keep=())
 
 
 def delete_host_keys(conn: Connection, hosts: Sequence[str]) -> list[None]:
     """Delete the keys and enrolments of hosts."""
-    bulk.delete_rows(conn, ENROLMENTS, "host", hosts)
-    return bulk.delete_rows(conn, HOST_KEYS, "host", hosts)
+    batch.delete_rows(conn, ENROLMENTS, "host", hosts)
+    return batch.delete_rows(conn, HOST_KEYS, "host", hosts)
 
 
 def get_enrolment(conn: Connection, token_hash: str) -> EnrolmentRow | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from server.store import batch as bulk
+from server.store import batch
 from server.store.tables import AUDIT, GOOD, JOBS, OPEN
 
 BATCH = 200
@@ -45,10 +45,10 @@ def _delete_past(conn: Connection, past: Past) -> tuple[datetime, str] | None:
     has_later = sa.exists().where(*of_pair, later.c.status.not_in(OPEN), is_later)
     has_later_good = sa.exists().where(*of_pair, later.c.status.in_(GOOD), is_later)
     is_not_last = sa.and_(has_later, sa.or_(JOBS.c.status.not_in(GOOD), has_later_good))
-    ids = bulk.Given(conn.dialect.name, [JOBS.c.id]).select()
+    ids = batch.Given(conn.dialect.name, [JOBS.c.id]).select()
     may_go = sa.and_(JOBS.c.status.not_in(OPEN), sa.or_(JOBS.c.scheduled_id.is_(None), is_not_last))
     statement = sa.delete(JOBS).where(JOBS.c.id.in_(ids), may_go)
-    conn.execute(statement, bulk.parameter((row.id,) for row in seen))
+    conn.execute(statement, batch.parameter((row.id,) for row in seen))
     return (seen[-1].created_at, seen[-1].id) if len(seen) == BATCH else None
 
 
@@ -59,7 +59,7 @@ def delete_audit(conn: Connection, items: Sequence[datetime]) -> list[bool]:
         oldest = conn.execute(sa.select(AUDIT.c.id, AUDIT.c.at).order_by(AUDIT.c.id).limit(BATCH)).all()
         ids = [row.id for row in oldest if row.at < before]
         if ids:
-            conn.execute(bulk.delete(conn.dialect.name, AUDIT, "id"), bulk.parameter((id_,) for id_ in ids))
+            conn.execute(batch.delete(conn.dialect.name, AUDIT, "id"), batch.parameter((id_,) for id_ in ids))
         more.append(len(ids) == BATCH)
     return more
 

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from server.store import batch as bulk
+from server.store import batch
 from server.store.queries import all_rows, one_row
 from server.store.rows import HostRow, Row
 from server.store.tables import HOSTS
@@ -16,12 +16,12 @@ from server.store.tables import HOSTS
 
 def upsert_hosts(conn: Connection, rows: Sequence[HostRow]) -> list[None]:
     """Put hosts by name. Of an existing host only labels and `since` change: other columns have other statements."""
-    return bulk.put_rows(conn, HOSTS, HostRow._fields, rows, keep=("created_at", *HostRow._fields[4:]))
+    return batch.put_rows(conn, HOSTS, HostRow._fields, rows, keep=("created_at", *HostRow._fields[4:]))
 
 
 def delete_hosts(conn: Connection, names: Sequence[str]) -> list[None]:
     """Delete hosts; their jobs stay."""
-    return bulk.delete_rows(conn, HOSTS, "name", names)
+    return batch.delete_rows(conn, HOSTS, "name", names)
 
 
 def set_desired(conn: Connection, batches: Sequence[Sequence[tuple[str, int, str]]]) -> list[None]:
@@ -54,7 +54,7 @@ def hosts_seen(conn: Connection, batches: Sequence[Sequence[tuple[str, datetime]
 def _update_hosts(conn: Connection, names: tuple[str, ...], items: Sequence[tuple[Any, ...]]) -> list[None]:
     if items:
         last = {item[0]: item for item in items}
-        conn.execute(bulk.update(conn.dialect.name, HOSTS, names), bulk.parameter(last.values()))
+        conn.execute(batch.update(conn.dialect.name, HOSTS, names), batch.parameter(last.values()))
     return [None] * len(items)
 
 

@@ -10,7 +10,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from server.store import batch as bulk
+from server.store import batch
 from server.store.queries import all_rows, one_row
 from server.store.rows import JobRow, Retry, Row
 from server.store.tables import JOB_ATTEMPTS, JOBS, OPEN, REPOSITORIES
@@ -34,27 +34,27 @@ def record_jobs(conn: Connection, batches: Sequence[Sequence[JobRow]]) -> list[s
     rows = list(chain.from_iterable(batches))
     if not rows:
         return [set() for _ in batches]
-    new = conn.execute(bulk.insert_new(conn.dialect.name, JOBS, JobRow._fields), bulk.parameter(rows)).rowcount
+    new = conn.execute(batch.insert_new(conn.dialect.name, JOBS, JobRow._fields), batch.parameter(rows)).rowcount
     if new == len(rows):
-        return [{row.id for row in batch} for batch in batches]
-    found = bulk.gathered(conn, _ids(conn.dialect.name, ()), ((row.id,) for row in rows))
+        return [{row.id for row in items} for items in batches]
+    found = batch.gathered(conn, _ids(conn.dialect.name, ()), ((row.id,) for row in rows))
     there = {job_id for (job_id,) in found}
-    return [{row.id for row in batch if row.id in there} for batch in batches]
+    return [{row.id for row in items if row.id in there} for items in batches]
 
 
 @cache
 def _ids(dialect: str, statuses: tuple[str, ...]) -> sa.Executable:
     """Select which of the given jobs exist, and have one of these statuses if there are any."""
-    given = bulk.Given(dialect, [JOBS.c.id]).select()
+    given = batch.Given(dialect, [JOBS.c.id]).select()
     found = sa.select(JOBS.c.id).where(JOBS.c.id.in_(given), *([JOBS.c.status.in_(statuses)] if statuses else []))
-    return bulk.gather(found.subquery())
+    return batch.gather(found.subquery())
 
 
 def jobs_accepted(conn: Connection, batches: Sequence[Sequence[tuple[str, datetime]]]) -> list[set[str]]:
     """Mark pending jobs (id, time accepted) as running, and return their ids. Other jobs do not change."""
     accepted = {job_id: (job_id, "running", at) for job_id, at in chain.from_iterable(batches)}
     changed = _changed(conn, accepted, ("id", "status", "accepted_at"), ("pending",))
-    return [{job_id for job_id, _ in batch if job_id in changed} for batch in batches]
+    return [{job_id for job_id, _ in items if job_id in changed} for items in batches]
 
 
 _ENDED = (
@@ -67,10 +67,10 @@ def jobs_finished(conn: Connection, batches: Sequence[Sequence[JobFinished]]) ->
     """Store the ends of open jobs, and return their ids. Only the first end of a job counts."""
     ends: dict[str, Sequence[object]] = {}
     firsts: list[set[str]] = []
-    for batch in batches:
-        first = {end.job_id for end in batch if end.job_id not in ends}  # `-` would iterate over all of `ends`
+    for items in batches:
+        first = {end.job_id for end in items if end.job_id not in ends}  # `-` would iterate over all of `ends`
         firsts.append(first)
-        for end in batch:
+        for end in items:
             ends.setdefault(end.job_id, [end.job_id, *(getattr(end, name) for name in _ENDED[1:])])
     changed = _changed(conn, ends, _ENDED, OPEN)
     return [first & changed for first in firsts]
@@ -82,17 +82,17 @@ def _changed(
     """Update the jobs that have one of these statuses, and return their ids."""
     if not rows:
         return set()
-    found = bulk.gathered(conn, _ids(conn.dialect.name, statuses), ((job_id,) for job_id in rows))
+    found = batch.gathered(conn, _ids(conn.dialect.name, statuses), ((job_id,) for job_id in rows))
     changed = {job_id for (job_id,) in found}
     if changed:
         statement = _update_jobs(conn.dialect.name, names, statuses)
-        conn.execute(statement, bulk.parameter(row for job_id, row in rows.items() if job_id in changed))
+        conn.execute(statement, batch.parameter(row for job_id, row in rows.items() if job_id in changed))
     return changed
 
 
 @cache
 def _update_jobs(dialect: str, names: tuple[str, ...], statuses: tuple[str, ...]) -> sa.Executable:
-    return bulk.update(dialect, JOBS, names, JOBS.c.status.in_(statuses))
+    return batch.update(dialect, JOBS, names, JOBS.c.status.in_(statuses))
 
 
 def jobs_sent(conn: Connection, batches: Sequence[Sequence[str]]) -> list[None]:
@@ -110,7 +110,7 @@ def jobs_cancelled(conn: Connection, batches: Sequence[Sequence[str]]) -> list[N
 def _set(conn: Connection, flag: str, job_ids: Iterable[str]) -> None:
     if ids := set(job_ids):
         statement = _update_jobs(conn.dialect.name, ("id", flag), OPEN)
-        conn.execute(statement, bulk.parameter((job_id, True) for job_id in ids))
+        conn.execute(statement, batch.parameter((job_id, True) for job_id in ids))
 
 
 _FAILED = ("job_id", "attempt", "status", "finished_at", "started_at", "exit_code", "snapshot_id", "error", "reason")
@@ -118,8 +118,8 @@ _FAILED = ("job_id", "attempt", "status", "finished_at", "started_at", "exit_cod
 
 def jobs_retried(conn: Connection, batches: Sequence[Sequence[Retry]]) -> list[None]:
     """Store failed attempts, and make their jobs pending again. Only the first end of an attempt counts."""
-    ids = {retry.end.job_id for batch in batches for retry in batch}
-    given = bulk.gathered(conn, _attempts(conn.dialect.name), ((job_id,) for job_id in ids)) if ids else []
+    ids = {retry.end.job_id for items in batches for retry in items}
+    given = batch.gathered(conn, _attempts(conn.dialect.name), ((job_id,) for job_id in ids)) if ids else []
     at = dict(given)
     retries: dict[str, Retry] = {}
     for retry in chain.from_iterable(batches):
@@ -129,19 +129,19 @@ def jobs_retried(conn: Connection, batches: Sequence[Sequence[Retry]]) -> list[N
         failed = [
             [job_id, it.attempt, *(getattr(it.end, name) for name in _FAILED[2:])] for job_id, it in retries.items()
         ]
-        conn.execute(bulk.insert_new(conn.dialect.name, JOB_ATTEMPTS, _FAILED), bulk.parameter(failed))
+        conn.execute(batch.insert_new(conn.dialect.name, JOB_ATTEMPTS, _FAILED), batch.parameter(failed))
         names = ("id", "status", "attempt", "not_before", "sent", "accepted_at")
         again = [(job_id, "pending", it.attempt + 1, it.not_before, False, None) for job_id, it in retries.items()]
-        conn.execute(_update_jobs(conn.dialect.name, names, OPEN), bulk.parameter(again))
+        conn.execute(_update_jobs(conn.dialect.name, names, OPEN), batch.parameter(again))
     return [None] * len(batches)
 
 
 @cache
 def _attempts(dialect: str) -> sa.Executable:
     """Select the current attempt of each given job that is open."""
-    given = bulk.Given(dialect, [JOBS.c.id]).select()
+    given = batch.Given(dialect, [JOBS.c.id]).select()
     found = sa.select(JOBS.c.id, JOBS.c.attempt).where(JOBS.c.id.in_(given), JOBS.c.status.in_(OPEN))
-    return bulk.gather(found.subquery())
+    return batch.gather(found.subquery())
 
 
 def get_job(conn: Connection, job_id: str) -> Row | None:
@@ -151,8 +151,8 @@ def get_job(conn: Connection, job_id: str) -> Row | None:
 
 def get_jobs(conn: Connection, job_ids: Sequence[str]) -> list[Row]:
     """Jobs by id, in the order of the ids; unknown ids are skipped."""
-    given = bulk.Given(conn.dialect.name, [JOBS.c.id]).select()
-    found = conn.execute(sa.select(JOBS).where(JOBS.c.id.in_(given)), bulk.parameter((job_id,) for job_id in job_ids))
+    given = batch.Given(conn.dialect.name, [JOBS.c.id]).select()
+    found = conn.execute(sa.select(JOBS).where(JOBS.c.id.in_(given)), batch.parameter((job_id,) for job_id in job_ids))
     rows = {row.id: row._asdict() for row in found}
     return [rows[job_id] for job_id in job_ids if job_id in rows]
 

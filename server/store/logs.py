@@ -8,15 +8,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from server.store import batch as bulk
+from server.store import batch
 from server.store.queries import all_rows
 from server.store.rows import Row
 from server.store.tables import JOB_LOGS, JOBS
 
 MAX_LOG_LINES = 10_000
 """Maximum lines kept of one job's log. Further lines are dropped, and the last one says so."""
-
-
 MAX_LOG_BYTES = 1 << 20
 """Maximum bytes kept of one job's log, in UTF-8."""
 
@@ -26,7 +24,7 @@ def log_lines(conn: Connection, items: Sequence[tuple[str, datetime, Sequence[st
 
     Return for each item whether the log takes no further lines: it is full, or the job is unknown.
     """
-    found = bulk.gathered(
+    found = batch.gathered(
         conn, _log_ends(conn.dialect.name), ((job_id,) for job_id in {job_id for job_id, *_ in items})
     )
     ends: dict[str, tuple[int, int]] = {job_id: (seq or 0, size or 0) for job_id, seq, size in found}
@@ -39,7 +37,7 @@ def log_lines(conn: Connection, items: Sequence[tuple[str, datetime, Sequence[st
                 ends[job_id] = (added[-1][1], added[-1][4])
     if rows:
         names = ("job_id", "seq", "at", "line", "total_bytes")
-        conn.execute(bulk.insert_new(conn.dialect.name, JOB_LOGS, names), bulk.parameter(rows))
+        conn.execute(batch.insert_new(conn.dialect.name, JOB_LOGS, names), batch.parameter(rows))
     return [job_id not in ends or _is_full(*ends[job_id]) for job_id, *_ in items]
 
 
@@ -66,12 +64,12 @@ def _log_rows(
 @cache
 def _log_ends(dialect: str) -> sa.Select[Any]:
     """Select the last line number and the total size of the log of each given job that exists."""
-    given = bulk.Given(dialect, [JOBS.c.id]).select()
+    given = batch.Given(dialect, [JOBS.c.id]).select()
     logs = JOB_LOGS.alias()
     last = sa.select(sa.func.max(logs.c.seq)).where(logs.c.job_id == JOBS.c.id).correlate(JOBS).scalar_subquery()
     to_last = sa.and_(JOB_LOGS.c.job_id == JOBS.c.id, JOB_LOGS.c.seq == last)
     found = sa.select(JOBS.c.id, JOB_LOGS.c.seq, JOB_LOGS.c.total_bytes).select_from(JOBS.outerjoin(JOB_LOGS, to_last))
-    return bulk.gather(found.where(JOBS.c.id.in_(given)).subquery())
+    return batch.gather(found.where(JOBS.c.id.in_(given)).subquery())
 
 
 def list_log(conn: Connection, job_id: str, after: int, limit: int) -> list[Row]:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 WAIT_S = 5.0
 """Seconds that a starting server waits for the previous one to end."""
 PAUSE_S = 0.1
+"""Seconds between two attempts to take the lock."""
 KEY = 0x4C616D70
 """The first half of the advisory lock's key: "Lamp". The second is a hash of the schema's name."""
 KEEPALIVE = (("tcp_keepalives_idle", "10"), ("tcp_keepalives_interval", "5"), ("tcp_keepalives_count", "3"))
@@ -33,7 +34,7 @@ Taken = TypeVar("Taken")
 
 
 class OwnershipError(Exception):
-    """The store belongs to another server, or is not the one that was opened. The message says what to do."""
+    """The store belongs to another server, or its files are not those that were opened. The message says what to do."""
 
 
 class InUseError(OwnershipError):
@@ -94,7 +95,7 @@ class SessionLock:
                 cursor.execute("SELECT server FROM store_owner")
                 if cursor.fetchone() != (self._server,):
                     connection.close()
-                    raise OwnershipError(f"{self._database}: another server had it meanwhile: start this one again")
+                    raise OwnershipError(f"{self._database}: another server used it in between: start this one again")
         connection.commit()
 
 
@@ -147,7 +148,7 @@ _HOLDER = """
 
 
 def probe(conn: sa.Connection, items: Sequence[datetime]) -> list[None]:
-    """A batch statement that changes nothing of consequence: its success shows that the database takes writes.
+    """A batch statement that only updates the time of the last probe: it succeeds if the database takes writes.
 
     The items are the times of the probes.
     """

@@ -15,7 +15,7 @@ Pair = tuple[str, str]
 
 
 class Joined(NamedTuple):
-    """Since when a host has a schedule that it got after both were declared."""
+    """When a host got a schedule. There is no row where it did when one of the two was created."""
 
     schedule_id: str
     host: str

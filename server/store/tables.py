@@ -119,7 +119,7 @@ class Schedule(Base, table=True):
 
 
 class HostSchedule(Base, table=True):
-    """Since when a host has a schedule that it got after both were declared; see `server.fleet.expected`."""
+    """When a host got a schedule, if that was after both were created; see `server.fleet.expected`."""
 
     __tablename__ = "host_schedules"
 

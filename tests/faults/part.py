@@ -31,14 +31,14 @@ def _use(clock: Callable[[], datetime]) -> None:
     import server.app  # noqa: PLC0415
     import server.gateway.endpoint  # noqa: PLC0415
     import server.jobs.dispatcher  # noqa: PLC0415 - an agent needs none of these
-    import server.store.engine  # noqa: PLC0415
+    import server.store.database  # noqa: PLC0415
     import server.transport.connections  # noqa: PLC0415
 
     agent.service.utc_now = clock
     server.app.serving = partial(server.app.serving, clock=clock)
     server.jobs.dispatcher.MAX_SLEEP_S, server.jobs.dispatcher.STORE_AGAIN_S = 0.1, 0.3
     server.gateway.endpoint.HELLO_S, server.transport.connections.PING_S = 4.0, 2.5
-    server.store.engine.BUSY_TIMEOUT_MS = 500
+    server.store.database.BUSY_TIMEOUT_MS = 500
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ def full_disk():
 
 
 async def test_a_disk_that_stays_full_makes_one_line_and_no_traceback(server, api, caplog, monkeypatch):
-    monkeypatch.setattr(stores, "SAID_S", math.inf)  # a machine may be slow
+    monkeypatch.setattr(stores, "LOG_EVERY_S", math.inf)  # a machine may be slow
     caplog.set_level("INFO", "server.store")
     before = len(caplog.records)
     with full_disk():

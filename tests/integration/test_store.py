@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql
 
 from server.errors import Unavailable
 from server.store import batch as bulk
+from server.store import database
 from server.store import engine as store
 from server.store import jobs as job_statements
 from server.store import logs as log_statements
@@ -310,7 +311,7 @@ def test_a_database_in_memory_is_refused(location):
 
 async def test_a_database_that_another_process_locks_is_named_with_what_to_look_at(tmp_path, monkeypatch):
     await Store.open(tmp_path / "lamplighter.db").close()
-    monkeypatch.setattr(store, "BUSY_TIMEOUT_MS", 10)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 10)
     other = sqlite3.connect(tmp_path / "lamplighter.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(StoreError, match=r"lamplighter\.db: database is locked: .* no other process may lock it"):

@@ -52,7 +52,7 @@ SET_FROM_OUTSIDE: dict[str, set[str]] = {
         "job.since",
         "job.state",
     },
-    "server/store/engine.py": {"connection.isolation_level"},  # sqlite3's way to switch off its own transactions
+    "server/store/database.py": {"connection.isolation_level"},  # sqlite3's way to switch off its own transactions
     "server/transport/tls.py": {"connection.context", "outer.sni_callback"},  # ssl asks for both
 }
 REACHED_THROUGH: dict[str, set[str]] = {
