@@ -1,6 +1,6 @@
-"""Who calls, and what they may do: by the token files of the embedded default, or by asking a Kubernetes API server.
+"""Who is calling, and what they may do, according to token files (the embedded default) or a Kubernetes API server.
 
-Agents outside a cluster have keys of their own, by either way: see `enrolment`.
+Hosts outside a cluster have keys of their own in either case: see `agents`.
 """
 
 import hashlib
@@ -18,23 +18,23 @@ from server.store.tables import Actor
 log = logging.getLogger(__name__)
 
 GROUP = "lamplighter.dev"
-"""The API group whose resources permissions are about."""
+"""The API group of the resources in permissions."""
 AUDIENCE = "lamplighter"
-"""Whom tokens are for: one that is for the API server alone does not make an agent."""
+"""The audience of tokens for Lamplighter. A token for the API server alone does not authenticate an agent."""
 NODE_NAME = "authentication.kubernetes.io/node-name"
-"""Where a review tells the node of the pod that a token is bound to (KEP-4193)."""
+"""The key of `extra` in which a TokenReview names the node of the token's pod (KEP-4193)."""
 ALLOWED_S, REFUSED_S = 60.0, 10.0
-"""Seconds for which a review is believed. What is taken away in the cluster is so here after at most that."""
-MAX_KEPT = 20_000
-"""Reviews that are kept."""
+"""Seconds for which a granting and a refusing review are cached. A withdrawn right ends here at the latest then."""
+MAX_CACHED = 20_000
+"""Maximum cached reviews, of tokens and of permissions each."""
 MAX_NAME = 253
-"""Characters of a user's name, which the audit log keeps whole."""
+"""Maximum characters of a user's name: the audit log stores no more."""
 
 
 class Permission(NamedTuple):
-    """What an operation needs, in the words of RBAC; `resource` may have a subresource after a slash.
+    """What an operation needs, in the words of RBAC. `resource`: may have a subresource after a slash.
 
-    Without a namespace it is about all of them, without a name about every object.
+    `namespace`: empty for all namespaces. `name`: empty for every object.
     """
 
     verb: str
@@ -44,7 +44,7 @@ class Permission(NamedTuple):
 
 
 class User(NamedTuple):
-    """Who calls the API, with all that an authorizer may look at."""
+    """The caller of the API, with everything that an authorizer may consider."""
 
     name: str
     uid: str = ""
@@ -58,20 +58,20 @@ class User(NamedTuple):
 
 
 class Identity(Protocol):
-    """One way to know callers. Tokens are compared in constant time, and neither logged nor kept."""
+    """A way to authenticate and authorise callers. Tokens are compared in constant time, never logged or stored."""
 
     async def user(self, token: str) -> User:
-        """Who calls the API with this token. Raises Unauthorized, and Unavailable when that cannot be told now."""
+        """The user with this token. Raises Unauthorized, and Unavailable when tokens cannot be checked now."""
 
     async def authorize(self, user: User, permission: Permission) -> None:
-        """Let through who may. Raises Forbidden, which names what is missing, and Unavailable."""
+        """Return if the user has the permission. Raises Forbidden, which names the permission, and Unavailable."""
 
     async def agent(self, token: str) -> str:
-        """The host that an agent's token is for, "" for any. Raises Unauthorized, Unavailable."""
+        """The host that an agent's token is valid for, "" for any host. Raises Unauthorized, Unavailable."""
 
 
 class Files:
-    """Two tokens: one is the administrator's, who may do all, one is that of every agent."""
+    """Two tokens: the administrator's, who may do everything, and the one that all agents share."""
 
     def __init__(self, admin: str, agents: str) -> None:
         self.admin = admin
@@ -80,37 +80,37 @@ class Files:
     async def user(self, token: str) -> User:
         """The administrator."""
         if not tokens.same(token, self.admin):
-            raise Unauthorized("the token is not known: it is in the file admin-token of the server's data folder")
+            raise Unauthorized("the token is unknown: use the one in the file admin-token of the server's data folder")
         return User("admin")
 
     async def authorize(self, user: User, permission: Permission) -> None:
-        """All that there is to be allowed."""
+        """The administrator may do everything."""
 
     async def agent(self, token: str) -> str:
-        """Any host."""
+        """Any host, since all agents share the token."""
         if not tokens.same(token, self.agents):
-            raise Unauthorized("the token is not known: it is in the file agent-token of the server's data folder")
+            raise Unauthorized("the token is unknown: use the one in the file agent-token of the server's data folder")
         return ""
 
 
 class Reviews:
-    """Tokens and permissions of a cluster, by TokenReview and SubjectAccessReview.
+    """Authenticates by TokenReview, and authorises by SubjectAccessReview.
 
-    `agents`: the agents' service account as NAMESPACE/NAME. `clock`: seconds that never go backwards.
+    `agents`: the agents' service account as NAMESPACE/NAME. `clock`: monotonic seconds.
     """
 
     def __init__(self, api: Client, agents: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._api = api
         self._agents = f"system:serviceaccount:{agents.replace('/', ':')}"
-        self._users: Cache[tuple[bytes, str], User | None] = Cache(_keep_s, MAX_KEPT, clock)
-        self._rights: Cache[tuple[str, Permission], bool] = Cache(_keep_s, MAX_KEPT, clock)
+        self._users: Cache[tuple[bytes, str], User | None] = Cache(_keep_s, MAX_CACHED, clock)
+        self._rights: Cache[tuple[str, Permission], bool] = Cache(_keep_s, MAX_CACHED, clock)
 
     async def user(self, token: str) -> User:
-        """The user that a token is for: one made for us, or one that the API server itself takes."""
+        """The user of a token whose audience is Lamplighter, or of one that the API server itself accepts."""
         user = await self._reviewed(token, AUDIENCE) or await self._reviewed(token, "")
         if user is None:
             raise Unauthorized(
-                f"the cluster does not know this token, or it has expired: get one by "
+                f"the cluster does not accept this token, or it has expired: create one with "
                 f"`kubectl create token SERVICE-ACCOUNT --audience {AUDIENCE}`"
             )
         if len(user.name) > MAX_NAME:
@@ -118,7 +118,7 @@ class Reviews:
         return user
 
     async def authorize(self, user: User, permission: Permission) -> None:
-        """Ask RBAC, first for every object of the namespace, so that many names of one cost one review."""
+        """Ask RBAC, first for all objects of the namespace: one cached review then serves requests for each of them."""
         if await self._allowed(user, permission._replace(name="")):
             return
         if permission.name and await self._allowed(user, permission):
@@ -129,10 +129,10 @@ class Reviews:
         raise Forbidden(f"user {user.name!r} lacks the permission to {permission.verb} {what} {where}")
 
     async def agent(self, token: str) -> str:
-        """The node whose agent this is."""
+        """The node of the agent's pod, which is its host."""
         user = await self._reviewed(token, AUDIENCE)
         if user is None:
-            raise Unauthorized(f"the cluster does not know this token for audience {AUDIENCE!r}, or it has expired")
+            raise Unauthorized(f"the cluster does not accept this token for audience {AUDIENCE!r}, or it has expired")
         if user.name != self._agents:
             raise Unauthorized(f"{user.name!r} is not the agents' service account {self._agents!r}")
         nodes = user.extra.get(NODE_NAME, [])
@@ -141,14 +141,14 @@ class Reviews:
         return nodes[0]
 
     async def _reviewed(self, token: str, audience: str) -> User | None:
-        """Whose token this is, for that audience or, without one, the API server's own."""
+        """The user of a token for that audience, "" for the API server's own; None for a token that is refused."""
         key = hashlib.sha256(token.encode()).digest(), audience
         return await self._users.get(key, lambda: self._token_review(token, audience))
 
     async def _token_review(self, token: str, audience: str) -> User | None:
         spec: dict[str, object] = {"token": token} | ({"audiences": [audience]} if audience else {})
         status = await self._review("/apis/authentication.k8s.io/v1/tokenreviews", "TokenReview", spec)
-        # An authenticator that does not know of audiences names none, and has not checked ours.
+        # An authenticator that does not support audiences returns none, and has not checked ours.
         if status.get("authenticated") is not True or (audience and audience not in status.get("audiences", ())):
             return None
         told = status.get("user", {})
@@ -156,7 +156,9 @@ class Reviews:
         return user if user.name else None
 
     async def _allowed(self, user: User, permission: Permission) -> bool:
-        key = _fingerprint(user), permission
+        # Two tokens of one user may differ in groups and extra, so the key has all that an authorizer considers.
+        considered = repr((user.name, user.uid, user.groups, sorted(user.extra.items())))
+        key = hashlib.sha256(considered.encode()).hexdigest(), permission
         return await self._rights.get(key, lambda: self._access_review(user, permission))
 
     async def _access_review(self, user: User, permission: Permission) -> bool:
@@ -183,14 +185,11 @@ class Reviews:
         try:
             return await self._api.review(path, kind, spec)
         except KubernetesError as error:
-            log.warning("who calls cannot be told", extra={"reason": str(error)})
-            raise Unavailable("the Kubernetes API cannot be asked who you are: try again later") from error
+            log.warning("caller cannot be reviewed", extra={"reason": str(error)})
+            raise Unavailable(
+                "the Kubernetes API cannot check your token and permissions now: try again later"
+            ) from error
 
 
 def _keep_s(answer: User | bool | None) -> float:
     return ALLOWED_S if answer else REFUSED_S
-
-
-def _fingerprint(user: User) -> str:
-    """All that an authorizer looks at in a user, as a key: two tokens of a user may differ in groups and extra."""
-    return hashlib.sha256(repr((user.name, user.uid, user.groups, sorted(user.extra.items()))).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""What a server in a cluster needs to keep secrets and to be trusted: the vault's key, a CA, a certificate by it.
+"""The keys of a server in a cluster: the vault's key, a CA, and a server certificate that the CA has issued.
 
-They live in one Secret. Whatever is in it stays; whatever is missing, or cannot serve any longer, is made. So to
-replace one, delete it from the Secret and start the server again.
+One Secret holds them. What it holds and can still be used is kept; whatever else is needed is generated. To replace a
+key, delete it from the Secret and restart the server.
 """
 
 import ipaddress
@@ -19,24 +19,24 @@ VAULT_KEY, CA_CERT, CA_KEY, CERT, KEY = "vault-key", "ca.crt", "ca.key", "tls.cr
 """The Secret's keys; those of TLS are named as in Secrets of type kubernetes.io/tls."""
 CA_LIFE = timedelta(days=20 * 365)
 LIFE = timedelta(days=10 * 365)
-"""How long the CA and the certificate last. Nothing but a start of the server makes them anew, so it is long."""
+"""Lifetimes of the CA and of the certificate. They are long because only a start of the server renews them."""
 RENEW = timedelta(days=365)
-"""A certificate that lasts less than this is made anew when the server starts."""
+"""A certificate with no more than this left is renewed when the server starts."""
 SKEW = timedelta(hours=1)
-"""How far a clock that checks a certificate may be behind."""
+"""How far behind a client's clock may be when it checks a new certificate."""
 
 Held = Mapping[str, bytes]
 
 
 class KeysError(Exception):
-    """What a Secret holds cannot be used; the message says what to do and holds no secret."""
+    """The content of a Secret cannot be used. The message says what to do, and contains no secret."""
 
 
 def complete(held: Held, names: Sequence[str], now: datetime, *, vault: bool = True) -> dict[str, bytes]:
-    """What the Secret is to hold. Equal to what it holds when nothing has to be made.
+    """The content that the Secret should have: `held`, and what has to be generated.
 
-    `names`: the DNS names and IP addresses by which the server is reached; without any, no certificate is made.
-    `vault`: whether a vault's key is wanted. Raises KeysError.
+    `names`: the DNS names and IP addresses of the server; without any, no certificate is generated. `vault`: whether a
+    vault key is needed. Raises KeysError.
     """
     wanted = dict(held)
     if vault and VAULT_KEY not in wanted:
@@ -46,19 +46,15 @@ def complete(held: Held, names: Sequence[str], now: datetime, *, vault: bool = T
             wanted.update(_authority(now))
         wanted.update(_certified(wanted, names, now))
     if vault:
-        _check_vault(wanted[VAULT_KEY])
+        try:
+            Vault(wanted[VAULT_KEY].decode("ascii", "replace").split())
+        except VaultError as error:
+            raise KeysError(f"{VAULT_KEY}: {error}") from None
     return wanted
 
 
-def _check_vault(content: bytes) -> None:
-    try:
-        Vault(content.decode("ascii", "replace").split())
-    except VaultError as error:
-        raise KeysError(f"{VAULT_KEY}: {error}") from None
-
-
 def _serves(held: Held, names: Sequence[str], now: datetime) -> bool:
-    """Whether the certificate is the CA's, carries just these names, and lasts."""
+    """Whether the CA issued the certificate for exactly these names, and it lasts longer than RENEW."""
     if not {CA_CERT, CERT, KEY} <= held.keys():
         return False
     try:
@@ -66,7 +62,7 @@ def _serves(held: Held, names: Sequence[str], now: datetime) -> bool:
         certificate = x509.load_pem_x509_certificate(held[CERT])
         certificate.verify_directly_issued_by(authority)
         carried = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, a new one is not
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, it is replaced
         return False
     return set(carried) == set(_general_names(names)) and certificate.not_valid_after_utc - now > RENEW
 
@@ -86,15 +82,19 @@ def _authority(now: datetime) -> dict[str, bytes]:
 
 
 def _certified(held: Held, names: Sequence[str], now: datetime) -> dict[str, bytes]:
-    """A new key, and the CA's certificate for it (RFC 5280; with all that Python's strict checks ask for)."""
+    """A new key and a certificate for it (RFC 5280), with the extensions that Python's strict checks require."""
     try:
         authority = x509.load_pem_x509_certificate(held[CA_CERT])
         signer = serialization.load_pem_private_key(held[CA_KEY], password=None)
     except ValueError:
-        raise KeysError(f"{CA_CERT} or {CA_KEY} is not PEM: delete both from the Secret to have them made") from None
+        raise KeysError(
+            f"{CA_CERT} or {CA_KEY} is not PEM: delete both from the Secret, and restart the server to generate new ones"
+        ) from None
     if not isinstance(signer, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
-        raise KeysError(f"{CA_KEY} is neither an EC nor an RSA key: delete it and {CA_CERT} to have them made")
+        raise KeysError(f"{CA_KEY} is neither an EC nor an RSA key: delete it and {CA_CERT} to generate new ones")
     key = ec.generate_private_key(ec.SECP256R1())
+    issuer = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer)
     certificate = (
         _builder(_name("lamplighter"), authority.subject, key, now, LIFE)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -102,7 +102,7 @@ def _certified(held: Held, names: Sequence[str], now: datetime) -> dict[str, byt
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(_general_names(names)), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(_issuer_identifier(authority), critical=False)
+        .add_extension(identifier, critical=False)
         .sign(signer, hashes.SHA256())
     )
     return {CERT: _pem(certificate), KEY: _pem_key(key)}
@@ -120,11 +120,6 @@ def _builder(
         .not_valid_before(now - SKEW)
         .not_valid_after(now + life)
     )
-
-
-def _issuer_identifier(authority: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    own = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
 def _usage(*, ca: bool) -> x509.KeyUsage:

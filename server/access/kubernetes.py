@@ -1,4 +1,4 @@
-"""A Kubernetes API server, as far as it is asked who a token is for and what a user may do."""
+"""A client of a Kubernetes API server, for its reviews of tokens and of permissions."""
 
 import asyncio
 import logging
@@ -15,19 +15,19 @@ from msgspec import Struct
 log = logging.getLogger(__name__)
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""Where a pod finds its own token and the API server's CA."""
+"""The folder with a pod's own token and the API server's CA."""
 TIMEOUT_S = 5.0
-"""Seconds for one answer, a second try included: less than agents wait for their handshake."""
+"""Seconds for one review, a retry included: less than agents wait for their handshake."""
 CONNECTIONS = 16
-"""Requests under way at once; more wait, within their time."""
+"""Maximum concurrent requests; others wait, within TIMEOUT_S."""
 
 
 class KubernetesError(Exception):
-    """The API server cannot be asked; the message says why, and holds no secret."""
+    """The API server cannot be used. The message says why, and contains no secret."""
 
 
 class Config(Struct, frozen=True):
-    """Where an API server is, and the files with our token there and with the CA of its certificate."""
+    """The URL of an API server, and the files with our token and with the CA of its certificate."""
 
     url: str
     token_file: Path
@@ -35,7 +35,7 @@ class Config(Struct, frozen=True):
 
 
 def in_cluster(environ: Mapping[str, str] = os.environ, files: Path = SERVICE_ACCOUNT) -> Config:
-    """The API server of the cluster that this pod runs in. Raises KubernetesError outside of one."""
+    """The API server of the cluster in which this pod runs. Raises KubernetesError outside a cluster."""
     host, port = environ.get("KUBERNETES_SERVICE_HOST", ""), environ.get("KUBERNETES_SERVICE_PORT", "443")
     if not host:
         raise KubernetesError("not in a cluster: give --kubernetes-api, or use --auth file")
@@ -43,7 +43,7 @@ def in_cluster(environ: Mapping[str, str] = os.environ, files: Path = SERVICE_AC
 
 
 class Client:
-    """Speaks with one API server, as an asynchronous context manager."""
+    """A client of one API server, and an asynchronous context manager. Raises KubernetesError for a bad CA file."""
 
     def __init__(self, config: Config) -> None:
         try:
@@ -66,7 +66,7 @@ class Client:
         await self._http.__aexit__(kind, error, trace)
 
     async def review(self, path: str, kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """Create a review, and return the status that it is answered with. Raises KubernetesError."""
+        """Create a review, and return the status in the answer. Raises KubernetesError."""
         api_version = path.removeprefix("/apis/").rpartition("/")[0]
         body = {"apiVersion": api_version, "kind": kind, "spec": spec}
         try:
@@ -78,19 +78,19 @@ class Client:
         return _status(answer, kind)
 
     async def _post(self, path: str, body: object) -> httpx.Response:
-        """Ask; and once more on a connection that the API server had closed meanwhile, for a review changes nothing."""
+        """Post a request; once more if its connection had been closed, since a review changes nothing."""
         try:
             return await self._http.post(path, json=body, headers=self._headers())
         except (httpx.NetworkError, httpx.RemoteProtocolError):
             return await self._http.post(path, json=body, headers=self._headers())
 
     def _headers(self) -> dict[str, str]:
-        """With our token as it is now: the kubelet replaces it before it expires."""
+        """The headers with our current token: the kubelet replaces the file before the token expires."""
         return {"Authorization": f"Bearer {self._token_file.read_text().strip()}"}
 
 
 def _status(answer: httpx.Response, kind: str) -> dict[str, Any]:
-    """A review's status. Of an answer that is none, the message is told, which names the right that is missing."""
+    """A review's status. Raises KubernetesError with the API server's message, which names a missing permission."""
     try:
         content = answer.json()
     except ValueError:

@@ -1,4 +1,4 @@
-"""Files that only this user can read, made whole or not at all: a kill leaves no half of a key or a token."""
+"""Creates files that only this user can read. A kill leaves the whole file or none."""
 
 import os
 import tempfile
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def create(path: Path, text: str) -> None:
-    """Write a new file (mode 0600), and its folder; where another process was quicker, its file stays."""
+    """Create a file (mode 0600) and its folder. A file that another process created meanwhile is kept."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as draft:
         draft.write(text)

@@ -1,7 +1,8 @@
-"""Encryption at rest: what opens a repository is stored sealed with a key that is not in the database.
+"""Encryption at rest: credentials of repositories are stored sealed, under a key that is not in the database.
 
-The key file holds one Fernet key a line (https://github.com/fernet/spec). The first seals; all open. To rotate: put a
-new key on top (`Vault.new_key`) and restart, which seals anew what is stored; then the old line can go.
+The key file has one Fernet key on each line (https://github.com/fernet/spec). The first key seals, every key opens. To
+rotate: add a new key as the first line (`Vault.new_key`) and restart, which seals all credentials again; then remove
+the old line.
 """
 
 import os
@@ -16,15 +17,15 @@ from server.access import secretfile
 from server.resources.manifests import Credentials
 
 MAX_KEY_FILE = 64 << 10
-"""Bytes of a key file that are read."""
+"""Maximum bytes of a key file."""
 
 
 class VaultError(Exception):
-    """A key or a sealed value that cannot be used; the message says what to do and holds no secret."""
+    """A key or a sealed value cannot be used. The message says what to do, and contains no secret."""
 
 
 class Vault:
-    """Seals credentials and opens them again. Its repr hides the keys."""
+    """Seals (encrypts) credentials and opens them again. Its repr hides the keys."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         if not keys:
@@ -39,9 +40,9 @@ class Vault:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """The vault whose keys are in this file; it is made, with a new key and mode 0600, when there is none.
+        """The vault with the keys in this file, which is created with a new key (mode 0600) when missing.
 
-        Raises VaultError for a file that cannot be used, or that others may read.
+        Raises VaultError for a file that has no valid keys or that every user may access, and OSError.
         """
         if not path.exists():
             secretfile.create(path, cls.new_key() + "\n")
@@ -56,25 +57,25 @@ class Vault:
         return Fernet.generate_key().decode()
 
     def seal(self, credentials: Credentials) -> str:
-        """The text to store. The same credentials make another text each time."""
+        """The text to store, which is another one each time."""
         return self._fernet.encrypt(msgspec.json.encode(credentials)).decode()
 
     def unseal(self, sealed: str) -> Credentials:
-        """What was sealed. Raises VaultError when no key opens it or it was altered."""
+        """The credentials in a sealed text. Raises VaultError when no key opens it, or it was altered."""
         try:
             return msgspec.json.decode(self._fernet.decrypt(sealed.encode()), type=Credentials)
         except (InvalidToken, msgspec.DecodeError):
             raise VaultError(
-                "stored credentials cannot be opened with the keys at hand: "
+                "stored credentials cannot be opened with the keys in the key file: "
                 "put back the key that sealed them, or set the repository's credentials again"
             ) from None
 
     def opened(self, sealed: str | None) -> Credentials | None:
-        """What was sealed, if anything was. Raises VaultError."""
+        """The credentials in a sealed text, None for None. Raises VaultError."""
         return None if sealed is None else self.unseal(sealed)
 
     def renew(self, sealed: str) -> str:
-        """What was sealed, sealed with the first key; the same text where it is already. Raises VaultError."""
+        """The text sealed again with the first key; the same text if that key sealed it. Raises VaultError."""
         try:
             self._first.decrypt(sealed.encode())
         except InvalidToken:
@@ -86,8 +87,8 @@ def _read(path: Path) -> list[str]:
     with path.open("rb") as file:
         mode = os.fstat(file.fileno()).st_mode
         if mode & 0o007:
-            raise VaultError(f"every user may reach this file (mode {mode & 0o777:04o}): chmod it to 0600")
+            raise VaultError(f"every user may access this file (mode {mode & 0o777:04o}): chmod it to 0600")
         content = file.read(MAX_KEY_FILE + 1)
     if len(content) > MAX_KEY_FILE:
-        raise VaultError(f"longer than {MAX_KEY_FILE} bytes: a key file holds one key a line")
+        raise VaultError(f"longer than {MAX_KEY_FILE} bytes: a key file has one key on each line, and nothing else")
     return content.decode("ascii", "replace").split()

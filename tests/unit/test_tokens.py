@@ -22,7 +22,7 @@ def test_tokens_differ(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "admin-token").touch()
-    with pytest.raises(ValueError, match="is empty: delete it to have a new token made"):
+    with pytest.raises(ValueError, match="is empty: delete it, and restart to generate a new token"):
         tokens.load(tmp_path / "admin-token")
 
 
