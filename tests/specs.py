@@ -272,7 +272,7 @@ BAD_RESTORES = [
     _restore("snapshot", "must be latest, or 4 to 64 of the digits", "rule", snapshot="--help"),
     _restore("before", "only snapshot latest takes it", "rule", snapshot="abcd", before="2026-03-29T02:00:00Z"),
     _restore("before", "must be a time with its zone", "rule", before="2026-03-29"),
-    _restore("before", "is no time that there ever is", "server", before="2026-02-30T02:00:00Z"),
+    _restore("before", "is not a time that exists", "server", before="2026-02-30T02:00:00Z"),
     _restore("paths[0]", "must be absolute", "rule", paths=["etc"]),
     _restore("paths[1]", "must not hold '..'", "rule", paths=["/a", "/a/.."]),
     _restore("overwrite", "must be true or false", "schema", overwrite="yes"),

@@ -87,9 +87,7 @@ def _certified(held: Held, names: Sequence[str], now: datetime) -> dict[str, byt
         authority = x509.load_pem_x509_certificate(held[CA_CERT])
         signer = serialization.load_pem_private_key(held[CA_KEY], password=None)
     except ValueError:
-        raise KeysError(
-            f"{CA_CERT} or {CA_KEY} is not PEM: delete both from the Secret, and restart the server to generate new ones"
-        ) from None
+        raise KeysError(f"{CA_CERT} or {CA_KEY} is not PEM: delete both from the Secret to generate new ones") from None
     if not isinstance(signer, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise KeysError(f"{CA_KEY} is neither an EC nor an RSA key: delete it and {CA_CERT} to generate new ones")
     key = ec.generate_private_key(ec.SECP256R1())

@@ -1,12 +1,11 @@
-"""Which repositories a Secret is for: the URL prefixes that the Secret itself names, in an annotation.
+"""Bindings: the URL prefixes to which a Secret is bound, by an annotation of its own.
 
-Whoever may write a Repository chooses its URL and the Secrets that open it, and need not be allowed to read those. So
-the values of a Secret that names prefixes go to URLs below these and nowhere else, and in a namespace whose grant has
-limits every Secret must name some. The prefixes are stored with the values, so that this is checked again whenever
-hosts are to have them: a grant may be limited later.
+Whoever may write a Repository chooses its URL and its Secrets, and may have no right to read these Secrets. So a Secret
+that lists prefixes is used for URLs below them only, and where a namespace has a limited grant, every Secret must list
+some. The prefixes are stored with the values and checked again before hosts get them: a grant may be limited later.
 
-Where the environment says which server a URL leads to (`server.urls.elsewhere`), a URL alone binds nothing: there a
-password that is bound must come from the Secret that the environment is of.
+Where the environment decides which server a URL leads to (`server.resources.urls.elsewhere`), the URL alone proves
+nothing: there a bound password must come from the same Secret as the environment.
 """
 
 from collections.abc import Iterator
@@ -18,11 +17,11 @@ from server.resources.specs import RepositorySpec
 from server.resources.urls import UrlError, elsewhere, parse
 
 ANNOTATION = "lamplighter.dev/repository-urls"
-"""The annotation of a Secret: URL prefixes, apart by spaces or line breaks. The controller reads it."""
+"""The annotation of a Secret: URL prefixes, separated by spaces or line breaks. The controller reads it."""
 
 
 def binding_errors(namespace: str, spec: RepositorySpec, given: Credentials, grant: Grant) -> Iterator[FieldError]:
-    """Why what opens a repository must not be used with its URL. `grant`: that of its namespace."""
+    """Errors where credentials must not be used with a repository's URL. `grant`: that of its namespace."""
     parts = (
         ("password", "spec.passwordSecretRef", spec.password_secret_ref, given.password),
         ("env", "spec.envSecretRef", spec.env_secret_ref, given.env),
@@ -42,23 +41,23 @@ def binding_errors(namespace: str, spec: RepositorySpec, given: Credentials, gra
 
 
 def _led_elsewhere(spec: RepositorySpec, given: Credentials) -> Iterator[FieldError]:
-    """That the environment says where the URL leads, and is of another Secret than the password."""
+    """The error that the environment decides where the URL leads, and is not from the password's Secret."""
     env, password = spec.env_secret_ref, spec.password_secret_ref
     if env is not None and password is not None and env.name == password.name:
         return
     if names := elsewhere(spec.url, given.env):
         detail = (
-            f"must name the Secret of spec.passwordSecretRef, which is for some URLs alone: {', '.join(names)} would"
-            " lead this URL to another server; put the password and these into one Secret"
+            f"must name the same Secret as spec.passwordSecretRef, which is bound to URLs: {', '.join(names)} can lead"
+            " this URL to another server; put the password and these variables into one Secret"
         )
         yield {"field": "spec.envSecretRef", "detail": detail}
 
 
 def _outside(namespace: str, url: str, prefixes: list[str], field: str) -> Iterator[FieldError]:
-    """That the URL is below none of these prefixes, or a prefix is none."""
+    """Errors of a URL that is below none of these prefixes, and of prefixes that are not URLs."""
     try:
         location = parse(_filled(url, namespace))
-    except UrlError:  # told by scheme_errors
+    except UrlError:  # reported by scheme_errors
         return
     found = False
     for prefix in prefixes:
@@ -67,10 +66,10 @@ def _outside(namespace: str, url: str, prefixes: list[str], field: str) -> Itera
         except UrlError as error:
             yield {"field": field, "detail": f"a URL in the Secret's annotation {ANNOTATION} {error}"}
     if not found:
-        detail = f"is not below a URL that the Secret of {field} is for: see its annotation {ANNOTATION}"
+        detail = f"is not below any URL to which the Secret of {field} is bound: see its annotation {ANNOTATION}"
         yield {"field": "spec.url", "detail": detail}
 
 
 def _filled(url: str, namespace: str) -> str:
-    """A URL as it is in this namespace; {host} stays, and only equals itself."""
+    """The URL with {namespace} filled in. {host} stays, and equals only itself."""
     return url.replace("{namespace}", namespace)

@@ -1,6 +1,6 @@
-"""What each namespace may reach: hosts by their labels, and paths by their beginnings. Told by the cluster's operator.
+"""Grants: the hosts (by labels) and paths (by prefixes) that each namespace may reach.
 
-A file in YAML:
+The cluster's operator writes them in a YAML file:
 
     default:                     # for namespaces that are not named; without it, they may reach everything
       hostSelector: {}           # hosts, by their labels; empty means all
@@ -26,21 +26,21 @@ from server.resources.specs import LabelSelector, Requirement
 from server.resources.urls import UrlError, parse
 
 NOTHING = LabelSelector(match_expressions=(Requirement("lamplighter.dev/nothing", "In"),))
-"""Selects no host at all."""
+"""A selector that selects no host."""
 NO_PATH = ("/dev/null",)
-"""A path below which there is nothing: what a namespace without any path may reach."""
+"""A path with nothing below it: what a namespace without any granted path may reach."""
 MAX_PREFIXES, MAX_PREFIX = 256, 4096
-"""Paths of one grant, and characters of each: every command carries them (`wire.messages.CommandRun`)."""
+"""Maximum paths of a grant, and characters of each: every command contains them (`wire.messages.CommandRun`)."""
 
 
 class GrantsError(ValueError):
-    """A file of grants that cannot be used; the message says where and what to write."""
+    """A file of grants cannot be used. The message says where it is wrong, and what to write."""
 
 
 class Grant(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """What a namespace may reach. `path_prefixes`: absolute paths, each with all that is below it.
+    """What a namespace may reach. `path_prefixes`: absolute paths; each includes everything below it.
 
-    `host_identity`: whether its Repositories may be opened by what the host is, and not by their Secrets alone.
+    `host_identity`: whether restic may use the host's own credentials (such as SSH keys), beside those in Secrets.
     """
 
     host_selector: LabelSelector = LabelSelector()
@@ -54,16 +54,16 @@ class Grant(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
 
     @property
     def within(self) -> tuple[str, ...]:
-        """Where paths of a job must lead to, as a command tells it: empty for anywhere."""
+        """The paths to which jobs are confined, as in `CommandRun.within`: empty for no limit."""
         return () if self.everywhere else self.path_prefixes or NO_PATH
 
     @property
     def limited(self) -> bool:
-        """Whether there is a host or a path that is not granted."""
+        """Whether any host or path is not granted."""
         return not self.everywhere or self.host_selector != LabelSelector()
 
     def covers(self, path: str) -> bool:
-        """Whether an absolute path lies in what is granted, whatever it is written like."""
+        """Whether an absolute path is granted; `.`, `..` and repeated slashes in it are resolved first."""
         plain = _normal(path)
         return any(
             plain == prefix or plain.startswith(prefix.rstrip("/") + "/") for prefix in map(_normal, self.path_prefixes)
@@ -74,20 +74,20 @@ class Grant(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
         return selector_matches(self.host_selector, labels)
 
     def still_grants(self, within: Sequence[str], host_identity: bool) -> bool:
-        """Whether a job may have this that was given `within` and `host_identity` when it was recorded."""
+        """Whether a job that was recorded with `within` and `host_identity` is still granted both."""
         known = self.everywhere or tuple(within) in (self.within, NO_PATH)
         inside = known or (bool(within) and all(map(self.covers, within)))
         return inside and (self.host_identity or not host_identity)
 
 
 class Grants(Struct, frozen=True, forbid_unknown_fields=True):
-    """What all namespaces may reach."""
+    """The grants of all namespaces. `default`: of those that are not named."""
 
     default: Grant = Grant()
     namespaces: Mapping[str, Grant] = {}
 
     def of(self, namespace: str) -> Grant:
-        """What a namespace may reach."""
+        """The grant of a namespace."""
         return self.namespaces.get(namespace, self.default)
 
     @classmethod
@@ -106,7 +106,7 @@ class Grants(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def path_errors(grant: Grant, namespace: str, paths: Sequence[str], field: str) -> Iterator[FieldError]:
-    """The paths that are not granted, each named below `field`."""
+    """An error for each path that is not granted. `field`: the list in the manifest that holds the paths."""
     if grant.everywhere:
         return
     for at, path in enumerate(paths):
@@ -115,7 +115,7 @@ def path_errors(grant: Grant, namespace: str, paths: Sequence[str], field: str) 
 
 
 def url_errors(grant: Grant, namespace: str, url: str) -> Iterator[FieldError]:
-    """What of a repository's URL is not granted: a folder on the hosts is, as every path of theirs."""
+    """Errors of a repository's URL: a folder on a host must be granted, like every path there."""
     if grant.everywhere:
         return
     try:

@@ -1,4 +1,4 @@
-"""Manifests of what is declared: checked against their definitions, completed, and read as typed values."""
+"""Reads manifests: checks them against their definitions, fills in defaults, and returns typed values."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -18,19 +18,20 @@ from wire import variables
 API_VERSION = "lamplighter.dev/v1alpha1"
 MAX_LABELS = 256
 MAX_ENV = 64
+"""Maximum variables of restic's environment."""
 MAX_SECRET = 4096
-"""Characters of a password, or of one value of restic's environment."""
+"""Maximum characters of a password, or of one value of restic's environment."""
 MAX_URLS, MAX_URL = 64, 2048
+"""Maximum URL prefixes that a Secret may list, and characters of each."""
 MAX_PATHS_BYTES = 256 << 10
-"""Bytes of all paths of a Restore, in UTF-8: they stand on restic's command line, twice as long where each character is
-escaped, beside an environment of up to 1 MiB; a command line holds 2 MiB (execve(2))."""
-"""URL prefixes that a Secret may name, and characters of each."""
+"""Maximum bytes of all paths of a Restore, in UTF-8. They are on restic's command line, and twice as long there where
+each character is escaped. Command line and environment (up to 1 MiB) together have 2 MiB (execve(2))."""
 
 
 class Credentials(msgspec.Struct, frozen=True):
     """What opens a repository: restic's password, and its environment (for example AWS keys). Its repr hides them.
 
-    `urls`: the URL prefixes that "password" or "env" are for, where their Secrets name some (`bindings`).
+    `urls`: the URL prefixes to which "password" and "env" are bound, if their Secrets list some (see `bindings`).
     """
 
     password: str = ""
@@ -42,7 +43,7 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 class Schedule(Struct, frozen=True):
-    """A Schedule that may be stored. `raw_spec`: its spec as plain JSON, defaults filled in."""
+    """A valid Schedule. `raw_spec`: its spec as plain JSON, with defaults filled in."""
 
     namespace: str
     name: str
@@ -52,9 +53,9 @@ class Schedule(Struct, frozen=True):
 
 
 class Repository(Struct, frozen=True):
-    """A Repository that may be stored. `credentials`: what opens it, where the manifest told.
+    """A valid Repository. `credentials`: None if the manifest has none.
 
-    `trimmed`: the fields of the credentials of which a final newline was cut off.
+    `trimmed`: the fields of the credentials whose final line break was removed.
     """
 
     namespace: str
@@ -67,20 +68,21 @@ class Repository(Struct, frozen=True):
 
 
 def parse_schedule(manifest: object) -> Schedule:
-    """What a Schedule's manifest says. Raises Invalid, which names all fields that are wrong, and the remedies."""
+    """Read a Schedule's manifest. Raises Invalid, which names every wrong field and the remedy."""
     checked = _check("Schedule", SCHEDULE, manifest, ())
-    exact = [*_timing_errors(checked.spec), *_selector_errors(checked.spec), *_pattern_errors(checked.spec)]
-    errors = [*(it for it in checked.errors if not _is_said_by(exact, it)), *exact]
+    selector = islice(selector_errors(checked.spec.get("hostSelector"), "spec.hostSelector"), MAX_ERRORS)
+    exact = [*_timing_errors(checked.spec), *selector, *_pattern_errors(checked.spec)]
+    errors = [*(it for it in checked.errors if not _is_covered(it, exact)), *exact]
     if errors:
         raise Invalid("the Schedule is not valid", errors)
     return Schedule(checked.namespace, checked.name, checked.labels, schedule_spec(checked.spec), checked.spec)
 
 
 def parse_repository(manifest: object) -> Repository:
-    """What a Repository's manifest says. Raises Invalid, which names all fields that are wrong, and the remedies.
+    """Read a Repository's manifest. Raises Invalid, which names every wrong field and the remedy.
 
-    `credentials` beside `spec`: {"password", "env", "urls"}, which Kubernetes keeps in Secrets; no error repeats any of
-    it. A final newline of password and values is cut off, once: editors and `echo` add it without being asked.
+    `credentials` beside `spec` is {"password", "env", "urls"}, which in Kubernetes are in Secrets; no error repeats
+    them. One final line break of the password and of each value is removed: editors and `echo` add it unasked.
     """
     checked = _check("Repository", REPOSITORY, manifest, ("credentials",))
     given = manifest.get("credentials") if isinstance(manifest, dict) else None
@@ -99,17 +101,17 @@ def parse_repository(manifest: object) -> Repository:
 
 
 def schedule_spec(raw_spec: Mapping[str, Any]) -> ScheduleSpec:
-    """The typed spec of a Schedule that was checked before."""
+    """The typed spec of a valid Schedule."""
     return msgspec.convert(raw_spec, ScheduleSpec)
 
 
 def repository_spec(raw_spec: Mapping[str, Any]) -> RepositorySpec:
-    """The typed spec of a Repository that was checked before."""
+    """The typed spec of a valid Repository."""
     return msgspec.convert(raw_spec, RepositorySpec)
 
 
 def parse_restore(manifest: object) -> RestoreSpec:
-    """What a Restore's manifest says. Raises Invalid, which names all fields that are wrong, and the remedies."""
+    """Read a Restore's manifest. Raises Invalid, which names every wrong field and the remedy."""
     checked = _check("Restore", RESTORE, manifest, ())
     errors = list(checked.errors)
     if not errors and (size := sum(len(path.encode()) for path in checked.spec["paths"])) > MAX_PATHS_BYTES:
@@ -118,8 +120,8 @@ def parse_restore(manifest: object) -> RestoreSpec:
     if not errors:
         try:
             return msgspec.convert(checked.spec, RestoreSpec)
-        except msgspec.ValidationError:  # the one thing that the schema cannot tell
-            errors.append(_error("spec.before", "is no time that there ever is: correct its date or its time of day"))
+        except msgspec.ValidationError:  # the one error that the schema cannot find
+            errors.append(_error("spec.before", "is not a time that exists: correct its date or its time of day"))
     raise Invalid("the Restore is not valid", errors)
 
 
@@ -129,7 +131,7 @@ RESTORE = Schema.load("restores")
 
 
 class _Checked(NamedTuple):
-    """A manifest's parts, of the right types only where there are no errors."""
+    """The parts of a manifest, of the right types only if there are no errors."""
 
     namespace: str
     name: str
@@ -139,13 +141,15 @@ class _Checked(NamedTuple):
 
 
 def _check(kind: str, schema: Schema, manifest: object, more: Sequence[str]) -> _Checked:
-    """What all kinds have in common. `more`: fields at the top besides those of every Kubernetes object."""
+    """Check what all kinds have in common. `more`: top-level fields besides those of every Kubernetes object."""
     if not isinstance(manifest, dict):
         raise Invalid("a manifest must be an object with metadata and spec")
     spec = schema.complete(manifest.get("spec"))
     wrong = chain(_top_errors(kind, manifest, more), _metadata_errors(manifest.get("metadata")))
     errors = list(islice(wrong, MAX_ERRORS))
-    errors += schema.errors(spec) if "spec" in manifest else [_error("spec", "missing: say what is declared")]
+    errors += (
+        schema.errors(spec) if "spec" in manifest else [_error("spec", "missing: add it, with the fields of this kind")]
+    )
     metadata = manifest["metadata"] if isinstance(manifest.get("metadata"), dict) else {}
     namespace, labels = metadata.get("namespace") or "default", metadata.get("labels") or {}
     return _Checked(namespace, metadata.get("name", ""), labels, spec if isinstance(spec, dict) else {}, errors)
@@ -156,7 +160,7 @@ def _top_errors(kind: str, manifest: Mapping[str, Any], more: Sequence[str]) -> 
         if manifest.get(field, wanted) != wanted:
             yield _error(field, f"must be {wanted}")
     if not isinstance(manifest.get("status"), dict | None):
-        yield _error("status", "must be an object, which is not read; or leave it out")
+        yield _error("status", "must be an object, which is ignored, or be left out")
     known = ("apiVersion", "kind", "metadata", "spec", "status", *more)
     yield from (_error(below("", name), f"unknown field{hint(name, known)}") for name in manifest if name not in known)
 
@@ -179,14 +183,14 @@ def _metadata_errors(metadata: object) -> Iterator[FieldError]:
             yield _error(below("metadata", field), f"unknown field{hint(field, METADATA)}")
 
 
-def _is_said_by(exact: Sequence[FieldError], error: FieldError) -> bool:
-    """Whether an error of the schema is told by one that says more: of its field, or of a label below it."""
+def _is_covered(error: FieldError, exact: Sequence[FieldError]) -> bool:
+    """Whether a more exact error covers one of the schema: on the same field, or on a label below it."""
     field, detail = error["field"], error["detail"]
     return any(it["field"] == field or (it["detail"] == detail and it["field"].startswith(field)) for it in exact)
 
 
 def _timing_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
-    """All that is wrong with the expression and the time zone: the schema tells some of it, in fewer words."""
+    """Errors in the cron expression and the time zone, some of which the schema finds less exactly."""
     for field, parse in (("cron", cron.parse), ("timeZone", cron.zone)):
         value = spec.get(field)
         if isinstance(value, str) and 0 < len(value) <= 256 and is_plain(value):
@@ -196,13 +200,8 @@ def _timing_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
                 yield _error(f"spec.{field}", str(error))
 
 
-def _selector_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
-    """Which keys and values are not ones that labels can have: the schema tells that one of them is not."""
-    return islice(selector_errors(spec.get("hostSelector"), "spec.hostSelector"), MAX_ERRORS)
-
-
 def _pattern_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
-    """What the schema cannot tell: whether restic takes each pattern of files to leave out."""
+    """Errors in exclude patterns, which the schema does not check."""
     backup = spec.get("backup")
     excludes = backup.get("excludes") if isinstance(backup, dict) else None
     return islice(pattern_errors(excludes if isinstance(excludes, list) else (), "spec.backup.excludes"), MAX_ERRORS)
@@ -215,12 +214,12 @@ def _credentials_errors(credentials: object) -> Iterator[FieldError]:
         yield _error("credentials", "must be an object with password and env")
         return
     if not credentials.keys() <= _SECRETS:
-        yield _error("credentials", "must hold password and env, and urls that they are for, and nothing else")
+        yield _error("credentials", "must have no other fields than password, env and urls")
     password = credentials.get("password")
     if password is not None and not _is_secret(password):
         yield _error("credentials.password", f"must be a string of at most {MAX_SECRET} characters, without NUL")
     elif password is not None and not _trimmed(password):
-        yield _error("credentials.password", "is empty, and restic takes no empty password: put one into the Secret")
+        yield _error("credentials.password", "is empty, which restic does not accept: put a password into the Secret")
     if not _is_urls(credentials.get("urls") or {}):
         detail = f"must be an object of password and env, each a list of at most {MAX_URLS} URL prefixes"
         yield _error("credentials.urls", detail)
@@ -237,12 +236,12 @@ def _credentials_errors(credentials: object) -> Iterator[FieldError]:
 
 
 def _trimmed(value: str) -> str:
-    """A secret without the line break at its end."""
+    """A secret without its final line break."""
     return value.removesuffix("\n").removesuffix("\r") if value.endswith("\n") else value
 
 
 def _is_urls(value: object) -> bool:
-    """Whether this is what `credentials.urls` may be."""
+    """Whether a value is a valid `credentials.urls`."""
     return isinstance(value, dict) and all(
         part in ("password", "env")
         and isinstance(urls, list)
@@ -266,7 +265,7 @@ METADATA = (
     "namespace",
     "labels",
     "annotations",
-    # What Kubernetes and our own REST add on the way out, so that what was read can be sent back.
+    # Added by Kubernetes and by our REST API in answers: what was read can be sent back.
     "creationTimestamp",
     "deletionGracePeriodSeconds",
     "deletionTimestamp",

@@ -1,7 +1,7 @@
-"""A custom resource definition as a validator: what the Kubernetes API server does with a spec, done here as well.
+"""Validates a spec against its custom resource definition, as the Kubernetes API server does.
 
-Defaults, structure and CEL rules are read from the definition itself, so that nothing of it is written twice. Unlike
-the API server, which drops unknown fields silently unless it is asked to be strict, this always refuses them.
+Defaults, structure and CEL rules are read from the definition itself, so that nothing is written twice. The API server
+silently drops unknown fields unless it is asked to be strict; here they are always refused.
 """
 
 import difflib
@@ -26,17 +26,17 @@ Node = Mapping[str, Any]
 """A schema, or a part of one."""
 
 MAX_ERRORS = 50
-"""Errors that one answer tells: whoever made more mends these first."""
+"""Maximum errors of a kind in one answer."""
 MAX_STEP = 317
-"""Characters that an error repeats of a field's name: the longest key of a label."""
+"""Maximum characters of a field's name in an error: the longest key of a label."""
 
 
 @functools.cache
 def definition(plural: str) -> Node:
-    """The `spec` of crds/`plural`.yaml, read once: nobody changes it. Half of a server's start was reading these."""
+    """The `spec` of crds/`plural`.yaml. It is cached, since parsing is slow, and must not be changed."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # an installation without libyaml has no C loader
     text = (files("crds") / f"{plural}.yaml").read_text(encoding="utf-8")
-    loaded: Node = yaml.load(text, loader)["spec"]  # noqa: S506  a safe loader, either way
+    loaded: Node = yaml.load(text, loader)["spec"]  # noqa: S506 - both loaders are safe
     return loaded
 
 
@@ -53,17 +53,17 @@ class Schema:
         return cls(definition(plural)["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"])
 
     def complete(self, spec: Any) -> Any:
-        """A copy with defaults filled in, and fields that are null taken as absent, as the API server does."""
+        """A copy with defaults filled in and null fields removed, as the API server does."""
         return _complete(self._node, spec)
 
     def errors(self, spec: Any) -> list[FieldError]:
-        """What is wrong with a completed spec, at most MAX_ERRORS of it.
+        """Errors in a completed spec: up to MAX_ERRORS in its structure, and as many of its rules.
 
-        A rule is tried only where what it looks at has the right structure.
+        A rule is evaluated only where the structure below it is right.
         """
         wrong: dict[Path, str] = {}
         for error in islice(self._validator.iter_errors(spec), MAX_ERRORS):
-            wrong.setdefault(tuple(error.absolute_path), _say(error))
+            wrong.setdefault(tuple(error.absolute_path), _message(error))
         rules = islice(_broken_rules(self._node, spec, (), list(wrong)), MAX_ERRORS)
         return [{"field": dotted(("spec", *path)), "detail": detail} for path, detail in [*wrong.items(), *rules]]
 
@@ -82,7 +82,7 @@ def dotted(path: Iterable[str | int]) -> str:
 
 
 def hint(name: str, known: Sequence[str]) -> str:
-    """A question that ends a sentence, where a known word is close to this one."""
+    """The end of an error about an unknown name: the known name closest to it, or all of them if they are few."""
     close = difflib.get_close_matches(name[:64], known, n=1)
     return f": did you mean {close[0]}?" if close else f": use {', '.join(known)}" if len(known) < 8 else ""
 
@@ -106,7 +106,7 @@ def _broken_rules(node: Node, value: Any, path: Path, broken: Sequence[Path]) ->
     if not any(it[: len(path)] == path for it in broken):
         for rule in node.get("x-kubernetes-validations", ()):
             if "oldSelf" in rule["rule"]:
-                continue  # a transition rule is for changes: KEP-2876
+                continue  # a transition rule: it compares with the object before a change (KEP-2876)
             if not _holds(rule["rule"], value):
                 below = tuple(step for step in rule.get("fieldPath", "").split(".") if step)
                 yield (*path, *below), rule["message"]
@@ -136,7 +136,7 @@ def _environment() -> cel.Env:
 
 
 def _properties(validator: Validator, fields: Mapping[str, Node], value: Any, node: Node) -> Iterator[ValidationError]:
-    """The known fields of an object, and a refusal of every other."""
+    """Validate the known fields of an object, and refuse all others."""
     yield from Draft4Validator.VALIDATORS["properties"](validator, fields, value, node)
     if isinstance(value, dict):
         for name in value:
@@ -146,19 +146,19 @@ def _properties(validator: Validator, fields: Mapping[str, Node], value: Any, no
 
 
 def _items(validator: Validator, item: Node, value: Any, node: Node) -> Iterator[ValidationError]:
-    """The items of a list, unless there are more than may be: then that is what is wrong."""
+    """Validate the items of a list, unless there are too many, which is an error of its own."""
     if isinstance(value, list) and len(value) <= node.get("maxItems", len(value)):
         yield from Draft4Validator.VALIDATORS["items"](validator, item, value, node)
 
 
 def _values(validator: Validator, item: Node, value: Any, node: Node) -> Iterator[ValidationError]:
-    """The same for the values of an object with free keys."""
+    """Validate the values of an object with free keys, unless there are too many."""
     if isinstance(value, dict) and len(value) <= node.get("maxProperties", len(value)):
         yield from Draft4Validator.VALIDATORS["additionalProperties"](validator, item, value, node)
 
 
 def _required(validator: Validator, names: Sequence[str], value: Any, node: Node) -> Iterator[ValidationError]:
-    """The fields that an object must have, each named and told what it is for."""
+    """Report each missing field, with what it is for."""
     if isinstance(value, dict):
         for name in names:
             if name not in value:
@@ -167,11 +167,11 @@ def _required(validator: Validator, names: Sequence[str], value: Any, node: Node
 
 
 def _type(validator: Validator, name: str, value: Any, node: Node) -> Iterator[ValidationError]:
-    """The type of a value; a string must be one that every store and every command line can hold."""
+    """Validate the type of a value. A string must fit in every database and on every command line."""
     if not validator.is_type(value, name):
-        yield ValidationError(f"must be {_TYPES[name]}, not {_called(value)}")
+        yield ValidationError(f"must be {_TYPES[name]}, not {_in_words(value)}")
     elif isinstance(value, str) and not is_plain(value):
-        yield ValidationError("holds a NUL or half a character (a lone surrogate): remove it")
+        yield ValidationError("contains a NUL or half a character (a lone surrogate): remove it")
 
 
 def is_plain(text: str) -> bool:
@@ -194,15 +194,15 @@ _TYPES = {
 }
 
 
-def _called(value: object) -> str:
-    """What a value is; a string is not repeated, since what stands in the wrong place may be a password."""
+def _in_words(value: object) -> str:
+    """What a value is, in words. A string is not repeated, since it may be a password in the wrong place."""
     kind = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     said = kind.get(type(value), "null")
     return f"{said} ({repr(value)[:32]})" if isinstance(value, int | float) else said
 
 
-def _say(error: ValidationError) -> str:
-    """What is wrong, and the remedy."""
+def _message(error: ValidationError) -> str:
+    """What is wrong, and what to do."""
     value: Any = error.instance
     limit: Any = error.validator_value
     if error.validator == "enum":

@@ -1,4 +1,4 @@
-"""Label selectors: which hosts a selector selects, and what a label may look like, as in Kubernetes."""
+"""Labels, names and label selectors, by the rules of Kubernetes."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from server.resources.schema import below
 from server.resources.specs import LabelSelector, Requirement
 
 OWN_ID = re.compile(r"[a-z0-9][-a-z0-9]{0,39}")
-"""The form of the id that its caller gives a run or a restore."""
+"""The form of a run's or restore's id, which the caller chooses."""
 LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 DNS = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
@@ -54,7 +54,7 @@ def is_label_value(value: str) -> bool:
 
 
 def label_errors(labels: object, field: str) -> Iterator[FieldError]:
-    """What is wrong with labels, each named below `field`."""
+    """Errors in labels, each with its field below `field`."""
     if not isinstance(labels, dict):
         yield {"field": field, "detail": "must be an object of labels and their values"}
         return
@@ -69,9 +69,9 @@ def label_errors(labels: object, field: str) -> Iterator[FieldError]:
 
 
 def selector_errors(selector: object, field: str) -> Iterator[FieldError]:
-    """Keys and values of a selector that no label can have, and values where there must be some, or none.
+    """Errors in the keys and values of a selector: those that no label can have, and values that are missing or extra.
 
-    Whether it has the right structure is not looked at.
+    Its structure is not checked.
     """
     if not isinstance(selector, dict):
         return
@@ -100,7 +100,7 @@ def _requirement_errors(requirement: Mapping[str, object], field: str) -> Iterat
 
 _KEY_FORM = (
     "a label's key is a name of at most 63 letters, digits, '-', '_' and '.', which begins and ends with a letter "
-    "or digit, if need be after a DNS name and a slash: for example tier, or example.org/tier"
+    "or digit, optionally after a DNS name and a slash: for example tier, or example.org/tier"
 )
 _VALUE_FORM = (
     "a label's value is empty, or at most 63 letters, digits, '-', '_' and '.', which begin and end with a letter "

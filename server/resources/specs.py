@@ -1,4 +1,4 @@
-"""The specs of resources as typed values, read from plain JSON that is known to be right.
+"""The specs of resources as typed values, converted from plain JSON that was validated.
 
 Their schema, limits and defaults are in the custom resource definitions (crds/). A field that gets a default there
 after a release needs the same default here, for rows that were stored before.
@@ -21,9 +21,9 @@ class Requirement(Struct, frozen=True, rename="camel", forbid_unknown_fields=Tru
 
 
 class LabelSelector(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """A label selector as in Kubernetes: all of it must hold. Empty selects everything.
+    """A label selector as in Kubernetes: every part must hold, and an empty one selects everything.
 
-    So an unknown field is refused wherever one is read: without it, a misspelt selector would select every host.
+    Unknown fields are refused, since a misspelt selector would otherwise select every host.
     """
 
     match_labels: dict[str, str] = {}
@@ -44,7 +44,7 @@ class SecretKeyRef(Struct, frozen=True):
 
 
 class Backup(Struct, frozen=True, rename="camel"):
-    """What a backup takes and leaves out."""
+    """What a backup includes and excludes."""
 
     paths: tuple[str, ...]
     excludes: tuple[str, ...]
@@ -54,8 +54,11 @@ class Backup(Struct, frozen=True, rename="camel"):
 
 
 class Retention(Struct, frozen=True, rename="camel"):
-    """Which snapshots `forget` keeps: numbers of them, a restic duration, tags. `prune`: whether the data of others is
-    removed at once; `all_hosts`: whether those of other hosts are forgotten too."""
+    """Which snapshots `forget` keeps: numbers of them, a restic duration, tags.
+
+    `prune`: whether the data of forgotten snapshots is removed at once. `all_hosts`: whether snapshots of other hosts
+    are forgotten, too.
+    """
 
     keep_last: int | None = None
     keep_hourly: int | None = None
@@ -83,21 +86,21 @@ class Verify(Struct, frozen=True, rename="camel"):
 
 
 class Retry(Struct, frozen=True, rename="camel"):
-    """How often a failed run is tried again, and seconds before the first time."""
+    """How often a failed job is tried again, and the seconds before the first retry."""
 
     limit: int
     backoff_seconds: int
 
 
 class Hooks(Struct, frozen=True):
-    """Commands around a run, as argument lists."""
+    """Commands before and after a job, as argument lists."""
 
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
 
 
 class ScheduleSpec(Struct, frozen=True, rename="camel"):
-    """The spec of a Schedule. The block of its kind is there, those of other kinds are None."""
+    """The spec of a Schedule. The blocks of other kinds than its own are None."""
 
     kind: Kind
     cron: str
@@ -136,7 +139,7 @@ class RepositorySpec(Struct, frozen=True, rename="camel"):
 
 
 class RestoreSpec(Struct, frozen=True, rename="camel"):
-    """The spec of a Restore. `host`: None for the source host; `snapshot`: "latest", or how its id begins."""
+    """The spec of a Restore. `host`: None for the source host; `snapshot`: "latest", or the first digits of its id."""
 
     repository_ref: ObjectRef
     source_host: str

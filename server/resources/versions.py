@@ -1,4 +1,4 @@
-"""The version of what is declared of an object, and what a change demands of it."""
+"""Versions of declared objects, and conditions on them under which a change is made."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 
 Condition = Callable[[str | None], None]
-"""Raises a problem when an object of this version may not be changed; None for one that is not there."""
+"""Raises a Problem if an object of this version must not be changed. The version is None if there is no object."""
 
 
 class Versioned(Protocol):
@@ -19,23 +19,23 @@ class Versioned(Protocol):
 
     @property
     def generation(self) -> int:
-        """How often it was changed, from 1 on."""
+        """A number that is 1 at first and grows by one with each change."""
 
 
 def unconditional(_version: str | None) -> None:
-    """The condition of a change that is made whatever is there."""
+    """The condition of a change that is always made."""
 
 
 def resource_version(id_: str, generation: int) -> str:
-    """The version of a schedule or a repository: another one after each change, and for another of the same name."""
+    """The version of a schedule or a repository: another one after each change, and for a new object of its name."""
     return f"{id_}-{generation}"
 
 
 def version_of(row: Versioned | None) -> str | None:
-    """The version of a schedule or a repository, None for none."""
+    """The version of a schedule or a repository; None for None."""
     return None if row is None else resource_version(row.id, row.generation)
 
 
 def host_version(labels: Mapping[str, str]) -> str:
-    """The version of what is declared of a host: its labels."""
+    """The version of a host: a digest of its labels."""
     return hashlib.blake2b(msgspec.json.encode(labels, order="deterministic"), digest_size=8).hexdigest()
