@@ -1,4 +1,4 @@
-"""Changes of hosts: those that are declared, those that say hello unannounced, their labels, their end."""
+"""Changes of hosts: they are created by a declaration or by their first hello, labelled and deleted."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from wire.messages import HostName
 
 
 class Hosts:
-    """Makes hosts known, labels and forgets them."""
+    """Creates, labels and deletes hosts."""
 
     def __init__(
         self,
@@ -44,16 +44,14 @@ class Hosts:
     async def put(
         self, actor: Actor, name: str, labels: Mapping[str, str], condition: Condition = unconditional
     ) -> tuple[Row, bool]:
-        """Make a host known, or give it these labels in place of those it had. Returns the host, and whether it is new.
+        """Create a host, or replace its labels. Returns the host, and whether it is new.
 
-        Raises Invalid, and what `condition` does.
+        Raises Invalid, and what `condition` raises.
         """
         try:
             msgspec.convert(name, HostName)
         except msgspec.ValidationError:
-            raise Invalid.field(
-                "name", "a host is named like a DNS name: lower case letters, digits, '-' and '.'"
-            ) from None
+            raise Invalid.field("name", "must be like a DNS name: lower case letters, digits, '-' and '.'") from None
         async with self._pipeline.lock:
             old = self._placement.hosts.get(name)
             condition(None if old is None else host_version(old.labels))
@@ -63,7 +61,7 @@ class Hosts:
         return host, old is None
 
     async def delete(self, actor: Actor, name: str, condition: Condition = unconditional) -> None:
-        """Forget a host; its jobs stay, those that are open end. Raises NotFound, Conflict while it is connected."""
+        """Delete a host, and end its open jobs; all its jobs stay. Raises NotFound, Conflict while it is connected."""
         async with self._pipeline.lock:
             state = self._placement.hosts.get(name)
             if state is None:
@@ -77,12 +75,12 @@ class Hosts:
             await self._pipeline.commit(Change(line, delete_hosts=[name], end_jobs=ends), Plan(remove_hosts=[name]))
             for some in pieces(ends):
                 self._dispatcher.ended(some)
-                await asyncio.sleep(0)  # others come between
+                await asyncio.sleep(0)  # let other tasks run in between
 
     async def session(self, name: str) -> Session:
-        """The session of a host that says hello; a host that nobody declared is made known, without labels.
+        """The session of a host that says hello. A host that is not declared is created, without labels.
 
-        Hosts that say their first hello while a change is being made are made known together.
+        Hosts that say their first hello during another change are created together, in one commit.
         """
         session = self._hub.session(name)
         while session is None:
@@ -96,7 +94,7 @@ class Hosts:
         return session
 
     def schedules_are_declared(self) -> bool:
-        """Whether any Schedule is declared here."""
+        """Whether any Schedule is declared."""
         return bool(self._placement.schedules)
 
     async def _put(self, actor: Actor, name: str, labels: Mapping[str, str]) -> None:

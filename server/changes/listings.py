@@ -1,7 +1,7 @@
-"""Lists of snapshots and files: a host is asked for them by a job whose log is the answer, which waits for it.
+"""Lists of snapshots and files. A host is asked for them by a job, and the job's log is the answer.
 
-A repository whose URL holds {host} is, here, that of the host that was backed up, whoever lists it. What hosts list is
-kept in memory, as long as it takes to read it page by page, and in no log.
+In a repository's URL, {host} stands for the host that was backed up, whichever host lists. Lists are kept in memory for
+as long as their pages are read, and are not stored in the job's log.
 """
 
 import asyncio
@@ -38,16 +38,16 @@ from wire.messages import CommandRun, JobFinished
 ANSWER_S = 30.0
 """Seconds that a host has to list what is in a repository."""
 MAX_AT_ONCE = 16
-"""Lists that are asked for at once: each has a host run restic."""
+"""Maximum concurrent requests to hosts: each runs restic."""
 KEPT = 32
-"""Lists that are kept for whoever reads their next pages; the oldest makes way."""
+"""Maximum lists that are kept for their next pages; the oldest are evicted."""
 MAX_PATH = 4096
-"""Characters of a path that is listed."""
+"""Maximum characters of a path to list."""
 _SNAPSHOT = re.compile("latest|[0-9a-f]{4,64}")
 
 
 class Snapshot(Struct, frozen=True):
-    """A snapshot as it is listed."""
+    """A snapshot in a list."""
 
     id: str
     time: datetime
@@ -57,7 +57,7 @@ class Snapshot(Struct, frozen=True):
 
 
 class File(Struct, frozen=True):
-    """A file, a folder or whatever else a snapshot holds. `mode`: permissions as chmod(1) writes them, `0644`."""
+    """A file, folder or other node in a snapshot. `mode`: permissions as chmod(1) writes them, `0644`."""
 
     path: str
     type: str
@@ -69,7 +69,7 @@ class File(Struct, frozen=True):
 
 
 class Question(NamedTuple):
-    """What is asked of a repository. `host`: whose snapshots, "" for anyone's; `snapshot`: "" for a list of them."""
+    """What to list. `host`: whose snapshots, "" for every host's; `snapshot`: "" to list snapshots, not files."""
 
     namespace: str
     name: str
@@ -79,7 +79,7 @@ class Question(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What a host listed. `of`: the question; `truncated`: it was more than is told."""
+    """What a host listed. `of`: the question; `truncated`: whether the list was cut."""
 
     of: Question
     items: Sequence[Snapshot | File]
@@ -87,7 +87,7 @@ class Listing(NamedTuple):
 
 
 class Page(Struct, frozen=True):
-    """A part of a listing. `after`: the listing's id and where the next part begins, None where there is none."""
+    """A page of a listing. `after`: the listing's id and the index of the next page; None for the last page."""
 
     items: Sequence[Snapshot | File]
     truncated: bool
@@ -95,7 +95,7 @@ class Page(Struct, frozen=True):
 
 
 class Listings:
-    """Asks hosts for lists."""
+    """Asks hosts for lists, and pages through the answers."""
 
     def __init__(
         self,
@@ -114,14 +114,15 @@ class Listings:
         self._hub = hub
         self._clock = clock
         self._new_id = new_id
-        self._asked = 0
+        self._asking = 0
         self._kept: OrderedDict[str, Listing] = OrderedDict()
 
     async def page(self, actor: Actor, question: Question, limit: int, after: tuple[str, int] | None) -> Page:
-        """A part of what a host answers; the parts that follow are of the same answer while it is kept.
+        """A page of a host's answer. Pages after it are of the same answer, as long as that is kept.
 
-        Raises Invalid, Forbidden, NotFound, NoAnswer when no host can be asked or none answers in time, BadGateway when
-        the repository cannot be read.
+        `after`: that of the page before, None for the first page. Raises Invalid, Forbidden, NotFound; Conflict when
+        the answer is no longer kept; NoAnswer when no host can be asked or none answers within ANSWER_S; Unavailable
+        when MAX_AT_ONCE are being asked; BadGateway when the repository cannot be read.
         """
         question = question._replace(path=posixpath.normpath("/" + question.path.lstrip("/")))
         if after is None:
@@ -131,7 +132,7 @@ class Listings:
             listing_id, begin = after
             found = self._kept.get(listing_id)
             if found is None or found.of != question:
-                raise Conflict("that list is not kept any more: ask for its first page again")
+                raise Conflict("this list is no longer kept: request its first page again")
             listing = found
         items, rest = listing.items[begin : begin + limit], len(listing.items) - begin - limit
         if rest > 0:
@@ -144,22 +145,30 @@ class Listings:
         return Page(items, listing.truncated, (listing_id, begin + limit) if rest > 0 else None)
 
     async def _ask(self, actor: Actor, question: Question, job_id: str) -> Listing:
-        """Have a host list what is asked for."""
+        """Have a host answer a question."""
         row = self._catalog.repository(question.namespace, question.name)
         where = repository_spec(row.spec)
         if question.host and not is_dns_name(question.host):
             raise Invalid.field("host", "must be the name of a host")
         if question.snapshot and not _SNAPSHOT.fullmatch(question.snapshot):
-            raise Invalid.field("snapshot", "must be latest, or 4 to 64 of the digits that a snapshot's id begins with")
+            raise Invalid.field(
+                "snapshot", "must be latest, or the first 4 to 64 hexadecimal digits of a snapshot's id"
+            )
         if len(question.path) > MAX_PATH:
             raise Invalid.field("path", f"must be at most {MAX_PATH} characters long")
         if "{host}" in where.url and not question.host:
-            raise Invalid.field("host", f"each host has its own {row.name}, for its URL holds {{host}}: name the host")
+            raise Invalid.field(
+                "host", f"is required, since the URL of {row.name} contains {{host}}: name the host that was backed up"
+            )
         grant = self._catalog.grant(question.namespace)
         if wrong := self._catalog.in_force(row).errors:
             raise Forbidden(f"namespace {question.namespace} may not reach this", wrong)
         host = self._answering_host(grant, row, where, question.host)
-        args = _args(question)
+        args = (
+            arguments.ls_args(question.host, question.snapshot, question.path)
+            if question.snapshot
+            else arguments.snapshots_args(question.host)
+        )
         repository = arguments.repository_id(row.id, where, question.host, host)
         kind = "ls" if question.snapshot else "snapshots"
         command = CommandRun(job_id, kind, args, repository, timeout_s=int(ANSWER_S), lock_wait_s=0)
@@ -175,14 +184,14 @@ class Listings:
         return _files(question, lines) if question.snapshot else _snapshots(question, lines)
 
     async def _answer(self, job: NewJob, line: AuditRow) -> tuple[JobFinished, Sequence[str]]:
-        """Run a job whose log is what it was asked for. Raises NoAnswer, and Unavailable when too many run."""
-        if self._asked >= MAX_AT_ONCE:
-            raise Unavailable(f"{MAX_AT_ONCE} looks into repositories are under way: try again when one has ended")
-        self._asked += 1
+        """Run a job, and return its end and its log. Raises NoAnswer, Unavailable."""
+        if self._asking >= MAX_AT_ONCE:
+            raise Unavailable(f"{MAX_AT_ONCE} lists are being read from repositories: try again later")
+        self._asking += 1
         try:
             return await self._heard(job, line)
         finally:
-            self._asked -= 1
+            self._asking -= 1
 
     async def _heard(self, job: NewJob, line: AuditRow) -> tuple[JobFinished, Sequence[str]]:
         job_id = job.command.job_id
@@ -192,14 +201,14 @@ class Listings:
                 async with asyncio.timeout(ANSWER_S):
                     return await output.end, output.lines
             except TimeoutError:
-                with suppress(Conflict):  # it has ended just now
+                with suppress(Conflict):  # it has just ended
                     await self._runs.cancel(Actor(job.actor_kind, job.actor_id), job_id)
         raise NoAnswer(f"{job.host} gave no answer within {ANSWER_S:.0f} s: try again, or run restic there")
 
     def _answering_host(self, grant: Grant, row: RepositoryRow, where: RepositorySpec, source: str) -> str:
-        """The host that is to look: the one whose snapshots they are, or one that uses the repository, or any other.
+        """The host to ask: the one whose snapshots they are, else one that uses the repository, else any other.
 
-        A folder is looked for on a host that has it. Raises NoAnswer.
+        For a repository in a folder, only a host that has the folder can answer. Raises NoAnswer.
         """
         placement = self._placement
         able = {
@@ -215,17 +224,11 @@ class Listings:
             able = set() if "{host}" in where.url else using
         if not able:
             who = source or "a host that uses it"
-            raise NoAnswer(f"no host can look into {full_name(row)} now: start the agent of {who}")
+            raise NoAnswer(f"no host can read {full_name(row)} now: start the agent of {who}")
         return min(using or able)
 
 
-def _args(question: Question) -> list[str]:
-    if not question.snapshot:
-        return arguments.snapshots_args(question.host)
-    return arguments.ls_args(question.host, question.snapshot, question.path)
-
-
-# What hosts list: lines of JSON (agent/snapshots.py), the last of which may say that more is left out.
+# What hosts list: lines of JSON (agent/restic/snapshots.py). The last may say that further ones are left out.
 
 
 class _Line(Struct):
@@ -249,7 +252,7 @@ _line = msgspec.json.Decoder(_Line)
 
 
 def _read(lines: Iterable[str]) -> Iterator[_Line | None]:
-    """Each line; None for one that is cut, or says that others are left out. One with + goes on with the one before."""
+    """Decode lines: None for one that was cut or says that others are left out. One with + continues the last."""
     whole: list[list[str]] = []
     for line in lines:
         if line.startswith("+") and whole:
@@ -272,7 +275,7 @@ def _snapshots(question: Question, lines: Sequence[str]) -> Listing:
 
 
 def _files(question: Question, lines: Sequence[str]) -> Listing:
-    """What a folder holds, by name; a file is there for itself. Raises NotFound for neither."""
+    """The content of a folder, by name, or a single file. Raises NotFound if there is neither."""
     read = list(_read(lines))
     nodes = [it for it in read if it and it.path]
     if not nodes and question.path != "/":
@@ -284,6 +287,6 @@ def _files(question: Question, lines: Sequence[str]) -> Listing:
 
 
 def _mode(mode: int) -> int:
-    """The permissions in a mode as Go has it (io/fs, FileMode), as chmod(2) takes them."""
+    """The permissions of a Go mode (io/fs, FileMode) as chmod(2) takes them."""
     special = ((1 << 23, stat.S_ISUID), (1 << 22, stat.S_ISGID), (1 << 20, stat.S_ISVTX))
     return mode & 0o777 | sum(bit for flag, bit in special if mode & flag)

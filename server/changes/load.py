@@ -1,4 +1,4 @@
-"""What a server does first: put in force what its store holds."""
+"""Loading: a starting server puts in force what its store holds."""
 
 import asyncio
 import gc
@@ -27,7 +27,7 @@ from wire.messages import JobFinished
 
 
 class Loader:
-    """Puts in force what the store holds. All that it fills is empty before."""
+    """Fills the parts of a new server, which are empty, with what the store holds."""
 
     def __init__(
         self,
@@ -50,36 +50,37 @@ class Loader:
         self._clock = clock
 
     async def load(self, store: Store, vault: Vault) -> None:
-        """Take in what the store holds; a host whose set is not what it was stored as gets a new version.
+        """Load the store, and store what this version makes of it otherwise.
 
-        Credentials that an older key sealed are sealed with the first.
+        A host whose set has another digest than the stored one gets a new version. Credentials that an older key sealed
+        are sealed again with the first key.
         """
-        with _growing():
+        with _without_collector():
             loaded = await store.read(load_all, self._clock())
             renewed = [_renewed(row, vault) for row in loaded.repositories]
-            moved = self._take_in(loaded._replace(repositories=renewed))
+            moved = self._put_in_force(loaded._replace(repositories=renewed))
         changed = [new for new, old in zip(renewed, loaded.repositories, strict=True) if new != old]
         await asyncio.gather(*(store.write(upsert_repositories, row) for row in changed))
         await store.write(set_desired, moved)
 
-    def _take_in(self, loaded: Loaded) -> list[tuple[str, int, str]]:
-        """Put what was loaded in force; the hosts that get a new version, with it and its digest."""
+    def _put_in_force(self, loaded: Loaded) -> list[tuple[str, int, str]]:
+        """Put what was loaded in force. Returns the hosts that get a new version: (name, version, digest)."""
         catalog = self._catalog
         catalog.put(loaded.schedules, [catalog.resolve(row) for row in loaded.repositories])
         self._placement.put(catalog.place(row, catalog.resolved_of(row)) for row in loaded.schedules)
-        moved = [it for row in loaded.hosts if (it := self._host(row)) is not None]
+        moved = [it for row in loaded.hosts if (it := self._put_host(row)) is not None]
         for schedule in loaded.schedules:
             self._expected_since.put_schedule(schedule.id, schedule.enabled_since or schedule.since)
         self._expected_since.join(loaded.joined)
-        self._expected_since.clock_set_back(self._clock())  # it may have been since then
+        self._expected_since.clock_set_back(self._clock())  # the clock may have been set back since
         for repository in loaded.repositories:
             self._repositories.put(repository)
         self._remember(loaded.last_ends)
         self._dispatcher.load(loaded.open_jobs)
         return moved
 
-    def _host(self, row: HostRow) -> tuple[str, int, str] | None:
-        """Take in a host; its new version and digest, where its set is not what it was stored as."""
+    def _put_host(self, row: HostRow) -> tuple[str, int, str] | None:
+        """Put a host in force. Returns its new version and digest if its set differs from the stored one."""
         held = self._placement.match(row.labels)
         version = row.desired_version + (row.desired_digest != held.digest)
         state = HostState(row.name, row.labels, row.since, version, held, row.created_at)
@@ -90,7 +91,7 @@ class Loader:
         return None if version == row.desired_version else (row.name, version, held.digest)
 
     def _remember(self, last_ends: Iterable[Sequence[Any]]) -> None:
-        """Take in how each schedule's runs went last on each host."""
+        """Remember the last end of each schedule's jobs on each host. `last_ends`: see `Loaded`."""
         for schedule_id, host, status, at, succeeded_at, reason, error in sorted(last_ends, key=lambda end: end[3]):
             schedule = self._placement.schedules.get(schedule_id)
             if schedule is None or host not in self._placement.hosts:
@@ -99,7 +100,7 @@ class Loader:
             self._outcomes.remember(schedule_id, host, LastOutcome(status, at, succeeded_at, why(end)))
             self._repositories.remember(schedule.repository_id, host, schedule.spec.kind, end, succeeded_at)
         now = self._clock()
-        self._outcomes.clock_set_back(now)  # it may have been since then
+        self._outcomes.clock_set_back(now)  # the clock may have been set back since
         health = self._repositories.health
         health.clock_set_back(now)
 
@@ -107,14 +108,16 @@ class Loader:
 def _renewed(row: RepositoryRow, vault: Vault) -> RepositoryRow:
     try:
         return row if row.credentials is None else row._replace(credentials=vault.renew(row.credentials))
-    except VaultError:  # told when a host needs them
+    except VaultError:  # reported when a host needs them
         return row
 
 
 @contextmanager
-def _growing() -> Iterator[None]:
-    """While entered, memory is filled with what stays: the collector, which would walk all of it again and again for
-    nothing, is off, and later leaves it alone (gc.freeze)."""
+def _without_collector() -> Iterator[None]:
+    """Allocate long-lived objects without Python's garbage collector, which would traverse them again and again.
+
+    On leaving, the collector is told to ignore them from now on (gc.freeze).
+    """
     gc.disable()
     try:
         yield

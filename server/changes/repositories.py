@@ -1,4 +1,4 @@
-"""Changes of Repositories, and of what opens them."""
+"""Changes of Repositories and their credentials."""
 
 import logging
 from collections.abc import Callable
@@ -39,10 +39,10 @@ class Repositories:
         self._new_id = new_id
 
     async def put(self, actor: Actor, manifest: object, condition: Condition = unconditional) -> tuple[Row, bool]:
-        """Create a repository or make it what the manifest and its credentials say.
+        """Create a repository, or update it to the manifest; the same manifest again changes nothing.
 
-        Every host whose schedules use it gets the credentials anew, and a new version of its set. Raises Invalid,
-        Forbidden, and what `condition` does.
+        Every host whose schedules use it gets the new credentials, and a new version of its set. Returns the resource,
+        and whether it is new. Raises Invalid, Forbidden, and what `condition` raises.
         """
         parsed = manifests.parse_repository(manifest)
         self._check(parsed)
@@ -68,18 +68,18 @@ class Repositories:
             return row._asdict(), old is None
 
     async def delete(self, actor: Actor, namespace: str, name: str, condition: Condition = unconditional) -> None:
-        """Delete a repository's declaration; what is in it stays. Raises NotFound, Conflict while it is used."""
+        """Delete a Repository; the data in it stays. Raises NotFound, Conflict while a Schedule uses it."""
         async with self._pipeline.lock:
             row = self._catalog.repository(namespace, name)
             condition(version_of(row))
             if users := sorted(map(full_name, self._catalog.schedules_of(row))):
                 what = f"{full_name(row)} is used by Schedule {', '.join(users[:5])}"
-                raise Conflict(f"{what}: delete or change that first")
+                raise Conflict(f"{what}: delete or change what uses it first")
             line = audit(self._clock(), actor, "delete", "Repository", full_name(row))
             await self._pipeline.commit(Change(line, delete_repositories=[row]), Plan())
 
     def _check(self, parsed: manifests.Repository) -> None:
-        """Raises Invalid for a URL that no namespace may use, Forbidden for what this one may not reach or send."""
+        """Raises Invalid for a URL that no namespace may use, Forbidden for what this one may not reach or use."""
         if wrong := self._catalog.scheme_errors(parsed.spec.url):
             raise Invalid("the Repository is not valid", wrong)
         if wrong := self._catalog.forbidden(parsed.namespace, parsed.spec.url):

@@ -1,6 +1,6 @@
-"""Restores: what a Restore asks of a host, checked, granted and recorded as a job, once.
+"""Requests of Restores: each is checked, and recorded once as a job of one host.
 
-A repository whose URL holds {host} is, here, that of the host that was backed up, whoever restores from it.
+In a repository's URL, {host} stands for the host that was backed up, whichever host restores.
 """
 
 import asyncio
@@ -42,19 +42,19 @@ class Restores:
         self._asking = asyncio.Lock()
 
     async def restore(self, actor: Actor, manifest: Mapping[str, Any]) -> Row:
-        """Restore, once, what a Restore says; one of the same name is the same restore. Answers its job.
+        """Record the job of a Restore, once: a second request of this name returns the same job.
 
-        Raises Invalid, also for a repository or a host that is not there, Forbidden, and Conflict for a name that was
-        used for another restore.
+        Raises Invalid, also for an unknown repository or host, Forbidden, and Conflict if the name was used for a
+        different restore.
         """
         spec = manifests.parse_restore(manifest)
         namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
-        async with self._asking:  # so that nobody asks for what is being recorded
+        async with self._asking:  # so that concurrent requests of one name record one job
             job = await self._find(namespace, name)
             if job is None:
                 job = await self._record(actor, namespace, name, spec)
             elif not _is_same(job, spec):
-                raise Conflict(f"restore {name} was asked for before, and was another: give this one a name of its own")
+                raise Conflict(f"there is another restore {name} with another spec: give this one a name of its own")
         return job
 
     async def get(self, namespace: str, name: str) -> Row:
@@ -79,15 +79,15 @@ class Restores:
         if wrong := [*of_target, *self._catalog.in_force(row).errors]:
             raise Forbidden(f"namespace {namespace} may not reach this", wrong)
         if spec.setuid_and_devices and not grant.everywhere:
-            detail = "needs a grant of the whole host: leave it out; the cluster's operator can change the grant"
+            detail = "needs a grant of all paths: leave it out, or ask the cluster's operator for one"
             raise Forbidden(
                 f"namespace {namespace} may not have this", [{"field": "spec.setuidAndDevices", "detail": detail}]
             )
         state = self._placement.hosts.get(host)
         if state is None:
-            raise Invalid.field("spec.host", f"there is no host {host!r}: name one that is there, or start its agent")
+            raise Invalid.field("spec.host", f"there is no host {host!r}: name one that exists, or start its agent")
         if not grant.selects(state.labels):
-            detail = f"{host} is not granted to namespace {namespace}; the cluster's operator can change that"
+            detail = f"{host} is not granted to namespace {namespace}: name another, or ask the cluster's operator"
             raise Forbidden(f"namespace {namespace} may not reach this", [{"field": "spec.host", "detail": detail}])
         command = CommandRun(
             _job_id(namespace, name),
@@ -106,12 +106,12 @@ class Restores:
 
 
 def _job_id(namespace: str, name: str) -> str:
-    """The id of a restore's job: ever the same, and nobody else's."""
+    """The id of a restore's job, derived from its name."""
     return lasting_job_id("restore", namespace, name)
 
 
 def _earlier_job_id(namespace: str, name: str) -> str:
-    """The id that a restore's job got before ids began with what tells them apart: a store may hold some still."""
+    """The id that older versions gave a restore's job. Such jobs may still be in the store."""
     return f"{name}-{hashlib.blake2b(f'restore {namespace}'.encode(), digest_size=8).hexdigest()}"
 
 

@@ -1,4 +1,4 @@
-"""Jobs that somebody asks for: a Schedule run now, a Run, and jobs that are cancelled."""
+"""Requests for jobs: a Schedule run now, a Run; and requests to cancel jobs."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -21,7 +21,7 @@ from server.store.tables import OPEN, Actor
 
 
 class Runs:
-    """Records jobs that somebody asks for, and ends those that somebody cancels."""
+    """Records requested jobs, and cancels jobs."""
 
     def __init__(
         self,
@@ -44,11 +44,13 @@ class Runs:
         self._new_id = new_id
 
     async def run_now(self, actor: Actor, namespace: str, name: str, hosts: Sequence[str] | None) -> list[Row]:
-        """Run a schedule once, now, on its hosts or on some of them. Raises NotFound, Invalid, Conflict for no host."""
+        """Run a schedule once, now, on all its hosts or on these. Raises NotFound, Invalid, Conflict for no host."""
         schedule = self._schedule(namespace, name)
         matched = self._placement.matched(schedule, hosts)
         if hosts is None and not matched:
-            raise Conflict(f"{schedule.name} has no host: hostSelector must select one that its namespace is granted")
+            raise Conflict(
+                f"{schedule.name} has no host: have hostSelector select one that is granted to its namespace"
+            )
         if hosts is not None and (others := sorted(set(hosts) - set(matched))):
             raise Invalid.field("hosts", f"{schedule.name} does not select {', '.join(others[:5])}")
         now = self._clock()
@@ -59,7 +61,7 @@ class Runs:
     async def start(self, actor: Actor, namespace: str, name: str, run: str, selector: LabelSelector) -> Row:
         """Run a schedule once, now, on those of its hosts that a selector selects; the same run again changes nothing.
 
-        `run`: the id of the run, 1 to 40 characters. Returns how far it is. Raises NotFound.
+        `run`: the id of the run, 1 to 40 characters. Returns its status (see `run_status`). Raises NotFound, Conflict.
         """
         schedule = self._schedule(namespace, name)
         now, run_id = self._clock(), f"{namespace}/{run}"
@@ -77,21 +79,21 @@ class Runs:
         return self._placement.schedules[self._catalog.schedule(namespace, name).id]
 
     def _job(self, schedule: PlacedSchedule, host: str, job_id: str, actor: Actor, now: datetime) -> NewJob:
-        """A job that somebody asked for. Where its schedule's last run is not over, it waits for it or replaces it."""
+        """A requested job. If the schedule's last job on this host is open, it waits for that job or replaces it."""
         return new_job(schedule, host, job_id, None, now, self._lanes.of_schedule(schedule.id, host), actor)
 
     async def record(self, jobs: Sequence[NewJob], line: AuditRow) -> None:
-        """Store jobs that somebody asked for, and have those run that may. Raises Conflict where too many are open."""
+        """Store requested jobs, and send those that may run now. Raises Conflict if too many are open."""
         for job in jobs:
             if len(self._lanes.of_schedule(job.command.schedule_id, job.host)) >= MAX_OPEN_JOBS:
-                raise Conflict(f"{MAX_OPEN_JOBS} such jobs of {job.host} are not over: cancel some, or ask again later")
+                raise Conflict(f"{job.host} has {MAX_OPEN_JOBS} such open jobs: cancel some, or try again later")
         await stored(self._dispatcher.record(jobs, lambda rows: self._pipeline.store(Change(line, put_jobs=rows))))
 
     async def cancel(self, actor: Actor, job_id: str) -> Row:
-        """Have a job end as cancelled. Raises NotFound, Conflict for one that has ended.
+        """Cancel a job. Raises NotFound, Conflict for a job that has ended.
 
-        A host that is online says itself how a job ended that was sent to it. Any other job is over at once; if its
-        host has it nevertheless, that is told at its next hello.
+        If the job was sent to a host that is online, the host is asked to cancel it and reports how it ended. Any other
+        job ends at once; a host that nevertheless has it is asked at its next hello.
         """
         job = await self._find(job_id)
         if job["status"] not in OPEN:

@@ -16,7 +16,7 @@ from server.store.rows import Row, ScheduleRow
 from server.store.tables import Actor
 
 _TIMING = ("cron", "timeZone", "enabled", "hostSelector", "spreadSeconds")
-"""The fields of a spec that say when it is due, and where."""
+"""The fields of a spec that decide when it is due, and on which hosts."""
 
 
 class Schedules:
@@ -37,10 +37,9 @@ class Schedules:
         self._new_id = new_id
 
     async def put(self, actor: Actor, manifest: object, condition: Condition = unconditional) -> tuple[Row, bool]:
-        """Create a schedule or make it what the manifest says; one that says so already changes nothing.
+        """Create a schedule, or update it to the manifest; the same manifest again changes nothing.
 
-        Returns the resource, and whether it is new. Raises Invalid, naming the fields, Forbidden, and what `condition`
-        does.
+        Returns the resource, and whether it is new. Raises Invalid, Forbidden, and what `condition` raises.
         """
         parsed = manifests.parse_schedule(manifest)
         namespace, spec = parsed.namespace, parsed.spec
@@ -49,7 +48,7 @@ class Schedules:
             raise Forbidden(f"namespace {namespace} may not reach this", wrong)
         if spec.kind not in arguments.KINDS:
             runs = ", ".join(sorted(arguments.KINDS))
-            raise Invalid.field("spec.kind", f"{spec.kind!r} is not run by this version: use one of {runs}")
+            raise Invalid.field("spec.kind", f"{spec.kind!r} cannot be run by this version: use one of {runs}")
         async with self._pipeline.lock:
             old = self._catalog.schedules.get((namespace, parsed.name))
             condition(version_of(old))
@@ -67,7 +66,7 @@ class Schedules:
             return row._asdict(), old is None
 
     async def delete(self, actor: Actor, namespace: str, name: str, condition: Condition = unconditional) -> None:
-        """Delete a schedule: no host fires it any more. Its jobs stay. Raises NotFound, and what `condition` does."""
+        """Delete a schedule; its jobs stay. Raises NotFound, and what `condition` raises."""
         async with self._pipeline.lock:
             row = self._catalog.schedule(namespace, name)
             condition(version_of(row))
@@ -75,7 +74,10 @@ class Schedules:
             await self._pipeline.commit(Change(line, delete_schedules=[row]), self._placement.plan(remove=[row.id]))
 
     def _row(self, old: ScheduleRow | None, parsed: manifests.Schedule, now: datetime) -> ScheduleRow:
-        """The row of a new or changed schedule. When it is due begins anew where that changes, not to run the past."""
+        """The row of a new or changed schedule.
+
+        If it changes when or where it is due, due times before now do not count: they would be run as missed.
+        """
         row = ScheduleRow(
             old.id if old else self._new_id(),
             parsed.namespace,

@@ -100,7 +100,7 @@ def _requirement_errors(requirement: Mapping[str, object], field: str) -> Iterat
 
 _KEY_FORM = (
     "a label's key is a name of at most 63 letters, digits, '-', '_' and '.', which begins and ends with a letter "
-    "or digit, optionally after a DNS name and a slash: for example tier, or example.org/tier"
+    "or digit, if need be after a DNS name and a slash: for example tier, or example.org/tier"
 )
 _VALUE_FORM = (
     "a label's value is empty, or at most 63 letters, digits, '-', '_' and '.', which begin and end with a letter "

@@ -142,7 +142,7 @@ async def test_powers_come_back_only_where_the_whole_host_is_granted(tmp_path):
     assert refused.json()["errors"] == [
         {
             "field": "spec.setuidAndDevices",
-            "detail": "needs a grant of the whole host: leave it out; the cluster's operator can change the grant",
+            "detail": "needs a grant of all paths: leave it out, or ask the cluster's operator for one",
         }
     ]
 
