@@ -1,4 +1,4 @@
-"""The server: all its parts, built in one readable order, from start to a clean stop."""
+"""The server: builds all parts, each from those before it, and runs them from start to a clean stop."""
 
 import asyncio
 import gc
@@ -67,18 +67,19 @@ from server.transport import connections, tls
 log = logging.getLogger(__name__)
 
 GC_THRESHOLDS = (50_000, 5, 2)
-"""Python's own are for small programs: each burst here would have it walk, several times, all that thousands of idle
-connections hold. A full walk still comes with every half a million objects more, long before cycles fill the memory."""
+"""Thresholds of Python's garbage collector. With its defaults, each burst of requests would make it traverse the
+objects of thousands of idle connections several times. With these, it still traverses all objects after each further
+half a million, long before cycles fill the memory."""
 
 
 class Config(Struct, frozen=True):
-    """How a server is set up. `data`: its folder; `database`: an SQLAlchemy URL, SQLite in the folder when empty.
+    """The configuration of a server. `data`: its folder; `database`: an SQLAlchemy URL, empty for SQLite in the folder.
 
-    `auth`: whether callers are known by the token files in the folder or by the reviews of a cluster, the one that this
-    runs in unless `cluster` names another; there, `agent_service_account` is that of agents, NAMESPACE/NAME.
-    `vault_key`: the file with the keys that seal credentials, in the folder when None. `grants`: the
-    file that says what namespaces may reach, everything when None. `schemes`: the kinds of repositories' URLs that
-    are allowed. `keep_jobs`, `keep_jobs_days`: see `history.HistoryRetention`.
+    `auth`: "file" authenticates callers by the token files in the folder; "kubernetes" by a cluster, which is `cluster`
+    or else the one that the server runs in, and in which agents have the service account `agent_service_account`
+    (NAMESPACE/NAME). `vault_key`: the file with the keys that seal credentials; None for one in the folder. `grants`:
+    the file that says what namespaces may reach; None for everything. `schemes`: the allowed schemes of Repositories'
+    URLs. `keep_jobs`, `keep_jobs_days`: see `history.HistoryRetention`.
     """
 
     data: Path
@@ -98,11 +99,11 @@ class Config(Struct, frozen=True):
 
 
 class ServerError(Exception):
-    """The server cannot start; the message says why and what to do."""
+    """The server cannot start. The message says why, and what to do."""
 
 
 class Parts(NamedTuple):
-    """What a server is made of, before anything runs."""
+    """The parts of a server, before anything runs."""
 
     services: Services
     gateway: Gateway
@@ -117,9 +118,9 @@ class Parts(NamedTuple):
 
 
 class Running(Struct, frozen=True):
-    """A server that answers. `port`: the one that was bound. The tokens are empty where a cluster knows callers.
+    """A server that is ready. `port`: the bound one. The tokens are empty if a cluster authenticates callers.
 
-    `refuses`: why nothing can be stored now; empty when it can.
+    `refuses`: returns why nothing can be stored now; empty when it can.
     """
 
     port: int
@@ -133,12 +134,12 @@ class Running(Struct, frozen=True):
 
 
 def utc_now() -> datetime:
-    """The wall clock."""
+    """The time of the wall clock."""
     return datetime.now(UTC)
 
 
 def new_id() -> str:
-    """32 hexadecimal digits that no other thing has (UUID version 4 without dashes)."""
+    """A random UUID (version 4) as 32 hexadecimal digits."""
     return uuid.UUID(bytes=secrets.token_bytes(16), version=4).hex
 
 
@@ -196,15 +197,15 @@ def assemble(
 
 @asynccontextmanager
 async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> AsyncIterator[Running]:
-    """Serve while entered; on leaving, requests end, connections close and the store is closed, in bounded time.
+    """Serve while entered. On leaving, end requests, close connections and the store, in bounded time.
 
-    Raises ServerError when the folder or the certificate cannot be used or the address is taken; StoreError when the
-    store cannot be, or belongs to another server.
+    Raises ServerError when the configuration cannot be used or the address is in use; StoreError when the store cannot
+    be used, or another server has it.
     """
     gc.set_threshold(*GC_THRESHOLDS)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection for each agent
-    secure = _tls_context(config)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each agent has a connection
+    tls_context = _tls_context(config)
     with _bound(config) as listening:
         async with _opened(config) as (store, vault), _identity(config) as identity:
             parts = assemble(store, vault, clock, new_id, identity, _grants(config), config.schemes)
@@ -217,9 +218,9 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
                 _running(history.follow(store, HistoryRetention(config.keep_jobs, config.keep_jobs_days), clock)),
                 _running(parts.last_seen.follow()),
                 _running(clock_set_back.follow(parts.events, clock)),
-                _connected(services.hub),
-                connections.serving(app, Listener(listening, connection_limit(), secure)),
-                _while_ours(store),
+                _disconnecting(services.hub),
+                connections.serving(app, Listener(listening, connection_limit(), tls_context)),
+                _while_owned(store),
             ):
                 admin, agents = (identity.admin, identity.agents) if isinstance(identity, Files) else ("", "")
                 try:
@@ -230,8 +231,8 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
 
 
 @asynccontextmanager
-async def _connected(hub: Hub) -> AsyncIterator[None]:
-    """On leaving, what is still being sent to agents is given up."""
+async def _disconnecting(hub: Hub) -> AsyncIterator[None]:
+    """On leaving, close agents' connections at once, whatever is still unsent."""
     try:
         yield
     finally:
@@ -240,9 +241,13 @@ async def _connected(hub: Hub) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _identity(config: Config) -> AsyncIterator[Identity]:
-    """How callers are known. Raises ServerError, with the remedy."""
+    """What authenticates callers. Raises ServerError."""
     if config.auth == "file":
-        yield _files(config.data)
+        try:
+            files = Files(tokens.load(config.data / "admin-token"), tokens.load(config.data / "agent-token"))
+        except (OSError, ValueError) as error:
+            raise ServerError(f"{config.data}: {error}") from error
+        yield files
         return
     if not all(config.agent_service_account.partition("/")):
         raise ServerError("--auth kubernetes needs --agent-service-account NAMESPACE/NAME")
@@ -261,16 +266,9 @@ def _grants(config: Config) -> Grants:
         raise ServerError(f"--grants {error}") from error
 
 
-def _files(data: Path) -> Files:
-    try:
-        return Files(tokens.load(data / "admin-token"), tokens.load(data / "agent-token"))
-    except (OSError, ValueError) as error:
-        raise ServerError(f"{data}: {error}") from error
-
-
 @asynccontextmanager
 async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """While entered, something goes on beside."""
+    """Run a task while entered."""
     task = asyncio.create_task(work)
     try:
         yield
@@ -284,8 +282,8 @@ async def _refuses(store: Store, clock: Callable[[], datetime]) -> str:
 
 
 @asynccontextmanager
-async def _while_ours(store: Store) -> AsyncIterator[None]:
-    """While entered, to lose the store ends what is done. Raises StoreLostError, in a group, when it is lost."""
+async def _while_owned(store: Store) -> AsyncIterator[None]:
+    """Cancel what runs inside when the store is lost. Raises StoreLostError, in a group, in that case."""
     async with asyncio.TaskGroup() as tasks:
         watching = tasks.create_task(store.until_lost())
         try:
@@ -296,7 +294,7 @@ async def _while_ours(store: Store) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _opened(config: Config) -> AsyncIterator[tuple[Store, Vault]]:
-    """What a server keeps: its store and its vault."""
+    """Open the store and the vault; on leaving, close the store. Raises ServerError, StoreError."""
     try:
         config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         vault = Vault.open(config.vault_key or config.data / "vault-key")
@@ -310,10 +308,9 @@ async def _opened(config: Config) -> AsyncIterator[tuple[Store, Vault]]:
 
 
 def application(gateway: Gateway, routes: Sequence[BaseRoute]) -> ASGIApp:
-    """Everything that is served, as one ASGI application: the agents' gateway and these routes.
+    """The ASGI application: the agents' gateway and these routes.
 
-    A connection of an agent does not pass through Starlette's layers, each of which would hold a frame of its own as
-    long as the connection lives.
+    Agents' connections bypass Starlette's layers, each of which would hold a stack frame while a connection is open.
     """
     web = routing.application(routes)
 
@@ -335,7 +332,7 @@ def _tls_context(config: Config) -> ssl.SSLContext | None:
 
 
 def _bound(config: Config) -> socket.socket:
-    """A listening socket, bound before anything else so that a taken port is told at once."""
+    """A listening socket. It is bound before anything else, so that a port in use is reported at once."""
     try:
         return bind(config.host, config.port, "--listen")
     except ListenError as error:

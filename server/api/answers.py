@@ -1,4 +1,4 @@
-"""Answers: JSON, pages, and the tags by which conditional requests name a version."""
+"""JSON answers, and pages of lists."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,7 +10,7 @@ from server.store.rows import Row
 
 
 def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON answer. Datetimes are written as RFC 3339 has them, Raw values as they are."""
+    """A JSON answer. Datetimes are written as in RFC 3339, Raw values unchanged."""
     return Response(msgspec.json.encode(content), status, headers, "application/json")
 
 

@@ -1,4 +1,4 @@
-"""Conditional requests (RFC 9110, section 13): If-Match and If-None-Match, and the tags that they name.
+"""Conditional requests (RFC 9110, section 13): If-Match, If-None-Match, and the entity tags in them.
 
 A tag is `"VERSION.DIGEST"`: the version of the declared object, and a digest of the whole answer including its status.
 If-Match compares only the version, so that a change of status in between does not refuse a change of the object.
@@ -36,11 +36,11 @@ def condition(request: Request, resource_version: object = None) -> Condition:
 
     def check(version: str | None) -> None:
         if match is not None and not _holds(match, version, strong=True):
-            raise PreconditionFailed(f"If-Match names another version: {_now(version)}")
+            raise PreconditionFailed(f"If-Match names another version: {_current(version)}")
         if none_match is not None and _holds(none_match, version, strong=False):
-            raise PreconditionFailed("If-None-Match names what is there: leave it out to change that")
+            raise PreconditionFailed("If-None-Match names the current version: leave it out to change the object")
         if resource_version not in (None, "", version):
-            raise Conflict(f"metadata.resourceVersion is another one: {_now(version)}")
+            raise Conflict(f"metadata.resourceVersion names another version: {_current(version)}")
 
     return check
 
@@ -62,7 +62,7 @@ def answered(request: Request, response: Response) -> Response:
     if match is not None and not (
         _holds(match, whole, strong=True) or (version and _holds(match, version, strong=True))
     ):
-        raise PreconditionFailed("If-Match names another version: read it anew")
+        raise PreconditionFailed("If-Match names another version: read the object again")
     if none_match is not None and ("*" in none_match or any(it.removeprefix("W/") == whole for it in none_match)):
         return Response(status_code=304, headers={"etag": etag})
     return response
@@ -76,7 +76,7 @@ def _tags(request: Request, name: str) -> list[str] | None:
     if given.strip() == "*":
         return ["*"]
     if not _TAGS.fullmatch(given):
-        raise bad_header(name, 'must be * or tags in quotes, as ETag has them, such as "0c1a-1.9f"')
+        raise bad_header(name, 'must be * or quoted tags, as in the header ETag, such as "0c1a-1.9f"')
     return [weak + text for weak, text in _TAG.findall(given)]
 
 
@@ -88,5 +88,5 @@ def _holds(tags: list[str], version: str | None, *, strong: bool) -> bool:
     return any(it in ("*", version) or it.rpartition(".")[0] == version for it in texts)
 
 
-def _now(version: str | None) -> str:
-    return "there is nothing by this name now" if version is None else "it was changed: read it anew"
+def _current(version: str | None) -> str:
+    return "there is no such object" if version is None else "the object has changed; read it again"

@@ -1,4 +1,4 @@
-"""Controllers of folders, which report what keeps them from following their folder."""
+"""Controllers of folders, which report what prevents them from following their folder."""
 
 from msgspec.structs import asdict
 from starlette.requests import Request
@@ -13,7 +13,7 @@ from server.resources.selectors import is_dns_name
 
 
 async def list_controllers(services: Services, request: Request) -> Response:
-    """List the controllers of folders, and what keeps each from following its folder."""
+    """List the controllers of folders, and what prevents each from following its folder."""
     query = Query(request, "limit", "cursor")
     after, limit = query.after(str), query.limit()
     states = [asdict(it) for it in services.controllers.states() if it.name > (after or "")]
@@ -21,7 +21,7 @@ async def list_controllers(services: Services, request: Request) -> Response:
 
 
 async def put_controller(services: Services, request: Request) -> Response:
-    """Report what keeps a controller from following its folder. Controllers report at least once a minute."""
+    """Report what prevents a controller from following its folder. Controllers report at least once a minute."""
     Query(request)
     name = request.path_params["name"]
     if not is_dns_name(name):

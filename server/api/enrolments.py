@@ -1,4 +1,4 @@
-"""Enrolment of hosts outside a cluster: a token is made, exchanged for a key, and the key revoked."""
+"""Enrolment of hosts outside a cluster: creates tokens, exchanges them for keys, revokes keys."""
 
 from datetime import datetime
 from typing import Annotated
@@ -24,7 +24,7 @@ class OfferBody(Struct, forbid_unknown_fields=True):
 
 
 class Offer(Struct, frozen=True):
-    """A token to enrol a host with. It is answered only once."""
+    """A token to enrol a host with. No other answer contains it."""
 
     host: str
     token: str

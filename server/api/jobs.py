@@ -22,11 +22,11 @@ ATTEMPT = ("attempt", "status", "started_at", "finished_at", "exit_code", "snaps
 
 
 async def list_jobs(services: Services, request: Request) -> Response:
-    """List jobs, newest first; those that list snapshots or files only when asked for by id or kind."""
+    """List jobs, newest first. Jobs that list snapshots or files are left out unless `id` or `kind` is given."""
     query = Query(request, "id", "host", "schedule", "kind", "status", "actor_kind", "limit", "cursor")
     after, limit = query.after(tuple[datetime, str]), query.limit()
     if after is not None and after[0].utcoffset() != timedelta():
-        raise bad_parameter("cursor", "must be the `next` of an earlier page, as it was given")
+        raise bad_parameter("cursor", "must be the `next` of an earlier page, unchanged")
     given = {
         "host": query.text("host"),
         "scheduled_id": await _schedule_id(services, query.text("schedule")),
@@ -51,7 +51,7 @@ async def get_job(services: Services, request: Request) -> Response:
 
 
 async def get_job_log(services: Services, request: Request) -> Response:
-    """Read a job's log: the lines that restic wrote for people."""
+    """Read a job's log: the lines that restic printed for people."""
     query = Query(request, "limit", "cursor")
     after, limit = query.after(Number) or 0, query.limit()
     job = await _find(services, request)
@@ -67,7 +67,7 @@ async def cancel_job(services: Services, request: Request) -> Response:
 
 
 def shown_job(services: Services, row: Row) -> dict[str, object]:
-    """A job as it is answered: its row, and what the dispatcher knows of it now."""
+    """A job in an answer: its row, and its current state from the dispatcher."""
     jobs = services.dispatcher
     now = {"waits_for": jobs.waits_for(row["id"]) or None, "progress": jobs.progress_of(row["id"])}
     now |= {"problem": jobs.problem_of(row["id"]) or None}
@@ -100,6 +100,6 @@ async def _schedule_id(services: Services, named: str | None) -> str | None:
     namespace, _, name = named.partition("/")
     row = await services.store.read(get_resource, SCHEDULES, namespace, name)
     if row is None:
-        raise bad_parameter("schedule", f"there is no Schedule {named}; one that was deleted is found by its uid")
+        raise bad_parameter("schedule", f"there is no Schedule {named}: use the uid of one that was deleted")
     id_: str = row["id"]
     return id_

@@ -24,7 +24,7 @@ class Problems:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. An error after the answer began is raised to uvicorn, which closes the connection."""
+        """Serve one request. An error after the answer has begun is raised to uvicorn, which closes the connection."""
         started = False
 
         async def watched(message: Message) -> None:
@@ -35,7 +35,7 @@ class Problems:
         try:
             await self._app(scope, receive, watched)
         except ClientDisconnect:
-            log.debug("a caller left before its request was read")
+            log.debug("a client disconnected before its request was read")
         except Exception as error:
             if started:
                 raise
@@ -67,12 +67,12 @@ async def nowhere(_request: Request, error: Exception) -> Response:
 
 
 def _response(error: Exception) -> Response:
-    """The answer for an error. Of an unexpected error it says nothing but that there was one."""
+    """The answer for an error. It discloses nothing of an unexpected one."""
     if isinstance(error, HTTPException):
         return _problem_response(error.status_code, _routing_problem(error), dict(error.headers or {}))
     problem = Unavailable("the server is stopping") if isinstance(error, StoreClosedError) else error
     if not isinstance(problem, ApiException):
-        problem = ApiException("the server failed to do this: its log says why")
+        problem = ApiException("the server failed: see its log")
     return _problem_response(int(problem.status), problem.body(), dict(problem.headers))
 
 

@@ -1,4 +1,4 @@
-"""The stream of changes, for controllers."""
+"""The stream of changes, which controllers follow."""
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse

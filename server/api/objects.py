@@ -38,7 +38,7 @@ async def named_manifest(request: Request) -> dict[str, Any]:
         raise invalid({"metadata": "must be an object"})
     for key, value in request.path_params.items():
         if metadata.get(key, value) != value:
-            raise invalid({f"metadata.{key}": f"must be {value!r}, as the path says"})
+            raise invalid({f"metadata.{key}": f"must be {value!r}, as in the path"})
     return {**manifest, "metadata": {**metadata, **request.path_params}}
 
 
@@ -48,7 +48,7 @@ def is_new(request: Request, kind: str) -> Condition:
 
     def check(version: str | None) -> None:
         if version is not None:
-            raise Conflict(f"there is a {kind} of this name: change it with PUT")
+            raise Conflict(f"there is already a {kind} of this name: change it with PUT")
         also(version)
 
     return check

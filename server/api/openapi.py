@@ -1,4 +1,4 @@
-"""The description of the API in OpenAPI 3.1, made from the table of operations and the schemas of the CRDs."""
+"""The OpenAPI 3.1 document, generated from the table of operations and the schemas of the CRDs."""
 
 import inspect
 import re
@@ -26,18 +26,18 @@ _OWN_ID: Schema = {"type": "string", "pattern": f"^{selectors.OWN_ID.pattern}$"}
 _SNAPSHOT: Schema = {"type": "string", "pattern": "^(latest|[0-9a-f]{4,64})$"}
 _IN_PATH: Mapping[str, Schema] = {"namespace": _NAMESPACE, "name": _NAME, "snapshot": _SNAPSHOT}
 _PARAMETERS: Mapping[str, Schema] = {
-    "limit": {"description": "Items of a page.", "schema": {"type": "integer", "minimum": 1, "maximum": 500}},
-    "cursor": {"description": "The `next` of the page before.", "schema": {"type": "string"}},
-    "id": {"description": "Only jobs whose id begins so.", "schema": {"type": "string"}},
-    "host": {"description": "Only jobs, or snapshots, of this host.", "schema": {"type": "string"}},
+    "limit": {"description": "Maximum items of a page.", "schema": {"type": "integer", "minimum": 1, "maximum": 500}},
+    "cursor": {"description": "The `next` of the previous page.", "schema": {"type": "string"}},
+    "id": {"description": "Only jobs whose id begins with this.", "schema": {"type": "string"}},
+    "host": {"description": "Only jobs or snapshots of this host.", "schema": {"type": "string"}},
     "schedule": {
         "description": "Only jobs of the schedule NAMESPACE/NAME, or with this uid.",
         "schema": {"type": "string"},
     },
     "kind": {"description": "Only jobs of this kind.", "schema": {"type": "string"}},
-    "path": {"description": "The folder, or the file; / when it is not given.", "schema": {"type": "string"}},
-    "status": {"description": "Only jobs of this status.", "schema": {"enum": list(JOB_STATUSES)}},
-    "actor_kind": {"description": "Only jobs caused by such an actor.", "schema": {"enum": list(ACTOR_KINDS)}},
+    "path": {"description": "The folder or file; / by default.", "schema": {"type": "string"}},
+    "status": {"description": "Only jobs with this status.", "schema": {"enum": list(JOB_STATUSES)}},
+    "actor_kind": {"description": "Only jobs caused by this kind of actor.", "schema": {"enum": list(ACTOR_KINDS)}},
 }
 
 
@@ -85,7 +85,7 @@ def _operation(operation: Operation) -> Schema:
 
 
 def _general(operation: Operation) -> tuple[int, ...]:
-    """The statuses of problems that any operation of this form may answer."""
+    """The statuses of problems that every operation of this form may answer."""
     known = () if operation.needs is None else (401, 403)
     placed = (404,) if "{" in operation.path else ()
     read = () if operation.takes is None else (408,)
@@ -132,18 +132,18 @@ def _schemas() -> dict[str, Schema]:
         "schedules": {"type": "integer", "description": "How many enabled Schedules it has."},
         "clock_skew_seconds": {
             "type": ["number", "null"],
-            "description": "How far its clock was ahead when it last told.",
+            "description": "Seconds by which its clock was ahead of the server's, when it last reported.",
         },
         "problems": _list_of("What is wrong with its agent.", "reason", "message"),
     }
     status: Schema = {"enum": list(JOB_STATUSES)}
-    waits: Schema = {"type": ["string", "null"], "description": "What a job waits for, in words."}
-    problem: Schema = {"type": ["string", "null"], "description": "What is wrong with a job that runs, in words."}
+    waits: Schema = {"type": ["string", "null"], "description": "What the job waits for, in words."}
+    problem: Schema = {"type": ["string", "null"], "description": "What is wrong with the running job, in words."}
     now = {"waits_for": waits, "progress": _PROGRESS, "problem": problem}
     job = _record(JOBS, {"command": {"type": "object"}, "status": status, **now})
     attempt = _record(JOB_ATTEMPTS, {"status": status}, leave_out=("job_id",))
     attempt["properties"]["finished_at"] = {**attempt["properties"]["finished_at"], "type": ["string", "null"]}
-    attempts = {"type": "array", "items": attempt, "description": "The last one, and those that it followed."}
+    attempts = {"type": "array", "items": attempt, "description": "All attempts in order; the last is the current one."}
     schemas = {
         **crds,
         "RepositoryPut": {
@@ -160,8 +160,8 @@ def _schemas() -> dict[str, Schema]:
         "LogLine": _record(JOB_LOGS, {}, leave_out=("job_id", "total_bytes")),
         "Audit": _record(AUDIT, {}),
         "RestorePut": _restore(),
-        "SnapshotList": _look("Snapshot"),
-        "FileList": _look("File"),
+        "SnapshotList": _listing("Snapshot"),
+        "FileList": _listing("File"),
         "ControllerList": _list("Controller"),
         "Problem": _PROBLEM,
         "Events": {"type": "string", "description": 'Server-sent events: {"changed": ["schedules", …]}.'},
@@ -247,9 +247,9 @@ def _list(name: str) -> Schema:
     return {"type": "object", "properties": properties, "required": ["items", "next"]}
 
 
-def _look(name: str) -> Schema:
+def _listing(name: str) -> Schema:
     listed = _list(name)
-    truncated = {"type": "boolean", "description": "Whether there is more than can be listed."}
+    truncated = {"type": "boolean", "description": "Whether the list was cut, because it was too long."}
     return {**listed, "properties": {**listed["properties"], "truncated": truncated}}
 
 
@@ -266,7 +266,7 @@ def _restore() -> Schema:
 
 _PROGRESS: Schema = {
     "type": ["object", "null"],
-    "description": "What its host last told of a running job; what is 0 is left out.",
+    "description": "What the host last reported of the running job; fields that are 0 are left out.",
     "properties": {
         "fraction": {"type": "number"},
         **{name: {"type": "integer"} for name in ("files_done", "files_total", "bytes_done", "bytes_total")},
@@ -288,13 +288,13 @@ _HOST: Schema = {
 }
 _METADATA: Schema = {
     "type": "object",
-    "description": "What Kubernetes keeps there as well is taken, and left alone.",
+    "description": "Further fields of Kubernetes are accepted and ignored.",
     "properties": {
         **{name: {} for name in METADATA},
         "namespace": _NAMESPACE,
         "name": _NAME,
         "labels": _LABELS,
-        "resourceVersion": {"type": "string", "description": "The version to change; left out, whatever is there."},
+        "resourceVersion": {"type": "string", "description": "The version to change; any, if it is left out."},
     },
     "additionalProperties": False,
 }
@@ -303,7 +303,7 @@ _URLS: Schema = {
     "type": "array",
     "maxItems": MAX_URLS,
     "items": {"type": "string", "maxLength": MAX_URL},
-    "description": "URL prefixes of repositories that it is for; for any, without it.",
+    "description": "Prefixes of the repository URLs that it may be used for; without them, any.",
 }
 _CREDENTIALS: Schema = {
     "type": ["object", "null"],

@@ -1,4 +1,4 @@
-"""The table of operations: which are routed, what their callers need to be allowed, and what they take and answer.
+"""The table of operations: their routes, the permissions that callers need, their bodies and answers.
 
 The handlers are in a file for each resource. Routing (`routing`) and /openapi.json (`openapi`) are made from the table.
 """
@@ -65,7 +65,7 @@ async def in_body(_services: Services, request: Request) -> tuple[str, str]:
 
 
 class Needs(NamedTuple):
-    """What a caller must be allowed, in the words of Kubernetes' RBAC.
+    """The permissions that a caller needs, in the words of Kubernetes' RBAC.
 
     `verbs`: separated by spaces; all are needed. `about`: returns the (namespace, name) of the object that a request is
     about; an empty one stands for all.
@@ -79,7 +79,7 @@ class Needs(NamedTuple):
 class Operation(NamedTuple):
     """One operation as it is routed and described. Names of schemas are those of `openapi`.
 
-    `needs`: None when the caller needs no token. `takes`: the schema of the body. `answers`: schemas by status, None
+    `needs`: None if the caller needs no token. `takes`: the schema of the body. `answers`: schemas by status, None
     for no body. `may`: statuses of the problems that this operation answers besides the general ones.
     """
 
@@ -94,7 +94,7 @@ class Operation(NamedTuple):
     may: Sequence[int] = ()
 
     async def permissions(self, services: Services, request: Request) -> list[Permission]:
-        """What the caller of this request must be allowed. Raises what reading the request raises."""
+        """The permissions that the caller of this request needs. Raises what reading the request raises."""
         if self.needs is None:
             return []
         about = await self.needs.about(services, request)
@@ -103,7 +103,7 @@ class Operation(NamedTuple):
 
 _PAGE = ("limit", "cursor")
 _BODY = (400, 413, 415, 422)
-_LOOK = (400, 404, 409, 422, 502, 504)
+_LISTING = (400, 404, 409, 422, 502, 504)
 _RUN, _RESTORE = "/runs/{namespace}/{id}", "/restores/{namespace}/{id}"
 _SCHEDULE, _REPOSITORY, _HOST = "/schedules/{namespace}/{name}", "/repositories/{namespace}/{name}", "/hosts/{name}"
 
@@ -221,7 +221,7 @@ OPERATIONS: Sequence[Operation] = (
         Needs("get", "repositories/snapshots"),
         {200: "SnapshotList"},
         query=("host", *_PAGE),
-        may=_LOOK,
+        may=_LISTING,
     ),
     Operation(
         "GET",
@@ -230,7 +230,7 @@ OPERATIONS: Sequence[Operation] = (
         Needs("get", "repositories/snapshots"),
         {200: "FileList"},
         query=("host", "path", *_PAGE),
-        may=_LOOK,
+        may=_LISTING,
     ),
     Operation("GET", "/news", news.listen, Needs("list", "schedules"), {200: "Events"}, may=(400,)),
     Operation("GET", "/hosts", hosts.list_hosts, Needs("list", "hosts"), {200: "HostList"}, query=_PAGE, may=(400,)),

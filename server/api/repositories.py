@@ -1,4 +1,4 @@
-"""Repositories. Their credentials can be written, and are never read."""
+"""Repositories. Their credentials can be written, and are in no answer."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,7 +23,7 @@ async def list_repositories(services: Services, request: Request) -> Response:
 
 
 async def create_repository(services: Services, request: Request) -> Response:
-    """Create a repository. Its `credentials` can be written, and are never answered."""
+    """Create a repository. Its `credentials` are in no answer."""
     Query(request)
     manifest = await object_body(request)
     row, _ = await services.repositories.put(actor(request), manifest, is_new(request, "Repository"))
@@ -46,7 +46,7 @@ async def put_repository(services: Services, request: Request) -> Response:
 
 
 async def delete_repository(services: Services, request: Request) -> Response:
-    """Delete a repository's declaration; what is stored in it stays."""
+    """Delete a Repository; the data in it stays."""
     Query(request)
     await services.repositories.delete(actor(request), **request.path_params, condition=condition(request))
     return Response(status_code=204)

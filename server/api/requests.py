@@ -87,7 +87,7 @@ async def _content(request: Request) -> bytes:
 
 
 def _number(text: str) -> float | int:
-    """A number with a point or an exponent; 1.0 is an integer, as in JSON Schema."""
+    """A number that has a point or an exponent. 1.0 is an integer, as in JSON Schema."""
     number = float(text)
     if math.isinf(number):
         raise msgspec.DecodeError(f"number out of range: {text[:32]}")
@@ -134,18 +134,18 @@ def invalid(errors: Mapping[str, str]) -> Invalid:
 
 
 def actor(request: Request) -> Actor:
-    """Who makes an authenticated request."""
+    """The actor of an authenticated request."""
     user: User = request.state.user
     return user.actor
 
 
 def own_id(request: Request) -> str:
-    """The id in the path, which the caller chose. Raises Invalid for it, and for a bad namespace beside it."""
+    """The id in the path, which the caller chose. Raises Invalid for a bad id, and for a bad namespace in the path."""
     own: str = request.path_params["id"]
     if not OWN_ID.fullmatch(own):
         raise invalid({"id": "must be 1 to 40 lower case letters, digits and '-', such as a uid"})
     if not is_dns_label(request.path_params["namespace"]):
-        raise invalid({"namespace": "must be a namespace's name: at most 63 lower case letters, digits and '-'"})
+        raise invalid({"namespace": "must be the name of a namespace: at most 63 lower case letters, digits and '-'"})
     return own
 
 
@@ -158,11 +158,11 @@ class Query:
         for name in self._given:
             if name not in known:
                 allowed = ", ".join(known) or "none"
-                errors.append({"field": name[:64], "detail": f"is not a parameter here; known: {allowed}"})
+                errors.append({"field": name[:64], "detail": f"is not a parameter of this operation; known: {allowed}"})
             elif len(self._given.getlist(name)) > 1:
-                errors.append({"field": name, "detail": "may be given once"})
+                errors.append({"field": name, "detail": "must be given at most once"})
             elif "\0" in self._given[name]:
-                errors.append({"field": name, "detail": "must not hold a NUL"})
+                errors.append({"field": name, "detail": "must not contain a NUL"})
         if errors:
             raise BadRequest("the query cannot be read", errors)
 
@@ -189,14 +189,14 @@ class Query:
         given = self._given.get("cursor")
         if given is None:
             return None
-        wrong = bad_parameter("cursor", "must be the `next` of an earlier page, as it was given")
+        wrong = bad_parameter("cursor", "must be the `next` of an earlier page, unchanged")
         try:
             text = base64.urlsafe_b64decode(given + "=" * (-len(given) % 4))
             after = msgspec.json.decode(text, type=key)
         except (binascii.Error, ValueError, RecursionError):
             raise wrong from None
         if b"\\u0000" in text:
-            raise wrong  # PostgreSQL cannot even be asked for it
+            raise wrong  # PostgreSQL does not accept a NUL in a query
         return after
 
 

@@ -10,7 +10,7 @@ from server.api.services import Services
 
 
 async def put_restore(services: Services, request: Request) -> Response:
-    """Restore once, as the Restore says; a repeated request with the same id is the same restore. Answers its job."""
+    """Restore once, by the spec of a Restore; a repeated request is the same restore. Answers its job."""
     Query(request)
     namespace, name = request.path_params["namespace"], own_id(request)
     manifest = await object_body(request)

@@ -1,4 +1,4 @@
-"""Routing: makes an ASGI application of the table of operations. Permissions are checked before each handler."""
+"""Routing: builds an ASGI application from the table of operations, with a check of permissions before each handler."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -100,7 +100,7 @@ def _authorized(operation: Operation, services: Services, identity: Identity) ->
     """The handler of an operation, behind the check of the caller's permissions."""
 
     async def handler(request: Request) -> Response:
-        if "\0" in request.scope["path"]:  # PostgreSQL cannot even be asked for it
+        if "\0" in request.scope["path"]:  # PostgreSQL does not accept a NUL in a query
             raise NotFound("nothing is at this path")
         for permission in await operation.permissions(services, request):
             await identity.authorize(request.state.user, permission)

@@ -1,4 +1,4 @@
-"""Runs: a schedule run once, now, under an id that the caller chose."""
+"""Runs: a schedule is run once, now, under an id that the caller chooses."""
 
 from datetime import datetime
 from itertools import islice
@@ -21,7 +21,7 @@ from server.store.runs import run_failures, run_status
 
 
 class RunFailure(Struct, frozen=True):
-    """How a run failed on a host. `reason`: one word, if there is any."""
+    """How a run failed on a host. `reason`: one word, if the failure has one."""
 
     host: str
     status: str
@@ -30,7 +30,7 @@ class RunFailure(Struct, frozen=True):
 
 
 class RunStatus(Struct, frozen=True, rename="camel"):
-    """The status of a run: the number of hosts, and how many are in each state. `failures`: the first ones."""
+    """The status of a run: the number of hosts, and of those in each state. `failures`: the first ones, by host."""
 
     phase: Literal["Pending", "Running", "Succeeded", "Failed"]
     reason: str

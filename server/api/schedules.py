@@ -1,4 +1,4 @@
-"""Schedules, and running one now."""
+"""Schedules, and running one of them now."""
 
 from datetime import datetime
 from typing import Annotated

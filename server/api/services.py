@@ -1,4 +1,4 @@
-"""What the handlers of the API use."""
+"""The parts of the server that handlers of the API use."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -22,7 +22,7 @@ from server.store.engine import Store
 
 
 class Services(NamedTuple):
-    """The parts of the server that handlers use: the first seven make changes, the others are read."""
+    """The parts that handlers use: the first seven make changes, the others are read."""
 
     schedules: Schedules
     repositories: Repositories

@@ -1,4 +1,4 @@
-"""Snapshots and their files. The server cannot read a repository: it asks a connected host to list them."""
+"""Snapshots and their files. The server cannot read repositories, so it asks a connected host to list them."""
 
 from starlette.requests import Request
 from starlette.responses import Response
