@@ -97,6 +97,6 @@ class Controllers:
 
 def _not_following(last_seen: datetime | None) -> ReportedProblem:
     since = f"since {last_seen:%Y-%m-%dT%H:%M:%SZ}" if last_seen else "since the server started"
-    remedy = f"start it again; where it is retired, take the label {OWNER_LABEL} from what it made"
-    message = f"it has not reported {since}: changes of its files are not followed; {remedy}"
+    remedy = f"start it again or, if it was retired, remove the label {OWNER_LABEL} from its resources"
+    message = f"it has not reported {since}, so changes of its files are not followed: {remedy}"
     return ReportedProblem("NotFollowing", message)
