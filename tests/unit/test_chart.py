@@ -4,42 +4,45 @@ import re
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 import helm_python
 import pytest
 import yaml
 from prometheus_client import generate_latest
+from prometheus_client.registry import CollectorRegistry
 
 from cli.main import main
 from controller.cluster.metrics import Metrics as ControllerMetrics
 from server.app import Config, serving
-from tests.chart import CHART, NAMESPACE, ROOT, SETS, is_hook, loaded, pods, rendered, values
+from tests.chart import CHART, NAMESPACE, ROOT, SETS, Object, is_hook, loaded, pods, rendered, values
 from wire.version import __version__
 
 ALL = ["default", *SETS]
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
-def identity(found):
+def identity(found: Object) -> tuple[str, str, str, str]:
     return found["apiVersion"], found["kind"], found["metadata"].get("namespace", ""), found["metadata"]["name"]
 
 
-def by_identity(objects):
+def by_identity(objects: Iterable[Object]) -> dict[tuple[str, str, str, str], Object]:
     return {identity(found): found for found in objects}
 
 
-def named(objects, kind, name):
+def named(objects: list[Object], kind: str, name: str) -> dict[str, Any]:
     (found,) = [it for it in objects if (it["kind"], it["metadata"]["name"]) == (kind, name)]
     return found
 
 
-def kustomized(folder):
+def kustomized(folder: str) -> list[Object]:
     kubectl = Path(sys.executable).with_name("kubectl")
     built = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=True, cwd=ROOT)
     return loaded(built.stdout)
@@ -49,24 +52,24 @@ def kustomized(folder):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_lint_is_clean(name):
+def test_lint_is_clean(name: str) -> None:
     report = helm_python.lint(CHART, values(name), strict=True, namespace=NAMESPACE)
     assert [it for it in report["messages"] if it["severity"] > 1 or it["path"] != "Chart.yaml"] == []
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_documented_set_of_values_renders_the_same_each_time(name):
+def test_every_documented_set_of_values_renders_the_same_each_time(name: str) -> None:
     objects = rendered(values(name))
     assert objects == rendered(values(name))
     assert len(by_identity(objects)) == len(objects)
 
 
-def test_each_documented_set_changes_something():
+def test_each_documented_set_changes_something() -> None:
     default = rendered({})
     assert [name for name in SETS if rendered(values(name)) == default] == []
 
 
-def test_its_definitions_are_those_at_the_root_and_no_copy():
+def test_its_definitions_are_those_at_the_root_and_no_copy() -> None:
     with helm_python.Chart.load(CHART) as chart:
         assert sorted(it["name"] for it in chart.crds) == sorted(
             f"crds/{path.name}" for path in (ROOT / "crds").glob("*.yaml")
@@ -74,7 +77,7 @@ def test_its_definitions_are_those_at_the_root_and_no_copy():
     assert (CHART / "crds").readlink() == Path("../../crds")
 
 
-def test_a_package_carries_the_definitions_and_no_link(tmp_path):
+def test_a_package_carries_the_definitions_and_no_link(tmp_path: Path) -> None:
     archive = helm_python.package(CHART, destination=tmp_path)
     with tarfile.open(archive) as packed:
         files = {it.name for it in packed.getmembers() if it.isfile()}
@@ -82,7 +85,7 @@ def test_a_package_carries_the_definitions_and_no_link(tmp_path):
     assert not any("Kustomization" in name or "/ci/" in name for name in files)
 
 
-def test_two_releases_share_no_name():
+def test_two_releases_share_no_name() -> None:
     first, second = rendered({}, name="a", namespace="one"), rendered({}, name="b", namespace="two")
     assert by_identity(first).keys().isdisjoint(by_identity(second))
 
@@ -90,7 +93,7 @@ def test_two_releases_share_no_name():
 # Equal to the plain manifests.
 
 
-def test_the_plain_manifests_are_what_the_chart_makes_of_its_default_values():
+def test_the_plain_manifests_are_what_the_chart_makes_of_its_default_values() -> None:
     definitions = [yaml.safe_load(path.read_text()) for path in (ROOT / "crds").glob("*.yaml")]
     charted = by_identity(definitions) | by_identity(it for it in rendered({}) if not is_hook(it))
     plain = by_identity(it for it in kustomized("manifests") if it["kind"] != "Namespace")
@@ -122,13 +125,13 @@ def test_the_plain_manifests_are_what_the_chart_makes_of_its_default_values():
         ({"tenancy": {"grants": {"defualt": {}}}}, "additional properties 'defualt' not allowed"),
     ],
 )
-def test_values_that_are_wrong_are_refused_and_named(given, told):
+def test_values_that_are_wrong_are_refused_and_named(given: dict[str, Any], told: str) -> None:
     with pytest.raises(helm_python.HelmValuesError, match=told):
         rendered(given)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_what_containers_are_told_is_what_the_commands_take(name):
+def test_what_containers_are_told_is_what_the_commands_take(name: str) -> None:
     for _, spec in pods(rendered(values(name))):
         for container in [*spec.get("initContainers", []), *spec["containers"]]:
             if "command" not in container:
@@ -141,7 +144,7 @@ def test_what_containers_are_told_is_what_the_commands_take(name):
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 
 
-def against_restricted(spec):
+def against_restricted(spec: Object) -> list[str]:
     """What in a pod's spec breaks the Pod Security Standard "restricted", of what the chart can set."""
     pod = spec.get("securityContext", {})
     found = [key for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)]
@@ -160,14 +163,14 @@ def against_restricted(spec):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_all_but_the_agent_keeps_to_pod_security_restricted(name):
+def test_all_but_the_agent_keeps_to_pod_security_restricted(name: str) -> None:
     broken = {it["metadata"]["name"]: against_restricted(spec) for it, spec in pods(rendered(values(name)))}
     assert {key for key, found in broken.items() if found} == {"lamplighter-agent"}
     assert "root" in broken["lamplighter-agent"]
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_no_root_file_system_can_be_written_and_no_limit_is_missing(name):
+def test_no_root_file_system_can_be_written_and_no_limit_is_missing(name: str) -> None:
     for _, spec in pods(rendered(values(name))):
         for container in [*spec.get("initContainers", []), *spec["containers"]]:
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
@@ -175,7 +178,7 @@ def test_no_root_file_system_can_be_written_and_no_limit_is_missing(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_agent_writes_to_its_own_folder_and_those_that_are_named(name):
+def test_the_agent_writes_to_its_own_folder_and_those_that_are_named(name: str) -> None:
     agent = named(rendered(values(name)), "DaemonSet", "lamplighter-agent")["spec"]["template"]["spec"]
     (container,) = agent["containers"]
     mounts = {it["mountPath"] for it in container["volumeMounts"] if not it.get("readOnly")}
@@ -186,7 +189,7 @@ def test_the_agent_writes_to_its_own_folder_and_those_that_are_named(name):
     assert agent["automountServiceAccountToken"] is False
 
 
-def test_an_agent_that_may_restore_can_give_files_their_owners_back_and_writes_there_alone():
+def test_an_agent_that_may_restore_can_give_files_their_owners_back_and_writes_there_alone() -> None:
     given = {"agent": {"writablePaths": ["/srv/backups", "/srv/both"], "restorePaths": ["/srv/both", "/srv/restored"]}}
     agent = named(rendered(given), "DaemonSet", "lamplighter-agent")["spec"]["template"]["spec"]
     (container,) = agent["containers"]
@@ -199,7 +202,7 @@ def test_an_agent_that_may_restore_can_give_files_their_owners_back_and_writes_t
     assert set(agent["containers"][0]["securityContext"]["capabilities"]["add"]) == powers | {"MKNOD", "SETFCAP"}
 
 
-def test_jobs_run_unconfined_and_restic_speaks_as_the_node_only_by_value():
+def test_jobs_run_unconfined_and_restic_speaks_as_the_node_only_by_value() -> None:
     grants = {"namespaces": {"team-a": {"pathPrefixes": ["/srv/a"], "hostIdentity": True}}}
     objects = rendered({"agent": {"allowUnconfined": True}, "tenancy": {"grants": grants}})
     agent = named(objects, "DaemonSet", "lamplighter-agent")["spec"]["template"]["spec"]
@@ -210,7 +213,7 @@ def test_jobs_run_unconfined_and_restic_speaks_as_the_node_only_by_value():
     assert "hostIdentity: true" in config["data"]["grants.yaml"]
 
 
-def test_hooks_and_kinds_of_urls_are_allowed_by_value():
+def test_hooks_and_kinds_of_urls_are_allowed_by_value() -> None:
     objects = rendered({"agent": {"allowedHooks": ["/usr/bin/true"]}, "server": {"allowedSchemes": ["s3", "rclone"]}})
     agent, server = (
         named(objects, "DaemonSet", "lamplighter-agent"),
@@ -222,7 +225,7 @@ def test_hooks_and_kinds_of_urls_are_allowed_by_value():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_agents_have_no_right_and_no_rule_has_a_wildcard(name):
+def test_agents_have_no_right_and_no_rule_has_a_wildcard(name: str) -> None:
     objects = rendered(values(name))
     subjects = [subject["name"] for it in objects for subject in it.get("subjects", [])]
     rules = [rule for it in objects for rule in it.get("rules", [])]
@@ -230,7 +233,7 @@ def test_agents_have_no_right_and_no_rule_has_a_wildcard(name):
     assert not any("*" in value for rule in rules for value in rule.values())
 
 
-def secret_rights(objects):
+def secret_rights(objects: list[Object]) -> set[Any]:
     """Where Secrets can be read, and by which names: namespace ("" for all), and names or None for all."""
     return {
         (it["metadata"].get("namespace", ""), *rule.get("resourceNames", [None]))
@@ -240,13 +243,13 @@ def secret_rights(objects):
     }
 
 
-def test_with_namespaces_named_secrets_are_read_there_alone():
+def test_with_namespaces_named_secrets_are_read_there_alone() -> None:
     own = (NAMESPACE, "lamplighter-keys")
     assert secret_rights(rendered({})) == {own, ("", None)}
     assert secret_rights(rendered(values("tenancy"))) == {own, ("team-a", None), ("team-b", None)}
 
 
-def test_with_all_secrets_given_the_server_reads_none_through_the_api():
+def test_with_all_secrets_given_the_server_reads_none_through_the_api() -> None:
     objects = rendered(values("given-secrets"))
     assert [it for it in objects if it["kind"] == "Secret"] == []
     assert secret_rights(objects) == {("", None)}
@@ -255,12 +258,12 @@ def test_with_all_secrets_given_the_server_reads_none_through_the_api():
 # What is told.
 
 
-def measured(registry):
+def measured(registry: CollectorRegistry) -> set[Any]:
     return {line.split()[2] for line in generate_latest(registry).decode().splitlines() if "# HELP" in line}
 
 
 @pytest.mark.anyio
-async def test_alerts_speak_of_metrics_that_there_are(tmp_path):
+async def test_alerts_speak_of_metrics_that_there_are(tmp_path: Path) -> None:
     rules = named(rendered(values("monitoring")), "PrometheusRule", "lamplighter")["spec"]["groups"][0]["rules"]
     spoken_of = {name for rule in rules for name in re.findall(r"lamplighter_\w+", rule["expr"])}
     async with serving(Config(tmp_path, port=0)) as server:
@@ -272,7 +275,7 @@ async def test_alerts_speak_of_metrics_that_there_are(tmp_path):
 # What upgrades rely on.
 
 
-def test_what_cannot_be_changed_later_carries_no_version():
+def test_what_cannot_be_changed_later_carries_no_version() -> None:
     objects = rendered({})
     for it in objects:
         if it["kind"] in ("StatefulSet", "Deployment", "DaemonSet"):
@@ -280,21 +283,21 @@ def test_what_cannot_be_changed_later_carries_no_version():
             assert __version__ not in yaml.safe_dump(fixed)
 
 
-def test_a_changed_grant_starts_the_server_anew():
-    def pod(prefix):
+def test_a_changed_grant_starts_the_server_anew() -> None:
+    def pod(prefix: str) -> Any:
         given = {"tenancy": {"grants": {"default": {"pathPrefixes": [prefix]}}}}
         return named(rendered(given), "StatefulSet", "lamplighter-server")["spec"]["template"]
 
     assert pod("/srv/a") != pod("/srv/b")
 
 
-def test_the_keys_outlive_the_release():
+def test_the_keys_outlive_the_release() -> None:
     keys = named(rendered({}), "Secret", "lamplighter-keys")
     assert keys["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
     assert "data" not in keys
 
 
-def test_the_certificate_carries_every_name_by_which_the_server_is_reached():
+def test_the_certificate_carries_every_name_by_which_the_server_is_reached() -> None:
     (keys,) = named(rendered(values("outside")), "StatefulSet", "lamplighter-server")["spec"]["template"]["spec"][
         "initContainers"
     ]

@@ -13,7 +13,18 @@ from msgspec import Raw, inspect
 
 from wire import codec
 from wire.codec import FrameError, close_reason, from_agent, from_server
-from wire.messages import FROM_AGENT, FROM_SERVER, CommandRun, JobConfirmed, JobLog, Repository, ScheduleFire
+from wire.messages import (
+    FROM_AGENT,
+    FROM_SERVER,
+    CommandRun,
+    FromAgent,
+    FromServer,
+    JobConfirmed,
+    JobLog,
+    Repository,
+    ScheduleFire,
+    ScheduleSet,
+)
 
 AT = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
 READERS: dict[str, codec.Reader[Any]] = {
@@ -28,7 +39,7 @@ JSON = st.recursive(
 )
 
 
-def values(kind):  # noqa: PLR0911 - a line for each kind of field
+def values(kind: inspect.Type) -> st.SearchStrategy[Any]:  # noqa: PLR0911 - a line for each kind of field
     """Any value that the limits of a field allow, up to a size that a test can wait for."""
     match kind:
         case inspect.StrType(pattern=str(pattern)):
@@ -62,16 +73,16 @@ def values(kind):  # noqa: PLR0911 - a line for each kind of field
     raise AssertionError(kind)
 
 
-def messages(names):
+def messages(names: dict[str, Any]) -> st.SearchStrategy[Any]:
     return st.sampled_from(sorted(names)).flatmap(lambda name: values(inspect.type_info(CLASSES[name])))
 
 
-def plain(message):
+def plain(message: Any) -> Any:
     """A message as JSON says it: Raw has no equality of its own."""
     return msgspec.json.decode(msgspec.json.encode(message))
 
 
-def frame(kind, payload, **others):
+def frame(kind: str, payload: dict[str, Any] | None, **others: Any) -> str:
     return json.dumps({"type": kind, "payload": payload, **others})
 
 
@@ -80,7 +91,7 @@ def frame(kind, payload, **others):
 
 @given(st.data())
 @pytest.mark.parametrize("names", [FROM_AGENT, FROM_SERVER], ids=["from agent", "from server"])
-def test_every_message_comes_back_as_it_was_sent_and_in_order(names, data):
+def test_every_message_comes_back_as_it_was_sent_and_in_order(names: dict[str, Any], data: st.DataObject) -> None:
     sent = data.draw(st.lists(messages(names), min_size=1, max_size=4))
     ids = data.draw(st.just(()) | st.lists(st.text(TEXT, max_size=64), min_size=len(sent), max_size=len(sent)))
     text = codec.encode(sent, ids)
@@ -91,7 +102,7 @@ def test_every_message_comes_back_as_it_was_sent_and_in_order(names, data):
         assert [answers for _, answers in received] == (list(ids) or [""] * len(sent))
 
 
-def test_a_lone_message_is_one_envelope_and_several_are_an_array():
+def test_a_lone_message_is_one_envelope_and_several_are_an_array() -> None:
     assert codec.encode([JobConfirmed("j1")]) == '{"type":"job.confirmed","payload":{"job_id":"j1"}}'
     assert json.loads(codec.encode([JobConfirmed("j1"), JobConfirmed("j2")], ["a", ""])) == [
         {"type": "job.confirmed", "id": "a", "payload": {"job_id": "j1"}},
@@ -99,13 +110,14 @@ def test_a_lone_message_is_one_envelope_and_several_are_an_array():
     ]
 
 
-def test_entries_travel_as_the_bytes_they_are():
+def test_entries_travel_as_the_bytes_they_are() -> None:
     raw = '{"id": "s1",  "later": [1.50, "\\u00e9"]}'
     [(held, _)] = from_server.read(f'{{"type":"schedule.set","payload":{{"version":1,"schedules":[{raw}]}}}}')
+    assert isinstance(held, ScheduleSet)
     assert bytes(held.schedules[0]) == raw.encode()
 
 
-def test_times_are_of_a_zone_and_mean_the_same_moment_whichever_it_is():
+def test_times_are_of_a_zone_and_mean_the_same_moment_whichever_it_is() -> None:
     [(fire, _)] = from_agent.read(
         frame("schedule.fire", {"schedule_id": "s1", "scheduled_at": "2026-03-29T03:00:00+02:00"})
     )
@@ -117,26 +129,26 @@ def test_times_are_of_a_zone_and_mean_the_same_moment_whichever_it_is():
 # Old and new versions talk.
 
 
-def test_a_type_that_is_not_known_is_logged_and_its_neighbours_are_read(caplog):
+def test_a_type_that_is_not_known_is_logged_and_its_neighbours_are_read(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "wire")
     known = {"type": "job.confirmed", "payload": {"job_id": "j1"}}
     assert from_server.read(json.dumps([{"type": "x" * 9999, "payload": [5]}, known])) == [(JobConfirmed("j1"), "")]
-    assert [(record.message, record.type) for record in caplog.records] == [
+    assert [(record.message, vars(record)["type"]) for record in caplog.records] == [
         ("messages of unknown type skipped", "x" * 64)
     ]
 
 
-def test_a_frame_of_types_that_are_not_known_is_logged_once(caplog):
+def test_a_frame_of_types_that_are_not_known_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "wire")
     assert from_agent.read(json.dumps([{"type": f"x{at}"} for at in range(1000)])) == []
-    assert [(record.type, record.messages) for record in caplog.records] == [("x0", 1000)]
+    assert [(vars(record)["type"], vars(record)["messages"]) for record in caplog.records] == [("x0", 1000)]
 
 
-def test_a_message_of_the_other_side_is_not_known():
+def test_a_message_of_the_other_side_is_not_known() -> None:
     assert from_agent.read(frame("job.confirmed", {"job_id": "j1"})) == []
 
 
-def test_fields_that_are_not_known_are_ignored_and_absent_ones_have_their_defaults():
+def test_fields_that_are_not_known_are_ignored_and_absent_ones_have_their_defaults() -> None:
     payload = {"job_id": "j1", "kind": "backup", "args": [], "since_then": {"deep": [1]}}
     assert from_server.read(frame("command.run", payload, later=1)) == [(CommandRun("j1", "backup", []), "")]
 
@@ -171,12 +183,14 @@ def test_fields_that_are_not_known_are_ignored_and_absent_ones_have_their_defaul
         (from_agent, frame("job.finished", {"job_id": "j", "status": "done"}), r"enum value 'done' - at `\$.status`"),
     ],
 )  # fmt: skip
-def test_a_frame_that_breaks_the_protocol_is_refused_with_the_place(reader, text, says):
+def test_a_frame_that_breaks_the_protocol_is_refused_with_the_place(
+    reader: codec.Reader[FromServer] | codec.Reader[FromAgent], text: str | bytes, says: str
+) -> None:
     with pytest.raises(FrameError, match=says):
         reader.read(text)
 
 
-def test_a_frame_may_be_as_long_and_hold_as_many_messages_as_the_limit_and_no_more():
+def test_a_frame_may_be_as_long_and_hold_as_many_messages_as_the_limit_and_no_more() -> None:
     fits = codec.encode([JobLog("j", ["x"])]).ljust(codec.MAX_AGENT_FRAME)
     assert from_agent.read(fits) == [(JobLog("j", ["x"]), "")]
     with pytest.raises(FrameError, match="frame of 1048577 bytes: at most 1048576 are allowed"):
@@ -190,19 +204,19 @@ def test_a_frame_may_be_as_long_and_hold_as_many_messages_as_the_limit_and_no_mo
 @pytest.mark.parametrize(
     "inside", ['{{"type":"x","payload":{}}}', '{{"type":"job.confirmed","payload":{{"job_id":"j","x":{}}}}}']
 )
-def test_depth_is_bounded_also_in_what_is_not_read(inside):
+def test_depth_is_bounded_also_in_what_is_not_read(inside: str) -> None:
     with pytest.raises(FrameError, match="recursion"):
         from_server.read(inside.format("[" * 100_000 + "]" * 100_000))
 
 
 @given(st.binary() | st.text(st.characters()) | JSON.map(json.dumps))
-def test_no_bytes_raise_anything_but_a_frame_error(junk):
+def test_no_bytes_raise_anything_but_a_frame_error(junk: Any) -> None:
     for reader in (from_agent, from_server):
         _read(reader, junk)
 
 
 @given(messages(CLASSES), st.data())
-def test_no_altered_frame_raises_anything_but_a_frame_error(message, data):
+def test_no_altered_frame_raises_anything_but_a_frame_error(message: Any, data: st.DataObject) -> None:
     spoilt = bytearray(codec.encode([message]).encode())
     for at in data.draw(st.lists(st.integers(0, len(spoilt) - 1), min_size=1, max_size=3)):
         spoilt[at] = data.draw(st.integers(0, 255))
@@ -212,7 +226,7 @@ def test_no_altered_frame_raises_anything_but_a_frame_error(message, data):
 
 
 @pytest.mark.parametrize("at", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "9999-06-01T00:00:00Z"])
-def test_a_time_at_the_edge_of_the_calendar_is_refused_by_name(at):
+def test_a_time_at_the_edge_of_the_calendar_is_refused_by_name(at: str) -> None:
     fire = {"type": "schedule.fire", "payload": {"schedule_id": "s1", "scheduled_at": at}}
     with pytest.raises(FrameError, match=r"schedule\.fire: scheduled_at must be in the years 2 to 9998"):
         from_agent.read(json.dumps(fire))
@@ -221,7 +235,7 @@ def test_a_time_at_the_edge_of_the_calendar_is_refused_by_name(at):
         from_agent.read(json.dumps({"type": "job.finished", "payload": end}))
 
 
-def _read(reader, junk):
+def _read(reader: codec.Reader[FromAgent] | codec.Reader[FromServer], junk: Any) -> None:
     try:
         reader.read(junk)
     except FrameError as error:
@@ -229,12 +243,12 @@ def _read(reader, junk):
         assert 0 < len(reason.encode()) <= 123
 
 
-def test_a_reason_is_cut_where_a_letter_ends():
+def test_a_reason_is_cut_where_a_letter_ends() -> None:
     assert close_reason(FrameError("é" * 99)) == "é" * 61
 
 
 # Secrets.
 
 
-def test_a_repository_shows_no_secret():
+def test_a_repository_shows_no_secret() -> None:
     assert "hunter2" not in repr(Repository("r1", "ns/main", "s3:x", "hunter2", {"AWS_SECRET_ACCESS_KEY": "hunter2"}))

@@ -1,6 +1,7 @@
 """Promise 3: after any changes, lost links and restarts, each agent's set equals the server's."""
 
 from collections import deque
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from agent.core.effects import Apply, Persist, Send
+from agent.core.effects import Apply, Effect, Persist, Send
 from agent.core.machine import Core
 from agent.core.pushes import build
 from agent.core.state import replay
@@ -17,7 +18,7 @@ from server.fleet import pushes
 from server.fleet.placement import HostState, PlacedSchedule, Placement, Plan, entry_item
 from server.fleet.pushes import Push
 from server.resources.manifests import schedule_spec
-from wire.messages import Hello
+from wire.messages import Hello, ScheduleDiff, ScheduleSet
 
 NAMES, IDS, TIERS = ("host-0", "host-1"), ("a", "b", "c"), ("db", "web")
 names, ids, tiers = map(st.sampled_from, (NAMES, IDS, TIERS))
@@ -26,7 +27,7 @@ names, ids, tiers = map(st.sampled_from, (NAMES, IDS, TIERS))
 class Link:
     """A connection's two streams. `greeted`: whether the server has heard the hello."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.up: deque[Any] = deque()
         self.down: deque[Any] = deque()
         self.greeted = False
@@ -34,13 +35,17 @@ class Link:
 
 class Convergence(RuleBasedStateMachine):
     @initialize()
-    def begin(self):
+    def begin(self) -> None:
         self.now = datetime(2026, 3, 5, tzinfo=UTC)
         self.sessions = 0
         self.labels = {name: {"tier": "db"} for name in NAMES}
         self.since = dict.fromkeys(NAMES, self.now)
         self.versions = dict.fromkeys(NAMES, 0)
-        self.targets, self.hosts, self.links, self.cores, self.applying = {}, {}, {}, {}, {}
+        self.targets: dict[str, PlacedSchedule] = {}
+        self.hosts: dict[str, Session] = {}
+        self.links: dict[str, Link] = {}
+        self.cores: dict[str, Core] = {}
+        self.applying: dict[str, ScheduleSet | ScheduleDiff | None] = {}
         self.disks: dict[str, list[Any]] = {name: [] for name in NAMES}
         self.restart_server()
         for name in NAMES:
@@ -49,7 +54,7 @@ class Convergence(RuleBasedStateMachine):
     # What people change.
 
     @rule(schedule_id=ids, tier=tiers, enabled=st.booleans())
-    def put(self, schedule_id, tier, enabled):
+    def put(self, schedule_id: str, tier: str, enabled: bool) -> None:
         self.now += timedelta(seconds=1)
         spec = schedule_spec(
             {
@@ -70,12 +75,12 @@ class Convergence(RuleBasedStateMachine):
         self.change(self.fleet.plan([self.targets[schedule_id]]))
 
     @rule(schedule_id=ids)
-    def delete(self, schedule_id):
+    def delete(self, schedule_id: str) -> None:
         self.targets.pop(schedule_id, None)
         self.change(self.fleet.plan(remove=[schedule_id]))
 
     @rule(name=names, tier=tiers)
-    def relabel(self, name, tier):
+    def relabel(self, name: str, tier: str) -> None:
         self.now += timedelta(seconds=1)
         self.labels[name] = {"tier": tier}
         plan = self.fleet.plan_host(name, self.labels[name], self.now)
@@ -85,25 +90,26 @@ class Convergence(RuleBasedStateMachine):
         if moved:
             self.push(name)
 
-    def change(self, plan):
+    def change(self, plan: Plan) -> None:
         self.fleet.commit(plan)
         for name in plan.sets:
             self.push(name)
 
-    def push(self, name):
+    def push(self, name: str) -> None:
         self.versions[name] += 1
         self.say(name, self.hosts[name].desired_changed())
 
     # What goes wrong.
 
     @rule(name=names)
-    def disconnect(self, name):
+    def disconnect(self, name: str) -> None:
         if self.links.pop(name, None) is not None:
-            self.hosts[name].disconnected(self.hosts[name].session)
+            if (session := self.hosts[name].session) is not None:
+                self.hosts[name].disconnected(session)
             self.do(name, self.cores[name].connection_lost())
 
     @rule()
-    def restart_server(self):
+    def restart_server(self) -> None:
         for name in list(self.links):
             self.disconnect(name)
         self.fleet = Placement()
@@ -115,7 +121,7 @@ class Convergence(RuleBasedStateMachine):
             self.hosts[name] = Session(self.fleet.hosts[name])
 
     @rule(name=names, lost=st.integers(0, 3))
-    def restart_agent(self, name, lost):
+    def restart_agent(self, name: str, lost: int) -> None:
         """The last records may be lost with the process, as with a journal that was torn."""
         if name in self.links:
             self.disconnect(name)
@@ -125,20 +131,20 @@ class Convergence(RuleBasedStateMachine):
         self.do(name, self.cores[name].started(self.now))
 
     @rule(name=names)
-    def compact(self, name):
+    def compact(self, name: str) -> None:
         """The journal is written anew with what its agent remembers."""
         self.disks[name] = list(self.cores[name].state.records())
 
     # What crosses the wire, one step at a time.
 
     @rule(name=names)
-    def connect(self, name):
+    def connect(self, name: str) -> None:
         if name not in self.links:
             self.links[name] = Link()
             self.do(name, self.cores[name].connection_made(self.now))
 
     @rule(name=names)
-    def server_hears(self, name):
+    def server_hears(self, name: str) -> None:
         if (link := self.links.get(name)) is None or not link.up:
             return
         host, messages = self.hosts[name], link.up.popleft()
@@ -152,17 +158,17 @@ class Convergence(RuleBasedStateMachine):
             self.say(name, host.received(framed, self.now))
 
     @rule(name=names)
-    def agent_hears(self, name):
+    def agent_hears(self, name: str) -> None:
         if (link := self.links.get(name)) is not None and link.down:
             self.do(name, self.cores[name].message_received(link.down.popleft(), self.now))
 
     @rule(name=names)
-    def agent_applies(self, name):
+    def agent_applies(self, name: str) -> None:
         if name in self.applying:
             result = build(self.cores[name].state, self.applying.pop(name), name, self.now)
             self.do(name, self.cores[name].applied(result, self.now))
 
-    def do(self, name, effects):
+    def do(self, name: str, effects: Sequence[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Send(messages):
@@ -174,14 +180,14 @@ class Convergence(RuleBasedStateMachine):
                 case Apply(push):
                     self.applying[name] = push
 
-    def say(self, name, effects):
+    def say(self, name: str, effects: Any) -> None:
         if (link := self.links.get(name)) is not None and link.greeted:
             link.down += [pushes.message(effect) for effect in effects if isinstance(effect, Push)]
 
     # What must come of it.
 
     @rule()
-    def converge(self):
+    def converge(self) -> None:
         for name in NAMES:
             self.connect(name)
             link = self.links[name]
@@ -197,9 +203,9 @@ class Convergence(RuleBasedStateMachine):
             assert self.hosts[name].in_sync
             assert set(memory.cursors) == wanted
 
-    def teardown(self):
+    def teardown(self) -> None:
         self.converge()
 
 
-def test_every_agent_comes_to_hold_what_the_server_wants():
+def test_every_agent_comes_to_hold_what_the_server_wants() -> None:
     run_state_machine_as_test(Convergence, settings=settings(max_examples=100, stateful_step_count=40))

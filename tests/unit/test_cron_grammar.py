@@ -5,6 +5,7 @@ import random
 import re
 from datetime import UTC, datetime, timedelta
 from itertools import product
+from typing import Any
 
 import pytest
 
@@ -19,24 +20,26 @@ VALUES = {
     "month": (range(1, 13), {name: number for number, name in enumerate(MONTHS.split(), start=1)}),
     "day of week": (range(8), {name: number for number, name in enumerate(WEEKDAYS.split())}),
 }
+Window = list[tuple[datetime, int, int, int, int, int]]
 TRIED = 1000 * int(os.environ.get("LAMPLIGHTER_FUZZ", "1"))
 """Random expressions: 20,000 in `make faults`."""
 
 
-def named(said, about):
+def named(said: str, about: str) -> set[int] | None:
     """The numbers that a field names; None where it is none of the grammar."""
     parts = [part_named(part, *VALUES[about]) for part in said.split(",")]
-    return None if None in parts else {it % 7 if about == "day of week" else it for it in set().union(*parts)}
+    numbers = {it for part in parts if part is not None for it in part}
+    return None if None in parts else {it % 7 if about == "day of week" else it for it in numbers}
 
 
-def part_named(part, values, names):
+def part_named(part: str, values: range, names: dict[str, int]) -> set[int] | None:
     head, slash, step = part.partition("/")
     first, dash, last = head.partition("-")
     one, other = (names[it] if it in names else int(it) if re.fullmatch("[0-9]+", it) else -1 for it in (first, last))
     if slash and not re.fullmatch("0*[1-9][0-9]*", step):
         return None
     if head == "*":
-        found = values
+        found = list(values)
     elif dash:
         found = [it for it in values if one <= it <= other] if {one, other} <= set(values) else []
     elif not slash:
@@ -46,7 +49,7 @@ def part_named(part, values, names):
     return set(found[:: int(step or 1)]) or None
 
 
-def understood(said, about):
+def understood(said: str, about: str) -> set[int] | None:
     """The numbers by `parse`; None where it refuses the field."""
     at = list(VALUES).index(about)
     fields = ["0", "0", "*", "*", "*"]
@@ -69,7 +72,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("about", PARTS)
-def test_each_list_of_up_to_three_parts_names_what_plain_sets_name(about):
+def test_each_list_of_up_to_three_parts_names_what_plain_sets_name(about: str) -> None:
     for length in (1, 2, 3):
         for parts in product(PARTS[about].split(), repeat=length):
             said = ",".join(parts)
@@ -79,7 +82,7 @@ def test_each_list_of_up_to_three_parts_names_what_plain_sets_name(about):
 @pytest.mark.parametrize(
     ("about", "letters"), [("minute", "*-/,15"), ("day of month", "*-/,03"), ("day of week", "*-/,67")]
 )
-def test_each_text_of_up_to_five_characters_is_read_or_refused_as_plain_sets_say(about, letters):
+def test_each_text_of_up_to_five_characters_is_read_or_refused_as_plain_sets_say(about: str, letters: str) -> None:
     for length in range(1, 6):
         for said in map("".join, product(letters, repeat=length)):
             assert understood(said, about) == named(said, about), said
@@ -89,13 +92,13 @@ MINUTE = timedelta(minutes=1)
 DAYS = ["2024-02-29", "2025-02-28", "2025-12-31", "2026-03-31", "2026-06-13", "2026-08-14", "2027-01-01", "2028-04-30"]
 
 
-def minutes_from(day):
+def minutes_from(day: str) -> list[Any]:
     """Two days of minutes, each with its numbers in the order of the fields."""
     moments = [datetime.fromisoformat(day).replace(tzinfo=UTC) + step * MINUTE for step in range(2 * 24 * 60)]
     return [(at, at.minute, at.hour, at.day, at.month, at.isoweekday() % 7) for at in moments]
 
 
-def test_random_expressions_are_due_in_the_minutes_that_plain_sets_name_and_in_no_other():
+def test_random_expressions_are_due_in_the_minutes_that_plain_sets_name_and_in_no_other() -> None:
     rng = random.Random(8)
     windows = [minutes_from(day) for day in DAYS]
     for _ in range(TRIED):
@@ -104,8 +107,10 @@ def test_random_expressions_are_due_in_the_minutes_that_plain_sets_name_and_in_n
         assert dues_within(" ".join(fields), window) == dues_by_sets(fields, window)[:3], " ".join(fields)
 
 
-def dues_by_sets(fields, window):
-    minutes, hours, days, months, weekdays = (named(said, about) for said, about in zip(fields, VALUES, strict=True))
+def dues_by_sets(fields: list[str], window: Window) -> list[datetime]:
+    minutes, hours, days, months, weekdays = (
+        named(said, about) or set() for said, about in zip(fields, VALUES, strict=True)
+    )
     both = fields[2].startswith("*") or fields[4].startswith("*")
     return [
         at
@@ -117,7 +122,7 @@ def dues_by_sets(fields, window):
     ]
 
 
-def dues_within(text, window):
+def dues_within(text: str, window: Window) -> list[datetime] | CronError:
     """The first three due times within a window."""
     try:
         expression = parse(text)
@@ -130,12 +135,12 @@ def dues_within(text, window):
     return found
 
 
-def random_field(rng, about):
+def random_field(rng: random.Random, about: str) -> str:
     """A star, or a list of up to three parts of all forms."""
     values, names = VALUES[about]
     number = dict(zip(map(str, values), values, strict=True)) | names
 
-    def part():
+    def part() -> str:
         first, last = sorted(rng.choices(list(number), k=2), key=number.__getitem__)
         step = rng.choice(["", f"/{rng.randint(1, len(values) + 2)}"])
         single = first if (about, number[first]) == ("day of week", 7) else first + step

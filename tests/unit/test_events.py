@@ -15,27 +15,28 @@ GONE, BACK = Notice("Warning", "Disconnected", "it is gone"), Notice("Normal", "
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 class Kube:
     """Events as the API server keeps them."""
 
-    def __init__(self):
-        self.events, self.writes = {}, 0
+    def __init__(self) -> None:
+        self.events: dict[str, dict[str, Any]] = {}
+        self.writes = 0
 
-    async def create(self, kind, body):
+    async def create(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
         self.writes += 1
         if body["metadata"]["name"] in self.events:
             raise KubeError(409, "exists")
         self.events[body["metadata"]["name"]] = body
         return body
 
-    async def get(self, kind, namespace, name):
+    async def get(self, kind: str, namespace: str, name: str) -> Any:
         return self.events.get(name)
 
-    async def patch(self, kind, namespace, name, patch):
+    async def patch(self, kind: str, namespace: str, name: str, patch: dict[str, Any]) -> Any:
         self.writes += 1
         if name in self.events:
             self.events[name] |= patch
@@ -43,26 +44,26 @@ class Kube:
 
 
 class Clock:
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = datetime(2026, 3, 29, tzinfo=UTC)
 
-    def __call__(self):
+    def __call__(self) -> datetime:
         return self.now
 
 
-def host(at):
+def host(at: int) -> dict[str, Any]:
     metadata = {"namespace": "ns", "name": f"node-{at}", "uid": f"uid-{at}"}
     return {"apiVersion": "lamplighter.dev/v1alpha1", "kind": "Host", "metadata": metadata}
 
 
-async def flap(recorder, hosts, times):
+async def flap(recorder: Recorder, hosts: int, times: int) -> None:
     for _ in range(times):
         for at in range(hosts):
             await recorder.tell(host(at), GONE)
             await recorder.tell(host(at), BACK)
 
 
-async def test_hosts_that_flap_cost_an_event_for_each_reason_and_a_write_for_each_round():
+async def test_hosts_that_flap_cost_an_event_for_each_reason_and_a_write_for_each_round() -> None:
     kube: Any = Kube()
     recorder = Recorder(kube, Clock())
     await flap(recorder, hosts=500, times=12)
@@ -73,7 +74,7 @@ async def test_hosts_that_flap_cost_an_event_for_each_reason_and_a_write_for_eac
     assert {it["series"]["count"] for it in kube.events.values()} == {12}
 
 
-async def test_what_happens_again_after_a_restart_goes_on_counting():
+async def test_what_happens_again_after_a_restart_goes_on_counting() -> None:
     kube: Any = Kube()
     for count in (3, 6):
         recorder = Recorder(kube, Clock())
@@ -82,7 +83,7 @@ async def test_what_happens_again_after_a_restart_goes_on_counting():
         assert {it["series"]["count"] for it in kube.events.values()} == {count}
 
 
-async def test_an_event_that_has_run_out_is_posted_anew():
+async def test_an_event_that_has_run_out_is_posted_anew() -> None:
     kube: Any = Kube()
     clock = Clock()
     recorder = Recorder(kube, clock)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from controller.folder.declarations import read
-from controller.folder.documents import MAX_DEPTH, field_line
+from controller.folder.declarations import Reading, read
+from controller.folder.documents import MAX_DEPTH, Mistake, field_line
 from controller.folder.files import FolderError, Unreadable, read_texts
 from controller.resources import Key
 
@@ -15,29 +15,29 @@ ETC = Key("Schedule", "default", "etc")
 MAIN = Key("Repository", "default", "main")
 
 
-def schedule(name="etc", cron="0 2 * * *"):
+def schedule(name: str = "etc", cron: str = "0 2 * * *") -> str:
     return f'{HEAD}kind: Schedule\nmetadata: {{name: {name}}}\nspec: {{cron: "{cron}"}}\n'
 
 
-def repository(spec="{url: /b}"):
+def repository(spec: str = "{url: /b}") -> str:
     return f"{HEAD}kind: Repository\nmetadata: {{name: main}}\nspec: {spec}\n"
 
 
-def secret(values="stringData: {password: hush}", name="main"):
+def secret(values: str = "stringData: {password: hush}", name: str = "main") -> str:
     return f"apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\n{values}\n"
 
 
-def reading(last=None, **texts):
+def reading(last: Reading | None = None, /, **texts: str) -> Reading:
     files = {Path(f"{name}.yaml"): text for name, text in texts.items()}
     return read(files, last.files if last else {})
 
 
-def only_error(**texts):
+def only_error(**texts: str) -> Mistake:
     (error,) = reading(**texts).errors
     return error
 
 
-def test_resources_are_read_from_any_file_and_document():
+def test_resources_are_read_from_any_file_and_document() -> None:
     found = reading(a=f"---\n{schedule()}---\n---\n{repository()}---\n", b=schedule("other"))
     assert found.declared.resources.keys() == {ETC, MAIN, Key("Schedule", "default", "other")}
     assert found.declared.resources[ETC].spec == {"cron": "0 2 * * *"}
@@ -45,18 +45,18 @@ def test_resources_are_read_from_any_file_and_document():
     assert (found.errors, found.warnings) == ([], [])
 
 
-def test_namespaces_keep_names_apart():
+def test_namespaces_keep_names_apart() -> None:
     other = schedule().replace("{name: etc}", "{name: etc, namespace: other}")
     assert reading(a=schedule(), b=other).declared.resources.keys() == {ETC, Key("Schedule", "other", "etc")}
 
 
-def test_an_empty_folder_and_empty_files_declare_nothing():
+def test_an_empty_folder_and_empty_files_declare_nothing() -> None:
     for texts in ({}, {"a": ""}, {"a": "# nothing\n---\n"}):
         declared = reading(**texts).declared
         assert (declared.resources, declared.complete) == ({}, True)
 
 
-def test_other_kinds_are_left_unread_with_a_warning():
+def test_other_kinds_are_left_unread_with_a_warning() -> None:
     found = reading(a="apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n---\n" + schedule())
     assert found.declared.resources.keys() == {ETC}
     (warning,) = found.warnings
@@ -66,7 +66,7 @@ def test_other_kinds_are_left_unread_with_a_warning():
     )
 
 
-def test_what_looks_like_a_date_stays_text_as_it_does_for_kubectl():
+def test_what_looks_like_a_date_stays_text_as_it_does_for_kubectl() -> None:
     found = reading(a=repository("{url: /b, since: 2026-01-01}"))
     assert found.declared.resources[MAIN].spec["since"] == "2026-01-01"
 
@@ -83,19 +83,19 @@ def test_what_looks_like_a_date_stays_text_as_it_does_for_kubectl():
         "data: {password: eA==}\nstringData: {password: hush}",
     ],
 )
-def test_a_password_comes_from_the_secret_that_is_referred_to(values):
+def test_a_password_comes_from_the_secret_that_is_referred_to(values: str) -> None:
     found = reading(a=repository("{url: /b, passwordSecretRef: {name: main}}"), b=secret(values))
     assert found.declared.resources[MAIN].credentials == {"password": "hush"}
     assert "hush" not in repr(found)
 
 
-def test_another_key_and_an_environment_can_be_referred_to():
+def test_another_key_and_an_environment_can_be_referred_to() -> None:
     spec = "{url: /b, passwordSecretRef: {name: main, key: pw}, envSecretRef: {name: aws}}"
     found = reading(a=repository(spec), b=secret("stringData: {pw: hush}"), c=secret("stringData: {A: x, B: y}", "aws"))
     assert found.declared.resources[MAIN].credentials == {"password": "hush", "env": {"A": "x", "B": "y"}}
 
 
-def test_one_secret_may_hold_both():
+def test_one_secret_may_hold_both() -> None:
     spec = "{url: /b, passwordSecretRef: {name: s, key: pw}, envSecretRef: {name: s}}"
     found = reading(a=repository(spec), b=secret("stringData: {pw: hush, A: x}", "s"))
     assert found.declared.resources[MAIN].credentials == {"password": "hush", "env": {"A": "x"}}
@@ -108,7 +108,7 @@ def test_one_secret_may_hold_both():
         ("stringData: {pw: hush}", "spec.passwordSecretRef.key", "Secret default/main has no key password: it has pw"),
     ],
 )
-def test_a_repository_whose_secret_is_missing_stays_as_it_is(values, field, detail):
+def test_a_repository_whose_secret_is_missing_stays_as_it_is(values: str | None, field: str, detail: str) -> None:
     texts = {} if values is None else {"b": secret(values)}
     found = reading(a=repository("{url: /b, passwordSecretRef: {name: main}}"), **texts)
     (error,) = found.errors
@@ -126,7 +126,7 @@ def test_a_repository_whose_secret_is_missing_stays_as_it_is(values, field, deta
         ("stringData: [hush]", "stringData"),
     ],
 )
-def test_a_wrong_secret_is_refused_without_being_repeated(values, field):
+def test_a_wrong_secret_is_refused_without_being_repeated(values: str, field: str) -> None:
     error = only_error(a=secret(values))
     assert error.field == field
     assert "hush" not in error.detail
@@ -157,7 +157,7 @@ def test_a_wrong_secret_is_refused_without_being_repeated(values, field):
         ("- a", "a.yaml:1", 1, "must be an object with apiVersion, kind, metadata and spec"),
     ],
 )
-def test_yaml_that_cannot_be_read_is_told_with_its_place(text, place, document, detail):
+def test_yaml_that_cannot_be_read_is_told_with_its_place(text: str, place: str, document: int, detail: str) -> None:
     error = only_error(a=text)
     assert (error.place, error.document) == (place, document)
     assert detail in error.detail
@@ -177,7 +177,7 @@ def test_yaml_that_cannot_be_read_is_told_with_its_place(text, place, document, 
         ("nothing", 4),
     ],
 )
-def test_a_field_is_told_with_its_own_line_or_that_around_it(field, line):
+def test_a_field_is_told_with_its_own_line_or_that_around_it(field: str, line: int) -> None:
     text = """# first
 a: 1
 ---
@@ -199,7 +199,7 @@ spec:
     assert field_line("a: b: c", 1, field) is None
 
 
-def test_aliases_may_repeat_but_not_explode():
+def test_aliases_may_repeat_but_not_explode() -> None:
     assert reading(a=schedule() + "x: &x [1, 2]\ny: *x\n").errors == []
     levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
     assert "aliases included" in only_error(a="\n".join(["a0: &a0 [x]", *levels])).detail
@@ -217,12 +217,12 @@ def test_aliases_may_repeat_but_not_explode():
         (("{name: etc}", "etc"), "metadata"),
     ],
 )
-def test_what_names_a_resource_must_be_right(change, field):
+def test_what_names_a_resource_must_be_right(change: tuple[str, str], field: str) -> None:
     error = only_error(a=f"# first\n{schedule().replace(*change)}")
     assert (error.place, error.field) == ("a.yaml:2", field)
 
 
-def test_the_same_name_in_two_files_is_told_with_both_and_neither_counts():
+def test_the_same_name_in_two_files_is_told_with_both_and_neither_counts() -> None:
     found = reading(a=schedule(cron="1 * * * *"), b=schedule(cron="2 * * * *"))
     (error,) = found.errors
     assert (error.place, error.field) == ("b.yaml:1", "metadata.name")
@@ -231,7 +231,7 @@ def test_the_same_name_in_two_files_is_told_with_both_and_neither_counts():
     assert ETC in found.declared.held
 
 
-def test_a_file_that_becomes_wrong_keeps_saying_what_it_said():
+def test_a_file_that_becomes_wrong_keeps_saying_what_it_said() -> None:
     first = reading(a=schedule(), b=repository())
     wrong = reading(first, a="{", b=repository())
     still = reading(wrong, a="[", b=repository())
@@ -240,25 +240,25 @@ def test_a_file_that_becomes_wrong_keeps_saying_what_it_said():
     assert reading(still, b=repository()).declared.resources.keys() == {MAIN}
 
 
-def test_a_file_that_cannot_be_read_keeps_saying_what_it_said():
+def test_a_file_that_cannot_be_read_keeps_saying_what_it_said() -> None:
     first = reading(a=schedule())
     later = read({Path("a.yaml"): Unreadable("cannot be read: Permission denied")}, first.files)
     assert later.declared == first.declared
     assert [error.detail for error in later.errors] == ["cannot be read: Permission denied"]
 
 
-def test_one_wrong_document_keeps_its_whole_file_as_it_was():
+def test_one_wrong_document_keeps_its_whole_file_as_it_was() -> None:
     first = reading(a=schedule())
     later = reading(first, a=schedule(cron="5 * * * *") + "---\nkind: Schedule\n")
     assert later.declared == first.declared
 
 
-def test_while_a_file_was_never_right_nothing_is_known_to_be_gone():
+def test_while_a_file_was_never_right_nothing_is_known_to_be_gone() -> None:
     assert not reading(a="{", b=schedule()).declared.complete
     assert reading(reading(a="{"), a=schedule()).declared.complete
 
 
-def test_a_file_that_has_not_changed_is_not_parsed_again():
+def test_a_file_that_has_not_changed_is_not_parsed_again() -> None:
     first = reading(a=schedule())
     assert reading(first, a=schedule()).files[Path("a.yaml")] is first.files[Path("a.yaml")]
 
@@ -266,7 +266,7 @@ def test_a_file_that_has_not_changed_is_not_parsed_again():
 # The folder.
 
 
-def test_yaml_files_are_read_at_any_depth_and_hidden_ones_are_not(tmp_path):
+def test_yaml_files_are_read_at_any_depth_and_hidden_ones_are_not(tmp_path: Path) -> None:
     names = ["a.yaml", "deep/er/b.yml", "c.json", ".hidden.yaml", ".git/d.yaml", "not-a-file.yaml/e.txt"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -280,24 +280,25 @@ def test_yaml_files_are_read_at_any_depth_and_hidden_ones_are_not(tmp_path):
     }
 
 
-def test_a_folder_that_is_gone_is_an_error_and_not_empty(tmp_path):
+def test_a_folder_that_is_gone_is_an_error_and_not_empty(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="nothing is changed until it can be read"):
         read_texts(tmp_path / "gone")
 
 
-def test_text_that_is_not_utf_8_or_too_long_is_told(tmp_path):
+def test_text_that_is_not_utf_8_or_too_long_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"\xff")
     (tmp_path / "b.yaml").write_bytes(b"#" * (5 << 20))
     texts = read_texts(tmp_path)
-    assert "UTF-8" in texts[Path("a.yaml")].reason
-    assert "split it" in texts[Path("b.yaml")].reason
+    reasons = {path.name: it.reason for path, it in texts.items() if isinstance(it, Unreadable)}
+    assert "UTF-8" in reasons["a.yaml"]
+    assert "split it" in reasons["b.yaml"]
 
 
-def host(labels="{role: db}", more=""):
+def host(labels: str = "{role: db}", more: str = "") -> str:
     return f"{HEAD}kind: Host\nmetadata: {{name: db-1, labels: {labels}}}\n{more}"
 
 
-def test_a_host_is_of_all_namespaces():
+def test_a_host_is_of_all_namespaces() -> None:
     elsewhere = host().replace("{name: db-1,", "{name: db-1, namespace: other,")
     key = Key("Host", "", "db-1")
     assert reading(a=host()).declared.resources.keys() == reading(a=elsewhere).declared.resources.keys() == {key}
@@ -305,7 +306,7 @@ def test_a_host_is_of_all_namespaces():
     assert str(key) == "db-1"
 
 
-def test_a_host_in_a_folder_has_no_spec():
+def test_a_host_in_a_folder_has_no_spec() -> None:
     error = only_error(a=host(more="spec: {labels: {a: b}}\n"))
     assert (error.field, "metadata.labels" in error.detail) == ("spec", True)
     assert reading(a=host(more="spec: {}\n")).errors == []

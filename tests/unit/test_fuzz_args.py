@@ -1,6 +1,8 @@
 """Whatever a manifest says, restic takes no value for an option: each is part of one argument, or follows `--`."""
 
 import re
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ TEXT = st.builds("".join, st.lists(NASTY | st.text(st.characters(codec="utf-8"),
 
 
 @st.composite
-def specs(draw):
+def specs(draw: st.DrawFn) -> dict[str, Collection[str]]:
     """The spec of a Schedule of any kind that runs, as nasty as its schema allows."""
     kind = draw(st.sampled_from(sorted(commands.KINDS)))
     tags = st.lists(TEXT.map(lambda text: text.replace(",", "")).filter(bool), min_size=1, max_size=3)
@@ -33,16 +35,19 @@ def specs(draw):
     return said
 
 
-def parsed(parse, spec):
-    """The typed spec; one that is refused for what is wrong in it is no example."""
+Parsed = TypeVar("Parsed")
+
+
+def parsed(parse: Callable[[object], Parsed], spec: dict[str, Any]) -> Parsed:
+    """What it is read as; one that is refused for what is wrong in it is no example."""
     try:
-        return parse({"metadata": {"name": "etc"}, "spec": spec}).spec
+        return parse({"metadata": {"name": "etc"}, "spec": spec})
     except Invalid as refused:
         assume(not all(error["field"].startswith("spec.") for error in refused.errors))
         raise
 
 
-def taken_apart(args):
+def taken_apart(args: list[str]) -> tuple[str, list[str], list[str]]:
     """An argv as getopt reads it when no option takes the next word: the command, its options, and the rest."""
     command, *words = args
     end = words.index("--") if "--" in words else len(words)
@@ -52,8 +57,8 @@ def taken_apart(args):
 
 
 @given(specs())
-def test_no_value_of_a_schedule_becomes_an_option(said):
-    spec = parsed(parse_schedule, said)
+def test_no_value_of_a_schedule_becomes_an_option(said: dict[str, Any]) -> None:
+    spec = parsed(parse_schedule, said).spec
     command, options, rest = taken_apart(commands.run_args(spec, "ns/etc", "node-1"))
     match spec.kind:
         case "backup":
@@ -69,7 +74,7 @@ def test_no_value_of_a_schedule_becomes_an_option(said):
 
 
 @given(TEXT, TEXT, TEXT)
-def test_no_word_of_who_looks_into_a_repository_becomes_an_option(host, snapshot, path):
+def test_no_word_of_who_looks_into_a_repository_becomes_an_option(host: str, snapshot: str, path: str) -> None:
     assert taken_apart(commands.snapshots_args(host))[2] == []
     assert taken_apart(commands.ls_args(host, snapshot, path))[2] == [snapshot, path]
 
@@ -83,8 +88,8 @@ KNOWN = {
 
 
 @given(TEXT | TEXT.map("sftp:{}".format) | TEXT.map("sftp:a@{}:/b".format) | TEXT.map("local:{}".format))
-def test_no_url_is_one_that_a_program_takes_for_an_option_or_for_two(url):
-    filled = commands.repository_url(parsed(parse_repository, {"url": url}), "ns", "node-1")
+def test_no_url_is_one_that_a_program_takes_for_an_option_or_for_two(url: str) -> None:
+    filled = commands.repository_url(parsed(parse_repository, {"url": url}).spec, "ns", "node-1")
     assert not filled.startswith("-")
     assert not re.search("[\0-\x1f\x7f-\x9f\u2028\u2029]", filled)
     host = filled.removeprefix("sftp:").removeprefix("//").rpartition("@")[2]  # as restic's sftp backend reads it

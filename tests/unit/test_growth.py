@@ -1,13 +1,15 @@
 """Promise 9: what many open jobs cost grows as their number does, counted in calls and not in seconds."""
 
 import sys
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from server.agents.session import Fired
 from server.gateway.buckets import Buckets
 from server.jobs.fires import decide
-from server.jobs.job import ConcurrencyLimit, Job
+from server.jobs.job import ConcurrencyLimit, Job, State
 from server.jobs.lanes import Lanes
 from server.jobs.outcomes import Health
 from server.jobs.resume import resumed
@@ -22,11 +24,13 @@ MOST = 4.5
 """Times the calls that four times as many jobs may cost: some are sorted."""
 
 
-def counted(do):
+def counted(
+    do: Callable[[], object],
+) -> int:
     """How many calls something makes, those into C included."""
     calls = 0
 
-    def called(frame, event, arg):
+    def called(frame: object, event: str, arg: object) -> None:
         nonlocal calls
         calls += event in ("call", "c_call")
 
@@ -38,7 +42,9 @@ def counted(do):
     return calls
 
 
-def queued(count, *, schedules=1, serial=True, state="waiting", repository="main"):
+def queued(
+    count: int, *, schedules: int = 1, serial: bool = True, state: State = "waiting", repository: str = "main"
+) -> Lanes:
     queue = Lanes()
     jobs = [
         Job(
@@ -55,7 +61,7 @@ def queued(count, *, schedules=1, serial=True, state="waiting", repository="main
     return queue
 
 
-def pieces(queue, now=NOON):
+def pieces(queue: Lanes, now: datetime = NOON) -> Iterator[None]:
     """Do all that is to be done by that time, piece by piece."""
     while queue.has_more or (queue.wake_at is not None and queue.wake_at <= now):
         queue.tick(now)
@@ -63,24 +69,24 @@ def pieces(queue, now=NOON):
         yield
 
 
-def settle(queue, now=NOON):
+def settle(queue: Lanes, now: datetime = NOON) -> None:
     for _ in pieces(queue, now):
         pass
 
 
-def says_hello(queue):
+def says_hello(queue: Lanes) -> None:
     queue.connected("db-1", ())
     settle(queue)
 
 
-def hello_of_running(queue):
+def hello_of_running(queue: Lanes) -> None:
     running = [job.wire_id for job in queue.of_host("db-1")]
     resumed((), running, queue.of_host("db-1"), NOON)
     queue.connected("db-1", running)
     settle(queue)
 
 
-def comes_and_goes(queue):
+def comes_and_goes(queue: Lanes) -> None:
     for _ in range(3):
         queue.connected("db-1", ())
         settle(queue)
@@ -88,14 +94,14 @@ def comes_and_goes(queue):
         settle(queue)
 
 
-def is_gone_for_long(queue):
+def is_gone_for_long(queue: Lanes) -> None:
     queue.disconnected("db-1")
     settle(queue)
     queue.release_slots("db-1")
     settle(queue)
 
 
-def ends(queue):
+def ends(queue: Lanes) -> None:
     queue.connected("db-1", ())
     while queue.jobs:
         going = queue.take() or list(queue.jobs.values())
@@ -103,14 +109,14 @@ def ends(queue):
             queue.remove(job.id)
 
 
-def is_limited(queue):
+def is_limited(queue: Lanes) -> None:
     queue.connected("db-1", ())
     queue.limit("main", ConcurrencyLimit(1))
     queue.limit("main", ConcurrencyLimit(2, per_host=True))
     settle(queue)
 
 
-def is_told_of(queue):
+def is_told_of(queue: Lanes) -> None:
     queue.connected("db-1", ())
     for job_id in list(queue.jobs):
         queue.waits_for(job_id, "ns/main")
@@ -120,12 +126,12 @@ def is_told_of(queue):
         assert queue.hanging(NOON) == []
 
 
-def is_too_late(queue):
+def is_too_late(queue: Lanes) -> None:
     queue.connected("db-1", ())
     settle(queue, NOON + timedelta(days=2))
 
 
-def is_tried_again(queue):
+def is_tried_again(queue: Lanes) -> None:
     queue.connected("db-1", ())
     for job in list(queue.jobs.values()):
         queue.retry(job, NOON + timedelta(hours=1))
@@ -150,8 +156,8 @@ def is_tried_again(queue):
     ("schedules", "serial", "state"), [(1, True, "waiting"), (1, False, "waiting"), (10_000, True, "running")]
 )
 def test_what_happens_to_the_open_jobs_of_a_host_costs_no_more_for_each_when_they_are_many(
-    do, schedules, serial, state
-):
+    do: Callable[..., None], schedules: int, serial: bool, state: State
+) -> None:
     few, many = (queued(count, schedules=schedules, serial=serial, state=state) for count in (FEW, MANY))
     assert counted(lambda: do(many)) <= MOST * counted(lambda: do(few))
 
@@ -168,8 +174,10 @@ def test_what_happens_to_the_open_jobs_of_a_host_costs_no_more_for_each_when_the
     ids=["hello", "gone", "given up", "rule", "late"],
 )
 @pytest.mark.parametrize("state", ["waiting", "sent", "running"])
-def test_no_piece_of_what_many_open_jobs_cost_grows_with_their_number(do, until, state):
-    def costs(count):
+def test_no_piece_of_what_many_open_jobs_cost_grows_with_their_number(
+    do: Callable[..., None], until: datetime, state: State
+) -> None:
+    def costs(count: int) -> tuple[int, int]:
         queue = queued(count, schedules=10, serial=False, state=state)
         queue.connected("db-1", ())
         settle(queue)
@@ -183,7 +191,7 @@ def test_no_piece_of_what_many_open_jobs_cost_grows_with_their_number(do, until,
 
 
 @pytest.mark.parametrize("known", [100, 10_000])
-def test_what_hangs_is_found_at_the_cost_of_what_hangs(known):
+def test_what_hangs_is_found_at_the_cost_of_what_hangs(known: int) -> None:
     queue = queued(known, schedules=known, state="running")
     for at, job in enumerate(list(queue.jobs.values())):
         queue.accepted(job, NOON - timedelta(days=at < 3) * 2)
@@ -195,40 +203,46 @@ def test_what_hangs_is_found_at_the_cost_of_what_hangs(known):
 
 
 @pytest.mark.parametrize("serial", [True, False])
-def test_jobs_are_added_at_the_same_cost_for_each(serial):
+def test_jobs_are_added_at_the_same_cost_for_each(serial: bool) -> None:
     assert counted(lambda: queued(MANY, serial=serial)) <= MOST * counted(lambda: queued(FEW, serial=serial))
 
 
-def test_a_repository_is_limited_at_the_cost_of_its_own_jobs():
+def test_a_repository_is_limited_at_the_cost_of_its_own_jobs() -> None:
     alone, beside = Lanes(), queued(MANY, schedules=10_000)
-    limit = lambda queue: [queue.limit(f"r{at}", ConcurrencyLimit(at % 2 or None)) for at in range(100)]  # noqa: E731
+
+    def limit(queue: Lanes) -> None:
+        for at in range(100):
+            queue.limit(f"r{at}", ConcurrencyLimit(at % 2 or None))
+
     assert counted(lambda: limit(beside)) <= counted(lambda: limit(alone)) + 100
 
 
 @pytest.mark.parametrize("policy", ["Forbid", "Allow", "Replace"])
 @pytest.mark.parametrize("off", [timedelta(minutes=7), timedelta(days=-4000), timedelta(days=4000)])
-def test_a_frame_of_refused_fires_costs_no_more_for_each_when_they_are_many(policy, off):
+def test_a_frame_of_refused_fires_costs_no_more_for_each_when_they_are_many(policy: str, off: timedelta) -> None:
     schedule = target("a", concurrencyPolicy=policy, cron="0 * * * *")
 
-    def fires(count):
+    def fires(count: int) -> int:
         host, queue = in_sync(1, schedule), queued(FEW, schedules=1)
         frame = [(ScheduleFire("a", DUE + off - timedelta(hours=at)), "") for at in range(count)]
         (came,) = host.received(frame, DUE)
-        return counted(lambda: decide(came.fires, host, {"a": schedule}, queue, DUE, ["id"] * count))
+        assert isinstance(came, Fired)
+        fired = came.fires
+        return counted(lambda: decide(fired, host, {"a": schedule}, queue, DUE, ["id"] * count))
 
     assert fires(MANY) <= MOST * fires(FEW)
 
 
-def test_ends_of_jobs_that_are_over_are_told_again_at_the_same_cost_for_each():
-    def said(count):
+def test_ends_of_jobs_that_are_over_are_told_again_at_the_same_cost_for_each() -> None:
+    def said(count: int) -> int:
         host, frame = in_sync(1), [(JobFinished(f"over{at}", "failed", NOON), "") for at in range(count)]
         return counted(lambda: host.received(frame, NOON))
 
     assert said(MANY) <= MOST * said(FEW)
 
 
-def test_an_ended_job_costs_the_same_however_many_hosts_of_its_repository_have_a_problem():
-    def ended(hosts):
+def test_an_ended_job_costs_the_same_however_many_hosts_of_its_repository_have_a_problem() -> None:
+    def ended(hosts: int) -> int:
         health = Health()
         locked = JobFinished("job", "failed", NOON, error="locked", reason="Locked")
         for at in range(hosts):
@@ -239,17 +253,23 @@ def test_an_ended_job_costs_the_same_however_many_hosts_of_its_repository_have_a
     assert ended(MANY) <= ended(FEW) + 10
 
 
-def test_the_problem_that_was_told_last_is_told_of_a_repository():
+def test_the_problem_that_was_told_last_is_told_of_a_repository() -> None:
     health = Health()
+
+    def told() -> str:
+        problem = health.problem("main")
+        assert problem is not None
+        return problem.message
+
     for host, error in (("a", "1"), ("b", "2"), ("a", "3")):
         health.attempt_ended("main", host, "backup", JobFinished("job", "failed", NOON, error=error, reason="Locked"))
-    assert health.problem("main").message == "3"
+    assert told() == "3"
     assert health.attempt_ended("main", "a", "backup", JobFinished("job", "succeeded", NOON))
-    assert health.problem("main").message == "2"
+    assert told() == "2"
 
 
-def test_hosts_are_asked_once_for_all_schedules_what_is_in_force_on_them():
-    def asked(schedules):
+def test_hosts_are_asked_once_for_all_schedules_what_is_in_force_on_them() -> None:
+    def asked(schedules: int) -> int:
         targets = [target(f"s{at}") for at in range(schedules)]
         hosts = [in_sync(1, *targets) for _ in range(20)]
         return counted(lambda: [group.out_of_sync(it.id) for group in group_by_set(hosts) for it in targets])
@@ -260,20 +280,20 @@ def test_hosts_are_asked_once_for_all_schedules_what_is_in_force_on_them():
 # Token buckets.
 
 
-def test_a_name_uses_so_much_at_once_and_then_no_faster_than_its_rate():
+def test_a_name_uses_so_much_at_once_and_then_no_faster_than_its_rate() -> None:
     buckets = Buckets(rate=2, burst=10)
     assert [buckets.wait("a", 0, 1) or buckets.use("a", 1, 0) for _ in range(12)] == [0] * 10 + [0.5] * 2
     assert (buckets.wait("b", 0, 1), buckets.wait("a", 0.5, 1), buckets.wait("a", 99, 10)) == (0, 0, 0)
 
 
-def test_who_uses_more_than_there_is_waits_until_that_is_there():
+def test_who_uses_more_than_there_is_waits_until_that_is_there() -> None:
     buckets = Buckets(rate=1000, burst=5000)
     assert buckets.use("a", 20_000, 0) == 15
     assert buckets.wait("a", 15) == 0
     assert buckets.wait("a", 15, 1) > 0
 
 
-def test_buckets_that_are_full_are_not_kept():
+def test_buckets_that_are_full_are_not_kept() -> None:
     buckets = Buckets(rate=1, burst=1)
     for at in range(100_000):
         buckets.use(f"host-{at}", 1, at / 10)

@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,7 +14,7 @@ from server.resources.specs import RepositorySpec, ScheduleSpec
 from wire.messages import Hooks, Verify
 
 
-def spec(**backup):
+def spec(**backup: Any) -> ScheduleSpec:
     whole = {"paths": ["/etc"], "excludes": [], "tags": [], "oneFileSystem": False, "excludeCaches": False} | backup
     return msgspec.convert(
         {
@@ -32,12 +34,12 @@ def spec(**backup):
     )
 
 
-def test_a_plain_backup_says_whose_it_is():
+def test_a_plain_backup_says_whose_it_is() -> None:
     args = commands.run_args(spec(), "ns/etc", "node-1")
     assert args == ["backup", "--json", "--host=node-1", "--tag=lamplighter=ns/etc", "--", "/etc"]
 
 
-def test_all_that_a_backup_can_say():
+def test_all_that_a_backup_can_say() -> None:
     said = spec(paths=["/a", "/b"], excludes=["*.tmp", "x y"], tags=["t"], oneFileSystem=True, excludeCaches=True)
     assert commands.run_args(said, "ns/etc", "node-1")[3:] == [
         "--one-file-system",
@@ -52,7 +54,7 @@ def test_all_that_a_backup_can_say():
     ]
 
 
-def of_kind(kind, **blocks):
+def of_kind(kind: str, **blocks: Any) -> ScheduleSpec:
     manifest = {"kind": kind, "cron": "@daily", "repositoryRef": {"name": "main"}, **blocks}
     return parse_schedule({"metadata": {"name": "it"}, "spec": manifest}).spec
 
@@ -89,17 +91,17 @@ KEPT = [
         (of_kind("verify"), ["ls", "--json", "--host=node-1", "--", "latest"]),
     ],
 )
-def test_every_kind_says_no_more_than_its_spec(said, args):
+def test_every_kind_says_no_more_than_its_spec(said: ScheduleSpec, args: list[str]) -> None:
     assert commands.run_args(said, "ns/it", "node-1") == args
 
 
-def test_a_verification_is_bounded_by_its_spec_or_by_the_defaults():
+def test_a_verification_is_bounded_by_its_spec_or_by_the_defaults() -> None:
     assert commands.verify_part(of_kind("verify")) == Verify(20, 100 << 20)
     assert commands.verify_part(of_kind("verify", verify={"files": 5, "maxBytes": "2Ki"})) == Verify(5, 2048)
     assert commands.verify_part(of_kind("check")) is None
 
 
-def test_hooks_go_with_the_name_of_their_schedule():
+def test_hooks_go_with_the_name_of_their_schedule() -> None:
     assert commands.hooks_part(of_kind("prune", hooks={"before": ["/a", "b"]}), "ns/it") == Hooks(
         ["/a", "b"], [], "ns/it"
     )
@@ -109,24 +111,24 @@ def test_hooks_go_with_the_name_of_their_schedule():
 @pytest.mark.parametrize(
     ("text", "count"), [("1", 1), ("10Ki", 10240), ("3Mi", 3 << 20), ("4Gi", 4 << 30), ("1Ti", 1 << 40)]
 )
-def test_a_quantity_is_a_number_with_a_unit_of_kubernetes(text, count):
+def test_a_quantity_is_a_number_with_a_unit_of_kubernetes(text: str, count: int) -> None:
     assert commands.quantity(text) == count
 
 
-def test_a_kind_that_is_not_run_is_refused_with_those_that_are():
+def test_a_kind_that_is_not_run_is_refused_with_those_that_are() -> None:
     said = msgspec.structs.replace(spec(), kind="rewrite")
     with pytest.raises(ValueError, match="'rewrite' is not run by this version: use one of backup, check"):
         commands.run_args(said, "ns/etc", "node-1")
 
 
-def test_restic_takes_no_value_for_an_option(tmp_path):
+def test_restic_takes_no_value_for_an_option(tmp_path: Path) -> None:
     (tmp_path / "--repo=elsewhere").write_text("kept")
     (tmp_path / "--help").write_text("left out")
     said = spec(paths=["--repo=elsewhere", "--help"], tags=["--dry-run"], excludes=["--help", "-h"])
     env = {"RESTIC_REPOSITORY": str(tmp_path / "repository"), "RESTIC_PASSWORD": "x"}
     env |= {"RESTIC_CACHE_DIR": str(tmp_path / "cache")}  # restic leaves its cache out of a backup
 
-    def restic(*args):
+    def restic(*args: Any) -> bytes:
         return subprocess.run(["/usr/bin/restic", *args], cwd=tmp_path, env=env, check=True, capture_output=True).stdout
 
     restic(*(commands.init_args(init=True) or ()))
@@ -138,7 +140,7 @@ def test_restic_takes_no_value_for_an_option(tmp_path):
 
 
 @pytest.mark.parametrize(("init", "args"), [(True, ["init"]), (False, None)])
-def test_a_repository_is_created_where_that_is_allowed(init, args):
+def test_a_repository_is_created_where_that_is_allowed(init: bool, args: list[str] | None) -> None:
     assert commands.init_args(init) == args
 
 
@@ -150,5 +152,5 @@ def test_a_repository_is_created_where_that_is_allowed(init, args):
         ("/{host}{host}{other}", "/node-1node-1{other}"),
     ],
 )
-def test_a_url_names_the_host_and_the_namespace(url, filled):
+def test_a_url_names_the_host_and_the_namespace(url: str, filled: str) -> None:
     assert commands.repository_url(RepositorySpec(url, init=False), "ns", "node-1") == filled

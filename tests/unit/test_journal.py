@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import zlib
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,6 +28,7 @@ from agent.core.state import (
     DiffApplied,
     Ended,
     Fired,
+    Record,
     SetApplied,
     replay,
 )
@@ -39,17 +42,17 @@ AT = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Path:
     return tmp_path / "agent" / "journal.jsonl"
 
 
 @asynccontextmanager
-async def opened(path):
+async def opened(path: Path) -> AsyncIterator[tuple[Journal, AgentState]]:
     """A journal at work, and the memory that it held when it was opened."""
     journal, memory = Journal.open(path)
     try:
@@ -62,17 +65,17 @@ async def opened(path):
         journal.close()
 
 
-def reopened(path):
+def reopened(path: Path) -> AgentState:
     journal, memory = Journal.open(path)
     journal.close()
     return memory
 
 
-def entry(key, name="ns/etc"):
+def entry(key: str, name: str = "ns/etc") -> Raw:
     return Raw(encode_entry(Entry(key, name, "0 2 * * *", AT, "1")))
 
 
-def a_day():
+def a_day() -> list[Any]:
     """Records of all kinds, as a day writes them."""
     due = AT + timedelta(hours=1)
     return [
@@ -88,7 +91,7 @@ def a_day():
     ]
 
 
-def state(memory):
+def state(memory: AgentState) -> list[Any]:
     entries = {key: item.raw for key, item in memory.entries.items.items()}
     names = ("version", "digest", "cursors", "fires", "running", "ends", "done")
     return [entries, *(getattr(memory, name) for name in names)]
@@ -117,7 +120,7 @@ RECORDS = st.one_of(
 
 
 @given(st.lists(RECORDS, max_size=12))
-def test_a_compacted_journal_says_what_the_whole_one_said(records):
+def test_a_compacted_journal_says_what_the_whole_one_said(records: list[Any]) -> None:
     memory = replay(records)
     assert state(replay(memory.records())) == state(memory)
 
@@ -139,7 +142,7 @@ a6dc8822 {"type":"ended","end":{"job_id":"j1","status":"succeeded","finished_at"
 """A journal of release 0.1.0, with a record of each kind."""
 
 
-def test_a_journal_of_an_earlier_release_reads_as_it_did():
+def test_a_journal_of_an_earlier_release_reads_as_it_did() -> None:
     old = OLD.lstrip()
     records, whole, lost = read(old)
     assert (whole, lost, b"".join(map(encode, records))) == (len(old), 0, old)
@@ -153,14 +156,14 @@ def test_a_journal_of_an_earlier_release_reads_as_it_did():
 
 
 @given(st.lists(RECORDS, max_size=12))
-def test_records_come_back_from_their_lines(records):
+def test_records_come_back_from_their_lines(records: list[Any]) -> None:
     data = b"".join(map(encode, records))
     again, whole, lost = read(data)
     assert (whole, lost) == (len(data), 0)
     assert b"".join(map(encode, again)) == data
 
 
-def test_a_record_of_a_later_version_is_left_out_and_its_neighbours_are_not():
+def test_a_record_of_a_later_version_is_left_out_and_its_neighbours_are_not() -> None:
     body = b'{"type":"invented","x":1}'
     later = b"%08x %s\n" % (zlib.crc32(body), body)
     assert read(encode(Confirmed(["j1"])) + later + encode(Confirmed(["j2"]))) == (
@@ -173,7 +176,7 @@ def test_a_record_of_a_later_version_is_left_out_and_its_neighbours_are_not():
 # Kills and damage.
 
 
-async def test_a_kill_at_any_byte_loses_the_torn_record_and_no_other(path):
+async def test_a_kill_at_any_byte_loses_the_torn_record_and_no_other(path: Path) -> None:
     async with opened(path) as (journal, _):
         journal.append(a_day())
     data = path.read_bytes()
@@ -185,7 +188,7 @@ async def test_a_kill_at_any_byte_loses_the_torn_record_and_no_other(path):
         assert (end, lost) == (sum(map(len, lines[: len(whole)])), int(end < length))
 
 
-async def test_a_flipped_bit_loses_the_lines_it_is_in_and_no_other(path):
+async def test_a_flipped_bit_loses_the_lines_it_is_in_and_no_other(path: Path) -> None:
     async with opened(path) as (journal, _):
         journal.append(a_day())
     data = path.read_bytes()
@@ -198,14 +201,16 @@ async def test_a_flipped_bit_loses_the_lines_it_is_in_and_no_other(path):
         assert set(kept) <= set(data.splitlines(keepends=True))
 
 
-def _spans(data):
+def _spans(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     begin = 0
     for line in data.splitlines(keepends=True):
         yield line, begin, begin + len(line)
         begin += len(line)
 
 
-async def test_a_torn_journal_is_opened_with_a_warning_and_carries_on(path, caplog):
+async def test_a_torn_journal_is_opened_with_a_warning_and_carries_on(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with opened(path) as (journal, _):
         journal.append(a_day())
     path.write_bytes(path.read_bytes()[:-7])
@@ -230,13 +235,13 @@ asyncio.run(main())
 """
 
 
-def test_what_then_was_called_for_is_on_disk_when_the_process_is_killed(path):
+def test_what_then_was_called_for_is_on_disk_when_the_process_is_killed(path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", DIES, path], check=False).returncode == -signal.SIGKILL
     assert reopened(path).done == {"j1": None}
 
 
-async def test_a_lost_diff_leaves_the_set_in_force_until_the_server_sends_it_whole(path):
-    records = [SetApplied(ScheduleSet(4, [entry("s1")])), DiffApplied(ScheduleDiff(5, 6, [entry("s2")]))]
+async def test_a_lost_diff_leaves_the_set_in_force_until_the_server_sends_it_whole(path: Path) -> None:
+    records: list[Record] = [SetApplied(ScheduleSet(4, [entry("s1")])), DiffApplied(ScheduleDiff(5, 6, [entry("s2")]))]
     async with opened(path) as (journal, _):
         journal.append(records)
     for memory in (reopened(path), reopened(path)):
@@ -247,7 +252,7 @@ async def test_a_lost_diff_leaves_the_set_in_force_until_the_server_sends_it_who
 # Order, compaction, replay.
 
 
-async def test_then_is_called_in_order_once_its_records_are_on_disk(path):
+async def test_then_is_called_in_order_once_its_records_are_on_disk(path: Path) -> None:
     seen = []
     async with opened(path) as (journal, _):
         for record in a_day():
@@ -256,7 +261,9 @@ async def test_then_is_called_in_order_once_its_records_are_on_disk(path):
     assert all(found >= at for at, found in enumerate(seen, start=1))
 
 
-async def test_a_journal_that_has_outgrown_what_it_says_is_written_anew(path, monkeypatch):
+async def test_a_journal_that_has_outgrown_what_it_says_is_written_anew(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(journals, "COMPACT_BYTES", 4096)
     async with opened(path) as (journal, memory):
         for day in range(500):
@@ -270,7 +277,7 @@ async def test_a_journal_that_has_outgrown_what_it_says_is_written_anew(path, mo
     assert reopened(path).cursors == {"s1": AT + timedelta(days=499)}
 
 
-async def test_opening_again_changes_nothing(path):
+async def test_opening_again_changes_nothing(path: Path) -> None:
     async with opened(path) as (journal, _):
         journal.append(a_day())
     first = state(reopened(path))
@@ -279,10 +286,13 @@ async def test_opening_again_changes_nothing(path):
     assert path.read_bytes() == data
 
 
-async def test_an_error_of_then_ends_the_journal_and_is_seen(path):
+async def test_an_error_of_then_ends_the_journal_and_is_seen(path: Path) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
     with pytest.raises(ExceptionGroup) as raised:
         async with opened(path) as (journal, _):
-            journal.append([], lambda: 1 / 0)
+            journal.append([], fail)
     assert raised.group_contains(ZeroDivisionError)
 
 
@@ -290,7 +300,7 @@ async def test_an_error_of_then_ends_the_journal_and_is_seen(path):
 
 
 @contextmanager
-def files_no_longer_than(size):
+def files_no_longer_than(size: int) -> Iterator[None]:
     """The system refuses to write files beyond so many bytes, to this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -303,15 +313,17 @@ def files_no_longer_than(size):
 class Heard(logging.Handler):
     """Tells when something is logged."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.said = asyncio.Event()
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         self.said.set()
 
 
-async def test_a_full_disk_is_waited_for_and_nothing_is_told_before_it_is_written(path, monkeypatch, caplog):
+async def test_a_full_disk_is_waited_for_and_nothing_is_told_before_it_is_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(journals, "RETRY_S", 0.01)
     told, heard = [], Heard()
     async with opened(path) as (journal, _):
@@ -326,7 +338,9 @@ async def test_a_full_disk_is_waited_for_and_nothing_is_told_before_it_is_writte
     assert state(reopened(path)) == state(replay(a_day()))
 
 
-async def test_a_disk_that_stays_full_does_not_hold_up_the_end(path, monkeypatch, caplog):
+async def test_a_disk_that_stays_full_does_not_hold_up_the_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(journals, "RETRY_S", 0.01)
     monkeypatch.setattr(journals, "FLUSH_S", 0.05)
     with files_no_longer_than(0):
@@ -339,7 +353,7 @@ async def test_a_disk_that_stays_full_does_not_hold_up_the_end(path, monkeypatch
 # Who may have it.
 
 
-async def test_two_agents_on_one_folder_are_one_too_many(path):
+async def test_two_agents_on_one_folder_are_one_too_many(path: Path) -> None:
     async with opened(path):
         with pytest.raises(
             JournalError, match="in use by another agent: stop that agent, or choose another data folder"
@@ -348,7 +362,7 @@ async def test_two_agents_on_one_folder_are_one_too_many(path):
     assert reopened(path)
 
 
-def test_the_files_are_for_this_user_only(path):
+def test_the_files_are_for_this_user_only(path: Path) -> None:
     reopened(path)
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert {file.name: oct(file.stat().st_mode & 0o777) for file in path.parent.iterdir()} == {
@@ -357,7 +371,7 @@ def test_the_files_are_for_this_user_only(path):
     }
 
 
-def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path, path):
+def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path: Path, path: Path) -> None:
     (tmp_path / "file").touch()
     path.mkdir(parents=True)
     for bad in (tmp_path / "file" / "journal.jsonl", path, Path("/proc/lamplighter/journal.jsonl")):
@@ -367,7 +381,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path, path
         assert "\n" not in str(refused.value)
 
 
-def test_a_refused_start_leaves_the_folder_free_for_the_next(path):
+def test_a_refused_start_leaves_the_folder_free_for_the_next(path: Path) -> None:
     reopened(path)
     path.write_bytes(encode(Confirmed(["j1"])))
     with files_no_longer_than(3), pytest.raises(JournalError, match="File too large"):

@@ -18,7 +18,16 @@ MINUTE = timedelta(minutes=1)
 HOSTS = ("a", "b", "c")
 
 
-def job(job_id, host="a", kind="backup", at=0, schedule="", repository="repo", serial=None, **more):
+def job(
+    job_id: str,
+    host: str = "a",
+    kind: str = "backup",
+    at: int = 0,
+    schedule: str = "",
+    repository: str = "repo",
+    serial: bool | None = None,
+    **more: Any,
+) -> Job:
     """A job, recorded so many minutes after noon."""
     command = CommandRun(job_id, kind, [], repository, schedule_id=schedule)
     return Job(command, host, NOON + at * MINUTE, bool(schedule) if serial is None else serial, **more)

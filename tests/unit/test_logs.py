@@ -27,7 +27,13 @@ def logged() -> Iterator[Callable[..., str]]:
     levels = {name: logging.getLogger(name).level for name in list(root.manager.loggerDict)}
 
     def write(
-        form, message, level: int = logging.INFO, *, terminal: bool = False, name: str = "agent.core", **facts: Any
+        form: str,
+        message: str,
+        level: int = logging.INFO,
+        *,
+        terminal: bool = False,
+        name: str = "agent.core",
+        **facts: Any,
     ) -> str:
         stream = Terminal() if terminal else io.StringIO()
         root.handlers[:] = []

@@ -33,17 +33,17 @@ PATTERNS = [
 ]
 
 
-def written(args):
+def written(args: Any) -> tuple[list[str], dict[str, Any]]:
     files: dict[str, Any] = {}
     return by_files(args, lambda: Path("/f"), files.__setitem__), files
 
 
-def test_short_arguments_and_other_commands_stay_as_they_are():
+def test_short_arguments_and_other_commands_stay_as_they_are() -> None:
     for args in (["backup", "--json", "--exclude=a", "--", "/b"], ["ls", "--", "latest", *["/" + "x" * 4000] * 50]):
         assert written(args) == (args, {})
 
 
-def test_long_ones_go_into_files():
+def test_long_ones_go_into_files() -> None:
     paths = [f"/{at}" + "x" * 4000 for at in range(LIMIT // 4000 + 1)] + ["/a\nb", "/ c"]
     args, files = written(["backup", "--json", "--exclude=$a ", "--exclude=a\nb", "--tag=t", "--", *paths])
     files_used = ["--exclude-file=/f/patterns", "--files-from-raw=/f/paths"]
@@ -53,28 +53,31 @@ def test_long_ones_go_into_files():
 
 
 @pytest.mark.skipif(not RESTIC, reason="needs restic")
-def test_a_line_of_a_file_means_what_the_option_means(tmp_path, monkeypatch):
+def test_a_line_of_a_file_means_what_the_option_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     env = {"PATH": os.environ["PATH"], "HOME": "a", "RESTIC_PASSWORD": "p", "RESTIC_REPOSITORY": str(tmp_path / "repo")}
     (tmp_path / "src").mkdir()
     for name in NAMES:
         (tmp_path / "src" / name).touch()
 
-    def restic(*args):
+    def restic(*args: str) -> str:
         done = subprocess.run([RESTIC, "--no-cache", *args], env=env, capture_output=True, check=True, text=True)
         return done.stdout
 
-    def kept(*args):
+    def kept(*args: str) -> list[str]:
         said = restic("backup", "-v", "-v", "--dry-run", *args, "src")
         found = (line.partition(", ")[0].split("/src/", 1) for line in said.splitlines() if line.startswith("new"))
         return sorted(parts[1] for parts in found if len(parts) == 2 and parts[1])
 
-    def backup(pattern):
+    def backup(pattern: str) -> list[str]:
         return ["backup", f"--exclude={pattern}", "--"]
+
+    def write(name: str, data: bytes) -> None:
+        (tmp_path / name).write_bytes(data)
 
     restic("init")
     monkeypatch.chdir(tmp_path)
     for pattern in PATTERNS:
-        by_files([*backup(pattern), "/x" * LIMIT], lambda: tmp_path, lambda name, it: (tmp_path / name).write_bytes(it))
+        by_files([*backup(pattern), "/x" * LIMIT], lambda: tmp_path, write)
         by_option = kept(f"--exclude={pattern}")
         assert kept(f"--exclude-file={tmp_path / 'patterns'}") == by_option, pattern
         assert len(by_option) < len(NAMES), pattern  # it does leave something out

@@ -39,7 +39,7 @@ def modules() -> Iterator[ModuleType]:
                 yield importlib.import_module(found.name)
 
 
-def metas(hint: Any):
+def metas(hint: Any) -> Iterator[msgspec.Meta]:
     """Every Meta with a pattern in a type."""
     if get_origin(hint) is Annotated:
         yield from (it for it in get_args(hint)[1:] if isinstance(it, msgspec.Meta) and it.pattern)
@@ -48,14 +48,14 @@ def metas(hint: Any):
             yield from metas(inner)
 
 
-def message_patterns() -> list[Any]:
+def message_patterns() -> list[str]:
     found = set()
     for module in modules():
         for thing in vars(module).values():
             if isinstance(thing, type) and issubclass(thing, msgspec.Struct):
                 for hint in get_type_hints(thing, include_extras=True).values():
-                    found |= {it.pattern for it in metas(hint)}
-            found |= {it.pattern for it in metas(thing)}
+                    found |= {it.pattern for it in metas(hint) if it.pattern}
+            found |= {it.pattern for it in metas(thing) if it.pattern}
     return sorted(found)
 
 
@@ -92,7 +92,7 @@ def test_no_pattern_of_the_code_ends_where_a_newline_may_follow(path: Path) -> N
             assert not [it for it in texts if ends(it)], ast.unparse(node)
 
 
-def schema_patterns(node: Any):
+def schema_patterns(node: Any) -> Iterator[str]:
     if isinstance(node, dict):
         if isinstance(node.get("pattern"), str):
             yield node["pattern"]
@@ -110,7 +110,7 @@ def test_the_description_says_ends_as_json_schema_reads_them() -> None:
     assert [it for it in found if not (ends(it) or it == "^/")] == []
 
 
-def definitions() -> list[Any]:
+def definitions() -> list[Path]:
     return [path for path in sorted(Path("crds").glob("*.yaml")) if path.name != "kustomization.yaml"]
 
 

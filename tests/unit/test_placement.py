@@ -1,6 +1,7 @@
 """Every host gets the schedules whose selectors match its labels, and a plan names the hosts whose set changes."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ def put(fleet: Placement, *targets: PlacedSchedule) -> Plan:
     return plan
 
 
-def held(fleet, host):
+def held(fleet: Placement, host: str) -> set[Any]:
     return set(fleet.hosts[host].entries.items)
 
 

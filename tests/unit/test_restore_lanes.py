@@ -58,4 +58,5 @@ def test_a_line_that_is_longer_than_the_wire_takes_comes_whole(length: int) -> N
     assert max(map(len, lines)) <= MAX_TEXT
     first, second = listings._read([*lines, *lines])
     assert first == second
+    assert first is not None
     assert len(first.id) == length

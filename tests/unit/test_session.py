@@ -9,7 +9,17 @@ import pytest
 
 import cron
 from server.access.vault import Vault
-from server.agents.session import Accepted, Acked, Ended, Fired, LeftOutEntries, Reported, Send, Session
+from server.agents.session import (
+    Accepted,
+    Acked,
+    Effect,
+    Ended,
+    Fired,
+    LeftOutEntries,
+    Reported,
+    Send,
+    Session,
+)
 from server.events import Events, HostDisconnected
 from server.fleet import pushes
 from server.fleet.catalog import Catalog
@@ -33,6 +43,7 @@ from wire.messages import (
     AgentClock,
     CommandCancel,
     CommandRun,
+    FromAgent,
     Hello,
     JobAccepted,
     JobAsk,
@@ -52,7 +63,7 @@ NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
 
-def target(schedule_id="a", revision="1", since=None, **more):
+def target(schedule_id: str = "a", revision: str = "1", since: datetime | None = None, **more: Any) -> PlacedSchedule:
     spec = schedule_spec(
         {
             "kind": "backup",
@@ -80,19 +91,19 @@ def target(schedule_id="a", revision="1", since=None, **more):
 A, B = target("a"), target("b")
 
 
-def held(*targets):
+def held(*targets: PlacedSchedule) -> entries.EntrySet:
     return entries.patched(EMPTY, {it.id: it.item for it in targets})
 
 
-def host(version=1, *targets):
+def host(version: int = 1, *targets: PlacedSchedule) -> Session:
     return Session(HostState("db-1", {}, NOON, version, held(*targets)))
 
 
-def hello(version=0, digest=""):
+def hello(version: int = 0, digest: str = "") -> Hello:
     return Hello("db-1", "1", version, digest)
 
 
-def in_sync(version=1, *targets):
+def in_sync(version: int = 1, *targets: PlacedSchedule) -> Session:
     """A host that is connected and holds what it should."""
     it = host(version, *targets)
     it.hello(1, hello(version, held(*targets).digest))
@@ -100,24 +111,24 @@ def in_sync(version=1, *targets):
     return it
 
 
-def change(it, version, *targets):
+def change(it: Session, version: int, *targets: PlacedSchedule) -> list[Effect]:
     it.desired.version, it.desired.entries, it.desired.since = version, held(*targets), NOON
     return it.desired_changed()
 
 
-def said(effects):
+def said(effects: list[Effect]) -> list[Any]:
     """What pushes say, of all effects."""
     return [pushes.message(effect) for effect in effects if isinstance(effect, Push)]
 
 
-def ack(it, version, *targets):
+def ack(it: Session, version: int, *targets: PlacedSchedule) -> list[Effect]:
     return it.acked(ScheduleAck(version, held(*targets).digest))
 
 
 # Pushes.
 
 
-def test_a_host_in_sync_is_sent_nothing():
+def test_a_host_in_sync_is_sent_nothing() -> None:
     it = host(1, A)
     assert it.hello(1, hello(1, held(A).digest)) == [Acked(1, held(A).digest)]
     assert it.registered() == []
@@ -133,18 +144,18 @@ def test_a_host_in_sync_is_sent_nothing():
         pytest.param(hello(7, held(A).digest), id="from before the store was restored"),
     ],
 )
-def test_a_host_that_is_not_in_sync_is_sent_its_whole_set(told):
+def test_a_host_that_is_not_in_sync_is_sent_its_whole_set(told: Hello) -> None:
     (pushed,) = said(host(1, A).hello(1, told))
     assert pushed == ScheduleSet(1, pushed.schedules, NOON)
     assert entries.whole(pushed.schedules) == held(A)
 
 
-def behind(it, schedule_id):
+def behind(it: Session, schedule_id: str) -> list[str]:
     [group] = group_by_set([it])
     return group.out_of_sync(schedule_id)
 
 
-def test_a_host_that_left_an_entry_out_is_not_in_sync_and_the_others_are_in_force():
+def test_a_host_that_left_an_entry_out_is_not_in_sync_and_the_others_are_in_force() -> None:
     it = in_sync(1, A, B)
     out = LeftOutEntries({"a": "unknown zone"}, 1)
     assert it.acked(ScheduleAck(1, held(A, B).digest, [LeftOut("a", "unknown zone")], 1)) == [
@@ -157,13 +168,13 @@ def test_a_host_that_left_an_entry_out_is_not_in_sync_and_the_others_are_in_forc
     assert (it.in_sync, it.problems(NOON, {})) == (True, [])
 
 
-def test_of_more_entries_than_are_listed_none_is_thought_to_be_in_force():
+def test_of_more_entries_than_are_listed_none_is_thought_to_be_in_force() -> None:
     it = in_sync(1, A, B)
     it.acked(ScheduleAck(1, held(A, B).digest, [LeftOut("a", "unknown zone")], 2))
     assert behind(it, "b") == ["db-1"]
 
 
-def test_a_hello_that_does_not_say_what_is_left_out_keeps_what_was_told_of_the_same_set():
+def test_a_hello_that_does_not_say_what_is_left_out_keeps_what_was_told_of_the_same_set() -> None:
     it = in_sync(1, A, B)
     it.acked(ScheduleAck(1, held(A, B).digest, [LeftOut("a", "unknown zone")], 1))
     it.hello(2, hello(1, held(A, B).digest))
@@ -173,14 +184,14 @@ def test_a_hello_that_does_not_say_what_is_left_out_keeps_what_was_told_of_the_s
 
 
 @pytest.mark.parametrize(("ahead", "told"), [(59, []), (61, ["ClockSkew"]), (-61, ["ClockSkew"])])
-def test_a_clock_that_is_more_than_a_minute_wrong_is_told(ahead, told):
+def test_a_clock_that_is_more_than_a_minute_wrong_is_told(ahead: int, told: list[str]) -> None:
     it = host(1, A)
     it.hello(1, Hello("db-1", now=NOON + timedelta(seconds=ahead)), NOON)
     assert [problem.reason for problem in it.problems(NOON, {})] == told
     assert it.clock_skew_s == ahead
 
 
-def test_a_clock_that_goes_wrong_while_connected_is_told_until_it_is_right_again():
+def test_a_clock_that_goes_wrong_while_connected_is_told_until_it_is_right_again() -> None:
     it = host(1, A)
     it.hello(1, Hello("db-1", now=NOON), NOON)
     for ahead, told in ((3600, ["ClockSkew"]), (0, []), (-120, ["ClockSkew"])):
@@ -189,7 +200,7 @@ def test_a_clock_that_goes_wrong_while_connected_is_told_until_it_is_right_again
         assert it.clock_skew_s == ahead
 
 
-def test_an_agent_that_holds_another_stores_schedules_keeps_them_until_something_is_declared():
+def test_an_agent_that_holds_another_stores_schedules_keeps_them_until_something_is_declared() -> None:
     it = host(0)
     it.hello(1, hello(7, held(A).digest), NOON, empty=True)
     assert said([*it.registered(), *(more := it.received([(ScheduleFire("a", NOON), "1")], NOON))]) == more == []
@@ -199,26 +210,26 @@ def test_an_agent_that_holds_another_stores_schedules_keeps_them_until_something
     assert it.problems(NOON, {}) == []
 
 
-def test_an_agent_that_holds_nothing_is_in_order_at_an_empty_store():
+def test_an_agent_that_holds_nothing_is_in_order_at_an_empty_store() -> None:
     assert said(host(0).hello(1, hello(7, EMPTY.digest), NOON, empty=True)) != []
 
 
-def test_a_host_for_which_nothing_was_declared_is_sent_an_empty_set():
+def test_a_host_for_which_nothing_was_declared_is_sent_an_empty_set() -> None:
     assert said(host(0).hello(1, hello(0, EMPTY.digest))) == [ScheduleSet(0, [], NOON)]
 
 
-def test_a_change_is_pushed_as_what_differs():
+def test_a_change_is_pushed_as_what_differs() -> None:
     (pushed,) = said(change(in_sync(1, A), 2, B))
     assert pushed == ScheduleDiff(1, 2, pushed.upsert, ["a"])
     assert [bytes(raw) for raw in pushed.upsert] == [B.item.raw]
 
 
-def test_a_host_learns_its_own_beginning_when_an_entry_is_older():
+def test_a_host_learns_its_own_beginning_when_an_entry_is_older() -> None:
     (pushed,) = said(change(in_sync(1), 2, target("old", since=NOON - MINUTE)))
     assert pushed.since == NOON
 
 
-def test_a_diff_builds_only_on_a_set_that_was_acked():
+def test_a_diff_builds_only_on_a_set_that_was_acked() -> None:
     it = in_sync(1)
     assert len(said(change(it, 2, A))) == 1
     assert change(it, 3, A, B) == []
@@ -226,28 +237,28 @@ def test_a_diff_builds_only_on_a_set_that_was_acked():
     assert (pushed.base, pushed.version, [bytes(raw) for raw in pushed.upsert]) == (2, 3, [B.item.raw])
 
 
-def test_an_ack_of_an_earlier_push_is_no_proof_of_the_last():
+def test_an_ack_of_an_earlier_push_is_no_proof_of_the_last() -> None:
     it = in_sync(1)
     change(it, 2, A)
     assert said(ack(it, 1)) == []
     assert change(it, 3, B) == []
 
 
-def test_changes_wait_until_the_first_push_is_written():
+def test_changes_wait_until_the_first_push_is_written() -> None:
     it = host(1, A)
     it.hello(1, hello(1, held(A).digest))
     assert change(it, 2, B) == []
     assert [pushed.version for pushed in said(it.registered())] == [2]
 
 
-def test_a_host_that_is_offline_learns_a_change_at_its_next_hello():
+def test_a_host_that_is_offline_learns_a_change_at_its_next_hello() -> None:
     it = in_sync(1, A)
     it.disconnected(1)
     assert change(it, 2, B) == []
     assert [pushed.version for pushed in said(it.hello(2, hello(1, held(A).digest)))] == [2]
 
 
-def test_the_loss_of_a_replaced_connection_is_not_that_of_the_new_one():
+def test_the_loss_of_a_replaced_connection_is_not_that_of_the_new_one() -> None:
     it = in_sync(1, A)
     it.hello(2, hello(1, held(A).digest))
     it.registered()
@@ -255,7 +266,7 @@ def test_the_loss_of_a_replaced_connection_is_not_that_of_the_new_one():
     assert len(said(change(it, 2, B))) == 1
 
 
-def test_a_digest_that_differs_has_the_whole_set_sent_once():
+def test_a_digest_that_differs_has_the_whole_set_sent_once() -> None:
     it = in_sync(1)
     change(it, 2, A)
     assert [type(pushed) for pushed in said(ack(it, 2, B))] == [ScheduleSet]
@@ -263,7 +274,7 @@ def test_a_digest_that_differs_has_the_whole_set_sent_once():
     assert not it.in_sync
 
 
-def test_after_a_digest_that_differs_the_next_change_tries_again():
+def test_after_a_digest_that_differs_the_next_change_tries_again() -> None:
     it = in_sync(1)
     change(it, 2, A)
     ack(it, 2, B), ack(it, 2, B)
@@ -271,25 +282,31 @@ def test_after_a_digest_that_differs_the_next_change_tries_again():
     assert [type(pushed) for pushed in said(ack(it, 3, B))] == [ScheduleSet]
 
 
-def test_a_host_that_cannot_apply_a_diff_is_sent_its_whole_set():
+def test_a_host_that_cannot_apply_a_diff_is_sent_its_whole_set() -> None:
     it = in_sync(1)
     change(it, 2, A)
     assert [type(pushed) for pushed in said(it.resync(ScheduleResync(0)))] == [ScheduleSet]
 
 
-def test_what_was_acked_is_stored():
+def test_what_was_acked_is_stored() -> None:
     assert ack(in_sync(1, A), 1, A) == [Acked(1, held(A).digest)]
 
 
 # Fires.
 
 
-def fired(it=None, schedule=A, now=NOON, missed=0, queue=None):
+def fired(
+    it: Session | None = None,
+    schedule: PlacedSchedule = A,
+    now: datetime = NOON,
+    missed: int = 0,
+    queue: Lanes | None = None,
+) -> NewJob | ScheduleRefused:
     fire, schedules = ScheduleFire("a", NOON, missed), {schedule.id: schedule}
     return fires.fired(fire, it or in_sync(1, A), schedules, queue or Lanes(), now, "job", "7")
 
 
-def test_a_fire_becomes_a_job_whose_command_the_server_builds():
+def test_a_fire_becomes_a_job_whose_command_the_server_builds() -> None:
     args = ["backup", "--json", "--host=db-1", "--tag=lamplighter=default/a", "--", "/etc"]
     command = CommandRun("job", "backup", args, "main", 60, ["init"], "a", NOON)
     assert fired(missed=3) == NewJob("db-1", command, "schedule", "default/a", 3, NOON, "7")
@@ -308,13 +325,16 @@ def test_a_fire_becomes_a_job_whose_command_the_server_builds():
         ),
     ],
 )
-def test_a_fire_is_refused_with_the_reason(reason, given):
+def test_a_fire_is_refused_with_the_reason(reason: Any, given: dict[str, Any]) -> None:
     refused = fired(**given)
+    assert isinstance(refused, ScheduleRefused)
     assert refused == ScheduleRefused("a", NOON, reason, refused.message)
     assert refused.message
 
 
-def judged(due, now=NOON, it=None, schedule=A, missed=0):
+def judged(
+    due: datetime, now: datetime = NOON, it: Session | None = None, schedule: PlacedSchedule = A, missed: int = 0
+) -> str | int:
     """Why a fire is refused; else for how many due times its job stands."""
     fire = ScheduleFire(schedule.id, due, missed)
     found = fires.fired(fire, it or in_sync(1, schedule), {schedule.id: schedule}, Lanes(), now, "job")
@@ -349,32 +369,34 @@ OFFSET = cron.spread("db-1", "a", 3600)
         pytest.param(NOON + OFFSET, NOON + HOUR, SPREAD, 0, id="with the host's spread"),
     ],
 )
-def test_only_a_time_at_which_its_schedule_is_due_on_that_host_becomes_a_job(due, now, schedule, found):
+def test_only_a_time_at_which_its_schedule_is_due_on_that_host_becomes_a_job(
+    due: datetime, now: datetime, schedule: PlacedSchedule, found: int | str
+) -> None:
     assert judged(due, now, schedule=schedule) == found
 
 
-def test_a_due_time_to_come_is_no_repeat_once_it_has_come():
+def test_a_due_time_to_come_is_no_repeat_once_it_has_come() -> None:
     assert (judged(NOON, NOON - HOUR, schedule=SINCE), judged(NOON, NOON, schedule=SINCE)) == ("TooEarly", 0)
 
 
-def test_what_a_run_stands_for_is_no_more_than_what_can_have_been_missed():
+def test_what_a_run_stands_for_is_no_more_than_what_can_have_been_missed() -> None:
     assert judged(NOON, schedule=SINCE, missed=2**53) == 10 * 60 + 1
     assert judged(NOON, schedule=SINCE, missed=7) == 7
 
 
-def test_nothing_was_due_on_a_host_before_it_was_known():
+def test_nothing_was_due_on_a_host_before_it_was_known() -> None:
     it = Session(HostState("db-1", {}, NOON, 1, held(SINCE), NOON - 2 * HOUR))
     assert (judged(NOON - 2 * HOUR, it=it, schedule=SINCE), judged(NOON - HOUR, it=it, schedule=SINCE)) == ("NotDue", 0)
 
 
-def retimed(at, *earlier):
+def retimed(at: datetime, *earlier: Timing) -> PlacedSchedule:
     """A schedule that was due at half past, and is due on the hour since then."""
     old = Timing(BEGAN, "30 * * * *", "UTC", 0)
     was = msgspec.structs.replace(target("a", since=at), since=at)
     return msgspec.structs.replace(was, earlier=(*earlier, old))
 
 
-def test_a_host_that_has_not_heard_of_a_new_timing_fires_by_the_old_one():
+def test_a_host_that_has_not_heard_of_a_new_timing_fires_by_the_old_one() -> None:
     new = retimed(NOON - 2 * HOUR)
     away = host(2, new)
     away.hello(1, hello(1, "old"))
@@ -383,7 +405,7 @@ def test_a_host_that_has_not_heard_of_a_new_timing_fires_by_the_old_one():
     assert judged(NOON - 4 * HOUR, it=away, schedule=new) == "NotDue"  # the new one did not count yet
 
 
-def test_a_host_that_has_heard_of_a_new_timing_fires_by_the_old_one_only_what_was_due_before():
+def test_a_host_that_has_heard_of_a_new_timing_fires_by_the_old_one_only_what_was_due_before() -> None:
     new = retimed(NOON - 2 * HOUR)
     it = in_sync(2, new)
     it.received([], NOON - HOUR)
@@ -393,7 +415,7 @@ def test_a_host_that_has_heard_of_a_new_timing_fires_by_the_old_one_only_what_wa
     assert judged(NOON - 30 * MINUTE, it=it, schedule=new) == 0  # what it holds may be older again
 
 
-def test_so_many_timings_are_remembered_and_one_that_comes_back_counts_from_its_first_beginning():
+def test_so_many_timings_are_remembered_and_one_that_comes_back_counts_from_its_first_beginning() -> None:
     earlier: tuple[Timing, ...] = ()
     for number in range(EARLIER_TIMINGS + 2):
         earlier = superseded(Timing(NOON + number * MINUTE, f"{number} * * * *", "UTC", 0), earlier)
@@ -401,69 +423,82 @@ def test_so_many_timings_are_remembered_and_one_that_comes_back_counts_from_its_
     assert superseded(earlier[0]._replace(since=NOON + HOUR), earlier) == earlier
 
 
-def test_a_schedule_put_while_the_servers_clock_was_ahead_counts_at_once():
+def test_a_schedule_put_while_the_servers_clock_was_ahead_counts_at_once() -> None:
     assert judged(NOON, schedule=msgspec.structs.replace(target("a"), since=NOON + 24 * HOUR)) == 0
 
 
-def framed(schedule, dues, queue=None):
+def framed(
+    schedule: PlacedSchedule, dues: list[datetime], queue: Lanes | None = None
+) -> tuple[list[NewJob], list[str | None]]:
     """What one frame of fires becomes: jobs, and reasons."""
     it = in_sync(1, schedule)
     (came,) = it.received([(ScheduleFire("a", due), "") for due in dues], NOON)
+    assert isinstance(came, Fired)
     ids = [f"job-{at}" for at in range(len(came.fires))]
     jobs, refused = decide(came.fires, it, {"a": schedule}, queue or Lanes(), NOON, ids)
-    return jobs, [it.reason for it in refused.messages]
+    return jobs, reasons(refused)
 
 
-MINUTELY = {"since": NOON - timedelta(days=4), "cron": "* * * * *"}
+def reasons(refused: Send | None) -> list[str | None]:
+    """Why fires are refused, message by message; None for a message that refuses none."""
+    assert refused is not None
+    return [it.reason if isinstance(it, ScheduleRefused) else None for it in refused.messages]
+
+
+MINUTELY: dict[str, Any] = {"since": NOON - timedelta(days=4), "cron": "* * * * *"}
 
 
 @pytest.mark.parametrize(("policy", "most"), [("Forbid", 1), ("Replace", 1), ("Allow", MAX_OPEN_JOBS)])
-def test_a_frame_makes_no_more_jobs_of_a_schedule_than_may_be_open(policy, most):
+def test_a_frame_makes_no_more_jobs_of_a_schedule_than_may_be_open(policy: str, most: int) -> None:
     schedule = target("a", concurrencyPolicy=policy, **MINUTELY)
-    jobs, reasons = framed(schedule, [NOON - number * MINUTE for number in range(5000)])
-    assert (len(jobs), reasons) == (most, ["Concurrent"] * (5000 - most))
+    jobs, refused = framed(schedule, [NOON - number * MINUTE for number in range(5000)])
+    assert (len(jobs), refused) == (most, ["Concurrent"] * (5000 - most))
 
 
-def test_a_schedule_has_no_more_open_jobs_on_a_host_than_the_bound():
+def test_a_schedule_has_no_more_open_jobs_on_a_host_than_the_bound() -> None:
     schedule = target("a", concurrencyPolicy="Allow", **MINUTELY)
     queue = Lanes()
     commands = [CommandRun(f"old-{at}", "backup", [], schedule_id="a") for at in range(MAX_OPEN_JOBS - 1)]
     queue.add([Job(command, "db-1", NOON, serial=False) for command in commands])
-    jobs, reasons = framed(schedule, [NOON, NOON - MINUTE], queue)
-    assert (len(jobs), reasons) == (1, ["Concurrent"])
+    jobs, refused = framed(schedule, [NOON, NOON - MINUTE], queue)
+    assert (len(jobs), refused) == (1, ["Concurrent"])
 
 
-def test_a_due_time_that_a_frame_says_twice_is_one():
-    jobs, reasons = framed(target("a", concurrencyPolicy="Allow", **MINUTELY), [NOON, NOON])
-    assert (len(jobs), reasons) == (1, ["Duplicate"])
+def test_a_due_time_that_a_frame_says_twice_is_one() -> None:
+    jobs, refused = framed(target("a", concurrencyPolicy="Allow", **MINUTELY), [NOON, NOON])
+    assert (len(jobs), refused) == (1, ["Duplicate"])
 
 
-def test_a_fire_within_its_deadline_becomes_a_job():
+def test_a_fire_within_its_deadline_becomes_a_job() -> None:
     assert isinstance(fired(schedule=target("a", startingDeadlineSeconds=60), now=NOON + MINUTE), NewJob)
 
 
-def test_only_a_due_time_that_is_new_is_run():
+def test_only_a_due_time_that_is_new_is_run() -> None:
     it = in_sync(1, A, B)
     targets = {"a": A, "b": B}
     jobs: Any = [fires.fired(ScheduleFire(key, NOON), it, targets, Lanes(), NOON, f"job-{key}", key) for key in targets]
     send = answered(jobs, {"job-b"}, {"job-a", "job-b"})
+    assert send is not None
     refused, command = send.messages
+    assert isinstance(refused, ScheduleRefused)
     assert refused == ScheduleRefused("a", NOON, "Duplicate", refused.message)
     assert (command, send.answers) == (jobs[1].command, ["a", "b"])
 
 
-def test_a_frame_is_stored_and_answered_as_a_whole():
+def test_a_frame_is_stored_and_answered_as_a_whole() -> None:
     it = in_sync(1, A)
     log, end = JobLog("job", ["x"]), JobFinished("job", "succeeded", NOON)
-    frame = [ScheduleFire("a", NOON), ScheduleFire("gone", NOON), JobAccepted("job"), log, end]
+    frame: list[FromAgent] = [ScheduleFire("a", NOON), ScheduleFire("gone", NOON), JobAccepted("job"), log, end]
     came, *stored = it.received([(message, str(at)) for at, message in enumerate(frame)], NOON)
+    assert isinstance(came, Fired)
     jobs, refused = decide(came.fires, it, {"a": A}, Lanes(), NOON, ["id-0", "id-1"])
-    assert ([it.reason for it in refused.messages], refused.answers) == (["NotFound"], ["1"])
+    assert refused is not None
+    assert (reasons(refused), refused.answers) == (["NotFound"], ["1"])
     assert [(job.command.job_id, job.answers) for job in jobs] == [("id-0", "0")]
     assert [type(came), *stored] == [Fired, Accepted(["job"]), Reported([log]), Ended([end])]
 
 
-def test_an_end_is_confirmed_once_it_is_stored():
+def test_an_end_is_confirmed_once_it_is_stored() -> None:
     it, end = in_sync(1, A), JobFinished("job", "succeeded", NOON)
     assert it.received([(end, "")], NOON) == [Ended([end])]
     assert it.finished([end]) == [Send([JobConfirmed("job")])]
@@ -472,7 +507,7 @@ def test_an_end_is_confirmed_once_it_is_stored():
 # What is open already.
 
 
-def queued(host="db-1", due=NOON - MINUTE, schedule_id="a", **more):
+def queued(host: str = "db-1", due: datetime = NOON - MINUTE, schedule_id: str = "a", **more: Any) -> Lanes:
     """A queue with a job that runs."""
     queue = Lanes()
     command = CommandRun("old", "backup", [], schedule_id=schedule_id, scheduled_at=due)
@@ -480,8 +515,9 @@ def queued(host="db-1", due=NOON - MINUTE, schedule_id="a", **more):
     return queue
 
 
-def test_a_fire_is_refused_while_the_last_run_is_not_over():
+def test_a_fire_is_refused_while_the_last_run_is_not_over() -> None:
     refused = fired(queue=queued())
+    assert isinstance(refused, ScheduleRefused)
     assert (refused.reason, "job old" in refused.message) == ("Concurrent", True)
 
 
@@ -494,27 +530,36 @@ def test_a_fire_is_refused_while_the_last_run_is_not_over():
         pytest.param(queued(recorded=False), id="one that may yet not be stored"),
     ],
 )
-def test_a_fire_is_not_refused_for(queue):
+def test_a_fire_is_not_refused_for(queue: Lanes) -> None:
     assert isinstance(fired(queue=queue), NewJob)
 
 
-def test_with_allow_a_run_does_not_wait_for_another_and_with_replace_it_ends_it():
+def test_with_allow_a_run_does_not_wait_for_another_and_with_replace_it_ends_it() -> None:
     allowed = fired(schedule=target("a", concurrencyPolicy="Allow"), queue=queued())
+    assert isinstance(allowed, NewJob)
     assert (allowed.serial, allowed.replaces) == (False, ())
     replacing = fired(schedule=target("a", concurrencyPolicy="Replace"), queue=queued())
+    assert isinstance(replacing, NewJob)
     assert (replacing.serial, replacing.replaces) == (True, ("old",))
 
 
-def test_a_job_knows_when_it_is_too_late_to_begin_with_it():
-    assert fired(schedule=target("a", startingDeadlineSeconds=60)).start_by == NOON + MINUTE
+def test_a_job_knows_when_it_is_too_late_to_begin_with_it() -> None:
+    job = fired(schedule=target("a", startingDeadlineSeconds=60))
+    assert isinstance(job, NewJob)
+    assert job.start_by == NOON + MINUTE
 
 
-def test_a_fire_whose_job_must_wait_is_told_so():
-    (refused,) = answered([fired()], {"job"}, set()).messages
+def test_a_fire_whose_job_must_wait_is_told_so() -> None:
+    job = fired()
+    assert isinstance(job, NewJob)
+    send = answered([job], {"job"}, set())
+    assert send is not None
+    (refused,) = send.messages
+    assert isinstance(refused, ScheduleRefused)
     assert (refused.reason, refused.scheduled_at) == ("Queued", NOON)
 
 
-def test_a_run_that_somebody_asked_for_is_answered_only_by_its_command():
+def test_a_run_that_somebody_asked_for_is_answered_only_by_its_command() -> None:
     job = new_job(A, "db-1", "job", None, NOON, (), ("user", "me"))
     assert answered([job], {"job"}, {"job"}) == Send([job.command], [""])
     assert answered([job], {"job"}, set()) is None
@@ -523,14 +568,14 @@ def test_a_run_that_somebody_asked_for_is_answered_only_by_its_command():
 class Nowhere:
     """No host is reached."""
 
-    def session(self, host):
+    def session(self, host: str) -> None:
         return None
 
-    def deliver(self, host, effects):
+    def deliver(self, host: str, effects: Any) -> None:
         pass
 
 
-def reports(lanes) -> Any:
+def reports(lanes: Lanes) -> Any:
     events = Events()
     repositories = RepositoryStates(Catalog(Vault([Vault.new_key()])), Placement(), lanes, events)
     later: Any = lambda *_: Future()  # noqa: E731 - what is stored, or to be called later, never is
@@ -539,7 +584,7 @@ def reports(lanes) -> Any:
     return Reports(later, lanes, placement, repositories, dispatcher, events, clock)
 
 
-def heard(it, said):
+def heard(it: Any, said: JobAccepted | JobFinished | JobLog) -> Any:
     """What is stored of what db-1 says."""
     match said:
         case JobAccepted(job_id):
@@ -551,12 +596,14 @@ def heard(it, said):
 
 
 @pytest.mark.parametrize("said", [JobAccepted("old"), JobFinished("old", "succeeded", NOON), JobLog("old", ["x"])])
-def test_what_a_host_says_of_another_hosts_job_is_not_heard(said):
+def test_what_a_host_says_of_another_hosts_job_is_not_heard(said: JobAccepted | JobFinished | JobLog) -> None:
     assert heard(reports(queued(host="db-2")), said) == []
     assert heard(reports(queued()), said) != []
 
 
-def test_what_a_host_says_of_other_hosts_jobs_is_logged_once_for_each_connection_and_counted(caplog):
+def test_what_a_host_says_of_other_hosts_jobs_is_logged_once_for_each_connection_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     it = reports(queued(host="db-2"))
     for _ in range(300):
         heard(it, JobLog("old", ["x"]))
@@ -565,10 +612,10 @@ def test_what_a_host_says_of_other_hosts_jobs_is_logged_once_for_each_connection
     assert [getattr(record, "messages", None) for record in caplog.records] == [None, 300]
 
 
-def test_of_what_a_host_leaves_out_some_is_logged(caplog):
+def test_of_what_a_host_leaves_out_some_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     it, many = in_sync(1, A), [LeftOut(f"s{at}", "unknown zone") for at in range(100)]
     it.acked(ScheduleAck(1, held(A).digest, many, 100))
-    assert [record.left_out for record in caplog.records if record.levelname == "WARNING"] == [100] * 3
+    assert [vars(record)["left_out"] for record in caplog.records if record.levelname == "WARNING"] == [100] * 3
 
 
 # Open jobs at a hello.
@@ -576,47 +623,50 @@ def test_of_what_a_host_leaves_out_some_is_logged(caplog):
 COMMAND = CommandRun("job", "backup", [])
 
 
-def resumed(running, *open_jobs):
+def resumed(running: list[str], *open_jobs: Job) -> list[Effect]:
     return resumes(in_sync(1, A).capabilities, running, open_jobs, NOON)
 
 
-def a_job(state, **more):
+def a_job(state: Any, **more: Any) -> Job:
     return Job(COMMAND, "db-1", NOON, state=state, **more)
 
 
-def test_a_job_that_was_taken_and_forgotten_was_interrupted():
-    ((end,),) = (effect.ends for effect in resumed([], a_job("running")))
+def test_a_job_that_was_taken_and_forgotten_was_interrupted() -> None:
+    (finish,) = resumed([], a_job("running"))
+    assert isinstance(finish, Ended)
+    (end,) = finish.ends
     assert (end.job_id, end.status) == ("job", "interrupted")
 
 
-def test_an_agent_that_can_be_asked_says_itself_what_became_of_a_job():
+def test_an_agent_that_can_be_asked_says_itself_what_became_of_a_job() -> None:
     it = host(1, A)
     it.hello(1, Hello("db-1", "2", 1, held(A).digest, ["backup", "ask"]))
     assert resumes(it.capabilities, [], [a_job("running")], NOON) == [Send([JobAsk("job")])]
 
 
-def test_a_job_that_was_not_taken_is_left_to_the_queue():
+def test_a_job_that_was_not_taken_is_left_to_the_queue() -> None:
     assert resumed([], a_job("sent")) == resumed([], a_job("waiting")) == []
 
 
-def test_a_job_that_the_host_has_is_known_to_be_taken():
+def test_a_job_that_the_host_has_is_known_to_be_taken() -> None:
     assert resumed(["job"], a_job("sent")) == [Accepted(["job"])]
     assert resumed(["job"], a_job("running")) == []
 
 
-def test_a_job_that_is_over_is_cancelled():
+def test_a_job_that_is_over_is_cancelled() -> None:
     assert resumed(["over"]) == [Send([CommandCancel("over")])]
 
 
-def test_an_attempt_that_is_over_is_cancelled_and_the_present_one_known():
+def test_an_attempt_that_is_over_is_cancelled_and_the_present_one_known() -> None:
     assert resumed(["job", "job.2"], a_job("running", attempt=2)) == [Send([CommandCancel("job")])]
 
 
-def test_a_job_that_is_to_end_is_cancelled_again():
+def test_a_job_that_is_to_end_is_cancelled_again() -> None:
     assert resumed(["job"], a_job("running", cancelled="why")) == [Send([CommandCancel("job", "why")])]
 
 
 @pytest.mark.parametrize("state", ["sent", "running"])
-def test_a_job_that_is_to_end_and_does_not_run_has_ended(state):
+def test_a_job_that_is_to_end_and_does_not_run_has_ended(state: str) -> None:
     _, finish = resumed([], a_job(state, cancelled="why"))
+    assert isinstance(finish, Ended)
     assert [(end.job_id, end.status, end.error) for end in finish.ends] == [("job", "cancelled", "why")]

@@ -1,7 +1,9 @@
 """The right snapshot is chosen, and of it the paths that were asked for."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,11 +17,11 @@ NODE = {"name": "a", "type": "file", "path": "/a", "size": 5, "mtime": "2026-01-
 SNAPSHOT = {"id": "ab" * 32, "time": "2026-01-01T12:00:00.123456789+01:00", "hostname": "n", "paths": ["/a"]}
 
 
-def at(day, paths=("/srv",), host="node-1", id_="00"):
+def at(day: int, paths: Sequence[str] = ("/srv",), host: str = "node-1", id_: str = "00") -> Snapshot:
     return Snapshot(id_ + f"{day:02}" * 31, datetime(2026, 1, day, tzinfo=UTC), host, list(paths))
 
 
-def chosen(found, *paths, **wanted):
+def chosen(found: list[Snapshot], *paths: str, **wanted: Any) -> int:
     return snapshots.choose(found, Restore("/t", paths=list(paths), **wanted)).time.day
 
 
@@ -37,26 +39,26 @@ def chosen(found, *paths, **wanted):
         ([], None),
     ],
 )
-def test_a_line_of_ls_is_read_in_any_version(line, means):
+def test_a_line_of_ls_is_read_in_any_version(line: dict[str, Any] | list[Any], means: Node | Snapshot | None) -> None:
     assert snapshots.read_node(json.dumps(line).encode()) == means
 
 
 @given(st.binary())
-def test_no_line_is_too_odd_to_be_read(line):
+def test_no_line_is_too_odd_to_be_read(line: bytes) -> None:
     assert snapshots.read_node(line) is None
 
 
 @pytest.mark.parametrize(("said", "count"), [(b"null", 0), (b"[]", 0), (json.dumps([SNAPSHOT]).encode(), 1)])
-def test_a_list_of_snapshots_may_be_null(said, count):
+def test_a_list_of_snapshots_may_be_null(said: bytes, count: int) -> None:
     assert len(snapshots.read_list(said)) == count
 
 
-def test_what_is_no_list_of_snapshots_is_told_as_that():
+def test_what_is_no_list_of_snapshots_is_told_as_that() -> None:
     with pytest.raises(SnapshotError, match="cannot be read"):
         snapshots.read_list(b"[5]")
 
 
-def test_the_latest_is_the_one_with_the_latest_time_that_has_to_do_with_every_path():
+def test_the_latest_is_the_one_with_the_latest_time_that_has_to_do_with_every_path() -> None:
     found = [at(3), at(2), at(4, ["/home"]), at(5, host="node-2")]
     assert chosen(found) == 5
     assert chosen(found, source_host="node-1") == 4
@@ -65,12 +67,12 @@ def test_the_latest_is_the_one_with_the_latest_time_that_has_to_do_with_every_pa
     assert chosen(found, "/srv", before=datetime(2026, 1, 2, tzinfo=UTC)) == 2
 
 
-def test_a_path_that_only_begins_alike_is_another():
+def test_a_path_that_only_begins_alike_is_another() -> None:
     with pytest.raises(SnapshotError, match="of /srvother"):
         chosen([at(3)], "/srvother")
 
 
-def test_an_id_must_mean_one_snapshot():
+def test_an_id_must_mean_one_snapshot() -> None:
     found = [at(1, id_="aabb"), at(2, id_="aacc")]
     assert chosen(found, snapshot="aacc") == 2
     with pytest.raises(SnapshotError, match="several snapshots with id 0001"):
@@ -79,7 +81,7 @@ def test_an_id_must_mean_one_snapshot():
         chosen(found, snapshot="dddd")
 
 
-def test_what_a_restore_takes_is_counted_and_what_is_not_there_is_known():
+def test_what_a_restore_takes_is_counted_and_what_is_not_there_is_known() -> None:
     tally = Tally(["/a/", "/b", "/"])
     for node in (NODE, NODE | {"path": "/a/x", "size": 2}, NODE | {"path": "/a", "type": "dir", "size": 0}):
         tally.take(json.dumps(node).encode())
@@ -90,7 +92,7 @@ def test_what_a_restore_takes_is_counted_and_what_is_not_there_is_known():
     ("path", "pattern"),
     [("/a/b/", "/a/b"), ("/a*[b]?", r"/a\*\[b]\?"), ("/a\\b", r"/a\\b"), ("/**", r"/\*\*"), ("/!a$b", "/!a$b")],
 )
-def test_a_path_is_no_pattern(path, pattern):
+def test_a_path_is_no_pattern(path: str, pattern: str) -> None:
     assert snapshots.pattern(path) == pattern
 
 
@@ -98,7 +100,7 @@ def test_a_path_is_no_pattern(path, pattern):
     ("version", "knows"),
     [("restic 0.14.0 compiled with go1.19.8", False), ("restic 0.15.0", True), ("restic 1.0.0", True), ("", False)],
 )
-def test_holes_are_asked_for_where_restic_knows_them(version, knows):
+def test_holes_are_asked_for_where_restic_knows_them(version: str, knows: bool) -> None:
     assert snapshots.has_sparse(version) == knows
     assert ("--sparse" in snapshots.restore_args("ab", "/t", [], sparse=knows)) == knows
 
@@ -114,7 +116,7 @@ def test_holes_are_asked_for_where_restic_knows_them(version, knows):
         ("2026-13-01T00:00:00Z", None),
     ],
 )
-def test_a_time_is_read_to_the_nanosecond(time, ns):
+def test_a_time_is_read_to_the_nanosecond(time: str, ns: int | None) -> None:
     assert snapshots.nanoseconds(time) == ns
 
 
@@ -135,7 +137,7 @@ def test_a_time_is_read_to_the_nanosecond(time, ns):
         ("dir:/a dir:/a/b file:/a/b/k symlink:/a/c dir:/a/d file:/a/d/k", ""),
     ],
 )
-def test_a_path_that_is_a_link_and_something_else_is_found(nodes, found):
+def test_a_path_that_is_a_link_and_something_else_is_found(nodes: str, found: str) -> None:
     check = snapshots.LinkCheck()
     for node in nodes.split():
         kind, path = node.split(":")
@@ -143,7 +145,7 @@ def test_a_path_that_is_a_link_and_something_else_is_found(nodes, found):
     assert check.found == found
 
 
-def test_a_node_that_cannot_be_read_might_be_a_link():
+def test_a_node_that_cannot_be_read_might_be_a_link() -> None:
     check = snapshots.LinkCheck()
     check.take(b'{"struct_type": "node", "type": "symlink", "path": "/d", "size": "?"}')
     with pytest.raises(snapshots.SnapshotError, match="cannot be read"):

@@ -1,6 +1,7 @@
 """A status says what is true: conditions with reasons and transitions, and messages that name the remedy."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -36,28 +37,35 @@ HOST = {
 COUNTS = {"hosts": 0, "pending": 0, "running": 0, "succeeded": 0, "failed": 0}
 
 
-def seen(*problems, spec=None, **told):
+def seen(*problems: str, spec: dict[str, Any] | None = None, **told: Any) -> dict[str, Any]:
     counts = {"hosts": 0, "hostsInSync": 0, "hostsFailed": 0, "hostsOverdue": 0, "hostsWithoutSuccess": 0}
     counts["hostsRefusingHooks"] = 0
     named = [{"reason": reason, "message": f"{reason} of a"} for reason in problems]
     return {"spec": spec or {}, "status": {**counts, "problems": named, **told}}
 
 
-def schedule(old=None, error=None, told=None, now=NOW, generation=1):
+def schedule(
+    old: dict[str, Any] | None = None,
+    error: Unreachable | Refused | NotFoundError | KubeError | None = None,
+    told: dict[str, Any] | None = None,
+    now: datetime = NOW,
+    generation: int | None = 1,
+) -> dict[str, Any]:
     return schedule_status(old or {}, Told(generation, error, told), now)
 
 
-def host(old, now=NOW, *problems, **told):
+def host(old: dict[str, Any], now: datetime = NOW, *problems: str, **told: Any) -> dict[str, Any]:
     named = [{"reason": reason, "message": f"{reason}!"} for reason in problems]
     return host_status(old, Told(1, None, {**HOST, **told, "problems": named}), now)
 
 
-def condition(status, type_):
+def condition(status: dict[str, Any], type_: str) -> dict[str, Any]:
     (found,) = [it for it in status["conditions"] if it["type"] == type_]
+    assert isinstance(found, dict)
     return found
 
 
-def states(status):
+def states(status: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {it["type"]: (it["status"], it["reason"]) for it in status["conditions"]}
 
 
@@ -77,12 +85,14 @@ def states(status):
         (KubeError(0, "no"), ("False", "Failed")),
     ],
 )
-def test_a_reason_says_why_a_declaration_is_not_in_force(error, ready):
+def test_a_reason_says_why_a_declaration_is_not_in_force(
+    error: Unreachable | Refused | NotFoundError | KubeError | None, ready: tuple[str, str]
+) -> None:
     assert states(schedule(error=error))["Ready"] == ready
     assert states(repository_status({}, Told(1, error, None), NOW))["Ready"] == ready
 
 
-def test_a_message_names_just_the_fields_that_are_wrong():
+def test_a_message_names_just_the_fields_that_are_wrong() -> None:
     refused = Refused(422, "the request is not allowed", (FieldError("spec.cron", "never comes"),))
     assert condition(schedule(error=refused), "Ready")["message"] == "spec.cron: never comes"
 
@@ -110,31 +120,31 @@ def test_a_message_names_just_the_fields_that_are_wrong():
         (seen("HookNotAllowed", hosts=2, hostsRefusingHooks=1), {"Degraded": ("True", "HookNotAllowed")}),
     ],
 )
-def test_what_the_server_tells_becomes_conditions(told, states_):
+def test_what_the_server_tells_becomes_conditions(told: Any, states_: dict[str, tuple[str, str]]) -> None:
     assert states_.items() <= states(schedule(told=told)).items()
 
 
-def test_all_that_is_wrong_is_in_the_message_within_bounds():
+def test_all_that_is_wrong_is_in_the_message_within_bounds() -> None:
     told = seen("Overdue", "RunsFail", hosts=2)
     assert condition(schedule(told=told), "Degraded")["message"] == "Overdue of a; RunsFail of a"
     told["status"]["problems"][0]["message"] = "x" * 100_000
     assert len(condition(schedule(told=told), "Degraded")["message"]) == 2048
 
 
-def test_some_hosts_are_named_and_the_rest_counted():
+def test_some_hosts_are_named_and_the_rest_counted() -> None:
     status = schedule(told=seen(hosts=9, hostsInSync=4, outOfSync=["a", "b"]))
     assert condition(status, "InSync")["message"] == "5 of 9 hosts do not hold it: a, b and 3 more"
 
 
 @pytest.mark.parametrize("error", [Refused(422, "no"), NotFoundError("SecretNotFound", "x"), Unreachable("away")])
-def test_what_is_not_in_force_is_never_in_sync(error):
+def test_what_is_not_in_force_is_never_in_sync(error: Refused | NotFoundError | Unreachable) -> None:
     fine = schedule(told=seen(hosts=2, hostsInSync=2))
     status = schedule(fine, error=error, told=seen(hosts=2, hostsInSync=2), now=LATER)
     assert states(status)["InSync"] == ("Unknown", "NotAccepted")
     assert "goes on on 2 of 2 hosts" in condition(status, "InSync")["message"]
 
 
-def test_a_generation_is_told_once_it_was_answered():
+def test_a_generation_is_told_once_it_was_answered() -> None:
     away = schedule(error=Unreachable("away"), generation=None)
     assert "observedGeneration" not in {**away, **condition(away, "Ready")}
     known = schedule(away, told=seen(hosts=1), generation=3)
@@ -143,7 +153,7 @@ def test_a_generation_is_told_once_it_was_answered():
     assert again["observedGeneration"] == condition(again, "Ready")["observedGeneration"] == 3
 
 
-def test_a_transition_has_its_time_and_a_state_that_stays_keeps_it():
+def test_a_transition_has_its_time_and_a_state_that_stays_keeps_it() -> None:
     first = schedule(told=seen(hosts=1))
     second = schedule(first, told=seen(hosts=2), now=LATER, generation=2)
     assert condition(first, "InSync")["lastTransitionTime"] == "2026-03-29T01:30:00Z"
@@ -154,13 +164,13 @@ def test_a_transition_has_its_time_and_a_state_that_stays_keeps_it():
     assert condition(third, "Ready")["lastTransitionTime"] == "2026-03-29T01:30:00Z"
 
 
-def test_the_same_again_is_the_same_status():
+def test_the_same_again_is_the_same_status() -> None:
     told = seen(hosts=2, hostsInSync=1, nextScheduleTime="2026-03-30T02:00:00Z")
     first = schedule(told=told)
     assert schedule(first, told=told, now=LATER) == first
 
 
-def test_of_a_server_that_is_away_the_last_that_was_known_stays():
+def test_of_a_server_that_is_away_the_last_that_was_known_stays() -> None:
     known = schedule(told=seen(hosts=2, hostsInSync=1, lastScheduleTime="2026-03-29T01:00:00Z"))
     away = schedule(known, error=Unreachable("away"), now=LATER)
     assert states(away) == {**states(known), "Ready": ("Unknown", "ServerUnreachable")}
@@ -168,7 +178,7 @@ def test_of_a_server_that_is_away_the_last_that_was_known_stays():
     assert away["lastScheduleTime"] == known["lastScheduleTime"]
 
 
-def test_a_host_s_sign_of_life_alone_is_not_worth_a_write():
+def test_a_host_s_sign_of_life_alone_is_not_worth_a_write() -> None:
     first = host({})
     assert states(first) == {
         "Ready": ("True", "Connected"),
@@ -181,7 +191,7 @@ def test_a_host_s_sign_of_life_alone_is_not_worth_a_write():
     assert states(gone)["Ready"] == ("False", "Disconnected")
 
 
-def test_what_is_wrong_with_a_host_is_told():
+def test_what_is_wrong_with_a_host_is_told() -> None:
     assert states(host({}, NOW, "EntriesLeftOut"))["InSync"] == ("False", "EntriesLeftOut")
     assert states(host({}, NOW, "EntriesLeftOut"))["Degraded"] == ("False", "AgentWell")
     assert states(host({}, NOW, "DuplicateAgent", "ClockSkew"))["Degraded"] == ("True", "DuplicateAgent")
@@ -190,11 +200,11 @@ def test_what_is_wrong_with_a_host_is_told():
     )
 
 
-def test_a_host_that_the_server_does_not_know_yet_waits():
+def test_a_host_that_the_server_does_not_know_yet_waits() -> None:
     assert states(host_status({}, Told(None, None, None), NOW)) == {"Ready": ("False", "Unknown")}
 
 
-def run(phase, reason="", failures=(), **counts):
+def run(phase: str, reason: str = "", failures: list[dict[str, str]] | tuple[()] = (), **counts: int) -> dict[str, Any]:
     told = {**COUNTS, **counts, "phase": phase, "reason": reason, "message": "so far", "failures": failures}
     return run_status({}, Told(1, None, told), NOW)
 
@@ -209,14 +219,16 @@ def run(phase, reason="", failures=(), **counts):
         ("Failed", "NoHosts", ("False", "NoHosts"), ("True", "NoHosts")),
     ],
 )
-def test_a_run_becomes_complete_or_failed_and_never_both(phase, reason, complete, failed):
+def test_a_run_becomes_complete_or_failed_and_never_both(
+    phase: str, reason: str, complete: tuple[str, str], failed: tuple[str, str]
+) -> None:
     status = run(phase, reason)
     assert status["phase"] == phase
     assert (states(status)["Complete"], states(status)["Failed"]) == (complete, failed)
     assert [it.type for it in notices({}, status)] == {"Failed": ["Warning"], "Succeeded": ["Normal"]}.get(phase, [])
 
 
-def test_a_run_that_failed_says_where_and_why_first():
+def test_a_run_that_failed_says_where_and_why_first() -> None:
     failures = [
         {"host": "a", "status": "failed", "reason": "WrongPassword", "error": "wrong\n password"},
         {"host": "b", "status": "interrupted", "reason": "", "error": "the agent stopped while the job ran"},
@@ -231,7 +243,7 @@ def test_a_run_that_failed_says_where_and_why_first():
 
 
 @pytest.mark.parametrize(("status", "error"), [("succeeded", ""), ("warning", "not everything could be read")])
-def test_a_restore_that_brought_no_file_back_says_so(status, error):
+def test_a_restore_that_brought_no_file_back_says_so(status: str, error: str) -> None:
     job = {"status": status, "reason": "", "error": error, "host": "a", "snapshot_id": "s", "files_processed": 0}
     complete = condition(restore_status({}, Told(1, None, job), NOW), "Complete")
     assert (complete["status"], complete["reason"]) == ("True", "NoFiles")
@@ -252,16 +264,18 @@ def test_a_restore_that_brought_no_file_back_says_so(status, error):
         ("interrupted", "", "Failed", ("False", "Interrupted"), ("True", "Interrupted")),
     ],
 )
-def test_a_restore_becomes_complete_or_failed_with_the_host_and_the_reason(status, reason, phase, complete, failed):
-    job = {"status": status, "reason": reason, "error": "so it is", "host": "node-1", "id": "1", "snapshot_id": "s"}
-    job["files_processed"] = 3
+def test_a_restore_becomes_complete_or_failed_with_the_host_and_the_reason(
+    status: str, reason: str, phase: str, complete: tuple[str, str], failed: tuple[str, str]
+) -> None:
+    job: dict[str, Any] = {"status": status, "reason": reason, "error": "so it is", "host": "node-1"}
+    job |= {"id": "1", "snapshot_id": "s", "files_processed": 3}
     told = restore_status({}, Told(1, None, job), NOW)
     assert (told["phase"], states(told)["Complete"], states(told)["Failed"]) == (phase, complete, failed)
     if phase == "Failed":
         assert condition(told, "Failed")["message"] == f"node-1 ({reason or failed[1]}: so it is)"
 
 
-def test_a_person_is_told_of_trouble_that_begins_and_of_its_end_once():
+def test_a_person_is_told_of_trouble_that_begins_and_of_its_end_once() -> None:
     fine = schedule(told=seen(hosts=1))
     failing = schedule(fine, told=seen("RunsFail", hosts=1))
     assert notices({}, fine) == []
@@ -271,7 +285,7 @@ def test_a_person_is_told_of_trouble_that_begins_and_of_its_end_once():
     assert [it.type for it in notices(failing, fine)] == ["Normal"]
 
 
-def test_a_person_is_told_of_another_reason_but_not_of_a_server_that_is_away():
+def test_a_person_is_told_of_another_reason_but_not_of_a_server_that_is_away() -> None:
     missing = schedule(error=NotFoundError("SecretNotFound", "create it"))
     wrong = schedule(missing, error=Refused(422, "no"))
     assert [it.reason for it in notices(missing, wrong)] == ["Invalid"]
@@ -283,19 +297,21 @@ STATUSES = st.dictionaries(st.sampled_from("abcdef"), VALUES.filter(lambda it: i
 
 
 @given(STATUSES, STATUSES)
-def test_a_patch_makes_one_status_the_other_and_holds_no_more_than_that(old, new):
+def test_a_patch_makes_one_status_the_other_and_holds_no_more_than_that(
+    old: dict[str, int | str | list[int] | None], new: dict[str, int | str | list[int] | None]
+) -> None:
     made = patch(old, new)
     merged = {name: it for name, it in {**old, **made}.items() if it is not None}  # RFC 7386
     assert merged == new
     assert all(old.get(name) != it for name, it in made.items())
 
 
-def repository(*problems, spec=None, **told):
+def repository(*problems: dict[str, str], spec: dict[str, Any] | None = None, **told: Any) -> dict[str, Any]:
     opened = {"passwordSecretRef": {"name": "secret"}}
     return {"spec": opened if spec is None else spec, "status": {"problems": list(problems), **told}}
 
 
-def test_a_repository_is_degraded_while_something_is_wrong_with_it_which_is_noticed():
+def test_a_repository_is_degraded_while_something_is_wrong_with_it_which_is_noticed() -> None:
     assert states(repository_status({}, Told(1, None, repository()), NOW))["Degraded"] == ("False", "Usable")
     wrong = {"reason": "WrongPassword", "message": "wrong password (on node-1)"}
     problem = {"reason": "WrongPassword", "message": "wrong password", "host": "node-1", "at": "2026-03-29T01:29:00Z"}
@@ -305,7 +321,7 @@ def test_a_repository_is_degraded_while_something_is_wrong_with_it_which_is_noti
     assert Notice("Warning", "WrongPassword", "wrong password (on node-1)") in notices({}, status)
 
 
-def test_a_note_on_a_secret_is_told_where_all_is_well():
+def test_a_note_on_a_secret_is_told_where_all_is_well() -> None:
     note = newline_note({"password": "hush\n", "env": {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s\r\n"}})
     status = repository_status({}, Told(1, None, repository(), note), NOW)
     message = condition(status, "Ready")["message"]
@@ -315,7 +331,7 @@ def test_a_note_on_a_secret_is_told_where_all_is_well():
 
 
 @pytest.mark.parametrize("reason", ["NoPassword", "NotGranted"])
-def test_a_repository_that_no_job_can_use_is_not_ready_and_says_what_to_do(reason):
+def test_a_repository_that_no_job_can_use_is_not_ready_and_says_what_to_do(reason: str) -> None:
     status = repository_status({}, Told(1, None, repository({"reason": reason, "message": "the remedy"})), NOW)
     assert states(status)["Ready"] == ("False", reason)
     assert condition(status, "Ready")["message"] == "the remedy"

@@ -1,11 +1,14 @@
 """Each status is written once for each change, the latest last, not too often, and again where a write failed."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any, cast
 
 import pytest
 
+from controller.cluster.kube import Kube as Api
 from controller.cluster.kube import KubeError
 from controller.cluster.status_writer import StatusWriter
 from controller.resources import Key
@@ -16,20 +19,25 @@ ETC = Key("Schedule", "ns", "etc")
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 class Kube:
     """As much of the API as a writer sees: it can be held up, and can fail."""
 
-    def __init__(self):
-        self.written, self.told, self.fails, self.answers = [], [], [], []
+    def __init__(self) -> None:
+        self.written: list[dict[str, Any]] = []
+        self.told: list[str] = []
+        self.fails: list[int] = []
+        self.answers: list[dict[str, Any]] = []
         self.open = asyncio.Event()
         self.open.set()
         self.asked = asyncio.Event()
 
-    async def patch(self, kind, namespace, name, patch, subresource=""):
+    async def patch(
+        self, kind: str, namespace: str, name: str, patch: dict[str, Any], subresource: str = ""
+    ) -> dict[str, Any]:
         self.asked.set()
         await self.open.wait()
         if self.fails:
@@ -37,11 +45,11 @@ class Kube:
         self.written.append(patch["status"])
         return body(patch["status"])
 
-    async def create(self, kind, body):
+    async def create(self, kind: str, body: dict[str, Any]) -> None:
         self.told.append(body["reason"])
 
 
-def body(status=None):
+def body(status: dict[str, Any] | None = None) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Schedule",
@@ -51,31 +59,31 @@ def body(status=None):
 
 
 @pytest.fixture
-def kube():
+def kube() -> Kube:
     return Kube()
 
 
 @asynccontextmanager
-async def writing(kube, interval_s=0.0):
-    writer = StatusWriter(kube, lambda: datetime.now(UTC), kube.answers.append, interval_s)
+async def writing(kube: Kube, interval_s: float = 0.0) -> AsyncIterator[StatusWriter]:
+    writer = StatusWriter(cast(Api, kube), lambda: datetime.now(UTC), kube.answers.append, interval_s)
     task = asyncio.create_task(writer.run())
     yield writer
     task.cancel()
 
 
-async def settled(writer):
+async def settled(writer: StatusWriter) -> None:
     async with asyncio.timeout(20):
         while not writer.settled:
             await asyncio.sleep(0)
 
 
-async def test_what_is_so_already_is_not_written(kube):
+async def test_what_is_so_already_is_not_written(kube: Kube) -> None:
     async with writing(kube) as writer:
         writer.update_status(ETC, body({"hosts": 1}), {"hosts": 1})
         assert writer.settled
 
 
-async def test_only_the_latest_of_what_waits_is_written(kube):
+async def test_only_the_latest_of_what_waits_is_written(kube: Kube) -> None:
     async with writing(kube) as writer:
         about = body()
         for hosts in range(5):
@@ -86,7 +94,7 @@ async def test_only_the_latest_of_what_waits_is_written(kube):
     assert kube.answers == [body({"hosts": 4})]  # what a watch has yet to tell
 
 
-async def test_what_changes_during_a_write_is_written_after_it_even_if_it_changes_back(kube):
+async def test_what_changes_during_a_write_is_written_after_it_even_if_it_changes_back(kube: Kube) -> None:
     kube.open.clear()
     async with writing(kube) as writer:
         about = body({"hosts": 0})
@@ -98,7 +106,7 @@ async def test_what_changes_during_a_write_is_written_after_it_even_if_it_change
     assert kube.written == [{"hosts": 1}, {"hosts": 0}]
 
 
-async def test_the_next_write_of_an_object_waits_and_that_of_another_does_not(kube):
+async def test_the_next_write_of_an_object_waits_and_that_of_another_does_not(kube: Kube) -> None:
     async with writing(kube, interval_s=3600) as writer:
         about = body()
         writer.update_status(ETC, about, {"hosts": 1})
@@ -113,7 +121,7 @@ async def test_the_next_write_of_an_object_waits_and_that_of_another_does_not(ku
 
 
 @pytest.mark.parametrize(("status", "written"), [(0, 1), (429, 1), (500, 1), (403, 0), (409, 0)])
-async def test_a_write_that_fails_is_tried_again_where_it_may_succeed(kube, status, written):
+async def test_a_write_that_fails_is_tried_again_where_it_may_succeed(kube: Kube, status: int, written: int) -> None:
     kube.fails = [status]
     async with writing(kube) as writer:
         writer.update_status(ETC, body(), {"hosts": 1})
@@ -121,7 +129,7 @@ async def test_a_write_that_fails_is_tried_again_where_it_may_succeed(kube, stat
     assert len(kube.written) == written
 
 
-async def test_what_is_gone_is_forgotten(kube):
+async def test_what_is_gone_is_forgotten(kube: Kube) -> None:
     kube.fails = [500] * 3
     async with writing(kube, interval_s=3600) as writer:
         writer.update_status(ETC, body(), {"hosts": 1})
@@ -130,11 +138,13 @@ async def test_what_is_gone_is_forgotten(kube):
         assert writer.settled
 
 
-async def test_an_event_that_cannot_be_posted_does_not_have_a_status_written_twice(kube):
-    async def refuse(*_):
+async def test_an_event_that_cannot_be_posted_does_not_have_a_status_written_twice(
+    kube: Kube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
         raise KubeError(500, "no")
 
-    kube.create = refuse
+    monkeypatch.setattr(kube, "create", refuse)
     bad = {"type": "Ready", "status": "False", "reason": "Invalid", "message": ""}
     async with writing(kube) as writer:
         writer.update_status(ETC, body(), {"conditions": [bad]})
@@ -142,7 +152,7 @@ async def test_an_event_that_cannot_be_posted_does_not_have_a_status_written_twi
     assert kube.written == [{"conditions": [bad]}]
 
 
-async def test_a_host_that_flaps_waits_longer_between_two_writes(kube):
+async def test_a_host_that_flaps_waits_longer_between_two_writes(kube: Kube) -> None:
     async with writing(kube, interval_s=600) as writer:
         about, key = body(), Key("Host", "ns", "n1")
         writer.update_status(key, about, {"connected": True})

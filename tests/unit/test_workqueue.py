@@ -13,20 +13,23 @@ BASE_S, MAX_S = 1.0, 5.0
 class Model(RuleBasedStateMachine):
     """What waits, what is with a worker, and when what was put off is due, looked up the slow way."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.queue = WorkQueue[str](BASE_S, MAX_S)
         self.now = 0.0
-        self.waiting, self.again, self.working = [], [], []
-        self.later, self.put_off, self.failed = {}, 0, dict.fromkeys("abc", 0)
+        self.waiting: list[str] = []
+        self.again: list[str] = []
+        self.working: list[str] = []
+        self.later: dict[str, tuple[float, int]] = {}
+        self.put_off, self.failed = 0, dict.fromkeys("abc", 0)
 
-    def _add(self, key):
+    def _add(self, key: str) -> None:
         if key in self.working and key not in self.again:
             self.again.append(key)
         elif key not in self.working and key not in self.waiting:
             self.waiting.append(key)
 
-    def _put_off(self, key, delay_s):
+    def _put_off(self, key: str, delay_s: float) -> None:
         if delay_s <= 0:
             self._add(key)
         else:
@@ -37,31 +40,31 @@ class Model(RuleBasedStateMachine):
                 self.later[key] = (at, self.put_off)
 
     @rule(key=KEYS)
-    def add(self, key):
+    def add(self, key: str) -> None:
         self.queue.add(key)
         self._add(key)
 
     @rule(key=KEYS, delay_s=st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.5]))
-    def add_after(self, key, delay_s):
+    def add_after(self, key: str, delay_s: float) -> None:
         self.queue.add_after(key, self.now, delay_s)
         self._put_off(key, delay_s)
 
     @rule(key=KEYS)
-    def fail(self, key):
+    def fail(self, key: str) -> None:
         self.queue.add_rate_limited(key, self.now)
         self._put_off(key, min(BASE_S * 2 ** self.failed[key], MAX_S))
         self.failed[key] += 1
 
     @rule(key=KEYS)
-    def forget(self, key):
+    def forget(self, key: str) -> None:
         self.queue.forget(key)
         self.failed[key] = 0
 
     @rule()
-    def get(self):
-        for key in sorted((key for key, (at, _) in self.later.items() if at <= self.now), key=self.later.__getitem__):
-            del self.later[key]
-            self._add(key)
+    def get(self) -> None:
+        for due in sorted((key for key, (at, _) in self.later.items() if at <= self.now), key=self.later.__getitem__):
+            del self.later[due]
+            self._add(due)
         key = self.queue.get(self.now)
         assert (key is None) == (not self.waiting)
         if key is not None:
@@ -70,7 +73,7 @@ class Model(RuleBasedStateMachine):
             self.working.append(key)
 
     @rule(data=st.data())
-    def done(self, data):
+    def done(self, data: st.DataObject) -> None:
         if self.working:
             key = data.draw(st.sampled_from(self.working))
             self.queue.done(key)
@@ -80,11 +83,11 @@ class Model(RuleBasedStateMachine):
                 self.waiting.append(key)
 
     @rule(seconds=st.sampled_from([0.25, 1.0, 10.0]))
-    def wait(self, seconds):
+    def wait(self, seconds: float) -> None:
         self.now += seconds
 
     @invariant()
-    def tells_what_it_holds(self):
+    def tells_what_it_holds(self) -> None:
         assert len(self.queue) == len({*self.waiting, *self.again, *self.later})
         assert self.queue.idle == (not (self.waiting or self.working or self.later))
         earliest = min((at for at, _ in self.later.values()), default=None)
@@ -98,7 +101,7 @@ TestAgainstAModel = Model.TestCase
 TestAgainstAModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
-def test_a_key_that_fails_waits_ever_longer_up_to_a_bound_and_others_do_not():
+def test_a_key_that_fails_waits_ever_longer_up_to_a_bound_and_others_do_not() -> None:
     queue, now, gaps = WorkQueue[str](BASE_S, MAX_S), 0.0, []
     queue.add("bad")
     for _ in range(6):
@@ -118,7 +121,7 @@ def test_a_key_that_fails_waits_ever_longer_up_to_a_bound_and_others_do_not():
     assert queue.next_at() == now + BASE_S
 
 
-def test_a_key_that_fails_for_years_has_a_backoff_still():
+def test_a_key_that_fails_for_years_has_a_backoff_still() -> None:
     queue = WorkQueue[str](BASE_S, MAX_S)
     for failure in range(5000):
         queue.add_rate_limited("bad", failure * MAX_S)
