@@ -1,4 +1,4 @@
-"""`python -m bench [ROW …]`: measures, and prints a table of what was measured beside its floor and its limits.
+"""`python -m bench [ROW …]` measures rows, and prints a table of figures beside their floors and limits.
 
 Exit codes: 0 all limits are met, 1 some are not, 2 a row could not be measured.
 """
@@ -23,13 +23,15 @@ ROWS: dict[str, Row] = {row.name: row for part in PARTS for row in part.ROWS}
 
 
 def main() -> int:
-    parser = ArgumentParser("python -m bench", description="Measures what the product's heart can do, beside a floor.")
-    parser.add_argument("row", nargs="*", help=f"rows to measure, all when none is named: {', '.join(ROWS)}")
+    parser = ArgumentParser(
+        "python -m bench", description="Measures how fast Lamplighter is, beside the floor of a bare loop."
+    )
+    parser.add_argument("row", nargs="*", help=f"rows to measure; default: all of {', '.join(ROWS)}")
     parser.add_argument("--json", action="store_true", help="print results as JSON, in seconds and bytes")
-    parser.add_argument("--smallest", action="store_true", help="see whether rows work: the figures count for nothing")
+    parser.add_argument("--smallest", action="store_true", help="only check that rows work; the figures mean nothing")
     given = parser.parse_args()
     if unknown := set(given.row) - ROWS.keys():
-        parser.error(f"there is no row {', '.join(sorted(unknown))}")
+        parser.error(f"there is no row {', '.join(sorted(unknown))}: see --help")
     names = given.row or list(ROWS)
     console = Console(stderr=True)
     results: list[Result] = []
@@ -51,14 +53,14 @@ def main() -> int:
 
 
 def here(name: str, smallest: bool) -> Sequence[Result]:
-    """A row measured in this process."""
+    """Measure a row in this process."""
     raise_file_limit()
-    logging.basicConfig(level=logging.ERROR)  # agents of a server that is killed have nothing new to tell
+    logging.basicConfig(level=logging.ERROR)  # agents of a killed server would log that it is gone
     return asyncio.run(ROWS[name].measure(name, SMALLEST if smallest else FULL))
 
 
 def measured(name: str, smallest: bool) -> list[Result]:
-    """A row measured in a process of its own, so that rows do not disturb each other; nothing where that failed."""
+    """Measure a row in its own process, so that rows do not disturb each other; empty if that failed."""
     argv = [sys.executable, "-m", "bench", "--json", *["--smallest"] * smallest, name]
     printed = subprocess.run(argv, stdout=subprocess.PIPE, check=False).stdout
     return msgspec.json.decode(printed, type=list[Result]) if printed else []

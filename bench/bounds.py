@@ -1,4 +1,4 @@
-"""Rows of what one host can cost everybody: a hello with many open jobs, and a frame of fires that are refused."""
+"""Rows of what one host can cost others: a hello with many open jobs, and a frame of refused fires."""
 
 import asyncio
 import time
@@ -22,25 +22,25 @@ from wire import codec
 from wire.messages import PROTOCOL, Hello, ScheduleFire
 
 LATE_S = 0.05
-"""Seconds by which the event loop may be late."""
+"""Limit of the event loop's lateness, in seconds."""
 SCHEDULES = 5
 
 
 class _Lateness:
-    """How late the event loop is at most, while entered."""
+    """Measures the event loop's greatest lateness while entered, in seconds."""
 
     most = 0.0
 
     async def __aenter__(self) -> "_Lateness":
-        self._looking = asyncio.create_task(self._look())
+        self._sampling = asyncio.create_task(self._sample())
         await asyncio.sleep(0)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.sleep(0.002)
-        self._looking.cancel()
+        self._sampling.cancel()
 
-    async def _look(self) -> None:
+    async def _sample(self) -> None:
         last = time.perf_counter()
         while True:
             await asyncio.sleep(0.001)
@@ -49,7 +49,7 @@ class _Lateness:
 
 
 async def bounds(row: str, size: Size) -> Sequence[Result]:
-    """The loop's greatest lateness meanwhile, beside the time in which the same bytes are decoded."""
+    """Measure the loop's greatest lateness, beside the time to decode the same bytes."""
     count = SCHEDULES * min(MAX_OPEN_JOBS, size.agents)
     clock = Clock()
     with TemporaryDirectory(prefix="lamplighter-bench-") as folder:
@@ -87,7 +87,7 @@ async def _declared(server: Running) -> list[str]:
 
 
 def _frame(ids: Sequence[str], count: int, off: timedelta) -> str:
-    """A frame of fires, each of another due time of the schedules, so far from now."""
+    """A frame of `count` fires with different due times, which begin at `off` from now."""
     minute = datetime.now(UTC).replace(second=0, microsecond=0) + off
     return codec.encode(
         [ScheduleFire(ids[at % len(ids)], minute + at // len(ids) * timedelta(minutes=1)) for at in range(count)]
@@ -111,7 +111,7 @@ async def _connected(server: Running, hello: Hello) -> AsyncIterator[ClientConne
 
 
 async def _heard(client: ClientConnection, word: str, count: int) -> list[str]:
-    """Wait until so many messages of a type came; all frames that came."""
+    """Wait for `count` messages of a type, and return all frames until then."""
     frames = []
     while count > 0:
         frames.append(str(await client.recv()))
@@ -120,7 +120,7 @@ async def _heard(client: ClientConnection, word: str, count: int) -> list[str]:
 
 
 async def _refused(server: Running, ids: Sequence[str], count: int) -> tuple[float, float]:
-    """Seconds to the last refusal, and how late the loop was meanwhile."""
+    """Send refused fires: seconds to the last refusal, and the loop's greatest lateness."""
     async with _connected(server, Hello("host", "1", 0, "")) as client:
         await _heard(client, "schedule.set", 1)
         frame = _frame(ids, count, timedelta(days=-4000))
@@ -132,7 +132,7 @@ async def _refused(server: Running, ids: Sequence[str], count: int) -> tuple[flo
 
 
 async def _open_jobs(server: Running, ids: Sequence[str], clock: Clock, count: int) -> None:
-    """Have so many jobs open on the host, by due times of the coming days, which have come by the server's clock."""
+    """Open `count` jobs on the host, with due times in the next days, after moving the server's clock ahead."""
     clock.shift = timedelta(days=3)
     async with _connected(server, Hello("host", "1", 0, "")) as client:
         await _heard(client, "schedule.set", 1)
@@ -145,8 +145,7 @@ async def _open_jobs(server: Running, ids: Sequence[str], clock: Clock, count: i
 
 
 async def _hello(server: Running, count: int) -> tuple[float, float, list[str]]:
-    """Seconds from a hello that names none of its open jobs until all are sent again, how late the loop was, and what
-    was sent."""
+    """Send a hello that names none of the open jobs: seconds until all are sent again, lateness, and frames sent."""
     async with _Lateness() as lateness:
         begin = time.perf_counter()
         async with _connected(server, Hello("host", "1", 0, "")) as client:

@@ -23,16 +23,16 @@ from bench.servers import LAMPLIGHTER, Server, schedule, serving
 from tests.cluster.apiserver import OwnCluster
 
 CREATING = 32
-"""Schedules that are created at a time."""
+"""Concurrent requests that create Schedules."""
 SETTLED = 5
-"""A controller has written what it had to within so many times the time after which memory is read."""
+"""Multiple of `Size.settled_s` within which a controller has written everything."""
 GROUP = "lamplighter.dev/v1alpha1"
 REPOSITORY = {"url": "s3:https://s3.example.org/backups/{host}", "passwordSecretRef": {"name": "main"}}
 PEER = (sys.executable, "-m", "bench.controller")
 
 
 async def created(row: str, size: Size) -> Sequence[Result]:
-    """From the first create to the last status."""
+    """Measure the time from the first create to the last status."""
     took: dict[str, list[float]] = {"lamplighter": [], "peer": []}
     async with running() as (cluster, http), serving() as server:
         for run in range(size.runs):
@@ -40,7 +40,8 @@ async def created(row: str, size: Size) -> Sequence[Result]:
                 namespace = await _namespace(http, f"{name}-{run}")
                 async with operating(cluster, http, argv, namespace):
                     took[name].append(await _until_ready(http, namespace, size.created))
-                await _cleared(http, namespace)
+                for plural in ("schedules", "repositories"):
+                    (await http.delete(f"/apis/{GROUP}/namespaces/{namespace}/{plural}")).raise_for_status()
     what = f"{size.created:,} Schedules created at once: the last one Ready"
     floor_is = "an operator that only patches status"
     limits = Limits(ratio=1 / 0.7)
@@ -49,7 +50,7 @@ async def created(row: str, size: Size) -> Sequence[Result]:
 
 
 async def restarted(row: str, size: Size) -> Sequence[Result]:
-    """A controller started anew, to its first comparison of everything; it must write nothing."""
+    """Measure the time from a controller's restart to its first whole comparison, which must write nothing."""
     async with running() as (cluster, http), serving() as server:
         namespace = await _namespace(http, "many")
         async with operating(cluster, http, controller(server), namespace):
@@ -78,7 +79,7 @@ async def restarted(row: str, size: Size) -> Sequence[Result]:
 
 
 def controller(server: Server, *more: str) -> Sequence[str]:
-    """The controller of a server."""
+    """The command that runs a server's controller."""
     there = (f"--server=http://127.0.0.1:{server.port}", f"--token-file={server.data / 'admin-token'}")
     return (
         *LAMPLIGHTER,
@@ -92,7 +93,7 @@ def controller(server: Server, *more: str) -> Sequence[str]:
 
 @asynccontextmanager
 async def running() -> AsyncIterator[tuple[OwnCluster, httpx.AsyncClient]]:
-    """An API server that knows our kinds, and a client of it."""
+    """An API server with Lamplighter's definitions, and a client of it."""
     with TemporaryDirectory(prefix="lamplighter-bench-") as folder:
         cluster = await asyncio.to_thread(OwnCluster(Path(folder)).__enter__)
         try:
@@ -135,7 +136,7 @@ async def _process(cluster: OwnCluster, argv: Sequence[str]) -> AsyncIterator[as
 async def operating(
     cluster: OwnCluster, http: httpx.AsyncClient, argv: Sequence[str], namespace: str
 ) -> AsyncIterator[None]:
-    """An operator that is seen to work."""
+    """Run an operator while entered, after it has made a first Schedule Ready."""
     async with _process(cluster, argv):
         secret = {"metadata": {"name": "main"}, "stringData": {"password": "secret"}}
         (await http.post(f"/api/v1/namespaces/{namespace}/secrets", json=secret)).raise_for_status()
@@ -147,7 +148,7 @@ async def operating(
 
 
 async def _until_ready(http: httpx.AsyncClient, namespace: str, count: int) -> float:
-    """Create so many Schedules at once. Seconds until all are Ready."""
+    """Create `count` Schedules at once, and return the seconds until all are Ready."""
     names = [f"s-{at:05}" for at in range(count)]
     left = iter(names)
 
@@ -169,11 +170,11 @@ async def _until_ready(http: httpx.AsyncClient, namespace: str, count: int) -> f
 async def _ready(
     http: httpx.AsyncClient, namespace: str, names: set[str], watching: asyncio.Event | None = None
 ) -> None:
-    """Wait until all of these have a status that says so, as a watch tells."""
+    """Wait, with a watch, until all of these Schedules are Ready."""
     params = {"watch": "true", "resourceVersion": "0"}
     waiting = set(names)
     path = f"/apis/{GROUP}/namespaces/{namespace}/schedules"
-    while waiting:  # the API server ends a watch that it finds slow, and tells all anew at the next
+    while waiting:  # the API server ends a slow watch, and sends everything again at the next
         async with http.stream("GET", path, params=params, timeout=None) as answer:
             if watching is not None:
                 watching.set()
@@ -198,13 +199,8 @@ async def _namespace(http: httpx.AsyncClient, name: str) -> str:
     return name
 
 
-async def _cleared(http: httpx.AsyncClient, namespace: str) -> None:
-    for plural in ("schedules", "repositories"):
-        (await http.delete(f"/apis/{GROUP}/namespaces/{namespace}/{plural}")).raise_for_status()
-
-
 async def _versions(http: httpx.AsyncClient) -> dict[str, str]:
-    """The version of each Schedule and Repository, which every write changes. A Host's status has a pace of its own."""
+    """resourceVersions of all Schedules and Repositories by uid. Hosts are left out: their status changes by itself."""
     found: dict[str, str] = {}
     for plural in ("schedules", "repositories"):
         pages = await _pages(http, f"/apis/{GROUP}/{plural}", "continue", lambda page: page["metadata"].get("continue"))
@@ -230,7 +226,7 @@ async def _pages(http: httpx.AsyncClient, path: str, parameter: str, following: 
 
 
 def peer() -> None:
-    """Patch the status of every Schedule that is created, and nothing else."""
+    """Run an operator that patches the status of every new Schedule, and does nothing else."""
     logging.basicConfig(level=logging.ERROR)
     import kopf  # noqa: PLC0415 - only in the process of the peer
 

@@ -1,4 +1,4 @@
-"""Rows of a fire: a herd of them, and one alone and at half load."""
+"""Rows of fires: many at once, one on an idle server, and at half load."""
 
 import asyncio
 import time
@@ -15,14 +15,15 @@ from wire import codec
 from wire.messages import ScheduleFire
 
 EACH = 10
-"""Schedules of each agent that are due at once."""
+"""Schedules of each agent in the herd, all due at once."""
 FEW = 10
-"""One of so many agents sends the fires that come at a rate."""
+"""Divisor of the fleet's size for the rows of single fires."""
 IDLE_S = 0.01
+"""Seconds in which the server stores that the last job was accepted, and becomes idle."""
 
 
 async def herd(row: str, size: Size) -> Sequence[Result]:
-    """10,000 fires due at once over 1,000 agents, from their due time to the last command received."""
+    """Measure 10,000 fires that are due at once on 1,000 agents, from the due time to the last command."""
     took = []
     all_fires = size.agents * EACH
     async with serving(LEAPING) as server:
@@ -45,7 +46,7 @@ async def herd(row: str, size: Size) -> Sequence[Result]:
 
 
 async def _echo_herd(agents: int, each: int) -> float:
-    """As many rows through a bare echo, in so many frames on each connection: seconds to the last answer."""
+    """Send as many rows through a bare echo, `each` frames on each connection: seconds to the last answer."""
     fires = [ScheduleFire("0" * 32, datetime.now(UTC)) for _ in range(EACH // each)]
     frame = codec.encode(fires)
 
@@ -62,14 +63,17 @@ async def _echo_herd(agents: int, each: int) -> float:
 
 
 async def fire(row: str, size: Size) -> Sequence[Result]:
-    """One fire on an idle server, from the tick to the command; then at half of what the server can do."""
+    """Measure one fire on an idle server, from the tick to the command; then fires at half load."""
     async with serving(LEAPING) as server:
         async with server.client() as client:
             await declare(client, [schedule("every-minute")])
         async with running(server.gateway, server.agent_token, max(1, size.agents // FEW)) as fleet, still():
             await fleet.until_version(1)
             server.leap()
-            alone = [await _alone(fleet.agents[0]) for _ in range(size.fires)]
+            alone = []
+            for _ in range(size.fires):
+                await asyncio.sleep(IDLE_S)
+                alone.append(await _fire(fleet.agents[0]))
             rate = await _rate(fleet, size.seconds)
             loaded = await _at_rate(fleet, rate / 2, size.seconds)
     echoed = await _echo_alone(size.fires)
@@ -82,7 +86,7 @@ async def fire(row: str, size: Size) -> Sequence[Result]:
 
 
 async def _fire(agent: Agent) -> float:
-    """Have an agent's next due time come now: seconds to the command."""
+    """Make an agent's next due time come now: seconds to the command."""
     wanted = agent.commands + 1
     begin = time.perf_counter()
     agent.perform(agent.core.tick(agent.core.wake_at))
@@ -90,14 +94,8 @@ async def _fire(agent: Agent) -> float:
     return agent.asked_at - begin
 
 
-async def _alone(agent: Agent) -> float:
-    """As `_fire`, once the server has stored that the last job was accepted, and is idle."""
-    await asyncio.sleep(IDLE_S)
-    return await _fire(agent)
-
-
 async def _rate(fleet: Fleet, seconds: float) -> float:
-    """Fires a second when each agent fires again as soon as it was answered."""
+    """Measure fires per second when each agent fires again at once after each answer."""
     count = 0
     end = time.perf_counter() + seconds
 
@@ -112,7 +110,7 @@ async def _rate(fleet: Fleet, seconds: float) -> float:
 
 
 async def _at_rate(fleet: Fleet, rate: float, seconds: float) -> list[float]:
-    """Seconds from when each fire should come, at a steady rate and each agent in its turn, to its command."""
+    """Fire at a steady rate, each agent in turn: seconds from each fire's planned time to its command."""
     loop = asyncio.get_running_loop()
     turns = [asyncio.Lock() for _ in fleet.agents]
 

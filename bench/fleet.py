@@ -1,6 +1,6 @@
-"""The load: agents in one process, each the real service, core, cron and link, with a journal that forgets.
+"""The load: many agents in one process, each with the real service, core, cron and link, and a journal without a disk.
 
-Their clock can be moved, so that a due time comes when the bench wants it.
+The bench moves their clock, so that due times come when it wants them.
 """
 
 import asyncio
@@ -18,18 +18,18 @@ from agent.service import Config, Service
 from wire.messages import CommandRun, FromServer, JobEnd, JobFinished
 
 CONNECTING = 256
-"""Agents that connect at once: as many as a server's backlog takes in with ease."""
+"""Agents that connect at once; a server's backlog holds as many."""
 
 
 def raise_file_limit() -> None:
-    """Let this process and its children have as many connections as the system allows."""
+    """Raise the limit of open files of this process and its children to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @asynccontextmanager
 async def still() -> AsyncIterator[None]:
-    """While entered, what this process holds is not searched for garbage, which many real agents would not share."""
+    """Turn garbage collection off while entered: its pauses would delay all agents at once, unlike real ones."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -41,7 +41,7 @@ async def still() -> AsyncIterator[None]:
 
 
 class Clock:
-    """The wall clock, moved."""
+    """The wall clock, shifted."""
 
     def __init__(self) -> None:
         self.shift = timedelta()
@@ -50,12 +50,12 @@ class Clock:
         return datetime.now(UTC) + self.shift
 
     def set(self, at: datetime) -> None:
-        """Have it be `at` now."""
+        """Shift the clock so that it is `at` now."""
         self.shift = at - datetime.now(UTC)
 
 
 class Forgetful:
-    """A journal without a disk: what it is told to write is written at once."""
+    """A journal without a disk, which confirms each write at once."""
 
     def append(self, records: Sequence[Record], then: Callable[[], None] | None = None) -> None:
         if then is not None:
@@ -75,7 +75,7 @@ class Forgetful:
 
 
 class Endless:
-    """Runs commands that have no end within the bench."""
+    """A runner whose commands never end."""
 
     async def run(self, command: CommandRun, *_: object) -> JobFinished:
         never: asyncio.Future[JobFinished] = asyncio.get_running_loop().create_future()
@@ -86,7 +86,7 @@ class Endless:
 
 
 class Agent(Service):
-    """An agent that tells when it was given commands and when it is in sync."""
+    """An agent that records when it received commands, and calls `on_change` when its state may have changed."""
 
     def __init__(self, host: str, url: str, token: str, memory: AgentState, clock: Clock) -> None:
         super().__init__(Config(host, url, token), cast(Journal, Forgetful()), memory, Endless(), clock=clock)
@@ -125,7 +125,7 @@ class Fleet:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Connect all, a bounded number at a time."""
+        """Connect all agents, CONNECTING at a time."""
         gate = asyncio.Semaphore(CONNECTING)
 
         async def begin(agent: Agent) -> None:
@@ -136,23 +136,23 @@ class Fleet:
         await asyncio.gather(*map(begin, self.agents))
 
     async def stop(self) -> None:
-        """End all at once, without a word to the server."""
+        """Stop all at once, without telling the server."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def until_version(self, version: int) -> None:
-        """Wait until all hold that version."""
+        """Wait until all agents hold `version` or a later one."""
         for agent in self.agents:
             await until(agent, lambda agent=agent: agent.version >= version)  # type: ignore[misc]
 
     async def until_commands(self, total: int) -> None:
-        """Wait until all together were given so many commands."""
+        """Wait until each agent has received its share of `total` commands."""
         for agent in self.agents:
             await until(agent, lambda agent=agent: agent.commands * len(self.agents) >= total)  # type: ignore[misc]
 
     def due_in(self, seconds: float) -> float:
-        """Move the clock so that the next due time comes in so many seconds; by time.perf_counter, when."""
+        """Move the clock so that the next due time comes in `seconds`. Return when that is, by time.perf_counter."""
         due = min(agent.core.wake_at for agent in self.agents)
         at = time.perf_counter() + seconds
         self.clock.set(due - timedelta(seconds=seconds))
@@ -162,16 +162,16 @@ class Fleet:
 
 
 async def until(agent: Agent, holds: Callable[[], bool], timeout_s: float = 60) -> None:
-    """Wait until something holds of an agent."""
+    """Wait until `holds` returns true, checked at each change of the agent."""
     if holds():
         return
     changed = asyncio.get_running_loop().create_future()
 
-    def look() -> None:
+    def check() -> None:
         if not changed.done() and holds():
             changed.set_result(None)
 
-    agent.on_change = look
+    agent.on_change = check
     try:
         async with asyncio.timeout(timeout_s):
             await changed
@@ -181,7 +181,7 @@ async def until(agent: Agent, holds: Callable[[], bool], timeout_s: float = 60) 
 
 @asynccontextmanager
 async def running(url: str, token: str, size: int) -> AsyncIterator[Fleet]:
-    """A fleet, connected and gone at the end."""
+    """A connected fleet while entered."""
     fleet = Fleet(url, token, size)
     try:
         await fleet.start()

@@ -1,4 +1,4 @@
-"""The rows of a large fleet: what each agent costs the server, one change for all, and all back after a kill."""
+"""Rows of a large fleet: the server's memory for each agent, one change for all, and recovery after a kill."""
 
 import asyncio
 import signal
@@ -17,8 +17,8 @@ BACK = f"{IN_SYNC} AND last_seen > ?"
 
 
 async def fleet(row: str, size: Size) -> Sequence[Result]:
-    """10,000 agents, connected twice, and as many bare connections."""
-    last = 1 + size.runs + 2  # the set's version after the first push, the changes, and those that show one's frame
+    """Measure 10,000 agents, connected twice, and as many bare connections."""
+    last = 1 + size.runs + 2  # the set's version after the first push, the changes, and the two of diff_frame
     async with serving() as server:
         await declare_two(server)
         before = await _settled(server, size)
@@ -53,7 +53,7 @@ async def fleet(row: str, size: Size) -> Sequence[Result]:
 
 
 async def _back(server: Server, agents: Fleet, last: int) -> float:
-    """Start a killed server again: seconds that its agents, with what they remember, take to be in sync with it."""
+    """Start a killed server again: seconds until its agents, with their old state, are in sync."""
     again = await Server.at(server.data, server.port)
     try:
         memories = [agent.core.state for agent in agents.agents]

@@ -1,8 +1,11 @@
-"""Bare loops: WebSocket servers on the stack of the product that do only the unavoidable work, and their clients.
+"""Floors: bare WebSocket servers on Lamplighter's stack that do only the unavoidable work, and their clients.
 
-`python -m bench.floors KIND PORT FILE` serves. `echo`: each frame is answered with itself once it is a row that was
-committed together with all that came meanwhile. `cast`: a frame on /all is sent to everyone, and answered when each has
-answered. `keep`: connections are accepted and kept. `clock`: each frame is answered with the time at which it was read.
+`python -m bench.floors KIND PORT FILE` serves one:
+
+- `echo` commits each frame as a row, together with all that came meanwhile, and then sends it back.
+- `cast` sends a frame on /all to every client, and answers when each has answered.
+- `keep` accepts connections and keeps them.
+- `clock` answers each frame with the time at which it was read.
 """
 
 import asyncio
@@ -30,7 +33,7 @@ Sender = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Committer:
-    """Commits rows in a thread, all that gathered during the last commit together (WAL, synchronous=FULL)."""
+    """Commits rows in a thread; each commit takes all that gathered during the last (WAL, synchronous=FULL)."""
 
     def __init__(self, path: Path) -> None:
         self._waiting: SimpleQueue[tuple[str, asyncio.Future[None]]] = SimpleQueue()
@@ -123,7 +126,7 @@ def main(kind: str, port: str, file: str) -> None:
     async def app(scope: dict[str, Any], receive: Receive, send: Sender) -> None:
         if scope["type"] == "websocket":
             await loop(scope, receive, send)
-        else:  # somebody asks whether this serves
+        else:  # a probe for readiness
             await send({"type": "http.response.start", "status": 204})
             await send({"type": "http.response.body"})
 
@@ -142,7 +145,7 @@ def main(kind: str, port: str, file: str) -> None:
 
 @asynccontextmanager
 async def serving(kind: str) -> AsyncIterator[Process]:
-    """A bare server in a process of its own."""
+    """A bare server in its own process, while entered."""
     with TemporaryDirectory(prefix="lamplighter-bench-") as folder:
         port = free_port()
         argv = (sys.executable, "-m", "bench.floors", kind, str(port), f"{folder}/frames.db")
@@ -155,7 +158,7 @@ async def serving(kind: str) -> AsyncIterator[Process]:
 
 @asynccontextmanager
 async def connected(port: int, size: int, at_once: int) -> AsyncIterator[list[ClientConnection]]:
-    """So many bare connections, opened a bounded number at a time."""
+    """`size` bare connections, opened `at_once` at a time."""
     gate = asyncio.Semaphore(at_once)
 
     async def one() -> ClientConnection:
@@ -171,7 +174,7 @@ async def connected(port: int, size: int, at_once: int) -> AsyncIterator[list[Cl
 
 
 async def dial(port: int, path: str = "/") -> ClientConnection:
-    """A bare connection, opened as an agent opens its own."""
+    """Open a bare connection in the way that an agent does."""
     return await connect(f"ws://127.0.0.1:{port}{path}", compression=None, max_size=None, proxy=None)
 
 

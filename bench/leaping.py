@@ -1,6 +1,6 @@
-"""`python -m bench.leaping COMMAND …`: the lamplighter command, whose server's clock leaps a month ahead at SIGUSR1.
+"""`python -m bench.leaping COMMAND …` runs lamplighter; SIGUSR1 moves its server's clock a month ahead.
 
-A due time may not be fired before it has come by the server's clock, and rows of fires have many of them come at once.
+Rows of fires need many due times at once, and the server refuses a fire before its due time.
 """
 
 import signal
@@ -15,7 +15,7 @@ _ahead = [timedelta()]
 
 
 def clock() -> datetime:
-    """What the clock shows."""
+    """The server's time."""
     return datetime.now(UTC) + _ahead[0]
 
 

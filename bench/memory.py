@@ -1,4 +1,4 @@
-"""The row of an agent's own memory."""
+"""The row of an agent's resident memory."""
 
 import asyncio
 import signal
@@ -15,7 +15,7 @@ IMPORTS = "import cli.main, cli.logs, cli.agent, asyncio.base_events, encodings.
 
 
 async def of_an_agent(row: str, size: Size) -> Sequence[Result]:
-    """What `lamplighter agent` holds with 100 schedules, connected and in sync."""
+    """Measure the resident memory of `lamplighter agent` with 100 schedules, connected and in sync."""
     count = max(1, size.schedules // 10)
     async with serving() as server, server.client() as client:
         await declare(client, [schedule(f"nightly-{at}", f"{at % 60} 2 * * *") for at in range(count)])

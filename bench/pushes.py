@@ -1,4 +1,4 @@
-"""Rows of a push: one change rolled out to a fleet, and the bytes that it costs."""
+"""Rows of a push: one change for a whole fleet, and the bytes of one push."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ IN_SYNC = "SELECT count(*) FROM hosts WHERE applied_version = ? AND applied_dige
 
 
 async def rollout(row: str, size: Size) -> Sequence[Result]:
-    """One schedule changed for 1,000 agents."""
+    """Measure one changed schedule for 1,000 agents, to the last stored ack."""
     async with serving() as server:
         await declare_two(server)
         async with running(server.gateway, server.agent_token, size.agents) as fleet, still():
@@ -31,7 +31,7 @@ async def rollout(row: str, size: Size) -> Sequence[Result]:
 
 
 def rollout_result(row: str, agents: int, took: Sequence[float], floor: Sequence[float], most: float) -> Result:
-    """The line for a fleet of that size."""
+    """The result for a fleet of `agents`."""
     what = f"one schedule changed for {agents:,} online agents: the last ack stored"
     return Result(
         row, what, "s", median(took), median(floor), "same bytes, one ack each", Limits(most, 2.0), runs(took)
@@ -39,13 +39,13 @@ def rollout_result(row: str, agents: int, took: Sequence[float], floor: Sequence
 
 
 async def declare_two(server: Server) -> None:
-    """The Schedules of the fleet."""
+    """Declare the fleet's two Schedules."""
     async with server.client() as client:
         await declare(client, [schedule("nightly", "0 2 * * *"), schedule("weekly", "@weekly")])
 
 
 async def rolled_out(server: Server, fleet: Fleet, version: int) -> float:
-    """Seconds from the request that changes a Schedule to the last ack in the database, of that version."""
+    """Change a Schedule: seconds from the request to the last ack of `version` in the database."""
     async with server.client() as client:
         begin = time.perf_counter()
         await change(client, schedule("nightly", f"{version} 2 * * *"))
@@ -55,7 +55,7 @@ async def rolled_out(server: Server, fleet: Fleet, version: int) -> float:
 
 
 async def cast(port: int, clients: Sequence[ClientConnection], frame: str) -> float:
-    """Seconds to send a frame to bare connections and to read one ack of each."""
+    """Seconds to send a frame to all bare connections and read one ack from each."""
     ack = codec.encode([ScheduleAck(2, "0" * 64)])
 
     async def answer(client: ClientConnection) -> None:
@@ -83,14 +83,16 @@ async def diff(row: str, size: Size) -> Sequence[Result]:
         (message,) = [message for message, _ in codec.from_server.read(frame)]
         assert isinstance(message, ScheduleDiff)
         (entry,) = message.upsert
-        whole = await _whole_frame(server)
+        async with _connect(server) as socket:
+            await socket.send(codec.encode([Hello("newcomer")]))
+            whole = await _next(socket, ScheduleSet)
     note = f"the whole set: {len(whole):,} bytes"
     what = f"bytes pushed when one of a host's {size.schedules:,} schedules changes"
     return [Result(row, what, "B", len(frame), len(bytes(entry)), "that schedule", Limits(None, 2.0), note)]
 
 
 async def diff_frame(server: Server, name: str) -> str:
-    """The frame that a host is sent when a Schedule that it has is changed."""
+    """The frame that a host gets when one of its Schedules changes."""
     async with server.client() as client:
         await change(client, schedule(name, "0 2 * * *"))
         async with _connect(server) as socket:
@@ -98,12 +100,6 @@ async def diff_frame(server: Server, name: str) -> str:
             await _ack(socket)
             await change(client, schedule(name, "30 2 * * *"))
             return await _next(socket, ScheduleDiff)
-
-
-async def _whole_frame(server: Server) -> str:
-    async with _connect(server) as socket:
-        await socket.send(codec.encode([Hello("newcomer")]))
-        return await _next(socket, ScheduleSet)
 
 
 def _connect(server: Server) -> connect:
@@ -114,7 +110,7 @@ def _connect(server: Server) -> connect:
 
 
 async def _ack(socket: ClientConnection) -> None:
-    """Ack the set that comes."""
+    """Wait for a set, and ack it."""
     ((message, _),) = codec.from_server.read(await _next(socket, ScheduleSet))
     assert isinstance(message, ScheduleSet)
     digest = entries.whole(message.schedules).digest
@@ -122,7 +118,7 @@ async def _ack(socket: ClientConnection) -> None:
 
 
 async def _next(socket: ClientConnection, wanted: type[FromServer]) -> str:
-    """The next frame that carries such a message."""
+    """The next frame with a message of this type."""
     async with asyncio.timeout(30):
         async for frame in socket:
             if any(isinstance(message, wanted) for message, _ in codec.from_server.read(frame)):

@@ -1,4 +1,4 @@
-"""What a row measured, beside its floor and its limits, and whether they are met."""
+"""The result of a row: its figure, floor and limits, and whether these are met."""
 
 import statistics
 from collections.abc import Callable, Coroutine, Sequence
@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 
 UNITS = {"s": (1, "s"), "ms": (1e3, "ms"), "KiB": (1 / 1024, "KiB"), "MiB": (1 / 2**20, "MiB")}
-"""What a value in seconds or bytes is multiplied by to be shown, and its sign."""
+"""Factor and symbol with which a value in seconds or bytes is shown."""
 
 
 class Limits(Struct, frozen=True):
-    """`most`: of what is measured, in seconds or bytes. `ratio`: how many times the floor it may be."""
+    """Upper limits. `most`: of the figure, in seconds or bytes. `ratio`: of the figure divided by the floor."""
 
     most: float | None = None
     ratio: float | None = None
 
 
 class Result(Struct, frozen=True):
-    """One line of the table; `measured` and `floor` in seconds or bytes, medians of some runs, less is better."""
+    """One line of the table. `measured` and `floor` are in seconds or bytes, medians of some runs; less is better."""
 
     row: str
     what: str
@@ -31,12 +31,12 @@ class Result(Struct, frozen=True):
 
     @property
     def ratio(self) -> float | None:
-        """How many times the floor was measured."""
+        """The figure divided by the floor."""
         return self.measured / self.floor if self.floor else None
 
     @property
     def met(self) -> bool:
-        """Whether it is within both limits."""
+        """Whether the figure is within both limits."""
         most, ratio = self.limits.most, self.limits.ratio
         return (most is None or self.measured <= most) and (ratio is None or (self.ratio or 0) <= ratio)
 
@@ -49,12 +49,12 @@ class Result(Struct, frozen=True):
 
 
 class Size(NamedTuple):
-    """How much a row measures. Figures count at FULL only; SMALLEST shows that each row still works.
+    """How much a row measures. Only FULL gives valid figures; SMALLEST checks that each row works.
 
-    `agents`: connected agents; `fleet`: those of the large fleet. `schedules`: of one host. `loaded`: schedules loaded
-    at once. `created`: Schedules created in a cluster; `compared`: those that a restarted controller compares. `fires`:
-    sent one by one. `ticks`: of the local cron. `seconds`: of load. `settled_s`: seconds until memory is read, or until
-    what was not to be written was not. `runs`: of which the median counts.
+    `agents`: connected agents. `fleet`: agents of the large fleet. `schedules`: of one host. `loaded`: schedules loaded
+    at once. `created`: Schedules created in a cluster. `compared`: Schedules that a restarted controller compares.
+    `fires`: sent one by one. `ticks`: of the local cron. `seconds`: of load. `settled_s`: seconds to wait before memory
+    is read. `runs`: number of runs; the median counts.
     """
 
     agents: int
@@ -75,7 +75,7 @@ SMALLEST = Size(2, 3, 3, 6, 3, 3, 3, 2, 0.1, 0.1, 1)
 
 
 class Row(NamedTuple):
-    """A row by the name that is typed, and what measures it. `needs_cluster`: whether an API server must be there."""
+    """A row: its name on the command line, and the function that measures it. `needs_cluster`: needs an API server."""
 
     name: str
     measure: Callable[[str, Size], Coroutine[Any, Any, Sequence[Result]]]
@@ -83,12 +83,12 @@ class Row(NamedTuple):
 
 
 def median(values: Sequence[float]) -> float:
-    """The median, so that one disturbed run does not count."""
+    """The median, which one disturbed run does not change."""
     return statistics.median(values)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that so many percent do not exceed."""
+    """The value that `percent` (0 to 100) of the values do not exceed."""
     return sorted(values)[min(len(values) - 1, int(len(values) * percent / 100))]
 
 

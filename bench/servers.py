@@ -1,4 +1,4 @@
-"""The server that is measured, as `lamplighter server` in a process of its own, and what is read of it from outside."""
+"""Starts the server that is measured, as `lamplighter server` in its own process, and observes it from outside."""
 
 import asyncio
 import os
@@ -16,15 +16,15 @@ from typing import Any, Self
 import httpx
 
 READY_S = 60.0
-LOOK_S = 0.01
-"""Seconds from one look into the database to the next."""
+POLL_S = 0.01
+"""Seconds between two queries of the database."""
 LAMPLIGHTER = (sys.executable, "-c", "from cli.main import main; main()")
 LEAPING = (sys.executable, "-m", "bench.leaping")
 QUIET = ("--log-level", "warning")
 
 
 def free_port() -> int:
-    """A port that nothing listens on, below those that the system gives out by itself (ip(7), ip_local_port_range)."""
+    """A free port below those that the system assigns itself (ip(7), ip_local_port_range)."""
     while True:
         port = random.randrange(20_000, 32_000)  # noqa: S311
         with closing(socket.socket()) as sock, suppress(OSError):
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 def resident(pid: int) -> int:
-    """The bytes of memory that a process holds (proc(5), VmRSS)."""
+    """The resident memory of a process, in bytes (proc(5), VmRSS)."""
     status = Path(f"/proc/{pid}/status").read_text()
     return 1024 * int(status.partition("VmRSS:")[2].split()[0])
 
@@ -47,7 +47,7 @@ class Process:
 
     @classmethod
     async def start(cls, argv: Sequence[str], port: int, ready_s: float = READY_S) -> Self:
-        """Start it and wait until it answers, whatever it says."""
+        """Start it and wait until it answers, with any status."""
         process = await asyncio.create_subprocess_exec(*argv)
         async with asyncio.timeout(ready_s), httpx.AsyncClient() as client:
             while True:
@@ -58,14 +58,14 @@ class Process:
                 await asyncio.sleep(0.02)
 
     async def stop(self, number: int = signal.SIGTERM) -> None:
-        """End it with a signal and wait for its end."""
+        """Send it a signal and wait for its end."""
         if self.process.returncode is None:
             self.process.send_signal(number)
             await self.process.wait()
 
     @property
     def resident(self) -> int:
-        """The bytes of memory that it holds."""
+        """Its resident memory, in bytes."""
         return resident(self.process.pid)
 
 
@@ -84,17 +84,17 @@ class Server(Process):
         return server
 
     def leap(self) -> None:
-        """Have all due times of a month have come, on one of command LEAPING."""
+        """Move the server's clock a month ahead; it must run with LEAPING."""
         self.process.send_signal(signal.SIGUSR1)
 
     @property
     def gateway(self) -> str:
-        """Where agents connect."""
+        """The URL at which agents connect."""
         return f"ws://127.0.0.1:{self.port}/agent"
 
     @property
     def agent_token(self) -> str:
-        """What lets them in."""
+        """The agents' token."""
         return (self.data / "agent-token").read_text().strip()
 
     def client(self) -> httpx.AsyncClient:
@@ -104,16 +104,16 @@ class Server(Process):
         return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}/api/v1", headers=headers, timeout=60)
 
     async def until_stored(self, question: str, wanted: object, *values: object, timeout_s: float = 120) -> None:
-        """Wait until a query on its database answers what is wanted, asked beside it: what is seen is committed."""
+        """Wait until a query on its database returns `wanted`. A second connection sees only what is committed."""
         with closing(sqlite3.connect(f"file:{self.data}/lamplighter.db?mode=ro", uri=True)) as database:
             async with asyncio.timeout(timeout_s):
                 while database.execute(question, values).fetchone()[0] != wanted:
-                    await asyncio.sleep(LOOK_S)
+                    await asyncio.sleep(POLL_S)
 
 
 @asynccontextmanager
 async def serving(command: Sequence[str] = LAMPLIGHTER) -> AsyncIterator[Server]:
-    """A server on an empty folder."""
+    """A server on an empty folder, while entered."""
     with tempfile.TemporaryDirectory(prefix="lamplighter-bench-") as folder:
         server = await Server.at(Path(folder), command=command)
         try:
@@ -128,24 +128,24 @@ def _manifest(kind: str, name: str, spec: Mapping[str, object]) -> dict[str, obj
 
 
 def repository() -> dict[str, object]:
-    """A Repository, with a password as it would have."""
+    """A Repository with a password."""
     spec = {"url": "s3:https://s3.example.org/backups/{host}"}
     return _manifest("Repository", "main", spec) | {"credentials": {"password": "a password"}}
 
 
 def schedule(name: str, cron: str = "* * * * *", paths: Sequence[str] = ("/etc", "/home")) -> dict[str, object]:
-    """A Schedule of every host."""
+    """A Schedule that selects every host."""
     backup = {"paths": list(paths), "tags": ["bench"]}
     spec = {"kind": "backup", "cron": cron, "repositoryRef": {"name": "main"}, "backup": backup}
     return _manifest("Schedule", name, spec | {"concurrencyPolicy": "Allow"})
 
 
 async def declare(client: httpx.AsyncClient, schedules: Sequence[Mapping[str, object]]) -> None:
-    """Have the server take a Repository and these Schedules."""
+    """Create a Repository and these Schedules on the server."""
     for path, manifest in [("/repositories", repository()), *(("/schedules", it) for it in schedules)]:
         (await client.post(path, json=manifest)).raise_for_status()
 
 
 async def change(client: httpx.AsyncClient, manifest: Mapping[str, Any]) -> None:
-    """Have the server take a changed Schedule."""
+    """Put a changed Schedule to the server."""
     (await client.put(f"/schedules/bench/{manifest['metadata']['name']}", json=manifest)).raise_for_status()

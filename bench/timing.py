@@ -1,4 +1,4 @@
-"""The row of the local cron: how late are many entries that are due together."""
+"""The row of the local cron's lateness when many entries are due together."""
 
 import asyncio
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ AHEAD_S = 0.03
 
 
 class Timed(Agent):
-    """An agent whose server answers each frame with the time at which it read it."""
+    """An agent whose server answers each frame with the time at which the server read it."""
 
     read_at = datetime.min.replace(tzinfo=UTC)
 
@@ -30,7 +30,7 @@ class Timed(Agent):
 
 
 async def lateness(row: str, size: Size) -> Sequence[Result]:
-    """1,000 entries due together, again and again: from their due time until another process has read them all."""
+    """Measure 1,000 entries that are due together, from the due time until another process has read all fires."""
     late, timer = [], []
     async with floors.serving("clock") as server:
         agent = Timed("host", f"ws://127.0.0.1:{server.port}/", "", _memory(size.schedules), Clock())
@@ -64,7 +64,7 @@ def _memory(count: int) -> AgentState:
 
 
 async def _tick(agent: Timed) -> float:
-    """Have all entries come due soon: seconds from then until they were read."""
+    """Make all entries due in AHEAD_S: seconds from their due time until their fires were read."""
     ahead = timedelta(seconds=AHEAD_S)
     due = datetime.now(UTC) + ahead
     agent.clock.shift = agent.core.wake_at - due
@@ -74,7 +74,7 @@ async def _tick(agent: Timed) -> float:
 
 
 async def _empty_timer() -> float:
-    """How late a timer rings that does nothing."""
+    """How late an empty timer fires, in seconds."""
     loop = asyncio.get_running_loop()
     rung = loop.create_future()
     due = loop.time() + AHEAD_S

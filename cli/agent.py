@@ -1,4 +1,4 @@
-"""Starts an agent: journal, runner and service, until it is told to stop."""
+"""Runs an agent: builds its journal, runner and service, and stops them when asked."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Local(NamedTuple):
-    """What an agent runs on its host; see `Runner`."""
+    """How an agent runs jobs on its host; see `Runner`."""
 
     restic: str
     root: Path = Path("/")
@@ -37,7 +37,7 @@ def gateway_url(server: str) -> str:
 
 
 def enrol(server: str, token: str, host: str, data: Path, ca_file: Path | None) -> None:
-    """Get this host a key of its own, unless it has one. Raises click.ClickException, with the remedy."""
+    """Register a key for this host, unless it has one. Raises click.ClickException, with the remedy."""
     if (data / KEY_FILE).exists():
         log.info("enrolled already: delete the key to enrol again", extra={"key": data / KEY_FILE})
         return
@@ -49,13 +49,15 @@ def enrol(server: str, token: str, host: str, data: Path, ca_file: Path | None) 
 
 
 def own_key(data: Path, token_file: Path | None) -> Path | None:
-    """The file with the key that this host is enrolled with, None without one. It goes before `token_file`, which may
-    come from an environment that other commands share."""
+    """The file with this host's own key; None if it has no key.
+
+    The key is used instead of `token_file`, which may come from an environment that other commands share.
+    """
     key = data / KEY_FILE
     if not key.exists():
         return None
     if token_file is not None:
-        log.info("enrolled: the key is used, and not the token file", extra={"key": key, "token_file": token_file})
+        log.info("enrolled: the key is used instead of the token file", extra={"key": key, "token_file": token_file})
     return key
 
 
@@ -71,7 +73,7 @@ async def agent(
 ) -> None:
     """Run an agent until `stop` is set; then running jobs end as interrupted. Raises JournalError."""
     if shutil.which(local.restic) is None:
-        remedy = "install it (apt-get install restic), or name its path with --restic; until then every job fails"
+        remedy = "install it (apt-get install restic), or give its path with --restic; until then every job fails"
         log.error("restic is missing", extra={"restic": local.restic, "remedy": remedy})
     if not landlock.abi():
         remedy = "boot Linux 5.13 or newer with Landlock; until then jobs of namespaces that are granted paths fail"

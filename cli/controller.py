@@ -1,4 +1,4 @@
-"""Starts a controller: of a folder, or of a cluster, until it is told to stop."""
+"""Runs the controller of a folder or of a cluster, until it is asked to stop."""
 
 import asyncio
 from collections.abc import Callable, Collection
@@ -8,7 +8,7 @@ from cli.reach import reason
 from controller.client import Client
 
 Server = tuple[str, str | Callable[[], str], Path | None]
-"""A server's URL, the token that it takes, and who vouches for it."""
+"""A server's URL, the token for it, and the file with CA certificates to trust."""
 
 
 def _client(server: Server) -> Client:
@@ -19,7 +19,10 @@ def _client(server: Server) -> Client:
 async def folder(
     path: Path, server: Server, stop: asyncio.Event, *, allow_empty: bool, metrics_listen: str = ""
 ) -> None:
-    """Keep a server's desired state equal to a folder until `stop` is set. `allow_empty`: even an empty one."""
+    """Keep a server's desired state equal to a folder until `stop` is set.
+
+    `allow_empty`: delete what the folder no longer declares, even if that is more than half of it.
+    """
     from cli import metrics
     from controller.folder.follower import follow_folder
     from controller.folder.metrics import FolderMetrics

@@ -1,4 +1,4 @@
-"""Makes the server's keys in the cluster, once for all starts, and lays them where the server reads them."""
+"""Carries out `keys`: creates a server's missing keys in its cluster, and writes them where the server reads them."""
 
 import base64
 import logging
@@ -14,24 +14,28 @@ from server.app import utc_now
 log = logging.getLogger(__name__)
 
 PRIVATE = (keys.VAULT_KEY, keys.CERT, keys.KEY)
-"""What the server reads. The CA's own key stays in the Secret."""
+"""The files that the server reads. The CA's own key stays in the Secret."""
 
 
 async def make(secret: str, config_map: str, names: Sequence[str], folder: Path, *, vault: bool) -> None:
-    """Have a Secret hold all keys and a ConfigMap the CA's certificate; both must exist. Then write a folder.
+    """Complete the keys in a Secret and the CA's certificate in a ConfigMap, and write the server's keys to a folder.
 
-    They are in the namespace of this pod, or of the kubeconfig's context. Raises KubeError, KeysError, OSError.
+    Secret and ConfigMap must exist, in the namespace of this pod or of the kubeconfig's context. The ConfigMap tells
+    agents and the controller, which mount it, which CA to trust. Raises KubeError, KeysError, OSError.
     """
     namespace = login().default_namespace or "default"
     async with Kube(login) as kube:
         held = await _completed(kube, namespace, secret, names, vault=vault)
         if names:
-            await _publish(kube, namespace, config_map, held[keys.CA_CERT].decode())
-    _lay(folder, {name: held[name] for name in PRIVATE if name in held})
+            certificate = held[keys.CA_CERT].decode()
+            published = _found(await kube.get("ConfigMap", namespace, config_map), "ConfigMap", namespace, config_map)
+            if (published.get("data") or {}).get(keys.CA_CERT) != certificate:
+                await kube.patch("ConfigMap", namespace, config_map, {"data": {keys.CA_CERT: certificate}})
+    _write_private(folder, {name: held[name] for name in PRIVATE if name in held})
 
 
 async def _completed(kube: Kube, namespace: str, name: str, names: Sequence[str], *, vault: bool) -> keys.Held:
-    """What the Secret holds once it is complete. Of two who complete it at once, one wins and both return the same."""
+    """Complete the Secret and return what it holds. If two do so at once, one wins, and both return the same."""
     while True:
         found = _found(await kube.get("Secret", namespace, name), "Secret", namespace, name)
         held = {key: base64.b64decode(value) for key, value in (found.get("data") or {}).items()}
@@ -44,27 +48,20 @@ async def _completed(kube: Kube, namespace: str, name: str, names: Sequence[str]
         except KubeError as error:
             if error.status != 409:
                 raise
-            continue  # another was faster: look at what it made
+            continue  # another was faster: read what it made
         made = sorted(key for key in wanted if wanted[key] != held.get(key))
         log.info("keys made", extra={"secret": f"{namespace}/{name}", "keys": made})
         return wanted
 
 
-async def _publish(kube: Kube, namespace: str, name: str, certificate: str) -> None:
-    """Tell agents and the controller, who mount this ConfigMap, which CA to trust."""
-    found = _found(await kube.get("ConfigMap", namespace, name), "ConfigMap", namespace, name)
-    if (found.get("data") or {}).get(keys.CA_CERT) != certificate:
-        await kube.patch("ConfigMap", namespace, name, {"data": {keys.CA_CERT: certificate}})
-
-
 def _found(found: Object | None, kind: str, namespace: str, name: str) -> Object:
     if found is None:
-        raise keys.KeysError(f"there is no {kind} {namespace}/{name}: apply the chart's, which is empty at first")
+        raise keys.KeysError(f"{kind} {namespace}/{name} does not exist: apply the chart's, which is empty at first")
     return found
 
 
-def _lay(folder: Path, files: keys.Held) -> None:
-    """Write files that only we can read, in place of those that a start before this left."""
+def _write_private(folder: Path, files: keys.Held) -> None:
+    """Write files that only their owner can read, instead of those that an earlier start left."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name, content in files.items():
         path = folder / name

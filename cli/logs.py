@@ -1,4 +1,4 @@
-"""How logs read: one line for each event, its facts as key=value, for people in a terminal or as JSON for machines."""
+"""Formats log records: one line for each event, with key=value for people, or as JSON for machines."""
 
 import json
 import logging
@@ -16,11 +16,11 @@ _PARTS = {"agent": "36", "server": "35", "controller": "34", "cli": "37"}
 
 
 SHORT_ID = 8
-"""Digits by which people tell ids and digests apart."""
+"""Digits of an id or digest that people see."""
 
 
 def setup(form: str, level: str, stream: TextIO = sys.stderr) -> None:
-    """Send all logs to a stream. `form`: text or json; `level`: debug, info, warning or error."""
+    """Send all logs to a stream. `form`: text or json. `level`: debug, info, warning or error."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(Json() if form == "json" else Text(color=stream.isatty()))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
@@ -30,7 +30,7 @@ def setup(form: str, level: str, stream: TextIO = sys.stderr) -> None:
 
 
 def facts(record: logging.LogRecord) -> dict[str, object]:
-    """What a log call gave as `extra`."""
+    """The facts that a log call gave as `extra`."""
     return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
 
 
@@ -45,7 +45,7 @@ class Text(logging.Formatter):
         """One line, with a traceback below it where there is one."""
         part = record.name.partition(".")[0]
         when = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
-        told = " ".join(f"{key}={_text(_short(key, value))}" for key, value in facts(record).items())
+        told = " ".join(f"{key}={_text(value, short=key == 'job')}" for key, value in facts(record).items())
         mark = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         head = self._paint(f"{part:<10}", _PARTS.get(part, "37"))
         what = self._paint(mark + safe(record.getMessage()), _LEVELS.get(record.levelname, "1"))
@@ -86,17 +86,17 @@ def local_time(at: datetime) -> str:
     return local.strftime("%H:%M:%S" if today else "%Y-%m-%dT%H:%M:%S")
 
 
-def _short(key: str, value: object) -> object:
-    """A job's id by its first digits. Those that an earlier version gave to jobs of Runs and Restores are longer."""
-    return value[:SHORT_ID] if key == "job" and isinstance(value, str) else value
+def _text(value: object, *, short: bool = False) -> str:
+    """A fact for people: local times, ids by their first digits, words with spaces quoted, no control characters.
 
-
-def _text(value: object) -> str:
-    """A fact for people: local times, ids by their first digits, words with spaces quoted, no control characters."""
+    `short`: shorten any text as an id. An earlier version gave longer ids to jobs of Runs and Restores.
+    """
     if isinstance(value, datetime):
         return local_time(value)
     text = str(value)
     if _ID.fullmatch(text):
         return text[:SHORT_ID]
+    if short:
+        text = text[:SHORT_ID]
     plain = text.isprintable() and not any(c in ' "=' for c in text)
     return text if text and plain else json.dumps(text, ensure_ascii=not text.isprintable())

@@ -1,7 +1,7 @@
 """Serves what Prometheus scrapes and what Kubernetes probes, over plain HTTP: /metrics, /healthz and /readyz.
 
-All of it on the part's own event loop, so that a loop that hangs is not called healthy; only the text of the metrics is
-made in a thread, for it may be long.
+This runs on the part's own event loop, so that a loop that hangs is not called healthy. Only the text of the metrics is
+made in a thread, because it may be long.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from listener import http
 from listener.accept import ListenError, bind
 
 ANSWER_S = 5.0
-"""Seconds that a part has to say whether it is ready."""
+"""Seconds to wait for a part's answer to a probe."""
 
 Ready = Callable[[], Awaitable[str]]
-"""What a part waits for before it is ready; empty when it is."""
+"""Says what a part waits for before it is ready; empty when it is ready."""
 
 
 @asynccontextmanager
@@ -31,7 +31,7 @@ async def serving(
 ) -> AsyncIterator[None]:
     """Serve at ADDRESS:PORT while entered; nothing when that is empty. Raises click.ClickException, with the remedy.
 
-    `healthy`: what is wrong that only a restart can mend; empty when nothing is. It is not ready either then.
+    `healthy`: says what only a restart can repair, empty when nothing is wrong. An unhealthy part is not ready either.
     """
     if not listen:
         yield
@@ -45,12 +45,12 @@ async def serving(
 
 
 async def always_ready() -> str:
-    """A part that waits for nothing."""
+    """For a part that waits for nothing."""
     return ""
 
 
 class Part:
-    """What is asked of a part."""
+    """Answers the requests for a part's metrics and probes."""
 
     def __init__(self, registry: CollectorRegistry, ready: Ready, healthy: Ready) -> None:
         self._registry = registry
@@ -68,7 +68,7 @@ class Part:
                 return await _probe(self._healthy)
             case "/readyz":
                 return await _probe(self._healthy, self._ready)
-        return http.text(HTTPStatus.NOT_FOUND, "nothing is at this path")
+        return http.text(HTTPStatus.NOT_FOUND, "this path does not exist: use /metrics, /healthz or /readyz")
 
     def _metrics(self, request: http.Request) -> http.Answer:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
@@ -79,7 +79,7 @@ class Part:
 
 
 async def _probe(*questions: Ready) -> http.Answer:
-    """The first thing that is wrong, or ok."""
+    """503 with the first problem, or 200."""
     try:
         async with asyncio.timeout(ANSWER_S):
             for question in questions:

@@ -40,8 +40,11 @@ def _job(item: Item, names: Mapping[str, str]) -> list[str]:
     uid = item["scheduled_id"] or "-"
     schedule = item["actor_id"] if item["actor_kind"] == "schedule" else names.get(uid, uid[:SHORT_ID])
     what = [names[item["id"]], item["host"], schedule, item["kind"], item["status"]]
-    times = [moment(item["scheduled_at"]), moment(_began(item)), _took(item)]
-    return [*what, *times, outcome(item) or "-"]
+    took = "-"
+    if (began := _began(item)) is not None:
+        end = datetime.fromisoformat(item["finished_at"]) if item["finished_at"] else datetime.now(UTC)
+        took = _span((end - datetime.fromisoformat(began)).total_seconds())
+    return [*what, moment(item["scheduled_at"]), moment(began), took, outcome(item) or "-"]
 
 
 def _audit(item: Item, _: Mapping[str, str]) -> list[str]:
@@ -119,13 +122,6 @@ def _began(job: Item) -> str | None:
     """When a job began: by its host's report at the end, until then when the host accepted it."""
     began: str | None = job["started_at"] or job["accepted_at"]
     return began
-
-
-def _took(job: Item) -> str:
-    if (began := _began(job)) is None:
-        return "-"
-    end = datetime.fromisoformat(job["finished_at"]) if job["finished_at"] else datetime.now(UTC)
-    return _span((end - datetime.fromisoformat(began)).total_seconds())
 
 
 def _yes(value: bool) -> str:

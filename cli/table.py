@@ -1,25 +1,25 @@
-"""Rows of cells as lines of text that stay readable at any width: pure functions.
+"""Lays out rows of cells as lines of text that stay readable at any width, without I/O.
 
-The last column is for what may be long, such as an error. It is the last thing in its line, so that whatever cuts long
-lines cuts it alone. Where a terminal is narrow, columns that can be done without are left out first, then long names
-are shortened; the last cell goes on below its row where it does not fit beside it.
+The last column is for what may be long, such as an error: whatever cuts long lines cuts only that. In a narrow
+terminal, optional columns are left out first, then long names are shortened. A last cell that does not fit continues
+below its row.
 """
 
 from collections.abc import Callable, Sequence
 from textwrap import wrap
 
 GAP = 3
-"""Blanks between columns; the least that is tried is NARROW_GAP."""
+"""Blanks between columns, at least NARROW_GAP in a narrow terminal."""
 NARROW_GAP = 2
 SHORTEST = 8
-"""Characters that a shortened cell keeps at least."""
+"""Characters that a shortened cell keeps, at least."""
 MAX_LINES = 4
-"""Lines that the last cell of a row may take in a terminal; what is beyond is cut off."""
+"""Lines that a last cell may take below its row in a terminal; the rest is cut off."""
 BELOW = "    "
-"""What precedes the last cell where it goes on below its row."""
+"""Indent of a last cell below its row."""
 
 Paint = Callable[[str, str], str]
-"""Colours a cell: what it says, and the same padded to its column's width."""
+"""Colours a cell, given its text and the text padded to its column's width."""
 
 
 def lines(
@@ -29,10 +29,10 @@ def lines(
     optional: Sequence[str] = (),
     paint: Paint = lambda cell, padded: padded,
 ) -> list[str]:
-    """A table of which no line is longer than `width`; None for any width, where each row is one line.
+    """The lines of a table, none longer than `width`; with None, each row is one line.
 
-    `optional`: the columns to leave out, in this order, where there is too little room. No line ends with blanks. Lines
-    are longer than `width` only where that is less than SHORTEST + NARROW_GAP for each column that is kept.
+    `optional`: columns to leave out, in this order, if there is too little room. No line ends with blanks. Lines exceed
+    `width` only if it is less than SHORTEST + NARROW_GAP for each column that is kept.
     """
     kept, gap = list(range(len(columns))), GAP
     table = [columns, *rows]
@@ -66,7 +66,7 @@ def _fixed(table: Sequence[Sequence[str]], kept: Sequence[int], gap: int) -> int
 
 
 def _sizes(table: Sequence[Sequence[str]], fixed: Sequence[int], room: int | None) -> list[int]:
-    """The widths of columns. Where they need more than there is room, the widest are made smaller."""
+    """The widths of columns. If they exceed `room`, the widest become narrower."""
     sizes = [max(len(row[at]) for row in table) for at in fixed]
     while room is not None and sum(sizes) > room and max(sizes, default=0) > SHORTEST:
         sizes[sizes.index(max(sizes))] -= 1

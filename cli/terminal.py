@@ -1,7 +1,7 @@
-"""The one place that writes to a terminal: what others wrote is made safe here, whether or not the output is piped.
+"""Writes to the terminal, as the only module that does, and makes all text safe first, also for a pipe.
 
 Names, errors and log lines come from hosts, manifests and programs. A control character in them could command the
-terminal (ECMA-48), forge a line, or turn the direction of the text (Unicode, UAX 9).
+terminal (ECMA-48), forge a line, or reverse the direction of the text (Unicode, UAX 9).
 """
 
 import json
@@ -36,7 +36,7 @@ def note(text: str) -> None:
 
 
 def say_json(value: object) -> None:
-    """Write a value to stdout as JSON; what is not printable is escaped, so that nothing is lost."""
+    """Write a value to stdout as JSON. Characters that are not printable are escaped, so that nothing is lost."""
     click.echo(escaped(json.dumps(value, indent=2, ensure_ascii=False), "\n"))
 
 
@@ -53,9 +53,10 @@ def print_table(
     styles: Mapping[str, str],
     optional: Sequence[str] = (),
 ) -> None:
-    """Write a table to stdout; each row is one line, in full, unless that is a terminal.
+    """Write a table to stdout.
 
-    A terminal's table fits its width, without the `optional` columns where it must, and cells are coloured by `styles`.
+    In a terminal it fits the width, without `optional` columns if it must, and `styles` colours cells by their text.
+    Otherwise each row is one whole line.
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
@@ -67,12 +68,12 @@ def print_table(
 
 
 Show = Callable[[str, str, float | None], None]
-"""Shows what is going on, how much is done in words, and as a fraction from 0 to 1, None when unknown."""
+"""Shows progress: what is going on, how much is done, and that as a fraction from 0 to 1, or None if unknown."""
 
 
 @contextmanager
 def progress() -> Iterator[Show]:
-    """A progress bar on stderr while entered, where that is a terminal."""
+    """A progress bar on stderr while entered, if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -93,16 +94,16 @@ def progress() -> Iterator[Show]:
 def safe_errors() -> Iterator[None]:
     """Make the messages of click's errors safe before click shows them.
 
-    Those of click itself about options have several lines, and quote only what the person typed.
+    click's own messages about options have several lines, and quote only what the person typed.
     """
     try:
         yield
     except click.ClickException as error:
         keep = "\n\t" if isinstance(error, click.UsageError) else "\t"
-        vars(error)["message"] = safe(error.message, keep)  # another error would lose how this one is shown
+        vars(error)["message"] = safe(error.message, keep)  # a new error would lose how this one is shown
         raise
 
 
 def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Write the traceback of an error that nobody expected to stderr (`sys.excepthook`)."""
+    """Write the traceback of an unexpected error to stderr (`sys.excepthook`)."""
     sys.stderr.write(safe("".join(traceback.format_exception(kind, error, trace)), "\n\t"))

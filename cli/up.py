@@ -1,4 +1,4 @@
-"""Composes the parts in one process: a server, the controller of a folder, an agent; each stops before its needs."""
+"""Runs a server alone, or in one process with a controller and an agent; each part stops before those it needs."""
 
 import asyncio
 import logging
@@ -25,8 +25,8 @@ async def up(
     allow_empty: bool,
     metrics_listen: str = "",
 ) -> None:
-    """Run everything until `stop` is set: first the agent stops, while the server can still hear of its last jobs."""
-    logging.getLogger("agent.link").setLevel(logging.WARNING)  # the server says who connects
+    """Run everything until `stop` is set. The agent stops first, while the server can still store its last jobs."""
+    logging.getLogger("agent.link").setLevel(logging.WARNING)  # the server logs connections itself
     data = config.data
     async with (
         serving(config) as server,
@@ -49,7 +49,7 @@ async def up(
 
 
 def cluster(url: str | None, token_file: Path | None, ca_file: Path | None) -> kubernetes.Config | None:
-    """The API server that these flags name; None for that of the cluster this runs in."""
+    """The API server that these options name; None for that of the cluster that this runs in."""
     if url is None:
         return None
     return kubernetes.Config(url, token_file or kubernetes.SERVICE_ACCOUNT / "token", ca_file)
@@ -67,7 +67,7 @@ async def server(config: Config, metrics_listen: str, stop: asyncio.Event) -> No
 
 
 def this_machine(host: str) -> dict[str, str]:
-    """The labels that a Kubernetes node of this machine would have."""
+    """The labels that this machine would have as a Kubernetes node."""
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     system = platform.system().lower()
     return {"kubernetes.io/hostname": host, "kubernetes.io/os": system, "kubernetes.io/arch": machine}

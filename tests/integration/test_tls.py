@@ -141,7 +141,7 @@ WRONG_TLS = pytest.mark.parametrize(
     ("url", "ca", "said"),
     [
         ("https://127.0.0.1:{tls}", None, ["--ca-file", "certificate of the authority"]),
-        ("https://127.0.0.1:{tls}", "other.crt", ["--ca-file", "other.crt", "not of the authority"]),
+        ("https://127.0.0.1:{tls}", "other.crt", ["--ca-file", "other.crt", "is not the authority that issued"]),
         ("https://localhost:{tls}", "ca.crt", ["not for localhost", "--server"]),
         ("http://127.0.0.1:{tls}", None, ["--server https://127.0.0.1:{tls}"]),
         ("https://127.0.0.1:{plain}", "ca.crt", ["--server http://127.0.0.1:{plain}"]),
