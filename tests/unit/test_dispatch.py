@@ -82,7 +82,7 @@ def sent() -> list[tuple[str, str]]:
 
 @pytest.fixture
 def dispatch(time: Time, sent: list[tuple[str, str]]) -> Dispatcher:
-    """After a start: host a has said nothing yet and may be running a job, for whose place one of host b waits."""
+    """After a start: host a has said nothing yet and may be running a job, for whose slot one of host b waits."""
 
     def submit(function: object, item: object) -> Stored:
         stored = Stored()
@@ -114,7 +114,7 @@ def _open(job_id: str, host: str, status: str) -> OpenJob:
 
 
 @pytest.mark.parametrize("set_by", [timedelta(), timedelta(days=1), timedelta(days=-1), timedelta(days=4000)])
-def test_a_host_that_is_gone_keeps_its_place_as_long_whatever_the_clock_is_set_to(
+def test_a_disconnected_host_keeps_its_slot_as_long_whatever_the_clock_is_set_to(
     dispatch: Dispatcher, time: Time, sent: list[tuple[str, str]], set_by: timedelta
 ) -> None:
     time.pass_by(60)
@@ -126,7 +126,7 @@ def test_a_host_that_is_gone_keeps_its_place_as_long_whatever_the_clock_is_set_t
     assert sent == [("b", "2")]
 
 
-def test_a_host_that_comes_back_and_goes_keeps_its_place_anew(
+def test_a_host_that_connects_and_disconnects_keeps_its_slot_anew(
     dispatch: Dispatcher, time: Time, sent: list[tuple[str, str]]
 ) -> None:
     time.pass_by(HOLD_S - 1)
@@ -138,7 +138,7 @@ def test_a_host_that_comes_back_and_goes_keeps_its_place_anew(
     assert sent == [("b", "2")]
 
 
-def test_a_host_that_is_back_is_not_given_up(dispatch: Dispatcher, time: Time, sent: list[tuple[str, str]]) -> None:
+def test_a_host_that_is_back_keeps_its_slot(dispatch: Dispatcher, time: Time, sent: list[tuple[str, str]]) -> None:
     dispatch.connected("a", {"1"})
     time.pass_by(2 * HOLD_S)
     assert sent == []

@@ -45,7 +45,7 @@ def counted(
 def queued(
     count: int, *, schedules: int = 1, serial: bool = True, state: State = "waiting", repository: str = "main"
 ) -> Lanes:
-    queue = Lanes()
+    lanes = Lanes()
     jobs = [
         Job(
             CommandRun(f"job{at}", "backup", [], repository, schedule_id=f"s{at % schedules}"),
@@ -57,85 +57,85 @@ def queued(
         )
         for at in range(count)
     ]
-    queue.add(jobs)
-    return queue
+    lanes.add(jobs)
+    return lanes
 
 
-def pieces(queue: Lanes, now: datetime = NOON) -> Iterator[None]:
+def pieces(lanes: Lanes, now: datetime = NOON) -> Iterator[None]:
     """Do all that is to be done by that time, piece by piece."""
-    while queue.has_more or (queue.wake_at is not None and queue.wake_at <= now):
-        queue.tick(now)
-        queue.take()
+    while lanes.has_more or (lanes.wake_at is not None and lanes.wake_at <= now):
+        lanes.tick(now)
+        lanes.take()
         yield
 
 
-def settle(queue: Lanes, now: datetime = NOON) -> None:
-    for _ in pieces(queue, now):
+def settle(lanes: Lanes, now: datetime = NOON) -> None:
+    for _ in pieces(lanes, now):
         pass
 
 
-def says_hello(queue: Lanes) -> None:
-    queue.connected("db-1", ())
-    settle(queue)
+def says_hello(lanes: Lanes) -> None:
+    lanes.connected("db-1", ())
+    settle(lanes)
 
 
-def hello_of_running(queue: Lanes) -> None:
-    running = [job.wire_id for job in queue.of_host("db-1")]
-    resumed((), running, queue.of_host("db-1"), NOON)
-    queue.connected("db-1", running)
-    settle(queue)
+def hello_of_running(lanes: Lanes) -> None:
+    running = [job.wire_id for job in lanes.of_host("db-1")]
+    resumed((), running, lanes.of_host("db-1"), NOON)
+    lanes.connected("db-1", running)
+    settle(lanes)
 
 
-def comes_and_goes(queue: Lanes) -> None:
+def comes_and_goes(lanes: Lanes) -> None:
     for _ in range(3):
-        queue.connected("db-1", ())
-        settle(queue)
-        queue.disconnected("db-1")
-        settle(queue)
+        lanes.connected("db-1", ())
+        settle(lanes)
+        lanes.disconnected("db-1")
+        settle(lanes)
 
 
-def is_gone_for_long(queue: Lanes) -> None:
-    queue.disconnected("db-1")
-    settle(queue)
-    queue.release_slots("db-1")
-    settle(queue)
+def is_disconnected_for_long(lanes: Lanes) -> None:
+    lanes.disconnected("db-1")
+    settle(lanes)
+    lanes.release_slots("db-1")
+    settle(lanes)
 
 
-def ends(queue: Lanes) -> None:
-    queue.connected("db-1", ())
-    while queue.jobs:
-        going = queue.take() or list(queue.jobs.values())
+def ends(lanes: Lanes) -> None:
+    lanes.connected("db-1", ())
+    while lanes.jobs:
+        going = lanes.take() or list(lanes.jobs.values())
         for job in going:
-            queue.remove(job.id)
+            lanes.remove(job.id)
 
 
-def is_limited(queue: Lanes) -> None:
-    queue.connected("db-1", ())
-    queue.limit("main", ConcurrencyLimit(1))
-    queue.limit("main", ConcurrencyLimit(2, per_host=True))
-    settle(queue)
+def is_limited(lanes: Lanes) -> None:
+    lanes.connected("db-1", ())
+    lanes.limit("main", ConcurrencyLimit(1))
+    lanes.limit("main", ConcurrencyLimit(2, per_host=True))
+    settle(lanes)
 
 
-def is_told_of(queue: Lanes) -> None:
-    queue.connected("db-1", ())
-    for job_id in list(queue.jobs):
-        queue.waits_for(job_id, "ns/main")
-        queue.find("db-1", job_id)
-        queue.is_of_another_host("db-1", job_id)
-        assert queue.waiting_count >= 0
-        assert queue.hanging(NOON) == []
+def is_told_of(lanes: Lanes) -> None:
+    lanes.connected("db-1", ())
+    for job_id in list(lanes.jobs):
+        lanes.waits_for(job_id, "ns/main")
+        lanes.find("db-1", job_id)
+        lanes.is_of_another_host("db-1", job_id)
+        assert lanes.waiting_count >= 0
+        assert lanes.hanging(NOON) == []
 
 
-def is_too_late(queue: Lanes) -> None:
-    queue.connected("db-1", ())
-    settle(queue, NOON + timedelta(days=2))
+def is_too_late(lanes: Lanes) -> None:
+    lanes.connected("db-1", ())
+    settle(lanes, NOON + timedelta(days=2))
 
 
-def is_tried_again(queue: Lanes) -> None:
-    queue.connected("db-1", ())
-    for job in list(queue.jobs.values()):
-        queue.retry(job, NOON + timedelta(hours=1))
-    settle(queue, NOON + timedelta(hours=2))
+def is_tried_again(lanes: Lanes) -> None:
+    lanes.connected("db-1", ())
+    for job in list(lanes.jobs.values()):
+        lanes.retry(job, NOON + timedelta(hours=1))
+    settle(lanes, NOON + timedelta(hours=2))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def is_tried_again(queue: Lanes) -> None:
         says_hello,
         hello_of_running,
         comes_and_goes,
-        is_gone_for_long,
+        is_disconnected_for_long,
         ends,
         is_limited,
         is_told_of,
@@ -165,24 +165,24 @@ def test_what_happens_to_the_open_jobs_of_a_host_costs_no_more_for_each_when_the
 @pytest.mark.parametrize(
     ("do", "until"),
     [
-        (lambda queue: queue.connected("db-1", ()), NOON),
-        (lambda queue: queue.disconnected("db-1"), NOON),
-        (lambda queue: queue.release_slots("db-1"), NOON),
-        (lambda queue: queue.limit("main", ConcurrencyLimit(per_host=True)), NOON),
-        (lambda queue: None, NOON + timedelta(days=2)),
+        (lambda lanes: lanes.connected("db-1", ()), NOON),
+        (lambda lanes: lanes.disconnected("db-1"), NOON),
+        (lambda lanes: lanes.release_slots("db-1"), NOON),
+        (lambda lanes: lanes.limit("main", ConcurrencyLimit(per_host=True)), NOON),
+        (lambda lanes: None, NOON + timedelta(days=2)),
     ],
-    ids=["hello", "gone", "given up", "rule", "late"],
+    ids=["hello", "disconnected", "released", "limit", "late"],
 )
 @pytest.mark.parametrize("state", ["waiting", "sent", "running"])
 def test_no_piece_of_what_many_open_jobs_cost_grows_with_their_number(
     do: Callable[..., None], until: datetime, state: State
 ) -> None:
     def costs(count: int) -> tuple[int, int]:
-        queue = queued(count, schedules=10, serial=False, state=state)
-        queue.connected("db-1", ())
-        settle(queue)
-        begun = counted(lambda: do(queue))
-        going = pieces(queue, until)
+        lanes = queued(count, schedules=10, serial=False, state=state)
+        lanes.connected("db-1", ())
+        settle(lanes)
+        begun = counted(lambda: do(lanes))
+        going = pieces(lanes, until)
         return begun, max(counted(lambda: next(going, None)) for _ in range(count))
 
     (few, few_at_once), (many, many_at_once) = costs(FEW), costs(MANY)
@@ -192,14 +192,14 @@ def test_no_piece_of_what_many_open_jobs_cost_grows_with_their_number(
 
 @pytest.mark.parametrize("known", [100, 10_000])
 def test_what_hangs_is_found_at_the_cost_of_what_hangs(known: int) -> None:
-    queue = queued(known, schedules=known, state="running")
-    for at, job in enumerate(list(queue.jobs.values())):
-        queue.accepted(job, NOON - timedelta(days=at < 3) * 2)
-    assert [job.id for job in queue.hanging(NOON)] == ["job0", "job1", "job2"]
-    assert counted(lambda: queue.hanging(NOON)) < 20
-    queue.remove("job0")
-    queue.retry(queue.jobs["job1"], NOON)
-    assert [job.id for job in queue.hanging(NOON)] == ["job2"]
+    lanes = queued(known, schedules=known, state="running")
+    for at, job in enumerate(list(lanes.jobs.values())):
+        lanes.accepted(job, NOON - timedelta(days=at < 3) * 2)
+    assert [job.id for job in lanes.hanging(NOON)] == ["job0", "job1", "job2"]
+    assert counted(lambda: lanes.hanging(NOON)) < 20
+    lanes.remove("job0")
+    lanes.retry(lanes.jobs["job1"], NOON)
+    assert [job.id for job in lanes.hanging(NOON)] == ["job2"]
 
 
 @pytest.mark.parametrize("serial", [True, False])
@@ -210,9 +210,9 @@ def test_jobs_are_added_at_the_same_cost_for_each(serial: bool) -> None:
 def test_a_repository_is_limited_at_the_cost_of_its_own_jobs() -> None:
     alone, beside = Lanes(), queued(MANY, schedules=10_000)
 
-    def limit(queue: Lanes) -> None:
+    def limit(lanes: Lanes) -> None:
         for at in range(100):
-            queue.limit(f"r{at}", ConcurrencyLimit(at % 2 or None))
+            lanes.limit(f"r{at}", ConcurrencyLimit(at % 2 or None))
 
     assert counted(lambda: limit(beside)) <= counted(lambda: limit(alone)) + 100
 
@@ -223,12 +223,12 @@ def test_a_frame_of_refused_fires_costs_no_more_for_each_when_they_are_many(poli
     schedule = target("a", concurrencyPolicy=policy, cron="0 * * * *")
 
     def fires(count: int) -> int:
-        host, queue = in_sync(1, schedule), queued(FEW, schedules=1)
+        host, lanes = in_sync(1, schedule), queued(FEW, schedules=1)
         frame = [(ScheduleFire("a", DUE + off - timedelta(hours=at)), "") for at in range(count)]
         (came,) = host.received(frame, DUE)
         assert isinstance(came, Fired)
         fired = came.fires
-        return counted(lambda: decide(fired, host, {"a": schedule}, queue, DUE, ["id"] * count))
+        return counted(lambda: decide(fired, host, {"a": schedule}, lanes, DUE, ["id"] * count))
 
     assert fires(MANY) <= MOST * fires(FEW)
 

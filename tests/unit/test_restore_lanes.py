@@ -24,31 +24,31 @@ def job(job_id: str, kind: str, host: str, source: str = "", where: RepositorySp
     return Job(command, host, NOON, serial=False)
 
 
-def queue(*jobs: Job, where: RepositorySpec = EACH_ITS_OWN) -> list[Any]:
+def started(*jobs: Job, where: RepositorySpec = EACH_ITS_OWN) -> list[Any]:
     """The ids of the jobs that may go, when these come one after the other."""
-    queue = Lanes()
-    queue.limit("repo", ConcurrencyLimit(per_host="{host}" in where.url))
+    lanes = Lanes()
+    lanes.limit("repo", ConcurrencyLimit(per_host="{host}" in where.url))
     for host in ("a", "b"):
-        queue.connected(host, ())
-    return [going.id for it in jobs for going in queue.add([it])]
+        lanes.connected(host, ())
+    return [going.id for it in jobs for going in lanes.add([it])]
 
 
 def test_a_restore_waits_for_who_prunes_the_repository_that_it_reads() -> None:
-    assert queue(job("prune", "prune", "a"), job("restore", "restore", "b", source="a")) == ["prune"]
-    assert queue(job("restore", "restore", "b", source="a"), job("prune", "prune", "a")) == ["restore"]
+    assert started(job("prune", "prune", "a"), job("restore", "restore", "b", source="a")) == ["prune"]
+    assert started(job("restore", "restore", "b", source="a"), job("prune", "prune", "a")) == ["restore"]
 
 
 def test_a_restore_does_not_wait_for_who_prunes_another_hosts() -> None:
-    assert queue(job("prune", "prune", "b"), job("restore", "restore", "b", source="a")) == ["prune", "restore"]
+    assert started(job("prune", "prune", "b"), job("restore", "restore", "b", source="a")) == ["prune", "restore"]
 
 
-def test_what_all_hosts_share_has_one_line() -> None:
+def test_what_all_hosts_share_has_one_lane() -> None:
     prune, restore = job("prune", "prune", "b", where=SHARED), job("restore", "restore", "b", "a", SHARED)
-    assert queue(prune, restore, where=SHARED) == ["prune"]
+    assert started(prune, restore, where=SHARED) == ["prune"]
 
 
-def test_a_look_waits_for_nobody() -> None:
-    assert queue(job("prune", "prune", "a"), job("look", "ls", "a")) == ["prune", "look"]
+def test_a_list_of_files_waits_for_no_job() -> None:
+    assert started(job("prune", "prune", "a"), job("list", "ls", "a")) == ["prune", "list"]
 
 
 @pytest.mark.parametrize("length", [1, 4000, 4096, 4097, 8191, 8192, 100_000])
