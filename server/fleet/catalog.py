@@ -14,7 +14,7 @@ import msgspec
 from server.access.vault import Vault, VaultError
 from server.errors import FieldError, NotFound
 from server.events import Key
-from server.fleet.placement import PlacedSchedule, entry_item
+from server.fleet.placement import PlacedSchedule, encoded_entry
 from server.resources.bindings import binding_errors
 from server.resources.grants import NOTHING, Grant, Grants, path_errors, url_errors
 from server.resources.manifests import Credentials, repository_spec, schedule_spec
@@ -143,7 +143,7 @@ class Catalog:
             spec,
             repository.id,
             resolved.init,
-            entry_item(row.id, full_name(row), spec, row.since, revision),
+            encoded_entry(row.id, full_name(row), spec, row.since, revision),
             grant.host_selector if allowed else NOTHING,
             grant.within,
             grant.host_identity,

@@ -38,7 +38,7 @@ class PlacedSchedule(Struct, frozen=True):
     spec: ScheduleSpec
     repository_id: str
     init: bool
-    item: EncodedEntry
+    entry: EncodedEntry
     granted: LabelSelector = LabelSelector()
     within: tuple[str, ...] = ()
     host_identity: bool = False
@@ -106,7 +106,7 @@ class Plan(NamedTuple):
     remove_hosts: Sequence[str] = ()
 
 
-def entry_item(schedule_id: str, name: str, spec: ScheduleSpec, since: datetime, revision: str) -> EncodedEntry:
+def encoded_entry(schedule_id: str, name: str, spec: ScheduleSpec, since: datetime, revision: str) -> EncodedEntry:
     """The entry of a schedule, encoded once for all agents."""
     entry = Entry(
         schedule_id,
@@ -141,7 +141,7 @@ class Placement:
             old = state.entries
             new = memo.get((id(old), wanted))
             if new is None:
-                upsert = {schedule.id: schedule.item for schedule, want in zip(put, wanted, strict=True) if want}
+                upsert = {schedule.id: schedule.entry for schedule, want in zip(put, wanted, strict=True) if want}
                 drop = [schedule.id for schedule, want in zip(put, wanted, strict=True) if not want]
                 new = memo[id(old), wanted] = self._share(entries.patched(old, upsert, [*remove, *drop]))
             if new.digest_sum != old.digest_sum:
@@ -186,7 +186,7 @@ class Placement:
         for schedule in schedules:
             self._drop(schedule.id)
             self.schedules[schedule.id] = schedule
-            self._by_selection.setdefault(_selection(schedule), {})[schedule.id] = schedule.item
+            self._by_selection.setdefault(_selection(schedule), {})[schedule.id] = schedule.entry
 
     def commit(self, plan: Plan) -> None:
         """Put a plan in force. The plan must have been made on the present state."""

@@ -77,7 +77,7 @@ def state(parts):
         "schedules": dict(parts.catalog.schedules),
         "repositories": dict(parts.catalog.repositories),
         "targets": dict(placement.schedules),
-        "members": {name: (it.labels, it.since, it.entries.digest) for name, it in placement.hosts.items()},
+        "placed": {name: (it.labels, it.since, it.entries.digest) for name, it in placement.hosts.items()},
         "hosts": {name: (it.version, it.entries.digest, it.since) for name, it in placement.hosts.items()},
     }
 

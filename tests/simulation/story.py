@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import cron
-from server.fleet.placement import PlacedSchedule, entry_item
+from server.fleet.placement import PlacedSchedule, encoded_entry
 from server.fleet.timing import superseded
 from server.jobs import arguments as commands
 from server.resources.manifests import schedule_spec
@@ -256,13 +256,13 @@ class Story(World):
         begun = self.server.clock if timing else self.db.begun[schedule_id]
         name = f"default/{schedule_id}"
         self.tell("user", f"{does} {schedule_id}: {spec.cron} {spec.time_zone} enabled={spec.enabled}")
-        item = entry_item(schedule_id, name, spec, begun, self.new_id())
+        entry = encoded_entry(schedule_id, name, spec, begun, self.new_id())
         was = self.db.schedules.get(schedule_id)
         earlier = was.earlier if was else ()
         if was and timing and was.spec.enabled:
             earlier = superseded(was.timing, earlier)
         schedule = PlacedSchedule(
-            schedule_id, name, spec, spec.repository, init=False, item=item, since=begun, earlier=earlier
+            schedule_id, name, spec, spec.repository, init=False, entry=entry, since=begun, earlier=earlier
         )
         self.server.put(schedule, begun)
 

@@ -15,7 +15,7 @@ from agent.core.pushes import build
 from agent.core.state import replay
 from server.agents.session import Session
 from server.fleet import pushes
-from server.fleet.placement import HostState, PlacedSchedule, Placement, Plan, entry_item
+from server.fleet.placement import HostState, PlacedSchedule, Placement, Plan, encoded_entry
 from server.fleet.pushes import Push
 from server.resources.manifests import schedule_spec
 from wire.messages import Hello, ScheduleDiff, ScheduleSet
@@ -41,7 +41,7 @@ class Convergence(RuleBasedStateMachine):
         self.labels = {name: {"tier": "db"} for name in NAMES}
         self.since = dict.fromkeys(NAMES, self.now)
         self.versions = dict.fromkeys(NAMES, 0)
-        self.targets: dict[str, PlacedSchedule] = {}
+        self.schedules: dict[str, PlacedSchedule] = {}
         self.hosts: dict[str, Session] = {}
         self.links: dict[str, Link] = {}
         self.cores: dict[str, Core] = {}
@@ -70,13 +70,13 @@ class Convergence(RuleBasedStateMachine):
                 "retry": {"limit": 0, "backoffSeconds": 60},
             }
         )
-        item = entry_item(schedule_id, schedule_id, spec, self.now, str(self.now))
-        self.targets[schedule_id] = PlacedSchedule(schedule_id, schedule_id, spec, "main", init=False, item=item)
-        self.change(self.fleet.plan([self.targets[schedule_id]]))
+        entry = encoded_entry(schedule_id, schedule_id, spec, self.now, str(self.now))
+        self.schedules[schedule_id] = PlacedSchedule(schedule_id, schedule_id, spec, "main", init=False, entry=entry)
+        self.change(self.fleet.plan([self.schedules[schedule_id]]))
 
     @rule(schedule_id=ids)
     def delete(self, schedule_id: str) -> None:
-        self.targets.pop(schedule_id, None)
+        self.schedules.pop(schedule_id, None)
         self.change(self.fleet.plan(remove=[schedule_id]))
 
     @rule(name=names, tier=tiers)
@@ -113,7 +113,7 @@ class Convergence(RuleBasedStateMachine):
         for name in list(self.links):
             self.disconnect(name)
         self.fleet = Placement()
-        self.fleet.put(self.targets.values())
+        self.fleet.put(self.schedules.values())
         for name, labels in self.labels.items():
             held = self.fleet.match(labels)
             state = HostState(name, labels, self.since[name], self.versions[name], held)
@@ -195,13 +195,13 @@ class Convergence(RuleBasedStateMachine):
                 self.server_hears(name)
                 self.agent_hears(name)
                 self.agent_applies(name)
-            member, memory = self.fleet.hosts[name], self.cores[name].state
-            wanted = {key for key, it in self.targets.items() if it.spec.host_selector.match_labels == member.labels}
-            assert set(member.entries.items) == wanted
-            assert memory.entries.items == member.entries.items
-            assert (memory.version, memory.digest) == (self.versions[name], member.entries.digest)
+            desired, agent = self.fleet.hosts[name], self.cores[name].state
+            wanted = {key for key, it in self.schedules.items() if it.spec.host_selector.match_labels == desired.labels}
+            assert set(desired.entries.items) == wanted
+            assert agent.entries.items == desired.entries.items
+            assert (agent.version, agent.digest) == (self.versions[name], desired.entries.digest)
             assert self.hosts[name].in_sync
-            assert set(memory.cursors) == wanted
+            assert set(agent.cursors) == wanted
 
     def teardown(self) -> None:
         self.converge()

@@ -15,7 +15,7 @@ from server.jobs.outcomes import Health
 from server.jobs.resume import resumed
 from server.observe.coverage import group_by_set
 from tests.unit.test_session import NOON as DUE
-from tests.unit.test_session import in_sync, target
+from tests.unit.test_session import in_sync, placed
 from wire.messages import CommandRun, JobFinished, ScheduleFire
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
@@ -220,7 +220,7 @@ def test_a_repository_is_limited_at_the_cost_of_its_own_jobs() -> None:
 @pytest.mark.parametrize("policy", ["Forbid", "Allow", "Replace"])
 @pytest.mark.parametrize("off", [timedelta(minutes=7), timedelta(days=-4000), timedelta(days=4000)])
 def test_a_frame_of_refused_fires_costs_no_more_for_each_when_they_are_many(policy: str, off: timedelta) -> None:
-    schedule = target("a", concurrencyPolicy=policy, cron="0 * * * *")
+    schedule = placed("a", concurrencyPolicy=policy, cron="0 * * * *")
 
     def fires(count: int) -> int:
         host, lanes = in_sync(1, schedule), queued(FEW, schedules=1)
@@ -270,9 +270,9 @@ def test_the_problem_that_was_told_last_is_told_of_a_repository() -> None:
 
 def test_hosts_are_asked_once_for_all_schedules_what_is_in_force_on_them() -> None:
     def asked(schedules: int) -> int:
-        targets = [target(f"s{at}") for at in range(schedules)]
-        hosts = [in_sync(1, *targets) for _ in range(20)]
-        return counted(lambda: [group.out_of_sync(it.id) for group in group_by_set(hosts) for it in targets])
+        in_set = [placed(f"s{at}") for at in range(schedules)]
+        hosts = [in_sync(1, *in_set) for _ in range(20)]
+        return counted(lambda: [group.out_of_sync(it.id) for group in group_by_set(hosts) for it in in_set])
 
     assert asked(500) <= asked(5) + 5000  # some for each schedule, none for each schedule and host
 

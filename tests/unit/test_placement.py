@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from server.fleet.placement import PlacedSchedule, Placement, Plan, entry_item
+from server.fleet.placement import PlacedSchedule, Placement, Plan, encoded_entry
 from server.resources.manifests import schedule_spec
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 
 
-def target(schedule_id: str = "a", revision: str = "1", **labels: str) -> PlacedSchedule:
+def placed(schedule_id: str = "a", revision: str = "1", **labels: str) -> PlacedSchedule:
     spec = schedule_spec(
         {
             "kind": "unlock",
@@ -27,8 +27,8 @@ def target(schedule_id: str = "a", revision: str = "1", **labels: str) -> Placed
         }
     )
     name = f"default/{schedule_id}"
-    item = entry_item(schedule_id, name, spec, NOON, revision)
-    return PlacedSchedule(schedule_id, name, spec, "main", init=False, item=item)
+    entry = encoded_entry(schedule_id, name, spec, NOON, revision)
+    return PlacedSchedule(schedule_id, name, spec, "main", init=False, entry=entry)
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def fleet() -> Placement:
     return fleet
 
 
-def put(fleet: Placement, *targets: PlacedSchedule) -> Plan:
-    plan = fleet.plan(targets)
+def put(fleet: Placement, *schedules: PlacedSchedule) -> Plan:
+    plan = fleet.plan(schedules)
     fleet.commit(plan)
     return plan
 
@@ -50,57 +50,57 @@ def held(fleet: Placement, host: str) -> set[Any]:
 
 
 def test_a_schedule_is_held_by_the_hosts_that_it_selects(fleet: Placement) -> None:
-    assert set(put(fleet, target(tier="db")).sets) == {"db-1", "db-2"}
+    assert set(put(fleet, placed(tier="db")).sets) == {"db-1", "db-2"}
     assert (held(fleet, "db-1"), held(fleet, "web-1")) == ({"a"}, set())
 
 
 def test_an_empty_selector_selects_every_host(fleet: Placement) -> None:
-    assert set(put(fleet, target()).sets) == {"db-1", "db-2", "web-1"}
+    assert set(put(fleet, placed()).sets) == {"db-1", "db-2", "web-1"}
 
 
 def test_a_changed_selector_moves_a_schedule(fleet: Placement) -> None:
-    put(fleet, target(tier="db"))
-    assert set(put(fleet, target(tier="web")).sets) == {"db-1", "db-2", "web-1"}
+    put(fleet, placed(tier="db"))
+    assert set(put(fleet, placed(tier="web")).sets) == {"db-1", "db-2", "web-1"}
     assert (held(fleet, "db-1"), held(fleet, "web-1")) == (set(), {"a"})
 
 
 def test_only_hosts_whose_set_changes_are_in_a_plan(fleet: Placement) -> None:
-    put(fleet, target(tier="db"))
-    assert put(fleet, target(tier="db")).sets == {}
-    assert set(put(fleet, target(tier="db", revision="2")).sets) == {"db-1", "db-2"}
+    put(fleet, placed(tier="db"))
+    assert put(fleet, placed(tier="db")).sets == {}
+    assert set(put(fleet, placed(tier="db", revision="2")).sets) == {"db-1", "db-2"}
 
 
 def test_a_removed_schedule_is_held_by_none(fleet: Placement) -> None:
-    put(fleet, target(tier="db"), target("b"))
+    put(fleet, placed(tier="db"), placed("b"))
     plan = fleet.plan(remove=["a"])
     fleet.commit(plan)
     assert (set(plan.sets), held(fleet, "db-1"), set(fleet.schedules)) == ({"db-1", "db-2"}, {"b"}, {"b"})
 
 
 def test_a_plan_changes_nothing_until_it_is_committed(fleet: Placement) -> None:
-    fleet.plan([target()])
+    fleet.plan([placed()])
     assert (held(fleet, "db-1"), fleet.schedules) == (set(), {})
 
 
 def test_hosts_that_hold_the_same_share_one_set(fleet: Placement) -> None:
-    put(fleet, target(tier="db"))
+    put(fleet, placed(tier="db"))
     assert fleet.hosts["db-1"].entries is fleet.hosts["db-2"].entries is fleet.match({"tier": "db"})
 
 
 def test_a_host_is_matched_with_all_that_is_there(fleet: Placement) -> None:
-    put(fleet, target(tier="db"), target("b"), target("c", tier="web"))
+    put(fleet, placed(tier="db"), placed("b"), placed("c", tier="web"))
     assert set(fleet.match({"tier": "db"}).items) == {"a", "b"}
 
 
 def test_a_schedule_knows_its_hosts(fleet: Placement) -> None:
-    put(fleet, schedule := target(tier="db"))
+    put(fleet, schedule := placed(tier="db"))
     assert fleet.matched(schedule) == ["db-1", "db-2"]
     assert fleet.matched(schedule, ["db-2", "web-1", "unknown"]) == ["db-2"]
 
 
 def test_a_host_is_matched_as_a_plan_would_have_it(fleet: Placement) -> None:
-    put(fleet, target("a", tier="db"), target("b", tier="db"), target("c", tier="web"), target("d"))
-    put(fleet, target("b", tier="web"))
+    put(fleet, placed("a", tier="db"), placed("b", tier="db"), placed("c", tier="web"), placed("d"))
+    put(fleet, placed("b", tier="web"))
     fleet.commit(fleet.plan(remove=["c"]))
     matched = {name: set(fleet.match(member.labels).items) for name, member in fleet.hosts.items()}
     assert matched == {name: held(fleet, name) for name in fleet.hosts}

@@ -23,7 +23,7 @@ from server.agents.session import (
 from server.events import Events, HostDisconnected
 from server.fleet import pushes
 from server.fleet.catalog import Catalog
-from server.fleet.placement import HostState, PlacedSchedule, Placement, entry_item
+from server.fleet.placement import HostState, PlacedSchedule, Placement, encoded_entry
 from server.fleet.pushes import Push
 from server.fleet.timing import EARLIER_TIMINGS, EARLY, superseded
 from server.jobs import fires
@@ -63,7 +63,7 @@ NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
 
-def target(schedule_id: str = "a", revision: str = "1", since: datetime | None = None, **more: Any) -> PlacedSchedule:
+def placed(schedule_id: str = "a", revision: str = "1", since: datetime | None = None, **more: Any) -> PlacedSchedule:
     spec = schedule_spec(
         {
             "kind": "backup",
@@ -82,37 +82,37 @@ def target(schedule_id: str = "a", revision: str = "1", since: datetime | None =
         }
     )
     name = f"default/{schedule_id}"
-    item = entry_item(schedule_id, name, spec, since or NOON, revision)
+    entry = encoded_entry(schedule_id, name, spec, since or NOON, revision)
     return PlacedSchedule(
-        schedule_id, name, spec, "main", init=True, item=item, since=since or NOON - timedelta(days=1)
+        schedule_id, name, spec, "main", init=True, entry=entry, since=since or NOON - timedelta(days=1)
     )
 
 
-A, B = target("a"), target("b")
+A, B = placed("a"), placed("b")
 
 
-def held(*targets: PlacedSchedule) -> entries.EntrySet:
-    return entries.patched(EMPTY, {it.id: it.item for it in targets})
+def held(*schedules: PlacedSchedule) -> entries.EntrySet:
+    return entries.patched(EMPTY, {it.id: it.entry for it in schedules})
 
 
-def host(version: int = 1, *targets: PlacedSchedule) -> Session:
-    return Session(HostState("db-1", {}, NOON, version, held(*targets)))
+def host(version: int = 1, *schedules: PlacedSchedule) -> Session:
+    return Session(HostState("db-1", {}, NOON, version, held(*schedules)))
 
 
 def hello(version: int = 0, digest: str = "") -> Hello:
     return Hello("db-1", "1", version, digest)
 
 
-def in_sync(version: int = 1, *targets: PlacedSchedule) -> Session:
+def in_sync(version: int = 1, *schedules: PlacedSchedule) -> Session:
     """A host that is connected and holds what it should."""
-    it = host(version, *targets)
-    it.hello(1, hello(version, held(*targets).digest))
+    it = host(version, *schedules)
+    it.hello(1, hello(version, held(*schedules).digest))
     it.registered()
     return it
 
 
-def change(it: Session, version: int, *targets: PlacedSchedule) -> list[Effect]:
-    it.desired.version, it.desired.entries, it.desired.since = version, held(*targets), NOON
+def change(it: Session, version: int, *schedules: PlacedSchedule) -> list[Effect]:
+    it.desired.version, it.desired.entries, it.desired.since = version, held(*schedules), NOON
     return it.desired_changed()
 
 
@@ -121,8 +121,8 @@ def said(effects: list[Effect]) -> list[Any]:
     return [pushes.message(effect) for effect in effects if isinstance(effect, Push)]
 
 
-def ack(it: Session, version: int, *targets: PlacedSchedule) -> list[Effect]:
-    return it.acked(ScheduleAck(version, held(*targets).digest))
+def ack(it: Session, version: int, *schedules: PlacedSchedule) -> list[Effect]:
+    return it.acked(ScheduleAck(version, held(*schedules).digest))
 
 
 # Pushes.
@@ -221,11 +221,11 @@ def test_a_host_for_which_nothing_was_declared_is_sent_an_empty_set() -> None:
 def test_a_change_is_pushed_as_what_differs() -> None:
     (pushed,) = said(change(in_sync(1, A), 2, B))
     assert pushed == ScheduleDiff(1, 2, pushed.upsert, ["a"])
-    assert [bytes(raw) for raw in pushed.upsert] == [B.item.raw]
+    assert [bytes(raw) for raw in pushed.upsert] == [B.entry.raw]
 
 
 def test_a_host_learns_its_own_beginning_when_an_entry_is_older() -> None:
-    (pushed,) = said(change(in_sync(1), 2, target("old", since=NOON - MINUTE)))
+    (pushed,) = said(change(in_sync(1), 2, placed("old", since=NOON - MINUTE)))
     assert pushed.since == NOON
 
 
@@ -234,7 +234,7 @@ def test_a_diff_builds_only_on_a_set_that_was_acked() -> None:
     assert len(said(change(it, 2, A))) == 1
     assert change(it, 3, A, B) == []
     (pushed,) = said(ack(it, 2, A))
-    assert (pushed.base, pushed.version, [bytes(raw) for raw in pushed.upsert]) == (2, 3, [B.item.raw])
+    assert (pushed.base, pushed.version, [bytes(raw) for raw in pushed.upsert]) == (2, 3, [B.entry.raw])
 
 
 def test_an_ack_of_an_earlier_push_is_no_proof_of_the_last() -> None:
@@ -317,10 +317,10 @@ def test_a_fire_becomes_a_job_whose_command_the_server_builds() -> None:
     [
         pytest.param("NotFound", {"schedule": B}, id="deleted"),
         pytest.param("NotThisHost", {"it": in_sync(1, B)}, id="another host's"),
-        pytest.param("Disabled", {"schedule": target("a", enabled=False)}, id="disabled"),
+        pytest.param("Disabled", {"schedule": placed("a", enabled=False)}, id="disabled"),
         pytest.param(
             "DeadlineExceeded",
-            {"schedule": target("a", startingDeadlineSeconds=59), "now": NOON + MINUTE},
+            {"schedule": placed("a", startingDeadlineSeconds=59), "now": NOON + MINUTE},
             id="too late",
         ),
     ],
@@ -344,9 +344,9 @@ def judged(
 SECOND = timedelta(seconds=1)
 HOUR = 60 * MINUTE
 BEGAN = NOON - 10 * HOUR
-SINCE = target("a", since=BEGAN)
-BERLIN = target("a", since=BEGAN, cron="0 2 * * *", timeZone="Europe/Berlin")
-SPREAD = target("a", since=BEGAN, spreadSeconds=3600)
+SINCE = placed("a", since=BEGAN)
+BERLIN = placed("a", since=BEGAN, cron="0 2 * * *", timeZone="Europe/Berlin")
+SPREAD = placed("a", since=BEGAN, spreadSeconds=3600)
 OFFSET = cron.spread("db-1", "a", 3600)
 
 
@@ -392,7 +392,7 @@ def test_nothing_was_due_on_a_host_before_it_was_known() -> None:
 def retimed(at: datetime, *earlier: Timing) -> PlacedSchedule:
     """A schedule that was due at half past, and is due on the hour since then."""
     old = Timing(BEGAN, "30 * * * *", "UTC", 0)
-    was = msgspec.structs.replace(target("a", since=at), since=at)
+    was = msgspec.structs.replace(placed("a", since=at), since=at)
     return msgspec.structs.replace(was, earlier=(*earlier, old))
 
 
@@ -424,7 +424,7 @@ def test_so_many_timings_are_remembered_and_one_that_comes_back_counts_from_its_
 
 
 def test_a_schedule_put_while_the_servers_clock_was_ahead_counts_at_once() -> None:
-    assert judged(NOON, schedule=msgspec.structs.replace(target("a"), since=NOON + 24 * HOUR)) == 0
+    assert judged(NOON, schedule=msgspec.structs.replace(placed("a"), since=NOON + 24 * HOUR)) == 0
 
 
 def framed(
@@ -450,13 +450,13 @@ MINUTELY: dict[str, Any] = {"since": NOON - timedelta(days=4), "cron": "* * * * 
 
 @pytest.mark.parametrize(("policy", "most"), [("Forbid", 1), ("Replace", 1), ("Allow", MAX_OPEN_JOBS)])
 def test_a_frame_makes_no_more_jobs_of_a_schedule_than_may_be_open(policy: str, most: int) -> None:
-    schedule = target("a", concurrencyPolicy=policy, **MINUTELY)
+    schedule = placed("a", concurrencyPolicy=policy, **MINUTELY)
     jobs, refused = framed(schedule, [NOON - number * MINUTE for number in range(5000)])
     assert (len(jobs), refused) == (most, ["Concurrent"] * (5000 - most))
 
 
 def test_a_schedule_has_no_more_open_jobs_on_a_host_than_the_bound() -> None:
-    schedule = target("a", concurrencyPolicy="Allow", **MINUTELY)
+    schedule = placed("a", concurrencyPolicy="Allow", **MINUTELY)
     queue = Lanes()
     commands = [CommandRun(f"old-{at}", "backup", [], schedule_id="a") for at in range(MAX_OPEN_JOBS - 1)]
     queue.add([Job(command, "db-1", NOON, serial=False) for command in commands])
@@ -465,18 +465,20 @@ def test_a_schedule_has_no_more_open_jobs_on_a_host_than_the_bound() -> None:
 
 
 def test_a_due_time_that_a_frame_says_twice_is_one() -> None:
-    jobs, refused = framed(target("a", concurrencyPolicy="Allow", **MINUTELY), [NOON, NOON])
+    jobs, refused = framed(placed("a", concurrencyPolicy="Allow", **MINUTELY), [NOON, NOON])
     assert (len(jobs), refused) == (1, ["Duplicate"])
 
 
 def test_a_fire_within_its_deadline_becomes_a_job() -> None:
-    assert isinstance(fired(schedule=target("a", startingDeadlineSeconds=60), now=NOON + MINUTE), NewJob)
+    assert isinstance(fired(schedule=placed("a", startingDeadlineSeconds=60), now=NOON + MINUTE), NewJob)
 
 
 def test_only_a_due_time_that_is_new_is_run() -> None:
     it = in_sync(1, A, B)
-    targets = {"a": A, "b": B}
-    jobs: Any = [fires.fired(ScheduleFire(key, NOON), it, targets, Lanes(), NOON, f"job-{key}", key) for key in targets]
+    schedules = {"a": A, "b": B}
+    jobs: Any = [
+        fires.fired(ScheduleFire(key, NOON), it, schedules, Lanes(), NOON, f"job-{key}", key) for key in schedules
+    ]
     send = answered(jobs, {"job-b"}, {"job-a", "job-b"})
     assert send is not None
     refused, command = send.messages
@@ -535,16 +537,16 @@ def test_a_fire_is_not_refused_for(queue: Lanes) -> None:
 
 
 def test_with_allow_a_run_does_not_wait_for_another_and_with_replace_it_ends_it() -> None:
-    allowed = fired(schedule=target("a", concurrencyPolicy="Allow"), queue=queued())
+    allowed = fired(schedule=placed("a", concurrencyPolicy="Allow"), queue=queued())
     assert isinstance(allowed, NewJob)
     assert (allowed.serial, allowed.replaces) == (False, ())
-    replacing = fired(schedule=target("a", concurrencyPolicy="Replace"), queue=queued())
+    replacing = fired(schedule=placed("a", concurrencyPolicy="Replace"), queue=queued())
     assert isinstance(replacing, NewJob)
     assert (replacing.serial, replacing.replaces) == (True, ("old",))
 
 
 def test_a_job_knows_when_it_is_too_late_to_begin_with_it() -> None:
-    job = fired(schedule=target("a", startingDeadlineSeconds=60))
+    job = fired(schedule=placed("a", startingDeadlineSeconds=60))
     assert isinstance(job, NewJob)
     assert job.start_by == NOON + MINUTE
 
