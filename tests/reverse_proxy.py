@@ -13,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from tests.plain import NO_TLS
+
 KEPT = ("content-type", "content-length", "content-encoding")
 
 
@@ -23,7 +25,8 @@ class Proxy:
     """
 
     def __init__(self, url: str, admin_token: str = "", **options: Any) -> None:
-        self._http = httpx.AsyncClient(base_url=url, timeout=None, trust_env=False, **options)  # noqa: S113 - watches
+        known = {"verify": NO_TLS, **options}
+        self._http = httpx.AsyncClient(base_url=url, timeout=None, trust_env=False, **known)  # noqa: S113 - watches
         self.fatal: Callable[[str, str], bool] = lambda method, path: False
         self.when = "before"
         self.admin_token = admin_token  # of what stands behind it

@@ -117,9 +117,6 @@ def server(
     folder: `admin-token` for people and scripts, and `agent-token` for agents. With --auth kubernetes it uses neither:
     the cluster identifies agents by service account and node, and RBAC decides what callers may do.
     """
-    from cli import up as parts
-    from server.app import Config
-
     if settings["auth"] == "file":
         known = ("agent_service_account", "kubernetes_api", "kubernetes_token_file", "kubernetes_ca_file")
         options.refuse_given("only with --auth kubernetes", *known)
@@ -127,6 +124,10 @@ def server(
         options.refuse_given("only with --kubernetes-api", "kubernetes_token_file", "kubernetes_ca_file")
     if settings["tls_cert"] is None:
         options.refuse_given("only with --tls-cert", "tls_key")
+
+    from cli import up as parts
+    from server.app import Config
+
     logs.setup(log_format, log_level)
     host, port = options.address(listen)
     cluster = parts.cluster(kubernetes_api, kubernetes_token_file, kubernetes_ca_file)
@@ -176,11 +177,12 @@ def agent(
     reached. With a token from `lamplighter enrol` it creates a key of its own, the file `host-key` in the data folder,
     and from then on uses that key and ignores --token-file. To enrol again, delete the file.
     """
+    if enrol and enrol_token_file is not None:
+        options.refuse_given("--enrol gives a token already: use one of the two", "enrol_token_file")
+
     from cli import agent as parts
 
     logs.setup(log_format, log_level)
-    if enrol and enrol_token_file is not None:
-        options.refuse_given("--enrol gives a token already: use one of the two", "enrol_token_file")
     if enrol_token_file is not None:
         enrol = options.read_token(enrol_token_file, "make one with `lamplighter enrol HOST`, where the server is")
     server, data_dir, token_file, ca_file = access
@@ -230,16 +232,19 @@ def controller(
     The controller keeps the server equal to the resources in the cluster or in DIR. In a pod it uses the pod's service
     account, elsewhere KUBECONFIG.
     """
+    if folder is not None:
+        options.refuse_given("for a cluster, not for DIR", "namespaces", "host_namespace", "lease")
+    else:
+        options.refuse_given("for DIR, not for a cluster", "allow_empty")
+
     from cli import controller as parts
 
     logs.setup(log_format, log_level)
     token = options.token_reader(access.token_file or access.data_dir / "admin-token")
     client = (access.server, token, access.ca_file)
     if folder is not None:
-        options.refuse_given("for a cluster, not for DIR", "namespaces", "host_namespace", "lease")
         _run(partial(parts.folder, folder, client, allow_empty=allow_empty, metrics_listen=metrics_listen))
     else:
-        options.refuse_given("for DIR, not for a cluster", "allow_empty")
         follow = partial(parts.cluster, client, host_namespace, namespaces, lease=lease, metrics_listen=metrics_listen)
         _run(follow)
 
@@ -267,13 +272,14 @@ def keys(
     pod's namespace, and writes to DIR those that the server reads. With --tls-name it also creates a CA and a
     certificate.
     """
-    from cli import keys as parts
-
-    logs.setup(log_format, log_level)
     if names and not config_map:
         raise click.UsageError("--tls-name also needs --config-map, where agents find the CA's certificate")
     if not names:
         options.refuse_given("only with --tls-name", "config_map")
+
+    from cli import keys as parts
+
+    logs.setup(log_format, log_level)
     _run(lambda _: parts.make(secret, config_map, names, folder, vault=vault_key))
 
 

@@ -22,6 +22,7 @@ from tests.faults.clock import Clocks
 from tests.faults.hostile import Hostile
 from tests.faults.link import Link
 from tests.faults.plan import HOSTS, LINKED, Setup
+from tests.plain import NO_TLS
 
 ROOT = Path(__file__).parents[2]
 BEGIN = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -274,7 +275,9 @@ async def running(setup: Setup) -> AsyncIterator[Fleet]:
         await _serves(fleet)
         headers = {"authorization": f"Bearer {(fleet.data(setup.server) / 'admin-token').read_text().strip()}"}
         base = f"http://127.0.0.1:{fleet.port}/api/v1"
-        fleet.api = await stack.enter_async_context(httpx.AsyncClient(base_url=base, headers=headers, timeout=10))
+        fleet.api = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=base, headers=headers, timeout=10, verify=NO_TLS)
+        )
         await fleet._declare_all()
         tasks += [asyncio.create_task(fleet.parts[host].run()) for host in setup.agents]
         yield fleet
@@ -282,7 +285,7 @@ async def running(setup: Setup) -> AsyncIterator[Fleet]:
 
 async def _serves(fleet: Fleet) -> None:
     """Wait until the server answers."""
-    async with asyncio.timeout(READY_S), httpx.AsyncClient() as client:
+    async with asyncio.timeout(READY_S), httpx.AsyncClient(verify=NO_TLS) as client:
         while True:
             with suppress(httpx.TransportError):
                 if (await client.get(f"http://127.0.0.1:{fleet.port}/readyz")).is_success:

@@ -21,6 +21,7 @@ from websockets.typing import Subprotocol
 
 from server.app import Config, Running, serving
 from tests.integration.clock import Clock
+from tests.plain import NO_TLS
 
 Answer = TypeVar("Answer")
 PATIENCE_S = 60
@@ -75,7 +76,7 @@ async def server(tmp_path: Path, clock: Clock) -> AsyncIterator[Running]:
 async def api(server: Running) -> AsyncIterator[httpx.AsyncClient]:
     url = f"http://127.0.0.1:{server.port}/api/v1"
     headers = {"authorization": f"Bearer {server.admin_token}"}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE_S) as client:
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE_S, verify=NO_TLS) as client:
         yield client
 
 
@@ -133,12 +134,14 @@ def connect(server: Running, clock: Clock) -> Connect:
 
 @pytest.fixture
 def until() -> Until:
-    """Waits for a condition of the world outside."""
+    """Waits for a condition of the world outside, and looks less often the longer that takes."""
 
     async def until(condition: Callable[[], Awaitable[Answer]]) -> Answer:
+        pause_s = 0.01
         async with asyncio.timeout(PATIENCE_S):
             while not (found := await condition()):
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(pause_s)
+                pause_s = min(1.2 * pause_s, 0.1)
         return found
 
     return until

@@ -19,6 +19,7 @@ import pytest
 from agent.restic.context import Timing
 from agent.restic.runner import Runner
 from bench.servers import free_port
+from tests.plain import NO_TLS
 from wire.messages import CommandRun, JobLog, Repository, Restore, Verify
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +62,7 @@ async def s3(_folder):
     host = f"127.0.0.1:{(port := free_port())}"
     async with running(sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", port):
         await listening(port)
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as client:
             (await client.put(f"http://{host}/backups")).raise_for_status()
         keys = {"AWS_ACCESS_KEY_ID": "an-id", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
         yield f"s3:http://{host}/backups/node-1", keys, {}

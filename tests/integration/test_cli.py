@@ -18,6 +18,7 @@ from server.store.engine import Store
 from server.store.jobs import jobs_finished, record_jobs
 from server.store.logs import log_lines
 from server.store.rows import JobRow
+from tests.plain import NO_TLS
 from wire.messages import JobFinished
 
 pytestmark = pytest.mark.anyio
@@ -237,7 +238,7 @@ async def test_what_is_wrong_is_said_in_a_line_with_the_remedy(lamplighter, tmp_
 async def test_jobs_of_one_run_or_of_like_names_are_told_apart_by_what_is_shown(lamplighter, server):
     headers = {"authorization": f"Bearer {server.admin_token}"}
     url = f"http://127.0.0.1:{server.port}/api/v1"
-    async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as api:
+    async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, verify=NO_TLS) as api:
         for host in ("node-2", "node-3", "node-4"):
             await api.put(f"/hosts/{host}", json={"labels": {"role": "db"}})
         for run in ("2026-03-29-a", "2026-03-29-b"):

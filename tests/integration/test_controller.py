@@ -25,6 +25,7 @@ from controller.cluster.metrics import Metrics
 from controller.cluster.operator import Health, operate
 from controller.cluster.watching import Times as WatchTimes
 from server.app import Config, serving
+from tests.plain import NO_TLS
 from tests.reverse_proxy import Proxy
 
 pytestmark = pytest.mark.anyio
@@ -203,7 +204,10 @@ async def api():
 
 @pytest.fixture
 async def kubectl(api, tmp_path, monkeypatch):
-    async with Server(api) as listening, httpx.AsyncClient(base_url=str(listening.url), trust_env=False) as http:
+    async with (
+        Server(api) as listening,
+        httpx.AsyncClient(base_url=str(listening.url), trust_env=False, verify=NO_TLS) as http,
+    ):
         config = {
             "current-context": "test",
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
@@ -301,7 +305,9 @@ async def rest(server):
 @asynccontextmanager
 async def resting(server):
     headers = {"authorization": f"Bearer {server.admin_token}"}
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}/api/v1", headers=headers) as http:
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{server.port}/api/v1", headers=headers, verify=NO_TLS
+    ) as http:
         yield http
 
 

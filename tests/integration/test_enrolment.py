@@ -17,6 +17,7 @@ from websockets.exceptions import InvalidStatus
 from agent import enrolment
 from server.access.kubernetes import Config as Api
 from server.app import Config, serving
+from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
 
@@ -183,7 +184,9 @@ async def test_secrets_are_told_once_and_stored_hashed(offer, exchange, api, con
 async def test_a_key_opens_the_gateway_though_the_cluster_cannot_be_asked(tmp_path, connect):
     async with serving(Config(tmp_path / "data", port=0)) as before:
         headers = {"authorization": f"Bearer {before.admin_token}"}
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{before.port}/api/v1", headers=headers) as api:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{before.port}/api/v1", headers=headers, verify=NO_TLS
+        ) as api:
             key = await enrol(before, await offered(api), tmp_path / "agent")
     (tmp_path / "token").write_text("of the server")
     nowhere = Api("http://127.0.0.1:9", tmp_path / "token")

@@ -19,6 +19,7 @@ from controller.folder.follower import OWNER, FolderFollower, follow_folder
 from controller.reconcile import OWNER_LABEL
 from server.app import Config, Running, serving
 from server.observe import controllers
+from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
 
@@ -124,7 +125,7 @@ async def test_a_second_comparison_puts_nothing_and_a_restart_writes_nothing(
 ) -> None:
     async def audited() -> int:
         headers = {"Authorization": f"Bearer {server.admin_token}"}
-        async with httpx.AsyncClient(base_url=client.url, headers=headers) as auditor:
+        async with httpx.AsyncClient(base_url=client.url, headers=headers, verify=NO_TLS) as auditor:
             return len((await auditor.get("/api/v1/audit")).json()["items"])
 
     await follower.compare()

@@ -25,6 +25,7 @@ from websockets.typing import Subprotocol
 from listener import accept
 from server.app import Config, serving
 from server.transport import connections as transport
+from tests.plain import NO_TLS
 
 LAMPLIGHTER = Path(sys.executable).with_name("lamplighter")
 EXAMPLES = 150 * int(os.environ.get("LAMPLIGHTER_FUZZ", "1"))
@@ -69,7 +70,7 @@ class Server:
         return connection
 
     def get(self, path):
-        return httpx.get(f"http://127.0.0.1:{self.port}{path}", headers=self.admin, trust_env=False)
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", headers=self.admin, trust_env=False, verify=NO_TLS)
 
     def serves_others(self):
         """Whether it is alive, and another agent is answered as ever."""

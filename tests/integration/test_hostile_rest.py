@@ -23,6 +23,7 @@ from server.api.news import listen
 from server.api.operations import OPERATIONS
 from server.api.routing import PREFIX
 from server.app import Config, serving
+from tests.plain import NO_TLS
 
 EXAMPLES = 10 * int(os.environ.get("LAMPLIGHTER_FUZZ", "1"))
 """Of each operation; `make faults` asks for many times as many."""
@@ -62,7 +63,7 @@ def server(tmp_path_factory):
 def api(server):
     url = f"http://127.0.0.1:{server.port}{PREFIX}"
     headers = {"authorization": f"Bearer {server.admin_token}"}
-    with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_S, trust_env=False) as client:
+    with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_S, trust_env=False, verify=NO_TLS) as client:
         yield client
 
 
@@ -246,7 +247,7 @@ def on_postgresql(postgresql, tmp_path):
     config = Config(tmp_path, port=0, database=postgresql)
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(serving(config)) as it:
         url, headers = f"http://127.0.0.1:{it.port}{PREFIX}", {"authorization": f"Bearer {it.admin_token}"}
-        with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_S, trust_env=False) as client:
+        with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_S, trust_env=False, verify=NO_TLS) as client:
             yield client
 
 
@@ -381,4 +382,4 @@ def test_a_body_of_another_type_is_refused(api, media):
 
 def test_after_all_that_the_server_serves_others(server, api):
     assert api.get("/audit").status_code == 200
-    assert httpx.get(f"http://127.0.0.1:{server.port}/readyz", trust_env=False).text == "ok\n"
+    assert httpx.get(f"http://127.0.0.1:{server.port}/readyz", trust_env=False, verify=NO_TLS).text == "ok\n"

@@ -12,6 +12,7 @@ from server.access.kubernetes import Config as Api
 from server.api.operations import OPERATIONS
 from server.app import Config, ServerError, serving
 from server.errors import Forbidden, Unauthorized, Unavailable
+from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
 
@@ -185,7 +186,7 @@ async def test_no_operation_is_done_for_who_may_nothing(kube, api, tmp_path):
     async with (
         serving(settings) as server,
         httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{server.port}/api/v1", headers={"authorization": "Bearer janes"}
+            base_url=f"http://127.0.0.1:{server.port}/api/v1", headers={"authorization": "Bearer janes"}, verify=NO_TLS
         ) as client,
     ):
         for operation in OPERATIONS:

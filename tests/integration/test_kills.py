@@ -27,6 +27,7 @@ from server.store.declared import upsert_repositories, upsert_schedules
 from server.store.engine import Store
 from server.store.hosts import upsert_hosts
 from server.store.rows import HostRow, RepositoryRow, ScheduleRow
+from tests.plain import NO_TLS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -116,7 +117,7 @@ class Machine:
 
     async def _ready(self):
         with suppress(httpx.TransportError):
-            async with httpx.AsyncClient() as client:
+            async with httpx.AsyncClient(verify=NO_TLS) as client:
                 return (await client.get(f"http://{self._address}/readyz")).is_success
 
     # What came of it.

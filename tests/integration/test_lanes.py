@@ -11,6 +11,7 @@ import pytest
 from server.app import Config, Running, serving
 from tests.integration.clock import Clock, due
 from tests.integration.conftest import Agent, Connect, Declare, Until
+from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
 
@@ -171,7 +172,7 @@ async def test_the_queue_is_the_same_after_a_restart(
 
 def rest(server: Running) -> httpx.AsyncClient:
     headers = {"authorization": f"Bearer {server.admin_token}"}
-    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}/api/v1", headers=headers)
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}/api/v1", headers=headers, verify=NO_TLS)
 
 
 # concurrencyPolicy.

@@ -21,6 +21,7 @@ from listener import http
 from listener.accept import bind
 from listener.slots import Slots
 from tests.certificates import Authority
+from tests.plain import NO_TLS
 
 LAMPLIGHTER = Path(sys.executable).with_name("lamplighter")
 PATIENCE_S = 60
@@ -266,7 +267,7 @@ def test_without_descriptors_it_waits_in_peace_and_goes_on_when_there_are_some()
         idle = [stack.enter_context(closing(connected(port))) for _ in range(200)]
         answered = said(connected(port, GET + b"\r\n"))
         before = cpu_s(process.pid)
-        while httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).text != "hello\n":
+        while httpx.get(f"http://127.0.0.1:{port}/", trust_env=False, verify=NO_TLS).text != "hello\n":
             pass
         for connection in idle:
             connection.close()

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.servers import free_port
 from cli import metrics
 from tests.integration.clock import due
+from tests.plain import NO_TLS
 from wire.version import __version__
 
 pytestmark = pytest.mark.anyio
@@ -23,7 +24,7 @@ def listen():
 
 async def scraped(listen):
     """Every sample: its value by its name and labels."""
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as client:
         answer = (await client.get(f"http://{listen}/metrics")).raise_for_status()
     families = list(text_string_to_metric_families(answer.text))
     assert [family.name for family in families if not family.documentation] == []
@@ -127,7 +128,7 @@ async def test_a_part_is_probed(server, listen):
 
     async with (
         metrics.serving(listen, server.parts.registry, ready),
-        httpx.AsyncClient(base_url=f"http://{listen}", trust_env=False) as client,
+        httpx.AsyncClient(base_url=f"http://{listen}", trust_env=False, verify=NO_TLS) as client,
     ):
         alive, not_yet = await client.get("/healthz"), await client.get("/readyz")
         waits_for[0] = ""

@@ -25,6 +25,7 @@ from server.store.engine import Store, StoreError, StoreLostError
 from server.store.history import delete_audit
 from server.store.ownership import probe
 from tests.integration.conftest import PATIENCE_S
+from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
 
@@ -247,7 +248,9 @@ async def test_a_commit_that_writes_nothing_does_not_tell_that_a_full_disk_takes
 async def ready(server, monkeypatch):
     """What /readyz answers, without its cache."""
     monkeypatch.setattr(stores, "FRESH_S", 0.0)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=PATIENCE_S) as client:
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{server.port}", timeout=PATIENCE_S, verify=NO_TLS
+    ) as client:
 
         async def ready():
             answer = await client.get("/readyz")

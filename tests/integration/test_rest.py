@@ -21,6 +21,7 @@ from server.store.jobs import jobs_accepted, record_jobs
 from server.store.load import load_all
 from server.store.logs import log_lines
 from server.store.rows import HostRow, JobRow
+from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +43,7 @@ async def server(tmp_path):
 
 @pytest.fixture
 async def anyone(server):
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", verify=NO_TLS) as client:
         yield client
 
 
@@ -50,7 +51,7 @@ async def anyone(server):
 async def api(server):
     url = f"http://127.0.0.1:{server.port}/api/v1"
     headers = {"authorization": f"Bearer {server.admin_token}"}
-    async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=url, headers=headers, verify=NO_TLS) as client:
         yield client
 
 
@@ -500,7 +501,7 @@ async def test_answers_are_as_described(anyone, api, store):
 
 
 async def test_a_listener_to_news_does_not_hold_up_a_server_that_stops(tmp_path):
-    async with httpx.AsyncClient() as client, contextlib.AsyncExitStack() as stack:
+    async with httpx.AsyncClient(verify=NO_TLS) as client, contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(serving(Config(tmp_path, port=0)))
         headers = {"authorization": f"Bearer {server.admin_token}"}
         async with client.stream("GET", f"http://127.0.0.1:{server.port}/api/v1/news", headers=headers) as news:
@@ -554,7 +555,7 @@ async def test_a_host_that_an_older_version_let_in_under_a_name_that_is_none_is_
     async with serving(Config(tmp_path, port=0)) as running:
         headers = {"authorization": f"Bearer {running.admin_token}"}
         url = f"http://127.0.0.1:{running.port}/api/v1/"
-        async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, verify=NO_TLS) as client:
             names = [it["name"] for it in (await client.get("hosts")).json()["items"]]
             for name in names:
                 if name != "one":

@@ -13,6 +13,7 @@ from bench.servers import free_port
 from server.app import Config, Running, serving
 from tests.integration.conftest import PATIENCE_S, Until
 from tests.integration.test_duplicates import Idle, agent
+from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +30,9 @@ async def served(folder: Path, port: int) -> AsyncIterator[tuple[Running, httpx.
     async with serving(Config(folder, port=port)) as running:
         headers = {"authorization": f"Bearer {running.admin_token}"}
         url = f"http://127.0.0.1:{port}/api/v1"
-        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE_S, trust_env=False) as api:
+        async with httpx.AsyncClient(
+            base_url=url, headers=headers, timeout=PATIENCE_S, trust_env=False, verify=NO_TLS
+        ) as api:
             yield running, api
 
 

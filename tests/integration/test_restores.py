@@ -23,6 +23,7 @@ from agent.service import Service, utc_now
 from server.app import Config, Running, serving
 from server.changes import listings
 from tests.integration.conftest import Connect, Declare, Until
+from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
 
@@ -142,7 +143,7 @@ def ended(api: httpx.AsyncClient, until: Until) -> Callable[..., Awaitable[Any]]
 
 def client(server: Running) -> httpx.AsyncClient:
     url = f"http://127.0.0.1:{server.port}/api/v1"
-    return httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {server.admin_token}"})
+    return httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {server.admin_token}"}, verify=NO_TLS)
 
 
 def below(target: Path, path: Path) -> Path:

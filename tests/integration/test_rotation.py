@@ -9,6 +9,7 @@ import pytest
 from server.access.vault import Vault
 from server.app import Config, serving
 from tests.integration.conftest import Connect
+from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
 
@@ -46,7 +47,9 @@ async def with_keys(config: Config, keys: str, act: Callable[..., Awaitable[None
 
 async def declare(server) -> None:
     headers = {"authorization": f"Bearer {server.admin_token}"}
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}/api/v1", headers=headers) as api:
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{server.port}/api/v1", headers=headers, verify=NO_TLS
+    ) as api:
         repository = {"spec": {"url": "/backup"}, "credentials": SECRET}
         for path, body in (("repositories/ns/main", repository), ("schedules/ns/etc", {"spec": SCHEDULE})):
             assert (await api.put(path, json=body)).status_code == 201

@@ -19,6 +19,7 @@ import pytest
 
 from server.api.news import listen
 from server.api.operations import OPERATIONS
+from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
 
@@ -112,7 +113,7 @@ class Up:
         self.url = "http://" + self.log.read_text().partition("http://")[2].split()[0].rstrip('",')
         headers = {"authorization": f"Bearer {(self.data / 'admin-token').read_text().strip()}"}
         self.api = httpx.AsyncClient(
-            base_url=f"{self.url}/api/v1", headers=headers, timeout=PATIENCE_S, trust_env=False
+            base_url=f"{self.url}/api/v1", headers=headers, timeout=PATIENCE_S, trust_env=False, verify=NO_TLS
         )
         return self
 

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from server.app import Config, ServerError, serving
+from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +44,7 @@ class Server:
         async with serving(Config(self.folder, port=0, grants=path)) as running:
             url = f"http://127.0.0.1:{running.port}/api/v1"
             headers = {"authorization": f"Bearer {running.admin_token}"}
-            async with httpx.AsyncClient(base_url=url, headers=headers) as api:
+            async with httpx.AsyncClient(base_url=url, headers=headers, verify=NO_TLS) as api:
                 return await work(api)
 
 
@@ -152,7 +153,7 @@ async def test_every_command_says_what_the_namespace_is_granted(tmp_path, connec
     async with serving(Config(tmp_path / "data", port=0, grants=tmp_path / "grants.yaml")) as running:
         url = f"http://127.0.0.1:{running.port}/api/v1"
         headers = {"authorization": f"Bearer {running.admin_token}"}
-        async with httpx.AsyncClient(base_url=url, headers=headers) as api:
+        async with httpx.AsyncClient(base_url=url, headers=headers, verify=NO_TLS) as api:
             await declared(api)
             async with connect("one", token=running.agent_token, to=running) as agent:
                 await agent.follow()
@@ -215,7 +216,7 @@ async def test_a_job_that_waited_for_its_host_has_no_more_than_is_granted_now(tm
         url = f"http://127.0.0.1:{running.port}/api/v1"
         headers = {"authorization": f"Bearer {running.admin_token}"}
         async with (
-            httpx.AsyncClient(base_url=url, headers=headers) as api,
+            httpx.AsyncClient(base_url=url, headers=headers, verify=NO_TLS) as api,
             connect("one", token=running.agent_token, to=running) as agent,
         ):
             await agent.follow()
@@ -236,7 +237,7 @@ async def test_a_look_of_a_namespace_without_any_path_is_held_to_none(tmp_path, 
     async with serving(Config(tmp_path / "data", port=0, grants=tmp_path / "grants.yaml")) as running:
         url = f"http://127.0.0.1:{running.port}/api/v1"
         headers = {"authorization": f"Bearer {running.admin_token}"}
-        async with httpx.AsyncClient(base_url=url, headers=headers) as api:
+        async with httpx.AsyncClient(base_url=url, headers=headers, verify=NO_TLS) as api:
             body = manifest("Repository", "team-a", url="s3:https://s3.example.org/b")
             assert (await api.post("/repositories", json=body)).is_success
             assert (await api.put("/hosts/one", json={"labels": {"pool": "a"}})).is_success

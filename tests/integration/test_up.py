@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from bench.servers import free_port
+from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +52,7 @@ class Up:
     async def ready(self, data):
         url = (await self.told("ready"))["url"]
         headers = {"authorization": f"Bearer {(data / 'admin-token').read_text().strip()}"}
-        self.api = httpx.AsyncClient(base_url=f"{url}/api/v1", headers=headers)
+        self.api = httpx.AsyncClient(base_url=f"{url}/api/v1", headers=headers, verify=NO_TLS)
 
     async def get(self, path):
         answer = await self.api.get(path)
@@ -196,7 +197,7 @@ async def test_up_and_the_controller_of_a_folder_can_be_scraped_and_probed(folde
     at = [f"127.0.0.1:{free_port()}" for _ in range(2)]
 
     async def asked(listen, path):
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as client:
             try:
                 answer = await client.get(f"http://{listen}{path}")
             except httpx.RequestError:
