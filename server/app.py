@@ -11,7 +11,6 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -224,7 +223,8 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
             ):
                 admin, agents = (identity.admin, identity.agents) if isinstance(identity, Files) else ("", "")
                 try:
-                    yield Running(listening.getsockname()[1], admin, agents, parts, partial(_refuses, store, clock))
+                    port = listening.getsockname()[1]
+                    yield Running(port, admin, agents, parts, lambda: store.refuses(probe, clock()))
                 finally:
                     services.stream.end()
                     services.dispatcher.close()
@@ -275,10 +275,6 @@ async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait([task])
-
-
-async def _refuses(store: Store, clock: Callable[[], datetime]) -> str:
-    return await store.refuses(probe, clock())
 
 
 @asynccontextmanager

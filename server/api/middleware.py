@@ -1,6 +1,7 @@
 """Middleware of the API: authentication by token, and errors as problem details (RFC 9457)."""
 
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import msgspec
@@ -69,19 +70,15 @@ async def nowhere(_request: Request, error: Exception) -> Response:
 def _response(error: Exception) -> Response:
     """The answer for an error. It discloses nothing of an unexpected one."""
     if isinstance(error, HTTPException):
-        return _problem_response(error.status_code, _routing_problem(error), dict(error.headers or {}))
+        title = HTTPStatus(error.status_code).phrase
+        detail = "nothing is at this path" if error.status_code == HTTPStatus.NOT_FOUND else error.detail
+        body = {"type": "about:blank", "title": title, "status": error.status_code, "detail": detail}
+        return _problem_response(error.status_code, body, dict(error.headers or {}))
     problem = Unavailable("the server is stopping") if isinstance(error, StoreClosedError) else error
     if not isinstance(problem, ApiException):
         problem = ApiException("the server failed: see its log")
     return _problem_response(int(problem.status), problem.body(), dict(problem.headers))
 
 
-def _routing_problem(error: HTTPException) -> dict[str, object]:
-    """The problem details for an unknown path or method."""
-    title = HTTPStatus(error.status_code).phrase
-    detail = "nothing is at this path" if error.status_code == HTTPStatus.NOT_FOUND else error.detail
-    return {"type": "about:blank", "title": title, "status": error.status_code, "detail": detail}
-
-
-def _problem_response(status: int, body: dict[str, object], headers: dict[str, str]) -> Response:
+def _problem_response(status: int, body: Mapping[str, object], headers: dict[str, str]) -> Response:
     return Response(msgspec.json.encode(body), status, headers, MEDIA_TYPE)

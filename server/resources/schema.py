@@ -107,7 +107,8 @@ def _broken_rules(node: Node, value: Any, path: Path, broken: Sequence[Path]) ->
         for rule in node.get("x-kubernetes-validations", ()):
             if "oldSelf" in rule["rule"]:
                 continue  # a transition rule: it compares with the object before a change (KEP-2876)
-            if not _holds(rule["rule"], value):
+            # A rule that cannot be evaluated does not hold, as in the API server.
+            if _compiled(rule["rule"]).eval(data={"self": value}).value() is not True:
                 below = tuple(step for step in rule.get("fieldPath", "").split(".") if step)
                 yield (*path, *below), rule["message"]
     if isinstance(value, dict):
@@ -118,11 +119,6 @@ def _broken_rules(node: Node, value: Any, path: Path, broken: Sequence[Path]) ->
     elif isinstance(value, list):
         for at, item in enumerate(value):
             yield from _broken_rules(node.get("items", {}), item, (*path, at), broken)
-
-
-def _holds(rule: str, value: object) -> bool:
-    """Whether a CEL rule holds. One that cannot be evaluated does not, as in the API server."""
-    return _compiled(rule).eval(data={"self": value}).value() is True
 
 
 @functools.cache
