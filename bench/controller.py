@@ -74,7 +74,7 @@ async def restarted(row: str, size: Size) -> Sequence[Result]:
         async with server.client() as client:
             await _pages(client, "/schedules", "cursor", lambda page: page["next"])
         floor = time.perf_counter() - begin
-    what = f"a controller of {size.compared:,} Schedules started anew, until all is compared and nothing written"
+    what = f"a controller of {size.compared:,} Schedules restarted, until all is compared and nothing written"
     return [Result(row, what, "s", median(took), floor, "both sides' lists read once", Limits(15.0), runs(took))]
 
 

@@ -209,7 +209,7 @@ def read_token(path: Path, remedy: str = START_A_SERVER) -> str:
 
 
 def token_reader(path: Path, remedy: str = START_A_SERVER) -> Callable[[], str]:
-    """A function that reads the token anew at each call, since some tokens are replaced.
+    """A function that reads the token from its file at each call, because some tokens are replaced.
 
     Raises click.ClickException when there is no token now. The function raises OSError.
     """

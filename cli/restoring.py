@@ -47,10 +47,10 @@ def _followed(client: Client, path: str, job: Item) -> Item:
     """Wait for a restore's job to end and return it. In a terminal, show its progress until then."""
     with progress() as show:
         while job["status"] in ("pending", "running"):
-            told = job["progress"] or {}
+            reported = job["progress"] or {}
             doing = f"waits for {job['waits_for']}" if job["waits_for"] else "restoring"
-            done = f"{_files(told.get('files_done'))}, {_size(told.get('bytes_done', 0))}" if told else ""
-            show(doing, done, told.get("fraction", 0) if told else None)
+            done = f"{_files(reported.get('files_done'))}, {_size(reported.get('bytes_done', 0))}" if reported else ""
+            show(doing, done, reported.get("fraction", 0) if reported else None)
             time.sleep(POLL_S)
             job = client.request("GET", path)
     return job

@@ -1,4 +1,4 @@
-"""The commands that run a part until it is told to stop: `up`, `server`, `agent`, `controller`, and `keys` once."""
+"""The commands that run a part until it is asked to stop (`up`, `server`, `agent`, `controller`), and `keys`."""
 
 import asyncio
 import signal
@@ -286,7 +286,7 @@ def keys(
 def _run(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Run until the work ends, or until SIGINT or SIGTERM asks it to; a second signal exits at once.
 
-    Raises click.ClickException where the work fails for a reason that a person can mend.
+    Raises click.ClickException if the work fails for a reason that a person can correct.
     """
 
     async def supervised() -> None:
@@ -311,7 +311,7 @@ def _run(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
 
 
 def _user_error(error: BaseException) -> BaseException | None:
-    """The one error that tells a person what to mend; None where it is a defect of Lamplighter."""
+    """The error that tells a person what to correct; None if it is a defect of Lamplighter."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     if isinstance(error, click.ClickException):
