@@ -1,8 +1,8 @@
 """The shell around the lanes: jobs are stored when recorded, sent when the lanes allow, and removed when they end.
 
-What is in memory changes once it is stored, even if whoever asked for it has gone. Methods return futures of what they
-store; nobody has to await them. That a job may be sent is stored before it is sent, so that a server that was killed
-knows which jobs may be running.
+What is in memory changes once it is stored, even if nobody waits for the answer any more. Methods return futures of
+what they store; nobody has to await them. The database says that a job is sent before it is sent, so that a server that
+restarts after a crash knows which jobs may be running.
 """
 
 import asyncio
@@ -162,10 +162,10 @@ class Dispatcher:
                 self._agents.deliver(host, [send])
                 self.publish_refused(host, send)
         stored = [job for job in jobs if job.command.job_id in new]
-        told = [
+        published = [
             RecordedJob(it.command.job_id, it.host, it.command.scheduled_at, it.missed, it.created_at) for it in stored
         ]
-        self._events.publish(JobsRecorded(told))
+        self._events.publish(JobsRecorded(published))
         for recorded in stored:
             if recorded.replaces:
                 self._replace(recorded)
@@ -238,7 +238,7 @@ class Dispatcher:
             self._call_in(min(max((at - now).total_seconds(), 0.0), MAX_SLEEP_S))
 
     def _send(self, taken: Sequence[Job]) -> None:
-        """Send jobs, once that is stored; end those whose Schedule has gone and those that their hosts cannot run."""
+        """Send jobs, once that is stored; end those without their Schedule and those that their hosts cannot run."""
         kept: list[Job] = []
         orphaned: list[Job] = []
         for job in taken:

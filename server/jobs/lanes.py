@@ -186,7 +186,7 @@ class Lanes:
         self._update_each(("host", host), jobs, partial(self._compare, frozenset(running), unknown))
 
     def _compare(self, running: Collection[str], unknown: Collection[str], job: Job) -> None:
-        """Bring a job in line with its host's hello. `unknown`: attempts that were sent, and that the host lacks."""
+        """Set a job's state from its host's hello. `unknown`: attempts sent to the host that it does not have."""
         if job.wire_id in running:
             self._set_state(job, "running")
         elif job.wire_id in unknown:
@@ -376,7 +376,7 @@ class Lanes:
         self._siblings(job).count(job, by)
 
     def _update_first(self, jobs: ScheduleJobs) -> None:
-        """Have the first of a Schedule's due jobs on a host wait in its lane in place of another serial one."""
+        """Queue the first due job of a Schedule on a host; another serial one that is queued leaves its lane."""
         if jobs.queued is not None:
             self._update_queued(jobs.queued)
         if (first := jobs.first_due) is not None:

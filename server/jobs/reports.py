@@ -196,4 +196,4 @@ class Reports:
         return futures
 
 
-_FOREIGN = "left out: what a host said of another host's job"
+_FOREIGN = "dropped: a host's message about another host's job"
