@@ -34,7 +34,7 @@ async def make(secret: str, config_map: str, names: Sequence[str], folder: Path,
     _write_private(folder, {name: held[name] for name in PRIVATE if name in held})
 
 
-async def _completed(kube: Kube, namespace: str, name: str, names: Sequence[str], *, vault: bool) -> keys.Held:
+async def _completed(kube: Kube, namespace: str, name: str, names: Sequence[str], *, vault: bool) -> keys.SecretData:
     """Complete the Secret and return what it holds. If two do so at once, one wins, and both return the same."""
     while True:
         found = _found(await kube.get("Secret", namespace, name), "Secret", namespace, name)
@@ -60,7 +60,7 @@ def _found(found: Object | None, kind: str, namespace: str, name: str) -> Object
     return found
 
 
-def _write_private(folder: Path, files: keys.Held) -> None:
+def _write_private(folder: Path, files: keys.SecretData) -> None:
     """Write files that only their owner can read, instead of those that an earlier start left."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name, content in files.items():

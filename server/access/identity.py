@@ -151,8 +151,8 @@ class Reviews:
         # An authenticator that does not support audiences returns none, and has not checked ours.
         if status.get("authenticated") is not True or (audience and audience not in status.get("audiences", ())):
             return None
-        told = status.get("user", {})
-        user = User(told.get("username", ""), told.get("uid", ""), told.get("groups", ()), told.get("extra", {}))
+        info = status.get("user", {})
+        user = User(info.get("username", ""), info.get("uid", ""), info.get("groups", ()), info.get("extra", {}))
         return user if user.name else None
 
     async def _allowed(self, user: User, permission: Permission) -> bool:

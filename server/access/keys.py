@@ -25,14 +25,14 @@ RENEW = timedelta(days=365)
 SKEW = timedelta(hours=1)
 """How far behind a client's clock may be when it checks a new certificate."""
 
-Held = Mapping[str, bytes]
+SecretData = Mapping[str, bytes]
 
 
 class KeysError(Exception):
     """The content of a Secret cannot be used. The message says what to do, and contains no secret."""
 
 
-def complete(held: Held, names: Sequence[str], now: datetime, *, vault: bool = True) -> dict[str, bytes]:
+def complete(held: SecretData, names: Sequence[str], now: datetime, *, vault: bool = True) -> dict[str, bytes]:
     """The content that the Secret should have: `held`, and what has to be generated.
 
     `names`: the DNS names and IP addresses of the server; without any, no certificate is generated. `vault`: whether a
@@ -53,7 +53,7 @@ def complete(held: Held, names: Sequence[str], now: datetime, *, vault: bool = T
     return wanted
 
 
-def _serves(held: Held, names: Sequence[str], now: datetime) -> bool:
+def _serves(held: SecretData, names: Sequence[str], now: datetime) -> bool:
     """Whether the CA issued the certificate for exactly these names, and it lasts longer than RENEW."""
     if not {CA_CERT, CERT, KEY} <= held.keys():
         return False
@@ -81,7 +81,7 @@ def _authority(now: datetime) -> dict[str, bytes]:
     return {CA_CERT: _pem(certificate), CA_KEY: _pem_key(key)}
 
 
-def _certified(held: Held, names: Sequence[str], now: datetime) -> dict[str, bytes]:
+def _certified(held: SecretData, names: Sequence[str], now: datetime) -> dict[str, bytes]:
     """A new key and a certificate for it (RFC 5280), with the extensions that Python's strict checks require."""
     try:
         authority = x509.load_pem_x509_certificate(held[CA_CERT])

@@ -95,9 +95,9 @@ def _status(answer: httpx.Response, kind: str) -> dict[str, Any]:
         content = answer.json()
     except ValueError:
         content = None
-    told = content if isinstance(content, dict) else {}
-    status = told.get("status")
+    reply = content if isinstance(content, dict) else {}
+    status = reply.get("status")
     if answer.is_success and isinstance(status, dict):
         return status
-    reason = told.get("message") or answer.reason_phrase
+    reason = reply.get("message") or answer.reason_phrase
     raise KubernetesError(f"the API server refused a {kind}: {answer.status_code} {reason}")

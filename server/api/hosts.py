@@ -77,6 +77,6 @@ def _shown(services: Services, row: Row) -> dict[str, object]:
     in_sync = (row["desired_version"], row["desired_digest"]) == (row["applied_version"], row["applied_digest"])
     left_out = row["left_out"] or {}
     row = {**row, "last_seen": services.hub.last_seen(row["name"]) or row["last_seen"]}
-    told = services.coverage.host(row["name"], left_out.get("reasons", {}))
+    covered = services.coverage.host(row["name"], left_out.get("reasons", {}))
     now = {"connected": services.hub.is_connected(row["name"]), "in_sync": in_sync and not left_out}
-    return {**row, **now, **told}
+    return {**row, **now, **covered}

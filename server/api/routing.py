@@ -27,7 +27,7 @@ from server.store.engine import Store
 from server.store.ownership import probe
 
 PREFIX = "/api/v1"
-PACKED = 1024
+COMPRESS_FROM = 1024
 """Minimum bytes of an answer that is compressed, for clients that accept gzip."""
 
 _NO_GZIP = re.compile(r"\bgzip\s*;\s*q=0(\.0*)?\s*(,|\Z)", re.IGNORECASE)
@@ -36,13 +36,13 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 def application(routes: Sequence[BaseRoute]) -> ASGIApp:
     """The ASGI application of these routes. Other paths are answered with problem details."""
-    packed = Middleware(_Packed, minimum_size=PACKED, compresslevel=5)
-    return Starlette(routes=routes, exception_handlers={HTTPException: nowhere}, middleware=[packed])
+    compressed = Middleware(_Compressed, minimum_size=COMPRESS_FROM, compresslevel=5)
+    return Starlette(routes=routes, exception_handlers={HTTPException: nowhere}, middleware=[compressed])
 
 
 def routes(services: Services, identity: Identity) -> list[BaseRoute]:
     """The routes of the API, of its description and of the probes."""
-    problems, known = Middleware(Problems), Middleware(Authenticated, identity=identity)
+    problems, authenticated = Middleware(Problems), Middleware(Authenticated, identity=identity)
     open_ = _routes((it for it in OPERATIONS if it.needs is None), services, identity)
     guarded = _routes((it for it in OPERATIONS if it.needs is not None), services, identity)
     return [
@@ -50,11 +50,11 @@ def routes(services: Services, identity: Identity) -> list[BaseRoute]:
         _Route("/readyz", _ready(services.store), middleware=[problems]),
         _Route("/openapi.json", _description(openapi.document(OPERATIONS, BODIES, PREFIX))),
         *(_Route(PREFIX + route.path, route.endpoint, methods=route.methods, middleware=[problems]) for route in open_),
-        _Mount(PREFIX, routes=guarded, middleware=[problems, known]),
+        _Mount(PREFIX, routes=guarded, middleware=[problems, authenticated]),
     ]
 
 
-class _Packed(GZipMiddleware):
+class _Compressed(GZipMiddleware):
     """gzip for clients that accept it. Starlette's own ignores `gzip;q=0`, which refuses it (RFC 9110, 12.4.2)."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

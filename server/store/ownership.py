@@ -107,16 +107,16 @@ def claim(conn: sa.Connection, server: str) -> None:
 
 def waited_for(take: Callable[[], Taken]) -> Taken:
     """Call `take` until it raises no InUseError, for up to WAIT_S seconds. Raises what it raises."""
-    end, told = time.monotonic() + WAIT_S, False
+    end, logged = time.monotonic() + WAIT_S, False
     while True:
         try:
             return take()
         except InUseError as error:
             if time.monotonic() > end:
                 raise
-            if not told:
+            if not logged:
                 log.warning("waiting for the store", extra={"reason": error})
-            told = True
+            logged = True
             time.sleep(PAUSE_S)
 
 
