@@ -116,7 +116,7 @@ class Session:
     - `clock_skew_s`: seconds by which the agent's clock is ahead of the server's; None when it did not say.
     - `duplicate_at`: when a second agent of this host was last refused.
     - `held_back`: whether pushes are held back, as nothing is declared here and the agent has another store's set.
-    - `in_force_since`: when the host was first in sync in this session; None while it is not.
+    - `in_force_since`: since when the host is known to be in sync with the desired set; None while it is not.
     - `session`: the number of the current session; None while the host is disconnected.
     """
 
