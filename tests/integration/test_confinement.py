@@ -41,15 +41,6 @@ def anyio_backend():
     return "asyncio"
 
 
-@pytest.fixture(scope="module")
-def empty_repository(tmp_path_factory):
-    """A repository without snapshots, to be copied."""
-    made = tmp_path_factory.mktemp("empty") / "repository"
-    restic(made, "init")
-    Crafted(made, PASSWORD).cheapen(PASSWORD)
-    return made
-
-
 def restic(repository, *args, may_fail=False):
     env = {"PATH": os.environ["PATH"], "RESTIC_REPOSITORY": str(repository), "RESTIC_PASSWORD": PASSWORD}
     argv = [RESTIC, "--no-cache", *map(str, args)]
@@ -73,14 +64,14 @@ def state(folder):
 class Tenant:
     """A namespace that is granted one folder of a host, with a repository in it, beside what is not granted."""
 
-    def __init__(self, folder, empty_repository):
+    def __init__(self, folder, new_repository):
         self.granted, self.secret, self.state = folder / "granted", folder / "secret", folder / "agent"
         for made in (self.granted, self.secret):
             made.mkdir()
         (self.secret / "key").write_text("not yours")
         (self.secret / "key").chmod(0o600)
         self.repository = self.granted / "repository"
-        shutil.copytree(empty_repository, self.repository)
+        new_repository(self.repository, PASSWORD)
         self.told = []
         self.runner = Runner(RESTIC, self.state / "cache", lambda: datetime.now(UTC))
 
@@ -108,8 +99,8 @@ class Tenant:
 
 
 @pytest.fixture
-def tenant(tmp_path, empty_repository):
-    return Tenant(tmp_path, empty_repository)
+def tenant(tmp_path, new_repository):
+    return Tenant(tmp_path, new_repository)
 
 
 def swapping(path, other):

@@ -71,7 +71,8 @@ async def test_snapshots_carry_the_hosts_own_paths(host, cache):
     assert restic(kept, "dump", "latest", "/srv/data/letter") == b"of the host"
 
 
-async def test_a_verification_and_a_restore_are_of_the_hosts_own_files(host, cache):
+async def test_a_verification_and_a_restore_are_of_the_hosts_own_files(host, cache, new_repository):
+    new_repository(host / "var/lib/agent/repository", "a password")
     repository = Repository("r1", "ns/main", "/var/lib/agent/repository", "a password")
     runner = Runner("restic", cache, lambda: datetime.now(UTC), root=host)
     told: list[Any] = []
@@ -99,7 +100,8 @@ async def run(tmp_path, command):
     return await runner.run(command, Repository("r1", "ns/main", str(tmp_path / "repository"), "a password"), print)
 
 
-async def test_what_lies_in_the_grant_is_backed_up(tmp_path, granted):
+async def test_what_lies_in_the_grant_is_backed_up(tmp_path, granted, new_repository):
+    new_repository(tmp_path / "repository", "a password")
     (granted / "way").symlink_to(granted / "letter")
     end = await run(tmp_path, backup(granted, granted / "way", within=[granted]))
     assert end.status == "succeeded"

@@ -40,9 +40,9 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def repository(tmp_path):
+def repository(tmp_path, new_repository):
     made = Repository("r1", "ns/main", str(tmp_path / "repository"), PASSWORD)
-    restic(made, "init")
+    new_repository(Path(made.url), PASSWORD)
     return made
 
 

@@ -30,13 +30,13 @@ def anyio_backend():
 class Host:
     """A host with something to back up, a repository, and room to restore into."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, new_repository):
         self.data, self.back = folder / "data", folder / "back"
         self.data.mkdir()
         self.repository = Repository("r1", "ns/main", str(folder / "repository"), PASSWORD)
         self.runner = Runner("restic", folder / "agent" / "cache", lambda: datetime.now(UTC))
         self.told = []
-        self.restic("init")
+        new_repository(folder / "repository", PASSWORD)
 
     def restic(self, *args):
         env = {"PATH": os.environ["PATH"], "RESTIC_REPOSITORY": self.repository.url, "RESTIC_PASSWORD": PASSWORD}
@@ -65,8 +65,8 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path):
-    return Host(tmp_path)
+def host(tmp_path, new_repository):
+    return Host(tmp_path, new_repository)
 
 
 # As it was.

@@ -22,6 +22,7 @@ from agent.service import Config as AgentConfig
 from agent.service import Service, utc_now
 from server.app import Config, Running, serving
 from server.changes import listings
+from tests.conftest import NewRepository
 from tests.integration.conftest import Connect, Declare, Until
 from tests.plain import NO_TLS
 
@@ -40,7 +41,7 @@ OPEN = ("pending", "running")
 
 
 @pytest.fixture(scope="module")
-def vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def vault(tmp_path_factory: pytest.TempPathFactory, new_repository: NewRepository) -> Path:
     """A repository of host web-1, with a snapshot of two days and one of files that are not easy to bring back."""
     folder = tmp_path_factory.mktemp("vault")
     source = folder / "src"
@@ -50,7 +51,7 @@ def vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def restic(*args: str | Path) -> None:
         subprocess.run([RESTIC, "--no-cache", *args], env=env, check=True, capture_output=True)
 
-    restic("init")
+    new_repository(folder / "repositories" / "web-1", PASSWORD)
     (source / "day").write_text("monday")
     restic("backup", "--host", "web-1", "--time", "2026-03-02 12:00:00", source)
     (source / "day").write_text("tuesday")

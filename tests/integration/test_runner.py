@@ -193,8 +193,8 @@ async def test_a_repository_whose_disk_is_gone_is_not_made_anew(make, repository
     assert len(snapshots(repository)) == 2
 
 
-async def test_a_wrong_password_is_told_with_the_remedy_and_shown_nowhere(make, repository, folder):
-    restic(repository, "init")
+async def test_a_wrong_password_is_told_with_the_remedy_and_shown_nowhere(make, repository, folder, new_repository):
+    new_repository(Path(repository.url), PASSWORD)
     wrong, told = Repository("r1", "ns/main", repository.url, "hunter2-hunter2"), Told()
     end = await make().run(backup(folder), wrong, told)
     assert (end.status, end.reason) == ("failed", "WrongPassword")
@@ -246,7 +246,6 @@ def locks(repository):
 
 def leave_a_lock(repository):
     """Have restic lock a repository, and die."""
-    restic(repository, "init")
     env = {"PATH": os.environ["PATH"], "RESTIC_REPOSITORY": repository.url, "RESTIC_PASSWORD": PASSWORD}
     argv = [RESTIC, "--no-cache", "backup", "--stdin"]
     with subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as dies:
@@ -255,7 +254,8 @@ def leave_a_lock(repository):
         dies.kill()
 
 
-async def test_the_lock_of_a_process_that_is_dead_is_removed_by_the_next_job(make, repository):
+async def test_the_lock_of_a_process_that_is_dead_is_removed_by_the_next_job(make, repository, new_repository):
+    new_repository(Path(repository.url), PASSWORD)
     leave_a_lock(repository)
     told = Told()
     end = await make(sleep=None).run(CommandRun("j1", "prune", ["prune"], "r1"), repository, told)
@@ -408,9 +408,9 @@ exec restic backup --stdin < {pipe}
 
 
 @pytest.fixture
-def endless(make, repository, tmp_path):
+def endless(make, repository, tmp_path, new_repository):
     """A runner whose backup reads a pipe that nobody closes, and how to know that it reads, and so holds its lock."""
-    restic(repository, "init")
+    new_repository(Path(repository.url), PASSWORD)
     os.mkfifo(tmp_path / "pipe")
     pipe = os.open(tmp_path / "pipe", os.O_RDWR)
     os.write(pipe, b"read me")

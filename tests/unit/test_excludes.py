@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.resources.patterns import MAX_BROKEN, pattern_errors
+from tests.conftest import NewRepository
 
 RESTIC = shutil.which("restic") or ""
 GOOD = ["*", "**/a", "a?", "[a]", "[^a-z]b", "\\[a", "[\\]]", "!a", "a]", "[[]", "[a\\-z]", "/x/**/*.o", "[é]", "a b"]
@@ -30,9 +31,9 @@ def test_patterns_with_line_breaks_which_no_file_of_patterns_holds_are_bounded_i
 
 
 @pytest.mark.skipif(not RESTIC, reason="needs restic")
-def test_restic_says_the_same(tmp_path: Path) -> None:
+def test_restic_says_the_same(tmp_path: Path, new_repository: NewRepository) -> None:
     env = {"PATH": os.environ["PATH"], "RESTIC_PASSWORD": "p", "RESTIC_REPOSITORY": str(tmp_path / "repository")}
-    subprocess.run([RESTIC, "--no-cache", "init"], env=env, capture_output=True, check=True)
+    new_repository(tmp_path / "repository", "p")
 
     def refuses(pattern: str) -> bool:
         argv = [RESTIC, "--no-cache", "backup", "--dry-run", f"--exclude={pattern}", str(tmp_path)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent.restic.arguments import LIMIT, by_files
+from tests.conftest import NewRepository
 
 RESTIC = shutil.which("restic") or ""
 NAMES = ["a", " a", "a ", "a\\", "#a", "$HOME", "$$", "!a", "a$b", "[a", "a\u00a0", "$b", "b", "\ufeffa"]
@@ -53,7 +54,9 @@ def test_long_ones_go_into_files() -> None:
 
 
 @pytest.mark.skipif(not RESTIC, reason="needs restic")
-def test_a_line_of_a_file_means_what_the_option_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_of_a_file_means_what_the_option_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_repository: NewRepository
+) -> None:
     env = {"PATH": os.environ["PATH"], "HOME": "a", "RESTIC_PASSWORD": "p", "RESTIC_REPOSITORY": str(tmp_path / "repo")}
     (tmp_path / "src").mkdir()
     for name in NAMES:
@@ -74,7 +77,7 @@ def test_a_line_of_a_file_means_what_the_option_means(tmp_path: Path, monkeypatc
     def write(name: str, data: bytes) -> None:
         (tmp_path / name).write_bytes(data)
 
-    restic("init")
+    new_repository(tmp_path / "repo", "p")
     monkeypatch.chdir(tmp_path)
     for pattern in PATTERNS:
         by_files([*backup(pattern), "/x" * LIMIT], lambda: tmp_path, write)
