@@ -1,6 +1,6 @@
-"""Makes a server's desired state equal to declared resources: those of a folder, or those of a cluster.
+"""Makes a server's desired state equal to the resources that a folder or a cluster declares.
 
-`folder` and `cluster` each find what is declared. What both need stands beside them: `resources` names resources and
-says what they declare, `reconcile` works out what differs and puts it right, `client` speaks the server's REST. Nothing
-of the server is imported: what it takes and answers is its API.
+`folder` and `cluster` each read what is declared. Both use `resources` for keys and resources, `reconcile` to find and
+correct differences, and `client` for the server's REST API. `workqueue` decides which key to work on next. Nothing of
+the server is imported: its API is the contract.
 """

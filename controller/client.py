@@ -1,4 +1,4 @@
-"""The server's REST API, as far as a controller needs it."""
+"""Client of the server's REST API, for what a controller needs."""
 
 import json
 import ssl
@@ -11,33 +11,33 @@ from urllib.parse import quote
 import httpx
 
 TIMEOUT_S = 30.0
-"""Seconds that the server has for one answer."""
-NEWS_S = 60.0
-"""Seconds within which a stream of news must say something, if only that it lives."""
+"""Seconds to wait for an answer of the server."""
+STREAM_S = 60.0
+"""Seconds without data after which the stream of changes counts as broken. The server sends signs of life."""
 PAGE = 500
-"""Resources that one page of a list holds."""
+"""Resources on one page of a list."""
 
 Object = dict[str, Any]
 """A resource as JSON."""
 
 
 class FieldError(NamedTuple):
-    """One field that is wrong, and the remedy."""
+    """An invalid field, and the remedy."""
 
     field: str
     detail: str
 
 
 class ControllerError(Exception):
-    """Base of what can go wrong; the message says what to do, and holds no secret."""
+    """Base of the controller's errors. The message says what to do, and holds no secret."""
 
 
 class Unreachable(ControllerError):  # noqa: N818 - a state of affairs
-    """The server does not answer, or cannot for now; the same request may succeed later."""
+    """The server does not answer, or not for now. The same request may succeed later."""
 
 
 class Refused(ControllerError):  # noqa: N818 - an answer
-    """The server answered, and said no. `status`: HTTP's; `errors`: the fields that it named, which may be none."""
+    """The server refused a request. `status`: of HTTP. `errors`: the invalid fields, if the server named any."""
 
     def __init__(self, status: int, detail: str, errors: tuple[FieldError, ...] = ()) -> None:
         super().__init__("; ".join([detail, *(f"{error.field}: {error.detail}" for error in errors)]))
@@ -47,7 +47,7 @@ class Refused(ControllerError):  # noqa: N818 - an answer
 
 
 class Bearer(httpx.Auth):
-    """A token that is read anew for every request: those of service accounts are replaced every hour.
+    """Reads the token for every request, since service-account tokens are replaced every hour.
 
     `token` may raise OSError, as for a file that is away for a moment.
     """
@@ -56,27 +56,27 @@ class Bearer(httpx.Auth):
         self._token = token
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Put the token into the request's header (RFC 6750, section 2.1). Raises Unreachable where there is none."""
+        """Put the token into the request's header (RFC 6750, section 2.1). Raises Unreachable if it cannot be read."""
         try:
             token = self._token()
         except OSError as error:
-            raise Unreachable(f"{error.filename}: {error.strerror}: no token to show the server for now") from None
+            raise Unreachable(f"the token cannot be read: {error.filename}: {error.strerror}: correct that") from None
         if not (token.isascii() and token.isprintable()):
-            raise Unreachable("the token holds what no token does: write it into its file anew")
+            raise Unreachable("the token has characters that no token may have: write its file again")
         request.headers["Authorization"] = f"Bearer {token}"
         yield request
 
 
-def plain(error: Exception) -> str:
-    """An error in its own words."""
+def error_text(error: Exception) -> str:
+    """An error's message; its class's name if the message is empty."""
     return str(error) or type(error).__name__
 
 
 class Client:
-    """Speaks with one server, as an asynchronous context manager. Its repr hides the token.
+    """A client of one server, as an asynchronous context manager. Its repr hides the token.
 
-    `token`: the bearer token, or what tells it; `ca_file`: whom to trust, in PEM, besides nobody; `explain`: says why
-    the server is not reached. Every method raises Unreachable and Refused.
+    `token`: the bearer token, or a function that reads it. `ca_file`: the only certificates to trust, in PEM; None for
+    the system's. `explain`: turns a connection error into a message. Every method raises Unreachable and Refused.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Client:
         url: str,
         token: str | Callable[[], str],
         ca_file: Path | None = None,
-        explain: Callable[[Exception], str] = plain,
+        explain: Callable[[Exception], str] = error_text,
     ) -> None:
         self.url = url
         self._explain = explain
@@ -92,14 +92,16 @@ class Client:
         try:
             verify = ssl.create_default_context(cafile=ca_file)
         except OSError as error:
-            raise ControllerError(f"{ca_file}: {error.strerror}: give a file of certificates in PEM") from None
+            raise ControllerError(
+                f"{ca_file}: {error.strerror}: give a readable file with certificates in PEM"
+            ) from None
         try:
             base = httpx.URL(f"{url.rstrip('/')}/api/v1")
         except httpx.InvalidURL as error:
             raise ControllerError(
                 f"{url!r} is not a server's URL ({error}): give one like http://127.0.0.1:8700"
             ) from None
-        # No proxy stands between this machine and itself.
+        # This machine is reached without a proxy.
         remote = base.host not in ("127.0.0.1", "::1", "localhost")
         self._http = httpx.AsyncClient(base_url=base, auth=auth, verify=verify, timeout=TIMEOUT_S, trust_env=remote)
 
@@ -116,13 +118,13 @@ class Client:
         await self._http.__aexit__(kind, error, trace)
 
     async def resources(self, plural: str) -> AsyncIterator[Object]:
-        """All `schedules`, `repositories` or `hosts` that the server has, page by page."""
+        """All `schedules`, `repositories` or `hosts` of the server, page by page."""
         cursor: str | None = None
         while True:
             params = {"limit": PAGE} | ({"cursor": cursor} if cursor else {})
             page = await self._ask("GET", f"/{plural}", params=params)
             if not isinstance(page.get("items"), list):
-                raise Refused(httpx.codes.OK, _STRANGE)
+                raise Refused(httpx.codes.OK, _FOREIGN)
             for item in page["items"]:
                 yield item
             cursor = page.get("next")
@@ -130,14 +132,14 @@ class Client:
                 return
 
     async def put(self, plural: str, namespace: str, name: str, manifest: Object) -> Object:
-        """Create a resource, or make it what the manifest says. Returns it as the server has it."""
+        """Create or replace a resource. Returns it as the server has it."""
         return await self._ask("PUT", _path(plural, namespace, name), body=manifest)
 
     async def delete(self, plural: str, namespace: str, name: str) -> None:
-        """Delete a resource; one that is gone already is no error."""
-        await self._gone(plural, namespace, name)
+        """Delete a resource. A missing one is no error."""
+        await self._delete(plural, namespace, name)
 
-    async def _gone(self, *parts: str) -> None:
+    async def _delete(self, *parts: str) -> None:
         try:
             await self._ask("DELETE", _path(*parts))
         except Refused as refused:
@@ -145,45 +147,44 @@ class Client:
                 raise
 
     async def put_host(self, name: str, labels: Mapping[str, str]) -> Object:
-        """Make a host known, or give it these labels in place of those it had."""
+        """Create a host, or replace its labels."""
         return await self._ask("PUT", _path("hosts", name), body={"labels": dict(labels)})
 
     async def delete_host(self, name: str) -> None:
-        """Forget a host; one that is not known is no error."""
-        await self._gone("hosts", name)
+        """Delete a host. A missing one is no error."""
+        await self._delete("hosts", name)
 
     async def report(self, controller: str, problems: Sequence[Mapping[str, str]]) -> None:
-        """Tell the server what keeps a controller from its work, each with a reason and a message; nothing does where
-        there are none."""
+        """Report a controller's problems to the server, each with a reason and a message; none if all is well."""
         await self._ask("PUT", _path("controllers", controller), body={"problems": list(problems)})
 
     async def run(self, namespace: str, schedule: str, run: str, selector: object) -> Object:
-        """Run a schedule now, on those of its hosts that a selector selects; asked again, it is the same run.
+        """Run a schedule now, on those of its hosts that a selector selects. Repeating it does not start another run.
 
-        Returns how far it is, in the words of a Run's status.
+        Returns the run's progress, in the fields of a Run's status.
         """
         body = {"schedule": schedule, "hostSelector": selector}
         return await self._ask("PUT", _path("runs", namespace, run), body=body)
 
     async def run_status(self, namespace: str, run: str) -> Object:
-        """How far a run is, in the words of a Run's status."""
+        """A run's progress, in the fields of a Run's status."""
         return await self._ask("GET", _path("runs", namespace, run))
 
     async def restore(self, namespace: str, restore: str, spec: Object) -> Object:
-        """Restore what a Restore's spec says; asked again, it is the same restore. Returns its job."""
+        """Start the restore of a Restore's spec. Repeating it does not start another restore. Returns its job."""
         return await self._ask("PUT", _path("restores", namespace, restore), body={"spec": spec})
 
     async def restore_job(self, namespace: str, restore: str) -> Object:
         """The job of a restore."""
         return await self._ask("GET", _path("restores", namespace, restore))
 
-    async def news(self) -> AsyncIterator[Collection[str]]:
-        """Which kinds have changed on the server (`schedules`, `hosts`, `runs`), as it happens; first of all, all.
+    async def changes(self) -> AsyncIterator[Collection[str]]:
+        """The kinds that change on the server (`schedules`, `hosts`, `runs`), as they change. The first item has all.
 
-        Ends when the server ends it; then something may have been missed.
+        It ends when the server ends the stream. Changes after that are missed.
         """
         try:
-            async with self._http.stream("GET", "/news", timeout=httpx.Timeout(TIMEOUT_S, read=NEWS_S)) as answer:
+            async with self._http.stream("GET", "/news", timeout=httpx.Timeout(TIMEOUT_S, read=STREAM_S)) as answer:
                 if not answer.is_success:
                     await answer.aread()
                     _read(answer)
@@ -193,7 +194,7 @@ class Client:
         except httpx.RequestError as error:
             raise self._unreachable(error) from None
         except (ValueError, KeyError, TypeError):
-            raise Refused(httpx.codes.OK, _STRANGE) from None
+            raise Refused(httpx.codes.OK, _FOREIGN) from None
 
     async def _ask(
         self, method: str, path: str, params: Mapping[str, Any] | None = None, body: object = None
@@ -213,7 +214,7 @@ def _path(*parts: str) -> str:
 
 
 def _read(answer: httpx.Response) -> Object:
-    """The object in an answer. Raises Unreachable for one that may be another later, Refused for a no."""
+    """The object in an answer. Raises Unreachable for an error that may pass, Refused for any other."""
     try:
         content = answer.json() if answer.content else {}
     except (json.JSONDecodeError, UnicodeDecodeError):
@@ -221,16 +222,14 @@ def _read(answer: httpx.Response) -> Object:
     if answer.is_success and isinstance(content, dict):
         return content
     problem = content if isinstance(content, dict) else {}
-    detail = str(problem.get("detail") or problem.get("title") or _STRANGE)
-    if answer.status_code in _PASSING:
+    detail = str(problem.get("detail") or problem.get("title") or _FOREIGN)
+    if answer.status_code in _RETRYABLE:
         raise Unreachable(f"{answer.url.copy_with(path='/')} cannot answer now ({answer.status_code}): {detail}")
-    raise Refused(answer.status_code, detail, tuple(_errors(problem.get("errors"))))
+    listed = problem.get("errors")
+    errors = [it for it in listed if isinstance(it, dict)] if isinstance(listed, list) else []
+    fields = tuple(FieldError(str(it.get("field", "")), str(it.get("detail", ""))) for it in errors)
+    raise Refused(answer.status_code, detail, fields)
 
 
-_PASSING = (429, 502, 503, 504)
-_STRANGE = "the answer is not from a Lamplighter server: does the URL point to one?"
-
-
-def _errors(errors: object) -> list[FieldError]:
-    listed = errors if isinstance(errors, list) else []
-    return [FieldError(str(it.get("field", "")), str(it.get("detail", ""))) for it in listed if isinstance(it, dict)]
+_RETRYABLE = (429, 502, 503, 504)
+_FOREIGN = "the answer is not from a Lamplighter server: does the URL point to one?"

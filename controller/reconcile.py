@@ -1,9 +1,9 @@
-"""Makes what a server holds equal to what is declared: what differs (`plan`), put right (`apply`), again and again.
+"""Makes the server's resources equal to the declared ones: `plan` finds the differences, `apply` corrects them.
 
-Declared specs leave defaults out, and those that the server tells have them filled in, so the two cannot be compared
-field by field without knowing the schema. Instead it is remembered what was declared when the server last took a
-resource, and what the server then said: while neither has changed, there is nothing to do. Nothing is remembered
-across restarts, nor needs to be: the first time, everything is put, and a PUT that changes nothing writes nothing.
+Declared specs leave out defaults, and the server's specs have them, so comparing the two needs the schema. Instead, the
+Reconciler remembers each resource as it was last applied, and the server's answer: while neither has changed, there is
+nothing to do. It remembers nothing across restarts. After one, it puts everything, and the server does not store a PUT
+that changes nothing.
 """
 
 import asyncio
@@ -15,16 +15,16 @@ from controller.client import Client, ControllerError, Object, Refused, Unreacha
 from controller.resources import FOLDER_PLURALS, PLURALS, Key, Resource
 
 OWNER_LABEL = "app.kubernetes.io/managed-by"
-"""Says who made a resource: a controller touches its own only."""
+"""The label with a resource's owner. A controller changes only its own resources."""
 CONCURRENCY = 8
-"""Requests under way at once."""
+"""The most requests at once."""
 
 MACHINE_PREFIX = "kubernetes.io/"
-"""How the labels of a host begin that say what machine it is: they stay when a Host is declared without them."""
+"""The prefix of labels that describe a host's machine. They stay when a Host is declared without them."""
 
 
 class Observed(NamedTuple):
-    """A resource as the server has it. Its generation counts changes, those of credentials too."""
+    """A resource as the server has it. `generation`: counts its changes, also of its credentials."""
 
     generation: int
     labels: Mapping[str, str]
@@ -32,11 +32,12 @@ class Observed(NamedTuple):
 
 
 class Declared(NamedTuple):
-    """What there should be.
+    """The declared resources.
 
-    `held`: resources whose declaration cannot be understood for now, left as they are. `complete`: whether everything
-    that is declared is known; while it is not, nothing is deleted. `may_delete_most`: whether more than half of what
-    the server holds may be deleted at once; while it may not, none of it is.
+    - `held`: resources whose declaration cannot be read for now; the server's are left as they are.
+    - `complete`: whether all declared resources are known; otherwise nothing is deleted.
+    - `may_delete_most`: whether more than half of the owner's resources at the server may be deleted at once; otherwise
+      none of them is.
     """
 
     resources: Mapping[Key, Resource]
@@ -46,31 +47,32 @@ class Declared(NamedTuple):
 
 
 class Withheld(ControllerError):  # noqa: N818 - a state of affairs
-    """A resource is not declared any more, and is not deleted either. `owned`: how many the server holds in all."""
+    """A resource is no longer declared, but was not deleted. `owned`: the number of the owner's resources at the
+    server."""
 
     def __init__(self, owned: int) -> None:
         super().__init__(
-            "not declared any more, as more than half of what the server holds: kept until that is confirmed"
+            "no longer declared, like most of this controller's resources: not deleted until that is confirmed"
         )
         self.owned = owned
 
 
-class Agreed(NamedTuple):
-    """What was declared when the server took it, and what the server then had."""
+class LastApplied(NamedTuple):
+    """A resource as it was last applied, and the server's answer."""
 
     resource: Resource
     observed: Observed
 
 
 class Put(NamedTuple):
-    """Create a resource, or make it what is declared."""
+    """Create or replace a resource."""
 
     key: Key
     resource: Resource
 
 
 class Delete(NamedTuple):
-    """Delete a resource that is not declared any more."""
+    """Delete a resource that is no longer declared."""
 
     key: Key
 
@@ -79,7 +81,7 @@ Change = Put | Delete
 
 
 class Outcome(NamedTuple):
-    """What came of a change: what the server now has, or why it would not. `was`: what it had before."""
+    """The result of a change: the server's answer, or its error. `was`: what the server had before."""
 
     change: Change
     was: Observed | None
@@ -88,80 +90,79 @@ class Outcome(NamedTuple):
 
 
 def plan(
-    declared: Declared, observed: Mapping[Key, Observed], agreed: Mapping[Key, Agreed], owner: str
+    declared: Declared, observed: Mapping[Key, Observed], last_applied: Mapping[Key, LastApplied], owner: str
 ) -> list[Change]:
-    """What makes `observed` what is declared, in an order in which every reference is there when it is needed.
+    """The changes that make `observed` equal to what is declared. What others refer to is put first and deleted last.
 
-    Of what is observed, only what `owner` made is changed or deleted.
+    Only resources of `owner` are changed or deleted.
     """
     puts = []
     for key, resource in declared.resources.items():
         seen = observed.get(key)
         if (
             may_change(key, owner, seen)
-            and not _is_agreed(resource, seen, agreed.get(key))
-            and not _says(seen, resource, owner)
+            and (seen is None or last_applied.get(key) != LastApplied(resource, seen))
+            and not _equals(seen, resource, owner)
         ):
             puts.append(Put(key, resource))
-    gone = [] if withheld(declared, observed, owner) else [Delete(key) for key in _gone(declared, observed, owner)]
+    orphans = (
+        [] if withheld(declared, observed, owner) else [Delete(key) for key in _orphans(declared, observed, owner)]
+    )
     order = list(FOLDER_PLURALS)
     puts.sort(key=lambda put: (order.index(put.key.kind), put.key))
-    gone.sort(key=lambda delete: (-order.index(delete.key.kind), delete.key))
-    return [*puts, *gone]
+    orphans.sort(key=lambda delete: (-order.index(delete.key.kind), delete.key))
+    return [*puts, *orphans]
 
 
 def withheld(declared: Declared, observed: Mapping[Key, Observed], owner: str) -> list[Outcome]:
-    """What would be deleted, but is so much of what the owner has at the server that it may well be a mistake."""
-    gone, owned = _gone(declared, observed, owner), sum(owns(owner, it) for it in observed.values())
-    if declared.may_delete_most or 2 * len(gone) <= owned:
+    """The deletions that are withheld: more than half of the owner's resources, so that it may be a mistake."""
+    orphans, owned = _orphans(declared, observed, owner), sum(owns(owner, it) for it in observed.values())
+    if declared.may_delete_most or 2 * len(orphans) <= owned:
         return []
-    return [Outcome(Delete(key), observed[key], error=Withheld(owned)) for key in gone]
+    return [Outcome(Delete(key), observed[key], error=Withheld(owned)) for key in orphans]
 
 
-def _gone(declared: Declared, observed: Mapping[Key, Observed], owner: str) -> list[Key]:
-    """What the owner has at the server, and declares no more."""
+def _orphans(declared: Declared, observed: Mapping[Key, Observed], owner: str) -> list[Key]:
+    """The owner's resources at the server that are no longer declared."""
     kept = declared.resources.keys() | set(declared.held)
     return [key for key, it in observed.items() if declared.complete and key not in kept and owns(owner, it)]
 
 
 def owns(owner: str, observed: Observed | None) -> bool:
-    """Whether this is the owner's to change: its own, or not there yet."""
+    """Whether a resource is the owner's, or does not exist yet."""
     return observed is None or observed.labels.get(OWNER_LABEL) == owner
 
 
 def may_change(key: Key, owner: str, observed: Observed | None) -> bool:
-    """Whether a declaration may change what is there: the owner's own, or a Host that is nobody's."""
+    """Whether the owner may change a resource: its own, or a Host without an owner."""
     return owns(owner, observed) or (key.kind == "Host" and observed is not None and OWNER_LABEL not in observed.labels)
 
 
-def _is_agreed(resource: Resource, observed: Observed | None, agreed: Agreed | None) -> bool:
-    return agreed is not None and (agreed.resource, agreed.observed) == (resource, observed)
-
-
-def _says(observed: Observed | None, resource: Resource, owner: str) -> bool:
-    """Whether a resource says the same word for word, as those do whose defaults Kubernetes has filled in."""
-    if observed is None or resource.credentials is not None:  # what opens a repository cannot be looked at
+def _equals(observed: Observed | None, resource: Resource, owner: str) -> bool:
+    """Whether the server's spec and labels equal the declared ones, as in a cluster, where Kubernetes fills in
+    defaults."""
+    if observed is None or resource.credentials is not None:  # the server does not return credentials
         return False
     return (observed.spec, observed.labels) == (resource.spec, _labels(resource, owner))
 
 
 def manifest(change: Put, owner: str) -> Object:
-    """The body that declares a resource as `owner`'s."""
+    """The body of the PUT that makes a resource `owner`'s."""
     metadata = {**change.resource.metadata, "labels": _labels(change.resource, owner)}
-    metadata.pop("resourceVersion", None)  # of the cluster or the file, not the server's
+    metadata.pop("resourceVersion", None)  # it is the cluster's or the file's, not the server's
     body = {"kind": change.key.kind, "metadata": metadata}
     credentials = change.resource.credentials
     return {**body, "spec": change.resource.spec, **({} if credentials is None else {"credentials": credentials})}
 
 
 def _labels(resource: Resource, owner: str) -> Any:
-    """A resource's labels with its owner's; as they are where they are none, for the server to tell what is wrong."""
+    """A resource's labels, with the owner's added. Invalid labels stay as they are, and the server reports them."""
     labels = resource.metadata.get("labels") or {}
     return {**labels, OWNER_LABEL: owner} if isinstance(labels, dict) else labels
 
 
 def observe(answer: Object) -> Observed:
-    """What an answer of the server says of a resource. A host is a plain record; its labels are what is declared."""
+    """A resource in an answer of the server. A host has no metadata; only its labels are declared."""
     if "metadata" not in answer:
         return Observed(0, answer["labels"], {})
     metadata = answer["metadata"]
@@ -169,46 +170,48 @@ def observe(answer: Object) -> Observed:
 
 
 class Reconciler:
-    """Makes a server follow what is declared. `owner`: the label's value by which its resources are known; `plurals`:
-    the kinds that are compared."""
+    """Makes a server's resources equal to the declared ones.
+
+    `owner`: the value of OWNER_LABEL on its resources. `plurals`: the kinds that it compares.
+    """
 
     def __init__(self, client: Client, owner: str, plurals: Mapping[str, str] = PLURALS) -> None:
         self._client = client
         self._plurals = plurals
         self._owner = owner
-        self._agreed: dict[Key, Agreed] = {}
+        self._last_applied: dict[Key, LastApplied] = {}
         self._observed: dict[Key, Observed] = {}
 
     async def reconcile(self, declared: Declared) -> list[Outcome]:
-        """Compare everything and put right what differs. Returns what was done, and what was not and why.
+        """Compare everything and correct the differences. Returns the outcomes of all changes.
 
-        Where the server becomes unreachable, the last outcomes say so and the rest is left to the next time. Raises
-        Unreachable and Refused where nothing can even be compared.
+        If the server becomes unreachable, the last outcomes say so, and the other changes wait for the next call.
+        Raises Unreachable and Refused if the server's resources cannot be read.
         """
         await self.refresh()
-        return await self._put_right(declared, self._observed)
+        return await self._converge(declared, self._observed)
 
     async def refresh(self) -> Collection[Key]:
-        """Read anew what the server holds; the keys of it. Raises Unreachable and Refused."""
+        """Read the server's resources again. Returns their keys. Raises Unreachable and Refused."""
         self._observed = {key: seen async for key, seen in self._observe()}
         return self._observed.keys()
 
     def holds(self, key: Key) -> bool:
-        """Whether the server holds a resource, as far as was heard of it."""
+        """Whether the server has a resource, by its last answer."""
         return key in self._observed
 
-    async def touch(self, declared: Declared, keys: Collection[Key]) -> list[Outcome]:
-        """The same for a few resources, without looking at the server anew: as it was when last heard of."""
-        return await self._put_right(declared, {key: self._observed[key] for key in keys if key in self._observed})
+    async def reconcile_keys(self, declared: Declared, keys: Collection[Key]) -> list[Outcome]:
+        """Like `reconcile`, for a few resources, and with the server's last answers in place of reading it again."""
+        return await self._converge(declared, {key: self._observed[key] for key in keys if key in self._observed})
 
-    async def _put_right(self, declared: Declared, observed: Mapping[Key, Observed]) -> list[Outcome]:
-        changes = plan(declared, observed, self._agreed, self._owner)
+    async def _converge(self, declared: Declared, observed: Mapping[Key, Observed]) -> list[Outcome]:
+        changes = plan(declared, observed, self._last_applied, self._owner)
         outcomes = await apply(changes, observed, self._client, self._owner)
         for change, _, answer, error in outcomes:
-            self._agreed.pop(change.key, None)
+            self._last_applied.pop(change.key, None)
             if isinstance(change, Put) and answer is not None:
                 self._observed[change.key] = seen = observe(answer)
-                self._agreed[change.key] = Agreed(change.resource, seen)
+                self._last_applied[change.key] = LastApplied(change.resource, seen)
             elif isinstance(change, Delete) and error is None:
                 self._observed.pop(change.key, None)
         left_alone = [*foreign(declared, observed, self._owner), *withheld(declared, observed, self._owner)]
@@ -222,10 +225,8 @@ class Reconciler:
 
 
 def foreign(declared: Declared, observed: Mapping[Key, Observed], owner: str) -> list[Outcome]:
-    """What is declared under a name that others use on the server: theirs is left alone."""
-    detail = (
-        f"exists, and is not of this controller's making (label {OWNER_LABEL}): delete it there, or rename this one"
-    )
+    """Refusals of declared resources whose name another owner uses at the server."""
+    detail = f"exists at the server with another owner (label {OWNER_LABEL}): delete it there, or rename this one"
     return [
         Outcome(Put(key, resource), observed[key], error=Refused(409, detail))
         for key, resource in declared.resources.items()
@@ -236,7 +237,7 @@ def foreign(declared: Declared, observed: Mapping[Key, Observed], owner: str) ->
 async def apply(
     changes: Iterable[Change], observed: Mapping[Key, Observed], client: Client, owner: str
 ) -> list[Outcome]:
-    """Make changes, some at once, but all of one kind before the next. Ends early when the server is unreachable."""
+    """Make changes, up to CONCURRENCY at once, one kind after the other. Ends early if the server is unreachable."""
     outcomes: list[Outcome] = []
 
     async def work(queue: Iterator[Change]) -> None:

@@ -1,8 +1,8 @@
-"""A queue of keys to be worked on, as client-go has it (k8s.io/client-go/util/workqueue): no I/O, no clock of its own.
+"""A queue of keys to work on, like client-go's (k8s.io/client-go/util/workqueue). No I/O, no clock of its own.
 
-A key waits once, however often it is added. One that is added while a worker has it waits again when that worker is
-done, so no key is with two workers at once, and no change is missed. A key that fails waits for a time of its own,
-which doubles with each failure until it succeeds; other keys do not wait for it.
+A key is in the queue once, however often it is added. A key that is added while a worker has it is queued again when
+the worker is done. So no two workers have the same key, and no change is missed. A key that failed waits for its own
+backoff, which doubles with each failure until it succeeds; other keys do not wait for it.
 """
 
 import heapq
@@ -14,9 +14,9 @@ K = TypeVar("K")
 
 
 class WorkQueue(Generic[K]):
-    """Keys that wait, in the order in which they were added. Times are seconds of one monotonic clock.
+    """Keys in the order in which they were added. Times are seconds of one monotonic clock.
 
-    `base_s`, `max_s`: how long a key waits after its first failure, and at most.
+    `base_s`, `max_s`: seconds that a key waits after its first failure, and at most.
     """
 
     def __init__(self, base_s: float, max_s: float) -> None:
@@ -30,11 +30,11 @@ class WorkQueue(Generic[K]):
         self._failures: dict[K, int] = {}
 
     def __len__(self) -> int:
-        """Keys to be worked on, now or later; those that a worker has do not count, unless they were added again."""
+        """Keys to work on, now or later. A key that a worker has counts only if it was added again."""
         return len(self._dirty | self._delayed.keys())
 
     def __contains__(self, key: K) -> bool:
-        """Whether a key waits for no time, or a worker has it."""
+        """Whether a key is ready for a worker, or a worker has it."""
         return key in self._dirty or key in self._processing
 
     @property
@@ -43,7 +43,7 @@ class WorkQueue(Generic[K]):
         return not (self._dirty or self._delayed or self._processing)
 
     def add(self, key: K) -> None:
-        """Have a key worked on; when a worker has it, once more after that."""
+        """Add a key. If a worker has it, it is queued again when that worker is done."""
         if key in self._dirty:
             return
         self._dirty.add(key)
@@ -56,7 +56,7 @@ class WorkQueue(Generic[K]):
             self.add(key)
 
     def add_after(self, key: K, now: float, delay_s: float) -> None:
-        """Add a key once `delay_s` seconds have passed. Of several such times for a key, the earliest counts."""
+        """Add a key after `delay_s` seconds. Of several such times for a key, the earliest counts."""
         if delay_s <= 0:
             self.add(key)
         elif now + delay_s < self._delayed.get(key, float("inf")):
@@ -65,21 +65,21 @@ class WorkQueue(Generic[K]):
             heapq.heappush(self._due, (now + delay_s, self._added, key))
 
     def add_rate_limited(self, key: K, now: float) -> None:
-        """Add a key that has failed, after its backoff: `base_s`, doubled for each failure before, up to `max_s`."""
+        """Add a failed key after its backoff: `base_s`, doubled for each earlier failure, up to `max_s`."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         self.add_after(key, now, min(self._base_s * 2 ** min(failures, 62), self._max_s))
 
     def forget(self, key: K) -> None:
-        """A key has succeeded, or is gone: its next failure counts as the first."""
+        """Reset a key's failures: it succeeded, or no longer exists."""
         self._failures.pop(key, None)
 
     def failures(self, key: K) -> int:
-        """How often a key has failed since it was last forgotten."""
+        """A key's failures since the last `forget`."""
         return self._failures.get(key, 0)
 
     def get(self, now: float) -> K | None:
-        """The key that has waited longest, for a worker, which calls `done` after it. None where no key is due."""
+        """The next key for a worker, which must call `done` after it; None if no key is ready."""
         while self._due and self._due[0][0] <= now:
             at, _, key = heapq.heappop(self._due)
             if self._delayed.get(key) == at:
@@ -93,13 +93,13 @@ class WorkQueue(Generic[K]):
         return key
 
     def done(self, key: K) -> None:
-        """A worker has ended with a key, well or not."""
+        """A worker is done with a key, successfully or not."""
         self._processing.discard(key)
         if key in self._dirty:
             self._order.append(key)
 
     def next_at(self) -> float | None:
-        """When `get` has a key without another being added: -inf for now, None for never."""
+        """When `get` will return a key if none is added: -inf for now, None for never."""
         if self._order:
             return float("-inf")
         while self._due and self._delayed.get(self._due[0][2]) != self._due[0][0]:

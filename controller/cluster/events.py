@@ -1,7 +1,7 @@
 """Events for a person to notice: one for each object and reason, however often it happens again.
 
-A repetition is counted, and told at most once in EVERY_S seconds as the Event's series (events.k8s.io/v1, EventSeries),
-so that an object that flaps costs a bounded number of Events and of writes.
+A repetition is counted, and reported at most once in EVERY_S seconds as the Event's series (events.k8s.io/v1,
+EventSeries), so that an object that flaps costs a bounded number of Events and of writes.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ KEPT = timedelta(hours=1)
 """How long after its last repetition an Event is remembered: the API server keeps Events for as long, by default."""
 
 
-class Of(NamedTuple):
+class EventKey(NamedTuple):
     """What an Event is about: an object, by its uid, and a reason."""
 
     uid: str
@@ -31,41 +31,41 @@ class Of(NamedTuple):
 
 
 class Series(NamedTuple):
-    """An Event that is there. `times`: how often it has happened; `told`: how often the API server knows of."""
+    """An Event that is there. `times`: how often it has happened; `reported`: how often the API server knows of."""
 
     namespace: str
     name: str
     times: int
-    told: int
+    reported: int
     at: datetime
 
 
 class Recorder:
-    """Brings Events to the API server. `run` it for repetitions to be told."""
+    """Brings Events to the API server. `run` it for repetitions to be reported."""
 
     def __init__(self, kube: Kube, clock: Callable[[], datetime], every_s: float = EVERY_S) -> None:
         self._kube = kube
         self._clock = clock
         self._every_s = every_s
-        self._series: dict[Of, Series] = {}
+        self._series: dict[EventKey, Series] = {}
 
-    async def tell(self, about: Object, notice: Notice) -> None:
+    async def record(self, about: Object, notice: Notice) -> None:
         """Post an Event about an object, or count it with those of its reason. Raises KubeError."""
-        of, now = Of(about["metadata"]["uid"], notice.reason), self._clock()
-        if (known := self._series.get(of)) is not None:
-            self._series[of] = known._replace(times=known.times + 1, at=now)
+        key, now = EventKey(about["metadata"]["uid"], notice.reason), self._clock()
+        if (known := self._series.get(key)) is not None:
+            self._series[key] = known._replace(times=known.times + 1, at=now)
             return
-        event = _event(about, notice, of, now)
+        event = _event(about, notice, key, now)
         namespace, name = event["metadata"]["namespace"], event["metadata"]["name"]
         try:
             await self._kube.create("Event", event)
-            self._series[of] = Series(namespace, name, 1, 1, now)
+            self._series[key] = Series(namespace, name, 1, 1, now)
         except KubeError as error:
             if error.status != HTTPStatus.CONFLICT:
                 raise
             there = await self._kube.get("Event", namespace, name)  # from before this controller began
-            told = ((there or {}).get("series") or {}).get("count", 1)
-            self._series[of] = Series(namespace, name, told + 1, told, now)
+            reported = ((there or {}).get("series") or {}).get("count", 1)
+            self._series[key] = Series(namespace, name, reported + 1, reported, now)
 
     async def run(self) -> None:
         """Tell repetitions until cancelled."""
@@ -74,15 +74,15 @@ class Recorder:
             await self.flush()
 
     async def flush(self) -> None:
-        """Tell the repetitions of each Event that were not told yet, and forget old ones."""
+        """Tell the repetitions of each Event that were not reported yet, and forget old ones."""
         now = self._clock()
-        for of, series in list(self._series.items()):
-            if series.times > series.told:
-                await self._repeat(of, series)
+        for key, series in list(self._series.items()):
+            if series.times > series.reported:
+                await self._repeat(key, series)
             elif now - series.at > KEPT:
-                self._series.pop(of, None)
+                self._series.pop(key, None)
 
-    async def _repeat(self, of: Of, series: Series) -> None:
+    async def _repeat(self, key: EventKey, series: Series) -> None:
         changed = {"series": {"count": series.times, "lastObservedTime": _micro_time(series.at)}}
         try:
             found = await self._kube.patch("Event", series.namespace, series.name, changed)
@@ -90,14 +90,14 @@ class Recorder:
             log.warning("event not posted", extra={"event": series.name, "reason": str(error)})
             return
         if found is None:  # it has run out: the next time it is a new one
-            self._series.pop(of, None)
-        elif (now := self._series.get(of)) is not None:
-            self._series[of] = now._replace(told=series.times)
+            self._series.pop(key, None)
+        elif (now := self._series.get(key)) is not None:
+            self._series[key] = now._replace(reported=series.times)
 
 
-def _event(about: Object, notice: Notice, of: Of, now: datetime) -> Object:
+def _event(about: Object, notice: Notice, key: EventKey, now: datetime) -> Object:
     metadata = about["metadata"]
-    digest = hashlib.sha256("/".join(of).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("/".join(key).encode()).hexdigest()[:16]
     return {
         "metadata": {"namespace": metadata.get("namespace", "default"), "name": f"{metadata['name'][:200]}.{digest}"},
         "eventTime": _micro_time(now),

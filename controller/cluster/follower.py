@@ -29,38 +29,38 @@ from controller.resources import PLURALS, Key
 log = logging.getLogger(__name__)
 
 OWNER = "lamplighter-controller"
-LOOK_RATIO, MOST_LOOK_S = 10, 20.0
+PAUSE_RATIO, MAX_PAUSE_S = 10, 20.0
 """Minimum pause after reading statuses from the server, as a multiple of the duration of that, and its upper bound in
 seconds: one slow answer must not hide for long how things stand."""
 CONCURRENCY = 8
 """Objects that are brought to the server at once."""
-AWAY_AFTER = 2 * CONCURRENCY
+UNREACHED_LIMIT = 2 * CONCURRENCY
 """Objects in a row that do not reach the server, after which it is found out whether any would."""
 
 Chore = Literal["compare", "check the lists", "read secrets", "read statuses"]
 """What is to be done from time to time, one at a time."""
 
 
-class Times(NamedTuple):
+class Timing(NamedTuple):
     """Seconds between one and the next.
 
     `full`: comparisons of everything. `secrets`: looks at the Secrets that Repositories name, for the cluster does not
-    tell when they change. `look`: looks at the server, at least, however much news it has. `retry`, `most_retry`:
+    tell when they change. `look`: looks at the server, at least, however much news it has. `retry`, `max_retry`:
     attempts at what failed, the first ones and at most. `listed`: an object that a watch lists and the end of its list.
     `write`: writes of one object's status. `watch`: those of the watches.
     """
 
     full: float = 300.0
     secrets: float = 60.0
-    look: float = 2.0
+    statuses: float = 2.0
     retry: float = 0.5
-    most_retry: float = 30.0
+    max_retry: float = 30.0
     listed: float = 2.0
     write: float = INTERVAL_S
-    watch: watching.Times = watching.TIMES
+    watch: watching.WatchTiming = watching.WATCH_TIMING
 
 
-TIMES = Times()
+DEFAULT_TIMING = Timing()
 
 
 class ClusterFollower:
@@ -76,7 +76,7 @@ class ClusterFollower:
         host_namespace: str,
         clock: Callable[[], datetime],
         namespaces: Collection[str] = (),
-        times: Times = TIMES,
+        times: Timing = DEFAULT_TIMING,
     ) -> None:
         self._times = times
         self._kube = kube
@@ -89,20 +89,20 @@ class ClusterFollower:
         self._reconciler = Reconciler(client, OWNER)
         self._syncer = Syncer(kube, client, self._reconciler, self._cache, self._server, self._results)
         self._writer = StatusWriter(kube, clock, self._on_answer, times.write)
-        self._objects = Workers(self._sync, times.retry, times.most_retry, CONCURRENCY)
-        self._chores = Workers(self._do, times.retry, times.most_retry)
+        self._objects = Workers(self._sync, times.retry, times.max_retry, CONCURRENCY)
+        self._chores = Workers(self._run_chore, times.retry, times.max_retry)
         self._listings = Listings(times.listed)
         self._held_back: defaultdict[Key, set[Key]] = defaultdict(set)  # what waits for a key that is under way
         self._unreached = 0  # objects in a row
         self._comparing: set[Key] = set()
-        self._news: set[str] = set()
-        self._look_at = 0.0
+        self._changed: set[str] = set()
+        self._read_at = 0.0
         self.compared = asyncio.Event()
 
     def on_event(self, body: Object, *, deleted: bool = False, listed: bool = False) -> None:
         """An object of a WATCHED kind is there as it is now, or is no more.
 
-        `listed`: a watch has begun, and lists what is there.
+        `listed`: a watch has started, and lists what is there.
         """
         key, now = key_of(body), asyncio.get_running_loop().time()
         if not listed:
@@ -145,7 +145,7 @@ class ClusterFollower:
 
     @property
     def busy_since(self) -> float:
-        """When the work that has been going on for longest was begun; now, where none is."""
+        """When the work that has been going on for longest was started; now, where none is."""
         return min(self._objects.busy_since, self._chores.busy_since)
 
     async def run(self) -> None:
@@ -154,7 +154,7 @@ class ClusterFollower:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._chores.run(), name="compare, and look at the server")
             tasks.create_task(self._objects.run(), name="bring objects to the server")
-            tasks.create_task(self._listen(), name="listen to the server")
+            tasks.create_task(self._follow_changes(), name="listen to the server")
             tasks.create_task(self._writer.run(), name="statuses")
 
     # One object.
@@ -177,7 +177,7 @@ class ClusterFollower:
         self._update_status(key)
         if key in self._comparing:
             self._comparing.discard(key)
-            self._say_compared()
+            self._log_compared()
         return result is None or not may_pass(result.error)
 
     def _record(self, key: Key, result: Result) -> None:
@@ -188,7 +188,7 @@ class ClusterFollower:
             for dependent in self._cache.dependents(key):
                 self._update_status(dependent)
         self._unreached = self._unreached + 1 if isinstance(result.error, Unreachable) else 0
-        if self._unreached >= AWAY_AFTER and self._server.away is None:
+        if self._unreached >= UNREACHED_LIMIT and self._server.unreachable is None:
             self._unreached = 0
             self._compare_soon()
 
@@ -204,7 +204,7 @@ class ClusterFollower:
 
     # Chores.
 
-    async def _do(self, chore: Chore) -> bool:
+    async def _run_chore(self, chore: Chore) -> bool:
         """Do a chore, and say when to do it again. Whether it went well; otherwise it is tried again."""
         if chore == "compare":
             return await self._compare()
@@ -214,7 +214,7 @@ class ClusterFollower:
             self._objects.add(key for key, _ in self._cache.of("Repository"))
             self._chores.add_after("read secrets", self._times.secrets)
         else:
-            await self._look()
+            await self._read_statuses()
         return True
 
     def _compare_soon(self) -> None:
@@ -224,7 +224,7 @@ class ClusterFollower:
 
     def _check_lists(self) -> None:
         now = asyncio.get_running_loop().time()
-        if self._listings.lacks(self._cache.objects, now):
+        if self._listings.omits(self._cache.objects, now):
             self._compare_soon()
         elif (ends_at := self._listings.ends_at) is not None:
             self._chores.add_after("check the lists", ends_at - now)
@@ -238,17 +238,17 @@ class ClusterFollower:
         except ControllerError as error:
             log.warning("not compared, trying again", extra={"reason": str(error)})
             if not isinstance(error, KubeError):
-                self._server.mark_away(error)
+                self._server.mark_unreachable(error)
             self._update_new(error)
             return False
-        self._server.mark_reached()
+        self._server.mark_reachable()
         names = {*self._server.host_names, *(key.name for key, _ in self._cache.of("Node"))}
         hosts = {Key("Host", self._cache.host_namespace, name) for name in names}
         self._comparing = {*self._cache.objects, *held, *hosts}
         self._objects.add(sorted(self._comparing, key=lambda key: WATCHED.index(key.kind)))  # what others name first
-        self._note_news({"schedules", "repositories", "hosts"})
+        self._note_changes({"schedules", "repositories", "hosts"})
         self._chores.add_after("compare", self._times.full)
-        self._say_compared()
+        self._log_compared()
         self.compared.set()
         return True
 
@@ -262,7 +262,7 @@ class ClusterFollower:
         await self._read_hosts()
         return await self._reconciler.refresh()
 
-    def _say_compared(self) -> None:
+    def _log_compared(self) -> None:
         if not self._comparing:
             log.info("compared", extra={"objects": len(self._cache.objects)})
 
@@ -282,49 +282,49 @@ class ClusterFollower:
 
     # What the server says.
 
-    async def _listen(self) -> None:
+    async def _follow_changes(self) -> None:
         """Have the server looked at whenever it has news; after each loss of the stream, for all that was missed."""
         retry_s = self._times.retry
         was_lost = False
         while True:
             try:
-                async for changed in self._client.news():
+                async for changed in self._client.changes():
                     if was_lost:  # the server that is back may hold something else
                         self._chores.add(["compare"])
                     was_lost = False
-                    self._note_news(changed)
+                    self._note_changes(changed)
                     retry_s = self._times.retry
             except (Unreachable, Refused) as error:
                 log.warning("server's news not heard, trying again", extra={"reason": str(error)})
             was_lost = True
             await asyncio.sleep(retry_s)
-            retry_s = min(2 * retry_s, self._times.most_retry)
+            retry_s = min(2 * retry_s, self._times.max_retry)
 
-    def _note_news(self, changed: Iterable[str]) -> None:
-        self._news |= set(changed)
-        self._chores.add_after("read statuses", self._look_at - asyncio.get_running_loop().time())
+    def _note_changes(self, changed: Iterable[str]) -> None:
+        self._changed |= set(changed)
+        self._chores.add_after("read statuses", self._read_at - asyncio.get_running_loop().time())
 
-    async def _look(self) -> None:
+    async def _read_statuses(self) -> None:
         """Read anew what the server has news of, and tell it as statuses."""
         now = asyncio.get_running_loop().time
-        begun = now()
-        if begun < self._look_at:  # news came while the last ones were read
-            return self._note_news(())
-        news, self._news = self._news, set()
-        if "runs" in news:
+        started = now()
+        if started < self._read_at:  # news came while the last ones were read
+            return self._note_changes(())
+        changed, self._changed = self._changed, set()
+        if "runs" in changed:
             self._objects.add(self._cache.active())
         try:
-            for kind in (kind for kind, plural in PLURALS.items() if plural in news):
+            for kind in (kind for kind, plural in PLURALS.items() if plural in changed):
                 await self._read_resources(kind)
                 self._update_statuses(kind)
-            if "hosts" in news:
+            if "hosts" in changed:
                 await self._read_hosts()
                 self._update_statuses("Host")
         except ControllerError as error:
             log.warning("server not looked at, trying again", extra={"reason": str(error)})
-            self._news |= news
-        self._look_at = now() + max(self._times.look, min(LOOK_RATIO * (now() - begun), MOST_LOOK_S))
-        return self._note_news(()) if self._news else None
+            self._changed |= changed
+        self._read_at = now() + max(self._times.statuses, min(PAUSE_RATIO * (now() - started), MAX_PAUSE_S))
+        return self._note_changes(()) if self._changed else None
 
     async def _read_resources(self, kind: str) -> None:
         resources = self._server.resources

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 import kopf
 
-from controller.client import ControllerError, plain
+from controller.client import ControllerError, error_text
 from controller.cluster.access import TIMEOUT_S
 
 GROUP = "lamplighter.dev"
@@ -166,7 +166,7 @@ class Kube:
                 answer = await attempt()
         except (httpx.RequestError, TimeoutError) as error:
             raise KubeError(
-                0, f"the Kubernetes API at {self._http.base_url} does not answer ({plain(error)})"
+                0, f"the Kubernetes API at {self._http.base_url} does not answer ({error_text(error)})"
             ) from None
         if not answer.is_success:
             raise KubeError(answer.status_code, f"{method} {path}: {_message(answer.content) or answer.status_code}")

@@ -16,7 +16,7 @@ from controller.cluster.kube import Kube, KubeError, Object
 log = logging.getLogger(__name__)
 
 
-class Times(NamedTuple):
+class LeaseTiming(NamedTuple):
     """Seconds. `duration`: a lease must be seen unchanged for so long before another may take it. `renew`: within
 
     these its holder must renew it, or stop. `retry`: between attempts.
@@ -27,14 +27,14 @@ class Times(NamedTuple):
     retry: float = 2.0
 
 
-TIMES = Times()
+LEASE_TIMING = LeaseTiming()
 """Those of Kubernetes' own components."""
 
 
 class Lease:
     """A Lease as one candidate sees it."""
 
-    def __init__(self, kube: Kube, namespace: str, name: str, identity: str, times: Times = TIMES) -> None:
+    def __init__(self, kube: Kube, namespace: str, name: str, identity: str, times: LeaseTiming = LEASE_TIMING) -> None:
         self._times = times
         self._kube = kube
         self._namespace = namespace

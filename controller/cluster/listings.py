@@ -44,7 +44,7 @@ class Listings:
         """An object is gone."""
         self._told.discard(key)
 
-    def lacks(self, keys: Collection[Key], now: float) -> bool:
+    def omits(self, keys: Collection[Key], now: float) -> bool:
         """Whether lists that have ended by now leave out any of these."""
         if self._ends_at is None or now < self._ends_at:
             return False

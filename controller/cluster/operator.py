@@ -10,12 +10,11 @@ from typing import Any
 
 from controller.client import Client
 from controller.cluster.access import login
-from controller.cluster.follower import TIMES, ClusterFollower, Times
+from controller.cluster.follower import DEFAULT_TIMING, ClusterFollower, Timing
 from controller.cluster.kube import Kube, Object
 from controller.cluster.lease import Lease
 from controller.cluster.metrics import Metrics
-from controller.cluster.watching import Progress, watch, watched_paths
-from controller.cluster.watching import Times as WatchTimes
+from controller.cluster.watching import Progress, WatchTiming, watch, watched_paths
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +27,9 @@ class Health:
     """Whether a controller moves. One that waits for the lease is well."""
 
     def __init__(self) -> None:
-        self._leading: tuple[ClusterFollower, Progress, WatchTimes] | None = None
+        self._leading: tuple[ClusterFollower, Progress, WatchTiming] | None = None
 
-    def begin(self, cluster: ClusterFollower, progress: Progress, times: WatchTimes) -> None:
+    def begin(self, cluster: ClusterFollower, progress: Progress, times: WatchTiming) -> None:
         """This replica is at work."""
         self._leading = (cluster, progress, times)
 
@@ -58,7 +57,7 @@ async def operate(
     stop: asyncio.Event,
     *,
     lease: bool = True,
-    times: Times = TIMES,
+    times: Timing = DEFAULT_TIMING,
     metrics: Metrics | None = None,
     health: Health | None = None,
 ) -> None:
@@ -91,10 +90,10 @@ async def _again(lease: Lease, lead: Any) -> None:
         await lease.hold(lead)
 
 
-async def _follow(cluster: ClusterFollower, namespaces: Sequence[str], progress: Progress, times: WatchTimes) -> None:
+async def _follow(cluster: ClusterFollower, namespaces: Sequence[str], progress: Progress, times: WatchTiming) -> None:
     """Watch with kopf and follow what it sees, until cancelled."""
 
-    def see(body: Object, kind: str | None) -> None:
+    def on_object(body: Object, kind: str | None) -> None:
         cluster.on_event(body, deleted=kind == "DELETED", listed=kind is None)
 
     logging.getLogger("kopf").setLevel(logging.WARNING)
@@ -104,7 +103,7 @@ async def _follow(cluster: ClusterFollower, namespaces: Sequence[str], progress:
         await cluster.compared.wait()  # from here on the definitions are known to be there
         while True:
             cluster.begin()
-            await watch(login, see, namespaces, progress, times)
+            await watch(login, on_object, namespaces, progress, times)
             log.warning("watches ended, beginning anew")
             await asyncio.sleep(times.again)
 

@@ -11,7 +11,7 @@ from controller.cluster.server_state import ServerState
 from controller.cluster.status import (
     NotFoundError,
     Status,
-    Told,
+    SyncState,
     host_status,
     reason,
     repository_status,
@@ -42,7 +42,7 @@ class Result(NamedTuple):
     """
 
     error: ControllerError | None = None
-    brought: Version | None = None
+    synced: Version | None = None
     accepted: bool = False
     note: str = ""
 
@@ -56,7 +56,7 @@ class Results:
         self._errors: dict[Key, ControllerError] = {}
         self._notes: dict[Key, str] = {}
         self._answered: dict[Key, Version] = {}  # what the server has last answered
-        self._unsaid: set[Key] = set()  # what fails for the first time, and may be well in a moment
+        self._deferred: set[Key] = set()  # what fails for the first time, and may be well in a moment
 
     @property
     def failing(self) -> int:
@@ -66,23 +66,23 @@ class Results:
     def record(self, key: Key, result: Result) -> bool:
         """Remember a result. Whether it is another error than before, or an error no more."""
         error, before = result.error, self._errors.get(key)
-        if result.brought is not None and (error is None or isinstance(error, Refused)):
-            self._answered[key] = result.brought
+        if result.synced is not None and (error is None or isinstance(error, Refused)):
+            self._answered[key] = result.synced
         if error is None:
             self._notes[key] = result.note
             self._errors.pop(key, None)
-            self._unsaid.discard(key)
+            self._deferred.discard(key)
             return before is not None
         waits = reason(error) in WAITS
         if waits and before is None:
-            self._unsaid.add(key)
+            self._deferred.add(key)
         else:
-            self._unsaid.discard(key)
+            self._deferred.discard(key)
         self._errors[key] = error
         if str(before) == str(error):
             return False
         level = logging.INFO if waits else logging.WARNING
-        log.log(level, "%s not brought", key.kind.lower(), extra={key.kind.lower(): str(key), "reason": str(error)})
+        log.log(level, "%s not synced", key.kind.lower(), extra={key.kind.lower(): str(key), "reason": str(error)})
         return True
 
     def mark_unreached(self, key: Key, error: ControllerError) -> None:
@@ -103,7 +103,7 @@ class Results:
 
     def status(self, key: Key, body: Object, now: datetime) -> Status | None:
         """What an object's status should be; None where there is nothing to say yet, or any more."""
-        if key in self._unsaid:
+        if key in self._deferred:
             return None
         old, error = body.get("status") or {}, self._why_not(key, body)
         uid, answered = version_of(body).uid, self._answered.get(key)
@@ -113,12 +113,12 @@ class Results:
             if error is None and (seen is None or generation is None):
                 return None  # the server has yet to answer, or to be looked at
             made = schedule_status if key.kind == "Schedule" else repository_status
-            return made(old, Told(generation, error, seen, self._notes.get(key, "")), now)
+            return made(old, SyncState(generation, error, seen, self._notes.get(key, "")), now)
         if key.kind == "Host":
-            return host_status(old, Told(generation, error, self._hosts.get(key.name)), now)
+            return host_status(old, SyncState(generation, error, self._hosts.get(key.name)), now)
         if key.kind in ONE_SHOT and is_active(body):
             one_shot = run_status if key.kind == "Run" else restore_status
-            return one_shot(old, Told(generation, error, self._one_shot.get(uid)), now)
+            return one_shot(old, SyncState(generation, error, self._one_shot.get(uid)), now)
         return None
 
     def _why_not(self, key: Key, body: Object) -> ControllerError | None:

@@ -50,7 +50,7 @@ class ServerState:
         self.resources: Answers[Key] = Answers()
         self.hosts: Answers[str] = Answers()
         self.one_shot: Answers[str] = Answers()
-        self._away: ControllerError | None = None
+        self._unreachable: ControllerError | None = None
 
     @property
     def host_names(self) -> set[str]:
@@ -58,19 +58,19 @@ class ServerState:
         return self.hosts.keys()
 
     @property
-    def away(self) -> ControllerError | None:
+    def unreachable(self) -> ControllerError | None:
         """Why the server could not be asked when everything was last to be compared; None where it could."""
-        return self._away
+        return self._unreachable
 
-    def mark_away(self, error: ControllerError) -> None:
+    def mark_unreachable(self, error: ControllerError) -> None:
         """The server cannot be asked."""
-        self._away = error
+        self._unreachable = error
 
-    def mark_reached(self) -> None:
+    def mark_reachable(self) -> None:
         """The server answers."""
-        self._away = None
+        self._unreachable = None
 
-    def check_reached(self) -> None:
+    def check_reachable(self) -> None:
         """Raise why the server is away, so that not each object finds that out by a request of its own."""
-        if self._away is not None:
-            raise self._away
+        if self._unreachable is not None:
+            raise self._unreachable

@@ -57,7 +57,7 @@ class Notice(NamedTuple):
     message: str
 
 
-class Told(NamedTuple):
+class SyncState(NamedTuple):
     """What there is to say of an object. `generation`: the last one that the server has answered, None before that.
 
     `error`: why what is declared now is not in force; `seen`: what the server says of it, None where it has nothing.
@@ -66,28 +66,28 @@ class Told(NamedTuple):
 
     generation: int | None
     error: ControllerError | None
-    seen: Mapping[str, Any] | None
+    answer: Mapping[str, Any] | None
     note: str = ""
 
 
-def schedule_status(old: Status, told: Told, now: datetime) -> Status:
+def schedule_status(old: Status, state: SyncState, now: datetime) -> Status:
     """The status of a Schedule."""
-    if told.seen is None and isinstance(told.error, Unreachable):  # what was last known is still the best that is
-        return _with_ready(old, told, now)
-    if told.seen is None:
-        return _status(old, told.generation, {}, [_ready(told.error, "")], now)
-    said = told.seen["status"]
+    if state.answer is None and isinstance(state.error, Unreachable):  # what was last known is still the best that is
+        return _with_ready(old, state, now)
+    if state.answer is None:
+        return _status(old, state.generation, {}, [_ready(state.error, "")], now)
+    said = state.answer["status"]
     problems = said["problems"]
-    ready = _ready(told.error, "the server holds it as declared")
+    ready = _ready(state.error, "the server holds it as declared")
     nowhere = next((it for it in problems if _runs_nowhere(it, said)), None)
-    if told.error is None and nowhere is not None:
+    if state.error is None and nowhere is not None:
         ready = _condition("Ready", "False", nowhere["reason"], nowhere["message"])
     worse = [it for it in problems if _degrades(it, said)]
-    conditions = [ready, _in_sync(said, told.error), _degraded(worse, *_going_well(said, told.seen["spec"]))]
+    conditions = [ready, _in_sync(said, state.error), _degraded(worse, *_going_well(said, state.answer["spec"]))]
     conditions += [
         _condition("Granted", "False", it["reason"], it["message"]) for it in problems if "NotGranted" in it["reason"]
     ]
-    return _status(old, told.generation, _only(said, _FACTS), conditions, now)
+    return _status(old, state.generation, _only(said, _FACTS), conditions, now)
 
 
 def _runs_nowhere(problem: Mapping[str, str], said: Mapping[str, Any]) -> bool:
@@ -115,29 +115,31 @@ def _going_well(said: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[str, 
     return "RunsSucceed", "the last run of each host went well"
 
 
-def repository_status(old: Status, told: Told, now: datetime) -> Status:
+def repository_status(old: Status, state: SyncState, now: datetime) -> Status:
     """The status of a Repository."""
-    if told.seen is None and isinstance(told.error, Unreachable):
-        return _with_ready(old, told, now)
-    said = told.seen["status"] if told.seen is not None else {}
-    ready = _ready(told.error, f"the server holds it, and the password that opens it{told.note and f'; {told.note}'}")
+    if state.answer is None and isinstance(state.error, Unreachable):
+        return _with_ready(old, state, now)
+    said = state.answer["status"] if state.answer is not None else {}
+    ready = _ready(
+        state.error, f"the server holds it, and the password that opens it{state.note and f'; {state.note}'}"
+    )
     unusable = next((it for it in said.get("problems", ()) if it["reason"] in _UNUSABLE), None)
-    if told.error is None and unusable is not None:
+    if state.error is None and unusable is not None:
         ready = _condition("Ready", "False", unusable["reason"], unusable["message"])
     conditions = [ready]
-    if told.seen is not None:
+    if state.answer is not None:
         conditions.append(_degraded(said["problems"], "Usable", "no job's last attempt found it unusable"))
-    return _status(old, told.generation, _only(said, ("problem", "lastVerified")), conditions, now)
+    return _status(old, state.generation, _only(said, ("problem", "lastVerified")), conditions, now)
 
 
-def host_status(old: Status, told: Told, now: datetime) -> Status:
+def host_status(old: Status, state: SyncState, now: datetime) -> Status:
     """The status of a Host."""
-    seen = told.seen
-    if told.error is not None or seen is None:
-        if isinstance(told.error, Unreachable):
-            return _with_ready(old, told, now)
-        waiting = told.error or NotFoundError("Unknown", "the server does not know it yet")
-        return _status(old, told.generation, {}, [_ready(waiting, "")], now)
+    seen = state.answer
+    if state.error is not None or seen is None:
+        if isinstance(state.error, Unreachable):
+            return _with_ready(old, state, now)
+        waiting = state.error or NotFoundError("Unknown", "the server does not know it yet")
+        return _status(old, state.generation, {}, [_ready(waiting, "")], now)
     status = {
         "connected": seen["connected"],
         "desiredVersion": seen["desired_version"],
@@ -155,7 +157,7 @@ def host_status(old: Status, told: Told, now: datetime) -> Status:
     left_out = [it for it in seen["problems"] if it["reason"] == "EntriesLeftOut"]
     others = [it for it in seen["problems"] if it["reason"] != "EntriesLeftOut"]
     conditions = [ready, _host_in_sync(seen, left_out), _degraded(others, "AgentWell", "its agent has no problem")]
-    made = _status(old, told.generation, facts, conditions, now)
+    made = _status(old, state.generation, facts, conditions, now)
     unchanged = {**made, "lastSeen": old.get("lastSeen")} == old  # a sign of life alone is not worth a write
     return old if unchanged else made
 
@@ -167,18 +169,18 @@ def _host_in_sync(seen: Mapping[str, Any], left_out: Sequence[Mapping[str, str]]
     return _condition("InSync", _truth(seen["in_sync"]), "Proved" if seen["in_sync"] else "Behind", versions)
 
 
-def run_status(old: Status, told: Told, now: datetime) -> Status:
+def run_status(old: Status, state: SyncState, now: datetime) -> Status:
     """The status of a Run."""
-    ready, seen = _ready(told.error, "the server took it"), told.seen
+    ready, seen = _ready(state.error, "the server took it"), state.answer
     if seen is None:
-        return _status(old, told.generation, {"phase": "Pending"}, [ready], now)
+        return _status(old, state.generation, {"phase": "Pending"}, [ready], now)
     message = seen["message"]
     if failures := "; ".join(_failure(it) for it in seen["failures"]):
         message += f": {failures}"
         message += f"; and {more} more" if (more := seen["failed"] - len(seen["failures"])) > 0 else ""
     facts = _only(seen, ("phase", "hosts", *_PHASES, "startTime", "completionTime"))
     ended = _ended(seen["phase"], seen["reason"], message)
-    return _status(old, told.generation, facts, [ready, *ended], now)
+    return _status(old, state.generation, facts, [ready, *ended], now)
 
 
 def _failure(job: Mapping[str, Any]) -> str:
@@ -187,11 +189,11 @@ def _failure(job: Mapping[str, Any]) -> str:
     return f"{job['host']} ({' '.join(why.split())[:256]})"
 
 
-def restore_status(old: Status, told: Told, now: datetime) -> Status:
+def restore_status(old: Status, state: SyncState, now: datetime) -> Status:
     """The status of a Restore. What the server says of it is its job."""
-    ready, seen = _ready(told.error, "the server took it"), told.seen
+    ready, seen = _ready(state.error, "the server took it"), state.answer
     if seen is None:
-        return _status(old, told.generation, {"phase": "Pending"}, [ready], now)
+        return _status(old, state.generation, {"phase": "Pending"}, [ready], now)
     phase, host = _JOB_PHASES.get(seen["status"], "Failed"), seen["host"]
     facts = {name: seen[field] for name, field in _JOB_FACTS.items() if seen.get(field) not in (None, "")}
     if phase == "Failed":
@@ -203,7 +205,7 @@ def restore_status(old: Status, told: Told, now: datetime) -> Status:
     why = seen["reason"] or _ENDS.get(seen["status"], "")
     if phase == "Succeeded" and not seen["files_processed"]:
         why, message = "NoFiles", f"{message}; no file is in what was asked for, only folders and links at most"
-    return _status(old, told.generation, {"phase": phase, **facts}, [ready, *_ended(phase, why, message)], now)
+    return _status(old, state.generation, {"phase": phase, **facts}, [ready, *_ended(phase, why, message)], now)
 
 
 def _ended(phase: str, why: str, message: str) -> list[Condition]:
@@ -286,11 +288,11 @@ def _only(said: Mapping[str, Any], names: Sequence[str]) -> Status:
     return {name: said[name] for name in names if said.get(name) is not None}
 
 
-def _with_ready(old: Status, told: Told, now: datetime) -> Status:
+def _with_ready(old: Status, state: SyncState, now: datetime) -> Status:
     """What was last known, and whether it can be known now."""
     kept = [it for it in old.get("conditions", ()) if it["type"] != "Ready"]
     facts = {name: it for name, it in old.items() if name not in ("observedGeneration", "conditions")}
-    made = _status(old, told.generation, facts, [_ready(told.error, "")], now)
+    made = _status(old, state.generation, facts, [_ready(state.error, "")], now)
     return {**made, "conditions": [*made["conditions"], *kept]}
 
 

@@ -58,7 +58,7 @@ class StatusWriter:
         waiting = key in self._wanted
         self._wanted[key] = (about, status)
         if not waiting:
-            self._put_in_line(key, self._not_before.get(key, 0.0))
+            self._enqueue(key, self._not_before.get(key, 0.0))
 
     def forget(self, key: Key) -> None:
         """An object is gone."""
@@ -82,7 +82,7 @@ class StatusWriter:
             for _ in range(WORKERS):
                 tasks.create_task(self._work(), name="write statuses")
 
-    def _put_in_line(self, key: Key, not_before: float) -> None:
+    def _enqueue(self, key: Key, not_before: float) -> None:
         loop = asyncio.get_running_loop()
         at = max(loop.time(), not_before)
         if key.kind == "Host":
@@ -104,7 +104,7 @@ class StatusWriter:
             if done and key in self._wanted and self._wanted[key][1] == status:
                 del self._wanted[key]
             elif key in self._wanted:
-                self._put_in_line(key, self._not_before.get(key, 0.0))
+                self._enqueue(key, self._not_before.get(key, 0.0))
             else:  # it is gone
                 self._not_before.pop(key, None)
 
@@ -124,7 +124,7 @@ class StatusWriter:
             self._on_answer(answer)
         try:
             for notice in notices(old, status):
-                await self._events.tell(about, notice)
+                await self._events.record(about, notice)
         except KubeError as error:
             log.warning("event not posted", extra={key.kind.lower(): str(key), "reason": str(error)})
         return True

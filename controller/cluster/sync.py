@@ -43,17 +43,19 @@ class Syncer:
 
     async def _sync_resource(self, key: Key, body: Object | None) -> Result | None:
         """A Schedule or a Repository. One whose Secrets are missing is left as it is at the server."""
-        if self._server.away is not None:
+        if self._server.unreachable is not None:
             is_new = body is not None and self._results.is_new(key, body)
-            return Result(self._server.away) if is_new else None  # the comparison that reaches it looks at all others
+            return (
+                Result(self._server.unreachable) if is_new else None
+            )  # the comparison that reaches it looks at all others
         if body is None:
-            return self._result(key, await self._reconciler.touch(Declared({}), [key]), Result())
+            return self._result(key, await self._reconciler.reconcile_keys(Declared({}), [key]), Result())
         try:
             credentials = await read_credentials(self._kube, key, body) if key.kind == "Repository" else None
         except ControllerError as error:
             return Result(error)
-        outcomes = await self._reconciler.touch(Declared({key: resource_of(body, credentials)}), [key])
-        return self._result(key, outcomes, Result(brought=version_of(body), note=newline_note(credentials)))
+        outcomes = await self._reconciler.reconcile_keys(Declared({key: resource_of(body, credentials)}), [key])
+        return self._result(key, outcomes, Result(synced=version_of(body), note=newline_note(credentials)))
 
     def _result(self, key: Key, outcomes: list[Outcome], well: Result) -> Result:
         """What came of a change; where nothing had to be done, all is well."""
@@ -95,19 +97,19 @@ class Syncer:
 
     async def _put_host(self, key: Key, body: Object | None) -> None:
         if body is None:
-            self._server.check_reached()
+            self._server.check_reachable()
             await self._client.delete_host(key.name)
             self._hosts.put(key.name, None)
             return
         labels = body["metadata"].get("labels") or {}
         seen = self._hosts.get(key.name)
         if seen is None or seen["labels"] != labels:
-            self._server.check_reached()
+            self._server.check_reachable()
             self._hosts.put(key.name, await self._client.put_host(key.name, labels))
 
     async def _sync_one_shot(self, key: Key, body: Object) -> None:
         """Ask for a Run or a Restore, which the server knows by its uid and so does once, and how far it is."""
-        self._server.check_reached()
+        self._server.check_reachable()
         uid, spec = body["metadata"]["uid"], body["spec"]
         is_known = self._one_shot.get(uid) is not None
         if key.kind == "Restore" and is_known:

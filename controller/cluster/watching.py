@@ -1,8 +1,8 @@
 """Runs kopf, which watches the cluster, and begins it anew whenever it ends or does not move.
 
 kopf runs in a thread with a loop of its own: it takes all signals and all tasks of its loop for its own. That it moves
-is seen from outside of it: every watch is asked for again within `Times.watch` seconds, so a watch that the API server
-has not answered for long is dead, whatever became of the task that should ask.
+is seen from outside of it: every watch is asked for again within `WatchTiming.watch` seconds, so a watch that the API
+server has not answered for long is dead, whatever became of the task that should ask.
 """
 
 import asyncio
@@ -29,11 +29,11 @@ IDLE_S = 0.5
 STOP_S = 15.0
 """Seconds that kopf has to stop, and then again to be cancelled, before its thread is left to itself."""
 
-See = Callable[[Object, str | None], None]
+OnObject = Callable[[Object, str | None], None]
 """Takes an object and the type of its event: None where a watch lists it."""
 
 
-class Times(NamedTuple):
+class WatchTiming(NamedTuple):
     """Seconds. `watch`: a watch lasts before it is asked for anew. `stalled`: a watch is unanswered before kopf is
 
     begun anew. `check`: between two looks at that. `again`: before kopf is begun anew.
@@ -45,7 +45,7 @@ class Times(NamedTuple):
     again: float = 5.0
 
 
-TIMES = Times()
+WATCH_TIMING = WatchTiming()
 
 
 class Progress:
@@ -86,15 +86,15 @@ def watched_paths(namespaces: Sequence[str]) -> list[str]:
 
 async def watch(
     login: Callable[[], kopf.ConnectionInfo],
-    see: See,
+    on_object: OnObject,
     namespaces: Sequence[str],
     progress: Progress,
-    times: Times = TIMES,
+    times: WatchTiming = WATCH_TIMING,
 ) -> None:
-    """Watch once: until kopf ends, a watch stalls, or this is cancelled. `see` is called on this loop."""
+    """Watch once: until kopf ends, a watch stalls, or this is cancelled. `on_object` is called on this loop."""
     clock = asyncio.get_running_loop().time
     progress.begin(clock())
-    running = _Kopf(login, see, namespaces, progress, times)
+    running = _Kopf(login, on_object, namespaces, progress, times)
     running.start()
     try:
         while not await _set_within(running.ended, times.check):
@@ -111,13 +111,13 @@ class _Kopf:
     def __init__(
         self,
         login: Callable[[], kopf.ConnectionInfo],
-        see: See,
+        on_object: OnObject,
         namespaces: Sequence[str],
         progress: Progress,
-        times: Times,
+        times: WatchTiming,
     ) -> None:
         self.ended = asyncio.Event()
-        self._login, self._see, self._progress, self._times = login, see, progress, times
+        self._login, self._on_object, self._progress, self._times = login, on_object, progress, times
         self._where: dict[str, Any] = {"namespaces": namespaces} if namespaces else {"clusterwide": True}
         self._ours = asyncio.get_running_loop()
         self._kopfs = asyncio.new_event_loop()
@@ -164,9 +164,9 @@ class _Kopf:
         with contextlib.suppress(RuntimeError):
             self._ours.call_soon_threadsafe(call, *args)
 
-    def _seen(self, body: Object, kind: str | None) -> None:
+    def _object_seen(self, body: Object, kind: str | None) -> None:
         if not self._is_stopping:
-            self._see(body, kind)
+            self._on_object(body, kind)
 
     def _session(self) -> kopf.AiohttpSession:
         """A session that tells what the API server answers."""
@@ -212,7 +212,7 @@ class _Kopf:
             settings.queueing.idle_timeout = IDLE_S
 
         async def seen(event: kopf.RawEvent, **_: Any) -> None:
-            self._tell(self._seen, dict(event["object"]), event["type"])
+            self._tell(self._object_seen, dict(event["object"]), event["type"])
 
         for name in WATCHED:
             kopf.on.event(KINDS[name].version, KINDS[name].plural, registry=registry)(seen)

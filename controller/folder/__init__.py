@@ -1,5 +1,6 @@
 """Makes a server follow a folder of YAML files.
 
-`files` finds and reads the files, `documents` reads their YAML, `declarations` works out what they declare, `follower`
-has `controller.reconcile` put the server right, and `problems` and `dedup_logger` say what is wrong.
+`files` finds and reads the files, `documents` parses their YAML, `declarations` decides what they declare, and
+`follower` passes that to `controller.reconcile`. `problems` describes what is wrong, `dedup_logger` logs it once, and
+`metrics` tells Prometheus.
 """

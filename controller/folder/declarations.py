@@ -1,7 +1,6 @@
-"""What the files of a folder declare: pure, texts in, resources and mistakes out.
+"""Decides what the files of a folder declare: texts in, resources and mistakes out. No I/O.
 
-A file that cannot be understood leaves everything as it is that it said when it last could be: a slip of the pen never
-deletes a schedule.
+A file with mistakes declares what its last text without mistakes did, so that a typing error never deletes a schedule.
 """
 
 from collections import defaultdict
@@ -16,9 +15,9 @@ from controller.resources import FOLDER_PLURALS, SECRET_PARTS, Key, Resource, en
 
 
 class File(NamedTuple):
-    """A file as it was last read. `documents`: those of the last text without mistakes; None when there was none.
+    """A file as it was last read. `documents`: of its last text without mistakes; None if there was none.
 
-    Its repr leaves out the text, which may be a Secret's.
+    Its repr leaves out the text, which may hold a Secret.
     """
 
     text: str | Unreadable
@@ -30,7 +29,7 @@ class File(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a folder declares. `documents`: where each resource stands; `files`: to be given to the next reading."""
+    """What a folder declares. `documents`: the document of each resource. `files`: to pass to the next `read`."""
 
     declared: Declared
     documents: Mapping[Key, Document]
@@ -43,9 +42,9 @@ _NOTHING: Mapping[Path, File] = {}
 
 
 def read(texts: Mapping[Path, str | Unreadable], last: Mapping[Path, File] = _NOTHING) -> Reading:
-    """What these files declare, each by its last text without mistakes. `last`: `files` of the reading before.
+    """What these files declare, each by its last text without mistakes. `last`: `files` of the last reading.
 
-    Where a file never had such a text, what it declares is not known, and nothing is to be deleted.
+    If a file never had such a text, it is unknown what it declares, and `declared` is not complete.
     """
     files = {path: _file(path, texts[path], last.get(path)) for path in sorted(texts)}
     errors = [mistake for file in files.values() for mistake in file.parsed.mistakes]
@@ -85,13 +84,13 @@ def _file(path: Path, text: str | Unreadable, last: File | None) -> File:
 
 def _twice(document: Document, first: Document) -> Mistake:
     name = f"{document.kind} {document.namespace}/{document.name}"
-    return document.mistake("metadata.name", f"{name} is declared in {first.place} too: keep one of them")
+    return document.mistake("metadata.name", f"{name} is also declared in {first.place}: keep one of them")
 
 
 def _credentials(
     repository: Document, documents: Mapping[Key, Document]
 ) -> tuple[dict[str, Any] | None, list[Mistake]]:
-    """What opens a Repository, from the Secrets that it refers to; None where it refers to none."""
+    """A Repository's credentials, from the Secrets that it refers to, and mistakes. None if it refers to no Secret."""
     given = repository.content.get("spec")
     spec = given if isinstance(given, dict) else {}
     found: dict[str, Any] = {}
@@ -99,7 +98,7 @@ def _credentials(
     for field in ("passwordSecretRef", "envSecretRef"):
         ref = spec.get(field)
         if not isinstance(ref, dict) or not isinstance(ref.get("name"), str):
-            continue  # absent, or the server tells what is wrong with it
+            continue  # it is absent, or the server reports what is wrong with it
         at, name = f"spec.{field}", f"Secret {repository.namespace}/{ref['name']}"
         secret = documents.get(Key("Secret", repository.namespace, ref["name"]))
         if secret is None:

@@ -1,4 +1,4 @@
-"""A log of what is wrong: each thing is logged once as long as it lasts, and once more when it is over."""
+"""Logs each problem once while it lasts, and once more when it is resolved."""
 
 import logging
 from collections.abc import Container, Iterable
@@ -7,14 +7,14 @@ from typing import NamedTuple
 log = logging.getLogger(__name__)
 
 Facts = tuple[tuple[str, object], ...]
-"""What a line of the log names."""
+"""The names and values in a line of the log."""
 
 
 class LogEvent(NamedTuple):
     """A line for the log: its level, its message, and its facts.
 
-    `resolved`: the message that is logged, with the facts in `subject`, once nothing of this kind is wrong with that
-    subject any more; "" for none.
+    `resolved`: the message to log, with the facts in `subject`, when that subject no longer has an event with the same
+    `resolved`; "" for none.
     """
 
     level: int
@@ -25,7 +25,7 @@ class LogEvent(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """What is wrong, in a word for programs."""
+        """The reason as one word, for programs."""
         return "".join(word.capitalize() for word in self.message.split())
 
 
@@ -36,7 +36,7 @@ class DedupLogger:
         self._current: dict[str, dict[LogEvent, None]] = {}
 
     def log(self, topic: str, events: Iterable[LogEvent], present: Container[Facts] = ((),)) -> None:
-        """Log what is new, and what is resolved, given all that is wrong now with a topic.
+        """Log what is new and what is resolved. `events`: all present problems of a topic.
 
         `present`: the subjects that still exist; a problem whose subject went away is not logged as resolved.
         """
@@ -51,5 +51,5 @@ class DedupLogger:
         self._current[topic] = now
 
     def errors(self) -> list[LogEvent]:
-        """The current problems that somebody has to mend."""
+        """The present problems that somebody has to correct."""
         return [event for events in self._current.values() for event in events if event.level >= logging.ERROR]

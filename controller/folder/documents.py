@@ -1,4 +1,4 @@
-"""YAML documents: text to resources, within limits; what is wrong is told with its place and the remedy."""
+"""Parses YAML into resources, within limits. Each mistake has its place and a remedy."""
 
 import base64
 import binascii
@@ -13,17 +13,17 @@ import yaml
 
 API_VERSION = "lamplighter.dev/v1alpha1"
 API_VERSIONS = {"Schedule": API_VERSION, "Repository": API_VERSION, "Host": API_VERSION, "Secret": "v1"}
-"""The kinds that are read, each with the only version of it that is."""
+"""The kinds that are read, each with its apiVersion."""
 MAX_DEPTH = 32
-"""How deep a document may be nested."""
+"""The deepest nesting of a document."""
 MAX_NODES = 200_000
-"""Values of a file, counted again wherever an alias repeats them."""
+"""The most values of a file. Values that an alias repeats count each time."""
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
 class Mistake(NamedTuple):
-    """What is wrong in a file. `mark`: `:line` or `:line:column`, or empty; `document`: counted from 1."""
+    """A mistake in a file. `mark`: `:line`, `:line:column` or empty. `document`: its number, from 1."""
 
     file: str
     mark: str
@@ -33,12 +33,12 @@ class Mistake(NamedTuple):
 
     @property
     def place(self) -> str:
-        """The file, with line and column where they are known."""
+        """The file, with line and column if they are known."""
         return f"{self.file}{self.mark}"
 
 
 class Document(NamedTuple):
-    """One resource in a file. `line`: its first; `number`: from 1. Its repr tells no content: that may be a Secret."""
+    """One resource in a file. `line`: its first line. `number`: from 1. Its repr hides the content, maybe a Secret."""
 
     file: str
     line: int
@@ -50,7 +50,7 @@ class Document(NamedTuple):
 
     @property
     def place(self) -> str:
-        """The file, with the line in which this begins."""
+        """The file, with the document's first line."""
         return f"{self.file}:{self.line}"
 
     @property
@@ -60,21 +60,21 @@ class Document(NamedTuple):
 
     @property
     def namespace(self) -> str:
-        """The resource's namespace; "" for a Host, which all namespaces share."""
+        """The resource's namespace; "" for a Host, which has none."""
         return "" if self.kind == "Host" else str(self.content["metadata"].get("namespace") or "default")
 
     @property
     def name(self) -> str:
-        """The resource's name, which no other of its kind and namespace has."""
+        """The resource's name, unique in its kind and namespace."""
         return str(self.content["metadata"]["name"])
 
     def mistake(self, field: str, detail: str) -> Mistake:
-        """Something that is wrong in here."""
+        """A mistake in this document."""
         return Mistake(self.file, f":{self.line}", self.number, field, detail)
 
 
 class Parsed(NamedTuple):
-    """What a file says: its resources, what is wrong in it, and what is not read."""
+    """The parsed text of a file. `unread`: documents of kinds that are not read."""
 
     documents: tuple[Document, ...]
     mistakes: tuple[Mistake, ...]
@@ -82,7 +82,7 @@ class Parsed(NamedTuple):
 
 
 def parse(path: Path, text: str) -> Parsed:
-    """Read a file's documents; `path` is what places are told by."""
+    """Parse a file's documents. `path`: for the places of mistakes."""
     found: list[Document] = []
     mistakes: list[Mistake] = []
     unread: list[Mistake] = []
@@ -107,7 +107,7 @@ _KINDS = "Schedule, Repository, Host and Secret"
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Reads as kubectl does: what looks like a date stays text."""
+    """Reads YAML as kubectl does: a value that looks like a date stays text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -116,7 +116,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 
 def _contents(text: str) -> Iterator[tuple[int, Any]]:
-    """The documents of a text, each with the line that it begins in. Raises yaml.YAMLError."""
+    """The documents of a text, each with its first line. Raises yaml.YAMLError."""
     loader = _Loader(text)
     left = MAX_NODES
     try:
@@ -131,30 +131,30 @@ def _contents(text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _value(loader: _Loader, node: yaml.Node) -> Any:
-    """What a document says, which JSON can say too."""
+    """A document's value, which must be valid in JSON, too. Raises _NodeError."""
     try:
         value = loader.construct_document(node)
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # PyYAML's, for tags such as !!int x
-        raise _NodeError("holds a value that JSON cannot say: put it in quotes, if it is meant as text", node) from None
+        raise _NodeError("holds a value that is not valid in JSON: put it in quotes if it is text", node) from None
     return value
 
 
 class _NodeError(yaml.MarkedYAMLError):
-    """YAML that can be read, but is refused."""
+    """Valid YAML that is refused."""
 
     def __init__(self, problem: str, node: yaml.Node) -> None:
         super().__init__(problem=problem, problem_mark=node.start_mark)
 
 
 def _size(node: yaml.Node, sizes: dict[int, int], depth: int) -> int:
-    """The number of values in a node, aliases followed, at the cost of one visit to each node.
+    """The number of values in a node, with aliases counted each time. It visits each node once.
 
-    Raises _NodeError for a key that is given twice, and for nodes within themselves or nested too deep.
+    Raises _NodeError for a duplicate key, a node within itself, or nesting that is too deep.
     """
     if id(node) in sizes:
         if sizes[id(node)] == 0:
-            raise _NodeError("an alias stands within what it repeats", node)
+            raise _NodeError("an alias is inside of what it repeats: write the value out", node)
         return sizes[id(node)]
     if depth > MAX_DEPTH:
         raise _NodeError(f"nested more than {MAX_DEPTH} deep", node)
@@ -170,7 +170,7 @@ def _size(node: yaml.Node, sizes: dict[int, int], depth: int) -> int:
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
-    """Keys must be strings, each given once: of two, YAML's readers keep one without a word."""
+    """Check that keys are strings without duplicates, of which YAML's readers silently keep one. Raises _NodeError."""
     seen = set()
     for key, _ in node.value:
         if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
@@ -181,7 +181,7 @@ def _check_keys(node: yaml.MappingNode) -> None:
 
 
 def _yaml_mistake(path: Path, document: int, error: yaml.YAMLError) -> Mistake:
-    """A YAML error with its place. No text of the file is repeated: it may be a Secret's."""
+    """A YAML error as a mistake with its place. It repeats no text of the file, which may hold a Secret."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return Mistake(str(path), "", document, "", "holds characters that YAML does not allow: save it as UTF-8 text")
     mark = error.problem_mark or error.context_mark
@@ -193,9 +193,9 @@ def _yaml_mistake(path: Path, document: int, error: yaml.YAMLError) -> Mistake:
 
 
 def field_line(text: str, number: int, field: str) -> int | None:
-    """The line of a field, such as spec.backup.paths[0], in a text's document of this number (from 1).
+    """The line of a field, such as spec.backup.paths[0], in the document with this number (from 1).
 
-    That of the innermost field around it where it is not there; None where the document cannot be read.
+    If the field is missing, the line of the innermost field around it; None if the document cannot be read.
     """
     try:
         node = next(islice(yaml.compose_all(text, Loader=_Loader), number - 1, None), None)
@@ -212,7 +212,7 @@ def field_line(text: str, number: int, field: str) -> int | None:
 
 
 def _child(node: yaml.Node, name: str) -> tuple[int, yaml.Node] | None:
-    """A field of an object, or an item of a list by its number, with the line in which it begins (from 0)."""
+    """A field of an object, or an item of a list by its index, with its first line (from 0)."""
     if isinstance(node, yaml.MappingNode):
         return next(((key.start_mark.line, value) for key, value in node.value if key.value == name), None)
     if isinstance(node, yaml.SequenceNode) and name.isdigit() and int(name) < len(node.value):
@@ -221,7 +221,7 @@ def _child(node: yaml.Node, name: str) -> tuple[int, yaml.Node] | None:
 
 
 def _mistakes(document: Document) -> Iterator[Mistake]:
-    """What is wrong with a resource before its spec is looked at: that is the server's to judge."""
+    """The mistakes in a resource outside its spec, which the server checks."""
     content = document.content
     if not isinstance(content, dict):
         yield document.mistake("", "must be an object with apiVersion, kind, metadata and spec")
@@ -242,9 +242,7 @@ def _mistakes(document: Document) -> Iterator[Mistake]:
     if kind == "Secret":
         yield from _secret_mistakes(document)
     if kind == "Host" and content.get("spec"):
-        yield document.mistake(
-            "spec", "a Host in a folder has none: remove it, and put its labels into metadata.labels"
-        )
+        yield document.mistake("spec", "a Host in a folder has no spec: remove it, and put labels into metadata.labels")
 
 
 def _secret_mistakes(document: Document) -> Iterator[Mistake]:
@@ -258,12 +256,12 @@ def _secret_mistakes(document: Document) -> Iterator[Mistake]:
                 yield document.mistake(f"{field}.{key}", "must be a string: put it in quotes")
             elif field == "data" and _decoded(value) is None:
                 yield document.mistake(
-                    f"{field}.{key}", "must be UTF-8 text in base64: or put it into stringData as it is"
+                    f"{field}.{key}", "must be UTF-8 text in base64: encode it, or put it into stringData as it is"
                 )
 
 
 def secret_values(secret: Document) -> dict[str, str]:
-    """The values of a Secret without mistakes; of a key in both, stringData's counts, as in Kubernetes."""
+    """The values of a Secret. A key in both data and stringData has stringData's value, as in Kubernetes."""
     data = secret.content.get("data") or {}
     return {key: _decoded(it) or "" for key, it in data.items()} | (secret.content.get("stringData") or {})
 

@@ -1,4 +1,4 @@
-"""The files of a folder: which of them may hold resources, their texts, and when they change."""
+"""Finds and reads the files of a folder, and notices when they change."""
 
 import asyncio
 import logging
@@ -14,27 +14,27 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".yaml", ".yml")
 MAX_FILE = 4 << 20
-"""Bytes of a file that are read."""
+"""The most bytes of a file."""
 MAX_FILES = 10_000
-"""Files of a folder that are read."""
+"""The most files of a folder."""
 SETTLE_MS = 200
-"""Milliseconds without a change after which files are read: editors save in several steps."""
+"""Milliseconds without a change before files are read, since editors save in several steps."""
 
 
 class FolderError(ControllerError):
-    """The folder cannot be read as a whole; the message says why and what to do."""
+    """The folder cannot be read; the message says why and what to do."""
 
 
 class Unreadable(NamedTuple):
-    """Stands for the text of a file that cannot be read."""
+    """In place of the text of a file that cannot be read."""
 
     reason: str
 
 
 def read_texts(folder: Path) -> dict[Path, str | Unreadable]:
-    """The texts of all files below a folder that may hold resources, by their paths from there; hidden ones are not.
+    """The texts of all YAML files below a folder, by their relative paths. Hidden files and folders are skipped.
 
-    Raises FolderError where it cannot be known what files there are.
+    Raises FolderError if the folder or one below it cannot be listed, or has too many files.
     """
     texts: dict[Path, str | Unreadable] = {}
     try:
@@ -45,9 +45,11 @@ def read_texts(folder: Path) -> dict[Path, str | Unreadable]:
                 if path.suffix in SUFFIXES and not name.startswith(".") and (text := _text(path)) is not None:
                     texts[path.relative_to(folder)] = text
                 if len(texts) > MAX_FILES:
-                    raise FolderError(f"{folder}: more than {MAX_FILES} files; put several resources into each")
+                    raise FolderError(f"{folder}: more than {MAX_FILES} files: put several resources into each")
     except OSError as error:
-        raise FolderError(f"{error.filename}: {error.strerror}; nothing is changed until it can be read") from None
+        raise FolderError(
+            f"{error.filename}: {error.strerror}: make it readable; until then nothing is changed"
+        ) from None
     return texts
 
 
@@ -56,7 +58,7 @@ def _raise(error: OSError) -> None:
 
 
 def _text(path: Path) -> str | Unreadable | None:
-    """The text of a file; None when it is gone, or no file."""
+    """The text of a file; None if it was deleted or is no regular file."""
     try:
         if not path.is_file():
             return None
@@ -71,22 +73,22 @@ def _text(path: Path) -> str | Unreadable | None:
     try:
         return content.decode()
     except UnicodeDecodeError:
-        return Unreadable("not UTF-8 text: save it as that")
+        return Unreadable("not UTF-8 text: save it as UTF-8")
 
 
 async def notice(folder: Path, changed: asyncio.Event, again_s: float) -> None:
-    """Set `changed` whenever files have changed. Where that goes unnoticed, the regular comparisons have to do."""
+    """Set `changed` whenever files change. If watching fails, log it, and watch again after `again_s` seconds."""
     while True:
         try:
             async for _ in awatch(folder, watch_filter=_Visible(folder), step=SETTLE_MS, recursive=True):
                 changed.set()
-        except Exception as error:  # noqa: BLE001 - whatever it was, comparisons go on, and it is tried again
+        except Exception as error:  # noqa: BLE001 - regular comparisons go on, and watching is tried again
             log.warning("changes go unnoticed until the next comparison", extra={"folder": folder, "detail": error})
         await asyncio.sleep(again_s)
 
 
 class _Visible:
-    """Tells what may be files with resources, or folders with them, from all else: databases, editors' drafts."""
+    """A filter for changes of YAML files and of folders: databases and editors' drafts change too often."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()

@@ -1,6 +1,6 @@
-"""Makes a server follow a folder: files are read, what they declare is worked out, and what differs is put right.
+"""Makes a server follow a folder: reads the files, and corrects what differs at the server.
 
-`follow_folder` does it again whenever a file changes, and from time to time in any case.
+`follow_folder` repeats that whenever a file changes, and at regular intervals.
 """
 
 import asyncio
@@ -34,13 +34,13 @@ log = logging.getLogger(__name__)
 
 OWNER = "lamplighter-folder"
 CONFIRMATION = "allow-empty"
-"""The file in a folder that confirms that most of what it declared is to be deleted."""
+"""The file in a folder that confirms the deletion of most of the resources."""
 MAX_NAMED = 5
-"""Resources that a message names."""
+"""The most resources that a message names."""
 RESYNC_S = 60.0
-"""Seconds between full comparisons, whether or not a file has changed."""
+"""Seconds between full comparisons, even if no file has changed."""
 RETRY_S, MAX_RETRY_S = 0.5, 30.0
-"""Seconds before a server that cannot be reached is tried again: the first time, and at most."""
+"""Seconds before an unreachable server is tried again: the first time, and at most."""
 
 
 async def follow_folder(
@@ -54,14 +54,14 @@ async def follow_folder(
 ) -> None:
     """Make a server follow a folder until cancelled.
 
-    Everything is compared when a file has changed, every `resync_s` seconds, and again, ever more rarely, while the
-    server cannot be reached or a comparison fails. `allow_empty`: as for FolderFollower.
+    It compares when a file changes, every `resync_s` seconds, and, with a growing pause, while the server cannot be
+    reached or a comparison fails. `allow_empty`: see FolderFollower.
     """
     changed = asyncio.Event()
     follower = FolderFollower(folder, client, owner, allow_empty=allow_empty, metrics=metrics)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(notice(folder, changed, RESYNC_S), name="notice files")
-        await asyncio.sleep(0)  # it notices from here on, before files are read
+        await asyncio.sleep(0)  # start watching before files are read
         retry_s = RETRY_S
         while True:
             changed.clear()
@@ -73,7 +73,7 @@ async def follow_folder(
 
 
 async def _compared(follower: "FolderFollower") -> bool:
-    """Whether a comparison went well. Nothing that happens in one ends the next."""
+    """Compare once; whether it succeeded. An exception is logged, so that the next comparison takes place."""
     try:
         return await follower.compare()
     except Exception:
@@ -82,10 +82,10 @@ async def _compared(follower: "FolderFollower") -> bool:
 
 
 class FolderFollower:
-    """Compares a folder with a server, and says in the log what came of it.
+    """Compares a folder with a server, corrects the server, and logs the results.
 
-    A folder that declares less than half of what the server holds of it deletes nothing until that is confirmed: by
-    `allow_empty`, or by a file CONFIRMATION in it. It may be a volume that is not mounted.
+    If the folder declares less than half of what the server has from it, nothing is deleted until `allow_empty`, or a
+    file CONFIRMATION in the folder, confirms that: its volume may not be mounted.
     """
 
     def __init__(
@@ -108,14 +108,14 @@ class FolderFollower:
         self._count: tuple[int, ...] = ()
 
     async def compare(self) -> bool:
-        """Read, compare, put right what differs, and tell the server what is wrong. Whether it could be reached."""
+        """Read the folder, correct the server, and report problems to it. Returns whether the server was reached."""
         reached = await self._compare()
         problems = self._problems.errors()
         self._metrics.compared(reached, [it.reason for it in problems])
         if reached:
             try:
                 await self._client.report(self._owner, reported(problems))
-            except ControllerError as error:  # it is told again after the next comparison
+            except ControllerError as error:  # the next comparison reports it again
                 log.debug("state not reported", extra={"detail": error})
         return reached
 
@@ -155,17 +155,17 @@ class FolderFollower:
         return True
 
     def _warn_of_withheld(self, outcomes: Sequence[Outcome]) -> None:
-        """Say loudly, at each comparison, what is not deleted for being too much."""
+        """Log, at each comparison, the deletions that are withheld because they are too many."""
         kept = [(it.change.key, it.error.owned) for it in outcomes if isinstance(it.error, Withheld)]
         if kept:
             detail = (
-                f"{len(kept)} of {kept[0][1]} resources that the server has from {self._folder} are not declared there "
-                f"any more: is it mounted? They go on as they are. To have them deleted, give --allow-empty, or make a "
-                f"file {CONFIRMATION} in the folder"
+                f"{len(kept)} of {kept[0][1]} resources that the server has from {self._folder} are no longer declared "
+                f"there: is it mounted? They stay in force. To delete them, give --allow-empty, or create a file "
+                f"{CONFIRMATION} in the folder"
             )
             named = ", ".join(f"{key.kind} {key}" for key, _ in kept[:MAX_NAMED])
             facts = log_facts(folder=self._folder, detail=detail, first=named)
-            self._problems.log("withheld", [])  # to be said anew
+            self._problems.log("withheld", [])  # so that it is logged again
             self._problems.log("withheld", [LogEvent(logging.ERROR, "deleting nothing", facts)])
         else:
             self._problems.log("withheld", [])
@@ -176,7 +176,7 @@ class FolderFollower:
         return False
 
     def _sum_up(self, reading: Reading) -> None:
-        """Say how much is declared, when that has changed."""
+        """Log how much is declared, if that has changed."""
         kinds = [key.kind for key in reading.declared.resources]
         count = (kinds.count("Schedule"), kinds.count("Repository"), len(reading.files))
         if count != self._count:
@@ -187,7 +187,7 @@ class FolderFollower:
 
 
 def _log_done(outcome: Outcome) -> None:
-    """Say what was accepted, changed or deleted; the server says so too, where people look first."""
+    """Log, at level debug, what was accepted, changed or deleted. The server logs it at level info."""
     if outcome.error is not None:
         return
     change, answer = outcome.change, outcome.answer or {}
@@ -201,7 +201,7 @@ def _log_done(outcome: Outcome) -> None:
 
 
 def _about(change: Put, answer: Mapping[str, Any]) -> dict[str, object]:
-    """What a reader wants to know of a resource that was just accepted."""
+    """Facts about an accepted Schedule for the log: its cron, and its next due time."""
     if change.key.kind != "Schedule":
         return {}
     spec = answer["spec"]

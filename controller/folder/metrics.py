@@ -1,4 +1,4 @@
-"""What Prometheus is told of a controller of a folder. Names and units follow Prometheus' practices."""
+"""The metrics of a folder's controller. Names and units follow Prometheus' practices."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 
 class FolderMetrics:
-    """The metrics of a controller of a folder, in a registry of their own."""
+    """The metrics of a folder's controller, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -18,7 +18,7 @@ class FolderMetrics:
         self._problems = Gauge("lamplighter_folder_problems", about, ["reason"], registry=registry)
 
     def compared(self, reached: bool, reasons: Iterable[str]) -> None:
-        """A comparison is over. `reasons`: what is wrong, a word each."""
+        """A comparison is over. `reasons`: one word for each problem."""
         self._is_reached = reached
         self._reached.set(reached)
         self._problems.clear()
@@ -26,5 +26,5 @@ class FolderMetrics:
             self._problems.labels(reason).set(count)
 
     async def waits_for(self) -> str:
-        """What the controller waits for before it is ready; empty when it is."""
+        """What the controller waits for before it is ready; empty once it is ready."""
         return "" if self._is_reached else "the server has not answered a comparison"

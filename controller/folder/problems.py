@@ -1,4 +1,4 @@
-"""What is wrong with a folder or its server, as lines for the log and as the server is told."""
+"""Describes what is wrong with a folder or its server, for the log and for reports to the server."""
 
 import logging
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from controller.reconcile import Outcome
 from controller.resources import Key, final_newlines
 
 MAX_REPORTED = 20
-"""Problems that one report to the server holds."""
+"""The most problems in one report to the server."""
 MAX_MESSAGE = 1024
-"""Characters of each problem's message."""
+"""The most characters of a problem's message."""
 
 
 def reported(problems: Sequence[LogEvent]) -> list[dict[str, str]]:
-    """Problems as the server takes them: the first MAX_REPORTED, of which the last counts the rest."""
+    """The first MAX_REPORTED problems in the form of the API. If there are more, the last one says how many."""
     told = [{"reason": it.reason, "message": _one_line(it)} for it in problems[:MAX_REPORTED]]
     if more := len(problems) - len(told):
         told[-1] = {"reason": "MoreProblems", "message": f"and {more + 1} more: see the controller's log"}
@@ -27,13 +27,13 @@ def reported(problems: Sequence[LogEvent]) -> list[dict[str, str]]:
 
 
 def _one_line(event: LogEvent) -> str:
-    """An event with its facts, in one line of at most MAX_MESSAGE characters."""
+    """An event with its facts in one line, cut to MAX_MESSAGE characters."""
     facts = "; ".join(str(value) if name == "detail" else f"{name} {value}" for name, value in event.facts)
     return f"{event.message}: {' '.join(facts.split())}"[:MAX_MESSAGE]
 
 
 def newline_events(reading: Reading) -> list[LogEvent]:
-    """Where a secret ends with a newline, which is left out: nothing is wrong with that where nobody meant it."""
+    """Warnings of secrets that end with a newline, which is left out. That is rarely intended."""
     declared = reading.declared
     return [
         LogEvent(
@@ -47,7 +47,7 @@ def newline_events(reading: Reading) -> list[LogEvent]:
 
 
 def file_events(reading: Reading) -> list[LogEvent]:
-    """Mistakes in files, documents that are ignored, and that nothing is deleted because of a mistake."""
+    """Events for mistakes in files, for ignored documents, and for deletions that a mistake prevents."""
     events = []
     for it in reading.errors:
         place = _place(reading, it.file, it.document, it.field, it) or it.place
@@ -57,13 +57,13 @@ def file_events(reading: Reading) -> list[LogEvent]:
         facts = log_facts(file=it.place, document=it.document, detail=it.detail)
         events.append(LogEvent(logging.WARNING, "document ignored", facts))
     if not reading.declared.complete:
-        detail = "a file has mistakes, and what it declares is not known: nothing is deleted until they are mended"
+        detail = "a file has mistakes, so that what it declares is unknown: nothing is deleted until they are corrected"
         events.append(LogEvent(logging.WARNING, "deleting nothing", log_facts(detail=detail)))
     return events
 
 
 def _place(reading: Reading, path: str, document: int, field: str, mistake: Mistake | None = None) -> str:
-    """The file with the line of a field; without the line where what counts is an earlier text; "" for no field."""
+    """The file and line of a field; "" without a field. The line is left out if an earlier text of the file counts."""
     file = reading.files[Path(path)]
     if not field or isinstance(file.text, Unreadable):
         return ""
@@ -74,7 +74,7 @@ def _place(reading: Reading, path: str, document: int, field: str, mistake: Mist
 
 
 def refusals(outcomes: Sequence[Outcome], reading: Reading) -> list[LogEvent]:
-    """What the server refused, by field, with the place that says it."""
+    """Events for what the server refused, one for each field, with its place in the folder."""
     events = []
     for outcome in outcomes:
         if isinstance(outcome.error, Refused):
@@ -88,7 +88,7 @@ def refusals(outcomes: Sequence[Outcome], reading: Reading) -> list[LogEvent]:
 
 
 def _where(reading: Reading, key: Key, field: str) -> dict[str, object]:
-    """The file, with the line, and the document that say a field of a resource."""
+    """The file and line, and the document, of a resource's field."""
     document = reading.documents.get(key)
     if document is None:
         return {}
@@ -97,20 +97,20 @@ def _where(reading: Reading, key: Key, field: str) -> dict[str, object]:
 
 
 def failing(level: int, message: str, error: ControllerError, resolved: str) -> LogEvent:
-    """What keeps the controller from comparing at all. `resolved`: logged once that is over."""
+    """An event for an error that prevents comparing. `resolved`: logged once it is over."""
     return LogEvent(level, message, log_facts(detail=error), resolved=resolved)
 
 
 def log_facts(**facts: object) -> Facts:
-    """What a line of the log names, without what is empty."""
+    """Facts for a line of the log, without empty ones."""
     return tuple((key, str(value)) for key, value in facts.items() if value)
 
 
 def resource_subject(key: Key) -> Facts:
-    """A resource, as the subject of lines of the log."""
+    """A resource as the subject of an event."""
     return ((key.kind.lower(), str(key)),)
 
 
 def file_subject(path: str) -> Facts:
-    """A file, as the subject of lines of the log."""
+    """A file as the subject of an event."""
     return (("file", path),)

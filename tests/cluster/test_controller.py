@@ -24,7 +24,7 @@ from agent.service import Service, utc_now
 from controller.client import Client
 from controller.cluster.access import login
 from controller.cluster.events import Recorder
-from controller.cluster.follower import Times
+from controller.cluster.follower import Timing
 from controller.cluster.kube import Kube
 from controller.cluster.operator import operate
 from controller.cluster.status import Notice
@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("definitions")]
 GROUP = "lamplighter.dev/v1alpha1"
 PATIENCE_S = 60
 RESTIC = shutil.which("restic") or "restic"
-FAST = Times(full=300, secrets=0.5, look=0.2, retry=0.1, most_retry=0.5, listed=0.5, write=0.2)
+FAST = Timing(full=300, secrets=0.5, statuses=0.2, retry=0.1, max_retry=0.5, listed=0.5, write=0.2)
 ROLES = {
     "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
     "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
@@ -338,7 +338,7 @@ async def test_what_happens_again_is_counted_in_one_event(controller, kubectl):
     async with Kube(login) as kube:
         recorder = Recorder(kube, lambda: datetime.now(UTC))  # as after a restart
         for _ in range(3):
-            await recorder.tell(kubectl.get("Schedule", "etc"), Notice("Warning", "RepositoryNotFound", "again"))
+            await recorder.record(kubectl.get("Schedule", "etc"), Notice("Warning", "RepositoryNotFound", "again"))
         await recorder.flush()
     (again,) = kubectl.list("Event")
     assert again["metadata"]["uid"] == event["metadata"]["uid"]

@@ -19,11 +19,11 @@ from kmock import KubernetesEmulator, KubernetesError, Server, action, resource
 
 from controller.client import Client
 from controller.cluster.access import login
-from controller.cluster.follower import Times
+from controller.cluster.follower import Timing
 from controller.cluster.kube import Kube
 from controller.cluster.metrics import Metrics
 from controller.cluster.operator import Health, operate
-from controller.cluster.watching import Times as WatchTimes
+from controller.cluster.watching import WatchTiming
 from server.app import Config, serving
 from tests.plain import NO_TLS
 from tests.reverse_proxy import Proxy
@@ -32,8 +32,8 @@ pytestmark = pytest.mark.anyio
 
 HOME = "lamplighter-system"
 PATIENCE_S = 20
-WATCHED = WatchTimes(watch=1, stalled=30, check=0.2, again=0.1)
-FAST = Times(full=300, secrets=0.5, look=0.1, retry=0.05, most_retry=0.2, listed=0.2, write=0.1, watch=WATCHED)
+WATCHED = WatchTiming(watch=1, stalled=30, check=0.2, again=0.1)
+FAST = Timing(full=300, secrets=0.5, statuses=0.1, retry=0.05, max_retry=0.2, listed=0.2, write=0.1, watch=WATCHED)
 GROUP = "lamplighter.dev/v1alpha1"
 PLURALS = {
     "Schedule": f"{GROUP}/schedules",
@@ -715,7 +715,7 @@ async def test_an_object_that_fails_sets_no_other_back(server, kubectl, kind, fa
             proxy.ignores = fails
         else:
             proxy.refuse = lambda method, path: failing if fails(method, path) else 0
-        async with controlling(proxy, most_retry=300):
+        async with controlling(proxy, max_retry=300):
             await until(lambda: kubectl.ready("Schedule", "there") == NOWHERE)
             await kubectl.create("Schedule", "new", BACKUP)
             await until(lambda: kubectl.ready("Schedule", "new") == NOWHERE)
@@ -729,7 +729,7 @@ async def test_an_object_that_fails_is_tried_ever_more_rarely_whatever_it_is_tol
     server, kubectl
 ):
     clock = asyncio.get_running_loop().time
-    async with proxied(server) as proxy, controlling(proxy, most_retry=300):
+    async with proxied(server) as proxy, controlling(proxy, max_retry=300):
         await declare(kubectl)
         proxy.refuse = lambda method, path: 500 if (method, path.rpartition("/")[2]) == ("PUT", "bad") else 0
         begin = clock()

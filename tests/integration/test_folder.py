@@ -661,7 +661,7 @@ async def test_a_host_that_came_by_itself_can_be_declared_and_keeps_what_machine
     found = await hosts(client)
     assert found["db-1"] == {"kubernetes.io/os": "linux", "role": "db", OWNER_LABEL: OWNER}
     assert found["other"] == {OWNER_LABEL: "someone"}
-    assert any("not of this controller's making" in str(facts) for _, facts in told())
+    assert any("exists at the server with another owner" in str(facts) for _, facts in told())
     await follower.compare()
     assert "host changed" not in messages(told())  # what is so already is not put again
 

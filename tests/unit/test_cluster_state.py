@@ -33,12 +33,12 @@ def test_what_is_answered_while_a_list_is_read_is_newer_than_the_list() -> None:
 
 def test_a_server_that_is_away_is_not_asked_until_it_is_reached() -> None:
     server = ServerState()
-    server.check_reached()
-    server.mark_away(Unreachable("not there"))
+    server.check_reachable()
+    server.mark_unreachable(Unreachable("not there"))
     with pytest.raises(Unreachable, match="not there"):
-        server.check_reached()
-    server.mark_reached()
-    server.check_reached()
+        server.check_reachable()
+    server.mark_reachable()
+    server.check_reachable()
 
 
 @pytest.fixture
@@ -55,15 +55,15 @@ def test_a_list_of_what_was_listed_before_is_another_one(listings: Listings) -> 
 
 
 def test_what_a_list_leaves_out_may_have_been_deleted_unseen(listings: Listings) -> None:
-    assert not listings.lacks([ETC, HOME, MAIN], 2.9)  # the list may go on
-    assert listings.lacks([ETC, HOME, MAIN], 3)
-    assert not listings.lacks([ETC, HOME, MAIN], 4)  # it has been said
+    assert not listings.omits([ETC, HOME, MAIN], 2.9)  # the list may go on
+    assert listings.omits([ETC, HOME, MAIN], 3)
+    assert not listings.omits([ETC, HOME, MAIN], 4)  # it has been said
 
 
 def test_what_was_told_by_an_event_or_is_gone_is_not_left_out(listings: Listings) -> None:
     listings.on_event(MAIN)
-    assert not listings.lacks([ETC, HOME, MAIN], 3)
+    assert not listings.omits([ETC, HOME, MAIN], 3)
     listings.begin(3)
     listings.forget(HOME)
-    assert not listings.lacks([ETC, MAIN], 5)
+    assert not listings.omits([ETC, MAIN], 5)
     assert not listings.on_listed(HOME, 6)

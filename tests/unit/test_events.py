@@ -59,8 +59,8 @@ def host(at: int) -> dict[str, Any]:
 async def flap(recorder: Recorder, hosts: int, times: int) -> None:
     for _ in range(times):
         for at in range(hosts):
-            await recorder.tell(host(at), GONE)
-            await recorder.tell(host(at), BACK)
+            await recorder.record(host(at), GONE)
+            await recorder.record(host(at), BACK)
 
 
 async def test_hosts_that_flap_cost_an_event_for_each_reason_and_a_write_for_each_round() -> None:
@@ -87,14 +87,14 @@ async def test_an_event_that_has_run_out_is_posted_anew() -> None:
     kube: Any = Kube()
     clock = Clock()
     recorder = Recorder(kube, clock)
-    await recorder.tell(host(1), GONE)
+    await recorder.record(host(1), GONE)
     clock.now += KEPT + timedelta(seconds=1)
     await recorder.flush()
     kube.events.clear()
-    await recorder.tell(host(1), GONE)
+    await recorder.record(host(1), GONE)
     assert len(kube.events) == 1
-    await recorder.tell(host(1), GONE)
+    await recorder.record(host(1), GONE)
     kube.events.clear()
     await recorder.flush()  # it ran out before its repetition was told
-    await recorder.tell(host(1), GONE)
+    await recorder.record(host(1), GONE)
     assert len(kube.events) == 1

@@ -145,7 +145,7 @@ def test_a_wrong_secret_is_refused_without_being_repeated(values: str, field: st
         ("a: \x01", "a.yaml", 1, "characters that YAML does not allow"),
         ("a: 1\na: 2", "a.yaml:2:1", 1, "a is given twice: keep one"),
         ("1: 2", "a.yaml:1:1", 1, "a key must be a string: put 1 in quotes"),
-        ("a: &a [*a]", "a.yaml:1:4", 1, "an alias stands within what it repeats"),
+        ("a: &a [*a]", "a.yaml:1:4", 1, "an alias is inside of what it repeats"),
         ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), f"a.yaml:1:{MAX_DEPTH + 1}", 1, "nested more than"),
         ("[" * 100_000, "a.yaml:1:1001", 1, "nesting depth"),
         ("a: !!python/name:os.system x", "a.yaml:1:4", 1, "could not determine a constructor"),
@@ -226,7 +226,7 @@ def test_the_same_name_in_two_files_is_told_with_both_and_neither_counts() -> No
     found = reading(a=schedule(cron="1 * * * *"), b=schedule(cron="2 * * * *"))
     (error,) = found.errors
     assert (error.place, error.field) == ("b.yaml:1", "metadata.name")
-    assert "Schedule default/etc is declared in a.yaml:1 too" in error.detail
+    assert "Schedule default/etc is also declared in a.yaml:1" in error.detail
     assert found.declared.resources == {}
     assert ETC in found.declared.held
 
@@ -281,7 +281,7 @@ def test_yaml_files_are_read_at_any_depth_and_hidden_ones_are_not(tmp_path: Path
 
 
 def test_a_folder_that_is_gone_is_an_error_and_not_empty(tmp_path: Path) -> None:
-    with pytest.raises(FolderError, match="nothing is changed until it can be read"):
+    with pytest.raises(FolderError, match="until then nothing is changed"):
         read_texts(tmp_path / "gone")
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from controller.client import Client, Refused
 from controller.reconcile import (
     OWNER_LABEL,
-    Agreed,
     Change,
     Declared,
     Delete,
+    LastApplied,
     Observed,
     Put,
     Reconciler,
@@ -43,7 +43,7 @@ def observed(generation: int = 1, owner: str | None = ME, **spec: str) -> Observ
 def changes(
     declared: dict[Key, Resource],
     seen: dict[Key, Observed] | None = None,
-    agreed: dict[Key, Agreed] | None = None,
+    agreed: dict[Key, LastApplied] | None = None,
     **others: Any,
 ) -> list[Change]:
     return plan(Declared(declared, **others), seen or {}, agreed or {}, ME)
@@ -70,7 +70,7 @@ def test_more_than_half_is_deleted_only_where_that_may_be(owned: int) -> None:
 
 
 def test_nothing_is_done_while_neither_side_has_changed() -> None:
-    agreed = {ETC: Agreed(resource(cron="1"), observed(cron="1"))}
+    agreed = {ETC: LastApplied(resource(cron="1"), observed(cron="1"))}
     assert changes({ETC: resource(cron="1")}, {ETC: observed(cron="1")}, agreed) == []
 
 
@@ -89,7 +89,7 @@ def test_nothing_is_done_while_neither_side_has_changed() -> None:
     ],
 )
 def test_a_change_on_either_side_is_put_right(declared: Resource, seen: Observed | None) -> None:
-    agreed = {ETC: Agreed(resource(cron="1"), observed(cron="1"))}
+    agreed = {ETC: LastApplied(resource(cron="1"), observed(cron="1"))}
     assert changes({ETC: declared}, {ETC: seen} if seen else {}, agreed) == [Put(ETC, declared)]
 
 
@@ -201,7 +201,7 @@ def test_one_pass_makes_the_server_follow_the_next_does_nothing_and_a_restart_wr
         key: cron for key, cron in wanted.items() if key not in theirs
     }
     assert all(after[key] == before[key] for key in theirs)
-    agreed = {change.key: Agreed(change.resource, after[change.key]) for change in made if isinstance(change, Put)}
+    agreed = {change.key: LastApplied(change.resource, after[change.key]) for change in made if isinstance(change, Put)}
     assert plan(declared, after, agreed, ME) == []
     writes = server.writes
     for change in plan(declared, after, {}, ME):
@@ -262,10 +262,10 @@ def test_a_touch_is_about_its_keys_alone() -> None:
         rest = Rest(held("etc"), held("other"))
         reconciler = Reconciler(cast(Client, rest), ME)
         await reconciler.reconcile(Declared({ETC: resource(**FULL), other: resource(**FULL)}))
-        await reconciler.touch(Declared({}), {ETC})  # it is not declared any more
-        await reconciler.touch(Declared({}), {ETC})
-        await reconciler.touch(Declared({other: resource(cron="2")}), {other})
-        await reconciler.touch(Declared({other: resource(cron="2")}), {other})
+        await reconciler.reconcile_keys(Declared({}), {ETC})  # it is not declared any more
+        await reconciler.reconcile_keys(Declared({}), {ETC})
+        await reconciler.reconcile_keys(Declared({other: resource(cron="2")}), {other})
+        await reconciler.reconcile_keys(Declared({other: resource(cron="2")}), {other})
         return rest.asked
 
     assert asyncio.run(touched()) == [("DELETE", "etc"), ("PUT", "other")]

@@ -13,7 +13,7 @@ from controller.cluster.kube import KubeError
 from controller.cluster.status import (
     NotFoundError,
     Notice,
-    Told,
+    SyncState,
     host_status,
     notices,
     patch,
@@ -51,12 +51,12 @@ def schedule(
     now: datetime = NOW,
     generation: int | None = 1,
 ) -> dict[str, Any]:
-    return schedule_status(old or {}, Told(generation, error, told), now)
+    return schedule_status(old or {}, SyncState(generation, error, told), now)
 
 
 def host(old: dict[str, Any], now: datetime = NOW, *problems: str, **told: Any) -> dict[str, Any]:
     named = [{"reason": reason, "message": f"{reason}!"} for reason in problems]
-    return host_status(old, Told(1, None, {**HOST, **told, "problems": named}), now)
+    return host_status(old, SyncState(1, None, {**HOST, **told, "problems": named}), now)
 
 
 def condition(status: dict[str, Any], type_: str) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def test_a_reason_says_why_a_declaration_is_not_in_force(
     error: Unreachable | Refused | NotFoundError | KubeError | None, ready: tuple[str, str]
 ) -> None:
     assert states(schedule(error=error))["Ready"] == ready
-    assert states(repository_status({}, Told(1, error, None), NOW))["Ready"] == ready
+    assert states(repository_status({}, SyncState(1, error, None), NOW))["Ready"] == ready
 
 
 def test_a_message_names_just_the_fields_that_are_wrong() -> None:
@@ -201,12 +201,12 @@ def test_what_is_wrong_with_a_host_is_told() -> None:
 
 
 def test_a_host_that_the_server_does_not_know_yet_waits() -> None:
-    assert states(host_status({}, Told(None, None, None), NOW)) == {"Ready": ("False", "Unknown")}
+    assert states(host_status({}, SyncState(None, None, None), NOW)) == {"Ready": ("False", "Unknown")}
 
 
 def run(phase: str, reason: str = "", failures: list[dict[str, str]] | tuple[()] = (), **counts: int) -> dict[str, Any]:
     told = {**COUNTS, **counts, "phase": phase, "reason": reason, "message": "so far", "failures": failures}
-    return run_status({}, Told(1, None, told), NOW)
+    return run_status({}, SyncState(1, None, told), NOW)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_run_that_failed_says_where_and_why_first() -> None:
 @pytest.mark.parametrize(("status", "error"), [("succeeded", ""), ("warning", "not everything could be read")])
 def test_a_restore_that_brought_no_file_back_says_so(status: str, error: str) -> None:
     job = {"status": status, "reason": "", "error": error, "host": "a", "snapshot_id": "s", "files_processed": 0}
-    complete = condition(restore_status({}, Told(1, None, job), NOW), "Complete")
+    complete = condition(restore_status({}, SyncState(1, None, job), NOW), "Complete")
     assert (complete["status"], complete["reason"]) == ("True", "NoFiles")
     assert complete["message"].startswith(error)
     assert "no file" in complete["message"]
@@ -269,7 +269,7 @@ def test_a_restore_becomes_complete_or_failed_with_the_host_and_the_reason(
 ) -> None:
     job: dict[str, Any] = {"status": status, "reason": reason, "error": "so it is", "host": "node-1"}
     job |= {"id": "1", "snapshot_id": "s", "files_processed": 3}
-    told = restore_status({}, Told(1, None, job), NOW)
+    told = restore_status({}, SyncState(1, None, job), NOW)
     assert (told["phase"], states(told)["Complete"], states(told)["Failed"]) == (phase, complete, failed)
     if phase == "Failed":
         assert condition(told, "Failed")["message"] == f"node-1 ({reason or failed[1]}: so it is)"
@@ -312,10 +312,10 @@ def repository(*problems: dict[str, str], spec: dict[str, Any] | None = None, **
 
 
 def test_a_repository_is_degraded_while_something_is_wrong_with_it_which_is_noticed() -> None:
-    assert states(repository_status({}, Told(1, None, repository()), NOW))["Degraded"] == ("False", "Usable")
+    assert states(repository_status({}, SyncState(1, None, repository()), NOW))["Degraded"] == ("False", "Usable")
     wrong = {"reason": "WrongPassword", "message": "wrong password (on node-1)"}
     problem = {"reason": "WrongPassword", "message": "wrong password", "host": "node-1", "at": "2026-03-29T01:29:00Z"}
-    status = repository_status({}, Told(1, None, repository(wrong, problem=problem)), NOW)
+    status = repository_status({}, SyncState(1, None, repository(wrong, problem=problem)), NOW)
     assert states(status)["Degraded"] == ("True", "WrongPassword")
     assert status["problem"] == problem
     assert Notice("Warning", "WrongPassword", "wrong password (on node-1)") in notices({}, status)
@@ -323,7 +323,7 @@ def test_a_repository_is_degraded_while_something_is_wrong_with_it_which_is_noti
 
 def test_a_note_on_a_secret_is_told_where_all_is_well() -> None:
     note = newline_note({"password": "hush\n", "env": {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s\r\n"}})
-    status = repository_status({}, Told(1, None, repository(), note), NOW)
+    status = repository_status({}, SyncState(1, None, repository(), note), NOW)
     message = condition(status, "Ready")["message"]
     assert message.endswith("; the newline at the end of password, AWS_SECRET_ACCESS_KEY in its Secret is left out")
     assert states(status)["Ready"][0] == "True"
@@ -332,6 +332,6 @@ def test_a_note_on_a_secret_is_told_where_all_is_well() -> None:
 
 @pytest.mark.parametrize("reason", ["NoPassword", "NotGranted"])
 def test_a_repository_that_no_job_can_use_is_not_ready_and_says_what_to_do(reason: str) -> None:
-    status = repository_status({}, Told(1, None, repository({"reason": reason, "message": "the remedy"})), NOW)
+    status = repository_status({}, SyncState(1, None, repository({"reason": reason, "message": "the remedy"})), NOW)
     assert states(status)["Ready"] == ("False", reason)
     assert condition(status, "Ready")["message"] == "the remedy"
