@@ -1,6 +1,8 @@
 """Makes a server follow the resources of a Kubernetes cluster, and writes their statuses.
 
-`operator` starts it all while it holds the `lease`: `watching` runs kopf, whose events go into the `cache`; `follower`
-brings what they name to the server and has the `status_writer` write what `status` works out. `kube` speaks with the
-API server.
+`operator` runs while it holds the `lease`: `watching` runs kopf, which passes objects to `follower`. `follower` keeps
+them in the `cache`, queues their keys for `workers`, and has `sync` make the server equal to each. `results` keeps the
+outcomes, `server_state` the server's answers; `status` turns both into statuses, and `status_writer` writes them, with
+`events`. `listings` notices missed deletions, `credentials` reads Secrets, and `kube` is the client of the API server,
+whose address and login are in `access`.
 """

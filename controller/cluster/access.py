@@ -1,6 +1,6 @@
-"""Where the API server is, and with which credentials: known here, for our own requests and for kopf's watches.
+"""The API server's address and credentials, for the controller's requests and for kopf's watches.
 
-The credentials are kopf's own finding (a service account's, or a kubeconfig's).
+kopf finds the credentials: of a service account, or in a kubeconfig.
 """
 
 import dataclasses
@@ -12,20 +12,20 @@ import kopf
 from controller.client import ControllerError
 
 TIMEOUT_S = 30.0
-"""Seconds that the API server has for one answer."""
+"""Seconds to wait for an answer of the API server."""
 
 
 def login() -> kopf.ConnectionInfo:
-    """The credentials of this process, read anew: its service account's, or a kubeconfig's. Raises ControllerError."""
+    """Read the credentials of the service account or the kubeconfig. Raises ControllerError if there are none."""
     settings = kopf.OperatorSettings()
     if found := kopf.login_with_service_account(settings=settings):
         return dataclasses.replace(found, server=api_server(os.environ))
     if found := kopf.login_with_kubeconfig(settings=settings):
         return found
-    raise ControllerError("no cluster: run in a pod with a service account, or set KUBECONFIG")
+    raise ControllerError("no credentials for a cluster: run in a pod with a service account, or set KUBECONFIG")
 
 
 def api_server(environ: Mapping[str, str]) -> str:
-    """The API server's URL as every pod is told it, which needs no DNS (client-go does the same)."""
+    """The API server's URL from the environment of every pod, which needs no DNS. client-go uses the same."""
     host, port = environ["KUBERNETES_SERVICE_HOST"], environ.get("KUBERNETES_SERVICE_PORT", "443")
     return f"https://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,4 +1,4 @@
-"""What the cluster holds, as it was last seen, and what an event there may have an effect on. Plain data, no I/O."""
+"""The cluster's objects as they were last seen, and which keys an event affects. Plain data, no I/O."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -7,17 +7,17 @@ from controller.cluster.kube import Object
 from controller.resources import Key, Resource
 
 ONE_SHOT = ("Run", "Restore")
-"""The kinds that are done once, and then are over."""
+"""The kinds that are carried out once."""
 WATCHED = ("Node", "Repository", "Schedule", "Host", *ONE_SHOT)
-"""The kinds that are cached, those that others depend on first."""
+"""The cached kinds. Kinds that others depend on come first."""
 ENDED = ("Succeeded", "Failed")
-"""The phases in which one of ONE_SHOT stays."""
+"""The final phases of ONE_SHOT kinds."""
 _REFERENCES = {
     "Schedule": ("Repository", "repositoryRef"),
     "Restore": ("Repository", "repositoryRef"),
     "Run": ("Schedule", "scheduleRef"),
 }
-"""The kind of what each of these kinds names in its namespace, and the field of its spec that does."""
+"""For each of these kinds, the kind that it refers to in its namespace, and the field of its spec that does."""
 
 
 class Cache:
@@ -52,15 +52,15 @@ class Cache:
         return {key, *self.dependents(key)}
 
     def get(self, key: Key) -> Object | None:
-        """An object as it was last seen; None where there is none."""
+        """An object as it was last seen; None if there is none."""
         return self.objects.get(key)
 
     def begin(self) -> None:
-        """What is seen from here on is news to a list that is read meanwhile."""
+        """Call before reading a list: events from now on are newer than the list."""
         self._seen.clear()
 
     def replace(self, bodies: Iterable[Object]) -> None:
-        """Take in a list of all objects, which was begun to be read at `begin`: others are no more."""
+        """Replace all objects by a list that was read since `begin`. Newer events stay."""
         listed = {key_of(body): body for body in bodies}
         newer = {key: self.objects.get(key) for key in self._seen}
         self.objects = {key: body for key, body in {**listed, **newer}.items() if body is not None}
@@ -71,7 +71,7 @@ class Cache:
         return ((key, body) for key, body in list(self.objects.items()) if key.kind == kind)
 
     def node_host(self, name: str) -> Object | None:
-        """The Host that there should be for a node, or None for no node of that name."""
+        """The Host that a node should have; None if there is no such node."""
         node = self.objects.get(Key("Node", "", name))
         if node is None:
             return None
@@ -83,17 +83,17 @@ class Cache:
                 "namespace": self.host_namespace,
                 "name": name,
                 "labels": node["metadata"].get("labels") or {},
-                "ownerReferences": [owner],  # Kubernetes' garbage collection takes the Host along with its Node
+                "ownerReferences": [owner],  # Kubernetes' garbage collection deletes the Host with its Node
             },
             "spec": {"nodeName": name},
         }
 
     def active(self) -> list[Key]:
-        """Those of ONE_SHOT that have not ended."""
+        """The keys of ONE_SHOT objects that have not ended."""
         return [key for kind in ONE_SHOT for key, body in self.of(kind) if is_active(body)]
 
     def dependents(self, key: Key) -> Iterator[Key]:
-        """What refers to an object: it may be right now, or wrong."""
+        """The keys that depend on an object: a change of it may make them valid or invalid."""
         if key.kind == "Node":
             yield Key("Host", self.host_namespace, key.name)
         elif key.kind == "Repository":
@@ -103,12 +103,12 @@ class Cache:
 
 
 def is_active(body: Mapping[str, Any]) -> bool:
-    """Whether one of ONE_SHOT has not ended."""
+    """Whether a ONE_SHOT object has not ended."""
     return (body.get("status") or {}).get("phase") not in ENDED
 
 
 def refers_to(key: Key, body: Mapping[str, Any]) -> Key | None:
-    """What an object names: a Schedule or Restore its Repository, a Run its Schedule, others nothing."""
+    """The key that an object refers to: a Schedule's or Restore's Repository, a Run's Schedule; None for others."""
     if key.kind not in _REFERENCES:
         return None
     kind, field = _REFERENCES[key.kind]
@@ -122,7 +122,7 @@ def key_of(body: Mapping[str, Any]) -> Key:
 
 
 def resource_of(body: Mapping[str, Any], credentials: Mapping[str, Any] | None = None) -> Resource:
-    """What an object declares, without what Kubernetes adds."""
+    """The declared part of an object, without what Kubernetes adds."""
     metadata = body["metadata"]
     named = {"namespace": metadata["namespace"], "name": metadata["name"], "labels": metadata.get("labels") or {}}
     return Resource(named, body.get("spec"), credentials)
@@ -135,6 +135,6 @@ def _resource_version(body: Mapping[str, Any]) -> int:
 
 
 def _declares(body: Mapping[str, Any]) -> tuple[object, ...]:
-    """What of an object is declared, and so matters here; its status does not."""
+    """The parts of an object that the server must know when they change. Its status is not one of them."""
     metadata = body["metadata"]
     return metadata.get("uid"), metadata.get("generation"), metadata.get("labels"), metadata.get("deletionTimestamp")

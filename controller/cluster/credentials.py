@@ -1,4 +1,4 @@
-"""What opens a Repository, out of the Secrets that it names."""
+"""Reads a Repository's credentials from the Secrets that it names."""
 
 import base64
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from controller.resources import SECRET_PARTS, Key, environment_of, final_newlin
 
 
 async def read_credentials(kube: Kube, key: Key, body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What opens a Repository, read from its Secrets. Raises NotFoundError and KubeError."""
+    """A Repository's credentials, read from its Secrets; None if it names none. Raises NotFoundError and KubeError."""
     secrets: dict[str, dict[str, bytes]] = {}
     urls: dict[str, list[str]] = {}
     for name in secrets_named(body):
@@ -29,7 +29,7 @@ async def read_credentials(kube: Kube, key: Key, body: Mapping[str, Any]) -> dic
 
 
 def newline_note(credentials: Mapping[str, Any] | None) -> str:
-    """What there is to say of secrets that end with a newline; empty where none does."""
+    """A note on credentials that end with a newline; empty if none does."""
     names = final_newlines(credentials)
     return f"the newline at the end of {', '.join(names)} in its Secret is left out" if names else ""
 
@@ -39,10 +39,10 @@ def credentials_of(
     secrets: Mapping[str, Mapping[str, bytes]],
     urls: Mapping[str, list[str]] = MappingProxyType({}),
 ) -> dict[str, Any] | None:
-    """What opens a Repository, from the values of its namespace's Secrets. None where it names none.
+    """A Repository's credentials, from the values of its namespace's Secrets; None if it names none.
 
-    `urls`: the URL prefixes that Secrets are for, by the name of each Secret that says so.
-    Raises NotFoundError, with the remedy, for a Secret or a key that is not there, or a value that is no text.
+    `urls`: the URL prefixes that a Secret is for, by the name of each Secret that limits them. Raises NotFoundError,
+    with the remedy, for a missing Secret or key, and for a value that is not UTF-8 text.
     """
     spec = body["spec"]
     found: dict[str, Any] = {}
@@ -75,7 +75,7 @@ def _values(body: Mapping[str, Any], name: str, secrets: Mapping[str, Mapping[st
 
 
 def _text(secret: str, key: str, value: bytes) -> str:
-    """A value as text. One that is none is not replaced by another, which would open or create with what is known."""
+    """A value as text. Raises NotFoundError: replacing invalid bytes would make a password that others could guess."""
     try:
         return value.decode()
     except UnicodeDecodeError:

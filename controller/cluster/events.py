@@ -1,7 +1,7 @@
-"""Events for a person to notice: one for each object and reason, however often it happens again.
+"""Posts Events for people: one Event for each object and reason, however often it is repeated.
 
-A repetition is counted, and reported at most once in EVERY_S seconds as the Event's series (events.k8s.io/v1,
-EventSeries), so that an object that flaps costs a bounded number of Events and of writes.
+Repetitions are counted, and written at most every EVERY_S seconds as the Event's series (events.k8s.io/v1,
+EventSeries). So an object that changes all the time causes a limited number of Events and writes.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ log = logging.getLogger(__name__)
 EVERY_S = 60.0
 """Seconds between two writes of one Event."""
 KEPT = timedelta(hours=1)
-"""How long after its last repetition an Event is remembered: the API server keeps Events for as long, by default."""
+"""How long an Event is remembered after its last repetition: as long as the API server keeps Events by default."""
 
 
 class EventKey(NamedTuple):
-    """What an Event is about: an object, by its uid, and a reason."""
+    """The object's uid, and the reason of an Event."""
 
     uid: str
     reason: str
 
 
 class Series(NamedTuple):
-    """An Event that is there. `times`: how often it has happened; `reported`: how often the API server knows of."""
+    """A posted Event. `times`: how often it happened. `reported`: how often by the API server's knowledge."""
 
     namespace: str
     name: str
@@ -41,7 +41,7 @@ class Series(NamedTuple):
 
 
 class Recorder:
-    """Brings Events to the API server. `run` it for repetitions to be reported."""
+    """Posts Events to the API server. While `run` runs, it writes repetitions, too."""
 
     def __init__(self, kube: Kube, clock: Callable[[], datetime], every_s: float = EVERY_S) -> None:
         self._kube = kube
@@ -50,7 +50,7 @@ class Recorder:
         self._series: dict[EventKey, Series] = {}
 
     async def record(self, about: Object, notice: Notice) -> None:
-        """Post an Event about an object, or count it with those of its reason. Raises KubeError."""
+        """Post an Event about an object, or count a repetition of one. Raises KubeError."""
         key, now = EventKey(about["metadata"]["uid"], notice.reason), self._clock()
         if (known := self._series.get(key)) is not None:
             self._series[key] = known._replace(times=known.times + 1, at=now)
@@ -63,18 +63,18 @@ class Recorder:
         except KubeError as error:
             if error.status != HTTPStatus.CONFLICT:
                 raise
-            there = await self._kube.get("Event", namespace, name)  # from before this controller began
+            there = await self._kube.get("Event", namespace, name)  # posted before this controller started
             reported = ((there or {}).get("series") or {}).get("count", 1)
             self._series[key] = Series(namespace, name, reported + 1, reported, now)
 
     async def run(self) -> None:
-        """Tell repetitions until cancelled."""
+        """Write repetitions until cancelled."""
         while True:
             await asyncio.sleep(self._every_s)
             await self.flush()
 
     async def flush(self) -> None:
-        """Tell the repetitions of each Event that were not reported yet, and forget old ones."""
+        """Write the repetitions that the API server does not know yet, and forget old Events."""
         now = self._clock()
         for key, series in list(self._series.items()):
             if series.times > series.reported:
@@ -89,7 +89,7 @@ class Recorder:
         except KubeError as error:
             log.warning("event not posted", extra={"event": series.name, "reason": str(error)})
             return
-        if found is None:  # it has run out: the next time it is a new one
+        if found is None:  # the API server has deleted it: the next one is posted anew
             self._series.pop(key, None)
         elif (now := self._series.get(key)) is not None:
             self._series[key] = now._replace(reported=series.times)
@@ -118,5 +118,5 @@ def _event(about: Object, notice: Notice, key: EventKey, now: datetime) -> Objec
 
 
 def _micro_time(at: datetime) -> str:
-    """A time as Kubernetes' MicroTime."""
+    """A time in the format of Kubernetes' MicroTime."""
     return at.isoformat(timespec="microseconds").replace("+00:00", "Z")

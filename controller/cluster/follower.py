@@ -1,9 +1,9 @@
-"""A server made to follow a cluster, and the cluster told what came of it.
+"""Makes a server follow a cluster, and writes statuses back to the cluster.
 
-Level-triggered: an event only says what to look at, and what is done follows from what is there. Each object is a key
-in a work queue, and fails and is tried again by itself. A full comparison, from time to time, reads both sides anew and
-puts every key into the queue: so is found what was missed, lost or orphaned on either side. The server's news says when
-to look at it again; what it then says becomes the statuses.
+It is level-triggered: an event only says which key to sync, and what to do follows from the present state. Each object
+is a key in a work queue, and is tried again by itself when it fails. A full comparison, at regular intervals, reads
+both sides and queues every key; so it finds what was missed, lost or orphaned on either side. The server's stream of
+changes says when to read its answers again, which become the statuses.
 """
 
 import asyncio
@@ -30,24 +30,27 @@ log = logging.getLogger(__name__)
 
 OWNER = "lamplighter-controller"
 PAUSE_RATIO, MAX_PAUSE_S = 10, 20.0
-"""Minimum pause after reading statuses from the server, as a multiple of the duration of that, and its upper bound in
-seconds: one slow answer must not hide for long how things stand."""
+"""Minimum pause after reading statuses from the server, as a multiple of the read's duration, and its upper bound in
+seconds, so that one slow answer does not delay the next read for long."""
 CONCURRENCY = 8
-"""Objects that are brought to the server at once."""
+"""The most objects that are synced at once."""
 UNREACHED_LIMIT = 2 * CONCURRENCY
-"""Objects in a row that do not reach the server, after which it is found out whether any would."""
+"""Objects in a row that did not reach the server before a comparison checks whether it can be reached at all."""
 
 Chore = Literal["compare", "check the lists", "read secrets", "read statuses"]
-"""What is to be done from time to time, one at a time."""
+"""Work that is repeated, one piece at a time."""
 
 
 class Timing(NamedTuple):
-    """Seconds between one and the next.
+    """Seconds.
 
-    `full`: comparisons of everything. `secrets`: looks at the Secrets that Repositories name, for the cluster does not
-    tell when they change. `look`: looks at the server, at least, however much news it has. `retry`, `max_retry`:
-    attempts at what failed, the first ones and at most. `listed`: an object that a watch lists and the end of its list.
-    `write`: writes of one object's status. `watch`: those of the watches.
+    - `full`: between comparisons of everything.
+    - `secrets`: between reads of the Secrets that Repositories name, which are not watched.
+    - `statuses`: minimum between reads of the server's answers, however often they change.
+    - `retry`, `max_retry`: before the first retry of what failed, and at most.
+    - `listed`: a watch's list counts as complete when it listed no object for so long.
+    - `write`: between writes of one object's status.
+    - `watch`: see `WatchTiming`.
     """
 
     full: float = 300.0
@@ -64,9 +67,9 @@ DEFAULT_TIMING = Timing()
 
 
 class ClusterFollower:
-    """Brings one cluster's resources to one server, and statuses back. Feed it with `on_event`; `run` it.
+    """Syncs a cluster's resources to a server, and statuses back, while `run` runs. `on_event` passes it objects.
 
-    `namespaces`: those whose resources count; none for all.
+    `namespaces`: the namespaces to follow; empty for all.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class ClusterFollower:
         self._objects = Workers(self._sync, times.retry, times.max_retry, CONCURRENCY)
         self._chores = Workers(self._run_chore, times.retry, times.max_retry)
         self._listings = Listings(times.listed)
-        self._held_back: defaultdict[Key, set[Key]] = defaultdict(set)  # what waits for a key that is under way
+        self._held_back: defaultdict[Key, set[Key]] = defaultdict(set)  # keys that wait until another key is synced
         self._unreached = 0  # objects in a row
         self._comparing: set[Key] = set()
         self._changed: set[str] = set()
@@ -100,9 +103,9 @@ class ClusterFollower:
         self.compared = asyncio.Event()
 
     def on_event(self, body: Object, *, deleted: bool = False, listed: bool = False) -> None:
-        """An object of a WATCHED kind is there as it is now, or is no more.
+        """A watch reports an object of a WATCHED kind, or its deletion.
 
-        `listed`: a watch has started, and lists what is there.
+        `listed`: the object comes from a watch's first list.
         """
         key, now = key_of(body), asyncio.get_running_loop().time()
         if not listed:
@@ -114,33 +117,33 @@ class ClusterFollower:
         self._objects.add(self._cache.on_event(body, deleted=deleted))
 
     def begin(self) -> None:
-        """Watches are beginning to list what is there."""
+        """Watches are starting to list objects."""
         self._listings.begin(asyncio.get_running_loop().time())
         self._chores.add_after("check the lists", self._times.listed)
 
     @property
     def object_count(self) -> int:
-        """Objects that are followed."""
+        """The number of followed objects."""
         return len(self._cache.objects)
 
     @property
     def failing(self) -> int:
-        """Objects that could not be brought to the server."""
+        """The number of objects that could not be synced."""
         return self._results.failing
 
     @property
     def queue_length(self) -> int:
-        """Objects that are to be brought to the server, now or again."""
+        """The number of objects to sync, now or later."""
         return len(self._objects)
 
     @property
     def statuses_waiting(self) -> int:
-        """Statuses that are to be written."""
+        """The number of statuses that wait to be written."""
         return self._writer.waiting
 
     @property
     def statuses_written(self) -> int:
-        """Statuses written since this was made."""
+        """The number of statuses written so far."""
         return self._writer.writes
 
     @property
@@ -160,15 +163,15 @@ class ClusterFollower:
     # One object.
 
     def _on_answer(self, body: Object) -> None:
-        """Take in an object as the API server answered a write: its watch may tell of it later, or has told less."""
+        """Take in an object as the API server returned it after a write: its watch may report it only later."""
         self._objects.add(self._cache.on_event(body))
 
     async def _sync(self, key: Key) -> bool:
-        """Bring an object to the server, and have its status say what came of it. Whether that is done with."""
+        """Sync an object to the server, and update its status. Returns whether it is done."""
         body = self._cache.get(key)
         named = None if body is None else refers_to(key, body)
         if named is not None and named in self._objects and not self._reconciler.holds(named):
-            self._held_back[named].add(key)  # it would only be refused
+            self._held_back[named].add(key)  # the server would only refuse it
             return True
         result = await self._syncer.sync(key)
         if result is not None:
@@ -193,7 +196,7 @@ class ClusterFollower:
             self._compare_soon()
 
     def _update_status(self, key: Key) -> None:
-        """Have an object's status say what is known of it."""
+        """Pass an object's present status to the writer."""
         body = self._cache.get(key)
         if body is None:
             self._writer.forget(key)
@@ -205,7 +208,7 @@ class ClusterFollower:
     # Chores.
 
     async def _run_chore(self, chore: Chore) -> bool:
-        """Do a chore, and say when to do it again. Whether it went well; otherwise it is tried again."""
+        """Do a chore, and queue its next time. Returns whether it succeeded; otherwise it is tried again."""
         if chore == "compare":
             return await self._compare()
         if chore == "check the lists":
@@ -218,7 +221,7 @@ class ClusterFollower:
         return True
 
     def _compare_soon(self) -> None:
-        """Have everything compared; where that has failed, when it is tried again."""
+        """Queue a comparison of everything, unless a failed one is waiting for its retry."""
         if "compare" in self._chores or not self._chores.failures("compare"):
             self._chores.add(["compare"])
 
@@ -230,7 +233,7 @@ class ClusterFollower:
             self._chores.add_after("check the lists", ends_at - now)
 
     async def _compare(self) -> bool:
-        """Read everything on both sides anew, and have each object looked at. Whether that could be read."""
+        """Read both sides, and queue every object. Returns whether both could be read."""
         try:
             self._cache.begin()
             self._cache.replace([body async for body in self._list_all()])
@@ -245,7 +248,9 @@ class ClusterFollower:
         names = {*self._server.host_names, *(key.name for key, _ in self._cache.of("Node"))}
         hosts = {Key("Host", self._cache.host_namespace, name) for name in names}
         self._comparing = {*self._cache.objects, *held, *hosts}
-        self._objects.add(sorted(self._comparing, key=lambda key: WATCHED.index(key.kind)))  # what others name first
+        self._objects.add(
+            sorted(self._comparing, key=lambda key: WATCHED.index(key.kind))
+        )  # objects that others refer to come first
         self._note_changes({"schedules", "repositories", "hosts"})
         self._chores.add_after("compare", self._times.full)
         self._log_compared()
@@ -253,7 +258,7 @@ class ClusterFollower:
         return True
 
     async def _read_server(self) -> Collection[Key]:
-        """Read anew what the server has; the keys of its Schedules and Repositories."""
+        """Read the server's state. Returns the keys of its Schedules and Repositories."""
         objects = self._cache.objects
         uids = {objects[key]["metadata"]["uid"] for key in self._cache.active()}
         one_shot = self._server.one_shot
@@ -267,7 +272,7 @@ class ClusterFollower:
             log.info("compared", extra={"objects": len(self._cache.objects)})
 
     def _update_new(self, error: ControllerError) -> None:
-        """Say of what the server has yet to take why it has not."""
+        """Update the statuses of objects that the server has not answered yet with this error."""
         for kind in PLURALS:
             for key, body in self._cache.of(kind):
                 if self._results.is_new(key, body):
@@ -278,24 +283,28 @@ class ClusterFollower:
         for kind in WATCHED:
             for namespace in [None] if kind == "Node" else self._namespaces:
                 async for body in self._kube.list(kind, namespace):
-                    yield {"apiVersion": "lamplighter.dev/v1alpha1", "kind": kind, **body}  # lists leave them out
+                    yield {
+                        "apiVersion": "lamplighter.dev/v1alpha1",
+                        "kind": kind,
+                        **body,
+                    }  # lists leave out these fields
 
-    # What the server says.
+    # The server's answers.
 
     async def _follow_changes(self) -> None:
-        """Have the server looked at whenever it has news; after each loss of the stream, for all that was missed."""
+        """Read the server's answers whenever they change. After a loss of the stream, compare everything."""
         retry_s = self._times.retry
         was_lost = False
         while True:
             try:
                 async for changed in self._client.changes():
-                    if was_lost:  # the server that is back may hold something else
+                    if was_lost:  # the server may have another state now
                         self._chores.add(["compare"])
                     was_lost = False
                     self._note_changes(changed)
                     retry_s = self._times.retry
             except (Unreachable, Refused) as error:
-                log.warning("server's news not heard, trying again", extra={"reason": str(error)})
+                log.warning("server's changes not received, trying again", extra={"reason": str(error)})
             was_lost = True
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, self._times.max_retry)
@@ -305,10 +314,10 @@ class ClusterFollower:
         self._chores.add_after("read statuses", self._read_at - asyncio.get_running_loop().time())
 
     async def _read_statuses(self) -> None:
-        """Read anew what the server has news of, and tell it as statuses."""
+        """Read the server's answers that changed, and update the statuses."""
         now = asyncio.get_running_loop().time
         started = now()
-        if started < self._read_at:  # news came while the last ones were read
+        if started < self._read_at:  # something changed while the last answers were read
             return self._note_changes(())
         changed, self._changed = self._changed, set()
         if "runs" in changed:
@@ -321,7 +330,7 @@ class ClusterFollower:
                 await self._read_hosts()
                 self._update_statuses("Host")
         except ControllerError as error:
-            log.warning("server not looked at, trying again", extra={"reason": str(error)})
+            log.warning("server's answers not read, trying again", extra={"reason": str(error)})
             self._changed |= changed
         self._read_at = now() + max(self._times.statuses, min(PAUSE_RATIO * (now() - started), MAX_PAUSE_S))
         return self._note_changes(()) if self._changed else None

@@ -1,4 +1,4 @@
-"""The Kubernetes API, as far as the controller asks and writes; kopf does the watching."""
+"""Client of the Kubernetes API for reads and writes. kopf does the watching."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from controller.cluster.access import TIMEOUT_S
 GROUP = "lamplighter.dev"
 VERSION = "v1alpha1"
 PAGE = 500
-"""Objects that one page of a list holds."""
+"""Objects on one page of a list."""
 COMPONENT = "lamplighter-controller"
 
 Object = dict[str, Any]
@@ -25,7 +25,7 @@ Object = dict[str, Any]
 
 
 class KubeError(ControllerError):
-    """The API server did not do what was asked. `status`: HTTP's, 0 when it did not answer."""
+    """A request to the API server failed. `status`: of HTTP; 0 if it did not answer, or not with valid JSON."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -38,13 +38,13 @@ class KubeError(ControllerError):
 
 
 class Kind(NamedTuple):
-    """A kind of object: where the API has it. `version`: with the group, as in apiVersion."""
+    """Where the API has a kind of object. `version`: with the group, as in apiVersion."""
 
     version: str
     plural: str
 
     def path(self, namespace: str | None, name: str | None = None) -> str:
-        """The path of an object, or of all of them."""
+        """The path of an object, or of all without `name`. `namespace`: None for all, or for a cluster-scoped kind."""
         root = f"/apis/{self.version}" if "/" in self.version else f"/api/{self.version}"
         within = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
         return f"{root}{within}/{self.plural}" + (f"/{quote(name, safe='')}" if name else "")
@@ -65,9 +65,9 @@ KINDS: Mapping[str, Kind] = {
 
 
 class Kube:
-    """Speaks with one API server, as an asynchronous context manager. Every method raises KubeError.
+    """A client of one API server, as an asynchronous context manager. Every method raises KubeError.
 
-    `login`: tells where it is and the credentials for it; it is asked again when those work no more.
+    `login`: returns its address and credentials. It is called again when the credentials are refused.
     """
 
     def __init__(self, login: Callable[[], kopf.ConnectionInfo]) -> None:
@@ -98,8 +98,10 @@ class Kube:
         while True:
             page = await self._ask("GET", KINDS[kind].path(namespace), params=params)
             items = page.get("items")
-            if not isinstance(items, list):  # what is no list is not an empty one
-                raise KubeError(0, f"{KINDS[kind].plural}: the answer is no list: is this the Kubernetes API?")
+            if not isinstance(items, list):  # an answer without a list must not count as an empty list
+                raise KubeError(
+                    0, f"{KINDS[kind].plural}: the answer is no list: check that the address is the Kubernetes API"
+                )
             for item in items:
                 yield item
             if not (following := (page.get("metadata") or {}).get("continue")):
@@ -107,7 +109,7 @@ class Kube:
             params["continue"] = following
 
     async def get(self, kind: str, namespace: str | None, name: str) -> Object | None:
-        """An object, or None when there is none."""
+        """An object; None if it does not exist."""
         try:
             return await self._ask("GET", KINDS[kind].path(namespace, name))
         except KubeError as error:
@@ -120,14 +122,15 @@ class Kube:
         return await self._ask("POST", KINDS[kind].path(body["metadata"].get("namespace")), body=body)
 
     async def replace(self, kind: str, body: Object) -> Object:
-        """Replace an object; refused with status 409 when it has changed since it was read."""
+        """Replace an object. Raises KubeError with status 409 if it has changed since it was read."""
         metadata = body["metadata"]
         return await self._ask("PUT", KINDS[kind].path(metadata["namespace"], metadata["name"]), body=body)
 
     async def patch(
         self, kind: str, namespace: str | None, name: str, patch: Object, subresource: str = ""
     ) -> Object | None:
-        """Change an object by a merge patch (RFC 7386), or its subresource. None when it is gone."""
+        """Change an object, or its subresource, by a merge patch (RFC 7386). Returns the object; None if it is
+        missing."""
         path = KINDS[kind].path(namespace, name) + (f"/{subresource}" if subresource else "")
         try:
             return await self._ask("PATCH", path, body=patch, content_type="application/merge-patch+json")
@@ -137,7 +140,7 @@ class Kube:
             raise
 
     async def delete(self, kind: str, namespace: str | None, name: str, uid: str) -> None:
-        """Delete an object, if it is still the one with that uid; one that is gone is no error."""
+        """Delete the object with this uid. It is no error if it no longer exists."""
         try:
             await self._ask("DELETE", KINDS[kind].path(namespace, name), body={"preconditions": {"uid": uid}})
         except KubeError as error:
@@ -173,12 +176,14 @@ class Kube:
         try:
             found: Object = answer.json()
         except ValueError:
-            raise KubeError(0, f"{method} {path}: the answer is not JSON: is this the Kubernetes API?") from None
+            raise KubeError(
+                0, f"{method} {path}: the answer is not JSON: check that the address is the Kubernetes API"
+            ) from None
         return found
 
 
 def _message(said: bytes) -> str:
-    """What a Status says, or nothing."""
+    """The message of a Status (the API's error object); empty if there is none."""
     try:
         return str(json.loads(said)["message"])
     except (ValueError, KeyError, TypeError):

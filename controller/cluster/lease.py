@@ -1,7 +1,7 @@
-"""One controller at work among its replicas: a Lease that its holder renews, as Kubernetes' own components hold them.
+"""Leader election: one replica works at a time, the holder of a Lease, as with Kubernetes' own components.
 
-The rules are those of client-go's leader election: a holder that cannot renew for a while stops before others, who wait
-for longer without seeing a change by their own clocks, take over. No two clocks are compared.
+The rules are client-go's. A holder that cannot renew the lease for `renew` seconds stops. Another replica takes over
+after it has seen the lease unchanged for `duration` seconds, which is longer, by its own clock. No clocks are compared.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 class LeaseTiming(NamedTuple):
-    """Seconds. `duration`: a lease must be seen unchanged for so long before another may take it. `renew`: within
+    """Seconds. `duration`: how long another replica must see a lease unchanged before it may take it.
 
-    these its holder must renew it, or stop. `retry`: between attempts.
+    `renew`: in which the holder must renew it, or stop. `retry`: between attempts.
     """
 
     duration: float = 15.0
@@ -28,11 +28,11 @@ class LeaseTiming(NamedTuple):
 
 
 LEASE_TIMING = LeaseTiming()
-"""Those of Kubernetes' own components."""
+"""The values of Kubernetes' own components."""
 
 
 class Lease:
-    """A Lease as one candidate sees it."""
+    """A Lease, for one candidate with this `identity`."""
 
     def __init__(self, kube: Kube, namespace: str, name: str, identity: str, times: LeaseTiming = LEASE_TIMING) -> None:
         self._times = times
@@ -43,7 +43,7 @@ class Lease:
         self._seen: tuple[object, float] = (None, 0.0)
 
     async def hold(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Wait for the lease, then do the work while it is held; returns when the work does, or the lease is lost."""
+        """Wait for the lease, then work while holding it. Returns when the work ends or the lease is lost."""
         while not await self._taken():
             await asyncio.sleep(self._times.retry)
         log.info("lease taken", extra={"lease": f"{self._namespace}/{self._name}", "holder": self._identity})
@@ -60,7 +60,7 @@ class Lease:
     async def _renew(self) -> None:
         clock = asyncio.get_running_loop().time
         renewed = clock()
-        with contextlib.suppress(TimeoutError):  # an API server that never answers must not hold up the end
+        with contextlib.suppress(TimeoutError):  # also when the API server does not answer
             while True:
                 async with asyncio.timeout_at(renewed + self._times.renew):
                     await asyncio.sleep(self._times.retry)
@@ -70,7 +70,8 @@ class Lease:
         log.error("lease lost", extra={"lease": f"{self._namespace}/{self._name}"})
 
     async def _taken(self) -> bool:
-        """Take or renew the lease, if it is ours or nobody's any more."""
+        """Take or renew the lease if this candidate holds it, or nobody, or its holder has stopped. Whether it is
+        held."""
         try:
             lease = await self._kube.get("Lease", self._namespace, self._name)
             if lease is None:
@@ -80,23 +81,23 @@ class Lease:
                 return False
             await self._kube.replace("Lease", self._wanted(lease))
         except KubeError as error:
-            if error.status != 409:  # another was faster
+            if error.status != 409:  # another candidate was faster
                 log.warning("lease cannot be taken or renewed", extra={"reason": str(error)})
             return False
         return True
 
     async def _release(self) -> None:
-        """Let others take over at once."""
+        """Give up the lease, so that another candidate can take it at once."""
         try:
             lease = await self._kube.get("Lease", self._namespace, self._name)
             if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
                 lease["spec"]["holderIdentity"] = ""
                 await self._kube.replace("Lease", lease)
         except KubeError as error:
-            log.info("lease not released: it will run out", extra={"reason": str(error)})
+            log.info("lease not released: it will expire", extra={"reason": str(error)})
 
     def _expired(self, lease: Object) -> bool:
-        """Whether the holder has not renewed for so long that it has stopped."""
+        """Whether the holder must have stopped, since it has not renewed the lease for `duration` seconds."""
         clock = asyncio.get_running_loop().time()
         state = (lease["spec"].get("holderIdentity"), lease["spec"].get("renewTime"))
         if self._seen[0] != state:

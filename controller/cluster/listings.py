@@ -1,7 +1,7 @@
-"""Whether a deletion may have gone unseen, by what watches list when they begin. Plain data, no I/O.
+"""Finds out whether watches may have missed a deletion, from what they list when they start. Plain data, no I/O.
 
-What was deleted before a watch began goes unsaid. So where a watch lists what others have listed before it, or where a
-list leaves out what was there, everything is to be compared.
+A watch does not report what was deleted before it started. So everything must be compared when a watch lists an object
+that was known before, or when a list omits a known object.
 """
 
 from collections.abc import Collection
@@ -10,9 +10,9 @@ from controller.resources import Key
 
 
 class Listings:
-    """What watches have told of. Times are seconds of one monotonic clock.
+    """The objects that watches have listed or reported. Times are seconds of one monotonic clock.
 
-    `within_s`: seconds between an object that a watch lists and the end of its list.
+    `within_s`: a list counts as complete when no object was listed for so many seconds.
     """
 
     def __init__(self, within_s: float) -> None:
@@ -22,30 +22,30 @@ class Listings:
 
     @property
     def ends_at(self) -> float | None:
-        """When the lists that have begun have ended; None where none has begun."""
+        """When the started lists count as complete; None if none has started."""
         return self._ends_at
 
     def begin(self, now: float) -> None:
-        """Watches are beginning to list what is there."""
+        """Watches are starting to list objects."""
         self._ends_at = now + self._within_s
 
     def on_event(self, key: Key) -> None:
-        """A watch has told of an object."""
+        """A watch has reported an object."""
         self._told.add(key)
 
     def on_listed(self, key: Key, now: float) -> bool:
-        """A watch has listed an object. Whether it was told of before: this is not the first list."""
+        """A watch has listed an object. Returns whether it was known before, so that this is not the first list."""
         self.begin(now)
         is_again = key in self._told
         self._told.add(key)
         return is_again
 
     def forget(self, key: Key) -> None:
-        """An object is gone."""
+        """An object was deleted."""
         self._told.discard(key)
 
     def omits(self, keys: Collection[Key], now: float) -> bool:
-        """Whether lists that have ended by now leave out any of these."""
+        """Whether lists that are complete by now omit any of these keys. It is true once for each list."""
         if self._ends_at is None or now < self._ends_at:
             return False
         self._ends_at = None

@@ -1,4 +1,4 @@
-"""What Prometheus is told of a controller. Names and units follow Prometheus' practices."""
+"""The metrics of a cluster's controller. Names and units follow Prometheus' practices."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -29,15 +29,15 @@ class Metrics:
         registry.register(_Writes(self.of_leader(lambda cluster: cluster.statuses_written)))
 
     def begin(self, cluster: "ClusterFollower") -> None:
-        """This replica is at work, on this cluster."""
+        """This replica starts to work, with this follower."""
         self._leading = cluster
 
     def end(self) -> None:
-        """This replica is not at work any more."""
+        """This replica no longer works."""
         self._leading = None
 
     def of_leader(self, value: "Callable[[ClusterFollower], float]") -> Callable[[], float]:
-        """A figure of what this replica works on; 0 while it does not."""
+        """A metric of this replica's follower; 0 while it does not work."""
         return lambda: value(self._leading) if self._leading is not None else 0
 
 
@@ -46,5 +46,5 @@ class _Writes(Collector):
         self._count = count
 
     def collect(self) -> list[Metric]:
-        """The families, as prometheus-client asks for them."""
+        """The metric families, for prometheus-client."""
         return [CounterMetricFamily("lamplighter_controller_status_writes", "Statuses written.", value=self._count())]

@@ -1,4 +1,4 @@
-"""The operator: what kopf sees of the cluster is fed to `cluster`, by the one replica that holds the lease."""
+"""Runs the controller of a cluster: the replica that holds the lease passes what kopf watches to a ClusterFollower."""
 
 import asyncio
 import logging
@@ -20,33 +20,33 @@ log = logging.getLogger(__name__)
 
 LEASE = "lamplighter-controller"
 STUCK_S = 900.0
-"""Seconds that the controller may work at one thing before it counts as stuck."""
+"""Seconds that one piece of work may take before the controller counts as stuck."""
 
 
 class Health:
-    """Whether a controller moves. One that waits for the lease is well."""
+    """Whether the controller makes progress. Waiting for the lease is healthy."""
 
     def __init__(self) -> None:
         self._leading: tuple[ClusterFollower, Progress, WatchTiming] | None = None
 
     def begin(self, cluster: ClusterFollower, progress: Progress, times: WatchTiming) -> None:
-        """This replica is at work."""
+        """This replica starts to work."""
         self._leading = (cluster, progress, times)
 
     def end(self) -> None:
-        """This replica is not at work any more."""
+        """This replica no longer works."""
         self._leading = None
 
     async def problem(self) -> str:
-        """What does not move, though it was begun anew; empty when all does."""
+        """What makes no progress, although it was restarted; empty if the controller is healthy."""
         if self._leading is None:
             return ""
         cluster, progress, times = self._leading
         now = asyncio.get_running_loop().time()
         if silent := progress.silent(now, times.stalled + times.check):
-            return f"the API server has answered no watch for {times.stalled:.0f} s of {', '.join(silent)}"
+            return f"the API server has not answered watches for {times.stalled:.0f} s: {', '.join(silent)}"
         if now - cluster.busy_since > STUCK_S:
-            return f"the controller has worked at one thing for more than {STUCK_S:.0f} s"
+            return f"one piece of work has taken the controller more than {STUCK_S:.0f} s"
         return ""
 
 
@@ -61,7 +61,7 @@ async def operate(
     metrics: Metrics | None = None,
     health: Health | None = None,
 ) -> None:
-    """Follow the cluster until `stop` is set. With `lease`, only while no other replica does."""
+    """Follow the cluster until `stop` is set. With `lease`, only while this replica holds it."""
     metrics, health = metrics or Metrics(), health or Health()
     async with Kube(login) as kube:
         identity = f"{socket.gethostname()}_{os.getpid()}"
@@ -91,7 +91,7 @@ async def _again(lease: Lease, lead: Any) -> None:
 
 
 async def _follow(cluster: ClusterFollower, namespaces: Sequence[str], progress: Progress, times: WatchTiming) -> None:
-    """Watch with kopf and follow what it sees, until cancelled."""
+    """Watch with kopf, and follow the objects that it passes on, until cancelled."""
 
     def on_object(body: Object, kind: str | None) -> None:
         cluster.on_event(body, deleted=kind == "DELETED", listed=kind is None)
@@ -100,11 +100,11 @@ async def _follow(cluster: ClusterFollower, namespaces: Sequence[str], progress:
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # it warns of not being the main thread
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(cluster.run(), name="cluster")
-        await cluster.compared.wait()  # from here on the definitions are known to be there
+        await cluster.compared.wait()  # from then on, the CRDs are known to exist
         while True:
             cluster.begin()
             await watch(login, on_object, namespaces, progress, times)
-            log.warning("watches ended, beginning anew")
+            log.warning("watches ended, starting again")
             await asyncio.sleep(times.again)
 
 

@@ -1,4 +1,4 @@
-"""What came of bringing each object to the server, and the status that says so. Plain data, no I/O."""
+"""The result of syncing each object, and the status that follows from it. Plain data, no I/O."""
 
 import logging
 from datetime import datetime
@@ -24,21 +24,21 @@ from controller.resources import PLURALS, Key
 log = logging.getLogger(__name__)
 
 WAITS = ("HostNotFound", "RepositoryNotFound", "ScheduleNotFound", "SecretNotFound", "SecretKeyNotFound", "Conflict")
-"""Reasons that are over once something else is there, or is gone, which may well be on its way."""
+"""Reasons that end when another object is created or deleted, which may happen at any moment."""
 
 
 class Version(NamedTuple):
-    """Which object, and which generation of it."""
+    """An object's uid and generation."""
 
     uid: str
     generation: int
 
 
 class Result(NamedTuple):
-    """How it went with an object.
+    """The result of syncing an object.
 
-    `error`: why it is not in force; `brought`: the version that was brought to the server, None where none was;
-    `accepted`: whether the server has it for the first time; `note`: something to add to what is well.
+    `error`: why it is not in force; None if it is. `synced`: the version that was sent to the server; None if none was.
+    `accepted`: whether the server has just created it. `note`: an addition to the message of a success.
     """
 
     error: ControllerError | None = None
@@ -55,16 +55,16 @@ class Results:
         self._resources, self._hosts, self._one_shot = server.resources, server.hosts, server.one_shot
         self._errors: dict[Key, ControllerError] = {}
         self._notes: dict[Key, str] = {}
-        self._answered: dict[Key, Version] = {}  # what the server has last answered
-        self._deferred: set[Key] = set()  # what fails for the first time, and may be well in a moment
+        self._answered: dict[Key, Version] = {}  # the latest version that the server answered
+        self._deferred: set[Key] = set()  # failed once for one of WAITS, which may end in a moment: no status yet
 
     @property
     def failing(self) -> int:
-        """Objects that could not be brought to the server."""
+        """The number of objects that could not be synced."""
         return len(self._errors)
 
     def record(self, key: Key, result: Result) -> bool:
-        """Remember a result. Whether it is another error than before, or an error no more."""
+        """Keep a result. Returns whether the object's error changed or ended."""
         error, before = result.error, self._errors.get(key)
         if result.synced is not None and (error is None or isinstance(error, Refused)):
             self._answered[key] = result.synced
@@ -86,23 +86,23 @@ class Results:
         return True
 
     def mark_unreached(self, key: Key, error: ControllerError) -> None:
-        """Nothing can be brought to the server for now, which is logged elsewhere."""
+        """The server cannot be reached. The caller has logged it."""
         self._errors[key] = error
 
     def forget(self, key: Key) -> None:
-        """An object is gone; why it cannot be deleted at the server is remembered as long as that is tried again."""
+        """An object was deleted. An error is kept while its deletion at the server is tried again."""
         self._answered.pop(key, None)
         self._notes.pop(key, None)
         if not may_pass(self._errors.get(key)):
             self._errors.pop(key, None)
 
     def is_new(self, key: Key, body: Object) -> bool:
-        """Whether the server has yet to answer for this version of an object."""
+        """Whether the server has not answered this version of an object yet."""
         observed = (body.get("status") or {}).get("observedGeneration")
         return self._answered.get(key) != version_of(body) and observed != version_of(body).generation
 
     def status(self, key: Key, body: Object, now: datetime) -> Status | None:
-        """What an object's status should be; None where there is nothing to say yet, or any more."""
+        """The status that an object should have; None if it is not known yet, or final."""
         if key in self._deferred:
             return None
         old, error = body.get("status") or {}, self._why_not(key, body)
@@ -111,7 +111,7 @@ class Results:
         if key.kind in PLURALS:
             seen = self._resources.get(key)
             if error is None and (seen is None or generation is None):
-                return None  # the server has yet to answer, or to be looked at
+                return None  # the server has not answered, or its answer was not read yet
             made = schedule_status if key.kind == "Schedule" else repository_status
             return made(old, SyncState(generation, error, seen, self._notes.get(key, "")), now)
         if key.kind == "Host":
@@ -122,7 +122,7 @@ class Results:
         return None
 
     def _why_not(self, key: Key, body: Object) -> ControllerError | None:
-        """Why an object is not in force: also for what it names, which the server does not know or still has."""
+        """Why an object is not in force. An error of the object that it refers to explains more, and comes first."""
         error, named = self._errors.get(key), refers_to(key, body)
         if named is None or (error is not None and reason(error) != f"{named.kind}NotFound"):
             return error
@@ -130,19 +130,19 @@ class Results:
         if error is not None and why is not None and named in self._cache.objects:
             return NotFoundError(f"{named.kind}NotReady", f"{named.kind} {named.name} is not in force: {why}")
         if error is None and key.kind == "Schedule" and named not in self._cache.objects:
-            message = f"Repository {named.name} was deleted: create it again, or name another"
+            message = f"Repository {named.name} was deleted: create it again, or refer to another"
             return NotFoundError("RepositoryNotFound", message)
         return error
 
 
 def version_of(body: Object) -> Version:
-    """The version of an object."""
+    """An object's version."""
     metadata = body["metadata"]
     return Version(metadata["uid"], metadata.get("generation", 1))
 
 
 def may_pass(error: ControllerError | None) -> bool:
-    """Whether an error may be over without a change of the object: it is worth another try."""
+    """Whether an error may end without a change of the object, so that syncing is tried again."""
     if error is None:
         return False
     if reason(error) in WAITS:

@@ -1,4 +1,4 @@
-"""What the server last said: plain data, no I/O."""
+"""The server's latest answers. Plain data, no I/O."""
 
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
@@ -18,15 +18,15 @@ class Answers(Generic[K]):
         self._newer: set[K] = set()
 
     def get(self, key: K) -> Object | None:
-        """What the server last said of a key; None where it has nothing, or was not asked."""
+        """The latest answer for a key; None if the server has nothing, or was not asked."""
         return self._answers.get(key)
 
     def keys(self) -> set[K]:
-        """All that the server has an answer for."""
+        """The keys with an answer."""
         return set(self._answers)
 
     def put(self, key: K, answer: Object | None) -> None:
-        """The server has answered for a key; None: it has nothing there any more."""
+        """Keep an answer for a key; None if the server no longer has it."""
         self._newer.add(key)
         if answer is None:
             self._answers.pop(key, None)
@@ -34,17 +34,17 @@ class Answers(Generic[K]):
             self._answers[key] = answer
 
     def begin(self) -> None:
-        """A list is about to be read; answers from here on are newer than it."""
+        """Call before reading a list: answers from now on are newer than the list."""
         self._newer.clear()
 
     def replace(self, listed: Iterable[tuple[K, Object]], covers: Callable[[K], bool] = lambda _: True) -> None:
-        """Take in a list that was begun to be read at `begin`. `covers`: the keys that it speaks of."""
+        """Replace the answers by a list that was read since `begin`. `covers`: whether the list would include a key."""
         kept = {key: it for key, it in self._answers.items() if key in self._newer or not covers(key)}
         self._answers = {key: it for key, it in listed if key not in self._newer} | kept
 
 
 class ServerState:
-    """The server as it last answered: `resources` by key, `hosts` by name, `one_shot` (Runs and Restores) by uid."""
+    """The server's latest answers: `resources` by key, `hosts` by name, `one_shot` (Runs and Restores) by uid."""
 
     def __init__(self) -> None:
         self.resources: Answers[Key] = Answers()
@@ -59,11 +59,11 @@ class ServerState:
 
     @property
     def unreachable(self) -> ControllerError | None:
-        """Why the server could not be asked when everything was last to be compared; None where it could."""
+        """Why the server could not be reached in the last comparison; None if it was reached."""
         return self._unreachable
 
     def mark_unreachable(self, error: ControllerError) -> None:
-        """The server cannot be asked."""
+        """The server cannot be reached."""
         self._unreachable = error
 
     def mark_reachable(self) -> None:
@@ -71,6 +71,6 @@ class ServerState:
         self._unreachable = None
 
     def check_reachable(self) -> None:
-        """Raise why the server is away, so that not each object finds that out by a request of its own."""
+        """Raise the error if the server is unreachable, so that not every object makes a request to find that out."""
         if self._unreachable is not None:
             raise self._unreachable

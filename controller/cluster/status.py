@@ -1,7 +1,7 @@
-"""What a resource's status says, worked out from what came of it: plain data in, plain data out.
+"""Works out a resource's status from its result and the server's answer: plain data in, plain data out.
 
 Conditions follow Kubernetes' API conventions ("Typical status properties"): one for each type, with a reason for
-programs, a message for people, and the time at which its status last became another.
+programs, a message for people, and the time at which its status last changed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ Condition = dict[str, Any]
 
 _FACTS = ("hosts", "hostsInSync", "hostsFailed", "hostsOverdue", "lastScheduleTime", "nextScheduleTime")
 _NOWHERE = ("NotGranted", "HostsNotGranted", "NoHosts")
-"""The reasons for which a Schedule may run nowhere."""
+"""The reasons for which a Schedule may have no host."""
 _ENDS = {"failed": "Failed", "timed_out": "TimedOut", "cancelled": "Cancelled", "interrupted": "Interrupted"}
-"""Reasons of a job that did not go well and has no other, by its status."""
+"""The reason of a failed job without one, by its status."""
 _UNUSABLE = ("NotGranted", "NoPassword")
-"""The reasons for which no job may or can use a Repository."""
+"""The reasons for which no job can use a Repository."""
 MAX_MESSAGE = 2048
-"""Characters of a condition's message: its Event and those who watch get all of it each time that it changes."""
+"""Characters of a condition's message. Each change sends the whole message to its Event and to all watches."""
 _REASONS = {401: "Unauthorized", 403: "NotGranted", 404: "ScheduleNotFound", 409: "Conflict"}
 _MISSING = {"spec.repositoryRef.name": "RepositoryNotFound", "spec.host": "HostNotFound"}
 _PHASES = ("pending", "running", "succeeded", "failed")
@@ -38,11 +38,11 @@ _JOB_FACTS = {
 
 
 _BAD = {"Ready": "False", "Degraded": "True", "Granted": "False", "Failed": "True"}
-"""The statuses of conditions that a person should notice."""
+"""For each type of condition, the status that people should notice."""
 
 
 class NotFoundError(ControllerError):
-    """Something in the cluster that a resource refers to is not there. `reason`: for the condition."""
+    """Something that a resource refers to is missing in the cluster, or unusable. `reason`: for the condition."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class NotFoundError(ControllerError):
 
 
 class Notice(NamedTuple):
-    """Something that a person should notice. `type`: Normal or Warning, as in Events."""
+    """An Event for people. `type`: Normal or Warning."""
 
     type: str
     reason: str
@@ -58,10 +58,10 @@ class Notice(NamedTuple):
 
 
 class SyncState(NamedTuple):
-    """What there is to say of an object. `generation`: the last one that the server has answered, None before that.
+    """What is known of an object. `generation`: the last one that the server answered; None if it answered none.
 
-    `error`: why what is declared now is not in force; `seen`: what the server says of it, None where it has nothing.
-    `note`: something to add to what is well.
+    `error`: why the declared object is not in force; None if it is. `answer`: the server's latest answer; None if it
+    has nothing. `note`: an addition to the message of a Ready condition that is True.
     """
 
     generation: int | None
@@ -72,7 +72,7 @@ class SyncState(NamedTuple):
 
 def schedule_status(old: Status, state: SyncState, now: datetime) -> Status:
     """The status of a Schedule."""
-    if state.answer is None and isinstance(state.error, Unreachable):  # what was last known is still the best that is
+    if state.answer is None and isinstance(state.error, Unreachable):  # the last known status stays
         return _with_ready(old, state, now)
     if state.answer is None:
         return _status(old, state.generation, {}, [_ready(state.error, "")], now)
@@ -91,7 +91,7 @@ def schedule_status(old: Status, state: SyncState, now: datetime) -> Status:
 
 
 def _runs_nowhere(problem: Mapping[str, str], said: Mapping[str, Any]) -> bool:
-    """Whether a problem is why no host can run it."""
+    """Whether a problem keeps the Schedule from running on any host."""
     if problem["reason"] == "HookNotAllowed":
         return bool(said["hostsRefusingHooks"] == said["hosts"])
     if problem["reason"] == "NoPassword":
@@ -100,14 +100,14 @@ def _runs_nowhere(problem: Mapping[str, str], said: Mapping[str, Any]) -> bool:
 
 
 def _degrades(problem: Mapping[str, str], said: Mapping[str, Any]) -> bool:
-    """Whether a problem is one of how it goes: a selector may well select more hosts than a namespace is granted."""
+    """Whether a problem makes a Schedule degraded. A selector may select hosts that the namespace is not granted."""
     return problem["reason"] != "HostsNotGranted" or said["hosts"] == 0
 
 
 def _going_well(said: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[str, str]:
-    """Why a Schedule is not degraded: what is not known yet is not called a success."""
+    """The reason and message of a Schedule that is not degraded. Hosts without a success are not called successful."""
     if not spec.get("enabled", True):
-        return "Disabled", "spec.enabled is false: it runs nowhere until that is changed"
+        return "Disabled", "spec.enabled is false, so it does not run"
     if not said["hosts"]:
         return "NoHosts", "no host has it: condition Ready says why"
     if unproven := said["hostsWithoutSuccess"]:
@@ -158,7 +158,7 @@ def host_status(old: Status, state: SyncState, now: datetime) -> Status:
     others = [it for it in seen["problems"] if it["reason"] != "EntriesLeftOut"]
     conditions = [ready, _host_in_sync(seen, left_out), _degraded(others, "AgentWell", "its agent has no problem")]
     made = _status(old, state.generation, facts, conditions, now)
-    unchanged = {**made, "lastSeen": old.get("lastSeen")} == old  # a sign of life alone is not worth a write
+    unchanged = {**made, "lastSeen": old.get("lastSeen")} == old  # a new lastSeen alone is not written
     return old if unchanged else made
 
 
@@ -184,13 +184,13 @@ def run_status(old: Status, state: SyncState, now: datetime) -> Status:
 
 
 def _failure(job: Mapping[str, Any]) -> str:
-    """Where and why a job failed, in a few words."""
+    """The host of a failed job, and why it failed."""
     why = ": ".join(it for it in (job["reason"] or _ENDS.get(job["status"], "Failed"), job["error"]) if it)
     return f"{job['host']} ({' '.join(why.split())[:256]})"
 
 
 def restore_status(old: Status, state: SyncState, now: datetime) -> Status:
-    """The status of a Restore. What the server says of it is its job."""
+    """The status of a Restore. The server's answer is its job."""
     ready, seen = _ready(state.error, "the server took it"), state.answer
     if seen is None:
         return _status(old, state.generation, {"phase": "Pending"}, [ready], now)
@@ -201,15 +201,15 @@ def restore_status(old: Status, state: SyncState, now: datetime) -> Status:
     elif phase == "Succeeded":
         message = seen["error"] or f"snapshot {seen['snapshot_id']} was restored"
     else:
-        message = f"waits for {seen['waits_for']}" if seen.get("waits_for") else f"host {host} is at it"
+        message = f"waits for {seen['waits_for']}" if seen.get("waits_for") else f"host {host} is working on it"
     why = seen["reason"] or _ENDS.get(seen["status"], "")
     if phase == "Succeeded" and not seen["files_processed"]:
-        why, message = "NoFiles", f"{message}; no file is in what was asked for, only folders and links at most"
+        why, message = "NoFiles", f"{message}; it holds no file, only folders and links at most"
     return _status(old, state.generation, {"phase": phase, **facts}, [ready, *_ended(phase, why, message)], now)
 
 
 def _ended(phase: str, why: str, message: str) -> list[Condition]:
-    """Whether it is Complete, or Failed, of which it becomes one in the end (batch/v1, JobCondition)."""
+    """The conditions Complete and Failed, of which one becomes True in the end (batch/v1, JobCondition)."""
     return [
         _condition("Complete", _truth(phase == "Succeeded"), why or phase, message),
         _condition("Failed", _truth(phase == "Failed"), why or phase, message),
@@ -217,7 +217,7 @@ def _ended(phase: str, why: str, message: str) -> list[Condition]:
 
 
 def notices(old: Status, new: Status) -> list[Notice]:
-    """What a person should notice of a change of status: trouble that begins, and trouble that is over."""
+    """The Events for a change of status: problems that begin, and problems that are over."""
     was = {condition["type"]: condition for condition in old.get("conditions", ())}
     found = []
     for condition in new.get("conditions", ()):
@@ -234,7 +234,7 @@ def notices(old: Status, new: Status) -> list[Notice]:
 
 
 def patch(old: Status, new: Status) -> Status:
-    """The merge patch (RFC 7386) that makes one status the other."""
+    """The merge patch (RFC 7386) from one status to another."""
     return {**dict.fromkeys(old.keys() - new.keys()), **{name: it for name, it in new.items() if old.get(name) != it}}
 
 
@@ -249,7 +249,7 @@ def _ready(error: ControllerError | None, fine: str) -> Condition:
 
 
 def reason(error: ControllerError) -> str:
-    """Why a declaration is not in force, in a word."""
+    """The reason, in one word, why an object is not in force."""
     if isinstance(error, NotFoundError):
         return error.reason
     if isinstance(error, Refused):
@@ -265,7 +265,7 @@ def reason(error: ControllerError) -> str:
 def _in_sync(said: Mapping[str, Any], error: ControllerError | None) -> Condition:
     hosts, in_sync = said["hosts"], said["hostsInSync"]
     if error is not None:
-        message = "what is declared now was not accepted; what was before goes on"
+        message = "the latest version was not accepted; the one before stays in force"
         return _condition("InSync", "Unknown", "NotAccepted", f"{message} on {in_sync} of {hosts} hosts")
     if hosts == 0:
         return _condition("InSync", "Unknown", "NoHosts", "no host has it: condition Ready says why")
@@ -278,7 +278,7 @@ def _in_sync(said: Mapping[str, Any], error: ControllerError | None) -> Conditio
 
 
 def _degraded(problems: Sequence[Mapping[str, str]], well: str, fine: str) -> Condition:
-    """Whether something is wrong, the worst of it as the reason. `well`, `fine`: reason and message where not."""
+    """The condition Degraded, with the first problem's reason. `well`, `fine`: reason and message without problems."""
     if not problems:
         return _condition("Degraded", "False", well, fine)
     return _condition("Degraded", "True", problems[0]["reason"], "; ".join(it["message"] for it in problems))
@@ -289,7 +289,7 @@ def _only(said: Mapping[str, Any], names: Sequence[str]) -> Status:
 
 
 def _with_ready(old: Status, state: SyncState, now: datetime) -> Status:
-    """What was last known, and whether it can be known now."""
+    """The last known status, with a new Ready condition."""
     kept = [it for it in old.get("conditions", ()) if it["type"] != "Ready"]
     facts = {name: it for name, it in old.items() if name not in ("observedGeneration", "conditions")}
     made = _status(old, state.generation, facts, [_ready(state.error, "")], now)
@@ -297,7 +297,7 @@ def _with_ready(old: Status, state: SyncState, now: datetime) -> Status:
 
 
 def _named(names: Sequence[str], count: int) -> str:
-    """Some names, and how many more there are."""
+    """These names, and how many more there are of `count`."""
     more = count - len(names)
     return ", ".join(names) + (f" and {more} more" if names and more > 0 else "")
 
@@ -313,9 +313,9 @@ def _truth(value: object) -> str:
 def _status(
     old: Status, generation: int | None, facts: Mapping[str, Any], conditions: Sequence[Condition], now: datetime
 ) -> Status:
-    """A status in which conditions keep the time of their last transition.
+    """A status whose conditions keep the times of their last transitions.
 
-    `generation`: the last one that was answered; None keeps the one that the status had.
+    `generation`: the last one that the server answered; None to keep the old status's.
     """
     was = {condition["type"]: condition for condition in old.get("conditions", ())}
     at = now.isoformat(timespec="seconds").replace("+00:00", "Z")

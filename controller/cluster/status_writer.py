@@ -1,7 +1,7 @@
-"""Writes statuses to the Kubernetes API: only changes, and no more often than it can bear.
+"""Writes statuses to the Kubernetes API: only changes, at a limited rate.
 
-The first write for an object is made at once. After that it gets one in INTERVAL_S, and always its latest status;
-Hosts, of which there may be ten thousand that change together, wait HOST_WAITS times as long, and share HOSTS_PER_S.
+The first write for an object is made at once. Later ones are INTERVAL_S seconds apart, and have the latest status. Ten
+thousand Hosts may change together, so each waits HOST_WAITS times as long, and all share HOSTS_PER_S.
 """
 
 import asyncio
@@ -17,19 +17,20 @@ from controller.resources import Key
 log = logging.getLogger(__name__)
 
 WORKERS = 8
-"""Writes under way at once."""
+"""The most writes at once."""
 INTERVAL_S = 5.0
 """Seconds between two writes for one object."""
 HOST_WAITS = 6
-"""How many times as long a Host waits between two writes: agents that come and go cost two in a minute."""
+"""The interval of a Host as a multiple of INTERVAL_S: an agent that reconnects all the time costs two writes a
+minute."""
 HOSTS_PER_S = 50.0
-"""Writes for Hosts in a second."""
+"""The most writes a second for all Hosts together."""
 
 
 class StatusWriter:
-    """Brings statuses to the API server while `run` runs.
+    """Writes statuses to the API server while `run` runs.
 
-    `on_answer`: takes each object as the API server answers it after a write.
+    `on_answer`: receives each object as the API server returns it after a write.
     """
 
     def __init__(
@@ -51,7 +52,8 @@ class StatusWriter:
         self.writes = 0
 
     def update_status(self, key: Key, about: Object, status: Status) -> None:
-        """Have an object's status be this one, soon. `about`: the object as last seen; it is kept up to date."""
+        """Have `run` write an object's status. `about`: the object as last seen; its status is updated after the
+        write."""
         if about.get("status") == status and key not in self._writing:
             self._wanted.pop(key, None)
             return
@@ -61,13 +63,13 @@ class StatusWriter:
             self._enqueue(key, self._not_before.get(key, 0.0))
 
     def forget(self, key: Key) -> None:
-        """An object is gone."""
+        """An object was deleted."""
         self._wanted.pop(key, None)
         self._not_before.pop(key, None)
 
     @property
     def waiting(self) -> int:
-        """Statuses that are to be written."""
+        """Statuses that wait to be written."""
         return len(self._wanted)
 
     @property
@@ -105,14 +107,14 @@ class StatusWriter:
                 del self._wanted[key]
             elif key in self._wanted:
                 self._enqueue(key, self._not_before.get(key, 0.0))
-            else:  # it is gone
+            else:  # it was deleted
                 self._not_before.pop(key, None)
 
     async def _write(self, key: Key, about: Object, status: Status) -> bool:
-        """Write one status. Whether that is done with, if only because it cannot be."""
+        """Write one status. Returns whether it is done: written, or refused for good."""
         old = about.get("status") or {}
         try:
-            same = {"uid": about["metadata"]["uid"]}  # refused for another object that has taken the name
+            same = {"uid": about["metadata"]["uid"]}  # the API server refuses it for another object with the same name
             changed = {"metadata": same, "status": patch(old, status)}
             answer = await self._kube.patch(key.kind, key.namespace, key.name, changed, subresource="status")
             self.writes += 1

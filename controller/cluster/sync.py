@@ -1,4 +1,4 @@
-"""Brings one object to the server, as it is declared now: level-triggered, so whatever has happened before."""
+"""Makes the server equal to one object as it is declared now, whatever happened before (level-triggered)."""
 
 import logging
 from collections.abc import Awaitable
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Syncer:
-    """Makes the server have what an object of the cache declares, and the cluster a Host for each Node."""
+    """Makes the server equal to objects of the cache, and keeps a Host for each Node of the cluster."""
 
     def __init__(
         self, kube: Kube, client: Client, reconciler: Reconciler, cache: Cache, server: ServerState, results: Results
@@ -31,7 +31,7 @@ class Syncer:
         self._results = results
 
     async def sync(self, key: Key) -> Result | None:
-        """Bring an object to the server, or have it deleted there. None where nothing is to be said of it."""
+        """Create, change or delete an object at the server. Returns None if there is no result to report."""
         body = self._cache.get(key)
         if key.kind in PLURALS:
             return await self._sync_resource(key, body)
@@ -42,12 +42,10 @@ class Syncer:
         return None
 
     async def _sync_resource(self, key: Key, body: Object | None) -> Result | None:
-        """A Schedule or a Repository. One whose Secrets are missing is left as it is at the server."""
+        """Sync a Schedule or a Repository. A Repository whose Secrets are missing stays as it is at the server."""
         if self._server.unreachable is not None:
             is_new = body is not None and self._results.is_new(key, body)
-            return (
-                Result(self._server.unreachable) if is_new else None
-            )  # the comparison that reaches it looks at all others
+            return Result(self._server.unreachable) if is_new else None  # the next comparison syncs all others
         if body is None:
             return self._result(key, await self._reconciler.reconcile_keys(Declared({}), [key]), Result())
         try:
@@ -58,7 +56,7 @@ class Syncer:
         return self._result(key, outcomes, Result(synced=version_of(body), note=newline_note(credentials)))
 
     def _result(self, key: Key, outcomes: list[Outcome], well: Result) -> Result:
-        """What came of a change; where nothing had to be done, all is well."""
+        """The result of a change; `well` if nothing had to be changed."""
         if not outcomes:
             return well
         (outcome,) = outcomes
@@ -71,9 +69,9 @@ class Syncer:
         return well._replace(accepted=is_accepted)
 
     async def _sync_host(self, key: Key) -> Result:
-        """Keep a node's Host, and bring it and others to the server; what went wrong with either is told."""
+        """Keep the node's Host in the cluster, and sync the Host to the server. The first error is in the result."""
         if key.namespace != self._cache.host_namespace:
-            there = f"Hosts count in namespace {self._cache.host_namespace} only: create it there"
+            there = f"Hosts count only in namespace {self._cache.host_namespace}: create it there"
             return Result(NotFoundError("WrongNamespace", there))
         not_kept = await _error_of(self._keep_node_host(key))
         body = self._cache.get(key)
@@ -81,7 +79,7 @@ class Syncer:
         return Result(not_kept or not_put, None if body is None else version_of(body))
 
     async def _keep_node_host(self, key: Key) -> None:
-        """Have a Host for a node, with its labels, and none for a node that is gone."""
+        """Create or update the Host of a node, with the node's labels; delete it if the node was deleted."""
         wanted, host = self._cache.node_host(key.name), self._cache.get(key)
         if wanted is None:
             if host is not None and (host.get("spec") or {}).get("nodeName"):
@@ -108,7 +106,7 @@ class Syncer:
             self._hosts.put(key.name, await self._client.put_host(key.name, labels))
 
     async def _sync_one_shot(self, key: Key, body: Object) -> None:
-        """Ask for a Run or a Restore, which the server knows by its uid and so does once, and how far it is."""
+        """Request a Run or a Restore, or read its progress. The server carries it out once, by the object's uid."""
         self._server.check_reachable()
         uid, spec = body["metadata"]["uid"], body["spec"]
         is_known = self._one_shot.get(uid) is not None
@@ -125,7 +123,7 @@ class Syncer:
 
 
 async def _error_of(work: Awaitable[None]) -> ControllerError | None:
-    """Do something; why it could not be done, None where it could."""
+    """Await something. Returns its ControllerError; None if it succeeded."""
     try:
         await work
     except ControllerError as error:

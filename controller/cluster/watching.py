@@ -1,4 +1,4 @@
-"""Runs kopf, which watches the cluster, and begins it anew whenever it ends or does not move.
+"""Runs kopf, which watches the cluster, and restarts it when it ends or makes no progress.
 
 kopf runs in a thread with a loop of its own: it takes all signals and all tasks of its loop for its own. That it moves
 is seen from outside of it: every watch is asked for again within `WatchTiming.watch` seconds, so a watch that the API
@@ -25,18 +25,19 @@ log = logging.getLogger(__name__)
 BACKOFFS_S = (1, 1, 2, 3, 5, 5, 5, 5)
 """Seconds between kopf's attempts to reach the API server, before it gives up."""
 IDLE_S = 0.5
-"""Seconds that kopf keeps an object's task for further events; it waits for them to end when it is to stop."""
+"""Seconds that kopf keeps an object's task for further events. It waits for these tasks when it stops."""
 STOP_S = 15.0
-"""Seconds that kopf has to stop, and then again to be cancelled, before its thread is left to itself."""
+"""Seconds that kopf has to stop, and then again after it was cancelled, before its thread is abandoned."""
 
 OnObject = Callable[[Object, str | None], None]
-"""Takes an object and the type of its event: None where a watch lists it."""
+"""Receives an object and the type of its event; None if the object comes from a watch's first list."""
 
 
 class WatchTiming(NamedTuple):
-    """Seconds. `watch`: a watch lasts before it is asked for anew. `stalled`: a watch is unanswered before kopf is
+    """Seconds. `watch`: how long a watch lasts before kopf requests it again.
 
-    begun anew. `check`: between two looks at that. `again`: before kopf is begun anew.
+    `stalled`: how long a watch may be unanswered before kopf is restarted. `check`: between two checks of that.
+    `again`: before a restart.
     """
 
     watch: float = 30.0
@@ -51,7 +52,7 @@ WATCH_TIMING = WatchTiming()
 class Progress:
     """When the API server last answered each watch. Times are seconds of one monotonic clock.
 
-    `paths`: of what is watched, as requests have them.
+    `paths`: of the watched lists, as in requests.
     """
 
     def __init__(self, paths: Collection[str]) -> None:
@@ -59,27 +60,27 @@ class Progress:
         self._begun = 0.0
 
     def begin(self, now: float) -> None:
-        """Watches are begun, or begun anew."""
+        """Watches are started or restarted."""
         self._begun = now
         for path, at in self._answered.items():
             self._answered[path] = now if at is None else at
 
     def answered(self, path: str, now: float) -> None:
-        """The API server has answered a request. Other paths than those that are watched do not count."""
+        """The API server has answered a request. Paths that are not watched are ignored."""
         if path in self._answered:
             self._answered[path] = now
 
     def stalled(self, now: float, limit: float) -> Sequence[str]:
-        """The paths that were not answered for more than `limit` seconds, though watches have begun that long ago."""
+        """The paths that were unanswered for more than `limit` seconds since watches were started."""
         return self.silent(now, limit) if now - self._begun > limit else ()
 
     def silent(self, now: float, limit: float) -> Sequence[str]:
-        """The paths that were not answered for more than `limit` seconds, however often watches were begun since."""
+        """The paths that were unanswered for more than `limit` seconds, even if watches were restarted since."""
         return [path for path, at in self._answered.items() if at is not None and now - at > limit]
 
 
 def watched_paths(namespaces: Sequence[str]) -> list[str]:
-    """The paths of all that is watched: in these namespaces, or in all where none is named."""
+    """The paths of all watches: in these namespaces, or in all if none is given."""
     scopes: Sequence[str | None] = namespaces or [None]
     return [KINDS[kind].path(scope) for kind in WATCHED for scope in ([None] if kind == "Node" else scopes)]
 
@@ -91,7 +92,7 @@ async def watch(
     progress: Progress,
     times: WatchTiming = WATCH_TIMING,
 ) -> None:
-    """Watch once: until kopf ends, a watch stalls, or this is cancelled. `on_object` is called on this loop."""
+    """Watch until kopf ends, a watch stalls, or this is cancelled. `on_object` is called on this event loop."""
     clock = asyncio.get_running_loop().time
     progress.begin(clock())
     running = _Kopf(login, on_object, namespaces, progress, times)
@@ -99,14 +100,14 @@ async def watch(
     try:
         while not await _set_within(running.ended, times.check):
             if stalled := progress.stalled(clock(), times.stalled):
-                log.warning("watches do not move", extra={"unanswered": " ".join(stalled)})
+                log.warning("watches make no progress", extra={"unanswered": " ".join(stalled)})
                 return
     finally:
         await running.stop()
 
 
 class _Kopf:
-    """One run of kopf in a thread of its own. What it sees after it was told to stop counts no more."""
+    """One run of kopf in its own thread. Objects that it passes on after `stop` are ignored."""
 
     def __init__(
         self,
@@ -121,29 +122,29 @@ class _Kopf:
         self._where: dict[str, Any] = {"namespaces": namespaces} if namespaces else {"clusterwide": True}
         self._ours = asyncio.get_running_loop()
         self._kopfs = asyncio.new_event_loop()
-        self._stop_flag = asyncio.Event()  # one of threads would keep a thread waiting for it, and kopf from ending
+        self._stop_flag = asyncio.Event()  # with a threading.Event, kopf would keep a thread waiting, and not end
         self._sessions: list[aiohttp.ClientSession] = []
         self._is_stopping = False
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         threading.Thread(target=self._run, name="kopf", daemon=True).start()
 
     async def stop(self) -> None:
-        """Have it end. A thread that does not is left to itself: it is heard no more, and ends with the process."""
+        """Stop kopf. A thread that does not end is abandoned: it is ignored, and ends with the process."""
         self._is_stopping = True
         for have_it_end in (self._stop_flag.set, self._cancel_all):
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 self._kopfs.call_soon_threadsafe(have_it_end)
             if await _set_within(self.ended, STOP_S):
                 return
-        log.error("kopf does not end, and is left to itself")
+        log.error("kopf does not end: its thread is abandoned")
 
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=lambda: self._kopfs) as runner:
                 runner.run(self._operate())
-        except BaseException as error:  # noqa: BLE001 - whatever ended it, it is begun anew
+        except BaseException as error:  # noqa: BLE001 - whatever ended it, it is restarted
             log.warning("kopf gave up", extra={"reason": str(error) or type(error).__name__})
         finally:
             self._tell(self.ended.set)
@@ -152,7 +153,7 @@ class _Kopf:
         try:
             await kopf.operator(registry=self._registry(), standalone=True, stop_flag=self._stop_flag, **self._where)
         finally:
-            for opened in self._sessions:  # kopf leaves those that it was given open
+            for opened in self._sessions:  # kopf does not close sessions that it was given
                 await opened.close()
 
     def _cancel_all(self) -> None:
@@ -160,7 +161,7 @@ class _Kopf:
             task.cancel()
 
     def _tell(self, call: Callable[..., None], *args: object) -> None:
-        """Have something called on the loop of those who watch, if that still runs."""
+        """Call a function on the event loop of `watch`, if that is still running."""
         with contextlib.suppress(RuntimeError):
             self._ours.call_soon_threadsafe(call, *args)
 
@@ -169,7 +170,7 @@ class _Kopf:
             self._on_object(body, kind)
 
     def _session(self) -> kopf.AiohttpSession:
-        """A session that tells what the API server answers."""
+        """An HTTP session for kopf that reports each answer of the API server to `Progress`."""
 
         async def answered(_: aiohttp.ClientSession, __: SimpleNamespace, end: aiohttp.TraceRequestEndParams) -> None:
             if end.response.ok:
@@ -194,7 +195,7 @@ class _Kopf:
             self._progress.answered(path, self._ours.time())
 
     def _registry(self) -> kopf.OperatorRegistry:
-        """Handlers that only hand on what is seen; nothing is written by kopf."""
+        """Handlers that only pass objects on. kopf writes nothing."""
         registry = kopf.OperatorRegistry()
 
         @kopf.on.login(registry=registry)
@@ -208,7 +209,9 @@ class _Kopf:
             settings.networking.error_backoffs = BACKOFFS_S
             settings.networking.request_timeout = TIMEOUT_S
             settings.watching.server_timeout = max(1, round(self._times.watch))
-            settings.watching.client_timeout = self._times.watch + TIMEOUT_S  # for a connection that is cut unsaid
+            settings.watching.client_timeout = (
+                self._times.watch + TIMEOUT_S
+            )  # for a connection that broke without a sign
             settings.queueing.idle_timeout = IDLE_S
 
         async def seen(event: kopf.RawEvent, **_: Any) -> None:

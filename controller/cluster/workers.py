@@ -1,4 +1,4 @@
-"""Workers for a queue of keys: the thin shell around `controller.workqueue`."""
+"""Workers for a queue of keys: the shell around `controller.workqueue`."""
 
 import asyncio
 import contextlib
@@ -11,10 +11,10 @@ K = TypeVar("K")
 
 
 class Workers(Generic[K]):
-    """Works on keys, several at once, while `run` runs.
+    """Works on keys, `count` at once, while `run` runs.
 
-    `work`: works on a key; whether that is done with, or is to be tried again after the key's backoff, which begins at
-    `base_s` and ends at `max_s` seconds.
+    `work`: works on a key, and returns whether it is done; otherwise it is tried again after the key's backoff, from
+    `base_s` up to `max_s` seconds.
     """
 
     def __init__(self, work: Callable[[K], Awaitable[bool]], base_s: float, max_s: float, count: int = 1) -> None:
@@ -26,30 +26,30 @@ class Workers(Generic[K]):
         self._begun: dict[K, float] = {}
 
     def __len__(self) -> int:
-        """Keys to be worked on, now or later."""
+        """Keys to work on, now or later."""
         return len(self._queue)
 
     def __contains__(self, key: K) -> bool:
-        """Whether a key is to be worked on now, or is being worked on."""
+        """Whether a key is ready for a worker, or a worker has it."""
         return key in self._queue
 
     @property
     def busy_since(self) -> float:
-        """When the work that has been going on for longest was begun; now, where none is."""
+        """When the longest running piece of work started; now, if none is running."""
         return min(self._begun.values(), default=self._clock())
 
     def add(self, keys: Iterable[K]) -> None:
-        """Have keys worked on."""
+        """Add keys to work on."""
         self._queue.update(keys)
         self._woken.set()
 
     def add_after(self, key: K, delay_s: float) -> None:
-        """Have a key worked on in `delay_s` seconds."""
+        """Add a key to work on in `delay_s` seconds."""
         self._queue.add_after(key, self._clock(), delay_s)
         self._woken.set()
 
     def failures(self, key: K) -> int:
-        """How often a key has failed since it last went well."""
+        """A key's failures since its last success."""
         return self._queue.failures(key)
 
     async def run(self) -> None:
