@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from controller.client import Client
@@ -70,7 +71,7 @@ async def operate(
         async def lead() -> None:
             where = sorted({*namespaces, host_namespace}) if namespaces else []
             progress = Progress(watched_paths(where))
-            cluster = ClusterFollower(kube, client, host_namespace, _now, namespaces, times)
+            cluster = ClusterFollower(kube, client, host_namespace, partial(datetime.now, UTC), namespaces, times)
             metrics.begin(cluster)
             health.begin(cluster, progress, times.watch)
             try:
@@ -106,7 +107,3 @@ async def _follow(cluster: ClusterFollower, namespaces: Sequence[str], progress:
             await watch(login, on_object, namespaces, progress, times)
             log.warning("watches ended, starting again")
             await asyncio.sleep(times.again)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

@@ -82,7 +82,8 @@ def schedule_status(old: Status, state: SyncState, now: datetime) -> Status:
     nowhere = next((it for it in problems if _runs_nowhere(it, said)), None)
     if state.error is None and nowhere is not None:
         ready = _condition("Ready", "False", nowhere["reason"], nowhere["message"])
-    worse = [it for it in problems if _degrades(it, said)]
+    # A selector may select hosts that the namespace is not granted, as long as others are left.
+    worse = [it for it in problems if it["reason"] != "HostsNotGranted" or said["hosts"] == 0]
     conditions = [ready, _in_sync(said, state.error), _degraded(worse, *_going_well(said, state.answer["spec"]))]
     conditions += [
         _condition("Granted", "False", it["reason"], it["message"]) for it in problems if "NotGranted" in it["reason"]
@@ -97,11 +98,6 @@ def _runs_nowhere(problem: Mapping[str, str], said: Mapping[str, Any]) -> bool:
     if problem["reason"] == "NoPassword":
         return True
     return problem["reason"] in _NOWHERE and said["hosts"] == 0
-
-
-def _degrades(problem: Mapping[str, str], said: Mapping[str, Any]) -> bool:
-    """Whether a problem makes a Schedule degraded. A selector may select hosts that the namespace is not granted."""
-    return problem["reason"] != "HostsNotGranted" or said["hosts"] == 0
 
 
 def _going_well(said: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[str, str]:

@@ -302,7 +302,7 @@ def test_a_host_is_of_all_namespaces() -> None:
     elsewhere = host().replace("{name: db-1,", "{name: db-1, namespace: other,")
     key = Key("Host", "", "db-1")
     assert reading(a=host()).declared.resources.keys() == reading(a=elsewhere).declared.resources.keys() == {key}
-    assert "declared in a.yaml:1 too" in only_error(a=host(), b=elsewhere).detail
+    assert "also declared in a.yaml:1" in only_error(a=host(), b=elsewhere).detail
     assert str(key) == "db-1"
 
 

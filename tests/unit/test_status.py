@@ -141,7 +141,7 @@ def test_what_is_not_in_force_is_never_in_sync(error: Refused | NotFoundError | 
     fine = schedule(told=seen(hosts=2, hostsInSync=2))
     status = schedule(fine, error=error, told=seen(hosts=2, hostsInSync=2), now=LATER)
     assert states(status)["InSync"] == ("Unknown", "NotAccepted")
-    assert "goes on on 2 of 2 hosts" in condition(status, "InSync")["message"]
+    assert "stays in force on 2 of 2 hosts" in condition(status, "InSync")["message"]
 
 
 def test_a_generation_is_told_once_it_was_answered() -> None:
