@@ -3,6 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 from starlette.applications import Starlette
@@ -48,7 +49,7 @@ def routes(services: Services, identity: Identity) -> list[BaseRoute]:
     return [
         _Route("/healthz", _alive),
         _Route("/readyz", _ready(services.store), middleware=[problems]),
-        _Route("/openapi.json", _description(openapi.document(OPERATIONS, BODIES, PREFIX))),
+        _Route("/openapi.json", _description),
         *(_Route(PREFIX + route.path, route.endpoint, methods=route.methods, middleware=[problems]) for route in open_),
         _Mount(PREFIX, routes=guarded, middleware=[problems, authenticated]),
     ]
@@ -130,8 +131,10 @@ def _ready(store: Store) -> Callable[[Request], Awaitable[Response]]:
     return ready
 
 
-def _description(document: object) -> Callable[[Request], Awaitable[Response]]:
-    async def description(request: Request) -> Response:
-        return json_response(document)
+async def _description(request: Request) -> Response:
+    return json_response(_document())
 
-    return description
+
+@cache
+def _document() -> object:
+    return openapi.document(OPERATIONS, BODIES, PREFIX)

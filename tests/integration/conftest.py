@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -14,12 +15,14 @@ from uuid import uuid4
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from server.app import Config, Running, serving
+from server.store import migrations
 from tests.integration.clock import Clock
 from tests.plain import NO_TLS
 
@@ -66,8 +69,21 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database with all tables and no rows, to be copied: to make the tables is half of a server's start."""
+    path = tmp_path_factory.mktemp("migrated") / "lamplighter.db"
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as conn:
+        migrations.upgrade(conn)
+    engine.dispose()
+    return path
+
+
 @pytest.fixture
-async def server(tmp_path: Path, clock: Clock) -> AsyncIterator[Running]:
+async def server(tmp_path: Path, clock: Clock, migrated: Path) -> AsyncIterator[Running]:
+    if not (tmp_path / migrated.name).exists():
+        shutil.copy(migrated, tmp_path)
     async with serving(Config(tmp_path, port=0), clock) as running:
         yield running
 
