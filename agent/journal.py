@@ -104,7 +104,7 @@ class Journal:
         if dropped:
             log.warning("journal: torn or damaged lines dropped", extra={"path": self.path, "lines": dropped})
         state = replay(records)
-        self._write_anew(_lines(state))
+        self._replace(_lines(state))
         return state
 
     def append(self, records: Sequence[Record], then: Callable[[], None] | None = None) -> None:
@@ -153,7 +153,7 @@ class Journal:
                 then()
 
     async def _written(self, anew: bytes | None, lines: bytes, *, sync: bool) -> bool:
-        write = partial(self._write, lines, sync=sync) if anew is None else partial(self._write_anew, anew + lines)
+        write = partial(self._write, lines, sync=sync) if anew is None else partial(self._replace, anew + lines)
         writing = asyncio.ensure_future(asyncio.to_thread(write))
         try:
             await asyncio.shield(writing)
@@ -174,7 +174,7 @@ class Journal:
             os.fdatasync(self._fd)
         self._size += done
 
-    def _write_anew(self, lines: bytes) -> None:
+    def _replace(self, lines: bytes) -> None:
         """Replace the journal by these lines, atomically."""
         beside = self.path.with_suffix(".new")
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
