@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import yaml
 from cel_expr_python import cel  # type: ignore[import-untyped]
-from hypothesis import find, settings
+from hypothesis import Phase, find, settings
 from hypothesis import strategies as st
 
 from server.api import openapi
@@ -66,7 +66,10 @@ def test_messages_are_looked_through() -> None:
 @pytest.mark.parametrize("pattern", message_patterns())
 def test_no_message_takes_a_newline_after_a_text(pattern: Any) -> None:
     hint: Any = Annotated[str, msgspec.Meta(pattern=pattern)]
-    text = find(st.from_regex(pattern), lambda it: not it.endswith("\n"), settings=settings(database=None))
+    some = settings(
+        database=None, derandomize=True, phases=[Phase.generate]
+    )  # any text will do, not the shortest alone
+    text = find(st.from_regex(pattern), lambda it: not it.endswith("\n"), settings=some)
     assert msgspec.convert(text, hint) == text
     if r"\Z" not in pattern:
         assert not ends(pattern)  # the beginning alone is meant
