@@ -66,9 +66,7 @@ def test_messages_are_looked_through() -> None:
 @pytest.mark.parametrize("pattern", message_patterns())
 def test_no_message_takes_a_newline_after_a_text(pattern: Any) -> None:
     hint: Any = Annotated[str, msgspec.Meta(pattern=pattern)]
-    some = settings(
-        database=None, derandomize=True, phases=[Phase.generate]
-    )  # any text will do, not the shortest alone
+    some = settings(database=None, derandomize=True, phases=[Phase.generate])  # which does not look for the shortest
     text = find(st.from_regex(pattern), lambda it: not it.endswith("\n"), settings=some)
     assert msgspec.convert(text, hint) == text
     if r"\Z" not in pattern:
