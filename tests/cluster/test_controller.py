@@ -8,9 +8,12 @@ import signal
 import ssl
 import subprocess
 import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -28,8 +31,9 @@ from controller.cluster.follower import Timing
 from controller.cluster.kube import Kube
 from controller.cluster.operator import operate
 from controller.cluster.status import Notice
-from server.app import Config, serving
+from server.app import Config, Running, serving
 from tests.chart import rendered
+from tests.cluster.apiserver import Cluster, OwnCluster
 from tests.reverse_proxy import Proxy
 from tests.specs import BACKUP, BAD_SCHEDULES
 
@@ -67,71 +71,71 @@ TAKEN = (ACCEPTED, NOWHERE)
 class Kubectl:
     """What a person does in one namespace, and sees there."""
 
-    def __init__(self, cluster, namespace):
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
         self._http, self.namespace = cluster.http, namespace
 
-    def _path(self, kind, name=""):
+    def _path(self, kind: str, name: str = "") -> str:
         return PATHS[kind].format(namespace=self.namespace) + (f"/{name}" if name else "")
 
-    def create(self, kind, name, spec=None, **others):
+    def create(self, kind: str, name: str, spec: dict[str, Any] | None = None, **others: Any) -> None:
         metadata = {"name": name} | ({} if kind == "Node" else {"namespace": self.namespace})
         version = GROUP if self._path(kind).startswith(f"/apis/{GROUP}") else "v1"
         body = {"apiVersion": version, "kind": kind, "metadata": metadata | others.pop("metadata", {}), **others}
         body |= {} if spec is None else {"spec": spec}
         _succeeded(self._http.post(self._path(kind), json=body))
 
-    def patch(self, kind, name, patch):
+    def patch(self, kind: str, name: str, patch: dict[str, Any]) -> None:
         headers = {"content-type": "application/merge-patch+json"}
         _succeeded(self._http.patch(self._path(kind, name), json=patch, headers=headers))
 
-    def delete(self, kind, name):
+    def delete(self, kind: str, name: str) -> None:
         _succeeded(self._http.delete(self._path(kind, name)))
 
-    def get(self, kind, name):
+    def get(self, kind: str, name: str) -> Any:
         answer = self._http.get(self._path(kind, name))
         return answer.json() if answer.is_success else None
 
-    def list(self, kind):
+    def list(self, kind: str) -> Any:
         return _succeeded(self._http.get(self._path(kind)))["items"]
 
-    def conditions(self, kind, name):
+    def conditions(self, kind: str, name: str) -> dict[str, Any]:
         status = (self.get(kind, name) or {}).get("status", {})
         return {it["type"]: (it["status"], it["reason"]) for it in status.get("conditions", ())}
 
-    def ready(self, kind, name):
+    def ready(self, kind: str, name: str) -> Any:
         return self.conditions(kind, name).get("Ready")
 
-    def secret(self, name, **data):
+    def secret(self, name: str, **data: str) -> None:
         self.create("Secret", name, data={key: base64.b64encode(it.encode()).decode() for key, it in data.items()})
 
 
-def _succeeded(answer):
+def _succeeded(answer: httpx.Response) -> Any:
     assert answer.is_success, answer.text
     return answer.json()
 
 
 @pytest.fixture
-def kubectl(cluster, namespace):
+def kubectl(cluster: Cluster, namespace: str) -> Kubectl:
     return Kubectl(cluster, namespace)
 
 
 @pytest.fixture
-def home(cluster):
+def home(cluster: Cluster) -> Kubectl:
     """The namespace of the controller and of Hosts."""
     return Kubectl(cluster, cluster.namespace())
 
 
 @pytest.fixture(params=["cluster", "namespaces"])
-def rights(request, cluster, namespace, home):
+def rights(request: pytest.FixtureRequest, cluster: Cluster, namespace: str, home: Kubectl) -> Any:
     return account(cluster, home, {} if request.param == "cluster" else {"tenancy": {"namespaces": [namespace]}})
 
 
 @pytest.fixture
-def token(cluster, home):
+def token(cluster: Cluster, home: Kubectl) -> Any:
     return account(cluster, home, {})
 
 
-def account(cluster, home, values):
+def account(cluster: Cluster, home: Kubectl, values: Any) -> Any:
     """A token of the controller's service account, with the roles that the chart gives it and no others."""
     release = f"t-{uuid4().hex[:8]}"
     name = f"{release}-lamplighter-controller"
@@ -142,7 +146,7 @@ def account(cluster, home, values):
     return cluster.token(home.namespace, name, audience="")
 
 
-def kubeconfig(path, url, ca, token):
+def kubeconfig(path: Path, url: str, ca: str, token: str) -> Path:
     """A file that leads to an API server with a token."""
     there = {"server": url} | ({"certificate-authority-data": base64.b64encode(ca.encode()).decode()} if ca else {})
     config = {
@@ -156,25 +160,33 @@ def kubeconfig(path, url, ca, token):
 
 
 @pytest.fixture
-async def server(tmp_path):
+async def server(tmp_path: Path) -> AsyncIterator[Running]:
     async with serving(Config(tmp_path / "data", port=0)) as running:
         yield running
 
 
 @pytest.fixture
-async def rest(server):
+async def rest(server: Running) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"authorization": f"Bearer {server.admin_token}"}
     url = f"http://127.0.0.1:{server.port}/api/v1"
     async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as http:
         yield http
 
 
-async def names(rest, plural):
+async def names(rest: httpx.AsyncClient, plural: str) -> set[Any]:
     return {it["metadata"]["name"] for it in (await rest.get(f"/{plural}")).json()["items"]}
 
 
 @asynccontextmanager
-async def controlling(cluster, server, home, token, monkeypatch, tmp_path, namespaces):
+async def controlling(
+    cluster: Cluster,
+    server: Running,
+    home: Kubectl,
+    token: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    namespaces: list[str],
+) -> AsyncIterator[None]:
     """A controller at work in this process."""
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "kubeconfig", cluster.url, cluster.ca, token)))
     stop = asyncio.Event()
@@ -187,12 +199,26 @@ async def controlling(cluster, server, home, token, monkeypatch, tmp_path, names
 
 
 @pytest.fixture
-async def controller(cluster, server, kubectl, home, token, monkeypatch, tmp_path):
+async def controller(
+    cluster: Cluster,
+    server: Running,
+    kubectl: Kubectl,
+    home: Kubectl,
+    token: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> AsyncIterator[None]:
     async with controlling(cluster, server, home, token, monkeypatch, tmp_path, [kubectl.namespace]):
         yield
 
 
-async def until(condition):
+async def until(
+    condition: Callable[..., bool]
+    | Callable[..., Any]
+    | Callable[..., list[Any]]
+    | Callable[..., Awaitable[Any]]
+    | Callable[..., Awaitable[bool]],
+) -> Any:
     async with asyncio.timeout(PATIENCE_S):
         while True:
             found = condition()
@@ -203,7 +229,7 @@ async def until(condition):
             await asyncio.sleep(0.1)
 
 
-async def declared(kubectl, *schedules):
+async def declared(kubectl: Kubectl, *schedules: str) -> None:
     """A Repository with a Secret, and Schedules, all accepted."""
     kubectl.secret("hush", password="open sesame")
     kubectl.create("Repository", "main", {"url": "/b", "passwordSecretRef": {"name": "hush"}})
@@ -217,8 +243,15 @@ async def declared(kubectl, *schedules):
 
 
 async def test_what_is_applied_changed_and_deleted_follows_with_the_charts_rights(
-    cluster, server, rest, kubectl, home, rights, monkeypatch, tmp_path
-):
+    cluster: Cluster,
+    server: Running,
+    rest: httpx.AsyncClient,
+    kubectl: Kubectl,
+    home: Kubectl,
+    rights: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     async with controlling(cluster, server, home, rights, monkeypatch, tmp_path, [kubectl.namespace]):
         await declared(kubectl, "etc", "home")
         await until(lambda: kubectl.conditions("Schedule", "etc").get("InSync"))
@@ -244,7 +277,7 @@ async def test_what_is_applied_changed_and_deleted_follows_with_the_charts_right
 
 
 @pytest.fixture
-def saved(tmp_path):
+def saved(tmp_path: Path) -> Path:
     """A file that was backed up by a host that is gone."""
     (tmp_path / "hosts").write_text("127.0.0.1 localhost")
     env = os.environ | {"RESTIC_REPOSITORY": str(tmp_path / "repository" / "gone"), "RESTIC_PASSWORD": "sesame"}
@@ -254,8 +287,15 @@ def saved(tmp_path):
 
 
 async def test_what_is_to_be_restored_is_back_and_told_with_the_charts_rights(
-    cluster, server, kubectl, home, rights, saved, monkeypatch, tmp_path
-):
+    cluster: Cluster,
+    server: Running,
+    kubectl: Kubectl,
+    home: Kubectl,
+    rights: Any,
+    saved: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     target = tmp_path / "restored"
     spec = {"repositoryRef": {"name": "main"}, "sourceHost": "gone", "host": "web-2", "target": str(target)}
     async with (
@@ -274,7 +314,7 @@ async def test_what_is_to_be_restored_is_back_and_told_with_the_charts_rights(
 
 
 @asynccontextmanager
-async def agent(server, host, folder):
+async def agent(server: Running, host: str, folder: Path) -> AsyncIterator[None]:
     """A host's agent, whole."""
     journal, memory = Journal.open(folder / "journal.jsonl")
     config = AgentConfig(host, f"ws://127.0.0.1:{server.port}/agent", server.agent_token)
@@ -288,12 +328,12 @@ async def agent(server, host, folder):
             await service.stop()
 
 
-async def _labels(rest, host, labels):
+async def _labels(rest: httpx.AsyncClient, host: str, labels: dict[str, str]) -> Any:
     answer = await rest.get(f"/hosts/{host}")
     return answer.is_success and answer.json()["labels"] == labels
 
 
-async def _empty(rest):
+async def _empty(rest: httpx.AsyncClient) -> bool:
     return not await names(rest, "schedules") | await names(rest, "repositories")
 
 
@@ -308,18 +348,20 @@ async def _empty(rest):
         ("PATCH", f"/apis/{GROUP}/namespaces/{{namespace}}/repositories/none"),
     ],
 )
-def test_the_controller_may_not_do_what_it_does_not_need(cluster, kubectl, token, method, path):
+def test_the_controller_may_not_do_what_it_does_not_need(
+    cluster: Cluster, kubectl: Kubectl, token: Any, method: str, path: str
+) -> None:
     headers = {"authorization": f"Bearer {token}", "content-type": "application/merge-patch+json"}
     with httpx.Client(base_url=cluster.url, verify=_trusting(cluster), headers=headers, trust_env=False) as http:
         answer = http.request(method, path.format(namespace=kubectl.namespace), content=b"{}")
     assert answer.status_code == 403
 
 
-def _trusting(cluster):
+def _trusting(cluster: Cluster) -> ssl.SSLContext:
     return ssl.create_default_context(cadata=cluster.ca)
 
 
-async def test_what_only_the_server_can_tell_becomes_a_condition(controller, kubectl):
+async def test_what_only_the_server_can_tell_becomes_a_condition(controller: None, kubectl: Kubectl) -> None:
     kubectl.create("Repository", "main", {"url": "/b"})
     bad = {f"bad-{at}": it for at, it in enumerate(it for it in BAD_SCHEDULES if it.by == "server")}
     for name, it in bad.items():
@@ -331,7 +373,7 @@ async def test_what_only_the_server_can_tell_becomes_a_condition(controller, kub
         assert it.detail in condition["message"]
 
 
-async def test_what_happens_again_is_counted_in_one_event(controller, kubectl):
+async def test_what_happens_again_is_counted_in_one_event(controller: None, kubectl: Kubectl) -> None:
     kubectl.create("Schedule", "etc", BACKUP)
     await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "RepositoryNotFound"))
     (event,) = await until(lambda: kubectl.list("Event"))
@@ -345,14 +387,16 @@ async def test_what_happens_again_is_counted_in_one_event(controller, kubectl):
     assert again["series"]["count"] == 4
 
 
-async def test_a_host_elsewhere_is_told_where_hosts_count(controller, kubectl, home):
+async def test_a_host_elsewhere_is_told_where_hosts_count(controller: None, kubectl: Kubectl, home: Kubectl) -> None:
     kubectl.create("Host", "laptop", {})
     home.create("Host", "laptop", {})
     await until(lambda: kubectl.ready("Host", "laptop") == ("False", "WrongNamespace"))
     await until(lambda: home.ready("Host", "laptop") == ("False", "Disconnected"))
 
 
-async def test_a_status_is_not_written_onto_another_object_that_has_taken_the_name(controller, kubectl):
+async def test_a_status_is_not_written_onto_another_object_that_has_taken_the_name(
+    controller: None, kubectl: Kubectl
+) -> None:
     await declared(kubectl, "etc")
     for _ in range(3):
         kubectl.delete("Schedule", "etc")
@@ -364,8 +408,13 @@ async def test_a_status_is_not_written_onto_another_object_that_has_taken_the_na
 
 
 async def test_a_delete_is_not_held_up_when_server_and_controller_are_gone_for_good(
-    cluster, kubectl, home, token, monkeypatch, tmp_path
-):
+    cluster: Cluster,
+    kubectl: Kubectl,
+    home: Kubectl,
+    token: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     async with (
         serving(Config(tmp_path / "data", port=0)) as server,
         controlling(cluster, server, home, token, monkeypatch, tmp_path, [kubectl.namespace]),
@@ -379,7 +428,9 @@ async def test_a_delete_is_not_held_up_when_server_and_controller_are_gone_for_g
 # The API server goes, comes back, and forgets.
 
 
-async def test_an_api_server_that_is_killed_and_restarted_is_followed_on(own_cluster, controller, kubectl, rest):
+async def test_an_api_server_that_is_killed_and_restarted_is_followed_on(
+    own_cluster: OwnCluster, controller: None, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
     await declared(kubectl, "etc", "home")
     await asyncio.to_thread(own_cluster.stop)
     (await rest.delete(f"/schedules/{kubectl.namespace}/etc")).raise_for_status()  # news that can be told to nobody
@@ -390,11 +441,13 @@ async def test_an_api_server_that_is_killed_and_restarted_is_followed_on(own_clu
     await until(lambda: _without(rest, "home"))
 
 
-async def _without(rest, name):
+async def _without(rest: httpx.AsyncClient, name: str) -> bool:
     return name not in await names(rest, "schedules")
 
 
-async def test_what_is_deleted_while_the_history_is_compacted_is_removed(own_cluster, controller, kubectl, rest):
+async def test_what_is_deleted_while_the_history_is_compacted_is_removed(
+    own_cluster: OwnCluster, controller: None, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
     await declared(kubectl, "etc", "home")
     seen = kubectl.get("Schedule", "home")["metadata"]["resourceVersion"]
     await asyncio.to_thread(own_cluster.stop)
@@ -415,10 +468,13 @@ async def test_what_is_deleted_while_the_history_is_compacted_is_removed(own_clu
 class Replica:
     """`lamplighter controller`, between proxies."""
 
-    def __init__(self, api, rest, folder, home, kubectl, token, admin_token):
+    def __init__(
+        self, api: Proxy, rest: Proxy, folder: Path, home: Kubectl, kubectl: Kubectl, token: str, admin_token: str
+    ) -> None:
         folder.mkdir()
         (folder / "admin-token").write_text(admin_token)
-        self.api, self.rest, self.process = api, rest, None
+        self.api, self.rest = api, rest
+        self.process: Process | None = None
         self._env = {
             **os.environ,
             "KUBECONFIG": str(kubeconfig(folder / "kubeconfig", f"http://127.0.0.1:{api.port}", "", token)),
@@ -433,29 +489,33 @@ class Replica:
         ]
         self._log = folder / "log"
 
-    async def start(self, *more):
+    async def start(self, *more: str) -> None:
         with self._log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(*self._argv, *more, env=self._env, stderr=log)
 
-    async def end(self, how=signal.SIGKILL):
+    async def end(self, how: signal.Signals = signal.SIGKILL) -> None:
         if self.process is not None:
             if self.process.returncode is None:
                 self.process.send_signal(how)
             await self.process.wait()
 
-    def writes(self):
+    def writes(self) -> list[Any]:
         """What it changed, on either side."""
         return [it for it in (*self.rest.heard, *self.api.heard) if it[0] != "GET" and "/leases" not in it[1]]
 
 
 @pytest.fixture
-async def replica(cluster, server, kubectl, home, token, tmp_path):
+async def replica(
+    cluster: Cluster, server: Running, kubectl: Kubectl, home: Kubectl, token: Any, tmp_path: Path
+) -> AsyncIterator[Replica]:
     async with replicating(cluster, server, kubectl, home, token, tmp_path / "replica") as replica:
         yield replica
 
 
 @asynccontextmanager
-async def replicating(cluster, server, kubectl, home, token, folder):
+async def replicating(
+    cluster: Cluster, server: Running, kubectl: Kubectl, home: Kubectl, token: str, folder: Path
+) -> AsyncIterator[Replica]:
     api = Proxy(cluster.url, verify=_trusting(cluster))
     rest = Proxy(f"http://127.0.0.1:{server.port}")
     async with api.serving(), rest.serving():
@@ -477,14 +537,17 @@ STEPS = {
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_a_controller_killed_at_any_step_leaves_nothing_undone_and_nothing_orphaned(replica, kubectl, rest, when):
+async def test_a_controller_killed_at_any_step_leaves_nothing_undone_and_nothing_orphaned(
+    replica: Replica, kubectl: Kubectl, rest: httpx.AsyncClient, when: str
+) -> None:
     kubectl.secret("hush", password="open sesame")
     await replica.start("--no-lease")
     for step, (side, method, suffix) in STEPS.items():
         killed = asyncio.Event()
 
-        def strike(killed=killed):
+        def strike(killed: asyncio.Event = killed) -> None:
             if not killed.is_set():
+                assert replica.process is not None
                 replica.process.kill()
                 killed.set()
 
@@ -500,6 +563,7 @@ async def test_a_controller_killed_at_any_step_leaves_nothing_undone_and_nothing
             kubectl.patch("Repository", "main", {"spec": {"url": f"/b/{len(step)}"}})
             kubectl.patch("Schedule", "etc", {"spec": {"spreadSeconds": len(step)}})
         await until(killed.is_set)
+        assert replica.process is not None
         await replica.process.wait()
         proxy.fatal = lambda method, path: False
         await replica.start("--no-lease")
@@ -507,7 +571,7 @@ async def test_a_controller_killed_at_any_step_leaves_nothing_undone_and_nothing
     assert await _empty(rest)
 
 
-async def _converged(kubectl, rest):
+async def _converged(kubectl: Kubectl, rest: httpx.AsyncClient) -> bool:
     """Whether the server holds just what is declared, and the statuses say so."""
     for kind, plural in (("Schedule", "schedules"), ("Repository", "repositories")):
         there = {it["metadata"]["name"]: it["spec"] for it in (await rest.get(f"/{plural}")).json()["items"]}
@@ -522,8 +586,14 @@ async def _converged(kubectl, rest):
 
 
 async def test_of_two_replicas_one_works_and_the_other_takes_over(
-    cluster, server, rest, kubectl, home, token, tmp_path
-):
+    cluster: Cluster,
+    server: Running,
+    rest: httpx.AsyncClient,
+    kubectl: Kubectl,
+    home: Kubectl,
+    token: Any,
+    tmp_path: Path,
+) -> None:
     async with (
         replicating(cluster, server, kubectl, home, token, tmp_path / "one") as one,
         replicating(cluster, server, kubectl, home, token, tmp_path / "other") as other,
@@ -545,5 +615,6 @@ async def test_of_two_replicas_one_works_and_the_other_takes_over(
             f"{kubectl.namespace}/{name}" for name in ("etc", "home", "new")
         )
         await other.end(signal.SIGTERM)
+        assert other.process is not None
         assert other.process.returncode == 0
     assert home.get("Lease", "lamplighter-controller")["spec"]["holderIdentity"] == ""

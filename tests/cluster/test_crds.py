@@ -1,12 +1,15 @@
 """A real API server refuses and fills in what the server does, and `kubectl get` shows the first answers."""
 
 import re
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from httpx import Client, Response
 
 from server.resources.manifests import RESTORE as RESTORE_SCHEMA
 from server.resources.manifests import parse_repository, parse_schedule
+from tests.cluster.apiserver import Cluster
 from tests.specs import (
     BACKUP,
     BAD_REPOSITORIES,
@@ -16,6 +19,7 @@ from tests.specs import (
     GOOD_RESTORES,
     GOOD_SCHEDULES,
     RESTORE,
+    Bad,
     changed,
 )
 
@@ -31,30 +35,30 @@ RUN = {"scheduleRef": {"name": "etc"}}
 
 
 @pytest.fixture
-def objects(cluster, namespace, definitions):
+def objects(cluster: Cluster, namespace: str, definitions: None) -> "Objects":
     return Objects(cluster.http, namespace)
 
 
 class Objects:
     """Objects of ours in one namespace, as `kubectl` would handle them."""
 
-    def __init__(self, http, namespace):
+    def __init__(self, http: Client, namespace: str) -> None:
         self._http, self._namespace = http, namespace
 
-    def path(self, kind, name=""):
+    def path(self, kind: str, name: str = "") -> str:
         return f"/apis/{GROUP}/namespaces/{self._namespace}/{KINDS[kind]}" + (f"/{name}" if name else "")
 
-    def create(self, kind, spec, name=None, **query):
+    def create(self, kind: str, spec: dict[str, Any], name: str | None = None, **query: Any) -> Response:
         metadata = {"name": name or f"x-{uuid4().hex[:8]}", "namespace": self._namespace}
         body = {"apiVersion": GROUP, "kind": kind, "metadata": metadata, "spec": spec}
         return self._http.post(self.path(kind), json=body, params={"fieldValidation": "Strict", **query})
 
-    def patch(self, kind, name, patch, subresource=""):
+    def patch(self, kind: str, name: str, patch: dict[str, Any], subresource: str = "") -> Response:
         headers = {"content-type": "application/merge-patch+json"}
         path = self.path(kind, name) + (f"/{subresource}" if subresource else "")
         return self._http.patch(path, json=patch, headers=headers)
 
-    def table(self, kind):
+    def table(self, kind: str) -> tuple[list[Any], list[dict[Any, Any]]]:
         """What `kubectl get` prints: titles of the columns that are always shown, and each row's cells by them."""
         headers = {"accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
         table = self._http.get(self.path(kind), headers=headers).json()
@@ -64,7 +68,7 @@ class Objects:
         ]
 
 
-def refusal(answer):
+def refusal(answer: Response) -> Any:
     """What a person reads of a refusal, and the fields that programs are told."""
     status = answer.json()
     assert status["kind"] == "Status", f"accepted: {answer.text}"
@@ -72,27 +76,27 @@ def refusal(answer):
     return status["message"]
 
 
-def as_the_api_server_says(field):
+def as_the_api_server_says(field: Any) -> tuple[Any, Any, str]:
     """A field as it is, a label by its key in brackets, and for a key that no label has, the map that it is in."""
     return field, field.replace("matchLabels.a", "matchLabels[a]"), re.sub(r"matchLabels\[.*", "matchLabels: ", field)
 
 
 @pytest.mark.parametrize("spec", GOOD_SCHEDULES, ids=lambda spec: spec["kind"])
-def test_a_good_schedule_is_accepted_and_completed_as_the_server_does(objects, spec):
+def test_a_good_schedule_is_accepted_and_completed_as_the_server_does(objects: Objects, spec: dict[str, Any]) -> None:
     answer = objects.create("Schedule", spec)
     assert answer.is_success, answer.text
     assert answer.json()["spec"] == parse_schedule({"metadata": {"name": "x"}, "spec": spec}).raw_spec
 
 
 @pytest.mark.parametrize("spec", GOOD_REPOSITORIES, ids=lambda spec: spec["url"])
-def test_a_good_repository_is_accepted_and_completed_as_the_server_does(objects, spec):
+def test_a_good_repository_is_accepted_and_completed_as_the_server_does(objects: Objects, spec: dict[str, Any]) -> None:
     answer = objects.create("Repository", spec)
     assert answer.is_success, answer.text
     assert answer.json()["spec"] == parse_repository({"metadata": {"name": "x"}, "spec": spec}).raw_spec
 
 
 @pytest.mark.parametrize("spec", GOOD_RESTORES, ids=lambda spec: spec["target"])
-def test_a_good_restore_is_accepted_and_completed_as_the_server_does(objects, spec):
+def test_a_good_restore_is_accepted_and_completed_as_the_server_does(objects: Objects, spec: dict[str, Any]) -> None:
     answer = objects.create("Restore", spec)
     assert answer.is_success, answer.text
     assert answer.json()["spec"] == RESTORE_SCHEMA.complete(spec)
@@ -111,24 +115,26 @@ def test_a_good_restore_is_accepted_and_completed_as_the_server_does(objects, sp
         if bad.by != "server"
     ],
 )
-def test_a_bad_spec_is_refused_by_the_api_server_too_which_names_the_field(objects, kind, bad):
+def test_a_bad_spec_is_refused_by_the_api_server_too_which_names_the_field(
+    objects: Objects, kind: str, bad: Bad
+) -> None:
     said = refusal(objects.create(kind, bad.spec))
     assert any(field in said for field in as_the_api_server_says(bad.field))
     assert bad.by == "schema" or bad.detail in said
 
 
 @pytest.mark.parametrize("bad", [it for it in BAD_SCHEDULES if it.by == "server"], ids=str)
-def test_what_a_schema_cannot_tell_is_left_to_the_server(objects, bad):
+def test_what_a_schema_cannot_tell_is_left_to_the_server(objects: Objects, bad: Bad) -> None:
     assert objects.create("Schedule", bad.spec).is_success
 
 
-def test_a_host_is_its_own_node_or_none(objects):
+def test_a_host_is_its_own_node_or_none(objects: Objects) -> None:
     assert "must be the Host's own name" in refusal(objects.create("Host", {"nodeName": "other"}, "one"))
     assert objects.create("Host", {"nodeName": "one"}, "one").is_success
     assert objects.create("Host", {}, "two").is_success
 
 
-def test_what_kind_of_machine_a_host_is_stays(objects):
+def test_what_kind_of_machine_a_host_is_stays(objects: Objects) -> None:
     objects.create("Host", {}, "laptop")
     objects.create("Host", {"nodeName": "node"}, "node")
     assert "delete the Host and create it again" in refusal(
@@ -138,7 +144,7 @@ def test_what_kind_of_machine_a_host_is_stays(objects):
     assert objects.patch("Host", "node", {"metadata": {"labels": {"a": "b"}}}).is_success
 
 
-def test_a_run_cannot_be_changed(objects):
+def test_a_run_cannot_be_changed(objects: Objects) -> None:
     assert objects.create("Run", RUN, "now").json()["spec"] == {**RUN, "hostSelector": {}}
     assert "create another Run" in refusal(objects.patch("Run", "now", {"spec": {"scheduleRef": {"name": "home"}}}))
     assert "scheduleRef" in refusal(objects.create("Run", {}))
@@ -147,13 +153,13 @@ def test_a_run_cannot_be_changed(objects):
     assert objects.patch("Run", "now", {"metadata": {"labels": {"a": "b"}}}).is_success
 
 
-def test_a_restore_cannot_be_changed(objects):
+def test_a_restore_cannot_be_changed(objects: Objects) -> None:
     objects.create("Restore", RESTORE, "back")
     assert "create another Restore" in refusal(objects.patch("Restore", "back", {"spec": {"target": "/elsewhere"}}))
     assert objects.patch("Restore", "back", {"metadata": {"labels": {"a": "b"}}}).is_success
 
 
-def test_kubectl_get_answers_the_first_question_of_each_kind(objects):
+def test_kubectl_get_answers_the_first_question_of_each_kind(objects: Objects) -> None:
     objects.create("Schedule", BACKUP, "etc")
     status = {"hosts": 3, "hostsInSync": 2, "hostsFailed": 1, "nextScheduleTime": "2026-03-29T02:00:00Z"}
     times = {"lastTransitionTime": "2026-03-29T02:00:00Z"}
@@ -183,7 +189,7 @@ def test_kubectl_get_answers_the_first_question_of_each_kind(objects):
     assert objects.table("Repository")[0] == ["Name", "URL", "Init", "Ready", "Degraded", "Age"]
 
 
-def test_kinds_are_found_by_short_names_and_category(cluster, definitions):
+def test_kinds_are_found_by_short_names_and_category(cluster: Cluster, definitions: None) -> None:
     listed = {it["name"]: it for it in cluster.get(f"/apis/{GROUP}")["resources"]}
     assert listed["schedules"]["shortNames"] == ["sched"]
     assert listed["repositories"]["shortNames"] == ["repo"]
@@ -192,7 +198,7 @@ def test_kinds_are_found_by_short_names_and_category(cluster, definitions):
         assert f"{plural}/status" in listed
 
 
-def test_a_status_is_written_apart_from_the_spec(objects):
+def test_a_status_is_written_apart_from_the_spec(objects: Objects) -> None:
     made = objects.create("Schedule", BACKUP, "etc").json()
     objects.patch("Schedule", "etc", {"status": {"hosts": 1}})
     told = objects.patch("Schedule", "etc", {"spec": changed(BACKUP, cron="@daily"), "status": {"hosts": 2}}, "status")

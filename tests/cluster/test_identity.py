@@ -135,6 +135,7 @@ async def test_a_token_of_another_node_is_not_this_hosts(
         await say_hello(socket, agent.node)
         with pytest.raises(ConnectionClosed) as closed:
             await socket.recv()
+    assert closed.value.rcvd is not None
     assert agent.node in closed.value.rcvd.reason
 
 

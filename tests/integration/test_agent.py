@@ -5,21 +5,24 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from msgspec import Raw
-from websockets.asyncio.server import serve
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
 from agent import link as links
 from agent import scheduler as schedulers
 from agent.core import effects, pushes
-from agent.core.state import Accepted, Fired
+from agent.core.state import Accepted, AgentState, Fired
 from agent.journal import Journal, encode
+from agent.restic.reporter import Report
 from agent.service import Config, Service
 from wire import codec
 from wire.entries import encode_entry
@@ -28,10 +31,13 @@ from wire.messages import (
     CommandCancel,
     CommandRun,
     Entry,
+    FromAgent,
     Hello,
     JobAccepted,
     JobConfirmed,
+    JobEnd,
     JobFinished,
+    Repository,
     ScheduleAck,
     ScheduleFire,
     ScheduleRefused,
@@ -45,12 +51,12 @@ MINUTE = timedelta(minutes=1)
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls again after hundredths of a second."""
     monkeypatch.setattr(links, "FIRST_DELAY_S", 0.01)
 
@@ -58,43 +64,46 @@ def impatient(monkeypatch):
 class Clock:
     """Goes as clocks go, from any time that it is set to."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.ahead = timedelta()
 
-    def __call__(self):
+    def __call__(self) -> datetime:
         return datetime.now(UTC) + self.ahead
 
-    def set(self, at):
+    def set(self, at: datetime) -> None:
         self.ahead = at - datetime.now(UTC)
 
 
 class Jobs:
     """Jobs that go on until they are stopped."""
 
-    def __init__(self):
-        self.ends = {}
+    def __init__(self) -> None:
+        self.ends: dict[str, asyncio.Future[JobEnd]] = {}
 
-    async def run(self, command, repository, report):
+    async def run(self, command: CommandRun, repository: Repository | None, report: Report) -> JobFinished:
         end = self.ends.setdefault(command.job_id, asyncio.get_running_loop().create_future())
         return JobFinished(command.job_id, await end, datetime.now(UTC))
 
-    def stop(self, job_id, status):
+    def stop(self, job_id: str, status: JobEnd) -> None:
         end = self.ends.setdefault(job_id, asyncio.get_running_loop().create_future())
         if not end.done():
             end.set_result(status)
 
 
+Message = TypeVar("Message", bound=FromAgent)
+
+
 class Peer:
     """The server's end of a connection."""
 
-    def __init__(self, socket):
+    def __init__(self, socket: Any) -> None:
         self.socket = socket
-        self._heard = []
+        self._heard: list[FromAgent] = []
 
-    async def say(self, *messages):
+    async def say(self, *messages: Any) -> None:
         await self.socket.send(codec.encode(messages))
 
-    async def hear(self, kind):
+    async def hear(self, kind: type[Message]) -> Message:
         """The next message, which must be of that kind."""
         while not self._heard:
             frame = await asyncio.wait_for(self.socket.recv(), 10)
@@ -105,11 +114,11 @@ class Peer:
 
 
 @pytest.fixture
-async def server():
+async def server() -> AsyncIterator[SimpleNamespace]:
     """Waits for agents; `next` is the next connection."""
     sockets: asyncio.Queue[Any] = asyncio.Queue()
 
-    async def handle(socket):
+    async def handle(socket: ServerConnection) -> None:
         await sockets.put(socket)
         await socket.wait_closed()
 
@@ -118,28 +127,34 @@ async def server():
         yield SimpleNamespace(port=port, next=lambda: asyncio.wait_for(_peer(sockets), 10))
 
 
-async def _peer(sockets):
+async def _peer(sockets: asyncio.Queue[Any]) -> Peer:
     return Peer(await sockets.get())
 
 
+class Agent(Service):
+    """An agent whose clock can be set."""
+
+    def __init__(self, config: Config, journal: Journal, memory: AgentState, jobs: Jobs, clock: Clock) -> None:
+        super().__init__(config, journal, memory, jobs, clock=clock)
+        self.clock = clock
+
+
 @pytest.fixture
-def make(server, tmp_path):
+def make(server: SimpleNamespace, tmp_path: Path) -> Callable[..., "Agent"]:
     """An agent, with what its journal holds."""
 
-    def made(jobs=None):
+    def made(jobs: Jobs | None = None) -> "Agent":
         journal, memory = Journal.open(tmp_path / "journal.jsonl")
         config = Config("node-1", f"ws://127.0.0.1:{server.port}/agent")
         clock = Clock()
         clock.set(BEGAN + 12 * MINUTE / 24)
-        service = Service(config, journal, memory, jobs or Jobs(), clock=clock)
-        service.clock = clock  # type: ignore[attr-defined]
-        return service
+        return Agent(config, journal, memory, jobs or Jobs(), clock)
 
     return made
 
 
 @asynccontextmanager
-async def running(service):
+async def running(service: "Agent") -> AsyncIterator["Agent"]:
     task = asyncio.create_task(service.run())
     try:
         yield service
@@ -149,15 +164,15 @@ async def running(service):
         await asyncio.gather(task, return_exceptions=True)
 
 
-def entry(key="s1", cron="* * * * *"):
+def entry(key: str = "s1", cron: str = "* * * * *") -> Raw:
     return Raw(encode_entry(Entry(key, f"ns/{key}", cron, BEGAN, "1")))
 
 
-def whole(version, *held):
+def whole(version: int, *held: Raw) -> ScheduleSet:
     return ScheduleSet(version, list(held), BEGAN)
 
 
-async def in_force(server, *held):
+async def in_force(server: SimpleNamespace, *held: Raw) -> Any:
     """A connection of an agent that has these schedules."""
     peer = await server.next()
     await peer.hear(Hello)
@@ -166,7 +181,9 @@ async def in_force(server, *held):
     return peer
 
 
-async def test_what_is_pushed_is_in_force_acked_fired_run_and_ended(server, make):
+async def test_what_is_pushed_is_in_force_acked_fired_run_and_ended(
+    server: SimpleNamespace, make: Callable[..., "Agent"]
+) -> None:
     async with running(make()) as agent:
         peer = await in_force(server, entry())
         agent.clock.set(BEGAN + MINUTE)
@@ -180,10 +197,12 @@ async def test_what_is_pushed_is_in_force_acked_fired_run_and_ended(server, make
         await peer.say(JobConfirmed("j1"))
 
 
-async def test_a_slow_push_holds_up_no_other_message(server, make, monkeypatch):
+async def test_a_slow_push_holds_up_no_other_message(
+    server: SimpleNamespace, make: Callable[..., "Agent"], monkeypatch: pytest.MonkeyPatch
+) -> None:
     began, let_go, built = threading.Event(), threading.Event(), pushes.build
 
-    def slow(*args):
+    def slow(*args: Any) -> pushes.Built | str:
         began.set()
         assert let_go.wait(10)
         return built(*args)
@@ -202,7 +221,9 @@ async def test_a_slow_push_holds_up_no_other_message(server, make, monkeypatch):
         assert [(await peer.hear(ScheduleAck)).version for _ in range(2)] == [2, 3]
 
 
-async def test_the_cron_goes_on_without_a_connection_and_tells_the_next_one_once(server, make):
+async def test_the_cron_goes_on_without_a_connection_and_tells_the_next_one_once(
+    server: SimpleNamespace, make: Callable[..., "Agent"]
+) -> None:
     async with running(make()) as agent:
         first = await in_force(server, entry())
         first.socket.transport.abort()
@@ -220,7 +241,9 @@ async def test_the_cron_goes_on_without_a_connection_and_tells_the_next_one_once
         assert await second.hear(ScheduleFire) == ScheduleFire("s1", BEGAN + 2 * MINUTE)
 
 
-async def test_a_clock_that_was_set_is_noticed_without_an_event(server, make, monkeypatch):
+async def test_a_clock_that_was_set_is_noticed_without_an_event(
+    server: SimpleNamespace, make: Callable[..., "Agent"], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(schedulers, "CLOCK_CHECK_S", 0.01)
     async with running(make()) as agent:
         peer = await in_force(server, entry(cron="0 0 * * *"))
@@ -228,7 +251,9 @@ async def test_a_clock_that_was_set_is_noticed_without_an_event(server, make, mo
         assert await peer.hear(ScheduleFire) == ScheduleFire("s1", BEGAN + timedelta(days=3), 3)
 
 
-async def test_a_fire_whose_schedule_was_lost_from_the_journal_is_still_told(server, make, tmp_path):
+async def test_a_fire_whose_schedule_was_lost_from_the_journal_is_still_told(
+    server: SimpleNamespace, make: Callable[..., "Agent"], tmp_path: Path
+) -> None:
     lost = ScheduleFire("s1", BEGAN)
     (tmp_path / "journal.jsonl").write_bytes(encode(Fired([lost])))
     async with running(make()):
@@ -240,7 +265,9 @@ async def test_a_fire_whose_schedule_was_lost_from_the_journal_is_still_told(ser
 # How it ends.
 
 
-async def test_a_stop_ends_running_jobs_as_interrupted_and_waits_until_that_is_confirmed(server, make, tmp_path):
+async def test_a_stop_ends_running_jobs_as_interrupted_and_waits_until_that_is_confirmed(
+    server: SimpleNamespace, make: Callable[..., "Agent"], tmp_path: Path
+) -> None:
     agent = make()
     async with running(agent):
         peer = await in_force(server)
@@ -256,10 +283,12 @@ async def test_a_stop_ends_running_jobs_as_interrupted_and_waits_until_that_is_c
     assert (memory.running, memory.ends, list(memory.done)) == ({}, {}, ["j1"])
 
 
-async def test_a_stop_waits_for_the_push_that_is_being_applied(server, make, monkeypatch, tmp_path):
+async def test_a_stop_waits_for_the_push_that_is_being_applied(
+    server: SimpleNamespace, make: Callable[..., "Agent"], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     began, let_go, built = threading.Event(), threading.Event(), pushes.build
 
-    def slow(*args):
+    def slow(*args: Any) -> pushes.Built | str:
         began.set()
         assert let_go.wait(10)
         return built(*args)
@@ -280,7 +309,7 @@ async def test_a_stop_waits_for_the_push_that_is_being_applied(server, make, mon
     assert memory.version == 2
 
 
-async def test_a_stop_that_comes_before_the_start_ends_it(make):
+async def test_a_stop_that_comes_before_the_start_ends_it(make: Callable[..., "Agent"]) -> None:
     agent = make()
     stop = asyncio.create_task(agent.stop())
     await asyncio.sleep(0)
@@ -288,7 +317,9 @@ async def test_a_stop_that_comes_before_the_start_ends_it(make):
     await stop
 
 
-async def test_what_ran_when_the_last_process_ended_is_told_as_interrupted(server, make, tmp_path):
+async def test_what_ran_when_the_last_process_ended_is_told_as_interrupted(
+    server: SimpleNamespace, make: Callable[..., "Agent"], tmp_path: Path
+) -> None:
     (tmp_path / "journal.jsonl").write_bytes(encode(Accepted("j1")))
     async with running(make()):
         peer = await server.next()
@@ -298,7 +329,9 @@ async def test_what_ran_when_the_last_process_ended_is_told_as_interrupted(serve
 
 
 @pytest.mark.parametrize("part", ["tick", "applied", "message_received", "job_ended"])
-async def test_a_defect_in_any_part_ends_the_agent_and_is_raised(server, make, monkeypatch, part):
+async def test_a_defect_in_any_part_ends_the_agent_and_is_raised(
+    server: SimpleNamespace, make: Callable[..., "Agent"], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
     agent = make()
     task = asyncio.create_task(agent.run())
     peer = await in_force(server, entry())
@@ -319,8 +352,8 @@ async def test_a_defect_in_any_part_ends_the_agent_and_is_raised(server, make, m
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_the_process_well(server, tmp_path, number):
-    argv = [
+async def test_a_signal_ends_the_process_well(server: SimpleNamespace, tmp_path: Path, number: signal.Signals) -> None:
+    argv: list[str | Path] = [
         sys.executable,
         "-c",
         "from cli.main import main; main()",
@@ -331,7 +364,7 @@ async def test_a_signal_ends_the_process_well(server, tmp_path, number):
         "node-1",
     ]
     (tmp_path / "token").write_text("t0ken")
-    options = ["--server", f"http://127.0.0.1:{server.port}", "--token-file", tmp_path / "token"]
+    options: list[str | Path] = ["--server", f"http://127.0.0.1:{server.port}", "--token-file", tmp_path / "token"]
     process = await asyncio.create_subprocess_exec(*argv, *options, stderr=subprocess.PIPE)
     peer = await in_force(server)
     process.send_signal(number)

@@ -8,8 +8,11 @@ import json
 import os
 import shutil
 import sys
-from contextlib import asynccontextmanager
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import asyncssh
@@ -20,7 +23,7 @@ from agent.restic.context import Timing
 from agent.restic.runner import Runner
 from bench.servers import free_port
 from tests.plain import NO_TLS
-from wire.messages import CommandRun, JobLog, Repository, Restore, Verify
+from wire.messages import CommandRun, JobFinished, JobLog, Repository, Restore, Verify
 
 pytestmark = pytest.mark.anyio
 
@@ -28,12 +31,12 @@ SECRET = "hunter2-hunter2"
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 @asynccontextmanager
-async def running(*argv, env=None):
+async def running(*argv: str | int, env: dict[str, str] | None = None) -> AsyncIterator[Process]:
     """A server, until it is not needed any more."""
     devnull = asyncio.subprocess.DEVNULL
     env = {"PATH": os.environ["PATH"]} | (env or {})
@@ -45,7 +48,7 @@ async def running(*argv, env=None):
         await server.wait()
 
 
-async def listening(port):
+async def listening(port: int) -> None:
     """Wait until a server lets us in."""
     async with asyncio.timeout(60):
         while True:
@@ -58,7 +61,7 @@ async def listening(port):
 
 
 @asynccontextmanager
-async def s3(_folder):
+async def s3(_folder: Path) -> AsyncIterator[tuple[str, dict[str, str], dict[str, str]]]:
     host = f"127.0.0.1:{(port := free_port())}"
     async with running(sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", port):
         await listening(port)
@@ -69,10 +72,10 @@ async def s3(_folder):
 
 
 @asynccontextmanager
-async def rest(folder):
+async def rest(folder: Path) -> AsyncIterator[tuple[str, dict[str, str], dict[str, str]]]:
     host = f"127.0.0.1:{(port := free_port())}"
     known = {"RCLONE_USER": "node-1", "RCLONE_PASS": SECRET}
-    argv = "rclone", "serve", "restic", f"--addr=127.0.0.1:{port}", "--config=", folder
+    argv = "rclone", "serve", "restic", f"--addr=127.0.0.1:{port}", "--config=", str(folder)
     async with running(*argv, env=known):
         await listening(port)
         yield f"rest:http://node-1:{SECRET}@{host}/node-1/", {}, {}
@@ -81,15 +84,15 @@ async def rest(folder):
 class Files(asyncssh.SFTPServer):
     """Ends as OpenSSH's sftp-server does, with exit code 0: restic takes a command that ends otherwise for failed."""
 
-    def exit(self):
+    def exit(self) -> None:
         self.channel.exit(0)
 
 
 @asynccontextmanager
-async def sftp(folder):
+async def sftp(folder: Path) -> AsyncIterator[tuple[str, dict[str, str], dict[str, str]]]:
     host, user = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
     allowed = asyncssh.import_authorized_keys(user.export_public_key().decode())
-    options = {"server_host_keys": [host], "authorized_client_keys": allowed, "sftp_factory": Files}
+    options: dict[str, Any] = {"server_host_keys": [host], "authorized_client_keys": allowed, "sftp_factory": Files}
     async with asyncssh.listen("127.0.0.1", 0, **options) as server:
         port = server.get_port()
         (folder / "known").write_text(f"[127.0.0.1]:{port} {host.export_public_key().decode()}")
@@ -99,7 +102,7 @@ async def sftp(folder):
         yield f"sftp://agent@127.0.0.1:{port}/{folder}/node-1", {}, {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
-def ssh_of_the_agent(folder):
+def ssh_of_the_agent(folder: Path) -> None:
     """A command `ssh` that knows the test's keys, where else it would take those of whoever runs the agent."""
     options = f"-F none -i {folder}/user -o UserKnownHostsFile={folder}/known"
     (folder / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} {options} "$@"\n')
@@ -107,14 +110,16 @@ def ssh_of_the_agent(folder):
 
 
 @pytest.mark.parametrize("backend", [s3, rest, sftp])
-async def test_a_repository_elsewhere_is_made_verified_and_restored_and_its_key_is_shown_nowhere(backend, tmp_path):
+async def test_a_repository_elsewhere_is_made_verified_and_restored_and_its_key_is_shown_nowhere(
+    backend: Callable[..., AbstractAsyncContextManager[Any]], tmp_path: Path
+) -> None:
     (tmp_path / "server").mkdir()
     async with backend(tmp_path / "server") as (url, keys, env):
         held = Repository("r1", "ns/main", url, "correct horse battery", keys)
         await every_kind(held, env, tmp_path, host_identity=backend is sftp)
 
 
-async def every_kind(repository, env, tmp_path, **may):
+async def every_kind(repository: Repository, env: Any, tmp_path: Path, **may: Any) -> None:
     pace = Timing(progress_s=0.1)
     cache = tmp_path / "agent" / "cache"
     runner = Runner("restic", cache, lambda: datetime.now(UTC), timing=pace, env=os.environ | env)
@@ -122,8 +127,8 @@ async def every_kind(repository, env, tmp_path, **may):
     (tmp_path / "data" / "letter").write_text("a letter")
     told: list[Any] = []
 
-    async def run(kind, args, **parts):
-        command = CommandRun("j1", kind, args, "r1", **may, **parts)
+    async def run(kind: str, args: Any, **parts: Any) -> JobFinished:
+        command = CommandRun("j1", kind, args, "r1", **{**may, **parts})
         return await runner.run(command, repository, told.append)
 
     data, back = str(tmp_path / "data"), tmp_path / "back"

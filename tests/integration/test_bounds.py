@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -110,7 +111,7 @@ async def test_a_full_log_costs_no_statement_for_what_is_not_kept(
 ) -> None:
     calls = []
 
-    def counted(conn: Connection, items: list[Any]) -> list[bool]:
+    def counted(conn: Connection, items: Sequence[Any]) -> list[bool]:
         calls.append(items)
         return log_lines(conn, items)
 
@@ -140,7 +141,10 @@ async def test_progress_that_comes_too_often_is_not_looked_at(
         clock.reach(clock() + 2 * PROGRESS)
         await agent.say("job.progress", job_id=job_id, fraction=1)
         await answered(agent)
-        assert (first.fraction, server.parts.services.dispatcher.progress_of(job_id).fraction) == (0.001, 1)
+        second = server.parts.services.dispatcher.progress_of(job_id)
+        assert first is not None
+        assert second is not None
+        assert (first.fraction, second.fraction) == (0.001, 1)
 
 
 async def test_the_loop_is_free_between_the_schedules_of_a_list(server: Running, declare: Declare) -> None:

@@ -1,7 +1,9 @@
 """Every change is audited, stored whole or not at all, and raises a host's version only where its set changes."""
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,13 +11,15 @@ import sqlalchemy as sa
 
 from server.access.identity import Files
 from server.access.vault import Vault
-from server.app import assemble
+from server.app import Parts, assemble
 from server.errors import ApiException, Conflict, Invalid, NotFound
+from server.resources.manifests import Credentials
 from server.store import tables as models
 from server.store.audit import list_audit
 from server.store.engine import Store
 from server.store.hosts import get_host, set_desired
 from server.store.jobs import get_job
+from server.store.rows import Row
 from server.store.tables import Actor
 from wire.messages import CommandCancel
 
@@ -28,49 +32,62 @@ DB, WEB = {"role": "db"}, {"role": "web"}
 class World:
     """A control plane on a store, a clock that is set by hand, and what was delivered to hosts."""
 
-    def __init__(self, store, vault):
+    def __init__(self, store: Store, vault: Vault) -> None:
         self.store, self.vault = store, vault
         self.now = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
-        self.online, self.delivered = set(), []
+        self.online: set[str] = set()
+        self.delivered: list[Any] = []
         self._ids = 0
         self.parts = self.fresh()
         self.services = self.parts.services
 
-    def fresh(self):
+    def fresh(self) -> Parts:
         parts = assemble(self.store, self.vault, lambda: self.now, self.new_id, Files("admin", "agent"))
         hub: Any = parts.services.hub
         hub.is_connected = self.online.__contains__
         hub.deliver = lambda host, effects: self.delivered.extend((host, effect) for effect in effects)
         return parts
 
-    def new_id(self):
+    def new_id(self) -> str:
         self._ids += 1
         return f"id{self._ids}"
 
-    async def repository(self, name="main", url="/backup", **others):
+    async def repository(self, name: str = "main", url: str = "/backup", **others: Any) -> tuple[Row, bool]:
         manifest = {"metadata": {"namespace": "ns", "name": name}, "spec": {"url": url}, **others}
         return await self.services.repositories.put(ME, manifest)
 
-    async def schedule(self, name="etc", repository="main", role=None, labels=None, **spec):
+    async def schedule(
+        self,
+        name: str = "etc",
+        repository: str = "main",
+        role: str | None = None,
+        labels: dict[str, str] | None = None,
+        **spec: Any,
+    ) -> tuple[Row, bool]:
         selector = {"matchLabels": {"role": role}} if role else {}
-        base = {"kind": "backup", "cron": "0 2 * * *", "backup": {"paths": ["/etc"]}, "hostSelector": selector}
+        base: dict[str, Any] = {
+            "kind": "backup",
+            "cron": "0 2 * * *",
+            "backup": {"paths": ["/etc"]},
+            "hostSelector": selector,
+        }
         spec = base | {"repositoryRef": {"name": repository}} | spec
         metadata = {"namespace": "ns", "name": name, "labels": labels or {}}
         return await self.services.schedules.put(ME, {"metadata": metadata, "spec": spec})
 
-    async def hosts(self, **labels):
+    async def hosts(self, **labels: Any) -> None:
         for name, given in labels.items():
             await self.services.hosts.put(ME, name, given)
 
-    def versions(self):
+    def versions(self) -> dict[str, Any]:
         return {name: host.version for name, host in self.services.placement.hosts.items()}
 
-    async def audit(self):
+    async def audit(self) -> list[Any]:
         rows = await self.store.read(list_audit, None, 100)
         return [(row["actor_id"], row["action"], row["object_kind"], row["object_name"]) for row in reversed(rows)]
 
 
-def state(parts):
+def state(parts: Parts) -> dict[str, Any]:
     """All that a control plane knows."""
     placement = parts.services.placement
     return {
@@ -83,14 +100,14 @@ def state(parts):
 
 
 @pytest.fixture
-async def world(tmp_path):
+async def world(tmp_path: Path) -> AsyncIterator[World]:
     store = Store.open(tmp_path / "lamplighter.db")
     yield World(store, Vault([Vault.new_key()]))
     await store.close()
 
 
 @pytest.fixture
-async def fleet(world):
+async def fleet(world: World) -> World:
     """Two hosts, a schedule for each of them, each schedule with a repository of its own."""
     await world.repository("main", credentials={"password": "secret"})
     await world.repository("other")
@@ -103,7 +120,7 @@ async def fleet(world):
 # What is stored.
 
 
-async def test_every_change_is_audited_with_who_made_it(fleet):
+async def test_every_change_is_audited_with_who_made_it(fleet: World) -> None:
     services = fleet.services
     await services.hosts.put(ME, "d", WEB)
     [job] = await services.runs.run_now(ME, "ns", "web", ["w"])
@@ -129,7 +146,7 @@ async def test_every_change_is_audited_with_who_made_it(fleet):
     ]
 
 
-async def test_a_change_of_nothing_is_not_audited(fleet):
+async def test_a_change_of_nothing_is_not_audited(fleet: World) -> None:
     before = await fleet.audit()
     await fleet.schedule("db", "main", "db")
     await fleet.repository("main", credentials={"password": "secret"})
@@ -137,10 +154,12 @@ async def test_a_change_of_nothing_is_not_audited(fleet):
     assert await fleet.audit() == before
 
 
-async def test_a_repository_that_is_put_opens_its_credentials_once(world, monkeypatch):
+async def test_a_repository_that_is_put_opens_its_credentials_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened, unseal = [], world.vault.unseal
 
-    def counted(sealed):
+    def counted(sealed: str) -> Credentials:
         opened.append(sealed)
         return unseal(sealed)
 
@@ -149,14 +168,14 @@ async def test_a_repository_that_is_put_opens_its_credentials_once(world, monkey
     assert len(opened) == 1
 
 
-async def test_the_audit_log_holds_no_credentials(fleet):
+async def test_the_audit_log_holds_no_credentials(fleet: World) -> None:
     await fleet.repository("main", credentials={"password": "correct horse"})
     rows = await fleet.store.read(list_audit, None, 100)
     assert rows[0]["detail"]["credentials"] == "changed"
     assert "correct horse" not in str(rows)
 
 
-async def test_a_restart_knows_the_same_digests_and_versions(fleet):
+async def test_a_restart_knows_the_same_digests_and_versions(fleet: World) -> None:
     await fleet.schedule("db", "main", "db", cron="*/5 * * * *")
     await fleet.hosts(w=DB)
     again = fleet.fresh()
@@ -164,7 +183,7 @@ async def test_a_restart_knows_the_same_digests_and_versions(fleet):
     assert state(again) == state(fleet.parts)
 
 
-async def test_a_set_that_a_new_release_makes_differently_gets_a_new_version(fleet):
+async def test_a_set_that_a_new_release_makes_differently_gets_a_new_version(fleet: World) -> None:
     await fleet.store.write(set_desired, [("d", 1, "of another release")])
     for _ in range(2):  # only once
         again = fleet.fresh()
@@ -172,7 +191,7 @@ async def test_a_set_that_a_new_release_makes_differently_gets_a_new_version(fle
         assert {name: host.version for name, host in again.services.placement.hosts.items()} == {"d": 2, "w": 1}
 
 
-CHANGES = {
+CHANGES: dict[str, Callable[[World], Awaitable[object]]] = {
     "new schedule": lambda world: world.schedule("all", "main"),
     "changed schedule": lambda world: world.schedule("db", "main", "db", cron="*/5 * * * *"),
     "deleted schedule": lambda world: world.services.schedules.delete(ME, "ns", "db"),
@@ -187,8 +206,10 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-async def test_a_change_that_cannot_be_stored_whole_changes_nothing(fleet, change):
-    def break_tables(conn, items):
+async def test_a_change_that_cannot_be_stored_whole_changes_nothing(
+    fleet: World, change: Callable[[World], Awaitable[object]]
+) -> None:
+    def break_tables(conn: sa.Connection, items: Sequence[Any]) -> list[Any]:
         events = ("hosts", "INSERT"), ("hosts", "UPDATE"), ("hosts", "DELETE"), ("jobs", "INSERT")
         for table, event in (*events, ("enrolments", "INSERT")):
             conn.exec_driver_sql(
@@ -233,7 +254,9 @@ async def test_a_change_that_cannot_be_stored_whole_changes_nothing(fleet, chang
         (lambda world: world.repository("other", "/elsewhere"), "w"),
     ],
 )
-async def test_a_version_grows_by_one_where_the_set_changes_and_only_there(fleet, change, grown):
+async def test_a_version_grows_by_one_where_the_set_changes_and_only_there(
+    fleet: World, change: Callable[..., Any], grown: str
+) -> None:
     assert fleet.versions() == {"d": 1, "w": 1}
     before = {name: host.entries.digest for name, host in fleet.services.placement.hosts.items()}
     await change(fleet)
@@ -242,10 +265,11 @@ async def test_a_version_grows_by_one_where_the_set_changes_and_only_there(fleet
     assert {name for name, host in hosts.items() if host.entries.digest != before[name]} == set(grown)
     for name, host in hosts.items():
         stored = await fleet.store.read(get_host, name)
+        assert stored is not None
         assert (stored["desired_version"], stored["desired_digest"]) == (host.version, host.entries.digest)
 
 
-async def test_changes_that_come_at_once_are_counted_one_by_one(fleet):
+async def test_changes_that_come_at_once_are_counted_one_by_one(fleet: World) -> None:
     await asyncio.gather(*(fleet.schedule(f"s{n}", "main") for n in range(20)), fleet.hosts(d=WEB))
     assert fleet.versions() == {"d": 22, "w": 21}
     again = fleet.fresh()
@@ -253,7 +277,7 @@ async def test_changes_that_come_at_once_are_counted_one_by_one(fleet):
     assert state(again) == state(fleet.parts)
 
 
-async def test_a_host_that_is_relabelled_begins_anew_where_its_set_changes(fleet):
+async def test_a_host_that_is_relabelled_begins_anew_where_its_set_changes(fleet: World) -> None:
     began = fleet.now
     fleet.now += timedelta(days=1)
     await fleet.hosts(d=DB | {"more": "labels"}, w=DB)
@@ -277,7 +301,9 @@ async def test_a_host_that_is_relabelled_begins_anew_where_its_set_changes(fleet
         ({"timeoutSeconds": 60}, False),
     ],
 )
-async def test_a_schedule_begins_anew_where_it_changes_when_it_is_due(fleet, spec, anew):
+async def test_a_schedule_begins_anew_where_it_changes_when_it_is_due(
+    fleet: World, spec: dict[str, Any], anew: bool
+) -> None:
     began = fleet.now
     fleet.now += timedelta(days=1)
     await fleet.schedule("db", "main", "db", **spec)
@@ -287,32 +313,33 @@ async def test_a_schedule_begins_anew_where_it_changes_when_it_is_due(fleet, spe
 # Hosts.
 
 
-async def test_a_host_that_nobody_declared_is_made_known_once(fleet):
+async def test_a_host_that_nobody_declared_is_made_known_once(fleet: World) -> None:
     await fleet.schedule("all", "main")
     first, second = await asyncio.gather(fleet.services.hosts.session("new"), fleet.services.hosts.session("new"))
     assert (first is second, first.desired.version, len(first.desired.entries)) == (True, 1, 1)
     assert [line for line in await fleet.audit() if line[3] == "new"] == [("new", "create", "Host", "new")]
 
 
-async def test_a_deleted_host_is_forgotten_and_its_jobs_stay_and_are_over(fleet):
+async def test_a_deleted_host_is_forgotten_and_its_jobs_stay_and_are_over(fleet: World) -> None:
     [job] = await fleet.services.runs.run_now(ME, "ns", "db", None)
     await fleet.services.hosts.delete(ME, "d")
     assert "d" not in fleet.versions()
     assert await fleet.store.read(get_host, "d") is None
     ended = await fleet.store.read(get_job, job["id"])
+    assert ended is not None
     assert (ended["status"], ended["error"]) == ("cancelled", "its host was deleted")
     with pytest.raises(NotFound):
         await fleet.services.hosts.delete(ME, "d")
 
 
-async def test_a_host_that_is_connected_is_not_deleted(fleet):
+async def test_a_host_that_is_connected_is_not_deleted(fleet: World) -> None:
     fleet.online.add("d")
     with pytest.raises(Conflict, match="stop its agent first"):
         await fleet.services.hosts.delete(ME, "d")
 
 
 @pytest.mark.parametrize("name", ["", "Upper", "under_score", "-dash", "a..b", "x" * 254])
-async def test_a_host_is_named_as_kubernetes_names_nodes(world, name):
+async def test_a_host_is_named_as_kubernetes_names_nodes(world: World, name: str) -> None:
     with pytest.raises(Invalid):
         await world.services.hosts.put(ME, name, {})
 
@@ -320,7 +347,7 @@ async def test_a_host_is_named_as_kubernetes_names_nodes(world, name):
 # Jobs.
 
 
-async def test_run_now_runs_on_the_hosts_that_are_asked_for_and_selected(fleet):
+async def test_run_now_runs_on_the_hosts_that_are_asked_for_and_selected(fleet: World) -> None:
     await fleet.schedule("all", "main")
     assert [job["host"] for job in await fleet.services.runs.run_now(ME, "ns", "all", None)] == ["d", "w"]
     assert [job["host"] for job in await fleet.services.runs.run_now(ME, "ns", "all", ["w"])] == ["w"]
@@ -329,7 +356,7 @@ async def test_run_now_runs_on_the_hosts_that_are_asked_for_and_selected(fleet):
     assert refused.value.errors[0]["detail"] == "ns/db does not select w"
 
 
-async def test_a_job_of_a_host_that_is_online_is_cancelled_by_its_agent(fleet):
+async def test_a_job_of_a_host_that_is_online_is_cancelled_by_its_agent(fleet: World) -> None:
     fleet.services.dispatcher.connected("d", ())
     [job] = await fleet.services.runs.run_now(ME, "ns", "db", None)
     assert (await fleet.services.runs.cancel(ME, job["id"]))["status"] == "pending"
@@ -337,7 +364,7 @@ async def test_a_job_of_a_host_that_is_online_is_cancelled_by_its_agent(fleet):
     assert (host, list(sent.messages)) == ("d", [CommandCancel(job["id"], "cancelled by me")])
 
 
-async def test_a_job_of_a_host_that_is_offline_is_over_at_once(fleet):
+async def test_a_job_of_a_host_that_is_offline_is_over_at_once(fleet: World) -> None:
     [job] = await fleet.services.runs.run_now(ME, "ns", "db", None)
     assert (await fleet.services.runs.cancel(ME, job["id"]))["status"] == "cancelled"
     assert fleet.parts.lanes.of_host("d") == []
@@ -346,8 +373,10 @@ async def test_a_job_of_a_host_that_is_offline_is_over_at_once(fleet):
 
 
 @pytest.mark.parametrize(("field", "value"), [("cron", "0 22-2 * * *"), ("timeZone", "posix/Europe/Berlin")])
-async def test_what_an_older_release_stored_and_this_one_does_not_read_is_never_due_but_overdue(fleet, field, value):
-    def store_as_it_was(conn, items):
+async def test_what_an_older_release_stored_and_this_one_does_not_read_is_never_due_but_overdue(
+    fleet: World, field: str, value: str
+) -> None:
+    def store_as_it_was(conn: sa.Connection, items: Sequence[Any]) -> list[Any]:
         spec = {**fleet.parts.catalog.schedules["ns", "db"].spec, field: value}
         conn.execute(sa.update(models.SCHEDULES).where(models.SCHEDULES.c.name == "db").values(spec=spec))
         return [None] * len(items)

@@ -4,8 +4,10 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import click
 import httpx
@@ -13,11 +15,12 @@ import pytest
 
 from cli.options import checked_url
 from controller.client import Client
-from server.app import Config, serving
+from server.app import Config, Running, serving
 from server.store.engine import Store
 from server.store.jobs import jobs_finished, record_jobs
 from server.store.logs import log_lines
 from server.store.rows import JobRow
+from tests.integration.conftest import Connect
 from tests.plain import NO_TLS
 from wire.messages import JobFinished
 
@@ -29,12 +32,12 @@ JOBS = ("aa" + "0" * 30, "ab" + "0" * 30, "cd" + "0" * 30)
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 @pytest.fixture
-async def server(tmp_path):
+async def server(tmp_path: Path) -> AsyncIterator[Running]:
     """A server with two hosts, a schedule on one of them, and a job of each kind of end."""
     await seed(tmp_path)
     async with serving(Config(tmp_path, port=0, keep_jobs_days=10_000)) as running:
@@ -50,10 +53,10 @@ async def server(tmp_path):
 
 
 @pytest.fixture
-async def lamplighter(server, tmp_path):
+async def lamplighter(server: Running, tmp_path: Path) -> Callable[..., Awaitable[tuple[int | None, str, str]]]:
     """Runs a command to its end: its exit code, stdout and stderr."""
 
-    async def run(*words, **variables):
+    async def run(*words: str, **variables: Any) -> tuple[int | None, str, str]:
         here = {"LAMPLIGHTER_SERVER": f"http://127.0.0.1:{server.port}", "LAMPLIGHTER_DATA_DIR": str(tmp_path)}
         process = await asyncio.create_subprocess_exec(
             LAMPLIGHTER, *words, env=os.environ | here | variables, stdout=-1, stderr=-1, cwd=tmp_path
@@ -73,21 +76,23 @@ WRONG_URLS = [
 
 
 @pytest.mark.parametrize("url", WRONG_URLS)
-def test_what_is_no_url_of_a_server_is_told_without_what_may_be_a_password(url):
+def test_what_is_no_url_of_a_server_is_told_without_what_may_be_a_password(url: str) -> None:
     with pytest.raises(click.ClickException, match=r"--server .*give one like https://") as raised:
         checked_url(url)
     assert "hush" not in raised.value.message
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8700", "https://a.example/", "http://[::1]:1", "https://a/backup"])
-def test_a_url_of_a_server_is_taken_as_it_is(url):
+def test_a_url_of_a_server_is_taken_as_it_is(url: str) -> None:
     assert checked_url(url) == url
 
 
-async def test_what_was_found_wrong_is_shown_also_where_the_server_then_gives_no_answer(lamplighter):
+async def test_what_was_found_wrong_is_shown_also_where_the_server_then_gives_no_answer(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+) -> None:
     """A database that hangs is told by the probe alone."""
 
-    async def answer(reader, writer):
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if (await reader.readline()).startswith(b"GET /readyz "):
             body = b'{"detail": "the database did not answer within 5 s"}'
             writer.write(b"HTTP/1.1 503 x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
@@ -102,15 +107,15 @@ async def test_what_was_found_wrong_is_shown_also_where_the_server_then_gives_no
     assert "the database did not answer within 5 s" in rows[0][3]
 
 
-def manifest(kind, spec):
+def manifest(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {"kind": kind, "metadata": {}, "spec": spec}
 
 
-def command(job_id):
+def command(job_id: str) -> str:
     return json.dumps({"job_id": job_id, "kind": "backup", "args": []})
 
 
-async def seed(data):
+async def seed(data: Path) -> None:
     store = Store.open(data / "lamplighter.db")
     rows = [
         JobRow(
@@ -126,12 +131,14 @@ async def seed(data):
     await store.close()
 
 
-def table(out):
+def table(out: str) -> list[Any]:
     """Rows of cells, from columns that are three blanks apart."""
     return [[cell.strip() for cell in line.split("   ") if cell.strip()] for line in out.splitlines()]
 
 
-async def test_get_hosts_tells_who_holds_what_it_should(lamplighter):
+async def test_get_hosts_tells_who_holds_what_it_should(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+) -> None:
     code, out, err = await lamplighter("get", "hosts")
     assert (code, err) == (0, "")
     assert table(out) == [
@@ -141,7 +148,9 @@ async def test_get_hosts_tells_who_holds_what_it_should(lamplighter):
     ]
 
 
-async def test_get_schedules_answers_what_kubectl_would(lamplighter):
+async def test_get_schedules_answers_what_kubectl_would(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+) -> None:
     head, row = table((await lamplighter("get", "schedules"))[1])
     assert head[:8] == ["NAMESPACE", "NAME", "KIND", "CRON", "HOSTS", "INSYNC", "FAILED", "OVERDUE"]
     assert head[8:] == ["LAST", "OLDEST-SUCCESS", "NEXT", "PROBLEM"]
@@ -150,7 +159,9 @@ async def test_get_schedules_answers_what_kubectl_would(lamplighter):
     assert row[11:] == ["-"]
 
 
-async def test_get_jobs_shows_the_snapshot_or_the_error(lamplighter):
+async def test_get_jobs_shows_the_snapshot_or_the_error(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+) -> None:
     head, *rows = table((await lamplighter("get", "jobs", "--status", "succeeded"))[1])
     assert head == ["JOB", "HOST", "SCHEDULE", "KIND", "STATUS", "DUE", "STARTED", "DURATION", "SNAPSHOT/ERROR"]
     ((*job, due, _, took, snapshot),) = rows
@@ -160,14 +171,16 @@ async def test_get_jobs_shows_the_snapshot_or_the_error(lamplighter):
     assert failed[-1] == "wrong password"
 
 
-async def test_get_limits_and_filters_jobs(lamplighter):
+async def test_get_limits_and_filters_jobs(lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]]) -> None:
     found = json.loads((await lamplighter("get", "jobs", "-o", "json", "-n", "2", "--host", "node-1"))[1])["items"]
     assert [job["id"] for job in found] == [JOBS[2], JOBS[1]]
     assert await lamplighter("get", "jobs", "--host", "node-9") == (0, "", "no jobs match\n")
     assert (await lamplighter("get", "jobs", "--schedule", "etc"))[2] == "no jobs match\n"
 
 
-async def test_get_as_json_is_what_rest_answers(lamplighter, server):
+async def test_get_as_json_is_what_rest_answers(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running
+) -> None:
     for what in ("repositories", "audit"):
         code, out, _ = await lamplighter("get", what, "-o", "json")
         items = json.loads(out)["items"]
@@ -176,7 +189,9 @@ async def test_get_as_json_is_what_rest_answers(lamplighter, server):
     assert {item["object_name"] for item in items} == {"node-1", "node-2", "default/main", "default/etc"}
 
 
-async def test_run_makes_a_job_for_each_host_that_is_selected(lamplighter):
+async def test_run_makes_a_job_for_each_host_that_is_selected(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+) -> None:
     code, out, _ = await lamplighter("run", "etc")
     assert code == 0
     job = json.loads((await lamplighter("get", "jobs", "-o", "json", "-n", "1"))[1])["items"][0]
@@ -187,14 +202,18 @@ async def test_run_makes_a_job_for_each_host_that_is_selected(lamplighter):
     assert (code, err) == (1, "Error: hosts: default/etc does not select node-2\n")
 
 
-async def test_cancel_ends_the_job_whose_first_digits_are_given(lamplighter):
+async def test_cancel_ends_the_job_whose_first_digits_are_given(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+) -> None:
     assert await lamplighter("cancel", "CD") == (0, f"job {JOBS[2][:8]} on node-1 is cancelled\n", "")
     code, _, err = await lamplighter("cancel", "cd")
     assert code == 1
     assert "has ended already: cancelled" in err
 
 
-async def test_logs_tell_what_restic_said_and_how_it_ended_and_command_no_terminal(lamplighter):
+async def test_logs_tell_what_restic_said_and_how_it_ended_and_command_no_terminal(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+) -> None:
     code, out, err = await lamplighter("logs", "ab0")
     assert (code, out) == (0, "Fatal: wrong password\n�]0;pwned�\n")
     assert err == f"job {JOBS[1][:8]} on node-1: failed, wrong password\n"
@@ -207,7 +226,9 @@ async def test_logs_tell_what_restic_said_and_how_it_ended_and_command_no_termin
         ("ffff", "no job begins with ffff"),
     ],
 )
-async def test_digits_that_name_no_job_or_several_are_told(lamplighter, digits, said):
+async def test_digits_that_name_no_job_or_several_are_told(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], digits: str, said: str
+) -> None:
     code, out, err = await lamplighter("logs", digits)
     assert (code, out) == (1, "")
     assert said in err
@@ -225,7 +246,13 @@ async def test_digits_that_name_no_job_or_several_are_told(lamplighter, digits, 
         ("LAMPLIGHTER_TOKEN_FILE", "empty", "--token-file"),
     ],
 )
-async def test_what_is_wrong_is_said_in_a_line_with_the_remedy(lamplighter, tmp_path, variable, value, said):
+async def test_what_is_wrong_is_said_in_a_line_with_the_remedy(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    tmp_path: Path,
+    variable: str,
+    value: str,
+    said: str,
+) -> None:
     (tmp_path / "wrong").write_text("not-the-token\n")
     (tmp_path / "empty").write_text("\n")
     code, out, err = await lamplighter("get", "hosts", **{variable: value})
@@ -235,7 +262,9 @@ async def test_what_is_wrong_is_said_in_a_line_with_the_remedy(lamplighter, tmp_
     assert said in err
 
 
-async def test_jobs_of_one_run_or_of_like_names_are_told_apart_by_what_is_shown(lamplighter, server):
+async def test_jobs_of_one_run_or_of_like_names_are_told_apart_by_what_is_shown(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running
+) -> None:
     headers = {"authorization": f"Bearer {server.admin_token}"}
     url = f"http://127.0.0.1:{server.port}/api/v1"
     async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, verify=NO_TLS) as api:
@@ -254,7 +283,9 @@ async def test_jobs_of_one_run_or_of_like_names_are_told_apart_by_what_is_shown(
         assert (await lamplighter("cancel", short))[1] == f"job {short} on {host} is cancelled\n"
 
 
-async def test_as_many_digits_are_shown_as_tell_jobs_apart(lamplighter, server):
+async def test_as_many_digits_are_shown_as_tell_jobs_apart(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running
+) -> None:
     like = ["ef" * 6 + last * 20 for last in "12"]
     rows = [JobRow(id_, "node-1", "backup", "user", "a", None, None, 0, command(id_), NOW) for id_ in like]
     await server.parts.services.store.write(record_jobs, rows)
@@ -273,7 +304,12 @@ async def test_as_many_digits_are_shown_as_tell_jobs_apart(lamplighter, server):
         (("controller", "."), "--token-file"),
     ],
 )
-async def test_a_part_without_a_token_says_how_it_gets_one(lamplighter, tmp_path, words, said):
+async def test_a_part_without_a_token_says_how_it_gets_one(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    tmp_path: Path,
+    words: tuple[str, ...],
+    said: str,
+) -> None:
     (tmp_path / "empty").write_text("")
     code, out, err = await lamplighter(*words, LAMPLIGHTER_DATA_DIR=str(tmp_path / "other"))
     assert (code, out, err.count("\n")) == (1, "", 1)
@@ -296,13 +332,18 @@ async def test_a_part_without_a_token_says_how_it_gets_one(lamplighter, tmp_path
         ),
     ],
 )
-async def test_a_name_that_is_none_is_refused_where_it_was_typed(lamplighter, words, said):
+async def test_a_name_that_is_none_is_refused_where_it_was_typed(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], words: tuple[str, ...], said: str
+) -> None:
     code, out, err = await lamplighter(*words)
+    assert code is not None
     assert (code > 0, out, "Traceback" in err) == (True, "", False)
     assert said in err
 
 
-async def test_jobs_of_a_schedule_that_was_deleted_are_found_by_its_uid(lamplighter, server):
+async def test_jobs_of_a_schedule_that_was_deleted_are_found_by_its_uid(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running
+) -> None:
     job = (await lamplighter("run", "etc"))[1].split()[1]
     async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
         [uid] = [it["metadata"]["uid"] async for it in client.resources("schedules")]
@@ -311,7 +352,9 @@ async def test_jobs_of_a_schedule_that_was_deleted_are_found_by_its_uid(lampligh
     assert [row[0] for row in rows] == [job]
 
 
-async def test_get_says_that_there_is_more_than_it_shows(lamplighter):
+async def test_get_says_that_there_is_more_than_it_shows(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+) -> None:
     for what in ("jobs", "audit"):
         items = json.loads((await lamplighter("get", what, "-o", "json"))[1])["items"]
         code, out, err = await lamplighter("get", what, "-n", str(len(items) - 1))
@@ -330,7 +373,9 @@ async def test_get_says_that_there_is_more_than_it_shows(lamplighter):
         (("problems", "-n", "5"), "--limit: not for problems, only for jobs and audit"),
     ],
 )
-async def test_a_filter_that_does_not_apply_is_refused(lamplighter, words, said):
+async def test_a_filter_that_does_not_apply_is_refused(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], words: tuple[str, ...], said: str
+) -> None:
     code, out, err = await lamplighter("get", *words)
     assert (code, out) == (2, "")
     assert said in err
@@ -351,7 +396,12 @@ async def test_a_filter_that_does_not_apply_is_refused(lamplighter, words, said)
         (("keys", ".", "--secret", "s", "--config-map", "c"), "--config-map: only with --tls-name"),
     ],
 )
-async def test_an_option_that_would_mean_nothing_is_refused(lamplighter, tmp_path, words, said):
+async def test_an_option_that_would_mean_nothing_is_refused(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    tmp_path: Path,
+    words: tuple[str, ...],
+    said: str,
+) -> None:
     (tmp_path / "file").write_text("token")
     (tmp_path / "admin-token").write_text("token")
     code, out, err = await lamplighter(*words)
@@ -359,7 +409,9 @@ async def test_an_option_that_would_mean_nothing_is_refused(lamplighter, tmp_pat
     assert said in err
 
 
-async def test_get_problems_tells_all_that_is_wrong_and_its_exit_code_too(lamplighter, server):
+async def test_get_problems_tells_all_that_is_wrong_and_its_exit_code_too(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running
+) -> None:
     async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
         spec = {"kind": "prune", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}}
         spec |= {"hostSelector": {"matchLabels": {"role": "none"}}}
@@ -385,7 +437,9 @@ async def test_get_problems_tells_all_that_is_wrong_and_its_exit_code_too(lampli
     assert await lamplighter("get", "problems") == (0, "", "no problems\n")
 
 
-async def test_a_port_for_metrics_that_is_taken_is_told_in_a_line(lamplighter, server):
+async def test_a_port_for_metrics_that_is_taken_is_told_in_a_line(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running
+) -> None:
     taken = f"127.0.0.1:{server.port}"
     code, _, err = await lamplighter(
         "server", "--data-dir", "other", "--listen", "127.0.0.1:0", "--metrics-listen", taken
@@ -393,7 +447,9 @@ async def test_a_port_for_metrics_that_is_taken_is_told_in_a_line(lamplighter, s
     assert (code, "Traceback" in err, f"--metrics-listen {taken}: Address already in use" in err) == (1, False, True)
 
 
-async def test_a_running_job_shows_since_when(lamplighter, server, connect):
+async def test_a_running_job_shows_since_when(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running, connect: Connect
+) -> None:
     await lamplighter("run", "etc")
     async with connect("node-1") as agent:
         await agent.follow()
@@ -406,7 +462,9 @@ async def test_a_running_job_shows_since_when(lamplighter, server, connect):
     assert row[-2][-1] == "s"  # how long it has been at it
 
 
-async def test_a_host_whose_clock_is_wrong_and_a_schedule_that_it_left_out_are_told(lamplighter, server, connect):
+async def test_a_host_whose_clock_is_wrong_and_a_schedule_that_it_left_out_are_told(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running, connect: Connect
+) -> None:
     late = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
     async with connect("node-1", now=late) as agent:
         entries = (await agent.follow())["schedules"]
@@ -422,7 +480,9 @@ async def test_a_host_whose_clock_is_wrong_and_a_schedule_that_it_left_out_are_t
     assert "ClockSkew: its clock is 300 s behind the server's" in row[-1]
 
 
-async def test_a_long_error_is_the_last_thing_in_its_line_whole_where_it_is_piped(tmp_path, server, lamplighter):
+async def test_a_long_error_is_the_last_thing_in_its_line_whole_where_it_is_piped(
+    tmp_path: Path, server: Running, lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]]
+) -> None:
     job = (await lamplighter("run", "etc"))[1].split()[1]
     ids = [it["id"] for it in json.loads((await lamplighter("get", "jobs", "-o", "json"))[1])["items"]]
     [job_id] = [it for it in ids if it.startswith(job)]
@@ -439,7 +499,9 @@ async def test_a_long_error_is_the_last_thing_in_its_line_whole_where_it_is_pipe
     assert all(row == row.rstrip() for row in [head, *rows])
 
 
-async def test_a_host_is_created_and_deleted(lamplighter):
+async def test_a_host_is_created_and_deleted(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+) -> None:
     code, out, err = await lamplighter("create", "host", "db-1", "--label", "role=db", "--label", "a.b/c=")
     assert (code, err) == (0, "")
     assert "lamplighter enrol db-1" in out
@@ -464,20 +526,26 @@ async def test_a_host_is_created_and_deleted(lamplighter):
         (("Db_1",), 1, "DNS name"),
     ],
 )
-async def test_a_host_that_cannot_be_is_refused(lamplighter, words, code, said):
+async def test_a_host_that_cannot_be_is_refused(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], words: tuple[str, ...], code: int, said: str
+) -> None:
     found, out, err = await lamplighter("create", "host", *words)
     assert (found, out) == (code, "")
     assert said in err
 
 
 @pytest.mark.parametrize("words", [("get", "nothing"), ("get", "jobs", "-n", "0"), ("run",), ("up", "/nonexistent")])
-async def test_what_cannot_be_meant_is_a_usage_error(lamplighter, words):
+async def test_what_cannot_be_meant_is_a_usage_error(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], words: tuple[str, ...]
+) -> None:
     code, out, err = await lamplighter(*words)
     assert (code, out) == (2, "")
     assert err.startswith("Usage: ")
 
 
-async def test_a_part_that_cannot_start_says_why_in_a_line(lamplighter, server, tmp_path):
+async def test_a_part_that_cannot_start_says_why_in_a_line(
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running, tmp_path: Path
+) -> None:
     taken = f"127.0.0.1:{server.port}"
     code, _, err = await lamplighter("server", "--listen", taken, "--data-dir", tmp_path / "other")
     assert code == 1
@@ -500,8 +568,12 @@ async def test_a_part_that_cannot_start_says_why_in_a_line(lamplighter, server, 
     ],
 )
 async def test_a_command_whose_extra_is_not_installed_says_which_in_a_line(
-    lamplighter, tmp_path, missing, words, extra
-):
+    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    tmp_path: Path,
+    missing: str,
+    words: tuple[str, ...],
+    extra: str,
+) -> None:
     (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{missing!r}] = None\n")
     code, out, err = await lamplighter(*words, PYTHONPATH=str(tmp_path), LAMPLIGHTER_LISTEN="127.0.0.1:0")
     assert (code, out) == (1, "")

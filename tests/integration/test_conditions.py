@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from httpx import AsyncClient
 
 from server.api.operations import OPERATIONS
 from server.api.routing import PREFIX
+from server.app import Running
+from tests.integration.conftest import Connect
 
 pytestmark = pytest.mark.anyio
 
@@ -29,14 +32,16 @@ PAGE = Path("docs/api.md").read_text()
 
 
 @pytest.fixture
-async def there(api):
+async def there(api: AsyncClient) -> None:
     (await api.put("/repositories/ns/main", json={"spec": {"url": "/backup"}})).raise_for_status()
     for path, (body, _) in THERE.items():
         (await api.put(path, json=body)).raise_for_status()
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_change_holds_for_the_version_that_was_read_and_for_no_other(api, there, path):
+async def test_a_change_holds_for_the_version_that_was_read_and_for_no_other(
+    api: AsyncClient, there: None, path: str
+) -> None:
     old, new = THERE[path]
     read = await api.get(path)
     tag = read.headers["etag"]
@@ -59,7 +64,7 @@ async def test_a_change_holds_for_the_version_that_was_read_and_for_no_other(api
         assert (await api.put(path, json=old, headers={"if-match": tag})).status_code == 412
 
 
-async def test_a_hosts_key_goes_for_the_host_that_was_read_and_for_no_other(api):
+async def test_a_hosts_key_goes_for_the_host_that_was_read_and_for_no_other(api: AsyncClient) -> None:
     tag = (await api.put("/hosts/web-1", json={"labels": {}})).headers["etag"]
     token = (await api.post("/hosts/web-1/enrolments")).json()["token"]
     (await api.post("/enrol", json={"token": token, "host": "web-1", "key_sha256": "0" * 64})).raise_for_status()
@@ -69,7 +74,7 @@ async def test_a_hosts_key_goes_for_the_host_that_was_read_and_for_no_other(api)
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_of_many_who_change_the_same_version_at_once_one_does(api, there, path):
+async def test_of_many_who_change_the_same_version_at_once_one_does(api: AsyncClient, there: None, path: str) -> None:
     old, new = THERE[path]
     tag = (await api.get(path)).headers["etag"]
     answers = await asyncio.gather(*(api.put(path, json=new, headers={"if-match": tag}) for _ in range(8)))
@@ -80,7 +85,9 @@ async def test_of_many_who_change_the_same_version_at_once_one_does(api, there, 
 
 
 @pytest.mark.parametrize(("collection", "key"), [("/schedules", PATHS[0]), ("/repositories", PATHS[1])])
-async def test_post_of_what_exists_changes_nothing_however_many_race(api, there, collection, key):
+async def test_post_of_what_exists_changes_nothing_however_many_race(
+    api: AsyncClient, there: None, collection: str, key: str
+) -> None:
     before = (await api.get(key)).json()
     metadata = {"namespace": "ns", "name": key.rpartition("/")[2]}
     answers = await asyncio.gather(*(api.post(collection, json={"metadata": metadata, **it}) for it in THERE[key] * 4))
@@ -95,7 +102,7 @@ async def test_post_of_what_exists_changes_nothing_however_many_race(api, there,
 
 
 @pytest.mark.parametrize("path", PATHS[:2])
-async def test_a_resource_version_in_the_body_is_honoured(api, there, path):
+async def test_a_resource_version_in_the_body_is_honoured(api: AsyncClient, there: None, path: str) -> None:
     read = (await api.get(path)).json()
     assert (await api.put(path, json=read)).status_code == 200
     assert (await api.put(path, json=THERE[path][1])).status_code == 200
@@ -108,13 +115,13 @@ async def test_a_resource_version_in_the_body_is_honoured(api, there, path):
 
 
 @pytest.mark.parametrize("value", ["tag", '"tag', '"a" "b"', "", "W/", '"a",,"b"', '"ä\x01"', '*, "a"'])
-async def test_a_tag_that_cannot_be_read_is_refused_by_name(api, there, value):
+async def test_a_tag_that_cannot_be_read_is_refused_by_name(api: AsyncClient, there: None, value: str) -> None:
     for path in PATHS:
-        answer = await api.get(path, headers={"if-match": value.encode("latin-1")})
+        answer = await api.get(path, headers={b"if-match": value.encode("latin-1")})
         assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "if-match")
 
 
-async def test_whoever_has_the_answer_is_told_so(api, there):
+async def test_whoever_has_the_answer_is_told_so(api: AsyncClient, there: None) -> None:
     run = (await api.post("/schedules/ns/etc/run")).json()["items"][0]["id"]
     await api.put("/runs/ns/r", json={"schedule": "etc"})
     lists = ["/schedules", "/repositories", "/hosts", "/jobs", "/audit", f"/jobs/{run}/log"]
@@ -127,7 +134,9 @@ async def test_whoever_has_the_answer_is_told_so(api, there):
         assert (await api.head(path, headers={"if-none-match": "*"})).status_code == 304
 
 
-async def test_what_is_told_of_the_state_is_told_anew_though_nothing_was_declared(api, there, connect):
+async def test_what_is_told_of_the_state_is_told_anew_though_nothing_was_declared(
+    api: AsyncClient, there: None, connect: Connect
+) -> None:
     before = await api.get("/hosts/node-1")
     async with connect() as agent:
         await agent.follow()
@@ -138,7 +147,7 @@ async def test_what_is_told_of_the_state_is_told_anew_though_nothing_was_declare
         ).is_success
 
 
-async def test_large_answers_are_compressed_for_those_who_take_it(api, there):
+async def test_large_answers_are_compressed_for_those_who_take_it(api: AsyncClient, there: None) -> None:
     for number in range(40):
         (await api.put(f"/hosts/node-{number}", json={"labels": {"n": str(number)}})).raise_for_status()
     plain = await api.get("/hosts", headers={"accept-encoding": "identity"})
@@ -155,7 +164,7 @@ async def test_large_answers_are_compressed_for_those_who_take_it(api, there):
 METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"]
 
 
-async def test_a_method_that_a_path_has_not_is_told_with_those_that_it_has(api, server):
+async def test_a_method_that_a_path_has_not_is_told_with_those_that_it_has(api: AsyncClient, server: Running) -> None:
     root = str(api.base_url).removesuffix(f"{PREFIX}/")
     known: dict[str, set[str]] = {"/healthz": {"GET"}, "/readyz": {"GET"}, "/openapi.json": {"GET"}}
     for operation in OPERATIONS:
@@ -169,7 +178,7 @@ async def test_a_method_that_a_path_has_not_is_told_with_those_that_it_has(api, 
             assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_every_public_path_is_routed_described_and_documented(api):
+async def test_every_public_path_is_routed_described_and_documented(api: AsyncClient) -> None:
     """The page of the API writes a path once with all of its methods, and query parameters after it."""
     root = str(api.base_url).removesuffix(f"{PREFIX}/")
     described = json.loads((await api.get(f"{root}/openapi.json")).content)["paths"]

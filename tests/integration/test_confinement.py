@@ -14,16 +14,19 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.restic.runner import Runner
 from agent.sandbox import landlock
+from tests.conftest import NewRepository
 from tests.integration.crafted import Crafted, link
-from wire.messages import CommandRun, JobLog, Repository, Restore, Verify
+from wire.messages import CommandRun, JobFinished, JobLog, JobProgress, Repository, Restore, Verify
 
 RESTIC = shutil.which(os.environ.get("RESTIC", "restic")) or ""
 PASSWORD = "correct horse battery"
@@ -37,21 +40,21 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
-def restic(repository, *args, may_fail=False):
+def restic(repository: Path, *args: str | Path, may_fail: bool = False) -> bytes:
     env = {"PATH": os.environ["PATH"], "RESTIC_REPOSITORY": str(repository), "RESTIC_PASSWORD": PASSWORD}
     argv = [RESTIC, "--no-cache", *map(str, args)]
     return subprocess.run(argv, env=env, capture_output=True, check=not may_fail).stdout
 
 
-def run(*argv, at=None):
+def run(*argv: str | Path, at: Path | None = None) -> None:
     subprocess.run(argv, cwd=at, check=True)
 
 
-def state(folder):
+def state(folder: Path) -> dict[Path, tuple[int, int, int, int, bytes]]:
     """All that can be told of a folder and what is below it."""
     found = {}
     for path in [folder, *sorted(folder.rglob("*"))]:
@@ -64,7 +67,7 @@ def state(folder):
 class Tenant:
     """A namespace that is granted one folder of a host, with a repository in it, beside what is not granted."""
 
-    def __init__(self, folder, new_repository):
+    def __init__(self, folder: Path, new_repository: NewRepository) -> None:
         self.granted, self.secret, self.state = folder / "granted", folder / "secret", folder / "agent"
         for made in (self.granted, self.secret):
             made.mkdir()
@@ -72,47 +75,51 @@ class Tenant:
         (self.secret / "key").chmod(0o600)
         self.repository = self.granted / "repository"
         new_repository(self.repository, PASSWORD)
-        self.told = []
+        self.told: list[JobProgress | JobLog] = []
         self.runner = Runner(RESTIC, self.state / "cache", lambda: datetime.now(UTC))
 
-    async def run(self, kind, *args, url=None, within=None, **more):
+    async def run(
+        self, kind: str, *args: str | Path, url: Path | None = None, within: Sequence[Path] | None = None, **more: Any
+    ) -> JobFinished:
         """Run a job; `within`: what is granted, the tenant's folder when None, all for nothing."""
         granted = [self.granted] if within is None else within
         command = CommandRun("j1", kind, list(map(str, args)), "r1", within=list(map(str, granted)), **more)
         held = Repository("r1", "ns/main", str(url or self.repository), PASSWORD)
         return await self.runner.run(command, held, self.told.append)
 
-    async def backup(self, *paths, **more):
+    async def backup(self, *paths: Path, **more: Any) -> JobFinished:
         return await self.run("backup", "backup", "--json", "--host=node-1", "--", *paths, **more)
 
-    async def restore(self, target, *paths, within=None, **more):
+    async def restore(
+        self, target: Path | str, *paths: Path | str, within: Sequence[Path] | None = None, **more: Any
+    ) -> JobFinished:
         wanted = Restore(str(target), paths=list(map(str, paths)), **{"overwrite": True} | more)
         return await self.run("restore", lock_wait_s=0, restore=wanted, within=within)
 
-    def snapshot(self, *paths):
+    def snapshot(self, *paths: Path) -> None:
         """Back up by hand, as root."""
         restic(self.repository, "backup", "--host=node-1", "--", *paths)
 
     @property
-    def lines(self):
+    def lines(self) -> list[Any]:
         return [line for news in self.told if isinstance(news, JobLog) for line in news.lines]
 
 
 @pytest.fixture
-def tenant(tmp_path, new_repository):
+def tenant(tmp_path: Path, new_repository: NewRepository) -> Tenant:
     return Tenant(tmp_path, new_repository)
 
 
-def swapping(path, other):
+def swapping(path: Path, other: Path) -> AbstractContextManager[None]:
     """Have a path and another one change places again and again, as fast as can be, meanwhile."""
     names, libc = (os.fsencode(path), os.fsencode(other)), ctypes.CDLL(None)
     return repeating(lambda: libc.renameat2(-100, names[0], -100, names[1], 2))  # AT_FDCWD, RENAME_EXCHANGE
 
 
-def replacing(folder, other):
+def replacing(folder: Path, other: Path) -> AbstractContextManager[None]:
     """Have each file that comes into a folder replaced by a link to another one, as fast as can be, meanwhile."""
 
-    def replace():
+    def replace() -> None:
         for path in folder.iterdir():
             with suppress(OSError):
                 (folder / ".link").symlink_to(other)
@@ -123,11 +130,11 @@ def replacing(folder, other):
 
 
 @contextmanager
-def repeating(attack):
+def repeating(attack: Callable[[], Any] | Callable[[], None]) -> Iterator[None]:
     """Have this done again and again meanwhile."""
     over = threading.Event()
 
-    def repeat():
+    def repeat() -> None:
         while not over.is_set():
             attack()
 
@@ -143,7 +150,7 @@ def repeating(attack):
 # What is read.
 
 
-async def test_no_path_that_is_swapped_while_it_is_backed_up_leads_out(tenant):
+async def test_no_path_that_is_swapped_while_it_is_backed_up_leads_out(tenant: Tenant) -> None:
     folder, link = tenant.granted / "a", tenant.granted / "b"
     folder.mkdir()
     (folder / "key").write_text("ours")
@@ -158,7 +165,7 @@ async def test_no_path_that_is_swapped_while_it_is_backed_up_leads_out(tenant):
 
 
 @pytest.mark.parametrize("path", ["../secret", "way", "way/key", "up/secret", "missing/../../secret", "../granted-not"])
-async def test_no_link_and_no_dots_lead_a_backup_out(tenant, path):
+async def test_no_link_and_no_dots_lead_a_backup_out(tenant: Tenant, path: str) -> None:
     (tenant.granted / "way").symlink_to("../secret")
     (tenant.granted / "up").symlink_to("..")
     end = await tenant.backup(tenant.granted / path)
@@ -166,7 +173,7 @@ async def test_no_link_and_no_dots_lead_a_backup_out(tenant, path):
     assert "which is not granted to the namespace" in end.error
 
 
-async def test_a_link_in_the_grant_that_stays_in_it_is_followed(tenant):
+async def test_a_link_in_the_grant_that_stays_in_it_is_followed(tenant: Tenant) -> None:
     (tenant.granted / "data").mkdir()
     (tenant.granted / "data" / "letter").write_text("ours")
     (tenant.granted / "current").symlink_to("data")
@@ -174,7 +181,7 @@ async def test_a_link_in_the_grant_that_stays_in_it_is_followed(tenant):
     assert (end.status, end.error) == ("succeeded", "")
 
 
-async def test_a_verification_compares_no_file_beyond_the_grant(tenant):
+async def test_a_verification_compares_no_file_beyond_the_grant(tenant: Tenant) -> None:
     folder = tenant.granted / "data"
     folder.mkdir()
     (folder / "key").write_text("not yours")
@@ -191,8 +198,8 @@ async def test_a_verification_compares_no_file_beyond_the_grant(tenant):
 
 @as_root
 async def test_a_link_above_a_granted_folder_is_followed_where_root_made_it_and_nobody_else_can_replace_it(
-    tenant, tmp_path
-):
+    tenant: Tenant, tmp_path: Path
+) -> None:
     (tmp_path / "link").symlink_to(tenant.granted)
     (tenant.granted / "letter").write_text("ours")
     path = tmp_path / "link" / "letter"
@@ -205,11 +212,11 @@ async def test_a_link_above_a_granted_folder_is_followed_where_root_made_it_and_
 
 
 @pytest.fixture
-def mount(tmp_path):
+def mount(tmp_path: Path) -> Iterator[Callable[..., None]]:
     """Mounts, and unmounts after the test."""
     made = []
 
-    def mount(*args):
+    def mount(*args: Any) -> None:
         args[-1].mkdir(exist_ok=True)
         done = subprocess.run(["mount", *map(str, args)], capture_output=True, check=False)  # noqa: S607
         if done.returncode:
@@ -222,7 +229,9 @@ def mount(tmp_path):
 
 
 @as_root
-async def test_a_mount_belongs_to_where_it_is_mounted_and_opens_nothing_around_it(tenant, tmp_path, mount):
+async def test_a_mount_belongs_to_where_it_is_mounted_and_opens_nothing_around_it(
+    tenant: Tenant, tmp_path: Path, mount: Callable[..., None]
+) -> None:
     inside, elsewhere = tenant.granted / "mounted", tmp_path / "elsewhere"
     mount("--bind", tenant.secret, inside)
     mount("--bind", tenant.granted, elsewhere)
@@ -239,7 +248,9 @@ async def test_a_mount_belongs_to_where_it_is_mounted_and_opens_nothing_around_i
 
 @as_root
 @pytest.mark.parametrize("where", ["target", "new", "part"])
-async def test_a_restore_to_where_nothing_can_be_written_ends_at_once_with_one_error(tenant, mount, where):
+async def test_a_restore_to_where_nothing_can_be_written_ends_at_once_with_one_error(
+    tenant: Tenant, mount: Callable[..., None], where: str
+) -> None:
     data, fixed = tenant.granted / "data", tenant.granted / "fixed"
     for folder in (data, fixed / "in"):
         folder.mkdir(parents=True)
@@ -259,7 +270,7 @@ async def test_a_restore_to_where_nothing_can_be_written_ends_at_once_with_one_e
 
 
 @pytest.mark.parametrize("which", ["folder", "file", "target"])
-async def test_a_link_that_a_restore_has_planted_is_not_followed_by_the_next(tenant, which):
+async def test_a_link_that_a_restore_has_planted_is_not_followed_by_the_next(tenant: Tenant, which: str) -> None:
     data, back = tenant.granted / "data", tenant.granted / "back"
     data.mkdir()
     way = data / "way"
@@ -282,7 +293,7 @@ async def test_a_link_that_a_restore_has_planted_is_not_followed_by_the_next(ten
         assert (planted / "key").read_text() == "of the attacker"
 
 
-async def test_no_folder_that_is_swapped_during_a_restore_leads_it_out(tenant):
+async def test_no_folder_that_is_swapped_during_a_restore_leads_it_out(tenant: Tenant) -> None:
     data, back = tenant.granted / "data", tenant.granted / "back"
     (data / "in").mkdir(parents=True)
     for name in ("key", "new"):
@@ -301,7 +312,9 @@ async def test_no_folder_that_is_swapped_during_a_restore_leads_it_out(tenant):
     assert not list(tenant.granted.rglob(".lamplighter*"))
 
 
-async def test_what_is_not_in_the_snapshot_stays_and_a_link_of_roots_above_what_is_restored_is_followed(tenant):
+async def test_what_is_not_in_the_snapshot_stays_and_a_link_of_roots_above_what_is_restored_is_followed(
+    tenant: Tenant,
+) -> None:
     data, back = tenant.granted / "data", tenant.granted / "back"
     data.mkdir(mode=0o750)
     (data / "letter").write_text("of then")
@@ -318,7 +331,7 @@ async def test_what_is_not_in_the_snapshot_stays_and_a_link_of_roots_above_what_
     assert stat.S_IMODE(home.stat().st_mode) == 0o711
 
 
-async def test_folders_come_back_as_deep_as_a_path_can_be(tenant):
+async def test_folders_come_back_as_deep_as_a_path_can_be(tenant: Tenant) -> None:
     """Deeper than Python calls itself unless told otherwise, and than a process has handles by default."""
     data, depth = tenant.granted / "data", 1050
     data.mkdir()
@@ -335,7 +348,7 @@ async def test_folders_come_back_as_deep_as_a_path_can_be(tenant):
 
 
 @as_root
-async def test_a_restore_across_file_systems_brings_all_back(tenant, mount):
+async def test_a_restore_across_file_systems_brings_all_back(tenant: Tenant, mount: Callable[..., None]) -> None:
     data, back = tenant.granted / "data", tenant.granted / "back"
     (data / "deep").mkdir(parents=True)
     (data / "deep" / "letter").write_text("ours")
@@ -385,7 +398,7 @@ CRAFTED = {
 
 
 @pytest.mark.parametrize("kind", CRAFTED)
-async def test_no_snapshot_that_was_crafted_leads_a_restore_or_a_verification_out(tenant, kind):
+async def test_no_snapshot_that_was_crafted_leads_a_restore_or_a_verification_out(tenant: Tenant, kind: str) -> None:
     crafted = Crafted(tenant.repository, PASSWORD)
     crafted.snapshot(*CRAFTED[kind](crafted, tenant.secret), crafted.file("plain"))
     assert b"plain" in restic(tenant.repository, "ls", "--json", "latest", may_fail=True)
@@ -402,7 +415,7 @@ async def test_no_snapshot_that_was_crafted_leads_a_restore_or_a_verification_ou
 
 @pytest.mark.parametrize("which", ["link", "link/repository", "data", "keys"])
 @pytest.mark.parametrize("kind", ["prune", "snapshots", "backup"])
-async def test_no_link_makes_a_repository_of_anothers(tenant, which, kind):
+async def test_no_link_makes_a_repository_of_anothers(tenant: Tenant, which: str, kind: str) -> None:
     theirs = tenant.secret / "repository"
     shutil.copytree(tenant.repository, theirs)
     restic(theirs, "backup", tenant.secret / "key")
@@ -417,7 +430,7 @@ async def test_no_link_makes_a_repository_of_anothers(tenant, which, kind):
     args = {
         "prune": ["prune"],
         "snapshots": ["snapshots", "--json"],
-        "backup": ["backup", "--json", "--", tenant.granted],
+        "backup": ["backup", "--json", "--", str(tenant.granted)],
     }[kind]
     end = await tenant.run(kind, *args, url=url, lock_wait_s=0)
     assert (end.status, end.reason) == ("failed", "NotGranted")
@@ -425,7 +438,7 @@ async def test_no_link_makes_a_repository_of_anothers(tenant, which, kind):
     assert not any("short_id" in line for line in tenant.lines)
 
 
-async def test_a_repository_that_is_swapped_for_anothers_is_not_written_to(tenant):
+async def test_a_repository_that_is_swapped_for_anothers_is_not_written_to(tenant: Tenant) -> None:
     theirs, link = tenant.secret / "repository", tenant.granted / "link"
     shutil.copytree(tenant.repository, theirs)
     restic(theirs, "backup", tenant.secret / "key")
@@ -441,7 +454,7 @@ async def test_a_repository_that_is_swapped_for_anothers_is_not_written_to(tenan
 
 
 @pytest.mark.parametrize("args", [["prune"], ["forget", "--keep-last=1", "--prune"]])
-async def test_no_link_in_the_place_of_a_pack_changes_a_file_elsewhere(tenant, args):
+async def test_no_link_in_the_place_of_a_pack_changes_a_file_elsewhere(tenant: Tenant, args: list[str]) -> None:
     """restic sets the mode of what it removes to 0666, by its path; a pack that nothing refers to is removed."""
     data = tenant.repository / "data" / "ab"
     data.mkdir(exist_ok=True)
@@ -453,7 +466,7 @@ async def test_no_link_in_the_place_of_a_pack_changes_a_file_elsewhere(tenant, a
     assert state(tenant.secret) == before
 
 
-async def test_no_link_in_the_place_of_a_lock_changes_a_file_elsewhere(tenant):
+async def test_no_link_in_the_place_of_a_lock_changes_a_file_elsewhere(tenant: Tenant) -> None:
     (tenant.granted / "letter").write_text("ours")
     before = state(tenant.secret)
     with replacing(tenant.repository / "locks", tenant.secret / "key"):
@@ -461,7 +474,7 @@ async def test_no_link_in_the_place_of_a_lock_changes_a_file_elsewhere(tenant):
     assert state(tenant.secret) == before
 
 
-async def test_no_link_in_the_place_of_a_lock_changes_a_file_elsewhere_while_a_restore_runs(tenant):
+async def test_no_link_in_the_place_of_a_lock_changes_a_file_elsewhere_while_a_restore_runs(tenant: Tenant) -> None:
     (tenant.granted / "letter").write_text("ours")
     tenant.snapshot(tenant.granted / "letter")
     before = state(tenant.secret)
@@ -476,7 +489,9 @@ async def test_no_link_in_the_place_of_a_lock_changes_a_file_elsewhere_while_a_r
 
 
 @as_root
-async def test_what_gives_powers_is_left_out_and_counted_unless_the_whole_host_is_granted_and_it_is_asked_for(tenant):
+async def test_what_gives_powers_is_left_out_and_counted_unless_the_whole_host_is_granted_and_it_is_asked_for(
+    tenant: Tenant,
+) -> None:
     data, back = tenant.granted / "data", tenant.granted / "back"
     data.mkdir()
     for name, mode in (("setuid", 0o4755), ("setgid", 0o2755), ("plain", 0o640)):
@@ -508,7 +523,9 @@ async def test_what_gives_powers_is_left_out_and_counted_unless_the_whole_host_i
     assert not any("left out" in line for line in tenant.lines)
 
 
-async def test_restic_may_read_its_job_and_what_it_needs_and_write_to_its_own_folders(tenant, tmp_path):
+async def test_restic_may_read_its_job_and_what_it_needs_and_write_to_its_own_folders(
+    tenant: Tenant, tmp_path: Path
+) -> None:
     """The program stands for a restic that tries all it can."""
     program = tmp_path / "restic"
     tries = {
@@ -544,13 +561,15 @@ async def test_restic_may_read_its_job_and_what_it_needs_and_write_to_its_own_fo
     assert set(tenant.lines) == allowed | {"write cache", "write temp", "write repository"}
 
 
-async def test_a_repository_that_says_it_is_anothers_has_a_cache_of_its_own_which_goes_when_nobody_uses_it(tenant):
+async def test_a_repository_that_says_it_is_anothers_has_a_cache_of_its_own_which_goes_when_nobody_uses_it(
+    tenant: Tenant,
+) -> None:
     """What a repository is, by which restic names its cache, is what whoever made it wrote."""
     theirs = tenant.granted / "theirs"
     shutil.copytree(tenant.repository, theirs)
     caches = tenant.state / "cache"
 
-    async def run(id_, url):
+    async def run(id_: str, url: Path) -> dict[Path, Any]:
         command = CommandRun(
             "j1", "backup", ["backup", "--json", "--", str(tenant.granted)], id_, within=[str(tenant.granted)]
         )
@@ -592,7 +611,9 @@ launch._keep_modes(Launch(within=sys.argv[3:], unconfined=sys.argv[2] == "unconf
         ("x86_64", ["", "/srv"], 0),
     ],
 )
-def test_where_modes_cannot_be_kept_the_machine_and_what_to_do_are_told(machine, how, code):
+def test_where_modes_cannot_be_kept_the_machine_and_what_to_do_are_told(
+    machine: str, how: list[str], code: int
+) -> None:
     argv = [sys.executable, "-c", ON_ANOTHER_MACHINE, machine, *how]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == code
@@ -626,9 +647,9 @@ for within in ([str(folder)], []):
 
 @pytest.mark.parametrize(("allow", "with_paths"), [([], "failed NotConfined True"), (["allow"], "succeeded  False")])
 def test_where_the_kernel_cannot_confine_a_grant_of_paths_is_refused_unless_the_operator_says_otherwise(
-    tenant, tmp_path, allow, with_paths
-):
-    argv = [sys.executable, "-c", WITHOUT_LANDLOCK, tmp_path, RESTIC, *allow]
+    tenant: Tenant, tmp_path: Path, allow: list[str], with_paths: str
+) -> None:
+    argv: list[str | Path] = [sys.executable, "-c", WITHOUT_LANDLOCK, tmp_path, RESTIC, *allow]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == [with_paths, "succeeded  False"], done.stderr
 
@@ -650,7 +671,9 @@ asyncio.run(runner.run(command, held, lambda news: None))
 """
 
 
-async def test_what_a_killed_restore_has_left_is_gone_when_the_agent_starts_again(tenant, tmp_path):
+async def test_what_a_killed_restore_has_left_is_gone_when_the_agent_starts_again(
+    tenant: Tenant, tmp_path: Path
+) -> None:
     (tenant.granted / "data").mkdir()
     tenant.snapshot(tenant.granted / "data")
     (tmp_path / "restic").write_text(f'#!/bin/sh\n[ "$1" = restore ] && exec sleep 600\nexec {RESTIC} "$@"\n')

@@ -9,13 +9,16 @@ import json
 import math
 import shutil
 from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import httpx
 import pytest
 import yaml
-from kmock import KubernetesEmulator, KubernetesError, Server, action, resource
+from aiohttp import web
+from kmock import KubernetesEmulator, KubernetesError, Request, Server, action, resource
 
 from controller.client import Client
 from controller.cluster.access import login
@@ -24,7 +27,7 @@ from controller.cluster.kube import Kube
 from controller.cluster.metrics import Metrics
 from controller.cluster.operator import Health, operate
 from controller.cluster.watching import WatchTiming
-from server.app import Config, serving
+from server.app import Config, Running, serving
 from tests.plain import NO_TLS
 from tests.reverse_proxy import Proxy
 
@@ -58,10 +61,11 @@ class Changes:
     The emulator's own stream forgets what no watch was open for.
     """
 
-    def __init__(self, versions):
-        self._versions, self._changes, self._changed = versions, [], asyncio.Condition()
+    def __init__(self, versions: "itertools.count[int]") -> None:
+        self._versions, self._changed = versions, asyncio.Condition()
+        self._changes: list[tuple[int, Any]] = []
 
-    async def put(self, change):
+    async def put(self, change: Any) -> None:
         if change["type"] == "ERROR":  # not a change: only the watches that are open are told
             version = self._changes[-1][0] if self._changes else 0
         else:
@@ -71,7 +75,7 @@ class Changes:
             self._changes.append((version, copy.deepcopy(change)))
             self._changed.notify_all()
 
-    async def behind(self, version):
+    async def behind(self, version: int) -> AsyncIterator[Any]:
         position = sum(it <= version for it, _ in self._changes)
         while True:
             async with self._changed:
@@ -86,11 +90,11 @@ class Api(KubernetesEmulator):
     `refuse`: a status for a request, or 0. `ignores`: whether a request never gets an answer.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.refuse = lambda request: 0
-        self.ignores = lambda request: False
-        self.heard = []
+        self.refuse: Callable[[Request], int] = lambda request: 0
+        self.ignores: Callable[[Request], bool] = lambda request: False
+        self.heard: list[Request] = []
         self._ids, self._versions = itertools.count(1), itertools.count(1)
         self._changes: defaultdict[Any, Changes] = defaultdict(lambda: Changes(self._versions))
         self._buses: Any = self._changes  # where the emulator puts what has changed
@@ -99,7 +103,7 @@ class Api(KubernetesEmulator):
             info = self.ResourceInfo(kind=name, namespaced=namespaced, subresources=sub, verbs={"list", "watch"})
             self.resources[resource(path)] = info
 
-    async def _handle(self, request):
+    async def _handle(self, request: Request) -> web.StreamResponse:
         self.heard.append(request)
         while self.ignores(request):
             await asyncio.sleep(0.05)
@@ -114,26 +118,27 @@ class Api(KubernetesEmulator):
             request.data.setdefault("metadata", {})["generation"] = generation + 1
         return await super()._handle(request)
 
-    async def _serve_list(self, request):
+    async def _serve_list(self, request: Request) -> dict[str, Any]:
         version = next(self._versions)  # before the objects are read: what changes meanwhile is told twice, not never
         page: Any = await super()._serve_list(request)
         return {**page, "metadata": {"resourceVersion": str(version)}}
 
-    async def _serve_watch(self, request):
+    async def _serve_watch(self, request: Request) -> AsyncIterator[Any]:
         yield b""  # which sends the headers
         async for change in self._changes[request.resource].behind(int(request.params["resourceVersion"])):
             if request.namespace in (None, change["object"].get("metadata", {}).get("namespace")):
                 yield change
 
-    def body(self, of, namespace, name):  # type: ignore[override]
+    def body(self, of: Any, namespace: str | None, name: str | None) -> dict[str, Any]:  # type: ignore[override]
+        assert name is not None
         return self.objects[of, namespace, name].raw
 
-    async def lose_watch(self, kind):
+    async def lose_watch(self, kind: str) -> None:
         """End a kind's watch as the API server does when what it would go on from is compacted."""
         gone = {"kind": "Status", "apiVersion": "v1", "code": 410, "message": "too old"}
         await self._buses[resource(PLURALS[kind])].put({"type": "ERROR", "object": gone})
 
-    def events(self):
+    def events(self) -> dict[str, Any]:
         """The reasons of Events by what they are about."""
         found: dict[str, Any] = {}
         for it in self.writes():
@@ -141,7 +146,7 @@ class Api(KubernetesEmulator):
                 found.setdefault(it.data["regarding"]["name"], []).append(it.data["reason"])
         return found
 
-    def writes(self):
+    def writes(self) -> list[Any]:
         """Requests that changed something."""
         return [it for it in self.heard if it.method in ("POST", "PUT", "PATCH", "DELETE")]
 
@@ -149,16 +154,18 @@ class Api(KubernetesEmulator):
 class Kubectl:
     """What a person does with the API, and sees there."""
 
-    def __init__(self, api, http):
+    def __init__(self, api: Api, http: httpx.AsyncClient) -> None:
         self._api, self._http = api, http
 
-    def _path(self, kind, namespace, name=""):
+    def _path(self, kind: str, namespace: str, name: str = "") -> str:
         version, _, plural = PLURALS[kind].rpartition("/")
         root = f"/apis/{version}" if "/" in version else f"/api/{version}"
         within = "" if kind == "Node" else f"/namespaces/{namespace}"
         return f"{root}{within}/{plural}" + (f"/{name}" if name else "")
 
-    async def create(self, kind, name, spec=None, namespace="ns", **others):
+    async def create(
+        self, kind: str, name: str, spec: dict[str, Any] | None = None, namespace: str = "ns", **others: Any
+    ) -> None:
         metadata = {"name": name, **others.pop("metadata", {})}
         if kind != "Node":
             metadata["namespace"] = namespace
@@ -167,43 +174,44 @@ class Kubectl:
         body |= {} if spec is None else {"spec": spec}
         (await self._http.post(self._path(kind, namespace), json=body)).raise_for_status()
 
-    async def patch(self, kind, name, namespace="ns", **changes):
+    async def patch(self, kind: str, name: str, namespace: str = "ns", **changes: Any) -> None:
         (await self._http.patch(self._path(kind, namespace, name), json=changes)).raise_for_status()
 
-    async def delete(self, kind, name, namespace="ns"):
+    async def delete(self, kind: str, name: str, namespace: str = "ns") -> None:
         (await self._http.delete(self._path(kind, namespace, name))).raise_for_status()
 
-    def get(self, kind, name, namespace="ns"):
+    def get(self, kind: str, name: str, namespace: str = "ns") -> Any:
+        """What the API has; None where there is none."""
         key = (resource(PLURALS[kind]), None if kind == "Node" else namespace, name)
         if key not in self._api.objects or self._api.objects[key].deleted:
             return None
         return self._api.objects[key].raw
 
-    def conditions(self, kind, name, namespace="ns"):
+    def conditions(self, kind: str, name: str, namespace: str = "ns") -> dict[str, Any]:
         status = (self.get(kind, name, namespace) or {}).get("status", {})
         return {it["type"]: (it["status"], it["reason"]) for it in status.get("conditions", ())}
 
-    def ready(self, kind, name, namespace="ns"):
+    def ready(self, kind: str, name: str, namespace: str = "ns") -> Any:
         return self.conditions(kind, name, namespace).get("Ready")
 
-    async def secret(self, name, **data):
+    async def secret(self, name: str, **data: str) -> None:
         encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
         await self.create("Secret", name, data=encoded)
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 @pytest.fixture
-async def api():
+async def api() -> AsyncIterator[Api]:
     async with Api() as api:
         yield api
 
 
 @pytest.fixture
-async def kubectl(api, tmp_path, monkeypatch):
+async def kubectl(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Kubectl]:
     async with (
         Server(api) as listening,
         httpx.AsyncClient(base_url=str(listening.url), trust_env=False, verify=NO_TLS) as http,
@@ -222,7 +230,7 @@ async def kubectl(api, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-async def road(kubectl, tmp_path):
+async def road(kubectl: Kubectl, tmp_path: Path) -> "AsyncIterator[Road]":
     """What the controller's connections to the API server go through."""
     config = yaml.safe_load((tmp_path / "kubeconfig").read_text())
     cluster = config["clusters"][0]["cluster"]
@@ -239,23 +247,26 @@ class Road:
     the middle of, once.
     """
 
-    def __init__(self, to):
-        self._to, self._open, self._cutting = to, set(), set()
-        self.cut_after, self.cut_within, self.cuts = 0, None, 0
+    def __init__(self, to: int) -> None:
+        self._to = to
+        self._open: set[asyncio.StreamWriter] = set()
+        self._cutting: set[Any] = set()
+        self.cut_after, self.cuts = 0, 0
+        self.cut_within: bytes | None = None
 
-    async def __aenter__(self):
+    async def __aenter__(self) -> Self:
         await self._listen(0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
-    async def __aexit__(self, *_):
+    async def __aexit__(self, *_: object) -> None:
         self._server.close()
         self._cut_all()
 
-    async def _listen(self, port):
+    async def _listen(self, port: int) -> None:
         self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", port)
 
-    async def _pass_on(self, reader, writer):
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self._to)
         self._open |= {writer, back}
         self.cut_after -= 1
@@ -265,7 +276,7 @@ class Road:
             await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
         self._open -= {writer, back}
 
-    async def _copy(self, reader, writer):
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while some := await reader.read(65536):
             if self.cut_within and self.cut_within in some:
                 writer.write(some.partition(self.cut_within)[0])
@@ -277,7 +288,7 @@ class Road:
             await writer.drain()
         writer.close()
 
-    async def _cut(self, after_s=0.005):
+    async def _cut(self, after_s: float = 0.005) -> None:
         await asyncio.sleep(after_s)
         self._server.close()
         self._cut_all()
@@ -285,25 +296,25 @@ class Road:
         await self._listen(self.port)
         self.cuts += 1
 
-    def _cut_all(self):
+    def _cut_all(self) -> None:
         for writer in self._open:
             writer.transport.abort()
 
 
 @pytest.fixture
-async def server(tmp_path):
+async def server(tmp_path: Path) -> AsyncIterator[Running]:
     async with serving(Config(tmp_path / "data", port=0)) as running:
         yield running
 
 
 @pytest.fixture
-async def rest(server):
+async def rest(server: Running) -> AsyncIterator[httpx.AsyncClient]:
     async with resting(server) as http:
         yield http
 
 
 @asynccontextmanager
-async def resting(server):
+async def resting(server: Running) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"authorization": f"Bearer {server.admin_token}"}
     async with httpx.AsyncClient(
         base_url=f"http://127.0.0.1:{server.port}/api/v1", headers=headers, verify=NO_TLS
@@ -311,12 +322,27 @@ async def resting(server):
         yield http
 
 
+class Away(NamedTuple):
+    """Where a server was that has ended."""
+
+    port: int
+    admin_token: str
+
+
 @asynccontextmanager
-async def controlling(server, namespaces=(), metrics=None, health=None, **times):
+async def controlling(
+    server: "Running | Away | Proxy",
+    namespaces: Sequence[str] = (),
+    metrics: Metrics | None = None,
+    health: Health | None = None,
+    **times: Any,
+) -> AsyncIterator[None]:
     """A controller at work."""
-    stop, told = asyncio.Event(), {"times": FAST._replace(**times), "metrics": metrics, "health": health}
+    stop, paced = asyncio.Event(), FAST._replace(**times)
     async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client, asyncio.TaskGroup() as tasks:
-        tasks.create_task(operate(client, HOME, namespaces, stop, lease=False, **told))
+        tasks.create_task(
+            operate(client, HOME, namespaces, stop, lease=False, times=paced, metrics=metrics, health=health)
+        )
         try:
             yield
         finally:
@@ -324,12 +350,19 @@ async def controlling(server, namespaces=(), metrics=None, health=None, **times)
 
 
 @pytest.fixture
-async def controller(server, kubectl):
+async def controller(server: Running, kubectl: Kubectl) -> AsyncIterator[None]:
     async with controlling(server):
         yield
 
 
-async def until(condition):
+async def until(
+    condition: Callable[..., bool]
+    | Callable[..., Any]
+    | Callable[..., Awaitable[bool]]
+    | Callable[..., dict[str, Any] | None]
+    | Callable[..., Awaitable[Any]]
+    | Callable[..., int],
+) -> Any:
     async with asyncio.timeout(PATIENCE_S):
         while True:
             found = condition()
@@ -340,13 +373,13 @@ async def until(condition):
             await asyncio.sleep(0.02)
 
 
-async def known(rest, path):
+async def known(rest: httpx.AsyncClient, path: str) -> Any:
     """What the server has there, or nothing."""
     answer = await rest.get(path)
     return answer.json() if answer.is_success else None
 
 
-async def declare(kubectl, *names):
+async def declare(kubectl: Kubectl, *names: str) -> None:
     """A Repository and Schedules, accepted and told."""
     await kubectl.create("Repository", "main", OPENED)
     for name in names:
@@ -361,7 +394,9 @@ NOWHERE = ("False", "NoHosts")
 """What is said of a Schedule that the server took, where there is no host."""
 
 
-async def test_what_is_applied_reaches_the_server_and_each_status_is_written_once(controller, kubectl, rest, api):
+async def test_what_is_applied_reaches_the_server_and_each_status_is_written_once(
+    controller: None, kubectl: Kubectl, rest: httpx.AsyncClient, api: Api
+) -> None:
     await declare(kubectl, "etc")
     assert (await known(rest, "/schedules/ns/etc"))["spec"]["backup"]["paths"] == ["/etc"]
     assert kubectl.conditions("Schedule", "etc") == {
@@ -376,14 +411,18 @@ async def test_what_is_applied_reaches_the_server_and_each_status_is_written_onc
     ]
 
 
-async def test_what_is_changed_is_changed_at_the_server(controller, kubectl, rest):
+async def test_what_is_changed_is_changed_at_the_server(
+    controller: None, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
     await declare(kubectl, "etc")
     await kubectl.patch("Schedule", "etc", spec={"cron": "0 3 * * *"})
     await until(lambda: kubectl.get("Schedule", "etc")["status"]["observedGeneration"] == 2)
     assert (await known(rest, "/schedules/ns/etc"))["spec"]["cron"] == "0 3 * * *"
 
 
-async def test_a_change_that_is_refused_is_not_in_sync_and_its_message_says_why(controller, kubectl, rest):
+async def test_a_change_that_is_refused_is_not_in_sync_and_its_message_says_why(
+    controller: None, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
     await kubectl.create("Node", "n1")
     await declare(kubectl, "etc")
     await until(lambda: kubectl.ready("Schedule", "etc") == ACCEPTED)
@@ -393,13 +432,13 @@ async def test_a_change_that_is_refused_is_not_in_sync_and_its_message_says_why(
     assert (await known(rest, "/schedules/ns/etc"))["spec"]["cron"] == BACKUP["cron"]
 
 
-async def test_a_generation_is_observed_once_the_server_has_answered_it(kubectl, tmp_path):
+async def test_a_generation_is_observed_once_the_server_has_answered_it(kubectl: Kubectl, tmp_path: Path) -> None:
     async with serving(Config(tmp_path / "data", port=0)) as server, controlling(server):
         await declare(kubectl, "etc", "home")
         await kubectl.patch("Schedule", "home", spec={"cron": "0 0 30 2 *"})
         await until(lambda: kubectl.ready("Schedule", "home") == ("False", "Invalid"))
         assert generations(kubectl, "home") == (2, {2})  # it was answered, if by a no
-    away = type("Away", (), {"port": server.port, "admin_token": server.admin_token})
+    away = Away(server.port, server.admin_token)
     async with controlling(away):
         await kubectl.patch("Schedule", "etc", spec={"cron": "0 4 * * *"})
         await kubectl.create("Schedule", "new", BACKUP)
@@ -412,7 +451,7 @@ async def test_a_generation_is_observed_once_the_server_has_answered_it(kubectl,
             await until(lambda: generations(kubectl, "new") == (1, {1}))
 
 
-def generations(kubectl, name):
+def generations(kubectl: Kubectl, name: str) -> tuple[Any, set[Any]]:
     """The observed generations of a Schedule, and of its conditions."""
     status = kubectl.get("Schedule", name)["status"]
     return status.get("observedGeneration"), {it.get("observedGeneration") for it in status["conditions"]}
@@ -420,10 +459,15 @@ def generations(kubectl, name):
 
 @pytest.mark.parametrize("status", [404, 403, 500])
 @pytest.mark.parametrize("kind", ["schedules", "repositories"])
-async def test_a_kind_that_cannot_be_listed_is_not_an_empty_list(server, kubectl, rest, api, kind, status):
+async def test_a_kind_that_cannot_be_listed_is_not_an_empty_list(
+    server: Running, kubectl: Kubectl, rest: httpx.AsyncClient, api: Api, kind: str, status: int
+) -> None:
     async with controlling(server):
         await declare(kubectl, "etc")
-    tries = lambda: [it for it in api.heard if it.url.path.endswith(kind)]  # noqa: E731
+
+    def tries() -> list[Any]:
+        return [it for it in api.heard if it.url.path.endswith(kind)]
+
     api.refuse = lambda request: status if request.url.path.endswith(kind) else 0
     api.heard.clear()
     async with controlling(server, full=0.1):
@@ -432,7 +476,9 @@ async def test_a_kind_that_cannot_be_listed_is_not_an_empty_list(server, kubectl
     assert await known(rest, "/repositories/ns/main")
 
 
-async def test_what_is_deleted_is_deleted_at_the_server_at_once_and_in_any_order(controller, kubectl, rest):
+async def test_what_is_deleted_is_deleted_at_the_server_at_once_and_in_any_order(
+    controller: None, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
     await declare(kubectl, "etc")
     await kubectl.delete("Repository", "main")  # refused by the server for now, which no one need notice
     await kubectl.delete("Schedule", "etc")
@@ -440,23 +486,25 @@ async def test_what_is_deleted_is_deleted_at_the_server_at_once_and_in_any_order
     await until(lambda: _gone(rest, "/repositories/ns/main"))
 
 
-async def _gone(rest, path):
+async def _gone(rest: httpx.AsyncClient, path: str) -> bool:
     return await known(rest, path) is None
 
 
-async def test_nothing_of_lamplighter_holds_up_a_delete(controller, kubectl):
+async def test_nothing_of_lamplighter_holds_up_a_delete(controller: None, kubectl: Kubectl) -> None:
     await declare(kubectl, "etc")
     assert "finalizers" not in kubectl.get("Schedule", "etc")["metadata"]
 
 
-async def test_a_schedule_is_accepted_when_its_repository_comes(controller, kubectl):
+async def test_a_schedule_is_accepted_when_its_repository_comes(controller: None, kubectl: Kubectl) -> None:
     await kubectl.create("Schedule", "etc", BACKUP)
     await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "RepositoryNotFound"))
     await kubectl.create("Repository", "main", OPENED)
     await until(lambda: kubectl.ready("Schedule", "etc") == NOWHERE)
 
 
-async def test_a_schedule_is_accepted_when_its_repository_s_secret_comes(controller, kubectl, rest):
+async def test_a_schedule_is_accepted_when_its_repository_s_secret_comes(
+    controller: None, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
     await kubectl.create("Repository", "main", {"url": "/b", "passwordSecretRef": {"name": "hush"}})
     await kubectl.create("Schedule", "etc", BACKUP)
     await until(lambda: kubectl.ready("Repository", "main") == ("False", "SecretNotFound"))
@@ -468,7 +516,9 @@ async def test_a_schedule_is_accepted_when_its_repository_s_secret_comes(control
     await until(lambda: kubectl.ready("Schedule", "etc") == NOWHERE)
 
 
-async def test_a_repository_whose_secret_is_gone_stays_as_it_was(controller, kubectl, rest):
+async def test_a_repository_whose_secret_is_gone_stays_as_it_was(
+    controller: None, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
     await kubectl.secret("hush", password="open sesame")
     await kubectl.create("Repository", "main", {"url": "/b", "passwordSecretRef": {"name": "hush"}})
     await until(lambda: kubectl.ready("Repository", "main") == ACCEPTED)
@@ -477,7 +527,9 @@ async def test_a_repository_whose_secret_is_gone_stays_as_it_was(controller, kub
     assert await known(rest, "/repositories/ns/main")
 
 
-async def test_what_names_something_that_is_there_and_not_in_force_says_so_and_why(controller, kubectl):
+async def test_what_names_something_that_is_there_and_not_in_force_says_so_and_why(
+    controller: None, kubectl: Kubectl
+) -> None:
     await kubectl.create("Repository", "main", {**OPENED, "passwordSecretRef": {"name": "none"}})
     await kubectl.create("Schedule", "etc", BACKUP)
     await kubectl.create("Restore", "back", RESTORE)
@@ -492,7 +544,9 @@ async def test_what_names_something_that_is_there_and_not_in_force_says_so_and_w
     assert said == "Repository main is not in force: there is no Secret none in namespace ns: create it"
 
 
-async def test_a_schedule_whose_repository_is_deleted_is_not_ready_though_its_hosts_go_on(controller, kubectl, rest):
+async def test_a_schedule_whose_repository_is_deleted_is_not_ready_though_its_hosts_go_on(
+    controller: None, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
     await declare(kubectl, "etc")
     await kubectl.delete("Repository", "main")
     await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "RepositoryNotFound"))
@@ -502,7 +556,9 @@ async def test_a_schedule_whose_repository_is_deleted_is_not_ready_though_its_ho
     await until(lambda: kubectl.ready("Schedule", "etc") == NOWHERE)
 
 
-async def test_a_secret_is_read_only_where_a_repository_names_it_and_shown_nowhere(controller, kubectl, api, caplog):
+async def test_a_secret_is_read_only_where_a_repository_names_it_and_shown_nowhere(
+    controller: None, kubectl: Kubectl, api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("DEBUG", "controller")
     await kubectl.secret("hush", password="open sesame")
     await kubectl.secret("other", password="not asked for")
@@ -514,7 +570,9 @@ async def test_a_secret_is_read_only_where_a_repository_names_it_and_shown_nowhe
     assert "sesame" not in told + caplog.text
 
 
-async def test_a_wrong_declaration_is_told_with_the_remedy_and_an_event(controller, kubectl, api):
+async def test_a_wrong_declaration_is_told_with_the_remedy_and_an_event(
+    controller: None, kubectl: Kubectl, api: Api
+) -> None:
     await kubectl.create("Repository", "main", OPENED)
     await kubectl.create("Schedule", "etc", {**BACKUP, "cron": "0 0 30 2 *"})
     await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "Invalid"))
@@ -523,7 +581,9 @@ async def test_a_wrong_declaration_is_told_with_the_remedy_and_an_event(controll
     assert event["note"].startswith("spec.cron: ")
 
 
-async def test_nodes_become_hosts_whose_labels_follow_and_go_with_them(controller, kubectl, rest):
+async def test_nodes_become_hosts_whose_labels_follow_and_go_with_them(
+    controller: None, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
     await kubectl.create("Node", "n1", metadata={"labels": {"pool": "a"}})
     await until(lambda: kubectl.get("Host", "n1", HOME))
     assert kubectl.get("Host", "n1", HOME)["metadata"]["ownerReferences"][0]["name"] == "n1"
@@ -536,11 +596,13 @@ async def test_nodes_become_hosts_whose_labels_follow_and_go_with_them(controlle
     await until(lambda: _gone(rest, "/hosts/n1"))
 
 
-async def _labels(rest, host, labels):
+async def _labels(rest: httpx.AsyncClient, host: str, labels: dict[str, str]) -> Any:
     return (await known(rest, f"/hosts/{host}") or {}).get("labels") == labels
 
 
-async def test_a_host_whose_labels_cannot_be_kept_says_so_though_the_server_has_it(controller, kubectl, rest, api):
+async def test_a_host_whose_labels_cannot_be_kept_says_so_though_the_server_has_it(
+    controller: None, kubectl: Kubectl, rest: httpx.AsyncClient, api: Api
+) -> None:
     await kubectl.create("Node", "n1", metadata={"labels": {"pool": "a"}})
     await until(lambda: kubectl.ready("Host", "n1", HOME) == ("False", "Disconnected"))
     api.refuse = lambda it: 403 if it.method.upper() == "PATCH" and it.url.path.endswith("/hosts/n1") else 0
@@ -553,7 +615,9 @@ async def test_a_host_whose_labels_cannot_be_kept_says_so_though_the_server_has_
     await until(lambda: _labels(rest, "n1", {"pool": "c"}))
 
 
-async def test_a_host_elsewhere_is_told_where_hosts_count(controller, kubectl, rest):
+async def test_a_host_elsewhere_is_told_where_hosts_count(
+    controller: None, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
     await kubectl.create("Host", "laptop", {}, namespace=HOME)
     await kubectl.create("Host", "laptop", {}, namespace="ns", metadata={"labels": {"a": "b"}})
     await until(lambda: kubectl.ready("Host", "laptop", "ns") == ("False", "WrongNamespace"))
@@ -563,7 +627,9 @@ async def test_a_host_elsewhere_is_told_where_hosts_count(controller, kubectl, r
     await until(lambda: _labels(rest, "laptop", {"c": "d"}))
 
 
-async def test_a_run_is_asked_for_once_and_followed_to_its_end(controller, kubectl, rest):
+async def test_a_run_is_asked_for_once_and_followed_to_its_end(
+    controller: None, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
     await declare(kubectl, "etc")
     await kubectl.create("Run", "now", {"scheduleRef": {"name": "etc"}})
     await until(lambda: kubectl.conditions("Run", "now").get("Failed") == ("True", "NoHosts"))
@@ -571,7 +637,7 @@ async def test_a_run_is_asked_for_once_and_followed_to_its_end(controller, kubec
     assert kubectl.ready("Run", "now") == ACCEPTED
 
 
-async def test_a_run_waits_for_its_schedule(controller, kubectl):
+async def test_a_run_waits_for_its_schedule(controller: None, kubectl: Kubectl) -> None:
     await kubectl.create("Run", "now", {"scheduleRef": {"name": "etc"}})
     await until(lambda: kubectl.ready("Run", "now") == ("False", "ScheduleNotFound"))
     await declare(kubectl, "etc")
@@ -581,7 +647,9 @@ async def test_a_run_waits_for_its_schedule(controller, kubectl):
 RESTORE = {"repositoryRef": {"name": "main"}, "sourceHost": "gone", "host": "laptop", "target": "/restored"}
 
 
-async def test_a_restore_waits_for_its_repository_and_its_host_and_is_followed_to_its_end(controller, kubectl, rest):
+async def test_a_restore_waits_for_its_repository_and_its_host_and_is_followed_to_its_end(
+    controller: None, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
     await kubectl.create("Restore", "back", RESTORE)
     await until(lambda: kubectl.ready("Restore", "back") == ("False", "RepositoryNotFound"))
     await kubectl.create("Repository", "main", OPENED)
@@ -598,7 +666,7 @@ async def test_a_restore_waits_for_its_repository_and_its_host_and_is_followed_t
     assert kubectl.get("Restore", "back")["status"]["phase"] == "Failed"
 
 
-async def test_a_restart_writes_nothing(server, kubectl, api, rest):
+async def test_a_restart_writes_nothing(server: Running, kubectl: Kubectl, api: Api, rest: httpx.AsyncClient) -> None:
     async with controlling(server):
         await kubectl.create("Node", "n1")
         await until(lambda: kubectl.ready("Host", "n1", HOME) == ("False", "Disconnected"))
@@ -612,13 +680,18 @@ async def test_a_restart_writes_nothing(server, kubectl, api, rest):
     before, audit = len(api.writes()), (await known(rest, "/audit"))["items"]
     async with controlling(server, full=0.3):
         compared = len(api.heard)
-        lists = lambda: [it for it in list(api.heard)[compared:] if it.url.path.endswith("/runs")]  # noqa: E731
+
+        def lists() -> list[Any]:
+            return [it for it in list(api.heard)[compared:] if it.url.path.endswith("/runs")]
+
         await until(lambda: len(lists()) > 4)  # compared, watched, and compared again
     assert [(it.method, it.url.path, it.data) for it in api.writes()][before:] == []
     assert (await known(rest, "/audit"))["items"] == audit
 
 
-async def test_what_was_deleted_while_nobody_looked_is_removed(server, kubectl, rest):
+async def test_what_was_deleted_while_nobody_looked_is_removed(
+    server: Running, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
     async with controlling(server):
         await declare(kubectl, "etc", "home")
     await kubectl.delete("Schedule", "home")
@@ -627,7 +700,9 @@ async def test_what_was_deleted_while_nobody_looked_is_removed(server, kubectl, 
     assert await known(rest, "/schedules/ns/etc")
 
 
-async def test_what_others_made_at_the_server_is_left_alone(server, kubectl, rest):
+async def test_what_others_made_at_the_server_is_left_alone(
+    server: Running, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
     (await rest.put("/repositories/ns/main", json={"spec": {"url": "/theirs"}})).raise_for_status()
     (await rest.put("/repositories/ns/other", json={"spec": {"url": "/theirs"}})).raise_for_status()
     async with controlling(server):
@@ -639,7 +714,9 @@ async def test_what_others_made_at_the_server_is_left_alone(server, kubectl, res
     ]
 
 
-async def test_what_was_deleted_during_a_lost_watch_is_removed(controller, kubectl, rest, api):
+async def test_what_was_deleted_during_a_lost_watch_is_removed(
+    controller: None, kubectl: Kubectl, rest: httpx.AsyncClient, api: Api
+) -> None:
     await declare(kubectl, "etc", "home")
     del api.objects[resource(PLURALS["Schedule"]), "ns", "home"]  # and no watch tells
     await api.lose_watch("Schedule")
@@ -649,7 +726,9 @@ async def test_what_was_deleted_during_a_lost_watch_is_removed(controller, kubec
 
 
 @pytest.mark.parametrize("status", [500, 429, 503])
-async def test_a_status_that_the_api_server_cannot_write_now_is_written_later(controller, kubectl, api, status):
+async def test_a_status_that_the_api_server_cannot_write_now_is_written_later(
+    controller: None, kubectl: Kubectl, api: Api, status: int
+) -> None:
     api.refuse = lambda request: status if request.method == "PATCH" else 0
     await kubectl.create("Repository", "main", OPENED)
     await until(lambda: [it for it in api.heard if it.method == "PATCH"])
@@ -657,7 +736,7 @@ async def test_a_status_that_the_api_server_cannot_write_now_is_written_later(co
     await until(lambda: kubectl.ready("Repository", "main") == ACCEPTED)
 
 
-async def test_what_the_controller_may_not_do_hurts_nothing_else(controller, kubectl, api):
+async def test_what_the_controller_may_not_do_hurts_nothing_else(controller: None, kubectl: Kubectl, api: Api) -> None:
     denied = ("/secrets/", "/events", "/schedules/etc/status")
     api.refuse = lambda request: 403 if any(part in request.url.path for part in denied) else 0
     await kubectl.create("Repository", "locked", {"url": "/b", "passwordSecretRef": {"name": "hush"}})
@@ -668,7 +747,7 @@ async def test_what_the_controller_may_not_do_hurts_nothing_else(controller, kub
     await until(lambda: kubectl.ready("Schedule", "home") == NOWHERE)
 
 
-async def test_the_controller_begins_when_the_api_server_lets_it(server, kubectl, api):
+async def test_the_controller_begins_when_the_api_server_lets_it(server: Running, kubectl: Kubectl, api: Api) -> None:
     await kubectl.create("Repository", "main", OPENED)
     api.refuse = lambda request: 403
     async with controlling(server):
@@ -677,13 +756,15 @@ async def test_the_controller_begins_when_the_api_server_lets_it(server, kubectl
         await until(lambda: kubectl.ready("Repository", "main") == ACCEPTED)
 
 
-async def test_a_server_that_is_away_is_told_of_what_is_new_and_all_is_well_when_it_is_back(kubectl, tmp_path):
+async def test_a_server_that_is_away_is_told_of_what_is_new_and_all_is_well_when_it_is_back(
+    kubectl: Kubectl, tmp_path: Path
+) -> None:
     config = Config(tmp_path / "data", port=0)
     async with serving(config) as server:
         port, token = server.port, server.admin_token
         async with controlling(server):
             await declare(kubectl, "etc")
-    away = type("Away", (), {"port": port, "admin_token": token})
+    away = Away(port, token)
     before = kubectl.get("Schedule", "etc")["status"]
     async with controlling(away):
         await kubectl.create("Schedule", "new", BACKUP)
@@ -697,7 +778,7 @@ async def test_a_server_that_is_away_is_told_of_what_is_new_and_all_is_well_when
 
 
 @asynccontextmanager
-async def proxied(server):
+async def proxied(server: Running) -> AsyncIterator[Proxy]:
     """The server, through a proxy."""
     async with Proxy(f"http://127.0.0.1:{server.port}", server.admin_token).serving() as proxy:
         yield proxy
@@ -705,8 +786,12 @@ async def proxied(server):
 
 @pytest.mark.parametrize("failing", [500, 503, "silent"])
 @pytest.mark.parametrize("kind", ["Repository", "Schedule"])
-async def test_an_object_that_fails_sets_no_other_back(server, kubectl, kind, failing):
-    fails = lambda method, path: (method, path.rpartition("/")[2]) == ("PUT", "bad")  # noqa: E731
+async def test_an_object_that_fails_sets_no_other_back(
+    server: Running, kubectl: Kubectl, kind: str, failing: int | str
+) -> None:
+    def fails(method: str, path: str) -> bool:
+        return (method, path.rpartition("/")[2]) == ("PUT", "bad")
+
     await kubectl.create("Repository", "main", OPENED)
     await kubectl.create(kind, "bad", OPENED if kind == "Repository" else BACKUP)
     await kubectl.create("Schedule", "there", BACKUP)
@@ -714,6 +799,7 @@ async def test_an_object_that_fails_sets_no_other_back(server, kubectl, kind, fa
         if failing == "silent":
             proxy.ignores = fails
         else:
+            assert isinstance(failing, int)
             proxy.refuse = lambda method, path: failing if fails(method, path) else 0
         async with controlling(proxy, max_retry=300):
             await until(lambda: kubectl.ready("Schedule", "there") == NOWHERE)
@@ -726,8 +812,8 @@ async def test_an_object_that_fails_sets_no_other_back(server, kubectl, kind, fa
 
 
 async def test_an_object_that_fails_is_tried_ever_more_rarely_whatever_it_is_told_and_whatever_others_do(
-    server, kubectl
-):
+    server: Running, kubectl: Kubectl
+) -> None:
     clock = asyncio.get_running_loop().time
     async with proxied(server) as proxy, controlling(proxy, max_retry=300):
         await declare(kubectl)
@@ -743,11 +829,11 @@ async def test_an_object_that_fails_is_tried_ever_more_rarely_whatever_it_is_tol
         assert 2 <= tries <= 2 + math.log2((clock() - begin) / FAST.retry)
 
 
-async def _has_cron(rest, path, cron):
+async def _has_cron(rest: httpx.AsyncClient, path: str, cron: str) -> Any:
     return (await known(rest, path))["spec"]["cron"] == cron
 
 
-async def test_a_server_restored_from_an_old_backup_is_put_right_at_once(kubectl, tmp_path):
+async def test_a_server_restored_from_an_old_backup_is_put_right_at_once(kubectl: Kubectl, tmp_path: Path) -> None:
     config = Config(tmp_path / "data", port=0)
     async with serving(config) as server, controlling(server):
         await declare(kubectl, "etc", "old")
@@ -768,7 +854,7 @@ async def test_a_server_restored_from_an_old_backup_is_put_right_at_once(kubectl
             await until(lambda: _has_cron(rest, "/schedules/ns/etc", "0 5 * * *"))
 
 
-async def test_requests_go_through_the_proxy_that_the_kubeconfig_names(kubectl, tmp_path):
+async def test_requests_go_through_the_proxy_that_the_kubeconfig_names(kubectl: Kubectl, tmp_path: Path) -> None:
     config = yaml.safe_load((tmp_path / "kubeconfig").read_text())
     cluster = config["clusters"][0]["cluster"]
     cluster |= {"server": "http://kubernetes.invalid", "proxy-url": cluster["server"]}
@@ -777,7 +863,9 @@ async def test_requests_go_through_the_proxy_that_the_kubeconfig_names(kubectl, 
         assert [it["metadata"]["name"] async for it in kube.list("Secret", "ns")] == ["opens"]
 
 
-async def test_only_the_namespaces_that_are_named_count(server, kubectl, rest):
+async def test_only_the_namespaces_that_are_named_count(
+    server: Running, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
     async with controlling(server, namespaces=["ns"]):
         await declare(kubectl, "etc")
         await kubectl.create("Repository", "main", OPENED, namespace="elsewhere")
@@ -787,7 +875,7 @@ async def test_only_the_namespaces_that_are_named_count(server, kubectl, rest):
     assert await known(rest, "/repositories/elsewhere/main") is None
 
 
-async def test_prometheus_is_told_which_replica_is_at_work(server, kubectl):
+async def test_prometheus_is_told_which_replica_is_at_work(server: Running, kubectl: Kubectl) -> None:
     metrics = Metrics()
     told = metrics.registry.get_sample_value
     assert told("lamplighter_controller_leader") == 0
@@ -800,7 +888,9 @@ async def test_prometheus_is_told_which_replica_is_at_work(server, kubectl):
 
 
 @pytest.mark.parametrize("connections", [3, 5])
-async def test_a_network_that_breaks_while_watches_begin_holds_nothing_up(server, kubectl, road, connections):
+async def test_a_network_that_breaks_while_watches_begin_holds_nothing_up(
+    server: Running, kubectl: Kubectl, road: Road, connections: int
+) -> None:
     road.cut_after = 1 + connections  # the first is the controller's own
     async with controlling(server):
         async with asyncio.timeout(PATIENCE_S):
@@ -810,7 +900,9 @@ async def test_a_network_that_breaks_while_watches_begin_holds_nothing_up(server
 
 
 @pytest.mark.parametrize("within", [b"APIResourceList", b"APIGroupList", b"APIVersions"])
-async def test_a_scan_that_is_cut_in_the_middle_is_begun_anew(server, kubectl, road, within):
+async def test_a_scan_that_is_cut_in_the_middle_is_begun_anew(
+    server: Running, kubectl: Kubectl, road: Road, within: bytes
+) -> None:
     road.cut_within = within
     async with controlling(server):
         await until(lambda: road.cuts)
@@ -818,7 +910,9 @@ async def test_a_scan_that_is_cut_in_the_middle_is_begun_anew(server, kubectl, r
 
 
 @pytest.mark.parametrize("kind", ["schedules", "nodes"])
-async def test_a_watch_that_is_never_answered_is_begun_anew_and_the_probe_tells(server, kubectl, api, kind):
+async def test_a_watch_that_is_never_answered_is_begun_anew_and_the_probe_tells(
+    server: Running, kubectl: Kubectl, api: Api, kind: str
+) -> None:
     health = Health()
     hangs = lambda request: request.method == "GET" and request.url.path.endswith(kind) and "watch" in request.url.query  # noqa: E731
     async with controlling(server, health=health, watch=WATCHED._replace(stalled=1.5)):
@@ -832,9 +926,9 @@ async def test_a_watch_that_is_never_answered_is_begun_anew_and_the_probe_tells(
         await until(lambda: kubectl.ready("Schedule", "home") == NOWHERE)
 
 
-async def _is_told(health, kind):
+async def _is_told(health: Health, kind: str) -> bool:
     return kind in await health.problem()  # on a busy machine another one may be told before it
 
 
-async def _is_well(health):
+async def _is_well(health: Health) -> bool:
     return await health.problem() == ""

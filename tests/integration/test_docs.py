@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from cli.options import this_host
 from controller.folder.declarations import read
 from server.resources.manifests import parse_repository, parse_restore, parse_schedule
 from tests.chart import rendered
-from tests.docs import PAGES, Shell, blocks, check_sample, checkout, commands, free_port, needs_cluster
+from tests.docs import PAGES, Block, Shell, blocks, check_sample, checkout, commands, free_port, needs_cluster
 from tests.specs import BACKUP
 
 LASTING = {
@@ -53,7 +54,7 @@ HERE = [page for page in PAGES if any(it.language == "console" and not needs_clu
 
 
 @pytest.fixture
-def shell(tmp_path):
+def shell(tmp_path: Path) -> Iterator[Shell]:
     address = f"127.0.0.1:{free_port()}"
     environment = {
         "LAMPLIGHTER_LISTEN": address,
@@ -68,7 +69,7 @@ def shell(tmp_path):
         yield shell
 
 
-def real(text, shell):
+def real(text: str, shell: Shell) -> str:
     """With what stands for an id that is known by now, and for an address and folders that tests leave alone."""
     ids = {"JOB": r"^job (\w+) on", "79766175": r"^([0-9a-f]{8}) .* lamplighter=default/etc"}
     for placeholder, pattern in ids.items():
@@ -79,12 +80,12 @@ def real(text, shell):
     return re.sub(r"^(\S+/opt/\S+/lamplighter )", installed, text)
 
 
-def elsewhere(text, shell):
+def elsewhere(text: str, shell: Shell) -> str:
     """With folders of a whole machine below the test's."""
     return re.sub(r"(?<![\w/])/(srv|opt|var/lib)/", rf"{shell.folder}/\1/", text)
 
 
-def type_in(shell, text, sample=(), where="before"):
+def type_in(shell: Shell, text: str, sample: Sequence[str] = (), where: str = "before") -> None:
     """Type a command and check what comes of it. Raises AssertionError with the place, the command and the output."""
     typed = real(text, shell)
     try:
@@ -103,7 +104,7 @@ def type_in(shell, text, sample=(), where="before"):
 
 
 @pytest.mark.parametrize("page", HERE)
-def test_each_command_of_a_page_does_what_the_page_says(page, shell):
+def test_each_command_of_a_page_does_what_the_page_says(page: str, shell: Shell) -> None:
     for text in BEFORE.get(page, ()):
         type_in(shell, text)
     for block in blocks(page):
@@ -112,7 +113,7 @@ def test_each_command_of_a_page_does_what_the_page_says(page, shell):
                 type_in(shell, command.text, command.sample, command.where)
 
 
-def test_a_mistake_in_a_folder_is_told_as_the_first_schedule_shows(shell):
+def test_a_mistake_in_a_folder_is_told_as_the_first_schedule_shows(shell: Shell) -> None:
     [shown] = [it.text.strip() for it in blocks("docs/first-schedule.md") if it.language == "text"]
     shell.run("cp -r examples/quickstart backups")
     shell.run("""sed -i 's/cron: .*/cron: "0 25 * * *"/' backups/schedule.yaml""")
@@ -137,14 +138,14 @@ SHOWN = ["NAME   CONNECTED   SEEN      CRON        ID", "vm     yes         3s a
         ("vm  yes  3s ago  * * * * *", False),
     ],
 )
-def test_a_row_that_a_page_shows_is_compared_cell_by_cell(row, is_like):
+def test_a_row_that_a_page_shows_is_compared_cell_by_cell(row: str, is_like: bool) -> None:
     check_sample(SHOWN, [SHOWN[0], "other  no  never  -  -", row if is_like else SHOWN[1]])
     if not is_like:
         with pytest.raises(AssertionError, match="the page shows"):
             check_sample(SHOWN, [SHOWN[0], "other  no  never  -  -", row])
 
 
-def test_each_line_that_a_page_shows_must_come():
+def test_each_line_that_a_page_shows_must_come() -> None:
     shown = ["22:51:50 cli ready  url=http://a", "22:51:51 server pushed  host=vm"]
     check_sample(shown, ["1:1:1 server pushed  host=b", "other", "2:2:2 cli ready  url=x"])
     with pytest.raises(AssertionError, match="server pushed"):
@@ -154,7 +155,7 @@ def test_each_line_that_a_page_shows_must_come():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_each_block_says_what_it_is(page):
+def test_each_block_says_what_it_is(page: str) -> None:
     known = {"console", "yaml", "ini", "json", "mermaid", "text"}
     assert [f"{page}:{it.line}" for it in blocks(page) if it.language not in known] == []
     assert [f"{page}:{it.line}" for it in blocks(page) if it.language == "console" and not commands(it)] == []
@@ -165,7 +166,7 @@ YAML = [(page, it) for page in PAGES for it in blocks(page) if it.language == "y
 
 
 @pytest.mark.parametrize(("page", "block"), YAML, ids=[f"{page}:{it.line}" for page, it in YAML])
-def test_what_is_shown_in_yaml_is_taken(page, block):
+def test_what_is_shown_in_yaml_is_taken(page: str, block: Block) -> None:
     for shown in yaml.safe_load_all(block.text):
         if set(shown) == {"spec"}:  # a part of a Schedule
             parse_schedule({"metadata": {"name": "shown"}, "spec": BACKUP | shown["spec"]})
@@ -181,7 +182,7 @@ UNITS = [(page, it) for page in PAGES for it in blocks(page) if it.language == "
 
 
 @pytest.mark.parametrize(("page", "block"), UNITS, ids=[f"{page}:{it.line}" for page, it in UNITS])
-def test_a_unit_is_one_that_systemd_takes(page, block, tmp_path):
+def test_a_unit_is_one_that_systemd_takes(page: str, block: Block, tmp_path: Path) -> None:
     unit = tmp_path / "lamplighter-agent.service"
     program = shutil.which("true")
     unit.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={program}", block.text))

@@ -6,9 +6,11 @@ import os
 import secrets
 import sys
 from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +18,8 @@ from websockets.exceptions import InvalidStatus
 
 from agent import enrolment
 from server.access.kubernetes import Config as Api
-from server.app import Config, serving
+from server.app import Config, Running, serving
+from tests.integration.conftest import Agent, Connect
 from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
@@ -25,52 +28,53 @@ LAMPLIGHTER = Path(sys.executable).with_name("lamplighter")
 
 
 @pytest.fixture
-def now():
+def now() -> list[Any]:
     return [datetime(2026, 3, 1, tzinfo=UTC)]
 
 
 @pytest.fixture
-async def server(tmp_path, now):
+async def server(tmp_path: Path, now: list[Any]) -> AsyncIterator[Running]:
     async with serving(Config(tmp_path, port=0), lambda: now[0]) as running:
         yield running
 
 
 @pytest.fixture
-async def offer(api):
+async def offer(api: httpx.AsyncClient) -> Callable[..., Awaitable[str]]:
     """A token to enrol a host with, which is made known."""
 
     return partial(offered, api)
 
 
-async def offered(api, host="web-1", **body):
+async def offered(api: httpx.AsyncClient, host: str = "web-1", **body: Any) -> str:
     (await api.put(f"/hosts/{host}", json={"labels": {}})).raise_for_status()
     answer = await api.post(f"/hosts/{host}/enrolments", json=body)
     assert (answer.status_code, answer.headers["cache-control"]) == (201, "no-store"), answer.text
-    return answer.json()["token"]
+    token: str = answer.json()["token"]
+    return token
 
 
 @pytest.fixture
-def exchange(api):
+def exchange(api: httpx.AsyncClient) -> Callable[..., Awaitable[int]]:
     """Registers a key with a token; answers the status."""
 
-    async def exchange(token, key, host="web-1"):
+    async def exchange(token: str, key: str, host: str = "web-1") -> int:
         body = {"token": token, "host": host, "key_sha256": hashlib.sha256(key.encode()).hexdigest()}
         return (await api.post("/enrol", json=body, headers={"authorization": ""})).status_code
 
     return exchange
 
 
-def new_key():
+def new_key() -> str:
     return "hostkey_" + secrets.token_urlsafe(32)
 
 
-async def served(agent):
+async def served(agent: Agent) -> None:
     """The server answers this agent."""
     await agent.say("schedule.resync", have=0)
     await agent.hears("schedule.set")
 
 
-async def denied(connect, key, host="web-1"):
+async def denied(connect: Connect, key: str, host: str = "web-1") -> bool:
     """Whether the gateway denies this key its handshake."""
     try:
         async with connect(host, token=key, hello=False):
@@ -79,29 +83,39 @@ async def denied(connect, key, host="web-1"):
         return refused.response.status_code == 401
 
 
-async def test_a_key_opens_the_gateway_for_its_host_alone(offer, exchange, connect):
+async def test_a_key_opens_the_gateway_for_its_host_alone(
+    offer: Callable[..., Awaitable[str]], exchange: Callable[..., Awaitable[int]], connect: Connect
+) -> None:
     key = new_key()
     assert await exchange(await offer(), key) == 204
     async with connect("web-1", token=key) as agent:
         await served(agent)
     async with connect("web-2", token=key) as other:
-        assert "web-2" in (await other.closed())[1]
+        _, reason = await other.closed()
+        assert reason is not None
+        assert "web-2" in reason
     assert await denied(connect, new_key())
 
 
-async def test_a_key_is_no_users_token(offer, exchange, api):
+async def test_a_key_is_no_users_token(
+    offer: Callable[..., Awaitable[str]], exchange: Callable[..., Awaitable[int]], api: httpx.AsyncClient
+) -> None:
     key = new_key()
     await exchange(await offer(), key)
     assert (await api.get("/hosts", headers={"authorization": f"Bearer {key}"})).status_code == 401
 
 
-async def test_a_token_is_good_once_but_the_same_exchange_may_be_made_again(offer, exchange, connect):
+async def test_a_token_is_good_once_but_the_same_exchange_may_be_made_again(
+    offer: Callable[..., Awaitable[str]], exchange: Callable[..., Awaitable[int]], connect: Connect
+) -> None:
     token, key = await offer(), new_key()
     assert [await exchange(token, key), await exchange(token, key), await exchange(token, new_key())] == [204, 204, 401]
     assert not await denied(connect, key)
 
 
-async def test_a_token_is_for_its_host_and_its_time(offer, exchange, now):
+async def test_a_token_is_for_its_host_and_its_time(
+    offer: Callable[..., Awaitable[str]], exchange: Callable[..., Awaitable[int]], now: list[Any]
+) -> None:
     token = await offer(expires_in_s=600)
     await offer("web-2")
     assert await exchange(token, new_key(), host="web-2") == 401
@@ -110,7 +124,9 @@ async def test_a_token_is_for_its_host_and_its_time(offer, exchange, now):
     assert await exchange(token, new_key()) == 401
 
 
-async def test_a_new_token_ends_the_older_one_and_a_new_key_the_older_key(offer, exchange, connect):
+async def test_a_new_token_ends_the_older_one_and_a_new_key_the_older_key(
+    offer: Callable[..., Awaitable[str]], exchange: Callable[..., Awaitable[int]], connect: Connect
+) -> None:
     older = await offer()
     newer, key, next_key = await offer(), new_key(), new_key()
     assert [await exchange(older, key), await exchange(newer, key)] == [401, 204]
@@ -120,13 +136,21 @@ async def test_a_new_token_ends_the_older_one_and_a_new_key_the_older_key(offer,
     assert [await denied(connect, key), await denied(connect, next_key)] == [True, False]
 
 
-async def test_a_key_is_one_hosts(offer, exchange):
+async def test_a_key_is_one_hosts(
+    offer: Callable[..., Awaitable[str]], exchange: Callable[..., Awaitable[int]]
+) -> None:
     key = new_key()
     assert await exchange(await offer("web-1"), key) == 204
     assert await exchange(await offer("web-2"), key, host="web-2") == 401
 
 
-async def test_a_key_that_is_revoked_ends_its_connection_and_opens_no_other(offer, exchange, api, connect, now):
+async def test_a_key_that_is_revoked_ends_its_connection_and_opens_no_other(
+    offer: Callable[..., Awaitable[str]],
+    exchange: Callable[..., Awaitable[int]],
+    api: httpx.AsyncClient,
+    connect: Connect,
+    now: list[Any],
+) -> None:
     token, key = await offer(), new_key()
     await exchange(token, key)
     async with connect("web-1", token=key) as agent, connect("web-1", token=key, hello=False) as late:
@@ -140,7 +164,12 @@ async def test_a_key_that_is_revoked_ends_its_connection_and_opens_no_other(offe
     assert (await api.delete("/hosts/web-1/key")).status_code == 404
 
 
-async def test_a_host_that_is_deleted_leaves_no_key_behind(offer, exchange, api, connect):
+async def test_a_host_that_is_deleted_leaves_no_key_behind(
+    offer: Callable[..., Awaitable[str]],
+    exchange: Callable[..., Awaitable[int]],
+    api: httpx.AsyncClient,
+    connect: Connect,
+) -> None:
     token, key = await offer(), new_key()
     await exchange(token, key)
     async with connect("web-1", token=key) as agent:
@@ -152,19 +181,28 @@ async def test_a_host_that_is_deleted_leaves_no_key_behind(offer, exchange, api,
     assert await exchange(token, key) == 401
 
 
-async def test_a_denial_is_no_error_of_ours(connect, caplog):
+async def test_a_denial_is_no_error_of_ours(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
     assert await denied(connect, new_key())
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-async def test_only_known_hosts_are_enrolled_and_for_a_bounded_time(api, offer):
+async def test_only_known_hosts_are_enrolled_and_for_a_bounded_time(
+    api: httpx.AsyncClient, offer: Callable[..., Awaitable[str]]
+) -> None:
     assert (await api.post("/hosts/nobody/enrolments")).status_code == 404
     await offer()
     for seconds in (59, 7 * 24 * 3600 + 1, "1"):
         assert (await api.post("/hosts/web-1/enrolments", json={"expires_in_s": seconds})).status_code == 422
 
 
-async def test_secrets_are_told_once_and_stored_hashed(offer, exchange, api, connect, tmp_path, caplog):
+async def test_secrets_are_told_once_and_stored_hashed(
+    offer: Callable[..., Awaitable[str]],
+    exchange: Callable[..., Awaitable[int]],
+    api: httpx.AsyncClient,
+    connect: Connect,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level("DEBUG")
     token, key = await offer(), new_key()
     await exchange(token, key)
@@ -181,7 +219,7 @@ async def test_secrets_are_told_once_and_stored_hashed(offer, exchange, api, con
     assert acts[:2] == [("agent", "enrol", "Host"), ("user", "create", "Enrolment")]
 
 
-async def test_a_key_opens_the_gateway_though_the_cluster_cannot_be_asked(tmp_path, connect):
+async def test_a_key_opens_the_gateway_though_the_cluster_cannot_be_asked(tmp_path: Path, connect: Connect) -> None:
     async with serving(Config(tmp_path / "data", port=0)) as before:
         headers = {"authorization": f"Bearer {before.admin_token}"}
         async with httpx.AsyncClient(
@@ -203,12 +241,14 @@ async def test_a_key_opens_the_gateway_though_the_cluster_cannot_be_asked(tmp_pa
 # The agent's side.
 
 
-async def enrol(server, token, data, host="web-1"):
+async def enrol(server: Running, token: str, data: Path, host: str = "web-1") -> str:
     await asyncio.to_thread(enrolment.enrol, f"http://127.0.0.1:{server.port}", token, host, data)
     return (data / "host-key").read_text().strip()
 
 
-async def test_an_agent_keeps_its_key_where_only_it_can_read_it(server, offer, connect, tmp_path):
+async def test_an_agent_keeps_its_key_where_only_it_can_read_it(
+    server: Running, offer: Callable[..., Awaitable[str]], connect: Connect, tmp_path: Path
+) -> None:
     key = await enrol(server, await offer(), tmp_path / "agent")
     assert not await denied(connect, key)
     assert [path.name for path in (tmp_path / "agent").iterdir()] == ["host-key"]
@@ -218,7 +258,9 @@ async def test_an_agent_keeps_its_key_where_only_it_can_read_it(server, offer, c
     )
 
 
-async def test_an_agent_that_was_killed_after_the_exchange_makes_it_again(server, offer, connect, tmp_path):
+async def test_an_agent_that_was_killed_after_the_exchange_makes_it_again(
+    server: Running, offer: Callable[..., Awaitable[str]], connect: Connect, tmp_path: Path
+) -> None:
     token = await offer()
     key = await enrol(server, token, tmp_path / "agent")
     (tmp_path / "agent/host-key").rename(tmp_path / "agent/.host-key.new")  # as if killed before this step
@@ -226,13 +268,17 @@ async def test_an_agent_that_was_killed_after_the_exchange_makes_it_again(server
     assert not await denied(connect, key)
 
 
-async def test_a_key_that_was_cut_while_it_was_written_is_made_anew(server, offer, connect, tmp_path):
+async def test_a_key_that_was_cut_while_it_was_written_is_made_anew(
+    server: Running, offer: Callable[..., Awaitable[str]], connect: Connect, tmp_path: Path
+) -> None:
     (tmp_path / "agent").mkdir()
     (tmp_path / "agent/.host-key.new").write_text("hostkey_short")
     assert not await denied(connect, await enrol(server, await offer(), tmp_path / "agent"))
 
 
-async def test_a_refusal_says_what_to_do_and_not_the_token(server, offer, tmp_path):
+async def test_a_refusal_says_what_to_do_and_not_the_token(
+    server: Running, offer: Callable[..., Awaitable[str]], tmp_path: Path
+) -> None:
     await offer()
     with pytest.raises(enrolment.EnrolmentError, match="lamplighter enrol web-1") as refused:
         await enrol(server, "enrol_secret", tmp_path / "agent")
@@ -240,7 +286,7 @@ async def test_a_refusal_says_what_to_do_and_not_the_token(server, offer, tmp_pa
     assert not (tmp_path / "agent/host-key").exists()
 
 
-async def test_a_server_that_is_not_there_is_named(tmp_path):
+async def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(enrolment.EnrolmentError, match=r"127\.0\.0\.1:9"):
         enrolment.enrol("http://127.0.0.1:9", "enrol_secret", "web-1", tmp_path / "agent")
 
@@ -248,15 +294,24 @@ async def test_a_server_that_is_not_there_is_named(tmp_path):
 # The command line.
 
 
-async def lamplighter(server, data, *arguments):
+async def lamplighter(server: Running, data: Path, *arguments: str) -> tuple[Any, ...]:
     """What a real process of the command says: its stdout, its stderr and its exit code."""
-    asked = [LAMPLIGHTER, *arguments, "--server", f"http://127.0.0.1:{server.port}", "--data-dir", data]
+    asked: list[str | Path] = [
+        LAMPLIGHTER,
+        *arguments,
+        "--server",
+        f"http://127.0.0.1:{server.port}",
+        "--data-dir",
+        data,
+    ]
     process = await asyncio.create_subprocess_exec(*asked, stdout=PIPE, stderr=PIPE)
     told = await process.communicate()
     return (*(text.decode() for text in told), process.returncode)
 
 
-async def test_a_host_is_enrolled_and_revoked_from_the_command_line(server, api, connect, tmp_path):
+async def test_a_host_is_enrolled_and_revoked_from_the_command_line(
+    server: Running, api: httpx.AsyncClient, connect: Connect, tmp_path: Path
+) -> None:
     assert "create it first" in (await lamplighter(server, tmp_path, "enrol", "web-1"))[1]
     await api.put("/hosts/web-1", json={"labels": {}})
     token, hint, _ = await lamplighter(server, tmp_path, "enrol", "web-1")
@@ -269,7 +324,9 @@ async def test_a_host_is_enrolled_and_revoked_from_the_command_line(server, api,
     assert await denied(connect, key)
 
 
-async def test_an_enrolled_agent_calls_with_its_key_whatever_token_file_the_environment_names(server, offer, tmp_path):
+async def test_an_enrolled_agent_calls_with_its_key_whatever_token_file_the_environment_names(
+    server: Running, offer: Callable[..., Awaitable[str]], tmp_path: Path
+) -> None:
     (tmp_path / "enrol-token").write_text(await offer())
     (tmp_path / "other").write_text("token of the command line\n")
     at = ("--server", f"http://127.0.0.1:{server.port}", "--data-dir", tmp_path / "agent", "--host", "web-1")
@@ -279,6 +336,7 @@ async def test_an_enrolled_agent_calls_with_its_key_whatever_token_file_the_envi
         stderr=PIPE,
     )
     try:
+        assert agent.stderr is not None
         said = b""
         while b"connected" not in said:  # also in "not connected"
             said = await asyncio.wait_for(agent.stderr.readline(), 60)

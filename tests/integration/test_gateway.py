@@ -4,24 +4,30 @@ import asyncio
 import json
 import logging
 import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from httpx import AsyncClient
 from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
 from server.agents import hub
+from server.app import Running
 from server.gateway import endpoint
 from server.resources import manifests as resources
 from server.store import engine as stores
 from server.store.declared import upsert_repositories, upsert_schedules
 from server.store.engine import Store
 from server.store.rows import RepositoryRow, ScheduleRow
-from tests.integration.clock import due
+from tests.integration.clock import Clock, due
+from tests.integration.conftest import Agent, Connect, Declare, Until
 from wire import variables
 
 pytestmark = pytest.mark.anyio
@@ -31,11 +37,11 @@ SECRET = {"password": "correct horse", "env": {"AWS_SECRET_ACCESS_KEY": "battery
 
 
 @pytest.fixture
-def synced(api, until):
+def synced(api: AsyncClient, until: Until) -> Callable[..., Awaitable[Any]]:
     """Waits until REST shows that a host holds what it should."""
 
-    async def synced(version, host="node-1"):
-        async def told():
+    async def synced(version: int, host: str = "node-1") -> Any:
+        async def told() -> Any:
             it = (await api.get(f"/hosts/{host}")).json()
             return it if it["in_sync"] and it["applied_version"] == version else None
 
@@ -45,11 +51,11 @@ def synced(api, until):
 
 
 @pytest.fixture
-def gate(monkeypatch):
+def gate(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
     """Holds the first frame that the server writes, from when it is about to be written until it is let go."""
     held, let_go, write = asyncio.Event(), asyncio.Event(), WebSocket.send_text
 
-    async def send_text(socket, frame):
+    async def send_text(socket: WebSocket, frame: str) -> None:
         if not held.is_set():
             held.set()
             await let_go.wait()
@@ -59,12 +65,12 @@ def gate(monkeypatch):
     return held, let_go
 
 
-async def jobs(api, **filters):
+async def jobs(api: AsyncClient, **filters: Any) -> Any:
     return (await api.get("/jobs", params=filters)).json()["items"]
 
 
-async def job_ended(api, until, status):
-    async def ended():
+async def job_ended(api: AsyncClient, until: Until, status: str) -> Any:
+    async def ended() -> list[Any]:
         return [job for job in await jobs(api) if job["status"] == status]
 
     return (await until(ended))[0]
@@ -73,7 +79,9 @@ async def job_ended(api, until, status):
 # What is pushed.
 
 
-async def test_a_schedule_from_before_the_agent_is_pushed_on_hello_and_acked(declare, connect, synced):
+async def test_a_schedule_from_before_the_agent_is_pushed_on_hello_and_acked(
+    declare: Declare, connect: Connect, synced: Callable[..., Awaitable[Any]]
+) -> None:
     schedule_id = await declare("etc", cron="*/5 * * * *")
     async with connect() as agent:
         await agent.follow()
@@ -83,7 +91,9 @@ async def test_a_schedule_from_before_the_agent_is_pushed_on_hello_and_acked(dec
         assert host["applied_digest"] == host["desired_digest"] == agent.digest
 
 
-async def test_an_agent_from_before_the_schedule_gets_an_empty_set_and_then_a_diff(declare, connect, synced):
+async def test_an_agent_from_before_the_schedule_gets_an_empty_set_and_then_a_diff(
+    declare: Declare, connect: Connect, synced: Callable[..., Awaitable[Any]]
+) -> None:
     async with connect() as agent:
         push = await agent.follow()
         assert (push["version"], push["schedules"]) == (0, [])
@@ -94,7 +104,9 @@ async def test_an_agent_from_before_the_schedule_gets_an_empty_set_and_then_a_di
         await synced(1)
 
 
-async def test_a_host_that_is_in_sync_is_pushed_nothing(declare, connect, synced):
+async def test_a_host_that_is_in_sync_is_pushed_nothing(
+    declare: Declare, connect: Connect, synced: Callable[..., Awaitable[Any]]
+) -> None:
     await declare()
     async with connect() as agent:
         await agent.follow()
@@ -107,7 +119,9 @@ async def test_a_host_that_is_in_sync_is_pushed_nothing(declare, connect, synced
         await synced(2)
 
 
-async def test_deleting_the_last_schedule_pushes_its_removal(api, declare, connect, synced):
+async def test_deleting_the_last_schedule_pushes_its_removal(
+    api: AsyncClient, declare: Declare, connect: Connect, synced: Callable[..., Awaitable[Any]]
+) -> None:
     schedule_id = await declare()
     async with connect() as agent:
         await agent.follow()
@@ -116,7 +130,9 @@ async def test_deleting_the_last_schedule_pushes_its_removal(api, declare, conne
         assert (await synced(2))["applied_digest"] == "0" * 64
 
 
-async def test_an_agent_that_cannot_apply_a_diff_gets_the_whole_set(declare, connect, synced):
+async def test_an_agent_that_cannot_apply_a_diff_gets_the_whole_set(
+    declare: Declare, connect: Connect, synced: Callable[..., Awaitable[Any]]
+) -> None:
     await declare("etc")
     async with connect() as agent:
         await agent.follow()
@@ -128,7 +144,9 @@ async def test_an_agent_that_cannot_apply_a_diff_gets_the_whole_set(declare, con
         await synced(2)
 
 
-async def test_another_digest_is_answered_with_the_whole_set_once(declare, connect, synced, caplog):
+async def test_another_digest_is_answered_with_the_whole_set_once(
+    declare: Declare, connect: Connect, synced: Callable[..., Awaitable[Any]], caplog: pytest.LogCaptureFixture
+) -> None:
     await declare("etc")
     async with connect() as agent:
         await agent.follow(digest="f" * 64)
@@ -139,7 +157,9 @@ async def test_another_digest_is_answered_with_the_whole_set_once(declare, conne
     assert "host holds another set than it was sent" in caplog.text
 
 
-async def test_a_slow_host_is_sent_what_it_missed_in_one_diff(declare, connect, synced):
+async def test_a_slow_host_is_sent_what_it_missed_in_one_diff(
+    declare: Declare, connect: Connect, synced: Callable[..., Awaitable[Any]]
+) -> None:
     async with connect() as agent:
         await agent.hears("schedule.set")
         for name in ("a", "b", "c"):
@@ -150,7 +170,7 @@ async def test_a_slow_host_is_sent_what_it_missed_in_one_diff(declare, connect, 
 
 
 @pytest.fixture
-async def thousand(tmp_path):
+async def thousand(tmp_path: Path) -> None:
     """A data folder whose store holds a thousand schedules, for a server that is started after."""
     at, store = datetime(2026, 1, 1, tzinfo=UTC), Store.open(tmp_path / "lamplighter.db")
     spec = {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}, "backup": {"paths": ["/etc"]}}
@@ -166,7 +186,9 @@ async def thousand(tmp_path):
     await store.close()
 
 
-async def test_of_a_thousand_schedules_only_the_one_that_changed_crosses_the_wire(thousand, declare, connect):
+async def test_of_a_thousand_schedules_only_the_one_that_changed_crosses_the_wire(
+    thousand: None, declare: Declare, connect: Connect
+) -> None:
     async with connect() as agent:
         await agent.follow()
         await declare("s500", cron="*/7 * * * *")
@@ -179,7 +201,13 @@ async def test_of_a_thousand_schedules_only_the_one_that_changed_crosses_the_wir
 # The first push, and what happens while it is written.
 
 
-async def test_the_first_push_is_written_before_others_can_find_the_connection(api, gate, declare, connect, synced):
+async def test_the_first_push_is_written_before_others_can_find_the_connection(
+    api: AsyncClient,
+    gate: tuple[asyncio.Event, asyncio.Event],
+    declare: Declare,
+    connect: Connect,
+    synced: Callable[..., Awaitable[Any]],
+) -> None:
     held, let_go = gate
     async with connect() as agent:
         await held.wait()
@@ -192,7 +220,9 @@ async def test_the_first_push_is_written_before_others_can_find_the_connection(a
         assert (await synced(1))["connected"]
 
 
-async def test_a_run_asked_for_while_the_first_push_is_written_is_sent(api, gate, declare, connect):
+async def test_a_run_asked_for_while_the_first_push_is_written_is_sent(
+    api: AsyncClient, gate: tuple[asyncio.Event, asyncio.Event], declare: Declare, connect: Connect
+) -> None:
     held, let_go = gate
     await api.put("/hosts/node-1", json={"labels": {}})
     await declare()
@@ -204,7 +234,9 @@ async def test_a_run_asked_for_while_the_first_push_is_written_is_sent(api, gate
         assert (await agent.hears("command.run"))["job_id"] == job["id"]
 
 
-async def test_a_job_cancelled_while_the_first_push_is_written_is_not_begun(api, gate, declare, connect):
+async def test_a_job_cancelled_while_the_first_push_is_written_is_not_begun(
+    api: AsyncClient, gate: tuple[asyncio.Event, asyncio.Event], declare: Declare, connect: Connect
+) -> None:
     held, let_go = gate
     await api.put("/hosts/node-1", json={"labels": {}})
     await declare()
@@ -218,7 +250,9 @@ async def test_a_job_cancelled_while_the_first_push_is_written_is_not_begun(api,
         assert (await agent.hears("command.run"))["job_id"] != job["id"]
 
 
-async def test_a_host_deleted_while_the_first_push_is_written_calls_again(api, gate, connect):
+async def test_a_host_deleted_while_the_first_push_is_written_calls_again(
+    api: AsyncClient, gate: tuple[asyncio.Event, asyncio.Event], connect: Connect
+) -> None:
     held, let_go = gate
     async with connect() as agent:
         await held.wait()
@@ -230,7 +264,9 @@ async def test_a_host_deleted_while_the_first_push_is_written_calls_again(api, g
         assert (await api.get("/hosts/node-1")).status_code == 200
 
 
-async def test_a_newer_connection_of_a_host_replaces_the_older(declare, connect, synced):
+async def test_a_newer_connection_of_a_host_replaces_the_older(
+    declare: Declare, connect: Connect, synced: Callable[..., Awaitable[Any]]
+) -> None:
     async with connect() as old:
         await old.follow()
         async with connect() as new:
@@ -244,7 +280,9 @@ async def test_a_newer_connection_of_a_host_replaces_the_older(declare, connect,
 # Credentials.
 
 
-async def test_a_host_is_told_the_credentials_that_its_schedules_need_and_no_others(api, declare, connect):
+async def test_a_host_is_told_the_credentials_that_its_schedules_need_and_no_others(
+    api: AsyncClient, declare: Declare, connect: Connect
+) -> None:
     await api.put("/hosts/node-1", json={"labels": {"role": "db"}})
     await declare("mine", "main", SECRET, hostSelector={"matchLabels": {"role": "db"}})
     await declare("theirs", "other", SECRET, hostSelector={"matchLabels": {"role": "web"}})
@@ -255,7 +293,9 @@ async def test_a_host_is_told_the_credentials_that_its_schedules_need_and_no_oth
     assert {key: repository[key] for key in SECRET} == SECRET
 
 
-async def test_credentials_come_before_the_set_that_needs_them_and_when_they_change(api, declare, connect):
+async def test_credentials_come_before_the_set_that_needs_them_and_when_they_change(
+    api: AsyncClient, declare: Declare, connect: Connect
+) -> None:
     async with connect() as agent:
         await agent.follow()
         await declare("etc", credentials=SECRET)
@@ -269,7 +309,9 @@ async def test_credentials_come_before_the_set_that_needs_them_and_when_they_cha
         assert len((await agent.follow())["upsert"]) == 2
 
 
-async def test_relabelling_a_host_tells_it_what_it_now_needs(api, declare, connect):
+async def test_relabelling_a_host_tells_it_what_it_now_needs(
+    api: AsyncClient, declare: Declare, connect: Connect
+) -> None:
     await declare("etc", credentials=SECRET, hostSelector={"matchLabels": {"role": "db"}})
     async with connect() as agent:
         await agent.follow()
@@ -281,7 +323,9 @@ async def test_relabelling_a_host_tells_it_what_it_now_needs(api, declare, conne
 # Fires.
 
 
-async def test_a_fire_is_answered_with_the_command_on_the_same_connection(api, declare, connect):
+async def test_a_fire_is_answered_with_the_command_on_the_same_connection(
+    api: AsyncClient, declare: Declare, connect: Connect
+) -> None:
     schedule_id = await declare("etc", timeoutSeconds=60, backup={"paths": ["/etc"], "tags": ["daily"]})
     async with connect() as agent, connect("node-2") as other:
         await agent.follow()
@@ -310,7 +354,9 @@ async def test_a_fire_is_answered_with_the_command_on_the_same_connection(api, d
     assert datetime.fromisoformat(job["scheduled_at"]) == datetime.fromisoformat(DUE)
 
 
-async def test_fires_of_one_frame_are_answered_in_one_each_by_its_id(api, declare, connect):
+async def test_fires_of_one_frame_are_answered_in_one_each_by_its_id(
+    api: AsyncClient, declare: Declare, connect: Connect
+) -> None:
     ids = [await declare(name) for name in ("a", "b")]
     async with connect() as agent:
         await agent.follow()
@@ -334,8 +380,8 @@ async def test_fires_of_one_frame_are_answered_in_one_each_by_its_id(api, declar
     ],
 )
 async def test_a_fire_that_may_not_run_makes_no_job_and_is_refused_with_the_reason(
-    api, declare, connect, clock, spec, reason
-):
+    api: AsyncClient, declare: Declare, connect: Connect, clock: Clock, spec: dict[str, Any], reason: str
+) -> None:
     schedule_id = await declare(**spec)
     async with connect() as agent:
         await agent.follow()
@@ -348,7 +394,7 @@ async def test_a_fire_that_may_not_run_makes_no_job_and_is_refused_with_the_reas
     assert await jobs(api) == []
 
 
-async def test_a_fire_of_a_deleted_schedule_makes_no_job(api, declare, connect):
+async def test_a_fire_of_a_deleted_schedule_makes_no_job(api: AsyncClient, declare: Declare, connect: Connect) -> None:
     schedule_id = await declare()
     async with connect() as agent:
         await agent.hears("schedule.set")  # and never applied
@@ -358,7 +404,9 @@ async def test_a_fire_of_a_deleted_schedule_makes_no_job(api, declare, connect):
     assert await jobs(api) == []
 
 
-async def test_a_due_time_has_one_job_however_often_it_is_fired(api, declare, connect):
+async def test_a_due_time_has_one_job_however_often_it_is_fired(
+    api: AsyncClient, declare: Declare, connect: Connect
+) -> None:
     schedule_id = await declare()
     fire = {"schedule_id": schedule_id, "scheduled_at": DUE}
     async with connect() as agent:
@@ -373,23 +421,25 @@ async def test_a_due_time_has_one_job_however_often_it_is_fired(api, declare, co
     assert len(await jobs(api)) == 1
 
 
-async def test_a_burst_of_fires_from_many_connections_shares_a_commit(server, declare, connect, until):
+async def test_a_burst_of_fires_from_many_connections_shares_a_commit(
+    server: Running, declare: Declare, connect: Connect, until: Until
+) -> None:
     schedule_id, store, jobs = await declare(), server.parts.services.store, server.parts.lanes.jobs
     commits, entered, let_go = [], threading.Event(), threading.Event()
 
-    def hold(conn, items):
+    def hold(conn: sa.Connection, items: Sequence[Any]) -> list[Any]:
         entered.set()
         assert let_go.wait(20)
         return [None] * len(items)
 
-    def executed(conn, _cursor, statement, *_):
+    def executed(conn: sa.Connection, _cursor: object, statement: str, *_: object) -> None:
         conn.info["records"] = conn.info.get("records", False) or statement.startswith("INSERT INTO jobs ")
 
-    def committed(conn):
+    def committed(conn: sa.Connection) -> None:
         if conn.info.pop("records", False):  # the server writes for itself, too: it deletes old history, for example
             commits.append(conn)
 
-    async def gathered():
+    async def gathered() -> bool:
         return len(jobs) == 40  # each is submitted to the store as it is added
 
     async with AsyncExitStack() as stack:
@@ -418,7 +468,7 @@ async def test_a_burst_of_fires_from_many_connections_shares_a_commit(server, de
 
 
 @pytest.fixture
-async def fired(declare, connect):
+async def fired(declare: Declare, connect: Connect) -> AsyncIterator[tuple[Agent, Any]]:
     """An agent that was just told to run a job, and the job's id."""
     schedule_id = await declare()
     async with connect() as agent:
@@ -427,14 +477,21 @@ async def fired(declare, connect):
         yield agent, (await agent.hears("command.run"))["job_id"]
 
 
-async def test_a_job_is_followed_from_accepted_to_its_confirmed_end(api, fired, until):
+async def test_a_job_is_followed_from_accepted_to_its_confirmed_end(
+    api: AsyncClient, fired: tuple[Agent, Any], until: Until
+) -> None:
     agent, job_id = fired
     await agent.say("job.accepted", job_id=job_id)
     await agent.say("job.progress", job_id=job_id, fraction=0.5)
     await agent.say("job.log", job_id=job_id, lines=["one", "two"])
     await agent.say("job.log", job_id=job_id, lines=["three"])
     assert (await job_ended(api, until, "running"))["accepted_at"]
-    end = {"status": "succeeded", "finished_at": "2026-03-29T01:31:00Z", "snapshot_id": "abc", "bytes_added": 7}
+    end: dict[str, Any] = {
+        "status": "succeeded",
+        "finished_at": "2026-03-29T01:31:00Z",
+        "snapshot_id": "abc",
+        "bytes_added": 7,
+    }
     await agent.say("job.finished", job_id=job_id, **end, exit_code=0)
     assert await agent.hears("job.confirmed") == {"job_id": job_id}
     job = (await api.get(f"/jobs/{job_id}")).json()
@@ -443,7 +500,9 @@ async def test_a_job_is_followed_from_accepted_to_its_confirmed_end(api, fired, 
     assert [(it["seq"], it["line"]) for it in log] == [(1, "one"), (2, "two"), (3, "three")]
 
 
-async def test_an_end_that_is_told_again_is_confirmed_again_and_the_first_counts(api, fired):
+async def test_an_end_that_is_told_again_is_confirmed_again_and_the_first_counts(
+    api: AsyncClient, fired: tuple[Agent, Any]
+) -> None:
     agent, job_id = fired
     for status in ("failed", "succeeded"):
         await agent.say("job.finished", job_id=job_id, status=status, finished_at=DUE)
@@ -451,14 +510,18 @@ async def test_an_end_that_is_told_again_is_confirmed_again_and_the_first_counts
     assert (await api.get(f"/jobs/{job_id}")).json()["status"] == "failed"
 
 
-async def test_a_job_that_was_not_accepted_is_sent_again_on_the_next_hello(connect, fired):
+async def test_a_job_that_was_not_accepted_is_sent_again_on_the_next_hello(
+    connect: Connect, fired: tuple[Agent, Any]
+) -> None:
     agent, job_id = fired
     await agent.socket.close()
     async with connect(applied_version=1, digest=agent.digest) as again:
         assert (await again.hears("command.run"))["job_id"] == job_id
 
 
-async def test_a_job_that_the_agent_holds_is_not_sent_again(api, connect, fired, until):
+async def test_a_job_that_the_agent_holds_is_not_sent_again(
+    api: AsyncClient, connect: Connect, fired: tuple[Agent, Any], until: Until
+) -> None:
     agent, job_id = fired
     await agent.socket.close()
     async with connect(applied_version=1, digest=agent.digest, running_jobs=[job_id]) as again:
@@ -467,7 +530,9 @@ async def test_a_job_that_the_agent_holds_is_not_sent_again(api, connect, fired,
         assert (await again.hears("job.confirmed"))["job_id"] == job_id
 
 
-async def test_a_job_that_the_agent_forgot_was_interrupted(api, connect, fired, until):
+async def test_a_job_that_the_agent_forgot_was_interrupted(
+    api: AsyncClient, connect: Connect, fired: tuple[Agent, Any], until: Until
+) -> None:
     agent, job_id = fired
     await agent.say("job.accepted", job_id=job_id)
     await job_ended(api, until, "running")
@@ -477,13 +542,15 @@ async def test_a_job_that_the_agent_forgot_was_interrupted(api, connect, fired, 
     assert (job["id"], "journal was lost" in job["error"]) == (job_id, True)
 
 
-async def test_a_job_that_is_over_is_cancelled_at_an_agent_that_still_runs_it(connect):
+async def test_a_job_that_is_over_is_cancelled_at_an_agent_that_still_runs_it(connect: Connect) -> None:
     async with connect(running_jobs=["of-a-lost-database"]) as agent:
         await agent.follow()
         assert (await agent.hears("command.cancel"))["job_id"] == "of-a-lost-database"
 
 
-async def test_run_now_reaches_a_host_at_once_or_at_its_next_hello(api, declare, connect):
+async def test_run_now_reaches_a_host_at_once_or_at_its_next_hello(
+    api: AsyncClient, declare: Declare, connect: Connect
+) -> None:
     await api.put("/hosts/node-2", json={"labels": {}})
     schedule_id = await declare()
     async with connect() as agent:
@@ -497,7 +564,7 @@ async def test_run_now_reaches_a_host_at_once_or_at_its_next_hello(api, declare,
         assert (await late.hears("command.run"))["job_id"] == made["node-2"]["id"]
 
 
-async def test_cancel_reaches_the_agent_which_tells_the_end(api, fired):
+async def test_cancel_reaches_the_agent_which_tells_the_end(api: AsyncClient, fired: tuple[Agent, Any]) -> None:
     agent, job_id = fired
     assert (await api.post(f"/jobs/{job_id}/cancel")).status_code == 200
     assert (await agent.hears("command.cancel"))["job_id"] == job_id
@@ -507,13 +574,15 @@ async def test_cancel_reaches_the_agent_which_tells_the_end(api, fired):
     assert (await api.post(f"/jobs/{job_id}/cancel")).status_code == 409
 
 
-async def test_a_job_of_a_host_that_is_offline_is_cancelled_at_once(api, connect, fired, until):
+async def test_a_job_of_a_host_that_is_offline_is_cancelled_at_once(
+    api: AsyncClient, connect: Connect, fired: tuple[Agent, Any], until: Until
+) -> None:
     agent, job_id = fired
     await agent.say("job.accepted", job_id=job_id)
     await job_ended(api, until, "running")
     await agent.socket.close()
 
-    async def offline():
+    async def offline() -> bool:
         return not (await api.get("/hosts/node-1")).json()["connected"]
 
     await until(offline)
@@ -526,7 +595,7 @@ async def test_a_job_of_a_host_that_is_offline_is_cancelled_at_once(api, connect
 
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer ", "Basic YTpi"])
-async def test_a_handshake_without_an_agents_token_is_denied(server, header):
+async def test_a_handshake_without_an_agents_token_is_denied(server: Running, header: str | None) -> None:
     headers = {} if header is None else {"authorization": header}
     with pytest.raises(InvalidStatus) as refused:
         await websocket(
@@ -539,14 +608,16 @@ async def test_a_handshake_without_an_agents_token_is_denied(server, header):
     assert refused.value.response.headers["www-authenticate"].startswith("Bearer")
 
 
-async def test_a_users_token_is_not_an_agents(server, connect):
+async def test_a_users_token_is_not_an_agents(server: Running, connect: Connect) -> None:
     with pytest.raises(InvalidStatus, match="401"):
         async with connect(token=server.admin_token):
             pass
 
 
 @pytest.mark.parametrize("offered", [(), ("lamplighter.v0", "chat")])
-async def test_who_does_not_offer_the_subprotocol_is_denied_and_told_it(connect, offered):
+async def test_who_does_not_offer_the_subprotocol_is_denied_and_told_it(
+    connect: Connect, offered: tuple[str, ...]
+) -> None:
     with pytest.raises(InvalidStatus) as refused:
         async with connect(subprotocols=offered):
             pass
@@ -554,7 +625,7 @@ async def test_who_does_not_offer_the_subprotocol_is_denied_and_told_it(connect,
     assert b"lamplighter.v1" in refused.value.response.body
 
 
-def hello(host="node-1", **said):
+def hello(host: str = "node-1", **said: str) -> dict[str, Any]:
     return {"type": "hello", "payload": {"host": host, **said}}
 
 
@@ -568,21 +639,24 @@ def hello(host="node-1", **said):
         ({"type": "hello"}, "hello:"),
     ],
 )
-async def test_what_is_not_a_hello_first_closes_the_connection_with_the_reason(api, connect, first, reason):
+async def test_what_is_not_a_hello_first_closes_the_connection_with_the_reason(
+    api: AsyncClient, connect: Connect, first: dict[str, Any], reason: str
+) -> None:
     async with connect(hello=False) as agent:
         await agent.socket.send(json.dumps(first))
         code, told = await agent.closed()
+    assert told is not None
     assert (code, told[: len(reason)]) == (1007, reason)
     assert (await api.get("/hosts")).json()["items"] == []
 
 
-async def test_a_hello_that_comes_late_is_not_awaited(connect, monkeypatch):
+async def test_a_hello_that_comes_late_is_not_awaited(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "HELLO_S", 0)
     async with connect(hello=False) as agent:
         assert await agent.closed() == (1007, "no hello within 0 s")
 
 
-def nested(depth):
+def nested(depth: int) -> str:
     return "[" * depth + "]" * depth
 
 
@@ -604,15 +678,20 @@ def nested(depth):
     ],
     ids=lambda value: value[:40] if isinstance(value, str | bytes) else None,
 )
-async def test_a_frame_that_breaks_the_protocol_closes_the_connection_with_the_reason(connect, frame, code, reason):
+async def test_a_frame_that_breaks_the_protocol_closes_the_connection_with_the_reason(
+    connect: Connect, frame: str | bytes, code: int, reason: str
+) -> None:
     async with connect() as agent:
         await agent.follow()
         await agent.socket.send(frame)
-        closed = await agent.closed()
-    assert (closed[0], closed[1][: len(reason)]) == (code, reason)
+        closed, told = await agent.closed()
+    assert told is not None
+    assert (closed, told[: len(reason)]) == (code, reason)
 
 
-async def test_a_store_that_cannot_keep_up_has_agents_call_again(api, declare, connect, monkeypatch):
+async def test_a_store_that_cannot_keep_up_has_agents_call_again(
+    api: AsyncClient, declare: Declare, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fire = {"schedule_id": await declare(), "scheduled_at": DUE}
     async with connect() as agent:
         await agent.follow()
@@ -625,7 +704,9 @@ async def test_a_store_that_cannot_keep_up_has_agents_call_again(api, declare, c
         assert (await again.hears("command.run"))["job_id"] == (await jobs(api))[0]["id"]
 
 
-async def test_what_is_not_known_is_tolerated(caplog, declare, connect, synced):
+async def test_what_is_not_known_is_tolerated(
+    caplog: pytest.LogCaptureFixture, declare: Declare, connect: Connect, synced: Callable[..., Awaitable[Any]]
+) -> None:
     caplog.set_level(logging.INFO)
     await declare()
     async with connect(colour="blue") as agent:
@@ -636,8 +717,13 @@ async def test_what_is_not_known_is_tolerated(caplog, declare, connect, synced):
 
 
 async def test_an_agent_that_stops_reading_delays_nobody_and_is_given_up_at_the_bound(
-    api, declare, connect, until, monkeypatch, caplog
-):
+    api: AsyncClient,
+    declare: Declare,
+    connect: Connect,
+    until: Until,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     monkeypatch.setattr(hub, "MAX_UNSENT", 1 << 20)
     large = dict.fromkeys(variables.ALLOWED, "x" * 4096)  # a fifth of a MiB, told anew at each change
     async with connect("slow") as slow, connect("node-1") as agent:
@@ -649,7 +735,7 @@ async def test_an_agent_that_stops_reading_delays_nobody_and_is_given_up_at_the_
             assert (await agent.hears("repo.credentials"))["repositories"][0]["password"] == str(change)
             await agent.follow()
 
-        async def given_up():
+        async def given_up() -> bool:
             return not (await api.get("/hosts/slow")).json()["connected"]
 
         await until(given_up)
@@ -662,11 +748,13 @@ JITTER = timedelta(milliseconds=20)
 """Between the clock of times and that of the loop, which a sign of life goes by."""
 
 
-async def test_a_host_was_last_seen_when_anything_came_from_it_also_once_it_is_gone(connect, api, until):
-    async def last_seen():
+async def test_a_host_was_last_seen_when_anything_came_from_it_also_once_it_is_gone(
+    connect: Connect, api: AsyncClient, until: Until
+) -> None:
+    async def last_seen() -> datetime:
         return datetime.fromisoformat((await api.get("/hosts/node-1")).json()["last_seen"])
 
-    async def is_gone():
+    async def is_gone() -> bool:
         return not (await api.get("/hosts/node-1")).json()["connected"]
 
     async with connect() as agent:
@@ -675,14 +763,14 @@ async def test_a_host_was_last_seen_when_anything_came_from_it_also_once_it_is_g
         begun = datetime.now(UTC)
         await (await agent.socket.ping())  # which any agent's library sends by itself, as it answers the server's
 
-        async def is_later():
+        async def is_later() -> bool:
             return await last_seen() > begun - JITTER
 
         await until(is_later)
         seen = await last_seen()
     await until(is_gone)
 
-    async def is_stored():
+    async def is_stored() -> bool:
         return await last_seen() >= seen - JITTER
 
     await until(is_stored)

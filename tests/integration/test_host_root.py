@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,25 @@ from typing import Any
 import pytest
 
 from agent.restic.runner import Runner
-from wire.messages import CommandRun, Repository, Restore, Verify
+from tests.conftest import NewRepository
+from wire.messages import CommandRun, JobFinished, Repository, Restore, Verify
 
 RESTIC = shutil.which("restic") or "restic"
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
-def backup(*paths, within=()):
+def backup(*paths: str | Path, within: Sequence[Path] = ()) -> CommandRun:
     args = ["backup", "--json", "--host=node-1", "--", *map(str, paths)]
     return CommandRun("j1", "backup", args, "r1", init=["init"], within=[str(path) for path in within])
 
 
 @pytest.fixture
-def host(tmp_path):
+def host(tmp_path: Path) -> Path:
     """A host's file system as a pod has it mounted, with what restic needs to run in it."""
     if os.geteuid() != 0:
         pytest.skip("only root may change its root (chroot(2))")
@@ -45,14 +47,14 @@ def host(tmp_path):
     return root
 
 
-def restic(repository, *args):
+def restic(repository: Path, *args: str) -> bytes:
     env = {**os.environ, "RESTIC_PASSWORD": "a password"}
-    argv = [RESTIC, "--repo", repository, "--no-cache", *args]
+    argv: list[str | Path] = [RESTIC, "--repo", repository, "--no-cache", *args]
     return subprocess.run(argv, env=env, capture_output=True, check=True).stdout
 
 
 @pytest.fixture
-def cache(host):
+def cache(host: Path) -> Iterator[Path]:
     """A folder that has the same path in both views."""
     cache = Path("/var/lib/agent") / host.parent.name / "cache"
     (host / cache.relative_to("/")).mkdir(parents=True)
@@ -61,7 +63,7 @@ def cache(host):
     shutil.rmtree(cache.parent)
 
 
-async def test_snapshots_carry_the_hosts_own_paths(host, cache):
+async def test_snapshots_carry_the_hosts_own_paths(host: Path, cache: Path) -> None:
     repository = Repository("r1", "ns/main", "/var/lib/agent/repository", "a password")
     runner = Runner("restic", cache, lambda: datetime.now(UTC), root=host)
     end = await runner.run(backup("/srv/data"), repository, lambda news: None)
@@ -71,7 +73,9 @@ async def test_snapshots_carry_the_hosts_own_paths(host, cache):
     assert restic(kept, "dump", "latest", "/srv/data/letter") == b"of the host"
 
 
-async def test_a_verification_and_a_restore_are_of_the_hosts_own_files(host, cache, new_repository):
+async def test_a_verification_and_a_restore_are_of_the_hosts_own_files(
+    host: Path, cache: Path, new_repository: NewRepository
+) -> None:
     new_repository(host / "var/lib/agent/repository", "a password")
     repository = Repository("r1", "ns/main", "/var/lib/agent/repository", "a password")
     runner = Runner("restic", cache, lambda: datetime.now(UTC), root=host)
@@ -87,7 +91,7 @@ async def test_a_verification_and_a_restore_are_of_the_hosts_own_files(host, cac
 
 
 @pytest.fixture
-def granted(tmp_path):
+def granted(tmp_path: Path) -> Path:
     (tmp_path / "granted").mkdir()
     (tmp_path / "granted" / "letter").write_text("ours")
     (tmp_path / "secret").mkdir()
@@ -95,12 +99,14 @@ def granted(tmp_path):
     return tmp_path / "granted"
 
 
-async def run(tmp_path, command):
+async def run(tmp_path: Path, command: CommandRun) -> JobFinished:
     runner = Runner("restic", tmp_path / "cache", lambda: datetime.now(UTC))
     return await runner.run(command, Repository("r1", "ns/main", str(tmp_path / "repository"), "a password"), print)
 
 
-async def test_what_lies_in_the_grant_is_backed_up(tmp_path, granted, new_repository):
+async def test_what_lies_in_the_grant_is_backed_up(
+    tmp_path: Path, granted: Path, new_repository: NewRepository
+) -> None:
     new_repository(tmp_path / "repository", "a password")
     (granted / "way").symlink_to(granted / "letter")
     end = await run(tmp_path, backup(granted, granted / "way", within=[granted]))
@@ -108,7 +114,7 @@ async def test_what_lies_in_the_grant_is_backed_up(tmp_path, granted, new_reposi
 
 
 @pytest.mark.parametrize("path", ["way/key", "way", "../secret", "../granted-too"])
-async def test_no_symbolic_link_leads_out_of_the_grant(tmp_path, granted, path):
+async def test_no_symbolic_link_leads_out_of_the_grant(tmp_path: Path, granted: Path, path: str) -> None:
     (granted / "way").symlink_to(tmp_path / "secret")
     end = await run(tmp_path, backup(granted / path, within=[granted]))
     assert (end.status, end.reason) == ("failed", "NotGranted")

@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from anyio.from_thread import start_blocking_portal
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
@@ -37,12 +39,12 @@ DUE = "2026-03-29T01:30:00Z"
 class Server:
     """A server that answers, and what its guests need."""
 
-    def __init__(self, port, agent_token, admin_token):
+    def __init__(self, port: int, agent_token: str, admin_token: str) -> None:
         self.port = port
         self.agent = {"authorization": f"Bearer {agent_token}"}
         self.admin = {"authorization": f"Bearer {admin_token}"}
 
-    def connect(self, **options):
+    def connect(self, **options: Any) -> Any:
         return websocket(
             f"ws://127.0.0.1:{self.port}/agent",
             subprotocols=[Subprotocol("lamplighter.v1")],
@@ -53,14 +55,14 @@ class Server:
             **options,
         )
 
-    def raw(self, *sent):
+    def raw(self, *sent: bytes) -> socket.socket:
         """A TCP connection on which these bytes were sent."""
         connection = socket.create_connection(("127.0.0.1", self.port), PATIENCE_S)
         for data in sent:
             connection.sendall(data)
         return connection
 
-    def handshaken(self):
+    def handshaken(self) -> socket.socket:
         """A TCP connection that is a WebSocket from here on."""
         connection = self.raw(UPGRADE + f"Authorization: {self.agent['authorization']}\r\n\r\n".encode())
         said = b""
@@ -69,10 +71,10 @@ class Server:
         assert said.startswith(b"HTTP/1.1 101")
         return connection
 
-    def get(self, path):
+    def get(self, path: str) -> httpx.Response:
         return httpx.get(f"http://127.0.0.1:{self.port}{path}", headers=self.admin, trust_env=False, verify=NO_TLS)
 
-    def serves_others(self):
+    def serves_others(self) -> Any:
         """Whether it is alive, and another agent is answered as ever."""
         with self.connect() as agent:
             agent.send(envelope("hello", host="well-behaved"))
@@ -81,25 +83,25 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def portal():
+def portal() -> Iterator[BlockingPortal]:
     with start_blocking_portal() as portal:
         yield portal
 
 
 @contextmanager
-def started(portal, folder):
+def started(portal: BlockingPortal, folder: Path) -> Iterator[Server]:
     with portal.wrap_async_context_manager(serving(Config(folder, port=0))) as running:
         yield Server(running.port, running.agent_token, running.admin_token)
 
 
 @pytest.fixture(scope="module")
-def server(portal, tmp_path_factory):
+def server(portal: BlockingPortal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with started(portal, tmp_path_factory.mktemp("server")) as server:
         yield server
 
 
 @pytest.fixture(autouse=True)
-def untroubled(request):
+def untroubled(request: pytest.FixtureRequest) -> Iterator[None]:
     """Nothing that a guest does is an error of the server."""
     caplog = request.getfixturevalue("caplog")
     yield
@@ -111,11 +113,11 @@ def untroubled(request):
 # What agents say.
 
 
-def envelope(type_, **payload):
+def envelope(type_: str, **payload: Any) -> str:
     return json.dumps({"type": type_, "id": "", "payload": payload})
 
 
-VALID = [
+VALID: list[tuple[str, dict[str, Any]]] = [
     ("hello", {"host": "node-1", "agent_version": "1", "applied_version": 0, "digest": "", "running_jobs": ["j1"]}),
     ("schedule.ack", {"version": 0, "digest": "0" * 64}),
     ("schedule.resync", {"have": 0}),
@@ -137,15 +139,15 @@ NASTY = [
 class Frame(str):
     """A text that tells only its beginning of itself."""
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{str(self[:200])!r} of {len(self)}"
 
 
 @st.composite
-def spoilt(draw):
+def spoilt(draw: st.DrawFn) -> Frame | bytes:
     """A frame that was right before something was done to it."""
     type_, payload = draw(st.sampled_from(VALID))
-    frame = {"type": type_, "id": "", "payload": dict(payload)}
+    frame: dict[str, Any] = {"type": type_, "id": "", "payload": dict(payload)}
     for _ in range(draw(st.integers(0, 3))):
         inside = draw(st.sampled_from([frame, frame["payload"] if isinstance(frame.get("payload"), dict) else frame]))
         inside[draw(st.sampled_from([*inside, "type", "id", "more"]))] = copy.deepcopy(draw(st.sampled_from(NASTY)))
@@ -175,7 +177,9 @@ NUMBERS = itertools.count()
 @example(True, [envelope("job.log", job_id="j1", lines=["a\0b"])])
 @example(True, [envelope("job.log", job_id="j1", lines=["a\\u0000b"])])
 @example(True, [Frame(json.dumps({"type": "job.accepted", "id": "x" * 1_000_000, "payload": {"job_id": "j1"}}))])
-def test_whatever_an_agent_says_is_tolerated_or_ends_its_connection_with_a_reason(server, said_hello, frames):
+def test_whatever_an_agent_says_is_tolerated_or_ends_its_connection_with_a_reason(
+    server: Server, said_hello: bool, frames: list[Any]
+) -> None:
     with server.connect() as agent:
         with suppress(ConnectionClosed):
             if said_hello:
@@ -188,7 +192,7 @@ def test_whatever_an_agent_says_is_tolerated_or_ends_its_connection_with_a_reaso
             assert agent.close_reason
 
 
-def test_after_all_that_others_are_served(server):
+def test_after_all_that_others_are_served(server: Server) -> None:
     assert server.serves_others()
 
 
@@ -200,7 +204,7 @@ UPGRADE = (
 )
 
 
-def answer(connection):
+def answer(connection: socket.socket) -> bytes:
     """All that the server says until it closes."""
     said = b""
     with closing(connection):
@@ -229,12 +233,12 @@ def answer(connection):
     ],
     ids=lambda value: value[:200].decode(errors="replace")[-40:],
 )
-def test_a_handshake_that_is_none_is_refused_and_the_connection_over(server, request_):
+def test_a_handshake_that_is_none_is_refused_and_the_connection_over(server: Server, request_: bytes) -> None:
     said = answer(server.raw(request_))
     assert said.startswith(b"HTTP/1.1 4"), said
 
 
-def frame(opcode, data, *, fin=True, masked=True, length=None):
+def frame(opcode: int, data: bytes, *, fin: bool = True, masked: bool = True, length: int | None = None) -> bytes:
     """A WebSocket frame (RFC 6455, section 5.2) masked with zeros."""
     size = len(data) if length is None else length
     head = bytes([fin << 7 | opcode, masked << 7 | (size if size < 126 else 127)])
@@ -258,7 +262,7 @@ def frame(opcode, data, *, fin=True, masked=True, length=None):
         (frame(1, b"{}") * 1000, 1007),
     ],
 )  # fmt: skip
-def test_frames_that_are_none_end_the_connection_with_their_code(server, sent, code):
+def test_frames_that_are_none_end_the_connection_with_their_code(server: Server, sent: bytes, code: int) -> None:
     with closing(server.handshaken()) as connection:
         connection.sendall(sent)
         said = connection.recv(4)
@@ -271,12 +275,16 @@ def test_frames_that_are_none_end_the_connection_with_their_code(server, sent, c
      b"Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{", b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\nGET"],
     ids=["nothing", "a letter", "a header", "a handshake", "a body", "a second request"],
 )  # fmt: skip
-def test_a_request_that_is_never_finished_is_not_awaited(server, monkeypatch, begun):
+def test_a_request_that_is_never_finished_is_not_awaited(
+    server: Server, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
     monkeypatch.setattr(transport, "REQUEST_S", 0.5)
     answer(server.raw(begun))  # comes back
 
 
-def test_a_request_that_comes_by_the_letter_is_not_awaited_either(server, monkeypatch):
+def test_a_request_that_comes_by_the_letter_is_not_awaited_either(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transport, "REQUEST_S", 0.5)
     with closing(server.raw(b"GET /healthz HTTP/1.1\r\nX: ")) as connection:
         connection.settimeout(0.01)
@@ -284,13 +292,17 @@ def test_a_request_that_comes_by_the_letter_is_not_awaited_either(server, monkey
             until(lambda: connection.send(b"x") and _ended(connection))
 
 
-def _ended(connection):
+def _ended(connection: socket.socket) -> bool:
     """Whether the other end has closed."""
-    with suppress(TimeoutError):
+    try:
         return connection.recv(1) == b""
+    except TimeoutError:
+        return False
 
 
-def test_a_connection_that_says_nothing_as_an_agent_is_not_awaited(server, monkeypatch):
+def test_a_connection_that_says_nothing_as_an_agent_is_not_awaited(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("server.gateway.endpoint.HELLO_S", 0)
     with server.connect() as agent, pytest.raises(ConnectionClosed):
         agent.recv(PATIENCE_S)
@@ -300,21 +312,21 @@ def test_a_connection_that_says_nothing_as_an_agent_is_not_awaited(server, monke
 # What is there in number.
 
 
-def tasks(portal):
-    async def count():
+def tasks(portal: BlockingPortal) -> int:
+    async def count() -> int:
         return len(asyncio.all_tasks())
 
     return portal.call(count)
 
 
-def until(condition):
+def until(condition: Callable[..., int | bool] | Callable[..., bool]) -> None:
     ends = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < ends
         time.sleep(0.01)
 
 
-def test_a_thousand_connections_of_one_host_leave_one(server, portal):
+def test_a_thousand_connections_of_one_host_leave_one(server: Server, portal: BlockingPortal) -> None:
     before = tasks(portal)
     connections = [server.handshaken() for _ in range(1000)]
     for connection in connections:
@@ -327,7 +339,9 @@ def test_a_thousand_connections_of_one_host_leave_one(server, portal):
     until(lambda: tasks(portal) <= before)
 
 
-def test_who_reads_nothing_is_given_up_by_the_kernel(portal, tmp_path, monkeypatch):
+def test_who_reads_nothing_is_given_up_by_the_kernel(
+    portal: BlockingPortal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(accept, "STALLED_S", 1)
     with started(portal, tmp_path) as server:
         connection = socket.socket()
@@ -339,12 +353,12 @@ def test_who_reads_nothing_is_given_up_by_the_kernel(portal, tmp_path, monkeypat
         assert server.get("/healthz").is_success
 
 
-def _ask_forever(connection):
+def _ask_forever(connection: socket.socket) -> None:
     while True:
         connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
 
 
-def test_pings_to_which_nobody_hears_the_answer_are_not_answered_without_bound(server):
+def test_pings_to_which_nobody_hears_the_answer_are_not_answered_without_bound(server: Server) -> None:
     with closing(server.handshaken()) as connection:
         connection.sendall(frame(1, envelope("hello", host="node-2").encode()))
         before, _ = _held(os.getpid())
@@ -356,7 +370,7 @@ def test_pings_to_which_nobody_hears_the_answer_are_not_answered_without_bound(s
 
 
 @pytest.mark.slow
-def test_thousands_of_hostile_connections_leave_no_trace_in_memory(tmp_path):
+def test_thousands_of_hostile_connections_leave_no_trace_in_memory(tmp_path: Path) -> None:
     log = tmp_path / "log"  # a file: a pipe that nobody reads fills, and the server waits for it
     with log.open("wb") as stderr:
         process = subprocess.Popen(
@@ -372,7 +386,7 @@ def test_thousands_of_hostile_connections_leave_no_trace_in_memory(tmp_path):
                         for it in ("agent", "admin")))  # fmt: skip
         _, files = _held(process.pid)
 
-        def rounds(count):
+        def rounds(count: int) -> None:
             for _ in range(count):
                 _hostile(server)
                 assert server.get("/healthz").text == "ok\n"  # who came before it was let in, and not only queued
@@ -393,13 +407,13 @@ def test_thousands_of_hostile_connections_leave_no_trace_in_memory(tmp_path):
     assert b'"level": "error"' not in said
 
 
-def _held(pid):
+def _held(pid: int) -> tuple[int, int]:
     """Resident kilobytes and open files of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]), len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-def _hostile(server):
+def _hostile(server: Server) -> None:
     """One connection of each kind of guest."""
     authorized = UPGRADE + f"Authorization: {server.agent['authorization']}\r\n\r\n".encode()
     hello = authorized + frame(1, envelope("hello", host="node-1").encode())

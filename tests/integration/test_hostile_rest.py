@@ -5,7 +5,10 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,12 +20,13 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 from schemathesis.core.parameters import ParameterLocation
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from server.api import requests as reading
 from server.api.news import listen
-from server.api.operations import OPERATIONS
+from server.api.operations import OPERATIONS, Operation
 from server.api.routing import PREFIX
-from server.app import Config, serving
+from server.app import Config, Running, serving
 from tests.plain import NO_TLS
 
 EXAMPLES = 10 * int(os.environ.get("LAMPLIGHTER_FUZZ", "1"))
@@ -53,14 +57,14 @@ BACKUP = {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("server")
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(serving(Config(folder, port=0))) as it:
         yield it
 
 
 @pytest.fixture(scope="module")
-def api(server):
+def api(server: Running) -> Iterator[httpx.Client]:
     url = f"http://127.0.0.1:{server.port}{PREFIX}"
     headers = {"authorization": f"Bearer {server.admin_token}"}
     with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_S, trust_env=False, verify=NO_TLS) as client:
@@ -68,12 +72,12 @@ def api(server):
 
 
 @pytest.fixture(scope="module")
-def description(server):
+def description(server: Running) -> OpenApiSchema:
     return schemathesis.openapi.from_url(f"http://127.0.0.1:{server.port}/openapi.json")
 
 
 @pytest.fixture
-def there(api):
+def there(api: httpx.Client) -> dict[str, Any]:
     """Objects of every kind, by the names that paths have for them."""
     api.put("/hosts/node-1", json={"labels": {}}).raise_for_status()
     api.put("/repositories/ns/etc", json={"spec": {"url": "/backup"}}).raise_for_status()
@@ -84,7 +88,7 @@ def there(api):
 
 
 @pytest.fixture(autouse=True)
-def untroubled(request):
+def untroubled(request: pytest.FixtureRequest) -> Iterator[None]:
     """Nothing that a request says is an error of the server."""
     caplog = request.getfixturevalue("caplog")
     yield
@@ -92,7 +96,7 @@ def untroubled(request):
     assert [it.getMessage() for it in records if it.levelno >= logging.ERROR] == []
 
 
-def refused(answer, status, *fields):
+def refused(answer: httpx.Response, status: int, *fields: str) -> None:
     assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM), answer.text[:1000]
     assert len(answer.content) < 100_000
     assert [error["field"] for error in answer.json().get("errors", [])] == list(fields)
@@ -104,7 +108,9 @@ def refused(answer, status, *fields):
 @pytest.mark.parametrize(
     "operation", [it for it in OPERATIONS if it.handler is not listen], ids=lambda it: f"{it.method} {it.path}"
 )
-def test_every_answer_is_one_that_the_description_tells(server, description, there, operation):
+def test_every_answer_is_one_that_the_description_tells(
+    server: Running, description: OpenApiSchema, there: dict[str, Any], operation: Operation
+) -> None:
     described = description[PREFIX + operation.path][operation.method]
     known = there | {"name": "node-1" if "/hosts/" in operation.path else "etc"}
 
@@ -115,14 +121,15 @@ def test_every_answer_is_one_that_the_description_tells(server, description, the
     @given(
         data=st.data(), mode=st.sampled_from([GenerationMode.POSITIVE, GenerationMode.NEGATIVE]), of_what=st.booleans()
     )
-    def holds(data, mode, of_what):
+    def holds(data: st.DataObject, mode: Any, of_what: bool) -> None:
         case = data.draw(described.as_strategy(generation_mode=mode))
         if of_what and case.path_parameters and mode is GenerationMode.POSITIVE:
             case.path_parameters = {name: known.get(name, it) for name, it in case.path_parameters.items()}
         headers = {"Authorization": f"Bearer {server.admin_token}"} if operation.needs is not None else {}
+        assert case.meta is not None
         body = case.meta.components.get(ParameterLocation.BODY)
         wrong = body is not None and body.mode is GenerationMode.NEGATIVE  # what else is wrong may not reach the wire
-        checks = CHECKS.get_by_names([it for it in CHECKS.get_all_names() if it not in LEFT_OUT])
+        checks: list[Any] = CHECKS.get_by_names([it for it in CHECKS.get_all_names() if it not in LEFT_OUT])
         checks += [negative_data_rejection] if wrong else []
         told = operation.path.endswith(("/snapshots", "/files")) or f"{operation.method} {operation.path}" in RULED
         if mode is GenerationMode.POSITIVE and not told and "cursor" not in (case.query or {}):  # a cursor is opaque
@@ -141,7 +148,9 @@ def test_every_answer_is_one_that_the_description_tells(server, description, the
         ("/schedules/ns/new", {"spec": BACKUP}),
     ],
 )
-def test_what_was_made_is_there_and_what_was_deleted_is_not(api, there, path, made):
+def test_what_was_made_is_there_and_what_was_deleted_is_not(
+    api: httpx.Client, there: dict[str, Any], path: str, made: dict[str, Any]
+) -> None:
     assert api.put(path, json=made).status_code == 201
     assert api.get(path).status_code == 200
     assert api.delete(path).status_code == 204
@@ -161,7 +170,9 @@ CURSORS = st.recursive(
     path=st.sampled_from(["/audit", "/jobs", "/hosts", "/schedules", "/repositories", "/jobs/{id}/log"]),
     cursor=CURSORS | st.text(st.characters(codec="utf-8")) | st.just("W1tb" * 5000),
 )
-def test_a_cursor_of_nobodys_is_refused_or_stands_for_a_place(api, there, path, cursor):
+def test_a_cursor_of_nobodys_is_refused_or_stands_for_a_place(
+    api: httpx.Client, there: dict[str, Any], path: Any, cursor: Any
+) -> None:
     answer = api.get(path.format(**there), params={"cursor": cursor})
     assert answer.status_code in {200, 400}
 
@@ -169,7 +180,7 @@ def test_a_cursor_of_nobodys_is_refused_or_stands_for_a_place(api, there, path, 
 # Bodies.
 
 
-def spec(**changes):
+def spec(**changes: Any) -> bytes:
     return json.dumps({"spec": BACKUP | changes}).encode()
 
 
@@ -212,21 +223,23 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
     ],
     ids=lambda value: value[:60].decode(errors="replace") if isinstance(value, bytes) else "",
 )  # fmt: skip
-def test_a_body_that_means_harm_is_refused_with_what_is_wrong(api, there, body, status, fields):
+def test_a_body_that_means_harm_is_refused_with_what_is_wrong(
+    api: httpx.Client, there: dict[str, Any], body: bytes, status: int, fields: tuple[str, ...] | None
+) -> None:
     answer = api.put("/schedules/ns/etc", content=body, headers={"content-type": "application/json"})
     named = [error["field"] for error in answer.json().get("errors", [])] if fields is None else fields
     refused(answer, status, *named)
     assert api.get("/schedules/ns/etc").json()["spec"]["cron"] == BACKUP["cron"]
 
 
-def test_ten_thousand_labels_are_refused_with_few_words(api):
+def test_ten_thousand_labels_are_refused_with_few_words(api: httpx.Client) -> None:
     answer = api.put("/hosts/node-1", json={"labels": {f"-{at}": "-" for at in range(10_000)}})
     assert answer.status_code == 422
     assert len(answer.content) < 100_000
 
 
-def test_a_body_without_end_is_read_no_further_than_its_limit(api):
-    def forever():
+def test_a_body_without_end_is_read_no_further_than_its_limit(api: httpx.Client) -> None:
+    def forever() -> Iterator[bytes]:
         for _ in range(64):
             yield b"x" * (1 << 20)
 
@@ -234,7 +247,7 @@ def test_a_body_without_end_is_read_no_further_than_its_limit(api):
     refused(answer, 413)
 
 
-def test_a_body_that_does_not_come_is_not_awaited(server, monkeypatch):
+def test_a_body_that_does_not_come_is_not_awaited(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "BODY_S", 0.5)
     said = exchange(server, b"POST /api/v1/enrol HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
                     b"Content-Length: 99\r\n\r\n{")  # fmt: skip
@@ -243,7 +256,7 @@ def test_a_body_that_does_not_come_is_not_awaited(server, monkeypatch):
 
 
 @pytest.fixture
-def on_postgresql(postgresql, tmp_path):
+def on_postgresql(postgresql: str, tmp_path: Path) -> Iterator[httpx.Client]:
     config = Config(tmp_path, port=0, database=postgresql)
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(serving(config)) as it:
         url, headers = f"http://127.0.0.1:{it.port}{PREFIX}", {"authorization": f"Bearer {it.admin_token}"}
@@ -251,7 +264,7 @@ def on_postgresql(postgresql, tmp_path):
             yield client
 
 
-def test_what_postgresql_cannot_be_asked_is_answered_all_the_same(on_postgresql):
+def test_what_postgresql_cannot_be_asked_is_answered_all_the_same(on_postgresql: httpx.Client) -> None:
     key = base64.urlsafe_b64encode(b'["2026-01-01T00:00:00Z", "\\u0000"]').decode()
     enrol = {"token": "\0", "host": "node-1\0", "key_sha256": "0" * 64}
     spec = {"kind": "backup", "cron": "@daily", "repositoryRef": {"name": "\0"}, "backup": {"paths": ["/\0"]}}
@@ -284,7 +297,7 @@ def test_what_postgresql_cannot_be_asked_is_answered_all_the_same(on_postgresql)
         *("AWS_REGION ", "aws_region", "AWS_REGION\n", "", "=", "A=B"),
     ],
 )  # fmt: skip
-def test_a_variable_that_reaches_the_host_is_refused_by_name(api, name):
+def test_a_variable_that_reaches_the_host_is_refused_by_name(api: httpx.Client, name: str) -> None:
     wanted = {"spec": {"url": "/backup"}, "credentials": {"env": {name: "hush"}}}
     answer = api.put("/repositories/ns/other", json=wanted)
     refused(answer, 422, "credentials.env")
@@ -301,14 +314,14 @@ def test_a_variable_that_reaches_the_host_is_refused_by_name(api, name):
         *("rest:http+unix:///var/run/docker.sock:/", "rest:http://me:hush@host/", "/{host.__class__}", "/{0}"),
     ],
 )  # fmt: skip
-def test_a_url_that_reaches_the_host_is_refused(api, url):
+def test_a_url_that_reaches_the_host_is_refused(api: httpx.Client, url: str) -> None:
     refused(api.put("/repositories/ns/other", json={"spec": {"url": url}}), 422, "spec.url")
 
 
 # Paths, headers and what is no HTTP.
 
 
-def exchange(server, *sent):
+def exchange(server: Running, *sent: bytes) -> bytes:
     """All that the server says on a connection that asks it to close."""
     with closing(socket.create_connection(("127.0.0.1", server.port), PATIENCE_S)) as connection:
         for data in sent:
@@ -330,7 +343,7 @@ def exchange(server, *sent):
     ],
     ids=lambda value: value[:40],
 )  # fmt: skip
-def test_a_path_that_leads_nowhere_is_told_so(server, path):
+def test_a_path_that_leads_nowhere_is_told_so(server: Running, path: str) -> None:
     said = exchange(server, f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
                     f"Authorization: Bearer {server.admin_token}\r\n\r\n".encode())  # fmt: skip
     head, _, body = said.partition(b"\r\n\r\n")
@@ -340,7 +353,7 @@ def test_a_path_that_leads_nowhere_is_told_so(server, path):
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/openapi.json", "/api/v1/jobs", "/agent"])
 @pytest.mark.parametrize("method", ["DELETE", "TRACE", "CONNECT", "BREW", "PROPFIND"])
-def test_a_method_that_is_not_there_is_told_so(api, method, path):
+def test_a_method_that_is_not_there_is_told_so(api: httpx.Client, method: str, path: str) -> None:
     answer = api.request(method, str(api.base_url.copy_with(path=path)))
     refused(answer, 404 if path in {"/", "/agent"} else 405)
 
@@ -363,23 +376,23 @@ def test_a_method_that_is_not_there_is_told_so(api, method, path):
     ],
     ids=lambda value: value[:40].decode(errors="replace"),
 )
-def test_what_is_no_request_is_told_so_and_the_connection_over(server, request_):
+def test_what_is_no_request_is_told_so_and_the_connection_over(server: Running, request_: bytes) -> None:
     assert exchange(server, request_).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize("header", [b"X: y\r\n", b"y"])
-def test_headers_without_end_are_cut_off(server, header):
+def test_headers_without_end_are_cut_off(server: Running, header: bytes) -> None:
     with pytest.raises((ConnectionResetError, BrokenPipeError)):
         exchange(server, b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: ", *[header * 10_000] * 10_000)
 
 
 @pytest.mark.parametrize("media", ["", "text/plain", "application/xml", "multipart/form-data; boundary=x", "x" * 5000])
-def test_a_body_of_another_type_is_refused(api, media):
+def test_a_body_of_another_type_is_refused(api: httpx.Client, media: str) -> None:
     answer = api.put("/hosts/node-1", content=b"{}", headers={"content-type": media})
     refused(answer, 415)
     assert len(answer.content) < 1000
 
 
-def test_after_all_that_the_server_serves_others(server, api):
+def test_after_all_that_the_server_serves_others(server: Running, api: httpx.Client) -> None:
     assert api.get("/audit").status_code == 200
     assert httpx.get(f"http://127.0.0.1:{server.port}/readyz", trust_env=False, verify=NO_TLS).text == "ok\n"

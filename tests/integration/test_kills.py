@@ -9,9 +9,12 @@ import os
 import signal
 import sqlite3
 import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -27,6 +30,7 @@ from server.store.declared import upsert_repositories, upsert_schedules
 from server.store.engine import Store
 from server.store.hosts import upsert_hosts
 from server.store.rows import HostRow, RepositoryRow, ScheduleRow
+from tests.integration.conftest import Until
 from tests.plain import NO_TLS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -61,15 +65,15 @@ print(json.dumps({{"message_type": "summary", "snapshot_id": "0123abcd", "total_
 class Machine:
     """A server and an agent as processes, and restic's stand-in, with all of their files in one folder."""
 
-    def __init__(self, folder, until):
+    def __init__(self, folder: Path, until: Until) -> None:
         self.folder, self.until = folder, until
-        self.processes = []
+        self.processes: list[Process] = []
         self.port = free_port()
         self.restic = folder / "restic"
         self.restic.write_text(RESTIC.format(python=sys.executable, folder=folder))
         self.restic.chmod(0o755)
 
-    async def declare(self, cron="0 0 1 1 *"):
+    async def declare(self, cron: str = "0 0 1 1 *") -> None:
         """Have a store and a folder that declare the same: a host and a schedule which count from long ago."""
         backup = {"kind": "backup", "cron": cron, "repositoryRef": {"name": "main"}, "backup": {"paths": ["/etc"]}}
         repository = manifest("Repository", "main", {"url": str(self.folder / "repository")})
@@ -86,28 +90,28 @@ class Machine:
 
     # Its processes.
 
-    async def server(self, program=LAMPLIGHTER):
+    async def server(self, program: str = LAMPLIGHTER) -> Process:
         server = await self._start("server", "--data-dir", self.folder, "--listen", self._address, program=program)
         await self.until(self._ready)
         return server
 
-    async def agent(self, port=None):
+    async def agent(self, port: int | None = None) -> Process:
         return await self._start(
             *("agent", "--server", f"http://127.0.0.1:{port or self.port}", "--data-dir", self.folder / "agent"),
             *("--token-file", self.folder / "agent-token", "--host", "node-1", "--restic", self.restic),
         )
 
-    async def up(self):
+    async def up(self) -> Process:
         return await self._start(
             *("up", self.folder / "declared", "--data-dir", self.folder, "--listen", self._address),
             *("--host", "node-1", "--restic", self.restic),
         )
 
     @property
-    def _address(self):
+    def _address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    async def _start(self, *args, program=LAMPLIGHTER):
+    async def _start(self, *args: str | Path, program: str = LAMPLIGHTER) -> Process:
         with (self.folder / "log").open("ab") as log:
             command = (sys.executable, "-c", program, *map(str, args))
             env = os.environ | {"TMPDIR": str(self.folder)}  # where the stand-in for restic may write
@@ -115,30 +119,31 @@ class Machine:
         self.processes.append(process)
         return process
 
-    async def _ready(self):
+    async def _ready(self) -> bool:
         with suppress(httpx.TransportError):
             async with httpx.AsyncClient(verify=NO_TLS) as client:
                 return (await client.get(f"http://{self._address}/readyz")).is_success
+        return False
 
     # What came of it.
 
-    def rows(self, table):
+    def rows(self, table: str) -> list[Any]:
         """A table of the store, whether or not a server runs on it."""
         with closing(sqlite3.connect(self.folder / "lamplighter.db")) as db:
             db.row_factory = sqlite3.Row
             return [dict(row) for row in db.execute(f"SELECT * FROM {table}")]  # noqa: S608 - names of our own
 
-    async def job(self, status):
+    async def job(self, status: str) -> Any:
         """The only job, once it is so far."""
 
-        async def reached():
+        async def reached() -> list[Any]:
             jobs = self.rows("jobs")
             assert len(jobs) <= 1
             return [job for job in jobs if job["status"] == status]
 
         return (await self.until(reached))[0]
 
-    def runs(self, what="began"):
+    def runs(self, what: str = "began") -> list[Any]:
         """The process ids of the runs of restic that began, or were interrupted."""
         path = self.folder / "runs"
         lines = path.read_text().splitlines() if path.exists() else []
@@ -146,45 +151,45 @@ class Machine:
 
     # The gate at which restic waits.
 
-    def shut_gate(self):
+    def shut_gate(self) -> None:
         os.mkfifo(self.folder / "gate")
 
-    async def at_gate(self):
+    async def at_gate(self) -> Any:
         """Wait until restic has begun and the server knows it; its process id."""
         await self.job("running")
 
-        async def began():
+        async def began() -> Any:
             return self.runs()
 
         [pid] = await self.until(began)
         return pid
 
-    async def open_gate(self):
+    async def open_gate(self) -> None:
         """Let the one through that waits, and all that come later."""
         gate = self.folder / "gate"
         waiting = await asyncio.to_thread(gate.open, "w")
         gate.unlink()
         waiting.close()
 
-    async def gone(self, pid):
+    async def gone(self, pid: int) -> None:
         """Wait until a process that is no child of ours has ended."""
 
-        async def ended():
+        async def ended() -> bool:
             return has_ended(pid)
 
         await self.until(ended)
 
-    async def agent_settled(self):
+    async def agent_settled(self) -> None:
         """Wait until the agent's journal says that nothing is open: no fire, no job, no end that is not confirmed."""
 
-        async def settled():
+        async def settled() -> bool:
             memory = replay(read((self.folder / "agent" / "journal.jsonl").read_bytes())[0])
             return not (memory.fires or memory.running or memory.ends)
 
         await self.until(settled)
 
 
-def has_ended(pid):
+def has_ended(pid: int) -> bool:
     """Whether there is no such process, or only what is left of it until its parent looks (proc(5), state Z)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -192,12 +197,12 @@ def has_ended(pid):
         return True
 
 
-def manifest(kind, name, spec):
+def manifest(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": resources.API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
 @pytest.fixture
-async def machine(tmp_path, until):
+async def machine(tmp_path: Path, until: Until) -> AsyncIterator[Machine]:
     machine = Machine(tmp_path, until)
     yield machine
     for process in machine.processes:
@@ -210,19 +215,19 @@ async def machine(tmp_path, until):
 class Link:
     """The way from an agent to a server, which breaks once: on the first message of this type, which is lost."""
 
-    def __init__(self, port, lost):
+    def __init__(self, port: int, lost: bytes) -> None:
         self._port, self._lost = port, lost
         self._pushed = self.broken = False
 
-    async def __aenter__(self):
+    async def __aenter__(self) -> Self:
         self._listener = await asyncio.start_server(self._carry, "127.0.0.1", 0)
         self.port = self._listener.sockets[0].getsockname()[1]
         return self
 
-    async def __aexit__(self, *_):
+    async def __aexit__(self, *_: object) -> None:
         self._listener.close()  # since 3.12 its wait_closed would wait for the connections, which outlive this
 
-    async def _carry(self, agent_reader, agent_writer):
+    async def _carry(self, agent_reader: asyncio.StreamReader, agent_writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
         ways = (agent_reader, server_writer, self._breaks_up), (server_reader, agent_writer, self._breaks_down)
         carrying = [asyncio.create_task(_pipe(*way)) for way in ways]
@@ -232,21 +237,21 @@ class Link:
             writer.transport.abort()
         await asyncio.gather(*carrying, return_exceptions=True)
 
-    def _breaks_down(self, data):
+    def _breaks_down(self, data: bytes) -> bool:
         self._pushed = self._pushed or b"schedule.set" in data
         return self._breaks(self._lost in data)
 
-    def _breaks_up(self, data):
+    def _breaks_up(self, data: bytes) -> bool:
         """Agents mask what they say: what follows a push of a schedule that is due at once is the ack and the fire."""
         return self._breaks(self._lost == b"schedule.fire" and self._pushed)
 
-    def _breaks(self, breaks):
+    def _breaks(self, breaks: bool) -> bool:
         breaks = breaks and not self.broken
         self.broken = self.broken or breaks
         return breaks
 
 
-async def _pipe(source, sink, breaks):
+async def _pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter, breaks: Callable[[bytes], bool]) -> None:
     with suppress(ConnectionError):
         while data := await source.read(1 << 16):
             if breaks(data):
@@ -255,7 +260,7 @@ async def _pipe(source, sink, breaks):
             await sink.drain()
 
 
-def kill(*processes, how=signal.SIGKILL):
+def kill(*processes: Process, how: signal.Signals = signal.SIGKILL) -> asyncio.Future[list[Any]]:
     for process in processes:
         process.send_signal(how)
     return asyncio.gather(*(process.wait() for process in processes))
@@ -264,7 +269,7 @@ def kill(*processes, how=signal.SIGKILL):
 # Killed and cut.
 
 
-async def test_the_server_is_killed_between_a_jobs_row_and_its_command(machine):
+async def test_the_server_is_killed_between_a_jobs_row_and_its_command(machine: Machine) -> None:
     await machine.declare()
     dying = await machine.server(DIES_AFTER_COMMIT)
     await machine.agent()
@@ -275,7 +280,7 @@ async def test_the_server_is_killed_between_a_jobs_row_and_its_command(machine):
     assert len(machine.runs()) == 1
 
 
-async def test_the_server_is_killed_while_restic_runs_and_told_the_end_when_it_is_back(machine):
+async def test_the_server_is_killed_while_restic_runs_and_told_the_end_when_it_is_back(machine: Machine) -> None:
     await machine.declare()
     machine.shut_gate()
     server, _ = await machine.server(), await machine.agent()
@@ -288,7 +293,7 @@ async def test_the_server_is_killed_while_restic_runs_and_told_the_end_when_it_i
     assert len(machine.runs()) == 1
 
 
-async def test_the_agent_is_killed_after_it_accepted_a_job(machine):
+async def test_the_agent_is_killed_after_it_accepted_a_job(machine: Machine) -> None:
     await machine.declare()
     machine.shut_gate()
     _, agent = await machine.server(), await machine.agent()
@@ -300,7 +305,7 @@ async def test_the_agent_is_killed_after_it_accepted_a_job(machine):
     assert len(machine.runs()) == 1
 
 
-async def test_both_are_killed_while_restic_runs(machine):
+async def test_both_are_killed_while_restic_runs(machine: Machine) -> None:
     await machine.declare()
     machine.shut_gate()
     server, agent = await machine.server(), await machine.agent()
@@ -314,7 +319,7 @@ async def test_both_are_killed_while_restic_runs(machine):
 
 
 @pytest.mark.parametrize("lost", [b"schedule.fire", b"command.run", b"job.confirmed"])
-async def test_the_link_is_cut_and_what_was_said_is_lost(machine, lost):
+async def test_the_link_is_cut_and_what_was_said_is_lost(machine: Machine, lost: bytes) -> None:
     await machine.declare()
     await machine.server()
     async with Link(machine.port, lost) as link:
@@ -328,7 +333,9 @@ async def test_the_link_is_cut_and_what_was_said_is_lost(machine, lost):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-async def test_an_agent_that_is_stopped_stops_restic_and_says_that_the_job_was_interrupted(machine, how):
+async def test_an_agent_that_is_stopped_stops_restic_and_says_that_the_job_was_interrupted(
+    machine: Machine, how: signal.Signals
+) -> None:
     await machine.declare()
     machine.shut_gate()
     server, agent = await machine.server(), await machine.agent()
@@ -339,7 +346,7 @@ async def test_an_agent_that_is_stopped_stops_restic_and_says_that_the_job_was_i
     assert await kill(server, how=how) == [0]
 
 
-async def test_an_agent_that_is_stopped_without_a_server_tells_it_later(machine):
+async def test_an_agent_that_is_stopped_without_a_server_tells_it_later(machine: Machine) -> None:
     await machine.declare()
     machine.shut_gate()
     server, agent = await machine.server(), await machine.agent()
@@ -353,7 +360,7 @@ async def test_an_agent_that_is_stopped_without_a_server_tells_it_later(machine)
     assert len(machine.runs()) == 1
 
 
-async def test_up_ends_at_once_and_carries_on_and_runs_a_minute_that_it_missed_once(machine):
+async def test_up_ends_at_once_and_carries_on_and_runs_a_minute_that_it_missed_once(machine: Machine) -> None:
     await machine.declare("* * * * *")
     machine.shut_gate()
     while datetime.now(UTC).second > 40:  # the first run is to begin well within a minute
@@ -372,7 +379,7 @@ async def test_up_ends_at_once_and_carries_on_and_runs_a_minute_that_it_missed_o
         await asyncio.sleep(0.1)
     await machine.up()
 
-    async def ran():
+    async def ran() -> list[Any]:
         return [job for job in machine.rows("jobs") if job["status"] == "succeeded"]
 
     [job, *_] = await machine.until(ran)

@@ -2,12 +2,14 @@
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import pytest
-from websockets.asyncio.server import serve
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from agent import link as links
@@ -19,12 +21,12 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls again after hundredths of a second."""
     monkeypatch.setattr(links, "FIRST_DELAY_S", 0.01)
     monkeypatch.setattr(links, "LONGEST_DELAY_S", 0.05)
@@ -33,24 +35,24 @@ def impatient(monkeypatch):
 class Server:
     """A server that keeps what it hears, by connection, and does with each connection what `handle` says."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.sockets: asyncio.Queue[Any] = asyncio.Queue()
-        self.requests = []
-        self.refusal = None
+        self.requests: list[Request] = []
+        self.refusal: tuple[int, str] | None = None
 
-    async def next(self):
+    async def next(self) -> Any:
         return await asyncio.wait_for(self.sockets.get(), 10)
 
-    async def _handle(self, socket):
+    async def _handle(self, socket: ServerConnection) -> None:
         await self.sockets.put(socket)
         await socket.wait_closed()
 
-    def _request(self, connection, request):
+    def _request(self, connection: ServerConnection, request: Request) -> Response | None:
         self.requests.append(request)
         return connection.respond(*self.refusal) if self.refusal else None
 
     @asynccontextmanager
-    async def listening(self, port=0, **settings):
+    async def listening(self, port: int = 0, **settings: Any) -> AsyncIterator[Self]:
         async with serve(
             self._handle,
             "127.0.0.1",
@@ -66,28 +68,28 @@ class Server:
 class Agent:
     """Who listens: keeps what it is told, and says hello."""
 
-    def __init__(self):
-        self.link = None
-        self.told = []
+    def __init__(self) -> None:
+        self.link: Link
+        self.told: list[Any] = []
         self.news = asyncio.Event()
         self.hello = JobLog("hello", ["x"])
 
-    def connected(self):
+    def connected(self) -> None:
         self._hear("connected")
         self.link.send([self.hello])
 
-    def received(self, messages):
+    def received(self, messages: Any) -> None:
         for message in messages:
             self._hear(message)
 
-    def disconnected(self):
+    def disconnected(self) -> None:
         self._hear("lost")
 
-    def _hear(self, what):
+    def _hear(self, what: Any) -> None:
         self.told.append(what)
         self.news.set()
 
-    async def until(self, *told):
+    async def until(self, *told: object) -> None:
         """Wait until that is what was told last."""
         async with asyncio.timeout(10):
             while tuple(self.told[-len(told) :]) != told:
@@ -96,7 +98,7 @@ class Agent:
 
 
 @asynccontextmanager
-async def calling(port, token=""):
+async def calling(port: int, token: str = "") -> AsyncIterator[Agent]:
     agent = Agent()
     agent.link = Link(f"ws://127.0.0.1:{port}/agent", token, agent, random.Random(1))
     running = asyncio.create_task(agent.link.run())
@@ -108,25 +110,25 @@ async def calling(port, token=""):
 
 
 @pytest.fixture
-async def server():
+async def server() -> AsyncIterator[Server]:
     async with Server().listening() as listening:
         yield listening
 
 
 @pytest.fixture
-async def agent(server):
+async def agent(server: Server) -> AsyncIterator[Agent]:
     async with calling(server.port, "t0ken") as made:
         yield made
 
 
-async def frames(socket, count):
+async def frames(socket: ServerConnection, count: int) -> list[Any]:
     return [codec.from_agent.read(await asyncio.wait_for(socket.recv(), 10)) for _ in range(count)]
 
 
 # Calling.
 
 
-async def test_it_says_who_calls_and_speaks_first(server, agent):
+async def test_it_says_who_calls_and_speaks_first(server: Server, agent: Agent) -> None:
     socket = await server.next()
     assert await frames(socket, 1) == [[(agent.hello, "")]]
     assert socket.subprotocol == PROTOCOL
@@ -135,7 +137,7 @@ async def test_it_says_who_calls_and_speaks_first(server, agent):
     assert "Sec-WebSocket-Extensions" not in request.headers
 
 
-async def test_it_calls_until_a_server_is_there(caplog):
+async def test_it_calls_until_a_server_is_there(caplog: pytest.LogCaptureFixture) -> None:
     async with Server().listening() as was:
         port = was.port
     async with calling(port) as agent:
@@ -145,19 +147,19 @@ async def test_it_calls_until_a_server_is_there(caplog):
         async with Server().listening(port) as server:
             await frames(await server.next(), 1)
     record = caplog.records[0]
-    assert (record.getMessage(), record.url) == ("not connected", f"ws://127.0.0.1:{port}/agent")
-    assert "Connect call failed" in record.reason
+    assert (record.getMessage(), vars(record)["url"]) == ("not connected", f"ws://127.0.0.1:{port}/agent")
+    assert "Connect call failed" in vars(record)["reason"]
 
 
-async def test_a_refusal_is_logged_in_the_servers_words(server, caplog):
+async def test_a_refusal_is_logged_in_the_servers_words(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     server.refusal = (401, "the token is not known\n")
     async with calling(server.port):
         while not caplog.records:
             await asyncio.sleep(0.01)
-    assert caplog.records[0].reason == "the server answered 401: the token is not known"
+    assert vars(caplog.records[0])["reason"] == "the server answered 401: the token is not known"
 
 
-def test_waits_grow_to_a_limit_and_differ():
+def test_waits_grow_to_a_limit_and_differ() -> None:
     rng = random.Random(1)
     for failures in (1, 2, 3, 8, 1000):
         limit = min(links.LONGEST_DELAY_S, links.FIRST_DELAY_S * 2 ** (failures - 1))
@@ -166,10 +168,12 @@ def test_waits_grow_to_a_limit_and_differ():
         assert 0.9 * limit < max(delays) <= limit
 
 
-async def test_a_connection_that_did_not_last_makes_the_next_wait_longer(server, monkeypatch):
+async def test_a_connection_that_did_not_last_makes_the_next_wait_longer(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
-    def at_once(failures, rng):
+    def at_once(failures: int, rng: random.Random) -> int:
         asked.append(failures)
         return 0
 
@@ -189,7 +193,7 @@ async def test_a_connection_that_did_not_last_makes_the_next_wait_longer(server,
 # Talking.
 
 
-async def test_frames_keep_their_order_and_their_messages(server, agent):
+async def test_frames_keep_their_order_and_their_messages(server: Server, agent: Agent) -> None:
     socket = await server.next()
     await agent.until("connected")
     for number in range(500):
@@ -198,7 +202,7 @@ async def test_frames_keep_their_order_and_their_messages(server, agent):
     assert [[message.job_id for message, _ in frame] for frame in heard[1:]] == [[f"j{n}", f"k{n}"] for n in range(500)]
 
 
-async def test_messages_are_handed_on_in_order_whatever_frames_they_come_in(server, agent):
+async def test_messages_are_handed_on_in_order_whatever_frames_they_come_in(server: Server, agent: Agent) -> None:
     socket = await server.next()
     messages: list[FromServer] = [CommandCancel("j1"), JobConfirmed("j2"), RepoCredentials([])]
     await socket.send(codec.encode(messages[:2]))
@@ -206,7 +210,7 @@ async def test_messages_are_handed_on_in_order_whatever_frames_they_come_in(serv
     await agent.until("connected", *messages)
 
 
-async def test_a_type_that_is_not_known_is_left_unread(server, agent):
+async def test_a_type_that_is_not_known_is_left_unread(server: Server, agent: Agent) -> None:
     socket = await server.next()
     await socket.send(
         '[{"type": "of.tomorrow", "payload": [1]}, {"type": "job.confirmed", "payload": {"job_id": "j1"}}]'
@@ -224,8 +228,8 @@ async def test_a_type_that_is_not_known_is_left_unread(server, agent):
     ],
 )  # fmt: skip
 async def test_a_malformed_frame_ends_the_connection_with_its_reason_and_the_next_one_begins(
-    server, agent, frame, reason
-):
+    server: Server, agent: Agent, frame: str, reason: str
+) -> None:
     socket = await server.next()
     await socket.send(frame)
     with pytest.raises(ConnectionClosed):
@@ -235,14 +239,16 @@ async def test_a_malformed_frame_ends_the_connection_with_its_reason_and_the_nex
     await agent.until("connected", "lost", "connected")
 
 
-async def test_a_server_that_closes_or_vanishes_is_called_again_and_each_connection_ends_once(server, agent):
+async def test_a_server_that_closes_or_vanishes_is_called_again_and_each_connection_ends_once(
+    server: Server, agent: Agent
+) -> None:
     await (await server.next()).close(1001, "going away")
     (await server.next()).transport.abort()
     await server.next()
     await agent.until(*["connected", "lost"] * 2, "connected")
 
 
-async def test_what_is_said_without_a_connection_is_dropped(server, agent):
+async def test_what_is_said_without_a_connection_is_dropped(server: Server, agent: Agent) -> None:
     first = await server.next()
     first.transport.abort()
     await agent.until("connected", "lost")
@@ -253,7 +259,9 @@ async def test_what_is_said_without_a_connection_is_dropped(server, agent):
     assert await frames(second, 1) == [[(JobLog("j2", []), "")]]
 
 
-async def test_a_server_that_does_not_answer_pings_is_called_again(server, monkeypatch):
+async def test_a_server_that_does_not_answer_pings_is_called_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(links, "PING_S", 0.05)
     async with calling(server.port) as agent:
         silent = await server.next()
@@ -262,7 +270,9 @@ async def test_a_server_that_does_not_answer_pings_is_called_again(server, monke
         silent.transport.abort()
 
 
-async def test_a_server_that_does_not_read_costs_no_more_than_what_may_be_unsent(monkeypatch, caplog):
+async def test_a_server_that_does_not_read_costs_no_more_than_what_may_be_unsent(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(links, "MAX_UNSENT", 1 << 20)
     async with Server().listening(max_queue=1) as server, calling(server.port) as agent:
         socket = await server.next()
@@ -276,7 +286,7 @@ async def test_a_server_that_does_not_read_costs_no_more_than_what_may_be_unsent
         socket.transport.abort()
 
 
-async def test_a_listener_that_fails_ends_the_link_and_is_seen(server, monkeypatch):
+async def test_a_listener_that_fails_ends_the_link_and_is_seen(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent()
     agent.link = Link(f"ws://127.0.0.1:{server.port}/agent", "", agent, random.Random(1))
     monkeypatch.setattr(agent, "received", lambda messages: 1 / 0)
@@ -287,7 +297,7 @@ async def test_a_listener_that_fails_ends_the_link_and_is_seen(server, monkeypat
     assert agent.told == ["connected", "lost"]
 
 
-async def test_an_agent_that_stops_takes_leave(server):
+async def test_an_agent_that_stops_takes_leave(server: Server) -> None:
     async with calling(server.port):
         socket = await server.next()
         await frames(socket, 1)

@@ -29,7 +29,7 @@ GET = b"GET /x HTTP/1.1\r\nHost: a\r\n"
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
@@ -37,7 +37,7 @@ def anyio_backend():
 
 
 @given(st.integers(1, 5), st.lists(st.tuples(st.sampled_from(["add", "busy", "idle", "remove"]), st.integers(0, 9))))
-def test_no_more_are_held_than_the_limit_and_the_one_that_waits_longest_goes(limit, steps):
+def test_no_more_are_held_than_the_limit_and_the_one_that_waits_longest_goes(limit: int, steps: list[Any]) -> None:
     slots: Slots[Any] = Slots(limit)
     waiting: list[int] = []
     busy: set[int] = set()
@@ -91,14 +91,14 @@ def test_no_more_are_held_than_the_limit_and_the_one_that_waits_longest_goes(lim
         (GET + b"X: " + b"y" * 9000 + b"\r\n\r\n", 431),
     ],
 )  # fmt: skip
-def test_what_is_no_request_is_refused_with_its_reason(sent, status):
+def test_what_is_no_request_is_refused_with_its_reason(sent: bytes, status: int) -> None:
     with pytest.raises(http.RefusedError) as refused:
         http.parse(sent)
     assert refused.value.answer.status == status
     assert (refused.value.answer.headers.get("Allow") == "GET, HEAD") == (status == 405)
 
 
-def test_a_request_is_read_however_it_is_cut():
+def test_a_request_is_read_however_it_is_cut() -> None:
     sent = b"HEAD http://a:1/metrics?x=1 HTTP/1.1\r\nHost: a\r\nAccept:  text/plain \r\n\r\n"
     for cut in range(len(sent)):
         assert http.parse(sent[:cut]) is None
@@ -108,7 +108,7 @@ def test_a_request_is_read_however_it_is_cut():
 
 
 @given(st.binary() | st.binary().map(lambda it: GET + it + b"\r\n\r\n"))
-def test_whatever_comes_is_a_request_or_refused_or_not_whole(sent):
+def test_whatever_comes_is_a_request_or_refused_or_not_whole(sent: Any) -> None:
     with suppress(http.RefusedError):
         request = http.parse(sent)
         assert request is None or request.path.startswith("/")
@@ -117,27 +117,27 @@ def test_whatever_comes_is_a_request_or_refused_or_not_whole(sent):
 # The small server.
 
 
-async def hello(request):
+async def hello(request: http.Request) -> http.Answer:
     return http.text(HTTPStatus.OK, "hello")
 
 
-def said(connection):
+def said(connection: socket.socket) -> bytes:
     """All that the other end says before it closes."""
     with connection, connection.makefile("rb") as lines:
         return lines.read()
 
 
-def connected(port, sent=b""):
+def connected(port: int, sent: bytes = b"") -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
     connection.sendall(sent)
     return connection
 
 
-def open_files():
+def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def closes(connection):
+async def closes(connection: socket.socket) -> bytes:
     """Wait for the other end to close, which may have had something to say."""
     with closing(connection):
         try:
@@ -147,7 +147,7 @@ async def closes(connection):
 
 
 @pytest.mark.anyio
-async def test_a_request_is_answered_once_and_head_has_no_content():
+async def test_a_request_is_answered_once_and_head_has_no_content() -> None:
     with bind("127.0.0.1", 0, "--listen") as listening:
         port = listening.getsockname()[1]
         async with http.serving(listening, hello):
@@ -164,7 +164,7 @@ async def test_a_request_is_answered_once_and_head_has_no_content():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("begun", [b"", b"G", GET], ids=["nothing", "a letter", "a header"])
-async def test_who_does_not_ask_in_time_is_not_awaited(monkeypatch, begun):
+async def test_who_does_not_ask_in_time_is_not_awaited(monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
     monkeypatch.setattr(http, "REQUEST_S", 0.1)
     with bind("127.0.0.1", 0, "--listen") as listening:
         async with http.serving(listening, hello):
@@ -172,10 +172,10 @@ async def test_who_does_not_ask_in_time_is_not_awaited(monkeypatch, begun):
 
 
 @pytest.mark.anyio
-async def test_who_does_not_take_the_answer_is_not_awaited(monkeypatch):
+async def test_who_does_not_take_the_answer_is_not_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "TAKE_S", 0.1)
 
-    async def much(request):
+    async def much(request: http.Request) -> http.Answer:
         return http.Answer(HTTPStatus.OK, bytes(50_000_000))
 
     with bind("127.0.0.1", 0, "--listen") as listening:
@@ -189,13 +189,16 @@ async def test_who_does_not_take_the_answer_is_not_awaited(monkeypatch):
 
 
 @pytest.mark.anyio
-async def test_an_answer_that_fails_or_takes_too_long_ends_only_its_connection(monkeypatch, caplog):
+async def test_an_answer_that_fails_or_takes_too_long_ends_only_its_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(http, "ANSWER_S", 0.1)
 
-    async def never(request):
+    async def never(request: http.Request) -> http.Answer:
         if request.path == "/fails":
             raise ValueError("secret")
         await asyncio.Event().wait()
+        raise AssertionError
 
     with bind("127.0.0.1", 0, "--listen") as listening:
         port = listening.getsockname()[1]
@@ -208,11 +211,13 @@ async def test_an_answer_that_fails_or_takes_too_long_ends_only_its_connection(m
 
 
 @pytest.mark.anyio
-async def test_the_connection_that_waits_longest_goes_first_and_those_that_are_answered_stay(monkeypatch):
+async def test_the_connection_that_waits_longest_goes_first_and_those_that_are_answered_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(http, "MAX_CONNECTIONS", 4)
     go_on, asked = asyncio.Event(), asyncio.Event()
 
-    async def slow(request):
+    async def slow(request: http.Request) -> http.Answer:
         asked.set()
         await go_on.wait()
         return http.text(HTTPStatus.OK, "done")
@@ -235,7 +240,7 @@ async def test_the_connection_that_waits_longest_goes_first_and_those_that_are_a
 # Whole parts, with few descriptors.
 
 
-def with_descriptors(count, *words):
+def with_descriptors(count: int, *words: str | Path) -> list[Any]:
     return ["prlimit", f"--nofile={count}:{count}", *words]
 
 
@@ -259,10 +264,12 @@ asyncio.run(main())
 """
 
 
-def test_without_descriptors_it_waits_in_peace_and_goes_on_when_there_are_some():
+def test_without_descriptors_it_waits_in_peace_and_goes_on_when_there_are_some() -> None:
     with subprocess.Popen(
         with_descriptors(40, sys.executable, "-c", OUT_OF_ROOM), stdin=-1, stdout=-1, text=True
     ) as process, ExitStack() as stack:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
         port = int(process.stdout.readline())
         idle = [stack.enter_context(closing(connected(port))) for _ in range(200)]
         answered = said(connected(port, GET + b"\r\n"))
@@ -284,14 +291,14 @@ def test_without_descriptors_it_waits_in_peace_and_goes_on_when_there_are_some()
     assert process.returncode == 0
 
 
-def cpu_s(pid):
+def cpu_s(pid: int) -> float:
     """CPU seconds that a process has used (proc(5), stat: utime and stime)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
-def test_idle_connections_on_every_port_stop_neither_rest_nor_probes(tmp_path, secure):
+def test_idle_connections_on_every_port_stop_neither_rest_nor_probes(tmp_path: Path, secure: bool) -> None:
     port, probes = free_port(), free_port()
     words = ["--listen", f"127.0.0.1:{port}", "--metrics-listen", f"127.0.0.1:{probes}", "--data-dir", str(tmp_path)]
     trust = True

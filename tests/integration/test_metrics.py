@@ -1,6 +1,7 @@
 """Metrics and probes tell what really happened, over real HTTP."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import httpx
 import pytest
@@ -8,7 +9,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.servers import free_port
 from cli import metrics
-from tests.integration.clock import due
+from server.app import Running
+from tests.integration.clock import Clock, due
+from tests.integration.conftest import Connect, Declare, Until
 from tests.plain import NO_TLS
 from wire.version import __version__
 
@@ -18,11 +21,11 @@ DUE = due()
 
 
 @pytest.fixture
-def listen():
+def listen() -> str:
     return f"127.0.0.1:{free_port()}"
 
 
-async def scraped(listen):
+async def scraped(listen: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """Every sample: its value by its name and labels."""
     async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as client:
         answer = (await client.get(f"http://{listen}/metrics")).raise_for_status()
@@ -31,7 +34,7 @@ async def scraped(listen):
     return {(it.name, tuple(sorted(it.labels.items()))): it.value for family in families for it in family.samples}
 
 
-async def test_the_first_end_of_a_kind_can_be_seen_to_be_new(server, listen):
+async def test_the_first_end_of_a_kind_can_be_seen_to_be_new(server: Running, listen: str) -> None:
     """Prometheus' increase() sees no increase in the first value of a series."""
     async with metrics.serving(listen, server.parts.registry, metrics.always_ready):
         found = await scraped(listen)
@@ -40,7 +43,9 @@ async def test_the_first_end_of_a_kind_can_be_seen_to_be_new(server, listen):
             assert found["lamplighter_jobs_total", (("kind", kind), ("status", status))] == 0
 
 
-async def test_a_server_tells_what_happened_and_how_it_stands(server, api, declare, connect, until, clock, listen):
+async def test_a_server_tells_what_happened_and_how_it_stands(
+    server: Running, api: httpx.AsyncClient, declare: Declare, connect: Connect, until: Until, clock: Clock, listen: str
+) -> None:
     schedule_id = await declare("etc")
     await declare("off", enabled=False)
     async with (
@@ -60,7 +65,7 @@ async def test_a_server_tells_what_happened_and_how_it_stands(server, api, decla
         await agent.say("job.finished", job_id=job_id, status="succeeded", finished_at=ended.isoformat())
         await agent.hears("job.confirmed")
 
-        async def settled():
+        async def settled() -> Any:
             found = await scraped(listen)
             settled = found["lamplighter_hosts_connected", ()] == 1 and found["lamplighter_store_queue_length", ()] == 0
             return found if settled else None
@@ -103,7 +108,9 @@ async def test_a_server_tells_what_happened_and_how_it_stands(server, api, decla
     }
 
 
-async def test_of_very_many_pairs_those_that_are_overdue_first_are_told(server, declare, connect, monkeypatch):
+async def test_of_very_many_pairs_those_that_are_overdue_first_are_told(
+    server: Running, declare: Declare, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("server.observe.state.MAX_SERIES", 1)
     await declare("srv")
     schedule_id = await declare("etc")
@@ -120,10 +127,10 @@ async def test_of_very_many_pairs_those_that_are_overdue_first_are_told(server, 
     assert [it.labels["schedule"] for it in told] == ["srv"]
 
 
-async def test_a_part_is_probed(server, listen):
+async def test_a_part_is_probed(server: Running, listen: str) -> None:
     waits_for = ["the moon"]
 
-    async def ready():
+    async def ready() -> str:
         return waits_for[0]
 
     async with (

@@ -9,15 +9,17 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import sqlalchemy as sa
 
-from server.app import Config, serving
+from server.app import Config, Running, serving
 from server.errors import Unavailable
 from server.store import engine as stores
 from server.store import ownership
@@ -33,17 +35,17 @@ NOW = datetime(2026, 3, 5, 12, tzinfo=UTC)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def location(request, tmp_path):
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """Where a store is."""
     return tmp_path / "lamplighter.db" if request.param == "sqlite" else request.getfixturevalue("postgresql")
 
 
 @pytest.fixture
-def impatient(monkeypatch):
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "WAIT_S", 0.0)
 
 
-async def test_a_second_server_is_told_who_has_the_store(location, impatient):
+async def test_a_second_server_is_told_who_has_the_store(location: Any, impatient: None) -> None:
     first = await asyncio.to_thread(Store.open, location)
     with pytest.raises(StoreError, match=rf"in use by another server \(lamplighter on .*process {os.getpid()}"):
         await asyncio.to_thread(Store.open, location)
@@ -52,7 +54,7 @@ async def test_a_second_server_is_told_who_has_the_store(location, impatient):
     await second.close()
 
 
-async def test_a_server_waits_a_little_for_the_one_before_it(location):
+async def test_a_server_waits_a_little_for_the_one_before_it(location: Any) -> None:
     first = await asyncio.to_thread(Store.open, location)
     second = asyncio.ensure_future(asyncio.to_thread(Store.open, location))
     await asyncio.sleep(0.3)
@@ -61,7 +63,7 @@ async def test_a_server_waits_a_little_for_the_one_before_it(location):
     await (await second).close()
 
 
-async def test_a_link_to_the_database_does_not_get_around_the_lock(tmp_path, impatient):
+async def test_a_link_to_the_database_does_not_get_around_the_lock(tmp_path: Path, impatient: None) -> None:
     first = await asyncio.to_thread(Store.open, tmp_path / "lamplighter.db")
     (tmp_path / "other.db").symlink_to(tmp_path / "lamplighter.db")
     with pytest.raises(StoreError, match="in use by another server"):
@@ -69,11 +71,12 @@ async def test_a_link_to_the_database_does_not_get_around_the_lock(tmp_path, imp
     await first.close()
 
 
-async def test_a_lock_dies_with_its_process(location, impatient):
+async def test_a_lock_dies_with_its_process(location: Any, impatient: None) -> None:
     code = f"from server.store.engine import Store; Store.open({str(location)!r}); print(flush=True); input()"
     holder = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
+    assert holder.stdout is not None
     assert await holder.stdout.readline()
     with pytest.raises(StoreError, match="in use by another server"):
         await asyncio.to_thread(Store.open, location)
@@ -91,12 +94,12 @@ async def test_a_lock_dies_with_its_process(location, impatient):
 
 
 @pytest.mark.parametrize("command", [["server"], ["up", "declared"]], ids=["server", "up"])
-def test_the_command_says_in_one_line_that_the_folder_is_in_use(tmp_path, command):
+def test_the_command_says_in_one_line_that_the_folder_is_in_use(tmp_path: Path, command: list[str]) -> None:
     for folder in ("declared", "data"):
         (tmp_path / folder).mkdir()
     (tmp_path / "data" / "lamplighter.db").touch()
     held = ownership.FileLock(tmp_path / "data" / "lamplighter.db")
-    lamplighter = [Path(sys.executable).parent / "lamplighter", *command, "--data-dir", "data"]
+    lamplighter: list[str | Path] = [Path(sys.executable).parent / "lamplighter", *command, "--data-dir", "data"]
     lamplighter += ["--listen", "127.0.0.1:0"]
     refused = subprocess.run(lamplighter, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     held.close()
@@ -108,10 +111,10 @@ def test_the_command_says_in_one_line_that_the_folder_is_in_use(tmp_path, comman
 # A store that is lost.
 
 
-async def test_a_database_that_is_replaced_under_a_server_ends_it(tmp_path):
+async def test_a_database_that_is_replaced_under_a_server_ends_it(tmp_path: Path) -> None:
     """Such as by a copy that is put back: what is written to the file of before is nobody's."""
 
-    async def serve():
+    async def serve() -> None:
         async with serving(Config(tmp_path, port=0)) as server:
             shutil.copy(tmp_path / "lamplighter.db", tmp_path / "copy.db")
             (tmp_path / "copy.db").rename(tmp_path / "lamplighter.db")
@@ -123,7 +126,7 @@ async def test_a_database_that_is_replaced_under_a_server_ends_it(tmp_path):
     assert ended.group_contains(StoreLostError)
 
 
-async def refused(server):
+async def refused(server: Running) -> str:
     """Why the server can store nothing, once it says so."""
     async with asyncio.timeout(PATIENCE_S):
         while not (why := await server.refuses()):
@@ -132,12 +135,12 @@ async def refused(server):
 
 
 @pytest.fixture
-async def cut(postgresql, monkeypatch):
+async def cut(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[], None]]:
     """Cuts the session that holds the lock of an open store."""
     monkeypatch.setattr(stores, "FRESH_S", 0.0)
     admin = sa.create_engine(postgresql, isolation_level="AUTOCOMMIT")
 
-    def cut():
+    def cut() -> None:
         with admin.connect() as conn:
             holding = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = :key"
             assert conn.execute(sa.text(holding), {"key": ownership.KEY}).scalars().all() == [True]
@@ -146,7 +149,9 @@ async def cut(postgresql, monkeypatch):
     admin.dispose()
 
 
-async def test_a_session_that_was_cut_takes_the_lock_again(postgresql, cut, impatient):
+async def test_a_session_that_was_cut_takes_the_lock_again(
+    postgresql: str, cut: Callable[[], None], impatient: None
+) -> None:
     store = await asyncio.to_thread(Store.open, postgresql)
     await asyncio.to_thread(cut)
     async with asyncio.timeout(PATIENCE_S):
@@ -158,7 +163,9 @@ async def test_a_session_that_was_cut_takes_the_lock_again(postgresql, cut, impa
 
 
 @pytest.mark.parametrize("still", [True, False], ids=["still there", "gone again"])
-async def test_a_server_writes_nothing_any_more_once_another_had_the_store(postgresql, cut, impatient, still):
+async def test_a_server_writes_nothing_any_more_once_another_had_the_store(
+    postgresql: str, cut: Callable[[], None], impatient: None, still: bool
+) -> None:
     first = await asyncio.to_thread(Store.open, postgresql)
     await asyncio.to_thread(cut)
     second = await asyncio.to_thread(Store.open, postgresql)
@@ -184,7 +191,7 @@ FAILING = "lamplighter_store_failing"
 
 
 @contextmanager
-def full_disk():
+def full_disk() -> Iterator[None]:
     """While entered, this process can make no file longer."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
@@ -194,7 +201,9 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_a_disk_that_stays_full_makes_one_line_and_no_traceback(server, api, caplog, monkeypatch):
+async def test_a_disk_that_stays_full_makes_one_line_and_no_traceback(
+    server: Running, api: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stores, "LOG_EVERY_S", math.inf)  # a machine may be slow
     caplog.set_level("INFO", "server.store")
     before = len(caplog.records)
@@ -208,24 +217,24 @@ async def test_a_disk_that_stays_full_makes_one_line_and_no_traceback(server, ap
         ("the database refuses writes", None),
         ("the database takes writes again", None),
     ]
-    assert "full" in said[0].reason or "I/O" in said[0].reason
+    assert "full" in vars(said[0])["reason"] or "I/O" in vars(said[0])["reason"]
     assert not [record for record in caplog.records[before:] if record.exc_info]
 
 
-def changes_nothing(conn, items):
+def changes_nothing(conn: sa.Connection, items: Sequence[Any]) -> list[bool]:
     """Such as what deletes history, where there is none."""
     return delete_audit(conn, items)
 
 
-def is_wrong(conn, items):
+def is_wrong(conn: sa.Connection, items: Sequence[Any]) -> list[bool]:
     """Such as what breaks a constraint."""
     raise ValueError("wrong")
 
 
 @pytest.mark.parametrize("function", [changes_nothing, is_wrong])
 async def test_a_commit_that_writes_nothing_does_not_tell_that_a_full_disk_takes_writes_again(
-    tmp_path, caplog, function
-):
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, function: Callable[[sa.Connection, Sequence[Any]], list[bool]]
+) -> None:
     caplog.set_level("INFO", "server.store.engine")
     store = await asyncio.to_thread(Store.open, tmp_path / "lamplighter.db")
     with full_disk():
@@ -245,21 +254,25 @@ async def test_a_commit_that_writes_nothing_does_not_tell_that_a_full_disk_takes
 
 
 @pytest.fixture
-async def ready(server, monkeypatch):
+async def ready(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Callable[..., Awaitable[tuple[int, str]]]]:
     """What /readyz answers, without its cache."""
     monkeypatch.setattr(stores, "FRESH_S", 0.0)
     async with httpx.AsyncClient(
         base_url=f"http://127.0.0.1:{server.port}", timeout=PATIENCE_S, verify=NO_TLS
     ) as client:
 
-        async def ready():
+        async def ready() -> tuple[int, str]:
             answer = await client.get("/readyz")
             return answer.status_code, answer.text
 
         yield ready
 
 
-async def test_a_server_is_not_ready_while_its_disk_takes_nothing(ready):
+async def test_a_server_is_not_ready_while_its_disk_takes_nothing(
+    ready: Callable[..., Awaitable[tuple[int, str]]],
+) -> None:
     assert await ready() == (200, "ok\n")
     with full_disk():
         status, told = await ready()
@@ -267,10 +280,12 @@ async def test_a_server_is_not_ready_while_its_disk_takes_nothing(ready):
     assert await ready() == (200, "ok\n")
 
 
-async def test_a_metric_and_get_problems_tell_that_a_server_writes_nothing(ready, server, tmp_path):
+async def test_a_metric_and_get_problems_tell_that_a_server_writes_nothing(
+    ready: Callable[..., Awaitable[tuple[int, str]]], server: Running, tmp_path: Path
+) -> None:
     here = {"LAMPLIGHTER_SERVER": f"http://127.0.0.1:{server.port}", "LAMPLIGHTER_DATA_DIR": str(tmp_path)}
 
-    async def problems():
+    async def problems() -> tuple[int | None, str, float | None]:
         command = Path(sys.executable).with_name("lamplighter"), "get", "problems"
         process = await asyncio.create_subprocess_exec(*command, env=os.environ | here, stdout=-1)
         out, _ = await process.communicate()
@@ -283,7 +298,9 @@ async def test_a_metric_and_get_problems_tell_that_a_server_writes_nothing(ready
     assert await problems() == (0, "", 0)
 
 
-async def test_a_server_is_not_ready_while_another_process_locks_its_database(ready, tmp_path, monkeypatch):
+async def test_a_server_is_not_ready_while_another_process_locks_its_database(
+    ready: Callable[..., Awaitable[tuple[int, str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = sqlite3.connect(tmp_path / "lamplighter.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     monkeypatch.setattr(stores, "PROBE_S", 0.5)
@@ -296,7 +313,7 @@ async def test_a_server_is_not_ready_while_another_process_locks_its_database(re
             await asyncio.sleep(0.05)
 
 
-async def test_a_postgresql_that_only_reads_is_told(postgresql, monkeypatch):
+async def test_a_postgresql_that_only_reads_is_told(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "FRESH_S", 0.0)
     store = await asyncio.to_thread(Store.open, postgresql)
     admin = sa.create_engine(postgresql, isolation_level="AUTOCOMMIT")
@@ -313,11 +330,11 @@ async def test_a_postgresql_that_only_reads_is_told(postgresql, monkeypatch):
     await store.close()
 
 
-async def test_many_who_ask_cost_one_write(tmp_path):
+async def test_many_who_ask_cost_one_write(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "lamplighter.db")
-    written = []
+    written: list[Any] = []
 
-    def counted(conn, items):
+    def counted(conn: sa.Connection, items: Sequence[Any]) -> list[None]:
         written.extend(items)
         return probe(conn, items)
 

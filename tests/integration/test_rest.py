@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import re
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -13,7 +16,7 @@ import pytest
 from controller.client import Client
 from server.api import requests as reading
 from server.api.operations import OPERATIONS
-from server.app import Config, serving
+from server.app import Config, Parts, Running, serving
 from server.jobs.credentials import RepositoryAccess
 from server.store.engine import Store
 from server.store.hosts import host_acks, upsert_hosts
@@ -22,6 +25,7 @@ from server.store.load import load_all
 from server.store.logs import log_lines
 from server.store.rows import HostRow, JobRow
 from tests.plain import NO_TLS
+from wire.messages import Repository
 
 pytestmark = pytest.mark.anyio
 
@@ -31,24 +35,24 @@ JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 @pytest.fixture
-async def server(tmp_path):
+async def server(tmp_path: Path) -> AsyncIterator[Running]:
     async with serving(Config(tmp_path, port=0)) as running:
         yield running
 
 
 @pytest.fixture
-async def anyone(server):
+async def anyone(server: Running) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", verify=NO_TLS) as client:
         yield client
 
 
 @pytest.fixture
-async def api(server):
+async def api(server: Running) -> AsyncIterator[httpx.AsyncClient]:
     url = f"http://127.0.0.1:{server.port}/api/v1"
     headers = {"authorization": f"Bearer {server.admin_token}"}
     async with httpx.AsyncClient(base_url=url, headers=headers, verify=NO_TLS) as client:
@@ -56,40 +60,40 @@ async def api(server):
 
 
 @pytest.fixture
-def store(server):
+def store(server: Running) -> Store:
     """The server's own, which no other may open."""
     return server.parts.services.store
 
 
-def manifest(kind, name, spec, namespace="ns", **others):
+def manifest(kind: str, name: str, spec: dict[str, Any], namespace: str = "ns", **others: Any) -> dict[str, Any]:
     metadata = {"namespace": namespace, "name": name}
     return {"apiVersion": "lamplighter.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec, **others}
 
 
-def repository(name="main", **others):
+def repository(name: str = "main", **others: Any) -> Any:
     return manifest("Repository", name, {"url": "/backup/{host}"}, **others)
 
 
-def schedule(name="etc", **spec):
+def schedule(name: str = "etc", **spec: Any) -> Any:
     base = {"kind": "backup", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}, "backup": {"paths": ["/etc"]}}
     return manifest("Schedule", name, base | spec)
 
 
-def job(job_id, host="node-1", **values):
+def job(job_id: str, host: str = "node-1", **values: Any) -> JobRow:
     at = NOW + timedelta(seconds=int(job_id))
     return JobRow(job_id, host, "backup", "schedule", "ns/etc", "s1", at, 0, '{"args":["backup"]}', at)._replace(
         **values
     )
 
 
-async def declared(api, *names):
+async def declared(api: httpx.AsyncClient, *names: str) -> None:
     assert (await api.post("/repositories", json=repository())).status_code == 201
     for name in names:
         answer = await api.post("/schedules", json=schedule(name))
         assert answer.status_code == 201, answer.text
 
 
-def refused(answer, status, *fields):
+def refused(answer: httpx.Response, status: int, *fields: str) -> Any:
     assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM), answer.text
     body = answer.json()
     assert body["status"] == status
@@ -97,7 +101,7 @@ def refused(answer, status, *fields):
     return body
 
 
-async def audit(api):
+async def audit(api: httpx.AsyncClient) -> list[Any]:
     return [
         (row["action"], row["object_kind"], row["object_name"]) for row in (await api.get("/audit")).json()["items"]
     ]
@@ -117,23 +121,23 @@ async def audit(api):
     ],
     ids=["none", "wrong", "empty", "basic", "not ascii"],
 )
-async def test_every_operation_wants_a_known_token(anyone, headers):
+async def test_every_operation_wants_a_known_token(anyone: httpx.AsyncClient, headers: list[Any]) -> None:
     for path in ("/api/v1/jobs", "/api/v1/nothing"):
         answer = await anyone.get(path, headers=headers)
         refused(answer, 401)
         assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
-async def test_an_agents_token_is_not_a_users(server, anyone):
+async def test_an_agents_token_is_not_a_users(server: Running, anyone: httpx.AsyncClient) -> None:
     refused(await anyone.get("/api/v1/jobs", headers={"authorization": f"Bearer {server.agent_token}"}), 401)
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/openapi.json"])
-async def test_probes_and_description_need_no_token(anyone, path):
+async def test_probes_and_description_need_no_token(anyone: httpx.AsyncClient, path: str) -> None:
     assert (await anyone.get(path)).status_code == 200
 
 
-async def test_what_is_not_there_is_told_as_a_problem(api):
+async def test_what_is_not_there_is_told_as_a_problem(api: httpx.AsyncClient) -> None:
     refused(await api.get("/nothing"), 404)
     answer = await api.delete("/jobs")
     refused(answer, 405)
@@ -143,7 +147,7 @@ async def test_what_is_not_there_is_told_as_a_problem(api):
 # Schedules and repositories.
 
 
-async def test_a_manifest_is_created_read_changed_and_deleted(api):
+async def test_a_manifest_is_created_read_changed_and_deleted(api: httpx.AsyncClient) -> None:
     await declared(api)
     made = await api.post("/schedules", json=schedule(enabled=True))
     assert (made.status_code, made.headers["location"]) == (201, "/api/v1/schedules/ns/etc")
@@ -161,7 +165,7 @@ async def test_a_manifest_is_created_read_changed_and_deleted(api):
     assert (await audit(api))[:3] == done
 
 
-async def test_what_was_read_can_be_put_back_and_changes_nothing(api):
+async def test_what_was_read_can_be_put_back_and_changes_nothing(api: httpx.AsyncClient) -> None:
     await declared(api, "etc")
     read = (await api.get("/schedules/ns/etc")).json()
     before = await audit(api)
@@ -170,7 +174,7 @@ async def test_what_was_read_can_be_put_back_and_changes_nothing(api):
     assert await audit(api) == before
 
 
-async def test_post_creates_and_only_creates(api):
+async def test_post_creates_and_only_creates(api: httpx.AsyncClient) -> None:
     await declared(api, "etc")
     body = refused(await api.post("/schedules", json=schedule(cron="@hourly")), 409)
     assert "PUT" in body["detail"]
@@ -181,26 +185,28 @@ async def test_post_creates_and_only_creates(api):
     assert (await api.get("/schedules/ns/etc")).json()["spec"]["cron"] == "0 2 * * *"
 
 
-async def test_put_creates_by_the_names_of_its_path(api):
+async def test_put_creates_by_the_names_of_its_path(api: httpx.AsyncClient) -> None:
     spec = {"spec": repository()["spec"], "apiVersion": "lamplighter.dev/v1alpha1", "kind": "Repository"}
     assert (await api.put("/repositories/ns/other", json=spec)).status_code == 201
     assert (await api.get("/repositories/ns/other")).json()["metadata"]["name"] == "other"
     refused(await api.put("/repositories/ns/third", json=repository("other")), 422, "metadata.name")
 
 
-async def test_a_repository_in_use_is_not_deleted(api):
+async def test_a_repository_in_use_is_not_deleted(api: httpx.AsyncClient) -> None:
     await declared(api, "etc")
     assert "ns/etc" in refused(await api.delete("/repositories/ns/main"), 409)["detail"]
 
 
-async def test_wrong_specs_name_their_fields(api):
+async def test_wrong_specs_name_their_fields(api: httpx.AsyncClient) -> None:
     await declared(api)
     refused(await api.post("/schedules", json=schedule(cron="61 * * * *")), 422, "spec.cron")
     refused(await api.post("/schedules", json=schedule(timeZone="Mars/Base")), 422, "spec.timeZone")
     refused(await api.post("/schedules", json=schedule(repositoryRef={"name": "no"})), 422, "spec.repositoryRef.name")
 
 
-async def test_credentials_are_written_and_never_told(api, store, caplog):
+async def test_credentials_are_written_and_never_told(
+    api: httpx.AsyncClient, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     secret = {"password": "correct horse", "env": {"AWS_SECRET_ACCESS_KEY": "battery staple"}}
     answers = [
         await api.post("/repositories", json=repository(credentials=secret)),
@@ -221,7 +227,7 @@ async def test_credentials_are_written_and_never_told(api, store, caplog):
 # Hosts.
 
 
-async def test_a_host_is_put_read_and_deleted(api):
+async def test_a_host_is_put_read_and_deleted(api: httpx.AsyncClient) -> None:
     made = await api.put("/hosts/node-1.example.org", json={"labels": {"role": "db", "a.b/c": ""}})
     assert made.status_code == 201
     host = (await api.get("/hosts/node-1.example.org")).json()
@@ -244,15 +250,17 @@ async def test_a_host_is_put_read_and_deleted(api):
         ({"labels": {}, "role": "db"}, "role"),
     ],
 )
-async def test_labels_that_kubernetes_would_refuse_are_named(api, body, field):
+async def test_labels_that_kubernetes_would_refuse_are_named(
+    api: httpx.AsyncClient, body: dict[str, Any], field: str
+) -> None:
     refused(await api.put("/hosts/node-1", json=body), 422, field)
 
 
-async def test_a_host_is_named_like_a_dns_name(api):
+async def test_a_host_is_named_like_a_dns_name(api: httpx.AsyncClient) -> None:
     refused(await api.put("/hosts/Node_1", json={"labels": {}}), 422, "name")
 
 
-async def test_a_host_is_in_sync_when_what_it_holds_is_what_it_should(api, store):
+async def test_a_host_is_in_sync_when_what_it_holds_is_what_it_should(api: httpx.AsyncClient, store: Store) -> None:
     await api.put("/hosts/node-1", json={"labels": {}})
     await declared(api, "etc")
     host = (await api.get("/hosts/node-1")).json()
@@ -266,7 +274,7 @@ async def test_a_host_is_in_sync_when_what_it_holds_is_what_it_should(api, store
 # Jobs.
 
 
-async def test_a_schedule_runs_now_on_its_hosts_or_some(api):
+async def test_a_schedule_runs_now_on_its_hosts_or_some(api: httpx.AsyncClient) -> None:
     await declared(api, "etc")
     for name in ("node-1", "node-2"):
         await api.put(f"/hosts/{name}", json={"labels": {}})
@@ -283,7 +291,7 @@ async def test_a_schedule_runs_now_on_its_hosts_or_some(api):
     refused(await api.post("/schedules/ns/no/run"), 404)
 
 
-async def test_a_job_is_cancelled_once(api):
+async def test_a_job_is_cancelled_once(api: httpx.AsyncClient) -> None:
     await declared(api, "etc")
     await api.put("/hosts/node-1", json={"labels": {}})
     (job,) = (await api.post("/schedules/ns/etc/run")).json()["items"]
@@ -293,7 +301,7 @@ async def test_a_job_is_cancelled_once(api):
     refused(await api.post("/jobs/unknown/cancel"), 404)
 
 
-async def test_jobs_are_filtered(api, store):
+async def test_jobs_are_filtered(api: httpx.AsyncClient, store: Store) -> None:
     await declared(api, "etc")
     uid = (await api.get("/schedules/ns/etc")).json()["metadata"]["uid"]
     jobs = [job("1", scheduled_id=uid), job("2"), job("3", host="node-2"), job("4", actor_kind="user")]
@@ -316,12 +324,12 @@ async def test_jobs_are_filtered(api, store):
     assert last == "2026-03-29T01:30:01Z"
 
 
-def opened(parts):
+def opened(parts: Parts) -> list[Repository]:
     """What a host would be told of all repositories."""
     return parts.credentials.message("node-1", map(RepositoryAccess, parts.catalog.repositories.values())).repositories
 
 
-async def test_a_server_that_lost_its_key_goes_on_and_takes_credentials_anew(tmp_path):
+async def test_a_server_that_lost_its_key_goes_on_and_takes_credentials_anew(tmp_path: Path) -> None:
     declared = repository(credentials={"password": "secret"})
     for lost in (False, True):
         if lost:
@@ -334,19 +342,22 @@ async def test_a_server_that_lost_its_key_goes_on_and_takes_credentials_anew(tmp
             assert [it.password for it in opened(server.parts)] == ["secret"]
 
 
-async def test_a_schedule_tells_on_how_many_hosts_it_is_and_how_many_hold_it(api, server):
+async def test_a_schedule_tells_on_how_many_hosts_it_is_and_how_many_hold_it(
+    api: httpx.AsyncClient, server: Running
+) -> None:
     await declared(api, "etc", "elsewhere")
     await api.put("/schedules/ns/elsewhere", json=schedule("elsewhere", hostSelector={"matchLabels": {"a": "b"}}))
     for host in ("node-1", "node-2"):
         await api.put(f"/hosts/{host}", json={"labels": {}})
-    host = server.parts.services.hub.session("node-1")
-    host.applied_version, host.applied_digest = host.desired.version, host.desired.entries.digest
+    session = server.parts.services.hub.session("node-1")
+    assert session is not None
+    session.applied_version, session.applied_digest = session.desired.version, session.desired.entries.digest
     items = (await api.get("/schedules")).json()["items"]
     counts = [(it["metadata"]["name"], it["status"]["hosts"], it["status"]["hostsInSync"]) for it in items]
     assert counts == [("elsewhere", 0, 0), ("etc", 2, 1)]
 
 
-async def test_a_log_is_read_line_by_line(api, store):
+async def test_a_log_is_read_line_by_line(api: httpx.AsyncClient, store: Store) -> None:
     await store.write(record_jobs, [job("1")])
     await store.write(log_lines, ("1", NOW, ["one", "two", "three"]))
     first = (await api.get("/jobs/1/log?limit=2")).json()
@@ -369,7 +380,9 @@ async def test_a_log_is_read_line_by_line(api, store):
         ("/audit", lambda item: item["id"]),
     ],
 )
-async def test_pages_hold_everything_once(api, store, path, key):
+async def test_pages_hold_everything_once(
+    api: httpx.AsyncClient, store: Store, path: str, key: Callable[..., Any]
+) -> None:
     await declared(api, "a", "b", "c")
     for name in "def":
         await api.put(f"/repositories/ns/{name}", json=repository(name))
@@ -403,11 +416,11 @@ async def test_pages_hold_everything_once(api, store, path, key):
         ("schedule=ns/none", "schedule"),
     ],
 )
-async def test_a_query_that_cannot_be_read_is_refused_by_name(api, query, field):
+async def test_a_query_that_cannot_be_read_is_refused_by_name(api: httpx.AsyncClient, query: str, field: str) -> None:
     refused(await api.get(f"/jobs?{query}"), 400, field)
 
 
-async def test_operations_without_parameters_take_none(api):
+async def test_operations_without_parameters_take_none(api: httpx.AsyncClient) -> None:
     await api.put("/hosts/node-1", json={"labels": {}})
     refused(await api.delete("/hosts/node-1?force=1"), 400, "force")
     assert (await api.get("/hosts/node-1")).status_code == 200
@@ -431,12 +444,14 @@ async def test_operations_without_parameters_take_none(api):
     ],
     ids=["cut", "bytes", "two", "very deep", "deep", "untyped", "text", "array", "long"],
 )
-async def test_bodies_that_cannot_be_read_are_refused(api, content, headers, status):
+async def test_bodies_that_cannot_be_read_are_refused(
+    api: httpx.AsyncClient, content: bytes, headers: dict[str, str], status: int
+) -> None:
     for method, path in (("PUT", "/hosts/node-1"), ("POST", "/schedules")):
         refused(await api.request(method, path, content=content, headers=headers), status)
 
 
-async def test_a_body_of_untold_length_is_refused_at_its_limit_not_at_its_end(server):
+async def test_a_body_of_untold_length_is_refused_at_its_limit_not_at_its_end(server: Running) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     head = f"PUT /api/v1/hosts/a HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {server.admin_token}\r\n"
     writer.write(f"{head}content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n".encode())
@@ -448,8 +463,10 @@ async def test_a_body_of_untold_length_is_refused_at_its_limit_not_at_its_end(se
     await writer.wait_closed()
 
 
-async def test_what_nobody_expected_is_logged_and_not_told(api, server, monkeypatch, caplog):
-    async def broken(*args):
+async def test_what_nobody_expected_is_logged_and_not_told(
+    api: httpx.AsyncClient, server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*args: Any) -> None:
         raise RuntimeError("the inside")
 
     monkeypatch.setattr(server.parts.services.runs, "cancel", broken)
@@ -458,7 +475,7 @@ async def test_what_nobody_expected_is_logged_and_not_told(api, server, monkeypa
     assert "the inside" in caplog.text
 
 
-async def test_two_who_create_the_same_at_once_do_not_both_succeed(api):
+async def test_two_who_create_the_same_at_once_do_not_both_succeed(api: httpx.AsyncClient) -> None:
     answers = await asyncio.gather(*(api.post("/repositories", json=repository()) for _ in range(4)))
     assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409]
 
@@ -466,7 +483,7 @@ async def test_two_who_create_the_same_at_once_do_not_both_succeed(api):
 # The description.
 
 
-async def test_every_operation_is_described_and_every_reference_resolves(anyone):
+async def test_every_operation_is_described_and_every_reference_resolves(anyone: httpx.AsyncClient) -> None:
     document = (await anyone.get("/openapi.json")).json()
     assert document["openapi"].startswith("3.1.")
     described = {(method, path) for path, methods in document["paths"].items() for method in methods}
@@ -478,7 +495,7 @@ async def test_every_operation_is_described_and_every_reference_resolves(anyone)
         jsonschema.Draft202012Validator.check_schema(schema)
 
 
-async def test_answers_are_as_described(anyone, api, store):
+async def test_answers_are_as_described(anyone: httpx.AsyncClient, api: httpx.AsyncClient, store: Store) -> None:
     await declared(api, "etc")
     await api.put("/hosts/node-1", json={"labels": {"a": "b"}})
     await api.post("/schedules/ns/etc/run")
@@ -500,7 +517,7 @@ async def test_answers_are_as_described(anyone, api, store):
     jsonschema.validate(problem, {"$ref": "#/components/schemas/Problem", **document})
 
 
-async def test_a_listener_to_news_does_not_hold_up_a_server_that_stops(tmp_path):
+async def test_a_listener_to_news_does_not_hold_up_a_server_that_stops(tmp_path: Path) -> None:
     async with httpx.AsyncClient(verify=NO_TLS) as client, contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(serving(Config(tmp_path, port=0)))
         headers = {"authorization": f"Bearer {server.admin_token}"}
@@ -530,12 +547,14 @@ async def test_a_listener_to_news_does_not_hold_up_a_server_that_stops(tmp_path)
         ),
     ],
 )
-async def test_a_run_on_what_selects_no_labels_that_hosts_can_have_is_refused(api, selector, field):
+async def test_a_run_on_what_selects_no_labels_that_hosts_can_have_is_refused(
+    api: httpx.AsyncClient, selector: dict[str, Any], field: str
+) -> None:
     answer = await api.put("/runs/ns/now", json={"schedule": "etc", "hostSelector": selector})
     assert (answer.status_code, [it["field"] for it in answer.json()["errors"]]) == (422, [field])
 
 
-async def test_a_name_is_taken_as_a_whole_whatever_stands_at_its_end(api, store):
+async def test_a_name_is_taken_as_a_whole_whatever_stands_at_its_end(api: httpx.AsyncClient, store: Store) -> None:
     await api.put("/hosts/one", json={"labels": {}})
     for end in ("%0A", "%0D", "%0A%0A"):
         assert (await api.put(f"/hosts/one{end}", json={"labels": {}})).status_code == 422
@@ -546,7 +565,7 @@ async def test_a_name_is_taken_as_a_whole_whatever_stands_at_its_end(api, store)
     assert (await api.get("/hosts/one")).status_code == 200
 
 
-async def test_a_host_that_an_older_version_let_in_under_a_name_that_is_none_is_deleted(tmp_path):
+async def test_a_host_that_an_older_version_let_in_under_a_name_that_is_none_is_deleted(tmp_path: Path) -> None:
     now = datetime.now(UTC)
     store = Store.open(tmp_path / "lamplighter.db")
     for name in ("one", "one\n", "\n", "two\r\nthree", "a b", "a?b#c"):
@@ -563,7 +582,7 @@ async def test_a_host_that_an_older_version_let_in_under_a_name_that_is_none_is_
             assert [it["name"] for it in (await client.get("hosts")).json()["items"]] == ["one"]
 
 
-async def test_runs_and_restores_of_two_namespaces_may_have_one_name(api):
+async def test_runs_and_restores_of_two_namespaces_may_have_one_name(api: httpx.AsyncClient) -> None:
     await api.put("/hosts/node-1", json={"labels": {}})
     for namespace in ("ns", "other"):
         (await api.put(f"/repositories/{namespace}/main", json={"spec": {"url": "/backup"}})).raise_for_status()
@@ -579,7 +598,7 @@ async def test_runs_and_restores_of_two_namespaces_may_have_one_name(api):
     assert len(jobs) == len({job["id"] for job in jobs}) == 4
 
 
-async def test_a_whole_number_is_one_however_it_is_written(api):
+async def test_a_whole_number_is_one_however_it_is_written(api: httpx.AsyncClient) -> None:
     await api.put("/hosts/node-1", json={"labels": {}})
     for written, status in (("3600.0", 201), ("3.6e3", 201), ("3600.5", 422), ("1e999", 400)):
         content = f'{{"expires_in_s": {written}}}'.encode()
@@ -589,7 +608,7 @@ async def test_a_whole_number_is_one_however_it_is_written(api):
         assert answer.status_code == status, written
 
 
-async def test_a_run_is_asked_for_in_a_namespace_that_can_be(api):
+async def test_a_run_is_asked_for_in_a_namespace_that_can_be(api: httpx.AsyncClient) -> None:
     refused(await api.get("/runs/%C2%84/0"), 422, "namespace")
     refused(await api.get("/restores/a.b/0"), 422, "namespace")
 
@@ -601,7 +620,7 @@ async def test_a_run_is_asked_for_in_a_namespace_that_can_be(api):
         *(("gzip;q=0", False), ("gzip ; q=0.000", False), ("identity, gzip;q=0, br", False)),
     ],
 )
-async def test_an_answer_is_packed_for_those_alone_who_take_it(api, said, packed):
+async def test_an_answer_is_packed_for_those_alone_who_take_it(api: httpx.AsyncClient, said: str, packed: bool) -> None:
     labels = {f"label-{number}": "x" * 60 for number in range(60)}
     await api.put("/hosts/one", json={"labels": labels})
     answer = await api.get("/hosts/one", headers={"accept-encoding": said})

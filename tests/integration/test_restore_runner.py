@@ -6,7 +6,10 @@ import os
 import shutil
 import stat
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +18,8 @@ from agent.restic import reporter as news_of_jobs
 from agent.restic.runner import Runner
 from server.jobs import arguments as commands
 from server.resources.manifests import MAX_PATHS_BYTES
-from wire.messages import CommandRun, JobLog, Repository, Restore
+from tests.conftest import NewRepository
+from wire.messages import CommandRun, JobFinished, JobLog, JobProgress, Repository, Restore
 
 RESTIC = shutil.which("restic") or "restic"
 PASSWORD = "correct horse battery"
@@ -23,56 +27,58 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 class Host:
     """A host with something to back up, a repository, and room to restore into."""
 
-    def __init__(self, folder, new_repository):
+    def __init__(self, folder: Path, new_repository: NewRepository) -> None:
         self.data, self.back = folder / "data", folder / "back"
         self.data.mkdir()
         self.repository = Repository("r1", "ns/main", str(folder / "repository"), PASSWORD)
         self.runner = Runner("restic", folder / "agent" / "cache", lambda: datetime.now(UTC))
-        self.told = []
+        self.told: list[JobProgress | JobLog] = []
         new_repository(folder / "repository", PASSWORD)
 
-    def restic(self, *args):
+    def restic(self, *args: str) -> str:
         env = {"PATH": os.environ["PATH"], "RESTIC_REPOSITORY": self.repository.url, "RESTIC_PASSWORD": PASSWORD}
         argv = [RESTIC, "--no-cache", *map(str, args)]
         return subprocess.run(argv, env=env, capture_output=True, check=True, text=True).stdout
 
-    def backup(self, *paths, host="node-1", time="2026-01-01 12:00:00"):
+    def backup(self, *paths: Path, host: str = "node-1", time: str = "2026-01-01 12:00:00") -> Any:
         """Back up; the snapshot's id."""
         said = self.restic("backup", "--json", f"--host={host}", f"--time={time}", "--", *(paths or [self.data]))
         return json.loads(said.splitlines()[-1])["snapshot_id"]
 
-    async def restore(self, *paths, target=None, within=(), **wanted):
+    async def restore(
+        self, *paths: Path, target: Path | None = None, within: Sequence[Path] = (), **wanted: Any
+    ) -> JobFinished:
         part = Restore(str(target or self.back), paths=list(map(str, paths)), **{"source_host": "node-1"} | wanted)
         command = CommandRun("j1", "restore", [], "r1", within=list(map(str, within)), restore=part, lock_wait_s=0)
         return await self.runner.run(command, self.repository, self.told.append)
 
-    async def list(self, kind, args):
+    async def list(self, kind: str, args: list[str]) -> JobFinished:
         return await self.runner.run(CommandRun("j2", kind, args, "r1"), self.repository, self.told.append)
 
     @property
-    def lines(self):
+    def lines(self) -> Sequence[str]:
         return [line for news in self.told if isinstance(news, JobLog) for line in news.lines]
 
-    def came_back(self, path):
+    def came_back(self, path: Path) -> Path:
         return self.back / path.relative_to("/")
 
 
 @pytest.fixture
-def host(tmp_path, new_repository):
+def host(tmp_path: Path, new_repository: NewRepository) -> Host:
     return Host(tmp_path, new_repository)
 
 
 # As it was.
 
 
-def described(folder):
+def described(folder: Path) -> dict[str, tuple[str, int, int, int, str]]:
     """All that is below a folder, as it can be compared."""
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -94,7 +100,7 @@ def described(folder):
     return found
 
 
-async def test_bytes_modes_owners_times_links_and_holes_come_back(host):
+async def test_bytes_modes_owners_times_links_and_holes_come_back(host: Host) -> None:
     (host.data / "größe\n").write_text("a letter")
     (host.data / "empty").touch()
     (host.data / "deep" / "er").mkdir(parents=True)
@@ -123,7 +129,7 @@ async def test_bytes_modes_owners_times_links_and_holes_come_back(host):
     assert len(end.snapshot_id) == 64
 
 
-async def test_parts_come_back_whatever_their_names_and_nothing_else_does(host):
+async def test_parts_come_back_whatever_their_names_and_nothing_else_does(host: Host) -> None:
     for name in ("a[b]*", "ab", "a?", "--help", "back\\slash", "folder"):
         (host.data / name).mkdir()
         (host.data / name / "file").write_text(name)
@@ -138,7 +144,7 @@ async def test_parts_come_back_whatever_their_names_and_nothing_else_does(host):
     assert host.came_back(host.data / "a[b]*" / "file").read_text() == "a[b]*"
 
 
-async def test_as_many_and_as_long_paths_as_may_be_asked_for_come_back(host):
+async def test_as_many_and_as_long_paths_as_may_be_asked_for_come_back(host: Host) -> None:
     folder = host.data.joinpath(*["*" * 250] * 3)
     folder.mkdir(parents=True)
     size = MAX_PATHS_BYTES // 256
@@ -156,7 +162,9 @@ async def test_as_many_and_as_long_paths_as_may_be_asked_for_come_back(host):
 # The right snapshot.
 
 
-async def test_the_latest_before_a_time_of_that_host_that_holds_the_paths_is_restored(host, tmp_path):
+async def test_the_latest_before_a_time_of_that_host_that_holds_the_paths_is_restored(
+    host: Host, tmp_path: Path
+) -> None:
     letter, other = host.data / "letter", tmp_path / "other"
     other.mkdir()
     for day, content in (("01", "first"), ("02", "second"), ("03", "third")):
@@ -166,7 +174,7 @@ async def test_the_latest_before_a_time_of_that_host_that_holds_the_paths_is_res
     letter.write_text("another host's")
     host.backup(host="node-2", time="2026-01-05 12:00:00")
 
-    async def restored(**wanted):
+    async def restored(**wanted: Any) -> str:
         shutil.rmtree(host.back, ignore_errors=True)
         assert (await host.restore(letter, **wanted)).status == "succeeded"
         return host.came_back(letter).read_text()
@@ -176,7 +184,7 @@ async def test_the_latest_before_a_time_of_that_host_that_holds_the_paths_is_res
     assert await restored(source_host="") == "another host's"
 
 
-async def test_an_id_names_a_snapshot_by_its_beginning(host):
+async def test_an_id_names_a_snapshot_by_its_beginning(host: Host) -> None:
     (host.data / "letter").write_text("first")
     first = host.backup()
     (host.data / "letter").write_text("second")
@@ -194,7 +202,9 @@ async def test_an_id_names_a_snapshot_by_its_beginning(host):
         ({"paths": ["/nowhere"]}, "there is no snapshot of host node-1 of /nowhere"),
     ],
 )
-async def test_where_there_is_no_such_snapshot_nothing_is_restored_and_what_to_do_is_told(host, wanted, says):
+async def test_where_there_is_no_such_snapshot_nothing_is_restored_and_what_to_do_is_told(
+    host: Host, wanted: dict[str, Any], says: str
+) -> None:
     host.backup()
     end = await host.restore(*wanted.pop("paths", []), **wanted)
     assert (end.status, end.reason) == ("failed", "NoSnapshot")
@@ -202,7 +212,7 @@ async def test_where_there_is_no_such_snapshot_nothing_is_restored_and_what_to_d
     assert not host.back.exists()
 
 
-async def test_a_path_that_the_snapshot_does_not_hold_is_a_failure_that_names_it(host):
+async def test_a_path_that_the_snapshot_does_not_hold_is_a_failure_that_names_it(host: Host) -> None:
     host.backup()
     end = await host.restore(host.data / "missing", host.data)
     assert (end.status, end.reason) == ("failed", "NoSnapshot")
@@ -212,7 +222,7 @@ async def test_a_path_that_the_snapshot_does_not_hold_is_a_failure_that_names_it
 # Where it may be put.
 
 
-async def test_what_is_there_is_overwritten_only_where_that_is_asked_for(host):
+async def test_what_is_there_is_overwritten_only_where_that_is_asked_for(host: Host) -> None:
     (host.data / "letter").write_text("of then")
     host.backup()
     host.came_back(host.data).mkdir(parents=True)
@@ -225,7 +235,7 @@ async def test_what_is_there_is_overwritten_only_where_that_is_asked_for(host):
     assert host.came_back(host.data / "letter").read_text() == "of then"
 
 
-async def test_an_empty_folder_is_restored_into_and_a_file_is_not(host):
+async def test_an_empty_folder_is_restored_into_and_a_file_is_not(host: Host) -> None:
     (host.data / "letter").touch()
     host.backup()
     host.back.mkdir()
@@ -235,7 +245,7 @@ async def test_an_empty_folder_is_restored_into_and_a_file_is_not(host):
 
 
 @pytest.mark.parametrize("target", ["granted/way/in", "granted/../secret", "secret"])
-async def test_no_symbolic_link_leads_a_restore_out_of_the_grant(host, tmp_path, target):
+async def test_no_symbolic_link_leads_a_restore_out_of_the_grant(host: Host, tmp_path: Path, target: str) -> None:
     granted, secret = tmp_path / "granted", tmp_path / "secret"
     granted.mkdir()
     secret.mkdir()
@@ -250,7 +260,7 @@ async def test_no_symbolic_link_leads_a_restore_out_of_the_grant(host, tmp_path,
 # A look at what there is.
 
 
-async def test_snapshots_are_listed_one_on_a_line(host):
+async def test_snapshots_are_listed_one_on_a_line(host: Host) -> None:
     first, second = host.backup(), host.backup(host="node-2", time="2026-01-02 12:00:00")
     end = await host.list("snapshots", commands.snapshots_args(""))
     told = [json.loads(line) for line in host.lines]
@@ -262,7 +272,7 @@ async def test_snapshots_are_listed_one_on_a_line(host):
     assert host.lines == []
 
 
-async def test_the_files_of_a_snapshot_are_listed_one_on_a_line(host):
+async def test_the_files_of_a_snapshot_are_listed_one_on_a_line(host: Host) -> None:
     (host.data / "größe\n").write_text("a letter")
     snapshot = host.backup()
     end = await host.list("ls", commands.ls_args("", snapshot, str(host.data)))
@@ -273,7 +283,7 @@ async def test_the_files_of_a_snapshot_are_listed_one_on_a_line(host):
     assert (end.status, end.reason) == ("failed", "NoSnapshot")
 
 
-async def test_a_list_is_bounded_and_says_what_is_left_out(host):
+async def test_a_list_is_bounded_and_says_what_is_left_out(host: Host) -> None:
     for at in range(news_of_jobs.MAX_LISTED_LINES + 10):
         (host.data / str(at)).touch()
     snapshot = host.backup()

@@ -1,7 +1,9 @@
 """A failed run is tried again as one job with several attempts; a run past its deadline does not start."""
 
 import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from server.store.engine import Store
 from server.store.jobs import get_job, list_attempts
 from server.store.ownership import probe
 from server.store.tables import Actor
-from wire.messages import CommandRun, JobFinished
+from wire.messages import CommandRun, JobEnd, JobFinished
 
 pytestmark = pytest.mark.anyio
 
@@ -24,13 +26,13 @@ NOON = datetime(2026, 3, 29, 12, tzinfo=UTC)
 class World:
     """A control plane on a store, with a clock that is set by hand and hosts that hear all they are told."""
 
-    def __init__(self, store, vault):
+    def __init__(self, store: Store, vault: Vault) -> None:
         self.store, self.vault, self.now, self.ids = store, vault, NOON, 0
-        self.heard = []
+        self.heard: list[Any] = []
         self.parts: Any = None
         self.services: Any = None
 
-    async def restart(self):
+    async def restart(self) -> None:
         if self.parts is not None:
             self.services.dispatcher.close()
         self.parts = assemble(self.store, self.vault, lambda: self.now, self.new_id, Files("admin", "agent"))
@@ -40,45 +42,46 @@ class World:
         hub = self.services.hub
         hub.deliver = lambda host, effects: self.heard.extend(it for effect in effects for it in effect.messages)
 
-    def new_id(self):
+    def new_id(self) -> str:
         self.ids += 1
         return f"id{self.ids}"
 
-    async def settled(self):
+    async def settled(self) -> None:
         """What was begun is stored, and what follows from it too."""
         for _ in range(5):
             await self.store.write(probe, self.now)
 
-    async def passes(self, **time):
+    async def passes(self, **time: Any) -> None:
         self.now += timedelta(**time)
         self.jobs.advance()
         await self.settled()
 
-    async def runs(self):
+    async def runs(self) -> Any:
         [row] = await self.services.runs.run_now(ME, "ns", "etc", None)
         return row["id"]
 
-    async def ends(self, wire_id, status, **more):
+    async def ends(self, wire_id: str, status: JobEnd, **more: Any) -> None:
         for future in self.parts.reports.finish("a", [JobFinished(wire_id, status, self.now, **more)]):
             await future
         await self.settled()
 
-    async def job(self, job_id):
+    async def job(self, job_id: str) -> tuple[Any, Any, list[Any]]:
         row = await self.store.read(get_job, job_id)
+        assert row is not None
         attempts = await self.store.read(list_attempts, job_id)
         return row["status"], row["attempt"], [it["status"] for it in attempts]
 
     @property
-    def sent(self):
+    def sent(self) -> list[Any]:
         return [it.job_id for it in self.heard if isinstance(it, CommandRun)]
 
 
 @pytest.fixture
-async def make(tmp_path):
+async def make(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[World]]]:
     """Makes a world with a host, a repository and a schedule."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def make(*, online=True, **spec):
+        async def make(*, online: bool = True, **spec: Any) -> World:
             store = Store.open(tmp_path / "lamplighter.db")
             world = World(store, Vault([Vault.new_key()]))
             await world.restart()
@@ -100,7 +103,9 @@ async def make(tmp_path):
 RETRY = {"retry": {"limit": 2, "backoffSeconds": 60}}
 
 
-async def test_a_run_that_failed_is_tried_again_later_and_later_until_its_attempts_are_used_up(make):
+async def test_a_run_that_failed_is_tried_again_later_and_later_until_its_attempts_are_used_up(
+    make: Callable[..., Awaitable[World]],
+) -> None:
     world = await make(**RETRY)
     job_id = await world.runs()
     await world.ends(job_id, "failed")
@@ -117,10 +122,13 @@ async def test_a_run_that_failed_is_tried_again_later_and_later_until_its_attemp
     await world.ends(f"{job_id}.3", "failed", error="still", exit_code=1)
     assert await world.job(job_id) == ("failed", 3, ["failed", "timed_out"])
     row = await world.store.read(get_job, job_id)
+    assert row is not None
     assert (row["error"], row["exit_code"]) == ("still", 1)
 
 
-async def test_the_last_of_many_retries_comes_a_day_after_the_one_before_it(make):
+async def test_the_last_of_many_retries_comes_a_day_after_the_one_before_it(
+    make: Callable[..., Awaitable[World]],
+) -> None:
     """Doubled that often, the pause is longer than any calendar."""
     world = await make(retry={"limit": 32, "backoffSeconds": 86400})
     job_id = await world.runs()
@@ -137,21 +145,25 @@ async def test_the_last_of_many_retries_comes_a_day_after_the_one_before_it(make
 
 
 @pytest.mark.parametrize("status", ["succeeded", "warning", "cancelled"])
-async def test_what_went_well_or_was_cancelled_is_not_tried_again(make, status):
+async def test_what_went_well_or_was_cancelled_is_not_tried_again(
+    make: Callable[..., Awaitable[World]], status: JobEnd
+) -> None:
     world = await make(**RETRY)
     job_id = await world.runs()
     await world.ends(job_id, status)
     assert await world.job(job_id) == (status, 1, [])
 
 
-async def test_without_retries_the_first_end_counts(make):
+async def test_without_retries_the_first_end_counts(make: Callable[..., Awaitable[World]]) -> None:
     world = await make()
     job_id = await world.runs()
     await world.ends(job_id, "failed")
     assert await world.job(job_id) == ("failed", 1, [])
 
 
-async def test_the_end_of_an_older_attempt_that_is_told_again_changes_nothing(make):
+async def test_the_end_of_an_older_attempt_that_is_told_again_changes_nothing(
+    make: Callable[..., Awaitable[World]],
+) -> None:
     world = await make(**RETRY)
     job_id = await world.runs()
     await world.ends(job_id, "failed")
@@ -159,7 +171,7 @@ async def test_the_end_of_an_older_attempt_that_is_told_again_changes_nothing(ma
     assert await world.job(job_id) == ("pending", 2, ["failed"])
 
 
-async def test_backoff_ends_at_a_day(make):
+async def test_backoff_ends_at_a_day(make: Callable[..., Awaitable[World]]) -> None:
     world = await make(retry={"limit": 32, "backoffSeconds": 86400})
     job_id = await world.runs()
     await world.ends(job_id, "failed")
@@ -168,7 +180,7 @@ async def test_backoff_ends_at_a_day(make):
     assert world.jobs.waits_for(job_id) == "retry at 2026-03-31T12:00:00Z"
 
 
-async def test_a_retry_survives_a_restart(make):
+async def test_a_retry_survives_a_restart(make: Callable[..., Awaitable[World]]) -> None:
     world = await make(**RETRY)
     job_id = await world.runs()
     await world.ends(job_id, "interrupted")
@@ -180,7 +192,7 @@ async def test_a_retry_survives_a_restart(make):
     assert world.sent == [job_id, f"{job_id}.2"]
 
 
-async def test_a_cancel_ends_all_attempts(make):
+async def test_a_cancel_ends_all_attempts(make: Callable[..., Awaitable[World]]) -> None:
     world = await make(**RETRY)
     job_id = await world.runs()
     await world.ends(job_id, "failed")
@@ -189,7 +201,7 @@ async def test_a_cancel_ends_all_attempts(make):
     assert (await world.job(job_id), world.sent) == (("cancelled", 2, ["failed"]), [job_id])
 
 
-async def test_a_run_that_is_being_cancelled_is_not_tried_again(make):
+async def test_a_run_that_is_being_cancelled_is_not_tried_again(make: Callable[..., Awaitable[World]]) -> None:
     world = await make(**RETRY)
     job_id = await world.runs()
     await world.services.runs.cancel(ME, job_id)
@@ -197,7 +209,7 @@ async def test_a_run_that_is_being_cancelled_is_not_tried_again(make):
     assert await world.job(job_id) == ("interrupted", 1, [])
 
 
-async def test_a_schedule_that_is_gone_is_not_tried_again(make):
+async def test_a_schedule_that_is_gone_is_not_tried_again(make: Callable[..., Awaitable[World]]) -> None:
     world = await make(**RETRY)
     job_id = await world.runs()
     await world.services.schedules.delete(ME, "ns", "etc")
@@ -209,7 +221,9 @@ async def test_a_schedule_that_is_gone_is_not_tried_again(make):
 
 
 @pytest.mark.parametrize("restarts", [False, True])
-async def test_a_job_that_waited_for_longer_than_its_deadline_ends_as_failed(make, restarts):
+async def test_a_job_that_waited_for_longer_than_its_deadline_ends_as_failed(
+    make: Callable[..., Awaitable[World]], restarts: bool
+) -> None:
     world = await make(online=False, startingDeadlineSeconds=600, **RETRY)
     job_id = await world.runs()
     await world.passes(seconds=599)
@@ -218,13 +232,14 @@ async def test_a_job_that_waited_for_longer_than_its_deadline_ends_as_failed(mak
         await world.restart()
     await world.passes(seconds=1)
     row = await world.store.read(get_job, job_id)
+    assert row is not None
     assert (row["status"], row["reason"]) == ("failed", "DeadlineExceeded")
     world.jobs.connected("a", ())
     await world.settled()
     assert world.sent == []
 
 
-async def test_the_deadline_is_for_the_first_attempt_alone(make):
+async def test_the_deadline_is_for_the_first_attempt_alone(make: Callable[..., Awaitable[World]]) -> None:
     world = await make(startingDeadlineSeconds=30, **RETRY)
     job_id = await world.runs()
     await world.passes(seconds=40)
@@ -236,7 +251,9 @@ async def test_the_deadline_is_for_the_first_attempt_alone(make):
 # What is known of the repository.
 
 
-async def test_a_problem_of_a_repository_is_told_until_a_job_goes_well_and_after_a_restart(make):
+async def test_a_problem_of_a_repository_is_told_until_a_job_goes_well_and_after_a_restart(
+    make: Callable[..., Awaitable[World]],
+) -> None:
     world = await make(**RETRY)
     repository = world.parts.catalog.repositories["ns", "main"].id
     first = await world.runs()
@@ -257,7 +274,9 @@ async def test_a_problem_of_a_repository_is_told_until_a_job_goes_well_and_after
     assert world.services.health.problem(repository) is None
 
 
-async def test_a_failure_of_the_job_alone_is_no_problem_of_its_repository(make):
+async def test_a_failure_of_the_job_alone_is_no_problem_of_its_repository(
+    make: Callable[..., Awaitable[World]],
+) -> None:
     world = await make()
     await world.ends(await world.runs(), "failed", reason="HookFailed")
     assert world.services.health.problem(world.parts.catalog.repositories["ns", "main"].id) is None

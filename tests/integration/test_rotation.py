@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from server.access.vault import Vault
-from server.app import Config, serving
+from server.app import Config, Running, serving
 from tests.integration.conftest import Connect
 from tests.plain import NO_TLS
 
@@ -25,7 +25,7 @@ async def test_after_a_restart_the_old_key_opens_nothing_any_more(tmp_path: Path
 
     told = []
 
-    async def hear(server) -> None:
+    async def hear(server: Running) -> None:
         async with connect(to=server, token=server.agent_token) as agent:
             told.append((await agent.hears("repo.credentials"))["repositories"])
 
@@ -38,6 +38,7 @@ async def test_after_a_restart_the_old_key_opens_nothing_any_more(tmp_path: Path
 
 async def with_keys(config: Config, keys: str, act: Callable[..., Awaitable[None]] | None = None) -> None:
     """Start a server with these keys, do something with it, and stop it."""
+    assert config.vault_key is not None
     config.vault_key.touch(0o600)
     config.vault_key.write_text(keys)
     async with serving(config) as server:
@@ -45,7 +46,7 @@ async def with_keys(config: Config, keys: str, act: Callable[..., Awaitable[None
             await act(server)
 
 
-async def declare(server) -> None:
+async def declare(server: Running) -> None:
     headers = {"authorization": f"Bearer {server.admin_token}"}
     async with httpx.AsyncClient(
         base_url=f"http://127.0.0.1:{server.port}/api/v1", headers=headers, verify=NO_TLS

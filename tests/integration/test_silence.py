@@ -2,7 +2,10 @@
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -14,7 +17,8 @@ from agent.journal import Journal
 from agent.restic.runner import Runner
 from server.access.identity import Files
 from server.access.vault import Vault
-from server.app import Config, assemble, serving
+from server.api.services import Services
+from server.app import Config, Parts, Running, assemble, serving
 from server.errors import NotFound
 from server.observe import clock as clocks
 from server.observe.problems import no_host
@@ -22,6 +26,7 @@ from server.resources.specs import LabelSelector
 from server.store.engine import Store
 from server.store.futures import stored
 from server.store.tables import Actor
+from tests.integration.conftest import Connect, Declare, Until
 from wire.messages import JobEnd, JobFinished
 
 pytestmark = pytest.mark.anyio
@@ -34,41 +39,43 @@ AT_TWO = datetime(2026, 3, 30, 2, tzinfo=UTC)
 
 
 class Clock:
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = START
 
-    def __call__(self):
+    def __call__(self) -> datetime:
         return self.now
 
-    def reach(self, at):
+    def reach(self, at: datetime) -> None:
         self.now = max(at, self.now)
 
 
 class Story:
     """A control plane to which anything happens, and beside it what should be told of it."""
 
-    def __init__(self, store, seed):
+    def __init__(self, store: Store, seed: int) -> None:
         self.store, self.rng, self.clock = store, random.Random(seed), Clock()
         self.vault, self._ids = Vault([Vault.new_key()]), 0
         self.parts = self.fresh()
-        self.hosts, self.schedules = {}, {}  # labels by name; (role, enabled) by name
-        self.began, self.succeeded = {}, {}
+        self.hosts: dict[str, str] = {}  # roles by name
+        self.schedules: dict[str, tuple[str | None, bool]] = {}  # role and whether it is enabled, by name
+        self.began: dict[tuple[str, str], datetime] = {}
+        self.succeeded: dict[tuple[str, str], datetime] = {}
 
-    def fresh(self):
+    def fresh(self) -> Parts:
         return assemble(self.store, self.vault, self.clock, self.new_id, Files("admin", "agent"))
 
     @property
-    def services(self):
+    def services(self) -> Services:
         return self.parts.services
 
-    def new_id(self):
+    def new_id(self) -> str:
         self._ids += 1
         return f"id{self._ids}"
 
-    async def begin(self):
+    async def begin(self) -> None:
         await self.services.repositories.put(ME, {"metadata": {"namespace": "ns", "name": "r"}, "spec": {"url": "/b"}})
 
-    async def step(self):
+    async def step(self) -> None:
         self.clock.now += timedelta(minutes=self.rng.randint(1, 600))
         happens = (self.put_host, self.put_schedule, self.put_schedule, self.succeed, self.succeed, self.delete)
         await self.rng.choice((*happens, self.restart))()
@@ -80,12 +87,12 @@ class Story:
         }
         self.began = {pair: self.began.get(pair, self.clock.now) for pair in should}
 
-    async def put_host(self):
+    async def put_host(self) -> None:
         name, role = self.rng.choice("abcd"), self.rng.choice(("db", "web"))
         await self.services.hosts.put(ME, name, {"role": role})
         self.hosts[name] = role
 
-    async def put_schedule(self):
+    async def put_schedule(self) -> None:
         name, role, enabled = self.rng.choice("xyz"), self.rng.choice(ROLES), self.rng.random() < 0.7
         cron = self.rng.choice(("0 2 * * *", "@hourly"))
         selector = {} if role is None else {"matchLabels": {"role": role}}
@@ -94,7 +101,7 @@ class Story:
         await self.services.schedules.put(ME, {"metadata": metadata, "spec": spec | {"hostSelector": selector}})
         self.schedules[name] = (role, enabled)
 
-    async def succeed(self):
+    async def succeed(self) -> None:
         """A run on some host ends, well or not."""
         if not self.began:
             return
@@ -106,7 +113,7 @@ class Story:
         if status != "failed":
             self.succeeded[schedule, host] = self.clock.now
 
-    async def delete(self):
+    async def delete(self) -> None:
         name = self.rng.choice("abcdxyz")
         try:
             await (
@@ -120,22 +127,24 @@ class Story:
         self.schedules.pop(name, None)
         self.succeeded = {pair: at for pair, at in self.succeeded.items() if name not in pair}
 
-    async def restart(self):
+    async def restart(self) -> None:
         self.services.dispatcher.close()
         self.parts = self.fresh()
         await self.parts.loader.load(self.store, self.vault)
 
-    def told(self):
+    def told(self) -> dict[tuple[str, str], float]:
         families = {it.name: it for it in self.parts.registry.collect()}
         samples = families["lamplighter_last_success_timestamp_seconds"].samples
         return {(it.labels["schedule"], it.labels["host"]): it.value for it in samples}
 
-    def expected(self):
+    def expected(self) -> dict[tuple[str, str], float]:
         return {pair: max(at, self.succeeded.get(pair, at)).timestamp() for pair, at in self.began.items()}
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_there_is_a_series_for_each_host_that_should_have_a_success_and_no_other(tmp_path, seed):
+async def test_there_is_a_series_for_each_host_that_should_have_a_success_and_no_other(
+    tmp_path: Path, seed: int
+) -> None:
     store = Store.open(tmp_path / "lamplighter.db")
     story = Story(store, seed)
     await story.begin()
@@ -147,29 +156,31 @@ async def test_there_is_a_series_for_each_host_that_should_have_a_success_and_no
 
 
 @pytest.fixture
-def clock():
+def clock() -> Clock:
     return Clock()
 
 
 @pytest.fixture
-async def server(tmp_path, clock):
+async def server(tmp_path: Path, clock: Clock) -> AsyncIterator[Running]:
     async with serving(Config(tmp_path, port=0), clock) as running:
         yield running
 
 
-async def status(api, name="etc"):
+async def status(api: httpx.AsyncClient, name: str = "etc") -> Any:
     return (await api.get(f"/schedules/ns/{name}")).raise_for_status().json()["status"]
 
 
-def reasons(told):
+def reasons(told: Any) -> list[Any]:
     return [it["reason"] for it in told["problems"]]
 
 
-def expression(key, operator, *values):
+def expression(key: str, operator: str, *values: str) -> dict[str, Any]:
     return {"matchExpressions": [{"key": key, "operator": operator, "values": list(values)}]}
 
 
-async def test_a_schedule_without_hosts_is_told_and_so_is_one_that_gets_none(api, declare):
+async def test_a_schedule_without_hosts_is_told_and_so_is_one_that_gets_none(
+    api: httpx.AsyncClient, declare: Declare
+) -> None:
     await declare("etc", hostSelector={"matchLabels": {"role": "db"}})
     told = await status(api)
     said = "it runs nowhere: there is no host that it may run on; start an agent, or declare a Host"
@@ -184,7 +195,9 @@ async def test_a_schedule_without_hosts_is_told_and_so_is_one_that_gets_none(api
     )
 
 
-async def test_a_repository_that_no_password_opens_is_told_and_so_is_each_schedule_that_uses_it(api, declare):
+async def test_a_repository_that_no_password_opens_is_told_and_so_is_each_schedule_that_uses_it(
+    api: httpx.AsyncClient, declare: Declare
+) -> None:
     await api.put("/hosts/db-1", json={"labels": {}})
     for given in ({}, {"credentials": {"env": {"AWS_ACCESS_KEY_ID": "id"}}}):
         await api.put("/repositories/ns/main", json={"spec": {"url": "/b"}, **given})
@@ -207,13 +220,17 @@ async def test_a_repository_that_no_password_opens_is_told_and_so_is_each_schedu
         (expression("role", "NotIn", "db", "web"), "every host has the label role with one of db, web"),
     ],
 )
-def test_why_no_host_is_selected_is_told_by_the_labels_that_there_are(selector, said):
+def test_why_no_host_is_selected_is_told_by_the_labels_that_there_are(
+    selector: dict[str, dict[str, str]], said: str
+) -> None:
     hosts = [{"role": "db", "pool": "a"}, {"role": "web", "pool": "b"}]
     told = no_host(msgspec.convert(selector, LabelSelector), iter(hosts))
     assert told == f"hostSelector selects no host: {said}; change hostSelector, or the labels of a host"
 
 
-async def test_a_schedule_that_is_disabled_is_no_trouble(api, declare, clock):
+async def test_a_schedule_that_is_disabled_is_no_trouble(
+    api: httpx.AsyncClient, declare: Declare, clock: Clock
+) -> None:
     await declare("etc", enabled=False)
     await declare("srv", enabled=False, hostSelector={"matchLabels": {"role": "db"}})
     await api.put("/hosts/a", json={"labels": {}})
@@ -221,7 +238,9 @@ async def test_a_schedule_that_is_disabled_is_no_trouble(api, declare, clock):
     assert reasons(await status(api)) == reasons(await status(api, "srv")) == []
 
 
-async def test_a_host_that_never_had_a_success_is_overdue(declare, api, clock):
+async def test_a_host_that_never_had_a_success_is_overdue(
+    declare: Declare, api: httpx.AsyncClient, clock: Clock
+) -> None:
     await declare("etc")
     for host in "abcdefg":
         await api.put(f"/hosts/{host}", json={"labels": {}})
@@ -241,7 +260,9 @@ async def test_a_host_that_never_had_a_success_is_overdue(declare, api, clock):
 HOOKS = {"before": ["/bin/freeze", "--now"], "after": ["/bin/thaw"]}
 
 
-async def test_a_hook_that_agents_do_not_allow_is_told_with_the_hosts_names(api, declare, connect):
+async def test_a_hook_that_agents_do_not_allow_is_told_with_the_hosts_names(
+    api: httpx.AsyncClient, declare: Declare, connect: Connect
+) -> None:
     await declare("etc", hooks=HOOKS)
     for host, allowed in {"a": [], "b": ["/bin/freeze"], "c": ["/bin/thaw", "/bin/freeze"], "d": None}.items():
         said = {} if allowed is None else {"allowed_hooks": allowed}
@@ -262,7 +283,7 @@ async def test_a_hook_that_agents_do_not_allow_is_told_with_the_hosts_names(api,
     assert reasons(await status(api)) == []
 
 
-async def test_a_run_on_no_host_has_failed(api, declare):
+async def test_a_run_on_no_host_has_failed(api: httpx.AsyncClient, declare: Declare) -> None:
     await declare("etc", hostSelector={"matchLabels": {"role": "db"}})
     await api.put("/hosts/db-1", json={"labels": {"role": "db"}})
     nowhere = {"schedule": "etc", "hostSelector": {"matchLabels": {"role": "web"}}}
@@ -275,7 +296,9 @@ async def test_a_run_on_no_host_has_failed(api, declare):
     assert (answer.status_code, "hostSelector" in answer.json()["detail"]) == (httpx.codes.CONFLICT, True)
 
 
-async def test_why_a_run_failed_is_told_with_the_hosts_name(api, declare, connect, until):
+async def test_why_a_run_failed_is_told_with_the_hosts_name(
+    api: httpx.AsyncClient, declare: Declare, connect: Connect, until: Until
+) -> None:
     await declare("etc")
     async with connect() as agent:
         await agent.follow()
@@ -292,7 +315,9 @@ async def test_why_a_run_failed_is_told_with_the_hosts_name(api, declare, connec
     assert run["failures"] == [failure]
 
 
-async def test_a_run_that_left_something_undone_is_told_also_after_a_restart(server, clock, connect, api, declare):
+async def test_a_run_that_left_something_undone_is_told_also_after_a_restart(
+    server: Running, clock: Clock, connect: Connect, api: httpx.AsyncClient, declare: Declare
+) -> None:
     """A path of the backup that is gone is a warning, after which the snapshot of the others counts as a success."""
     await declare("etc")
     said = "1 paths could not be read and are not in the snapshot"
@@ -317,10 +342,12 @@ async def test_a_run_that_left_something_undone_is_told_also_after_a_restart(ser
     again.services.dispatcher.close()
 
 
-async def test_a_failure_stays_in_the_metric_until_the_next_success(server, clock, connect, declare):
+async def test_a_failure_stays_in_the_metric_until_the_next_success(
+    server: Running, clock: Clock, connect: Connect, declare: Declare
+) -> None:
     """A job that runs once a day is not forgotten after an hour."""
 
-    def told(server):
+    def told(server: Running) -> list[Any]:
         families = {it.name: it.samples for it in server.parts.registry.collect()}
         names = ("lamplighter_failed_hosts", "lamplighter_incomplete_hosts")
         return [sum(it.value for it in families[name]) for name in names]
@@ -339,8 +366,8 @@ async def test_a_failure_stays_in_the_metric_until_the_next_success(server, cloc
 
 
 async def test_a_clock_that_is_set_wrong_while_its_agent_is_connected_is_told(
-    server, api, clock, until, tmp_path, monkeypatch
-):
+    server: Running, api: httpx.AsyncClient, clock: Clock, until: Until, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("agent.service.CLOCK_S", 0.01)
     ahead = timedelta()
     journal, memory = Journal.open(tmp_path / "journal.jsonl")
@@ -350,14 +377,14 @@ async def test_a_clock_that_is_set_wrong_while_its_agent_is_connected_is_told(
     )
     running = asyncio.create_task(service.run())
 
-    async def problems():
+    async def problems() -> list[Any] | None:
         answer = await api.get("/hosts/node-1")
         return [it["reason"] for it in answer.json()["problems"]] if answer.is_success else None
 
-    async def well():
+    async def well() -> Any:
         return await problems() == []
 
-    async def told():
+    async def told() -> Any:
         return await problems() == ["ClockSkew"]
 
     await until(well)
@@ -369,8 +396,10 @@ async def test_a_clock_that_is_set_wrong_while_its_agent_is_connected_is_told(
     await running
 
 
-async def test_a_host_that_no_enabled_schedule_selects_is_counted(server, api, declare):
-    def told():
+async def test_a_host_that_no_enabled_schedule_selects_is_counted(
+    server: Running, api: httpx.AsyncClient, declare: Declare
+) -> None:
+    def told() -> list[Any]:
         families = {it.name: it.samples for it in server.parts.registry.collect()}
         return [it.value for it in families["lamplighter_hosts_without_schedules"]]
 
@@ -383,7 +412,9 @@ async def test_a_host_that_no_enabled_schedule_selects_is_counted(server, api, d
     assert ((await api.get("/hosts/a")).json()["schedules"], told()) == (0, [1])
 
 
-async def test_a_run_that_goes_on_beyond_its_limit_is_told_also_after_a_restart(server, clock, connect, api, declare):
+async def test_a_run_that_goes_on_beyond_its_limit_is_told_also_after_a_restart(
+    server: Running, clock: Clock, connect: Connect, api: httpx.AsyncClient, declare: Declare
+) -> None:
     """Its agent should have stopped it, and hangs."""
     schedule_id = await declare("etc", timeoutSeconds=3600)
     async with connect() as agent:
@@ -412,7 +443,9 @@ async def test_a_run_that_goes_on_beyond_its_limit_is_told_also_after_a_restart(
 
 @pytest.mark.parametrize("ahead", [timedelta(hours=2), 400 * DAY])
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_a_clock_that_was_ahead_hides_nothing_and_holds_nothing_up(tmp_path, ahead, restarted, until):
+async def test_a_clock_that_was_ahead_hides_nothing_and_holds_nothing_up(
+    tmp_path: Path, ahead: timedelta, restarted: bool, until: Until
+) -> None:
     """A machine may start with a wrong clock, which is set right while the server runs, or before its next start.
     What was declared and run by then is due, overdue and hangs by the right clock."""
     store = Store.open(tmp_path / "lamplighter.db")
@@ -439,14 +472,14 @@ async def test_a_clock_that_was_ahead_hides_nothing_and_holds_nothing_up(tmp_pat
     if restarted:
         await story.restart()
 
-    async def noticed():
+    async def noticed() -> Any:
         return max(story.told().values()) <= START.timestamp()
 
     await until(noticed)
     clock.now += timedelta(hours=2, seconds=1)
 
-    async def told():
-        covers = await story.services.coverage.schedules(it.id for it in story.parts.catalog.schedules.values())
+    async def told() -> dict[str, Any]:
+        covers = await story.services.coverage.schedules([it.id for it in story.parts.catalog.schedules.values()])
         names = {row.id: row.name for row in story.parts.catalog.schedules.values()}
         return {names[id_]: (it.overdue, len(it.hanging)) for id_, it in covers.items()}
 
@@ -458,7 +491,7 @@ async def test_a_clock_that_was_ahead_hides_nothing_and_holds_nothing_up(tmp_pat
     await store.close()
 
 
-async def test_what_a_clock_that_was_ahead_recorded_is_not_taken_for_the_newest(tmp_path):
+async def test_what_a_clock_that_was_ahead_recorded_is_not_taken_for_the_newest(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "lamplighter.db")
     story = Story(store, 0)
     await story.begin()
@@ -477,12 +510,14 @@ async def test_what_a_clock_that_was_ahead_recorded_is_not_taken_for_the_newest(
     await store.close()
 
 
-async def test_a_repository_that_nobody_verified_in_time_is_told(api, clock, server):
+async def test_a_repository_that_nobody_verified_in_time_is_told(
+    api: httpx.AsyncClient, clock: Clock, server: Running
+) -> None:
     for name, spec in (("main", {"url": "/b", "verifyWithinDays": 7}), ("other", {"url": "/b"})):
         body = {"spec": spec, "credentials": {"password": "open sesame"}}
         await api.put(f"/repositories/ns/{name}", json=body)
 
-    async def problems():
+    async def problems() -> dict[str, Any]:
         found = (await api.get("/repositories")).json()["items"]
         return {it["metadata"]["name"]: reasons(it["status"]) for it in found}
 

@@ -4,12 +4,13 @@ import asyncio
 import logging
 import sqlite3
 import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
 from server.errors import Unavailable
 from server.store import batch as bulk
@@ -53,7 +54,7 @@ from server.store.load import load_all
 from server.store.logs import MAX_LOG_BYTES, MAX_LOG_LINES, list_log, log_lines
 from server.store.rows import AuditRow, HostRow, JobRow, Joined, OpenJob, RepositoryRow, Retry, ScheduleRow
 from server.store.tables import AUDIT, HOSTS, JOBS, REPOSITORIES, SCHEDULES, stored
-from wire.messages import JobFinished
+from wire.messages import JobEnd, JobFinished
 
 pytestmark = pytest.mark.anyio
 
@@ -61,12 +62,12 @@ NOW = datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=UTC)
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def db(request, tmp_path):
+async def db(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     if request.param == "sqlite":
         opened = Store.open(tmp_path / "data" / "lamplighter.db")
     else:
@@ -76,7 +77,7 @@ async def db(request, tmp_path):
 
 
 @pytest.fixture
-async def sqlite_db(tmp_path):
+async def sqlite_db(tmp_path: Path) -> AsyncIterator[Store]:
     opened = Store.open(tmp_path / "data" / "lamplighter.db")
     yield opened
     await opened.close()
@@ -85,47 +86,61 @@ async def sqlite_db(tmp_path):
 class Gate:
     """A batch statement that holds the writer until it is let go: what is written meanwhile gathers behind it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.entered, self.let_go = threading.Event(), threading.Event()
 
-    def __call__(self, conn, items):
+    def __call__(self, conn: sa.Connection, items: Sequence[Any]) -> list[Any]:
         self.entered.set()
         assert self.let_go.wait(10)
         return [None] * len(items)
 
-    async def hold(self, db):
+    async def hold(self, db: Store) -> asyncio.Task[Any]:
         held = asyncio.create_task(db.write(self, None))
         await asyncio.to_thread(self.entered.wait, 10)
         return held
 
 
-def job(job_id, host="node-1", scheduled_id="s1", scheduled_at=NOW, created_at=NOW, **values):
+def job(
+    job_id: str,
+    host: str = "node-1",
+    scheduled_id: str = "s1",
+    scheduled_at: datetime | None = NOW,
+    created_at: datetime = NOW,
+    **values: Any,
+) -> JobRow:
     made = JobRow(job_id, host, "backup", "schedule", "ns/etc", scheduled_id, scheduled_at, 0, "{}", created_at)
     return made._replace(**values)
 
 
-def end(job_id, status="succeeded", **values):
+def end(job_id: str, status: JobEnd = "succeeded", **values: Any) -> JobFinished:
     return JobFinished(job_id, status, NOW, **values)
 
 
-def host(name, **values):
+def host(name: str, **values: Any) -> HostRow:
     return HostRow(name, {"role": "db"}, NOW, NOW)._replace(**values)
 
 
-def insert_host(conn, names):
+async def found(db: Store, query: Callable[..., dict[str, Any] | None], *key: Any) -> dict[str, Any]:
+    """The row that a query reads, which is there."""
+    row = await db.read(query, *key)
+    assert row is not None
+    return row
+
+
+def insert_host(conn: sa.Connection, names: Sequence[str]) -> list[Any]:
     for name in names:
         conn.execute(sa.insert(HOSTS).values(name=name, created_at=NOW, since=NOW))
     return list(names)
 
 
-def count(conn, table):
+def count(conn: sa.Connection, table: sa.Table) -> int | None:
     return conn.execute(sa.select(sa.func.count()).select_from(table)).scalar()
 
 
 # Writing.
 
 
-async def test_files_are_for_this_user_only(sqlite_db, tmp_path):
+async def test_files_are_for_this_user_only(sqlite_db: Store, tmp_path: Path) -> None:
     await sqlite_db.write(upsert_hosts, host("node-1"))
     modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "data").iterdir()}
     its = ("lamplighter.db", "lamplighter.db-wal", "lamplighter.db-shm", "lamplighter.db.lock")
@@ -133,22 +148,22 @@ async def test_files_are_for_this_user_only(sqlite_db, tmp_path):
     assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
 
 
-async def test_commits_are_durable_and_keys_are_held(sqlite_db):
-    def pragmas(conn, items):
+async def test_commits_are_durable_and_keys_are_held(sqlite_db: Store) -> None:
+    def pragmas(conn: sa.Connection, items: Sequence[Any]) -> list[Any]:
         names = ("journal_mode", "synchronous", "foreign_keys")
         return [[conn.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]] * len(items)
 
     assert await sqlite_db.write(pragmas, None) == ["wal", 2, 1]
 
 
-async def test_neighbours_with_one_function_are_handed_over_together_and_in_order(db):
+async def test_neighbours_with_one_function_are_handed_over_together_and_in_order(db: Store) -> None:
     seen = []
 
-    def first(conn, items):
+    def first(conn: sa.Connection, items: Sequence[Any]) -> list[Any]:
         seen.append(("first", *items))
         return [item * 10 for item in items]
 
-    def second(conn, items):
+    def second(conn: sa.Connection, items: Sequence[Any]) -> list[Any]:
         seen.append(("second", *items))
         return [item * 100 for item in items]
 
@@ -162,7 +177,7 @@ async def test_neighbours_with_one_function_are_handed_over_together_and_in_orde
     await held
 
 
-async def test_one_bad_call_hurts_only_itself(db, caplog):
+async def test_one_bad_call_hurts_only_itself(db: Store, caplog: pytest.LogCaptureFixture) -> None:
     gate = Gate()
     held = await gate.hold(db)
     names = ["a", "b", "a", "c"]
@@ -176,7 +191,7 @@ async def test_one_bad_call_hurts_only_itself(db, caplog):
     await held
 
 
-async def test_values_stay_out_of_errors(db, caplog):
+async def test_values_stay_out_of_errors(db: Store, caplog: pytest.LogCaptureFixture) -> None:
     secret = RepositoryRow("r1", "ns", "main", {}, {}, 1, NOW, NOW, "s3cret")
     await db.write(upsert_repositories, secret)
     with pytest.raises(sa.exc.IntegrityError) as refused:
@@ -184,7 +199,7 @@ async def test_values_stay_out_of_errors(db, caplog):
     assert "s3cret" not in str(refused.value) + repr(secret) + caplog.text
 
 
-async def test_a_waiter_that_gives_up_disturbs_nobody(db):
+async def test_a_waiter_that_gives_up_disturbs_nobody(db: Store) -> None:
     gate = Gate()
     held = await gate.hold(db)
     waiting = [asyncio.create_task(db.write(insert_host, name)) for name in ("a", "b")]
@@ -196,11 +211,11 @@ async def test_a_waiter_that_gives_up_disturbs_nobody(db):
     await held
 
 
-async def test_a_read_is_of_one_snapshot(db):
+async def test_a_read_is_of_one_snapshot(db: Store) -> None:
     await db.write(upsert_hosts, host("node-1"))
     seen, go_on = threading.Event(), threading.Event()
 
-    def twice(conn):
+    def twice(conn: sa.Connection) -> tuple[int | None, int | None]:
         first = count(conn, HOSTS)
         seen.set()
         assert go_on.wait(10)
@@ -213,14 +228,16 @@ async def test_a_read_is_of_one_snapshot(db):
     assert await reading == (1, 1)
 
 
-async def test_what_is_answered_is_on_disk_for_others(sqlite_db, tmp_path):
+async def test_what_is_answered_is_on_disk_for_others(sqlite_db: Store, tmp_path: Path) -> None:
     await sqlite_db.write(upsert_hosts, host("node-1"))
     other = sqlite3.connect(tmp_path / "data" / "lamplighter.db")
     assert other.execute("SELECT name FROM hosts").fetchall() == [("node-1",)]
     other.close()
 
 
-async def test_a_locked_database_is_told_to_all_at_once_and_then_forgotten(sqlite_db, tmp_path, caplog):
+async def test_a_locked_database_is_told_to_all_at_once_and_then_forgotten(
+    sqlite_db: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     db = sqlite_db
     await db.write(lambda conn, items: [conn.exec_driver_sql("PRAGMA busy_timeout=1").scalar()], None)
     other = sqlite3.connect(tmp_path / "data" / "lamplighter.db", isolation_level=None)
@@ -232,8 +249,10 @@ async def test_a_locked_database_is_told_to_all_at_once_and_then_forgotten(sqlit
     assert await db.write(insert_host, "a") == "a"
 
 
-async def test_a_database_that_cannot_be_read_now_is_told_as_that_and_then_read_again(db, tmp_path):
-    def lose(conn):
+async def test_a_database_that_cannot_be_read_now_is_told_as_that_and_then_read_again(
+    db: Store, tmp_path: Path
+) -> None:
+    def lose(conn: sa.Connection) -> None:
         if conn.dialect.name == "postgresql":
             conn.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid())")
         raise sa.exc.OperationalError("SELECT", {}, sqlite3.OperationalError("disk I/O error"))
@@ -243,7 +262,7 @@ async def test_a_database_that_cannot_be_read_now_is_told_as_that_and_then_read_
     assert await db.read(list_hosts, None, 10) == []
 
 
-async def test_more_calls_than_may_wait_are_refused(db, monkeypatch):
+async def test_more_calls_than_may_wait_are_refused(db: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "MAX_WAITING", 1)
     gate = Gate()
     held = await gate.hold(db)
@@ -256,7 +275,7 @@ async def test_more_calls_than_may_wait_are_refused(db, monkeypatch):
     await held
 
 
-async def test_readers_go_on_while_the_writer_works(db):
+async def test_readers_go_on_while_the_writer_works(db: Store) -> None:
     gate = Gate()
     held = await gate.hold(db)
     assert await asyncio.gather(*(db.read(count, HOSTS) for _ in range(10))) == [0] * 10
@@ -264,7 +283,7 @@ async def test_readers_go_on_while_the_writer_works(db):
     await held
 
 
-async def test_close_drains_and_then_refuses(tmp_path):
+async def test_close_drains_and_then_refuses(tmp_path: Path) -> None:
     db = Store.open(tmp_path / "lamplighter.db")
     gate = Gate()
     held = await gate.hold(db)
@@ -282,7 +301,7 @@ async def test_close_drains_and_then_refuses(tmp_path):
     await db.close()
 
 
-async def test_close_is_bounded(tmp_path):
+async def test_close_is_bounded(tmp_path: Path) -> None:
     db = Store.open(tmp_path / "lamplighter.db")
     gate = Gate()
     held = await gate.hold(db)
@@ -293,7 +312,7 @@ async def test_close_is_bounded(tmp_path):
     await held
 
 
-async def test_what_was_committed_is_there_when_opened_again(tmp_path):
+async def test_what_was_committed_is_there_when_opened_again(tmp_path: Path) -> None:
     for name in ("a", "b"):
         db = Store.open(tmp_path / "lamplighter.db")
         await db.write(insert_host, name)
@@ -304,12 +323,14 @@ async def test_what_was_committed_is_there_when_opened_again(tmp_path):
 
 
 @pytest.mark.parametrize("location", ["sqlite://", "sqlite:///:memory:"])
-def test_a_database_in_memory_is_refused(location):
+def test_a_database_in_memory_is_refused(location: str) -> None:
     with pytest.raises(StoreError, match="needs a file"):
         Store.open(location)
 
 
-async def test_a_database_that_another_process_locks_is_named_with_what_to_look_at(tmp_path, monkeypatch):
+async def test_a_database_that_another_process_locks_is_named_with_what_to_look_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await Store.open(tmp_path / "lamplighter.db").close()
     monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 10)
     other = sqlite3.connect(tmp_path / "lamplighter.db", isolation_level=None)
@@ -322,13 +343,13 @@ async def test_a_database_that_another_process_locks_is_named_with_what_to_look_
 # Jobs.
 
 
-async def test_one_job_for_each_host_schedule_and_due_time(db):
+async def test_one_job_for_each_host_schedule_and_due_time(db: Store) -> None:
     first = await db.write(record_jobs, [job("1"), job("2"), job("3", host="node-2")])
     later = await db.write(record_jobs, [job("4"), job("5", scheduled_at=NOW + timedelta(microseconds=1))])
     assert (first, later) == ({"1", "3"}, {"5"})
 
 
-async def test_calls_that_share_a_commit_do_not_share_due_times(db):
+async def test_calls_that_share_a_commit_do_not_share_due_times(db: Store) -> None:
     gate = Gate()
     held = await gate.hold(db)
     calls = [[job("1")], [job("2")], [], [job("3", host="b"), job("4", host="b")]]
@@ -339,46 +360,46 @@ async def test_calls_that_share_a_commit_do_not_share_due_times(db):
     await held
 
 
-async def test_runs_by_hand_are_as_many_as_are_asked_for(db):
+async def test_runs_by_hand_are_as_many_as_are_asked_for(db: Store) -> None:
     by_hand = [job(str(at), scheduled_at=None) for at in range(3)]
     assert await db.write(record_jobs, by_hand) == {"0", "1", "2"}
 
 
-async def test_due_times_are_the_same_whatever_zone_tells_them(db):
+async def test_due_times_are_the_same_whatever_zone_tells_them(db: Store) -> None:
     there = NOW.astimezone(tz=None)
     assert await db.write(record_jobs, [job("1"), job("2", scheduled_at=there)]) == {"1"}
-    assert (await db.read(get_job, "1"))["scheduled_at"] == NOW
+    assert (await found(db, get_job, "1"))["scheduled_at"] == NOW
 
 
-async def test_a_naive_time_is_refused(db):
+async def test_a_naive_time_is_refused(db: Store) -> None:
     with pytest.raises(ValueError, match="without a zone"):
         await db.write(record_jobs, [job("1", scheduled_at=NOW.replace(tzinfo=None))])
 
 
-def test_stored_times_sort_as_time_does():
+def test_stored_times_sort_as_time_does() -> None:
     moments = [NOW.replace(microsecond=0), NOW.replace(microsecond=1), NOW, NOW + timedelta(days=300)]
     assert sorted(map(stored, moments)) == [stored(at) for at in moments]
 
 
-async def test_a_job_is_accepted_once_and_only_while_pending(db):
+async def test_a_job_is_accepted_once_and_only_while_pending(db: Store) -> None:
     await db.write(record_jobs, [job("1"), job("2", host="b")])
     await db.write(jobs_finished, [end("2")])
     accepted = [("1", NOW), ("2", NOW), ("3", NOW)]
     assert await db.write(jobs_accepted, accepted) == {"1"}
     assert await db.write(jobs_accepted, [("1", NOW + timedelta(1))]) == set()
-    row = await db.read(get_job, "1")
+    row = await found(db, get_job, "1")
     assert (row["status"], row["accepted_at"]) == ("running", NOW)
 
 
-async def test_the_first_end_of_a_job_counts(db):
+async def test_the_first_end_of_a_job_counts(db: Store) -> None:
     await db.write(record_jobs, [job("1")])
     assert await db.write(jobs_finished, [end("1", "warning", exit_code=3), end("1", "failed")]) == {"1"}
     assert await db.write(jobs_finished, [end("1", "cancelled"), end("unknown")]) == set()
-    row = await db.read(get_job, "1")
+    row = await found(db, get_job, "1")
     assert (row["status"], row["exit_code"], row["finished_at"], row["started_at"]) == ("warning", 3, NOW, None)
 
 
-async def test_of_ends_that_share_a_commit_the_first_counts(db):
+async def test_of_ends_that_share_a_commit_the_first_counts(db: Store) -> None:
     await db.write(record_jobs, [job("1")])
     gate = Gate()
     held = await gate.hold(db)
@@ -386,11 +407,11 @@ async def test_of_ends_that_share_a_commit_the_first_counts(db):
     await asyncio.sleep(0)
     gate.let_go.set()
     assert await asyncio.gather(*waiting) == [{"1"}, set()]
-    assert (await db.read(get_job, "1"))["status"] == "failed"
+    assert (await found(db, get_job, "1"))["status"] == "failed"
     await held
 
 
-async def test_open_jobs_are_those_without_an_end(db):
+async def test_open_jobs_are_those_without_an_end(db: Store) -> None:
     jobs = [job(str(at), scheduled_at=None, created_at=NOW + timedelta(at)) for at in range(4)]
     await db.write(record_jobs, jobs)
     await db.write(jobs_accepted, [("1", NOW)])
@@ -406,26 +427,26 @@ async def test_open_jobs_are_those_without_an_end(db):
     ]
 
 
-async def test_of_several_ends_of_an_attempt_the_first_counts(db):
+async def test_of_several_ends_of_an_attempt_the_first_counts(db: Store) -> None:
     await db.write(record_jobs, [job("1")])
     first, second = Retry(end("1", "failed"), 1, NOW), Retry(end("1", "interrupted"), 1, NOW + timedelta(1))
     await db.write(jobs_retried, [first, second])
     await db.write(jobs_retried, [second])
     [attempt] = await db.read(list_attempts, "1")
-    row = await db.read(get_job, "1")
+    row = await found(db, get_job, "1")
     assert (attempt["attempt"], attempt["status"]) == (1, "failed")
     assert (row["attempt"], row["status"], row["not_before"], row["sent"]) == (2, "pending", NOW, False)
 
 
-async def test_an_attempt_of_a_job_that_is_over_is_followed_by_none(db):
+async def test_an_attempt_of_a_job_that_is_over_is_followed_by_none(db: Store) -> None:
     await db.write(record_jobs, [job("1")])
     await db.write(jobs_finished, [end("1")])
     await db.write(jobs_retried, [Retry(end("1", "failed"), 1, NOW)])
     assert await db.read(list_attempts, "1") == []
-    assert (await db.read(get_job, "1"))["status"] == "succeeded"
+    assert (await found(db, get_job, "1"))["status"] == "succeeded"
 
 
-async def test_jobs_are_listed_newest_first_in_pages_that_do_not_overlap(db):
+async def test_jobs_are_listed_newest_first_in_pages_that_do_not_overlap(db: Store) -> None:
     jobs = [job(f"{at:02}", scheduled_at=None, created_at=NOW + timedelta(at // 2)) for at in range(9)]
     await db.write(record_jobs, jobs)
     listed, after = [], None
@@ -435,7 +456,7 @@ async def test_jobs_are_listed_newest_first_in_pages_that_do_not_overlap(db):
     assert listed == [made.id for made in reversed(jobs)]
 
 
-async def test_jobs_are_filtered_by_their_columns(db):
+async def test_jobs_are_filtered_by_their_columns(db: Store) -> None:
     await db.write(record_jobs, [job("1"), job("2", host="b"), job("3", host="b", scheduled_id="s2")])
     found = await db.read(list_jobs, {"host": "b", "scheduled_id": "s2"}, None, 10)
     assert [row["id"] for row in found] == ["3"]
@@ -444,7 +465,7 @@ async def test_jobs_are_filtered_by_their_columns(db):
 # Logs.
 
 
-async def test_a_log_keeps_its_lines_in_order(db):
+async def test_a_log_keeps_its_lines_in_order(db: Store) -> None:
     await db.write(record_jobs, [job("1")])
     await asyncio.gather(*(db.write(log_lines, ("1", NOW, [f"{at}a", f"{at}b\0"])) for at in range(3)))
     lines = [row["line"] for row in await db.read(list_log, "1", 0, 10)]
@@ -453,7 +474,7 @@ async def test_a_log_keeps_its_lines_in_order(db):
 
 
 @pytest.mark.parametrize(("line", "kept"), [("x", MAX_LOG_LINES), ("é" * 2048, MAX_LOG_BYTES // 4096 + 1)])
-async def test_a_log_ends_at_its_limit_and_says_so(db, line, kept):
+async def test_a_log_ends_at_its_limit_and_says_so(db: Store, line: str, kept: int) -> None:
     await db.write(record_jobs, [job("1"), job("2", host="b")])
     for _ in range(12):
         await db.write(log_lines, ("1", NOW, [line] * 1000))
@@ -465,7 +486,7 @@ async def test_a_log_ends_at_its_limit_and_says_so(db, line, kept):
     assert len(await db.read(list_log, "2", 0, 10)) == 1
 
 
-async def test_lines_of_a_job_that_is_not_there_hurt_nobody(db):
+async def test_lines_of_a_job_that_is_not_there_hurt_nobody(db: Store) -> None:
     await db.write(log_lines, ("gone", NOW, ["x"]))
     assert await db.read(list_log, "gone", 0, 10) == []
 
@@ -473,20 +494,20 @@ async def test_lines_of_a_job_that_is_not_there_hurt_nobody(db):
 # What is declared.
 
 
-async def test_a_host_keeps_what_its_agent_told_when_its_labels_change(db):
+async def test_a_host_keeps_what_its_agent_told_when_its_labels_change(db: Store) -> None:
     await db.write(upsert_hosts, host("a"))
     await db.write(host_hello, ("a", "1.0", NOW))
     await db.write(host_acks, ("a", 7, "d" * 64, NOW))
     await db.write(set_desired, [("a", 7, "d" * 64), ("unknown", 1, "")])
     later = NOW + timedelta(1)
     await db.write(upsert_hosts, host("a", labels={}, created_at=later, since=later))
-    row = await db.read(get_host, "a")
+    row = await found(db, get_host, "a")
     told = {"agent_version": "1.0", "last_seen": NOW, "applied_version": 7, "applied_digest": "d" * 64}
     assert row.items() >= (told | {"created_at": NOW, "since": later, "desired_version": 7}).items()
     assert row["labels"] == {}
 
 
-async def test_of_two_acks_that_share_a_commit_the_later_counts(db):
+async def test_of_two_acks_that_share_a_commit_the_later_counts(db: Store) -> None:
     await db.write(upsert_hosts, host("a"))
     gate = Gate()
     held = await gate.hold(db)
@@ -494,10 +515,10 @@ async def test_of_two_acks_that_share_a_commit_the_later_counts(db):
     await asyncio.sleep(0)
     gate.let_go.set()
     await asyncio.gather(held, *waiting)
-    assert (await db.read(get_host, "a"))["applied_version"] == 1
+    assert (await found(db, get_host, "a"))["applied_version"] == 1
 
 
-async def test_resources_are_put_loaded_listed_and_deleted(db):
+async def test_resources_are_put_loaded_listed_and_deleted(db: Store) -> None:
     spec = {"cron": "0 2 * * *", "backup": {"paths": ["/etc", "/π"]}, "enabled": None}
     made = ScheduleRow("s1", "ns", "etc", {"a": "b"}, spec, 1, NOW, NOW, NOW)
     await db.write(upsert_schedules, made)
@@ -511,7 +532,7 @@ async def test_resources_are_put_loaded_listed_and_deleted(db):
     assert await db.read(list_resources, SCHEDULES, None, 10) == []
 
 
-async def test_since_when_hosts_have_schedules_is_put_loaded_deleted_and_goes_with_what_it_is_of(db):
+async def test_since_when_hosts_have_schedules_is_put_loaded_deleted_and_goes_with_what_it_is_of(db: Store) -> None:
     for schedule in ("s1", "s2"):
         await db.write(upsert_schedules, ScheduleRow(schedule, "ns", schedule, {}, {}, 1, NOW, NOW, NOW))
     for name in "abc":
@@ -521,7 +542,7 @@ async def test_since_when_hosts_have_schedules_is_put_loaded_deleted_and_goes_wi
     rows = [Joined(*pair, NOW) for pair in pairs]
     await asyncio.gather(*(db.write(upsert_joined, row) for row in [*rows, rows[0]._replace(since=later)]))
 
-    async def joined():
+    async def joined() -> list[Any]:
         return sorted((await db.read(load_all, NOW)).joined)
 
     assert await joined() == [rows[0]._replace(since=later), *rows[1:]]
@@ -533,28 +554,28 @@ async def test_since_when_hosts_have_schedules_is_put_loaded_deleted_and_goes_wi
     assert await joined() == []
 
 
-async def test_when_hosts_were_last_heard_of_is_stored(db):
+async def test_when_hosts_were_last_heard_of_is_stored(db: Store) -> None:
     await db.write(upsert_hosts, host("a"))
     await db.write(hosts_seen, [("a", NOW), ("gone", NOW)])
-    assert (await db.read(get_host, "a"))["last_seen"] == NOW
+    assert (await found(db, get_host, "a"))["last_seen"] == NOW
 
 
-async def test_a_schedule_tells_when_it_was_last_due_and_run(db):
+async def test_a_schedule_tells_when_it_was_last_due_and_run(db: Store) -> None:
     await db.write(upsert_schedules, ScheduleRow("s1", "ns", "etc", {}, {}, 1, NOW, NOW, NOW))
     later, by_hand = NOW + timedelta(1), NOW + timedelta(2)
     jobs = [job("1"), job("2", scheduled_at=later, created_at=later), job("3", scheduled_at=None, created_at=by_hand)]
     await db.write(record_jobs, jobs)
-    assert (await db.read(get_resource, SCHEDULES, "ns", "etc"))["last_due"] == later
+    assert (await found(db, get_resource, SCHEDULES, "ns", "etc"))["last_due"] == later
 
 
-async def test_credentials_are_loaded_but_not_listed(db):
+async def test_credentials_are_loaded_but_not_listed(db: Store) -> None:
     made = RepositoryRow("r1", "ns", "main", {}, {"url": "/backup"}, 1, NOW, NOW, "sealed")
     await db.write(upsert_repositories, made)
     assert (await db.read(load_all, NOW)).repositories[0].credentials == "sealed"
     assert "credentials" not in (await db.read(list_resources, REPOSITORIES, None, 10))[0]
 
 
-async def test_resources_are_listed_by_namespace_and_name(db):
+async def test_resources_are_listed_by_namespace_and_name(db: Store) -> None:
     names = [("a", "y"), ("a", "z"), ("b", "x")]
     for at, (namespace, name) in enumerate(reversed(names)):
         await db.write(upsert_schedules, ScheduleRow(str(at), namespace, name, {}, {}, 1, NOW, NOW, NOW))
@@ -563,7 +584,7 @@ async def test_resources_are_listed_by_namespace_and_name(db):
     assert [(row["namespace"], row["name"]) for row in first + rest] == names
 
 
-async def test_the_audit_log_is_listed_newest_first(db):
+async def test_the_audit_log_is_listed_newest_first(db: Store) -> None:
     rows = [AuditRow(NOW, "user", "admin", "create", "Host", name, {"labels": {}}) for name in "abc"]
     await asyncio.gather(*(db.write(record_audit, row) for row in rows))
     first = await db.read(list_audit, None, 2)
@@ -573,9 +594,9 @@ async def test_the_audit_log_is_listed_newest_first(db):
     assert await db.read(count, AUDIT) == 3
 
 
-def test_statements_can_be_said_to_postgresql():
+def test_statements_can_be_said_to_postgresql() -> None:
     """No server is asked: this holds that no statement uses what only SQLite's compiler knows."""
-    dialect = postgresql.dialect()
+    dialect = sa.make_url("postgresql://").get_dialect()()
     statements: list[Any] = [
         bulk.insert_new("postgresql", JOBS, JobRow._fields),
         bulk.upsert("postgresql", SCHEDULES, ScheduleRow._fields, ("created_at",)),

@@ -94,7 +94,7 @@ def lamplighter(server: Running, tmp_path: Path) -> Callable[..., Awaitable[str]
     return run
 
 
-def read_all(descriptor) -> bytes:
+def read_all(descriptor: int) -> bytes:
     found = []
     try:
         while some := os.read(descriptor, 65536):

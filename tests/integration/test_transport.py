@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import h11
 import pytest
@@ -35,7 +34,7 @@ from server.transport import connections as transport
         (uvicorn.Server, transport._Uvicorn),
     ],
 )
-def test_what_is_replaced_is_there_and_takes_the_same(base, derived):
+def test_what_is_replaced_is_there_and_takes_the_same(base: type, derived: type) -> None:
     ours = {"abort", "keep", "write", "answers_ping", "__init__", "_await_request", "_cancel_deadline", "_end_probe"}
     for name, function in vars(derived).items():
         if inspect.isfunction(function) and name not in ours:
@@ -77,9 +76,11 @@ def test_states_and_methods_of_h11_and_websockets_that_are_leant_on_are_there() 
 def test_versions_that_are_leant_on_have_both_bounds_and_hold_for_what_is_installed(package: str) -> None:
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     (wanted,) = [it for it in project["optional-dependencies"]["server"] if re.match(rf"{package}\b", it)]
-    low, high = re.fullmatch(rf"{package}>=([0-9.]+),<([0-9.]+)", wanted).groups()
+    bounds = re.fullmatch(rf"{package}>=([0-9.]+),<([0-9.]+)", wanted)
+    assert bounds is not None
+    low, high = bounds.groups()
 
-    def number(version: str) -> list[Any]:
+    def number(version: str) -> list[int]:
         return [int(it) for it in version.split(".")]
 
     assert number(low) <= number(metadata.version(package)) < number(high)

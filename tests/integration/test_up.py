@@ -8,9 +8,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -29,56 +32,58 @@ PROMISED_S = 90
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(QUICKSTART, tmp_path / "quickstart"))
 
 
 class Up:
     """The process, what it logs, and its REST API."""
 
-    def __init__(self, process):
+    def __init__(self, process: Process) -> None:
         self.process = process
-        self.seen = []
+        self.seen: list[Any] = []
 
-    async def told(self, message, **facts):
+    async def told(self, message: str, **facts: str) -> Any:
         """The next line that says this, with these facts."""
         async with asyncio.timeout(PATIENCE_S):
+            assert self.process.stderr is not None
             while line := await self.process.stderr.readline():
                 self.seen.append(record := json.loads(line))
                 if record["message"] == message and facts.items() <= record.items():
                     return record
         raise AssertionError(f"ended without saying {message}: {self.seen}")
 
-    async def ready(self, data):
+    async def ready(self, data: Path) -> None:
         url = (await self.told("ready"))["url"]
         headers = {"authorization": f"Bearer {(data / 'admin-token').read_text().strip()}"}
         self.api = httpx.AsyncClient(base_url=f"{url}/api/v1", headers=headers, verify=NO_TLS)
 
-    async def get(self, path):
+    async def get(self, path: str) -> Any:
         answer = await self.api.get(path)
         return answer.json() if answer.is_success else None
 
-    async def jobs(self):
+    async def jobs(self) -> Any:
         return (await self.get("/jobs"))["items"]
 
-    async def schedules(self):
+    async def schedules(self) -> dict[str, Any]:
         return {it["metadata"]["name"]: it for it in (await self.get("/schedules"))["items"]}
 
-    async def in_sync(self):
+    async def in_sync(self) -> Any:
         host = await self.get("/hosts/node-1")
         versions = [(host[f"{which}_version"], host[f"{which}_digest"]) for which in ("desired", "applied")]
         return host if versions[0] == versions[1] and host["in_sync"] else None
 
-    async def stop(self):
+    async def stop(self) -> int | None:
         """Ctrl-C: the exit code."""
         self.process.send_signal(signal.SIGINT)
         async with asyncio.timeout(PATIENCE_S):
+            assert self.process.stderr is not None
             _, self.left = await asyncio.gather(self.process.wait(), self.process.stderr.read())
         return self.process.returncode
 
 
 @asynccontextmanager
-async def running(folder, *options):
+async def running(folder: Path, *options: str) -> AsyncIterator[Up]:
     """`lamplighter up` on a folder, in the folder above it, until it is left."""
     here = os.environ | {"LAMPLIGHTER_LOG_FORMAT": "json", "LAMPLIGHTER_HOST": "node-1"}
     process = await asyncio.create_subprocess_exec(
@@ -95,7 +100,9 @@ async def running(folder, *options):
             await process.communicate()
 
 
-async def eventually(probe, within_s=PATIENCE_S):
+async def eventually(
+    probe: Callable[..., Awaitable[Any]] | Callable[..., Awaitable[str]], within_s: int = PATIENCE_S
+) -> Any:
     """What the probe finds, once it finds something."""
     async with asyncio.timeout(within_s):
         while not (found := await probe()):
@@ -103,10 +110,10 @@ async def eventually(probe, within_s=PATIENCE_S):
     return found
 
 
-async def first(up, status="succeeded"):
+async def first(up: Up, status: str = "succeeded") -> Any:
     """The only job, once it has this status."""
 
-    async def probe():
+    async def probe() -> list[Any]:
         jobs = await up.jobs()
         assert len(jobs) <= 1
         return [job for job in jobs if job["status"] == status]
@@ -115,21 +122,21 @@ async def first(up, status="succeeded"):
     return job
 
 
-def restic(folder, *args):
+def restic(folder: Path, *args: Any) -> bytes:
     """restic on the quickstart's repository: what it prints."""
     repository = folder.parent / ".lamplighter" / "repository" / "node-1"
     env = os.environ | {"RESTIC_REPOSITORY": str(repository), "RESTIC_PASSWORD": "only-for-the-quickstart"}
     return subprocess.run([RESTIC, "--no-cache", *args], env=env, check=True, capture_output=True).stdout
 
 
-def contents(root):
+def contents(root: Path) -> dict[str, Any]:
     """The bytes of every file below, links left out."""
     files = (path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 @pytest.mark.slow
-async def test_the_quickstart_becomes_a_snapshot_and_carries_on_after_a_restart(folder, tmp_path):
+async def test_the_quickstart_becomes_a_snapshot_and_carries_on_after_a_restart(folder: Path, tmp_path: Path) -> None:
     async with running(folder) as up:
         job = await first(up)
         schedule = (await up.schedules())["etc"]
@@ -160,13 +167,13 @@ async def test_the_quickstart_becomes_a_snapshot_and_carries_on_after_a_restart(
     assert "pushed" not in [line["message"] for line in up.seen]
 
 
-async def ended(up, count):
+async def ended(up: Up, count: int) -> Any:
     """All jobs, once at least so many have succeeded."""
     jobs = await up.jobs()
     return jobs if [job["status"] for job in jobs].count("succeeded") >= count else None
 
 
-async def test_files_that_change_are_followed_and_a_wrong_one_hurts_no_other(folder):
+async def test_files_that_change_are_followed_and_a_wrong_one_hurts_no_other(folder: Path) -> None:
     daily = (folder / "schedule.yaml").read_text().replace('"* * * * *"', '"0 2 * * *"')
     (folder / "schedule.yaml").write_text(daily)
     async with running(folder) as up:
@@ -193,10 +200,10 @@ async def test_files_that_change_are_followed_and_a_wrong_one_hurts_no_other(fol
         assert await up.stop() == 0
 
 
-async def test_up_and_the_controller_of_a_folder_can_be_scraped_and_probed(folder, tmp_path):
+async def test_up_and_the_controller_of_a_folder_can_be_scraped_and_probed(folder: Path, tmp_path: Path) -> None:
     at = [f"127.0.0.1:{free_port()}" for _ in range(2)]
 
-    async def asked(listen, path):
+    async def asked(listen: str, path: str) -> str:
         async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as client:
             try:
                 answer = await client.get(f"http://{listen}{path}")
@@ -218,7 +225,7 @@ async def test_up_and_the_controller_of_a_folder_can_be_scraped_and_probed(folde
             await controller.wait()
 
 
-async def test_ctrl_c_ends_a_running_restic_and_its_job_as_interrupted(folder, tmp_path):
+async def test_ctrl_c_ends_a_running_restic_and_its_job_as_interrupted(folder: Path, tmp_path: Path) -> None:
     with (tmp_path / "large").open("wb") as file:
         file.truncate(1 << 40)  # holes, which take no room but are long to read
     text = (folder / "schedule.yaml").read_text().replace('"* * * * *"', '"0 2 29 2 *"')
@@ -234,7 +241,9 @@ async def test_ctrl_c_ends_a_running_restic_and_its_job_as_interrupted(folder, t
     assert restic(folder, "list", "locks") == b""
 
 
-async def test_without_restic_it_says_so_at_once_and_how_to_get_it(folder, monkeypatch):
+async def test_without_restic_it_says_so_at_once_and_how_to_get_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LAMPLIGHTER_RESTIC", "restic-that-is-not-there")
     async with running(folder) as up:
         assert "apt-get install restic" in (await up.told("restic is missing"))["remedy"]

@@ -24,17 +24,17 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_every_promise_holds_after_a_month_of_faults(seed):
+def test_every_promise_holds_after_a_month_of_faults(seed: int) -> None:
     check(play(seed))
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_every_promise_holds_after_a_month_of_faults_in_a_fleet_of_any_size(seed):
+def test_every_promise_holds_after_a_month_of_faults_in_a_fleet_of_any_size(seed: int) -> None:
     check(play(seed, drawn(seed)))
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_every_promise_holds_where_older_databases_were_put_back(seed) -> None:
+def test_every_promise_holds_where_older_databases_were_put_back(seed: int) -> None:
     story = play(seed, RESTORED)
     check(story)
     assert story.put_back

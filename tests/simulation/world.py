@@ -405,7 +405,7 @@ class Agent:
                     if isinstance(messages[0], ScheduleAck) and messages[0].version != self._kept_version():
                         world.wrongs.append(f"{self.name} acked version {messages[0].version} before it was on disk")
                     if isinstance(messages[0], JobFinished):
-                        world.said.update({end.job_id: end.status for end in messages})
+                        world.said.update({it.job_id: it.status for it in messages if isinstance(it, JobFinished)})
                     if self.pipe is not None:
                         self.pipe.to_server(messages)
                 case agent_effects.Persist(records, then):
