@@ -103,15 +103,15 @@ class Results:
 
     def status(self, key: Key, body: Object, now: datetime) -> Status | None:
         """The status that an object should have; None if it is not known yet, or final."""
-        if key in self._deferred:
-            return None
         old, error = body.get("status") or {}, self._why_not(key, body)
         uid, answered = version_of(body).uid, self._answered.get(key)
         generation = answered.generation if answered is not None and answered.uid == uid else None
+        if key in self._deferred or (error is None and generation is None):
+            return None  # the object is on its way to the server
         if key.kind in PLURALS:
             seen = self._resources.get(key)
-            if error is None and (seen is None or generation is None):
-                return None  # the server has not answered, or its answer was not read yet
+            if error is None and seen is None:
+                return None  # the server's answer was not read yet
             made = schedule_status if key.kind == "Schedule" else repository_status
             return made(old, SyncState(generation, error, seen, self._notes.get(key, "")), now)
         if key.kind == "Host":
