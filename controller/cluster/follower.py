@@ -173,10 +173,12 @@ class ClusterFollower:
         if named is not None and named in self._objects and not self._reconciler.holds(named):
             self._held_back[named].add(key)  # the server would only refuse it
             return True
-        result = await self._syncer.sync(key)
-        if result is not None:
-            self._record(key, result)
-        self._objects.add(self._held_back.pop(key, ()))
+        try:
+            result = await self._syncer.sync(key)
+            if result is not None:
+                self._record(key, result)
+        finally:
+            self._objects.add(self._held_back.pop(key, ()))
         self._update_status(key)
         if key in self._comparing:
             self._comparing.discard(key)
@@ -202,7 +204,13 @@ class ClusterFollower:
             self._writer.forget(key)
             self._listings.forget(key)
             self._results.forget(key)
-        elif (status := self._results.status(key, body, self._clock())) is not None:
+            return
+        try:
+            status = self._results.status(key, body, self._clock())
+        except Exception:  # a defect that one object meets holds up no others
+            log.exception("status not known", extra={key.kind.lower(): str(key)})
+            return
+        if status is not None:
             self._writer.update_status(key, body, status)
 
     # Chores.

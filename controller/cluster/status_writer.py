@@ -101,7 +101,11 @@ class StatusWriter:
             waits = HOST_WAITS if key.kind == "Host" else 1
             self._not_before[key] = clock() + waits * self._interval_s
             self._writing.add(key)
-            done = await self._write(key, about, status)
+            try:
+                done = await self._write(key, about, status)
+            except Exception:
+                log.exception("status not written", extra={key.kind.lower(): str(key)})
+                done = True  # its next status is tried
             self._writing.discard(key)
             if done and key in self._wanted and self._wanted[key][1] == status:
                 del self._wanted[key]

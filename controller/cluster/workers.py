@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Generic, TypeVar
 
 from controller.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
 
 K = TypeVar("K")
 
@@ -14,7 +17,7 @@ class Workers(Generic[K]):
     """Works on keys, `count` at once, while `run` runs.
 
     `work`: works on a key, and returns whether it is done; otherwise it is tried again after the key's backoff, from
-    `base_s` up to `max_s` seconds.
+    `base_s` up to `max_s` seconds. So it is when `work` raises: a defect that one key meets holds up no others.
     """
 
     def __init__(self, work: Callable[[K], Awaitable[bool]], base_s: float, max_s: float, count: int = 1) -> None:
@@ -63,14 +66,18 @@ class Workers(Generic[K]):
             key = await self._next()
             self._begun[key] = self._clock()
             try:
-                if await self._work(key):
-                    self._queue.forget(key)
-                else:
-                    self._queue.add_rate_limited(key, self._clock())
+                done = await self._work(key)
+            except Exception:
+                log.exception("work failed, trying again", extra={"key": str(key)})
+                done = False
             finally:
                 del self._begun[key]
                 self._queue.done(key)
                 self._woken.set()
+            if done:
+                self._queue.forget(key)
+            else:
+                self._queue.add_rate_limited(key, self._clock())
 
     async def _next(self) -> K:
         while (key := self._queue.get(self._clock())) is None:

@@ -158,3 +158,13 @@ async def test_a_host_that_flaps_waits_longer_between_two_writes(kube: Kube) -> 
         writer.update_status(key, about, {"connected": True})
         await settled(writer)
         assert writer._not_before[key] - asyncio.get_running_loop().time() > 3000
+
+
+async def test_an_object_with_a_status_that_nobody_expects_holds_up_no_others(kube: Kube) -> None:
+    async with writing(kube) as writer:
+        writer.update_status(ETC, body({"conditions": [7]}), {"conditions": [8]})
+        await settled(writer)
+        for at in range(10):  # more than there are workers
+            writer.update_status(Key("Schedule", "ns", f"home-{at}"), body(), {"hosts": at})
+        await settled(writer)
+    assert {"hosts": 9} in kube.written
