@@ -111,7 +111,7 @@ class Session:
 
     - `desired`: the host's desired state, which `Placement` changes.
     - `applied_version`, `applied_digest`, `left_out`: what the host last said that it holds, and left out of it.
-    - `instance`: the id of the agent process. `agent_version`, `capabilities`: from its hello.
+    - `agent_version`, `capabilities`: from the agent's hello.
     - `allowed_hooks`: the programs that the agent runs as hooks; None when it did not say.
     - `clock_skew_s`: seconds by which the agent's clock is ahead of the server's; None when it did not say.
     - `duplicate_at`: when a second agent of this host was last refused.
@@ -136,7 +136,6 @@ class Session:
         "duplicate_at",
         "held_back",
         "in_force_since",
-        "instance",
         "left_out",
         "session",
     )
@@ -155,7 +154,6 @@ class Session:
         self.capabilities: frozenset[str] = frozenset()
         self.allowed_hooks: frozenset[str] | None = None
         self.left_out = left_out
-        self.instance = ""
         self.clock_skew_s: float | None = None
         self.duplicate_at: datetime | None = None
         self.held_back = False
@@ -236,7 +234,6 @@ class Session:
         self.agent_version = hello.agent_version
         self.capabilities = frozenset(map(sys.intern, hello.capabilities))
         self.allowed_hooks = None if hello.allowed_hooks is None else frozenset(map(sys.intern, hello.allowed_hooks))
-        self.instance = hello.instance
         self.clock_skew_s = None
         if hello.now is not None and now is not None:
             self._check_clock(hello.now, now)

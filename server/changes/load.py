@@ -74,7 +74,7 @@ class Loader:
         self._expected_since.join(loaded.joined)
         self._expected_since.clock_set_back(self._clock())  # the clock may have been set back since
         for repository in loaded.repositories:
-            self._repositories.put(repository)
+            self._repositories.limit(repository)
         self._remember(loaded.last_ends)
         self._dispatcher.load(loaded.open_jobs)
         return moved

@@ -10,7 +10,6 @@ from server.jobs.job import ConcurrencyLimit, Job
 from server.jobs.lanes import Lanes
 from server.jobs.outcomes import Health
 from server.resources.manifests import repository_spec
-from server.resources.specs import RepositorySpec
 from server.store.rows import RepositoryRow
 from server.store.tables import GOOD
 from wire.messages import CommandRun, JobFinished
@@ -25,13 +24,12 @@ class RepositoryStates:
         self._placement = placement
         self._lanes = lanes
         self._events = events
-        self._names: dict[str, str] = {}
-        self._specs: dict[str, RepositorySpec] = {}
         self._opened: dict[str, str] = {}  # the URL at which a job has opened a repository
 
     def name(self, repository: str) -> str:
         """The name of a repository, NAMESPACE/NAME; empty for one that is not declared."""
-        return self._names.get(repository, "")
+        resolved = self._catalog.resolved(repository)
+        return "" if resolved is None else full_name(resolved.row)
 
     def on_event(self, event: Event) -> None:
         """Follow repositories that are put or deleted, and correct times when the clock was wrong."""
@@ -41,18 +39,21 @@ class RepositoryStates:
             for repository in event.deleted_repositories:
                 self.forget(repository)
             for key in event.repositories:
-                self.put(self._catalog.repositories[key])
+                self.limit(self._catalog.repositories[key])
 
-    def put(self, row: RepositoryRow) -> None:
-        """Take in a new or changed repository."""
-        self._names[row.id] = f"{row.namespace}/{row.name}"
-        self._specs[row.id] = repository_spec(row.spec)
-        self._limit(row.id)
+    def limit(self, row: RepositoryRow) -> None:
+        """Set the limit of a repository's lane: one job while the repository may not exist yet.
+
+        Two concurrent `restic init` leave a repository that neither host can open, so creation is serialised.
+        """
+        spec = repository_spec(row.spec)
+        creating = spec.init and self._opened.get(row.id) != spec.url
+        limit = ConcurrencyLimit(1 if creating else spec.max_concurrent_jobs, "{host}" in spec.url)
+        self._lanes.limit(row.id, limit)
 
     def forget(self, repository: str) -> None:
-        """Drop a repository that was deleted, with its limit and health."""
-        for known in (self._names, self._specs, self._opened):
-            known.pop(repository, None)
+        """Drop what is known of a repository that was deleted, and its limit."""
+        self._opened.pop(repository, None)
         self._lanes.limit(repository, ConcurrencyLimit())
         self.health.forget(repository)
 
@@ -72,22 +73,12 @@ class RepositoryStates:
 
     def mark_opened(self, repository: str) -> bool:
         """A job opened a repository, so it exists. Returns whether that was unknown, and the limit may have risen."""
-        spec = self._specs.get(repository)
-        if spec is None or self._opened.get(repository) == spec.url:
+        resolved = self._catalog.resolved(repository)
+        if resolved is None or self._opened.get(repository) == (url := resolved.row.spec["url"]):
             return False
-        self._opened[repository] = spec.url
-        self._limit(repository)
+        self._opened[repository] = url
+        self.limit(resolved.row)
         return True
-
-    def _limit(self, repository: str) -> None:
-        """Set the limit of a repository's lane: one job while the repository may not exist yet.
-
-        Two concurrent `restic init` leave a repository that neither host can open, so creation is serialised.
-        """
-        spec = self._specs[repository]
-        creating = spec.init and self._opened.get(repository) != spec.url
-        limit = ConcurrencyLimit(1 if creating else spec.max_concurrent_jobs, "{host}" in spec.url)
-        self._lanes.limit(repository, limit)
 
     def remember(self, repository: str, host: str, kind: str, end: JobFinished, succeeded_at: datetime | None) -> None:
         """Take in from the store how a Schedule's last job on a host ended. `succeeded_at`: when one last succeeded."""
