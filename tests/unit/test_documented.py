@@ -1,0 +1,44 @@
+"""Users find every field and every kind in the docs, and an agent runs every kind that a Schedule can have."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agent.core.machine import CAPABILITIES
+from server.jobs.arguments import KINDS
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/schedules.md").read_text()
+OF_KUBERNETES = {"operator", "values"}
+"""Fields of a label selector, which Kubernetes' own documentation explains."""
+
+
+def spec_of(plural: str) -> Any:
+    """The schema of a resource's spec."""
+    crd = yaml.safe_load((ROOT / "crds" / f"{plural}.yaml").read_text())
+    return crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+
+
+def fields(schema: Any) -> Iterator[str]:
+    """The names of all fields, at any depth."""
+    for name, inner in schema.get("properties", {}).items():
+        yield name
+        yield from fields(inner)
+    if isinstance(schema.get("items"), dict):
+        yield from fields(schema["items"])
+
+
+@pytest.mark.parametrize("plural", ["schedules", "repositories"])
+def test_every_field_is_in_the_docs(plural: str) -> None:
+    missing = {name for name in fields(spec_of(plural)) if not re.search(rf"\b{name}\b", PAGE)}
+    assert missing - OF_KUBERNETES == set()
+
+
+def test_every_kind_is_in_the_definition_in_the_docs_and_in_the_agent() -> None:
+    assert set(spec_of("schedules")["properties"]["kind"]["enum"]) == KINDS
+    assert {kind for kind in KINDS if f"| `{kind}` |" not in PAGE} == set()
+    assert set(CAPABILITIES) >= KINDS
