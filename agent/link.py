@@ -178,5 +178,6 @@ class Link:
             await socket.close(1007, codec.close_reason(error))
             return f"the server broke the protocol: {error}"
         except ConnectionClosed as error:
-            return error_text(error)
+            if error.rcvd is None:  # the connection was cut
+                return error_text(error)
         return f"closed by the server: {socket.close_reason or socket.close_code}"

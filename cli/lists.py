@@ -34,7 +34,7 @@ def get(access: Access, what: str, filters: Mapping[str, str | None], limit: int
     items = list(client.items(f"/{what}", limit + 1 if newest_first else None, **given))
     if newest_first and len(items) > limit:
         del items[limit:]
-        note(f"only the newest {limit} are shown: give a larger --limit for older {what}")
+        note(f"only the newest {limit} are shown: give a larger --limit to see older ones")
     if output == "json":
         say_json({"items": items})
         return

@@ -110,7 +110,7 @@ class Gateway:
         except asyncio.CancelledError:  # by `Connection.close`
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
-            code, reason = REPLACED, "another connection of this host has come, or it was deleted"
+            code, reason = REPLACED, "this host connected again, or it was deleted, or its key was revoked"
         with suppress(WebSocketDisconnect):
             await websocket.close(code, reason)
 

@@ -359,7 +359,7 @@ async def test_get_says_that_there_is_more_than_it_shows(
         items = json.loads((await lamplighter("get", what, "-o", "json"))[1])["items"]
         code, out, err = await lamplighter("get", what, "-n", str(len(items) - 1))
         assert (code, len(table(out)) - 1) == (0, len(items) - 1)
-        assert err == f"only the newest {len(items) - 1} are shown: give a larger --limit for older {what}\n"
+        assert err == f"only the newest {len(items) - 1} are shown: give a larger --limit to see older ones\n"
         assert (await lamplighter("get", what, "-n", str(len(items))))[2] == ""
 
 

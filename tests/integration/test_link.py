@@ -159,6 +159,17 @@ async def test_a_refusal_is_logged_in_the_servers_words(server: Server, caplog: 
     assert vars(caplog.records[0])["reason"] == "the server answered 401: the token is not known"
 
 
+@pytest.mark.parametrize("code", [1001, 1013, 4002])
+async def test_a_close_is_logged_in_the_servers_words(
+    server: Server, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    async with calling(server.port):
+        await (await server.next()).close(code, "try again later")
+        while not (logged := [it for it in caplog.records if it.getMessage() == "not connected"]):
+            await asyncio.sleep(0.01)
+    assert vars(logged[0])["reason"] == "closed by the server: try again later"
+
+
 def test_waits_grow_to_a_limit_and_differ() -> None:
     rng = random.Random(1)
     for failures in (1, 2, 3, 8, 1000):
