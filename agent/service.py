@@ -32,8 +32,8 @@ CONFIRM_S = 3.0
 class Config(Struct, frozen=True):
     """The agent's host and its server. `url`: the server's, ws:// or wss://, with the path /agent.
 
-    `token`, `ca_file`, `explain`: see `Link`. `allowed_hooks`: the programs that jobs may run as hooks, as the server
-    is told; None where that is not known.
+    `token`, `ca_file`, `explain`: see `Link`. `allowed_hooks`: the programs that jobs may run as hooks, for the
+    hello; None when they are not known.
     """
 
     host: str

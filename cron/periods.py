@@ -7,8 +7,8 @@ from itertools import pairwise
 from cron.expression import Expression
 
 _FIRST, _LAST = date(2000, 1, 1), date(2083, 12, 31)
-"""Three times the 28 years after which weekdays and leap days repeat (the year 2000 is a leap year), so that a day that
-occurs once in 28 years occurs three times."""
+"""Weekdays and leap days repeat every 28 years from 2000 to 2100. In three times 28 years, even a day that occurs once
+in 28 years occurs three times."""
 _DAYS = _LAST.toordinal() - _FIRST.toordinal() + 1
 _DAY_MINUTES = 24 * 60
 

@@ -1,9 +1,9 @@
 """The environment variables that a Repository may set for restic: credentials and settings of its backends.
 
 The author of a Repository may not be the operator of the hosts. So the list has no variable that makes restic, a
-backend's library, ssh or rclone run a program or read a file of the host. (A file that GOOGLE_APPLICATION_CREDENTIALS
-names may name another file and where to send it; AWS_PROFILE selects a part of a file.) Source: restic's manual,
-chapter "Environment Variables", up to 0.19.
+backend's library, ssh or rclone run a program or read a file of the host. That excludes
+GOOGLE_APPLICATION_CREDENTIALS, since its file may name another file and where to send it, and AWS_PROFILE, which
+selects a part of a file. Source: restic's manual, chapter "Environment Variables", up to 0.19.
 """
 
 ALLOWED = frozenset(

@@ -13,7 +13,7 @@ from wire.messages import Entry, ScheduleFire
 log = logging.getLogger(__name__)
 
 MAX_LOGGED = 20
-"""Fires of one tick that are logged one by one; of a larger number, only the count is logged."""
+"""Fires of one tick that are logged one by one. For a larger number, one line has the count."""
 
 
 class Early(NamedTuple):

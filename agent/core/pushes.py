@@ -18,7 +18,7 @@ from wire.messages import LeftOut
 log = logging.getLogger(__name__)
 
 MAX_LEFT_OUT = 100
-"""Left-out entries that the server is told by name; of more, it gets only the number."""
+"""Left-out entries that the ack names. Of a larger number, it has only the count."""
 MAX_REASON = 256
 """Characters of the reason why an entry is left out."""
 
@@ -52,9 +52,9 @@ def build(state: AgentState, push: Push | None, host: str, now: datetime) -> Bui
 
 
 def left_out(problems: Mapping[str, str]) -> tuple[list[LeftOut], int]:
-    """The left-out entries as the server is told of them, and how many there are."""
-    told = islice(problems.items(), MAX_LEFT_OUT)
-    return [LeftOut(key, reason[:MAX_REASON]) for key, reason in told], len(problems)
+    """The left-out entries for an ack, at most MAX_LEFT_OUT, and how many there are."""
+    named = islice(problems.items(), MAX_LEFT_OUT)
+    return [LeftOut(key, reason[:MAX_REASON]) for key, reason in named], len(problems)
 
 
 def log_applied(result: Built) -> None:

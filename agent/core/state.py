@@ -17,8 +17,8 @@ from wire import entries
 from wire.messages import Entry, JobFinished, ScheduleDiff, ScheduleFire, ScheduleSet
 
 REMEMBERED_JOBS = 10_000
-"""Confirmed job ids, and due times that ran, that are kept. They stop a command from running twice when a server
-sends it again, even one whose database was restored from a backup and that gives the job another id."""
+"""Confirmed job ids that are kept, and due times that ran. They stop a command from running twice when a server
+sends it again. A server with a restored database sends it with another job id."""
 REMEMBERED_ENDS = 1000
 """Confirmed ends that are kept for a server that has lost them."""
 REMEMBERED_ERROR = 500
@@ -151,8 +151,8 @@ class AgentState:
                 self.ends[end.job_id] = end
             case Confirmed(job_ids):
                 for job_id in job_ids:
-                    if (told := self.ends.pop(job_id, None)) is not None:
-                        self.confirmed[job_id] = msgspec.structs.replace(told, error=told.error[:REMEMBERED_ERROR])
+                    if (known := self.ends.pop(job_id, None)) is not None:
+                        self.confirmed[job_id] = msgspec.structs.replace(known, error=known.error[:REMEMBERED_ERROR])
                     self.done[job_id] = None
                 _keep_last(self.done, REMEMBERED_JOBS)
                 _keep_last(self.confirmed, REMEMBERED_ENDS)
@@ -201,8 +201,8 @@ class AgentState:
 
     def hold(self, push: ScheduleSet | ScheduleDiff, held: entries.EntrySet, cursors: Mapping[str, datetime]) -> None:
         """Replace the set by `held`, the set after the push, with these cursors for its changed entries."""
-        gone = self.cursors.keys() - held.items.keys() if isinstance(push, ScheduleSet) else push.remove
-        for key in gone:
+        removed = self.cursors.keys() - held.items.keys() if isinstance(push, ScheduleSet) else push.remove
+        for key in removed:
             if (at := self.cursors.pop(key, None)) is not None:
                 self.removed.pop(key, None)
                 self.removed[key] = at

@@ -77,8 +77,8 @@ class Timetable:
     def set_cursors(self, cursors: Mapping[str, datetime]) -> None:
         """Set the cursors of these schedules, also back to due times that were taken before."""
         kept = [item for item in self._heap if item[1] not in cursors]
-        anew = [(self._slots[key].next(at), key) for key, at in cursors.items() if key in self._slots]
-        self._heap = [*kept, *anew]
+        moved = [(self._slots[key].next(at), key) for key, at in cursors.items() if key in self._slots]
+        self._heap = [*kept, *moved]
         heapq.heapify(self._heap)
 
     def take(self, now: datetime) -> list[Due]:

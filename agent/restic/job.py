@@ -333,7 +333,7 @@ class Job:
     def finished(self, end: "JobFinished") -> JobFinished:
         """The end of the job for the server. `end`: gives the job's id and times."""
         status, summary, ended = self.status(), self.summary, self.outcome or Outcome("failed")
-        told = status in ("succeeded", "warning", "failed")
+        ran_to_end = status in ("succeeded", "warning", "failed")
         return msgspec.structs.replace(
             end,
             status=status,
@@ -342,6 +342,6 @@ class Job:
             files_processed=summary.files_processed,
             bytes_processed=summary.bytes_processed,
             bytes_added=summary.bytes_added,
-            error=ended.error if told else _STOPPED.get(status, "") + _LOCKED * self._awaits_lock,
-            reason=ended.reason if told else "Locked" if self._awaits_lock else "",
+            error=ended.error if ran_to_end else _STOPPED.get(status, "") + _LOCKED * self._awaits_lock,
+            reason=ended.reason if ran_to_end else "Locked" if self._awaits_lock else "",
         )

@@ -153,14 +153,14 @@ async def list_contents(job: Job) -> None:
     job.reporter.allow_listing()
     count = 0
 
-    def tell(line: bytes) -> None:
+    def log_line(line: bytes) -> None:
         nonlocal count
         for text in snapshots.listed(line):
             count += 1
             for piece in snapshots.pieces(job.redact(text), MAX_TEXT):
                 job.reporter.log(piece)
 
-    ended = await job.restic(job.command.args, tell)
+    ended = await job.restic(job.command.args, log_line)
     if ended.end == "no_snapshot" or (ended.end == "succeeded" and not count and job.command.kind == "ls"):
         raise SnapshotError("there is no such snapshot: list the snapshots, and give the id of one")
     job.conclude(ended)

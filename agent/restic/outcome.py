@@ -149,9 +149,9 @@ def read_outcome(
 
 def named_paths(paths: Sequence[str], count: int) -> str:
     """The first NAMED_PATHS of `count` paths, shortened, and how many more there are."""
-    told = [" ".join(path.split()) for path in paths[:NAMED_PATHS]]
-    more = count - len(told)
-    short = ", ".join(path if len(path) <= MAX_PATH else f"…{path[1 - MAX_PATH :]}" for path in told)
+    named = [" ".join(path.split()) for path in paths[:NAMED_PATHS]]
+    more = count - len(named)
+    short = ", ".join(path if len(path) <= MAX_PATH else f"…{path[1 - MAX_PATH :]}" for path in named)
     return f"{short} and {more} more" if more > 0 else short
 
 

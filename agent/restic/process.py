@@ -42,11 +42,11 @@ def launched(how: Launch, argv: Sequence[str], note: Path | None = None) -> list
 
     `note`: a file to pass `how` in, when it may be longer than one argument can be (128 KiB, execve(2)).
     """
-    told = json.dumps(how._asdict())
+    settings = json.dumps(how._asdict())
     if note is not None:
-        note.write_text(told)
-        told = f"@{note}"
-    return [*python("launch", str(os.getpid()), told), *argv]
+        note.write_text(settings)
+        settings = f"@{note}"
+    return [*python("launch", str(os.getpid()), settings), *argv]
 
 
 async def run(

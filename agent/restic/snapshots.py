@@ -95,13 +95,13 @@ def pieces(text: str, size: int) -> list[str]:
 def choose(snapshots: Sequence[Snapshot], wanted: Restore) -> Snapshot:
     """The snapshot to restore. Raises SnapshotError if there is none, or several."""
     ours = [it for it in snapshots if wanted.source_host in ("", it.hostname)]
-    whose = f" of host {wanted.source_host}" if wanted.source_host else ""
+    of_host = f" of host {wanted.source_host}" if wanted.source_host else ""
     if wanted.snapshot != "latest":
         found = [it for it in ours if it.id.startswith(wanted.snapshot)]
         if len(found) != 1:
             what = "several snapshots" if found else "no snapshot"
             raise SnapshotError(
-                f"there is {what}{whose} with id {wanted.snapshot}: list the snapshots, and give a whole id"
+                f"there is {what}{of_host} with id {wanted.snapshot}: list the snapshots, and give a whole id"
             )
         return found[0]
     paths = [posixpath.normpath(path) for path in wanted.paths]
@@ -112,9 +112,11 @@ def choose(snapshots: Sequence[Snapshot], wanted: Restore) -> Snapshot:
     ]
     early = [it for it in found if wanted.before is None or it.time <= wanted.before]
     if not early:
-        lack = f" from before {wanted.before:%Y-%m-%dT%H:%M:%SZ}" if found and wanted.before else ""
-        of = f" of {', '.join(paths)}" if ours and not found else ""
-        raise SnapshotError(f"there is no snapshot{whose}{of}{lack}: list the snapshots, and choose one of them")
+        before = f" from before {wanted.before:%Y-%m-%dT%H:%M:%SZ}" if found and wanted.before else ""
+        of_paths = f" of {', '.join(paths)}" if ours and not found else ""
+        raise SnapshotError(
+            f"there is no snapshot{of_host}{of_paths}{before}: list the snapshots, and choose one of them"
+        )
     return max(early, key=lambda snapshot: snapshot.time)
 
 

@@ -23,8 +23,8 @@ _REFERENCES = {
 class Cache:
     """Objects by key. `host_namespace`: where Hosts count.
 
-    Watches and the answers to the controller's own writes overtake each other, so an object never goes back to a
-    version that is older than the one known: resource versions of one resource can be compared as numbers (KEP-5504).
+    An event of a watch may arrive after a newer answer to a write of the controller. So an event with an older resource
+    version than the known one is ignored. Resource versions of one object can be compared as numbers (KEP-5504).
     """
 
     def __init__(self, host_namespace: str) -> None:

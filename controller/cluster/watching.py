@@ -1,8 +1,8 @@
 """Runs kopf, which watches the cluster, and restarts it when it ends or makes no progress.
 
-kopf runs in a thread with a loop of its own: it takes all signals and all tasks of its loop for its own. That it moves
-is seen from outside of it: every watch is asked for again within `WatchTiming.watch` seconds, so a watch that the API
-server has not answered for long is dead, whatever became of the task that should ask.
+kopf runs in a thread with an event loop of its own, because it handles all signals and ends all tasks of its loop.
+Whether it makes progress is judged by its requests: it requests each watch again every `WatchTiming.watch` seconds. If
+the API server has not answered a watch for much longer, the watch is dead.
 """
 
 import asyncio
@@ -121,7 +121,7 @@ class _Kopf:
         self._login, self._on_object, self._progress, self._times = login, on_object, progress, times
         self._where: dict[str, Any] = {"namespaces": namespaces} if namespaces else {"clusterwide": True}
         self._ours = asyncio.get_running_loop()
-        self._kopfs = asyncio.new_event_loop()
+        self._kopf_loop = asyncio.new_event_loop()
         self._stop_flag = asyncio.Event()  # with a threading.Event, kopf would keep a thread waiting, and not end
         self._sessions: list[aiohttp.ClientSession] = []
         self._is_stopping = False
@@ -135,19 +135,19 @@ class _Kopf:
         self._is_stopping = True
         for have_it_end in (self._stop_flag.set, self._cancel_all):
             with contextlib.suppress(RuntimeError):  # its loop is closed
-                self._kopfs.call_soon_threadsafe(have_it_end)
+                self._kopf_loop.call_soon_threadsafe(have_it_end)
             if await _set_within(self.ended, STOP_S):
                 return
         log.error("kopf does not end: its thread is abandoned")
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=lambda: self._kopfs) as runner:
+            with asyncio.Runner(loop_factory=lambda: self._kopf_loop) as runner:
                 runner.run(self._operate())
         except BaseException as error:  # noqa: BLE001 - whatever ended it, it is restarted
             log.warning("kopf gave up", extra={"reason": str(error) or type(error).__name__})
         finally:
-            self._tell(self.ended.set)
+            self._call_soon(self.ended.set)
 
     async def _operate(self) -> None:
         try:
@@ -157,10 +157,10 @@ class _Kopf:
                 await opened.close()
 
     def _cancel_all(self) -> None:
-        for task in asyncio.all_tasks(self._kopfs):
+        for task in asyncio.all_tasks(self._kopf_loop):
             task.cancel()
 
-    def _tell(self, call: Callable[..., None], *args: object) -> None:
+    def _call_soon(self, call: Callable[..., None], *args: object) -> None:
         """Call a function on the event loop of `watch`, if that is still running."""
         with contextlib.suppress(RuntimeError):
             self._ours.call_soon_threadsafe(call, *args)
@@ -174,7 +174,7 @@ class _Kopf:
 
         async def answered(_: aiohttp.ClientSession, __: SimpleNamespace, end: aiohttp.TraceRequestEndParams) -> None:
             if end.response.ok:
-                self._tell(self._answered, end.url.path)
+                self._call_soon(self._answered, end.url.path)
 
         tracing = aiohttp.TraceConfig()
         tracing.on_request_end.append(answered)
@@ -215,7 +215,7 @@ class _Kopf:
             settings.queueing.idle_timeout = IDLE_S
 
         async def seen(event: kopf.RawEvent, **_: Any) -> None:
-            self._tell(self._object_seen, dict(event["object"]), event["type"])
+            self._call_soon(self._object_seen, dict(event["object"]), event["type"])
 
         for name in WATCHED:
             kopf.on.event(KINDS[name].version, KINDS[name].plural, registry=registry)(seen)

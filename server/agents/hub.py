@@ -49,8 +49,8 @@ class Peer(Protocol):
 class Credentials(Protocol):
     """The credentials of the repositories that hosts need."""
 
-    def changed(self, host: str, told: object) -> tuple[object, str] | None:
-        """The repositories that a host needs, and the frame with their credentials; None if these equal `told`."""
+    def changed(self, host: str, sent: object) -> tuple[object, str] | None:
+        """The repositories that a host needs, and the frame with their credentials; None if these equal `sent`."""
 
 
 class Connection:

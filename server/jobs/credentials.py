@@ -89,7 +89,7 @@ class HostCredentials:
             found.append(Repository(id_, full_name(row), url, password, env))
         return RepoCredentials(found)
 
-    def changed(self, host: str, told: object) -> tuple[object, str] | None:
-        """The repositories that a host needs, and the frame with their credentials; None if these equal `told`."""
+    def changed(self, host: str, sent: object) -> tuple[object, str] | None:
+        """The repositories that a host needs, and the frame with their credentials; None if these equal `sent`."""
         needed = self.needed(host)
-        return None if needed == told else (needed, codec.encode((self.message(host, needed),)))
+        return None if needed == sent else (needed, codec.encode((self.message(host, needed),)))

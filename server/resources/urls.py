@@ -79,8 +79,8 @@ def folder_of(url: str) -> str | None:
 def elsewhere(url: str, env: Mapping[str, str]) -> list[str]:
     """The variables of an environment that decide which server a URL leads to.
 
-    An azure URL names no account, a swift URL no server and no project. An s3 URL of Amazon's leads to the partition
-    that the region is in, and a bucket's name is unique within one partition; names of b2 and gs buckets are unique.
+    An azure URL names no account, and a swift URL no server and no project. An s3 URL of Amazon leads to the partition
+    of the region, and a bucket's name is unique in one partition only. Names of b2 and gs buckets are unique.
     """
     try:
         location = parse(url)
