@@ -207,7 +207,7 @@ class ClusterFollower:
             return
         try:
             status = self._results.status(key, body, self._clock())
-        except Exception:  # a defect that one object meets holds up no others
+        except Exception:  # a defect that one object meets stops no other
             log.exception("status not known", extra={key.kind.lower(): str(key)})
             return
         if status is not None:
