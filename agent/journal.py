@@ -159,6 +159,8 @@ class Journal:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
             await asyncio.wait([writing])  # the thread must not write to a closed file
+            if (error := writing.exception()) is not None:
+                log.error("journal: not written at the end", extra={"reason": str(error), "path": self.path})
             raise
         except OSError as error:
             log.error("journal: not written, trying again", extra={"reason": error.strerror, "path": self.path})

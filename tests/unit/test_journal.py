@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -348,6 +349,29 @@ async def test_a_disk_that_stays_full_does_not_hold_up_the_end(
             journal.append(a_day())
     assert "the last records were not written in time" in caplog.text
     assert state(reopened(path)) == state(AgentState())
+
+
+async def test_a_write_that_fails_while_the_agent_ends_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, may_fail = threading.Event(), threading.Event()
+
+    def write(*_: object, **__: object) -> None:
+        begun.set()
+        may_fail.wait(20)
+        raise OSError(28, "No space left on device")
+
+    journal, _ = Journal.open(path)
+    monkeypatch.setattr(journal, "_write", write)
+    running = asyncio.create_task(journal.run())
+    journal.append(a_day())
+    await asyncio.to_thread(begun.wait, 20)
+    running.cancel()
+    asyncio.get_running_loop().call_soon(may_fail.set)
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    journal.close()
+    assert "not written at the end" in caplog.text
 
 
 # Who may have it.
