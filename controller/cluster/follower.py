@@ -291,11 +291,8 @@ class ClusterFollower:
         for kind in WATCHED:
             for namespace in [None] if kind == "Node" else self._namespaces:
                 async for body in self._kube.list(kind, namespace):
-                    yield {
-                        "apiVersion": "lamplighter.dev/v1alpha1",
-                        "kind": kind,
-                        **body,
-                    }  # lists leave out these fields
+                    # Lists leave out these two fields.
+                    yield {"apiVersion": "lamplighter.dev/v1alpha1", "kind": kind, **body}
 
     # The server's answers.
 

@@ -17,8 +17,8 @@ class Workers(Generic[K]):
     """Works on keys, `count` at once, while `run` runs.
 
     `work`: works on a key, and returns whether it is done; otherwise it is tried again after the key's backoff, from
-    `base_s` up to `max_s` seconds. An exception is logged and counts as a failure, so that a defect
-    that one key meets stops no other.
+    `base_s` up to `max_s` seconds. An exception is logged and counts as a failure, so that a defect that one key meets
+    stops no other.
     """
 
     def __init__(self, work: Callable[[K], Awaitable[bool]], base_s: float, max_s: float, count: int = 1) -> None:

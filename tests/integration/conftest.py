@@ -32,6 +32,7 @@ PATIENCE_S = 60
 
 Declare = Callable[..., Awaitable[str]]
 Connect = Callable[..., AbstractAsyncContextManager["Agent"]]
+Lamplighter = Callable[..., Awaitable[tuple[int | None, str, str]]]
 
 
 class Until(Protocol):

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from server.store.engine import Store
 from server.store.jobs import jobs_finished, record_jobs
 from server.store.logs import log_lines
 from server.store.rows import JobRow
-from tests.integration.conftest import Connect
+from tests.integration.conftest import Connect, Lamplighter
 from tests.plain import NO_TLS
 from wire.messages import JobFinished
 
@@ -53,7 +53,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Running]:
 
 
 @pytest.fixture
-async def lamplighter(server: Running, tmp_path: Path) -> Callable[..., Awaitable[tuple[int | None, str, str]]]:
+async def lamplighter(server: Running, tmp_path: Path) -> Lamplighter:
     """Runs a command to its end: its exit code, stdout and stderr."""
 
     async def run(*words: str, **variables: Any) -> tuple[int | None, str, str]:
@@ -88,7 +88,7 @@ def test_a_url_of_a_server_is_taken_as_it_is(url: str) -> None:
 
 
 async def test_what_was_found_wrong_is_shown_also_where_the_server_then_gives_no_answer(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    lamplighter: Lamplighter,
 ) -> None:
     """A database that hangs is told by the probe alone."""
 
@@ -137,7 +137,7 @@ def table(out: str) -> list[Any]:
 
 
 async def test_get_hosts_tells_who_holds_what_it_should(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    lamplighter: Lamplighter,
 ) -> None:
     code, out, err = await lamplighter("get", "hosts")
     assert (code, err) == (0, "")
@@ -149,7 +149,7 @@ async def test_get_hosts_tells_who_holds_what_it_should(
 
 
 async def test_get_schedules_answers_what_kubectl_would(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    lamplighter: Lamplighter,
 ) -> None:
     head, row = table((await lamplighter("get", "schedules"))[1])
     assert head[:8] == ["NAMESPACE", "NAME", "KIND", "CRON", "HOSTS", "INSYNC", "FAILED", "OVERDUE"]
@@ -160,7 +160,7 @@ async def test_get_schedules_answers_what_kubectl_would(
 
 
 async def test_get_jobs_shows_the_snapshot_or_the_error(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    lamplighter: Lamplighter,
 ) -> None:
     head, *rows = table((await lamplighter("get", "jobs", "--status", "succeeded"))[1])
     assert head == ["JOB", "HOST", "SCHEDULE", "KIND", "STATUS", "DUE", "STARTED", "DURATION", "SNAPSHOT/ERROR"]
@@ -171,16 +171,14 @@ async def test_get_jobs_shows_the_snapshot_or_the_error(
     assert failed[-1] == "wrong password"
 
 
-async def test_get_limits_and_filters_jobs(lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]]) -> None:
+async def test_get_limits_and_filters_jobs(lamplighter: Lamplighter) -> None:
     found = json.loads((await lamplighter("get", "jobs", "-o", "json", "-n", "2", "--host", "node-1"))[1])["items"]
     assert [job["id"] for job in found] == [JOBS[2], JOBS[1]]
     assert await lamplighter("get", "jobs", "--host", "node-9") == (0, "", "no jobs match\n")
     assert (await lamplighter("get", "jobs", "--schedule", "etc"))[2] == "no jobs match\n"
 
 
-async def test_get_as_json_is_what_rest_answers(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running
-) -> None:
+async def test_get_as_json_is_what_rest_answers(lamplighter: Lamplighter, server: Running) -> None:
     for what in ("repositories", "audit"):
         code, out, _ = await lamplighter("get", what, "-o", "json")
         items = json.loads(out)["items"]
@@ -190,7 +188,7 @@ async def test_get_as_json_is_what_rest_answers(
 
 
 async def test_run_makes_a_job_for_each_host_that_is_selected(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    lamplighter: Lamplighter,
 ) -> None:
     code, out, _ = await lamplighter("run", "etc")
     assert code == 0
@@ -203,7 +201,7 @@ async def test_run_makes_a_job_for_each_host_that_is_selected(
 
 
 async def test_cancel_ends_the_job_whose_first_digits_are_given(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    lamplighter: Lamplighter,
 ) -> None:
     assert await lamplighter("cancel", "CD") == (0, f"job {JOBS[2][:8]} on node-1 is cancelled\n", "")
     code, _, err = await lamplighter("cancel", "cd")
@@ -212,7 +210,7 @@ async def test_cancel_ends_the_job_whose_first_digits_are_given(
 
 
 async def test_logs_tell_what_restic_said_and_how_it_ended_and_command_no_terminal(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    lamplighter: Lamplighter,
 ) -> None:
     code, out, err = await lamplighter("logs", "ab0")
     assert (code, out) == (0, "Fatal: wrong password\n�]0;pwned�\n")
@@ -226,9 +224,7 @@ async def test_logs_tell_what_restic_said_and_how_it_ended_and_command_no_termin
         ("ffff", "no job begins with ffff"),
     ],
 )
-async def test_digits_that_name_no_job_or_several_are_told(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], digits: str, said: str
-) -> None:
+async def test_digits_that_name_no_job_or_several_are_told(lamplighter: Lamplighter, digits: str, said: str) -> None:
     code, out, err = await lamplighter("logs", digits)
     assert (code, out) == (1, "")
     assert said in err
@@ -247,7 +243,7 @@ async def test_digits_that_name_no_job_or_several_are_told(
     ],
 )
 async def test_what_is_wrong_is_said_in_a_line_with_the_remedy(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    lamplighter: Lamplighter,
     tmp_path: Path,
     variable: str,
     value: str,
@@ -263,7 +259,7 @@ async def test_what_is_wrong_is_said_in_a_line_with_the_remedy(
 
 
 async def test_jobs_of_one_run_or_of_like_names_are_told_apart_by_what_is_shown(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running
+    lamplighter: Lamplighter, server: Running
 ) -> None:
     headers = {"authorization": f"Bearer {server.admin_token}"}
     url = f"http://127.0.0.1:{server.port}/api/v1"
@@ -283,9 +279,7 @@ async def test_jobs_of_one_run_or_of_like_names_are_told_apart_by_what_is_shown(
         assert (await lamplighter("cancel", short))[1] == f"job {short} on {host} is cancelled\n"
 
 
-async def test_as_many_digits_are_shown_as_tell_jobs_apart(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running
-) -> None:
+async def test_as_many_digits_are_shown_as_tell_jobs_apart(lamplighter: Lamplighter, server: Running) -> None:
     like = ["ef" * 6 + last * 20 for last in "12"]
     rows = [JobRow(id_, "node-1", "backup", "user", "a", None, None, 0, command(id_), NOW) for id_ in like]
     await server.parts.services.store.write(record_jobs, rows)
@@ -305,7 +299,7 @@ async def test_as_many_digits_are_shown_as_tell_jobs_apart(
     ],
 )
 async def test_a_part_without_a_token_says_how_it_gets_one(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    lamplighter: Lamplighter,
     tmp_path: Path,
     words: tuple[str, ...],
     said: str,
@@ -333,7 +327,7 @@ async def test_a_part_without_a_token_says_how_it_gets_one(
     ],
 )
 async def test_a_name_that_is_none_is_refused_where_it_was_typed(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], words: tuple[str, ...], said: str
+    lamplighter: Lamplighter, words: tuple[str, ...], said: str
 ) -> None:
     code, out, err = await lamplighter(*words)
     assert code is not None
@@ -342,7 +336,7 @@ async def test_a_name_that_is_none_is_refused_where_it_was_typed(
 
 
 async def test_jobs_of_a_schedule_that_was_deleted_are_found_by_its_uid(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running
+    lamplighter: Lamplighter, server: Running
 ) -> None:
     job = (await lamplighter("run", "etc"))[1].split()[1]
     async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
@@ -353,7 +347,7 @@ async def test_jobs_of_a_schedule_that_was_deleted_are_found_by_its_uid(
 
 
 async def test_get_says_that_there_is_more_than_it_shows(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    lamplighter: Lamplighter,
 ) -> None:
     for what in ("jobs", "audit"):
         items = json.loads((await lamplighter("get", what, "-o", "json"))[1])["items"]
@@ -374,7 +368,7 @@ async def test_get_says_that_there_is_more_than_it_shows(
     ],
 )
 async def test_a_filter_that_does_not_apply_is_refused(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], words: tuple[str, ...], said: str
+    lamplighter: Lamplighter, words: tuple[str, ...], said: str
 ) -> None:
     code, out, err = await lamplighter("get", *words)
     assert (code, out) == (2, "")
@@ -397,7 +391,7 @@ async def test_a_filter_that_does_not_apply_is_refused(
     ],
 )
 async def test_an_option_that_would_mean_nothing_is_refused(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    lamplighter: Lamplighter,
     tmp_path: Path,
     words: tuple[str, ...],
     said: str,
@@ -410,7 +404,7 @@ async def test_an_option_that_would_mean_nothing_is_refused(
 
 
 async def test_get_problems_tells_all_that_is_wrong_and_its_exit_code_too(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running
+    lamplighter: Lamplighter, server: Running
 ) -> None:
     async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
         spec = {"kind": "prune", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}}
@@ -437,9 +431,7 @@ async def test_get_problems_tells_all_that_is_wrong_and_its_exit_code_too(
     assert await lamplighter("get", "problems") == (0, "", "no problems\n")
 
 
-async def test_a_port_for_metrics_that_is_taken_is_told_in_a_line(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running
-) -> None:
+async def test_a_port_for_metrics_that_is_taken_is_told_in_a_line(lamplighter: Lamplighter, server: Running) -> None:
     taken = f"127.0.0.1:{server.port}"
     code, _, err = await lamplighter(
         "server", "--data-dir", "other", "--listen", "127.0.0.1:0", "--metrics-listen", taken
@@ -447,9 +439,7 @@ async def test_a_port_for_metrics_that_is_taken_is_told_in_a_line(
     assert (code, "Traceback" in err, f"--metrics-listen {taken}: Address already in use" in err) == (1, False, True)
 
 
-async def test_a_running_job_shows_since_when(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running, connect: Connect
-) -> None:
+async def test_a_running_job_shows_since_when(lamplighter: Lamplighter, server: Running, connect: Connect) -> None:
     await lamplighter("run", "etc")
     async with connect("node-1") as agent:
         await agent.follow()
@@ -463,7 +453,7 @@ async def test_a_running_job_shows_since_when(
 
 
 async def test_a_host_whose_clock_is_wrong_and_a_schedule_that_it_left_out_are_told(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running, connect: Connect
+    lamplighter: Lamplighter, server: Running, connect: Connect
 ) -> None:
     late = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
     async with connect("node-1", now=late) as agent:
@@ -481,7 +471,7 @@ async def test_a_host_whose_clock_is_wrong_and_a_schedule_that_it_left_out_are_t
 
 
 async def test_a_long_error_is_the_last_thing_in_its_line_whole_where_it_is_piped(
-    tmp_path: Path, server: Running, lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]]
+    tmp_path: Path, server: Running, lamplighter: Lamplighter
 ) -> None:
     job = (await lamplighter("run", "etc"))[1].split()[1]
     ids = [it["id"] for it in json.loads((await lamplighter("get", "jobs", "-o", "json"))[1])["items"]]
@@ -500,7 +490,7 @@ async def test_a_long_error_is_the_last_thing_in_its_line_whole_where_it_is_pipe
 
 
 async def test_a_host_is_created_and_deleted(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    lamplighter: Lamplighter,
 ) -> None:
     code, out, err = await lamplighter("create", "host", "db-1", "--label", "role=db", "--label", "a.b/c=")
     assert (code, err) == (0, "")
@@ -527,7 +517,7 @@ async def test_a_host_is_created_and_deleted(
     ],
 )
 async def test_a_host_that_cannot_be_is_refused(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], words: tuple[str, ...], code: int, said: str
+    lamplighter: Lamplighter, words: tuple[str, ...], code: int, said: str
 ) -> None:
     found, out, err = await lamplighter("create", "host", *words)
     assert (found, out) == (code, "")
@@ -535,16 +525,14 @@ async def test_a_host_that_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize("words", [("get", "nothing"), ("get", "jobs", "-n", "0"), ("run",), ("up", "/nonexistent")])
-async def test_what_cannot_be_meant_is_a_usage_error(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], words: tuple[str, ...]
-) -> None:
+async def test_what_cannot_be_meant_is_a_usage_error(lamplighter: Lamplighter, words: tuple[str, ...]) -> None:
     code, out, err = await lamplighter(*words)
     assert (code, out) == (2, "")
     assert err.startswith("Usage: ")
 
 
 async def test_a_part_that_cannot_start_says_why_in_a_line(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]], server: Running, tmp_path: Path
+    lamplighter: Lamplighter, server: Running, tmp_path: Path
 ) -> None:
     taken = f"127.0.0.1:{server.port}"
     code, _, err = await lamplighter("server", "--listen", taken, "--data-dir", tmp_path / "other")
@@ -568,7 +556,7 @@ async def test_a_part_that_cannot_start_says_why_in_a_line(
     ],
 )
 async def test_a_command_whose_extra_is_not_installed_says_which_in_a_line(
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    lamplighter: Lamplighter,
     tmp_path: Path,
     missing: str,
     words: tuple[str, ...],

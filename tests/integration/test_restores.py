@@ -23,8 +23,13 @@ from agent.service import Service, utc_now
 from server.app import Config, Running, serving
 from server.changes import listings
 from tests.conftest import NewRepository
-from tests.integration.conftest import Connect, Declare, Until
+from tests.integration.conftest import Connect, Declare, Lamplighter, Until
 from tests.plain import NO_TLS
+
+RunAgent = Callable[..., AbstractAsyncContextManager[Service, bool | None]]
+Connected = Callable[..., Awaitable[None]]
+Restore = Callable[..., Awaitable[httpx.Response]]
+Ended = Callable[..., Awaitable[Any]]
 
 pytestmark = pytest.mark.anyio
 
@@ -104,7 +109,7 @@ def agent(server: Running, tmp_path: Path) -> Callable[..., AbstractAsyncContext
 
 
 @pytest.fixture
-def connected(api: httpx.AsyncClient, until: Until) -> Callable[..., Awaitable[None]]:
+def connected(api: httpx.AsyncClient, until: Until) -> Connected:
     """Waits for hosts to be connected."""
 
     async def connected(*hosts: str) -> None:
@@ -118,7 +123,7 @@ def connected(api: httpx.AsyncClient, until: Until) -> Callable[..., Awaitable[N
 
 
 @pytest.fixture
-def restore(api: httpx.AsyncClient, tmp_path: Path) -> Callable[..., Awaitable[httpx.Response]]:
+def restore(api: httpx.AsyncClient, tmp_path: Path) -> Restore:
     """Asks for a restore of web-1's files, below a folder of the test's own."""
 
     async def restore(name: str = "r1", namespace: str = "ns", **spec: Any) -> httpx.Response:
@@ -129,7 +134,7 @@ def restore(api: httpx.AsyncClient, tmp_path: Path) -> Callable[..., Awaitable[h
 
 
 @pytest.fixture
-def ended(api: httpx.AsyncClient, until: Until) -> Callable[..., Awaitable[Any]]:
+def ended(api: httpx.AsyncClient, until: Until) -> Ended:
     """Waits for a restore's end: its job."""
 
     async def ended(name: str = "r1") -> Any:
@@ -153,13 +158,13 @@ def below(target: Path, path: Path) -> Path:
 
 
 async def test_what_a_schedule_backed_up_comes_back(
-    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    agent: RunAgent,
     api: httpx.AsyncClient,
     declare: Declare,
-    connected: Callable[..., Awaitable[None]],
+    connected: Connected,
     until: Until,
-    restore: Callable[..., Awaitable[httpx.Response]],
-    ended: Callable[..., Awaitable[Any]],
+    restore: Restore,
+    ended: Ended,
     tmp_path: Path,
 ) -> None:
     (tmp_path / "data").mkdir()
@@ -184,11 +189,11 @@ async def test_what_a_schedule_backed_up_comes_back(
 
 
 async def test_another_host_gets_the_files_of_one_that_is_gone(
-    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
-    connected: Callable[..., Awaitable[None]],
+    agent: RunAgent,
+    connected: Connected,
     repository: None,
-    restore: Callable[..., Awaitable[httpx.Response]],
-    ended: Callable[..., Awaitable[Any]],
+    restore: Restore,
+    ended: Ended,
     source: Path,
     tmp_path: Path,
 ) -> None:
@@ -203,12 +208,12 @@ async def test_another_host_gets_the_files_of_one_that_is_gone(
 
 
 async def test_the_newest_before_a_time_or_one_by_its_id(
-    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    agent: RunAgent,
     api: httpx.AsyncClient,
-    connected: Callable[..., Awaitable[None]],
+    connected: Connected,
     repository: None,
-    restore: Callable[..., Awaitable[httpx.Response]],
-    ended: Callable[..., Awaitable[Any]],
+    restore: Restore,
+    ended: Ended,
     source: Path,
     tmp_path: Path,
 ) -> None:
@@ -228,11 +233,11 @@ async def test_the_newest_before_a_time_or_one_by_its_id(
 
 
 async def test_only_what_was_asked_for_comes_back(
-    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
-    connected: Callable[..., Awaitable[None]],
+    agent: RunAgent,
+    connected: Connected,
     repository: None,
-    restore: Callable[..., Awaitable[httpx.Response]],
-    ended: Callable[..., Awaitable[Any]],
+    restore: Restore,
+    ended: Ended,
     source: Path,
     tmp_path: Path,
 ) -> None:
@@ -246,11 +251,11 @@ async def test_only_what_was_asked_for_comes_back(
 
 
 async def test_what_is_there_is_overwritten_only_where_that_was_said(
-    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
-    connected: Callable[..., Awaitable[None]],
+    agent: RunAgent,
+    connected: Connected,
     repository: None,
-    restore: Callable[..., Awaitable[httpx.Response]],
-    ended: Callable[..., Awaitable[Any]],
+    restore: Restore,
+    ended: Ended,
     source: Path,
     tmp_path: Path,
 ) -> None:
@@ -270,12 +275,12 @@ async def test_what_is_there_is_overwritten_only_where_that_was_said(
 
 
 async def test_a_restore_that_runs_can_be_cancelled(
-    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    agent: RunAgent,
     api: httpx.AsyncClient,
-    connected: Callable[..., Awaitable[None]],
+    connected: Connected,
     repository: None,
-    restore: Callable[..., Awaitable[httpx.Response]],
-    ended: Callable[..., Awaitable[Any]],
+    restore: Restore,
+    ended: Ended,
     until: Until,
     tmp_path: Path,
 ) -> None:
@@ -295,12 +300,12 @@ async def test_a_restore_that_runs_can_be_cancelled(
 
 
 async def test_a_host_that_is_offline_restores_when_it_is_back(
-    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    agent: RunAgent,
     api: httpx.AsyncClient,
-    connected: Callable[..., Awaitable[None]],
+    connected: Connected,
     repository: None,
-    restore: Callable[..., Awaitable[httpx.Response]],
-    ended: Callable[..., Awaitable[Any]],
+    restore: Restore,
+    ended: Ended,
     source: Path,
     tmp_path: Path,
 ) -> None:
@@ -313,7 +318,7 @@ async def test_a_host_that_is_offline_restores_when_it_is_back(
 
 
 async def test_a_restore_outlives_the_server_that_was_asked_for_it(
-    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    agent: RunAgent,
     vault: Path,
     source: Path,
     tmp_path: Path,
@@ -336,7 +341,7 @@ async def test_a_restore_outlives_the_server_that_was_asked_for_it(
 
 
 async def test_the_same_restore_is_asked_for_twice_and_done_once(
-    api: httpx.AsyncClient, repository: None, restore: Callable[..., Awaitable[httpx.Response]]
+    api: httpx.AsyncClient, repository: None, restore: Restore
 ) -> None:
     await api.put("/hosts/web-1", json={"labels": {}})
     first, again = [(await restore()).json() for _ in range(2)]
@@ -350,7 +355,7 @@ async def test_the_same_restore_is_asked_for_twice_and_done_once(
 
 
 async def test_hosts_and_folders_beyond_the_grant_are_refused_and_named(
-    api: httpx.AsyncClient, restore: Callable[..., Awaitable[httpx.Response]]
+    api: httpx.AsyncClient, restore: Restore
 ) -> None:
     for host, pool in (("web-1", "a"), ("web-2", "b")):
         await api.put(f"/hosts/{host}", json={"labels": {"pool": pool}})
@@ -384,7 +389,7 @@ async def test_hosts_and_folders_beyond_the_grant_are_refused_and_named(
 async def test_what_cannot_be_is_refused_with_its_field(
     api: httpx.AsyncClient,
     repository: None,
-    restore: Callable[..., Awaitable[httpx.Response]],
+    restore: Restore,
     spec: dict[str, Any],
     field: str,
 ) -> None:
@@ -395,9 +400,9 @@ async def test_what_cannot_be_is_refused_with_its_field(
 
 async def test_a_host_is_told_what_opens_the_repository_for_as_long_as_the_restore_lasts(
     connect: Connect,
-    connected: Callable[..., Awaitable[None]],
+    connected: Connected,
     repository: None,
-    restore: Callable[..., Awaitable[httpx.Response]],
+    restore: Restore,
     vault: Path,
 ) -> None:
     async with connect("web-2") as speaks:
@@ -417,9 +422,9 @@ async def test_a_host_is_told_what_opens_the_repository_for_as_long_as_the_resto
 async def test_how_far_a_restore_is_can_be_seen(
     api: httpx.AsyncClient,
     connect: Connect,
-    connected: Callable[..., Awaitable[None]],
+    connected: Connected,
     repository: None,
-    restore: Callable[..., Awaitable[httpx.Response]],
+    restore: Restore,
     until: Until,
 ) -> None:
     async with connect("web-1") as speaks:
@@ -439,9 +444,9 @@ async def test_how_far_a_restore_is_can_be_seen(
 
 
 async def test_snapshots_are_listed_page_by_page_newest_first(
-    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    agent: RunAgent,
     api: httpx.AsyncClient,
-    connected: Callable[..., Awaitable[None]],
+    connected: Connected,
     repository: None,
     source: Path,
 ) -> None:
@@ -462,9 +467,9 @@ async def test_snapshots_are_listed_page_by_page_newest_first(
 
 
 async def test_what_a_folder_of_a_snapshot_holds_is_listed(
-    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    agent: RunAgent,
     api: httpx.AsyncClient,
-    connected: Callable[..., Awaitable[None]],
+    connected: Connected,
     repository: None,
     source: Path,
 ) -> None:
@@ -485,9 +490,9 @@ async def test_what_a_folder_of_a_snapshot_holds_is_listed(
 
 
 async def test_a_look_that_fails_says_why(
-    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    agent: RunAgent,
     api: httpx.AsyncClient,
-    connected: Callable[..., Awaitable[None]],
+    connected: Connected,
     vault: Path,
 ) -> None:
     body = {"spec": {"url": f"{vault}/repositories/{{host}}"}, "credentials": {"password": "wrong"}}
@@ -501,7 +506,7 @@ async def test_a_look_that_fails_says_why(
 async def test_where_nobody_can_look_the_remedy_is_told(
     api: httpx.AsyncClient,
     connect: Connect,
-    connected: Callable[..., Awaitable[None]],
+    connected: Connected,
     repository: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -521,7 +526,7 @@ async def test_where_nobody_can_look_the_remedy_is_told(
 async def test_who_looks_often_does_not_keep_all_hosts_busy(
     api: httpx.AsyncClient,
     connect: Connect,
-    connected: Callable[..., Awaitable[None]],
+    connected: Connected,
     repository: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -540,7 +545,7 @@ async def test_who_looks_often_does_not_keep_all_hosts_busy(
 
 
 async def test_what_a_host_leaves_out_of_a_list_is_told(
-    api: httpx.AsyncClient, connect: Connect, connected: Callable[..., Awaitable[None]], repository: None
+    api: httpx.AsyncClient, connect: Connect, connected: Connected, repository: None
 ) -> None:
     async with connect("web-1") as speaks:
         await speaks.follow()
@@ -560,7 +565,7 @@ async def test_what_a_host_leaves_out_of_a_list_is_told(
 
 
 @pytest.fixture
-def lamplighter(server: Running, tmp_path: Path) -> Callable[..., Awaitable[tuple[int | None, str, str]]]:
+def lamplighter(server: Running, tmp_path: Path) -> Lamplighter:
     """Runs a command to its end: its exit code, stdout and stderr."""
 
     async def run(*words: str) -> tuple[int | None, str, str]:
@@ -578,10 +583,10 @@ def lamplighter(server: Running, tmp_path: Path) -> Callable[..., Awaitable[tupl
 
 
 async def test_a_person_finds_a_snapshot_looks_into_it_and_gets_a_file_back(
-    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
-    connected: Callable[..., Awaitable[None]],
+    agent: RunAgent,
+    connected: Connected,
     repository: None,
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    lamplighter: Lamplighter,
     source: Path,
     tmp_path: Path,
 ) -> None:
@@ -606,10 +611,10 @@ async def test_a_person_finds_a_snapshot_looks_into_it_and_gets_a_file_back(
 
 @pytest.mark.parametrize(("host", "remedy"), [("", "give --host"), ("web-1", "a Schedule of kind forget")])
 async def test_a_list_of_more_snapshots_than_are_told_has_the_newest_and_says_so(
-    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    agent: RunAgent,
     api: httpx.AsyncClient,
-    connected: Callable[..., Awaitable[None]],
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    connected: Connected,
+    lamplighter: Lamplighter,
     tmp_path: Path,
     host: str,
     remedy: str,
@@ -638,10 +643,10 @@ async def test_a_list_of_more_snapshots_than_are_told_has_the_newest_and_says_so
 
 
 async def test_a_folder_of_more_files_than_are_told_is_listed_page_by_page_and_says_so(
-    agent: Callable[..., AbstractAsyncContextManager[Service, bool | None]],
+    agent: RunAgent,
     api: httpx.AsyncClient,
-    connected: Callable[..., Awaitable[None]],
-    lamplighter: Callable[..., Awaitable[tuple[int | None, str, str]]],
+    connected: Connected,
+    lamplighter: Lamplighter,
     tmp_path: Path,
 ) -> None:
     source = tmp_path / "many"
