@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +19,7 @@ from bench.result import Limits, Result, Row, Size, median, runs
 from bench.servers import declare, schedule
 from server.app import Config, Running, serving
 from server.jobs.fires import MAX_OPEN_JOBS
+from server.store.queue import of_host
 from wire import codec
 from wire.messages import PROTOCOL, Hello, ScheduleFire
 
@@ -138,9 +140,9 @@ async def _open_jobs(server: Running, ids: Sequence[str], clock: Clock, count: i
         await _heard(client, "schedule.set", 1)
         await client.send(_frame(ids, count, timedelta(days=1)))
         await _heard(client, "command.run", 1)
-    queue = server.parts.lanes
+    store = server.parts.services.store
     async with asyncio.timeout(60):
-        while len(queue.of_host("host")) < count:
+        while len(await store.read(partial(of_host, most=count), "host")) < count:
             await asyncio.sleep(0.01)
 
 

@@ -43,10 +43,11 @@ from server.fleet.expected import ExpectedSince
 from server.fleet.placement import Placement
 from server.gateway.endpoint import Gateway
 from server.gateway.last_seen import LastSeen
+from server.jobs.active import ActiveAttempts
 from server.jobs.credentials import HostCredentials
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.lanes import Lanes
 from server.jobs.outcomes import Outcomes
+from server.jobs.queue import JobQueue
 from server.jobs.reports import Reports
 from server.jobs.repositories import RepositoryStates
 from server.observe import clock as clock_set_back
@@ -109,7 +110,8 @@ class Parts(NamedTuple):
     loader: Loader
     catalog: Catalog
     credentials: HostCredentials
-    lanes: Lanes
+    queue: JobQueue
+    active: ActiveAttempts
     reports: Reports
     last_seen: LastSeen
     registry: CollectorRegistry
@@ -154,23 +156,24 @@ def assemble(
     """Build a server's parts, each from those before it. Nothing runs yet: see `Loader.load` and `serving`."""
     events, metrics, stream = Events(), Metrics(), ChangeStream()
     catalog, placement, expected_since = Catalog(vault, grants, schemes), Placement(), ExpectedSince()
-    lanes, outcomes = Lanes(), Outcomes()
-    repository_states = RepositoryStates(catalog, placement, lanes, events)
-    credentials = HostCredentials(catalog, placement, lanes, vault)
+    active, outcomes = ActiveAttempts(), Outcomes()
+    repository_states = RepositoryStates(catalog, placement, events)
+    credentials = HostCredentials(catalog, placement, active, vault)
     hub = Hub(credentials, events, clock)
-    dispatcher = Dispatcher(store.submit, lanes, placement, hub, repository_states, events, clock)
-    reports = Reports(store.submit, lanes, placement, repository_states, dispatcher, events, clock)
-    coverage = CoverageReader(catalog, placement, expected_since, hub, lanes, outcomes, clock)
+    queue = JobQueue(new_id(), repository_states.limit, placement.schedule_of)
+    dispatcher = Dispatcher(store.submit, queue, active, hub, repository_states, events, clock)
+    reports = Reports(store.submit, queue, active, placement, repository_states, dispatcher, events, clock)
+    coverage = CoverageReader(catalog, placement, expected_since, hub, store, outcomes, clock)
     last_seen = LastSeen(store, hub)
     controllers = Controllers(catalog, placement, clock)
     for part in (expected_since, outcomes, repository_states, dispatcher, reports, last_seen, metrics, stream):
         events.subscribe(part.on_event)
     health = repository_states.health
-    metrics.registry.register(StateCollector(store, catalog, hub, lanes, health, coverage, controllers, clock))
+    metrics.registry.register(StateCollector(store, catalog, hub, health, coverage, controllers, clock))
 
     pipeline = Pipeline(store, catalog, placement, expected_since, hub, events, clock)
     hosts = Hosts(pipeline, store, placement, hub, dispatcher, clock)
-    runs = Runs(pipeline, store, catalog, placement, lanes, dispatcher, clock, new_id)
+    runs = Runs(store, catalog, placement, dispatcher, clock, new_id)
     services = Services(
         schedules=Schedules(pipeline, catalog, placement, clock, new_id),
         repositories=Repositories(pipeline, catalog, placement, vault, clock, new_id),
@@ -183,6 +186,8 @@ def assemble(
         placement=placement,
         hub=hub,
         dispatcher=dispatcher,
+        active=active,
+        repository_name=repository_states.name,
         health=health,
         coverage=coverage,
         controllers=controllers,
@@ -191,7 +196,9 @@ def assemble(
     )
     gateway = Gateway(hub, hosts, reports, store, events, Agents(store, identity).host_of, clock, new_id)
     loader = Loader(catalog, placement, expected_since, hub, repository_states, outcomes, dispatcher, clock)
-    return Parts(services, gateway, loader, catalog, credentials, lanes, reports, last_seen, metrics.registry, events)
+    return Parts(
+        services, gateway, loader, catalog, credentials, queue, active, reports, last_seen, metrics.registry, events
+    )
 
 
 @asynccontextmanager

@@ -104,6 +104,14 @@ class AttemptEnded(Struct, frozen=True):
     final: bool
 
 
+class LimitChanged(Struct, frozen=True):
+    """How many jobs may use a repository at once has changed. `lanes_moved`: also whether each host has a lane of its
+    own."""
+
+    repository_id: str
+    lanes_moved: bool
+
+
 class RepositoryHealthChanged(Struct, frozen=True):
     """A repository's health has changed."""
 
@@ -132,6 +140,7 @@ Event = (
     | FireRefused
     | JobsChanged
     | AttemptEnded
+    | LimitChanged
     | RepositoryHealthChanged
     | ClockSetBack
     | ControllerReported

@@ -1,5 +1,6 @@
 """Jobs, their attempts and their logs."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from msgspec import Raw
@@ -10,8 +11,10 @@ from server.api.answers import json_response, page
 from server.api.requests import Number, Query, actor, bad_parameter
 from server.api.services import Services
 from server.errors import NotFound
-from server.jobs.job import READ_KINDS
+from server.jobs.kinds import READ_KINDS
+from server.jobs.waiting import problem_of, waits_for
 from server.store import jobs as job_statements
+from server.store import queue
 from server.store.declared import get_resource
 from server.store.logs import list_log
 from server.store.rows import Row
@@ -38,7 +41,8 @@ async def list_jobs(services: Services, request: Request) -> Response:
     id_ = query.text("id") or ""
     leave_out = () if id_ or "kind" in filters else READ_KINDS
     rows = await services.store.read(job_statements.list_jobs, filters, after, limit + 1, id_, leave_out)
-    return page(rows, limit, lambda row: shown_job(services, row), "created_at", "id")
+    shown = await shown_jobs(services, rows)
+    return page(rows, limit, lambda row: shown[row["id"]], "created_at", "id")
 
 
 async def get_job(services: Services, request: Request) -> Response:
@@ -47,7 +51,7 @@ async def get_job(services: Services, request: Request) -> Response:
     row = await _find(services, request)
     before = await services.store.read(job_statements.list_attempts, row["id"])
     last = {name: row[name] for name in ATTEMPT}
-    return json_response({**shown_job(services, row), "attempts": [*before, last]})
+    return json_response({**await shown_job(services, row), "attempts": [*before, last]})
 
 
 async def get_job_log(services: Services, request: Request) -> Response:
@@ -63,15 +67,36 @@ async def cancel_job(services: Services, request: Request) -> Response:
     """Cancel a job."""
     Query(request)
     row = await services.runs.cancel(actor(request), request.path_params["id"])
-    return json_response(shown_job(services, row))
+    return json_response(await shown_job(services, row))
 
 
-def shown_job(services: Services, row: Row) -> dict[str, object]:
-    """A job in an answer: its row, and its current state from the dispatcher."""
-    jobs = services.dispatcher
-    now = {"waits_for": jobs.waits_for(row["id"]) or None, "progress": jobs.progress_of(row["id"])}
-    now |= {"problem": jobs.problem_of(row["id"]) or None}
-    return {**row, "command": Raw(row["command"].encode()), **now}
+async def shown_job(services: Services, row: Row) -> dict[str, object]:
+    """A job in an answer: see `shown_jobs`."""
+    return (await shown_jobs(services, [row]))[row["id"]]
+
+
+async def shown_jobs(services: Services, rows: Sequence[Row]) -> dict[str, dict[str, object]]:
+    """Jobs in answers, by id: their rows without the columns of the queue, and their current state."""
+    now = services.clock()
+    waiting = [row["id"] for row in rows if row["status"] == "pending" and not row["sent"]]
+    ahead = {it.id: it for it in await services.store.read(queue.waits, waiting)} if waiting else {}
+    found = {}
+    for row in rows:
+        shown = {name: value for name, value in row.items() if name not in queue.COLUMNS}
+        attempt = services.active.get(row["id"])
+        waits = (
+            waits_for(row, ahead[row["id"]], services.repository_name(row["lane"].partition("/")[0]), now)
+            if row["id"] in ahead
+            else ""
+        )
+        found[row["id"]] = {
+            **shown,
+            "command": Raw(row["command"].encode()),
+            "waits_for": waits or None,
+            "progress": None if attempt is None else attempt.progress,
+            "problem": problem_of(row, now) or None,
+        }
+    return found
 
 
 async def of_filter(_services: Services, request: Request) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -15,6 +15,7 @@ from server.errors import MEDIA_TYPE
 from server.resources import selectors
 from server.resources.manifests import API_VERSION, MAX_LABELS, MAX_SECRET, MAX_URL, MAX_URLS, METADATA
 from server.resources.schema import definition
+from server.store.queue import COLUMNS as QUEUE_COLUMNS
 from server.store.tables import ACTOR_KINDS, AUDIT, HOSTS, JOB_ATTEMPTS, JOB_LOGS, JOB_STATUSES, JOBS, UtcDateTime
 from wire.variables import ALLOWED
 
@@ -140,7 +141,7 @@ def _schemas() -> dict[str, Schema]:
     waits: Schema = {"type": ["string", "null"], "description": "What the job waits for, in words."}
     problem: Schema = {"type": ["string", "null"], "description": "What is wrong with the running job, in words."}
     now = {"waits_for": waits, "progress": _PROGRESS, "problem": problem}
-    job = _record(JOBS, {"command": {"type": "object"}, "status": status, **now})
+    job = _record(JOBS, {"command": {"type": "object"}, "status": status, **now}, leave_out=QUEUE_COLUMNS)
     attempt = _record(JOB_ATTEMPTS, {"status": status}, leave_out=("job_id",))
     attempt["properties"]["finished_at"] = {**attempt["properties"]["finished_at"], "type": ["string", "null"]}
     attempts = {"type": "array", "items": attempt, "description": "All attempts in order; the last is the current one."}
@@ -209,7 +210,7 @@ def _list_of(description: str, *fields: str) -> Schema:
     return {"type": "array", "items": item, "description": description}
 
 
-def _record(table: Table, also: Mapping[str, Schema], leave_out: Sequence[str] = ()) -> Schema:
+def _record(table: Table, also: Mapping[str, Schema], leave_out: Collection[str] = ()) -> Schema:
     """The schema of a table's rows in answers: its columns, and the fields `also`."""
     properties = {column.name: _column(column) for column in table.c if column.name not in leave_out} | dict(also)
     return {"type": "object", "properties": properties, "required": list(properties)}

@@ -16,11 +16,11 @@ async def put_restore(services: Services, request: Request) -> Response:
     manifest = await object_body(request)
     metadata = {"namespace": namespace, "name": name}
     row = await services.restores.restore(actor(request), {**manifest, "metadata": metadata})
-    return json_response(shown_job(services, row))
+    return json_response(await shown_job(services, row))
 
 
 async def get_restore(services: Services, request: Request) -> Response:
     """Read the job of a restore."""
     Query(request)
     row = await services.restores.get(request.path_params["namespace"], own_id(request))
-    return json_response(shown_job(services, row))
+    return json_response(await shown_job(services, row))

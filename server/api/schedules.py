@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from server.api.answers import json_response, page
 from server.api.conditions import condition, versioned
-from server.api.jobs import shown_job
+from server.api.jobs import shown_jobs
 from server.api.objects import as_object, created, find_object, is_new, named_manifest, version_of
 from server.api.requests import Query, actor, body, converted, has_body, object_body
 from server.api.services import Services
@@ -69,7 +69,8 @@ async def run_schedule(services: Services, request: Request) -> Response:
     Query(request)
     wanted = converted(await body(request), RunBody) if has_body(request) else RunBody()
     rows = await services.runs.run_now(actor(request), **request.path_params, hosts=wanted.hosts)
-    return json_response({"items": [shown_job(services, row) for row in rows], "next": None}, 201)
+    shown = await shown_jobs(services, rows)
+    return json_response({"items": [shown[row["id"]] for row in rows], "next": None}, 201)
 
 
 async def _shown_one(services: Services, row: Row) -> dict[str, object]:

@@ -13,6 +13,7 @@ from server.changes.restores import Restores
 from server.changes.runs import Runs
 from server.changes.schedules import Schedules
 from server.fleet.placement import Placement
+from server.jobs.active import ActiveAttempts
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.outcomes import Health
 from server.observe.controllers import Controllers
@@ -35,6 +36,8 @@ class Services(NamedTuple):
     placement: Placement
     hub: Hub
     dispatcher: Dispatcher
+    active: ActiveAttempts
+    repository_name: Callable[[str], str]
     health: Health
     coverage: CoverageReader
     controllers: Controllers

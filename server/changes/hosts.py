@@ -12,9 +12,9 @@ from server.changes.pipeline import Change, Pipeline, audit
 from server.errors import Conflict, Invalid, NotFound
 from server.fleet.placement import Placement, Plan
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.pieces import pieces
 from server.resources.versions import Condition, host_version, unconditional
 from server.store.engine import Store
+from server.store.futures import stored
 from server.store.hosts import get_host
 from server.store.rows import HostRow, Row
 from server.store.tables import Actor
@@ -71,11 +71,8 @@ class Hosts:
                 raise Conflict(f"{name} is connected: stop its agent first")
             now = self._clock()
             line = audit(now, actor, "delete", "Host", name)
-            ends = self._dispatcher.ends_of_host(name, "its host was deleted", now)
-            await self._pipeline.commit(Change(line, delete_hosts=[name], end_jobs=ends), Plan(remove_hosts=[name]))
-            for some in pieces(ends):
-                self._dispatcher.ended(some)
-                await asyncio.sleep(0)  # let other tasks run in between
+            await stored(self._dispatcher.end_host(name, "its host was deleted"))
+            await self._pipeline.commit(Change(line, delete_hosts=[name]), Plan(remove_hosts=[name]))
 
     async def session(self, name: str) -> Session:
         """The session of a host that says hello. A host that is not declared is created, without labels.

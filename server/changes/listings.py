@@ -176,7 +176,7 @@ class Listings:
         now = self._clock()
         detail = {"host": host, "of": question.host, "snapshot": question.snapshot, "path": question.path}
         line = audit(now, actor, kind, "Repository", full_name(row), **detail)
-        end, lines = await self._answer(NewJob(host, command, *actor, 0, now, serial=False), line)
+        end, lines = await self._answer(NewJob(host, command, *actor, 0, now), line)
         if end.reason == "NoSnapshot":
             raise NotFound(end.error)
         if end.status not in ("succeeded", "warning"):

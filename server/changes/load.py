@@ -20,6 +20,7 @@ from server.jobs.outcomes import LastOutcome, Outcomes, why
 from server.jobs.repositories import RepositoryStates
 from server.store.declared import upsert_repositories
 from server.store.engine import Store
+from server.store.futures import stored
 from server.store.hosts import set_desired
 from server.store.load import load_all
 from server.store.rows import HostRow, Loaded, RepositoryRow
@@ -62,6 +63,7 @@ class Loader:
         changed = [new for new, old in zip(renewed, loaded.repositories, strict=True) if new != old]
         await asyncio.gather(*(store.write(upsert_repositories, row) for row in changed))
         await store.write(set_desired, moved)
+        await stored(self._dispatcher.begin())
 
     def _put_in_force(self, loaded: Loaded) -> list[tuple[str, int, str]]:
         """Put what was loaded in force. Returns the hosts that get a new version: (name, version, digest)."""
@@ -74,9 +76,8 @@ class Loader:
         self._expected_since.join(loaded.joined)
         self._expected_since.clock_set_back(self._clock())  # the clock may have been set back since
         for repository in loaded.repositories:
-            self._repositories.limit(repository)
+            self._repositories.put(repository)
         self._remember(loaded.last_ends)
-        self._dispatcher.load(loaded.open_jobs)
         return moved
 
     def _put_host(self, row: HostRow) -> tuple[str, int, str] | None:

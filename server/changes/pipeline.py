@@ -31,20 +31,17 @@ from server.store.declared import (
 from server.store.engine import Store
 from server.store.enrolments import delete_host_keys, upsert_enrolments, upsert_host_keys
 from server.store.hosts import delete_hosts, set_desired, upsert_hosts
-from server.store.jobs import jobs_cancelled, jobs_finished, record_jobs
 from server.store.rows import (
     AuditRow,
     EnrolmentRow,
     HostKeyRow,
     HostRow,
-    JobRow,
     Joined,
     Pair,
     RepositoryRow,
     ScheduleRow,
 )
 from server.store.tables import Actor
-from wire.messages import JobFinished
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +60,6 @@ class Change(NamedTuple):
     put_enrolments: Sequence[EnrolmentRow] = ()
     put_host_keys: Sequence[HostKeyRow] = ()
     delete_host_keys: Sequence[str] = ()
-    put_jobs: Sequence[JobRow] = ()
-    end_jobs: Sequence[JobFinished] = ()
-    cancel_jobs: Sequence[str] = ()
     put_joined: Sequence[Joined] = ()
     delete_joined: Sequence[Pair] = ()
 
@@ -76,11 +70,8 @@ class Change(NamedTuple):
         return bool(put or self.delete_schedules or self.delete_repositories or self.delete_hosts)
 
 
-def write_changes(conn: Connection, changes: Sequence[Change]) -> list[set[str]]:
-    """A batch statement that stores changes, and returns the ids of the jobs that each of them put.
-
-    Changes of one batch touch different rows, except for jobs, which are put before they end.
-    """
+def write_changes(conn: Connection, changes: Sequence[Change]) -> list[None]:
+    """A batch statement that stores changes. Those of one batch touch different rows."""
 
     def each(field: str) -> list[Any]:
         return [row for change in changes for row in getattr(change, field)]
@@ -98,10 +89,7 @@ def write_changes(conn: Connection, changes: Sequence[Change]) -> list[set[str]]
     set_desired(conn, [each("desired")])
     delete_joined(conn, each("delete_joined"))
     upsert_joined(conn, each("put_joined"))
-    put = record_jobs(conn, [change.put_jobs for change in changes])
-    jobs_cancelled(conn, [each("cancel_jobs")])
-    jobs_finished(conn, [each("end_jobs")])
-    return put
+    return [None] * len(changes)
 
 
 def audit(at: datetime, actor: Actor, action: str, kind: str, name: str, **detail: Any) -> AuditRow:
@@ -131,10 +119,6 @@ class Pipeline:
         self._events = events
         self._clock = clock
 
-    def store(self, change: Change) -> "asyncio.Future[set[str]]":
-        """Store a change of jobs alone, which `jobs` puts in force. The future has the ids of the jobs that are put."""
-        return self._store.submit(write_changes, change)
-
     async def commit(self, change: Change, plan: Plan, put_repositories: Sequence[ResolvedRepository] = ()) -> None:
         """Store a change with the new versions of hosts that it causes; put it in force, publish it, and push.
 
@@ -145,7 +129,7 @@ class Pipeline:
         joined = [Joined(*pair, change.audit.at) for pair in came]
         rows = [it.row for it in put_repositories]
         change = change._replace(desired=desired, put_repositories=rows, put_joined=joined, delete_joined=left)
-        await self.store(change)
+        await self._store.write(write_changes, change)
         first = not self._catalog.schedules and bool(change.put_schedules)
         self._put_in_force(change, plan, put_repositories)
         self._publish(change)

@@ -101,7 +101,7 @@ class Restores:
         now = self._clock()
         asked = {"restore": name, "host": host, **msgspec.to_builtins(_wanted(spec))}
         line = audit(now, actor, "restore", "Repository", full_name(row), **asked)
-        await self._runs.record([NewJob(host, command, *actor, 0, now, serial=False)], line)
+        await self._runs.record([NewJob(host, command, *actor, 0, now)], line)
         return await self.get(namespace, name)
 
 

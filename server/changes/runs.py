@@ -3,17 +3,16 @@
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from server.changes.pipeline import Change, Pipeline, audit
+from server.changes.pipeline import audit
 from server.errors import Conflict, Invalid, NotFound
 from server.fleet.catalog import Catalog
 from server.fleet.placement import PlacedSchedule, Placement
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.fires import MAX_OPEN_JOBS, NewJob, new_job
-from server.jobs.lanes import Lanes
+from server.jobs.fires import NewJob, new_job
 from server.resources.selectors import selector_matches
 from server.resources.specs import LabelSelector
 from server.store.engine import Store
-from server.store.futures import stored, then
+from server.store.futures import stored
 from server.store.jobs import get_job, get_jobs, lasting_job_id
 from server.store.rows import AuditRow, Row
 from server.store.runs import run_status
@@ -25,20 +24,16 @@ class Runs:
 
     def __init__(
         self,
-        pipeline: Pipeline,
         store: Store,
         catalog: Catalog,
         placement: Placement,
-        lanes: Lanes,
         dispatcher: Dispatcher,
         clock: Callable[[], datetime],
         new_id: Callable[[], str],
     ) -> None:
-        self._pipeline = pipeline
         self._store = store
         self._catalog = catalog
         self._placement = placement
-        self._lanes = lanes
         self._dispatcher = dispatcher
         self._clock = clock
         self._new_id = new_id
@@ -54,7 +49,7 @@ class Runs:
         if hosts is not None and (others := sorted(set(hosts) - set(matched))):
             raise Invalid.field("hosts", f"{schedule.name} does not select {', '.join(others[:5])}")
         now = self._clock()
-        jobs = [self._job(schedule, host, self._new_id(), actor, now) for host in matched]
+        jobs = [new_job(schedule, host, self._new_id(), None, now, actor) for host in matched]
         await self.record(jobs, audit(now, actor, "run", "Schedule", schedule.name, hosts=matched))
         return await self._store.read(get_jobs, [job.command.job_id for job in jobs])
 
@@ -70,24 +65,17 @@ class Runs:
         hosts = [host for host in matched if selector_matches(selector, states[host].labels)]
         before = await self._store.read(run_status, run_id)
         ids = {host: lasting_job_id("run", namespace, run, host) for host in hosts}
-        if before["hosts"] == 0 and not any(map(self._lanes.is_open, ids.values())) and hosts:
-            jobs = [self._job(schedule, host, job_id, Actor("run", run_id), now) for host, job_id in ids.items()]
+        if before["hosts"] == 0 and hosts:
+            jobs = [new_job(schedule, host, job_id, None, now, Actor("run", run_id)) for host, job_id in ids.items()]
             await self.record(jobs, audit(now, actor, "run", "Schedule", schedule.name, run=run_id, hosts=hosts))
         return await self._store.read(run_status, run_id)
 
     def _schedule(self, namespace: str, name: str) -> PlacedSchedule:
         return self._placement.schedules[self._catalog.schedule(namespace, name).id]
 
-    def _job(self, schedule: PlacedSchedule, host: str, job_id: str, actor: Actor, now: datetime) -> NewJob:
-        """A requested job. If the schedule's last job on this host is open, it waits for that job or replaces it."""
-        return new_job(schedule, host, job_id, None, now, self._lanes.of_schedule(schedule.id, host), actor)
-
     async def record(self, jobs: Sequence[NewJob], line: AuditRow) -> None:
         """Store requested jobs, and send those that may run now. Raises Conflict if too many are open."""
-        for job in jobs:
-            if len(self._lanes.of_schedule(job.command.schedule_id, job.host)) >= MAX_OPEN_JOBS:
-                raise Conflict(f"{job.host} has {MAX_OPEN_JOBS} such open jobs: cancel some, or try again later")
-        await stored(self._dispatcher.record(jobs, lambda rows: self._pipeline.store(Change(line, put_jobs=rows))))
+        await stored(self._dispatcher.record(jobs, line))
 
     async def cancel(self, actor: Actor, job_id: str) -> Row:
         """Cancel a job. Raises NotFound, Conflict for a job that has ended.
@@ -98,11 +86,8 @@ class Runs:
         job = await self._find(job_id)
         if job["status"] not in OPEN:
             raise Conflict(f"job {job_id} has ended already: {job['status']}")
-        why = f"cancelled by {actor.id}"
-        ends, asked = self._dispatcher.to_cancel([job_id], why)
         line = audit(self._clock(), actor, "cancel", "Job", job_id)
-        future = self._pipeline.store(Change(line, end_jobs=ends, cancel_jobs=asked))
-        await stored(then(future, lambda _: self._dispatcher.cancelled(ends, asked, why)))
+        await stored(self._dispatcher.cancel([job_id], f"cancelled by {actor.id}", line))
         return await self._find(job_id)
 
     async def _find(self, job_id: str) -> Row:

@@ -170,6 +170,11 @@ class Placement:
         found = ((name, self.hosts.get(name)) for name in names)
         return [name for name, state in found if state is not None and state.holds(schedule.id)]
 
+    def schedule_of(self, host: str, schedule_id: str) -> PlacedSchedule | None:
+        """A schedule that a host should have; None where it should not. Any thread may ask."""
+        state = self.hosts.get(host)
+        return self.schedules.get(schedule_id) if state is not None and state.holds(schedule_id) else None
+
     def desired(self, plan: Plan) -> list[tuple[str, int, str]]:
         """The name, new version and new digest of each host whose set a plan changes."""
         changed = [(host, self.hosts[host].version + 1, new.digest) for host, new in plan.sets.items()]

@@ -26,11 +26,13 @@ from server.fleet import pushes
 from server.fleet.pushes import Push
 from server.gateway.buckets import Buckets
 from server.jobs.pieces import pieces
+from server.jobs.queue import wire_id
 from server.jobs.reports import Reports
 from server.resources.selectors import is_dns_name
 from server.store.engine import Store
 from server.store.futures import stored
 from server.store.hosts import host_acks, host_hello, host_left_out
+from server.store.queue import count_of_host, of_host
 from wire import codec
 from wire.messages import HOST_HEADER, PROTOCOL, Hello, JobLog
 
@@ -199,7 +201,8 @@ class Gateway:
         if wait_s := self._hellos.wait(host, now, 1):
             await websocket.close(BUSY, f"this host connects too often: try again in {wait_s:.1f} s")
             raise WebSocketDisconnect(BUSY)
-        self._hellos.use(host, 1 + self._reports.count_of(host) / 1000, now)
+        open_jobs = await self._store.read(count_of_host, host, int(1000 * HELLO_BURST))
+        self._hellos.use(host, 1 + open_jobs / 1000, now)
 
     async def _receive(self, connection: Connection, frame: str) -> None:
         """Do what the messages of a frame ask for, and wait until the host may send more.
@@ -233,11 +236,18 @@ class Gateway:
         self._events.publish(HostConnected(session.name))
         self._hub.deliver(session.name, session.registered())
         await self._perform(connection, [effect for effect in effects if not isinstance(effect, Push)])
-        for resumed in self._reports.resume(session, hello.running_jobs):
-            await self._perform(connection, resumed)
-            await asyncio.sleep(0)  # let other tasks run
-        self._reports.connected(session.name, hello.running_jobs)
+        await self._resume(connection, set(hello.running_jobs))
+        await stored(self._reports.connected(session.name, hello.running_jobs))
         await self._store.write(host_hello, (session.name, hello.agent_version, now))
+
+    async def _resume(self, connection: Connection, running: set[str]) -> None:
+        """Compare the attempts that a host has with its open jobs, a part at a time."""
+        session, after, unknown = connection.session, "", set(running)
+        while some := await self._store.read(of_host, session.name, after):
+            after = some[-1].id
+            unknown.difference_update(map(wire_id, some))
+            await self._perform(connection, self._reports.resume(session, running, some))
+        await self._perform(connection, self._reports.resume_unknown(session, unknown))
 
     async def _perform(self, connection: Connection, effects: Sequence[Effect]) -> None:
         """Perform the effects of a session. Rows that several connections store at once share a commit."""
@@ -248,11 +258,11 @@ class Gateway:
                     ids = [self._new_id() for _ in fires]
                     await stored(*reports.fire(session, fires, ids, now, connection.write))
                 case Ended(ends):
-                    own = reports.own_ends(session.name, ends)
-                    await stored(*reports.finish(session.name, own))
+                    ended = await asyncio.shield(reports.finish(session.name, ends))
+                    own = [end for end in ends if end.job_id not in ended.foreign]
                     await self._perform(connection, session.finished(own) if own else ())
                 case Accepted(job_ids):
-                    await stored(*reports.accept(session.name, job_ids))
+                    await stored(reports.accept(session.name, job_ids))
                 case Acked():
                     await self._acked(connection, effect, now)
                 case Reported(messages):

@@ -10,7 +10,7 @@ from server.errors import as_text
 from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import Placement
 from server.jobs import arguments
-from server.jobs.lanes import Lanes
+from server.jobs.active import ActiveAttempts
 from server.resources.manifests import repository_spec
 from server.store.rows import RepositoryRow
 from wire import codec
@@ -30,21 +30,21 @@ class RepositoryAccess(NamedTuple):
 class HostCredentials:
     """The repositories and credentials that hosts get."""
 
-    def __init__(self, catalog: Catalog, placement: Placement, lanes: Lanes, vault: Vault) -> None:
+    def __init__(self, catalog: Catalog, placement: Placement, active: ActiveAttempts, vault: Vault) -> None:
         self._catalog = catalog
         self._placement = placement
-        self._lanes = lanes
+        self._active = active
         self._vault = vault
         self._scheduled: WeakKeyDictionary[EntrySet, tuple[RepositoryAccess, ...]] = WeakKeyDictionary()
 
     def needed(self, host: str) -> tuple[RepositoryAccess, ...]:
         """The repositories of a host's Schedules, and those of its open jobs that belong to no Schedule."""
-        jobs = self._lanes.of_schedule("", host)
+        jobs = self._active.of_no_schedule(host)
         if not jobs:
             return self._of_schedules(host)
         sources: dict[str, dict[str, None]] = {}  # by repository, in order
         for job in jobs:
-            sources.setdefault(job.repository, {})[job.source_host if job.source_host != job.host else ""] = None
+            sources.setdefault(job.repository, {})[job.source_host] = None
         rows = self._catalog.repositories.values()
         return (
             *self._of_schedules(host),

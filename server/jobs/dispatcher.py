@@ -1,8 +1,8 @@
-"""The shell around the lanes: jobs are stored when recorded, sent when the lanes allow, and removed when they end.
+"""The shell around the queue: what it decides is carried out, on hosts that are connected here and in what is told.
 
-What is in memory changes once it is stored, even if nobody waits for the answer any more. Methods return futures of
-what they store; nobody has to await them. The database says that a job is sent before it is sent, so that a server that
-restarts after a crash knows which jobs may be running.
+The queue decides in the store's transactions. What follows from that happens even if whoever asked for it has gone:
+methods return futures of what they store; nobody has to await them. That a job may be sent is stored before it is sent,
+so that a server that was killed knows which jobs may be running.
 """
 
 import asyncio
@@ -10,35 +10,36 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
+
+import msgspec
+from sqlalchemy import Connection
 
 from server.agents.session import Effect, Send, Session
 from server.events import (
     AttemptEnded,
     ClockSetBack,
-    DeclarationChanged,
     Event,
     Events,
     FireRefused,
     HostDisconnected,
     JobsChanged,
     JobsRecorded,
+    LimitChanged,
     RecordedJob,
 )
-from server.fleet.expected import span
-from server.fleet.placement import Placement
-from server.jobs import attempts, fires
+from server.jobs import fires
+from server.jobs.active import ActiveAttempts, Attempt
 from server.jobs.fires import NewJob
-from server.jobs.job import Job
-from server.jobs.lanes import Lanes
+from server.jobs.queue import Arrival, Cancelling, JobQueue, Outcome, Recorded, Recording, wire_id
 from server.jobs.repositories import RepositoryStates
 from server.store.futures import Submit, store_unattended, then
-from server.store.jobs import jobs_cancelled, jobs_finished, jobs_sent, record_jobs
-from server.store.rows import JobRow, OpenJob, Retry
-from wire.messages import CommandCancel, CommandRun, JobFinished, JobProgress, ScheduleRefused
+from server.store.queue import OpenRow
+from server.store.rows import AuditRow, Retry
+from wire.messages import CommandCancel, CommandRun, JobFinished, ScheduleRefused
 
 MAX_SLEEP_S = 60.0
-"""Maximum seconds between two calls of `advance` while jobs wait for a time: the clock may be set meanwhile."""
+"""Maximum seconds between two looks at the clock while jobs wait for a time: the clock may be set meanwhile."""
 HOLD_S = 1800.0
 """Seconds that jobs keep their slots after their host disconnected. restic takes a lock of that age for stale."""
 STORE_AGAIN_S = 5.0
@@ -66,8 +67,8 @@ class Dispatcher:
     def __init__(
         self,
         submit: Submit,
-        lanes: Lanes,
-        placement: Placement,
+        queue: JobQueue,
+        active: ActiveAttempts,
         agents: Agents,
         repositories: RepositoryStates,
         events: Events,
@@ -75,8 +76,8 @@ class Dispatcher:
         call_later: CallLater | None = None,
     ) -> None:
         self._submit = submit
-        self._lanes = lanes
-        self._placement = placement
+        self._queue = queue
+        self._active = active
         self._agents = agents
         self._repositories = repositories
         self._events = events
@@ -85,15 +86,23 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = clock()
         self._holds: dict[str, asyncio.TimerHandle] = {}  # of disconnected hosts whose jobs keep their slots
+        self._has_begun = False
         self._closed = False
 
-    def load(self, open_jobs: Iterable[OpenJob]) -> None:
-        """Add the jobs that were open when the last server stopped. Their hosts count as disconnected."""
-        jobs = [attempts.reopened(row, self._placement, self._clock()) for row in open_jobs]
-        self._lanes.add(jobs)
-        for host in dict.fromkeys(job.host for job in jobs):  # ordered, so that a seed repeats
-            self._hold_slots(host)
-        self.advance()
+    def begin(self) -> "asyncio.Future[list[str]]":
+        """The server begins: all hosts count as disconnected, and their jobs keep their slots for a while.
+
+        Raises Unavailable.
+        """
+        future: asyncio.Future[list[str]] = self._submit(self._queue.begin, self._clock())
+
+        def begun(hosts: list[str]) -> None:
+            self._has_begun = True
+            for host in hosts:
+                self._hold_slots(host)
+            self.advance()
+
+        return then(future, begun)
 
     def close(self) -> None:
         """Stop all timers."""
@@ -103,83 +112,37 @@ class Dispatcher:
         for hold in self._holds.values():
             hold.cancel()
 
-    # What is known of a job.
-
-    def waits_for(self, job_id: str) -> str:
-        """What a job waits for, as text for users; empty if it does not wait."""
-        job = self._lanes.jobs.get(job_id)
-        return "" if job is None else self._lanes.waits_for(job_id, self._repositories.name(job.repository))
-
-    def problem_of(self, job_id: str) -> str:
-        """What is wrong with a running job, as text for users; empty if nothing is."""
-        job = self._lanes.jobs.get(job_id)
-        if job is None or not job.hangs(self._clock()):
-            return ""
-        limit = span(job.time_limit)
-        return f"runs for longer than its limit of {limit}: its agent may hang; cancel it, or restart the agent"
-
-    def progress_of(self, job_id: str) -> JobProgress | None:
-        """The progress that a job last reported; None if it is unknown."""
-        job = self._lanes.jobs.get(job_id)
-        return None if job is None else job.progress
-
     # From a fire or a request to a stored job.
 
-    def record(
-        self,
-        jobs: Sequence[NewJob],
-        store: Callable[[Sequence[JobRow]], "asyncio.Future[set[str]]"] | None = None,
-    ) -> "asyncio.Future[set[str]]":
-        """Store jobs, each once for its due time, and send those that may start. Returns the ids of those stored.
+    def record(self, jobs: Sequence[NewJob], audit: AuditRow | None = None) -> "asyncio.Future[Recorded]":
+        """Store jobs, each once for its due time, and send those that may start. `audit`: who asked for them.
 
-        `store`: stores them together with something else, and returns the same. Raises Unavailable.
+        Raises Unavailable; the future Conflict where somebody asked for a job and too many are open.
         """
-        opened = [Job(job.command, job.host, job.created_at, job.serial, job.start_by, recorded=False) for job in jobs]
-        taken, ids = self._lanes.add(opened), {job.id for job in opened}
-        sendable = {job.id for job in taken if job.id in ids and not self._obstacle(job.host, job.command)}
-        self._send([job for job in taken if job.id not in ids])
-        rows = [fires.job_row(job, sent=job.command.job_id in sendable) for job in jobs]
-        try:
-            future: asyncio.Future[set[str]] = self._submit(record_jobs, rows) if store is None else store(rows)
-        except Exception:
-            self._not_recorded(opened)
-            raise
-        return then(future, partial(self._recorded, jobs, opened, sendable), partial(self._not_recorded, opened))
+        future: asyncio.Future[Recorded] = self._submit(self._queue.record, Recording(jobs, self._clock(), audit))
+        return then(future, partial(self._recorded, jobs))
 
-    def _recorded(
-        self, jobs: Sequence[NewJob], opened: Sequence[Job], sendable: Collection[str], new: set[str]
-    ) -> None:
-        """Jobs are stored. `sendable`: ids of those that go to their hosts at once; `new`: of those that were new."""
+    def _recorded(self, jobs: Sequence[NewJob], recorded: Recorded) -> None:
         by_host: dict[str, list[NewJob]] = defaultdict(list)
-        for recorded, job in zip(jobs, opened, strict=True):
-            by_host[job.host].append(recorded)
-            job.recorded = True
-        self._drop(job for job in opened if job.id not in new)
-        sent = (job for job in opened if job.id in new and job.state == "sent")
-        self._end(self._unsupported(job for job in sent if job.id not in sendable))
+        for job in jobs:
+            by_host[job.host].append(job)
         for host, of_host in by_host.items():
-            if (send := fires.answered(of_host, new, sendable)) is not None:
+            unsupported = self._unsupported((it.id, host, it.command) for it in of_host if it.id in recorded.sendable)
+            going = set(recorded.sendable) - {end.job_id for end in unsupported}
+            for job in of_host:
+                if job.id in going:
+                    self._active.add(Attempt(job.id, job.id, host, job.command))
+            if (send := fires.answered(of_host, recorded.new, going, recorded.refused)) is not None:
                 self._agents.deliver(host, [send])
                 self.publish_refused(host, send)
-        stored = [job for job in jobs if job.command.job_id in new]
-        published = [
-            RecordedJob(it.command.job_id, it.host, it.command.scheduled_at, it.missed, it.created_at) for it in stored
-        ]
-        self._events.publish(JobsRecorded(published))
-        for recorded in stored:
-            if recorded.replaces:
-                self._replace(recorded)
-        self.advance()
-
-    def _not_recorded(self, opened: Sequence[Job]) -> None:
-        self._drop(opened)
-        self.advance()
-
-    def _drop(self, opened: Iterable[Job]) -> None:
-        """Forget jobs that were not stored."""
-        for job in opened:
-            if self._lanes.jobs.get(job.id) is job:
-                self._lanes.remove(job.id)
+            self.end(unsupported)
+        stored = [job for job in jobs if job.id in recorded.new]
+        told = [RecordedJob(it.id, it.host, it.command.scheduled_at, it.missed, it.created_at) for it in stored]
+        if told:
+            self._events.publish(JobsRecorded(told))
+        self.carry_out(recorded.outcome)
+        if starts := [job.start_by for job in stored if job.start_by is not None and job.id not in recorded.sendable]:
+            self._wake_at(min(starts))
 
     def publish_refused(self, host: str, send: Send) -> None:
         """Publish the refusals among messages to a host."""
@@ -189,32 +152,46 @@ class Dispatcher:
 
     # To its host.
 
-    def connected(self, host: str, running: Collection[str]) -> None:
-        """A host can be written to and its hello is answered. `running`: ids of the attempts that it has."""
+    def connected(self, host: str, running: Collection[str]) -> "asyncio.Future[Outcome]":
+        """A host can be written to and its hello is answered. `running`: ids of the attempts that it has.
+
+        Raises Unavailable.
+        """
         self._cancel_hold(host)
-        self._lanes.connected(host, running)
-        self.advance()
+        known = {*running, *self._active.wire_ids(host)}  # what it was sent since its hello is not lost
+        arrival = Arrival(host, known, self._clock())
+        future: asyncio.Future[Outcome] = self._submit(self._queue.arrived, arrival)
+        return then(future, self.carry_out)
 
     def on_event(self, event: Event) -> None:
         """Hear of a host that disconnected, of limits that may have changed, and of a clock that was wrong."""
         if isinstance(event, HostDisconnected):
             self.disconnected(event.host)
         elif isinstance(event, ClockSetBack):
-            self._lanes.clock_set_back(event.now)
+            self._unattended(self._queue.clock_set_back, event.now, self.carry_out)
             self.advance()
-        elif isinstance(event, DeclarationChanged) and (event.repositories or event.deleted_repositories):
-            self.advance()
+        elif isinstance(event, LimitChanged) and self._has_begun:
+            change = self._queue.move_lanes if event.lanes_moved else self._queue.relimit
+            self._unattended(change, (event.repository_id, self._clock()), self.carry_out)
 
     def disconnected(self, host: str) -> None:
         """A host disconnected."""
+        self._active.forget(host)
         self._hold_slots(host)
-        self.advance()
 
-    def _hold_slots(self, host: str) -> None:
-        """Have a host's jobs keep their slots for HOLD_S, by the loop's clock, which nobody can set."""
+        def done(result: tuple[Outcome, bool]) -> None:
+            outcome, has_slots = result
+            if not has_slots:
+                self._cancel_hold(host)
+            self.carry_out(outcome)
+
+        self._unattended(self._queue.disconnected, (host, self._clock()), done)
+
+    def _hold_slots(self, host: str, seconds: float = HOLD_S) -> None:
+        """Have a host's jobs keep their slots for a while, by the loop's clock, which nobody can set."""
         self._cancel_hold(host)
-        if self._lanes.disconnected(host) and not self._closed:
-            self._holds[host] = self._later(HOLD_S, partial(self._release_slots, host))
+        if not self._closed:
+            self._holds[host] = self._later(seconds, partial(self._release_slots, host))
 
     def _cancel_hold(self, host: str) -> None:
         if (timer := self._holds.pop(host, None)) is not None:
@@ -222,35 +199,56 @@ class Dispatcher:
 
     def _release_slots(self, host: str) -> None:
         del self._holds[host]
-        self._lanes.release_slots(host)
-        self.advance()
+        again = partial(self._hold_slots, host, STORE_AGAIN_S)
+        self._unattended(self._queue.given_up, (host, self._clock()), self.carry_out, again)
 
     def advance(self) -> None:
-        """End jobs that missed their deadline, send those that may start, and set the timer for the next call.
+        """Let attempts that are due join their lanes, end jobs that missed their deadline, and set the timer for the
+        next call."""
 
-        While there is more to do, the next call comes as soon as other tasks had the event loop.
-        """
+        def done(result: tuple[Outcome, datetime | None]) -> None:
+            outcome, next_at = result
+            self.carry_out(outcome)
+            if next_at is not None:
+                self._wake_at(next_at)
+
+        if not self._closed:
+            self._unattended(self._queue.tick, self._clock(), done)
+
+    def carry_out(self, outcome: Outcome) -> None:
+        """What the queue decided is stored: tell hosts and listeners."""
+        self._send(outcome.sent)
+        for job in outcome.asked:
+            self._agents.deliver(job.host, [Send((CommandCancel(wire_id(job), job.cancel_reason or "cancelled"),))])
+        self.ended(outcome.ended)
+        if outcome.more:
+            self._unattended(self._queue.look_again, (outcome.more, self._clock()), self.carry_out)
+
+    def _send(self, jobs: Sequence[OpenRow]) -> None:
+        """Send jobs that were given slots; end those whose Schedule has gone and those that their hosts cannot run."""
+        if not jobs:
+            return
+        kept: list[OpenRow] = []
+        orphaned: list[OpenRow] = []
+        commands = {job.id: _to_send(job) for job in jobs}
+        for job in jobs:
+            (kept if self._queue.has_schedule(job.host, commands[job.id]) else orphaned).append(job)
         now = self._clock()
-        self._end(attempts.late_ends(self._lanes.tick(now), now))
-        self._send(self._lanes.take())
-        at = now if self._lanes.has_more else self._lanes.wake_at
-        if at is not None:
-            self._call_in(min(max((at - now).total_seconds(), 0.0), MAX_SLEEP_S))
-
-    def _send(self, taken: Sequence[Job]) -> None:
-        """Send jobs, once that is stored; end those without their Schedule and those that their hosts cannot run."""
-        kept: list[Job] = []
-        orphaned: list[Job] = []
-        for job in taken:
-            has_schedule = not job.command.schedule_id or attempts.current_schedule(job, self._placement) is not None
-            (kept if has_schedule else orphaned).append(job)
-        self._end(attempts.cancelled_ends(orphaned, self._clock(), _NO_SCHEDULE))
-        self._end(unsupported := self._unsupported(kept))
+        unsupported = self._unsupported((job.id, job.host, commands[job.id]) for job in kept)
+        self.end([*(JobFinished(job.id, "cancelled", now, error=_NO_SCHEDULE) for job in orphaned), *unsupported])
         over = {end.job_id for end in unsupported}
-        if sendable := [job for job in kept if job.id not in over]:
-            ids = [job.id for job in sendable]
-            sent, requeue = partial(self._sent, sendable), partial(self._requeue, sendable)
-            store_unattended(self._submit, jobs_sent, ids, sent, requeue)
+        by_host: dict[str, list[Effect]] = defaultdict(list)
+        for job in kept:
+            if job.id not in over:
+                self._active.add(Attempt(job.id, wire_id(job), job.host, commands[job.id]))
+                by_host[job.host].append(Send((commands[job.id],)))
+        for host, sends in by_host.items():
+            self._agents.deliver(host, sends)
+
+    def _unsupported(self, jobs: Iterable[tuple[str, str, CommandRun]]) -> list[JobFinished]:
+        """The ends of those jobs, each with its host, that their hosts cannot run or are not granted any more."""
+        found = ((job_id, self._obstacle(host, command)) for job_id, host, command in jobs)
+        return [JobFinished(job_id, "failed", self._clock(), error=error) for job_id, error in found if error]
 
     def _obstacle(self, host: str, command: CommandRun) -> str:
         """Why a host cannot run a command, or is not granted it any more, as text for users; empty if it can."""
@@ -258,25 +256,10 @@ class Dispatcher:
         missing = "" if session is None else session.missing_capabilities(command)
         return missing or self._repositories.withdrawn(host, command)
 
-    def _unsupported(self, jobs: Iterable[Job]) -> list[JobFinished]:
-        """The ends of those jobs that their hosts cannot run."""
-        found = ((job, self._obstacle(job.host, job.command)) for job in jobs)
-        return [JobFinished(job.id, "failed", self._clock(), error=error) for job, error in found if error]
+    # Time.
 
-    def _sent(self, jobs: Sequence[Job], _: object) -> None:
-        """It is stored that jobs are sent: write them to their hosts."""
-        by_host: dict[str, list[Effect]] = defaultdict(list)
-        for job in jobs:
-            if self._lanes.jobs.get(job.id) is job and job.state == "sent" and not job.cancelled:
-                by_host[job.host].append(Send((job.to_send,)))
-        for host, sends in by_host.items():
-            self._agents.deliver(host, sends)
-
-    def _requeue(self, jobs: Iterable[Job]) -> None:
-        """What concerns these jobs could not be stored: try again later."""
-        for job in jobs:
-            self._lanes.requeue(job)
-        self._call_in(STORE_AGAIN_S)
+    def _wake_at(self, at: datetime) -> None:
+        self._call_in(min(max((at - self._clock()).total_seconds(), 0.0), MAX_SLEEP_S))
 
     def _call_in(self, seconds: float) -> None:
         """Call `advance` after that time, unless an earlier call is set."""
@@ -296,86 +279,76 @@ class Dispatcher:
 
     # Its end.
 
-    def ends_of_host(self, host: str, error: str, now: datetime) -> list[JobFinished]:
-        """The ends of all open jobs of a host that is to be deleted."""
-        return attempts.cancelled_ends(self._lanes.of_host(host), now, error)
+    def cancel(self, job_ids: Collection[str], why: str, audit: AuditRow | None = None) -> "asyncio.Future[Outcome]":
+        """Have jobs end: at once if they were not sent or their hosts are offline, or else by their hosts.
 
-    def to_cancel(self, job_ids: Iterable[str], why: str) -> tuple[list[JobFinished], list[str]]:
-        """How to cancel jobs: the ends of those that end at once, and the ids of those whose hosts are to stop them.
-
-        A job ends at once if it was not sent, or if its host is offline.
+        Raises Unavailable.
         """
-        ends, asked = [], []
-        for job_id in job_ids:
-            job = self._lanes.jobs.get(job_id)
-            if job is None:
-                continue
-            if job.state != "waiting" and self._lanes.is_online(job.host):
-                asked.append(job_id)
-            else:
-                when = "before it began" if job.state == "waiting" else "while its host was offline"
-                ends += attempts.cancelled_ends([job], self._clock(), f"{why} {when}")
-        return ends, asked
+        future: asyncio.Future[Outcome] = self._submit(
+            self._queue.cancel, Cancelling(job_ids, why, self._clock(), audit)
+        )
+        return then(future, self.carry_out)
 
-    def cancelled(self, ends: Sequence[JobFinished], asked: Sequence[str], why: str) -> None:
-        """What `to_cancel` returned is stored: have hosts stop their jobs, now or after their next hello."""
-        self.ended(ends)
-        for job_id in asked:
-            if (job := self._lanes.jobs.get(job_id)) is None:
-                continue
-            job.cancelled = why
-            if job.state == "waiting":
-                self._end_cancelled(job)
-            else:
-                self._agents.deliver(job.host, [Send((CommandCancel(job.wire_id, why),))])
+    def end_host(self, host: str, error: str) -> "asyncio.Future[Outcome]":
+        """End all open jobs of a host that is to be deleted. Raises Unavailable."""
+        future: asyncio.Future[Outcome] = self._submit(self._queue.end_host, (host, error, self._clock()))
+        return then(future, self.carry_out)
 
-    def _end_cancelled(self, job: Job) -> None:
-        self._end(attempts.cancelled_ends([job], self._clock(), job.cancelled))
-
-    def _replace(self, new: NewJob) -> None:
-        """Cancel the jobs that a new one replaces."""
-        why = f"replaced by job {new.command.job_id}"
-        ends, asked = self.to_cancel(new.replaces, why)
-        self._end(ends)
-        if asked:
-            cancelled = partial(self.cancelled, (), asked, why)
-            store_unattended(self._submit, jobs_cancelled, asked, lambda _: cancelled(), lambda: None)
-
-    def _end(self, ends: Sequence[JobFinished]) -> None:
-        """Store the ends of jobs that do not run. If that fails, they are requeued and end later."""
+    def end(self, ends: Sequence[JobFinished]) -> None:
+        """Store the ends of jobs that do not run. If that fails, it is tried again."""
         if ends:
-            jobs = [job for end in ends if (job := self._lanes.jobs.get(end.job_id)) is not None]
-            requeue = partial(self._requeue, jobs)
-            store_unattended(self._submit, jobs_finished, ends, lambda _: self.ended(ends), requeue)
+            again = partial(self._end_later, ends)
+            self._unattended(self._queue.end, (ends, self._clock()), self.carry_out, again)
 
-    def ended(self, ends: Sequence[JobFinished]) -> None:
+    def _end_later(self, ends: Sequence[JobFinished]) -> None:
+        if not self._closed:
+            self._later(STORE_AGAIN_S, partial(self.end, ends))
+
+    def ended(self, ended: Iterable[tuple[OpenRow, JobFinished]]) -> None:
         """The ends of jobs are stored."""
         hosts: dict[str, None] = {}
-        for end in ends:
-            if (job := self._lanes.remove(end.job_id)) is not None:
-                self._attempt_ended(job, end, final=True)
-                if not job.command.schedule_id:
-                    hosts[job.host] = None
+        for job, end in ended:
+            self._attempt_ended(job, end, final=True)
+            if job.scheduled_id is None:
+                hosts[job.host] = None
         for host in hosts:
             self._agents.deliver(host, ())  # it needs the credentials of that job no more
-        if ends:
-            self.advance()
 
-    def retried(self, retries: Sequence[Retry]) -> None:
+    def retried(self, retried: Sequence[tuple[OpenRow, Retry]]) -> None:
         """Failed attempts are stored, with the times of the next ones."""
-        for end, attempt, at in retries:
-            job = self._lanes.jobs.get(end.job_id)
-            if job is not None and job.attempt == attempt:
-                self._attempt_ended(job, end, final=False)
-                self._lanes.retry(job, at)
-                if job.cancelled:
-                    self._end_cancelled(job)
-        self._events.publish(JobsChanged([retry.end.job_id for retry in retries]))
-        self.advance()
+        for job, retry in retried:
+            self._attempt_ended(job, retry.end, final=False)
+        if retried:
+            self._events.publish(JobsChanged([job.id for job, _ in retried]))
+            self._wake_at(min(retry.not_before for _, retry in retried))
 
-    def _attempt_ended(self, job: Job, end: JobFinished, *, final: bool) -> None:
-        self._repositories.attempt_ended(job, end)
-        self._events.publish(AttemptEnded(job.id, job.host, job.command.schedule_id, job.command.kind, end, final))
+    def _attempt_ended(self, job: OpenRow, end: JobFinished, *, final: bool) -> None:
+        command = _command.decode(job.command)
+        self._active.remove(job.id)
+        self._repositories.attempt_ended(command, job.host, end)
+        self._events.publish(AttemptEnded(job.id, job.host, job.scheduled_id or "", command.kind, end, final))
+
+    def _unattended(
+        self,
+        function: Callable[[Connection, Sequence[Any]], Sequence[Any]],
+        item: object,
+        follow: Callable[[Any], None],
+        failed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Store something that nobody waits for. If that fails, the clock is looked at again soon."""
+
+        def not_stored() -> None:
+            failed()
+            self._call_in(STORE_AGAIN_S)
+
+        store_unattended(self._submit, function, item, follow, not_stored)
+
+
+def _to_send(job: OpenRow) -> CommandRun:
+    """The command of a job's current attempt."""
+    command = _command.decode(job.command)
+    return command if job.attempt == 1 else msgspec.structs.replace(command, job_id=wire_id(job))
 
 
 _NO_SCHEDULE = "its schedule was deleted, or does not select this host any more"
+_command = msgspec.json.Decoder(CommandRun)

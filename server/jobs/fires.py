@@ -11,8 +11,8 @@ from server.agents.session import Send, Session
 from server.fleet.placement import PlacedSchedule
 from server.fleet.timing import EARLY, max_missed, why_not_due
 from server.jobs import arguments
-from server.jobs.job import Job
-from server.jobs.lanes import Lanes
+from server.jobs.kinds import EXCLUSIVE
+from server.resources.specs import ConcurrencyPolicy
 from server.store.rows import JobRow
 from wire.messages import CommandRun, FromServer, RefusalReason, ScheduleFire, ScheduleRefused
 
@@ -26,8 +26,8 @@ class NewJob(Struct, frozen=True):
     `actor_kind`, `actor_id`: who asked for it.
     `missed`: how many earlier due times it stands for.
     `answers`: the id of the envelope of its fire; empty for a request.
-    `serial`, `start_by`: as those of `Job`.
-    `replaces`: the ids of the jobs that it cancels.
+    `policy`: the concurrencyPolicy of its Schedule; Allow for a job of none.
+    `start_by`: the first attempt fails if it cannot start before this time; None for no deadline.
     """
 
     host: str
@@ -37,33 +37,39 @@ class NewJob(Struct, frozen=True):
     missed: int
     created_at: datetime
     answers: str = ""
-    serial: bool = True
+    policy: ConcurrencyPolicy = "Allow"
     start_by: datetime | None = None
-    replaces: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.command.job_id
 
 
 def decide(
     fires: Sequence[tuple[ScheduleFire, str]],
     session: Session,
     schedules: Mapping[str, PlacedSchedule],
-    lanes: Lanes,
     now: datetime,
     new_ids: Sequence[str],
 ) -> tuple[list[NewJob], Send | None]:
     """Decide on the fires of one frame. Returns the jobs to record, and the refusals to send, None without any.
 
+    Whether other jobs are in a job's way is decided when it is recorded: see `concurrent`.
     `fires`: each with the id of its envelope. `new_ids`: an id for the job of each fire.
     """
     jobs: list[NewJob] = []
     refused: list[ScheduleRefused] = []
     refused_ids: list[str] = []
-    in_frame: dict[str, set[datetime]] = {}
+    in_frame: set[tuple[str, datetime]] = set()
     for (fire, answers), new_id in zip(fires, new_ids, strict=True):
-        due_times = in_frame.setdefault(fire.schedule_id, set())
-        answer = fired(fire, session, schedules, lanes, now, new_id, answers, due_times)
+        if (due := (fire.schedule_id, fire.scheduled_at)) in in_frame:
+            answer: NewJob | ScheduleRefused = _refused(fire, "Duplicate", _REPEATED)
+        else:
+            answer = fired(fire, session, schedules, now, new_id, answers)
         if isinstance(answer, NewJob):
             jobs.append(answer)
-            due_times.add(fire.scheduled_at)
+            in_frame.add(due)
         else:
             refused.append(answer)
             refused_ids.append(answers)
@@ -74,30 +80,19 @@ def fired(
     fire: ScheduleFire,
     session: Session,
     schedules: Mapping[str, PlacedSchedule],
-    lanes: Lanes,
     now: datetime,
     new_id: str,
     answers: str = "",
-    in_frame: Collection[datetime] = (),
 ) -> NewJob | ScheduleRefused:
-    """Decide on one fire: a job to record, or a refusal.
-
-    `answers`: the id of the fire's envelope.
-    `in_frame`: earlier due times of the same Schedule in the same frame, whose jobs are not open yet.
-    """
+    """Decide on one fire: a job to record, or a refusal. `answers`: the id of the fire's envelope."""
     schedule, host = schedules.get(fire.schedule_id), session.name
     if schedule is None:
         return _refused(fire, "NotFound", "there is no such schedule (any more)")
-    open_jobs = lanes.of_schedule(fire.schedule_id, host)
-    refused = (
-        _not_of_host(schedule, fire, session)
-        or _not_due(schedule, fire, session, now)
-        or _too_late(schedule, fire, now)
-        or _concurrent(schedule, fire, open_jobs, in_frame)
-    )
+    refused = _not_of_host(schedule, fire, session) or _not_due(schedule, fire, session, now)
+    refused = refused or _too_late(schedule, fire, now)
     if refused is not None:
         return refused
-    job = new_job(schedule, host, new_id, fire.scheduled_at, now, open_jobs, ("schedule", schedule.name))
+    job = new_job(schedule, host, new_id, fire.scheduled_at, now, ("schedule", schedule.name))
     oldest = schedule.earlier[-1] if schedule.earlier else schedule.timing
     missed = min(fire.missed, max_missed(oldest, fire.scheduled_at))
     return msgspec.structs.replace(job, missed=missed, answers=answers)
@@ -138,69 +133,52 @@ def _too_late(schedule: PlacedSchedule, fire: ScheduleFire, now: datetime) -> Sc
     return None
 
 
-def _concurrent(
-    schedule: PlacedSchedule, fire: ScheduleFire, open_jobs: Collection[Job], in_frame: Collection[datetime]
-) -> ScheduleRefused | None:
-    """Refuse a fire that other jobs of its Schedule on its host do not allow. None if they do.
+def concurrent(job: NewJob, open_jobs: int, oldest: str | None, *, same_frame: bool) -> str:
+    """Why a due time is refused because of other jobs of its Schedule on its host; empty if they allow it.
 
-    Under Forbid, a repeated fire passes, for the store finds its job. So does one beside a job that is not stored yet.
+    `open_jobs`: how many are open, of which `oldest` is the first. `same_frame`: whether one came in the same frame.
     """
-    if fire.scheduled_at in in_frame:
-        return _refused(fire, "Duplicate", _REPEATED)
-    if len(open_jobs) + len(in_frame) >= MAX_OPEN_JOBS:
-        return _refused(fire, "Concurrent", f"{MAX_OPEN_JOBS} runs of {schedule.name} are not over")
-    policy = schedule.spec.concurrency_policy
-    if policy == "Allow":
-        return None
-    if in_frame:
-        return _refused(fire, "Concurrent", f"another run of {schedule.name} came with it")
-    may_be_repeat = not all(job.recorded and job.command.scheduled_at != fire.scheduled_at for job in open_jobs)
-    if policy == "Forbid" and open_jobs and not may_be_repeat:
-        return _refused(
-            fire, "Concurrent", f"the last run of {schedule.name} is not over: job {next(iter(open_jobs)).id}"
-        )
-    return None
+    if open_jobs >= MAX_OPEN_JOBS:
+        return f"{MAX_OPEN_JOBS} runs of {job.actor_id} are not over"
+    if job.policy == "Allow" or not open_jobs:
+        return ""
+    if same_frame:
+        return f"another run of {job.actor_id} came with it"
+    return f"the last run of {job.actor_id} is not over: job {oldest}" if job.policy == "Forbid" else ""
 
 
 def new_job(
-    schedule: PlacedSchedule,
-    host: str,
-    job_id: str,
-    due: datetime | None,
-    now: datetime,
-    open_jobs: Collection[Job],
-    actor: tuple[str, str],
+    schedule: PlacedSchedule, host: str, job_id: str, due: datetime | None, now: datetime, actor: tuple[str, str]
 ) -> NewJob:
     """A new job of a Schedule on a host.
 
-    `due`: its due time; None for a request to run now.
-    `open_jobs`: the open jobs of the same Schedule and host, which policy Replace cancels.
-    `actor`: kind and id of who asked for it.
+    `due`: its due time; None for a request to run now. `actor`: kind and id of who asked for it.
     """
     spec = schedule.spec
     deadline = spec.starting_deadline_seconds
     start_by = None if deadline is None else (due or now) + timedelta(seconds=deadline)
-    replaces = tuple(job.id for job in open_jobs) if spec.concurrency_policy == "Replace" else ()
     command = command_for(schedule, host, job_id, due)
-    serial = spec.concurrency_policy != "Allow"
-    return NewJob(host, command, *actor, 0, now, "", serial, start_by, replaces)
+    return NewJob(host, command, *actor, 0, now, "", spec.concurrency_policy, start_by)
 
 
-def answered(jobs: Sequence[NewJob], new: Collection[str], sendable: Collection[str]) -> Send | None:
+def answered(
+    jobs: Sequence[NewJob], new: Collection[str], sendable: Collection[str], refused: Mapping[str, str]
+) -> Send | None:
     """The answers to a host's fires once the jobs are stored: commands and refusals. None if there are none.
 
-    `new`: ids of the jobs that were not stored before. `sendable`: ids of those that the host may run now.
+    `new`: ids of the jobs that were not stored before. `sendable`: ids of those that the host may run now. `refused`:
+    why others are not stored, by id.
     """
     messages: list[FromServer] = []
     answers: list[str] = []
     for job in jobs:
-        job_id = job.command.job_id
-        if job_id in sendable and job_id in new:
-            messages.append(job.command)
-        elif job.command.scheduled_at is not None:
-            reason: RefusalReason = "Queued" if job_id in new else "Duplicate"
-            message = "its job waits for its turn" if reason == "Queued" else _REPEATED
-            messages.append(ScheduleRefused(job.command.schedule_id, job.command.scheduled_at, reason, message))
+        command = job.command
+        if job.id in sendable:
+            messages.append(command)
+        elif command.scheduled_at is not None:
+            reason: RefusalReason = "Concurrent" if job.id in refused else "Queued" if job.id in new else "Duplicate"
+            message = refused.get(job.id, "its job waits for its turn" if reason == "Queued" else _REPEATED)
+            messages.append(ScheduleRefused(command.schedule_id, command.scheduled_at, reason, message))
         else:
             continue
         answers.append(job.answers)
@@ -226,8 +204,8 @@ def command_for(schedule: PlacedSchedule, host: str, job_id: str, scheduled_at: 
     )
 
 
-def job_row(job: NewJob, *, sent: bool) -> JobRow:
-    """The row of a new job. `sent`: whether it is sent to its host once it is stored."""
+def job_row(job: NewJob, lane: str) -> JobRow:
+    """The row of a new job, before its turn is decided."""
     command = job.command
     return JobRow(
         id=command.job_id,
@@ -240,7 +218,11 @@ def job_row(job: NewJob, *, sent: bool) -> JobRow:
         missed=job.missed,
         command=_encode(command).decode(),
         created_at=job.created_at,
-        sent=sent,
+        lane=lane,
+        queued_at=job.created_at,
+        start_by=job.start_by,
+        exclusive=command.kind in EXCLUSIVE,
+        serial=job.policy != "Allow",
     )
 
 

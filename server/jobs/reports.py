@@ -1,29 +1,31 @@
 """What hosts report of their jobs: due times that they fire, attempts that they take, progress, output and ends.
 
-What is in memory changes once it is stored. Methods return futures of what they store; nobody has to await them.
+Methods return futures of what they store; nobody has to await them.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
+
+import msgspec
 
 from server.agents.session import Effect, Send, Session
 from server.events import AttemptEnded, Event, Events, HostDisconnected, JobsChanged
 from server.fleet.placement import Placement
-from server.jobs import attempts, fires, resume
+from server.jobs import fires, resume
+from server.jobs.active import ActiveAttempts, Attempt
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.job import READ_KINDS, Job
-from server.jobs.lanes import Lanes
-from server.jobs.pieces import pieces
+from server.jobs.kinds import READ_KINDS
+from server.jobs.queue import Accepted, Ended, Ending, JobQueue, Outcome, Taken, wire_id
 from server.jobs.repositories import RepositoryStates
 from server.store.futures import Submit, then
-from server.store.jobs import jobs_accepted, jobs_finished, jobs_retried
 from server.store.logs import log_lines
-from server.store.rows import Retry
-from wire.messages import JobFinished, JobProgress, ScheduleFire
+from server.store.queue import OpenRow
+from wire.messages import CommandRun, JobFinished, JobProgress, ScheduleFire
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,8 @@ class Reports:
     def __init__(
         self,
         submit: Submit,
-        lanes: Lanes,
+        queue: JobQueue,
+        active: ActiveAttempts,
         placement: Placement,
         repositories: RepositoryStates,
         dispatcher: Dispatcher,
@@ -54,7 +57,8 @@ class Reports:
         clock: Callable[[], datetime],
     ) -> None:
         self._submit = submit
-        self._lanes = lanes
+        self._queue = queue
+        self._active = active
         self._placement = placement
         self._repositories = repositories
         self._dispatcher = dispatcher
@@ -73,25 +77,20 @@ class Reports:
 
     # A hello, and due times.
 
-    def resume(self, session: Session, running: Collection[str]) -> Iterator[list[Effect]]:
-        """Compare the attempts that a hello names with the host's open jobs. Yields effects, piece by piece.
+    def resume(self, session: Session, running: Collection[str], jobs: Sequence[OpenRow]) -> list[Effect]:
+        """Compare the attempts that a hello names, by their ids, with some of the host's open jobs."""
+        known = {wire_id(job): job for job in jobs}
+        for attempt in known.keys() & running:
+            self._active.add(Attempt(known[attempt].id, attempt, session.name, _command.decode(known[attempt].command)))
+        return resume.resumed(session.capabilities, known.keys() & running, jobs, self._clock())
 
-        `running`: ids of the attempts that the host has.
-        """
-        unknown = set(running)
-        for jobs in pieces(self._lanes.of_host(session.name)):
-            known = unknown.intersection(job.wire_id for job in jobs)
-            unknown -= known
-            yield resume.resumed(session.capabilities, known, jobs, self._clock())
-        yield resume.resumed(session.capabilities, unknown, (), self._clock())
+    def resume_unknown(self, session: Session, unknown: Collection[str]) -> list[Effect]:
+        """What follows for attempts that a hello names and that are no open job's."""
+        return resume.resumed(session.capabilities, unknown, (), self._clock())
 
-    def connected(self, host: str, running: Collection[str]) -> None:
-        """The effects of `resume` are done: send the jobs that may start on this host."""
-        self._dispatcher.connected(host, running)
-
-    def count_of(self, host: str) -> int:
-        """How many open jobs a host has."""
-        return self._lanes.count_of(host)
+    def connected(self, host: str, running: Collection[str]) -> "asyncio.Future[Outcome]":
+        """The effects of `resume` are done: send the jobs that may start on this host. Raises Unavailable."""
+        return self._dispatcher.connected(host, running)
 
     def fire(
         self,
@@ -106,7 +105,7 @@ class Reports:
         `fired`: each due time with the id of its envelope. `new_ids`: an id for each job. `refuse`: called with the
         refusals, if there are any, before jobs are recorded.
         """
-        jobs, refusals = fires.decide(fired, session, self._placement.schedules, self._lanes, now, new_ids)
+        jobs, refusals = fires.decide(fired, session, self._placement.schedules, now, new_ids)
         if refusals is not None:
             self._dispatcher.publish_refused(session.name, refusals)
             refuse(refusals)
@@ -114,56 +113,41 @@ class Reports:
 
     # Attempts.
 
-    def own_ends(self, host: str, ends: Sequence[JobFinished]) -> list[JobFinished]:
-        """The ends that a host may report: those that are not of another host's open job."""
-        return [end for end in ends if not self._is_foreign(host, end.job_id)]
-
-    def _find(self, host: str, wire_id: str) -> Job | None:
-        """The open job of this host whose current attempt has this id."""
-        return None if self._is_foreign(host, wire_id) else self._lanes.find(host, wire_id)
-
-    def _is_foreign(self, host: str, wire_id: str) -> bool:
-        """Whether an id names another host's open job. The first time is logged; a count, when the host disconnects."""
-        if not self._lanes.is_of_another_host(host, wire_id):
-            return False
-        count = self._foreign[host] = self._foreign.get(host, 0) + 1
-        if count == 1:
-            log.warning(_FOREIGN, extra={"host": host, "job": wire_id})
-        return True
-
-    def accept(self, host: str, wire_ids: Sequence[str]) -> "Sequence[asyncio.Future[Any]]":
+    def accept(self, host: str, wire_ids: Sequence[str]) -> "asyncio.Future[Any]":
         """A host accepted these attempts. Raises Unavailable."""
-        jobs = [job for wire_id in wire_ids if (job := self._find(host, wire_id)) is not None]
-        now = self._clock()
-        for job in jobs:
-            self._lanes.accepted(job, now)
-        if not jobs:
-            return []
-        future = self._submit(jobs_accepted, [(job.id, now) for job in jobs])
-        return [then(future, lambda _: self._events.publish(JobsChanged([job.id for job in jobs])))]
+        future: asyncio.Future[Accepted] = self._submit(self._queue.accept, Taken(host, wire_ids, self._clock()))
+
+        def accepted(result: Accepted) -> None:
+            self._leave_out(host, result.foreign)
+            if result.job_ids:
+                self._events.publish(JobsChanged(result.job_ids))
+
+        return then(future, accepted)
 
     def progress(self, host: str, progress: JobProgress) -> None:
         """An attempt reported its progress. It is dropped within PROGRESS of the last."""
         now = self._clock()
-        job = self._find(host, progress.job_id)
-        if job is not None and (job.progress_at is None or abs(now - job.progress_at) >= PROGRESS):
-            job.take_progress(progress, now)
-            if self._repositories.mark_opened(job.repository):  # restic reports nothing before it has opened it
-                self._dispatcher.advance()
+        attempt = self._find(host, progress.job_id)
+        if attempt is not None and (attempt.progress_at is None or abs(now - attempt.progress_at) >= PROGRESS):
+            attempt.take_progress(progress, now)
+            self._repositories.mark_opened(attempt.repository)  # restic reports nothing before it has opened it
 
-    def log(self, host: str, wire_id: str, lines: Sequence[str]) -> "Sequence[asyncio.Future[Any]]":
+    def log(self, host: str, attempt_id: str, lines: Sequence[str]) -> "Sequence[asyncio.Future[Any]]":
         """An attempt wrote lines for people. Those of a job that lists snapshots or files are collected, not stored.
 
         Raises Unavailable.
         """
-        job = self._find(host, wire_id)
-        if job is None:
+        attempt = self._find(host, attempt_id)
+        if attempt is None:
             return []
-        if job.command.kind in READ_KINDS:
-            if (output := self._outputs.get(job.id)) is not None:
+        job_id = attempt.job_id
+        if attempt.command.kind in READ_KINDS:
+            if (output := self._outputs.get(job_id)) is not None:
                 output.lines.extend(lines[: MAX_OUTPUT - len(output.lines)])
             return []
-        return [] if job.log_is_full else [then(self._submit(log_lines, (job.id, self._clock(), lines)), job.note_log)]
+        if attempt.log_is_full:
+            return []
+        return [then(self._submit(log_lines, (job_id, self._clock(), lines)), attempt.note_log)]
 
     @contextmanager
     def collect_output(self, job_id: str) -> Iterator[JobOutput]:
@@ -174,26 +158,33 @@ class Reports:
         finally:
             del self._outputs[job_id]
 
-    def finish(self, host: str, ends: Sequence[JobFinished]) -> "Sequence[asyncio.Future[Any]]":
+    def finish(self, host: str, ends: Sequence[JobFinished]) -> "asyncio.Future[Ended]":
         """Attempts ended: store their ends, and the next attempts where the Schedule allows one. Raises Unavailable.
 
         Ends of jobs that are not open are skipped.
         """
-        final, retries, futures = [], [], []
-        now = self._clock()
-        for reported in ends:
-            if (job := self._find(host, reported.job_id)) is None:
-                continue
-            end = attempts.by_our_clock(reported, job, now)
-            if (at := attempts.next_attempt(job, end, self._placement, now)) is None:
-                final.append(end)
-            else:
-                retries.append(Retry(end, job.attempt, at))
-        if retries:
-            futures.append(then(self._submit(jobs_retried, retries), lambda _: self._dispatcher.retried(retries)))
-        if final:
-            futures.append(then(self._submit(jobs_finished, final), lambda _: self._dispatcher.ended(final)))
-        return futures
+        future: asyncio.Future[Ended] = self._submit(self._queue.finish, Ending(host, ends, self._clock()))
+        return then(future, partial(self._finished, host))
+
+    def _finished(self, host: str, ended: Ended) -> None:
+        self._dispatcher.retried(ended.again)
+        self._dispatcher.ended(ended.over)
+        self._dispatcher.carry_out(ended.outcome)
+        self._leave_out(host, ended.foreign)
+
+    def _find(self, host: str, wire_id: str) -> Attempt | None:
+        """The attempt that a host reports on, if it is its own."""
+        if self._active.is_of_another_host(host, wire_id):
+            self._leave_out(host, [wire_id])
+        return self._active.find(host, wire_id)
+
+    def _leave_out(self, host: str, attempts: Iterable[str]) -> None:
+        """A host reported on other hosts' jobs. The first time is logged; a count, when the host disconnects."""
+        for attempt in attempts:
+            count = self._foreign[host] = self._foreign.get(host, 0) + 1
+            if count == 1:
+                log.warning(_FOREIGN, extra={"host": host, "job": attempt})
 
 
-_FOREIGN = "dropped: a host's message about another host's job"
+_FOREIGN = "left out: what a host said of another host's job"
+_command = msgspec.json.Decoder(CommandRun)

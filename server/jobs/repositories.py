@@ -3,11 +3,10 @@
 from datetime import datetime
 
 from server.errors import as_text
-from server.events import ClockSetBack, DeclarationChanged, Event, Events, RepositoryHealthChanged
+from server.events import ClockSetBack, DeclarationChanged, Event, Events, LimitChanged, RepositoryHealthChanged
 from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import Placement
-from server.jobs.job import ConcurrencyLimit, Job
-from server.jobs.lanes import Lanes
+from server.jobs.kinds import ConcurrencyLimit, repository_of
 from server.jobs.outcomes import Health
 from server.resources.manifests import repository_spec
 from server.store.rows import RepositoryRow
@@ -16,20 +15,24 @@ from wire.messages import CommandRun, JobFinished
 
 
 class RepositoryStates:
-    """The state of repositories by id. Sets the limits of their lanes."""
+    """The state of repositories by id."""
 
-    def __init__(self, catalog: Catalog, placement: Placement, lanes: Lanes, events: Events) -> None:
+    def __init__(self, catalog: Catalog, placement: Placement, events: Events) -> None:
         self.health = Health()
         self._catalog = catalog
         self._placement = placement
-        self._lanes = lanes
         self._events = events
+        self._limits: dict[str, ConcurrencyLimit] = {}
         self._opened: dict[str, str] = {}  # the URL at which a job has opened a repository
 
     def name(self, repository: str) -> str:
         """The name of a repository, NAMESPACE/NAME; empty for one that is not declared."""
         resolved = self._catalog.resolved(repository)
         return "" if resolved is None else full_name(resolved.row)
+
+    def limit(self, repository: str) -> ConcurrencyLimit:
+        """How many jobs may use a repository at once. Any thread may ask."""
+        return self._limits.get(repository, _UNLIMITED)
 
     def on_event(self, event: Event) -> None:
         """Follow repositories that are put or deleted, and correct times when the clock was wrong."""
@@ -39,27 +42,17 @@ class RepositoryStates:
             for repository in event.deleted_repositories:
                 self.forget(repository)
             for key in event.repositories:
-                self.limit(self._catalog.repositories[key])
-
-    def limit(self, row: RepositoryRow) -> None:
-        """Set the limit of a repository's lane: one job while the repository may not exist yet.
-
-        Two concurrent `restic init` leave a repository that neither host can open, so creation is serialised.
-        """
-        spec = repository_spec(row.spec)
-        creating = spec.init and self._opened.get(row.id) != spec.url
-        limit = ConcurrencyLimit(1 if creating else spec.max_concurrent_jobs, "{host}" in spec.url)
-        self._lanes.limit(row.id, limit)
+                self.put(self._catalog.repositories[key])
 
     def forget(self, repository: str) -> None:
-        """Drop what is known of a repository that was deleted, and its limit."""
+        """Drop a repository that was deleted, with its limit and health."""
         self._opened.pop(repository, None)
-        self._lanes.limit(repository, ConcurrencyLimit())
+        self._set_limit(repository, _UNLIMITED)
         self.health.forget(repository)
 
     def withdrawn(self, host: str, command: CommandRun) -> str:
         """Why a recorded job must not run under the present grants, as text for users; empty if it may."""
-        resolved = self._catalog.resolved(command.repository.partition("/")[0])
+        resolved = self._catalog.resolved(repository_of(command))
         state = self._placement.hosts.get(host)
         if resolved is None or state is None:
             return ""
@@ -71,14 +64,30 @@ class RepositoryStates:
             return ""
         return f"namespace {row.namespace} was granted more when this was asked for: ask for it again"
 
-    def mark_opened(self, repository: str) -> bool:
-        """A job opened a repository, so it exists. Returns whether that was unknown, and the limit may have risen."""
+    def mark_opened(self, repository: str) -> None:
+        """A job opened a repository, so it exists, and its limit may rise."""
         resolved = self._catalog.resolved(repository)
-        if resolved is None or self._opened.get(repository) == (url := resolved.row.spec["url"]):
-            return False
-        self._opened[repository] = url
-        self.limit(resolved.row)
-        return True
+        if resolved is not None and self._opened.get(repository) != (url := resolved.row.spec["url"]):
+            self._opened[repository] = url
+            self.put(resolved.row)
+
+    def put(self, row: RepositoryRow) -> None:
+        """Take in a new or changed repository. The limit of its lane is one job while it may not exist yet.
+
+        Two concurrent `restic init` leave a repository that neither host can open, so creation is serialised.
+        """
+        spec = repository_spec(row.spec)
+        creating = spec.init and self._opened.get(row.id) != spec.url
+        self._set_limit(row.id, ConcurrencyLimit(1 if creating else spec.max_concurrent_jobs, "{host}" in spec.url))
+
+    def _set_limit(self, repository: str, limit: ConcurrencyLimit) -> None:
+        before = self.limit(repository)
+        if limit == _UNLIMITED:
+            self._limits.pop(repository, None)
+        else:
+            self._limits[repository] = limit
+        if limit != before:
+            self._events.publish(LimitChanged(repository, limit.per_host != before.per_host))
 
     def remember(self, repository: str, host: str, kind: str, end: JobFinished, succeeded_at: datetime | None) -> None:
         """Take in from the store how a Schedule's last job on a host ended. `succeeded_at`: when one last succeeded."""
@@ -88,11 +97,13 @@ class RepositoryStates:
         if kind == "verify" and succeeded_at is not None:
             self.health.remember_verified(repository, succeeded_at)
 
-    def attempt_ended(self, job: Job, end: JobFinished) -> None:
+    def attempt_ended(self, command: CommandRun, host: str, end: JobFinished) -> None:
         """Note what an attempt showed of its repository, and publish RepositoryHealthChanged if that is new."""
-        if end.status in GOOD:
-            self.mark_opened(job.repository)
         # A job of no Schedule may name a repository that was deleted meanwhile.
-        command = job.command
-        if command.schedule_id and self.health.attempt_ended(command.repository, job.host, command.kind, end):
+        if command.schedule_id and self.health.attempt_ended(command.repository, host, command.kind, end):
             self._events.publish(RepositoryHealthChanged(command.repository))
+        if end.status in GOOD:
+            self.mark_opened(repository_of(command))
+
+
+_UNLIMITED = ConcurrencyLimit()

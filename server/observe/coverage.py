@@ -18,12 +18,13 @@ from server.errors import as_text
 from server.fleet.catalog import Catalog
 from server.fleet.expected import Expected, ExpectedSince, overdue, success_within
 from server.fleet.placement import PlacedSchedule, Placement
-from server.jobs.lanes import Lanes
 from server.jobs.outcomes import Outcomes
 from server.observe.problems import MAX_NAMED, Access, Coverage, no_host
 from server.resources.grants import NOTHING
 from server.resources.selectors import selector_matches
 from server.resources.specs import LabelSelector
+from server.store import queue
+from server.store.engine import Store
 from server.store.rows import Row
 from wire.entries import EntrySet
 
@@ -66,7 +67,7 @@ class CoverageReader:
         placement: Placement,
         expected_since: ExpectedSince,
         hub: Hub,
-        lanes: Lanes,
+        store: Store,
         outcomes: Outcomes,
         clock: Callable[[], datetime],
     ) -> None:
@@ -74,7 +75,7 @@ class CoverageReader:
         self._placement = placement
         self._expected_since = expected_since
         self._hub = hub
-        self._lanes = lanes
+        self._store = store
         self._outcomes = outcomes
         self._clock = clock
         self._enabled: WeakKeyDictionary[EntrySet, int] = WeakKeyDictionary()
@@ -87,8 +88,8 @@ class CoverageReader:
         now, found = self._clock(), {}
         groups = group_by_set(self._hub.sessions())
         hanging: dict[str, set[str]] = {}
-        for job in self._lanes.hanging(now):
-            hanging.setdefault(job.command.schedule_id, set()).add(job.host)
+        for schedule_id, host in await self._store.read(queue.hanging, now):
+            hanging.setdefault(schedule_id, set()).add(host)
         for id_ in schedule_ids:
             await asyncio.sleep(0)
             having = [it for it in groups if id_ in it.entries.items]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from heapq import nsmallest
 
@@ -10,14 +11,15 @@ from prometheus_client.registry import Collector
 
 import server
 from server.agents.hub import Hub
+from server.errors import Unavailable
 from server.fleet.catalog import Catalog
 from server.fleet.expected import Expected
-from server.jobs.lanes import Lanes
 from server.jobs.outcomes import Health
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader
 from server.observe.problems import repository_problems
-from server.store.engine import Store
+from server.store import queue
+from server.store.engine import Store, StoreClosedError
 
 MAX_SERIES = 20_000
 """The most series that one metric has. Of more, those that are overdue soonest are exported."""
@@ -31,7 +33,6 @@ class StateCollector(Collector):
         store: Store,
         catalog: Catalog,
         hub: Hub,
-        lanes: Lanes,
         health: Health,
         coverage: CoverageReader,
         controllers: Controllers,
@@ -40,7 +41,6 @@ class StateCollector(Collector):
         self._store = store
         self._catalog = catalog
         self._hub = hub
-        self._lanes = lanes
         self._health = health
         self._coverage = coverage
         self._controllers = controllers
@@ -61,17 +61,23 @@ class StateCollector(Collector):
         yield _gauge("lamplighter_hosts_without_schedules", "Hosts that no enabled Schedule selects.", idle)
         yield self._host_problems()
         yield _gauge("lamplighter_schedules", "Schedules that are declared.", len(self._catalog.schedules))
-        yield _gauge("lamplighter_jobs_open", "Jobs that have not ended.", len(self._lanes.jobs))
-        waiting = self._lanes.waiting_count
-        yield _gauge("lamplighter_jobs_waiting", "Jobs that wait for their turn, their host or a retry.", waiting)
+        yield from self._jobs()
         yield _gauge("lamplighter_store_queue_length", "Writes that wait for the store.", self._store.waiting)
         failing = self._store.failing
         yield _gauge("lamplighter_store_failing", "Whether the last write to the store failed: 0 or 1.", failing)
-        hanging = len(self._lanes.hanging(self._clock()))
-        yield _gauge("lamplighter_jobs_hanging", "Jobs that run for longer than their timeoutSeconds.", hanging)
         yield self._controller_problems()
         yield from _expectations(self._coverage.expected())
         yield from self._repositories()
+
+    def _jobs(self) -> Iterator[Metric]:
+        """How many jobs are open. Nothing while the store cannot be read, which other metrics tell."""
+        with suppress(Unavailable, StoreClosedError):
+            counts = self._store.read_blocking(queue.counts, self._clock())
+            yield _gauge("lamplighter_jobs_open", "Jobs that have not ended.", counts.open)
+            waiting = "Jobs that wait for their turn, their host or a retry."
+            yield _gauge("lamplighter_jobs_waiting", waiting, counts.waiting)
+            hanging = "Jobs that run for longer than their timeoutSeconds."
+            yield _gauge("lamplighter_jobs_hanging", hanging, counts.hanging)
 
     def _host_problems(self) -> Metric:
         """The number of hosts with a problem, by reason."""

@@ -21,6 +21,7 @@ from server.events import (
     HostDisconnected,
     JobsChanged,
     JobsRecorded,
+    LimitChanged,
     RepositoryHealthChanged,
 )
 
@@ -42,6 +43,7 @@ _CHANGED = {
     ClockSetBack: ("schedules", "repositories", "runs"),
     ControllerReported: (),
     FireRefused: (),
+    LimitChanged: (),
 }
 """Which kinds of objects REST shows differently after an event of each type."""
 

@@ -9,6 +9,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+ConcurrencyPolicy = Literal["Allow", "Forbid", "Replace"]
+"""Whether runs of a schedule on a host may be beside each other."""
 Kind = Literal["backup", "forget", "prune", "check", "unlock", "verify"]
 
 
@@ -108,7 +110,7 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     enabled: bool
     host_selector: LabelSelector
     repository_ref: ObjectRef
-    concurrency_policy: Literal["Allow", "Forbid", "Replace"]
+    concurrency_policy: ConcurrencyPolicy
     missed_run_policy: Literal["RunOnce", "Skip"]
     spread_seconds: int
     retry: Retry

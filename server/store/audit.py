@@ -14,7 +14,7 @@ from server.store.tables import AUDIT
 def record_audit(conn: Connection, rows: Sequence[AuditRow]) -> list[None]:
     """Append to the audit log."""
     if rows:
-        conn.execute(batch.insert_new(conn.dialect.name, AUDIT, AuditRow._fields), batch.parameter(rows))
+        batch.execute(conn, batch.insert_new(conn.dialect.name, AUDIT, AuditRow._fields), rows)
     return [None] * len(rows)
 
 

@@ -3,6 +3,9 @@
 SQLite's driver releases the GIL around every row, and then waits for the event loop to release it again: 10,000 rows by
 executemany take a tenth of a second alone, and most of a minute beside a busy loop. Here the database goes through the
 rows in one step while the loop runs. PostgreSQL has the same functions under other names.
+
+Statements are compiled once, into the words of the database's driver: compiling one again, or binding the constants in
+it, would cost several times what the database needs to execute it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,6 +26,13 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
+
+
+class _Parameter(sa.ColumnElement[str]):
+    """The parameter `rows`."""
+
+    type = sa.Text()
+    inherit_cache = True
 
 
 class _Rows(FunctionElement[Any]):
@@ -55,6 +65,14 @@ def _named(element: type[FunctionElement[Any]], sqlite_name: str, postgresql_cal
     compiles(element, "postgresql")(call(postgresql_call))
 
 
+@compiles(_Parameter)
+def _parameter(_element: _Parameter, compiler: SQLCompiler, **options: Any) -> str:
+    """As the driver reads it in a prepared statement, which has its values in its text; else as SQLAlchemy binds it."""
+    if options.get("literal_binds"):
+        return ":rows" if compiler.dialect.name == "sqlite" else "%(rows)s"
+    return compiler.process(sa.bindparam("rows", type_=sa.Text), **options)
+
+
 _named(_Rows, "json_each", "json_array_elements(CAST(%s AS json))")
 _named(_Gathered, "json_group_array", "CAST(json_agg(%s) AS text)")
 _named(_Tuple, "json_array", "json_build_array(%s)")
@@ -66,14 +84,27 @@ def parameter(rows: Iterable[Sequence[object]]) -> dict[str, str]:
     return {"rows": _encode(plain).decode()}
 
 
-def gather(found: sa.Subquery) -> sa.Select[Any]:
+_DIALECTS: dict[str, sa.Dialect] = {"sqlite": sqlite.dialect(), "postgresql": postgresql.psycopg.dialect()}  # type: ignore[no-untyped-call]
+
+
+def prepared(dialect: str, statement: sa.ClauseElement) -> str:
+    """The text of a statement whose one parameter is `rows`."""
+    return str(statement.compile(dialect=_DIALECTS[dialect], compile_kwargs={"literal_binds": True}))
+
+
+def execute(conn: sa.Connection, statement: str, rows: Iterable[Sequence[object]]) -> sa.CursorResult[Any]:
+    """Execute a prepared statement with these rows as its parameter."""
+    return conn.exec_driver_sql(statement, parameter(rows))
+
+
+def gather(dialect: str, found: sa.Subquery) -> str:
     """Select the rows of a subquery, in its order, as one JSON array of arrays."""
-    return sa.select(_Gathered(_Tuple(*found.c)))
+    return prepared(dialect, sa.select(_Gathered(_Tuple(*found.c))))
 
 
-def gathered(conn: sa.Connection, statement: sa.Executable, rows: Iterable[Sequence[object]]) -> list[Any]:
+def gathered(conn: sa.Connection, statement: str, rows: Iterable[Sequence[object]]) -> list[Any]:
     """Execute a `gather` statement with these rows as its parameter; return the rows that it finds, as lists."""
-    found = conn.execute(statement, parameter(rows)).scalar()
+    found = execute(conn, statement, rows).scalar()
     return _decode(found) if found else []
 
 
@@ -100,7 +131,7 @@ class Given:
     """The rows of the parameter as a table, for use in select, insert and update."""
 
     def __init__(self, dialect: str, columns: Sequence[sa.Column[Any]]) -> None:
-        table = _Rows(sa.bindparam("rows", type_=sa.Text)).table_valued(sa.column("value", sa.JSON)).alias("given")
+        table = _Rows(_Parameter()).table_valued(sa.column("value", sa.JSON)).alias("given")
         texts = [table.c.value[at].as_string() for at in range(len(columns))]
         self.table = table
         self.values: list[sa.ColumnElement[Any]] = [
@@ -115,16 +146,15 @@ class Given:
 
 
 @cache
-def insert_new(dialect: str, table: sa.Table, names: tuple[str, ...]) -> sa.Executable:
+def insert_new(dialect: str, table: sa.Table, names: tuple[str, ...]) -> str:
     """Insert rows of these columns, except those that violate a unique key."""
     rows = Given(dialect, [table.c[name] for name in names]).select()
-    if dialect == "postgresql":
-        return postgresql.insert(table).from_select(names, rows, include_defaults=False).on_conflict_do_nothing()
-    return sqlite.insert(table).from_select(names, rows, include_defaults=False).on_conflict_do_nothing()
+    insert = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+    return prepared(dialect, insert.from_select(names, rows, include_defaults=False).on_conflict_do_nothing())
 
 
 @cache
-def upsert(dialect: str, table: sa.Table, names: tuple[str, ...], keep: tuple[str, ...] = ()) -> sa.Executable:
+def upsert(dialect: str, table: sa.Table, names: tuple[str, ...], keep: tuple[str, ...] = ()) -> str:
     """Insert rows of these columns; of rows that exist, update all columns except those in `keep`.
 
     No two rows of the parameter may have the same key.
@@ -132,26 +162,25 @@ def upsert(dialect: str, table: sa.Table, names: tuple[str, ...], keep: tuple[st
     rows = Given(dialect, [table.c[name] for name in names]).select()
     keys = [column.name for column in table.primary_key]
     changed = [name for name in names if name not in keys and name not in keep]
-    if dialect == "postgresql":
-        into = postgresql.insert(table).from_select(names, rows, include_defaults=False)
-        return into.on_conflict_do_update(index_elements=keys, set_={name: into.excluded[name] for name in changed})
-    put = sqlite.insert(table).from_select(names, rows, include_defaults=False)
-    return put.on_conflict_do_update(index_elements=keys, set_={name: put.excluded[name] for name in changed})
+    insert = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+    put = insert.from_select(names, rows, include_defaults=False)
+    excluded = {name: put.excluded[name] for name in changed}
+    return prepared(dialect, put.on_conflict_do_update(index_elements=keys, set_=excluded))
 
 
 @cache
-def update(dialect: str, table: sa.Table, names: tuple[str, ...], *only: sa.ColumnElement[bool]) -> sa.Executable:
+def update(dialect: str, table: sa.Table, names: tuple[str, ...], *only: sa.ColumnElement[bool]) -> str:
     """Update rows that match `only`. `names`: the key, then the columns to set. No two rows may have the same key."""
     given = Given(dialect, [table.c[name] for name in names])
     key, *values = given.values
     changes = dict(zip(names[1:], values, strict=True))
-    return sa.update(table).values(changes).where(table.c[names[0]] == key, *only)
+    return prepared(dialect, sa.update(table).values(changes).where(table.c[names[0]] == key, *only))
 
 
 @cache
-def delete(dialect: str, table: sa.Table, name: str) -> sa.Executable:
+def delete(dialect: str, table: sa.Table, name: str) -> str:
     """Delete the rows whose column `name` has one of the given values."""
-    return sa.delete(table).where(table.c[name].in_(Given(dialect, [table.c[name]]).select()))
+    return prepared(dialect, sa.delete(table).where(table.c[name].in_(Given(dialect, [table.c[name]]).select())))
 
 
 def put_rows(
@@ -160,12 +189,12 @@ def put_rows(
     """`upsert` rows whose first column is the primary key; of several with one key the last counts."""
     if rows:
         last = {row[0]: row for row in rows}
-        conn.execute(upsert(conn.dialect.name, table, names, keep), parameter(last.values()))
+        execute(conn, upsert(conn.dialect.name, table, names, keep), last.values())
     return [None] * len(rows)
 
 
 def delete_rows(conn: sa.Connection, table: sa.Table, key: str, values: Sequence[str]) -> list[None]:
     """`delete` the rows whose column `key` has one of these values."""
     if values:
-        conn.execute(delete(conn.dialect.name, table, key), parameter((value,) for value in values))
+        execute(conn, delete(conn.dialect.name, table, key), ((value,) for value in values))
     return [None] * len(values)

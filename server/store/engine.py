@@ -178,6 +178,12 @@ class Store:
         future.add_done_callback(self._reads.discard)
         return await future
 
+    def read_blocking(self, function: Callable[[Connection, *Args], Result], *args: *Args) -> Result:
+        """Like `read`, for a thread that may wait. Raises what `read` raises."""
+        if self._closed:
+            raise StoreClosedError("the store is closed")
+        return self._read(function, *args)
+
     async def refuses(self, probe: BatchStatement[datetime, None], now: datetime) -> str:
         """Why a write would fail now; empty when it would succeed.
 

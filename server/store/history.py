@@ -59,7 +59,7 @@ def delete_audit(conn: Connection, items: Sequence[datetime]) -> list[bool]:
         oldest = conn.execute(sa.select(AUDIT.c.id, AUDIT.c.at).order_by(AUDIT.c.id).limit(BATCH)).all()
         ids = [row.id for row in oldest if row.at < before]
         if ids:
-            conn.execute(batch.delete(conn.dialect.name, AUDIT, "id"), batch.parameter((id_,) for id_ in ids))
+            batch.execute(conn, batch.delete(conn.dialect.name, AUDIT, "id"), ((id_,) for id_ in ids))
         more.append(len(ids) == BATCH)
     return more
 

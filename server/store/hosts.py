@@ -54,7 +54,7 @@ def hosts_seen(conn: Connection, batches: Sequence[Sequence[tuple[str, datetime]
 def _update_hosts(conn: Connection, names: tuple[str, ...], items: Sequence[tuple[Any, ...]]) -> list[None]:
     if items:
         last = {item[0]: item for item in items}
-        conn.execute(batch.update(conn.dialect.name, HOSTS, names), batch.parameter(last.values()))
+        batch.execute(conn, batch.update(conn.dialect.name, HOSTS, names), last.values())
     return [None] * len(items)
 
 

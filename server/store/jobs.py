@@ -1,7 +1,7 @@
 """Statements on jobs and their attempts."""
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from itertools import chain
@@ -34,86 +34,70 @@ def record_jobs(conn: Connection, batches: Sequence[Sequence[JobRow]]) -> list[s
     rows = list(chain.from_iterable(batches))
     if not rows:
         return [set() for _ in batches]
-    new = conn.execute(batch.insert_new(conn.dialect.name, JOBS, JobRow._fields), batch.parameter(rows)).rowcount
+    new = batch.execute(conn, batch.insert_new(conn.dialect.name, JOBS, JobRow._fields), rows).rowcount
     if new == len(rows):
         return [{row.id for row in items} for items in batches]
-    found = batch.gathered(conn, _ids(conn.dialect.name, ()), ((row.id,) for row in rows))
+    found = batch.gathered(conn, _ids(conn.dialect.name), ((row.id,) for row in rows))
     there = {job_id for (job_id,) in found}
     return [{row.id for row in items if row.id in there} for items in batches]
 
 
 @cache
-def _ids(dialect: str, statuses: tuple[str, ...]) -> sa.Executable:
-    """Select which of the given jobs exist, and have one of these statuses if there are any."""
+def _ids(dialect: str) -> str:
+    """Select which of the given jobs exist."""
     given = batch.Given(dialect, [JOBS.c.id]).select()
-    found = sa.select(JOBS.c.id).where(JOBS.c.id.in_(given), *([JOBS.c.status.in_(statuses)] if statuses else []))
-    return batch.gather(found.subquery())
+    return batch.gather(dialect, sa.select(JOBS.c.id).where(JOBS.c.id.in_(given)).subquery())
 
 
-def jobs_accepted(conn: Connection, batches: Sequence[Sequence[tuple[str, datetime]]]) -> list[set[str]]:
-    """Mark pending jobs (id, time accepted) as running, and return their ids. Other jobs do not change."""
-    accepted = {job_id: (job_id, "running", at) for job_id, at in chain.from_iterable(batches)}
-    changed = _changed(conn, accepted, ("id", "status", "accepted_at"), ("pending",))
-    return [{job_id for job_id, _ in items if job_id in changed} for items in batches]
+_ACCEPTED = ("id", "status", "sent", "holds", "ready", "accepted_at", "hangs_at")
+
+
+def jobs_accepted(conn: Connection, batches: Sequence[Sequence[tuple[str, datetime, datetime]]]) -> list[None]:
+    """Mark pending jobs (id, time accepted, time from when on it hangs) as running. Other jobs do not change."""
+    accepted = {it[0]: (it[0], "running", True, True, False, *it[1:]) for it in chain.from_iterable(batches)}
+    if accepted:
+        batch.execute(conn, _update_jobs(conn.dialect.name, _ACCEPTED, ("pending",)), accepted.values())
+    return [None] * len(batches)
 
 
 _ENDED = (
-    "id", "status", "finished_at", "started_at", "exit_code", "snapshot_id",
+    "id", "holds", "ready", "deferred", "status", "finished_at", "started_at", "exit_code", "snapshot_id",
     "files_processed", "bytes_processed", "bytes_added", "error", "reason",
 )  # fmt: skip
 
 
-def jobs_finished(conn: Connection, batches: Sequence[Sequence[JobFinished]]) -> list[set[str]]:
-    """Store the ends of open jobs, and return their ids. Only the first end of a job counts."""
+def jobs_finished(conn: Connection, batches: Sequence[Sequence[JobFinished]]) -> list[None]:
+    """Store the ends of open jobs. Only the first end of a job counts."""
     ends: dict[str, Sequence[object]] = {}
-    firsts: list[set[str]] = []
-    for items in batches:
-        first = {end.job_id for end in items if end.job_id not in ends}  # `-` would iterate over all of `ends`
-        firsts.append(first)
-        for end in items:
-            ends.setdefault(end.job_id, [end.job_id, *(getattr(end, name) for name in _ENDED[1:])])
-    changed = _changed(conn, ends, _ENDED, OPEN)
-    return [first & changed for first in firsts]
-
-
-def _changed(
-    conn: Connection, rows: Mapping[str, Sequence[object]], names: tuple[str, ...], statuses: tuple[str, ...]
-) -> set[str]:
-    """Update the jobs that have one of these statuses, and return their ids."""
-    if not rows:
-        return set()
-    found = batch.gathered(conn, _ids(conn.dialect.name, statuses), ((job_id,) for job_id in rows))
-    changed = {job_id for (job_id,) in found}
-    if changed:
-        statement = _update_jobs(conn.dialect.name, names, statuses)
-        conn.execute(statement, batch.parameter(row for job_id, row in rows.items() if job_id in changed))
-    return changed
+    for end in chain.from_iterable(batches):
+        its = (getattr(end, name) for name in _ENDED[4:])
+        ends.setdefault(end.job_id, [end.job_id, False, False, False, *its])
+    if ends:
+        batch.execute(conn, _update_jobs(conn.dialect.name, _ENDED, OPEN), ends.values())
+    return [None] * len(batches)
 
 
 @cache
-def _update_jobs(dialect: str, names: tuple[str, ...], statuses: tuple[str, ...]) -> sa.Executable:
+def _update_jobs(dialect: str, names: tuple[str, ...], statuses: tuple[str, ...]) -> str:
     return batch.update(dialect, JOBS, names, JOBS.c.status.in_(statuses))
 
 
-def jobs_sent(conn: Connection, batches: Sequence[Sequence[str]]) -> list[None]:
-    """Mark queued jobs as sent, before they are sent."""
-    _set(conn, "sent", chain.from_iterable(batches))
+def jobs_cancelled(conn: Connection, batches: Sequence[Sequence[tuple[str, str]]]) -> list[None]:
+    """Mark jobs (id, reason) whose hosts are asked to cancel them."""
+    asked = {job_id: (job_id, True, why) for job_id, why in chain.from_iterable(batches)}
+    if asked:
+        statement = _update_jobs(conn.dialect.name, ("id", "cancel_requested", "cancel_reason"), OPEN)
+        batch.execute(conn, statement, asked.values())
     return [None] * len(batches)
-
-
-def jobs_cancelled(conn: Connection, batches: Sequence[Sequence[str]]) -> list[None]:
-    """Mark jobs whose hosts are asked to cancel them."""
-    _set(conn, "cancel_requested", chain.from_iterable(batches))
-    return [None] * len(batches)
-
-
-def _set(conn: Connection, flag: str, job_ids: Iterable[str]) -> None:
-    if ids := set(job_ids):
-        statement = _update_jobs(conn.dialect.name, ("id", flag), OPEN)
-        conn.execute(statement, batch.parameter((job_id, True) for job_id in ids))
 
 
 _FAILED = ("job_id", "attempt", "status", "finished_at", "started_at", "exit_code", "snapshot_id", "error", "reason")
+
+
+_AGAIN = (
+    "id", "status", "attempt", "not_before", "queued_at",
+    "deferred", "sent", "holds", "ready", "accepted_at", "hangs_at",
+)  # fmt: skip
 
 
 def jobs_retried(conn: Connection, batches: Sequence[Sequence[Retry]]) -> list[None]:
@@ -129,19 +113,21 @@ def jobs_retried(conn: Connection, batches: Sequence[Sequence[Retry]]) -> list[N
         failed = [
             [job_id, it.attempt, *(getattr(it.end, name) for name in _FAILED[2:])] for job_id, it in retries.items()
         ]
-        conn.execute(batch.insert_new(conn.dialect.name, JOB_ATTEMPTS, _FAILED), batch.parameter(failed))
-        names = ("id", "status", "attempt", "not_before", "sent", "accepted_at")
-        again = [(job_id, "pending", it.attempt + 1, it.not_before, False, None) for job_id, it in retries.items()]
-        conn.execute(_update_jobs(conn.dialect.name, names, OPEN), batch.parameter(again))
+        batch.execute(conn, batch.insert_new(conn.dialect.name, JOB_ATTEMPTS, _FAILED), failed)
+        again = [
+            (job_id, "pending", it.attempt + 1, it.not_before, it.not_before, True, False, False, False, None, None)
+            for job_id, it in retries.items()
+        ]
+        batch.execute(conn, _update_jobs(conn.dialect.name, _AGAIN, OPEN), again)
     return [None] * len(batches)
 
 
 @cache
-def _attempts(dialect: str) -> sa.Executable:
+def _attempts(dialect: str) -> str:
     """Select the current attempt of each given job that is open."""
     given = batch.Given(dialect, [JOBS.c.id]).select()
     found = sa.select(JOBS.c.id, JOBS.c.attempt).where(JOBS.c.id.in_(given), JOBS.c.status.in_(OPEN))
-    return batch.gather(found.subquery())
+    return batch.gather(dialect, found.subquery())
 
 
 def get_job(conn: Connection, job_id: str) -> Row | None:

@@ -8,20 +8,18 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from server.store import batch
-from server.store.rows import HostRow, Joined, Loaded, OpenJob, RepositoryRow, ScheduleRow
+from server.store.rows import HostRow, Joined, Loaded, RepositoryRow, ScheduleRow
 from server.store.tables import GOOD, HOST_SCHEDULES, HOSTS, JOBS, OPEN, REPOSITORIES, SCHEDULES
 
 
 def load_all(conn: Connection, now: datetime) -> Loaded:
-    """All that is declared (credentials stay sealed), the open jobs, and the last end of each schedule on each host."""
+    """All that is declared (credentials stay sealed), and the last end of each schedule on each host."""
     hosts = batch.whole(conn, [HOSTS.c[name] for name in HostRow._fields], HostRow)
     schedules = batch.whole(conn, [SCHEDULES.c[name] for name in ScheduleRow._fields], ScheduleRow)
     repositories = batch.whole(conn, [REPOSITORIES.c[name] for name in RepositoryRow._fields], RepositoryRow)
     joined = batch.whole(conn, [HOST_SCHEDULES.c[name] for name in Joined._fields], Joined)
-    is_open = sa.text("status IN ('pending', 'running')")  # in the words of the partial index, so that it is used
-    open_jobs = conn.execute(sa.select(*(JOBS.c[name] for name in OpenJob._fields)).where(is_open))
     ends = [tuple(row) for row in _last_ends(conn, now)]
-    return Loaded(hosts, schedules, repositories, ends, [OpenJob(*row) for row in open_jobs], joined)
+    return Loaded(hosts, schedules, repositories, ends, joined)
 
 
 def _last_ends(conn: Connection, now: datetime) -> Iterable[sa.Row[Any]]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -37,7 +36,7 @@ def log_lines(conn: Connection, items: Sequence[tuple[str, datetime, Sequence[st
                 ends[job_id] = (added[-1][1], added[-1][4])
     if rows:
         names = ("job_id", "seq", "at", "line", "total_bytes")
-        conn.execute(batch.insert_new(conn.dialect.name, JOB_LOGS, names), batch.parameter(rows))
+        batch.execute(conn, batch.insert_new(conn.dialect.name, JOB_LOGS, names), rows)
     return [job_id not in ends or _is_full(*ends[job_id]) for job_id, *_ in items]
 
 
@@ -62,14 +61,14 @@ def _log_rows(
 
 
 @cache
-def _log_ends(dialect: str) -> sa.Select[Any]:
+def _log_ends(dialect: str) -> str:
     """Select the last line number and the total size of the log of each given job that exists."""
     given = batch.Given(dialect, [JOBS.c.id]).select()
     logs = JOB_LOGS.alias()
     last = sa.select(sa.func.max(logs.c.seq)).where(logs.c.job_id == JOBS.c.id).correlate(JOBS).scalar_subquery()
     to_last = sa.and_(JOB_LOGS.c.job_id == JOBS.c.id, JOB_LOGS.c.seq == last)
     found = sa.select(JOBS.c.id, JOB_LOGS.c.seq, JOB_LOGS.c.total_bytes).select_from(JOBS.outerjoin(JOB_LOGS, to_last))
-    return batch.gather(found.where(JOBS.c.id.in_(given)).subquery())
+    return batch.gather(dialect, found.where(JOBS.c.id.in_(given)).subquery())
 
 
 def list_log(conn: Connection, job_id: str, after: int, limit: int) -> list[Row]:

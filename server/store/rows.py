@@ -32,7 +32,7 @@ class Timing(NamedTuple):
 
 
 class JobRow(NamedTuple):
-    """A job to record. `command`: the JSON of its command.run payload. `sent`: whether it is sent at once."""
+    """A job to record. `command`: the JSON of its command.run payload. The queue's columns: see `tables.Job`."""
 
     id: str
     host: str
@@ -44,7 +44,14 @@ class JobRow(NamedTuple):
     missed: int
     command: str
     created_at: datetime
+    lane: str = ""
+    queued_at: datetime | None = None
+    start_by: datetime | None = None
+    exclusive: bool = False
+    serial: bool = False
     sent: bool = False
+    holds: bool = False
+    ready: bool = False
     status: str = "pending"
 
 
@@ -125,20 +132,6 @@ class AuditRow(NamedTuple):
     detail: Mapping[str, Any]
 
 
-class OpenJob(NamedTuple):
-    """A job that has not ended. `status`: pending or running; `command`: the JSON of its command.run payload."""
-
-    host: str
-    status: str
-    command: str
-    created_at: datetime
-    sent: bool
-    attempt: int
-    not_before: datetime | None
-    cancel_requested: bool
-    accepted_at: datetime | None
-
-
 class Retry(NamedTuple):
     """The failed attempt of a job, and the earliest time of the next one."""
 
@@ -157,5 +150,4 @@ class Loaded(NamedTuple):
     schedules: list[ScheduleRow]
     repositories: list[RepositoryRow]
     last_ends: list[tuple[Any, ...]]
-    open_jobs: list[OpenJob]
     joined: list[Joined]

@@ -60,6 +60,10 @@ def stored(at: datetime) -> str:
     return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
+_LANE = sa.String(320).with_variant(sa.String(320, collation="C"), "postgresql")
+"""In the order of its bytes on every database: the lanes of a repository are found by a range."""
+
+
 class Base(SQLModel):
     """Names every constraint, so that a migration can drop it on any database."""
 
@@ -151,6 +155,12 @@ class Job(Base, table=True):
     A job with `scheduled_id` but without `scheduled_at` was requested by a run. `command`: the JSON of the command.run
     payload. `sent`: whether the current `attempt` may have been sent to the host. `not_before`: the earliest time of
     that attempt; earlier attempts are in JobAttempt. `cancel_requested`: whether the host is asked to cancel it.
+
+    Of an open job, its place in the queue: `lane`, a repository or one host's part of it; `queued_at`, and then the id,
+    order the jobs of a lane; `exclusive`: alone in its lane; `serial`: not beside an earlier run of its schedule on its
+    host; `start_by`: when it is too late to begin its first attempt; `deferred`: until its next attempt is due;
+    `ready`: only its lane holds it back; `holds`: it has a slot of its lane; `cancel_reason`: why it is to end;
+    `hangs_at`: when its host should have stopped it, once it runs.
     """
 
     __tablename__ = "jobs"
@@ -159,8 +169,9 @@ class Job(Base, table=True):
         sa.Index("ix_jobs_created_at_id", "created_at", "id"),
         sa.Index("ix_jobs_scheduled_id_created_at_id", "scheduled_id", "created_at", "id"),
         sa.Index(
-            "ix_jobs_open_host",
+            "ix_jobs_open_host_id",
             "host",
+            "id",
             sqlite_where=sa.text("status IN ('pending', 'running')"),
             postgresql_where=sa.text("status IN ('pending', 'running')"),
         ),
@@ -169,6 +180,17 @@ class Job(Base, table=True):
             "actor_id",
             sqlite_where=sa.text("actor_kind = 'run'"),
             postgresql_where=sa.text("actor_kind = 'run'"),
+        ),
+        *(
+            sa.Index(name, *columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
+            for name, columns, where in (
+                ("ix_jobs_lane_ready", ("lane", "queued_at", "id"), "ready"),
+                ("ix_jobs_lane_holds", ("lane", "exclusive"), "holds"),
+                ("ix_jobs_open_pair", ("scheduled_id", "host", "queued_at", "id"), "status IN ('pending', 'running')"),
+                ("ix_jobs_deferred", ("not_before",), "deferred"),
+                ("ix_jobs_hangs_at", ("hangs_at",), "status = 'running'"),
+                ("ix_jobs_start_by", ("start_by",), "status = 'pending' AND NOT sent AND start_by IS NOT NULL"),
+            )
         ),
     )
 
@@ -197,6 +219,26 @@ class Job(Base, table=True):
     attempt: int = Field(default=1, sa_column_kwargs={"server_default": "1"})
     not_before: datetime | None = Field(default=None, sa_type=UtcDateTime)
     cancel_requested: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    lane: str = Field(default="", sa_type=_LANE, sa_column_kwargs={"server_default": ""})
+    queued_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    start_by: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    exclusive: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    serial: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    deferred: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    ready: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    holds: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    cancel_reason: str | None = Field(default=None, sa_type=sa.Text)
+    hangs_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class Connection(Base, table=True):
+    """Whether a host is connected. `server`: the id of the server that has it, None once it is gone, at `lost_at`."""
+
+    __tablename__ = "connections"
+
+    host: str = Field(primary_key=True, foreign_key="hosts.name", ondelete="CASCADE", max_length=253)
+    server: str | None = Field(default=None, max_length=32)
+    lost_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
 class JobAttempt(Base, table=True):
@@ -277,4 +319,5 @@ tables = Base.metadata.tables
 HOSTS, SCHEDULES, REPOSITORIES = tables["hosts"], tables["schedules"], tables["repositories"]
 JOBS, JOB_ATTEMPTS, JOB_LOGS = tables["jobs"], tables["job_attempts"], tables["job_logs"]
 AUDIT, HOST_SCHEDULES, STORE_OWNER = tables["audit_log"], tables["host_schedules"], tables["store_owner"]
+CONNECTIONS = tables["connections"]
 ENROLMENTS, HOST_KEYS = tables["enrolments"], tables["host_keys"]

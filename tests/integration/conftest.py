@@ -82,10 +82,16 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def server(tmp_path: Path, clock: Clock, migrated: Path) -> AsyncIterator[Running]:
+def database(request: pytest.FixtureRequest) -> str:
+    """The URL of the server's database, for tests that are parametrized with its kind; empty for SQLite."""
+    return str(request.getfixturevalue("postgresql")) if getattr(request, "param", "") == "postgresql" else ""
+
+
+@pytest.fixture
+async def server(tmp_path: Path, clock: Clock, migrated: Path, database: str) -> AsyncIterator[Running]:
     if not (tmp_path / migrated.name).exists():
         shutil.copy(migrated, tmp_path)
-    async with serving(Config(tmp_path, port=0), clock) as running:
+    async with serving(Config(tmp_path, port=0, database=database), clock) as running:
         yield running
 
 

@@ -14,13 +14,14 @@ from websockets.exceptions import ConnectionClosed
 from server.app import Running
 from server.gateway import endpoint
 from server.jobs import reports
-from server.jobs.job import Job
 from server.jobs.reports import PROGRESS
 from server.store import logs
+from server.store.jobs import jobs_retried, record_jobs
 from server.store.logs import log_lines
+from server.store.rows import JobRow, Retry
 from tests.integration.clock import Clock, due
 from tests.integration.conftest import Agent, Connect, Declare, Until
-from wire.messages import CommandRun
+from wire.messages import CommandRun, JobFinished
 
 pytestmark = pytest.mark.anyio
 
@@ -50,10 +51,14 @@ async def test_a_host_that_connects_too_often_is_told_to_try_again_and_others_ar
 
 
 async def test_a_host_of_many_open_jobs_may_connect_less_often(connect: Connect, server: Running) -> None:
-    command = CommandRun("", "backup", [], "main")
-    open_jobs = [msgspec.structs.replace(command, job_id=f"job{at}") for at in range(10_000)]
     tomorrow = datetime.fromisoformat(due())
-    server.parts.lanes.add([Job(it, "node-1", tomorrow, serial=False, deferred=True) for it in open_jobs])
+    command = msgspec.json.encode(CommandRun("", "backup", [], "main")).decode()
+    row = JobRow("", "node-1", "backup", "user", "admin", None, None, 0, command, tomorrow)
+    open_jobs = [row._replace(id=f"job{at}") for at in range(10_000)]
+    store = server.parts.services.store
+    await store.write(record_jobs, open_jobs)
+    failed = [Retry(JobFinished(job.id, "failed", tomorrow), 1, tomorrow) for job in open_jobs]
+    await store.write(jobs_retried, failed)
 
     async def comes_in_often() -> None:
         for _ in range(int(endpoint.HELLO_BURST / 2)):
@@ -137,11 +142,13 @@ async def test_progress_that_comes_too_often_is_not_looked_at(
         ]
         await agent.socket.send(json.dumps(frame))
         await answered(agent)
-        first = server.parts.services.dispatcher.progress_of(job_id)
+        attempt = server.parts.active.get(job_id)
+        assert attempt is not None
+        first = attempt.progress
         clock.reach(clock() + 2 * PROGRESS)
         await agent.say("job.progress", job_id=job_id, fraction=1)
         await answered(agent)
-        second = server.parts.services.dispatcher.progress_of(job_id)
+        second = attempt.progress
         assert first is not None
         assert second is not None
         assert (first.fraction, second.fraction) == (0.001, 1)

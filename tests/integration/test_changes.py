@@ -17,8 +17,10 @@ from server.resources.manifests import Credentials
 from server.store import tables as models
 from server.store.audit import list_audit
 from server.store.engine import Store
+from server.store.futures import stored
 from server.store.hosts import get_host, set_desired
 from server.store.jobs import get_job
+from server.store.queue import of_host
 from server.store.rows import Row
 from server.store.tables import Actor
 from wire.messages import CommandCancel
@@ -357,7 +359,7 @@ async def test_run_now_runs_on_the_hosts_that_are_asked_for_and_selected(fleet: 
 
 
 async def test_a_job_of_a_host_that_is_online_is_cancelled_by_its_agent(fleet: World) -> None:
-    fleet.services.dispatcher.connected("d", ())
+    await stored(fleet.services.dispatcher.connected("d", ()))
     [job] = await fleet.services.runs.run_now(ME, "ns", "db", None)
     assert (await fleet.services.runs.cancel(ME, job["id"]))["status"] == "pending"
     host, sent = fleet.delivered[-1]
@@ -367,7 +369,7 @@ async def test_a_job_of_a_host_that_is_online_is_cancelled_by_its_agent(fleet: W
 async def test_a_job_of_a_host_that_is_offline_is_over_at_once(fleet: World) -> None:
     [job] = await fleet.services.runs.run_now(ME, "ns", "db", None)
     assert (await fleet.services.runs.cancel(ME, job["id"]))["status"] == "cancelled"
-    assert fleet.parts.lanes.of_host("d") == []
+    assert await fleet.store.read(of_host, "d") == []
     with pytest.raises(ApiException, match="has ended already"):
         await fleet.services.runs.cancel(ME, job["id"])
 

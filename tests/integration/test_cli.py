@@ -478,8 +478,7 @@ async def test_a_long_error_is_the_last_thing_in_its_line_whole_where_it_is_pipe
     [job_id] = [it for it in ids if it.startswith(job)]
     error = "cannot open " + "/very/long/path" * 40
     end = JobFinished(job_id, "failed", NOW, error=error)
-    for future in server.parts.reports.finish("node-1", [end]):
-        await future
+    await server.parts.reports.finish("node-1", [end])
     _, out, _ = await lamplighter("get", "jobs", COLUMNS="80")
     head, *rows = out.splitlines()
     assert next(row for row in rows if row.startswith(job)).endswith(f"   {error}")

@@ -16,6 +16,7 @@ from tests.plain import NO_TLS
 pytestmark = pytest.mark.anyio
 
 DUE = [due(days) for days in range(4)]
+BOTH = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 
 
 @pytest.fixture
@@ -60,6 +61,7 @@ async def waiting(api: httpx.AsyncClient) -> list[Any]:
 # Turns.
 
 
+@BOTH
 async def test_hosts_take_turns_at_a_repository_in_the_order_in_which_they_came(
     api: httpx.AsyncClient, limited: Callable[..., Awaitable[None]], declare: Declare, connect: Connect
 ) -> None:
@@ -78,6 +80,7 @@ async def test_hosts_take_turns_at_a_repository_in_the_order_in_which_they_came(
         assert (await third.hears("command.run"))["schedule_id"] == schedule_id
 
 
+@BOTH
 async def test_a_limit_that_is_raised_lets_the_next_go(
     limited: Callable[..., Awaitable[None]], declare: Declare, connect: Connect
 ) -> None:
@@ -92,6 +95,7 @@ async def test_a_limit_that_is_raised_lets_the_next_go(
         assert {(await second.hear())["type"] for _ in range(2)} == {"schedule.diff", "command.run"}
 
 
+@BOTH
 async def test_a_prune_waits_for_backups_and_holds_off_later_ones(
     limited: Callable[..., Awaitable[None]], declare: Declare, connect: Connect
 ) -> None:
@@ -108,6 +112,7 @@ async def test_a_prune_waits_for_backups_and_holds_off_later_ones(
         assert (await third.hears("command.run"))["kind"] == "backup"
 
 
+@BOTH
 async def test_a_host_that_leaves_the_queue_holds_up_nobody(
     api: httpx.AsyncClient, limited: Callable[..., Awaitable[None]], declare: Declare, connect: Connect, until: Until
 ) -> None:
@@ -196,6 +201,7 @@ async def test_allow_runs_both(declare: Declare, connect: Connect) -> None:
         assert len({await fire(agent, schedule_id, due) for due in DUE[:3]} - {"Concurrent", "Queued"}) == 3
 
 
+@BOTH
 async def test_replace_ends_the_last_run_and_begins_the_new_one_after_it(
     api: httpx.AsyncClient, declare: Declare, connect: Connect
 ) -> None:
@@ -212,6 +218,7 @@ async def test_replace_ends_the_last_run_and_begins_the_new_one_after_it(
         assert (await api.get(f"/jobs/{job}")).json()["status"] == "cancelled"
 
 
+@BOTH
 async def test_a_run_that_somebody_asks_for_waits_for_the_last_one(
     api: httpx.AsyncClient, declare: Declare, connect: Connect
 ) -> None:
@@ -261,6 +268,7 @@ async def test_an_end_is_of_a_time_between_the_jobs_beginning_and_now(
     assert "9998" not in str(told)
 
 
+@BOTH
 async def test_a_cancel_survives_a_broken_link(
     api: httpx.AsyncClient, declare: Declare, connect: Connect, until: Until
 ) -> None:
@@ -282,6 +290,7 @@ async def test_a_cancel_survives_a_broken_link(
         await hears_end_of(again, job)
 
 
+@BOTH
 async def test_a_job_of_a_schedule_that_is_gone_by_its_turn_is_not_run(
     api: httpx.AsyncClient, limited: Callable[..., Awaitable[None]], declare: Declare, connect: Connect, until: Until
 ) -> None:

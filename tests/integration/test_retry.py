@@ -11,6 +11,8 @@ import pytest
 from server.access.identity import Files
 from server.access.vault import Vault
 from server.app import assemble
+from server.jobs.waiting import waits_for
+from server.store import queue
 from server.store.engine import Store
 from server.store.jobs import get_job, list_attempts
 from server.store.ownership import probe
@@ -61,8 +63,7 @@ class World:
         return row["id"]
 
     async def ends(self, wire_id: str, status: JobEnd, **more: Any) -> None:
-        for future in self.parts.reports.finish("a", [JobFinished(wire_id, status, self.now, **more)]):
-            await future
+        await self.parts.reports.finish("a", [JobFinished(wire_id, status, self.now, **more)])
         await self.settled()
 
     async def job(self, job_id: str) -> tuple[Any, Any, list[Any]]:
@@ -70,6 +71,12 @@ class World:
         assert row is not None
         attempts = await self.store.read(list_attempts, job_id)
         return row["status"], row["attempt"], [it["status"] for it in attempts]
+
+    async def waits_for(self, job_id: str) -> str:
+        row = await self.store.read(get_job, job_id)
+        assert row is not None
+        [wait] = await self.store.read(queue.waits, [job_id])
+        return waits_for(row, wait, "ns/main", self.now)
 
     @property
     def sent(self) -> list[Any]:
@@ -110,7 +117,7 @@ async def test_a_run_that_failed_is_tried_again_later_and_later_until_its_attemp
     job_id = await world.runs()
     await world.ends(job_id, "failed")
     assert await world.job(job_id) == ("pending", 2, ["failed"])
-    assert world.jobs.waits_for(job_id) == "retry at 2026-03-29T12:01:00Z"
+    assert await world.waits_for(job_id) == "retry at 2026-03-29T12:01:00Z"
     await world.passes(seconds=59)
     assert world.sent == [job_id]
     await world.passes(seconds=1)
@@ -177,7 +184,7 @@ async def test_backoff_ends_at_a_day(make: Callable[..., Awaitable[World]]) -> N
     await world.ends(job_id, "failed")
     await world.passes(days=1)
     await world.ends(f"{job_id}.2", "failed")
-    assert world.jobs.waits_for(job_id) == "retry at 2026-03-31T12:00:00Z"
+    assert await world.waits_for(job_id) == "retry at 2026-03-31T12:00:00Z"
 
 
 async def test_a_retry_survives_a_restart(make: Callable[..., Awaitable[World]]) -> None:

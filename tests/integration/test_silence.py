@@ -25,6 +25,7 @@ from server.observe.problems import no_host
 from server.resources.specs import LabelSelector
 from server.store.engine import Store
 from server.store.futures import stored
+from server.store.jobs import get_job
 from server.store.tables import Actor
 from tests.integration.conftest import Connect, Declare, Until
 from wire.messages import JobEnd, JobFinished
@@ -108,8 +109,7 @@ class Story:
         schedule, host = self.rng.choice(sorted(self.began))
         [job] = await self.services.runs.run_now(ME, "ns", schedule, [host])
         status: JobEnd = self.rng.choice(("succeeded", "warning", "failed"))
-        for future in self.parts.reports.finish(host, [JobFinished(job["id"], status, self.clock.now)]):
-            await future
+        await stored(self.parts.reports.finish(host, [JobFinished(job["id"], status, self.clock.now)]))
         if status != "failed":
             self.succeeded[schedule, host] = self.clock.now
 
@@ -464,8 +464,8 @@ async def test_a_clock_that_was_ahead_hides_nothing_and_holds_nothing_up(
     }
     for name in ("went-well", "failed"):
         end = JobFinished(jobs[name], "succeeded" if name == "went-well" else "failed", clock.now)
-        await stored(*story.parts.reports.finish("a", [end]))
-    await stored(*story.parts.reports.accept("a", [jobs["hangs"]]))
+        await stored(story.parts.reports.finish("a", [end]))
+    await stored(story.parts.reports.accept("a", [jobs["hangs"]]))
     following = asyncio.create_task(clocks.follow(story.parts.events, clock, 0.01))
     await asyncio.sleep(0)
     clock.now = START
@@ -483,9 +483,11 @@ async def test_a_clock_that_was_ahead_hides_nothing_and_holds_nothing_up(
         names = {row.id: row.name for row in story.parts.catalog.schedules.values()}
         return {names[id_]: (it.overdue, len(it.hanging)) for id_, it in covers.items()}
 
-    story.services.dispatcher.connected("a", [jobs["hangs"]])
+    await stored(story.services.dispatcher.connected("a", [jobs["hangs"]]))
     assert await told() == {"never": (1, 0), "went-well": (1, 0), "failed": (1, 0), "hangs": (1, 1)}
-    assert not story.parts.lanes.jobs[jobs["failed"]].deferred  # its next attempt has come
+    failed = await store.read(get_job, jobs["failed"])
+    assert failed is not None
+    assert not failed["deferred"]  # its next attempt has come
     following.cancel()
     story.services.dispatcher.close()
     await store.close()
@@ -502,7 +504,7 @@ async def test_what_a_clock_that_was_ahead_recorded_is_not_taken_for_the_newest(
     for at, status in ends:
         story.clock.now = START + at
         [job] = await story.services.runs.run_now(ME, "ns", "x", ["a"])
-        await stored(*story.parts.reports.finish("a", [JobFinished(job["id"], status, story.clock.now)]))
+        await stored(story.parts.reports.finish("a", [JobFinished(job["id"], status, story.clock.now)]))
     await story.restart()
     [covers] = (await story.services.coverage.schedules([row["id"]])).values()
     assert (covers.failed, covers.oldest_success, covers.overdue) == (1, START + DAY, 1)

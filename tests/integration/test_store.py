@@ -9,10 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
 from server.errors import Unavailable
+from server.jobs.kinds import ConcurrencyLimit
+from server.jobs.queue import Ending, JobQueue, Taken
 from server.store import batch as bulk
 from server.store import database
 from server.store import engine as store
@@ -45,16 +48,16 @@ from server.store.jobs import (
     jobs_cancelled,
     jobs_finished,
     jobs_retried,
-    jobs_sent,
     list_attempts,
     list_jobs,
     record_jobs,
 )
 from server.store.load import load_all
 from server.store.logs import MAX_LOG_BYTES, MAX_LOG_LINES, list_log, log_lines
-from server.store.rows import AuditRow, HostRow, JobRow, Joined, OpenJob, RepositoryRow, Retry, ScheduleRow
+from server.store.queue import OpenRow, of_host
+from server.store.rows import AuditRow, HostRow, JobRow, Joined, RepositoryRow, Retry, ScheduleRow
 from server.store.tables import AUDIT, HOSTS, JOBS, REPOSITORIES, SCHEDULES, stored
-from wire.messages import JobEnd, JobFinished
+from wire.messages import CommandRun, JobEnd, JobFinished
 
 pytestmark = pytest.mark.anyio
 
@@ -100,6 +103,13 @@ class Gate:
         return held
 
 
+QUEUE = JobQueue("server", lambda _repository: ConcurrencyLimit(), lambda _host, _schedule: None)
+
+
+def command(job_id: str) -> str:
+    return msgspec.json.encode(CommandRun(job_id, "backup", [], "main")).decode()
+
+
 def job(
     job_id: str,
     host: str = "node-1",
@@ -108,12 +118,18 @@ def job(
     created_at: datetime = NOW,
     **values: Any,
 ) -> JobRow:
-    made = JobRow(job_id, host, "backup", "schedule", "ns/etc", scheduled_id, scheduled_at, 0, "{}", created_at)
-    return made._replace(**values)
+    its = (job_id, host, "backup", "schedule", "ns/etc", scheduled_id, scheduled_at, 0, command(job_id), created_at)
+    return JobRow(*its, queued_at=created_at)._replace(**values)
 
 
 def end(job_id: str, status: JobEnd = "succeeded", **values: Any) -> JobFinished:
     return JobFinished(job_id, status, NOW, **values)
+
+
+async def ended(db: Store, *ends: JobFinished) -> set[str]:
+    """The ids of the jobs that these ends of a host ended."""
+    told = await db.write(QUEUE.finish, Ending("node-1", ends, NOW))
+    return {row.id for row, _ in told.over}
 
 
 def host(name: str, **values: Any) -> HostRow:
@@ -382,19 +398,20 @@ def test_stored_times_sort_as_time_does() -> None:
 
 
 async def test_a_job_is_accepted_once_and_only_while_pending(db: Store) -> None:
-    await db.write(record_jobs, [job("1"), job("2", host="b")])
+    await db.write(record_jobs, [job("1"), job("2", scheduled_id="s2")])
     await db.write(jobs_finished, [end("2")])
-    accepted = [("1", NOW), ("2", NOW), ("3", NOW)]
-    assert await db.write(jobs_accepted, accepted) == {"1"}
-    assert await db.write(jobs_accepted, [("1", NOW + timedelta(1))]) == set()
+    assert await db.write(QUEUE.accept, Taken("node-1", ["1", "2", "3"], NOW)) == (["1"], [])
+    assert await db.write(QUEUE.accept, Taken("node-1", ["1"], NOW + timedelta(1))) == ([], [])
+    await db.write(jobs_accepted, [("1", NOW + timedelta(1), NOW)])
     row = await found(db, get_job, "1")
     assert (row["status"], row["accepted_at"]) == ("running", NOW)
 
 
 async def test_the_first_end_of_a_job_counts(db: Store) -> None:
     await db.write(record_jobs, [job("1")])
-    assert await db.write(jobs_finished, [end("1", "warning", exit_code=3), end("1", "failed")]) == {"1"}
-    assert await db.write(jobs_finished, [end("1", "cancelled"), end("unknown")]) == set()
+    assert await ended(db, end("1", "warning", exit_code=3), end("1", "failed")) == {"1"}
+    assert await ended(db, end("1", "cancelled"), end("unknown")) == set()
+    await db.write(jobs_finished, [end("1", "cancelled")])
     row = await found(db, get_job, "1")
     assert (row["status"], row["exit_code"], row["finished_at"], row["started_at"]) == ("warning", 3, NOW, None)
 
@@ -403,7 +420,7 @@ async def test_of_ends_that_share_a_commit_the_first_counts(db: Store) -> None:
     await db.write(record_jobs, [job("1")])
     gate = Gate()
     held = await gate.hold(db)
-    waiting = [asyncio.create_task(db.write(jobs_finished, [end("1", how)])) for how in ("failed", "succeeded")]
+    waiting = [asyncio.create_task(ended(db, end("1", how))) for how in ("failed", "succeeded")]
     await asyncio.sleep(0)
     gate.let_go.set()
     assert await asyncio.gather(*waiting) == [{"1"}, set()]
@@ -414,16 +431,52 @@ async def test_of_ends_that_share_a_commit_the_first_counts(db: Store) -> None:
 async def test_open_jobs_are_those_without_an_end(db: Store) -> None:
     jobs = [job(str(at), scheduled_at=None, created_at=NOW + timedelta(at)) for at in range(4)]
     await db.write(record_jobs, jobs)
-    await db.write(jobs_accepted, [("1", NOW)])
+    await db.write(jobs_accepted, [("1", NOW, NOW + timedelta(1))])
     await db.write(jobs_finished, [end("2")])
-    await db.write(jobs_sent, ["1"])
-    await db.write(jobs_cancelled, ["1"])
+    await db.write(jobs_cancelled, [("1", "by me")])
     await db.write(jobs_retried, [Retry(end("3", "failed"), 1, NOW)])
-    found = (await db.read(load_all, NOW)).open_jobs
-    assert sorted(found, key=lambda it: it.created_at) == [
-        OpenJob("node-1", "pending", "{}", NOW, False, 1, None, False, None),
-        OpenJob("node-1", "running", "{}", NOW + timedelta(1), True, 1, None, True, NOW),
-        OpenJob("node-1", "pending", "{}", NOW + timedelta(3), False, 2, NOW, False, None),
+    found = await db.read(of_host, "node-1")
+    pending = OpenRow(
+        "0",
+        "node-1",
+        "pending",
+        False,
+        False,
+        False,
+        1,
+        command("0"),
+        "",
+        "s1",
+        NOW,
+        NOW,
+        None,
+        None,
+        False,
+        None,
+        False,
+    )
+    assert found == [
+        pending,
+        pending._replace(
+            id="1",
+            status="running",
+            sent=True,
+            holds=True,
+            command=command("1"),
+            queued_at=NOW + timedelta(1),
+            created_at=NOW + timedelta(1),
+            accepted_at=NOW,
+            cancel_requested=True,
+            cancel_reason="by me",
+        ),
+        pending._replace(
+            id="3",
+            deferred=True,
+            attempt=2,
+            command=command("3"),
+            created_at=NOW + timedelta(3),
+            not_before=NOW,
+        ),
     ]
 
 
@@ -596,7 +649,6 @@ async def test_the_audit_log_is_listed_newest_first(db: Store) -> None:
 
 def test_statements_can_be_said_to_postgresql() -> None:
     """No server is asked: this holds that no statement uses what only SQLite's compiler knows."""
-    dialect = sa.make_url("postgresql://").get_dialect()()
     statements: list[Any] = [
         bulk.insert_new("postgresql", JOBS, JobRow._fields),
         bulk.upsert("postgresql", SCHEDULES, ScheduleRow._fields, ("created_at",)),
@@ -605,7 +657,7 @@ def test_statements_can_be_said_to_postgresql() -> None:
         job_statements._attempts("postgresql"),
         log_statements._log_ends("postgresql"),
     ]
-    said = "\n".join(str(statement.compile(dialect=dialect)) for statement in statements)
+    said = "\n".join(statements)
     assert "json_each" not in said
     assert "json_group_array" not in said
     assert "AS TIMESTAMP WITH TIME ZONE" in said

@@ -7,13 +7,16 @@ from datetime import datetime, timedelta
 from itertools import chain
 from zoneinfo import ZoneInfo
 
+import msgspec
+
 import cron
 from agent.core.state import Accepted
 from server.fleet.timing import EARLY
-from server.jobs.job import EXCLUSIVE
+from server.jobs.kinds import EXCLUSIVE
+from tests.simulation.database import Row
 from tests.simulation.expected import Span, may_be_left_out
 from tests.simulation.story import FLEETS, HALF_PAST_TWO, Story
-from tests.simulation.world import DAY, LIMITS, Agent, Row, Use
+from tests.simulation.world import DAY, LIMITS, Agent, Use
 from wire.messages import ScheduleFire
 
 SETTLED = timedelta(hours=1)
@@ -45,7 +48,7 @@ def one_run(story: Story) -> Iterator[str]:
         if len(times) > 1:
             yield f"{schedule} due {due} ran {len(times)} times on {host}: {', '.join(map(str, times))}"
     rows = story.db.jobs.values()
-    jobs = Counter((row.job.host, row.job.scheduled_id, row.job.scheduled_at) for row in rows)
+    jobs = Counter((row.host, row.scheduled_id, row.scheduled_at) for row in rows)
     for (host, name, due), count in jobs.items():
         if count > 1:
             yield f"{name} due {due} has {count} jobs on {host}"
@@ -160,12 +163,12 @@ def no_end_lost(story: Story) -> Iterator[str]:
         said = story.said.get(row.wire_id)
         if row.end is None:
             if row.recorded_at < settled:
-                yield f"{job_id} on {row.job.host} has no end; its agent said {said}"
+                yield f"{job_id} on {row.host} has no end; its agent said {said}"
         elif row.end.reason == "DeadlineExceeded":
             if row.wire_id in story.uses and not any(at > story.uses[row.wire_id].begin for at in story.put_back):
-                yield f"{job_id} on {row.job.host} ended as too late, and ran"
+                yield f"{job_id} on {row.host} ended as too late, and ran"
         elif row.end.status not in (said, "cancelled"):
-            yield f"{job_id} on {row.job.host} ended as {row.end.status} ({row.end.error}); its agent said {said}"
+            yield f"{job_id} on {row.host} ended as {row.end.status} ({row.end.error}); its agent said {said}"
     for agent in story.agents:
         held: list[Accepted | ScheduleFire] = [*agent.memory.running.values(), *agent.memory.fires.values()]
         for left in held:
@@ -234,13 +237,15 @@ def _by_schedule(story: Story) -> dict[tuple[str, str], dict[datetime, Row]]:
     """Jobs by host and schedule, and then by due time. One that is there again as another job stands for as many."""
     jobs: dict[tuple[str, str], dict[datetime, Row]] = defaultdict(dict)
     for row in _rows(story):
-        assert row.job.scheduled_at is not None
-        assert row.job.scheduled_id is not None
-        its = jobs[row.job.host, row.job.scheduled_id]
-        if (lost := its.get(row.job.scheduled_at)) is not None:
-            its[row.job.scheduled_at] = replace(row, job=row.job._replace(missed=max(row.job.missed, lost.job.missed)))
+        assert row.scheduled_at is not None
+        assert row.scheduled_id is not None
+        its = jobs[row.host, row.scheduled_id]
+        if (lost := its.get(row.scheduled_at)) is not None:
+            its[row.scheduled_at] = replace(
+                row, job=msgspec.structs.replace(row.job, missed=max(row.job.missed, lost.job.missed))
+            )
         else:
-            its[row.job.scheduled_at] = row
+            its[row.scheduled_at] = row
     return jobs
 
 

@@ -8,8 +8,8 @@ delay, repeat a frame, or break, at which both sides learn of it at different ti
 import hashlib
 import heapq
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -28,13 +28,13 @@ from server.fleet import pushes
 from server.fleet.catalog import Catalog
 from server.fleet.placement import HostState, PlacedSchedule, Placement, Plan
 from server.fleet.pushes import Push
+from server.jobs.active import ActiveAttempts
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.job import ConcurrencyLimit
-from server.jobs.lanes import Lanes
+from server.jobs.kinds import ConcurrencyLimit
+from server.jobs.queue import JobQueue, wire_id
 from server.jobs.reports import Reports
 from server.jobs.repositories import RepositoryStates
-from server.store import jobs as job_statements
-from server.store.rows import JobRow, OpenJob, Retry
+from tests.simulation.database import Database, Row
 from tests.simulation.expected import Expected
 from wire import entries
 from wire.messages import (
@@ -62,115 +62,6 @@ LIMITS = {
 }
 """The repositories, and how many jobs may use each of them."""
 CREDENTIALS = (RepoCredentials([Repository(name, f"default/{name}", f"/{name}", "secret") for name in LIMITS]),)
-
-
-@dataclass
-class Row:
-    """A job as the database holds it."""
-
-    job: JobRow
-    sent: bool
-    recorded_at: datetime
-    status: str = "pending"
-    attempt: int = 1
-    not_before: datetime | None = None
-    cancel_requested: bool = False
-    accepted_at: datetime | None = None
-    end: JobFinished | None = None
-    ended_at: datetime | None = None
-
-    @property
-    def wire_id(self) -> str:
-        """What agents call the present attempt."""
-        return self.job.id if self.attempt == 1 else f"{self.job.id}.{self.attempt}"
-
-
-@dataclass
-class Database:
-    """What the server's disk keeps. Changes are whole or absent. `begun`: when each schedule's timing began."""
-
-    schedules: dict[str, PlacedSchedule] = field(default_factory=dict)
-    begun: dict[str, datetime] = field(default_factory=dict)
-    labels: dict[str, dict[str, str]] = field(default_factory=dict)
-    since: dict[str, datetime] = field(default_factory=dict)
-    versions: dict[str, int] = field(default_factory=dict)
-    acked: dict[str, tuple[int, str]] = field(default_factory=dict)
-    jobs: dict[str, Row] = field(default_factory=dict)
-    open: dict[str, dict[str, Row]] = field(default_factory=dict)
-    due: dict[tuple[str, str | None, datetime | None], str] = field(default_factory=dict)
-
-    def perform(self, function: object, item: Any, now: datetime) -> object:
-        """What a function of `server.store.jobs` does to the jobs, and answers."""
-        match function:
-            case job_statements.record_jobs:
-                return self._record(item, now)
-            case job_statements.jobs_finished:
-                self.finish(item, now)
-            case job_statements.jobs_accepted:
-                for row in self._open(job_id for job_id, _ in item):
-                    row.status, row.accepted_at = "running", now
-            case job_statements.jobs_sent:
-                for row in self._open(item):
-                    row.sent = True
-            case job_statements.jobs_cancelled:
-                for row in self._open(item):
-                    row.cancel_requested = True
-            case job_statements.jobs_retried:
-                self._retry(item)
-        return None
-
-    def _record(self, jobs: Sequence[JobRow], now: datetime) -> set[str]:
-        """Keep the jobs whose due time has none yet, and say which those are."""
-        new = set()
-        for job in jobs:
-            if self.due.setdefault((job.host, job.scheduled_id, job.scheduled_at), job.id) == job.id:
-                self.jobs[job.id] = self.open[job.host][job.id] = Row(job, job.sent, now)
-                new.add(job.id)
-        return new
-
-    def _retry(self, retries: Sequence[Retry]) -> None:
-        for end, attempt, at in retries:
-            for row in self._open([end.job_id]):
-                if row.attempt == attempt:
-                    row.attempt, row.status, row.not_before, row.sent = attempt + 1, "pending", at, False
-                    row.accepted_at = None
-
-    def finish(self, ends: Sequence[JobFinished], now: datetime) -> None:
-        """Keep the first end of each job."""
-        for end in ends:
-            for row in self._open([end.job_id]):
-                row.end, row.ended_at = end, now
-                del self.open[row.job.host][end.job_id]
-
-    def _open(self, job_ids: Iterable[str]) -> list[Row]:
-        found = (self.jobs.get(job_id) for job_id in job_ids)
-        return [row for row in found if row is not None and row.end is None]
-
-    def copy(self) -> "Database":
-        """A copy, of which what is declared is not looked at again: people, or a controller, declare it anew."""
-        jobs = {key: replace(row) for key, row in self.jobs.items()}
-        open_ = {host: {key: jobs[key] for key in rows} for host, rows in self.open.items()}
-        return replace(
-            self, versions=dict(self.versions), acked=dict(self.acked), jobs=jobs, open=open_, due=dict(self.due)
-        )
-
-    def open_jobs(self) -> list[OpenJob]:
-        """The jobs without an end, as a server reads them when it starts."""
-        return [
-            OpenJob(
-                row.job.host,
-                row.status,
-                row.job.command,
-                row.job.created_at,
-                row.sent,
-                row.attempt,
-                row.not_before,
-                row.cancel_requested,
-                row.accepted_at,
-            )
-            for rows in self.open.values()
-            for row in rows.values()
-        ]
 
 
 class Stored:
@@ -476,8 +367,7 @@ class Server:
         self.up = False
         self.life = 0
         self.placement = Placement()
-        self.lanes = Lanes()
-        self.dispatcher, self.reports = self._new_jobs()
+        self.queue, self.dispatcher, self.reports = self._new_jobs()
         self.sessions: dict[str, Session] = {}
         self.pipes: dict[str, Pipe] = {}
         self._accepted: list[Pipe] = []
@@ -518,25 +408,26 @@ class Server:
         self.world.tell("server", "starts")
         db = self.world.db
         self.up = True
-        self.placement, self.lanes = Placement(), Lanes()
+        self.placement = Placement()
         self.placement.put(db.schedules.values())
         for name, labels in db.labels.items():
             held = self.placement.match(labels)
             self.placement.commit(Plan(put_hosts=[HostState(name, labels, db.since[name], db.versions[name], held)]))
             self.sessions[name] = Session(self.placement.hosts[name])
-        self.dispatcher, self.reports = self._new_jobs()
-        for name, limit in LIMITS.items():
-            self.lanes.limit(name, limit)
-        self.dispatcher.load(db.open_jobs())
+        db.know(db.labels)
+        self.queue, self.dispatcher, self.reports = self._new_jobs()
+        self.dispatcher.begin()
 
-    def _new_jobs(self) -> tuple[Dispatcher, Reports]:
-        events = Events()
-        repositories = RepositoryStates(Catalog(Vault([Vault.new_key()])), self.placement, self.lanes, events)
+    def _new_jobs(self) -> tuple[JobQueue, Dispatcher, Reports]:
+        events, active = Events(), ActiveAttempts()
+        queue = JobQueue("server", lambda name: LIMITS.get(name, ConcurrencyLimit()), self.placement.schedule_of)
+        repositories = RepositoryStates(Catalog(Vault([Vault.new_key()])), self.placement, events)
         submit: Any = self._submit
         call_later: Any = self._call_later
-        shared = self.lanes, self.placement
-        dispatcher = Dispatcher(submit, *shared, self, repositories, events, lambda: self.clock, call_later)
-        return dispatcher, Reports(submit, *shared, repositories, dispatcher, events, lambda: self.clock)
+        clock = lambda: self.clock  # noqa: E731
+        dispatcher = Dispatcher(submit, queue, active, self, repositories, events, clock, call_later)
+        reports = Reports(submit, queue, active, self.placement, repositories, dispatcher, events, clock)
+        return queue, dispatcher, reports
 
     def session(self, host: str) -> Session | None:
         """The session of a host."""
@@ -577,7 +468,7 @@ class Server:
         for key, row in db.jobs.items():
             if key not in copy.jobs:
                 world.lost[key] = replace(row, ended_at=row.ended_at or world.now)
-        db.jobs, db.open, db.due, db.acked = copy.jobs, copy.open, copy.due, copy.acked
+        db.put_back(copy)
         for name, version in copy.versions.items():
             db.versions[name] = version + (digests[name] != self.placement.hosts[name].entries.digest)
 
@@ -627,13 +518,19 @@ class Server:
         """The open jobs are read in order with all writes; only then are further frames."""
         if self.pipes.get(session.name) is not pipe:
             return
-        effects = [effect for some in self.reports.resume(session, hello.running_jobs) for effect in some]
+        running = set(hello.running_jobs)
+        rows = self.world.db.open_jobs(session.name)
+        effects = self.reports.resume(session, running, rows)
+        effects += self.reports.resume_unknown(session, running.difference(map(wire_id, rows)))
         stored = self.perform(pipe, effects)
 
         def arrived(_: object = None) -> None:
+            if self.pipes.get(session.name) is pipe:
+                self.dispatcher.connected(session.name, running).add_done_callback(welcomed)
+
+        def welcomed(_: object) -> None:
             if self.pipes.get(session.name) is not pipe:
                 return
-            self.dispatcher.connected(session.name, hello.running_jobs)
             pipe.welcomed = True
             for messages in pipe.unread:
                 self.receive(pipe, messages)
@@ -644,13 +541,13 @@ class Server:
         else:
             stored.add_done_callback(arrived)
 
-    def _submit(self, function: object, item: Any) -> Stored:
+    def _submit(self, function: Any, item: Any) -> Stored:
         """Commit something soon, in order; a kill right before loses it, and one right after the answer."""
         world, stored = self.world, Stored()
 
         def commit() -> None:
             if self._survives():
-                result = world.db.perform(function, item, world.now)
+                result = world.db.perform(function, item, world.now) if function is not None else None
                 if self._survives():
                     stored.done(result)
 
@@ -673,11 +570,10 @@ class Server:
                     refuse = partial(self._refuse, pipe)
                     stored += reports.fire(self.sessions[name], fires, ids, self.world.now, refuse)
                 case server_session.Ended(ends):
-                    stored += reports.finish(name, ends)
-                    confirm = partial(self._confirm, pipe, ends)
-                    stored[-1].add_done_callback(confirm) if stored else confirm()
+                    stored.append(reports.finish(name, ends))
+                    stored[-1].add_done_callback(partial(self._confirm, pipe, ends))
                 case server_session.Accepted(job_ids):
-                    stored += reports.accept(name, job_ids)
+                    stored.append(reports.accept(name, job_ids))
                 case server_session.Acked(version, digest):
                     self.world.db.acked[name] = version, digest
         return stored[-1] if stored else None
@@ -718,13 +614,7 @@ class Server:
 
     def cancel(self, job_id: str) -> None:
         """Have a job end as cancelled: by its host if that is online."""
-        ends, asked = self.dispatcher.to_cancel([job_id], "cancelled")
-        stored = (
-            self._submit(job_statements.jobs_finished, ends)
-            if ends
-            else self._submit(job_statements.jobs_cancelled, asked)
-        )
-        stored.add_done_callback(lambda _: self.dispatcher.cancelled(ends, asked, "cancelled"))
+        self.dispatcher.cancel([job_id], "cancelled")
 
     def _change(self, put: Sequence[PlacedSchedule] = (), remove: Sequence[str] = ()) -> None:
         db = self.world.db
@@ -846,6 +736,6 @@ class World:
         """A host was told why there is no command for its fires."""
         for message in messages:
             if isinstance(message, ScheduleRefused) and message.reason == "Concurrent":
-                runs = [row for row in self.db.open[host].values() if row.job.scheduled_id == message.schedule_id]
+                runs = [row for row in self.db.open[host].values() if row.scheduled_id == message.schedule_id]
                 self.expected.excuse(host, message.schedule_id, message.scheduled_at, by=[row.job.id for row in runs])
                 self.tell(host, f"{message.schedule_id} due {message.scheduled_at} is refused: the last is not over")

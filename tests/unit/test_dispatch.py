@@ -1,26 +1,23 @@
 """The dispatcher waits for elapsed time: setting the clock changes nothing."""
 
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, cast
 
-import msgspec
 import pytest
 
 from server.access.vault import Vault
+from server.errors import Unavailable
 from server.events import ClockSetBack, Events
 from server.fleet.catalog import Catalog
 from server.fleet.placement import Placement
-from server.jobs.dispatcher import HOLD_S, CallLater, Dispatcher
-from server.jobs.job import ConcurrencyLimit
-from server.jobs.lanes import Lanes
+from server.jobs.active import ActiveAttempts
+from server.jobs.dispatcher import HOLD_S, STORE_AGAIN_S, CallLater, Dispatcher
+from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.repositories import RepositoryStates
 from server.store.futures import Submit
-from server.store.rows import OpenJob
+from tests.jobqueue import NOON, Jobs, in_memory, job
 from tests.simulation.world import Stored
-from wire.messages import CommandRun
-
-NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 
 
 class Time:
@@ -29,6 +26,7 @@ class Time:
     def __init__(self) -> None:
         self.passed, self.clock = 0.0, NOON
         self.to_come: list[_Timer] = []
+        self.is_stored = True  # whether the store takes anything
 
     def call_later(self, seconds: float, do: Callable[[], None]) -> "_Timer":
         """An event loop's, whose time passes in `pass_by`."""
@@ -81,36 +79,43 @@ def sent() -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def dispatch(time: Time, sent: list[tuple[str, str]]) -> Dispatcher:
+def jobs() -> Jobs:
+    """A server was killed while host a ran job 1, for whose slot job 2 of host b waits."""
+    jobs = Jobs(in_memory(), {"repo": ConcurrencyLimit(limit=1)})
+    jobs.connected("a")
+    jobs.add(job("1", "a"), job("2", "b"))
+    jobs.accepts("1")
+    return jobs
+
+
+@pytest.fixture
+def dispatch(jobs: Jobs, time: Time, sent: list[tuple[str, str]]) -> Dispatcher:
     """After a start: host a has said nothing yet and may be running a job, for whose slot one of host b waits."""
 
-    def submit(function: object, item: object) -> Stored:
+    def submit(function: Callable[..., Sequence[Any]], item: object) -> Stored:
+        if not time.is_stored:
+            raise Unavailable("the disk is full")
+        (result,) = function(jobs.conn, [item])
         stored = Stored()
-        time.call_later(0, lambda: stored.done(None))
+        time.call_later(0, lambda: stored.done(result))
         return stored
 
-    lanes, placement, events = Lanes(), Placement(), Events()
-    repositories = RepositoryStates(Catalog(Vault([Vault.new_key()])), placement, lanes, events)
-    clock: Any = lambda: time.clock  # noqa: E731
+    placement, events = Placement(), Events()
+    repositories = RepositoryStates(Catalog(Vault([Vault.new_key()])), placement, events)
     dispatch = Dispatcher(
         cast(Submit, submit),
-        lanes,
-        placement,
+        jobs.queue,
+        ActiveAttempts(),
         Agents(sent),
         repositories,
         events,
-        clock,
+        lambda: time.clock,
         cast(CallLater, time.call_later),
     )
-    lanes.limit("repo", ConcurrencyLimit(limit=1))
-    dispatch.load([_open("1", "a", "running"), _open("2", "b", "pending")])
+    dispatch.begin()
+    time.pass_by(0)
     dispatch.connected("b", ())
     return dispatch
-
-
-def _open(job_id: str, host: str, status: str) -> OpenJob:
-    command = CommandRun(job_id, "backup", [], "repo")
-    return OpenJob(host, status, msgspec.json.encode(command).decode(), NOON, status == "running", 1, None, False, None)
 
 
 @pytest.mark.parametrize("set_by", [timedelta(), timedelta(days=1), timedelta(days=-1), timedelta(days=4000)])
@@ -147,4 +152,16 @@ def test_a_host_that_is_back_keeps_its_slot(dispatch: Dispatcher, time: Time, se
 def test_what_is_closed_gives_up_nobody(dispatch: Dispatcher, time: Time, sent: list[tuple[str, str]]) -> None:
     dispatch.close()
     dispatch.disconnected("b")
+    time.pass_by(0)
     assert time.to_come == []
+
+
+def test_a_slot_that_could_not_be_given_up_is_given_up_once_the_store_takes_it(
+    dispatch: Dispatcher, time: Time, sent: list[tuple[str, str]]
+) -> None:
+    time.is_stored = False
+    time.pass_by(HOLD_S + 3 * STORE_AGAIN_S)
+    assert sent == []
+    time.is_stored = True
+    time.pass_by(STORE_AGAIN_S)
+    assert sent == [("b", "2")]

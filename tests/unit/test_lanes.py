@@ -1,238 +1,305 @@
 """Lanes are fair and keep to a repository's limit, exclusive jobs run alone, and a restart changes nothing."""
 
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from collections.abc import Collection
 
-import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sqlalchemy import Connection
 
-from server.jobs.job import EXCLUSIVE, ConcurrencyLimit, Job
-from server.jobs.lanes import Lanes
+from server.jobs.fires import NewJob
+from server.jobs.kinds import EXCLUSIVE, ConcurrencyLimit
+from server.jobs.queue import Recording
+from server.resources.specs import Retry
+from server.store.queue import OpenRow
+from tests.jobmodel import Known, Model
+from tests.jobqueue import HOSTS, MINUTE, NOON, Jobs, in_memory, job
 from wire.messages import CommandRun
-
-NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
-MINUTE = timedelta(minutes=1)
-HOSTS = ("a", "b", "c")
-
-
-def job(
-    job_id: str,
-    host: str = "a",
-    kind: str = "backup",
-    at: int = 0,
-    schedule: str = "",
-    repository: str = "repo",
-    serial: bool | None = None,
-    **more: Any,
-) -> Job:
-    """A job, recorded so many minutes after noon."""
-    command = CommandRun(job_id, kind, [], repository, schedule_id=schedule)
-    return Job(command, host, NOON + at * MINUTE, bool(schedule) if serial is None else serial, **more)
 
 
 @pytest.fixture
-def lanes() -> Lanes:
+def jobs() -> Jobs:
     """All hosts are online, and one job at a time may use the repository."""
-    lanes = Lanes()
-    lanes.limit("repo", ConcurrencyLimit(limit=1))
+    return one_at_a_time(Jobs(in_memory()))
+
+
+def one_at_a_time(jobs: Jobs) -> Jobs:
+    jobs.limits["repo"] = ConcurrencyLimit(limit=1)
     for host in HOSTS:
-        lanes.connected(host, ())
-    return lanes
-
-
-def ids(jobs: list[Job]) -> list[Any]:
-    return [it.id for it in jobs]
-
-
-def ends(lanes: Lanes, job_id: str) -> Any:
-    """A job ends. Which jobs may start then."""
-    lanes.remove(job_id)
-    return ids(lanes.take())
+        jobs.connected(host)
+    return jobs
 
 
 # Limits.
 
 
-def test_without_a_limit_everybody_goes_at_once(lanes: Lanes) -> None:
-    lanes.limit("repo", ConcurrencyLimit())
-    assert ids(lanes.add([job("1"), job("2"), job("3", "b")])) == ["1", "2", "3"]
+def test_without_a_limit_everybody_goes_at_once(jobs: Jobs) -> None:
+    jobs.limit("repo")
+    assert jobs.add(job("1"), job("2"), job("3", "b")) == ["1", "2", "3"]
 
 
-def test_as_many_go_at_once_as_the_limit_says_and_the_first_goes_first(lanes: Lanes) -> None:
-    lanes.limit("repo", ConcurrencyLimit(limit=2))
-    assert ids(lanes.add([job(str(at), at=at) for at in range(5)])) == ["0", "1"]
-    assert ends(lanes, "1") == ["2"]
-    assert ends(lanes, "0") == ["3"]
+def test_as_many_go_at_once_as_the_limit_says_and_the_first_goes_first(jobs: Jobs) -> None:
+    jobs.limit("repo", 2)
+    assert jobs.add(*(job(str(at), at=at) for at in range(5))) == ["0", "1"]
+    assert jobs.ends("1") == ["2"]
+    assert jobs.ends("0") == ["3"]
 
 
-def test_a_limit_that_is_raised_lets_the_next_go(lanes: Lanes) -> None:
-    lanes.add([job(str(at), at=at) for at in range(5)])
-    lanes.limit("repo", ConcurrencyLimit(limit=3))
-    assert ids(lanes.take()) == ["1", "2"]
+def test_a_limit_that_is_raised_lets_the_next_go(jobs: Jobs) -> None:
+    jobs.add(*(job(str(at), at=at) for at in range(5)))
+    assert jobs.limit("repo", 3) == ["1", "2"]
 
 
-def test_hosts_with_repositories_of_their_own_do_not_wait_for_each_other(lanes: Lanes) -> None:
-    lanes.limit("repo", ConcurrencyLimit(limit=1, per_host=True))
-    assert ids(lanes.add([job("1", "a"), job("2", "b"), job("3", "a")])) == ["1", "2"]
+def test_hosts_with_repositories_of_their_own_do_not_wait_for_each_other(jobs: Jobs) -> None:
+    jobs.limit("repo", 1, per_host=True)
+    assert jobs.add(job("1", "a"), job("2", "b"), job("3", "a")) == ["1", "2"]
 
 
-def test_repositories_do_not_wait_for_each_other(lanes: Lanes) -> None:
-    assert ids(lanes.add([job("1"), job("2", repository="other"), job("3")])) == ["1", "2"]
+def test_jobs_change_their_lanes_once_each_host_has_a_part_of_the_repository(jobs: Jobs) -> None:
+    assert jobs.add(job("1", "a"), job("2", "a"), job("3", "b"), job("4", "b")) == ["1"]
+    assert jobs.limit("repo", 1, per_host=True) == ["3"]
+    assert jobs.limit("repo", 2) == []
+    assert jobs.ends("1") == ["2"]
+
+
+def test_repositories_do_not_wait_for_each_other(jobs: Jobs) -> None:
+    jobs.limit("other", 1)
+    assert jobs.add(job("1"), job("2", repository="other"), job("3")) == ["1", "2"]
 
 
 # Exclusive jobs.
 
 
 @pytest.mark.parametrize("kind", sorted(EXCLUSIVE))
-def test_an_exclusive_job_waits_for_others_and_holds_back_later_ones(lanes: Lanes, kind: str) -> None:
-    lanes.limit("repo", ConcurrencyLimit())
-    assert ids(lanes.add([job("1"), job("2"), job("3", kind=kind, at=1), job("4", at=2), job("5", at=2)])) == ["1", "2"]
-    assert ends(lanes, "1") == []
-    assert ends(lanes, "2") == ["3"]
-    assert ends(lanes, "3") == ["4", "5"]
+def test_an_exclusive_job_waits_for_others_and_holds_back_later_ones(jobs: Jobs, kind: str) -> None:
+    jobs.limit("repo")
+    assert jobs.add(job("1"), job("2"), job("3", kind=kind, at=1), job("4", at=2), job("5", at=2)) == ["1", "2"]
+    assert jobs.ends("1") == []
+    assert jobs.ends("2") == ["3"]
+    assert jobs.ends("3") == ["4", "5"]
 
 
-def test_unlock_goes_at_once_whoever_is_stuck(lanes: Lanes) -> None:
-    assert ids(lanes.add([job("1", kind="prune"), job("2"), job("3", kind="unlock")])) == ["1", "3"]
+def test_unlock_goes_at_once_whoever_is_stuck(jobs: Jobs) -> None:
+    assert jobs.add(job("1", kind="prune"), job("2"), job("3", kind="unlock")) == ["1", "3"]
 
 
 # Hosts that are offline.
 
 
-def test_the_jobs_of_an_offline_host_hold_back_none_and_keep_their_positions(lanes: Lanes) -> None:
-    lanes.disconnected("b")
-    assert ids(lanes.add([job("1", "a"), job("2", "b", at=1), job("3", "c", at=2), job("4", "c", at=3)])) == ["1"]
-    assert ends(lanes, "1") == ["3"]
-    lanes.connected("b", ())
-    assert ends(lanes, "3") == ["2"]
+def test_the_jobs_of_an_offline_host_hold_back_none_and_keep_their_positions(jobs: Jobs) -> None:
+    jobs.disconnected("b")
+    assert jobs.add(job("1", "a"), job("2", "b", at=1), job("3", "c", at=2), job("4", "c", at=3)) == ["1"]
+    assert jobs.ends("1") == ["3"]
+    assert jobs.connected("b") == []
+    assert jobs.ends("3") == ["2"]
 
 
-def test_a_job_that_may_be_running_keeps_its_slot_until_the_slots_of_its_host_are_released(lanes: Lanes) -> None:
-    lanes.add([job("1", "a"), job("2", "b")])
-    assert lanes.disconnected("a")
-    lanes.tick(NOON + timedelta(days=1))
-    assert lanes.take() == []
-    lanes.release_slots("a")
-    assert ids(lanes.take()) == ["2"]
+def test_a_job_that_may_be_running_keeps_its_slot_until_the_slots_of_its_host_are_released(jobs: Jobs) -> None:
+    jobs.add(job("1", "a"), job("2", "b"))
+    assert jobs.disconnected("a") == ([], True)
+    assert jobs.tick(24 * 60) == []
+    assert jobs.given_up("a") == ["2"]
 
 
-def test_a_host_without_jobs_that_may_be_running_has_no_slots_to_keep(lanes: Lanes) -> None:
-    lanes.add([job("1", "a"), job("2", "b")])
-    assert not lanes.disconnected("b")
-    assert not lanes.disconnected("c")
+def test_a_host_without_jobs_that_may_be_running_has_no_slots_to_keep(jobs: Jobs) -> None:
+    jobs.add(job("1", "a"), job("2", "b"))
+    assert jobs.disconnected("b") == ([], False)
+    assert jobs.disconnected("c") == ([], False)
 
 
-def test_a_host_that_was_disconnected_for_a_moment_keeps_its_slots(lanes: Lanes) -> None:
-    lanes.add([job("1", "a"), job("2", "b")])
-    lanes.disconnected("a")
-    lanes.connected("a", {"1"})
-    lanes.tick(NOON + timedelta(days=1))
-    assert (lanes.take(), lanes.jobs["1"].state) == ([], "running")
+def test_a_host_that_was_disconnected_for_a_moment_keeps_its_slots(jobs: Jobs) -> None:
+    jobs.add(job("1", "a"), job("2", "b"))
+    jobs.disconnected("a")
+    assert jobs.accepts("1") == ["1"]  # its hello names it, which is stored before the hello is answered
+    assert jobs.connected("a", {"1"}) == []
+    assert jobs.tick(24 * 60) == []
+    assert (jobs.row("1")["status"], jobs.row("1")["holds"]) == ("running", True)
 
 
-def test_a_job_that_did_not_reach_its_host_waits_at_its_position_again(lanes: Lanes) -> None:
-    lanes.add([job("1", "a"), job("2", "b", at=1)])
-    lanes.disconnected("a")
-    lanes.connected("a", ())
-    assert ids(lanes.take()) == ["1"]
+def test_a_host_that_is_back_after_its_slots_were_released_has_them_again(jobs: Jobs) -> None:
+    jobs.add(job("1", "a"), job("2", "b"), job("3", "b", at=1))
+    jobs.disconnected("a")
+    jobs.accepts("1")
+    assert jobs.given_up("a") == ["2"]
+    assert jobs.connected("a", {"1"}) == []
+    assert jobs.ends("2") == []
+    assert jobs.ends("1") == ["3"]
+
+
+def test_a_job_that_did_not_reach_its_host_waits_at_its_position_again(jobs: Jobs) -> None:
+    jobs.add(job("1", "a"), job("2", "b", at=1))
+    jobs.disconnected("a")
+    assert jobs.connected("a") == ["1"]
 
 
 # Jobs of one Schedule on one host.
 
 
-def test_a_serial_job_waits_for_the_one_before_it_and_holds_back_no_others(lanes: Lanes) -> None:
-    lanes.limit("repo", ConcurrencyLimit())
+def test_a_serial_job_waits_for_the_one_before_it_and_holds_back_no_others(jobs: Jobs) -> None:
+    jobs.limit("repo")
     runs = [job("1", schedule="s"), job("2", schedule="s", at=1), job("3", "b", schedule="s", at=2), job("4", at=3)]
-    assert ids(lanes.add(runs)) == ["1", "3", "4"]
-    assert ends(lanes, "1") == ["2"]
+    assert jobs.add(*runs) == ["1", "3", "4"]
+    assert jobs.ends("1") == ["2"]
 
 
-def test_jobs_that_are_not_serial_go_together(lanes: Lanes) -> None:
-    lanes.limit("repo", ConcurrencyLimit())
-    assert ids(lanes.add([job("1", schedule="s", serial=False), job("2", schedule="s", serial=False)])) == ["1", "2"]
+def test_jobs_that_are_not_serial_go_together(jobs: Jobs) -> None:
+    jobs.limit("repo")
+    assert jobs.add(*(job(it, schedule="s", policy="Allow") for it in "12")) == ["1", "2"]
 
 
-def test_a_serial_job_does_not_wait_for_a_deferred_one(lanes: Lanes) -> None:
-    lanes.add([first := job("1", schedule="s")])
-    lanes.retry(first, NOON + 5 * MINUTE)
-    assert ids(lanes.add([job("2", schedule="s", at=1)])) == ["2"]
-    lanes.tick(NOON + 5 * MINUTE)
-    assert lanes.take() == []
-    assert ends(lanes, "2") == ["1"]
+def test_a_serial_job_does_not_wait_for_a_deferred_one(jobs: Jobs) -> None:
+    jobs.add(job("1", schedule="s"))
+    assert jobs.fails("1", 5) == []
+    assert jobs.add(job("2", schedule="s", at=1)) == ["2"]
+    assert jobs.tick(5) == []
+    assert jobs.ends("2") == ["1"]
+
+
+def test_a_run_replaces_the_last_one_though_a_repeat_of_that_came_with_it(jobs: Jobs) -> None:
+    last, new = (job(it, schedule="s", policy="Replace", due=NOON + at * MINUTE) for at, it in enumerate("12"))
+    assert jobs.add(last) == ["1"]
+    repeat = job("3", schedule="s", policy="Replace", due=NOON)
+    recorded, sent = jobs.record(new, repeat)
+    assert (recorded.new, recorded.refused, sent, jobs.asked) == ({"2"}, {}, [], ["1"])
+    assert jobs.ends("1") == ["2"]
 
 
 # Time.
 
 
-def test_a_failed_job_rejoins_its_lane_when_its_next_attempt_is_due(lanes: Lanes) -> None:
-    lanes.add([first := job("1"), job("2", "b", at=1), job("3", "b", at=2)])
-    lanes.retry(first, NOON + 5 * MINUTE)
-    assert ids(lanes.take()) == ["2"]
-    lanes.tick(NOON + 5 * MINUTE)
-    assert ends(lanes, "2") == ["3"]
-    assert ends(lanes, "3") == ["1"]
-    assert (first.attempt, first.wire_id, first.to_send.job_id) == (2, "1.2", "1.2")
+def test_a_failed_job_rejoins_its_lane_when_its_next_attempt_is_due(jobs: Jobs) -> None:
+    jobs.add(job("1", schedule="s"), job("2", "b", at=1), job("3", "b", at=2))
+    assert jobs.fails("1", 5) == ["2"]
+    assert jobs.tick(5) == []
+    assert jobs.ends("2") == ["3"]
+    assert jobs.ends("3") == ["1"]
+    assert jobs.open()["1"].attempt == 2
+    assert jobs.finish("a", "1")[0].over == []
+    (over,) = jobs.finish("a", "1.2")[0].over
+    assert over[0].id == "1"
 
 
-def test_a_job_that_waited_too_long_is_returned_again_until_it_has_ended(lanes: Lanes) -> None:
-    lanes.add([job("1"), late := job("2", start_by=NOON + 5 * MINUTE)])
-    assert lanes.tick(NOON + 4 * MINUTE) == []
-    assert lanes.tick(NOON + 5 * MINUTE) == [late]
-    assert ends(lanes, "1") == []
-    assert lanes.tick(NOON + 6 * MINUTE) == [late]
-    lanes.remove("2")
-    assert lanes.tick(NOON + 7 * MINUTE) == []
+def test_a_job_that_waited_too_long_has_ended(jobs: Jobs) -> None:
+    jobs.add(job("1"), job("2", start_by=NOON + 5 * MINUTE))
+    assert (jobs.tick(4), jobs.ended) == ([], {})
+    assert (jobs.tick(5), jobs.ended["2"].status, jobs.ended["2"].reason) == ([], "failed", "DeadlineExceeded")
+    assert (jobs.row("2")["status"], jobs.row("2")["reason"]) == ("failed", "DeadlineExceeded")
+    assert jobs.ends("1") == []
+    assert (jobs.tick(6), list(jobs.ended)) == ([], ["2"])
 
 
-def test_a_job_that_was_sent_in_time_is_not_too_late(lanes: Lanes) -> None:
-    lanes.add([job("1", start_by=NOON + MINUTE)])
-    assert lanes.tick(NOON + 2 * MINUTE) == []
+def test_a_job_that_was_sent_in_time_is_not_too_late(jobs: Jobs) -> None:
+    jobs.add(job("1", start_by=NOON + MINUTE))
+    assert (jobs.tick(2), jobs.ended) == ([], {})
 
 
-def test_wake_at_is_the_time_of_the_next_timer(lanes: Lanes) -> None:
-    lanes.add([first := job("1"), job("2", start_by=NOON + 9 * MINUTE)])
-    lanes.retry(first, NOON + 5 * MINUTE)
-    assert lanes.wake_at == NOON + 5 * MINUTE
+def test_a_job_that_is_too_late_is_not_sent_though_nobody_has_looked_at_the_clock(jobs: Jobs) -> None:
+    jobs.add(job("1"), job("2", "b", start_by=NOON + 5 * MINUTE))
+    jobs.disconnected("b")
+    jobs.now = NOON + 6 * MINUTE
+    assert jobs.connected("b") == []
+    assert jobs.ends("1") == []
+    assert (jobs.tick(), list(jobs.ended)) == ([], ["2"])
+
+
+def test_there_is_more_to_do_at_the_time_of_the_next_timer(jobs: Jobs) -> None:
+    assert jobs.next_at is None
+    jobs.add(job("1", schedule="s"), job("2", start_by=NOON + 9 * MINUTE), job("3", "b", start_by=NOON + 7 * MINUTE))
+    jobs.fails("1", 5)
+    assert jobs.next_at == NOON + 5 * MINUTE
+    jobs.tick(5)
+    assert jobs.next_at == NOON + 7 * MINUTE
+
+
+def test_a_clock_that_was_ahead_put_nothing_off(jobs: Jobs) -> None:
+    jobs.tick(1000)
+    jobs.add(job("1", schedule="s", at=1000), job("2", "b", at=1000), job("3", "b", at=1001))
+    jobs.fails("1", 60)
+    jobs.accepts("2")
+    jobs.tick(1)
+    (outcome,) = jobs.queue.clock_set_back(jobs.conn, [jobs.now])
+    assert jobs.sent(outcome) == []
+    assert jobs.tick() == []
+    assert jobs.row("2")["accepted_at"] == NOON + MINUTE
+    assert jobs.add(job("4", "c", at=2)) == []
+    assert [jobs.ends("2"), jobs.ends("1"), jobs.ends("3")] == [["1"], ["3"], ["4"]]
 
 
 # What people see.
 
 
-def test_what_a_job_waits_for_is_told(lanes: Lanes) -> None:
-    lanes.disconnected("c")
-    failed, late = job("5", "b", repository="other"), job("6", start_by=NOON)
+def test_what_a_job_waits_for_is_told(jobs: Jobs) -> None:
+    jobs.disconnected("c")
+    failed, late = job("5", "b", schedule="r", repository="other"), job("6", start_by=NOON)
     runs = [job("7", schedule="s", repository="other"), job("8", schedule="s", repository="other", at=1)]
-    lanes.add([job("1"), job("2", at=1), job("3", "b", at=2), job("4", "c"), failed, late, *runs])
-    lanes.retry(failed, NOON + MINUTE)
-    lanes.tick(NOON)
-    assert {job_id: lanes.waits_for(job_id, "ns/main") for job_id in [*lanes.jobs, "unknown"]} == {
+    jobs.add(job("1"), job("2", at=1), job("3", "b", at=2), job("4", "c"), failed, late, *runs)
+    jobs.fails("5", 1)
+    assert jobs.waits_for("6") == "its end: it is too late to begin"
+    jobs.tick(0)
+    said = {
         "1": "",
         "2": "1 job before it in repository ns/main",
         "3": "2 jobs before it in repository ns/main",
         "4": "host c to connect",
         "5": "retry at 2026-03-05T12:01:00Z",
-        "6": "its end: it is too late to begin",
+        "6": "",
         "7": "",
         "8": "the run before it on host a",
         "unknown": "",
     }
+    assert {job_id: jobs.waits_for(job_id) for job_id in said} == said
 
 
-def test_a_job_is_found_by_its_host_and_its_present_attempt(lanes: Lanes) -> None:
-    lanes.add([it := job("1")])
-    assert (lanes.find("a", "1"), lanes.find("b", "1"), lanes.find("a", "1.2")) == (it, None, None)
-    assert [lanes.is_of_another_host(*said) for said in (("b", "1"), ("a", "1"), ("b", "2"))] == [True, False, False]
-    lanes.retry(it, NOON)
-    assert (lanes.find("a", "1"), lanes.find("a", "1.2")) == (None, it)
+def test_a_job_is_found_by_its_host_and_its_present_attempt(jobs: Jobs) -> None:
+    def found(host: str, attempt: str) -> tuple[list[str], list[str]]:
+        """Whose end that is: an open job's, or one of another host."""
+        ended = jobs.finish(host, attempt)[0]
+        return [it.id for it, _ in ended.over], [*ended.foreign]
+
+    jobs.add(job("1", schedule="s"))
+    assert [found(*said) for said in (("b", "1"), ("b", "2"), ("a", "1.2"))] == [([], ["1"]), ([], []), ([], [])]
+    jobs.fails("1", 1)
+    assert (found("a", "1"), found("a", "1.2")) == (([], []), (["1"], []))
 
 
-def test_a_job_that_is_open_already_is_left_out(lanes: Lanes) -> None:
-    lanes.add([first := job("1")])
-    assert lanes.add([job("1", "b")]) == []
-    assert lanes.jobs == {"1": first}
+def test_a_job_that_is_open_already_is_left_out(jobs: Jobs) -> None:
+    jobs.add(job("1"))
+    first = jobs.open()
+    assert jobs.add(job("1", "b")) == []
+    assert jobs.open() == first
+
+
+# A restart.
+
+
+def test_a_restart_keeps_every_job_where_it_was(jobs: Jobs) -> None:
+    jobs.add(job("1", "a"), job("2", "b", at=1), job("3", "c", at=2), job("4", "c", schedule="s", repository="other"))
+    jobs.accepts("1")
+    jobs.fails("4", 5)
+    assert jobs.restart() == ["a"]
+    assert jobs.connected("c") == jobs.connected("b") == jobs.connected("a", {"1"}) == []
+    assert (jobs.ends("1"), jobs.ends("2"), jobs.tick(5)) == (["2"], ["3"], ["4"])
+
+
+def test_a_restart_brings_no_attempt_forward_but_one_that_a_wrong_clock_put_off(jobs: Jobs) -> None:
+    jobs.add(job("1", schedule="s", repository="other"), job("2", "b", at=1))
+    jobs.fails("1", 60)
+    jobs.tick(10)
+    jobs.restart()
+    assert (jobs.connected("a"), jobs.tick(59), jobs.next_at) == ([], [], NOON + 60 * MINUTE)
+    jobs.accepts("2")
+    jobs.now = NOON - 1000 * MINUTE  # before the restart, the clock was ahead
+    jobs.restart()
+    assert (jobs.connected("a"), jobs.connected("b", {"2"}), jobs.next_at) == ([], [], NOON - 940 * MINUTE)
+    assert jobs.row("2")["accepted_at"] == NOON - 1000 * MINUTE
+    assert jobs.tick(-940) == ["1"]
+
+
+def test_a_host_that_does_not_return_after_a_restart_keeps_its_slot_for_a_while(jobs: Jobs) -> None:
+    jobs.add(job("1", "a"), job("2", "b", at=1))
+    assert (jobs.restart(), jobs.connected("b"), jobs.tick(24 * 60)) == (["a"], [], [])
+    assert jobs.given_up("a") == ["2"]
 
 
 # All that may come, in any order.
@@ -244,205 +311,249 @@ LIMITS = {
     "own": ConcurrencyLimit(limit=1, per_host=True),
     "free": ConcurrencyLimit(),
 }
+SCHEDULES = {"": None, "s": "one", "t": "two", "u": "own", "v": "free"}
+"""Schedules, and the repository that each is on."""
 
 
 class Fleet(RuleBasedStateMachine):
-    """Hosts that connect and disconnect, jobs that are sent to them, and lanes that restart with what a store keeps."""
+    """Hosts that connect and disconnect, jobs that are sent to them, and a server that restarts. A plain model says
+    after each event what must have come of it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now, self.number = NOON, 0
-        self.online: set[str] = set()
+        self.number = 0
+        self.changed: set[str] = set()  # repositories whose limits are not those of LIMITS any more
         self.let_go: set[str] = set()  # jobs that lost their slots while their hosts were disconnected
-        self.lanes = self.fresh()
+        self.jobs = Jobs(self.connection(), LIMITS)
+        self.model = Model(dict(LIMITS), NOON)
 
-    def fresh(self) -> Lanes:
-        lanes = Lanes()
-        for name, limit in LIMITS.items():
-            lanes.limit(name, limit)
-        return lanes
+    def connection(self) -> Connection:
+        return in_memory()
 
     @initialize()
     def begin(self) -> None:
         for host in HOSTS[:2]:
-            self.comes(host)
+            self.comes(host, [True])
 
     @property
-    def active(self) -> list[Any]:
-        return [it for it in self.lanes.jobs.values() if it.state != "waiting"]
+    def active(self) -> list[Known]:
+        return [it for _, it in sorted(self.model.jobs.items()) if it.has_begun]
 
-    def advance(self) -> None:
-        """What a server does after every event. No job that starts overtakes one that waited in its lane before it."""
-        for late in self.lanes.tick(self.now):
-            self.lanes.remove(late.id)
-        queued = {it.id: it.position for it in self.lanes.jobs.values() if it.queued}
-        for sent in self.lanes.take():
-            ahead = [
-                it
-                for it in self.lanes.jobs.values()
-                if it.queued and it.lane == sent.lane and it.position < sent.position
-            ]
-            assert (sent.id in queued, ahead) == (True, [])
+    def check(self, sent: list[str], meanwhile: Collection[str] = ()) -> None:
+        """What an event has sent and ended, and where each job is now, is what the model says."""
+        assert len(sent) == len(set(sent))
+        assert set(sent) == self.model.advance() | set(meanwhile)
+        assert (set(self.jobs.ended), set(self.jobs.asked)) == (self.model.over, self.model.asked)
+        assert {row.id: self.shown(row) for row in self.jobs.open().values()} == {
+            it.job.id: (it.status, it.sent, it.holds, it.deferred, it.attempt, it.cancelled, it.queued_at, lane)
+            for it in self.model.jobs.values()
+            if (lane := self.model.lane(it.job)) is not None
+        }
+        ready = [it for it in self.model.jobs.values() if self.model.is_ready(it)]
+        assert self.jobs.ready() == [it.job.id for it in sorted(ready, key=lambda it: it.position)]
+
+    def shown(self, row: OpenRow) -> tuple[object, ...]:
+        """A job as the model says it. A job that runs was sent, whether it has been written so or not."""
+        sent = row.sent or row.status == "running"
+        where = row.status, sent, row.holds, row.deferred, row.attempt
+        return *where, row.cancel_requested, row.queued_at, row.lane
 
     @rule(
-        host=st.sampled_from(HOSTS),
-        kind=st.sampled_from(["backup", "backup", "prune", "unlock"]),
-        repository=st.sampled_from(sorted(LIMITS)),
-        schedule=st.sampled_from(["", "s", "t"]),
-        minutes=st.sampled_from([None, 1, 60]),
+        its=st.lists(
+            st.tuples(
+                st.sampled_from(HOSTS),
+                st.sampled_from(["backup", "backup", "prune", "unlock"]),
+                st.sampled_from(sorted(LIMITS)),
+                st.sampled_from(sorted(SCHEDULES)),
+                st.sampled_from([None, 1, 60]),
+                st.sampled_from([None, 0, 0, 1]),
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+        policy=st.sampled_from(["Allow", "Forbid", "Forbid", "Replace"]),
+        cut=st.integers(0, 4),
     )
-    def fires(self, host: str, kind: str, repository: str, schedule: str, minutes: int) -> None:
-        self.number += 1
-        start_by = None if minutes is None else self.now + minutes * MINUTE
-        command = CommandRun(f"{self.number:04}", kind, [], repository, schedule_id=schedule)
-        self.lanes.add([Job(command, host, self.now, bool(schedule), start_by)])
-        self.advance()
+    def fires(self, its: list[tuple[str, str, str, str, int | None, int | None]], policy: str, cut: int) -> None:
+        """Jobs are recorded: those before `cut` by one host or user, and the others by another in the same batch.
+
+        `policy`: what all schedules say by now.
+        """
+        new = []
+        for host, kind, repository, schedule, minutes, ago in its:
+            self.number += 1
+            at = None if ago is None or not schedule else self.model.now - ago * MINUTE
+            command = CommandRun(
+                f"{self.number:04}",
+                kind,
+                [],
+                SCHEDULES[schedule] or repository,
+                schedule_id=schedule,
+                scheduled_at=at,
+            )
+            start_by = None if minutes is None else self.model.now + minutes * MINUTE
+            rule = policy if schedule else "Allow"
+            new.append(NewJob(host, command, "user", "me", 0, self.model.now, "", rule, start_by))  # type: ignore[arg-type]
+        parts = [part for part in (new[:cut], new[cut:]) if part]
+        pairs = [{(it.command.schedule_id, it.host) for it in part if it.command.schedule_id} for part in parts]
+        results = self.jobs.queue.record(self.jobs.conn, [Recording(part, self.model.now) for part in parts])
+        going: list[str] = []
+        meanwhile: set[str] = set()
+        for number, (part, result) in enumerate(zip(parts, results, strict=True)):
+            if number and pairs[0] & pairs[1]:
+                meanwhile = self.model.advance()
+            stored, refused = self.model.record(part)
+            assert (set(result.new), set(result.refused)) == (stored, refused)
+            assert set(result.sendable) <= set(result.new)
+            going += [*result.sendable, *self.jobs.sent(result.outcome)]
+        self.check(going, meanwhile)
 
     @precondition(lambda self: self.active)
-    @rule(data=st.data(), how=st.sampled_from(["accepted", "ended", "ended", "failed"]))
-    def says(self, data: st.DataObject, how: str) -> None:
-        it = data.draw(st.sampled_from(sorted(self.active, key=lambda it: it.id)))
-        if it.host not in self.online:
-            return
-        if how == "accepted":
-            self.lanes.accepted(it, self.now)
-        elif how == "ended":
-            self.lanes.remove(it.id)
-        else:
-            self.lanes.retry(it, self.now + MINUTE)
-        self.advance()
+    @rule(data=st.data())
+    def accepts(self, data: st.DataObject) -> None:
+        it = data.draw(st.sampled_from(self.active))
+        if it.job.host in self.model.online:
+            assert self.jobs.accepts(it.job.id) == ([] if it.status == "running" else [it.job.id])
+            self.model.accept(it)
+            self.check([])
 
-    @rule(host=st.sampled_from(HOSTS))
-    def comes(self, host: str) -> None:
-        self.online.add(host)
-        self.lanes.connected(host, {it.wire_id for it in self.lanes.of_host(host) if it.state == "running"})
-        self.advance()
+    @precondition(lambda self: self.active)
+    @rule(data=st.data(), how=st.sampled_from(["succeeded", "succeeded", "failed"]))
+    def ends(self, data: st.DataObject, how: str) -> None:
+        it = data.draw(st.sampled_from(self.active))
+        if it.job.host not in self.model.online:
+            return
+        self.jobs.retry = Retry(limit=2, backoff_seconds=60)
+        ended, sent = self.jobs.finish(it.job.host, it.wire_id, how)
+        again = bool(how == "failed" and it.job.command.schedule_id and it.attempt <= 2 and not it.cancelled)
+        assert [len(ended.over), len(ended.again), len(ended.foreign)] == [not again, again, 0]
+        if again:
+            self.model.retry(it, ended.again[0][1].not_before)
+        else:
+            del self.model.jobs[it.job.id]
+        self.check(sent)
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(data=st.data())
+    def is_cancelled(self, data: st.DataObject) -> None:
+        some = data.draw(st.lists(st.sampled_from(sorted(self.model.jobs)), min_size=1, max_size=3, unique=True))
+        sent = self.jobs.cancel(*some)
+        self.model.cancel(some)
+        self.check(sent)
+
+    @rule(host=st.sampled_from(HOSTS), has=st.lists(st.booleans(), min_size=1, max_size=4))
+    def comes(self, host: str, has: list[bool]) -> None:
+        """A host says hello; of what it was sent and has not accepted, it has some."""
+        its = [it for it in self.active if it.job.host == host]
+        running = {it.wire_id for at, it in enumerate(its) if it.status == "running" or has[at % len(has)]}
+        for it in its:
+            if it.status != "running" and it.wire_id in running:
+                self.jobs.accepts(it.job.id)
+                self.model.accept(it)
+        sent = self.jobs.connected(host, running)
+        self.model.arrive(host, running)
+        self.check(sent)
 
     @rule(host=st.sampled_from(HOSTS))
     def goes(self, host: str) -> None:
-        self.online.discard(host)
-        self.lanes.disconnected(host)
-        self.advance()
+        sent, holds = self.jobs.disconnected(host)
+        assert holds == any(it.holds for it in self.active if it.job.host == host)
+        self.model.online.discard(host)
+        self.check(sent)
 
     @rule(host=st.sampled_from(HOSTS))
     def is_given_up(self, host: str) -> None:
-        if host not in self.online:
-            self.let_go |= {it.id for it in self.active if it.host == host}
-            self.lanes.release_slots(host)
-            self.advance()
+        if host not in self.model.online:
+            self.let_go |= {it.job.id for it in self.active if it.job.host == host}
+            sent = self.jobs.given_up(host)
+            self.model.give_up(host)
+            self.check(sent)
 
     @rule(minutes=st.sampled_from([1, 2, 45]))
     def time_passes(self, minutes: int) -> None:
-        self.now += minutes * MINUTE
-        self.advance()
+        self.model.pass_time(self.model.now + minutes * MINUTE)
+        self.jobs.now = self.model.now
+        self.check(self.jobs.tick())
+
+    @rule(minutes=st.sampled_from([1, 50]))
+    def clock_is_set_back(self, minutes: int) -> None:
+        now = self.jobs.now = self.model.now - minutes * MINUTE
+        sent = self.jobs.sent(*self.jobs.queue.clock_set_back(self.jobs.conn, [now]))
+        self.model.set_clock_back(now)
+        self.model.pass_time(now)
+        self.check(sent + self.jobs.tick())
+
+    @rule(repository=st.sampled_from(sorted(LIMITS)), limit=st.sampled_from([None, 1, 2, 3]), per_host=st.booleans())
+    def is_limited(self, repository: str, limit: int | None, per_host: bool) -> None:
+        self.changed.add(repository)
+        self.model.limits[repository] = ConcurrencyLimit(limit, per_host)
+        self.check(self.jobs.limit(repository, limit, per_host=per_host))
+
+    @rule(host=st.sampled_from(HOSTS))
+    def is_deleted(self, host: str) -> None:
+        sent = self.jobs.sent(*self.jobs.queue.end_host(self.jobs.conn, [(host, "deleted", self.model.now)]))
+        for job_id in [it.job.id for it in self.model.jobs.values() if it.job.host == host]:
+            self.model.end(job_id)
+        self.check(sent)
 
     @rule()
     def restarts(self) -> None:
         """The same hosts return with the same jobs: the same jobs wait at the same positions, and no other starts."""
-        before = self.lanes
-        kept = [self.kept(it) for it in before.jobs.values()]
-        self.lanes = self.fresh()
-        self.lanes.add(kept)
-        for host in HOSTS:
-            self.lanes.disconnected(host)
-        for host in sorted(self.online):
-            self.lanes.connected(host, {it.wire_id for it in kept if it.host == host and it.state != "waiting"})
-        waits = {it.id: (it.queued, it.position, it.state == "waiting") for it in before.jobs.values()}
-        assert {it.id: (it.queued, it.position, it.state == "waiting") for it in self.lanes.jobs.values()} == waits
-        self.advance()
-
-    def kept(self, it: Job) -> Job:
-        """A job as it is read from the store."""
-        deferred = it.state == "waiting" and it.attempt > 1 and it.since > self.now
-        return msgspec.structs.replace(it, queued=False, deferred=deferred)
+        online, before = sorted(self.model.online), self.jobs.open()
+        assert self.jobs.restart() == sorted({it.job.host for it in self.active if it.holds})
+        self.model.online.clear()
+        self.check([])
+        for host in online:
+            running = {it.wire_id for it in self.active if it.job.host == host}
+            sent = self.jobs.connected(host, running)
+            self.model.arrive(host, running)
+            self.check(sent)
+        assert self.jobs.open().keys() == before.keys()
 
     @invariant()
     def as_many_as_allowed(self) -> None:
         """Counts jobs whose hosts are online, and whose slots were not released meanwhile."""
-        uses: dict[str, list[Job]] = {}
+        uses: dict[str, list[Known]] = {}
         for it in self.active:
-            if it.host in self.online and it.id not in self.let_go and it.command.kind != "unlock":
-                uses.setdefault(it.lane, []).append(it)
+            if it.job.host in self.model.online and it.job.id not in self.let_go and it.job.command.kind != "unlock":
+                uses.setdefault(self.model.lane(it.job), []).append(it)
         for its in uses.values():
-            returned = [it for it in its if it.state == "running"]
-            limit = LIMITS[its[0].repository].limit
-            assert limit is None or len(its) <= max(limit, len(returned))
-            assert len(its) == 1 or len(returned) == len(its) or not any(it.exclusive for it in its)
+            returned = [it for it in its if it.status == "running"]
+            repository = its[0].job.command.repository
+            limit = LIMITS[repository].limit
+            if repository not in self.changed:
+                assert limit is None or len(its) <= max(limit, len(returned))
+                alone = any(it.job.command.kind in EXCLUSIVE for it in its)
+                assert len(its) == 1 or len(returned) == len(its) or not alone
 
     @invariant()
     def nobody_is_stuck(self) -> None:
         """Each waiting job says what for, and the first in a lane without active jobs has started."""
-        for it in self.lanes.jobs.values():
-            assert (self.lanes.waits_for(it.id, "r") != "") == (it.state == "waiting")
-            if it.queued:
-                line = self.lanes._lanes[it.lane]
-                assert line.active
-                assert line.active <= self.lanes.jobs.keys()
+        waits = {it.job.id for it in self.model.jobs.values() if not it.has_begun}
+        assert {job_id for job_id in self.model.jobs if self.jobs.waits_for(job_id)} == waits
+        for it in self.model.jobs.values():
+            if self.model.is_ready(it):
+                lane = self.model.lane(it.job)
+                assert any(other.holds for other in self.model.jobs.values() if self.model.lane(other.job) == lane)
 
     @invariant()
     def serial_jobs_of_a_schedule_run_one_by_one(self) -> None:
         """No two serial jobs of a Schedule are active on a host at once."""
-        sent = [(it.command.schedule_id, it.host) for it in self.active if it.serial]
+        sent = [(it.job.command.schedule_id, it.job.host) for it in self.active if it.job.policy != "Allow"]
         assert len(sent) == len(set(sent))
 
     def teardown(self) -> None:
         """Once all hosts are there and say how their jobs end, every job ends."""
         for host in HOSTS:
-            self.comes(host)
-        for _ in range(3 * len(self.lanes.jobs) + 3):
-            self.now += 2 * MINUTE
-            self.advance()
+            self.comes(host, [True])
+        for _ in range(3 * len(self.model.jobs) + 3):
+            self.time_passes(2)
             for it in self.active:
-                self.lanes.remove(it.id)
-            self.advance()
-        assert self.lanes.jobs == {}
-        assert self.lanes._lanes == {}
-
-
-class SlowFleet(Fleet):
-    """The same with lanes that work in small pieces, to which more comes while they have more to do."""
-
-    def fresh(self) -> Lanes:
-        lanes = Lanes(piece=2)
-        for name, limit in LIMITS.items():
-            lanes.limit(name, limit)
-        return lanes
-
-    def advance(self, *, once: bool = True) -> None:
-        for late in self.lanes.tick(self.now):
-            self.lanes.remove(late.id)
-        self.lanes.take()
-        while self.lanes.has_more and not once:
-            self.lanes.take()
-
-    @rule()
-    def restarts(self) -> None:
-        kept = [self.kept(it) for it in self.lanes.jobs.values()]
-        self.lanes = self.fresh()
-        self.lanes.add(kept)
-        for host in HOSTS:
-            self.lanes.disconnected(host)
-        for host in sorted(self.online):
-            self.lanes.connected(host, {it.wire_id for it in kept if it.host == host and it.state != "waiting"})
-        self.advance()
-
-    @rule()
-    def has_time(self) -> None:
-        while self.lanes.has_more or (self.lanes.wake_at is not None and self.lanes.wake_at <= self.now):
-            self.advance(once=False)
-        super().nobody_is_stuck()
-
-    @invariant()
-    def nobody_is_stuck(self) -> None:
-        if not self.lanes.has_more:
-            super().nobody_is_stuck()
-
-    def teardown(self) -> None:
-        self.has_time()
-        super().teardown()
+                sent = self.jobs.ends(it.job.id)
+                del self.model.jobs[it.job.id]
+                self.check(sent)
+        assert self.jobs.open() == {}
 
 
 TestFleet = Fleet.TestCase
-TestFleet.settings = settings(max_examples=200, stateful_step_count=40)
-TestSlowFleet = SlowFleet.TestCase
-TestSlowFleet.settings = settings(max_examples=100, stateful_step_count=40)
+TestFleet.settings = settings(max_examples=60, stateful_step_count=30)

@@ -1,8 +1,6 @@
 """A restore waits in the lane of the repository that it reads; listing snapshots and files never waits."""
 
 import json
-from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
@@ -10,27 +8,26 @@ from agent.restic.output import MAX_TEXT
 from agent.restic.snapshots import pieces
 from server.changes import listings
 from server.jobs import arguments as commands
-from server.jobs.job import ConcurrencyLimit, Job
-from server.jobs.lanes import Lanes
+from server.jobs.fires import NewJob
+from server.jobs.kinds import ConcurrencyLimit
 from server.resources.specs import RepositorySpec
+from tests.jobqueue import NOON, Jobs, in_memory
 from wire.messages import CommandRun
 
-NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 SHARED, EACH_ITS_OWN = RepositorySpec("/backup", init=False), RepositorySpec("/backup/{host}", init=False)
 
 
-def job(job_id: str, kind: str, host: str, source: str = "", where: RepositorySpec = EACH_ITS_OWN) -> Job:
+def job(job_id: str, kind: str, host: str, source: str = "", where: RepositorySpec = EACH_ITS_OWN) -> NewJob:
     command = CommandRun(job_id, kind, [], commands.repository_id("repo", where, source or host, host))
-    return Job(command, host, NOON, serial=False)
+    return NewJob(host, command, "user", "me", 0, NOON)
 
 
-def started(*jobs: Job, where: RepositorySpec = EACH_ITS_OWN) -> list[Any]:
+def started(*its: NewJob, where: RepositorySpec = EACH_ITS_OWN) -> list[str]:
     """The ids of the jobs that may go, when these come one after the other."""
-    lanes = Lanes()
-    lanes.limit("repo", ConcurrencyLimit(per_host="{host}" in where.url))
+    jobs = Jobs(in_memory(), {"repo": ConcurrencyLimit(per_host="{host}" in where.url)})
     for host in ("a", "b"):
-        lanes.connected(host, ())
-    return [going.id for it in jobs for going in lanes.add([it])]
+        jobs.connected(host)
+    return [going for it in its for going in jobs.add(it)]
 
 
 def test_a_restore_waits_for_who_prunes_the_repository_that_it_reads() -> None:

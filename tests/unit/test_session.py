@@ -2,7 +2,7 @@
 
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -23,20 +23,23 @@ from server.agents.session import (
 from server.events import Events, HostDisconnected
 from server.fleet import pushes
 from server.fleet.catalog import Catalog
-from server.fleet.placement import HostState, PlacedSchedule, Placement, encoded_entry
+from server.fleet.placement import HostState, PlacedSchedule, Placement
 from server.fleet.pushes import Push
 from server.fleet.timing import EARLIER_TIMINGS, EARLY, superseded
 from server.jobs import fires
+from server.jobs.active import ActiveAttempts, Attempt
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.fires import MAX_OPEN_JOBS, NewJob, answered, decide, new_job
-from server.jobs.job import Job
-from server.jobs.lanes import Lanes
+from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.reports import Reports
 from server.jobs.repositories import RepositoryStates
 from server.jobs.resume import resumed as resumes
 from server.observe.coverage import group_by_set
-from server.resources.manifests import schedule_spec
+from server.store.futures import Submit
+from server.store.logs import list_log
+from server.store.queue import OpenRow
 from server.store.rows import Timing
+from tests.jobqueue import Jobs, in_memory, job, placed
 from wire import entries
 from wire.entries import EMPTY
 from wire.messages import (
@@ -61,31 +64,6 @@ from wire.messages import (
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-
-
-def placed(schedule_id: str = "a", revision: str = "1", since: datetime | None = None, **more: Any) -> PlacedSchedule:
-    spec = schedule_spec(
-        {
-            "kind": "backup",
-            "cron": "0 * * * *",
-            "timeZone": "UTC",
-            "enabled": True,
-            "hostSelector": {},
-            "repositoryRef": {"name": "main"},
-            "backup": {"paths": ["/etc"], "excludes": [], "tags": [], "oneFileSystem": False, "excludeCaches": False},
-            "concurrencyPolicy": "Forbid",
-            "missedRunPolicy": "RunOnce",
-            "spreadSeconds": 0,
-            "timeoutSeconds": 60,
-            "retry": {"limit": 0, "backoffSeconds": 60},
-            **more,
-        }
-    )
-    name = f"default/{schedule_id}"
-    entry = encoded_entry(schedule_id, name, spec, since or NOON, revision)
-    return PlacedSchedule(
-        schedule_id, name, spec, "main", init=True, entry=entry, since=since or NOON - timedelta(days=1)
-    )
 
 
 A, B = placed("a"), placed("b")
@@ -300,16 +278,15 @@ def fired(
     schedule: PlacedSchedule = A,
     now: datetime = NOON,
     missed: int = 0,
-    queue: Lanes | None = None,
 ) -> NewJob | ScheduleRefused:
     fire, schedules = ScheduleFire("a", NOON, missed), {schedule.id: schedule}
-    return fires.fired(fire, it or in_sync(1, A), schedules, queue or Lanes(), now, "job", "7")
+    return fires.fired(fire, it or in_sync(1, A), schedules, now, "job", "7")
 
 
 def test_a_fire_becomes_a_job_whose_command_the_server_builds() -> None:
     args = ["backup", "--json", "--host=db-1", "--tag=lamplighter=default/a", "--", "/etc"]
     command = CommandRun("job", "backup", args, "main", 60, ["init"], "a", NOON)
-    assert fired(missed=3) == NewJob("db-1", command, "schedule", "default/a", 3, NOON, "7")
+    assert fired(missed=3) == NewJob("db-1", command, "schedule", "default/a", 3, NOON, "7", "Forbid")
 
 
 @pytest.mark.parametrize(
@@ -337,7 +314,7 @@ def judged(
 ) -> str | int:
     """Why a fire is refused; else for how many due times its job stands."""
     fire = ScheduleFire(schedule.id, due, missed)
-    found = fires.fired(fire, it or in_sync(1, schedule), {schedule.id: schedule}, Lanes(), now, "job")
+    found = fires.fired(fire, it or in_sync(1, schedule), {schedule.id: schedule}, now, "job")
     return found.reason if isinstance(found, ScheduleRefused) else found.missed
 
 
@@ -427,16 +404,29 @@ def test_a_schedule_put_while_the_servers_clock_was_ahead_counts_at_once() -> No
     assert judged(NOON, schedule=msgspec.structs.replace(placed("a"), since=NOON + 24 * HOUR)) == 0
 
 
+def known(*jobs: NewJob) -> Jobs:
+    """A queue of host db-1, which is connected, with these jobs."""
+    queue = Jobs(in_memory(), hosts=("db-1", "db-2"))
+    queue.connected("db-1")
+    queue.connected("db-2")
+    queue.add(*jobs)
+    return queue
+
+
 def framed(
-    schedule: PlacedSchedule, dues: list[datetime], queue: Lanes | None = None
-) -> tuple[list[NewJob], list[str | None]]:
-    """What one frame of fires becomes: jobs, and reasons."""
+    schedule: PlacedSchedule, dues: list[datetime], queue: Jobs | None = None
+) -> tuple[list[str], list[str | None]]:
+    """What one frame of fires becomes: jobs that are stored, and reasons."""
     it = in_sync(1, schedule)
     (came,) = it.received([(ScheduleFire("a", due), "") for due in dues], NOON)
     assert isinstance(came, Fired)
     ids = [f"job-{at}" for at in range(len(came.fires))]
-    jobs, refused = decide(came.fires, it, {"a": schedule}, queue or Lanes(), NOON, ids)
-    return jobs, reasons(refused)
+    jobs, refused = decide(came.fires, it, {"a": schedule}, NOON, ids)
+    recorded, _ = (queue or known()).record(*jobs)
+    send = answered(jobs, recorded.new, recorded.sendable, recorded.refused)
+    assert send is not None
+    why = [*([] if refused is None else reasons(refused)), *filter(None, reasons(send))]
+    return sorted(recorded.new), [it for it in why if it != "Queued"]
 
 
 def reasons(refused: Send | None) -> list[str | None]:
@@ -457,9 +447,7 @@ def test_a_frame_makes_no_more_jobs_of_a_schedule_than_may_be_open(policy: str, 
 
 def test_a_schedule_has_no_more_open_jobs_on_a_host_than_the_bound() -> None:
     schedule = placed("a", concurrencyPolicy="Allow", **MINUTELY)
-    queue = Lanes()
-    commands = [CommandRun(f"old-{at}", "backup", [], schedule_id="a") for at in range(MAX_OPEN_JOBS - 1)]
-    queue.add([Job(command, "db-1", NOON, serial=False) for command in commands])
+    queue = known(*(job(f"old-{at}", "db-1", schedule="a", policy="Allow") for at in range(MAX_OPEN_JOBS - 1)))
     jobs, refused = framed(schedule, [NOON, NOON - MINUTE], queue)
     assert (len(jobs), refused) == (1, ["Concurrent"])
 
@@ -476,10 +464,11 @@ def test_a_fire_within_its_deadline_becomes_a_job() -> None:
 def test_only_a_due_time_that_is_new_is_run() -> None:
     it = in_sync(1, A, B)
     schedules = {"a": A, "b": B}
-    jobs: Any = [
-        fires.fired(ScheduleFire(key, NOON), it, schedules, Lanes(), NOON, f"job-{key}", key) for key in schedules
-    ]
-    send = answered(jobs, {"job-b"}, {"job-a", "job-b"})
+    jobs: Any = [fires.fired(ScheduleFire(key, NOON), it, schedules, NOON, f"job-{key}", key) for key in schedules]
+    queue = queued(due=NOON)
+    stored, sent = queue.record(*jobs)
+    assert (stored.new, sent) == ({"job-b"}, ["job-b"])
+    send = answered(jobs, stored.new, stored.sendable, stored.refused)
     assert send is not None
     refused, command = send.messages
     assert isinstance(refused, ScheduleRefused)
@@ -493,7 +482,7 @@ def test_a_frame_is_stored_and_answered_as_a_whole() -> None:
     frame: list[FromAgent] = [ScheduleFire("a", NOON), ScheduleFire("gone", NOON), JobAccepted("job"), log, end]
     came, *stored = it.received([(message, str(at)) for at, message in enumerate(frame)], NOON)
     assert isinstance(came, Fired)
-    jobs, refused = decide(came.fires, it, {"a": A}, Lanes(), NOON, ["id-0", "id-1"])
+    jobs, refused = decide(came.fires, it, {"a": A}, NOON, ["id-0", "id-1"])
     assert refused is not None
     assert (reasons(refused), refused.answers) == (["NotFound"], ["1"])
     assert [(job.command.job_id, job.answers) for job in jobs] == [("id-0", "0")]
@@ -509,40 +498,67 @@ def test_an_end_is_confirmed_once_it_is_stored() -> None:
 # What is open already.
 
 
-def queued(host: str = "db-1", due: datetime = NOON - MINUTE, schedule_id: str = "a", **more: Any) -> Lanes:
+def queued(host: str = "db-1", schedule_id: str = "a", due: datetime | None = NOON - MINUTE) -> Jobs:
     """A queue with a job that runs."""
-    queue = Lanes()
-    command = CommandRun("old", "backup", [], schedule_id=schedule_id, scheduled_at=due)
-    queue.add([Job(command, host, NOON, state="running", **more)])
+    queue = known(job("old", host, schedule=schedule_id, due=due))
+    assert queue.accepts("old") == ["old"]
     return queue
 
 
+def recorded(queue: Jobs, schedule: PlacedSchedule = A) -> tuple[list[ScheduleRefused], list[str]]:
+    """What follows when job "job" of a schedule is recorded: refusals, and what its host is sent."""
+    new = fired(schedule=schedule)
+    assert isinstance(new, NewJob)
+    answer, sent = queue.record(new)
+    send = answered([new], answer.new, answer.sendable, answer.refused)
+    messages = [] if send is None else send.messages
+    return [it for it in messages if isinstance(it, ScheduleRefused)], sent
+
+
 def test_a_fire_is_refused_while_the_last_run_is_not_over() -> None:
-    refused = fired(queue=queued())
-    assert isinstance(refused, ScheduleRefused)
-    assert (refused.reason, "job old" in refused.message) == ("Concurrent", True)
+    queue = queued()
+    [refused], sent = recorded(queue)
+    assert (refused.reason, "job old" in refused.message, sent) == ("Concurrent", True, [])
+    assert list(queue.open()) == ["old"]
 
 
-@pytest.mark.parametrize(
-    "queue",
-    [
-        pytest.param(queued(host="db-2"), id="another host's"),
-        pytest.param(queued(schedule_id="b"), id="another schedule's"),
-        pytest.param(queued(due=NOON), id="a repeat of the same due time, which the store tells"),
-        pytest.param(queued(recorded=False), id="one that may yet not be stored"),
-    ],
-)
-def test_a_fire_is_not_refused_for(queue: Lanes) -> None:
-    assert isinstance(fired(queue=queue), NewJob)
+@pytest.mark.parametrize("old", [{"host": "db-2"}, {"schedule_id": "b"}], ids=["another host", "another schedule"])
+def test_a_fire_is_not_refused_for_the_job_of(old: dict[str, Any]) -> None:
+    assert recorded(queued(**old)) == ([], ["job"])
+
+
+def test_a_repeat_of_a_due_time_whose_job_is_open_is_known_to_have_its_job() -> None:
+    queue = queued(due=NOON)
+    [refused], sent = recorded(queue)
+    assert (refused.reason, sent, list(queue.open())) == ("Duplicate", [], ["old"])
+
+
+def test_a_fire_is_not_refused_for_a_job_that_was_not_stored() -> None:
+    queue = known()
+    queue.conn.commit()
+    queue.add(job("old", "db-1", schedule="a", due=NOON - MINUTE))
+    queue.conn.rollback()
+    assert recorded(queue) == ([], ["job"])
 
 
 def test_with_allow_a_run_does_not_wait_for_another_and_with_replace_it_ends_it() -> None:
-    allowed = fired(schedule=placed("a", concurrencyPolicy="Allow"), queue=queued())
-    assert isinstance(allowed, NewJob)
-    assert (allowed.serial, allowed.replaces) == (False, ())
-    replacing = fired(schedule=placed("a", concurrencyPolicy="Replace"), queue=queued())
-    assert isinstance(replacing, NewJob)
-    assert (replacing.serial, replacing.replaces) == (True, ("old",))
+    queue = queued()
+    assert recorded(queue, placed("a", concurrencyPolicy="Allow")) == ([], ["job"])
+    assert (queue.row("job")["serial"], queue.asked) == (False, [])
+    queue = queued()
+    [waits], sent = recorded(queue, placed("a", concurrencyPolicy="Replace"))
+    assert (waits.reason, sent, queue.row("job")["serial"], queue.asked) == ("Queued", [], True, ["old"])
+    assert queue.row("old")["cancel_reason"] == "replaced by job job"
+    assert queue.ends("old") == ["job"]
+
+
+def test_with_replace_a_run_that_has_not_begun_ends_at_once() -> None:
+    queue = known()
+    queue.limits["main"] = ConcurrencyLimit(1)
+    queue.add(job("other", "db-2", repository="main"), job("old", "db-1", schedule="a", repository="main"))
+    [waits], sent = recorded(queue, placed("a", concurrencyPolicy="Replace"))
+    assert (waits.reason, sent, queue.asked, queue.ended["old"].status) == ("Queued", [], [], "cancelled")
+    assert queue.ends("other") == ["job"]
 
 
 def test_a_job_knows_when_it_is_too_late_to_begin_with_it() -> None:
@@ -554,7 +570,7 @@ def test_a_job_knows_when_it_is_too_late_to_begin_with_it() -> None:
 def test_a_fire_whose_job_must_wait_is_told_so() -> None:
     job = fired()
     assert isinstance(job, NewJob)
-    send = answered([job], {"job"}, set())
+    send = answered([job], {"job"}, set(), {})
     assert send is not None
     (refused,) = send.messages
     assert isinstance(refused, ScheduleRefused)
@@ -562,9 +578,9 @@ def test_a_fire_whose_job_must_wait_is_told_so() -> None:
 
 
 def test_a_run_that_somebody_asked_for_is_answered_only_by_its_command() -> None:
-    job = new_job(A, "db-1", "job", None, NOON, (), ("user", "me"))
-    assert answered([job], {"job"}, {"job"}) == Send([job.command], [""])
-    assert answered([job], {"job"}, set()) is None
+    job = new_job(A, "db-1", "job", None, NOON, ("user", "me"))
+    assert answered([job], {"job"}, {"job"}, {}) == Send([job.command], [""])
+    assert answered([job], {"job"}, set(), {}) is None
 
 
 class Nowhere:
@@ -577,38 +593,55 @@ class Nowhere:
         pass
 
 
-def reports(lanes: Lanes) -> Any:
-    events = Events()
-    repositories = RepositoryStates(Catalog(Vault([Vault.new_key()])), Placement(), lanes, events)
-    later: Any = lambda *_: Future()  # noqa: E731 - what is stored, or to be called later, never is
-    placement, clock = Placement(), lambda: NOON
-    dispatcher = Dispatcher(later, lanes, placement, Nowhere(), repositories, events, clock, later)
-    return Reports(later, lanes, placement, repositories, dispatcher, events, clock)
+def reports(queue: Jobs) -> Reports:
+    """Reports of db-1 and db-2, which are connected, to this queue."""
+
+    def submit(function: Any, item: Any) -> Any:
+        """It is stored at once."""
+        future: Future[Any] = Future()
+        (result,) = function(queue.conn, [item])
+        future.set_result(result)
+        return future
+
+    events, placement, active, clock = Events(), Placement(), ActiveAttempts(), lambda: NOON
+    for row in queue.open().values():
+        active.add(Attempt(row.id, row.id, row.host, CommandRun(row.id, "backup", [], "main")))
+    repositories = RepositoryStates(Catalog(Vault([Vault.new_key()])), placement, events)
+    later: Any = lambda *_: None  # noqa: E731 - what is to be called later never is
+    stores = cast(Submit, submit)
+    dispatcher = Dispatcher(stores, queue.queue, active, Nowhere(), repositories, events, clock, later)
+    return Reports(stores, queue.queue, active, placement, repositories, dispatcher, events, clock)
 
 
-def heard(it: Any, said: JobAccepted | JobFinished | JobLog) -> Any:
-    """What is stored of what db-1 says."""
+def heard(it: Reports, said: JobAccepted | JobFinished | JobLog) -> None:
+    """db-1 says something of a job."""
     match said:
         case JobAccepted(job_id):
-            return it.accept("db-1", [job_id])
+            it.accept("db-1", [job_id])
         case JobFinished():
-            return it.finish("db-1", [said])
+            it.finish("db-1", [said])
         case JobLog(job_id, lines):
-            return it.log("db-1", job_id, lines)
+            it.log("db-1", job_id, lines)
 
 
 @pytest.mark.parametrize("said", [JobAccepted("old"), JobFinished("old", "succeeded", NOON), JobLog("old", ["x"])])
 def test_what_a_host_says_of_another_hosts_job_is_not_heard(said: JobAccepted | JobFinished | JobLog) -> None:
-    assert heard(reports(queued(host="db-2")), said) == []
-    assert heard(reports(queued()), said) != []
+    def stored(host: str) -> bool:
+        queue = known(job("old", host))
+        before = queue.row("old")
+        heard(reports(queue), said)
+        return queue.row("old") != before or list_log(queue.conn, "old", 0, 1) != []
+
+    assert (stored("db-2"), stored("db-1")) == (False, True)
 
 
+@pytest.mark.parametrize("said", [JobAccepted("old"), JobFinished("old", "succeeded", NOON), JobLog("old", ["x"])])
 def test_what_a_host_says_of_other_hosts_jobs_is_logged_once_for_each_connection_and_counted(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, said: JobAccepted | JobFinished | JobLog
 ) -> None:
     it = reports(queued(host="db-2"))
     for _ in range(300):
-        heard(it, JobLog("old", ["x"]))
+        heard(it, said)
     assert len(caplog.records) == 1
     it.on_event(HostDisconnected("db-1", NOON))
     assert [getattr(record, "messages", None) for record in caplog.records] == [None, 300]
@@ -622,15 +655,22 @@ def test_of_what_a_host_leaves_out_some_is_logged(caplog: pytest.LogCaptureFixtu
 
 # Open jobs at a hello.
 
-COMMAND = CommandRun("job", "backup", [])
 
-
-def resumed(running: list[str], *open_jobs: Job) -> list[Effect]:
+def resumed(running: list[str], *open_jobs: OpenRow) -> list[Effect]:
     return resumes(in_sync(1, A).capabilities, running, open_jobs, NOON)
 
 
-def a_job(state: Any, **more: Any) -> Job:
-    return Job(COMMAND, "db-1", NOON, state=state, **more)
+def a_job(state: str, attempt: int = 1, cancelled: str = "") -> OpenRow:
+    """An open job of db-1: it waits, was sent, or runs. `cancelled`: why it is to end."""
+    queue = known()
+    if state == "waiting":
+        queue.disconnected("db-1")
+    queue.add(job("job", "db-1"))
+    if state == "running":
+        queue.accepts("job")
+    if cancelled:
+        queue.cancel("job", why=cancelled)
+    return queue.open()["job"]._replace(attempt=attempt)
 
 
 def test_a_job_that_was_taken_and_forgotten_was_interrupted() -> None:

@@ -1,0 +1,573 @@
+"""The queue of open jobs, decided in the transaction that records, ends, puts off or cancels a job.
+
+Each method runs in the store's writer: it reads the rows that an event touches, has pure functions decide, and writes
+what came of it. So the answer is the same whichever server asks, and a server that is killed has decided all of it or
+nothing. Methods name the jobs that were given a slot: whoever has a job's host sends its command.
+"""
+
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import partial, reduce
+from typing import NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from server.errors import Conflict
+from server.fleet.placement import PlacedSchedule
+from server.jobs import attempts, fires
+from server.jobs.fires import MAX_OPEN_JOBS, NewJob
+from server.jobs.kinds import EXCLUSIVE, ConcurrencyLimit, hangs_at, lane_of, repository_of
+from server.jobs.turn import LaneState, Waiting, turn
+from server.store import queue
+from server.store.audit import record_audit
+from server.store.jobs import jobs_accepted, jobs_cancelled, jobs_finished, jobs_retried, record_jobs
+from server.store.queue import Moved, OpenRow, Placed
+from server.store.rows import AuditRow, JobRow, Pair, Retry
+from wire.messages import CommandRun, JobFinished
+
+_LOCKS = 256
+"""How many locks the lanes share on PostgreSQL: a transaction takes as many at most, whatever it touches."""
+_LOCK_CLASS = 0x4C616E65
+"""The first half of such a lock's key: "Lane"."""
+
+LimitOf = Callable[[str], ConcurrencyLimit]
+"""The limit of a repository, by its id. The writer's thread asks."""
+ScheduleOf = Callable[[str, str], PlacedSchedule | None]
+"""A schedule, by a host and its id, where the host still has it. The writer's thread asks."""
+
+
+class Recording(NamedTuple):
+    """Jobs to record. `audit`: who asked for them, where somebody did."""
+
+    jobs: Sequence[NewJob]
+    now: datetime
+    audit: AuditRow | None = None
+
+
+class Outcome(NamedTuple):
+    """What an event brought about, besides what was asked for.
+
+    `sent`: the jobs that were given a slot; `ended`: those that ended unbegun, or while their host was away; `asked`:
+    those whose hosts are to end them; `more`: lanes whose front holds more than one transaction deals with.
+    """
+
+    sent: Sequence[OpenRow] = ()
+    ended: Sequence[tuple[OpenRow, JobFinished]] = ()
+    asked: Sequence[OpenRow] = ()
+    more: Collection[str] = ()
+
+
+class Recorded(NamedTuple):
+    """The result of a Recording.
+
+    `new`: the ids of the jobs that were not stored before. `sendable`: those of them that were given slots. `refused`:
+    why others were not stored, by id. `outcome`: what followed for other jobs.
+    """
+
+    new: Collection[str]
+    sendable: Collection[str]
+    refused: Mapping[str, str]
+    outcome: Outcome
+
+
+class Ending(NamedTuple):
+    """What a host told of the ends of its attempts."""
+
+    host: str
+    ends: Sequence[JobFinished]
+    now: datetime
+
+
+class Ended(NamedTuple):
+    """What became of an Ending: the jobs that are over, those that are tried again, and attempts of other hosts."""
+
+    over: Sequence[tuple[OpenRow, JobFinished]]
+    again: Sequence[tuple[OpenRow, Retry]]
+    foreign: Collection[str]
+    outcome: Outcome
+
+
+class Taken(NamedTuple):
+    """The attempts that a host took, by what it calls them."""
+
+    host: str
+    wire_ids: Collection[str]
+    now: datetime
+
+
+class Accepted(NamedTuple):
+    """What became of a Taken: the ids of the jobs that run now, and attempts of other hosts."""
+
+    job_ids: Sequence[str]
+    foreign: Collection[str]
+
+
+class Arrival(NamedTuple):
+    """A host's hello. `running`: the attempts that it has, and those that it was sent since."""
+
+    host: str
+    running: Collection[str]
+    now: datetime
+
+
+class Cancelling(NamedTuple):
+    """Jobs that somebody wants to end, and why."""
+
+    job_ids: Collection[str]
+    why: str
+    now: datetime
+    audit: AuditRow | None = None
+
+
+class JobQueue:
+    """The queue. Its methods are batch statements of the store. `server`: the id of this server there."""
+
+    def __init__(self, server: str, limit_of: LimitOf, schedule_of: ScheduleOf) -> None:
+        self._server = server
+        self._limit_of = limit_of
+        self._schedule_of = schedule_of
+
+    def has_schedule(self, host: str, command: CommandRun) -> bool:
+        """Whether the Schedule of a host's job still selects the host; true for a job of none."""
+        return not command.schedule_id or self._schedule_of(host, command.schedule_id) is not None
+
+    # Recording.
+
+    def record(self, conn: Connection, items: Sequence[Recording]) -> list[Recorded]:
+        """Record jobs, each once for its due time, and give slots to those that may go. Raises Conflict for a job that
+        somebody asked for where too many are open."""
+        record_audit(conn, [item.audit for item in items if item.audit is not None])
+        found: list[Recorded] = []
+        wave: list[Recording] = []
+        met: set[tuple[str, str]] = set()
+        for item in items:
+            its = {_pair(job) for job in item.jobs if job.command.schedule_id}
+            if not met.isdisjoint(its):  # runs of one item are seen by the next
+                found += self._record(conn, wave)
+                wave, met = [], set()
+            wave.append(item)
+            met |= its
+        return found + self._record(conn, wave)
+
+    def _record(self, conn: Connection, items: Sequence[Recording]) -> list[Recorded]:
+        now = items[-1].now
+        jobs = [job for item in items for job in item.jobs]
+        lanes = {job.id: self._lane(job.command, job.host) for job in jobs}
+        names = set(lanes.values()) - {""}
+        self.lock(conn, names)
+        known, states = self._look(conn, {_pair(job) for job in jobs}, names, MAX_OPEN_JOBS)
+        refused = self._in_the_way(conn, items, known)
+        replacing = [job for job in jobs if job.policy == "Replace" and job.id not in refused]
+        old = queue.of_pairs(conn, {_pair(job) for job in replacing if known[_pair(job)].runs})
+        rows = [fires.job_row(job, lanes[job.id]) for job in jobs if job.id not in refused]
+        firsts = {_pair(job): job.id for job in reversed(jobs) if not known[_pair(job)].runs and job.id not in refused}
+        alone = {job.id for job in jobs if job.policy == "Allow" or firsts.get(_pair(job)) == job.id}
+        online = {pair[1] for pair, it in known.items() if it.is_online}
+        placed = self._placed(rows, alone, online, states)
+        (new,) = record_jobs(conn, [placed])
+        going = {row.id for row in placed if row.sent and row.id in new}
+        stale = [row for row in placed if row.sent and row.id not in new]  # a slot that no job took
+        waits = [row.id for row in placed if row.id not in alone and row.id in new]
+        beside = {_pair(job) for job in jobs if job.id in going and job.policy == "Allow" and known[_pair(job)].runs}
+        waits += queue.serial_ready(conn, beside)  # each waits for the one that began beside it
+        whys = {_pair(job): f"replaced by job {job.id}" for job in replacing if job.id in new}
+        replaced = [(row, why) for row in old if (why := whys.get((row.scheduled_id or "", row.host)))]
+        first = self._end_or_ask(conn, replaced, now)
+        then = self._advance(conn, waits, now, {row.lane for row in stale})
+        outcome = _joined(first, then)
+        going |= {row.id for row in outcome.sent if row.id in new}
+        outcome = outcome._replace(sent=[row for row in outcome.sent if row.id not in new])
+        return [
+            Recorded(new & its, going & its, {key: refused[key] for key in its & refused.keys()}, said)
+            for item, said in zip(items, [outcome, *[Outcome()] * (len(items) - 1)], strict=True)
+            if (its := {job.id for job in item.jobs}) is not None
+        ]
+
+    def _in_the_way(
+        self, conn: Connection, items: Sequence[Recording], known: Mapping[tuple[str, str], queue.PairRow]
+    ) -> dict[str, str]:
+        """Why jobs are not to be recorded beside others of their schedules, by id. Raises Conflict."""
+        found: dict[str, tuple[NewJob, str]] = {}
+        for item in items:
+            came: dict[tuple[str, str], int] = defaultdict(int)
+            for job in item.jobs:
+                pair = known[_pair(job)]
+                why = fires.concurrent(job, pair.runs + came[_pair(job)], pair.first, same_frame=came[_pair(job)] > 0)
+                if job.command.scheduled_at is None:
+                    if pair.runs + came[_pair(job)] >= MAX_OPEN_JOBS:
+                        raise Conflict(
+                            f"{job.host} has {MAX_OPEN_JOBS} such open jobs: cancel some, or try again later"
+                        )
+                elif why:
+                    found[job.id] = job, why
+                    continue
+                came[_pair(job)] += 1
+        due = [
+            (job.id, job.host, job.command.schedule_id, job.command.scheduled_at)
+            for job, _ in found.values()
+            if job.command.scheduled_at is not None
+        ]
+        repeated = set(queue.recorded(conn, due))  # whose due time has its job already, which is no refusal
+        return {job_id: why for job_id, (_, why) in found.items() if job_id not in repeated}
+
+    def _placed(
+        self,
+        rows: Sequence[JobRow],
+        alone: Collection[str],
+        online: Collection[str],
+        states: Mapping[str, tuple[LaneState, bool]],
+    ) -> list[JobRow]:
+        """The rows with what they are recorded as: sent, where it is their turn, or else ready, or neither."""
+        fronts: dict[str, list[Waiting]] = defaultdict(list)
+        for row in rows:
+            if row.id in alone and row.host in online:
+                fronts[row.lane].append(Waiting(row.id, row.exclusive))
+        going = {it.id for it in fronts.pop("", ())}
+        for lane, front in fronts.items():
+            state, waits = states[lane]
+            going.update(() if waits else turn(state, front))  # nobody overtakes those that wait
+        ready = {it.id for front in fronts.values() for it in front} - going
+        return [row._replace(sent=row.id in going, holds=row.id in going, ready=row.id in ready) for row in rows]
+
+    def _lane(self, command: CommandRun, host: str) -> str:
+        return lane_of(command, host, self._limit_of(repository_of(command)))
+
+    # What hosts tell.
+
+    def accept(self, conn: Connection, items: Sequence[Taken]) -> list[Accepted]:
+        """Hosts took these attempts."""
+        rows = {row.id: row for row in queue.rows(conn, {_job_id(it) for item in items for it in item.wire_ids})}
+        taken: list[tuple[str, datetime, datetime]] = []
+        told: list[Accepted] = []
+        for item in items:
+            its = [row for it in item.wire_ids if (row := _its(rows, item.host, it)) and row.status == "pending"]
+            taken += [(row.id, item.now, hangs_at(_command.decode(row.command), item.now)) for row in its]
+            told.append(Accepted([row.id for row in its], _foreign(rows, item.host, item.wire_ids)))
+        jobs_accepted(conn, [taken])
+        return told
+
+    def finish(self, conn: Connection, items: Sequence[Ending]) -> list[Ended]:
+        """Attempts ended: the first end of each counts, and is followed by another where the schedule says so."""
+        rows = {row.id: row for row in queue.rows(conn, {_job_id(end.job_id) for item in items for end in item.ends})}
+        told: list[tuple[list[tuple[OpenRow, JobFinished]], list[tuple[OpenRow, Retry]], Collection[str]]] = []
+        for item in items:
+            over: list[tuple[OpenRow, JobFinished]] = []
+            again: list[tuple[OpenRow, Retry]] = []
+            told.append((over, again, _foreign(rows, item.host, [end.job_id for end in item.ends])))
+            for end in item.ends:
+                if (row := _its(rows, item.host, end.job_id)) is not None:
+                    del rows[row.id]
+                    its = attempts.by_our_clock(end, row.id, row.queued_at, item.now)
+                    schedule = self._schedule_of(row.host, row.scheduled_id or "")
+                    retry = None if schedule is None or row.cancel_requested else schedule.spec.retry
+                    if (at := attempts.next_attempt(retry, row.attempt, its, item.now)) is None:
+                        over.append((row, its))
+                    else:
+                        again.append((row, Retry(its, row.attempt, at)))
+        jobs_retried(conn, [[retry for _, retry in again] for _, again, _ in told])
+        jobs_finished(conn, [[end for _, end in over] for over, _, _ in told])
+        touched = [row for over, again, _ in told for row, _ in (*over, *again)]
+        outcome = self._after(conn, touched, items[-1].now)
+        said = [outcome, *[Outcome()] * (len(items) - 1)]
+        return [Ended(*it, one) for it, one in zip(told, said, strict=True)]
+
+    def cancel(self, conn: Connection, items: Sequence[Cancelling]) -> list[Outcome]:
+        """Jobs are to end: those that have not begun, or whose hosts are away, end at once."""
+        record_audit(conn, [item.audit for item in items if item.audit is not None])
+        found = []
+        for item in items:
+            rows = queue.rows(conn, item.job_ids)
+            found.append(self._end_or_ask(conn, [(row, item.why) for row in rows], item.now))
+        return found
+
+    def end(self, conn: Connection, items: Sequence[tuple[Sequence[JobFinished], datetime]]) -> list[Outcome]:
+        """Jobs end that do not run, and are not tried again."""
+        found = []
+        for over, now in items:
+            rows = {row.id: row for row in queue.rows(conn, [end.job_id for end in over])}
+            jobs_finished(conn, [over])
+            its = [(rows[end.job_id], end) for end in over if end.job_id in rows]
+            found.append(_joined(Outcome(ended=its), self._after(conn, list(rows.values()), now)))
+        return found
+
+    def end_host(self, conn: Connection, items: Sequence[tuple[str, str, datetime]]) -> list[Outcome]:
+        """All open jobs of hosts end, which are to be deleted."""
+        found = []
+        for host, error, now in items:
+            outcome = Outcome()
+            while some := queue.of_host(conn, host):
+                (ended,) = self.end(conn, [([JobFinished(row.id, "cancelled", now, error=error) for row in some], now)])
+                outcome = _joined(outcome, ended)
+            found.append(outcome)
+        return found
+
+    def _end_or_ask(self, conn: Connection, its: Sequence[tuple[OpenRow, str]], now: datetime) -> Outcome:
+        """End jobs that somebody wants to end, or have their hosts asked to."""
+        if not its:
+            return Outcome()
+        online = {it.host for it in queue.pairs(conn, {("", row.host) for row, _ in its}, 1) if it.is_online}
+        asked = [(row, why) for row, why in its if _has_begun(row) and row.host in online]
+        over = [
+            (row, JobFinished(row.id, "cancelled", now, error=f"{why} {_WHEN[_has_begun(row)]}"))
+            for row, why in its
+            if not (_has_begun(row) and row.host in online)
+        ]
+        jobs_cancelled(conn, [[(row.id, why) for row, why in asked]])
+        jobs_finished(conn, [[end for _, end in over]])
+        rows = [row._replace(cancel_requested=True, cancel_reason=why) for row, why in asked]
+        return _joined(Outcome(ended=over, asked=rows), self._after(conn, [row for row, _ in over], now))
+
+    # Connections, time and limits.
+
+    def begin(self, conn: Connection, items: Sequence[datetime]) -> list[list[str]]:
+        """A server begins, and no host is connected. Returns the hosts whose jobs keep their slots for a while."""
+        now = items[-1]
+        while some := queue.unplaced(conn):  # jobs that a release before the queue's recorded
+            queue.place(conn, [self._place(row) for row in some])
+        hosts = queue.disconnect_all(conn, now)
+        waiting = [row for row in queue.queued_since(conn, now) if not _has_begun(row)]
+        queue.move(conn, [_moved(row, queued_at=min(row.queued_at, self._latest(row, now))) for row in waiting])
+        self._set_begun(conn, now)
+        return [hosts] * len(items)
+
+    def _latest(self, row: OpenRow, now: datetime) -> datetime:
+        """When a job came at the latest, or its next attempt is due: the clock may have been set back since."""
+        schedule = self._schedule_of(row.host, row.scheduled_id or "")
+        if schedule is None or not row.deferred:
+            return now
+        return now + attempts.pause(schedule.spec.retry, row.attempt - 1)
+
+    def _set_begun(self, conn: Connection, now: datetime) -> None:
+        """What a clock that was ahead saw begin began now."""
+        begun = queue.begun_after(conn, now)
+        queue.set_begun(conn, [(row.id, now, hangs_at(_command.decode(row.command), now)) for row in begun])
+
+    def _place(self, row: OpenRow) -> Placed:
+        command = _command.decode(row.command)
+        schedule = self._schedule_of(row.host, command.schedule_id)
+        deadline = None if schedule is None else schedule.spec.starting_deadline_seconds
+        start_by = None if deadline is None else (command.scheduled_at or row.created_at) + timedelta(seconds=deadline)
+        serial = bool(command.schedule_id) and (schedule is None or schedule.spec.concurrency_policy != "Allow")
+        has_begun = row.sent or row.status == "running"
+        exclusive, deferred = command.kind in EXCLUSIVE, row.not_before is not None and not has_begun
+        lane = self._lane(command, row.host)
+        return Placed(row.id, lane, row.queued_at, start_by, exclusive, serial, has_begun, deferred)
+
+    def arrived(self, conn: Connection, items: Sequence[Arrival]) -> list[Outcome]:
+        """Hosts said hello: each of their open jobs is put where it belongs.
+
+        What a host runs has its slot again, and what it was sent and has not goes back to its place.
+        """
+        queue.connect(conn, [item.host for item in items], self._server)
+        return [self._for_host(conn, item.host, item.now, partial(_met, item.running)) for item in items]
+
+    def disconnected(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[tuple[Outcome, bool]]:
+        """Hosts' connections are gone: their jobs are ready no more, and keep the slots that they have. Returns, too,
+        whether there are such."""
+        queue.disconnect(conn, [host for host, _ in items], items[-1][1])
+        return [
+            (self._for_host(conn, host, now, lambda _: None), bool(queue.holding(conn, host))) for host, now in items
+        ]
+
+    def given_up(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[Outcome]:
+        """Hosts have been gone for so long that their jobs keep no others waiting."""
+        return [self._for_host(conn, host, now, partial(_moved, holds=False)) for host, now in items]
+
+    def _for_host(self, conn: Connection, host: str, now: datetime, move: Callable[[OpenRow], Moved | None]) -> Outcome:
+        """Put a host's open jobs where they belong."""
+        for some in _pages(conn, host):  # all of them, before any is sent
+            queue.move(conn, [moved for row in some if (moved := move(row)) is not None])
+        found = [self._after(conn, some, now, settle=some) for some in _pages(conn, host)]
+        return reduce(_joined, found, Outcome())
+
+    def tick(self, conn: Connection, items: Sequence[datetime]) -> list[tuple[Outcome, datetime | None]]:
+        """Time has come: attempts that are due join their lanes, and jobs that are too late end. Returns when there is
+        more to do."""
+        now = items[-1]
+        due = queue.due(conn, now)
+        queue.move(conn, [_moved(row, deferred=False) for row in due])
+        late = queue.late(conn, now)
+        over = list(zip(late, attempts.late_ends((row.id for row in late), now), strict=True))
+        jobs_finished(conn, [[end for _, end in over]])
+        outcome = _joined(Outcome(ended=over), self._after(conn, [*due, *late], now, settle=due))
+        return [(outcome, queue.next_at(conn)), *[(Outcome(), None)] * (len(items) - 1)]
+
+    def clock_set_back(self, conn: Connection, items: Sequence[datetime]) -> list[Outcome]:
+        """The clock was ahead: what it put off until after now is due now, and what it saw begin then began now."""
+        now = items[-1]
+        queue.put_forward(conn, now)
+        self._set_begun(conn, now)
+        return [
+            self._after(conn, rows, now, settle=rows)
+            for rows in (queue.queued_since(conn, now), *[()] * (len(items) - 1))
+        ]
+
+    def look_again(self, conn: Connection, items: Sequence[tuple[Collection[str], datetime]]) -> list[Outcome]:
+        """Give slots of these lanes to the jobs whose turn it is."""
+        return [self._advance(conn, (), now, lanes) for lanes, now in items]
+
+    def relimit(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[Outcome]:
+        """Repositories may have other limits now."""
+        return [self._advance(conn, (), now, queue.waiting_lanes(conn, it)) for it, now in items]
+
+    def move_lanes(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[Outcome]:
+        """Each host has a part of its own of these repositories, or has no more: their jobs change their lanes."""
+        found = []
+        for repository, now in items:
+            limit, after = self._limit_of(repository), ("", "")
+            lanes = set(queue.waiting_lanes(conn, repository))
+            while some := queue.of_repository(conn, repository, after):
+                after = some[-1].host, some[-1].id
+                changed = [(row.id, lane_of(_command.decode(row.command), row.host, limit)) for row in some]
+                queue.change_lanes(conn, changed)
+                lanes |= {lane for _, lane in changed}
+            found.append(self._advance(conn, (), now, lanes))
+        return found
+
+    # What follows.
+
+    def _after(
+        self, conn: Connection, rows: Sequence[OpenRow], now: datetime, settle: Sequence[OpenRow] = ()
+    ) -> Outcome:
+        """What follows once these jobs began, ended or moved: the next runs of their schedules on their hosts, and the
+        next jobs of their lanes. `settle`: those that wait still."""
+        pairs = {(row.scheduled_id, row.host) for row in rows if row.scheduled_id}
+        lanes = {row.lane for row in rows}
+        self.lock(conn, lanes)
+        known, states = self._look(conn, pairs, lanes, 1)
+        ids = queue.first_of_pairs(conn, [pair for pair, it in known.items() if it.runs])
+        return self._advance(conn, {*ids, *(row.id for row in settle)}, now, lanes, states)
+
+    def _advance(
+        self,
+        conn: Connection,
+        job_ids: Collection[str],
+        now: datetime,
+        lanes: Collection[str] = (),
+        states: Mapping[str, tuple[LaneState, bool]] | None = None,
+    ) -> Outcome:
+        """Work out which of these jobs are ready by now, and whose turn it is in their lanes and in those named.
+
+        `states`: those lanes as they stand, where that was read already.
+        """
+        touched = {*lanes, *queue.lanes_of(conn, job_ids)}
+        if not touched:
+            return Outcome()
+        if job_ids or states is None:
+            self.lock(conn, touched)
+            queue.settle(conn, job_ids, now)
+            _, states = self._look(conn, (), touched)
+        free = {lane: state for lane, (state, waits) in states.items() if waits and not state.is_full}
+        fronts: dict[str, list[Waiting]] = defaultdict(list)
+        for row in queue.ready(conn, free):
+            fronts[row.lane].append(Waiting(row.id, row.exclusive))
+        going = {lane: turn(free[lane], front) for lane, front in fronts.items()}
+        more = [lane for lane, ids in going.items() if len(ids) == queue.FRONT]
+        outcome = Outcome(sent=queue.send(conn, [job_id for ids in going.values() for job_id in ids]), more=more)
+        beside = {(row.scheduled_id, row.host) for row in outcome.sent if row.scheduled_id and not row.serial}
+        overtaken = queue.serial_ready(conn, beside)  # of before their schedules allowed others
+        return _joined(outcome, self._advance(conn, overtaken, now)) if overtaken else outcome
+
+    def _look(
+        self, conn: Connection, pairs: Collection[Pair], lanes: Collection[str], runs: int = 1
+    ) -> tuple[dict[Pair, queue.PairRow], dict[str, tuple[LaneState, bool]]]:
+        """The open runs of each (schedule id, host), counted up to `runs`, and lanes as they stand, each with whether
+        any job is ready in it."""
+        limits = {lane: self._limit_of(lane.partition("/")[0]).limit if lane else None for lane in lanes}
+        slots = 1 + max((limit or 1 for limit in limits.values()), default=1)
+        known, states = queue.look(conn, pairs, lanes, runs, slots)
+        return {(it.scheduled_id, it.host): it for it in known}, {
+            it.lane: (LaneState(it.active, it.exclusive, limits[it.lane]), it.waits) for it in states
+        }
+
+    def lock(self, conn: Connection, lanes: Iterable[str]) -> None:
+        """Have no other server decide on these lanes until the transaction ends. SQLite has one writer."""
+        if conn.dialect.name != "sqlite":
+            keys = sorted({zlib.crc32(lane.encode()) % _LOCKS for lane in lanes})
+            conn.execute(_lock, {"class": _LOCK_CLASS, "keys": keys})
+
+
+_lock = sa.text("SELECT pg_advisory_xact_lock(:class, key) FROM unnest(CAST(:keys AS integer[])) AS key")
+"""In the order of the keys, so that no two transactions wait for each other."""
+_command = msgspec.json.Decoder(CommandRun)
+
+
+_WHEN = {False: "before it began", True: "while its host was offline"}
+"""When a job was cancelled that its host did not end, by whether it may have begun."""
+
+
+def wire_id(row: OpenRow) -> str:
+    """What agents call the present attempt of a job: they know nothing of attempts."""
+    return row.id if row.attempt == 1 else f"{row.id}.{row.attempt}"
+
+
+def _job_id(wire_id: str) -> str:
+    return wire_id.partition(".")[0]
+
+
+def _its(rows: Mapping[str, OpenRow], host: str, attempt: str) -> OpenRow | None:
+    """The open job of this host whose present attempt is that one."""
+    row = rows.get(_job_id(attempt))
+    return row if row is not None and row.host == host and wire_id(row) == attempt else None
+
+
+def _foreign(rows: Mapping[str, OpenRow], host: str, attempts: Iterable[str]) -> list[str]:
+    """Those of these attempts that are of another host's open job."""
+    return [it for it in attempts if (row := rows.get(_job_id(it))) is not None and row.host != host]
+
+
+def _pair(job: NewJob) -> tuple[str, str]:
+    return job.command.schedule_id, job.host
+
+
+def _has_begun(row: OpenRow) -> bool:
+    """Whether a job may run on its host."""
+    return row.sent or row.status == "running"
+
+
+def _met(running: Collection[str], row: OpenRow) -> Moved | None:
+    """Where a job belongs after its host's hello, which has these attempts; None where it is."""
+    if row.status == "running" or (row.sent and wire_id(row) in running):
+        return None if row.holds else _moved(row, holds=True)
+    return _moved(row, sent=False, holds=False) if row.sent else None
+
+
+def _moved(
+    row: OpenRow,
+    *,
+    sent: bool | None = None,
+    holds: bool | None = None,
+    deferred: bool | None = None,
+    queued_at: datetime | None = None,
+) -> Moved:
+    """Where a job belongs that is moved: what is not given stays. `queued_at`: when its next attempt is due, too."""
+    at = row.queued_at if queued_at is None else queued_at
+    return Moved(
+        row.id,
+        row.status,
+        row.sent if sent is None else sent,
+        row.holds if holds is None else holds,
+        row.deferred if deferred is None else deferred,
+        row.attempt,
+        at,
+        at if row.not_before is not None else None,
+        row.accepted_at,
+    )
+
+
+def _pages(conn: Connection, host: str) -> Iterator[list[OpenRow]]:
+    """A host's open jobs, a part at a time."""
+    after = ""
+    while some := queue.of_host(conn, host, after):
+        after = some[-1].id
+        yield some
+
+
+def _joined(one: Outcome, other: Outcome) -> Outcome:
+    return Outcome(
+        [*one.sent, *other.sent], [*one.ended, *other.ended], [*one.asked, *other.asked], [*one.more, *other.more]
+    )

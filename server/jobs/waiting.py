@@ -1,0 +1,38 @@
+"""What a job waits for, and what is wrong with one that runs, as text for users. Plain data in and out."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from server.fleet.expected import span
+from server.jobs.kinds import time_limit
+from server.store.queue import MAX_AHEAD, WaitRow
+from wire.messages import CommandRun
+
+
+def waits_for(job: Mapping[str, Any], wait: WaitRow, repository: str, now: datetime) -> str:
+    """What a waiting job waits for. `repository`: NAMESPACE/NAME of its repository."""
+    if job["attempt"] == 1 and job["start_by"] is not None and job["start_by"] <= now:
+        return "its end: it is too late to begin"
+    if job["deferred"]:
+        return f"retry at {job['not_before']:%Y-%m-%dT%H:%M:%SZ}"
+    if not wait.is_online:
+        return f"host {job['host']} to connect"
+    if not job["ready"]:
+        return f"the run before it on host {job['host']}"
+    count = wait.ahead
+    many = f"more than {MAX_AHEAD}" if count > MAX_AHEAD else str(count)
+    return f"{many} job{'s' * (count != 1)} before it in repository {repository}"
+
+
+def problem_of(job: Mapping[str, Any], now: datetime) -> str:
+    """What is wrong with a running job; empty if nothing is."""
+    if job["status"] != "running" or job["hangs_at"] is None or job["hangs_at"] >= now:
+        return ""
+    limit = span(time_limit(_command.decode(job["command"])))
+    return f"runs for longer than its limit of {limit}: its agent may hang; cancel it, or restart the agent"
+
+
+_command = msgspec.json.Decoder(CommandRun)
