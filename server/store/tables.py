@@ -64,6 +64,10 @@ _LANE = sa.String(320).with_variant(sa.String(320, collation="C"), "postgresql")
 """In the order of its bytes on every database: the lanes of a repository are found by a range."""
 
 
+_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+"""An id that the database counts: SQLite does so for the type INTEGER alone."""
+
+
 class Base(SQLModel):
     """Names every constraint, so that a migration can drop it on any database."""
 
@@ -232,13 +236,95 @@ class Job(Base, table=True):
 
 
 class Connection(Base, table=True):
-    """Whether a host is connected. `server`: the id of the server that has it, None once it is gone, at `lost_at`."""
+    """Whether a host is connected. `server`: the id of the server that has it, None once it is gone, at `lost_at`.
+
+    `session`: the number of the host's newest hello, on whichever server, which only grows; `instance`: the agent's
+    process; `hello`: what it said of itself there.
+    """
 
     __tablename__ = "connections"
 
     host: str = Field(primary_key=True, foreign_key="hosts.name", ondelete="CASCADE", max_length=253)
-    server: str | None = Field(default=None, max_length=32)
+    server: str | None = Field(default=None, max_length=32, index=True)
     lost_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    session: int = Field(default=0, sa_type=sa.BigInteger, sa_column_kwargs={"server_default": "0"})
+    instance: str = Field(default="", max_length=64, sa_column_kwargs={"server_default": ""})
+    hello: dict[str, Any] | None = Field(default=None, sa_type=sa.JSON)
+
+
+class Server(Base, table=True):
+    """A server that runs. `seen_at`: it writes this every few seconds; `revision`, `news`: up to where it has followed
+    the change log and the news; `stopping`: whether it sends its agents to the others."""
+
+    __tablename__ = "servers"
+
+    id: str = Field(primary_key=True, max_length=32)
+    name: str = Field(max_length=253)
+    started_at: datetime = Field(sa_type=UtcDateTime)
+    seen_at: datetime = Field(sa_type=UtcDateTime)
+    revision: int = Field(default=0, sa_type=sa.BigInteger)
+    news: int = Field(default=0, sa_type=sa.BigInteger)
+    stopping: bool = Field(default=False)
+
+
+class ChangeHead(Base, table=True):
+    """The revision of the newest change: one row, whose lock orders all changes."""
+
+    __tablename__ = "change_head"
+
+    id: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    revision: int = Field(sa_type=sa.BigInteger)
+
+
+class ChangeEntry(Base, table=True):
+    """A change of what is declared, for the servers that did not make it. `body`: its JSON."""
+
+    __tablename__ = "change_log"
+
+    revision: int = Field(primary_key=True, sa_type=sa.BigInteger, sa_column_kwargs={"autoincrement": False})
+    at: datetime = Field(sa_type=UtcDateTime)
+    body: str = Field(sa_type=sa.Text)
+
+
+class News(Base, table=True):
+    """What happened to jobs and hosts on one server, for the others. `server`: which one; `body`: its JSON."""
+
+    __tablename__ = "news"
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=_ID)
+    at: datetime = Field(sa_type=UtcDateTime, index=True)
+    server: str = Field(max_length=32)
+    body: str = Field(sa_type=sa.Text)
+
+
+class Progress(Base, table=True):
+    """How far a running job is, as its server wrote it last, for the other servers."""
+
+    __tablename__ = "job_progress"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id", ondelete="CASCADE", max_length=64)
+    at: datetime = Field(sa_type=UtcDateTime)
+    body: str = Field(sa_type=sa.Text)
+
+
+class KeptListing(Base, table=True):
+    """A list of snapshots or files that a host gave, kept while its pages are read. `body`: its JSON."""
+
+    __tablename__ = "listings"
+
+    id: str = Field(primary_key=True, max_length=32)
+    at: datetime = Field(sa_type=UtcDateTime, index=True)
+    body: str = Field(sa_type=sa.Text)
+
+
+class ControllerReport(Base, table=True):
+    """The last report of a controller. `body`: its JSON."""
+
+    __tablename__ = "controllers"
+
+    name: str = Field(primary_key=True, max_length=253)
+    at: datetime = Field(sa_type=UtcDateTime)
+    body: str = Field(sa_type=sa.Text)
 
 
 class JobAttempt(Base, table=True):
@@ -319,5 +405,7 @@ tables = Base.metadata.tables
 HOSTS, SCHEDULES, REPOSITORIES = tables["hosts"], tables["schedules"], tables["repositories"]
 JOBS, JOB_ATTEMPTS, JOB_LOGS = tables["jobs"], tables["job_attempts"], tables["job_logs"]
 AUDIT, HOST_SCHEDULES, STORE_OWNER = tables["audit_log"], tables["host_schedules"], tables["store_owner"]
-CONNECTIONS = tables["connections"]
+CONNECTIONS, SERVERS, NEWS = tables["connections"], tables["servers"], tables["news"]
+CHANGE_HEAD, CHANGE_LOG = tables["change_head"], tables["change_log"]
+PROGRESS, LISTINGS, CONTROLLERS = tables["job_progress"], tables["listings"], tables["controllers"]
 ENROLMENTS, HOST_KEYS = tables["enrolments"], tables["host_keys"]

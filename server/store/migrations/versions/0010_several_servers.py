@@ -1,0 +1,86 @@
+"""Lets several servers work on one database: who they are, what each changed, and what only one had in memory."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from server.store.tables import UtcDateTime
+
+revision = "0010"
+down_revision = "0009"
+
+_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_TABLES = ("servers", "change_head", "change_log", "news", "job_progress", "listings", "controllers")
+
+
+def upgrade() -> None:
+    """To this revision."""
+    op.add_column("connections", sa.Column("session", sa.BigInteger(), server_default="0", nullable=False))
+    op.add_column("connections", sa.Column("instance", sa.String(64), server_default="", nullable=False))
+    op.add_column("connections", sa.Column("hello", sa.JSON(), nullable=True))
+    op.create_index("ix_connections_server", "connections", ["server"])
+    op.create_table(
+        "servers",
+        sa.Column("id", sa.String(32), nullable=False),
+        sa.Column("name", sa.String(253), nullable=False),
+        sa.Column("started_at", UtcDateTime(), nullable=False),
+        sa.Column("seen_at", UtcDateTime(), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("news", sa.BigInteger(), nullable=False),
+        sa.Column("stopping", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_servers"),
+    )
+    head = op.create_table(
+        "change_head",
+        sa.Column("id", sa.Integer(), nullable=False, autoincrement=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_change_head"),
+    )
+    op.bulk_insert(head, [{"id": 1, "revision": 0}])
+    op.create_table(
+        "change_log",
+        sa.Column("revision", sa.BigInteger(), nullable=False, autoincrement=False),
+        sa.Column("at", UtcDateTime(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("revision", name="pk_change_log"),
+    )
+    op.create_table(
+        "news",
+        sa.Column("id", _ID, nullable=False),
+        sa.Column("at", UtcDateTime(), nullable=False),
+        sa.Column("server", sa.String(32), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_news"),
+    )
+    op.create_index("ix_news_at", "news", ["at"])
+    op.create_table(
+        "job_progress",
+        sa.Column("job_id", sa.String(64), nullable=False),
+        sa.Column("at", UtcDateTime(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_job_progress_job_id_jobs", ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("job_id", name="pk_job_progress"),
+    )
+    op.create_table(
+        "listings",
+        sa.Column("id", sa.String(32), nullable=False),
+        sa.Column("at", UtcDateTime(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_listings"),
+    )
+    op.create_index("ix_listings_at", "listings", ["at"])
+    op.create_table(
+        "controllers",
+        sa.Column("name", sa.String(253), nullable=False),
+        sa.Column("at", UtcDateTime(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_controllers"),
+    )
+
+
+def downgrade() -> None:
+    """Back from it."""
+    for name in reversed(_TABLES):
+        op.drop_table(name)
+    op.drop_index("ix_connections_server", "connections")
+    for name in ("hello", "instance", "session"):
+        op.drop_column("connections", name)
