@@ -306,7 +306,7 @@ async def test_jobs_are_filtered(api: httpx.AsyncClient, store: Store) -> None:
     uid = (await api.get("/schedules/ns/etc")).json()["metadata"]["uid"]
     jobs = [job("1", scheduled_id=uid), job("2"), job("3", host="node-2"), job("4", actor_kind="user")]
     await store.write(record_jobs, jobs)
-    await store.write(jobs_accepted, [("2", NOW, NOW)])
+    await store.write(jobs_accepted, [("2", NOW, datetime.max.replace(tzinfo=UTC))])
     found = {
         "host=node-2": ["3"],
         "status=running": ["2"],
