@@ -160,7 +160,7 @@ def assemble(
     repository_states = RepositoryStates(catalog, placement, events)
     credentials = HostCredentials(catalog, placement, active, vault)
     hub = Hub(credentials, events, clock)
-    queue = JobQueue(new_id(), repository_states.limit, placement.schedule_of)
+    queue = JobQueue(store.server, repository_states.limit, placement.schedule_of)
     dispatcher = Dispatcher(store.submit, queue, active, hub, repository_states, events, clock)
     reports = Reports(store.submit, queue, active, placement, repository_states, dispatcher, events, clock)
     coverage = CoverageReader(catalog, placement, expected_since, hub, store, outcomes, clock)

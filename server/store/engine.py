@@ -72,9 +72,17 @@ class _Outcome(NamedTuple):
 
 
 class Store:
-    """An open database. It belongs to the event loop that awaits it."""
+    """An open database. It belongs to the event loop that awaits it.
 
-    def __init__(self, writer: Engine, readers: Engine, lock: FileLock | None = None) -> None:
+    `server`: the id of this server in the store, another one at each start. `is_shared`: whether other servers may have
+    the same database.
+    """
+
+    def __init__(
+        self, writer: Engine, readers: Engine, server: str, *, is_shared: bool, lock: FileLock | None = None
+    ) -> None:
+        self.server = server
+        self.is_shared = is_shared
         self._writer = writer
         self._readers = readers
         self._lock = lock
@@ -95,8 +103,9 @@ class Store:
     def open(cls, location: str | os.PathLike[str]) -> Self:
         """Open the database at a path (SQLite) or an SQLAlchemy URL; create or migrate it as needed. Blocks.
 
-        Raises StoreError when a newer version has written the database, when it cannot be opened and written now, or
-        when another server still has it after `ownership.WAIT_S` seconds.
+        Several servers may open one PostgreSQL database. Raises StoreError when a newer version has written the
+        database, when it cannot be opened and written now, or when another server still has it, for itself alone, after
+        `ownership.WAIT_S` seconds.
         """
         text = os.fspath(location)
         url = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=text)
@@ -113,17 +122,19 @@ class Store:
     def _opened(cls, url: sa.URL) -> Self:
         """Open the database at a URL, unless another server has it. Raises InUseError, StoreError."""
         server = uuid.uuid4().hex
-        session = SessionLock(url.render_as_string(), server)
+        session = SessionLock(url.render_as_string())
         lock = FileLock(Path(str(url.database))) if url.get_backend_name() == "sqlite" else None
         writer, readers = database.engine(url, 1, writes=True), database.engine(url, READERS, writes=False)
         if lock is None:
             sa.event.listen(writer, "connect", session.take)
         try:
             with writer.begin() as conn:
+                if lock is None:
+                    ownership.wait_for_migrations(conn)
                 migrations.upgrade(conn)
-                ownership.claim(conn, server)
+                ownership.claim(conn, server if lock is not None else ownership.SHARED)
             session.known = True
-            return cls(writer, readers, lock)
+            return cls(writer, readers, server, is_shared=lock is None, lock=lock)
         except migrations.UnknownRevisionError as error:
             raise StoreError(str(error)) from error
         except sa.exc.DBAPIError as error:

@@ -1,8 +1,10 @@
-"""One server for each store: a lock that ends with its holder, and the name of the holder.
+"""Who has a store: a lock that ends with its holder, and a row that tells who had it last.
 
-SQLite: flock(2) on a file beside the database. PostgreSQL: an advisory lock of the writing session, so that nothing is
-written without the lock. A session that lost its connection takes the lock again when it reconnects. If another server
-had the lock in between, this one does not know its changes and must not go on: the row in `store_owner` shows that.
+SQLite: one server, by flock(2) on a file beside the database, and its id in `store_owner`. PostgreSQL: any number of
+servers, which share an advisory lock; the row tells that they do. Releases that knew of one server alone take that lock
+for themselves, so old and new servers never work at the same time. The writing session has the lock, so that nothing
+is written without it. A session that lost its connection takes the lock again when it reconnects. If an old server had
+the lock in between, this one does not know its changes and must not go on: the row shows that.
 """
 
 import fcntl
@@ -27,6 +29,10 @@ PAUSE_S = 0.1
 """Seconds between two attempts to take the lock."""
 KEY = 0x4C616D70
 """The first half of the advisory lock's key: "Lamp". The second is a hash of the schema's name."""
+MIGRATING = KEY + 1
+"""The first half of the key of the lock under which the tables are made."""
+SHARED = "shared"
+"""The owner in `store_owner` where servers share the store."""
 KEEPALIVE = (("tcp_keepalives_idle", "10"), ("tcp_keepalives_interval", "5"), ("tcp_keepalives_count", "3"))
 """With these, PostgreSQL ends the session of a vanished machine, and so frees the lock, after 25 seconds."""
 
@@ -58,7 +64,7 @@ class FileLock:
                 raise
             raise InUseError(_in_use(str(database), holder)) from None
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{_this_server()}\n".encode(), 0)
+        os.pwrite(self._fd, f"{this_server()}\n".encode(), 0)
         self._inodes = {path: _inode(path) for path in (self._path, self._database)}
 
     def check(self) -> None:
@@ -75,17 +81,19 @@ class FileLock:
 class SessionLock:
     """The lock of a PostgreSQL database. `take` is a listener of SQLAlchemy's event "connect"."""
 
-    def __init__(self, database: str, server: str) -> None:
+    def __init__(self, database: str) -> None:
         self._database = database
-        self._server = server
-        self.known = False  # whether `claim` has written this server's row
+        self.known = False  # whether `claim` has written that servers share the store
 
     def take(self, connection: Any, _record: object) -> None:
-        """Take the lock. Raises InUseError, and OwnershipError when another server had it in between."""
+        """Take the lock beside other servers that share it.
+
+        Raises InUseError when an old server has it for itself, and OwnershipError when one had it in between.
+        """
         with connection.cursor() as cursor:
-            for name, value in (*KEEPALIVE, ("application_name", _this_server()[:63])):
+            for name, value in (*KEEPALIVE, ("application_name", this_server()[:63])):
                 cursor.execute("SELECT set_config(%s, %s, false)", (name, value))
-            cursor.execute("SELECT pg_try_advisory_lock(%s, hashtext(current_schema()))", (KEY,))
+            cursor.execute("SELECT pg_try_advisory_lock_shared(%s, hashtext(current_schema()))", (KEY,))
             if not cursor.fetchone()[0]:
                 cursor.execute(_HOLDER, (KEY,))
                 row = cursor.fetchone()
@@ -93,16 +101,22 @@ class SessionLock:
                 raise InUseError(_in_use(self._database, " from ".join(filter(None, row)) if row else ""))
             if self.known:
                 cursor.execute("SELECT server FROM store_owner")
-                if cursor.fetchone() != (self._server,):
+                if cursor.fetchone() != (SHARED,):
                     connection.close()
                     raise OwnershipError(f"{self._database}: another server used it in between: start this one again")
         connection.commit()
 
 
+def wait_for_migrations(conn: sa.Connection) -> None:
+    """Have no other server make or change the tables until this transaction ends; wait for one that does."""
+    conn.execute(sa.text("SELECT pg_advisory_xact_lock(:key, hashtext(current_schema()))"), {"key": MIGRATING})
+
+
 def claim(conn: sa.Connection, server: str) -> None:
-    """Record this server as the owner of the store."""
-    conn.execute(sa.delete(STORE_OWNER))
-    conn.execute(sa.insert(STORE_OWNER).values(id=1, server=server))
+    """Record this server as the owner of the store; with SHARED, that servers share it."""
+    if conn.scalar(sa.select(STORE_OWNER.c.server)) != server:
+        conn.execute(sa.delete(STORE_OWNER))
+        conn.execute(sa.insert(STORE_OWNER).values(id=1, server=server))
 
 
 def waited_for(take: Callable[[], Taken]) -> Taken:
@@ -125,7 +139,8 @@ def _in_use(what: str, holder: str) -> str:
     return f"{what} is in use by another server{who}: stop that, or choose another --data-dir or --database"
 
 
-def _this_server() -> str:
+def this_server() -> str:
+    """This process, as other servers' messages name it."""
     return f"lamplighter on {socket.gethostname()}, process {os.getpid()}"
 
 
@@ -141,7 +156,7 @@ def _inode(path: Path) -> tuple[int, int] | None:
 _HOLDER = """
     SELECT application_name, host(client_addr)
     FROM pg_locks JOIN pg_stat_activity USING (pid)
-    WHERE locktype = 'advisory' AND granted AND classid = CAST(%s AS oid) AND objsubid = 2
+    WHERE locktype = 'advisory' AND granted AND mode = 'ExclusiveLock' AND classid = CAST(%s AS oid) AND objsubid = 2
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
       AND objid = CAST(CAST(hashtext(current_schema()) AS bigint) & 4294967295 AS oid)
 """

@@ -1,4 +1,4 @@
-"""A store belongs to one server: a second one refuses to start, and /readyz says what a write would get."""
+"""A file belongs to one server, several share a PostgreSQL, and /readyz says what a write would get."""
 
 import asyncio
 import math
@@ -26,6 +26,7 @@ from server.store import ownership
 from server.store.engine import Store, StoreError, StoreLostError
 from server.store.history import delete_audit
 from server.store.ownership import probe
+from server.store.tables import STORE_OWNER
 from tests.integration.conftest import PATIENCE_S
 from tests.plain import NO_TLS
 
@@ -45,21 +46,57 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "WAIT_S", 0.0)
 
 
-async def test_a_second_server_is_told_who_has_the_store(location: Any, impatient: None) -> None:
-    first = await asyncio.to_thread(Store.open, location)
+class OldRelease:
+    """What releases that knew of one server alone do with a PostgreSQL database: they take its lock for themselves."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+        self._conn = self._engine.connect()
+
+    def starts(self) -> bool:
+        """Take the lock and write its name into the store, unless another server has it."""
+        self._conn.execute(sa.text("SELECT set_config('application_name', 'an old release', false)"))
+        take = sa.text("SELECT pg_try_advisory_lock(:key, hashtext(current_schema()))")
+        taken = bool(self._conn.scalar(take, {"key": ownership.KEY}))
+        if taken:
+            ownership.claim(self._conn, "an old release")
+        return taken
+
+    def ends(self) -> None:
+        self._conn.close()
+        self._engine.dispose()
+
+
+@pytest.fixture
+def old(postgresql: str) -> Iterator[OldRelease]:
+    release = OldRelease(postgresql)
+    yield release
+    release.ends()
+
+
+async def test_a_second_server_is_told_who_has_the_store(tmp_path: Path, impatient: None) -> None:
+    first = await asyncio.to_thread(Store.open, tmp_path / "lamplighter.db")
     with pytest.raises(StoreError, match=rf"in use by another server \(lamplighter on .*process {os.getpid()}"):
-        await asyncio.to_thread(Store.open, location)
+        await asyncio.to_thread(Store.open, tmp_path / "lamplighter.db")
     await first.close()
-    second = await asyncio.to_thread(Store.open, location)
+    second = await asyncio.to_thread(Store.open, tmp_path / "lamplighter.db")
     await second.close()
 
 
-async def test_a_server_waits_a_little_for_the_one_before_it(location: Any) -> None:
-    first = await asyncio.to_thread(Store.open, location)
+async def test_a_server_waits_a_little_for_the_one_before_it(location: Any, request: pytest.FixtureRequest) -> None:
+    if isinstance(location, Path):
+        first = await asyncio.to_thread(Store.open, location)
+    else:
+        await (await asyncio.to_thread(Store.open, location)).close()  # makes the tables
+        old = request.getfixturevalue("old")
+        assert old.starts()
     second = asyncio.ensure_future(asyncio.to_thread(Store.open, location))
     await asyncio.sleep(0.3)
     assert not second.done()
-    await first.close()
+    if isinstance(location, Path):
+        await first.close()
+    else:
+        old.ends()
     await (await second).close()
 
 
@@ -72,25 +109,77 @@ async def test_a_link_to_the_database_does_not_get_around_the_lock(tmp_path: Pat
 
 
 async def test_a_lock_dies_with_its_process(location: Any, impatient: None) -> None:
+    """On PostgreSQL it is seen by an old release, since new ones share the store."""
+
+    def opens() -> bool:
+        if not isinstance(location, Path):
+            old = OldRelease(location)
+            started = old.starts()
+            old.ends()
+            return started
+        try:
+            asyncio.run(Store.open(location).close())
+        except StoreError as error:
+            return "in use by another server" not in str(error)
+        return True
+
     code = f"from server.store.engine import Store; Store.open({str(location)!r}); print(flush=True); input()"
     holder = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     assert holder.stdout is not None
     assert await holder.stdout.readline()
-    with pytest.raises(StoreError, match="in use by another server"):
-        await asyncio.to_thread(Store.open, location)
+    assert not await asyncio.to_thread(opens)
     holder.send_signal(signal.SIGKILL)
     await holder.wait()
     async with asyncio.timeout(PATIENCE_S):
-        while True:
-            try:
-                store = await asyncio.to_thread(Store.open, location)
-            except StoreError:
-                await asyncio.sleep(0.05)
-            else:
-                break
+        while not await asyncio.to_thread(opens):
+            await asyncio.sleep(0.05)
+
+
+# Servers that share a store.
+
+
+async def test_servers_that_start_together_make_the_tables_once_and_share_them(postgresql: str) -> None:
+    stores = await asyncio.gather(*(asyncio.to_thread(Store.open, postgresql) for _ in range(3)))
+    assert len({store.server for store in stores}) == 3
+    for store in stores:
+        assert store.is_shared
+        await store.write(probe, NOW)
+        assert await store.read(read_probed) == NOW
+        await store.close()
+
+
+def read_probed(conn: sa.Connection) -> datetime | None:
+    probed: datetime | None = conn.scalar(sa.select(STORE_OWNER.c.probed_at))
+    return probed
+
+
+async def test_a_store_in_a_file_is_of_one_server(tmp_path: Path) -> None:
+    store = await asyncio.to_thread(Store.open, tmp_path / "lamplighter.db")
+    assert not store.is_shared
     await store.close()
+
+
+async def test_servers_that_share_a_store_keep_an_old_release_out(
+    postgresql: str, old: OldRelease, impatient: None
+) -> None:
+    stores = [await asyncio.to_thread(Store.open, postgresql) for _ in range(2)]
+    for store in stores:
+        assert not old.starts()
+        await store.close()
+    assert old.starts()
+
+
+async def test_an_old_release_keeps_servers_out_that_share_and_they_say_who_it_is(
+    postgresql: str, old: OldRelease, impatient: None
+) -> None:
+    await (await asyncio.to_thread(Store.open, postgresql)).close()  # makes the tables
+    assert old.starts()
+    with pytest.raises(StoreError, match=r"in use by another server \(an old release"):
+        await asyncio.to_thread(Store.open, postgresql)
+    old.ends()
+    await (await asyncio.to_thread(Store.open, postgresql)).close()
 
 
 @pytest.mark.parametrize("command", [["server"], ["up", "declared"]], ids=["server", "up"])
@@ -150,38 +239,34 @@ async def cut(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 
 async def test_a_session_that_was_cut_takes_the_lock_again(
-    postgresql: str, cut: Callable[[], None], impatient: None
+    postgresql: str, cut: Callable[[], None], old: OldRelease
 ) -> None:
     store = await asyncio.to_thread(Store.open, postgresql)
     await asyncio.to_thread(cut)
     async with asyncio.timeout(PATIENCE_S):
         while await store.refuses(probe, NOW):
             await asyncio.sleep(0.05)
-    with pytest.raises(StoreError, match="in use by another server"):
-        await asyncio.to_thread(Store.open, postgresql)
+    assert not old.starts()
     await store.close()
 
 
 @pytest.mark.parametrize("still", [True, False], ids=["still there", "gone again"])
-async def test_a_server_writes_nothing_any_more_once_another_had_the_store(
-    postgresql: str, cut: Callable[[], None], impatient: None, still: bool
+async def test_a_server_writes_nothing_any_more_once_an_old_release_had_the_store(
+    postgresql: str, cut: Callable[[], None], old: OldRelease, still: bool
 ) -> None:
-    first = await asyncio.to_thread(Store.open, postgresql)
+    store = await asyncio.to_thread(Store.open, postgresql)
     await asyncio.to_thread(cut)
-    second = await asyncio.to_thread(Store.open, postgresql)
+    assert old.starts()
     if not still:
-        await second.close()
+        old.ends()
     async with asyncio.timeout(PATIENCE_S):
-        while "another server" not in await first.refuses(probe, NOW):
+        while "another server" not in await store.refuses(probe, NOW):
             await asyncio.sleep(0.05)
     with pytest.raises(StoreLostError, match="another server"):
-        await first.until_lost()
+        await store.until_lost()
     with pytest.raises(Unavailable, match="another server"):
-        await first.write(probe, NOW)
-    await first.close()
-    if still:
-        await second.write(probe, NOW)
-        await second.close()
+        await store.write(probe, NOW)
+    await store.close()
 
 
 # What a write would get.
