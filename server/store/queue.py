@@ -161,17 +161,27 @@ _GATHER = {
 
 _OPEN = "status IN ('pending', 'running')"  # in the words of the partial indexes, so that they are used
 
+_WAITS = "status = 'pending' AND NOT {0}sent AND NOT {0}deferred"
+
+_IS_AFTER = f"""
+        EXISTS (SELECT 1 FROM jobs AS run
+                WHERE run.scheduled_id = jobs.scheduled_id AND run.host = jobs.host
+                  AND run.{_WAITS.format("run.")} AND run.serial = {{serial}}
+                  AND (run.queued_at, run.id) < (jobs.queued_at, jobs.id)
+                  AND (run.start_by IS NULL OR run.attempt > 1 OR run.start_by > :now))
+"""
+"""Whether a run that waits came before; those that are serial, and the others, each by their part of an index."""
+
 _IS_READY = f"""
     (start_by IS NULL OR attempt > 1 OR start_by > :now)
     AND EXISTS (SELECT 1 FROM connections WHERE connections.host = jobs.host AND connections.server IS NOT NULL)
-    AND NOT (serial AND EXISTS (
-        SELECT 1 FROM jobs AS run
-        WHERE run.scheduled_id = jobs.scheduled_id AND run.host = jobs.host AND run.{_OPEN} AND run.id <> jobs.id
-          AND (run.sent OR run.status = 'running' OR (
-               NOT run.deferred AND (run.start_by IS NULL OR run.attempt > 1 OR run.start_by > :now) AND (
-               run.queued_at < jobs.queued_at OR (run.queued_at = jobs.queued_at AND run.id < jobs.id))))))
+    AND NOT (serial AND (
+        EXISTS (SELECT 1 FROM jobs AS run
+                WHERE run.scheduled_id = jobs.scheduled_id AND run.host = jobs.host AND run.{_OPEN} AND run.sent
+                  AND run.id <> jobs.id)
+        OR {_IS_AFTER.format(serial="true")} OR {_IS_AFTER.format(serial="false")}))
 """
-"""Of runs that are not to be beside each other, what has begun goes before the others, and then what came first."""
+"""Of runs that are not to be beside each other, what was sent goes before the others, and then what came first."""
 
 _SETTLE = f"""
     WITH given AS ({{given}})
@@ -179,17 +189,17 @@ _SETTLE = f"""
     WHERE id IN (SELECT id FROM given) AND status = 'pending' AND NOT sent AND NOT deferred
 """
 
-_SERIAL_READY = f"""
-    WITH given AS ({{given}})
+_SERIAL_READY = """
+    WITH given AS ({given})
     SELECT jobs.id FROM given JOIN jobs ON jobs.scheduled_id = given.scheduled_id AND jobs.host = given.host
-    WHERE jobs.{_OPEN} AND jobs.ready AND jobs.serial
+    WHERE jobs.ready AND jobs.serial
 """
 
 _FIRST_OF_PAIRS = f"""{_SERIAL_READY}
     UNION
     SELECT (SELECT jobs.id FROM jobs
-            WHERE jobs.scheduled_id = given.scheduled_id AND jobs.host = given.host AND jobs.{_OPEN}
-              AND jobs.status = 'pending' AND NOT jobs.sent AND NOT jobs.deferred AND jobs.serial
+            WHERE jobs.scheduled_id = given.scheduled_id AND jobs.host = given.host
+              AND jobs.{_WAITS.format("jobs.")} AND jobs.serial = true
             ORDER BY jobs.queued_at, jobs.id LIMIT 1) AS id
     FROM given
 """
@@ -355,7 +365,7 @@ _COUNTS = sa.text(f"""
     FROM jobs WHERE {_OPEN}
 """).bindparams(sa.bindparam("now", type_=UtcDateTime))
 
-_WAITS = """
+_WAITED_FOR = """
     WITH given AS ({given})
     SELECT jobs.id,
            EXISTS (SELECT 1 FROM connections
@@ -571,7 +581,7 @@ def hanging(conn: Connection, now: datetime) -> list[Pair]:
 
 def waits(conn: Connection, job_ids: Iterable[str]) -> list[WaitRow]:
     """What these jobs wait for."""
-    return _read(conn, _WAITS, WaitRow, ("id",), job_ids)
+    return _read(conn, _WAITED_FOR, WaitRow, ("id",), job_ids)
 
 
 def _ids(found: Iterable[_Id]) -> list[str]:

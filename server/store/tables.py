@@ -191,6 +191,13 @@ class Job(Base, table=True):
                 ("ix_jobs_lane_ready", ("lane", "queued_at", "id"), "ready"),
                 ("ix_jobs_lane_holds", ("lane", "exclusive"), "holds"),
                 ("ix_jobs_open_pair", ("scheduled_id", "host", "queued_at", "id"), "status IN ('pending', 'running')"),
+                ("ix_jobs_sent_pair", ("scheduled_id", "host"), "status IN ('pending', 'running') AND sent"),
+                (
+                    "ix_jobs_waiting_pair",
+                    ("scheduled_id", "host", "serial", "queued_at", "id"),
+                    "status = 'pending' AND NOT sent AND NOT deferred",
+                ),
+                ("ix_jobs_ready_pair", ("scheduled_id", "host"), "ready AND serial"),
                 ("ix_jobs_deferred", ("not_before",), "deferred"),
                 ("ix_jobs_hangs_at", ("hangs_at",), "status = 'running'"),
                 ("ix_jobs_start_by", ("start_by",), "status = 'pending' AND NOT sent AND start_by IS NOT NULL"),

@@ -129,15 +129,6 @@ def is_tried_again(jobs: Jobs) -> None:
     jobs.tick(120)
 
 
-OF_ONE_SCHEDULE = {
-    ("is_disconnected_for_long", True, 1),
-    ("is_disconnected_for_long", False, 1),
-    ("ends", True, 1),
-    ("ends", False, 1),
-    ("is_tried_again", False, 1),
-}
-
-
 @pytest.mark.parametrize(
     "do",
     [
@@ -155,11 +146,8 @@ OF_ONE_SCHEDULE = {
     ("schedules", "serial", "state"), [(1, True, "waiting"), (1, False, "waiting"), (10_000, True, "running")]
 )
 def test_what_happens_to_the_open_jobs_of_a_host_costs_no_more_for_each_when_they_are_many(
-    request: pytest.FixtureRequest, do: Callable[[Jobs], None], schedules: int, serial: bool, state: State
+    do: Callable[[Jobs], None], schedules: int, serial: bool, state: State
 ) -> None:
-    if (do.__name__, serial, schedules) in OF_ONE_SCHEDULE:
-        why = "what ends, or is put off, has all open runs of its schedule on its host looked at, 1000 at most"
-        request.applymarker(pytest.mark.xfail(strict=False, reason=why))
     few, many = (queued(count, schedules=schedules, serial=serial, state=state) for count in (FEW_ROWS, MANY_ROWS))
     assert steps(many, lambda: do(many)) <= MOST * steps(few, lambda: do(few)) + 100
 

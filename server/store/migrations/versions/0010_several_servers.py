@@ -9,6 +9,14 @@ revision = "0010"
 down_revision = "0009"
 
 _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_INDEXES = {
+    "ix_jobs_sent_pair": (["scheduled_id", "host"], "status IN ('pending', 'running') AND sent"),
+    "ix_jobs_waiting_pair": (
+        ["scheduled_id", "host", "serial", "queued_at", "id"],
+        "status = 'pending' AND NOT sent AND NOT deferred",
+    ),
+    "ix_jobs_ready_pair": (["scheduled_id", "host"], "ready AND serial"),
+}
 _TABLES = ("servers", "change_head", "change_log", "news", "job_progress", "listings", "controllers")
 
 
@@ -18,6 +26,9 @@ def upgrade() -> None:
     op.add_column("connections", sa.Column("instance", sa.String(64), server_default="", nullable=False))
     op.add_column("connections", sa.Column("hello", sa.JSON(), nullable=True))
     op.create_index("ix_connections_server", "connections", ["server"])
+    op.execute("UPDATE jobs SET sent = true WHERE status = 'running' AND NOT sent")  # of before jobs were marked so
+    for name, (columns, where) in _INDEXES.items():
+        op.create_index(name, "jobs", columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
     op.create_table(
         "servers",
         sa.Column("id", sa.String(32), nullable=False),
@@ -81,6 +92,8 @@ def downgrade() -> None:
     """Back from it."""
     for name in reversed(_TABLES):
         op.drop_table(name)
+    for name in _INDEXES:
+        op.drop_index(name, "jobs")
     op.drop_index("ix_connections_server", "connections")
     for name in ("hello", "instance", "session"):
         op.drop_column("connections", name)
