@@ -2,29 +2,30 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from bench.fleet import Clock, still
-from bench.result import Limits, Result, Row, Size, median, runs
+from bench.result import Limits, Result, Row, Size, median, runs, slope
 from bench.servers import declare, schedule
 from server.app import Config, Running, serving
 from server.jobs.fires import MAX_OPEN_JOBS
-from server.store.queue import of_host
+from server.store.queue import count_of_host
 from wire import codec
 from wire.messages import PROTOCOL, Hello, ScheduleFire
 
 LATE_S = 0.05
 """Limit of the event loop's lateness, in seconds."""
+LINEAR = 1.15
+"""Limit of an exponent that should be 1: a measured one is never exact."""
 SCHEDULES = 5
 
 
@@ -50,33 +51,52 @@ class _Lateness:
             self.most, last = max(self.most, now - last - 0.001), now
 
 
+class _Taken(NamedTuple):
+    """What one frame cost: seconds until the last answer, the loop's greatest lateness, and CPU-seconds."""
+
+    seconds: float
+    late: float
+    cpu: float
+
+
 async def bounds(row: str, size: Size) -> Sequence[Result]:
-    """Measure the loop's greatest lateness, beside the time to decode the same bytes."""
+    """Measure the loop's greatest lateness, beside the time to decode the same bytes; and how the costs grow."""
     count = SCHEDULES * min(MAX_OPEN_JOBS, size.agents)
+    counts = (max(1, count // 10), count)
     clock = Clock()
     with TemporaryDirectory(prefix="lamplighter-bench-") as folder:
         async with serving(Config(Path(folder), port=0), clock) as server:
             ids = await _declared(server)
             async with still():
-                fires = [await _refused(server, ids, count) for _ in range(size.runs)]
-                few = [await _refused(server, ids, max(1, count // 4)) for _ in range(size.runs)]
-                await _open_jobs(server, ids, clock, count)
-                hellos = [await _hello(server, count) for _ in range(size.runs)]
+                refused = {it: [await _refused(server, ids, it) for _ in range(size.runs)] for it in counts}
+                sent: list[str] = []
+                hellos = {}
+                for it in counts:
+                    await _open_jobs(server, ids, clock, f"host-{it}", it)
+                    hellos[it] = [await _hello(server, f"host-{it}", it, sent) for _ in range(size.runs)]
     frame = _frame(ids, count, timedelta(days=-4000))
     decoded = [_decoded(codec.from_agent, [frame]) for _ in range(size.runs)]
-    decoded_hello = [_decoded(codec.from_server, frames) for _, _, frames in hellos]
-    note = f"answered: {runs([took for took, _ in fires])}; a quarter of them: {runs([took for took, _ in few])}"
-    told = f"all sent: {runs([took for took, *_ in hellos])}"
-    limits, floor_is = Limits(LATE_S), "the same bytes decoded"
-    late, late_hello = median([it for _, it in fires]), median([it for _, it, _ in hellos])
-    what, hello = (
-        f"a frame of {count:,} refused fires: the loop's lateness",
-        f"a hello with {count:,} open jobs: the same",
-    )
+    decoded_hello = [_decoded(codec.from_server, sent) for _ in range(size.runs)]
     return [
-        Result(row, what, "ms", late, median(decoded), floor_is, limits, note),
-        Result(row, hello, "ms", late_hello, median(decoded_hello), floor_is, limits, told),
+        *_results(row, f"a frame of {count:,} refused fires", "answered", refused, median(decoded)),
+        *_results(row, f"a hello with {count:,} open jobs", "all sent", hellos, median(decoded_hello)),
     ]
+
+
+def _results(
+    row: str, what: str, done: str, taken: Mapping[int, Sequence[_Taken]], decoded: float
+) -> tuple[Result, Result]:
+    few, many = sorted(taken)
+    cpu = {count: median([it.cpu for it in its]) for count, its in taken.items()}
+    late, note = median([it.late for it in taken[many]]), f"{done}: {runs([it.seconds for it in taken[many]])}"
+    grows = f"{what}: the exponent by which its CPU time grows, from {few:,}"
+    figures = {"cpu_s.server_and_client": cpu[many], "cpu_s.server_and_client.each": cpu[many] / many}
+    return (
+        Result(
+            row, f"{what}: the loop's lateness", "ms", late, decoded, "the same bytes decoded", Limits(LATE_S), note
+        ),
+        Result(row, grows, "slope", slope(cpu), None, "", Limits(LINEAR), "", figures),
+    )
 
 
 async def _declared(server: Running) -> list[str]:
@@ -121,38 +141,39 @@ async def _heard(client: ClientConnection, word: str, count: int) -> list[str]:
     return frames
 
 
-async def _refused(server: Running, ids: Sequence[str], count: int) -> tuple[float, float]:
-    """Send refused fires: seconds to the last refusal, and the loop's greatest lateness."""
+async def _refused(server: Running, ids: Sequence[str], count: int) -> _Taken:
+    """Send refused fires, and wait until all are answered."""
     async with _connected(server, Hello("host", "1", 0, "")) as client:
         await _heard(client, "schedule.set", 1)
         frame = _frame(ids, count, timedelta(days=-4000))
         async with _Lateness() as lateness:
-            begin = time.perf_counter()
+            begin, cpu = time.perf_counter(), time.process_time()
             await client.send(frame)
             await _heard(client, "schedule.refused", count)
-            return time.perf_counter() - begin, lateness.most
+            return _Taken(time.perf_counter() - begin, lateness.most, time.process_time() - cpu)
 
 
-async def _open_jobs(server: Running, ids: Sequence[str], clock: Clock, count: int) -> None:
-    """Open `count` jobs on the host, with due times in the next days, after moving the server's clock ahead."""
-    clock.shift = timedelta(days=3)
-    async with _connected(server, Hello("host", "1", 0, "")) as client:
+async def _open_jobs(server: Running, ids: Sequence[str], clock: Clock, host: str, count: int) -> None:
+    """Open `count` jobs on a host, with due times in the days after its hello, which has come before those days."""
+    clock.shift = timedelta()
+    async with _connected(server, Hello(host, "1", 0, "")) as client:
         await _heard(client, "schedule.set", 1)
+        clock.shift = timedelta(days=3)
         await client.send(_frame(ids, count, timedelta(days=1)))
         await _heard(client, "command.run", 1)
     store = server.parts.services.store
     async with asyncio.timeout(60):
-        while len(await store.read(partial(of_host, most=count), "host")) < count:
+        while await store.read(count_of_host, host, count) < count:
             await asyncio.sleep(0.01)
 
 
-async def _hello(server: Running, count: int) -> tuple[float, float, list[str]]:
-    """Send a hello that names none of the open jobs: seconds until all are sent again, lateness, and frames sent."""
+async def _hello(server: Running, host: str, count: int, sent: list[str]) -> _Taken:
+    """Send a hello that names none of the open jobs, and wait until all are sent again. `sent`: gets the frames."""
     async with _Lateness() as lateness:
-        begin = time.perf_counter()
-        async with _connected(server, Hello("host", "1", 0, "")) as client:
-            frames = await _heard(client, "command.run", count)
-            return time.perf_counter() - begin, lateness.most, frames
+        begin, cpu = time.perf_counter(), time.process_time()
+        async with _connected(server, Hello(host, "1", 0, "")) as client:
+            sent[:] = await _heard(client, "command.run", count)
+            return _Taken(time.perf_counter() - begin, lateness.most, time.process_time() - cpu)
 
 
 ROWS = (Row("bounds", bounds),)

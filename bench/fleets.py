@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from bench import floors
-from bench.fleet import CONNECTING, Fleet, still
-from bench.pushes import IN_SYNC, cast, declare_two, diff_frame, rolled_out, rollout_result
-from bench.result import Limits, Result, Row, Size
+from bench.cpu import Spent
+from bench.load import Load, loading
+from bench.pushes import IN_SYNC, casts, declare_two, diff_frame, roll_out, rollout_result
+from bench.result import Limits, Result, Row, Size, cpu_figures
 from bench.servers import Process, Server, serving
 from server.store.tables import stored
 
@@ -17,55 +18,51 @@ BACK = f"{IN_SYNC} AND last_seen > ?"
 
 
 async def fleet(row: str, size: Size) -> Sequence[Result]:
-    """Measure 10,000 agents, connected twice, and as many bare connections."""
-    last = 1 + size.runs + 2  # the set's version after the first push, the changes, and the two of diff_frame
-    async with serving() as server:
+    """Measure 10,000 hosts, connected twice, and as many bare connections."""
+    hosts, last = size.fleet, 1 + size.runs + 2  # the version after the first push, the changes, and two of diff_frame
+    async with serving() as server, loading() as load:
         await declare_two(server)
         before = await _settled(server, size)
-        agents = Fleet(server.gateway, server.agent_token, size.fleet)
-        begin = time.perf_counter()
-        await agents.start()
-        await server.until_stored(IN_SYNC, size.fleet, 1)
-        enrolled = time.perf_counter() - begin
-        each = (await _settled(server, size) - before) / size.fleet
-        async with still():
-            took = [await rolled_out(server, agents, 1 + run) for run in range(1, size.runs + 1)]
+        await load.hosts(hosts)
+        spent, begin = Spent({"server": server.cpu}), time.perf_counter()
+        await load.open(server.port, "/agent", server.agent_token)
+        await server.until_stored(IN_SYNC, hosts, 1)
+        enrolled, first = time.perf_counter() - begin, spent()
+        each = (await _settled(server, size) - before) / hosts
+        rolled = await roll_out(server, load, hosts, size.runs)
         frame = await diff_frame(server, "one-more")
-        await server.until_stored(IN_SYNC, size.fleet, last)
+        await server.until_stored(IN_SYNC, hosts, last)
         await server.stop(signal.SIGKILL)
-        await agents.stop()
-        back = await _back(server, agents, last)
-    async with floors.serving("cast") as bare:
+        await load.drop()
+        back, figures = await _back(server, load, hosts, last)
+    async with floors.serving("cast") as bare, loading() as load:
         before = await _settled(bare, size)
-        begin = time.perf_counter()
-        async with floors.connected(bare.port, size.fleet, CONNECTING) as clients, still():
-            handshakes = time.perf_counter() - begin
-            bare_each = (await _settled(bare, size) - before) / size.fleet
-            floor = [await cast(bare.port, clients, frame) for _ in range(size.runs)]
-    note = f"{size.fleet / back:,.0f} a second, bare {size.fleet / handshakes:,.0f}; the first time: {enrolled:.1f} s"
-    what = f"{size.fleet:,} agents back in sync after the server was killed"
-    memory = f"server memory for an idle agent that is in sync ({size.fleet:,} of them)"
+        await load.bare(hosts, frame)
+        spent = Spent({"bare": bare.cpu})
+        handshakes = await load.open(bare.port)
+        figures |= cpu_figures(spent(), hosts)
+        bare_each = (await _settled(bare, size) - before) / hosts
+        floor = await casts(bare, frame, hosts, size.runs)
+    note = f"{hosts / back:,.0f} a second, bare {hosts / handshakes:,.0f}; the first time: {enrolled:.1f} s"
+    figures |= cpu_figures({"server_first_hello": first["server"]}, hosts)
+    what = f"{hosts:,} hosts back in sync after the server was killed"
+    memory = f"server memory for an idle host that is in sync ({hosts:,} of them)"
     return [
         Result(row, memory, "KiB", each, bare_each, "a bare connection", Limits(32 << 10, 1.25)),
-        rollout_result(row, size.fleet, took, floor, 2.0),
-        Result(row, what, "s", back, handshakes, "as many bare handshakes", Limits(None, 1 / 0.7), note),
+        rollout_result(row, hosts, rolled, floor, 2.0),
+        Result(row, what, "s", back, handshakes, "as many bare handshakes", Limits(None, 1 / 0.7), note, figures),
     ]
 
 
-async def _back(server: Server, agents: Fleet, last: int) -> float:
-    """Start a killed server again: seconds until its agents, with their old state, are in sync."""
+async def _back(server: Server, load: Load, hosts: int, last: int) -> tuple[float, dict[str, float]]:
+    """Start a killed server again: seconds until its hosts, with what they held, are in sync; and the CPU time."""
     again = await Server.at(server.data, server.port)
     try:
-        memories = [agent.core.state for agent in agents.agents]
-        second = Fleet(again.gateway, again.agent_token, len(memories), memories)
-        async with still():
-            since = stored(datetime.now(UTC))
-            begin = time.perf_counter()
-            await second.start()
-            await again.until_stored(BACK, len(memories), last, since)
-            took = time.perf_counter() - begin
-        await second.stop()
-        return took
+        since, spent = stored(datetime.now(UTC)), Spent({"server": again.cpu, "load": load.cpu})
+        begin = time.perf_counter()
+        await load.open(again.port, "/agent", again.agent_token)
+        await again.until_stored(BACK, hosts, last, since)
+        return time.perf_counter() - begin, cpu_figures(spent(), hosts)
     finally:
         await again.stop()
 

@@ -156,23 +156,6 @@ async def serving(kind: str) -> AsyncIterator[Process]:
             await process.stop(9)
 
 
-@asynccontextmanager
-async def connected(port: int, size: int, at_once: int) -> AsyncIterator[list[ClientConnection]]:
-    """`size` bare connections, opened `at_once` at a time."""
-    gate = asyncio.Semaphore(at_once)
-
-    async def one() -> ClientConnection:
-        async with gate:
-            return await dial(port)
-
-    clients = await asyncio.gather(*(one() for _ in range(size)))
-    try:
-        yield clients
-    finally:
-        for client in clients:
-            client.transport.abort()
-
-
 async def dial(port: int, path: str = "/") -> ClientConnection:
     """Open a bare connection in the way that an agent does."""
     return await connect(f"ws://127.0.0.1:{port}{path}", compression=None, max_size=None, proxy=None)

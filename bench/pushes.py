@@ -8,9 +8,10 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from bench import floors
-from bench.fleet import CONNECTING, Fleet, running, still
-from bench.result import Limits, Result, Row, Size, median, runs
-from bench.servers import Server, change, declare, schedule, serving
+from bench.cpu import Spent
+from bench.load import Load, loading
+from bench.result import Limits, Result, Row, Size, cpu_figures, median, runs
+from bench.servers import Process, Server, change, declare, schedule, serving
 from wire import codec, entries
 from wire.messages import PROTOCOL, FromServer, Hello, ScheduleAck, ScheduleDiff, ScheduleSet
 
@@ -18,24 +19,56 @@ IN_SYNC = "SELECT count(*) FROM hosts WHERE applied_version = ? AND applied_dige
 
 
 async def rollout(row: str, size: Size) -> Sequence[Result]:
-    """Measure one changed schedule for 1,000 agents, to the last stored ack."""
-    async with serving() as server:
+    """Measure one changed schedule for 1,000 hosts, to the last stored ack."""
+    async with serving() as server, loading() as load:
         await declare_two(server)
-        async with running(server.gateway, server.agent_token, size.agents) as fleet, still():
-            await server.until_stored(IN_SYNC, size.agents, 1)
-            took = [await rolled_out(server, fleet, 1 + run) for run in range(1, size.runs + 1)]
+        await load.hosts(size.agents)
+        await load.open(server.port, "/agent", server.agent_token)
+        await server.until_stored(IN_SYNC, size.agents, 1)
+        rolled = await roll_out(server, load, size.agents, size.runs)
         frame = await diff_frame(server, "one-more")
-    async with floors.serving("cast") as bare, floors.connected(bare.port, size.agents, CONNECTING) as clients, still():
-        floor = [await cast(bare.port, clients, frame) for _ in range(size.runs)]
-    return [rollout_result(row, size.agents, took, floor, 0.3)]
+    return [rollout_result(row, size.agents, rolled, await floor_of(frame, size.agents, size.runs), 0.3)]
 
 
-def rollout_result(row: str, agents: int, took: Sequence[float], floor: Sequence[float], most: float) -> Result:
-    """The result for a fleet of `agents`."""
-    what = f"one schedule changed for {agents:,} online agents: the last ack stored"
-    return Result(
-        row, what, "s", median(took), median(floor), "same bytes, one ack each", Limits(most, 2.0), runs(took)
-    )
+Rolled = tuple[list[float], dict[str, float]]
+"""The seconds of each run, and what else was measured."""
+
+
+async def roll_out(server: Server, load: Load, hosts: int, times: int) -> Rolled:
+    """Change a Schedule some times, for hosts that hold version 1."""
+    spent = Spent({"server": server.cpu, "load": load.cpu})
+    took = [await rolled_out(server, load, hosts, 1 + run) for run in range(1, times + 1)]
+    return took, cpu_figures(spent(), times * hosts)
+
+
+async def floor_of(frame: str, hosts: int, times: int) -> Rolled:
+    """Send the frame of a change through a bare server, some times."""
+    async with floors.serving("cast") as bare, loading() as load:
+        await load.bare(hosts, frame)
+        await load.open(bare.port)
+        return await casts(bare, frame, hosts, times)
+
+
+async def casts(bare: Process, frame: str, hosts: int, times: int) -> Rolled:
+    """Send a frame to all connections of a bare server some times: seconds until it has read one ack from each."""
+    spent = Spent({"bare": bare.cpu})
+    caller = await floors.dial(bare.port, "/all")
+    took = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        await caller.send(frame)
+        await caller.recv()
+        took.append(time.perf_counter() - begin)
+    caller.transport.abort()
+    return took, cpu_figures(spent(), times * hosts)
+
+
+def rollout_result(row: str, hosts: int, rolled: Rolled, floor: Rolled, most: float) -> Result:
+    """The result for a fleet of `hosts`."""
+    what = f"one schedule changed for {hosts:,} online hosts: the last ack stored"
+    (took, figures), (bare, more) = rolled, floor
+    is_, limits = "same bytes, one ack each", Limits(most, 2.0)
+    return Result(row, what, "s", median(took), median(bare), is_, limits, runs(took), figures | more)
 
 
 async def declare_two(server: Server) -> None:
@@ -44,34 +77,14 @@ async def declare_two(server: Server) -> None:
         await declare(client, [schedule("nightly", "0 2 * * *"), schedule("weekly", "@weekly")])
 
 
-async def rolled_out(server: Server, fleet: Fleet, version: int) -> float:
+async def rolled_out(server: Server, load: Load, hosts: int, version: int) -> float:
     """Change a Schedule: seconds from the request to the last ack of `version` in the database."""
     async with server.client() as client:
         begin = time.perf_counter()
         await change(client, schedule("nightly", f"{version} 2 * * *"))
-        await fleet.until_version(version)
-        await server.until_stored(IN_SYNC, len(fleet.agents), version)
+        await load.holding(version)
+        await server.until_stored(IN_SYNC, hosts, version)
         return time.perf_counter() - begin
-
-
-async def cast(port: int, clients: Sequence[ClientConnection], frame: str) -> float:
-    """Seconds to send a frame to all bare connections and read one ack from each."""
-    ack = codec.encode([ScheduleAck(2, "0" * 64)])
-
-    async def answer(client: ClientConnection) -> None:
-        await client.recv()
-        await client.send(ack)
-
-    caller = await floors.dial(port, "/all")
-    answers = [asyncio.create_task(answer(client)) for client in clients]
-    await asyncio.sleep(0)
-    begin = time.perf_counter()
-    await caller.send(frame)
-    await caller.recv()
-    took = time.perf_counter() - begin
-    await asyncio.gather(*answers)
-    caller.transport.abort()
-    return took
 
 
 async def diff(row: str, size: Size) -> Sequence[Result]:

@@ -1,13 +1,21 @@
 """The result of a row: its figure, floor and limits, and whether these are met."""
 
+import math
 import statistics
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from msgspec import Struct
 
-UNITS = {"s": (1, "s"), "ms": (1e3, "ms"), "KiB": (1 / 1024, "KiB"), "MiB": (1 / 2**20, "MiB")}
-"""Factor and symbol with which a value in seconds or bytes is shown."""
+UNITS = {
+    "s": (1, "s"),
+    "ms": (1e3, "ms"),
+    "us": (1e6, "µs"),
+    "KiB": (1 / 1024, "KiB"),
+    "MiB": (1 / 2**20, "MiB"),
+    "slope": (1, ""),
+}
+"""Factor and symbol with which a value in seconds or bytes is shown. A slope is the exponent by which a cost grows."""
 
 
 class Limits(Struct, frozen=True):
@@ -18,7 +26,11 @@ class Limits(Struct, frozen=True):
 
 
 class Result(Struct, frozen=True):
-    """One line of the table. `measured` and `floor` are in seconds or bytes, medians of some runs; less is better."""
+    """One line of the table. `measured` and `floor` are in seconds or bytes, medians of some runs; less is better.
+
+    `figures`: what else was measured, by name, in seconds or bytes; docs/scale.md reckons with it. `cpu_s.X` is the CPU
+    time of X in all runs, and `cpu_s.X.each` that for each fire, host, or what else the row counts.
+    """
 
     row: str
     what: str
@@ -28,6 +40,7 @@ class Result(Struct, frozen=True):
     floor_is: str
     limits: Limits
     note: str = ""
+    figures: Mapping[str, float] = {}
 
     @property
     def ratio(self) -> float | None:
@@ -45,7 +58,18 @@ class Result(Struct, frozen=True):
         if value is None:
             return ""
         factor, sign = UNITS.get(self.unit, (1, self.unit))
-        return f"{value * factor:,.3g} {sign}" if value * factor < 1000 else f"{value * factor:,.0f} {sign}"
+        shown = f"{value * factor:,.3g} {sign}" if value * factor < 1000 else f"{value * factor:,.0f} {sign}"
+        return shown.strip()
+
+    @property
+    def notes(self) -> str:
+        """The note, with who spent how much CPU time."""
+        spent = [
+            f"{name.removeprefix('cpu_s.').removesuffix('.each')} {value * 1e6:,.0f} µs"
+            for name, value in self.figures.items()
+            if name.endswith(".each")
+        ]
+        return "; ".join([*[self.note] * bool(self.note), *["CPU of each: " + ", ".join(spent)] * bool(spent)])
 
 
 class Size(NamedTuple):
@@ -54,7 +78,8 @@ class Size(NamedTuple):
     `agents`: connected agents. `fleet`: agents of the large fleet. `schedules`: of one host. `loaded`: schedules loaded
     at once. `created`: Schedules created in a cluster. `compared`: Schedules that a restarted controller compares.
     `fires`: sent one by one. `ticks`: of the local cron. `seconds`: of load. `settled_s`: seconds to wait before memory
-    is read. `runs`: number of runs; the median counts.
+    is read. `runs`: number of runs; the median counts. `jobs`: rows of jobs in a large store. `sessions`: hosts in one
+    process. `most`: how much there is of what grows.
     """
 
     agents: int
@@ -68,18 +93,42 @@ class Size(NamedTuple):
     seconds: float
     settled_s: float
     runs: int
+    jobs: int
+    sessions: int
+    most: int
 
 
-FULL = Size(1_000, 10_000, 1_000, 100_000, 1_000, 5_000, 400, 100, 3.0, 2.0, 3)
-SMALLEST = Size(2, 3, 3, 6, 3, 3, 3, 2, 0.1, 0.1, 1)
+FULL = Size(1_000, 10_000, 1_000, 100_000, 1_000, 5_000, 400, 100, 3.0, 2.0, 3, 1_000_000, 100_000, 10_000)
+SMALLEST = Size(2, 3, 3, 6, 3, 3, 3, 2, 0.1, 0.1, 1, 30, 4, 20)
 
 
 class Row(NamedTuple):
-    """A row: its name on the command line, and the function that measures it. `needs_cluster`: needs an API server."""
+    """A row: its name on the command line, and the function that measures it.
+
+    `needs_cluster`: needs an API server. `needs_postgresql`: needs a PostgreSQL. `asked`: measured only when named.
+    """
 
     name: str
     measure: Callable[[str, Size], Coroutine[Any, Any, Sequence[Result]]]
     needs_cluster: bool = False
+    needs_postgresql: bool = False
+    asked: bool = False
+
+
+def cpu_figures(spent: Mapping[str, float], count: int) -> dict[str, float]:
+    """CPU-seconds by the name of who spent them, for `Result.figures`: in all, and for each of `count`."""
+    return {f"cpu_s.{name}": value for name, value in spent.items()} | {
+        f"cpu_s.{name}.each": value / count for name, value in spent.items()
+    }
+
+
+def slope(costs: Mapping[int, float]) -> float:
+    """The exponent of growth between the two largest sizes: 0 for a constant cost, 1 for one that grows in proportion.
+
+    The smaller sizes, whose costs are mostly constant, would make it look better than it is.
+    """
+    (small, low), (large, high) = sorted(costs.items())[-2:]
+    return math.log(high / low) / math.log(large / small)
 
 
 def median(values: Sequence[float]) -> float:

@@ -8,12 +8,14 @@ import socket
 import sqlite3
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
+
+from bench.cpu import of_process
 
 READY_S = 60.0
 POLL_S = 0.01
@@ -68,6 +70,10 @@ class Process:
         """Its resident memory, in bytes."""
         return resident(self.process.pid)
 
+    def cpu(self) -> float:
+        """The CPU-seconds that it has used."""
+        return of_process(self.process.pid)
+
 
 class Server(Process):
     """A `lamplighter server`."""
@@ -75,10 +81,12 @@ class Server(Process):
     data: Path
 
     @classmethod
-    async def at(cls, data: Path, port: int | None = None, command: Sequence[str] = LAMPLIGHTER) -> Self:
-        """Start one on a data folder."""
+    async def at(
+        cls, data: Path, port: int | None = None, command: Sequence[str] = LAMPLIGHTER, more: Sequence[str] = ()
+    ) -> Self:
+        """Start one on a data folder, with more options."""
         port = port or free_port()
-        argv = (*command, "server", "--data-dir", os.fspath(data), "--listen", f"127.0.0.1:{port}", *QUIET)
+        argv = (*command, "server", "--data-dir", os.fspath(data), "--listen", f"127.0.0.1:{port}", *QUIET, *more)
         server = await cls.start(argv, port)
         server.data = data
         return server
@@ -104,7 +112,7 @@ class Server(Process):
         return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}/api/v1", headers=headers, timeout=60)
 
     async def until_stored(self, question: str, wanted: object, *values: object, timeout_s: float = 120) -> None:
-        """Wait until a query on its database returns `wanted`. A second connection sees only what is committed."""
+        """Wait until a query on its SQLite returns `wanted`. A second connection sees only what is committed."""
         with closing(sqlite3.connect(f"file:{self.data}/lamplighter.db?mode=ro", uri=True)) as database:
             async with asyncio.timeout(timeout_s):
                 while database.execute(question, values).fetchone()[0] != wanted:
@@ -112,10 +120,13 @@ class Server(Process):
 
 
 @asynccontextmanager
-async def serving(command: Sequence[str] = LAMPLIGHTER) -> AsyncIterator[Server]:
-    """A server on an empty folder, while entered."""
+async def serving(
+    command: Sequence[str] = LAMPLIGHTER, more: Sequence[str] = (), prepare: Callable[[Path], None] = lambda _: None
+) -> AsyncIterator[Server]:
+    """A server on a folder, while entered. `more`: options. `prepare`: called first, with the empty folder."""
     with tempfile.TemporaryDirectory(prefix="lamplighter-bench-") as folder:
-        server = await Server.at(Path(folder), command=command)
+        await asyncio.to_thread(prepare, Path(folder))
+        server = await Server.at(Path(folder), command=command, more=more)
         try:
             yield server
         finally:
