@@ -23,6 +23,8 @@ from server.store.rows import RepositoryRow, ScheduleRow
 
 R = TypeVar("R", ScheduleRow, RepositoryRow)
 
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
 
 class ResolvedRepository(NamedTuple):
     """A repository with what its schedules need to know of it.
@@ -134,16 +136,17 @@ class Catalog:
         """
         spec, repository, grant = schedule_spec(row.spec), resolved.row, self.grant(row.namespace)
         basis = (row.generation, row.spec, repository.id, repository.generation)
-        revision = hashlib.blake2b(msgspec.json.encode(basis, order="deterministic"), digest_size=8).hexdigest()
+        revision = hashlib.blake2b(_encode(basis), digest_size=8).hexdigest()
         paths = spec.backup.paths if spec.backup else ()
-        allowed = not resolved.errors and not self.forbidden(row.namespace, paths=paths)
+        allowed = not resolved.errors and (grant.everywhere or not self.forbidden(row.namespace, paths=paths))
+        name = full_name(row)
         return PlacedSchedule(
             row.id,
-            full_name(row),
+            name,
             spec,
             repository.id,
             resolved.init,
-            encoded_entry(row.id, full_name(row), spec, row.since, revision),
+            encoded_entry(row.id, name, spec, row.since, revision),
             grant.host_selector if allowed else NOTHING,
             grant.within,
             grant.host_identity,

@@ -22,6 +22,7 @@ from wire.entries import EMPTY, EncodedEntry, EntrySet
 from wire.messages import Entry
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
+_encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 class PlacedSchedule(Struct, frozen=True):
@@ -239,4 +240,4 @@ class Placement:
 
 def _selection(schedule: PlacedSchedule) -> bytes:
     """A key for the hosts that a schedule selects. Most schedules of a fleet share few keys, and match as one."""
-    return msgspec.json.encode((schedule.spec.host_selector, schedule.granted), order="deterministic")
+    return _encode((schedule.spec.host_selector, schedule.granted))

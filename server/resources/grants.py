@@ -14,6 +14,7 @@ The cluster's operator writes them in a YAML file:
 
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -50,7 +51,7 @@ class Grant(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     @property
     def everywhere(self) -> bool:
         """Whether every path of a host is granted."""
-        return any(posixpath.normpath(prefix) == "/" for prefix in self.path_prefixes)
+        return _is_everywhere(self.path_prefixes)
 
     @property
     def within(self) -> tuple[str, ...]:
@@ -127,6 +128,12 @@ def url_errors(grant: Grant, namespace: str, url: str) -> Iterator[FieldError]:
         yield {"field": "spec.url", "detail": f"{folder[:64]!r} must be absolute: begin it with /"}
     elif folder is not None and not grant.covers(folder.replace("{namespace}", namespace)):
         yield {"field": "spec.url", "detail": _refusal(grant, namespace)}
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_everywhere(prefixes: tuple[str, ...]) -> bool:
+    """It is asked for each schedule, of a few grants."""
+    return any(posixpath.normpath(prefix) == "/" for prefix in prefixes)
 
 
 def _normal(path: str) -> str:

@@ -11,7 +11,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -23,12 +22,16 @@ from websockets.typing import Subprotocol
 
 from server.app import Config, Running, serving
 from server.store import migrations
+from server.store.engine import Store
+from tests import postgresql as postgresql_servers
 from tests.integration.clock import Clock
 from tests.plain import NO_TLS
+from tests.postgresql import Databases
 
 Answer = TypeVar("Answer")
 PATIENCE_S = 60
 """What takes longer than this will not come."""
+ON_POSTGRESQL = os.environ.get("LAMPLIGHTER_TEST_DATABASE", "sqlite") == "postgresql"
 
 Declare = Callable[..., Awaitable[str]]
 Connect = Callable[..., AbstractAsyncContextManager["Agent"]]
@@ -45,23 +48,57 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def databases() -> Iterator[Databases]:
     """A real PostgreSQL."""
-    folder = tmp_path_factory.mktemp("postgresql")
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # it warns where there is none
-    pgserver = pytest.importorskip("pgserver")
-    started = pgserver.get_server(folder / "data")
-    yield started
-    started.cleanup()
+    with postgresql_servers.running() as databases:
+        yield databases
 
 
 @pytest.fixture
-def postgresql(postgresql_server: Any) -> str:
+def postgresql(databases: Databases) -> str:
     """The URL of an empty database in PostgreSQL."""
-    name = f"test_{uuid4().hex}"
-    postgresql_server.psql(f"CREATE DATABASE {name}")
-    where = postgresql_server.get_uri().partition("?")[2]
-    return f"postgresql+psycopg://postgres:@/{name}?{where}"
+    return databases.new().render_as_string(hide_password=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def stand_ins(request: pytest.FixtureRequest) -> Iterator[dict[Path, sa.URL]]:
+    """With LAMPLIGHTER_TEST_DATABASE=postgresql, the databases that stand for the SQLite files of data folders.
+
+    Stores that a test or its servers open by such a file are there. Processes that a test starts keep to their files.
+    """
+    made: dict[Path, sa.URL] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        if ON_POSTGRESQL:
+            databases: Databases = request.getfixturevalue("databases")
+            open_file = Store.open
+
+            def opened(location: str | os.PathLike[str]) -> Store:
+                folder = Path(location).resolve().parent
+                if not os.fspath(location).endswith("/lamplighter.db") or "://" in os.fspath(location):
+                    return open_file(location)
+                if folder not in made:
+                    made[folder] = databases.new_migrated()
+                return open_file(made[folder].render_as_string(hide_password=False))
+
+            patch.setattr(Store, "open", staticmethod(opened))
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def dropped(request: pytest.FixtureRequest, stand_ins: dict[Path, sa.URL]) -> Iterator[None]:
+    """Drops the databases of a test's folders after it."""
+    databases: Databases | None = request.getfixturevalue("databases") if ON_POSTGRESQL else None
+    yield
+    for folder in list(stand_ins):
+        if databases is not None and folder.is_relative_to(request.node.funcargs.get("tmp_path", "/nowhere")):
+            databases.drop(stand_ins.pop(folder))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests of SQLite's own where its place is taken."""
+    for item in items:
+        if ON_POSTGRESQL and item.get_closest_marker("sqlite"):
+            item.add_marker(pytest.mark.skip("of SQLite alone"))
 
 
 @pytest.fixture

@@ -3,21 +3,19 @@
 import inspect
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
-import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import Connection, Engine
 
 from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.queue import Recorded
-from server.store import migrations
 from server.store.database import engine
 from server.store.queue import FRONT
 from tests import plans
 from tests.jobqueue import MINUTE, NOON, Jobs, in_memory, job
+from tests.postgresql import Databases
 from tests.unit import test_lanes as lanes
 
 PROMISES = [
@@ -28,13 +26,9 @@ PROMISES = [
 
 
 @pytest.fixture(scope="module")
-def database(postgresql_server: Any) -> Iterator[Engine]:
+def database(databases: Databases) -> Iterator[Engine]:
     """A database in PostgreSQL that has the tables."""
-    postgresql_server.psql("CREATE DATABASE queue")
-    where = postgresql_server.get_uri().partition("?")[2]
-    made = engine(sa.make_url(f"postgresql+psycopg://postgres:@/queue?{where}"), 4, writes=True)
-    with made.begin() as conn:
-        migrations.upgrade(conn)
+    made = engine(databases.new_migrated(), 4, writes=True)
     yield made
     made.dispose()
 

@@ -1,0 +1,120 @@
+"""A real PostgreSQL for the tests, and databases in it.
+
+`LAMPLIGHTER_TEST_POSTGRESQL` says which: the URL of a server whose user may create databases, or the folder with the
+programs of one, such as /usr/lib/postgresql/15/bin. Without it, it is the one in pgserver's wheel.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from server.store import migrations
+
+WHICH = "LAMPLIGHTER_TEST_POSTGRESQL"
+
+
+class Databases:
+    """Databases in one server. They are dropped in the end."""
+
+    def __init__(self, url: sa.URL) -> None:
+        self._url = url
+        self._admin = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        self._migrated: sa.URL | None = None
+        self._made: list[sa.URL] = []
+
+    def new(self) -> sa.URL:
+        """An empty database."""
+        return self._create("template1")
+
+    def new_migrated(self) -> sa.URL:
+        """A database with all tables and no rows."""
+        if self._migrated is None:
+            self._migrated = self.new()
+            engine = sa.create_engine(self._migrated, poolclass=sa.NullPool)
+            with engine.begin() as conn:
+                migrations.upgrade(conn)
+        return self._create(str(self._migrated.database))
+
+    def drop(self, url: sa.URL) -> None:
+        """Drop a database, whoever is connected to it."""
+        self._made.remove(url)
+        self.execute(f"DROP DATABASE {url.database} WITH (FORCE)")
+
+    def execute(self, statement: str) -> None:
+        """Execute a statement in the server's own database."""
+        with self._admin.connect() as conn:
+            conn.exec_driver_sql(statement)
+
+    def close(self) -> None:
+        """Drop all that is left."""
+        for url in list(self._made):
+            self.drop(url)
+
+    def _create(self, template: str) -> sa.URL:
+        name = f"test_{uuid4().hex}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self._made.append(self._url.set(database=name))
+        return self._made[-1]
+
+
+@contextmanager
+def running() -> Iterator[Databases]:
+    """The server that the environment names."""
+    which = os.environ.get(WHICH, "")
+    if "://" in which:
+        databases = Databases(sa.make_url(which).set(drivername="postgresql+psycopg"))
+        try:
+            yield databases
+        finally:
+            databases.close()
+    elif which:
+        with _of_programs(Path(which)) as url:
+            yield Databases(url)
+    else:
+        with _of_wheel() as url:
+            yield Databases(url)
+
+
+@contextmanager
+def _of_wheel() -> Iterator[sa.URL]:
+    with tempfile.TemporaryDirectory(prefix="lamplighter-pg-") as folder:
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # it warns where there is none
+        started: Any = pytest.importorskip("pgserver").get_server(Path(folder) / "data")
+        started.psql("ALTER SYSTEM SET fsync = off")  # no machine loses power in the tests
+        started.psql("SELECT pg_reload_conf()")
+        try:
+            yield sa.make_url(started.get_uri()).set(drivername="postgresql+psycopg")
+        finally:
+            started.cleanup()
+
+
+@contextmanager
+def _of_programs(programs: Path) -> Iterator[sa.URL]:
+    user = "nobody" if os.getuid() == 0 else None  # PostgreSQL refuses to be root
+    folder = Path(tempfile.mkdtemp(prefix="lamplighter-pg-"))
+    if user is not None:
+        shutil.chown(folder, user)
+    control: list[str | Path] = [programs / "pg_ctl", "--pgdata", folder / "data", "--log", folder / "log", "--wait"]
+    asked = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
+    initdb = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"]
+    try:
+        _run(programs / "initdb", "--pgdata", folder / "data", *initdb, user=user, cwd=folder)
+        _run(*control, "--options", asked, "start", user=user, cwd=folder)
+        yield sa.make_url(f"postgresql+psycopg://postgres@/postgres?host={folder}")
+    finally:
+        subprocess.run([*control, "--mode=immediate", "stop"], user=user, cwd=folder, capture_output=True, check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(*argv: object, **options: Any) -> None:
+    done = subprocess.run([str(it) for it in argv], capture_output=True, check=False, **options)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
