@@ -34,6 +34,10 @@ coverage: restic rclone ssh busybox curl openssl sqlite3 $(READY) ## Measure whi
 	$(BIN)/coverage run -m pytest -q -n 4 --dist worksteal -m "not cluster" $(TESTS); \
 		status=$$?; $(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
 
+.PHONY: test-postgresql
+test-postgresql: restic rclone ssh busybox curl openssl sqlite3 $(READY) ## Run the tests of real parts with their servers on PostgreSQL
+	LAMPLIGHTER_TEST_DATABASE=postgresql $(BIN)/pytest -q -n 4 --dist worksteal tests/integration
+
 .PHONY: hooks
 hooks: $(READY) ## Have each commit pass the checks of style, types and imports first
 	$(BIN)/pre-commit install

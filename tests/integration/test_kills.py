@@ -33,7 +33,7 @@ from server.store.rows import HostRow, RepositoryRow, ScheduleRow
 from tests.integration.conftest import Until
 from tests.plain import NO_TLS
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.sqlite]
 
 PATIENCE_S = 60
 """What takes longer than this will not come."""

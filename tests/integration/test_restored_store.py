@@ -15,7 +15,7 @@ from tests.integration.conftest import PATIENCE_S, Until
 from tests.integration.test_duplicates import Idle, agent
 from tests.plain import NO_TLS
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.sqlite]
 
 
 @pytest.fixture
