@@ -4,6 +4,7 @@ import os
 import sqlite3
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -11,6 +12,19 @@ from sqlalchemy import Connection, Engine
 
 BUSY_TIMEOUT_MS = 5000
 """Milliseconds that SQLite waits for a lock of another process, such as one that copies the database."""
+
+CONNECT_TIMEOUT_S = 5
+"""Seconds within which a host of PostgreSQL must answer; after that the next one of the URL is tried."""
+_REACH = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+"""What libpq is told where the URL says nothing else: a machine that vanishes is noticed within 15 seconds."""
+ROUNDS = 3
+"""How often `is_pooled` looks."""
 
 _BEGINS = {
     # sqlite3 begins transactions late and by its own rules, so it is told not to begin any.
@@ -27,8 +41,11 @@ def make_private(path: Path) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-def engine(url: sa.URL, connections: int, *, writes: bool) -> Engine:
-    """An engine with up to this many connections. `writes`: whether its transactions write."""
+def engine(url: sa.URL, connections: int, *, writes: bool, pooled: bool = False) -> Engine:
+    """An engine with up to this many connections.
+
+    `writes`: whether its transactions write. `pooled`: whether a pooler gives each transaction another session.
+    """
     backend = url.get_backend_name()
     made = sa.create_engine(
         url,
@@ -38,12 +55,47 @@ def engine(url: sa.URL, connections: int, *, writes: bool) -> Engine:
         json_deserializer=msgspec.json.decode,
         hide_parameters=True,  # errors must not contain values, which may be credentials
         pool_pre_ping=backend != "sqlite",  # a database elsewhere may have been restarted
+        connect_args=_connect_args(url, pooled=pooled),
     )
     if backend == "sqlite":
         sa.event.listen(made, "connect", _prepare_sqlite)
     if (begin := _BEGINS.get((backend, writes))) is not None:
         sa.event.listen(made, "begin", partial(Connection.exec_driver_sql, statement=begin))
     return made
+
+
+def is_pooled(url: sa.URL) -> bool:
+    """Whether a pooler stands before PostgreSQL that gives each transaction another session, such as pgbouncer.
+
+    A connection without a transaction then loses its session to the transaction of another one. Raises DBAPIError.
+    """
+    made = sa.create_engine(url, poolclass=sa.NullPool, connect_args=_connect_args(url, pooled=True))
+    try:
+        with made.connect() as idle, made.connect() as busy:
+            return any(_shares_session(idle, busy) for _ in range(ROUNDS))
+    finally:
+        made.dispose()
+
+
+def _shares_session(idle: Connection, busy: Connection) -> bool:
+    before = _session_of(idle)
+    idle.rollback()
+    try:
+        return _session_of(busy) == before or _session_of(idle) != before
+    finally:
+        idle.rollback()
+        busy.rollback()
+
+
+def _session_of(conn: Connection) -> int:
+    return int(conn.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+
+
+def _connect_args(url: sa.URL, *, pooled: bool) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite" or url.get_driver_name() != "psycopg":
+        return {}
+    prepared = {"prepare_threshold": None} if pooled else {}  # a statement is prepared in one session only
+    return {name: value for name, value in _REACH.items() if name not in url.query} | prepared
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

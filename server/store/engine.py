@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
@@ -24,8 +25,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from server.errors import Unavailable
-from server.store import database, migrations, ownership
-from server.store.ownership import FileLock, InUseError, OwnershipError, SessionLock
+from server.store import database, migrations, ownership, trouble
+from server.store.ownership import AwayError, FileLock, InUseError, OwnershipError, SessionLock
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,10 @@ MAX_WAITING = 100_000
 """Maximum calls of `write` that wait for a commit; further ones are refused."""
 READERS = 4
 """Maximum reads at a time; others wait."""
+CONNECTIONS = 1 + READERS + 1
+"""Connections to PostgreSQL that a server needs: the writer's, the readers', and one that wakes."""
+TRIES = 5
+"""How often a transaction is run that PostgreSQL rolled back for the sake of another one."""
 FRESH_S = 2.0
 """Seconds for which the result of the last commit counts as the state of the database."""
 LOG_EVERY_S = 60.0
@@ -79,13 +84,22 @@ class Store:
     """
 
     def __init__(
-        self, writer: Engine, readers: Engine, server: str, *, is_shared: bool, lock: FileLock | None = None
+        self,
+        writer: Engine,
+        readers: Engine,
+        server: str,
+        *,
+        is_shared: bool,
+        lock: FileLock | None = None,
+        told: Callable[[], None] = lambda: None,
     ) -> None:
         self.server = server
         self.is_shared = is_shared
         self._writer = writer
+        self._conn = writer.connect()
         self._readers = readers
         self._lock = lock
+        self._told = told
         self._lost: concurrent.futures.Future[NoReturn] = concurrent.futures.Future()
         self._outcome = (-math.inf, "")  # when a commit was last tried, and why it failed; by time.monotonic
         self._refusals = _Refusals()
@@ -100,12 +114,17 @@ class Store:
         self._thread.start()
 
     @classmethod
-    def open(cls, location: str | os.PathLike[str]) -> Self:
+    def open(
+        cls, location: str | os.PathLike[str], *, direct: str = "", told: Callable[[], None] = lambda: None
+    ) -> Self:
         """Open the database at a path (SQLite) or an SQLAlchemy URL; create or migrate it as needed. Blocks.
 
         Several servers may open one PostgreSQL database. Raises StoreError when a newer version has written the
         database, when it cannot be opened and written now, or when another server still has it, for itself alone, after
-        `ownership.WAIT_S` seconds.
+        `ownership.WAIT_S` seconds. A PostgreSQL that is away is waited for, for `ownership.START_S` seconds.
+
+        `direct`: the URL of the same database past a connection pooler. `told`: called in the writer's thread after
+        each commit of something that other servers want to know.
         """
         text = os.fspath(location)
         url = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=text)
@@ -114,37 +133,58 @@ class Store:
                 raise StoreError("the store needs a file: a database in memory is lost when its connection closes")
             database.make_private(Path(str(url.database)))
         try:
-            return ownership.waited_for(partial(cls._opened, url))
-        except InUseError as error:
+            return ownership.waited_for(partial(cls._opened, url, sa.make_url(direct or url), told))
+        except (InUseError, AwayError) as error:
             raise StoreError(str(error)) from None
 
     @classmethod
-    def _opened(cls, url: sa.URL) -> Self:
-        """Open the database at a URL, unless another server has it. Raises InUseError, StoreError."""
+    def _opened(cls, url: sa.URL, direct: sa.URL, told: Callable[[], None]) -> Self:
+        """Open the database at a URL, unless another server has it. Raises InUseError, AwayError, StoreError."""
         server = uuid.uuid4().hex
-        session = SessionLock(url.render_as_string())
-        lock = FileLock(Path(str(url.database))) if url.get_backend_name() == "sqlite" else None
-        writer, readers = database.engine(url, 1, writes=True), database.engine(url, READERS, writes=False)
-        if lock is None:
-            sa.event.listen(writer, "connect", session.take)
         try:
-            with writer.begin() as conn:
-                if lock is None:
-                    ownership.wait_for_migrations(conn)
-                migrations.upgrade(conn)
-                ownership.claim(conn, server if lock is not None else ownership.SHARED)
-            session.known = True
-            return cls(writer, readers, server, is_shared=lock is None, lock=lock)
+            if url.get_backend_name() == "sqlite":
+                return cls._of_file(url, server)
+            return cls._of_servers(url, direct, server, told)
         except migrations.UnknownRevisionError as error:
             raise StoreError(str(error)) from error
         except sa.exc.DBAPIError as error:
+            where, why = url.render_as_string(), trouble.explained(error, CONNECTIONS)
+            if url.get_backend_name() != "sqlite" and trouble.is_away(error):
+                raise AwayError(f"{where}: {why}") from error
             remedy = "it must be reachable and writable, its disk not full, and no other process may lock it"
-            raise StoreError(f"{url.render_as_string()}: {str(error.orig).strip()}: {remedy}") from error
+            raise StoreError(f"{where}: {why}: {remedy}") from error
+
+    @classmethod
+    def _of_file(cls, url: sa.URL, server: str) -> Self:
+        lock, writer = FileLock(Path(str(url.database))), database.engine(url, 1, writes=True)
+        try:
+            with writer.begin() as conn:
+                migrations.upgrade(conn)
+                ownership.claim(conn, server)
+        except BaseException:
+            writer.dispose()
+            lock.close()
+            raise
+        return cls(writer, database.engine(url, READERS, writes=False), server, is_shared=False, lock=lock)
+
+    @classmethod
+    def _of_servers(cls, url: sa.URL, direct: sa.URL, server: str, told: Callable[[], None]) -> Self:
+        pooled, session = _is_pooled(url, direct), SessionLock(direct)
+        writer = database.engine(url, 1, writes=True, pooled=pooled)
+        first = database.engine(direct, 1, writes=True) if pooled else writer
+        sa.event.listen(first, "connect", session.take)
+        try:
+            with first.begin() as conn:
+                ownership.wait_for_migrations(conn)
+                migrations.upgrade(conn)
+                ownership.claim(conn, ownership.SHARED)
+            session.known = True
         finally:
-            if not session.known:
-                writer.dispose()
-                if lock is not None:
-                    lock.close()
+            if pooled or not session.known:
+                first.dispose()
+        return cls(
+            writer, database.engine(url, READERS, writes=False, pooled=pooled), server, is_shared=True, told=told
+        )
 
     @property
     def waiting(self) -> int:
@@ -223,6 +263,12 @@ class Store:
         await asyncio.shield(asyncio.wrap_future(self._lost))
         raise StoreLostError
 
+    def lose(self, why: str) -> None:
+        """Write nothing from now on: others took this server for dead, or have the store. Any thread may call it."""
+        with suppress(concurrent.futures.InvalidStateError):
+            self._lost.set_exception(StoreLostError(why))
+            log.critical("the store is lost: nothing is written any more", extra={"reason": why})
+
     async def close(self, timeout_s: float = 30) -> None:
         """Refuse new calls, commit those that wait, and close the database. It may be called again.
 
@@ -247,43 +293,57 @@ class Store:
             with self._readers.begin() as conn:
                 return function(conn, *args)
         except sa.exc.DBAPIError as error:
-            if not _is_database_failure(error):
+            if not trouble.is_failure(error):
                 raise
-            raise Unavailable(f"the database cannot be read now: {str(error.orig).strip()}") from error
+            raise Unavailable(f"the database cannot be read now: {trouble.explained(error, CONNECTIONS)}") from error
 
     def _write_until_closed(self) -> None:
         try:
-            with self._writer.connect() as conn:
-                while calls := self._gathered():
-                    _resolve_soon(self._committed(conn, calls))
+            while calls := self._gathered():
+                _resolve_soon(self._committed(calls))
         finally:
+            self._conn.close()
             self._drained.set_result(None)
 
-    def _committed(self, conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
+    def _connected(self) -> Connection:
+        """The writer's connection; a new one after the database was away. Raises OwnershipError, DBAPIError."""
+        if self._conn.invalidated or self._conn.closed:
+            self._conn.close()
+            self._conn = self._writer.connect()
+        return self._conn
+
+    def _committed(self, calls: Sequence[_Call]) -> list[_Outcome]:
         """Commit calls if this server still has the store, and keep the result for `refuses`."""
         try:
             if self._lost.done():
                 self._lost.result()
             if self._lock is not None:
                 self._lock.check()
+            conn = self._connected()
             if self.failing:
                 with conn.begin():  # on a full disk, calls that change nothing would succeed
                     ownership.probe(conn, [datetime.now(UTC)])
             outcomes, why = _commit(conn, calls), ""
             self._refusals.end()
+            if conn.info.pop("wakes", False):
+                self._told()
         except (OwnershipError, StoreLostError) as error:
-            if not self._lost.done():
-                log.critical("the store is lost: nothing is written any more", extra={"reason": error})
-                self._lost.set_exception(StoreLostError(str(error)))
+            self.lose(str(error))
             why = str(error)
             outcomes = [_Outcome(call.future, None, Unavailable(why)) for call in calls]
         except sa.exc.DBAPIError as error:  # locked, full or gone: each call alone would fail as well
-            reason = str(error.orig).strip()
-            self._refusals.add(reason, len(calls), time.monotonic())
-            why = f"the database cannot be written now: {reason}"
+            why = self._refused(error, len(calls))
             outcomes = [_Outcome(call.future, None, _unavailable(error)) for call in calls]
         self._outcome = (time.monotonic(), why)
         return outcomes
+
+    def _refused(self, error: sa.exc.DBAPIError, calls: int) -> str:
+        """Why the database took nothing; it is logged now and then."""
+        if trouble.is_read_only(error):
+            self._conn.invalidate()  # it may be a standby now, and another host of the URL takes writes
+        reason = trouble.explained(error, CONNECTIONS)
+        self._refusals.add(reason, calls, time.monotonic())
+        return f"the database cannot be written now: {reason}"
 
     def _gathered(self) -> list[_Call]:
         """All calls that wait, at least one; none when the store is closed and all calls are taken."""
@@ -322,16 +382,27 @@ class _Refusals:
             self._logged_at, self._refused, self._unlogged = -math.inf, 0, 0
 
 
+def _is_pooled(url: sa.URL, direct: sa.URL) -> bool:
+    """Whether a pooler stands before PostgreSQL. Raises StoreError where there is no way past it."""
+    if not database.is_pooled(url):
+        return False
+    if not database.is_pooled(direct):
+        return True
+    raise StoreError(
+        f"{direct.render_as_string()}: a connection pooler gives each transaction another session there, and a server "
+        "needs one connection of its own: give --database-direct, the URL of PostgreSQL itself"
+    )
+
+
 def _commit(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
     """Run calls in one transaction; if one fails, run each in a transaction of its own.
 
     Raises OwnershipError, and DBAPIError when the database itself failed.
     """
     try:
-        with conn.begin():
-            return _run(conn, calls)
+        return _transacted(conn, calls)
     except Exception as error:
-        if isinstance(error, OwnershipError) or _is_database_failure(error):
+        if isinstance(error, OwnershipError) or trouble.is_failure(error):
             raise
         if len(calls) == 1:
             return [_Outcome(calls[0].future, None, error)]
@@ -339,10 +410,19 @@ def _commit(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
         return [outcome for call in calls for outcome in _commit(conn, [call])]
 
 
-def _is_database_failure(error: Exception) -> bool:
-    """Whether the database itself failed (locked, full, gone): the error is not about the statement or its values."""
-    asked = (sa.exc.IntegrityError, sa.exc.DataError, sa.exc.ProgrammingError, sa.exc.NotSupportedError)
-    return isinstance(error, sa.exc.DBAPIError) and not isinstance(error, asked)
+def _transacted(conn: Connection, calls: Sequence[_Call], tries: int = TRIES) -> list[_Outcome]:
+    """Run calls in one transaction; again, up to TRIES times, if it was rolled back for the sake of another one.
+
+    Calls have no effect except on the connection, so what was rolled back has left nothing.
+    """
+    try:
+        with conn.begin():
+            return _run(conn, calls)
+    except sa.exc.DBAPIError as error:
+        if tries == 1 or not trouble.is_transient(error):
+            raise
+        log.info("a transaction gave way to another one: it runs again", extra={"reason": str(error.orig).strip()})
+        return _transacted(conn, calls, tries - 1)
 
 
 def _unavailable(error: Exception) -> Unavailable:

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 WAIT_S = 5.0
 """Seconds that a starting server waits for the previous one to end."""
+START_S = 60.0
+"""Seconds that a starting server waits for a database that is away, starting, or not promoted yet."""
 PAUSE_S = 0.1
 """Seconds between two attempts to take the lock."""
 KEY = 0x4C616D70
@@ -33,8 +35,15 @@ MIGRATING = KEY + 1
 """The first half of the key of the lock under which the tables are made."""
 SHARED = "shared"
 """The owner in `store_owner` where servers share the store."""
-KEEPALIVE = (("tcp_keepalives_idle", "10"), ("tcp_keepalives_interval", "5"), ("tcp_keepalives_count", "3"))
-"""With these, PostgreSQL ends the session of a vanished machine, and so frees the lock, after 25 seconds."""
+SESSION = (
+    ("tcp_keepalives_idle", "3"),
+    ("tcp_keepalives_interval", "2"),
+    ("tcp_keepalives_count", "2"),
+    ("tcp_user_timeout", "7000"),
+    ("idle_in_transaction_session_timeout", "10000"),
+)
+"""With these, PostgreSQL ends the session of a vanished machine, and so frees its locks, after 7 seconds; and that of
+a process that stands still within a transaction after 10."""
 
 Taken = TypeVar("Taken")
 
@@ -78,11 +87,15 @@ class FileLock:
         os.close(self._fd)
 
 
+class AwayError(Exception):
+    """The database is away, starting, or not promoted yet."""
+
+
 class SessionLock:
     """The lock of a PostgreSQL database. `take` is a listener of SQLAlchemy's event "connect"."""
 
-    def __init__(self, database: str) -> None:
-        self._database = database
+    def __init__(self, database: sa.URL) -> None:
+        self._database = database.render_as_string()
         self.known = False  # whether `claim` has written that servers share the store
 
     def take(self, connection: Any, _record: object) -> None:
@@ -91,7 +104,7 @@ class SessionLock:
         Raises InUseError when an old server has it for itself, and OwnershipError when one had it in between.
         """
         with connection.cursor() as cursor:
-            for name, value in (*KEEPALIVE, ("application_name", this_server()[:63])):
+            for name, value in (*SESSION, ("application_name", this_server()[:63])):
                 cursor.execute("SELECT set_config(%s, %s, false)", (name, value))
             cursor.execute("SELECT pg_try_advisory_lock_shared(%s, hashtext(current_schema()))", (KEY,))
             if not cursor.fetchone()[0]:
@@ -113,24 +126,30 @@ def wait_for_migrations(conn: sa.Connection) -> None:
 
 
 def claim(conn: sa.Connection, server: str) -> None:
-    """Record this server as the owner of the store; with SHARED, that servers share it."""
-    if conn.scalar(sa.select(STORE_OWNER.c.server)) != server:
-        conn.execute(sa.delete(STORE_OWNER))
+    """Record this server as the owner of the store; with SHARED, that servers share it.
+
+    It writes each time, so that a database that only reads is noticed.
+    """
+    if not conn.execute(sa.update(STORE_OWNER).values(server=server)).rowcount:
         conn.execute(sa.insert(STORE_OWNER).values(id=1, server=server))
 
 
 def waited_for(take: Callable[[], Taken]) -> Taken:
-    """Call `take` until it raises no InUseError, for up to WAIT_S seconds. Raises what it raises."""
-    end, logged = time.monotonic() + WAIT_S, False
+    """Call `take` until it raises neither InUseError, for up to WAIT_S seconds, nor AwayError, for up to START_S.
+
+    Raises what it raises.
+    """
+    began, told = time.monotonic(), ""
     while True:
         try:
             return take()
-        except InUseError as error:
-            if time.monotonic() > end:
+        except (InUseError, AwayError) as error:
+            patience_s, what = (WAIT_S, "the store") if isinstance(error, InUseError) else (START_S, "the database")
+            if time.monotonic() > began + patience_s:
                 raise
-            if not logged:
-                log.warning("waiting for the store", extra={"reason": error})
-            logged = True
+            if str(error) != told:
+                log.warning("waiting for %s", what, extra={"reason": error, "at_most_s": round(patience_s)})
+            told = str(error)
             time.sleep(PAUSE_S)
 
 

@@ -72,13 +72,13 @@ def stand_ins(request: pytest.FixtureRequest) -> Iterator[dict[Path, sa.URL]]:
             databases: Databases = request.getfixturevalue("databases")
             open_file = Store.open
 
-            def opened(location: str | os.PathLike[str]) -> Store:
+            def opened(location: str | os.PathLike[str], **settings: Any) -> Store:
                 folder = Path(location).resolve().parent
                 if not os.fspath(location).endswith("/lamplighter.db") or "://" in os.fspath(location):
-                    return open_file(location)
+                    return open_file(location, **settings)
                 if folder not in made:
                     made[folder] = databases.new_migrated()
-                return open_file(made[folder].render_as_string(hide_password=False))
+                return open_file(made[folder].render_as_string(hide_password=False), **settings)
 
             patch.setattr(Store, "open", staticmethod(opened))
         yield made
