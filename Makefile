@@ -51,6 +51,10 @@ format: $(READY) ## Format the code, and mend what ruff can mend
 bench: $(READY) ## Measure, each figure beside its limit in the same run
 	$(BIN)/python -m bench
 
+.PHONY: bench-scale
+bench-scale: $(READY) ## Measure memory and CPU time of each host with 100,000 of them in one process
+	$(BIN)/python -m bench scale
+
 .PHONY: faults
 faults: restic $(READY) ## Run the parts under faults, at length
 	$(BIN)/python -m tests.faults

@@ -15,11 +15,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from bench import bounds, controller, fires, fleets, loading, memory, pushes, replicas, timing
+from bench import bounds, controller, fires, fleets, growing, lists, loading, memory, pushes, replicas, scale, timing
 from bench.fleet import raise_file_limit
 from bench.result import FULL, SMALLEST, Result, Row
 
-PARTS = (fires, bounds, pushes, timing, loading, memory, fleets, replicas, controller)
+PARTS = (fires, bounds, pushes, timing, loading, memory, fleets, lists, growing, replicas, scale, controller)
 ROWS: dict[str, Row] = {row.name: row for part in PARTS for row in part.ROWS}
 
 

@@ -29,12 +29,12 @@ LINEAR = 1.15
 SCHEDULES = 5
 
 
-class _Lateness:
+class Lateness:
     """Measures the event loop's greatest lateness while entered, in seconds."""
 
     most = 0.0
 
-    async def __aenter__(self) -> "_Lateness":
+    async def __aenter__(self) -> "Lateness":
         self._sampling = asyncio.create_task(self._sample())
         await asyncio.sleep(0)
         return self
@@ -146,7 +146,7 @@ async def _refused(server: Running, ids: Sequence[str], count: int) -> _Taken:
     async with _connected(server, Hello("host", "1", 0, "")) as client:
         await _heard(client, "schedule.set", 1)
         frame = _frame(ids, count, timedelta(days=-4000))
-        async with _Lateness() as lateness:
+        async with Lateness() as lateness:
             begin, cpu = time.perf_counter(), time.process_time()
             await client.send(frame)
             await _heard(client, "schedule.refused", count)
@@ -169,7 +169,7 @@ async def _open_jobs(server: Running, ids: Sequence[str], clock: Clock, host: st
 
 async def _hello(server: Running, host: str, count: int, sent: list[str]) -> _Taken:
     """Send a hello that names none of the open jobs, and wait until all are sent again. `sent`: gets the frames."""
-    async with _Lateness() as lateness:
+    async with Lateness() as lateness:
         begin, cpu = time.perf_counter(), time.process_time()
         async with _connected(server, Hello(host, "1", 0, "")) as client:
             sent[:] = await _heard(client, "command.run", count)

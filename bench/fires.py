@@ -55,7 +55,7 @@ async def minutely(
     await load.hosts(hosts, ends=ends)
     await load.open(ports or server.port, "/agent", server.agent_token)
     await load.holding(1)
-    server.leap()
+    await server.leap()
 
 
 async def _echo_herd(size: Size, each: int) -> tuple[list[float], dict[str, float]]:

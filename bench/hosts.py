@@ -33,8 +33,10 @@ from wire.messages import (
     ScheduleSet,
 )
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 300.0
 MINUTE = timedelta(minutes=1)
+FIRST_DUE = timedelta(minutes=30)
+"""From now to the first due time that a host fires: by then the schedules are long in force."""
 
 
 def encoded(*messages: Any) -> bytes:
@@ -55,8 +57,8 @@ class Shared:
 
     def __init__(self, *, ends: bool = False) -> None:
         self.took: list[float] = []
-        self.refused = 0
-        self.first_due = datetime.now(UTC).replace(second=0, microsecond=0) + 2 * MINUTE
+        self.refused: list[str] = []
+        self.first_due = datetime.now(UTC).replace(second=0, microsecond=0) + FIRST_DUE
         self.ends = ends
         self._pushed: dict[tuple[str, bytes], Held] = {}
         self._ticks: dict[tuple[str, int], bytes] = {}
@@ -174,7 +176,8 @@ class Host(Peer):
 
     def _told(self, messages: Sequence[FromServer]) -> None:
         jobs = [message.job_id for message in messages if isinstance(message, CommandRun)]
-        refused = sum(isinstance(message, ScheduleRefused) for message in messages)
+        answers = [it for it in messages if isinstance(it, ScheduleRefused) and it.reason != "Queued"]
+        refused = [f"{it.reason}: {it.message}" for it in answers]  # a command follows one that is queued
         if jobs:
             ends: list[Any] = []
             if self.shared.ends:
@@ -182,7 +185,7 @@ class Host(Peer):
                 ends = [JobFinished(job, "succeeded", now) for job in jobs]
             self.line.send(encoded(*map(JobAccepted, jobs), *ends))
         self.shared.refused += refused
-        self.answered(len(jobs) + refused)
+        self.answered(len(jobs) + len(refused))
 
     def fire(self, due: float) -> None:
         self.asked.extend([due] * len(self.held.entries))
@@ -235,12 +238,13 @@ class Worker:
 
         await self._shared.until(holds)
 
-    async def burst(self, at: float) -> list[float]:
-        """All fire at a time of time.perf_counter. Returns the seconds until each answer."""
+    async def burst(self, at: float, ticks: int) -> list[float]:
+        """All fire some times at a time of time.perf_counter. Returns the seconds until each answer."""
         await asyncio.sleep(at - time.perf_counter())
         self._shared.took.clear()
-        for peer in self._peers:
-            peer.fire(at)
+        for _ in range(ticks):
+            for peer in self._peers:
+                peer.fire(at)
         return await self._answers(sum(len(peer.asked) for peer in self._peers))
 
     async def paced(self, at: float, every: float, count: int) -> list[float]:
@@ -267,7 +271,8 @@ class Worker:
     async def _answers(self, count: int) -> list[float]:
         took = self._shared.took
         await self._shared.until(lambda: len(took) >= count)
-        assert not self._shared.refused, f"{self._shared.refused} fires were refused"
+        refused = self._shared.refused
+        assert not refused, f"{len(refused)} fires were refused: {refused[0]}"
         return took
 
     def drop(self) -> None:

@@ -50,9 +50,9 @@ class Load:
         """Wait until all hosts hold a version or a later one."""
         await self._all("holding", version)
 
-    async def burst(self) -> list[float]:
-        """All fire at once. Returns the seconds until each answer."""
-        return _joined(await self._all("burst", time.perf_counter() + AHEAD_S))
+    async def burst(self, ticks: int = 1) -> list[float]:
+        """All fire at once, for so many due times each. Returns the seconds until each answer."""
+        return _joined(await self._all("burst", time.perf_counter() + AHEAD_S, ticks))
 
     async def paced(self, rate: float, seconds: float) -> list[float]:
         """Fire so often a second, each in turn. Returns the seconds until each answer."""

@@ -94,7 +94,7 @@ async def _spread(servers: Sequence[Server], load: Load, hosts: int) -> None:
     first, *others = servers
     await minutely(first, load, hosts, 1, ends=True, ports=[server.port for server in servers])
     for server in others:
-        server.leap()
+        await server.leap()
 
 
 ROWS = (

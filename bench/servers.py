@@ -91,9 +91,11 @@ class Server(Process):
         server.data = data
         return server
 
-    def leap(self) -> None:
+    async def leap(self) -> None:
         """Move the server's clock a month ahead; it must run with LEAPING."""
         self.process.send_signal(signal.SIGUSR1)
+        async with httpx.AsyncClient() as client:  # the thread that answers has taken the signal first
+            await client.get(f"http://127.0.0.1:{self.port}/healthz")
 
     @property
     def gateway(self) -> str:
@@ -111,7 +113,7 @@ class Server(Process):
         headers = {"authorization": f"Bearer {token}"}
         return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}/api/v1", headers=headers, timeout=60)
 
-    async def until_stored(self, question: str, wanted: object, *values: object, timeout_s: float = 120) -> None:
+    async def until_stored(self, question: str, wanted: object, *values: object, timeout_s: float = 300) -> None:
         """Wait until a query on its SQLite returns `wanted`. A second connection sees only what is committed."""
         with closing(sqlite3.connect(f"file:{self.data}/lamplighter.db?mode=ro", uri=True)) as database:
             async with asyncio.timeout(timeout_s):
@@ -138,9 +140,11 @@ def _manifest(kind: str, name: str, spec: Mapping[str, object]) -> dict[str, obj
     return {"apiVersion": "lamplighter.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
 
 
-def repository() -> dict[str, object]:
-    """A Repository with a password."""
-    spec = {"url": "s3:https://s3.example.org/backups/{host}"}
+def repository(slots: int | None = None) -> dict[str, object]:
+    """A Repository with a password: one for each host, or one for all, with so many jobs at a time."""
+    spec: dict[str, object] = {"url": "s3:https://s3.example.org/backups/{host}"}
+    if slots is not None:
+        spec = {"url": "s3:https://s3.example.org/backups", "maxConcurrentJobs": slots}
     return _manifest("Repository", "main", spec) | {"credentials": {"password": "a password"}}
 
 
@@ -151,9 +155,11 @@ def schedule(name: str, cron: str = "* * * * *", paths: Sequence[str] = ("/etc",
     return _manifest("Schedule", name, spec | {"concurrencyPolicy": "Allow"})
 
 
-async def declare(client: httpx.AsyncClient, schedules: Sequence[Mapping[str, object]]) -> None:
-    """Create a Repository and these Schedules on the server."""
-    for path, manifest in [("/repositories", repository()), *(("/schedules", it) for it in schedules)]:
+async def declare(
+    client: httpx.AsyncClient, schedules: Sequence[Mapping[str, object]], slots: int | None = None
+) -> None:
+    """Create a Repository, see `repository`, and these Schedules on the server."""
+    for path, manifest in [("/repositories", repository(slots)), *(("/schedules", it) for it in schedules)]:
         (await client.post(path, json=manifest)).raise_for_status()
 
 
