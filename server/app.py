@@ -116,6 +116,7 @@ class Parts(NamedTuple):
     last_seen: LastSeen
     registry: CollectorRegistry
     events: Events
+    pipeline: Pipeline
 
 
 class Running(Struct, frozen=True):
@@ -195,9 +196,20 @@ def assemble(
         clock=clock,
     )
     gateway = Gateway(hub, hosts, reports, store, events, Agents(store, identity).host_of, clock, new_id)
-    loader = Loader(catalog, placement, expected_since, hub, repository_states, outcomes, dispatcher, clock)
+    loader = Loader(catalog, placement, expected_since, hub, repository_states, outcomes, dispatcher, pipeline, clock)
     return Parts(
-        services, gateway, loader, catalog, credentials, queue, active, reports, last_seen, metrics.registry, events
+        services,
+        gateway,
+        loader,
+        catalog,
+        credentials,
+        queue,
+        active,
+        reports,
+        last_seen,
+        metrics.registry,
+        events,
+        pipeline,
     )
 
 

@@ -330,10 +330,14 @@ class Session:
         return effects
 
     def _push(self) -> list[Effect]:
-        """Push the difference to the desired set, if there is one and no push is unacked."""
-        if not self._writable or self._unacked or self._sent is None or self._sent[0] == self.desired.version:
+        """Push the difference to the desired set, if there is one and no push is unacked.
+
+        The set may change without its version, where the server that changed it has another release.
+        """
+        to = self.desired
+        if not self._writable or self._unacked or self._sent is None or self._sent == (to.version, to.entries):
             return []
-        (base, old), to = self._sent, self.desired
+        base, old = self._sent
         return self._send(pushes.change(base, to.version, old, to.entries, to.since))
 
     def _push_whole(self) -> list[Effect]:

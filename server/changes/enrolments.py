@@ -8,9 +8,11 @@ import hmac
 import secrets
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 
 from server.access.agents import TOKEN_PREFIX, digest
-from server.changes.pipeline import Change, Pipeline, audit
+from server.changes.change import Change, audit
+from server.changes.pipeline import Pipeline
 from server.errors import NotFound, Unauthorized
 from server.fleet.placement import Placement, Plan
 from server.store.engine import Store
@@ -36,13 +38,15 @@ class Enrolments:
 
         Returns the token, and when it expires. Raises NotFound.
         """
-        async with self._pipeline.lock:
-            if host not in self._placement.hosts:
-                raise NotFound(f"there is no host {host!r}: create it first")
-            now, token = self._clock(), TOKEN_PREFIX + secrets.token_urlsafe(32)
-            row = EnrolmentRow(host, digest(token), now + timedelta(seconds=valid_s))
-            line = audit(now, actor, "create", "Enrolment", host, expires_at=row.expires_at.isoformat())
-            await self._pipeline.commit(Change(line, put_enrolments=[row]), Plan())
+        return await self._pipeline.planned(partial(self._offer, actor, host, valid_s))
+
+    async def _offer(self, actor: Actor, host: str, valid_s: int) -> tuple[str, datetime]:
+        if host not in self._placement.hosts:
+            raise NotFound(f"there is no host {host!r}: create it first")
+        now, token = self._clock(), TOKEN_PREFIX + secrets.token_urlsafe(32)
+        row = EnrolmentRow(host, digest(token), now + timedelta(seconds=valid_s))
+        line = audit(now, actor, "create", "Enrolment", host, expires_at=row.expires_at.isoformat())
+        await self._pipeline.commit(Change(now, [line], put_enrolments=[row]), Plan())
         return token, row.expires_at
 
     async def exchange(self, token: str, host: str, key_hash: str) -> None:
@@ -51,14 +55,16 @@ class Enrolments:
         Raises Unauthorized, before it waits for other changes: anyone may send a token.
         """
         await self._valid(token, host, key_hash)
-        async with self._pipeline.lock:
-            row = await self._valid(token, host, key_hash)
-            if row.key_hash:
-                return
-            now = self._clock()
-            line = audit(now, Actor("agent", host), "enrol", "Host", host)
-            used, key = row._replace(key_hash=key_hash), HostKeyRow(host, key_hash, now)
-            await self._pipeline.commit(Change(line, put_enrolments=[used], put_host_keys=[key]), Plan())
+        await self._pipeline.planned(partial(self._exchange, token, host, key_hash))
+
+    async def _exchange(self, token: str, host: str, key_hash: str) -> None:
+        row = await self._valid(token, host, key_hash)
+        if row.key_hash:
+            return
+        now = self._clock()
+        line = audit(now, Actor("agent", host), "enrol", "Host", host)
+        used, key = row._replace(key_hash=key_hash), HostKeyRow(host, key_hash, now)
+        await self._pipeline.commit(Change(now, [line], put_enrolments=[used], put_host_keys=[key]), Plan())
 
     async def _valid(self, token: str, host: str, key_hash: str) -> EnrolmentRow:
         """The enrolment that this token is valid for. Its `key_hash` is empty until this exchange is done."""
@@ -75,8 +81,11 @@ class Enrolments:
 
     async def revoke(self, actor: Actor, host: str) -> None:
         """Revoke a host's key and its enrolment token. Raises NotFound for a host with neither."""
-        async with self._pipeline.lock:
-            if not await self._store.read(is_enrolled, host):
-                raise NotFound(f"host {host!r} has no key")
-            line = audit(self._clock(), actor, "revoke", "HostKey", host)
-            await self._pipeline.commit(Change(line, delete_host_keys=[host]), Plan())
+        await self._pipeline.planned(partial(self._revoke, actor, host))
+
+    async def _revoke(self, actor: Actor, host: str) -> None:
+        if not await self._store.read(is_enrolled, host):
+            raise NotFound(f"host {host!r} has no key")
+        now = self._clock()
+        line = audit(now, actor, "revoke", "HostKey", host)
+        await self._pipeline.commit(Change(now, [line], delete_host_keys=[host]), Plan())

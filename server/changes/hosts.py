@@ -3,22 +3,26 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 
 import msgspec
 
 from server.agents.hub import Hub
 from server.agents.session import Session
-from server.changes.pipeline import Change, Pipeline, audit
+from server.changes.change import Change, audit
+from server.changes.pipeline import Pipeline
 from server.errors import Conflict, Invalid, NotFound
 from server.fleet.placement import Placement, Plan
 from server.jobs.dispatcher import Dispatcher
 from server.resources.versions import Condition, host_version, unconditional
 from server.store.engine import Store
-from server.store.futures import stored
 from server.store.hosts import get_host
 from server.store.rows import HostRow, Row
 from server.store.tables import Actor
 from wire.messages import HostName
+
+MAX_NEWCOMERS = 1000
+"""Maximum hosts that one change creates when they say their first hello."""
 
 
 class Hosts:
@@ -40,53 +44,44 @@ class Hosts:
         self._dispatcher = dispatcher
         self._clock = clock
         self._newcomers: set[str] = set()
+        self._creating = asyncio.Lock()
 
     async def put(
         self, actor: Actor, name: str, labels: Mapping[str, str], condition: Condition = unconditional
     ) -> tuple[Row, bool]:
         """Create a host, or replace its labels. Returns the host, and whether it is new.
 
-        Raises Invalid, and what `condition` raises.
+        Raises Invalid, Conflict when it was deleted meanwhile, and what `condition` raises.
         """
         try:
             msgspec.convert(name, HostName)
         except msgspec.ValidationError:
             raise Invalid.field("name", "must be like a DNS name: lower case letters, digits, '-' and '.'") from None
-        async with self._pipeline.lock:
-            old = self._placement.hosts.get(name)
-            condition(None if old is None else host_version(old.labels))
-            await self._put(actor, name, labels)
-            host = await self._store.read(get_host, name)
-        assert host is not None  # noqa: S101 - it was just stored
-        return host, old is None
+        is_new = await self._pipeline.planned(partial(self._put, actor, name, labels, condition))
+        host = await self._store.read(get_host, name)
+        if host is None:
+            raise Conflict(f"{name} was deleted meanwhile")
+        return host, is_new
 
     async def delete(self, actor: Actor, name: str, condition: Condition = unconditional) -> None:
         """Delete a host, and end its open jobs; all its jobs stay. Raises NotFound, Conflict while it is connected."""
-        async with self._pipeline.lock:
-            state = self._placement.hosts.get(name)
-            if state is None:
-                raise NotFound(f"there is no host {name!r}")
-            condition(host_version(state.labels))
-            if self._hub.is_connected(name):
-                raise Conflict(f"{name} is connected: stop its agent first")
-            now = self._clock()
-            line = audit(now, actor, "delete", "Host", name)
-            await stored(self._dispatcher.end_host(name, "its host was deleted"))
-            await self._pipeline.commit(Change(line, delete_hosts=[name]), Plan(remove_hosts=[name]))
+        await self._pipeline.planned(partial(self._delete, actor, name, condition))
 
-    async def session(self, name: str) -> Session:
+    async def session(self, name: str, applied_version: int = 0) -> Session:
         """The session of a host that says hello. A host that is not declared is created, without labels.
 
-        Hosts that say their first hello during another change are created together, in one commit.
+        `applied_version`: the version that its agent has; a later one than is known here came from another server.
+        Hosts that say their first hello during another change are created together, in one change.
         """
         session = self._hub.session(name)
+        if session is not None and session.desired.version < applied_version:
+            await self._pipeline.follow()
+            session = self._hub.session(name)
         while session is None:
             self._newcomers.add(name)
-            async with self._pipeline.lock:
-                new = sorted(self._newcomers)
-                unknown = [it for it in new if it not in self._placement.hosts]
-                await asyncio.gather(*(self._put(Actor("agent", it), it, {}) for it in unknown))
-                self._newcomers.difference_update(new)
+            async with self._creating:
+                if self._hub.session(name) is None:
+                    await self._pipeline.planned(self._create_newcomers)
             session = self._hub.session(name)
         return session
 
@@ -94,13 +89,36 @@ class Hosts:
         """Whether any Schedule is declared."""
         return bool(self._placement.schedules)
 
-    async def _put(self, actor: Actor, name: str, labels: Mapping[str, str]) -> None:
+    async def _put(self, actor: Actor, name: str, labels: Mapping[str, str], condition: Condition) -> bool:
         old = self._placement.hosts.get(name)
-        if old is not None and old.labels == labels:
-            return
+        condition(None if old is None else host_version(old.labels))
+        if old is None or old.labels != labels:
+            await self._commit("update" if old else "create", {name: actor}, labels)
+        return old is None
+
+    async def _delete(self, actor: Actor, name: str, condition: Condition) -> None:
+        state = self._placement.hosts.get(name)
+        if state is None:
+            raise NotFound(f"there is no host {name!r}")
+        condition(host_version(state.labels))
+        if self._hub.is_connected(name):
+            raise Conflict(f"{name} is connected: stop its agent first")
         now = self._clock()
-        plan = self._placement.plan_host(name, labels, now)
-        (state,) = plan.put_hosts
-        line = audit(now, actor, "update" if old else "create", "Host", name, labels=dict(labels))
-        row = HostRow(name, dict(labels), now, state.since, state.version, state.entries.digest)
-        await self._pipeline.commit(Change(line, put_hosts=[row]), plan)
+        line = audit(now, actor, "delete", "Host", name)
+        ending = self._dispatcher.ending_host(name, "its host was deleted")
+        change = Change(now, [line], delete_hosts=[name], also=ending)
+        await self._pipeline.commit(change, Plan(remove_hosts=[name]))
+
+    async def _create_newcomers(self) -> None:
+        new = sorted(self._newcomers)[:MAX_NEWCOMERS]
+        if unknown := [it for it in new if it not in self._placement.hosts]:
+            await self._commit("create", {it: Actor("agent", it) for it in unknown}, {})
+        self._newcomers.difference_update(new)
+
+    async def _commit(self, action: str, hosts: Mapping[str, Actor], labels: Mapping[str, str]) -> None:
+        """Give hosts these labels. `hosts`: each with who does so."""
+        now = self._clock()
+        states = [it for name in hosts for it in self._placement.plan_host(name, labels, now).put_hosts]
+        rows = [HostRow(it.name, dict(labels), now, it.since, it.version, it.entries.digest) for it in states]
+        lines = [audit(now, actor, action, "Host", name, labels=dict(labels)) for name, actor in hosts.items()]
+        await self._pipeline.commit(Change(now, lines, put_hosts=rows), Plan(put_hosts=states))

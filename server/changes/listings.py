@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from server.agents.hub import Hub
-from server.changes.pipeline import audit
+from server.changes.change import audit
 from server.changes.runs import Runs
 from server.errors import BadGateway, Conflict, Forbidden, Invalid, NoAnswer, NotFound, Unavailable
 from server.fleet.catalog import Catalog, full_name

@@ -1,10 +1,10 @@
 """Loading: a starting server puts in force what its store holds."""
 
-import asyncio
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,16 +12,16 @@ import msgspec
 from server.access.vault import Vault, VaultError
 from server.agents.hub import Hub
 from server.agents.session import LeftOutEntries, Session
+from server.changes.change import Change
+from server.changes.pipeline import Pipeline
 from server.fleet.catalog import Catalog
 from server.fleet.expected import ExpectedSince
 from server.fleet.placement import HostState, Placement, Plan
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.outcomes import LastOutcome, Outcomes, why
 from server.jobs.repositories import RepositoryStates
-from server.store.declared import upsert_repositories
 from server.store.engine import Store
 from server.store.futures import stored
-from server.store.hosts import set_desired
 from server.store.load import load_all
 from server.store.rows import HostRow, Loaded, RepositoryRow
 from wire.messages import JobFinished
@@ -30,7 +30,7 @@ from wire.messages import JobFinished
 class Loader:
     """Fills the parts of a new server, which are empty, with what the store holds."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - it fills each of them
         self,
         catalog: Catalog,
         placement: Placement,
@@ -39,6 +39,7 @@ class Loader:
         repositories: RepositoryStates,
         outcomes: Outcomes,
         dispatcher: Dispatcher,
+        pipeline: Pipeline,
         clock: Callable[[], datetime],
     ) -> None:
         self._catalog = catalog
@@ -48,6 +49,7 @@ class Loader:
         self._repositories = repositories
         self._outcomes = outcomes
         self._dispatcher = dispatcher
+        self._pipeline = pipeline
         self._clock = clock
 
     async def load(self, store: Store, vault: Vault) -> None:
@@ -58,19 +60,30 @@ class Loader:
         """
         with _without_collector():
             loaded = await store.read(load_all, self._clock())
-            renewed = [_renewed(row, vault) for row in loaded.repositories]
-            moved = self._put_in_force(loaded._replace(repositories=renewed))
-        changed = [new for new, old in zip(renewed, loaded.repositories, strict=True) if new != old]
-        await asyncio.gather(*(store.write(upsert_repositories, row) for row in changed))
-        await store.write(set_desired, moved)
+            moved = self._put_in_force(loaded)
+        self._pipeline.loaded(loaded.revision)
+        await self._pipeline.planned(partial(self._renew, vault, moved))
         await stored(self._dispatcher.begin())
 
-    def _put_in_force(self, loaded: Loaded) -> list[tuple[str, int, str]]:
-        """Put what was loaded in force. Returns the hosts that get a new version: (name, version, digest)."""
+    async def _renew(self, vault: Vault, moved: Mapping[str, int]) -> None:
+        """Store what this version makes of the store otherwise. `moved`: hosts whose sets differ, with their versions.
+
+        A host that got a new version since then, from another server, keeps that.
+        """
+        rows = self._catalog.repositories.values()
+        renewed = [self._catalog.resolve(new) for row in rows if (new := _renewed(row, vault)) != row]
+        hosts = self._placement.hosts
+        same = (state for name, version in moved.items() if (state := hosts.get(name)) and state.version == version)
+        plan = Plan(sets={state.name: state.entries for state in same})
+        if renewed or plan.sets:
+            await self._pipeline.commit(Change(self._clock()), plan, renewed)
+
+    def _put_in_force(self, loaded: Loaded) -> dict[str, int]:
+        """Put what was loaded in force. Returns the hosts whose sets are not the stored ones, with their versions."""
         catalog = self._catalog
         catalog.put(loaded.schedules, [catalog.resolve(row) for row in loaded.repositories])
         self._placement.put(catalog.place(row, catalog.resolved_of(row)) for row in loaded.schedules)
-        moved = [it for row in loaded.hosts if (it := self._put_host(row)) is not None]
+        moved = {row.name: row.desired_version for row in loaded.hosts if not self._put_host(row)}
         for schedule in loaded.schedules:
             self._expected_since.put_schedule(schedule.id, schedule.enabled_since or schedule.since)
         self._expected_since.join(loaded.joined)
@@ -80,16 +93,15 @@ class Loader:
         self._remember(loaded.last_ends)
         return moved
 
-    def _put_host(self, row: HostRow) -> tuple[str, int, str] | None:
-        """Put a host in force. Returns its new version and digest if its set differs from the stored one."""
+    def _put_host(self, row: HostRow) -> bool:
+        """Put a host in force. Returns whether its set is the stored one."""
         held = self._placement.match(row.labels)
-        version = row.desired_version + (row.desired_digest != held.digest)
-        state = HostState(row.name, row.labels, row.since, version, held, row.created_at)
+        state = HostState(row.name, row.labels, row.since, row.desired_version, held, row.created_at)
         self._placement.commit(Plan(put_hosts=[state]))
         self._expected_since.put_host(row.name, row.created_at)
         left_out = msgspec.convert(row.left_out or {}, LeftOutEntries)
         self._hub.add(Session(state, row.applied_version, row.applied_digest, left_out))
-        return None if version == row.desired_version else (row.name, version, held.digest)
+        return row.desired_digest == held.digest
 
     def _remember(self, last_ends: Iterable[Sequence[Any]]) -> None:
         """Remember the last end of each schedule's jobs on each host. `last_ends`: see `Loaded`."""

@@ -3,102 +3,41 @@
 Declared state and host keys change one at a time, so that each plan is made on what the change before left. One
 transaction holds the resource, the audit line and the new version of every host whose set changes: a kill leaves all
 of it or nothing.
+
+Servers that share a database follow the log of changes. A change that was planned before another server's is not
+stored. It is planned again, on what that one left.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
-
-from sqlalchemy import Connection
+from typing import TypeVar
 
 from server.agents.hub import Hub
 from server.agents.session import Session
+from server.changes import change as changes
+from server.changes.change import Change, Entry, read_entry, write_changes
+from server.errors import ApiException, Unavailable
 from server.events import DeclarationChanged, Events
 from server.fleet.catalog import Catalog, ResolvedRepository
 from server.fleet.expected import ExpectedSince
-from server.fleet.placement import Placement, Plan
-from server.store.audit import record_audit
-from server.store.declared import (
-    delete_joined,
-    delete_repositories,
-    delete_schedules,
-    upsert_joined,
-    upsert_repositories,
-    upsert_schedules,
-)
-from server.store.engine import Store
-from server.store.enrolments import delete_host_keys, upsert_enrolments, upsert_host_keys
-from server.store.hosts import delete_hosts, set_desired, upsert_hosts
-from server.store.rows import (
-    AuditRow,
-    EnrolmentRow,
-    HostKeyRow,
-    HostRow,
-    Joined,
-    Pair,
-    RepositoryRow,
-    ScheduleRow,
-)
-from server.store.tables import Actor
+from server.fleet.placement import HostState, Placement, Plan
+from server.store import changelog
+from server.store.engine import Store, StoreLostError
+from server.store.rows import HostRow, Joined, RepositoryRow, ScheduleRow
 
 log = logging.getLogger(__name__)
 
-
-class Change(NamedTuple):
-    """What one change stores, all of it or nothing. `desired`: the hosts whose sets change: (name, version, digest)."""
-
-    audit: AuditRow
-    desired: Sequence[tuple[str, int, str]] = ()
-    put_schedules: Sequence[ScheduleRow] = ()
-    delete_schedules: Sequence[ScheduleRow] = ()
-    put_repositories: Sequence[RepositoryRow] = ()
-    delete_repositories: Sequence[RepositoryRow] = ()
-    put_hosts: Sequence[HostRow] = ()
-    delete_hosts: Sequence[str] = ()
-    put_enrolments: Sequence[EnrolmentRow] = ()
-    put_host_keys: Sequence[HostKeyRow] = ()
-    delete_host_keys: Sequence[str] = ()
-    put_joined: Sequence[Joined] = ()
-    delete_joined: Sequence[Pair] = ()
-
-    @property
-    def is_declared(self) -> bool:
-        """Whether it changes what is declared; what it changes otherwise are the keys of hosts."""
-        put = self.put_schedules or self.put_repositories or self.put_hosts
-        return bool(put or self.delete_schedules or self.delete_repositories or self.delete_hosts)
+Result = TypeVar("Result")
 
 
-def write_changes(conn: Connection, changes: Sequence[Change]) -> list[None]:
-    """A batch statement that stores changes. Those of one batch touch different rows."""
-
-    def each(field: str) -> list[Any]:
-        return [row for change in changes for row in getattr(change, field)]
-
-    record_audit(conn, [change.audit for change in changes])
-    upsert_repositories(conn, each("put_repositories"))
-    upsert_schedules(conn, each("put_schedules"))
-    delete_schedules(conn, [row.id for row in each("delete_schedules")])
-    delete_repositories(conn, [row.id for row in each("delete_repositories")])
-    upsert_hosts(conn, each("put_hosts"))
-    delete_hosts(conn, each("delete_hosts"))
-    upsert_enrolments(conn, each("put_enrolments"))
-    upsert_host_keys(conn, each("put_host_keys"))
-    delete_host_keys(conn, each("delete_host_keys"))
-    set_desired(conn, [each("desired")])
-    delete_joined(conn, each("delete_joined"))
-    upsert_joined(conn, each("put_joined"))
-    return [None] * len(changes)
-
-
-def audit(at: datetime, actor: Actor, action: str, kind: str, name: str, **detail: Any) -> AuditRow:
-    """The audit line of a change. `kind`, `name`: the object that `actor` changes."""
-    return AuditRow(at, actor.kind, actor.id, action, kind, name, detail)
+class BehindError(Exception):
+    """Other servers made changes after the one on which a plan was made. `Pipeline.planned` plans again."""
 
 
 class Pipeline:
-    """Takes every change from its plan to the hosts. `lock`: hold it from planning a change until `commit` returns."""
+    """Takes every change from its plan to the hosts."""
 
     def __init__(
         self,
@@ -110,7 +49,6 @@ class Pipeline:
         events: Events,
         clock: Callable[[], datetime],
     ) -> None:
-        self.lock = asyncio.Lock()
         self._store = store
         self._catalog = catalog
         self._placement = placement
@@ -118,29 +56,151 @@ class Pipeline:
         self._hub = hub
         self._events = events
         self._clock = clock
+        self._lock = asyncio.Lock()
+        self._revision = 0
+
+    @property
+    def revision(self) -> int:
+        """The revision of the newest change that is in force here. It grows only where servers share the store."""
+        return self._revision
+
+    def loaded(self, revision: int) -> None:
+        """What the store held at this revision is in force."""
+        self._revision = revision
+
+    async def planned(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Call `work`, which plans one change on the present state and gives it to `commit`, or does nothing.
+
+        If other servers' changes came first, these are put in force, and `work` is called again. So is a `work` that
+        changed nothing or raised an ApiException, since it may have seen an old state. Raises what `work` raises, and
+        Unavailable.
+        """
+        async with self._lock:
+            while True:
+                begun_at = self._revision
+                try:
+                    result = await work()
+                except BehindError:
+                    await self._caught_up()
+                except Unavailable:
+                    raise
+                except ApiException:
+                    if not await self._caught_up():
+                        raise
+                else:
+                    if self._revision != begun_at or not await self._caught_up():
+                        return result
 
     async def commit(self, change: Change, plan: Plan, put_repositories: Sequence[ResolvedRepository] = ()) -> None:
         """Store a change with the new versions of hosts that it causes; put it in force, publish it, and push.
 
-        `put_repositories`: those that the change puts, as `Catalog.resolve` returned them for the plan. A host that is
-        offline gets its push after its next hello. Raises what `Store.write` raises.
+        Only what is called by `planned` may call it, and only once. `put_repositories`: those that the change puts, as
+        `Catalog.resolve` returned them for the plan. A host that is offline gets its push after its next hello. Raises
+        BehindError, and what `Store.write` raises.
         """
         desired, (came, left) = self._placement.desired(plan), self._placement.changed_pairs(plan)
-        joined = [Joined(*pair, change.audit.at) for pair in came]
-        rows = [it.row for it in put_repositories]
-        change = change._replace(desired=desired, put_repositories=rows, put_joined=joined, delete_joined=left)
-        await self._store.write(write_changes, change)
-        first = not self._catalog.schedules and bool(change.put_schedules)
-        self._put_in_force(change, plan, put_repositories)
-        self._publish(change)
-        for host, _, _ in change.desired:
-            if (session := self._hub.session(host)) is not None:
-                self._hub.deliver(host, session.desired_changed())
-        if first:  # agents that kept the schedules of another store now get what is declared here
+        change = change._replace(
+            desired=desired,
+            put_repositories=[it.row for it in put_repositories],
+            put_joined=[Joined(*pair, change.at) for pair in came],
+            delete_joined=left,
+            base=self._revision if self._store.is_shared else None,
+        )
+        written = await self._store.write(write_changes, change)
+        if written is None:
+            raise BehindError
+        if change.also is not None:
+            change.also.then(written.answer)
+        self._put_in_force(change, plan, put_repositories, {host: version for host, version, _ in desired})
+        self._revision = written.revision
+
+    async def follow(self) -> None:
+        """Put in force what other servers changed, and push it to hosts that are connected here.
+
+        Raises Unavailable, and StoreLostError when the log no longer has all of it.
+        """
+        if self._store.is_shared:
+            async with self._lock:
+                await self._follow()
+
+    async def _caught_up(self) -> bool:
+        """Follow the log. Returns whether it had anything new."""
+        begun_at = self._revision
+        if self._store.is_shared:
+            try:
+                await self._follow()
+            except StoreLostError as error:  # whoever calls `follow` ends the server
+                raise Unavailable(f"{error}: try again") from error
+        return self._revision != begun_at
+
+    async def _follow(self) -> None:
+        while (found := await self._store.read(changelog.after, self._revision)).head != self._revision:
+            if not found.entries or found.entries[0][0] != self._revision + 1:
+                raise StoreLostError("the log of changes does not go on from what this server has in force")
+            for revision, body in found.entries:
+                self._adopt(read_entry(body))
+                self._revision = revision
+                await asyncio.sleep(0)  # let other tasks run
+
+    def _adopt(self, entry: Entry) -> None:
+        """Put a change of another server in force: the same plan, with the versions that it gave."""
+        catalog, placement = self._catalog, self._placement
+        schedules = changes.rows(ScheduleRow, entry.schedules)
+        resolved = [catalog.resolve(row) for row in changes.rows(RepositoryRow, entry.repositories)]
+        hosts = changes.rows(HostRow, entry.hosts)
+        deleted = [catalog.schedules[key] for key in entry.deleted_schedules]
+        placed = [catalog.place(row, catalog.resolved_of(row)) for row in schedules]
+        placed += [catalog.place(row, it) for it in resolved for row in catalog.schedules_of(it.row)]
+        plan = placement.plan(placed, [row.id for row in deleted]) if placed or deleted else Plan()
+        plan = plan._replace(put_hosts=[self._state(row) for row in hosts], remove_hosts=entry.deleted_hosts)
+        came, left = placement.changed_pairs(plan)
+        change = Change(
+            entry.at,
+            desired=placement.desired(plan),
+            put_schedules=schedules,
+            delete_schedules=deleted,
+            put_repositories=[it.row for it in resolved],
+            delete_repositories=[catalog.repositories[key] for key in entry.deleted_repositories],
+            put_hosts=hosts,
+            delete_hosts=entry.deleted_hosts,
+            delete_host_keys=entry.rekeyed,
+            put_joined=[Joined(*pair, entry.at) for pair in came],
+            delete_joined=left,
+        )
+        self._put_in_force(change, plan, resolved, entry.versions)
+
+    def _state(self, row: HostRow) -> HostState:
+        """The state of a host that another server created or labelled."""
+        old, entries = self._placement.hosts.get(row.name), self._placement.match(row.labels)
+        created_at = row.created_at if old is None else old.created_at
+        return HostState(row.name, row.labels, row.since, row.desired_version, entries, created_at)
+
+    def _put_in_force(
+        self, change: Change, plan: Plan, put_repositories: Sequence[ResolvedRepository], versions: Mapping[str, int]
+    ) -> None:
+        """Put a change in force, publish it, and push. `versions`: the new ones of hosts."""
+        is_first = not self._catalog.schedules and bool(change.put_schedules)
+        changed = dict.fromkeys((*(host for host, _, _ in change.desired), *versions))
+        self._remember(change)
+        self._catalog.put(change.put_schedules, put_repositories)
+        self._catalog.remove(change.delete_schedules, change.delete_repositories)
+        self._placement.commit(plan, versions)
+        for state in plan.put_hosts:
+            if self._hub.session(state.name) is None:
+                self._hub.add(Session(self._placement.hosts[state.name]))
+        for name in plan.remove_hosts:
+            self._hub.forget(name)  # one that has just said hello connects again, and is created anew
+        for name in change.rekeyed:
+            self._hub.disconnect(name)  # it was authenticated by a key that is no longer valid
+        self._publish(change, changed)
+        self._log(change)
+        self._push(changed)
+        if is_first:  # agents that kept the schedules of another store now get what is declared here
             for session in self._hub.sessions():
                 self._hub.deliver(session.name, session.resume_pushes())
 
-    def _put_in_force(self, change: Change, plan: Plan, put_repositories: Sequence[ResolvedRepository]) -> None:
+    def _remember(self, change: Change) -> None:
+        """Note when schedules and hosts are expected to succeed from now on."""
         for row in change.put_schedules:
             self._expected_since.put_schedule(row.id, row.enabled_since or row.since)
         for row in change.delete_schedules:
@@ -152,19 +212,14 @@ class Pipeline:
             self._expected_since.forget_host(name)
         self._expected_since.leave(change.delete_joined)
         self._expected_since.join(change.put_joined)
-        self._catalog.put(change.put_schedules, put_repositories)
-        self._catalog.remove(change.delete_schedules, change.delete_repositories)
-        self._placement.commit(plan)
-        for state in plan.put_hosts:
-            if self._hub.session(state.name) is None:
-                self._hub.add(Session(self._placement.hosts[state.name]))
-        for name in plan.remove_hosts:
-            self._hub.forget(name)  # one that has just said hello connects again, and is created anew
-        for name in (*(key.host for key in change.put_host_keys), *change.delete_host_keys):
-            self._hub.disconnect(name)  # it was authenticated by a key that is no longer valid
 
-    def _publish(self, change: Change) -> None:
-        """Publish and log a change that is in force, before its pushes are logged."""
+    def _push(self, hosts: Iterable[str]) -> None:
+        for host in hosts:
+            if (session := self._hub.session(host)) is not None:
+                self._hub.deliver(host, session.desired_changed())
+
+    def _publish(self, change: Change, hosts_with_new_set: Iterable[str]) -> None:
+        """Publish a change that is in force."""
         if change.is_declared:
             self._events.publish(
                 DeclarationChanged(
@@ -174,16 +229,18 @@ class Pipeline:
                     deleted_schedules=[row.id for row in change.delete_schedules],
                     deleted_repositories=[row.id for row in change.delete_repositories],
                     deleted_hosts=change.delete_hosts,
-                    hosts_with_new_set=[host for host, _, _ in change.desired],
+                    hosts_with_new_set=list(hosts_with_new_set),
                 )
             )
-        line, facts = change.audit, {}
-        if (logged := _LOGGED.get((line.object_kind, line.action))) is None:
-            return
-        for row in change.put_schedules:
-            facts = {"cron": row.spec["cron"], "next": self._placement.next_due(row.id, self._clock()) or "never"}
-        subject, message = logged
-        log.info(message, extra={subject: line.object_name, **facts})
+
+    def _log(self, change: Change) -> None:
+        """Log a change that was made here, before its pushes are logged."""
+        for line in change.audit:
+            if (logged := _LOGGED.get((line.object_kind, line.action))) is not None:
+                subject, message = logged
+                due = [self._placement.next_due(row.id, self._clock()) or "never" for row in change.put_schedules]
+                facts = {"cron": change.put_schedules[0].spec["cron"], "next": due[0]} if due else {}
+                log.info(message, extra={subject: line.object_name, **facts})
 
 
 _LOGGED: Mapping[tuple[str, str], tuple[str, str]] = {

@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
 from server.access.vault import Vault
-from server.changes.pipeline import Change, Pipeline, audit
+from server.changes.change import Change, audit
+from server.changes.pipeline import Pipeline
 from server.errors import Conflict, Forbidden, Invalid
 from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import Placement, Plan
@@ -46,37 +48,42 @@ class Repositories:
         """
         parsed = manifests.parse_repository(manifest)
         self._check(parsed)
-        async with self._pipeline.lock:
-            old = self._catalog.repositories.get((parsed.namespace, parsed.name))
-            condition(version_of(old))
-            kept = self._catalog.credentials(old) if old is not None else None
-            if old is not None and (old.spec, old.labels, kept) == (parsed.raw_spec, parsed.labels, parsed.credentials):
-                return old._asdict(), False
-            now = self._clock()
-            row = self._row(old, parsed, now)
-            if parsed.trimmed:
-                log.warning(
-                    "newline at the end of a secret left out",
-                    extra={"repository": full_name(row), "fields": ", ".join(parsed.trimmed)},
-                )
-            changed = "changed" if kept != parsed.credentials else "unchanged"
-            detail = {"spec": row.spec, "credentials": changed}
-            line = audit(now, actor, "update" if old else "create", "Repository", full_name(row), **detail)
-            resolved = self._catalog.resolve(row)
-            users = [self._catalog.place(it, resolved) for it in self._catalog.schedules_of(row)]
-            await self._pipeline.commit(Change(line), self._placement.plan(users), [resolved])
-            return row._asdict(), old is None
+        return await self._pipeline.planned(partial(self._put, actor, parsed, condition))
+
+    async def _put(self, actor: Actor, parsed: manifests.Repository, condition: Condition) -> tuple[Row, bool]:
+        old = self._catalog.repositories.get((parsed.namespace, parsed.name))
+        condition(version_of(old))
+        kept = self._catalog.credentials(old) if old is not None else None
+        if old is not None and (old.spec, old.labels, kept) == (parsed.raw_spec, parsed.labels, parsed.credentials):
+            return old._asdict(), False
+        now = self._clock()
+        row = self._row(old, parsed, now)
+        if parsed.trimmed:
+            log.warning(
+                "newline at the end of a secret left out",
+                extra={"repository": full_name(row), "fields": ", ".join(parsed.trimmed)},
+            )
+        changed = "changed" if kept != parsed.credentials else "unchanged"
+        detail = {"spec": row.spec, "credentials": changed}
+        line = audit(now, actor, "update" if old else "create", "Repository", full_name(row), **detail)
+        resolved = self._catalog.resolve(row)
+        users = [self._catalog.place(it, resolved) for it in self._catalog.schedules_of(row)]
+        await self._pipeline.commit(Change(now, [line]), self._placement.plan(users), [resolved])
+        return row._asdict(), old is None
 
     async def delete(self, actor: Actor, namespace: str, name: str, condition: Condition = unconditional) -> None:
         """Delete a Repository; the data in it stays. Raises NotFound, Conflict while a Schedule uses it."""
-        async with self._pipeline.lock:
-            row = self._catalog.repository(namespace, name)
-            condition(version_of(row))
-            if users := sorted(map(full_name, self._catalog.schedules_of(row))):
-                what = f"{full_name(row)} is used by Schedule {', '.join(users[:5])}"
-                raise Conflict(f"{what}: delete or change what uses it first")
-            line = audit(self._clock(), actor, "delete", "Repository", full_name(row))
-            await self._pipeline.commit(Change(line, delete_repositories=[row]), Plan())
+        await self._pipeline.planned(partial(self._delete, actor, namespace, name, condition))
+
+    async def _delete(self, actor: Actor, namespace: str, name: str, condition: Condition) -> None:
+        row = self._catalog.repository(namespace, name)
+        condition(version_of(row))
+        if users := sorted(map(full_name, self._catalog.schedules_of(row))):
+            what = f"{full_name(row)} is used by Schedule {', '.join(users[:5])}"
+            raise Conflict(f"{what}: delete or change what uses it first")
+        now = self._clock()
+        line = audit(now, actor, "delete", "Repository", full_name(row))
+        await self._pipeline.commit(Change(now, [line], delete_repositories=[row]), Plan())
 
     def _check(self, parsed: manifests.Repository) -> None:
         """Raises Invalid for a URL that no namespace may use, Forbidden for what this one may not reach or use."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from server.changes.pipeline import audit
+from server.changes.change import audit
 from server.changes.runs import Runs
 from server.errors import Conflict, Forbidden, Invalid, NotFound
 from server.fleet.catalog import Catalog, full_name

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from server.changes.pipeline import audit
+from server.changes.change import audit
 from server.errors import Conflict, Invalid, NotFound
 from server.fleet.catalog import Catalog
 from server.fleet.placement import PlacedSchedule, Placement

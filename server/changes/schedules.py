@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
-from server.changes.pipeline import Change, Pipeline, audit
+from server.changes.change import Change, audit
+from server.changes.pipeline import Pipeline
 from server.errors import Forbidden, Invalid
 from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import Placement
@@ -49,29 +51,36 @@ class Schedules:
         if spec.kind not in arguments.KINDS:
             runs = ", ".join(sorted(arguments.KINDS))
             raise Invalid.field("spec.kind", f"{spec.kind!r} cannot be run by this version: use one of {runs}")
-        async with self._pipeline.lock:
-            old = self._catalog.schedules.get((namespace, parsed.name))
-            condition(version_of(old))
-            repository = self._catalog.repositories.get((namespace, spec.repository))
-            if repository is None:
-                there = f"there is no Repository {spec.repository!r} in namespace {namespace!r}"
-                raise Invalid.field("spec.repositoryRef.name", f"{there}: create it first, or name one that exists")
-            if old is not None and (old.spec, old.labels) == (parsed.raw_spec, parsed.labels):
-                return old._asdict(), False
-            now = self._clock()
-            row = self._row(old, parsed, now)
-            line = audit(now, actor, "update" if old else "create", "Schedule", full_name(row), spec=row.spec)
-            placed = self._catalog.place(row, self._catalog.in_force(repository))
-            await self._pipeline.commit(Change(line, put_schedules=[row]), self._placement.plan([placed]))
-            return row._asdict(), old is None
+        return await self._pipeline.planned(partial(self._put, actor, parsed, condition))
+
+    async def _put(self, actor: Actor, parsed: manifests.Schedule, condition: Condition) -> tuple[Row, bool]:
+        namespace, repository_name = parsed.namespace, parsed.spec.repository
+        old = self._catalog.schedules.get((namespace, parsed.name))
+        condition(version_of(old))
+        repository = self._catalog.repositories.get((namespace, repository_name))
+        if repository is None:
+            there = f"there is no Repository {repository_name!r} in namespace {namespace!r}"
+            raise Invalid.field("spec.repositoryRef.name", f"{there}: create it first, or name one that exists")
+        if old is not None and (old.spec, old.labels) == (parsed.raw_spec, parsed.labels):
+            return old._asdict(), False
+        now = self._clock()
+        row = self._row(old, parsed, now)
+        line = audit(now, actor, "update" if old else "create", "Schedule", full_name(row), spec=row.spec)
+        placed = self._catalog.place(row, self._catalog.in_force(repository))
+        await self._pipeline.commit(Change(now, [line], put_schedules=[row]), self._placement.plan([placed]))
+        return row._asdict(), old is None
 
     async def delete(self, actor: Actor, namespace: str, name: str, condition: Condition = unconditional) -> None:
         """Delete a schedule; its jobs stay. Raises NotFound, and what `condition` raises."""
-        async with self._pipeline.lock:
-            row = self._catalog.schedule(namespace, name)
-            condition(version_of(row))
-            line = audit(self._clock(), actor, "delete", "Schedule", full_name(row))
-            await self._pipeline.commit(Change(line, delete_schedules=[row]), self._placement.plan(remove=[row.id]))
+        await self._pipeline.planned(partial(self._delete, actor, namespace, name, condition))
+
+    async def _delete(self, actor: Actor, namespace: str, name: str, condition: Condition) -> None:
+        row = self._catalog.schedule(namespace, name)
+        condition(version_of(row))
+        now = self._clock()
+        line = audit(now, actor, "delete", "Schedule", full_name(row))
+        change = Change(now, [line], delete_schedules=[row])
+        await self._pipeline.commit(change, self._placement.plan(remove=[row.id]))
 
     def _row(self, old: ScheduleRow | None, parsed: manifests.Schedule, now: datetime) -> ScheduleRow:
         """The row of a new or changed schedule.

@@ -194,19 +194,28 @@ class Placement:
             self.schedules[schedule.id] = schedule
             self._by_selection.setdefault(_selection(schedule), {})[schedule.id] = schedule.entry
 
-    def commit(self, plan: Plan) -> None:
-        """Put a plan in force. The plan must have been made on the present state."""
+    def commit(self, plan: Plan, versions: Mapping[str, int] | None = None) -> None:
+        """Put a plan in force. The plan must have been made on the present state.
+
+        `versions`: the new versions of hosts, by name; None for those of `desired`. They may name hosts whose set does
+        not change here: another server gave them their versions.
+        """
+        if versions is None:
+            versions = {host: version for host, version, _ in self.desired(plan)}
         for schedule_id in plan.remove:
             self._drop(schedule_id)
         self.put(plan.put)
         for host, new_set in plan.sets.items():
             state = self.hosts[host]
-            state.version, state.entries = state.version + 1, new_set
+            state.entries = new_set
         for new in plan.put_hosts:
             state = self.hosts.setdefault(new.name, new)
             state.labels, state.since, state.version, state.entries = new.labels, new.since, new.version, new.entries
         for host in plan.remove_hosts:
             del self.hosts[host]
+        for host, version in versions.items():
+            state = self.hosts[host]
+            state.version = version
 
     def changed_pairs(self, plan: Plan) -> tuple[list[Pair], list[Pair]]:
         """The pairs of an existing schedule and an existing host that a plan joins, and the pairs that it parts."""

@@ -184,7 +184,7 @@ class Gateway:
         await self._check_again(websocket, disconnects)
         await self._limit_hellos(websocket, hello.host)
         websocket.state.peer.keep()
-        session = await self._hosts.session(hello.host)
+        session = await self._hosts.session(hello.host, hello.applied_version)
         connection = Connection(websocket.state.peer, session, next(self._session_ids), hello.instance)
         self._hub.replace(connection)
         try:

@@ -33,7 +33,7 @@ from server.jobs.active import ActiveAttempts, Attempt
 from server.jobs.fires import NewJob
 from server.jobs.queue import Arrival, Cancelling, JobQueue, Outcome, Recorded, Recording, wire_id
 from server.jobs.repositories import RepositoryStates
-from server.store.futures import Submit, store_unattended, then
+from server.store.futures import Also, Submit, store_unattended, then
 from server.store.queue import OpenRow
 from server.store.rows import AuditRow, Retry
 from wire.messages import CommandCancel, CommandRun, JobFinished, ScheduleRefused
@@ -289,10 +289,9 @@ class Dispatcher:
         )
         return then(future, self.carry_out)
 
-    def end_host(self, host: str, error: str) -> "asyncio.Future[Outcome]":
-        """End all open jobs of a host that is to be deleted. Raises Unavailable."""
-        future: asyncio.Future[Outcome] = self._submit(self._queue.end_host, (host, error, self._clock()))
-        return then(future, self.carry_out)
+    def ending_host(self, host: str, error: str) -> Also:
+        """The end of all open jobs of a host, to be stored with the host's deletion."""
+        return Also(self._queue.end_host, (host, error, self._clock()), self.carry_out)
 
     def end(self, ends: Sequence[JobFinished]) -> None:
         """Store the ends of jobs that do not run. If that fails, it is tried again."""

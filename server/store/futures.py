@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection
 
@@ -12,6 +12,17 @@ from server.store.engine import StoreClosedError
 Result = TypeVar("Result")
 Submit = Callable[[Callable[[Connection, Sequence[Any]], Sequence[Any]], Any], "asyncio.Future[Any]"]
 """`Store.submit`, or what stands for it: stores an item with a batch statement."""
+
+
+class Also(NamedTuple):
+    """What is stored in the transaction of something else. `statement`: a batch statement, called with `item` alone.
+
+    `then` is called with its answer, before anything that follows from the transaction.
+    """
+
+    statement: Callable[[Connection, Sequence[Any]], Sequence[Any]]
+    item: Any
+    then: Callable[[Any], None]
 
 
 def then(

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from server.store import batch
+from server.store import batch, changelog
 from server.store.rows import HostRow, Joined, Loaded, RepositoryRow, ScheduleRow
 from server.store.tables import GOOD, HOST_SCHEDULES, HOSTS, JOBS, OPEN, REPOSITORIES, SCHEDULES
 
@@ -19,7 +19,7 @@ def load_all(conn: Connection, now: datetime) -> Loaded:
     repositories = batch.whole(conn, [REPOSITORIES.c[name] for name in RepositoryRow._fields], RepositoryRow)
     joined = batch.whole(conn, [HOST_SCHEDULES.c[name] for name in Joined._fields], Joined)
     ends = [tuple(row) for row in _last_ends(conn, now)]
-    return Loaded(hosts, schedules, repositories, ends, joined)
+    return Loaded(hosts, schedules, repositories, ends, joined, changelog.head(conn))
 
 
 def _last_ends(conn: Connection, now: datetime) -> Iterable[sa.Row[Any]]:

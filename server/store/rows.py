@@ -141,7 +141,7 @@ class Retry(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """All that a server needs in memory when it starts.
+    """All that a server needs in memory when it starts. `revision`: that of the newest change in it.
 
     `last_ends`: (schedule id, host, status, time of the end, time of the last success, reason, error).
     """
@@ -151,3 +151,4 @@ class Loaded(NamedTuple):
     repositories: list[RepositoryRow]
     last_ends: list[tuple[Any, ...]]
     joined: list[Joined]
+    revision: int

@@ -163,8 +163,8 @@ def test_no_name_is_reached_through_three_objects() -> None:
     assert sorted(known - found) == [], "no longer needed: take it from the list"
 
 
-PIPELINE = {"server/changes/pipeline.py", "server/changes/load.py", "server/jobs/queue.py"}
-"""What stores changes; the second does so before anything is in force; the third, audit lines with their jobs."""
+PIPELINE = {"server/changes/change.py", "server/jobs/queue.py"}
+"""What stores changes; the second stores audit lines with their jobs."""
 
 
 def stored_by(file: str, tree: ast.AST) -> Iterator[str]:
