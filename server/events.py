@@ -94,7 +94,10 @@ class JobsChanged(Struct, frozen=True):
 
 
 class AttemptEnded(Struct, frozen=True):
-    """An attempt of a job ended. `final`: whether it was the last attempt, so that the job has ended too."""
+    """An attempt of a job ended. `final`: whether it was the last attempt, so that the job has ended too.
+
+    `repository`: its id. `created_at`: when the job was recorded.
+    """
 
     job_id: str
     host: str
@@ -102,6 +105,8 @@ class AttemptEnded(Struct, frozen=True):
     kind: str
     end: JobFinished
     final: bool
+    repository: str
+    created_at: datetime
 
 
 class LimitChanged(Struct, frozen=True):
@@ -149,19 +154,33 @@ Listener = Callable[[Event], None]
 
 
 class Events:
-    """Passes each event to every listener, in the order in which they subscribed."""
+    """Passes each event to every listener, in the order in which they subscribed.
+
+    An event happened on this server, or was heard from another that works on the same store.
+    """
 
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
+        self._everywhere: list[Listener] = []
 
-    def subscribe(self, listener: Listener) -> None:
-        """Add a listener for all later events."""
+    def subscribe(self, listener: Listener, *, own_only: bool = False) -> None:
+        """Add a listener for all later events. `own_only`: for those alone that happen on this server."""
         self._listeners.append(listener)
+        if not own_only:
+            self._everywhere.append(listener)
 
     def publish(self, event: Event) -> None:
-        """Pass an event to every listener."""
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception:
-                log.exception("listener failed on an event", extra={"event": type(event).__name__})
+        """Pass an event of this server to every listener."""
+        _pass(event, self._listeners)
+
+    def publish_heard(self, event: Event) -> None:
+        """Pass an event of another server to the listeners that hear of all servers."""
+        _pass(event, self._everywhere)
+
+
+def _pass(event: Event, listeners: Sequence[Listener]) -> None:
+    for listener in listeners:
+        try:
+            listener(event)
+        except Exception:
+            log.exception("listener failed on an event", extra={"event": type(event).__name__})

@@ -9,6 +9,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from server.agents.session import HelloFacts
 from server.fleet.placement import PlacedSchedule, encoded_entry
 from server.jobs.fires import NewJob
 from server.jobs.kinds import ConcurrencyLimit
@@ -99,7 +100,13 @@ class Jobs:
     """
 
     def __init__(
-        self, conn: Connection, limits: dict[str, ConcurrencyLimit] | None = None, hosts: Collection[str] = HOSTS
+        self,
+        conn: Connection,
+        limits: dict[str, ConcurrencyLimit] | None = None,
+        hosts: Collection[str] = HOSTS,
+        server: str = "here",
+        *,
+        is_shared: bool = False,
     ) -> None:
         self.conn = conn
         self.limits = {} if limits is None else dict(limits)
@@ -108,7 +115,9 @@ class Jobs:
         self.now = NOON
         self.ended: dict[str, JobFinished] = {}
         self.asked: list[str] = []
-        self.queue = JobQueue("here", lambda name: self.limits.get(name, ConcurrencyLimit()), self._schedule)
+        self.queue = JobQueue(
+            server, lambda name: self.limits.get(name, ConcurrencyLimit()), self._schedule, is_shared=is_shared
+        )
         upsert_hosts(conn, [HostRow(name, {}, NOON, NOON) for name in hosts])
 
     def _schedule(self, host: str, schedule_id: str) -> PlacedSchedule | None:
@@ -167,7 +176,9 @@ class Jobs:
 
     def connected(self, host: str, running: Collection[str] = ()) -> list[str]:
         """A host says hello, and which attempts it has."""
-        return self.sent(*self.queue.arrived(self.conn, [Arrival(host, running, self.now)]))
+        facts = HelloFacts("1.2") if self.queue.is_shared else None
+        ((outcome, _),) = self.queue.arrived(self.conn, [Arrival(host, running, self.now, "process", facts)])
+        return self.sent(outcome)
 
     def disconnected(self, host: str) -> tuple[list[str], bool]:
         """A host's connection is gone. Returns, too, whether any of its jobs has a slot."""

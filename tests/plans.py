@@ -34,9 +34,8 @@ CALLS: dict[str, Callable[[Connection], object]] = {
     "next_at": queue.next_at,
     "change_lanes": lambda conn: queue.change_lanes(conn, [("1", "repo/a")]),
     "move": lambda conn: queue.move(conn, [Moved("1", "pending", False, False, False, 1, NOON, None, None)]),
-    "connect": lambda conn: queue.connect(conn, ["a"], "here"),
-    "disconnect": lambda conn: queue.disconnect(conn, ["a"], NOON),
     "disconnect_all": lambda conn: queue.disconnect_all(conn, NOON),
+    "lost_holders": queue.lost_holders,
     "holding": lambda conn: queue.holding(conn, "a"),
     "unplaced": queue.unplaced,
     "place": lambda conn: queue.place(conn, [Placed("1", "repo", NOON, None, False, False, False, False)]),
@@ -49,7 +48,16 @@ CALLS: dict[str, Callable[[Connection], object]] = {
     "waits": lambda conn: queue.waits(conn, ["1"]),
 }
 """A call of each statement."""
-OF_ALL = {"of_repository", "disconnect_all", "unplaced", "put_forward", "begun_after", "queued_since", "counts"}
+OF_ALL = {
+    "of_repository",
+    "disconnect_all",
+    "lost_holders",
+    "unplaced",
+    "put_forward",
+    "begun_after",
+    "queued_since",
+    "counts",
+}
 """Those that are about all jobs that are open, wait or run. They are not said for one job, or one host."""
 PARTIAL = {str(it.name) for it in JOBS.indexes if it.dialect_options["postgresql"]["where"] is not None} - {
     "ix_jobs_run"

@@ -103,6 +103,17 @@ class LeftOutEntries(Struct, frozen=True):
 
 NONE_LEFT_OUT = LeftOutEntries()
 
+
+class HelloFacts(Struct, frozen=True, omit_defaults=True):
+    """What a host's last hello said of its agent, and what was found then. See the fields of `Session`."""
+
+    agent_version: str = ""
+    capabilities: Sequence[str] = ()
+    allowed_hooks: Sequence[str] | None = None
+    clock_skew_s: float | None = None
+    held_back: bool = False
+
+
 Effect = Send | Push | Fired | Acked | Accepted | Ended | Reported
 
 
@@ -219,6 +230,32 @@ class Session:
             return ""
         version = f" {self.agent_version}" if self.agent_version else ""
         return f"agent{version} does not run {' and '.join(missing)}: update the agent of {self.name}"
+
+    # What another server heard.
+
+    @property
+    def hello_facts(self) -> HelloFacts:
+        """What the last hello said, for other servers."""
+        hooks = None if self.allowed_hooks is None else sorted(self.allowed_hooks)
+        return HelloFacts(self.agent_version, sorted(self.capabilities), hooks, self.clock_skew_s, self.held_back)
+
+    def adopt_hello(self, facts: HelloFacts) -> None:
+        """The host said hello to another server."""
+        self.agent_version = facts.agent_version
+        self.capabilities = frozenset(map(sys.intern, facts.capabilities))
+        self.allowed_hooks = None if facts.allowed_hooks is None else frozenset(map(sys.intern, facts.allowed_hooks))
+        self.clock_skew_s = facts.clock_skew_s
+        self.held_back = facts.held_back
+
+    def adopt_ack(self, version: int, digest: str) -> None:
+        """The host said to another server what it holds."""
+        self.applied_version, self.applied_digest = version, digest
+        if self.in_force_since is not None and not self.in_sync:
+            self.in_force_since = None
+
+    def adopt_left_out(self, left_out: LeftOutEntries) -> None:
+        """The host told another server what it left out of its set."""
+        self.left_out = left_out
 
     # The connection.
 

@@ -5,7 +5,7 @@ the repositories of jobs that belong to no schedule. It is filled by hellos and 
 connection.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
 from msgspec import Struct
@@ -15,7 +15,8 @@ from wire.messages import CommandRun, JobProgress
 
 
 class Attempt(Struct, eq=False):
-    """An attempt of a job. `wire_id`: what its host calls it. `log_is_full`: whether no more lines are kept."""
+    """An attempt of a job. `wire_id`: what its host calls it. `log_is_full`: whether no more lines are kept.
+    `told_lines`: how many lines of its output other servers were told."""
 
     job_id: str
     wire_id: str
@@ -24,6 +25,7 @@ class Attempt(Struct, eq=False):
     progress: JobProgress | None = None
     progress_at: datetime | None = None
     log_is_full: bool = False
+    told_lines: int = 0
 
     def take_progress(self, progress: JobProgress, now: datetime) -> None:
         """Keep what its host reported."""
@@ -32,6 +34,17 @@ class Attempt(Struct, eq=False):
     def note_log(self, is_full: bool) -> None:
         """Lines of its log were stored, after which it may be full."""
         self.log_is_full = is_full
+
+    def tell_lines(self, lines: Sequence[str], most: int) -> Sequence[str]:
+        """Of further lines of its output, those that other servers are told now, up to `most` in all."""
+        told = lines[: most - self.told_lines]
+        self.told_lines += len(told)
+        return told
+
+    @property
+    def number(self) -> int:
+        """Which attempt of its job it is, from 1 on."""
+        return int(self.wire_id.partition(".")[2] or 1)
 
     @property
     def repository(self) -> str:

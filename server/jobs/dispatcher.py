@@ -28,10 +28,11 @@ from server.events import (
     LimitChanged,
     RecordedJob,
 )
-from server.jobs import fires
+from server.jobs import fires, notices
 from server.jobs.active import ActiveAttempts, Attempt
 from server.jobs.fires import NewJob
-from server.jobs.queue import Arrival, Cancelling, JobQueue, Outcome, Recorded, Recording, wire_id
+from server.jobs.kinds import repository_of
+from server.jobs.queue import Arrival, Arrived, Cancelling, JobQueue, Leading, Outcome, Recorded, Recording, wire_id
 from server.jobs.repositories import RepositoryStates
 from server.store.futures import Also, Submit, store_unattended, then
 from server.store.queue import OpenRow
@@ -42,6 +43,8 @@ MAX_SLEEP_S = 60.0
 """Maximum seconds between two looks at the clock while jobs wait for a time: the clock may be set meanwhile."""
 HOLD_S = 1800.0
 """Seconds that jobs keep their slots after their host disconnected. restic takes a lock of that age for stale."""
+LOOK_EVERY_S = 1.0
+"""Seconds between two looks at what is due where other servers record jobs, too."""
 STORE_AGAIN_S = 5.0
 """Seconds after which a write that failed is tried again."""
 
@@ -60,6 +63,9 @@ class Agents(Protocol):
 
 class Dispatcher:
     """Records, sends and ends jobs.
+
+    One server leads: it sees to what is due, and to the slots of hosts that are away. A server without others always
+    leads; others do from `lead` to `follow`.
 
     `submit` stores as `Store.submit` does. `call_later` is an event loop's; that of the running loop when None.
     """
@@ -87,10 +93,12 @@ class Dispatcher:
         self._wakes_at = clock()
         self._holds: dict[str, asyncio.TimerHandle] = {}  # of disconnected hosts whose jobs keep their slots
         self._has_begun = False
+        self._leads = not queue.is_shared
         self._closed = False
 
     def begin(self) -> "asyncio.Future[list[str]]":
-        """The server begins: all hosts count as disconnected, and their jobs keep their slots for a while.
+        """The server begins: where it has no others, all hosts count as disconnected, and their jobs keep their slots
+        for a while.
 
         Raises Unavailable.
         """
@@ -104,13 +112,40 @@ class Dispatcher:
 
         return then(future, begun)
 
+    def lead(self) -> None:
+        """See to what is due from now on, and to the slots of hosts that are away. If that fails, it is tried again."""
+
+        def leads(found: Leading) -> None:
+            self.carry_out(found.outcome)
+            now = self._clock()
+            for host, lost_at in found.lost:
+                gone_s = 0.0 if lost_at is None else (now - lost_at).total_seconds()
+                self._hold_slots(host, min(max(HOLD_S - gone_s, 0.0), HOLD_S))
+            self.advance()
+
+        def again() -> None:
+            if not self._closed:
+                self._later(STORE_AGAIN_S, lambda: self.lead() if self._leads else None)
+
+        self._leads = True
+        store_unattended(self._submit, self._queue.lead, self._clock(), leads, again)
+
+    def follow(self) -> None:
+        """Leave to another server what is due, and the slots of hosts that are away."""
+        self._leads = False
+        self._stop_timers()
+
     def close(self) -> None:
         """Stop all timers."""
         self._closed = True
+        self._stop_timers()
+
+    def _stop_timers(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        for hold in self._holds.values():
-            hold.cancel()
+            self._timer = None
+        for host in list(self._holds):
+            self._cancel_hold(host)
 
     # From a fire or a request to a stored job.
 
@@ -152,16 +187,19 @@ class Dispatcher:
 
     # To its host.
 
-    def connected(self, host: str, running: Collection[str]) -> "asyncio.Future[Outcome]":
-        """A host can be written to and its hello is answered. `running`: ids of the attempts that it has.
+    def connected(self, host: str, running: Collection[str], instance: str = "") -> "asyncio.Future[Arrived]":
+        """A host can be written to and its hello is answered. `running`: ids of the attempts that it has. `instance`:
+        the agent's process.
 
         Raises Unavailable.
         """
         self._cancel_hold(host)
         known = {*running, *self._active.wire_ids(host)}  # what it was sent since its hello is not lost
-        arrival = Arrival(host, known, self._clock())
-        future: asyncio.Future[Outcome] = self._submit(self._queue.arrived, arrival)
-        return then(future, self.carry_out)
+        session = self._agents.session(host) if self._queue.is_shared else None
+        facts = None if session is None else session.hello_facts
+        arrival = Arrival(host, known, self._clock(), instance, facts)
+        future: asyncio.Future[Arrived] = self._submit(self._queue.arrived, arrival)
+        return then(future, lambda arrived: self.carry_out(arrived.outcome))
 
     def on_event(self, event: Event) -> None:
         """Hear of a host that disconnected, of limits that may have changed, and of a clock that was wrong."""
@@ -190,7 +228,7 @@ class Dispatcher:
     def _hold_slots(self, host: str, seconds: float = HOLD_S) -> None:
         """Have a host's jobs keep their slots for a while, by the loop's clock, which nobody can set."""
         self._cancel_hold(host)
-        if not self._closed:
+        if self._leads and not self._closed:
             self._holds[host] = self._later(seconds, partial(self._release_slots, host))
 
     def _cancel_hold(self, host: str) -> None:
@@ -211,8 +249,10 @@ class Dispatcher:
             self.carry_out(outcome)
             if next_at is not None:
                 self._wake_at(next_at)
+            if self._queue.is_shared:
+                self._call_in(LOOK_EVERY_S)
 
-        if not self._closed:
+        if self._leads and not self._closed:
             self._unattended(self._queue.tick, self._clock(), done)
 
     def carry_out(self, outcome: Outcome) -> None:
@@ -256,6 +296,59 @@ class Dispatcher:
         missing = "" if session is None else session.missing_capabilities(command)
         return missing or self._repositories.withdrawn(host, command)
 
+    # What other servers decided.
+
+    def tell(self, notice: notices.AnyNotice) -> None:
+        """Tell the other servers, if there are any, what is stored nowhere."""
+        if self._queue.is_shared:
+            store_unattended(self._submit, self._queue.tell, (notice, self._clock()), lambda _: None, lambda: None)
+
+    def send_given(self, jobs: Iterable[OpenRow]) -> None:
+        """Send jobs that were given slots elsewhere, to hosts that are connected here; what they have already is left
+        out."""
+        self._send([job for job in jobs if self._active.find(job.host, wire_id(job)) is None])
+
+    def ask_end(self, asked: notices.EndAsked) -> None:
+        """Ask a host, if it is connected here, to end an attempt."""
+        self._agents.deliver(asked.host, [Send((CommandCancel(asked.attempt, asked.why),))])
+
+    def heard_end(self, ended: notices.Ended) -> None:
+        """An attempt ended on another server."""
+        end, host = ended.end, ended.host
+        if (attempt := self._active.get(end.job_id)) is not None and attempt.number == ended.attempt:
+            self._active.remove(end.job_id)
+        event = AttemptEnded(
+            end.job_id, host, ended.schedule_id, ended.kind, end, ended.final, ended.repository, ended.created_at
+        )
+        self._repositories.heard_end(event, ended.url)
+        self._events.publish_heard(event)
+        if ended.final and not ended.schedule_id:
+            self._agents.deliver(host, ())
+
+    def heard_arrival(self, host: str) -> None:
+        """A host is connected to another server."""
+        self._cancel_hold(host)
+
+    def heard_left(self, host: str) -> None:
+        """A host's connection to another server is gone."""
+        if self._leads:
+            self._hold_slots(host)  # what has no slots then loses none
+
+    def server_gone(self, server: str) -> None:
+        """A server has died, by its id in the store: its hosts are away. If that is not stored, it is tried again."""
+
+        def gone(result: tuple[Outcome, list[str]]) -> None:
+            outcome, hosts = result
+            for host in hosts:
+                self._hold_slots(host)
+            self.carry_out(outcome)
+
+        def again() -> None:
+            if not self._closed:
+                self._later(STORE_AGAIN_S, partial(self.server_gone, server))
+
+        store_unattended(self._submit, self._queue.server_gone, (server, self._clock()), gone, again)
+
     # Time.
 
     def _wake_at(self, at: datetime) -> None:
@@ -264,7 +357,7 @@ class Dispatcher:
     def _call_in(self, seconds: float) -> None:
         """Call `advance` after that time, unless an earlier call is set."""
         at = self._clock() + timedelta(seconds=seconds)
-        if self._closed or (self._timer is not None and self._wakes_at <= at):
+        if self._closed or not self._leads or (self._timer is not None and self._wakes_at <= at):
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -323,9 +416,12 @@ class Dispatcher:
 
     def _attempt_ended(self, job: OpenRow, end: JobFinished, *, final: bool) -> None:
         command = _command.decode(job.command)
+        repository = repository_of(command)
+        schedule_id, created_at = job.scheduled_id or "", job.created_at
+        event = AttemptEnded(job.id, job.host, schedule_id, command.kind, end, final, repository, created_at)
         self._active.remove(job.id)
-        self._repositories.attempt_ended(command, job.host, end)
-        self._events.publish(AttemptEnded(job.id, job.host, job.scheduled_id or "", command.kind, end, final))
+        self._repositories.attempt_ended(event)
+        self._events.publish(event)
 
     def _unattended(
         self,

@@ -1,7 +1,7 @@
 """The last outcome of each Schedule on each host, and the health of each repository, kept in memory as jobs end."""
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from server.events import AttemptEnded, ClockSetBack, DeclarationChanged, Event
@@ -14,16 +14,22 @@ MAX_WHY = 256
 """Maximum characters kept of why a job did not succeed."""
 
 
+EARLIEST = datetime.min.replace(tzinfo=UTC)
+"""When a job counts as recorded whose recorded time lies in the future."""
+
+
 class LastOutcome(NamedTuple):
     """The end of a Schedule's last job on a host. `succeeded_at`: the end of the last one that succeeded, or None.
 
-    `why`: as the function `why` returns it.
+    `why`: as the function `why` returns it. `created_at`, `job_id`: of that job.
     """
 
     status: str
     finished_at: datetime
     succeeded_at: datetime | None
     why: str = ""
+    created_at: datetime = EARLIEST
+    job_id: str = ""
 
 
 class RepositoryFailure(NamedTuple):
@@ -47,7 +53,11 @@ def why(end: JobFinished) -> str:
 
 
 class Outcomes:
-    """The last outcome of each Schedule on each host. Jobs of no Schedule do not count."""
+    """The last outcome of each Schedule on each host. Jobs of no Schedule do not count.
+
+    The last job is the one that was recorded last, in whatever order jobs end and ends are heard of: so it is the same
+    on each server, and after a start.
+    """
 
     def __init__(self) -> None:
         self._last: dict[str, dict[str, LastOutcome]] = {}
@@ -59,7 +69,12 @@ class Outcomes:
             before = of_schedule.get(event.host)
             known = before.succeeded_at if before else None
             succeeded_at = max(known or end.finished_at, end.finished_at) if end.status in GOOD else known
-            of_schedule[event.host] = LastOutcome(end.status, end.finished_at, succeeded_at, why(end))
+            if before and (before.created_at, before.job_id) > (event.created_at, event.job_id):
+                of_schedule[event.host] = before._replace(succeeded_at=succeeded_at)
+                return
+            of_schedule[event.host] = LastOutcome(
+                end.status, end.finished_at, succeeded_at, why(end), event.created_at, event.job_id
+            )
         elif isinstance(event, ClockSetBack):
             self.clock_set_back(event.now)
         elif isinstance(event, DeclarationChanged):
@@ -77,7 +92,9 @@ class Outcomes:
         for hosts in self._last.values():
             for host, last in hosts.items():
                 succeeded_at = last.succeeded_at and min(last.succeeded_at, now)
-                hosts[host] = last._replace(finished_at=min(last.finished_at, now), succeeded_at=succeeded_at)
+                created_at = last.created_at if last.created_at <= now else EARLIEST
+                finished_at = min(last.finished_at, now)
+                hosts[host] = last._replace(finished_at=finished_at, succeeded_at=succeeded_at, created_at=created_at)
 
     def forget(self, *, schedule_id: str = "", host: str = "") -> None:
         """Drop the outcomes of a Schedule, of a host, or of both."""
@@ -110,25 +127,37 @@ class Outcomes:
 class Health:
     """Why each repository could not be used last, and when it was last verified.
 
-    A failure lasts until a job of the same host on the same repository succeeds.
+    A failure lasts until a later job of the same host on the same repository succeeds, in whatever order ends are heard
+    of.
     """
 
     def __init__(self) -> None:
-        self._failures: dict[str, dict[str, RepositoryFailure]] = {}
+        self._failures: dict[str, dict[str, RepositoryFailure]] = {}  # by host, the newest last
+        self._last: dict[str, dict[str, tuple[datetime, str]]] = {}  # by host, the end that counts: its time, its id
         self._verified: dict[str, datetime] = {}
 
     def attempt_ended(self, repository: str, host: str, kind: str, end: JobFinished) -> bool:
         """Note the end of an attempt on a repository. Returns whether the repository's health changed."""
         before = self.problem(repository), self.verified(repository)
-        if end.status in GOOD:
-            self._failures.get(repository, {}).pop(host, None)
-            if kind == "verify":
-                self.remember_verified(repository, end.finished_at)
-        elif end.reason in REPOSITORY_REASONS:
-            failures = self._failures.setdefault(repository, {})
-            failures.pop(host, None)  # so that the last in order is the newest
-            failures[host] = RepositoryFailure(end.reason, end.error, host, end.finished_at)
+        is_good = end.status in GOOD
+        if is_good and kind == "verify":
+            self.remember_verified(repository, end.finished_at)
+        if is_good or end.reason in REPOSITORY_REASONS:
+            last, at = self._last.setdefault(repository, {}), (end.finished_at, end.job_id)
+            if at >= last.get(host, at):
+                last[host] = at
+                self._failures.get(repository, {}).pop(host, None)
+                if not is_good:
+                    self._add(repository, RepositoryFailure(end.reason, end.error, host, end.finished_at))
         return before != (self.problem(repository), self.verified(repository))
+
+    def _add(self, repository: str, failure: RepositoryFailure) -> None:
+        failures = self._failures.setdefault(repository, {})
+        newest = next(reversed(failures.values()), None)
+        failures[failure.host] = failure
+        if newest is not None and newest.at > failure.at:
+            by_time = sorted(failures.values(), key=lambda it: it.at)
+            self._failures[repository] = {it.host: it for it in by_time}
 
     def remember_verified(self, repository: str, at: datetime) -> None:
         """Set when a job verified the repository, unless a later time is known."""
@@ -137,10 +166,13 @@ class Health:
     def clock_set_back(self, now: datetime) -> None:
         """The clock was wrong, and shows `now`: what was verified later was verified now."""
         self._verified = {repository: min(at, now) for repository, at in self._verified.items()}
+        for last in self._last.values():
+            last.update({host: (min(at, now), job_id) for host, (at, job_id) in last.items()})
 
     def forget(self, repository: str) -> None:
         """Drop what is known of a repository."""
         self._failures.pop(repository, None)
+        self._last.pop(repository, None)
         self._verified.pop(repository, None)
 
     def problem(self, repository: str) -> RepositoryFailure | None:

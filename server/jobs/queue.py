@@ -8,25 +8,27 @@ nothing. Methods name the jobs that were given a slot: whoever has a job's host 
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
-from functools import partial, reduce
-from typing import NamedTuple
+from datetime import UTC, datetime, timedelta
+from functools import partial, reduce, wraps
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from server.agents.session import HelloFacts
 from server.errors import Conflict
 from server.fleet.placement import PlacedSchedule
-from server.jobs import attempts, fires
+from server.jobs import attempts, fires, notices
 from server.jobs.fires import MAX_OPEN_JOBS, NewJob
 from server.jobs.kinds import EXCLUSIVE, ConcurrencyLimit, hangs_at, lane_of, repository_of
 from server.jobs.turn import LaneState, Waiting, turn
-from server.store import queue
+from server.store import connections, news, queue
 from server.store.audit import record_audit
 from server.store.jobs import jobs_accepted, jobs_cancelled, jobs_finished, jobs_retried, record_jobs
 from server.store.queue import Moved, OpenRow, Placed
 from server.store.rows import AuditRow, JobRow, Pair, Retry
+from server.store.tables import GOOD
 from wire.messages import CommandRun, JobFinished
 
 _LOCKS = 256
@@ -107,11 +109,29 @@ class Accepted(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A host's hello. `running`: the attempts that it has, and those that it was sent since."""
+    """A host's hello. `running`: the attempts that it has, and those that it was sent since. `instance`: the agent's
+    process; `hello`: what it said of itself, where other servers want to know."""
 
     host: str
     running: Collection[str]
     now: datetime
+    instance: str = ""
+    hello: HelloFacts | None = None
+
+
+class Arrived(NamedTuple):
+    """What followed from an Arrival. `session`: the number of the hello; None where the host was deleted meanwhile."""
+
+    outcome: Outcome
+    session: int | None
+
+
+class Leading(NamedTuple):
+    """What a server finds that begins to see to what is due. `lost`: the hosts that no server has and whose jobs have
+    slots, each with the time since when."""
+
+    outcome: Outcome
+    lost: Sequence[tuple[str, datetime | None]]
 
 
 class Cancelling(NamedTuple):
@@ -123,13 +143,85 @@ class Cancelling(NamedTuple):
     audit: AuditRow | None = None
 
 
-class JobQueue:
-    """The queue. Its methods are batch statements of the store. `server`: the id of this server there."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Statement = Callable[["JobQueue", Connection, Sequence[Item]], list[Result]]
 
-    def __init__(self, server: str, limit_of: LimitOf, schedule_of: ScheduleOf) -> None:
+
+def _telling(statement: Statement[Item, Result]) -> Statement[Item, Result]:
+    """Have a batch statement of the queue tell the other servers what happened in it."""
+
+    @wraps(statement)
+    def told(self: "JobQueue", conn: Connection, items: Sequence[Item]) -> list[Result]:
+        return self.tell_after(conn, partial(statement, self, conn, items))
+
+    return told
+
+
+class JobQueue:
+    """The queue. Its methods are batch statements of the store.
+
+    `server`: the id of this server there. `is_shared`: whether others work on the store: then they are told what
+    happens here, and what concerns hosts that they have is left to them. `url_of`: the URL of a repository, by its id.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        limit_of: LimitOf,
+        schedule_of: ScheduleOf,
+        url_of: Callable[[str], str] = lambda _: "",
+        *,
+        is_shared: bool = False,
+    ) -> None:
         self._server = server
         self._limit_of = limit_of
         self._schedule_of = schedule_of
+        self._url_of = url_of
+        self.is_shared = is_shared
+        self._notices: list[notices.AnyNotice] = []
+        self._told_at = _NEVER
+
+    def tell_after(self, conn: Connection, statement: Callable[[], list[Result]]) -> list[Result]:
+        """Run a statement, and tell in one row what it noted."""
+        self._notices = []
+        result = statement()
+        if self._notices:
+            news.tell(conn, self._server, self._told_at, [notices.encode(self._notices)])
+        return result
+
+    def _note(self, now: datetime, *its: notices.AnyNotice) -> None:
+        """Have the other servers told."""
+        if self.is_shared and its:
+            self._notices += its
+            self._told_at = now
+
+    def _note_ends(self, now: datetime, ends: Iterable[tuple[OpenRow, JobFinished]], *, final: bool = True) -> None:
+        if self.is_shared:
+            self._note(now, *(self._ended(row, end, final=final) for row, end in ends))
+
+    def _ended(self, row: OpenRow, end: JobFinished, *, final: bool) -> notices.Ended:
+        """The end of an attempt, as the other servers are told."""
+        command, schedule_id = _command.decode(row.command), row.scheduled_id or ""
+        id_ = repository_of(command)
+        url = self._url_of(id_) if end.status in GOOD else ""
+        return notices.Ended(end, row.host, schedule_id, command.kind, id_, row.attempt, final, row.created_at, url)
+
+    def _sent(self, conn: Connection, rows: Sequence[OpenRow], now: datetime) -> list[OpenRow]:
+        """Of jobs that were given slots, those that this server sends; the others' servers are told."""
+        if not self.is_shared:
+            return list(rows)
+        away = connections.elsewhere(conn, {row.host for row in rows}, self._server)
+        self._note_slots(now, ((row.host, row.id) for row in rows if row.host in away))
+        return [row for row in rows if row.host not in away]
+
+    def _note_slots(self, now: datetime, given: Iterable[tuple[str, str]]) -> None:
+        """Have the servers of these hosts send these jobs, (host, id)."""
+        by_host: dict[str, list[str]] = defaultdict(list)
+        for host, job_id in given:
+            by_host[host].append(job_id)
+        if by_host:
+            self._note(now, notices.SlotsGiven(by_host))
 
     def has_schedule(self, host: str, command: CommandRun) -> bool:
         """Whether the Schedule of a host's job still selects the host; true for a job of none."""
@@ -137,6 +229,7 @@ class JobQueue:
 
     # Recording.
 
+    @_telling
     def record(self, conn: Connection, items: Sequence[Recording]) -> list[Recorded]:
         """Record jobs, each once for its due time, and give slots to those that may go. Raises Conflict for a job that
         somebody asked for where too many are open."""
@@ -166,10 +259,12 @@ class JobQueue:
         rows = [fires.job_row(job, lanes[job.id]) for job in jobs if job.id not in refused]
         firsts = {_pair(job): job.id for job in reversed(jobs) if not known[_pair(job)].runs and job.id not in refused}
         alone = {job.id for job in jobs if job.policy == "Allow" or firsts.get(_pair(job)) == job.id}
-        online = {pair[1] for pair, it in known.items() if it.is_online}
+        online = {pair[1]: it.server for pair, it in known.items() if it.server is not None}
         placed = self._placed(rows, alone, online, states)
         (new,) = record_jobs(conn, [placed])
         going = {row.id for row in placed if row.sent and row.id in new}
+        away = [row for row in placed if row.id in going and online[row.host] != self._server] if self.is_shared else []
+        self._note_slots(now, ((row.host, row.id) for row in away))
         stale = [row for row in placed if row.sent and row.id not in new]  # a slot that no job took
         waits = [row.id for row in placed if row.id not in alone and row.id in new]
         beside = {_pair(job) for job in jobs if job.id in going and job.policy == "Allow" and known[_pair(job)].runs}
@@ -179,7 +274,10 @@ class JobQueue:
         first = self._end_or_ask(conn, replaced, now)
         then = self._advance(conn, waits, now, {row.lane for row in stale})
         outcome = _joined(first, then)
+        if new:
+            self._note(now, notices.Recorded())
         going |= {row.id for row in outcome.sent if row.id in new}
+        going -= {row.id for row in away}
         outcome = outcome._replace(sent=[row for row in outcome.sent if row.id not in new])
         return [
             Recorded(new & its, going & its, {key: refused[key] for key in its & refused.keys()}, said)
@@ -238,6 +336,7 @@ class JobQueue:
 
     # What hosts tell.
 
+    @_telling
     def accept(self, conn: Connection, items: Sequence[Taken]) -> list[Accepted]:
         """Hosts took these attempts."""
         rows = {row.id: row for row in queue.rows(conn, {_job_id(it) for item in items for it in item.wire_ids})}
@@ -248,8 +347,11 @@ class JobQueue:
             taken += [(row.id, item.now, hangs_at(_command.decode(row.command), item.now)) for row in its]
             told.append(Accepted([row.id for row in its], _foreign(rows, item.host, item.wire_ids)))
         jobs_accepted(conn, [taken])
+        if taken:
+            self._note(items[-1].now, notices.Changed())
         return told
 
+    @_telling
     def finish(self, conn: Connection, items: Sequence[Ending]) -> list[Ended]:
         """Attempts ended: the first end of each counts, and is followed by another where the schedule says so."""
         rows = {row.id: row for row in queue.rows(conn, {_job_id(end.job_id) for item in items for end in item.ends})}
@@ -270,11 +372,15 @@ class JobQueue:
                         again.append((row, Retry(its, row.attempt, at)))
         jobs_retried(conn, [[retry for _, retry in again] for _, again, _ in told])
         jobs_finished(conn, [[end for _, end in over] for over, _, _ in told])
+        for item, (over, again, _) in zip(items, told, strict=True):
+            self._note_ends(item.now, over)
+            self._note_ends(item.now, ((row, retry.end) for row, retry in again), final=False)
         touched = [row for over, again, _ in told for row, _ in (*over, *again)]
         outcome = self._after(conn, touched, items[-1].now)
         said = [outcome, *[Outcome()] * (len(items) - 1)]
         return [Ended(*it, one) for it, one in zip(told, said, strict=True)]
 
+    @_telling
     def cancel(self, conn: Connection, items: Sequence[Cancelling]) -> list[Outcome]:
         """Jobs are to end: those that have not begun, or whose hosts are away, end at once."""
         record_audit(conn, [item.audit for item in items if item.audit is not None])
@@ -284,24 +390,27 @@ class JobQueue:
             found.append(self._end_or_ask(conn, [(row, item.why) for row in rows], item.now))
         return found
 
+    @_telling
     def end(self, conn: Connection, items: Sequence[tuple[Sequence[JobFinished], datetime]]) -> list[Outcome]:
         """Jobs end that do not run, and are not tried again."""
-        found = []
-        for over, now in items:
-            rows = {row.id: row for row in queue.rows(conn, [end.job_id for end in over])}
-            jobs_finished(conn, [over])
-            its = [(rows[end.job_id], end) for end in over if end.job_id in rows]
-            found.append(_joined(Outcome(ended=its), self._after(conn, list(rows.values()), now)))
-        return found
+        return [self._end(conn, over, now) for over, now in items]
 
+    def _end(self, conn: Connection, over: Sequence[JobFinished], now: datetime) -> Outcome:
+        rows = {row.id: row for row in queue.rows(conn, [end.job_id for end in over])}
+        jobs_finished(conn, [over])
+        its = [(rows[end.job_id], end) for end in over if end.job_id in rows]
+        self._note_ends(now, its)
+        return _joined(Outcome(ended=its), self._after(conn, list(rows.values()), now))
+
+    @_telling
     def end_host(self, conn: Connection, items: Sequence[tuple[str, str, datetime]]) -> list[Outcome]:
         """All open jobs of hosts end, which are to be deleted."""
         found = []
         for host, error, now in items:
             outcome = Outcome()
             while some := queue.of_host(conn, host):
-                (ended,) = self.end(conn, [([JobFinished(row.id, "cancelled", now, error=error) for row in some], now)])
-                outcome = _joined(outcome, ended)
+                over = [JobFinished(row.id, "cancelled", now, error=error) for row in some]
+                outcome = _joined(outcome, self._end(conn, over, now))
             found.append(outcome)
         return found
 
@@ -309,7 +418,8 @@ class JobQueue:
         """End jobs that somebody wants to end, or have their hosts asked to."""
         if not its:
             return Outcome()
-        online = {it.host for it in queue.pairs(conn, {("", row.host) for row, _ in its}, 1) if it.is_online}
+        known = queue.pairs(conn, {("", row.host) for row, _ in its}, 1)
+        online = {it.host: it.server for it in known if it.server is not None}
         asked = [(row, why) for row, why in its if _has_begun(row) and row.host in online]
         over = [
             (row, JobFinished(row.id, "cancelled", now, error=f"{why} {_WHEN[_has_begun(row)]}"))
@@ -318,21 +428,49 @@ class JobQueue:
         ]
         jobs_cancelled(conn, [[(row.id, why) for row, why in asked]])
         jobs_finished(conn, [[end for _, end in over]])
-        rows = [row._replace(cancel_requested=True, cancel_reason=why) for row, why in asked]
+        self._note_ends(now, over)
+        away = {row.id for row, _ in asked if online[row.host] != self._server} if self.is_shared else set()
+        self._note(now, *(notices.EndAsked(row.host, wire_id(row), why) for row, why in asked if row.id in away))
+        rows = [row._replace(cancel_requested=True, cancel_reason=why) for row, why in asked if row.id not in away]
         return _joined(Outcome(ended=over, asked=rows), self._after(conn, [row for row, _ in over], now))
+
+    @_telling
+    def tell(self, conn: Connection, items: Sequence[tuple[notices.AnyNotice, datetime]]) -> list[None]:
+        """Tell the other servers what is stored nowhere."""
+        for notice, now in items:
+            self._note(now, notice)
+        return [None] * len(items)
 
     # Connections, time and limits.
 
     def begin(self, conn: Connection, items: Sequence[datetime]) -> list[list[str]]:
-        """A server begins, and no host is connected. Returns the hosts whose jobs keep their slots for a while."""
+        """A server begins, and no host is connected where it is the only one. Returns the hosts whose jobs keep their
+        slots for a while, by its timers."""
         now = items[-1]
         while some := queue.unplaced(conn):  # jobs that a release before the queue's recorded
             queue.place(conn, [self._place(row) for row in some])
+        if self.is_shared:
+            return [[] for _ in items]
         hosts = queue.disconnect_all(conn, now)
-        waiting = [row for row in queue.queued_since(conn, now) if not _has_begun(row)]
-        queue.move(conn, [_moved(row, queued_at=min(row.queued_at, self._latest(row, now))) for row in waiting])
-        self._set_begun(conn, now)
+        self._mend_times(conn, now)
         return [hosts] * len(items)
+
+    @_telling
+    def lead(self, conn: Connection, items: Sequence[datetime]) -> list[Leading]:
+        """This server sees to what is due from now on."""
+        now = items[-1]
+        moved = self._mend_times(conn, now)
+        found = Leading(self._after(conn, moved, now, settle=moved), queue.lost_holders(conn))
+        return [found, *[Leading(Outcome(), found.lost)] * (len(items) - 1)]
+
+    def _mend_times(self, conn: Connection, now: datetime) -> list[OpenRow]:
+        """The clock may have been set back while no server saw to what is due. Returns the waiting jobs that this
+        concerns."""
+        waiting = [row for row in queue.queued_since(conn, now) if not _has_begun(row)]
+        late = [row for row in waiting if row.queued_at > self._latest(row, now)]
+        queue.move(conn, [_moved(row, queued_at=self._latest(row, now)) for row in late])
+        self._set_begun(conn, now)
+        return late
 
     def _latest(self, row: OpenRow, now: datetime) -> datetime:
         """When a job came at the latest, or its next attempt is due: the clock may have been set back since."""
@@ -357,25 +495,61 @@ class JobQueue:
         lane = self._lane(command, row.host)
         return Placed(row.id, lane, row.queued_at, start_by, exclusive, serial, has_begun, deferred)
 
-    def arrived(self, conn: Connection, items: Sequence[Arrival]) -> list[Outcome]:
+    @_telling
+    def arrived(self, conn: Connection, items: Sequence[Arrival]) -> list[Arrived]:
         """Hosts said hello: each of their open jobs is put where it belongs.
 
         What a host runs has its slot again, and what it was sent and has not goes back to its place.
         """
-        queue.connect(conn, [item.host for item in items], self._server)
-        return [self._for_host(conn, item.host, item.now, partial(_met, item.running)) for item in items]
-
-    def disconnected(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[tuple[Outcome, bool]]:
-        """Hosts' connections are gone: their jobs are ready no more, and keep the slots that they have. Returns, too,
-        whether there are such."""
-        queue.disconnect(conn, [host for host, _ in items], items[-1][1])
+        hellos = [
+            connections.Hello(it.host, self._server, it.instance, None if it.hello is None else _facts(it.hello))
+            for it in items
+        ]
+        sessions = connections.connect(conn, hellos)
+        for it in items:
+            if it.hello is not None and it.host in sessions:
+                self._note(it.now, notices.Arrived(it.host, sessions[it.host], it.instance, it.hello))
         return [
-            (self._for_host(conn, host, now, lambda _: None), bool(queue.holding(conn, host))) for host, now in items
+            Arrived(self._for_host(conn, it.host, it.now, partial(_met, it.running)), sessions.get(it.host))
+            for it in items
         ]
 
+    @_telling
+    def disconnected(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[tuple[Outcome, bool]]:
+        """Hosts' connections to this server are gone: their jobs are ready no more, and keep the slots that they have.
+        Returns, too, whether there are such. What another server has meanwhile stays as it is."""
+        hosts = {host for host, _ in items}
+        its = connections.of_server(conn, hosts, self._server) if self.is_shared else hosts
+        connections.disconnect(conn, its, self._server, items[-1][1])
+        self._note(items[-1][1], *(notices.Left(host) for host in sorted(its)))
+        return [
+            (self._for_host(conn, host, now, lambda _: None), queue.holding(conn, host))
+            if host in its
+            else (Outcome(), False)
+            for host, now in items
+        ]
+
+    @_telling
+    def server_gone(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[tuple[Outcome, list[str]]]:
+        """Servers have died, (id, time): no server has their hosts, whose jobs keep the slots that they have. Returns,
+        too, the hosts with such jobs."""
+        found = []
+        for server, now in items:
+            hosts = connections.all_of_server(conn, server)
+            connections.disconnect(conn, hosts, server, now)
+            self._note(now, notices.ServerGone(server))
+            outcomes = [self._for_host(conn, host, now, lambda _: None) for host in hosts]
+            found.append((reduce(_joined, outcomes, Outcome()), [it for it in hosts if queue.holding(conn, it)]))
+        return found
+
+    @_telling
     def given_up(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[Outcome]:
-        """Hosts have been gone for so long that their jobs keep no others waiting."""
-        return [self._for_host(conn, host, now, partial(_moved, holds=False)) for host, now in items]
+        """Hosts have been gone for so long that their jobs keep no others waiting; but for those that are back."""
+        gone = connections.offline(conn, {host for host, _ in items})
+        return [
+            self._for_host(conn, host, now, partial(_moved, holds=False)) if host in gone else Outcome()
+            for host, now in items
+        ]
 
     def _for_host(self, conn: Connection, host: str, now: datetime, move: Callable[[OpenRow], Moved | None]) -> Outcome:
         """Put a host's open jobs where they belong."""
@@ -384,6 +558,7 @@ class JobQueue:
         found = [self._after(conn, some, now, settle=some) for some in _pages(conn, host)]
         return reduce(_joined, found, Outcome())
 
+    @_telling
     def tick(self, conn: Connection, items: Sequence[datetime]) -> list[tuple[Outcome, datetime | None]]:
         """Time has come: attempts that are due join their lanes, and jobs that are too late end. Returns when there is
         more to do."""
@@ -393,9 +568,11 @@ class JobQueue:
         late = queue.late(conn, now)
         over = list(zip(late, attempts.late_ends((row.id for row in late), now), strict=True))
         jobs_finished(conn, [[end for _, end in over]])
+        self._note_ends(now, over)
         outcome = _joined(Outcome(ended=over), self._after(conn, [*due, *late], now, settle=due))
         return [(outcome, queue.next_at(conn)), *[(Outcome(), None)] * (len(items) - 1)]
 
+    @_telling
     def clock_set_back(self, conn: Connection, items: Sequence[datetime]) -> list[Outcome]:
         """The clock was ahead: what it put off until after now is due now, and what it saw begin then began now."""
         now = items[-1]
@@ -406,14 +583,17 @@ class JobQueue:
             for rows in (queue.queued_since(conn, now), *[()] * (len(items) - 1))
         ]
 
+    @_telling
     def look_again(self, conn: Connection, items: Sequence[tuple[Collection[str], datetime]]) -> list[Outcome]:
         """Give slots of these lanes to the jobs whose turn it is."""
         return [self._advance(conn, (), now, lanes) for lanes, now in items]
 
+    @_telling
     def relimit(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[Outcome]:
         """Repositories may have other limits now."""
         return [self._advance(conn, (), now, queue.waiting_lanes(conn, it)) for it, now in items]
 
+    @_telling
     def move_lanes(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[Outcome]:
         """Each host has a part of its own of these repositories, or has no more: their jobs change their lanes."""
         found = []
@@ -467,8 +647,9 @@ class JobQueue:
             fronts[row.lane].append(Waiting(row.id, row.exclusive))
         going = {lane: turn(free[lane], front) for lane, front in fronts.items()}
         more = [lane for lane, ids in going.items() if len(ids) == queue.FRONT]
-        outcome = Outcome(sent=queue.send(conn, [job_id for ids in going.values() for job_id in ids]), more=more)
-        beside = {(row.scheduled_id, row.host) for row in outcome.sent if row.scheduled_id and not row.serial}
+        sent = queue.send(conn, [job_id for ids in going.values() for job_id in ids])
+        outcome = Outcome(sent=self._sent(conn, sent, now), more=more)
+        beside = {(row.scheduled_id, row.host) for row in sent if row.scheduled_id and not row.serial}
         overtaken = queue.serial_ready(conn, beside)  # of before their schedules allowed others
         return _joined(outcome, self._advance(conn, overtaken, now)) if overtaken else outcome
 
@@ -494,6 +675,11 @@ class JobQueue:
 _lock = sa.text("SELECT pg_advisory_xact_lock(:class, key) FROM unnest(CAST(:keys AS integer[])) AS key")
 """In the order of the keys, so that no two transactions wait for each other."""
 _command = msgspec.json.Decoder(CommandRun)
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+def _facts(hello: HelloFacts) -> str:
+    return msgspec.json.encode(hello).decode()
 
 
 _WHEN = {False: "before it began", True: "while its host was offline"}

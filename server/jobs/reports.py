@@ -16,11 +16,11 @@ import msgspec
 from server.agents.session import Effect, Send, Session
 from server.events import AttemptEnded, Event, Events, HostDisconnected, JobsChanged
 from server.fleet.placement import Placement
-from server.jobs import fires, resume
+from server.jobs import fires, notices, resume
 from server.jobs.active import ActiveAttempts, Attempt
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.kinds import READ_KINDS
-from server.jobs.queue import Accepted, Ended, Ending, JobQueue, Outcome, Taken, wire_id
+from server.jobs.queue import Accepted, Arrived, Ended, Ending, JobQueue, Taken, wire_id
 from server.jobs.repositories import RepositoryStates
 from server.store.futures import Submit, then
 from server.store.logs import log_lines
@@ -88,9 +88,9 @@ class Reports:
         """What follows for attempts that a hello names and that are no open job's."""
         return resume.resumed(session.capabilities, unknown, (), self._clock())
 
-    def connected(self, host: str, running: Collection[str]) -> "asyncio.Future[Outcome]":
+    def connected(self, host: str, running: Collection[str], instance: str = "") -> "asyncio.Future[Arrived]":
         """The effects of `resume` are done: send the jobs that may start on this host. Raises Unavailable."""
-        return self._dispatcher.connected(host, running)
+        return self._dispatcher.connected(host, running, instance)
 
     def fire(
         self,
@@ -130,7 +130,9 @@ class Reports:
         attempt = self._find(host, progress.job_id)
         if attempt is not None and (attempt.progress_at is None or abs(now - attempt.progress_at) >= PROGRESS):
             attempt.take_progress(progress, now)
-            self._repositories.mark_opened(attempt.repository)  # restic reports nothing before it has opened it
+            url = self._repositories.mark_opened(attempt.repository)  # restic reports nothing before it has opened it
+            if url is not None:
+                self._dispatcher.tell(notices.Opened(attempt.repository, url))
 
     def log(self, host: str, attempt_id: str, lines: Sequence[str]) -> "Sequence[asyncio.Future[Any]]":
         """An attempt wrote lines for people. Those of a job that lists snapshots or files are collected, not stored.
@@ -142,12 +144,19 @@ class Reports:
             return []
         job_id = attempt.job_id
         if attempt.command.kind in READ_KINDS:
-            if (output := self._outputs.get(job_id)) is not None:
-                output.lines.extend(lines[: MAX_OUTPUT - len(output.lines)])
+            if job_id in self._outputs:
+                self.heard_output(job_id, lines)
+            elif told := attempt.tell_lines(lines, MAX_OUTPUT):
+                self._dispatcher.tell(notices.Output(job_id, told))  # another server was asked for it
             return []
         if attempt.log_is_full:
             return []
         return [then(self._submit(log_lines, (job_id, self._clock(), lines)), attempt.note_log)]
+
+    def heard_output(self, job_id: str, lines: Sequence[str]) -> None:
+        """A job that lists snapshots or files printed lines, on this server or another one."""
+        if (output := self._outputs.get(job_id)) is not None:
+            output.lines.extend(lines[: MAX_OUTPUT - len(output.lines)])
 
     @contextmanager
     def collect_output(self, job_id: str) -> Iterator[JobOutput]:

@@ -3,7 +3,15 @@
 from datetime import datetime
 
 from server.errors import as_text
-from server.events import ClockSetBack, DeclarationChanged, Event, Events, LimitChanged, RepositoryHealthChanged
+from server.events import (
+    AttemptEnded,
+    ClockSetBack,
+    DeclarationChanged,
+    Event,
+    Events,
+    LimitChanged,
+    RepositoryHealthChanged,
+)
 from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import Placement
 from server.jobs.kinds import ConcurrencyLimit, repository_of
@@ -29,6 +37,11 @@ class RepositoryStates:
         """The name of a repository, NAMESPACE/NAME; empty for one that is not declared."""
         resolved = self._catalog.resolved(repository)
         return "" if resolved is None else full_name(resolved.row)
+
+    def url(self, repository: str) -> str:
+        """The URL that is declared for a repository; empty for one that is not declared. Any thread may ask."""
+        resolved = self._catalog.resolved(repository)
+        return "" if resolved is None else str(resolved.row.spec["url"])
 
     def limit(self, repository: str) -> ConcurrencyLimit:
         """How many jobs may use a repository at once. Any thread may ask."""
@@ -64,12 +77,21 @@ class RepositoryStates:
             return ""
         return f"namespace {row.namespace} was granted more when this was asked for: ask for it again"
 
-    def mark_opened(self, repository: str) -> None:
-        """A job opened a repository, so it exists, and its limit may rise."""
+    def mark_opened(self, repository: str) -> str | None:
+        """A job opened a repository, so it exists, and its limit may rise. Returns its URL if that is new."""
         resolved = self._catalog.resolved(repository)
-        if resolved is not None and self._opened.get(repository) != (url := resolved.row.spec["url"]):
+        if resolved is None or self._opened.get(repository) == (url := str(resolved.row.spec["url"])):
+            return None
+        self._opened[repository] = url
+        self.put(resolved.row)
+        return url
+
+    def heard_opened(self, repository: str, url: str) -> None:
+        """A job opened a repository at this URL on another server, which may be ahead or behind."""
+        if (declared := self.url(repository)) == url:
+            self.mark_opened(repository)
+        elif not declared or self._opened.get(repository) != declared:
             self._opened[repository] = url
-            self.put(resolved.row)
 
     def put(self, row: RepositoryRow) -> None:
         """Take in a new or changed repository. The limit of its lane is one job while it may not exist yet.
@@ -97,13 +119,22 @@ class RepositoryStates:
         if kind == "verify" and succeeded_at is not None:
             self.health.remember_verified(repository, succeeded_at)
 
-    def attempt_ended(self, command: CommandRun, host: str, end: JobFinished) -> None:
+    def attempt_ended(self, ended: AttemptEnded) -> None:
         """Note what an attempt showed of its repository, and publish RepositoryHealthChanged if that is new."""
+        self._note_health(ended)
+        if ended.end.status in GOOD:
+            self.mark_opened(ended.repository)
+
+    def heard_end(self, ended: AttemptEnded, url: str) -> None:
+        """The same of an attempt that ended on another server. `url`: at which it opened its repository, "" if not."""
+        self._note_health(ended)
+        if url:
+            self.heard_opened(ended.repository, url)
+
+    def _note_health(self, ended: AttemptEnded) -> None:
         # A job of no Schedule may name a repository that was deleted meanwhile.
-        if command.schedule_id and self.health.attempt_ended(command.repository, host, command.kind, end):
-            self._events.publish(RepositoryHealthChanged(command.repository))
-        if end.status in GOOD:
-            self.mark_opened(repository_of(command))
+        if ended.schedule_id and self.health.attempt_ended(ended.repository, ended.host, ended.kind, ended.end):
+            self._events.publish(RepositoryHealthChanged(ended.repository))
 
 
 _UNLIMITED = ConcurrencyLimit()

@@ -61,7 +61,8 @@ def tell(conn: Connection, server: str, at: datetime, bodies: Sequence[str]) -> 
 
 
 def read(conn: Connection, position: Position, server: str) -> list[NewsRow]:
-    """The rows after a position, up to PAGE, and those that it jumped over, by id. Bodies of `server` itself are empty."""
+    """The rows after a position, up to PAGE, and those that it jumped over, by id. Bodies of
+    `server` itself are empty."""
     found = batch.gathered(conn, _after(conn.dialect.name), [(position.last, server)])
     if position.gaps:
         found += batch.gathered(conn, _alone(conn.dialect.name), ((gap.id, server) for gap in position.gaps))
@@ -75,7 +76,7 @@ def here(conn: Connection, now: float) -> Position:
 
 
 def trim(conn: Connection, items: Sequence[tuple[int, datetime]]) -> list[None]:
-    """Delete the rows up to an id that all have read, and of before a time. The newest stays: ids are not used again."""
+    """Delete the rows up to an id that all have read, and of before a time. The newest stays: ids are not reused."""
     batch.execute(conn, _trim(conn.dialect.name), items)
     return [None] * len(items)
 

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from server.store import batch
 from server.store.rows import Pair
-from server.store.tables import CONNECTIONS, JOBS, OPEN, UtcDateTime, stored
+from server.store.tables import JOBS, OPEN, UtcDateTime, stored
 
 Found = TypeVar("Found", bound=tuple[Any, ...])
 
@@ -56,14 +56,14 @@ class ReadyRow(NamedTuple):
 class PairRow(NamedTuple):
     """The open runs of a schedule on a host: how many, up to the `most` that was asked for, and the oldest one.
 
-    `scheduled_id`: "" for those of no schedule. `is_online`: whether the host is connected.
+    `scheduled_id`: "" for those of no schedule. `server`: which one has the host, None if it is not connected.
     """
 
     scheduled_id: str
     host: str
     runs: int
     first: str | None
-    is_online: bool
+    server: str | None
 
 
 class OpenRow(NamedTuple):
@@ -91,6 +91,11 @@ class OpenRow(NamedTuple):
 
 class _Id(NamedTuple):
     id: str | None
+
+
+class _Lost(NamedTuple):
+    host: str
+    lost_at: datetime | None
 
 
 class _Times(NamedTuple):
@@ -267,6 +272,78 @@ _WAITING_LANES = """
     SELECT DISTINCT jobs.lane AS id FROM jobs WHERE jobs.ready AND jobs.lane >= :first AND jobs.lane < :last
 """
 
+_PAIRS = f"""{_SERIAL_READY}
+    UNION
+    SELECT (SELECT jobs.id FROM jobs
+            WHERE jobs.scheduled_id = given.scheduled_id AND jobs.host = given.host AND jobs.{_OPEN}
+              AND jobs.status = 'pending' AND NOT jobs.sent AND NOT jobs.deferred AND jobs.serial
+            ORDER BY jobs.queued_at, jobs.id LIMIT 1) AS id
+    FROM given
+"""
+
+_LANES = """
+    WITH given AS ({given})
+    SELECT given.lane,
+           (SELECT count(*) FROM (
+               SELECT 1 FROM jobs WHERE jobs.lane = given.lane AND jobs.holds LIMIT :most) AS slots) AS active,
+           EXISTS (
+               SELECT 1 FROM jobs WHERE jobs.lane = given.lane AND jobs.holds AND jobs.exclusive = true) AS exclusive,
+           EXISTS (SELECT 1 FROM jobs WHERE jobs.lane = given.lane AND jobs.ready) AS waits
+    FROM given
+"""
+
+_FRONT = """
+        SELECT front.id {more} FROM jobs AS front WHERE front.lane = given.lane AND front.ready
+        ORDER BY front.queued_at, front.id LIMIT :most
+"""
+
+_READY = {
+    "sqlite": f"""
+    WITH given AS ({{given}})
+    SELECT jobs.lane, jobs.id, jobs.exclusive FROM given JOIN jobs ON jobs.id IN ({_FRONT.format(more="")})
+    ORDER BY jobs.lane, jobs.queued_at, jobs.id
+""",
+    "postgresql": f"""
+    WITH given AS ({{given}})
+    SELECT given.lane, jobs.id, jobs.exclusive
+    FROM given CROSS JOIN LATERAL ({_FRONT.format(more=", front.exclusive, front.queued_at")}) AS jobs
+    ORDER BY given.lane, jobs.queued_at, jobs.id
+""",
+}
+"""SQLite has no LATERAL, and PostgreSQL would go through all jobs for the other form."""
+
+_SEND = """
+    WITH given AS ({given})
+    UPDATE jobs SET sent = true, holds = true, ready = false WHERE id IN (SELECT id FROM given) AND ready
+"""
+
+_ROWS = f"""
+    WITH given AS ({{given}})
+    SELECT jobs.* FROM jobs WHERE jobs.id IN (SELECT id FROM given) AND jobs.{_OPEN} ORDER BY jobs.queued_at, jobs.id
+"""
+
+_LANES_OF = """
+    WITH given AS ({given})
+    SELECT DISTINCT jobs.lane AS id FROM jobs WHERE jobs.id IN (SELECT id FROM given)
+"""
+
+_OF_HOST = f"""
+    WITH given AS ({{given}})
+    SELECT jobs.* FROM jobs
+    WHERE jobs.host = (SELECT host FROM given) AND jobs.{_OPEN} AND jobs.id > :after
+    ORDER BY jobs.id LIMIT :most
+"""
+
+_IN_LANES = f"""
+    SELECT jobs.* FROM jobs
+    WHERE {_OPEN} AND jobs.lane >= :first AND jobs.lane < :last AND (jobs.host, jobs.id) > (:host, :after)
+    ORDER BY jobs.host, jobs.id LIMIT :most
+"""
+
+_WAITING_LANES = """
+    SELECT DISTINCT jobs.lane AS id FROM jobs WHERE jobs.ready AND jobs.lane >= :first AND jobs.lane < :last
+"""
+
 _KNOWN = """
     WITH given AS ({given})
     SELECT hosts.name AS id FROM hosts WHERE hosts.name IN (SELECT host FROM given)
@@ -291,8 +368,7 @@ _PAIRS = f"""
            (SELECT jobs.id FROM jobs
               WHERE jobs.scheduled_id = given.scheduled_id AND jobs.host = given.host AND jobs.{_OPEN}
               ORDER BY jobs.queued_at, jobs.id LIMIT 1) AS first,
-           EXISTS (SELECT 1 FROM connections
-              WHERE connections.host = given.host AND connections.server IS NOT NULL) AS is_online
+           (SELECT connections.server FROM connections WHERE connections.host = given.host) AS server
     FROM given
 """
 
@@ -354,6 +430,11 @@ _HOLDING = f"""
 """
 
 _HOLDERS = "SELECT jobs.host AS id FROM jobs WHERE jobs.holds"  # to sort it, SQLite would go through all jobs by host
+
+_LOST_HOLDERS = """
+    SELECT connections.host, connections.lost_at FROM connections
+    WHERE connections.server IS NULL AND connections.host IN (SELECT jobs.host FROM jobs WHERE jobs.holds)
+"""
 
 _DISCONNECT_ALL = "UPDATE connections SET server = NULL, lost_at = :now WHERE server IS NOT NULL"
 
@@ -512,24 +593,16 @@ def move(conn: Connection, moved: Collection[Moved]) -> None:
         batch.execute(conn, _update(conn.dialect.name, (*Moved._fields, "ready")), ((*it, False) for it in moved))
 
 
-def connect(conn: Connection, hosts: Iterable[str], server: str) -> None:
-    """Hosts said hello on a server."""
-    statement = batch.upsert(conn.dialect.name, CONNECTIONS, ("host", "server", "lost_at"))
-    known = _ids(_read(conn, _KNOWN, _Id, ("host",), set(hosts)))  # one that was deleted meanwhile is not
-    if known:
-        batch.execute(conn, statement, ((host, server, None) for host in known))
-
-
-def disconnect(conn: Connection, hosts: Iterable[str], now: datetime) -> None:
-    """The connections of these hosts are gone."""
-    _write(conn, _DISCONNECT, ("host",), hosts, now=now)
-
-
 def disconnect_all(conn: Connection, now: datetime) -> list[str]:
     """No host is connected: a server begins. Returns the hosts that have jobs with a slot."""
     _write(conn, _DISCONNECT_ALL, now=now)
     _write(conn, _NONE_READY)
     return sorted(set(_ids(_read(conn, _HOLDERS, _Id))))
+
+
+def lost_holders(conn: Connection) -> list[tuple[str, datetime | None]]:
+    """The hosts that no server has and that have jobs with a slot, each with the time since when."""
+    return [(host, lost_at) for host, lost_at in _read(conn, _LOST_HOLDERS, _Lost)]
 
 
 def holding(conn: Connection, host: str) -> bool:
