@@ -28,6 +28,9 @@ FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 60.0
 STEADY_S = 30.0
 """Seconds after which a connection counts as steady: when it breaks, the backoff starts from its beginning."""
+RESTART = 1012
+"""Close code of a server that restarts, or that has too many agents ("service restart", registered by IANA): the agent
+connects again soon, as after a steady connection."""
 PING_S = 20.0
 """Seconds between pings, and seconds to wait for a pong (RFC 6455, section 5.5.2)."""
 OPEN_S = 10.0
@@ -101,14 +104,16 @@ class Link:
         failures = 0
         clock = asyncio.get_running_loop().time
         while True:
-            opened = None
+            opened, sent_away = None, False
             try:
                 async with self._connect() as socket:
                     opened = clock()
                     reason = await self._converse(socket)
+                    sent_away = socket.close_code == RESTART
             except (OSError, TimeoutError, ImportError, InvalidHandshake, InvalidProxy, ConnectionClosed) as error:
                 reason = self._reason(error) if opened is None else error_text(error)
-            failures = 1 if opened is not None and clock() - opened > STEADY_S else failures + 1
+            steady = sent_away or (opened is not None and clock() - opened > STEADY_S)
+            failures = 1 if steady else failures + 1
             delay = backoff(failures, self._rng)
             log.warning("not connected", extra={"url": self._url, "reason": reason, "retry_s": round(delay, 1)})
             await asyncio.sleep(delay)

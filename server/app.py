@@ -3,14 +3,16 @@
 import asyncio
 import gc
 import logging
+import random
 import resource
 import secrets
 import socket
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -58,6 +60,11 @@ from server.observe.history import HistoryRetention
 from server.observe.metrics import Metrics
 from server.observe.state import StateCollector
 from server.observe.stream import ChangeStream
+from server.replicas.agents import Balance, drain
+from server.replicas.follower import Follower
+from server.replicas.leader import Leader
+from server.replicas.members import Followed, Members
+from server.replicas.sharing import sharing
 from server.resources.grants import Grants, GrantsError
 from server.resources.urls import SCHEMES
 from server.store.engine import Store
@@ -70,6 +77,8 @@ GC_THRESHOLDS = (50_000, 5, 2)
 """Thresholds of Python's garbage collector. With its defaults, each burst of requests would make it traverse the
 objects of thousands of idle connections several times. With these, it still traverses all objects after each further
 half a million, long before cycles fill the memory."""
+DRAIN_S = 10.0
+"""Seconds over which a server that stops sends its agents to others, unless the configuration says otherwise."""
 
 
 class Config(Struct, frozen=True):
@@ -79,7 +88,10 @@ class Config(Struct, frozen=True):
     or else the one that the server runs in, and in which agents have the service account `agent_service_account`
     (NAMESPACE/NAME). `vault_key`: the file with the keys that seal credentials; None for one in the folder. `grants`:
     the file that says what namespaces may reach; None for everything. `schemes`: the allowed schemes of Repositories'
-    URLs. `keep_jobs`, `keep_jobs_days`: see `history.HistoryRetention`.
+    URLs. `keep_jobs`, `keep_jobs_days`: see `history.HistoryRetention`. `database_direct`: the URL of the same database
+    past a connection pooler. `replica_name`: how other servers' logs call this one; empty for the machine's name.
+    `drain_seconds`: over how many seconds a server that stops sends its agents to the others; None for `DRAIN_S` where
+    there may be others.
     """
 
     data: Path
@@ -96,6 +108,9 @@ class Config(Struct, frozen=True):
     keep_jobs: int = HistoryRetention().jobs
     keep_jobs_days: int = HistoryRetention().days
     schemes: tuple[str, ...] = SCHEMES
+    database_direct: str = ""
+    replica_name: str = ""
+    drain_seconds: float | None = None
 
 
 class ServerError(Exception):
@@ -117,6 +132,10 @@ class Parts(NamedTuple):
     registry: CollectorRegistry
     events: Events
     pipeline: Pipeline
+    leader: Leader
+    members: Members
+    follower: Follower
+    balance: Balance
 
 
 class Running(Struct, frozen=True):
@@ -170,9 +189,11 @@ def assemble(
     for part in (expected_since, outcomes, repository_states, dispatcher, reports, last_seen, metrics, stream):
         events.subscribe(part.on_event)
     health = repository_states.health
-    metrics.registry.register(StateCollector(store, catalog, hub, health, coverage, controllers, clock))
+    leader = Leader(leads=not store.is_shared)
+    metrics.registry.register(StateCollector(store, catalog, hub, health, coverage, controllers, leader.leads, clock))
 
     pipeline = Pipeline(store, catalog, placement, expected_since, hub, events, clock)
+    members = Members(store, lambda: Followed(pipeline.revision), leader.leads, dispatcher.server_gone, clock)
     hosts = Hosts(pipeline, store, placement, hub, dispatcher, clock)
     runs = Runs(store, catalog, placement, dispatcher, clock, new_id)
     services = Services(
@@ -193,6 +214,7 @@ def assemble(
         coverage=coverage,
         controllers=controllers,
         stream=stream,
+        stopping=members.stopping,
         clock=clock,
     )
     gateway = Gateway(hub, hosts, reports, store, events, Agents(store, identity).host_of, clock, new_id)
@@ -210,6 +232,10 @@ def assemble(
         metrics.registry,
         events,
         pipeline,
+        leader,
+        members,
+        Follower([pipeline.follow]),
+        Balance(store, hub, members, random.SystemRandom()),
     )
 
 
@@ -225,25 +251,29 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each agent has a connection
     tls_context = _tls_context(config)
     with _bound(config) as listening:
-        async with _opened(config) as (store, vault), _identity(config) as identity:
+        async with _opened(config) as (store, vault), _identity(config) as identity, AsyncExitStack() as stack:
             parts = assemble(store, vault, clock, new_id, identity, _grants(config), config.schemes)
+            await stack.enter_async_context(parts.members.joined(config.replica_name or socket.gethostname()))
             await parts.loader.load(store, vault)
             services, schedules = parts.services, len(parts.catalog.schedules)
             if services.placement.hosts:
                 log.info("carrying on", extra={"hosts": len(services.placement.hosts), "schedules": schedules})
+            keep = HistoryRetention(config.keep_jobs, config.keep_jobs_days)
             app = application(parts.gateway, routing.routes(services, identity))
             async with (
-                _running(history.follow(store, HistoryRetention(config.keep_jobs, config.keep_jobs_days), clock)),
+                _running(parts.leader.while_leading(partial(history.follow, store, keep, clock))),
                 _running(parts.last_seen.follow()),
                 _running(clock_set_back.follow(parts.events, clock)),
                 _disconnecting(services.hub),
                 connections.serving(app, Listener(listening, connection_limit(), tls_context)),
                 _while_owned(store),
+                sharing(store, parts.members, parts.leader, parts.follower, parts.balance, services.dispatcher, clock),
             ):
                 admin, agents = (identity.admin, identity.agents) if isinstance(identity, Files) else ("", "")
                 try:
                     port = listening.getsockname()[1]
                     yield Running(port, admin, agents, parts, lambda: store.refuses(probe, clock()))
+                    await drain(services.hub, parts.members, _drain_seconds(config, store))
                 finally:
                     services.stream.end()
                     services.dispatcher.close()
@@ -276,6 +306,12 @@ async def _identity(config: Config) -> AsyncIterator[Identity]:
         raise ServerError(str(error)) from error
     async with api:
         yield Reviews(api, config.agent_service_account)
+
+
+def _drain_seconds(config: Config, store: Store) -> float:
+    if config.drain_seconds is not None:
+        return config.drain_seconds
+    return DRAIN_S if store.is_shared else 0.0
 
 
 def _grants(config: Config) -> Grants:
@@ -313,7 +349,8 @@ async def _opened(config: Config) -> AsyncIterator[tuple[Store, Vault]]:
     try:
         config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         vault = Vault.open(config.vault_key or config.data / "vault-key")
-        store = await asyncio.to_thread(Store.open, config.database or config.data / "lamplighter.db")
+        location = config.database or config.data / "lamplighter.db"
+        store = await asyncio.to_thread(Store.open, location, direct=config.database_direct)
     except (OSError, ValueError) as error:
         raise ServerError(f"{config.data}: {error}") from error
     try:

@@ -73,9 +73,8 @@ class Cluster:
     def _run(self, program: str, *argv: str | Path) -> None:
         """Run one of PostgreSQL's programs, which do not run as root."""
         path = Path(_pgserver().__file__).parent / "pginstall" / "bin" / program
-        user = _user() if os.getuid() == 0 else None
         done = subprocess.run(
-            [path, *argv], user=user, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, cwd="/"
+            [path, *argv], user=user(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, cwd="/"
         )
         assert done.returncode == 0, f"{program}: {done.stderr.decode()}"
 
@@ -85,7 +84,10 @@ def _pgserver() -> Any:
     return pytest.importorskip("pgserver")
 
 
-def _user() -> str:
+def user() -> str | None:
+    """Who runs programs that refuse to run as root; None for who runs the tests."""
+    if os.getuid() != 0:
+        return None
     _pgserver().utils.ensure_user_exists("pgserver")
     return "pgserver"
 
@@ -94,8 +96,8 @@ def _user() -> str:
 def folder() -> Iterator[Path]:
     """A folder that PostgreSQL can use even where the tests run as root."""
     path = Path(tempfile.mkdtemp(prefix="lamplighter-pg-"))
-    if os.getuid() == 0:
-        shutil.chown(path, _user())
+    if (owner := user()) is not None:
+        shutil.chown(path, owner)
     try:
         yield path
     finally:

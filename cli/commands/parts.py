@@ -65,6 +65,22 @@ def up(
 @options.listen
 @options.option("--database", default="", help="SQLAlchemy URL of the store.", show_default="SQLite in the data folder")
 @options.option(
+    "--database-direct",
+    metavar="URL",
+    default="",
+    show_default="--database",
+    help="The same database past a connection pooler, for the one connection of each server that none may share.",
+)
+@options.option(
+    "--replica-name", default="", show_default="this machine's name", help="How other servers' logs call this one."
+)
+@options.option(
+    "--drain-seconds",
+    type=click.FloatRange(min=0),
+    show_default="10 with PostgreSQL, 0 with SQLite",
+    help="Seconds over which a server that stops sends its agents to the others.",
+)
+@options.option(
     "--tls-cert", type=options.FILE, help="Certificate chain for TLS (PEM); reloaded when the file changes."
 )
 @options.option("--tls-key", type=options.FILE, help="The certificate's key (PEM).", show_default="in the same file")

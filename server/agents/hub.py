@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from server.agents.session import Effect, Send, Session
 from server.events import Events, HostDisconnected
@@ -51,6 +51,17 @@ class Credentials(Protocol):
 
     def changed(self, host: str, sent: object) -> tuple[object, str] | None:
         """The repositories that a host needs, and the frame with their credentials; None if these equal `sent`."""
+
+
+class Goodbye(NamedTuple):
+    """With what a connection is closed (RFC 6455, section 7.4)."""
+
+    code: int
+    reason: str
+
+
+SENT_AWAY = Goodbye(1012, "the server sends this host to another one, or it restarts")
+"""1012 is "service restart" (registered by IANA): the agent connects again soon, and does not slow down."""
 
 
 class Connection:
@@ -121,10 +132,10 @@ class Connection:
         except ReferenceError:  # the peer was freed
             return False
 
-    def close(self) -> None:
+    def close(self, goodbye: Goodbye | None = None) -> None:
         """Have the reader close the connection with a code, so that its agent connects again."""
         if self.reader is not None:
-            self.reader.cancel()
+            self.reader.cancel(goodbye)
 
 
 class Hub:
@@ -142,6 +153,7 @@ class Hub:
         self._newest: dict[str, Connection] = {}
         self._registered: dict[str, Connection] = {}
         self._disconnects = 0
+        self._accepts = True
 
     # Sessions.
 
@@ -168,6 +180,19 @@ class Hub:
     def disconnects(self) -> int:
         """How often `disconnect` was called. A handshake during which it grows checks its token again."""
         return self._disconnects
+
+    @property
+    def accepts(self) -> bool:
+        """Whether agents may connect: not while the server stops."""
+        return self._accepts
+
+    def stop_accepting(self) -> None:
+        """Let no agent connect any more."""
+        self._accepts = False
+
+    def connected(self) -> list[str]:
+        """The hosts that are connected to this server."""
+        return list(self._newest)
 
     def is_connected(self, host: str) -> bool:
         """Whether a host has a connection that pushes reach."""
@@ -223,15 +248,19 @@ class Hub:
         self._disconnects += 1
         self._close(host)
 
+    def send_away(self, host: str) -> None:
+        """Close the connection of a host, so that it connects again, perhaps to another server."""
+        self._close(host, SENT_AWAY)
+
     def disconnect_all(self) -> None:
         """Close all connections."""
         for host in list(self._newest):
-            self._close(host)
+            self.send_away(host)
 
-    def _close(self, host: str) -> None:
+    def _close(self, host: str, goodbye: Goodbye | None = None) -> None:
         if (connection := self._newest.get(host)) is not None:
             self.remove(connection)
-            connection.close()
+            connection.close(goodbye)
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection that has ended. A newer connection of its host is left alone."""

@@ -24,7 +24,6 @@ from server.api.middleware import Authenticated, Problems, nowhere
 from server.api.operations import BODIES, OPERATIONS, Operation
 from server.api.services import Services
 from server.errors import NotFound, Unavailable
-from server.store.engine import Store
 from server.store.ownership import probe
 
 PREFIX = "/api/v1"
@@ -48,7 +47,7 @@ def routes(services: Services, identity: Identity) -> list[BaseRoute]:
     guarded = _routes((it for it in OPERATIONS if it.needs is not None), services, identity)
     return [
         _Route("/healthz", _alive),
-        _Route("/readyz", _ready(services.store), middleware=[problems]),
+        _Route("/readyz", _ready(services), middleware=[problems]),
         _Route("/openapi.json", _description),
         *(_Route(PREFIX + route.path, route.endpoint, methods=route.methods, middleware=[problems]) for route in open_),
         _Mount(PREFIX, routes=guarded, middleware=[problems, authenticated]),
@@ -122,9 +121,11 @@ async def _alive(request: Request) -> Response:
     return PlainTextResponse("ok\n")
 
 
-def _ready(store: Store) -> Callable[[Request], Awaitable[Response]]:
+def _ready(services: Services) -> Callable[[Request], Awaitable[Response]]:
     async def ready(request: Request) -> Response:
-        if why := await store.refuses(probe, datetime.now(UTC)):
+        if services.stopping():
+            raise Unavailable("this server stops")
+        if why := await services.store.refuses(probe, datetime.now(UTC)):
             raise Unavailable(why)
         return PlainTextResponse("ok\n")
 

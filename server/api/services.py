@@ -42,4 +42,5 @@ class Services(NamedTuple):
     coverage: CoverageReader
     controllers: Controllers
     stream: ChangeStream
+    stopping: Callable[[], bool]
     clock: Callable[[], datetime]

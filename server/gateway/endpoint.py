@@ -17,7 +17,7 @@ import msgspec
 from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from server.agents.hub import Connection, Hub
+from server.agents.hub import Connection, Goodbye, Hub
 from server.agents.session import Accepted, Acked, Effect, Ended, Fired, Reported, Session
 from server.changes.hosts import Hosts
 from server.errors import ApiException, Unauthorized, Unavailable
@@ -50,6 +50,7 @@ BUSY = 1013
 """Close code for "try again later" (registered by IANA, RFC 6455, section 11.7)."""
 REPLACED = 4000
 """Close code of a connection that a newer one of the same host replaced (private use, RFC 6455, section 7.4.2)."""
+CLOSED = Goodbye(REPLACED, "this host connected again, or it was deleted, or its key was revoked")
 REFUSED = 4001
 """Close code of a connection whose token is no longer valid."""
 DUPLICATE = 4002
@@ -90,6 +91,8 @@ class Gateway:
         """Run one connection, from its handshake to its close."""
         disconnects = self._hub.disconnects
         try:
+            if not self._hub.accepts:
+                raise Unavailable("this server stops: connect again")
             allowed = await self._allowed_host(websocket)
         except ApiException as error:
             log.warning("agent refused", extra={**_claim(websocket), "reason": str(error)})
@@ -109,10 +112,10 @@ class Gateway:
             code, reason = 1007, codec.close_reason(error)
         except Unavailable as error:  # not everything was stored: the agent sends it again on its next connection
             code, reason = BUSY, codec.close_reason(error)
-        except asyncio.CancelledError:  # by `Connection.close`
+        except asyncio.CancelledError as error:  # by `Connection.close`
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
-            code, reason = REPLACED, "this host connected again, or it was deleted, or its key was revoked"
+            code, reason = next((it for it in error.args if isinstance(it, Goodbye)), CLOSED)
         with suppress(WebSocketDisconnect):
             await websocket.close(code, reason)
 

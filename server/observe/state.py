@@ -26,7 +26,10 @@ MAX_SERIES = 20_000
 
 
 class StateCollector(Collector):
-    """Collects the gauges. It may run in a thread beside the event loop: it copies live state in single steps."""
+    """Collects the gauges. It may run in a thread beside the event loop: it copies live state in single steps.
+
+    `leads`: whether this server tells of the whole fleet. Of several servers one does, so that sums are right.
+    """
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class StateCollector(Collector):
         health: Health,
         coverage: CoverageReader,
         controllers: Controllers,
+        leads: Callable[[], bool],
         clock: Callable[[], datetime],
     ) -> None:
         self._store = store
@@ -44,6 +48,7 @@ class StateCollector(Collector):
         self._health = health
         self._coverage = coverage
         self._controllers = controllers
+        self._leads = leads
         self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
@@ -51,6 +56,16 @@ class StateCollector(Collector):
         info = GaugeMetricFamily("lamplighter_build_info", "The version that runs.", labels=["version"])
         info.add_metric([server.__version__], 1)
         yield info
+        yield _gauge("lamplighter_store_queue_length", "Writes that wait for the store.", self._store.waiting)
+        failing = self._store.failing
+        yield _gauge("lamplighter_store_failing", "Whether the last write to the store failed: 0 or 1.", failing)
+        leads = self._leads()
+        yield _gauge("lamplighter_server_leads", "Whether this server tells of the whole fleet: 0 or 1.", leads)
+        if leads:
+            yield from self._fleet()
+
+    def _fleet(self) -> Iterator[Metric]:
+        """What is the same on each server."""
         hosts = self._hub.sessions()
         yield _gauge("lamplighter_hosts", "Hosts that are known.", len(hosts))
         connected = sum(self._hub.is_connected(host.name) for host in hosts)
@@ -62,9 +77,6 @@ class StateCollector(Collector):
         yield self._host_problems()
         yield _gauge("lamplighter_schedules", "Schedules that are declared.", len(self._catalog.schedules))
         yield from self._jobs()
-        yield _gauge("lamplighter_store_queue_length", "Writes that wait for the store.", self._store.waiting)
-        failing = self._store.failing
-        yield _gauge("lamplighter_store_failing", "Whether the last write to the store failed: 0 or 1.", failing)
         yield self._controller_problems()
         yield from _expectations(self._coverage.expected())
         yield from self._repositories()

@@ -26,6 +26,7 @@ from sqlalchemy import Connection, Engine
 
 from server.errors import Unavailable
 from server.store import database, migrations, ownership, trouble
+from server.store.bell import Bell
 from server.store.ownership import AwayError, FileLock, InUseError, OwnershipError, SessionLock
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,8 @@ class Store:
     """An open database. It belongs to the event loop that awaits it.
 
     `server`: the id of this server in the store, another one at each start. `is_shared`: whether other servers may have
-    the same database.
+    the same database; then `direct` is its URL past a connection pooler, and `bell` rings after each commit of
+    something that the others want to know.
     """
 
     def __init__(
@@ -89,17 +91,17 @@ class Store:
         readers: Engine,
         server: str,
         *,
-        is_shared: bool,
         lock: FileLock | None = None,
-        told: Callable[[], None] = lambda: None,
+        direct: sa.URL | None = None,
     ) -> None:
         self.server = server
-        self.is_shared = is_shared
+        self.is_shared = direct is not None
+        self.direct = direct
+        self.bell = None if direct is None else Bell()
         self._writer = writer
         self._conn = writer.connect()
         self._readers = readers
         self._lock = lock
-        self._told = told
         self._lost: concurrent.futures.Future[NoReturn] = concurrent.futures.Future()
         self._outcome = (-math.inf, "")  # when a commit was last tried, and why it failed; by time.monotonic
         self._refusals = _Refusals()
@@ -114,17 +116,14 @@ class Store:
         self._thread.start()
 
     @classmethod
-    def open(
-        cls, location: str | os.PathLike[str], *, direct: str = "", told: Callable[[], None] = lambda: None
-    ) -> Self:
+    def open(cls, location: str | os.PathLike[str], *, direct: str = "") -> Self:
         """Open the database at a path (SQLite) or an SQLAlchemy URL; create or migrate it as needed. Blocks.
 
         Several servers may open one PostgreSQL database. Raises StoreError when a newer version has written the
         database, when it cannot be opened and written now, or when another server still has it, for itself alone, after
         `ownership.WAIT_S` seconds. A PostgreSQL that is away is waited for, for `ownership.START_S` seconds.
 
-        `direct`: the URL of the same database past a connection pooler. `told`: called in the writer's thread after
-        each commit of something that other servers want to know.
+        `direct`: the URL of the same database past a connection pooler.
         """
         text = os.fspath(location)
         url = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=text)
@@ -133,18 +132,18 @@ class Store:
                 raise StoreError("the store needs a file: a database in memory is lost when its connection closes")
             database.make_private(Path(str(url.database)))
         try:
-            return ownership.waited_for(partial(cls._opened, url, sa.make_url(direct or url), told))
+            return ownership.waited_for(partial(cls._opened, url, sa.make_url(direct or url)))
         except (InUseError, AwayError) as error:
             raise StoreError(str(error)) from None
 
     @classmethod
-    def _opened(cls, url: sa.URL, direct: sa.URL, told: Callable[[], None]) -> Self:
+    def _opened(cls, url: sa.URL, direct: sa.URL) -> Self:
         """Open the database at a URL, unless another server has it. Raises InUseError, AwayError, StoreError."""
         server = uuid.uuid4().hex
         try:
             if url.get_backend_name() == "sqlite":
                 return cls._of_file(url, server)
-            return cls._of_servers(url, direct, server, told)
+            return cls._of_servers(url, direct, server)
         except migrations.UnknownRevisionError as error:
             raise StoreError(str(error)) from error
         except sa.exc.DBAPIError as error:
@@ -165,10 +164,10 @@ class Store:
             writer.dispose()
             lock.close()
             raise
-        return cls(writer, database.engine(url, READERS, writes=False), server, is_shared=False, lock=lock)
+        return cls(writer, database.engine(url, READERS, writes=False), server, lock=lock)
 
     @classmethod
-    def _of_servers(cls, url: sa.URL, direct: sa.URL, server: str, told: Callable[[], None]) -> Self:
+    def _of_servers(cls, url: sa.URL, direct: sa.URL, server: str) -> Self:
         pooled, session = _is_pooled(url, direct), SessionLock(direct)
         writer = database.engine(url, 1, writes=True, pooled=pooled)
         first = database.engine(direct, 1, writes=True) if pooled else writer
@@ -178,13 +177,11 @@ class Store:
                 ownership.wait_for_migrations(conn)
                 migrations.upgrade(conn)
                 ownership.claim(conn, ownership.SHARED)
-            session.known = True
+            session.claimed()
         finally:
             if pooled or not session.known:
                 first.dispose()
-        return cls(
-            writer, database.engine(url, READERS, writes=False, pooled=pooled), server, is_shared=True, told=told
-        )
+        return cls(writer, database.engine(url, READERS, writes=False, pooled=pooled), server, direct=direct)
 
     @property
     def waiting(self) -> int:
@@ -284,6 +281,8 @@ class Store:
         self._pool.shutdown(wait=False)
         self._readers.dispose()
         self._writer.dispose()
+        if self.bell is not None:
+            self.bell.close()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -325,8 +324,8 @@ class Store:
                     ownership.probe(conn, [datetime.now(UTC)])
             outcomes, why = _commit(conn, calls), ""
             self._refusals.end()
-            if conn.info.pop("wakes", False):
-                self._told()
+            if conn.info.pop("wakes", False) and self.bell is not None:
+                self.bell.ring()
         except (OwnershipError, StoreLostError) as error:
             self.lose(str(error))
             why = str(error)

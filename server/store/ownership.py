@@ -92,11 +92,18 @@ class AwayError(Exception):
 
 
 class SessionLock:
-    """The lock of a PostgreSQL database. `take` is a listener of SQLAlchemy's event "connect"."""
+    """The lock of a PostgreSQL database. `take` is a listener of SQLAlchemy's event "connect".
 
-    def __init__(self, database: sa.URL) -> None:
+    `known`: whether the row says that servers share the store.
+    """
+
+    def __init__(self, database: sa.URL, *, known: bool = False) -> None:
         self._database = database.render_as_string()
-        self.known = False  # whether `claim` has written that servers share the store
+        self.known = known
+
+    def claimed(self) -> None:
+        """`claim` was committed: from now on the row must say what it says now."""
+        self.known = True
 
     def take(self, connection: Any, _record: object) -> None:
         """Take the lock beside other servers that share it.

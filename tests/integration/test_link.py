@@ -201,6 +201,23 @@ async def test_a_connection_that_did_not_last_makes_the_next_wait_longer(
         assert asked == [1, 2, 3, 1, 1]
 
 
+async def test_a_server_that_sends_its_agents_away_makes_none_of_them_wait_longer(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def counted(failures: int, rng: random.Random) -> float:
+        asked.append(failures)
+        return 0.0
+
+    monkeypatch.setattr(links, "backoff", counted)
+    async with calling(server.port):
+        for code in (1011, 1011, 1012, 1012, 1011):
+            await (await server.next()).close(code, "bye")
+        await server.next()
+    assert asked == [1, 2, 1, 1, 2]
+
+
 # Talking.
 
 

@@ -95,6 +95,7 @@ async def test_a_server_tells_what_happened_and_how_it_stands(
         ("lamplighter_jobs_waiting", ()): 0,
         ("lamplighter_store_queue_length", ()): 0,
         ("lamplighter_store_failing", ()): 0,
+        ("lamplighter_server_leads", ()): 1,
         ("lamplighter_last_success_timestamp_seconds", whose): pytest.approx(ended.timestamp(), abs=0.001),
         ("lamplighter_last_success_timestamp_seconds", without): pytest.approx(known.timestamp(), abs=0.001),
         ("lamplighter_success_within_seconds", whose[1:]): 2 * 86400,

@@ -1,0 +1,81 @@
+"""Sends agents to the other servers: all of them when this one stops, and some when it has more than its share."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from server.agents.hub import Hub
+from server.errors import Unavailable
+from server.replicas.balance import surplus
+from server.replicas.members import Members
+from server.store import servers
+from server.store.engine import Store
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 10.0
+"""Seconds between two looks at how many agents each server has."""
+OVER_S = 5.0
+"""Seconds over which the surplus is sent away."""
+ONCE_S = 3600.0
+"""Seconds within which a host is sent away once: it may know of this server alone."""
+
+
+async def drain(hub: Hub, members: Members, seconds: float) -> None:
+    """The server stops: say so, then send all agents to the others, spread over so many seconds.
+
+    Where there is no other server, they are closed at once, with everything else.
+    """
+    hub.stop_accepting()
+    await members.stop()
+    if seconds and members.others() and (hosts := hub.connected()):
+        log.info("sending agents to the other servers", extra={"hosts": len(hosts), "seconds": seconds})
+        await spread(hub.send_away, hosts, seconds)
+
+
+async def spread(send_away: Callable[[str], None], hosts: Sequence[str], seconds: float) -> None:
+    """Send hosts away one after the other, evenly over so many seconds."""
+    clock = asyncio.get_running_loop().time
+    begin = clock()
+    for n, host in enumerate(hosts):
+        if (wait_s := begin + seconds * n / len(hosts) - clock()) > 0:
+            await asyncio.sleep(wait_s)
+        send_away(host)
+
+
+class Balance:
+    """Sends away what this server has more than its share."""
+
+    def __init__(self, store: Store, hub: Hub, members: Members, rng: random.Random) -> None:
+        self._store = store
+        self._hub = hub
+        self._members = members
+        self._rng = rng
+        self._sent: dict[str, float] = {}  # when each host was sent away, by the loop's clock
+
+    async def follow(self) -> None:
+        """Look every `EVERY_S`, until cancelled."""
+        while True:
+            await asyncio.sleep(EVERY_S)
+            with suppress(Unavailable):
+                await self.settle()
+
+    async def settle(self) -> None:
+        """Send away the surplus that there is now. Raises Unavailable."""
+        others = self._members.others()
+        if not others or self._members.stopping():
+            return
+        counts = await self._store.read(servers.connection_counts)
+        count = surplus(counts.get(self._store.server, 0), [counts.get(row.id, 0) for row in others])
+        if hosts := self._chosen(count, asyncio.get_running_loop().time()):
+            log.info("sending agents to servers that have fewer", extra={"hosts": len(hosts)})
+            await spread(self._hub.send_away, hosts, OVER_S)
+
+    def _chosen(self, count: int, now: float) -> list[str]:
+        self._sent = {host: at for host, at in self._sent.items() if now - at < ONCE_S}
+        free = [host for host in self._hub.connected() if host not in self._sent]
+        chosen = self._rng.sample(free, min(count, len(free)))
+        self._sent.update(dict.fromkeys(chosen, now))
+        return chosen

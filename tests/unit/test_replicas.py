@@ -1,0 +1,138 @@
+"""Dead servers are found by what this one sees, an outage of the database kills nobody, and agents spread evenly."""
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.replicas.balance import surplus
+from server.replicas.leader import Leader
+from server.replicas.watch import DEAD_S, STARTING_S, Watch
+from server.store.servers import ServerRow
+
+STARTED = datetime(2026, 3, 5, 12, tzinfo=UTC)
+
+
+@dataclass
+class Fleet:
+    """Servers' rows, looked at each second; `alive` ones write theirs every other second."""
+
+    watch: Watch = field(default_factory=Watch)
+    rows: dict[str, ServerRow] = field(default_factory=dict)
+    now: float = 1000.0
+
+    def starts(self, name: str) -> None:
+        self.rows[name] = ServerRow(name, name, STARTED, STARTED)
+
+    def passes(self, seconds: int, *alive: str) -> set[str]:
+        """Who was found dead meanwhile."""
+        dead: set[str] = set()
+        for _ in range(seconds):
+            self.now += 1
+            for name in alive if self.now % 2 == 0 else ():
+                self.rows[name] = self.rows[name]._replace(seen_at=STARTED + timedelta(seconds=self.now))
+            dead |= {row.id for row in self.watch.look(list(self.rows.values()), self.now)}
+        return dead
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    fleet = Fleet()
+    for name in ("a", "b"):
+        fleet.starts(name)
+    assert fleet.passes(10, "a", "b") == set()
+    return fleet
+
+
+def test_a_server_whose_row_stands_still_is_dead_within_ten_seconds(fleet: Fleet) -> None:
+    assert fleet.passes(int(DEAD_S) - 1, "a") == set()
+    assert fleet.passes(3, "a") == {"b"}
+
+
+@pytest.mark.parametrize("away_s", [4, 30, 3600])
+def test_an_outage_of_the_database_kills_nobody(fleet: Fleet, away_s: int) -> None:
+    assert fleet.passes(5) == set()  # it still answered, but took nothing
+    fleet.now += away_s
+    assert fleet.passes(int(DEAD_S) - 1) == set()  # the others need a moment to be back
+    assert fleet.passes(60, "a", "b") == set()
+
+
+def test_a_clock_that_jumps_on_another_machine_kills_nobody(fleet: Fleet) -> None:
+    fleet.rows["b"] = fleet.rows["b"]._replace(seen_at=STARTED - timedelta(days=3650))
+    assert fleet.passes(60, "a", "b") == set()
+
+
+def test_a_server_that_loads_has_time(fleet: Fleet) -> None:
+    fleet.starts("c")
+    assert fleet.passes(int(STARTING_S) - 1, "a", "b") == set()
+    assert fleet.passes(5, "a", "b") == {"c"}
+
+
+# Balance.
+
+
+@settings(max_examples=30)
+@given(st.integers(2, 6), st.integers(100, 2_000), st.randoms(use_true_random=False))
+def test_a_server_that_returned_fills_up_to_within_a_fifth_of_its_share(
+    servers: int, each: int, rng: random.Random
+) -> None:
+    agents = servers * each
+    counts = [0, *(agents // (servers - 1) for _ in range(servers - 1))]
+    for _ in range(60):
+        away = [surplus(count, counts[:n] + counts[n + 1 :]) for n, count in enumerate(counts)]
+        if not any(away):
+            break
+        counts = [count - gone for count, gone in zip(counts, away, strict=True)]
+        for _ in range(sum(away)):
+            counts[rng.randrange(servers)] += 1
+    mean = sum(counts) / servers
+    assert all(abs(count - mean) <= 0.2 * mean for count in counts)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=8))
+def test_nobody_sends_away_more_than_what_is_over_the_mean(counts: list[int]) -> None:
+    mine, *others = counts
+    gone = surplus(mine, others)
+    assert 0 <= gone <= max(mine - sum(counts) / len(counts), 0)
+
+
+@pytest.mark.parametrize("counts", [[3, 2, 4], [0, 1], [1, 0, 0], [100, 91, 109]])
+def test_what_chance_makes_is_left(counts: list[int]) -> None:
+    for n, count in enumerate(counts):
+        assert surplus(count, counts[:n] + counts[n + 1 :]) == 0
+
+
+# The leader.
+
+
+def test_work_of_the_leader_runs_while_it_leads() -> None:
+    async def follow() -> list[str]:
+        leader, told = Leader(leads=False), list[str]()
+        begun, ended = asyncio.Event(), asyncio.Event()
+
+        async def work() -> None:
+            told.append("begins")
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                told.append("ends")
+                ended.set()
+
+        task = asyncio.create_task(leader.while_leading(work))
+        for _ in range(2):
+            leader.elected(True)
+            await begun.wait()
+            leader.elected(False)
+            await ended.wait()
+            begun.clear()
+            ended.clear()
+        task.cancel()
+        await asyncio.wait([task])
+        return told
+
+    assert asyncio.run(follow()) == ["begins", "ends"] * 2
