@@ -1,16 +1,20 @@
 """A real API server accepts every object of the chart, and the chart's rights are enough to make the keys."""
 
 import base64
+import re
+import shutil
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from helm_python import Config
 
-from tests.chart import ROOT, SETS, Object, rendered, values
+from tests.chart import CHART, ROOT, SETS, Object, rendered, values
 from tests.cluster.apiserver import Cluster
 
 FOREIGN = ("cert-manager.io/", "monitoring.coreos.com/")
@@ -64,6 +68,101 @@ def test_every_object_is_accepted_and_all_but_the_agent_is_restricted(
 @pytest.mark.parametrize("path", sorted((ROOT / "crds").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_definition_is_accepted(cluster: Cluster, path: Path) -> None:
     assert apply(cluster, yaml.safe_load(path.read_text()), dryRun="All") == []
+
+
+# Installed and upgraded by Helm.
+
+SEVERAL: Object = {"server": {"replicas": 2, "database": {"existingSecret": "lamplighter-database"}}}
+STATEFUL_SET, DEPLOYMENT, BUDGET = "apps/v1/statefulsets", "apps/v1/deployments", "policy/v1/poddisruptionbudgets"
+
+
+class Release:
+    """A release of the chart in a namespace of its own. `name`: its name, and the prefix of its objects' names."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self._cluster, self._namespace, self.name = cluster, namespace, f"lamplighter-{namespace}"
+        self._helm = Config(kubeconfig_path=cluster.kubeconfig, namespace=namespace)
+
+    def install(self, given: Object, chart: Path = CHART) -> None:
+        self._helm.install(chart, self.name, given, namespace=self._namespace)
+
+    def upgrade(self, given: Object, chart: Path = CHART) -> None:
+        self._helm.upgrade(chart, self.name, given, namespace=self._namespace, reset_values=True)
+
+    def rollback(self, revision: int) -> None:
+        self._helm.rollback(self.name, version=revision)
+
+    def uninstall(self) -> None:
+        self._helm.uninstall(self.name)
+        self._helm.close()
+
+    def servers(self) -> dict[str, Any]:
+        """What is about the servers' pods: the specs of objects, by the kinds' names in the API."""
+        return {kind: spec for kind in (STATEFUL_SET, DEPLOYMENT, BUDGET) for spec in self._specs(kind)}
+
+    def pod(self, pod: Object) -> str:
+        """Create a pod from a template, as a controller manager would; its name."""
+        metadata = {**pod["metadata"], "generateName": "server-"}
+        path = f"/api/v1/namespaces/{self._namespace}/pods"
+        return str(self._cluster.create(path, {"metadata": metadata, "spec": pod["spec"]})["metadata"]["name"])
+
+    def selected(self, labels: Object) -> list[str]:
+        """The names of the pods with these labels."""
+        path = f"/api/v1/namespaces/{self._namespace}/pods?labelSelector="
+        found = self._cluster.get(path + ",".join(f"{key}={value}" for key, value in labels.items()))["items"]
+        return [it["metadata"]["name"] for it in found]
+
+    def _specs(self, kind: str) -> list[Any]:
+        group, version, plural = kind.split("/")
+        found = self._cluster.get(f"/apis/{group}/{version}/namespaces/{self._namespace}/{plural}")["items"]
+        return [it["spec"] for it in found if it["metadata"]["name"] == f"{self.name}-server"]
+
+
+@pytest.fixture
+def release(cluster: Cluster, definitions: None, namespace: str) -> Iterator[Release]:
+    made = Release(cluster, namespace)
+    yield made
+    made.uninstall()
+
+
+def test_two_servers_are_installed_and_their_budget_is_about_their_pods(release: Release) -> None:
+    release.install(SEVERAL)
+    servers = release.servers()
+    assert servers.keys() == {DEPLOYMENT, BUDGET}
+    assert (servers[DEPLOYMENT]["replicas"], servers[BUDGET]["maxUnavailable"]) == (2, 1)
+    pods = [release.pod(servers[DEPLOYMENT]["template"]) for _ in range(2)]
+    assert sorted(release.selected(servers[BUDGET]["selector"]["matchLabels"])) == sorted(pods)
+
+
+def test_a_release_goes_from_sqlite_to_several_servers_and_back(release: Release) -> None:
+    release.install({})
+    assert release.servers().keys() == {STATEFUL_SET}
+    release.upgrade(SEVERAL)
+    assert release.servers().keys() == {DEPLOYMENT, BUDGET}
+    release.upgrade({})
+    assert release.servers().keys() == {STATEFUL_SET}
+    release.rollback(2)
+    assert release.servers().keys() == {DEPLOYMENT, BUDGET}
+
+
+def test_a_release_comes_from_a_chart_that_stopped_its_server_first_and_goes_back_to_it(
+    release: Release, tmp_path: Path
+) -> None:
+    before = shutil.copytree(CHART, tmp_path / "lamplighter")
+    template = before / "templates/server.yaml"
+    pattern = r"strategy:.*\n    type: RollingUpdate\n    rollingUpdate: .*\n"
+    text, changed = re.subn(pattern, "strategy: {type: Recreate}\n", template.read_text())
+    assert changed == 1
+    template.write_text(text)
+    one = {"server": {"database": SEVERAL["server"]["database"]}}
+
+    release.install(one, before)
+    assert release.servers()[DEPLOYMENT]["strategy"] == {"type": "Recreate"}
+    release.upgrade(SEVERAL)
+    rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+    assert release.servers()[DEPLOYMENT]["strategy"] == rolling
+    release.upgrade(one, before)
+    assert release.servers()[DEPLOYMENT]["strategy"] == {"type": "Recreate"}
 
 
 # The keys, made by the init container as it is told to, with the rights of its service account and no others.

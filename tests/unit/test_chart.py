@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from prometheus_client.registry import CollectorRegistry
 from cli.main import main
 from controller.cluster.metrics import Metrics as ControllerMetrics
 from server.app import Config, serving
+from server.store.engine import Store
 from tests.chart import CHART, NAMESPACE, ROOT, SETS, Object, is_hook, loaded, pods, rendered, values
 from wire.version import __version__
 
@@ -112,7 +114,12 @@ def test_the_plain_manifests_are_what_the_chart_makes_of_its_default_values() ->
         ({"tls": {"mode": "secret"}}, "/tls/existingSecret"),
         ({"tls": {"mode": "certManager"}}, "/tls/issuerRef/name"),
         ({"server": {"url": "http://plain.example.org"}}, "/server/url"),
-        ({"server": {"replicas": 2}}, "additional properties 'replicas' not allowed"),
+        ({"server": {"replicas": 2}}, "value must be 'the name of a Secret with a PostgreSQL URL, because several"),
+        ({"server": {"replicas": 2, "database": {"existingSecret": None}}}, "missing property 'existingSecret'"),
+        ({"server": {"replicas": 2, "database": None}}, "missing property 'database'"),
+        ({"server": {"replicas": 0}}, "/server/replicas': minimum"),
+        ({"server": {"drainSeconds": -1}}, "/server/drainSeconds': minimum"),
+        ({"server": {"topologySpreadConstraints": [{"maxSkew": 1}]}}, "/topologySpreadConstraints/0': missing prop"),
         ({"agent": {"dataPath": "var/lib"}}, "/agent/dataPath"),
         ({"agent": {"writablePaths": ["/srv/../etc"]}}, "/agent/writablePaths/0"),
         ({"agent": {"writablePaths": ["/"]}}, "/agent/writablePaths/0"),
@@ -137,6 +144,105 @@ def test_what_containers_are_told_is_what_the_commands_take(name: str) -> None:
             if "command" not in container:
                 command, *arguments = container["args"]
                 main.commands[command].make_parser(click.Context(main)).parse_args(arguments)
+                taken = {it.envvar for it in main.commands[command].params}
+                given = {it["name"] for it in container.get("env", []) if it["name"].startswith("LAMPLIGHTER_")}
+                assert given <= taken
+
+
+# One server, or several.
+
+POSTGRESQL = {"existingSecret": "lamplighter-database"}
+
+
+def server(given: Object) -> Object:
+    """What makes the servers' pods."""
+    (found,) = (it for it, _ in pods(rendered({"server": given})) if it["metadata"]["name"] == "lamplighter-server")
+    return found
+
+
+def budget(given: Object) -> Object | None:
+    """The spec of the servers' PodDisruptionBudget; None when there is none."""
+    objects = by_identity(rendered({"server": given}))
+    found = objects.get(("policy/v1", "PodDisruptionBudget", NAMESPACE, "lamplighter-server"))
+    return found and found["spec"]
+
+
+@pytest.mark.parametrize("given", [{}, {"drainSeconds": 60}, {"topologySpreadConstraints": []}])
+def test_with_sqlite_there_is_one_server_on_its_volume(given: Object) -> None:
+    found = server(given)
+    assert (found["kind"], found["spec"]["replicas"]) == ("StatefulSet", 1)
+    assert found["spec"]["volumeClaimTemplates"][0]["metadata"]["name"] == "data"
+    assert found == server({})
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 5])
+def test_with_postgresql_a_new_server_is_ready_before_an_old_one_ends(replicas: int) -> None:
+    found = server({"replicas": replicas, "database": POSTGRESQL})
+    assert (found["kind"], found["spec"]["replicas"]) == ("Deployment", replicas)
+    assert found["spec"]["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+    }
+    assert not any("persistentVolumeClaim" in it for it in found["spec"]["template"]["spec"]["volumes"])
+
+
+@pytest.mark.parametrize("drain", [0, 30, 3600])
+def test_a_server_has_the_time_to_send_its_agents_off_before_it_is_killed(drain: int) -> None:
+    spec = server({"drainSeconds": drain, "database": POSTGRESQL})["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert f"--drain-seconds={drain}" in container["args"]
+    before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    closing = signature(Store.close).parameters["timeout_s"].default
+    assert spec["terminationGracePeriodSeconds"] > before + drain + closing
+
+
+def test_servers_are_named_after_their_pods_and_reach_the_database_past_a_pooler_by_value() -> None:
+    def environment(database: Object) -> Object:
+        (container,) = server({"database": database})["spec"]["template"]["spec"]["containers"]
+        return {it["name"]: it["valueFrom"] for it in container["env"]}
+
+    url = {"LAMPLIGHTER_DATABASE": {"secretKeyRef": {"name": "lamplighter-database", "key": "url"}}}
+    name = {"LAMPLIGHTER_REPLICA_NAME": {"fieldRef": {"fieldPath": "metadata.name"}}}
+    direct = {"LAMPLIGHTER_DATABASE_DIRECT": {"secretKeyRef": {"name": "lamplighter-database", "key": "direct"}}}
+    assert environment(POSTGRESQL) == url | name
+    assert environment({**POSTGRESQL, "directKey": "direct"}) == url | name | direct
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, None),
+        ({"podDisruptionBudget": True}, 0),
+        ({"database": POSTGRESQL}, None),
+        ({"database": POSTGRESQL, "podDisruptionBudget": True}, 0),
+        ({"database": POSTGRESQL, "replicas": 2}, 1),
+        ({"database": POSTGRESQL, "replicas": 2, "podDisruptionBudget": True}, 1),
+        ({"database": POSTGRESQL, "replicas": 5}, 1),
+    ],
+)
+def test_of_several_servers_one_at_a_time_may_be_evicted(given: Object, wanted: int | None) -> None:
+    found = budget(given)
+    assert (found and found["maxUnavailable"]) == wanted
+    assert found is None or found["selector"] == server(given)["spec"]["selector"]
+
+
+def test_servers_are_spread_over_nodes_and_pods_of_an_earlier_rollout_do_not_count() -> None:
+    def constraints(**given: Any) -> Any:
+        return server({"database": POSTGRESQL, **given})["spec"]["template"]["spec"].get("topologySpreadConstraints")
+
+    (default,) = constraints()
+    assert (default["topologyKey"], default["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    assert default["labelSelector"]["matchLabels"]["app.kubernetes.io/component"] == "server"
+    assert default["matchLabelKeys"] == ["pod-template-hash"]
+    zones = {"maxSkew": 2, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
+    own = {**zones, "labelSelector": {"matchLabels": {"a": "b"}}}
+    assert constraints(topologySpreadConstraints=[zones, own]) == [{**default, **zones}, own]
+    assert constraints(topologySpreadConstraints=[]) is None
+
+
+def test_no_service_binds_a_client_to_one_server() -> None:
+    services = [it for it in rendered(values("several-servers")) if it["kind"] == "Service"]
+    assert not any("sessionAffinity" in it["spec"] for it in services)
 
 
 # No more powerful than it must be.
