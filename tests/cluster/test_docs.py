@@ -21,6 +21,7 @@ ORDER = [
     "docs/restore.md",
     "docs/kubernetes/outside-hosts.md",
     "docs/kubernetes/tenancy.md",
+    "docs/high-availability.md",
     "docs/kubernetes/upgrade.md",
     "docs/kubernetes/uninstall.md",
 ]

@@ -1,5 +1,6 @@
 """The chart renders cleanly, equals the plain manifests, refuses unknown values, and grants only what is needed."""
 
+import os
 import re
 import subprocess
 import sys
@@ -44,9 +45,13 @@ def named(objects: list[Object], kind: str, name: str) -> dict[str, Any]:
     return found
 
 
-def kustomized(folder: str) -> list[Object]:
+def kustomized(folder: Path, *components: str) -> list[Object]:
+    """What `kubectl kustomize` makes of manifests/ with these components, by a kustomization in a folder."""
+    wanted = {"resources": ["manifests"], "components": components}
+    own = {key: [os.path.relpath(ROOT / it, folder.resolve()) for it in paths] for key, paths in wanted.items()}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(own))
     kubectl = Path(sys.executable).with_name("kubectl")
-    built = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=True, cwd=ROOT)
+    built = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=True)
     return loaded(built.stdout)
 
 
@@ -95,10 +100,17 @@ def test_two_releases_share_no_name() -> None:
 # Equal to the plain manifests.
 
 
-def test_the_plain_manifests_are_what_the_chart_makes_of_its_default_values() -> None:
+@pytest.mark.parametrize(
+    ("components", "given"),
+    [
+        ([], {}),
+        (["manifests/several-servers"], {"replicas": 3, "database": {"existingSecret": "lamplighter-database"}}),
+    ],
+)
+def test_the_plain_manifests_are_what_the_chart_makes(components: list[str], given: Object, tmp_path: Path) -> None:
     definitions = [yaml.safe_load(path.read_text()) for path in (ROOT / "crds").glob("*.yaml")]
-    charted = by_identity(definitions) | by_identity(it for it in rendered({}) if not is_hook(it))
-    plain = by_identity(it for it in kustomized("manifests") if it["kind"] != "Namespace")
+    charted = by_identity(definitions) | by_identity(it for it in rendered({"server": given}) if not is_hook(it))
+    plain = by_identity(it for it in kustomized(tmp_path, *components) if it["kind"] != "Namespace")
     assert plain.keys() == charted.keys()
     assert [key for key in plain if plain[key] != charted[key]] == []
 
@@ -188,7 +200,9 @@ def test_with_postgresql_a_new_server_is_ready_before_an_old_one_ends(replicas: 
 
 @pytest.mark.parametrize("drain", [0, 30, 3600])
 def test_a_server_has_the_time_to_send_its_agents_off_before_it_is_killed(drain: int) -> None:
-    spec = server({"drainSeconds": drain, "database": POSTGRESQL})["spec"]["template"]["spec"]
+    deployment = server({"drainSeconds": drain, "database": POSTGRESQL})["spec"]
+    assert deployment["progressDeadlineSeconds"] > deployment["minReadySeconds"] == drain
+    spec = deployment["template"]["spec"]
     (container,) = spec["containers"]
     assert f"--drain-seconds={drain}" in container["args"]
     before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
