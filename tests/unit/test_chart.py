@@ -392,6 +392,21 @@ async def test_alerts_speak_of_metrics_that_there_are(tmp_path: Path) -> None:
     assert spoken_of <= there_are
 
 
+OF_EACH_SERVER = {"lamplighter_store_failing", "lamplighter_build_info"}
+ABOUT_THE_FLEET = r"max without \(instance, pod\) \(lamplighter_\w+\{|sum\(|absent\("
+
+
+def test_an_alert_on_the_fleet_does_not_change_with_the_server_that_tells_about_it() -> None:
+    given = {**values("monitoring"), "server": {"replicas": 3, "database": POSTGRESQL}}
+    rules = named(rendered(given), "PrometheusRule", "lamplighter")["spec"]["groups"][0]["rules"]
+    for rule in rules:
+        others = set(re.findall(r"lamplighter_\w+", rule["expr"])) - OF_EACH_SERVER
+        assert len(re.findall(ABOUT_THE_FLEET, rule["expr"])) >= len(others), rule
+    assert [it["expr"] for it in rules if it["alert"] == "LamplighterServersMissing"] == [
+        'count(lamplighter_build_info{job="lamplighter-metrics"}) < 3'
+    ]
+
+
 # What upgrades rely on.
 
 
