@@ -215,6 +215,7 @@ def assemble(
         controllers=controllers,
         stream=stream,
         stopping=members.stopping,
+        catch_up=pipeline.catch_up,
         clock=clock,
     )
     gateway = Gateway(hub, hosts, reports, store, events, Agents(store, identity).host_of, clock, new_id)

@@ -104,6 +104,8 @@ def _authorized(operation: Operation, services: Services, identity: Identity) ->
             raise NotFound("nothing is at this path")
         for permission in await operation.permissions(services, request):
             await identity.authorize(request.state.user, permission)
+        if operation.method in {"GET", "POST"}:
+            await services.catch_up()
         answer = await operation.handler(services, request)
         return answered(request, answer) if operation.method == "GET" else answer
 

@@ -1,6 +1,6 @@
 """The parts of the server that handlers of the API use."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import NamedTuple
 
@@ -23,7 +23,10 @@ from server.store.engine import Store
 
 
 class Services(NamedTuple):
-    """The parts that handlers use: the first seven make changes, the others are read."""
+    """The parts that handlers use: the first seven make changes, the others are read.
+
+    `catch_up`: brings what is read up to what other servers changed. Changes do so themselves.
+    """
 
     schedules: Schedules
     repositories: Repositories
@@ -43,4 +46,5 @@ class Services(NamedTuple):
     controllers: Controllers
     stream: ChangeStream
     stopping: Callable[[], bool]
+    catch_up: Callable[[], Awaitable[None]]
     clock: Callable[[], datetime]

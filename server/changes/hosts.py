@@ -75,7 +75,7 @@ class Hosts:
         """
         session = self._hub.session(name)
         if session is not None and session.desired.version < applied_version:
-            await self._pipeline.follow()
+            await self._pipeline.catch_up()
             session = self._hub.session(name)
         while session is None:
             self._newcomers.add(name)

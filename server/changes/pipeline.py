@@ -123,6 +123,12 @@ class Pipeline:
             async with self._lock:
                 await self._follow()
 
+    async def catch_up(self) -> None:
+        """Have in force what servers changed before this call. Raises Unavailable."""
+        if self._store.is_shared and await self._store.read(changelog.head) != self._revision:
+            async with self._lock:
+                await self._caught_up()
+
     async def _caught_up(self) -> bool:
         """Follow the log. Returns whether it had anything new."""
         begun_at = self._revision
