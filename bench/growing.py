@@ -15,11 +15,11 @@ LINEAR, CONSTANT = 1.15, 0.25
 """Limits of exponents that should be 1 and 0: a measured one is never exact."""
 HOSTS = 20
 """Hosts whose schedules grow."""
-QUEUED = 10
-"""Hosts whose open jobs grow; each may have 1,000 of one schedule."""
+QUEUED = 20
+"""Hosts whose open jobs grow. Each may have 1,000 of one schedule."""
 SLOTS = 10
 """Jobs of the one lane that may run at a time."""
-MORE = 20
+MORE = 10
 """Due times whose fires are measured while many jobs are open."""
 ENDED = "SELECT count(*) FROM jobs WHERE status = 'succeeded'"
 
@@ -28,9 +28,8 @@ Costs = dict[str, dict[int, float]]
 
 
 def sizes(most: int, least: int = 1) -> list[int]:
-    """The powers of ten from `least` on that are below `most`, and `most`; at least two."""
-    below = [it for it in (10**at for at in range(10)) if least <= it < most]
-    return [*(below or [max(2, most // 2)]), most]
+    """The powers of ten from `least` on that are below `most`, and `most`."""
+    return [*(it for it in (10**at for at in range(10)) if least <= it < most), most]
 
 
 async def by_hosts(row: str, size: Size) -> Sequence[Result]:
@@ -56,7 +55,7 @@ async def by_schedules(row: str, size: Size) -> Sequence[Result]:
 async def by_open_jobs(row: str, size: Size) -> Sequence[Result]:
     """Grow the jobs that are open: what a further fire costs, and what it costs to run all through one short lane."""
     costs: Costs = {}
-    for jobs in sizes(size.most, 10):
+    for jobs in [QUEUED, *sizes(size.most, 100)] if size.most > QUEUED else [QUEUED]:
         async with serving(LEAPING) as server, loading() as load:
             await _declared(server, 1)
             await _connected(server, load, QUEUED)

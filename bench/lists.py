@@ -14,8 +14,8 @@ from bench.result import Limits, Result, Row, Size, cpu_figures, median
 from bench.servers import Server, declare, schedule
 
 SCHEDULES = 10
-OPEN = 1_000
-"""Jobs that are open: as many pending as running, and at most half of all."""
+OPEN = 100
+"""Jobs that are open: as many pending as running, and at most half of all. A page of them has to look for more."""
 ASKED = 10
 """Requests of each list."""
 _JOBS = """

@@ -125,8 +125,10 @@ def cpu_figures(spent: Mapping[str, float], count: int) -> dict[str, float]:
 def slope(costs: Mapping[int, float]) -> float:
     """The exponent of growth between the two largest sizes: 0 for a constant cost, 1 for one that grows in proportion.
 
-    The smaller sizes, whose costs are mostly constant, would make it look better than it is.
+    The smaller sizes, whose costs are mostly constant, would make it look better than it is. 0 for a single size.
     """
+    if len(costs) < 2:
+        return 0.0
     (small, low), (large, high) = sorted(costs.items())[-2:]
     return math.log(high / low) / math.log(large / small)
 

@@ -8,6 +8,7 @@ row `fleet` has real ones.
 
 import asyncio
 import gc
+import logging
 import os
 import sys
 import time
@@ -47,6 +48,8 @@ from wire.messages import CommandRun, Hello, JobAccepted
 SCHEDULES = 2
 AT_ONCE = 500
 """Frames that come from hosts in one turn of the loop."""
+CONNECTING = 256
+"""Hosts that connect at once, as in the other rows: a hello must come within some seconds."""
 WAITING = 2_000
 """Calls that wait in the store, above which no more comes from hosts, as when a server reads no faster."""
 IDLE = 10
@@ -88,7 +91,10 @@ class Wire:
 
 
 class Transport(asyncio.Transport):
-    """A connection in memory, with its host at the other end. `commands`: how many it was given."""
+    """A connection in memory, with its host at the other end.
+
+    `commands`: how many it was given. `welcome`: called with its first frame, which follows its hello.
+    """
 
     __slots__ = (
         "_closed",
@@ -101,14 +107,16 @@ class Transport(asyncio.Transport):
         "commands",
         "held",
         "shared",
+        "welcome",
         "wire",
     )
 
-    def __init__(self, host: str, held: Held, shared: Shared, wire: Wire) -> None:
+    def __init__(self, host: str, held: Held, shared: Shared, wire: Wire, welcome: Callable[[], None]) -> None:
         self._host = host
         self.held = held
         self.shared = shared
         self.wire = wire
+        self.welcome: Callable[[], None] | None = welcome
         self.commands = 0
         self._protocol: Any = None
         self._frames = Frames()
@@ -148,6 +156,9 @@ class Transport(asyncio.Transport):
                 self._told(payload)
 
     def _told(self, frame: bytes) -> None:
+        if self.welcome is not None:
+            self.welcome()
+            self.welcome = None
         if frame.startswith((b'{"type":"schedule.set"', b'{"type":"schedule.diff"')):
             self.held = self.shared.pushed(self.held, frame)
             self.wire.send(self, self.held.ack)
@@ -237,14 +248,14 @@ class Scale:
 
     async def _connect(self) -> None:
         slots: Slots[Slot] = Slots(len(self._names) + 1)
+        gate = asyncio.Semaphore(CONNECTING)
         for name in self._names:
-            transport = Transport(name, self._held[name], self._shared, self._wire)
+            await gate.acquire()
+            transport = Transport(name, self._held[name], self._shared, self._wire, gate.release)
             slot = Slot(slots, cast("Any", None))
             slots.add(slot)
             transport.connect(self._factory(slot), "agent")
             self._transports.append(transport)
-            if len(self._transports) % AT_ONCE == 0:
-                await asyncio.sleep(0)
         await self._until(lambda: all(map(self._parts.services.hub.is_connected, self._names)))
         await self._in_sync()
         await self._until(lambda: not self._store.waiting)  # the hellos are stored last
@@ -386,4 +397,5 @@ def _cpu_result(row: str, found: dict[int, Figures], name: str, what: str) -> Re
 ROWS = (Row("scale", scale, asked=True),)
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.ERROR)
     sys.stdout.buffer.write(msgspec.json.encode(asyncio.run(measured(int(sys.argv[1]), float(sys.argv[2])))))
