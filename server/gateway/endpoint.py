@@ -90,9 +90,10 @@ class Gateway:
     async def endpoint(self, websocket: WebSocket) -> None:
         """Run one connection, from its handshake to its close."""
         disconnects = self._hub.disconnects
+        if not self._hub.accepts:
+            await websocket.send_denial_response(PlainTextResponse("this server stops: connect again\n", 503))
+            return
         try:
-            if not self._hub.accepts:
-                raise Unavailable("this server stops: connect again")
             allowed = await self._allowed_host(websocket)
         except ApiException as error:
             log.warning("agent refused", extra={**_claim(websocket), "reason": str(error)})

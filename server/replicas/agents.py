@@ -54,6 +54,7 @@ class Balance:
         self._members = members
         self._rng = rng
         self._sent: dict[str, float] = {}  # when each host was sent away, by the loop's clock
+        self._surplus = 0  # at the last look
 
     async def follow(self) -> None:
         """Look every `EVERY_S`, until cancelled."""
@@ -63,12 +64,16 @@ class Balance:
                 await self.settle()
 
     async def settle(self) -> None:
-        """Send away the surplus that there is now. Raises Unavailable."""
+        """Send away the surplus that there is now and was at the last look: after a server's death, agents come and
+        go for a while. Raises Unavailable.
+        """
+        before, self._surplus = self._surplus, 0
         others = self._members.others()
         if not others or self._members.stopping():
             return
         counts = await self._store.read(servers.connection_counts)
-        count = surplus(counts.get(self._store.server, 0), [counts.get(row.id, 0) for row in others])
+        self._surplus = surplus(counts.get(self._store.server, 0), [counts.get(row.id, 0) for row in others])
+        count = min(before, self._surplus)
         if hosts := self._chosen(count, asyncio.get_running_loop().time()):
             log.info("sending agents to servers that have fewer", extra={"hosts": len(hosts)})
             await spread(self._hub.send_away, hosts, OVER_S)

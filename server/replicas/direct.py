@@ -8,6 +8,7 @@ lock of its session, which ends with it. The session also shares the lock of `st
 import asyncio
 import contextlib
 import logging
+import math
 import select
 import threading
 import time
@@ -30,6 +31,8 @@ TOGETHER_S = 0.01
 """Seconds between two notifications; what is told meanwhile becomes one."""
 AGAIN_S = 0.5
 """Seconds until a lost connection is tried again."""
+LOG_EVERY_S = 60.0
+"""Seconds between two log lines about a connection that cannot be made."""
 CLOSE_S = 5.0
 """Seconds that `close` waits for the thread, which may wait for a database that does not answer."""
 
@@ -75,13 +78,16 @@ class Direct:
         lock = SessionLock(self._url, known=True)  # the store is open, so it says who shares it
         engine = database.engine(self._url, 1, writes=False)
         sa.event.listen(engine, "connect", lock.take)
+        logged_at = -math.inf
         while not self._closed:
             try:
                 self._converse(engine)
             except OwnershipError as error:
                 self._call(self._lost, str(error))
             except Exception as error:  # noqa: BLE001 - psycopg's, which only PostgreSQL needs, or SQLAlchemy's
-                log.warning("no direct connection to the database", extra={"reason": str(error).strip()})
+                if self._leads or time.monotonic() - logged_at > LOG_EVERY_S:
+                    logged_at = time.monotonic()
+                    log.warning("no direct connection to the database", extra={"reason": str(error).strip()})
             finally:
                 self._lead(False)
                 engine.dispose()

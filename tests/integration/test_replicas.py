@@ -239,7 +239,7 @@ def delete_servers(conn: sa.Connection, items: object) -> list[None]:
 
 
 async def test_a_server_that_stops_is_not_ready_first_and_then_sends_its_agents_away(
-    url: str, tmp_path: Path, connect: Connect, until_true: UntilTrue, monkeypatch: pytest.MonkeyPatch
+    url: str, tmp_path: Path, connect: Connect, until: Until, until_true: UntilTrue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_end = asyncio.Event()
 
@@ -260,8 +260,12 @@ async def test_a_server_that_stops_is_not_ready_first_and_then_sends_its_agents_
                 await until_true(server.parts.members.stopping)
                 answer = await client.get("/readyz")
                 assert (answer.status_code, "this server stops" in answer.text) == (503, True)
-            rows = await server.parts.services.store.read(servers.living)
-            assert [row.stopping for row in rows if row.id != "other"] == [True]
+            store = server.parts.services.store
+
+            async def told() -> bool:
+                return any(row.stopping for row in await store.read(servers.living))
+
+            await until(told)
             with pytest.raises(Exception, match="503"):
                 async with connect("node-2", to=server, token=server.agent_token):
                     pass
