@@ -5,20 +5,23 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
+from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 import sqlalchemy as sa
 
 from server.access.identity import Files
 from server.access.vault import Vault
-from server.app import Parts, assemble
+from server.app import Config, Parts, Running, assemble, serving
 from server.errors import Unavailable
 from server.store import changelog
 from server.store.audit import list_audit
 from server.store.engine import Store
 from server.store.tables import Actor
+from tests.integration.conftest import Connect, Declare
 
 pytestmark = pytest.mark.anyio
 
@@ -136,6 +139,25 @@ async def test_a_change_whose_commit_lost_its_connection_is_made_once(servers: l
     assert first.services.placement.hosts["d"].version == 1
     lines = await first.store.read(list_audit, None, 10)
     assert len([line for line in lines if line["object_kind"] == "Schedule"]) == 1
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+async def test_what_is_declared_on_one_server_is_pushed_by_the_one_that_has_the_host_and_is_seen_there(
+    server: Running, database: str, api: httpx.AsyncClient, declare: Declare, connect: Connect, tmp_path: Path
+) -> None:
+    config = Config(tmp_path / "other", port=0, database=database, vault_key=tmp_path / "vault-key", drain_seconds=0)
+    async with serving(config) as other, connect(to=other, token=other.agent_token) as agent:
+        await agent.follow()
+        await declare()
+        push = await agent.follow()
+        assert (push["version"], [entry["name"] for entry in push["upsert"]]) == (1, ["ns/etc"])
+        there = str(api.base_url.copy_with(port=other.port))
+        await api.delete("/schedules/ns/etc")
+        headers = {"authorization": f"Bearer {other.admin_token}"}
+        assert (await api.get(f"{there}schedules/ns/etc", headers=headers)).status_code == 404
+        host = (await api.get(f"{there}hosts/node-1", headers=headers)).json()
+        assert (host["desired_version"], host["schedules"]) == (2, 0)
+        assert (await agent.follow())["remove"]
 
 
 async def until_waiting(postgresql: str) -> None:
