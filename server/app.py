@@ -49,6 +49,7 @@ from server.jobs.active import ActiveAttempts
 from server.jobs.credentials import HostCredentials
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.outcomes import Outcomes
+from server.jobs.progress import ProgressWriter
 from server.jobs.queue import JobQueue
 from server.jobs.reports import Reports
 from server.jobs.repositories import RepositoryStates
@@ -64,6 +65,7 @@ from server.replicas.agents import Balance, drain
 from server.replicas.follower import Follower
 from server.replicas.leader import Leader
 from server.replicas.members import Followed, Members
+from server.replicas.news import NewsFollower
 from server.replicas.sharing import sharing
 from server.resources.grants import Grants, GrantsError
 from server.resources.urls import SCHEMES
@@ -136,6 +138,7 @@ class Parts(NamedTuple):
     members: Members
     follower: Follower
     balance: Balance
+    news: NewsFollower
 
 
 class Running(Struct, frozen=True):
@@ -180,20 +183,30 @@ def assemble(
     repository_states = RepositoryStates(catalog, placement, events)
     credentials = HostCredentials(catalog, placement, active, vault)
     hub = Hub(credentials, events, clock)
-    queue = JobQueue(store.server, repository_states.limit, placement.schedule_of)
+    queue = JobQueue(
+        store.server,
+        repository_states.limit,
+        placement.schedule_of,
+        repository_states.url,
+        is_shared=store.is_shared,
+    )
     dispatcher = Dispatcher(store.submit, queue, active, hub, repository_states, events, clock)
     reports = Reports(store.submit, queue, active, placement, repository_states, dispatcher, events, clock)
     coverage = CoverageReader(catalog, placement, expected_since, hub, store, outcomes, clock)
     last_seen = LastSeen(store, hub)
-    controllers = Controllers(catalog, placement, clock)
-    for part in (expected_since, outcomes, repository_states, dispatcher, reports, last_seen, metrics, stream):
+    controllers = Controllers(catalog, placement, store, clock)
+    for part in (expected_since, outcomes, repository_states, reports, stream):
         events.subscribe(part.on_event)
+    for counting in (dispatcher, last_seen, metrics):
+        events.subscribe(counting.on_event, own_only=True)
     health = repository_states.health
     leader = Leader(leads=not store.is_shared)
     metrics.registry.register(StateCollector(store, catalog, hub, health, coverage, controllers, leader.leads, clock))
 
     pipeline = Pipeline(store, catalog, placement, expected_since, hub, events, clock)
-    members = Members(store, lambda: Followed(pipeline.revision), leader.leads, dispatcher.server_gone, clock)
+    members = Members(
+        store, lambda: Followed(pipeline.revision, news.position), leader.leads, dispatcher.server_gone, clock
+    )
     hosts = Hosts(pipeline, store, placement, hub, dispatcher, clock)
     runs = Runs(store, catalog, placement, dispatcher, clock, new_id)
     services = Services(
@@ -202,7 +215,7 @@ def assemble(
         hosts=hosts,
         runs=runs,
         restores=Restores(runs, store, catalog, placement, clock),
-        listings=Listings(runs, reports, catalog, placement, hub, clock, new_id),
+        listings=Listings(runs, reports, store, catalog, placement, hub, clock, new_id),
         enrolments=Enrolments(pipeline, store, placement, clock),
         store=store,
         placement=placement,
@@ -220,6 +233,7 @@ def assemble(
     )
     gateway = Gateway(hub, hosts, reports, store, events, Agents(store, identity).host_of, clock, new_id)
     loader = Loader(catalog, placement, expected_since, hub, repository_states, outcomes, dispatcher, pipeline, clock)
+    news = NewsFollower(store, hub, gateway, dispatcher, reports, repository_states, controllers, events, clock)
     return Parts(
         services,
         gateway,
@@ -235,8 +249,9 @@ def assemble(
         pipeline,
         leader,
         members,
-        Follower([pipeline.follow]),
+        Follower([pipeline.follow, news.follow]),
         Balance(store, hub, members, random.SystemRandom()),
+        news,
     )
 
 
@@ -255,7 +270,9 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
         async with _opened(config) as (store, vault), _identity(config) as identity, AsyncExitStack() as stack:
             parts = assemble(store, vault, clock, new_id, identity, _grants(config), config.schemes)
             await stack.enter_async_context(parts.members.joined(config.replica_name or socket.gethostname()))
+            await parts.news.begin()
             await parts.loader.load(store, vault)
+            await parts.news.load()
             services, schedules = parts.services, len(parts.catalog.schedules)
             if services.placement.hosts:
                 log.info("carrying on", extra={"hosts": len(services.placement.hosts), "schedules": schedules})
@@ -264,6 +281,7 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
             async with (
                 _running(parts.leader.while_leading(partial(history.follow, store, keep, clock))),
                 _running(parts.last_seen.follow()),
+                _running(ProgressWriter(store, parts.active).follow()),
                 _running(clock_set_back.follow(parts.events, clock)),
                 _disconnecting(services.hub),
                 connections.serving(app, Listener(listening, connection_limit(), tls_context)),

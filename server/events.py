@@ -40,10 +40,12 @@ class HostConnected(Struct, frozen=True):
 
 
 class HostDisconnected(Struct, frozen=True):
-    """A host's connection has ended. `last_seen`: when the server last received anything from the host."""
+    """A host's connection has ended. `last_seen`: when the server last received anything from the host. `session`: the
+    number of its hello."""
 
     host: str
     last_seen: datetime
+    session: int = 0
 
 
 class DuplicateAgent(Struct, frozen=True):

@@ -64,19 +64,39 @@ SENT_AWAY = Goodbye(1012, "the server sends this host to another one, or it rest
 """1012 is "service restart" (registered by IANA): the agent connects again soon, and does not slow down."""
 
 
+class NewestHello(NamedTuple):
+    """The newest hello of a host that is known here. `session`: its number, which grows over all servers. `server`: the
+    other one that has the host; None if none of the others has."""
+
+    session: int
+    server: str | None
+
+
 class Connection:
     """One agent's connection. Frames are sent in the order in which they were given.
 
-    `instance`: the id of the agent process. `reader`: the task that reads the connection. `repositories`: those whose
+    `instance`: the id of the agent process. `number`: the number of its hello over all servers; 0 until that is stored.
+    `reader`: the task that reads the connection. `repositories`: those whose
     credentials it was sent.
     """
 
-    __slots__ = ("_peer", "_pushed_at", "_received_at", "instance", "reader", "repositories", "session", "session_id")
+    __slots__ = (
+        "_peer",
+        "_pushed_at",
+        "_received_at",
+        "instance",
+        "number",
+        "reader",
+        "repositories",
+        "session",
+        "session_id",
+    )
 
     def __init__(self, peer: Peer, session: Session, session_id: int, instance: str) -> None:
         self.session = session
         self.session_id = session_id
         self.instance = instance
+        self.number = 0
         self.reader = asyncio.current_task()
         self.repositories: object = ()
         self._pushed_at = 0.0  # when the unacked push was written, by the loop's clock
@@ -125,6 +145,10 @@ class Connection:
         """Note that the credentials of these repositories are sent now."""
         self.repositories = repositories
 
+    def set_number(self, number: int) -> None:
+        """Its hello is stored, with this number."""
+        self.number = number
+
     async def is_alive(self) -> bool:
         """Whether the agent answers a ping."""
         try:
@@ -142,7 +166,7 @@ class Hub:
     """Sessions and connections by host.
 
     A connection is the newest of its host from its hello on. It is registered, so that pushes reach it, once its first
-    push was written.
+    push was written. Of hosts that say hello to several servers, the newest hello counts: the hub hears of those.
     """
 
     def __init__(self, credentials: Credentials, events: Events, clock: Callable[[], datetime]) -> None:
@@ -152,6 +176,7 @@ class Hub:
         self._sessions: dict[str, Session] = {}
         self._newest: dict[str, Connection] = {}
         self._registered: dict[str, Connection] = {}
+        self._hellos: dict[str, NewestHello] = {}
         self._disconnects = 0
         self._accepts = True
 
@@ -173,6 +198,7 @@ class Hub:
         """Remove a deleted host, and close its connection."""
         self._sessions.pop(host, None)
         self.disconnect(host)
+        self._hellos.pop(host, None)
 
     # Connections.
 
@@ -195,7 +221,11 @@ class Hub:
         return list(self._newest)
 
     def is_connected(self, host: str) -> bool:
-        """Whether a host has a connection that pushes reach."""
+        """Whether a host has a connection that pushes reach, to this server or another one."""
+        return host in self._registered or ((hello := self._hellos.get(host)) is not None and hello.server is not None)
+
+    def is_connected_here(self, host: str) -> bool:
+        """Whether a host has a connection to this server that pushes reach."""
         return host in self._registered
 
     def last_seen(self, host: str) -> datetime | None:
@@ -203,9 +233,9 @@ class Hub:
         connection = self._registered.get(host)
         return None if connection is None else self._last_seen(connection)
 
-    def last_seen_times(self) -> Iterator[tuple[str, datetime]]:
-        """Every connected host, and when the server last received anything from it."""
-        return ((name, self._last_seen(connection)) for name, connection in list(self._registered.items()))
+    def last_seen_times(self) -> Iterator[tuple[str, int, datetime]]:
+        """Every host that is connected here, the hello's number, and when the server last received anything from it."""
+        return ((name, it.number, self._last_seen(it)) for name, it in list(self._registered.items()))
 
     def _last_seen(self, connection: Connection) -> datetime:
         return self._clock() - timedelta(seconds=asyncio.get_running_loop().time() - connection.received_at)
@@ -222,6 +252,46 @@ class Hub:
     def register(self, connection: Connection) -> None:
         """Let pushes reach a connection: its first push was written."""
         self._registered[connection.host] = connection
+
+    def numbered(self, connection: Connection, number: int) -> None:
+        """A connection's hello is stored with a number. If a newer one is known, the connection is closed."""
+        connection.set_number(number)
+        known = self._hellos.get(connection.host)
+        if known is None or known.session < number:
+            self._hellos[connection.host] = NewestHello(number, None)
+        elif self._newest.get(connection.host) is connection:
+            self._close(connection.host)
+
+    # Connections to other servers.
+
+    def heard_hello(self, host: str, hello: NewestHello) -> bool:
+        """A host said hello to another server. If that is the newest, an older connection here is closed; one whose
+        hello is not stored yet may be newer. Returns whether it is."""
+        if not self.is_newest(host, hello.session):
+            return False
+        self._hellos[host] = hello
+        if (connection := self._newest.get(host)) is not None and connection.number:
+            self._close(host)
+        return True
+
+    def is_newest(self, host: str, session: int) -> bool:
+        """Whether no newer hello of a host is known than the one of this number."""
+        return (known := self._hellos.get(host)) is None or known.session <= session
+
+    def heard_goodbye(self, host: str, server: str) -> bool:
+        """A host's connection to another server is gone. Returns whether that was its newest."""
+        known = self._hellos.get(host)
+        if known is None or known.server != server:
+            return False
+        self._hellos[host] = known._replace(server=None)
+        return True
+
+    def heard_end(self, server: str) -> list[str]:
+        """Another server is gone. Returns the hosts that it had."""
+        hosts = [host for host, hello in self._hellos.items() if hello.server == server]
+        return [host for host in hosts if self.heard_goodbye(host, server)]
+
+    # Frames.
 
     def credentials(self, connection: Connection) -> list[str]:
         """The frame with the credentials that the host needs; none when it has them already."""
@@ -270,5 +340,5 @@ class Hub:
             del self._newest[host]
         if self._registered.get(host) is connection:
             del self._registered[host]
-            self._events.publish(HostDisconnected(host, self._last_seen(connection)))
+            self._events.publish(HostDisconnected(host, self._last_seen(connection), connection.number))
             log.info("host disconnected", extra={"host": host})

@@ -253,6 +253,10 @@ class Session:
         if self.in_force_since is not None and not self.in_sync:
             self.in_force_since = None
 
+    def adopt_duplicate(self, at: datetime) -> None:
+        """A second agent of this host tried to connect to another server."""
+        self.duplicate_at = at if self.duplicate_at is None else max(self.duplicate_at, at)
+
     def adopt_left_out(self, left_out: LeftOutEntries) -> None:
         """The host told another server what it left out of its set."""
         self.left_out = left_out

@@ -28,4 +28,4 @@ async def put_controller(services: Services, request: Request) -> Response:
         raise invalid({"name": "must be like a DNS name: lower case letters, digits, '-' and '.'"})
     report = converted(await object_body(request), ControllerReport)
     condition(request)(None)
-    return json_response(services.controllers.report(name, report))
+    return json_response(await services.controllers.report(name, report))

@@ -1,6 +1,6 @@
 """Jobs, their attempts and their logs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from msgspec import Raw
@@ -17,6 +17,7 @@ from server.store import jobs as job_statements
 from server.store import queue
 from server.store.declared import get_resource
 from server.store.logs import list_log
+from server.store.progress import ProgressRow, progress_of
 from server.store.rows import Row
 from server.store.tables import ACTOR_KINDS, JOB_STATUSES, SCHEDULES
 
@@ -79,6 +80,8 @@ async def shown_jobs(services: Services, rows: Sequence[Row]) -> dict[str, dict[
     """Jobs in answers, by id: their rows without the columns of the queue, and their current state."""
     now = services.clock()
     waiting = [row["id"] for row in rows if row["status"] == "pending" and not row["sent"]]
+    elsewhere = [row["id"] for row in rows if row["status"] == "running" and services.active.get(row["id"]) is None]
+    progress = await services.store.read(progress_of, elsewhere) if elsewhere and services.store.is_shared else {}
     ahead = {it.id: it for it in await services.store.read(queue.waits, waiting)} if waiting else {}
     found = {}
     for row in rows:
@@ -93,10 +96,16 @@ async def shown_jobs(services: Services, rows: Sequence[Row]) -> dict[str, dict[
             **shown,
             "command": Raw(row["command"].encode()),
             "waits_for": waits or None,
-            "progress": None if attempt is None else attempt.progress,
+            "progress": _told(row, progress) if attempt is None else attempt.progress,
             "problem": problem_of(row, now) or None,
         }
     return found
+
+
+def _told(row: Row, progress: Mapping[str, ProgressRow]) -> Raw | None:
+    """The progress of a job whose host another server has: what that wrote since the job began."""
+    told = progress.get(row["id"])
+    return None if told is None or told.at < row["accepted_at"] else Raw(told.body.encode())
 
 
 async def of_filter(_services: Services, request: Request) -> tuple[str, str]:

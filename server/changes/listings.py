@@ -1,14 +1,13 @@
 """Lists of snapshots and files. A host is asked for them by a job, and the job's log is the answer.
 
-In a repository's URL, {host} stands for the host that was backed up, whichever host lists. Lists are kept in memory for
-as long as their pages are read, and are not stored in the job's log.
+In a repository's URL, {host} stands for the host that was backed up, whichever host lists. Lists are kept in the store
+for as long as their pages are read, on whichever server, and are not stored in the job's log.
 """
 
 import asyncio
 import posixpath
 import re
 import stat
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -31,6 +30,8 @@ from server.resources.manifests import repository_spec
 from server.resources.selectors import is_dns_name
 from server.resources.specs import RepositorySpec
 from server.resources.urls import folder_of
+from server.store.engine import Store
+from server.store.listings import KeptRow, drop_listings, keep_listings, kept_listing
 from server.store.rows import AuditRow, RepositoryRow
 from server.store.tables import Actor
 from wire.messages import CommandRun, JobFinished
@@ -39,8 +40,6 @@ ANSWER_S = 30.0
 """Seconds that a host has to list what is in a repository."""
 MAX_AT_ONCE = 16
 """Maximum concurrent requests to hosts: each runs restic."""
-KEPT = 32
-"""Maximum lists that are kept for their next pages; the oldest are evicted."""
 MAX_PATH = 4096
 """Maximum characters of a path to list."""
 _SNAPSHOT = re.compile("latest|[0-9a-f]{4,64}")
@@ -86,6 +85,18 @@ class Listing(NamedTuple):
     truncated: bool
 
 
+class _Kept(Struct):
+    """A listing as it is stored."""
+
+    of: Question
+    truncated: bool
+    snapshots: list[Snapshot] = []
+    files: list[File] = []
+
+
+_kept = msgspec.json.Decoder(_Kept)
+
+
 class Page(Struct, frozen=True):
     """A page of a listing. `after`: the listing's id and the index of the next page; None for the last page."""
 
@@ -101,6 +112,7 @@ class Listings:
         self,
         runs: Runs,
         reports: Reports,
+        store: Store,
         catalog: Catalog,
         placement: Placement,
         hub: Hub,
@@ -109,13 +121,13 @@ class Listings:
     ) -> None:
         self._runs = runs
         self._reports = reports
+        self._store = store
         self._catalog = catalog
         self._placement = placement
         self._hub = hub
         self._clock = clock
         self._new_id = new_id
         self._asking = 0
-        self._kept: OrderedDict[str, Listing] = OrderedDict()
 
     async def page(self, actor: Actor, question: Question, limit: int, after: tuple[str, int] | None) -> Page:
         """A page of a host's answer. Pages after it are of the same answer, as long as that is kept.
@@ -130,19 +142,21 @@ class Listings:
             listing = await self._ask(actor, question, listing_id)
         else:
             listing_id, begin = after
-            found = self._kept.get(listing_id)
-            if found is None or found.of != question:
-                raise Conflict("this list is no longer kept: request its first page again")
-            listing = found
+            listing = await self._find(listing_id, question)
         items, rest = listing.items[begin : begin + limit], len(listing.items) - begin - limit
-        if rest > 0:
-            self._kept[listing_id] = listing
-            self._kept.move_to_end(listing_id)
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        else:
-            self._kept.pop(listing_id, None)
+        if rest > 0 and after is None:
+            await self._store.write(keep_listings, KeptRow(listing_id, self._clock(), _stored(listing)))
+        elif rest <= 0 and after is not None:
+            await self._store.write(drop_listings, listing_id)
         return Page(items, listing.truncated, (listing_id, begin + limit) if rest > 0 else None)
+
+    async def _find(self, listing_id: str, question: Question) -> Listing:
+        """A listing that is kept. Raises Conflict."""
+        body = await self._store.read(kept_listing, listing_id)
+        kept = None if body is None else _kept.decode(body)
+        if kept is None or kept.of != question:
+            raise Conflict("this list is no longer kept: request its first page again")
+        return Listing(question, kept.files if question.snapshot else kept.snapshots, kept.truncated)
 
     async def _ask(self, actor: Actor, question: Question, job_id: str) -> Listing:
         """Have a host answer a question."""
@@ -226,6 +240,16 @@ class Listings:
             who = source or "a host that uses it"
             raise NoAnswer(f"no host can read {full_name(row)} now: start the agent of {who}")
         return min(using or able)
+
+
+def _stored(listing: Listing) -> str:
+    kept = _Kept(
+        listing.of,
+        listing.truncated,
+        [it for it in listing.items if isinstance(it, Snapshot)],
+        [it for it in listing.items if isinstance(it, File)],
+    )
+    return msgspec.json.encode(kept).decode()
 
 
 # What hosts list: lines of JSON (agent/restic/snapshots.py). The last may say that further ones are left out.

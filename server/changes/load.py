@@ -105,12 +105,15 @@ class Loader:
 
     def _remember(self, last_ends: Iterable[Sequence[Any]]) -> None:
         """Remember the last end of each schedule's jobs on each host. `last_ends`: see `Loaded`."""
-        for schedule_id, host, status, at, succeeded_at, reason, error in sorted(last_ends, key=lambda end: end[3]):
+        for schedule_id, host, status, at, succeeded_at, reason, error, created_at, job_id in sorted(
+            last_ends, key=lambda end: end[3]
+        ):
             schedule = self._placement.schedules.get(schedule_id)
             if schedule is None or host not in self._placement.hosts:
                 continue
-            end = JobFinished("", status, at, error=error or "", reason=reason or "")
-            self._outcomes.remember(schedule_id, host, LastOutcome(status, at, succeeded_at, why(end)))
+            end = JobFinished(job_id, status, at, error=error or "", reason=reason or "")
+            last = LastOutcome(status, at, succeeded_at, why(end), created_at, job_id)
+            self._outcomes.remember(schedule_id, host, last)
             self._repositories.remember(schedule.repository_id, host, schedule.spec.kind, end, succeeded_at)
         now = self._clock()
         self._outcomes.clock_set_back(now)  # the clock may have been set back since

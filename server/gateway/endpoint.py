@@ -13,7 +13,6 @@ from contextlib import suppress
 from datetime import datetime
 from typing import NoReturn
 
-import msgspec
 from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -25,13 +24,15 @@ from server.events import DuplicateAgent, Events, HostAcked, HostConnected
 from server.fleet import pushes
 from server.fleet.pushes import Push
 from server.gateway.buckets import Buckets
+from server.gateway.told import ToldHosts
+from server.jobs import notices
 from server.jobs.pieces import pieces
 from server.jobs.queue import wire_id
 from server.jobs.reports import Reports
 from server.resources.selectors import is_dns_name
 from server.store.engine import Store
 from server.store.futures import stored
-from server.store.hosts import host_acks, host_hello, host_left_out
+from server.store.hosts import host_hello
 from server.store.queue import count_of_host, of_host
 from wire import codec
 from wire.messages import HOST_HEADER, PROTOCOL, Hello, JobLog
@@ -46,6 +47,9 @@ later, and nothing is lost."""
 HELLO_RATE, HELLO_BURST = 2.0, 30.0
 """How often a host may connect per second, and at once. More are closed with BUSY. Each thousand open jobs of the host
 count as one more hello, since each hello compares them all with the agent's."""
+ALIVE_S = 30.0
+"""Seconds without a sign of life from an agent after which another process of it is its successor. Pings come often
+enough."""
 BUSY = 1013
 """Close code for "try again later" (registered by IANA, RFC 6455, section 11.7)."""
 REPLACED = 4000
@@ -83,6 +87,7 @@ class Gateway:
         self._authenticate = authenticate
         self._clock = clock
         self._new_id = new_id
+        self.told_hosts = ToldHosts(store.server, is_shared=store.is_shared)
         self._session_ids = itertools.count(1)
         self._input = Buckets(INPUT_RATE, INPUT_BURST)
         self._hellos = Buckets(HELLO_RATE, HELLO_BURST)
@@ -175,9 +180,20 @@ class Gateway:
                 )
                 raise WebSocketDisconnect(DUPLICATE)
 
+    def replaced_elsewhere(self, connection: Connection, instance: str) -> None:
+        """A host said hello to another server, as this process of its agent. If another process of it was heard here a
+        moment ago, the host has two agents."""
+        idle_s = asyncio.get_running_loop().time() - connection.received_at
+        if instance and connection.instance not in ("", instance) and idle_s < ALIVE_S:
+            if connection.session.refuse_duplicate(self._clock()):
+                self._publish_duplicate(connection.session)
+            log.warning("two agents of a host connect in turn: stop one, or rename it", extra={"host": connection.host})
+
     def _publish_duplicate(self, session: Session) -> None:
         """Publish that a host has the DuplicateAgent problem, now and each 30 s until it has it no longer."""
         self._events.publish(DuplicateAgent(session.name))
+        if session.duplicate_at is not None:
+            self._reports.tell(notices.Duplicate(session.name, session.duplicate_at))
         if session.is_duplicate(self._clock()):
             asyncio.get_running_loop().call_later(30.0, self._publish_duplicate, session)
 
@@ -239,10 +255,11 @@ class Gateway:
         self._hub.register(connection)
         self._events.publish(HostConnected(session.name))
         self._hub.deliver(session.name, session.registered())
-        await self._perform(connection, [effect for effect in effects if not isinstance(effect, Push)])
         await self._resume(connection, set(hello.running_jobs))
-        await stored(self._reports.connected(session.name, hello.running_jobs))
-        await self._store.write(host_hello, (session.name, hello.agent_version, now))
+        arrived = await asyncio.shield(self._reports.connected(session.name, hello.running_jobs, hello.instance))
+        self._hub.numbered(connection, arrived.session or 0)
+        await self._store.write(host_hello, (session.name, connection.number, hello.agent_version, now))
+        await self._perform(connection, [effect for effect in effects if not isinstance(effect, Push)])
 
     async def _resume(self, connection: Connection, running: set[str]) -> None:
         """Compare the attempts that a host has with its open jobs, a part at a time."""
@@ -281,10 +298,10 @@ class Gateway:
     async def _acked(self, connection: Connection, acked: Acked, now: datetime) -> None:
         """Store an ack, and publish it with the time since its push."""
         session = connection.session
-        await self._store.write(host_acks, (session.name, acked.version, acked.digest, now))
+        number, told = connection.number, self.told_hosts
+        await self._store.write(told.acks, (session.name, number, acked.version, acked.digest, now))
         if acked.left_out is not None:
-            left_out = msgspec.structs.asdict(acked.left_out) if acked.left_out.count else None
-            await self._store.write(host_left_out, (session.name, left_out))
+            await self._store.write(told.left_out, (session.name, number, acked.left_out, now))
         seconds = connection.push_acked() if session.holds_desired else None
         self._events.publish(HostAcked(session.name, acked.version, seconds))
 

@@ -25,7 +25,7 @@ class LastSeen:
     def on_event(self, event: Event) -> None:
         """Store when a host was last seen once it disconnects, without waiting for the commit."""
         if isinstance(event, HostDisconnected):
-            seen: list[tuple[str, datetime]] = [(event.host, event.last_seen)]
+            seen: list[tuple[str, int, datetime]] = [(event.host, event.session, event.last_seen)]
             with suppress(Unavailable, StoreClosedError):
                 then(self._store.submit(hosts_seen, seen), lambda _: None)
 

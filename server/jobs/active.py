@@ -101,6 +101,10 @@ class ActiveAttempts:
         """The open attempt of a job."""
         return self._by_job.get(job_id)
 
+    def all(self) -> list[Attempt]:
+        """All open attempts."""
+        return list(self._by_job.values())
+
     def wire_ids(self, host: str) -> Collection[str]:
         """A host's open attempts, by what it calls them."""
         return {it.wire_id for it in self._of_host.get(host, {}).values()}

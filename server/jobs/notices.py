@@ -71,17 +71,18 @@ class Left(Notice, frozen=True, tag="left"):
 
 
 class Acked(Notice, frozen=True, tag="acked"):
-    """Hosts acked this version of their sets, with this digest."""
+    """Hosts acked this version of their sets, with this digest. `hosts`: each with the number of its hello."""
 
-    hosts: Sequence[str]
+    hosts: Mapping[str, int]
     version: int
     digest: str
 
 
 class LeftOut(Notice, frozen=True, tag="left_out"):
-    """What a host left out of its set."""
+    """What a host left out of its set. `session`: the number of its hello."""
 
     host: str
+    session: int
     left_out: LeftOutEntries
 
 

@@ -181,6 +181,10 @@ class Reports:
         self._dispatcher.carry_out(ended.outcome)
         self._leave_out(host, ended.foreign)
 
+    def tell(self, notice: notices.AnyNotice) -> None:
+        """Tell the other servers, if there are any, what is stored nowhere."""
+        self._dispatcher.tell(notice)
+
     def _find(self, host: str, wire_id: str) -> Attempt | None:
         """The attempt that a host reports on, if it is its own."""
         if self._active.is_of_another_host(host, wire_id):

@@ -1,7 +1,12 @@
-"""Statements on hosts. Where a batch has several items for one host, the last one counts."""
+"""Statements on hosts. Where a batch has several items for one host, the last one counts.
+
+What a host says comes by a session, by its number over all servers; what came by an older one than is known is not
+stored.
+"""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -30,25 +35,45 @@ def set_desired(conn: Connection, batches: Sequence[Sequence[tuple[str, int, str
     return [None] * len(batches)
 
 
-def host_hello(conn: Connection, items: Sequence[tuple[str, str, datetime]]) -> list[None]:
-    """Store the hello of hosts: (host, agent version, time)."""
-    return _update_hosts(conn, ("name", "agent_version", "last_seen"), items)
+def host_hello(conn: Connection, items: Sequence[tuple[str, int, str, datetime]]) -> list[None]:
+    """Store the hello of hosts: (host, session, agent version, time)."""
+    return _said_by_hosts(conn, ("agent_version", "last_seen"), items)
 
 
-def host_acks(conn: Connection, items: Sequence[tuple[str, int, str, datetime]]) -> list[None]:
-    """Store the applied state of hosts: (host, version, digest, time of the ack)."""
-    return _update_hosts(conn, ("name", "applied_version", "applied_digest", "last_seen"), items)
+def host_acks(conn: Connection, items: Sequence[tuple[str, int, int, str, datetime]]) -> list[None]:
+    """Store the applied state of hosts: (host, session, version, digest, time of the ack)."""
+    return _said_by_hosts(conn, ("applied_version", "applied_digest", "last_seen"), items)
 
 
-def host_left_out(conn: Connection, items: Sequence[tuple[str, Mapping[str, Any] | None]]) -> list[None]:
-    """Store which entries hosts could not apply: (host, the column `left_out`)."""
-    return _update_hosts(conn, ("name", "left_out"), items)
+def host_left_out(conn: Connection, items: Sequence[tuple[str, int, Mapping[str, Any] | None]]) -> list[None]:
+    """Store which entries hosts could not apply: (host, session, the column `left_out`)."""
+    return _said_by_hosts(conn, ("left_out",), items)
 
 
-def hosts_seen(conn: Connection, batches: Sequence[Sequence[tuple[str, datetime]]]) -> list[None]:
-    """Store when hosts were last seen: (host, time)."""
-    _update_hosts(conn, ("name", "last_seen"), list(chain.from_iterable(batches)))
+def hosts_seen(conn: Connection, batches: Sequence[Sequence[tuple[str, int, datetime]]]) -> list[None]:
+    """Store when hosts were last seen: (host, session, time)."""
+    _said_by_hosts(conn, ("last_seen",), list(chain.from_iterable(batches)))
     return [None] * len(batches)
+
+
+def _said_by_hosts(conn: Connection, names: tuple[str, ...], items: Sequence[tuple[Any, ...]]) -> list[None]:
+    """Set columns by (host, session, values of the columns), but for what came by an older session."""
+    if items:
+        newest: dict[str, tuple[Any, ...]] = {}
+        for item in items:
+            if item[0] not in newest or newest[item[0]][1] <= item[1]:
+                newest[item[0]] = item
+        batch.execute(conn, _said(conn.dialect.name, names), newest.values())
+    return [None] * len(items)
+
+
+@cache
+def _said(dialect: str, names: tuple[str, ...]) -> str:
+    given = batch.Given(dialect, [HOSTS.c[name] for name in ("name", "session", *names)])
+    host, session, *values = given.values
+    changes = dict(zip(("session", *names), (session, *values), strict=True))
+    is_newest = HOSTS.c.session <= sa.cast(session, sa.BigInteger)
+    return batch.prepared(dialect, sa.update(HOSTS).values(changes).where(HOSTS.c.name == host, is_newest))
 
 
 def _update_hosts(conn: Connection, names: tuple[str, ...], items: Sequence[tuple[Any, ...]]) -> list[None]:

@@ -40,6 +40,8 @@ def _last_ends(conn: Connection, now: datetime) -> Iterable[sa.Row[Any]]:
         sa.func.coalesce(*latest, type_=JOBS.c.finished_at.type).label("succeeded_at"),
         JOBS.c.reason,
         JOBS.c.error,
+        JOBS.c.created_at,
+        JOBS.c.id,
         sa.func.row_number().over(partition_by=pair, order_by=newest_first).label("place"),
     ).where(JOBS.c.scheduled_id.is_not(None), JOBS.c.status.not_in(OPEN))
     ends = ended.subquery()

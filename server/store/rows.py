@@ -143,7 +143,8 @@ class Retry(NamedTuple):
 class Loaded(NamedTuple):
     """All that a server needs in memory when it starts. `revision`: that of the newest change in it.
 
-    `last_ends`: (schedule id, host, status, time of the end, time of the last success, reason, error).
+    `last_ends`: (schedule id, host, status, time of the end, time of the last success, reason, error, when
+    the job was recorded, its id).
     """
 
     hosts: list[HostRow]

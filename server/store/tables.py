@@ -85,7 +85,8 @@ class Host(Base, table=True):
     """A machine with an agent: its desired version, and the version that it last acknowledged.
 
     `left_out`: {"count": N, "reasons": {schedule id: reason}} of the entries that it holds and could not apply; None
-    when it applied all. Reasons are limited to the length of `wire.messages.LeftOutList`; the count is not.
+    when it applied all. Reasons are limited to the length of `wire.messages.LeftOutList`; the count is not. `session`:
+    the number of the hello since which it said so; what came by an older one is not stored.
     """
 
     __tablename__ = "hosts"
@@ -101,6 +102,7 @@ class Host(Base, table=True):
     agent_version: str = Field(default="", max_length=64)
     last_seen: datetime | None = Field(default=None, sa_type=UtcDateTime)
     left_out: dict[str, Any] | None = Field(default=None, sa_type=sa.JSON)
+    session: int = Field(default=0, sa_type=sa.BigInteger, sa_column_kwargs={"server_default": "0"})
 
 
 class Schedule(Base, table=True):

@@ -179,6 +179,7 @@ async def test_open_jobs_of_a_database_from_before_the_queue_go_on(database: str
     world = World(store)
     await world.parts.loader.load(store, world.vault)
     jobs, reports = world.parts.services.dispatcher, world.parts.reports
+    jobs.lead()
     await world.settled()
     assert (await world.status("late"), world.sent) == ("failed", [])
     await stored(jobs.connected("a", ["taken", "runs", "first"]))

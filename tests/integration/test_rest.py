@@ -265,9 +265,9 @@ async def test_a_host_is_in_sync_when_what_it_holds_is_what_it_should(api: httpx
     await declared(api, "etc")
     host = (await api.get("/hosts/node-1")).json()
     assert (host["desired_version"], host["in_sync"]) == (1, False)
-    await store.write(host_acks, ("node-1", 1, host["desired_digest"], NOW))
+    await store.write(host_acks, ("node-1", 1, 1, host["desired_digest"], NOW))
     assert (await api.get("/hosts/node-1")).json()["in_sync"]
-    await store.write(host_acks, ("node-1", 1, "0" * 64, NOW))
+    await store.write(host_acks, ("node-1", 1, 1, "0" * 64, NOW))
     assert not (await api.get("/hosts/node-1")).json()["in_sync"]
 
 

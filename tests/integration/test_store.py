@@ -549,8 +549,8 @@ async def test_lines_of_a_job_that_is_not_there_hurt_nobody(db: Store) -> None:
 
 async def test_a_host_keeps_what_its_agent_told_when_its_labels_change(db: Store) -> None:
     await db.write(upsert_hosts, host("a"))
-    await db.write(host_hello, ("a", "1.0", NOW))
-    await db.write(host_acks, ("a", 7, "d" * 64, NOW))
+    await db.write(host_hello, ("a", 1, "1.0", NOW))
+    await db.write(host_acks, ("a", 1, 7, "d" * 64, NOW))
     await db.write(set_desired, [("a", 7, "d" * 64), ("unknown", 1, "")])
     later = NOW + timedelta(1)
     await db.write(upsert_hosts, host("a", labels={}, created_at=later, since=later))
@@ -564,7 +564,7 @@ async def test_of_two_acks_that_share_a_commit_the_later_counts(db: Store) -> No
     await db.write(upsert_hosts, host("a"))
     gate = Gate()
     held = await gate.hold(db)
-    waiting = [asyncio.create_task(db.write(host_acks, ("a", version, "", NOW))) for version in (2, 1)]
+    waiting = [asyncio.create_task(db.write(host_acks, ("a", 1, version, "", NOW))) for version in (2, 1)]
     await asyncio.sleep(0)
     gate.let_go.set()
     await asyncio.gather(held, *waiting)
@@ -609,7 +609,7 @@ async def test_since_when_hosts_have_schedules_is_put_loaded_deleted_and_goes_wi
 
 async def test_when_hosts_were_last_heard_of_is_stored(db: Store) -> None:
     await db.write(upsert_hosts, host("a"))
-    await db.write(hosts_seen, [("a", NOW), ("gone", NOW)])
+    await db.write(hosts_seen, [("a", 1, NOW), ("gone", 1, NOW)])
     assert (await found(db, get_host, "a"))["last_seen"] == NOW
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "adding.md")
+PAGES = ("README.md", "adding.md", "memory.md")
 NAMED = re.compile(
     r"`((?:agent|bench|cli|controller|crds|cron|helm|listener|server|tests|wire)/[\w./-]*)(?:::([\w.]+))?`"
 )

@@ -22,6 +22,7 @@ _TABLES = ("servers", "change_head", "change_log", "news", "job_progress", "list
 
 def upgrade() -> None:
     """To this revision."""
+    op.add_column("hosts", sa.Column("session", sa.BigInteger(), server_default="0", nullable=False))
     op.add_column("connections", sa.Column("session", sa.BigInteger(), server_default="0", nullable=False))
     op.add_column("connections", sa.Column("instance", sa.String(64), server_default="", nullable=False))
     op.add_column("connections", sa.Column("hello", sa.JSON(), nullable=True))
@@ -97,3 +98,4 @@ def downgrade() -> None:
     op.drop_index("ix_connections_server", "connections")
     for name in ("hello", "instance", "session"):
         op.drop_column("connections", name)
+    op.drop_column("hosts", "session")
