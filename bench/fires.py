@@ -101,10 +101,14 @@ async def reached_rate(load: Load, seconds: float) -> float:
 
     The load is an open loop: fires come at their times, whether the earlier ones are answered or not.
     """
-    rate, reached = FIRST_RATE, FIRST_RATE / 2
-    while await _keeps_up(load, rate, seconds):
-        rate, reached = rate * FASTER, rate
-    return reached
+    rate = FIRST_RATE
+    if not await _keeps_up(load, rate, seconds):
+        while rate > 1 and not await _keeps_up(load, rate := rate / FASTER, seconds):
+            pass
+        return rate
+    while await _keeps_up(load, rate * FASTER, seconds):
+        rate *= FASTER
+    return rate
 
 
 async def _keeps_up(load: Load, rate: float, seconds: float) -> bool:
