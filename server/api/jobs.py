@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.answers import json_response, page
-from server.api.requests import Number, Query, actor, bad_parameter
+from server.api.requests import Number, Query, actor, bad_parameter, cursor
 from server.api.services import Services
 from server.errors import NotFound
 from server.jobs.kinds import READ_KINDS
@@ -41,9 +41,10 @@ async def list_jobs(services: Services, request: Request) -> Response:
     filters = {name: value for name, value in given.items() if value is not None}
     id_ = query.text("id") or ""
     leave_out = () if id_ or "kind" in filters else READ_KINDS
-    rows = await services.store.read(job_statements.list_jobs, filters, after, limit + 1, id_, leave_out)
+    rows, next_ = await services.store.read(job_statements.list_jobs, filters, after, limit, id_, leave_out)
     shown = await shown_jobs(services, rows)
-    return page(rows, limit, lambda row: shown[row["id"]], "created_at", "id")
+    more = None if next_ is None else cursor(next_)
+    return json_response({"items": [shown[row["id"]] for row in rows], "next": more})
 
 
 async def get_job(services: Services, request: Request) -> Response:

@@ -1,11 +1,10 @@
 """Loading: a starting server puts in force what its store holds."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 import msgspec
 
@@ -23,7 +22,7 @@ from server.jobs.repositories import RepositoryStates
 from server.store.engine import Store
 from server.store.futures import stored
 from server.store.load import load_all
-from server.store.rows import HostRow, Loaded, RepositoryRow
+from server.store.rows import HostRow, LastEnd, Loaded, RepositoryRow
 from wire.messages import JobFinished
 
 
@@ -103,18 +102,16 @@ class Loader:
         self._hub.add(Session(state, row.applied_version, row.applied_digest, left_out))
         return row.desired_digest == held.digest
 
-    def _remember(self, last_ends: Iterable[Sequence[Any]]) -> None:
-        """Remember the last end of each schedule's jobs on each host. `last_ends`: see `Loaded`."""
-        for schedule_id, host, status, at, succeeded_at, reason, error, created_at, job_id in sorted(
-            last_ends, key=lambda end: end[3]
-        ):
-            schedule = self._placement.schedules.get(schedule_id)
-            if schedule is None or host not in self._placement.hosts:
+    def _remember(self, last_ends: Iterable[LastEnd]) -> None:
+        """Remember the last end of each schedule's jobs on each host."""
+        for it in sorted(last_ends, key=lambda end: end.finished_at):
+            schedule = self._placement.schedules.get(it.schedule_id)
+            if schedule is None or it.host not in self._placement.hosts:
                 continue
-            end = JobFinished(job_id, status, at, error=error or "", reason=reason or "")
-            last = LastOutcome(status, at, succeeded_at, why(end), created_at, job_id)
-            self._outcomes.remember(schedule_id, host, last)
-            self._repositories.remember(schedule.repository_id, host, schedule.spec.kind, end, succeeded_at)
+            end = JobFinished(it.job_id, it.status, it.finished_at, error=it.error or "", reason=it.reason or "")
+            last = LastOutcome(it.status, it.finished_at, it.succeeded_at, why(end), it.created_at, it.job_id)
+            self._outcomes.remember(it.schedule_id, it.host, last)
+            self._repositories.remember(schedule.repository_id, it.host, schedule.spec.kind, end, it.succeeded_at)
         now = self._clock()
         self._outcomes.clock_set_back(now)  # the clock may have been set back since
         health = self._repositories.health

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from itertools import chain
+from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -143,6 +144,21 @@ def get_jobs(conn: Connection, job_ids: Sequence[str]) -> list[Row]:
     return [rows[job_id] for job_id in job_ids if job_id in rows]
 
 
+class Page(NamedTuple):
+    """Some of the jobs that were asked for, newest first, and the (created_at, id) after which there may be more."""
+
+    rows: list[Row]
+    next: tuple[datetime, str] | None
+
+
+EXAMINED = 5000
+"""How many jobs are examined for a page, of those that an index finds."""
+LONG_PREFIX = 4
+"""From this many characters on, the beginning of an id finds few jobs: one of 65,536."""
+Conditions = list[sa.ColumnElement[bool]]
+_NEWEST = (JOBS.c.created_at.desc(), JOBS.c.id.desc())
+
+
 def list_jobs(
     conn: Connection,
     filters: Mapping[str, str],
@@ -150,21 +166,72 @@ def list_jobs(
     limit: int,
     id_prefix: str = "",
     leave_out: Collection[str] = (),
-) -> list[Row]:
+) -> Page:
     """Jobs whose columns equal `filters`, newest first, starting after the job with (created_at, id) `after`.
 
-    `id_prefix`: only jobs whose id begins so. `leave_out`: kinds to exclude.
+    `id_prefix`: only jobs whose id begins so. `leave_out`: kinds to exclude. The best index for what is asked has the
+    jobs in order; what it cannot tell is looked for in up to EXAMINED of them. So there may be fewer than `limit`, or
+    none, and more after them all the same.
     """
-    found = sa.select(JOBS).order_by(JOBS.c.created_at.desc(), JOBS.c.id.desc()).limit(limit)
-    found = found.where(*(JOBS.c[name] == value for name, value in filters.items()))
+    indexed: Conditions
+    if len(id_prefix) >= LONG_PREFIX:
+        few = sa.select(JOBS.c.id).where(*_begins(JOBS.c.id, id_prefix)).limit(EXAMINED)
+        indexed, rest = [JOBS.c.id.in_(few)], dict(filters)
+    else:
+        indexed, rest = _indexed(filters)
+    left: Conditions = [_unindexed(JOBS.c[name]) == value for name, value in rest.items()]
     if leave_out:
-        found = found.where(JOBS.c.kind.not_in(leave_out))
-    if id_prefix:
-        found = found.where(JOBS.c.id >= id_prefix, JOBS.c.id < id_prefix + "g")  # ids are hexadecimal digits
+        left.append(JOBS.c.kind.not_in(leave_out))
+    if 0 < len(id_prefix) < LONG_PREFIX:
+        left += _begins(_unindexed(JOBS.c.id), id_prefix)
     if after is not None:
-        at, job_id = sa.literal(after[0], JOBS.c.created_at.type), sa.literal(after[1])
-        found = found.where(sa.tuple_(JOBS.c.created_at, JOBS.c.id) < sa.tuple_(at, job_id))
-    return all_rows(conn, found)
+        indexed.append(_place() < _place(after))
+    last = None
+    if left:
+        places = sa.select(JOBS.c.created_at, JOBS.c.id).where(*indexed).order_by(*_NEWEST)
+        found = conn.execute(places.offset(EXAMINED - 1).limit(1)).one_or_none()
+        last = None if found is None else (found.created_at, found.id)
+        left += [] if last is None else [_place() >= _place(last)]
+    rows = all_rows(conn, sa.select(JOBS).where(*indexed, *left).order_by(*_NEWEST).limit(limit + 1))
+    if len(rows) > limit:
+        rows, last = rows[:limit], (rows[limit - 1]["created_at"], rows[limit - 1]["id"])
+    return Page(rows, last)
+
+
+_USUAL = {"status": "succeeded", "kind": "backup", "actor_kind": "schedule"}
+"""What most jobs have: indexes on these columns have the other jobs alone, for whom they cost little."""
+
+
+def _indexed(filters: Mapping[str, str]) -> tuple[Conditions, dict[str, str]]:
+    """The conditions that one index is for, in the words of a partial one, and the filters that are left."""
+    order = ["host", "scheduled_id", "kind", "actor_kind", "status"]
+    if filters.get("status") in OPEN:
+        order.insert(0, "status")
+    for name in order:
+        if name in filters and filters[name] != _USUAL.get(name):
+            partial = [_unusual(name)] if name in _USUAL else []
+            return [*partial, JOBS.c[name] == filters[name]], {k: v for k, v in filters.items() if k != name}
+    return [], dict(filters)
+
+
+def _unusual(name: str) -> sa.ColumnElement[bool]:
+    return sa.text(f"{name} <> '{_USUAL[name]}'")  # type: ignore[return-value]
+
+
+def _unindexed(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    """A column as no index has it, so that the database uses the index that was chosen."""
+    return sa.func.coalesce(column, "", type_=column.type)
+
+
+def _begins(column: sa.ColumnElement[Any], prefix: str) -> Conditions:
+    return [column >= prefix, column < prefix + "g"]  # ids are hexadecimal digits
+
+
+def _place(of: tuple[datetime, str] | None = None) -> sa.Tuple:
+    """Where a job is in the order of the list: of this one, or of each row."""
+    if of is None:
+        return sa.tuple_(JOBS.c.created_at, JOBS.c.id)
+    return sa.tuple_(sa.literal(of[0], JOBS.c.created_at.type), sa.literal(of[1]))
 
 
 def list_attempts(conn: Connection, job_id: str) -> list[Row]:

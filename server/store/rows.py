@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from wire.messages import JobFinished
+from wire.messages import JobEnd, JobFinished
 
 Row = dict[str, Any]
 """A row by column name, as queries return it: aware datetimes, decoded JSON columns."""
@@ -140,16 +140,29 @@ class Retry(NamedTuple):
     not_before: datetime
 
 
-class Loaded(NamedTuple):
-    """All that a server needs in memory when it starts. `revision`: that of the newest change in it.
+class LastEnd(NamedTuple):
+    """The last end of a schedule's jobs on a host, and when the last one ended that succeeded.
 
-    `last_ends`: (schedule id, host, status, time of the end, time of the last success, reason, error, when
-    the job was recorded, its id).
+    `created_at`: when the job that ended was recorded.
     """
+
+    schedule_id: str
+    host: str
+    status: JobEnd
+    finished_at: datetime
+    succeeded_at: datetime | None
+    reason: str | None
+    error: str | None
+    created_at: datetime
+    job_id: str
+
+
+class Loaded(NamedTuple):
+    """All that a server needs in memory when it starts. `revision`: that of the newest change in it."""
 
     hosts: list[HostRow]
     schedules: list[ScheduleRow]
     repositories: list[RepositoryRow]
-    last_ends: list[tuple[Any, ...]]
+    last_ends: list[LastEnd]
     joined: list[Joined]
     revision: int

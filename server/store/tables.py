@@ -187,9 +187,13 @@ class Job(Base, table=True):
             sqlite_where=sa.text("actor_kind = 'run'"),
             postgresql_where=sa.text("actor_kind = 'run'"),
         ),
+        sa.Index("ix_jobs_host_created_at", "host", "created_at"),
         *(
             sa.Index(name, *columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
             for name, columns, where in (
+                ("ix_jobs_other_kind", ("kind", "created_at", "id"), "kind <> 'backup'"),
+                ("ix_jobs_other_actor", ("actor_kind", "created_at", "id"), "actor_kind <> 'schedule'"),
+                ("ix_jobs_other_status", ("status", "created_at", "id"), "status <> 'succeeded'"),
                 ("ix_jobs_lane_ready", ("lane", "queued_at", "id"), "ready"),
                 ("ix_jobs_lane_holds", ("lane", "exclusive"), "holds"),
                 ("ix_jobs_open_pair", ("scheduled_id", "host", "queued_at", "id"), "status IN ('pending', 'running')"),

@@ -503,7 +503,7 @@ async def test_jobs_are_listed_newest_first_in_pages_that_do_not_overlap(db: Sto
     jobs = [job(f"{at:02}", scheduled_at=None, created_at=NOW + timedelta(at // 2)) for at in range(9)]
     await db.write(record_jobs, jobs)
     listed, after = [], None
-    while page := await db.read(list_jobs, {}, after, 2):
+    while page := (await db.read(list_jobs, {}, after, 2)).rows:
         listed += [row["id"] for row in page]
         after = (page[-1]["created_at"], page[-1]["id"])
     assert listed == [made.id for made in reversed(jobs)]
@@ -511,7 +511,7 @@ async def test_jobs_are_listed_newest_first_in_pages_that_do_not_overlap(db: Sto
 
 async def test_jobs_are_filtered_by_their_columns(db: Store) -> None:
     await db.write(record_jobs, [job("1"), job("2", host="b"), job("3", host="b", scheduled_id="s2")])
-    found = await db.read(list_jobs, {"host": "b", "scheduled_id": "s2"}, None, 10)
+    found = (await db.read(list_jobs, {"host": "b", "scheduled_id": "s2"}, None, 10)).rows
     assert [row["id"] for row in found] == ["3"]
 
 

@@ -16,6 +16,9 @@ _INDEXES = {
         "status = 'pending' AND NOT sent AND NOT deferred",
     ),
     "ix_jobs_ready_pair": (["scheduled_id", "host"], "ready AND serial"),
+    "ix_jobs_other_kind": (["kind", "created_at", "id"], "kind <> 'backup'"),
+    "ix_jobs_other_actor": (["actor_kind", "created_at", "id"], "actor_kind <> 'schedule'"),
+    "ix_jobs_other_status": (["status", "created_at", "id"], "status <> 'succeeded'"),
 }
 _TABLES = ("servers", "change_head", "change_log", "news", "job_progress", "listings", "controllers")
 
@@ -28,6 +31,7 @@ def upgrade() -> None:
     op.add_column("connections", sa.Column("hello", sa.JSON(), nullable=True))
     op.create_index("ix_connections_server", "connections", ["server"])
     op.execute("UPDATE jobs SET sent = true WHERE status = 'running' AND NOT sent")  # of before jobs were marked so
+    op.create_index("ix_jobs_host_created_at", "jobs", ["host", "created_at"])
     for name, (columns, where) in _INDEXES.items():
         op.create_index(name, "jobs", columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
     op.create_table(
@@ -93,7 +97,7 @@ def downgrade() -> None:
     """Back from it."""
     for name in reversed(_TABLES):
         op.drop_table(name)
-    for name in _INDEXES:
+    for name in (*_INDEXES, "ix_jobs_host_created_at"):
         op.drop_index(name, "jobs")
     op.drop_index("ix_connections_server", "connections")
     for name in ("hello", "instance", "session"):
