@@ -41,7 +41,9 @@ def _delete_past(conn: Connection, past: Past) -> tuple[datetime, str] | None:
         return None
     later = JOBS.alias()
     of_pair = (later.c.host == JOBS.c.host, later.c.scheduled_id == JOBS.c.scheduled_id)
-    is_later = sa.tuple_(later.c.created_at, later.c.id) > place
+    # As no index has it: the jobs of the pair are found by their unique key, and not among those of all hosts.
+    recorded_at = sa.func.coalesce(later.c.created_at, later.c.scheduled_at, type_=JOBS.c.created_at.type)
+    is_later = sa.tuple_(recorded_at, later.c.id) > place
     has_later = sa.exists().where(*of_pair, later.c.status.not_in(OPEN), is_later)
     has_later_good = sa.exists().where(*of_pair, later.c.status.in_(GOOD), is_later)
     is_not_last = sa.and_(has_later, sa.or_(JOBS.c.status.not_in(GOOD), has_later_good))

@@ -182,7 +182,9 @@ def test_the_last_end_of_each_pair_is_found_without_reading_all_jobs(
     conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(load, "RECENT", 1)
+    if conn.dialect.name == "postgresql":
+        conn.exec_driver_sql("SET LOCAL enable_seqscan = off")  # it would read a table this small as a whole
     with Cost(conn) as cost:
         ends = list(last_ends(conn, NOON))
     assert len(ends) == 1000
-    assert conn.dialect.name == "sqlite" or cost.rows < COUNT / 2  # SQLite's steps do not tell its rows here
+    assert cost.rows < COUNT
