@@ -35,7 +35,7 @@ from listener.slots import Slots
 from server.access.identity import Files
 from server.access.vault import Vault
 from server.api import routing
-from server.app import Parts, application, assemble, new_id
+from server.app import GC_THRESHOLDS, Parts, application, assemble, new_id
 from server.resources import manifests
 from server.store.declared import upsert_repositories, upsert_schedules
 from server.store.engine import Store
@@ -328,6 +328,7 @@ def _insert_hosts(conn: sa.Connection, batches: Sequence[Sequence[dict[str, Any]
 
 async def measured(hosts: int, idle_s: float) -> Figures:
     """Measure one size, in this process."""
+    gc.set_threshold(*GC_THRESHOLDS)
     async with _filled(hosts) as store:
         clock, vault, identity = Clock(), Vault([Vault.new_key()]), Files("admin", "agent")
         parts = assemble(store, vault, clock, new_id, identity)
