@@ -4,11 +4,14 @@ import os
 import sqlite3
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
+
+if TYPE_CHECKING:
+    import psycopg
 
 BUSY_TIMEOUT_MS = 5000
 """Milliseconds that SQLite waits for a lock of another process, such as one that copies the database."""
@@ -59,6 +62,8 @@ def engine(url: sa.URL, connections: int, *, writes: bool, pooled: bool = False)
     )
     if backend == "sqlite":
         sa.event.listen(made, "connect", _prepare_sqlite)
+    elif writes and not pooled:
+        sa.event.listen(made, "connect", _prepare_writer)
     if (begin := _BEGINS.get((backend, writes))) is not None:
         sa.event.listen(made, "begin", partial(Connection.exec_driver_sql, statement=begin))
     return made
@@ -107,3 +112,15 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
         "foreign_keys=ON",
     ):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _prepare_writer(connection: "psycopg.Connection[Any]", _record: object) -> None:
+    """Have PostgreSQL find rows by their keys: each statement of the writer names the few rows that it is about.
+
+    A plan is kept until the statistics of its tables change. One that was made while a table was small would read all
+    of it for each row that is looked for, until the table is analyzed, a minute or more after it has grown. See
+    `batch.FEW`, too.
+    """
+    for setting in ("enable_seqscan", "jit"):
+        connection.execute(f"SET {setting} = off")
+    connection.commit()

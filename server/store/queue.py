@@ -148,7 +148,11 @@ class Moved(NamedTuple):
 
 _GIVEN = {
     "sqlite": ("json_each(:rows{})", ", '$[{}]'", "json_extract(value, '$[{}]') AS {}"),
-    "postgresql": ("json_array_elements(CAST(:rows AS json){})", "->{}", "value->>{} AS {}"),
+    "postgresql": (
+        f"{batch.FEW.format('json_array_elements(CAST(:rows AS json){})')} AS rows",
+        "->{}",
+        "value->>{} AS {}",
+    ),
 }
 """The rows of the parameter as a table: where from, which of several tables in it, and each column."""
 
@@ -179,7 +183,7 @@ _IS_AFTER = f"""
 
 _IS_READY = f"""
     (start_by IS NULL OR attempt > 1 OR start_by > :now)
-    AND EXISTS (SELECT 1 FROM connections WHERE connections.host = jobs.host AND connections.server IS NOT NULL)
+    AND (SELECT connections.server FROM connections WHERE connections.host = jobs.host) IS NOT NULL
     AND NOT (serial AND (
         EXISTS (SELECT 1 FROM jobs AS run
                 WHERE run.scheduled_id = jobs.scheduled_id AND run.host = jobs.host AND run.{_OPEN} AND run.sent
@@ -449,8 +453,7 @@ _COUNTS = sa.text(f"""
 _WAITED_FOR = """
     WITH given AS ({given})
     SELECT jobs.id,
-           EXISTS (SELECT 1 FROM connections
-              WHERE connections.host = jobs.host AND connections.server IS NOT NULL) AS is_online,
+           (SELECT connections.server FROM connections WHERE connections.host = jobs.host) IS NOT NULL AS is_online,
            (SELECT count(*) FROM (
                SELECT 1 FROM jobs AS held WHERE held.lane = jobs.lane AND held.holds AND jobs.ready
                UNION ALL
