@@ -36,6 +36,12 @@ class Peer(Protocol):
     def write(self, frame: str) -> int:
         """Write a text frame without waiting. Returns the bytes that are unsent then. A closing connection drops it."""
 
+    def take_frames(self, take: Callable[[str], bool] | None) -> None:
+        """Give each frame to this callback first; where it returns False, to the task that receives. None: no more."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Close the connection with a code, without waiting; its task receives a disconnect."""
+
     def abort(self) -> None:
         """Drop the connection at once, with what is unsent."""
 
@@ -156,8 +162,19 @@ class Connection:
         except ReferenceError:  # the peer was freed
             return False
 
+    def take_frames(self, take: Callable[[str], bool]) -> None:
+        """Have frames go to this callback first; where it returns False, to the reader."""
+        self._peer.take_frames(take)
+
+    def refuse(self, code: int, reason: str) -> None:
+        """Close the connection now, as not all that the host said could be stored."""
+        with suppress(ReferenceError):  # the peer was freed
+            self._peer.close(code, reason)
+
     def close(self, goodbye: Goodbye | None = None) -> None:
         """Have the reader close the connection with a code, so that its agent connects again."""
+        with suppress(ReferenceError):  # the peer was freed
+            self._peer.take_frames(None)
         if self.reader is not None:
             self.reader.cancel(goodbye)
 

@@ -1,7 +1,8 @@
 """The gateway: one agent's WebSocket connection, from its handshake to its close.
 
-Each connection is one task, which reads. The first push is written straight to the accepted connection, before the hub
-knows it, so that no other push can overtake it. All later frames are written through the hub.
+A frame is worked on as it comes, where that waits for nothing; a connection's one task reads the others. The first
+push is written straight to the accepted connection, before the hub knows it, so that no other push can overtake it. All
+later frames are written through the hub.
 """
 
 import asyncio
@@ -11,7 +12,8 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import NoReturn
+from functools import partial
+from typing import Any, NoReturn
 
 from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -24,18 +26,20 @@ from server.events import DuplicateAgent, Events, HostAcked, HostConnected
 from server.fleet import pushes
 from server.fleet.pushes import Push
 from server.gateway.buckets import Buckets
+from server.gateway.inflow import Inflow
 from server.gateway.told import ToldHosts
 from server.jobs import notices
 from server.jobs.pieces import pieces
+from server.jobs.queue import Ended as JobsEnded
 from server.jobs.queue import wire_id
 from server.jobs.reports import Reports
 from server.resources.selectors import is_dns_name
-from server.store.engine import Store
-from server.store.futures import stored
+from server.store.engine import Store, StoreClosedError
+from server.store.futures import stored, then
 from server.store.hosts import host_hello
 from server.store.queue import count_of_host, of_host
 from wire import codec
-from wire.messages import HOST_HEADER, PROTOCOL, Hello, JobLog
+from wire.messages import HOST_HEADER, PROTOCOL, FromAgent, Hello, JobFinished, JobLog
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +48,10 @@ HELLO_S = 10.0
 INPUT_RATE, INPUT_BURST = 2_000.0, 20_000.0
 """Input that is read from a host per second, and at once. Each message and each KiB counts as one. The rest is read
 later, and nothing is lost."""
+MAX_UNSTORED = 32
+"""How many things that a host said may wait to be stored while its next frame is read."""
+MAX_SHORT = 4096
+"""Characters of the longest frame that is worked on at once, between those of other hosts."""
 HELLO_RATE, HELLO_BURST = 2.0, 30.0
 """How often a host may connect per second, and at once. More are closed with BUSY. Each thousand open jobs of the host
 count as one more hello, since each hello compares them all with the agent's."""
@@ -150,7 +158,8 @@ class Gateway:
         """Read the hello. Raises FrameError for another message, for another host's hello and after `HELLO_S`."""
         try:
             async with asyncio.timeout(HELLO_S):
-                messages = codec.from_agent.read(await _frame(websocket))
+                _check_text(frame := await _frame(websocket))
+                messages = codec.from_agent.read(frame)
         except TimeoutError:
             raise codec.FrameError(f"no hello within {HELLO_S:.0f} s") from None
         if len(messages) != 1 or not isinstance(hello := messages[0][0], Hello):
@@ -210,8 +219,13 @@ class Gateway:
         try:
             await self._welcome(connection, hello, websocket)
             del hello  # an idle connection should use little memory
+            inflow = Inflow()
+            connection.take_frames(partial(self._take, connection, inflow))
             while True:
-                await self._receive(connection, await _frame(websocket))
+                with inflow.released():
+                    frame = await _frame(websocket)
+                await inflow.until_stored()
+                await self._receive(connection, frame)
         finally:
             self._hub.remove(connection)
 
@@ -224,21 +238,59 @@ class Gateway:
         open_jobs = await self._store.read(count_of_host, host, int(1000 * HELLO_BURST))
         self._hellos.use(host, 1 + open_jobs / 1000, now)
 
+    def _take(self, connection: Connection, inflow: Inflow, frame: str) -> bool:
+        """Do what a frame asks for at once, and wait for nothing. Returns False where its connection's task is to.
+
+        The task reads frames that are long or malformed, those with lines of logs, of which only the first are kept,
+        those of a host that has used up its input, and those that come while much of what the host said is not stored
+        yet: while it waits, nothing is read.
+        """
+        host, now = connection.host, asyncio.get_running_loop().time()
+        if not inflow.is_open(MAX_UNSTORED) or len(frame) > MAX_SHORT or self._input.wait(host, now) > 0:
+            return False
+        try:
+            messages = _read(frame)
+        except codec.FrameError:
+            return False
+        if any(isinstance(message, JobLog) for message, _ in messages):
+            return False
+        self._input.use(host, len(messages), now)
+        try:
+            begun = self._begin(connection, connection.session.received(messages, self._clock()))
+        except (Unavailable, StoreClosedError) as error:
+            connection.refuse(BUSY, codec.close_reason(error))
+            return True
+        inflow.add(len(begun) or 1)
+        for future in begun:
+            future.add_done_callback(partial(self._stored, connection, inflow))
+        if not begun:
+            asyncio.get_running_loop().call_soon(inflow.stored)  # so many frames in one turn of the loop
+        return True
+
+    def _stored(self, connection: Connection, inflow: Inflow, future: "asyncio.Future[Any]") -> None:
+        """Something that a frame brought is stored. If it is not, the agent says it again on its next connection."""
+        inflow.stored()
+        if not future.cancelled() and (error := future.exception()) is not None:
+            if not isinstance(error, Unavailable):
+                log.error("what a host said cannot be stored", extra={"host": connection.host}, exc_info=error)
+            connection.refuse(BUSY, codec.close_reason(Unavailable(str(error))))
+
     async def _receive(self, connection: Connection, frame: str) -> None:
         """Do what the messages of a frame ask for, and wait until the host may send more.
 
         While this waits nothing is read, so that TCP flow control stops the host (RFC 9293, section 3.8.6).
         """
-        messages = codec.from_agent.read(frame)
+        clock = asyncio.get_running_loop().time
+        if wait_s := self._input.wait(connection.host, clock()):
+            await asyncio.sleep(wait_s)
+        messages = _read(frame)
         amount = len(messages) + len(frame) // 1024
         del frame
-        if any(isinstance(message, Hello) for message, _ in messages):
-            raise codec.FrameError("a second hello: only the first frame may be one")
         for some in pieces(messages):
             await self._perform(connection, connection.session.received(some, self._clock()))
             await asyncio.sleep(0)  # let other tasks run
         del messages
-        if wait_s := self._input.use(connection.host, amount, asyncio.get_running_loop().time()):
+        if wait_s := self._input.use(connection.host, amount, clock()):
             await asyncio.sleep(wait_s)
 
     async def _welcome(self, connection: Connection, hello: Hello, websocket: WebSocket) -> None:
@@ -271,54 +323,82 @@ class Gateway:
         await self._perform(connection, self._reports.resume_unknown(session, unknown))
 
     async def _perform(self, connection: Connection, effects: Sequence[Effect]) -> None:
-        """Perform the effects of a session. Rows that several connections store at once share a commit."""
+        """Perform the effects of a session, and wait until they are stored. Raises Unavailable."""
+        await stored(*self._begin(connection, effects))
+
+    def _begin(self, connection: Connection, effects: Sequence[Effect]) -> "list[asyncio.Future[Any]]":
+        """Perform the effects of a session. Returns what is being stored, in this order; rows that several connections
+        store at once share a commit. What is answered is answered once it is stored. Raises Unavailable."""
         session, reports, now = connection.session, self._reports, self._clock()
+        begun: list[asyncio.Future[Any]] = []
         for effect in effects:
             match effect:
                 case Fired(fires):
                     ids = [self._new_id() for _ in fires]
-                    await stored(*reports.fire(session, fires, ids, now, connection.write))
+                    begun += reports.fire(session, fires, ids, now, connection.write)
                 case Ended(ends):
-                    ended = await asyncio.shield(reports.finish(session.name, ends))
-                    own = [end for end in ends if end.job_id not in ended.foreign]
-                    await self._perform(connection, session.finished(own) if own else ())
+                    begun.append(then(reports.finish(session.name, ends), partial(_confirm, connection, ends)))
                 case Accepted(job_ids):
-                    await stored(reports.accept(session.name, job_ids))
+                    begun.append(reports.accept(session.name, job_ids))
                 case Acked():
-                    await self._acked(connection, effect, now)
+                    begun += self._acked(connection, effect, now)
                 case Reported(messages):
                     for message in messages:
                         if isinstance(message, JobLog):
-                            await stored(*reports.log(session.name, message.job_id, message.lines))
+                            begun += reports.log(session.name, message.job_id, message.lines)
                         else:
                             reports.progress(session.name, message)
                 case _:
                     connection.write(effect)
+        return begun
 
-    async def _acked(self, connection: Connection, acked: Acked, now: datetime) -> None:
+    def _acked(self, connection: Connection, acked: Acked, now: datetime) -> "list[asyncio.Future[Any]]":
         """Store an ack, and publish it with the time since its push."""
-        session = connection.session
+        session, begun = connection.session, []
         number, told = connection.number, self.told_hosts
-        await self._store.write(told.acks, (session.name, number, acked.version, acked.digest, now))
+
+        def publish(_: None) -> None:
+            seconds = connection.push_acked() if session.holds_desired else None
+            self._events.publish(HostAcked(session.name, acked.version, seconds))
+
         if acked.left_out is not None:
-            await self._store.write(told.left_out, (session.name, number, acked.left_out, now))
-        seconds = connection.push_acked() if session.holds_desired else None
-        self._events.publish(HostAcked(session.name, acked.version, seconds))
+            left_out = (session.name, number, acked.left_out, now)
+            begun.append(then(self._store.submit(told.left_out, left_out), lambda _: None))
+        ack = (session.name, number, acked.version, acked.digest, now)
+        begun.append(then(self._store.submit(told.acks, ack), publish))
+        return begun
+
+
+def _confirm(connection: Connection, ends: Sequence[JobFinished], ended: JobsEnded) -> None:
+    """Confirm ends that are stored, except those of other hosts' jobs."""
+    if own := [end for end in ends if end.job_id not in ended.foreign]:
+        for effect in connection.session.finished(own):
+            connection.write(effect)
+
+
+def _read(frame: str) -> list[tuple[FromAgent, str]]:
+    """The messages of a frame after the hello. Raises FrameError."""
+    _check_text(frame)
+    messages = codec.from_agent.read(frame)
+    if any(isinstance(message, Hello) for message, _ in messages):
+        raise codec.FrameError("a second hello: only the first frame may be one")
+    return messages
+
+
+def _check_text(text: str) -> None:
+    """Raise FrameError for a frame with a NUL: PostgreSQL stores none, and no name of a file has one."""
+    if "\\u0000" in text and _NUL.search(text):
+        raise codec.FrameError("frame: holds a NUL")
 
 
 async def _frame(websocket: WebSocket) -> str:
-    """The next frame. Raises WebSocketDisconnect at the end of the connection, and FrameError for a wrong frame.
-
-    A frame must be text without NUL: PostgreSQL stores none, and no name of a file has one.
-    """
+    """The next frame. Raises WebSocketDisconnect at the end of the connection, and FrameError for a binary frame."""
     message = await websocket.receive()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1005), message.get("reason"))
     text: str | None = message.get("text")
     if text is None:
         raise codec.FrameError("binary frame: frames are text")
-    if "\\u0000" in text and _NUL.search(text):
-        raise codec.FrameError("frame: holds a NUL")
     return text
 
 

@@ -8,7 +8,7 @@ import asyncio
 import secrets
 import socket
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
@@ -113,6 +113,7 @@ class _Protocol(WebSocketsSansIOProtocol):
         self.slot = slot
         self.received_at = self.loop.time()  # when bytes last arrived, pongs included
         self.probe: tuple[bytes, asyncio.Future[bool]] | None = None  # payload of an unanswered ping, and its result
+        self.take: Callable[[str], bool] | None = None
 
     def data_received(self, data: bytes) -> None:
         """Take the whole handshake, or frames after it. A handshake that cannot be parsed is answered with 400."""
@@ -123,22 +124,27 @@ class _Protocol(WebSocketsSansIOProtocol):
             self.transport.close()
 
     def send_receive_event_to_app(self) -> None:
-        """Pass a message to the application.
+        """Pass a message to the application: to its callback, or else to its task.
+
+        The callback gets a message only when the task has got all earlier ones. Reading goes on meanwhile. For the
+        task, reading is paused and resumed for each message, which costs two system calls and a change of tasks.
 
         Text that is not UTF-8 closes the connection (RFC 6455, section 8.1); uvicorn would log a traceback. Messages
         after a close was sent are discarded (section 1.4).
         """
         if self.conn.state is State.OPEN and not self.close_sent and self.curr_msg_data_type == "text":
             try:
-                b"".join(self.frames).decode()
+                text = b"".join(self.frames).decode()
             except UnicodeDecodeError:
-                self.conn.send_close(1007, "frame: not UTF-8")
-                self.handle_parser_exception()
+                self.close(1007, "frame: not UTF-8")
+                return
+            if self.take is not None and self.queue.empty() and self.take(text):
+                self.frames = []
                 return
         super().send_receive_event_to_app()
 
     def handle_parser_exception(self) -> None:
-        """Send a close frame after a protocol error, and discard input for `LINGER_S` before closing the socket.
+        """Send a close frame, as after a protocol error, and discard input for `LINGER_S` before closing the socket.
 
         Closing a socket with unread input resets the connection, and the peer may lose the close frame (RFC 1122,
         section 4.2.2.13).
@@ -182,6 +188,16 @@ class _Protocol(WebSocketsSansIOProtocol):
         self.conn.send_text(frame.encode())
         self.transport.write(b"".join(self.conn.data_to_send()))
         return self.transport.get_write_buffer_size()
+
+    def take_frames(self, take: Callable[[str], bool] | None) -> None:
+        """Give each frame to this callback first; where it returns False, to the task that receives. None: no more."""
+        self.take = take
+
+    def close(self, code: int, reason: str) -> None:
+        """Close the connection with a code, without waiting; its task receives a disconnect."""
+        if self.conn.state is State.OPEN and not self.close_sent:
+            self.conn.send_close(code, reason)
+            self.handle_parser_exception()
 
     def abort(self) -> None:
         """Drop the connection at once. A close would wait for a peer that may never read what is unsent."""
