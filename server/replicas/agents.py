@@ -15,11 +15,11 @@ from server.store.engine import Store
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 10.0
+EVERY_S = 3.0
 """Seconds between two looks at how many agents each server has."""
-OVER_S = 5.0
-"""Seconds over which the surplus is sent away."""
-ONCE_S = 3600.0
+RATE = 200.0
+"""Hosts that are sent away per second: each says hello to another server."""
+ONCE_S = 600.0
 """Seconds within which a host is sent away once: it may know of this server alone."""
 
 
@@ -76,7 +76,7 @@ class Balance:
         count = min(before, self._surplus)
         if hosts := self._chosen(count, asyncio.get_running_loop().time()):
             log.info("sending agents to servers that have fewer", extra={"hosts": len(hosts)})
-            await spread(self._hub.send_away, hosts, OVER_S)
+            await spread(self._hub.send_away, hosts, len(hosts) / RATE)
 
     def _chosen(self, count: int, now: float) -> list[str]:
         self._sent = {host: at for host, at in self._sent.items() if now - at < ONCE_S}

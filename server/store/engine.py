@@ -9,6 +9,7 @@ import concurrent.futures
 import logging
 import math
 import os
+import random
 import threading
 import time
 import uuid
@@ -38,7 +39,12 @@ READERS = 4
 CONNECTIONS = 1 + READERS + 1
 """Connections to PostgreSQL that a server needs: the writer's, the readers', and one that wakes."""
 TRIES = 5
-"""How often a transaction is run that PostgreSQL rolled back for the sake of another one."""
+"""How often the transaction of one call is run that PostgreSQL rolled back for the sake of another one."""
+PAUSE_S = 0.02
+"""Seconds for which the other one gets ahead; after a second time twice as long, and so on."""
+GIVE_WAY_MS = (50, 150)
+"""Milliseconds, by chance, for which the transaction of several calls waits for a lock before it gives way: of two
+transactions that wait for each other, mostly one does."""
 FRESH_S = 2.0
 """Seconds for which the result of the last commit counts as the state of the database."""
 LOG_EVERY_S = 60.0
@@ -49,6 +55,8 @@ PROBE_S = 5.0
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Args = TypeVarTuple("Args")
+
+_random = random.SystemRandom()
 
 BatchStatement = Callable[[Connection, Sequence[Item]], Sequence[Result]]
 
@@ -401,6 +409,11 @@ def _commit(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
     try:
         return _transacted(conn, calls)
     except Exception as error:
+        if trouble.is_transient(error):
+            if len(calls) == 1:
+                return [_Outcome(calls[0].future, None, _unavailable(error))]
+            middle = len(calls) // 2
+            return _commit(conn, calls[:middle]) + _commit(conn, calls[middle:])
         if isinstance(error, OwnershipError) or trouble.is_failure(error):
             raise
         if len(calls) == 1:
@@ -410,17 +423,25 @@ def _commit(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
 
 
 def _transacted(conn: Connection, calls: Sequence[_Call], tries: int = TRIES) -> list[_Outcome]:
-    """Run calls in one transaction; again, up to TRIES times, if it was rolled back for the sake of another one.
+    """Run calls in one transaction.
 
-    Calls have no effect except on the connection, so what was rolled back has left nothing.
+    Several calls lock rows in the order in which they came, which is not that of another server's: they give way soon,
+    and `_commit` halves them. PostgreSQL itself would look for a deadlock after a second. A single call that gave way
+    runs again, up to TRIES times. Calls have no effect except on the connection, so what was rolled back left nothing.
     """
     try:
         with conn.begin():
+            if len(calls) > 1 and conn.dialect.name != "sqlite":
+                conn.exec_driver_sql(f"SET LOCAL lock_timeout = {_random.randint(*GIVE_WAY_MS)}")
             return _run(conn, calls)
     except sa.exc.DBAPIError as error:
-        if tries == 1 or not trouble.is_transient(error):
+        if not trouble.is_transient(error):
             raise
-        log.info("a transaction gave way to another one: it runs again", extra={"reason": str(error.orig).strip()})
+        reason = str(error.orig).strip()
+        log.info("a transaction gave way to another one", extra={"reason": reason, "calls": len(calls)})
+        if len(calls) > 1 or tries == 1:
+            raise
+        time.sleep(PAUSE_S * (TRIES - tries + 1))
         return _transacted(conn, calls, tries - 1)
 
 

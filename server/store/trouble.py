@@ -2,9 +2,10 @@
 
 import sqlalchemy as sa
 
-TRANSIENT = frozenset({"40001", "40P01"})
-"""SQLSTATE of transactions that PostgreSQL rolled back for the sake of others: serialization_failure and
-deadlock_detected. The same transaction may succeed when it runs again (PostgreSQL's manual, section 13.5)."""
+TRANSIENT = frozenset({"40001", "40P01", "55P03"})
+"""SQLSTATE of transactions that PostgreSQL rolled back for the sake of others: serialization_failure,
+deadlock_detected and lock_not_available. The same transaction may succeed when it runs again (PostgreSQL's manual,
+section 13.5)."""
 READ_ONLY = "25006"
 """SQLSTATE read_only_sql_transaction."""
 

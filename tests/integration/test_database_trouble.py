@@ -86,8 +86,34 @@ async def test_transactions_that_wait_for_each_other_are_both_stored(cluster: Cl
         return [None] * len(orders)
 
     await asyncio.gather(one.write(crosswise, ("a", "b")), other.write(crosswise, ("b", "a")))
-    assert len(runs) == 3  # one of them gave way, and ran again
+    assert len(runs) > 2  # one of them gave way, and ran again
     for store in (one, other):
+        assert await store.refuses(probe, NOW) == ""
+        await store.close()
+
+
+async def test_batches_that_wait_for_each_other_give_way_before_postgresql_looks(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two servers change the same rows, each in an order of its own, in batches of many calls."""
+    caplog.set_level("INFO", "server.store.engine")
+    stores = [await asyncio.to_thread(Store.open, cluster.url()) for _ in range(2)]
+    names = [f"row-{n}" for n in range(40)]
+    for name in names:
+        await stores[0].write(add_hosts, name)
+
+    def touches(conn: sa.Connection, items: Sequence[str]) -> list[None]:
+        for name in items:
+            conn.execute(sa.update(HOSTS).where(HOSTS.c.name == name).values(agent_version="new"))
+        return [None] * len(items)
+
+    for _ in range(5):
+        orders = names, names[::-1]
+        await asyncio.gather(
+            *(store.write(touches, it) for store, order in zip(stores, orders, strict=True) for it in order)
+        )
+    assert not [it for it in caplog.records if "deadlock" in str(vars(it).get("reason"))]
+    for store in stores:
         assert await store.refuses(probe, NOW) == ""
         await store.close()
 
@@ -114,6 +140,30 @@ async def test_a_transaction_that_gives_way_runs_again_a_bounded_number_of_times
     assert (f"gave-way-{times}" in await hosts(store)) is stored
     assert len(runs) == TRIES
     await store.close()
+
+
+async def test_a_server_that_stands_still_within_a_transaction_does_not_stop_the_others(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a machine that is paused: PostgreSQL rolls its transaction back."""
+    settings = dict(ownership.SESSION) | {"idle_in_transaction_session_timeout": "100"}
+    monkeypatch.setattr(ownership, "SESSION", tuple(settings.items()))
+    paused, other = [await asyncio.to_thread(Store.open, cluster.url()) for _ in range(2)]
+    goes_on = threading.Event()
+
+    def stands_still(conn: sa.Connection, names: Sequence[str]) -> list[None]:
+        done = add_hosts(conn, names)
+        goes_on.wait(PATIENCE_S)
+        return done
+
+    still = paused.submit(stands_still, "paused")
+    await other.write(add_hosts, "paused")  # waits for the row of the other transaction
+    goes_on.set()
+    with pytest.raises(Unavailable):
+        await still
+    assert (await hosts(other)).count("paused") == 1
+    for store in (paused, other):
+        await store.close()
 
 
 # A PostgreSQL that goes and comes.

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from server.agents.hub import SENT_AWAY
 from server.app import Config, Running, serving
-from server.replicas import agents, direct, members
+from server.replicas import agents, direct, members, trimming
 from server.replicas.direct import LEADING, Direct
 from server.replicas.members import Followed, Members
 from server.replicas.watch import DEAD_S
@@ -22,7 +22,7 @@ from server.store import ownership, servers
 from server.store.engine import Store, StoreError, StoreLostError
 from server.store.ownership import probe
 from server.store.servers import ServerRow
-from server.store.tables import CONNECTIONS, HOSTS, SERVERS
+from server.store.tables import CHANGE_LOG, CONNECTIONS, HOSTS, SERVERS
 from tests import clusters
 from tests.clusters import Cluster
 from tests.docs import free_port
@@ -216,6 +216,24 @@ async def test_hosts_of_a_server_without_a_row_are_found(store: Store) -> None:
     assert await store.read(servers.connection_counts) == {"gone": 1}
     await store.write(servers.join, ServerRow("gone", "back", NOW, NOW))
     assert await store.read(servers.without_row) == []
+
+
+async def test_the_log_is_trimmed_behind_the_server_that_followed_least(store: Store) -> None:
+    def logs(conn: sa.Connection, items: object) -> list[None]:
+        conn.execute(sa.insert(CHANGE_LOG), [{"revision": n, "at": NOW, "body": ""} for n in range(1, 6)])
+        return [None]
+
+    def left(conn: sa.Connection) -> list[int]:
+        return list(conn.execute(sa.select(CHANGE_LOG.c.revision).order_by(CHANGE_LOG.c.revision)).scalars())
+
+    await store.write(logs, None)
+    for name, revision in (("a", 3), ("b", 5), ("starting", 0)):
+        await store.write(servers.join, ServerRow(name, name, NOW, NOW, revision))
+    await trimming.trim(store, NOW)
+    assert await store.read(left) == [1, 2, 3, 4, 5]
+    await store.write(servers.leave, "starting")
+    await trimming.trim(store, NOW)
+    assert await store.read(left) == [4, 5]
 
 
 async def test_a_server_that_others_took_for_dead_ends(url: str, tmp_path: Path) -> None:
