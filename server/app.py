@@ -204,10 +204,10 @@ def assemble(
     metrics.registry.register(StateCollector(store, catalog, hub, health, coverage, controllers, leader.leads, clock))
 
     pipeline = Pipeline(store, catalog, placement, expected_since, hub, events, clock)
-    members = Members(
-        store, lambda: Followed(pipeline.revision, news.position), leader.leads, dispatcher.server_gone, clock
-    )
     hosts = Hosts(pipeline, store, placement, hub, dispatcher, clock)
+    gateway = Gateway(hub, hosts, reports, store, events, Agents(store, identity).host_of, clock, new_id)
+    news = NewsFollower(store, hub, gateway, dispatcher, reports, repository_states, controllers, events, clock)
+    members = Members(store, lambda: Followed(pipeline.revision, news.position), leader.leads, news.bury, clock)
     runs = Runs(store, catalog, placement, dispatcher, clock, new_id)
     services = Services(
         schedules=Schedules(pipeline, catalog, placement, clock, new_id),
@@ -231,9 +231,7 @@ def assemble(
         catch_up=pipeline.catch_up,
         clock=clock,
     )
-    gateway = Gateway(hub, hosts, reports, store, events, Agents(store, identity).host_of, clock, new_id)
     loader = Loader(catalog, placement, expected_since, hub, repository_states, outcomes, dispatcher, pipeline, clock)
-    news = NewsFollower(store, hub, gateway, dispatcher, reports, repository_states, controllers, events, clock)
     return Parts(
         services,
         gateway,

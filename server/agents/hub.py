@@ -194,6 +194,7 @@ class Hub:
         self._newest: dict[str, Connection] = {}
         self._registered: dict[str, Connection] = {}
         self._hellos: dict[str, NewestHello] = {}
+        self._gone: set[str] = set()  # servers that are dead, of whose hellos some may be heard of later
         self._disconnects = 0
         self._accepts = True
 
@@ -286,7 +287,7 @@ class Hub:
         hello is not stored yet may be newer. Returns whether it is."""
         if not self.is_newest(host, hello.session):
             return False
-        self._hellos[host] = hello
+        self._hellos[host] = hello._replace(server=None) if hello.server in self._gone else hello
         if (connection := self._newest.get(host)) is not None and connection.number:
             self._close(host)
         return True
@@ -305,6 +306,7 @@ class Hub:
 
     def heard_end(self, server: str) -> list[str]:
         """Another server is gone. Returns the hosts that it had."""
+        self._gone.add(server)
         hosts = [host for host, hello in self._hellos.items() if hello.server == server]
         return [host for host in hosts if self.heard_goodbye(host, server)]
 

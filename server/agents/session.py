@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 from server.fleet import pushes
 from server.fleet.placement import HostState
 from server.fleet.pushes import Push
+from server.store.rows import Row
 from wire.entries import EMPTY, EntrySet
 from wire.messages import (
     AgentClock,
@@ -252,6 +254,12 @@ class Session:
         self.applied_version, self.applied_digest = version, digest
         if self.in_force_since is not None and not self.in_sync:
             self.in_force_since = None
+
+    def adopt_row(self, row: Row | None) -> None:
+        """Take over what the host's row says that it holds. None: it was deleted."""
+        if row is not None:
+            self.adopt_ack(row["applied_version"], row["applied_digest"])
+            self.adopt_left_out(msgspec.convert(row["left_out"] or {}, LeftOutEntries))
 
     def adopt_duplicate(self, at: datetime) -> None:
         """A second agent of this host tried to connect to another server."""

@@ -36,7 +36,7 @@ from server.jobs.reports import Reports
 from server.resources.selectors import is_dns_name
 from server.store.engine import Store, StoreClosedError
 from server.store.futures import stored, then
-from server.store.hosts import host_hello
+from server.store.hosts import get_host, host_hello
 from server.store.queue import count_of_host, of_host
 from wire import codec
 from wire.messages import HOST_HEADER, PROTOCOL, FromAgent, Hello, JobFinished, JobLog
@@ -246,6 +246,8 @@ class Gateway:
         yet: while it waits, nothing is read.
         """
         host, now = connection.host, asyncio.get_running_loop().time()
+        if self._hub.newest(host) is not connection:
+            return True  # a newer one came, perhaps to another server: the agent says it again there
         if not inflow.is_open(MAX_UNSTORED) or len(frame) > MAX_SHORT or self._input.wait(host, now) > 0:
             return False
         try:
@@ -299,6 +301,8 @@ class Gateway:
         A newer connection of this host may cancel it at each await.
         """
         session, now = connection.session, self._clock()
+        if self._store.is_shared:  # another server may have had the host until now
+            session.adopt_row(await self._store.read(get_host, session.name))
         effects = session.hello(connection.session_id, hello, now, empty=not self._hosts.schedules_are_declared())
         connection.push_written()
         first = [pushes.frame(effect) for effect in effects if isinstance(effect, Push)]

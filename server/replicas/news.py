@@ -79,6 +79,12 @@ class NewsFollower:
             for row in await self._store.read(connections.all_connections):
                 self._connection_loaded(row)
 
+    def bury(self, server: str) -> None:
+        """Another server has died, by its id in the store, and this one tells the others so."""
+        self._dispatcher.server_gone(server)
+        for host in self._hub.heard_end(server):
+            self._left(host)
+
     async def follow(self) -> None:
         """Hear all news that there is. Raises Unavailable."""
         async with self._lock:

@@ -106,6 +106,7 @@ async def test_a_job_asked_for_on_one_server_runs_on_a_host_of_another_and_all_a
         await agent.say("job.progress", job_id=job, fraction=0.25)
         await agent.say("job.log", job_id=job, lines=["hello"])
         await until(lambda: has_progress(other, job))
+        await until(lambda: is_running(other, job))
         await ProgressWriter(other.store, other.running.parts.active).write()
         shown = await same(until, replicas, f"/jobs/{job}")
         assert (shown["status"], shown["progress"]["fraction"]) == ("running", 0.25)
@@ -128,6 +129,10 @@ async def in_sync(replica: Replica) -> Any:
 
 async def has_progress(replica: Replica, job: str) -> bool:
     return (await replica.get(f"/jobs/{job}"))["progress"] is not None
+
+
+async def is_running(replica: Replica, job: str) -> bool:
+    return bool((await replica.get(f"/jobs/{job}"))["status"] == "running")
 
 
 async def has_ended(replica: Replica, job: str) -> bool:
