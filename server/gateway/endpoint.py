@@ -58,6 +58,10 @@ count as one more hello, since each hello compares them all with the agent's."""
 ALIVE_S = 30.0
 """Seconds without a sign of life from an agent after which another process of it is its successor. Pings come often
 enough."""
+ARRIVAL_RATE, ARRIVAL_BURST = 2_000.0, 4_000.0
+"""How many connections a server admits per second, and at once; more are denied with 503. A hello takes a core more
+than half a millisecond, so that one process never serves more than this, whatever comes; those that wait for it would
+only use memory. Agents come again with a growing, random pause."""
 BUSY = 1013
 """Close code for "try again later" (registered by IANA, RFC 6455, section 11.7)."""
 REPLACED = 4000
@@ -99,6 +103,7 @@ class Gateway:
         self._session_ids = itertools.count(1)
         self._input = Buckets(INPUT_RATE, INPUT_BURST)
         self._hellos = Buckets(HELLO_RATE, HELLO_BURST)
+        self._arrivals = Buckets(ARRIVAL_RATE, ARRIVAL_BURST)
 
     async def endpoint(self, websocket: WebSocket) -> None:
         """Run one connection, from its handshake to its close."""
@@ -106,6 +111,12 @@ class Gateway:
         if not self._hub.accepts:
             await websocket.send_denial_response(PlainTextResponse("this server stops: connect again\n", 503))
             return
+        now = asyncio.get_running_loop().time()
+        if self._arrivals.wait("", now, 1):
+            denial = PlainTextResponse("too many agents connect at once: try again later\n", 503, {"retry-after": "1"})
+            await websocket.send_denial_response(denial)
+            return
+        self._arrivals.use("", 1, now)
         try:
             allowed = await self._allowed_host(websocket)
         except ApiException as error:

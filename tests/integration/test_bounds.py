@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import Connection
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from server.app import Running
 from server.gateway import endpoint
+from server.gateway.buckets import Buckets
 from server.jobs import reports
 from server.jobs.reports import PROGRESS
 from server.store import logs
@@ -169,3 +170,19 @@ async def test_the_loop_is_free_between_the_schedules_of_a_list(server: Running,
     await services.coverage.schedules([row.id for row in server.parts.catalog.schedules.values()])
     meanwhile.cancel()
     assert turns >= 19
+
+
+async def test_agents_that_come_faster_than_a_server_answers_are_told_to_come_later(
+    server: Running, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = Buckets(0.001, 2)
+    monkeypatch.setattr(server.parts.gateway, "_arrivals", few)
+    async with connect("a"), connect("b"):
+        with pytest.raises(InvalidStatus) as denied:
+            async with connect("c"):
+                pass
+    answer = denied.value.response
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    few.use("", -1, asyncio.get_running_loop().time())
+    async with connect("c") as agent:
+        assert (await agent.hear())["type"] == "schedule.set"
