@@ -105,7 +105,10 @@ def none_dropped(found: Evidence) -> Iterator[str]:
 
 
 def _not_stood_for(kept: Kept, jobs: Mapping[datetime, Job], until: datetime) -> Iterator[str]:
-    stands_from = until + MINUTE
+    stands_from = min(
+        (due - max(job.missed - 1, 0) * kept.minutes * MINUTE for due, job in jobs.items() if due > until),
+        default=until + MINUTE,
+    )
     for due in reversed(due_times(kept, until)):
         if (job := jobs.get(due)) is not None:
             back = max(job.missed - 1, 0) * kept.minutes

@@ -1,0 +1,64 @@
+"""`python -m tests.faults.several`: servers over one PostgreSQL are killed, stopped and cut off from it, under agents.
+
+The folder with the logs of all processes stays where a promise was broken.
+"""
+
+import asyncio
+import logging
+import shutil
+import sys
+import tempfile
+from argparse import ArgumentParser
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench.fleet import raise_file_limit
+from tests.faults.several.trial import Told, play
+
+
+def main() -> int:
+    parser = ArgumentParser(prog="python -m tests.faults.several", description=__doc__)
+    parser.add_argument("--servers", type=int, default=3, metavar="N", help="servers (3)")
+    parser.add_argument("--agents", type=int, default=2000, metavar="N", help="agents (2000)")
+    parser.add_argument("--minutes", type=float, default=10.0, metavar="M", help="how long faults go on (10)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of what happens to whom (0)")
+    given = parser.parse_args()
+    logging.disable()
+    raise_file_limit()
+    folder = Path(tempfile.mkdtemp(prefix="lamplighter-several-"))
+    folder.chmod(0o755)  # PostgreSQL runs as another user
+    told = asyncio.run(play(folder, given.servers, given.agents, given.minutes * 60, given.seed))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    show(console, told)
+    if told.wrong:
+        console.print(f"What its processes left: {folder}", highlight=False)
+        return 1
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def show(console: Console, told: Told) -> None:
+    """Print what was done and what was found."""
+    table = Table("what", "count", title="several servers")
+    for kind, count in sorted(told.faults.items()):
+        table.add_row(kind, str(count))
+    table.add_row("changes", str(told.changes))
+    table.add_row("jobs", f"{told.jobs:,}")
+    if told.spread_s:
+        table.add_row("returns after which agents were spread within 20 %", str(len(told.spread_s)))
+        table.add_row("  seconds until then, at most", f"{max(told.spread_s):.1f}")
+    if late := sorted(told.late_s):
+        table.add_row("seconds from a due time to its command, half", f"{late[len(late) // 2]:.2f}")
+        table.add_row("  99 of 100", f"{late[len(late) * 99 // 100]:.2f}")
+        table.add_row("  at most", f"{late[-1]:.2f}")
+    table.add_row("[red]violations" if told.wrong else "violations", str(len(told.wrong)))
+    console.print(table)
+    for wrong in told.wrong[:30]:
+        console.print(f"  [red]{escape(wrong)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
