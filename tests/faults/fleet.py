@@ -59,8 +59,8 @@ exec sleep 0.25
 class Part:
     """A process that is started again whenever it ends, unless it is held down."""
 
-    def __init__(self, name: str, argv: Sequence[str], log: Path) -> None:
-        self.name, self.argv, self.log = name, argv, log
+    def __init__(self, name: str, argv: Sequence[str], log: Path, folder: Path = ROOT) -> None:
+        self.name, self.argv, self.log, self.folder = name, argv, log, folder
         self.busy = False  # whether a fault already holds it down or still
         self.deaths: list[str] = []
         self._process: asyncio.subprocess.Process | None = None
@@ -81,7 +81,7 @@ class Part:
                 env = {**os.environ, "TMPDIR": str(self.log.parent)}  # where the stand-in for restic may write
                 with self.log.open("ab") as log:
                     self._process = await asyncio.create_subprocess_exec(
-                        *self.argv, cwd=ROOT, env=env, stdout=log, stderr=log
+                        *self.argv, cwd=self.folder, env=env, stdout=log, stderr=log
                     )
                 code = await self._process.wait()
                 if self._may_run.is_set():

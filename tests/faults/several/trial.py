@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import httpx
 import psycopg
 
-from bench.servers import LAMPLIGHTER, free_port
+from bench.servers import LAMPLIGHTER, free_port, resident
 from server.access.vault import Vault
 from tests.faults.checks import ENDS, Evidence, Held, Job, Kept, Row, due_times, violations
 from tests.faults.fleet import Part
@@ -32,6 +32,8 @@ KILL_EVERY_S = 20.0
 STOP_EVERY_S = 50.0
 DOWN_S = 2.0
 """Seconds that a server is down, which is what a supervisor takes to start it again."""
+WATCH_S = 10.0
+"""Seconds between two looks at the servers' memory."""
 SPREAD = 0.2
 """The share by which a server's connections may differ from the mean."""
 OF_A_CROWD = 500
@@ -44,15 +46,29 @@ KEPT = {"minutely": 1, "pairs": 2}
 
 
 class Told(NamedTuple):
-    """What a trial showed. `spread_s`: how long after each return of a server agents were spread; `late_s`: from each
-    due time to its command."""
+    """What a trial showed. `spread_s`: how long after each return of a server agents were spread; `late_s`: of each
+    command, its due time in seconds since the trial's begin, and how long after that it came. `memory`: of the servers,
+    resident bytes, each WATCH_S seconds."""
 
     faults: Counter[str]
     changes: int
     jobs: int
     spread_s: Sequence[float]
-    late_s: Sequence[float]
+    late_s: Sequence[tuple[float, float]]
+    memory: Sequence[Sequence[int]]
     wrong: Sequence[str]
+
+
+class Plan(NamedTuple):
+    """What a trial is to be. `seconds`: how long faults go on; `before`: the interpreter of an older release, whose
+    server begins alone and is then upgraded; `calm`: without faults."""
+
+    servers: int = 3
+    agents: int = 2000
+    seconds: float = 600.0
+    seed: int = 0
+    before: Path | None = None
+    calm: bool = False
 
 
 class Trial:
@@ -71,6 +87,7 @@ class Trial:
         self.crowds: list[asyncio.subprocess.Process] = []
         self.faults: Counter[str] = Counter()
         self.changes = 0
+        self.memory: list[list[int]] = []
         self.spread_s: list[float] = []
         self.begin = datetime.now(UTC)
         self.schedules: dict[str, str] = {}
@@ -83,6 +100,13 @@ class Trial:
         served = ("server", "--data-dir", str(data), "--listen", f"127.0.0.1:{port}", "--database", self.database)
         shared = ("--vault-key-file", key, "--replica-name", name, "--drain-seconds", "3")
         return Part(name, (*LAMPLIGHTER, *served, *shared), self.folder / f"{name}.log")
+
+    def older(self, python: Path) -> Part:
+        """A server of an older release, which an interpreter has: in the place of the first, and alone."""
+        first = self.servers[0]
+        program = (str(python), *LAMPLIGHTER[1:])
+        at = first.argv.index("--replica-name")
+        return Part("older", (*program, *first.argv[len(LAMPLIGHTER) : at]), self.folder / "older.log", self.folder)
 
     def share_tokens(self) -> None:
         """Give all servers the tokens of the first."""
@@ -183,6 +207,16 @@ class Trial:
 
     # What happens meanwhile.
 
+    async def upgrade(self, older: Part, after_s: float) -> None:
+        """Start the servers of this release beside an older one, and end that; run until cancelled."""
+        await asyncio.sleep(after_s)
+        self.faults["release upgraded"] += 1
+        async with asyncio.TaskGroup() as tasks:
+            for part in self.servers[1:]:
+                tasks.create_task(part.run())  # they wait for the older one to end
+            await older.kill(signal.SIGTERM)
+            tasks.create_task(self.servers[0].run())
+
     async def hurt(self, until: float) -> None:
         """Kill a server at intervals, and stop one cleanly at others."""
         begin, kills, stops = time.monotonic(), 0, 0
@@ -202,6 +236,19 @@ class Trial:
             await asyncio.sleep(DOWN_S)
             part.release()
             await self.until_spread(until)
+
+    async def hurt_database(self, database: Any, seconds: float) -> None:
+        """Restart PostgreSQL after a third of the time, and crash it after two."""
+        for crash in (False, True):
+            await asyncio.sleep(seconds / 3)
+            self.faults["PostgreSQL crashed" if crash else "PostgreSQL restarted"] += 1
+            await asyncio.to_thread(restart, database, crash=crash)
+
+    async def watch(self) -> None:
+        """Note the memory of the servers each WATCH_S, until cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            self.memory.append([resident(part.pid) for part in self.servers if part.pid is not None])
 
     async def until_spread(self, until: float) -> None:
         """Wait until the agents are spread over all servers again; note how long that took."""
@@ -233,16 +280,15 @@ class Trial:
             self.changes += 1
             await asyncio.sleep(1.0)
 
-    async def until_connected(self) -> None:
-        """Wait until all agents are connected and in sync."""
+    async def until_in_sync(self) -> None:
+        """Wait until all agents are known, and hold what they should."""
         async with asyncio.timeout(READY_S):
             while await asyncio.to_thread(self._missing):
                 await asyncio.sleep(0.5)
 
     def _missing(self) -> int:
         rows = self.rows()
-        behind = sum(row.desired != row.applied for row in rows.values())
-        return self.hosts - len(rows) + behind + self.hosts - sum(self.connections().values())
+        return self.hosts - len(rows) + sum(row.desired != row.applied for row in rows.values())
 
     # Its end.
 
@@ -322,19 +368,22 @@ def restart(started: Any, *, crash: bool) -> None:
 
 
 @asynccontextmanager
-async def running(folder: Path, servers: int, agents: int, seed: int, database: Any) -> AsyncIterator[Trial]:
+async def running(plan: Plan, folder: Path, database: Any) -> AsyncIterator[Trial]:
     """A trial that has begun. Its processes are gone at the end."""
     where = database.get_uri().partition("?")[2]
     database.psql("CREATE DATABASE trial")
-    trial = Trial(folder, f"postgresql+psycopg://postgres:@/trial?{where}", servers, agents, seed)
+    trial = Trial(folder, f"postgresql+psycopg://postgres:@/trial?{where}", plan.servers, plan.agents, plan.seed)
+    first = trial.servers[0] if plan.before is None else trial.older(plan.before)
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(_tasks())
-        tasks.append(asyncio.create_task(trial.servers[0].run()))
+        tasks.append(asyncio.create_task(first.run()))
         async with asyncio.timeout(READY_S):
             while not (folder / "server-0" / "admin-token").exists():
                 await asyncio.sleep(0.1)
         trial.share_tokens()
-        tasks += [asyncio.create_task(part.run()) for part in trial.servers[1:]]
+        others = [part for part in trial.servers if part is not first]
+        if plan.before is None:
+            tasks += [asyncio.create_task(part.run()) for part in others]
         tasks.append(asyncio.create_task(Balancer(trial.port, trial.ports).run()))
         token = (folder / "server-0" / "admin-token").read_text().strip()
         trial.api = httpx.AsyncClient(
@@ -348,8 +397,10 @@ async def running(folder: Path, servers: int, agents: int, seed: int, database: 
         await trial.declare_all()
         await trial.start_crowds()
         try:
-            await trial.until_connected()
+            await trial.until_in_sync()
             trial.begin = datetime.now(UTC)
+            if plan.before is not None:
+                tasks.append(asyncio.create_task(trial.upgrade(first, plan.seconds / 3)))
             yield trial
         finally:
             for crowd in trial.crowds:
@@ -369,21 +420,18 @@ async def _tasks() -> AsyncIterator[list[asyncio.Task[None]]]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def play(folder: Path, servers: int, agents: int, seconds: float, seed: int) -> Told:
-    """Play a trial of so many seconds; what it showed."""
+async def play(plan: Plan, folder: Path) -> Told:
+    """Play a trial; what it showed."""
     with postgresql(folder) as database:
-        async with running(folder, servers, agents, seed, database) as trial:
-            until = time.monotonic() + seconds
-            changing = asyncio.create_task(trial.change())
-            hurting = asyncio.create_task(trial.hurt(until))
-            for at, crash in ((seconds / 3, False), (seconds * 2 / 3, True)):
-                await asyncio.sleep(max(0.0, until - seconds + at - time.monotonic()))
-                trial.faults["PostgreSQL crashed" if crash else "PostgreSQL restarted"] += 1
-                await asyncio.to_thread(restart, database, crash=crash)
-            await hurting
-            changing.cancel()
-            with suppress(asyncio.CancelledError):
-                await changing
+        async with running(plan, folder, database) as trial:
+            async with asyncio.TaskGroup() as tasks:
+                meanwhile = [tasks.create_task(trial.change()), tasks.create_task(trial.watch())]
+                if not plan.calm and plan.before is None:
+                    tasks.create_task(trial.hurt(time.monotonic() + plan.seconds))
+                    tasks.create_task(trial.hurt_database(database, plan.seconds))
+                await asyncio.sleep(plan.seconds)
+                for task in meanwhile:
+                    task.cancel()
             due = datetime.now(UTC).replace(second=0, microsecond=0)
             left = await trial.quiet(due)
             return await _found(trial, due, left)
@@ -398,5 +446,6 @@ async def _found(trial: Trial, due: datetime, left: Sequence[str]) -> Told:
     rows = await asyncio.to_thread(trial.rows)
     before = due - timedelta(seconds=1) if left else due
     found = Evidence(before, jobs, trial.kept(), rows, held, None, {}, {"minutely": 1, "pairs": 2}, problems)
-    late = [float(it[4]) for it in runs if it[4]]
-    return Told(trial.faults, trial.changes, len(jobs), trial.spread_s, late, violations(found))
+    begin = trial.begin
+    late = [((datetime.fromisoformat(it[2]) - begin).total_seconds(), float(it[4])) for it in runs if it[2] and it[4]]
+    return Told(trial.faults, trial.changes, len(jobs), trial.spread_s, late, trial.memory, violations(found))
