@@ -248,7 +248,11 @@ class Trial:
         """Note the memory of the servers each WATCH_S, until cancelled."""
         while True:
             await asyncio.sleep(WATCH_S)
-            self.memory.append([resident(part.pid) for part in self.servers if part.pid is not None])
+            look: list[int] = []
+            for part in self.servers:
+                with suppress(OSError, IndexError):  # it is being killed
+                    look.append(resident(part.pid or 0))
+            self.memory.append(look)
 
     async def until_spread(self, until: float) -> None:
         """Wait until the agents are spread over all servers again; note how long that took."""
