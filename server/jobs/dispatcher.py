@@ -57,6 +57,9 @@ class Agents(Protocol):
     def session(self, host: str) -> Session | None:
         """The session of a host; None for an unknown one."""
 
+    def is_connected_here(self, host: str) -> bool:
+        """Whether a host can be written to."""
+
     def deliver(self, host: str, effects: Sequence[Effect]) -> None:
         """Write to a host, if it is connected."""
 
@@ -164,9 +167,7 @@ class Dispatcher:
         for host, of_host in by_host.items():
             unsupported = self._unsupported((it.id, host, it.command) for it in of_host if it.id in recorded.sendable)
             going = set(recorded.sendable) - {end.job_id for end in unsupported}
-            for job in of_host:
-                if job.id in going:
-                    self._active.add(Attempt(job.id, job.id, host, job.command))
+            self._note_sent(Attempt(job.id, job.id, host, job.command) for job in of_host if job.id in going)
             if (send := fires.answered(of_host, recorded.new, going, recorded.refused)) is not None:
                 self._agents.deliver(host, [send])
                 self.publish_refused(host, send)
@@ -178,6 +179,15 @@ class Dispatcher:
         self.carry_out(recorded.outcome)
         if starts := [job.start_by for job in stored if job.start_by is not None and job.id not in recorded.sendable]:
             self._wake_at(min(starts))
+
+    def _note_sent(self, attempts: Iterable[Attempt]) -> None:
+        """Note the attempts that are sent now.
+
+        One whose host has gone since the store gave it a slot is not sent: its host's next hello has it sent again.
+        """
+        for attempt in attempts:
+            if self._agents.is_connected_here(attempt.host):
+                self._active.add(attempt)
 
     def publish_refused(self, host: str, send: Send) -> None:
         """Publish the refusals among messages to a host."""
@@ -280,7 +290,7 @@ class Dispatcher:
         by_host: dict[str, list[Effect]] = defaultdict(list)
         for job in kept:
             if job.id not in over:
-                self._active.add(Attempt(job.id, wire_id(job), job.host, commands[job.id]))
+                self._note_sent([Attempt(job.id, wire_id(job), job.host, commands[job.id])])
                 by_host[job.host].append(Send((commands[job.id],)))
         for host, sends in by_host.items():
             self._agents.deliver(host, sends)

@@ -438,6 +438,10 @@ class Server:
         self.world.at(self.world.now + seconds * SECOND, lambda: timer.ring() if self.life == life else None)
         return timer
 
+    def is_connected_here(self, host: str) -> bool:
+        """Whether a host can be written to."""
+        return host in self.pipes
+
     def deliver(self, name: str, effects: Sequence[server_session.Effect]) -> None:
         """Write to a host that is online."""
         if (pipe := self.pipes.get(name)) is not None:

@@ -1,4 +1,4 @@
-"""The dispatcher waits for elapsed time: setting the clock changes nothing."""
+"""The dispatcher waits for elapsed time, whatever the clock is set to, and knows what it has not sent."""
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -13,11 +13,13 @@ from server.fleet.catalog import Catalog
 from server.fleet.placement import Placement
 from server.jobs.active import ActiveAttempts
 from server.jobs.dispatcher import HOLD_S, STORE_AGAIN_S, CallLater, Dispatcher
+from server.jobs.fires import NewJob
 from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.repositories import RepositoryStates
 from server.store.futures import Submit
 from tests.jobqueue import NOON, Jobs, in_memory, job
 from tests.simulation.world import Stored
+from wire.messages import CommandRun
 
 
 class Time:
@@ -59,12 +61,17 @@ class Agents:
 
     def __init__(self, sent: list[tuple[str, str]]) -> None:
         self.sent = sent
+        self.gone: set[str] = set()
 
     def session(self, host: str) -> None:
         return None
 
+    def is_connected_here(self, host: str) -> bool:
+        return host not in self.gone
+
     def deliver(self, host: str, effects: Any) -> None:
-        self.sent.extend((host, it.messages[0].job_id) for it in effects)
+        if host not in self.gone:
+            self.sent.extend((host, it.messages[0].job_id) for it in effects)
 
 
 @pytest.fixture
@@ -79,6 +86,11 @@ def sent() -> list[tuple[str, str]]:
 
 
 @pytest.fixture
+def agents(sent: list[tuple[str, str]]) -> Agents:
+    return Agents(sent)
+
+
+@pytest.fixture
 def jobs() -> Jobs:
     """A server was killed while host a ran job 1, for whose slot job 2 of host b waits."""
     jobs = Jobs(in_memory(), {"repo": ConcurrencyLimit(limit=1)})
@@ -89,7 +101,7 @@ def jobs() -> Jobs:
 
 
 @pytest.fixture
-def dispatch(jobs: Jobs, time: Time, sent: list[tuple[str, str]]) -> Dispatcher:
+def dispatch(jobs: Jobs, time: Time, agents: Agents) -> Dispatcher:
     """After a start: host a has said nothing yet and may be running a job, for whose slot one of host b waits."""
 
     def submit(function: Callable[..., Sequence[Any]], item: object) -> Stored:
@@ -106,7 +118,7 @@ def dispatch(jobs: Jobs, time: Time, sent: list[tuple[str, str]]) -> Dispatcher:
         cast(Submit, submit),
         jobs.queue,
         ActiveAttempts(),
-        Agents(sent),
+        agents,
         repositories,
         events,
         lambda: time.clock,
@@ -165,3 +177,31 @@ def test_a_slot_that_could_not_be_given_up_is_given_up_once_the_store_takes_it(
     time.is_stored = True
     time.pass_by(STORE_AGAIN_S)
     assert sent == [("b", "2")]
+
+
+def given_a_slot(dispatch: Dispatcher) -> None:
+    dispatch.cancel(["1"], "to make room for job 2")
+
+
+def asked_for(dispatch: Dispatcher) -> None:
+    dispatch.record([NewJob("b", CommandRun("2b", "backup", [], "other"), "user", "me", 0, NOON)])
+
+
+@pytest.mark.parametrize(("does", "job"), [(given_a_slot, "2"), (asked_for, "2b")])
+def test_a_job_whose_host_goes_while_its_slot_is_stored_is_sent_after_the_next_hello(
+    dispatch: Dispatcher,
+    agents: Agents,
+    time: Time,
+    sent: list[tuple[str, str]],
+    does: Callable[[Dispatcher], None],
+    job: str,
+) -> None:
+    does(dispatch)
+    agents.gone.add("b")
+    dispatch.disconnected("b")
+    time.pass_by(1)
+    assert sent == []
+    agents.gone.clear()
+    dispatch.connected("b", ())
+    time.pass_by(1)
+    assert sent == [("b", job)]

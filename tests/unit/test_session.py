@@ -589,6 +589,9 @@ class Nowhere:
     def session(self, host: str) -> None:
         return None
 
+    def is_connected_here(self, host: str) -> bool:
+        return False
+
     def deliver(self, host: str, effects: Any) -> None:
         pass
 
