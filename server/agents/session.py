@@ -107,13 +107,14 @@ NONE_LEFT_OUT = LeftOutEntries()
 
 
 class HelloFacts(Struct, frozen=True, omit_defaults=True):
-    """What a host's last hello said of its agent, and what was found then. See the fields of `Session`."""
+    """What a host's last hello said of its agent, and what was found or known then. See the fields of `Session`."""
 
     agent_version: str = ""
     capabilities: Sequence[str] = ()
     allowed_hooks: Sequence[str] | None = None
     clock_skew_s: float | None = None
     held_back: bool = False
+    left_out: LeftOutEntries = NONE_LEFT_OUT
 
 
 Effect = Send | Push | Fired | Acked | Accepted | Ended | Reported
@@ -239,7 +240,9 @@ class Session:
     def hello_facts(self) -> HelloFacts:
         """What the last hello said, for other servers."""
         hooks = None if self.allowed_hooks is None else sorted(self.allowed_hooks)
-        return HelloFacts(self.agent_version, sorted(self.capabilities), hooks, self.clock_skew_s, self.held_back)
+        return HelloFacts(
+            self.agent_version, sorted(self.capabilities), hooks, self.clock_skew_s, self.held_back, self.left_out
+        )
 
     def adopt_hello(self, facts: HelloFacts) -> None:
         """The host said hello to another server."""
@@ -248,6 +251,7 @@ class Session:
         self.allowed_hooks = None if facts.allowed_hooks is None else frozenset(map(sys.intern, facts.allowed_hooks))
         self.clock_skew_s = facts.clock_skew_s
         self.held_back = facts.held_back
+        self.left_out = facts.left_out
 
     def adopt_ack(self, version: int, digest: str) -> None:
         """The host said to another server what it holds."""

@@ -190,4 +190,5 @@ class NewsFollower:
     def _connection_loaded(self, row: ConnectionRow) -> None:
         self._hub.heard_hello(row.host, NewestHello(row.session, row.server))
         if (session := self._hub.session(row.host)) is not None and row.hello is not None:
-            session.adopt_hello(msgspec.convert(row.hello, HelloFacts))
+            facts = msgspec.convert(row.hello, HelloFacts)
+            session.adopt_hello(msgspec.structs.replace(facts, left_out=session.left_out))  # its own row is newer
