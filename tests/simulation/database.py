@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
-from server.fleet.placement import PlacedSchedule
+from server.fleet.placement import HostState, PlacedSchedule, Placement, Plan
 from server.jobs.fires import NewJob
 from server.jobs.queue import Ended, Outcome, Recorded, Recording
-from server.store import migrations, queue
+from server.store import changelog, connections, migrations, queue
+from server.store.connections import ConnectionRow
 from server.store.hosts import upsert_hosts
 from server.store.queue import OpenRow
 from server.store.rows import HostRow
@@ -46,12 +48,18 @@ class Connection:
     dialect = sqlite.dialect()
 
     def __init__(self, image: bytes) -> None:
+        self.info: dict[str, object] = {}
         self.driver = sqlite3.connect(":memory:", isolation_level=None)
         self.driver.deserialize(image)
 
     def exec_driver_sql(self, statement: str, parameters: Mapping[str, object] = MappingProxyType({})) -> "Result":
         """Execute a statement in the driver's words."""
         return Result(self.driver.execute(statement, parameters))
+
+    def execute(self, statement: sa.ClauseElement) -> "Result":
+        """Execute a statement of SQLAlchemy's, which is rare here."""
+        compiled = statement.compile(dialect=self.dialect, compile_kwargs={"literal_binds": True})
+        return Result(self.driver.execute(str(compiled)))
 
 
 class Result(NamedTuple):
@@ -68,6 +76,44 @@ class Result(NamedTuple):
         """The first value of the first row; None without one."""
         row = self.cursor.fetchone()
         return None if row is None else row[0]
+
+    def scalar_one(self) -> Any:
+        """The value of the one row."""
+        return self.scalar()
+
+    def scalars(self) -> list[Any]:
+        """The first value of each row."""
+        return [row[0] for row in self.cursor]
+
+    def all(self) -> list[Any]:
+        """All rows."""
+        return self.cursor.fetchall()
+
+
+class Edit(NamedTuple):
+    """A change of what is declared, as the log has it: the rows, and the versions that hosts get."""
+
+    put: Sequence[PlacedSchedule]
+    remove: Sequence[str]
+    hosts: Sequence[HostState]
+    versions: Mapping[str, int]
+
+    @classmethod
+    def of(cls, plan: Plan, desired: Iterable[tuple[str, int, str]]) -> Self:
+        """The change of a plan, by which these hosts get other sets: (name, version, digest)."""
+        hosts = [msgspec.structs.replace(host) for host in plan.put_hosts]
+        return cls(plan.put, plan.remove, hosts, {name: version for name, version, _ in desired})
+
+    def planned(self, placement: Placement) -> Plan:
+        """The same change on another server."""
+        if not self.hosts:
+            return placement.plan(self.put, self.remove)
+        return Plan(
+            put_hosts=[
+                HostState(it.name, it.labels, it.since, it.version, placement.match(it.labels), it.created_at)
+                for it in self.hosts
+            ]
+        )
 
 
 @dataclass
@@ -103,7 +149,11 @@ class Row:
 
 @dataclass
 class Database:
-    """What the server's disk keeps. `begun`: when each schedule's timing began."""
+    """What the server's disk keeps. `begun`: when each schedule's timing began.
+
+    Where several servers share it: `living`: those that have a row; `is_down`: whether nobody reaches it, since
+    `lost_at`; `committing`: those whose transactions were committed then, though they do not hear of that.
+    """
 
     schedules: dict[str, PlacedSchedule] = field(default_factory=dict)
     begun: dict[str, datetime] = field(default_factory=dict)
@@ -114,17 +164,46 @@ class Database:
     jobs: dict[str, Row] = field(default_factory=dict)
     open: dict[str, dict[str, Row]] = field(default_factory=dict)
     image: bytes = field(default_factory=_image)
+    living: set[str] = field(default_factory=set)
+    committing: set[str] = field(default_factory=set)
+    edits: list[Edit] = field(default_factory=list)
+    is_down: bool = False
+    lost_at: datetime = _BEGIN
 
     def __post_init__(self) -> None:
-        self._conn: Any = Connection(self.image)
+        self.conn: Any = Connection(self.image)
+        self._news_id = self._newest = 0
+        self._refused: dict[tuple[str, str, datetime], list[str]] = {}
 
     def know(self, hosts: Iterable[str]) -> None:
         """Hosts are known from now on."""
-        upsert_hosts(self._conn, [HostRow(name, {}, _BEGIN, _BEGIN) for name in hosts])
+        upsert_hosts(self.conn, [HostRow(name, {}, _BEGIN, _BEGIN) for name in hosts])
 
-    def perform(self, function: Callable[..., Sequence[Any]], item: Any, now: datetime) -> Any:
-        """Run a batch statement of the queue, and note what it answers."""
-        (result,) = function(self._conn, [item])
+    def placement(self) -> Placement:
+        """What is declared, as a server loads it."""
+        loaded = Placement()
+        loaded.put(self.schedules.values())
+        for name, labels in self.labels.items():
+            state = HostState(name, labels, self.since[name], self.versions[name], loaded.match(labels))
+            loaded.commit(Plan(put_hosts=[state]))
+        return loaded
+
+    def declare(self, plan: Plan, versions: Mapping[str, int]) -> None:
+        """What is declared is another now; `versions`: of the hosts whose sets that changes."""
+        self.schedules.update({schedule.id: schedule for schedule in plan.put})
+        for schedule_id in plan.remove:
+            del self.schedules[schedule_id]
+        for host in plan.put_hosts:
+            self.labels[host.name], self.since[host.name] = dict(host.labels), host.since
+        self.versions.update(versions)
+
+    def perform(
+        self, function: Callable[..., Sequence[Any]], item: Any, now: datetime, early: int | None = None
+    ) -> Any:
+        """Run a batch statement of the queue, and note what it answers. `early`: the id that its news were given
+        before those of others."""
+        (result,) = function(self.conn, [item])
+        self._number(early)
         if isinstance(result, Recorded):
             self._recorded(item, result, now)
         elif isinstance(result, Ended):
@@ -140,6 +219,9 @@ class Database:
 
     def _recorded(self, item: Recording, result: Recorded, now: datetime) -> None:
         for job in item.jobs:
+            if job.id in result.refused and job.command.scheduled_at is not None:  # they may end before it hears that
+                key = job.host, job.command.schedule_id, job.command.scheduled_at
+                self._refused[key] = self._runs(job.host, job.command.schedule_id)
             if job.id in result.new:
                 self.jobs[job.id] = self.open[job.host][job.id] = Row(job, now)
         self._ended(result.outcome.ended, now)
@@ -152,16 +234,84 @@ class Database:
 
     def open_jobs(self, host: str) -> list[OpenRow]:
         """A host's open jobs."""
-        return queue.of_host(self._conn, host, most=1 << 20)
+        return queue.of_host(self.conn, host, most=1 << 20)
 
     def copy(self) -> "Database":
         """A copy, of which what is declared is not looked at again: people, or a controller, declare it anew."""
         jobs = {key: replace(row) for key, row in self.jobs.items()}
         open_ = {host: {key: jobs[key] for key in rows} for host, rows in self.open.items()}
         versions, acked = dict(self.versions), dict(self.acked)
-        return replace(self, versions=versions, acked=acked, jobs=jobs, open=open_, image=self._conn.driver.serialize())
+        return replace(self, versions=versions, acked=acked, jobs=jobs, open=open_, image=self.conn.driver.serialize())
 
     def put_back(self, copy: "Database") -> None:
         """Have the jobs and the acks of a copy."""
         self.jobs, self.open, self.acked = copy.jobs, copy.open, copy.acked
-        self._conn = Connection(copy.image)
+        self.conn = Connection(copy.image)
+
+    def in_the_way(self, host: str, schedule_id: str, due: datetime) -> Sequence[str]:
+        """The open runs for which a due time is left out."""
+        if (known := self._refused.pop((host, schedule_id, due), None)) is not None:
+            return known
+        return self._runs(host, schedule_id)
+
+    def _runs(self, host: str, schedule_id: str) -> list[str]:
+        return [row.job.id for row in self.open[host].values() if row.scheduled_id == schedule_id]
+
+    # What several servers share.
+
+    def append(self, base: int, edit: Edit, at: datetime) -> int | None:
+        """Append a change that was planned at revision `base` to the log; None where others came after that."""
+        revision = changelog.append(self.conn, base, at, str(len(self.edits)))
+        if revision is not None:
+            self.edits.append(edit)
+        return revision
+
+    def take_news_id(self) -> int:
+        """A number of a row of news, for a transaction that commits later than those that take theirs after it."""
+        self._news_id += 1
+        return self._news_id
+
+    def _number(self, early: int | None) -> None:
+        """Give the news of a transaction the ids that a sequence would have given them."""
+        if not self.conn.info.get("wakes"):
+            return
+        execute = self.conn.driver.execute
+        told = [id_ for (id_,) in execute("SELECT id FROM news WHERE id > ? ORDER BY id DESC", [self._newest])]
+        first = self._news_id + 1
+        self._news_id += len(told) - (early is not None)
+        new = sorted([*([] if early is None else [early]), *range(first, self._news_id + 1)], reverse=True)
+        for at, id_ in zip(told, new, strict=True):
+            if at != id_:
+                execute("UPDATE news SET id = ? WHERE id = ?", [id_, at])
+        self._newest = max(self._newest, *new)
+
+    def has_told(self) -> bool:
+        """Whether somebody told news since this was asked last."""
+        return bool(self.conn.info.pop("wakes", False))
+
+    def given(self, job_ids: Iterable[str]) -> list[OpenRow]:
+        """Those of these jobs that have slots, and have not begun."""
+        return [row for row in queue.rows(self.conn, job_ids) if row.status == "pending" and row.sent]
+
+    def without_row(self) -> list[str]:
+        """The servers that have hosts, and are dead."""
+        return sorted({id_ for _, id_ in self.connected()} - self.living)
+
+    def connected(self) -> set[tuple[str, str]]:
+        """The hosts that are connected, each with its server."""
+        return set(self.conn.driver.execute("SELECT host, server FROM connections WHERE server IS NOT NULL"))
+
+    def unsent(self) -> set[tuple[str, str]]:
+        """The attempts, each with its host, that have slots and that no host has taken."""
+        of = "SELECT id || '.' || attempt, host FROM jobs WHERE holds AND sent AND status = 'pending'"
+        return set(self.conn.driver.execute(of))
+
+    def connections(self) -> list[ConnectionRow]:
+        """The newest connection of each host."""
+        return connections.all_connections(self.conn)
+
+    def read_ack(self, host: str) -> None:
+        """A host may have acked another set."""
+        of = "SELECT applied_version, applied_digest FROM hosts WHERE name = ?"
+        ((version, digest),) = self.conn.driver.execute(of, [host])
+        self.acked[host] = version, digest or ""

@@ -13,10 +13,12 @@ import cron
 from agent.core.state import Accepted
 from server.fleet.timing import EARLY
 from server.jobs.kinds import EXCLUSIVE
+from tests.simulation.clock import DAY
 from tests.simulation.database import Row
 from tests.simulation.expected import Span, may_be_left_out
+from tests.simulation.server import LIMITS
 from tests.simulation.story import FLEETS, HALF_PAST_TWO, Story
-from tests.simulation.world import DAY, LIMITS, Agent, Use
+from tests.simulation.world import Agent, Use
 from wire.messages import ScheduleFire
 
 SETTLED = timedelta(hours=1)
@@ -144,15 +146,19 @@ def _too_late(what: str, spans: list[Span], ran: dict[datetime, Row], agent: Age
 def in_sync(story: Story) -> Iterator[str]:
     """What was acked is what runs: each agent's set is the one that the server wants it to hold."""
     yield from story.wrongs
+    if len(story.servers) > 1:
+        yield from story.replicas.wrongs()
     for agent in story.agents:
-        memory, held = agent.memory, story.server.placement.hosts[agent.name].entries
+        memory, held = agent.memory, story.servers[0].placement.hosts[agent.name].entries
         should, does = story.db.versions[agent.name], memory.version
         wanted = {key: item.raw for key, item in held.items.items()}
         if {key: item.raw for key, item in memory.entries.items.items()} != wanted:
             yield f"{agent.name} holds other entries at version {does} than it should at {should}"
         elif (does, memory.digest) != (should, held.digest):
             yield f"{agent.name} holds version {does} with {memory.digest[:8]}, should {should} with {held.digest[:8]}"
-        elif story.db.acked.get(agent.name) != (should, held.digest) or not story.server.sessions[agent.name].in_sync:
+        elif (
+            story.db.acked.get(agent.name) != (should, held.digest) or not story.servers[0].sessions[agent.name].in_sync
+        ):
             yield f"{agent.name} is not known to be in sync"
 
 

@@ -13,7 +13,10 @@ from server.fleet.timing import superseded
 from server.jobs import arguments as commands
 from server.resources.manifests import schedule_spec
 from server.resources.specs import ScheduleSpec
-from tests.simulation.world import DAY, HOUR, SECOND, Agent, World
+from tests.simulation.clock import DAY, HOUR, SECOND
+from tests.simulation.replica import Replica
+from tests.simulation.server import Server
+from tests.simulation.world import Agent, World
 from wire.messages import ScheduleFire
 
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe")
@@ -46,16 +49,21 @@ MISHAPS = (
 )
 TROUBLES = (*MISHAPS, "older database", "server clock")
 """What goes wrong, with what touches the whole fleet at once."""
+SHARED = (*MISHAPS, "server", "stop", "pause", "database")
+"""What goes wrong where several servers share a database."""
 
 
 class Scale(NamedTuple):
-    """How large a fleet is, and what goes wrong in it. `groups`: of hosts; each schedule is for one of them."""
+    """How large a fleet is, and what goes wrong in it. `groups`: of hosts; each schedule is for one of them.
+    `servers`: how many share the database."""
 
     agents: int = 50
     groups: int = 40
     schedules: int = 200
     mishaps: int = 300
     kinds: Sequence[str] = MISHAPS
+    servers: int = 1
+    days: int = 30
 
 
 MONTH = Scale()
@@ -80,20 +88,31 @@ def drawn(seed: int) -> Scale:
     return Scale(agents, groups, 5 * groups, round(agents * 3 * 10 ** rng.random()), kinds)
 
 
+def shared(seed: int) -> Scale:
+    """A small fleet drawn from a seed, for ten days, of 1 to 4 servers over one database."""
+    rng = random.Random(f"servers of {seed}")
+    servers = rng.choice((1, 2, 2, 3, 3, 4))
+    agents = rng.randint(2, 8)
+    groups = rng.randint(1, agents)
+    kinds = [kind for kind in (SHARED if servers > 1 else TROUBLES) if rng.random() < 0.7] or MISHAPS
+    return Scale(agents, groups, 5 * groups, round(agents * 3 * 5 ** rng.random()), kinds, servers, 10)
+
+
 FLEETS: Mapping[str, Callable[[int], Scale]] = {
     "month": lambda seed: MONTH,
     "restored": lambda seed: RESTORED,
     "misled": lambda seed: MISLED,
     "drawn": drawn,
+    "shared": shared,
 }
-"""Fleets by the names that a command knows them by; `drawn` is another for each seed."""
+"""Fleets by the names that a command knows them by; `drawn` and `shared` are others for each seed."""
 
 
 class Story(World):
     """A month of a fleet, with mishaps, and three quiet days for all to come right."""
 
     def __init__(self, seed: int, scale: Scale = MONTH, listen: Callable[[str], None] | None = None) -> None:
-        super().__init__(seed, scale.agents, listen)
+        super().__init__(seed, scale.agents, listen, scale.servers)
         self.scale = scale
         self.quiet = self.begin
         for agent in self.agents:
@@ -102,18 +121,25 @@ class Story(World):
             self.db.versions[agent.name] = 0
             self.db.open[agent.name] = {}
             self.at(self.now + self.rng.random() * HOUR, agent.start)
-        self.server.start()
+        if scale.servers > 1:
+            self.replicas.declared_state = self.db.placement()
+            self.replicas.audit()
+        for server in self.servers:
+            server.start()
         for _ in range(scale.schedules):
             self._create()
 
-    def play(self, days: int = 30) -> "Story":
+    def play(self) -> "Story":
         """Let it happen, from the first day to the last."""
-        self.quiet = quiet = self.begin + days * DAY
+        self.quiet = quiet = self.begin + self.scale.days * DAY
         for _ in range(self.scale.mishaps):
             self.at(self.begin + self.rng.random() * (quiet - self.begin), lambda: self._mishap(quiet))
         self.run_until(quiet)
         self.kills_at_commit = 0.0
-        self.server.set_clock(timedelta())
+        if self.scale.servers > 1:
+            self.replicas.fails_at_commit = 0.0
+        for server in self.servers:
+            server.set_clock(timedelta())
         for agent in self.agents:
             agent.cut_off = False
             agent.set_clock(timedelta())
@@ -146,29 +172,44 @@ class Story(World):
             case "clock":
                 agent.set_clock(_some_skew(rng))
                 self.at(self.now + rng.random() * 6 * HOUR, lambda: agent.set_clock(timedelta()))
-            case "server":
-                self.server.kill()
-            case "server clock":
-                self.server.set_clock(_some_skew(rng))
-                self.at(self.now + rng.random() * 6 * HOUR, lambda: self.server.set_clock(timedelta()))
-            case "older database" if self.server.up:
-                copy = self.server.copied()
-                at = self.now + rng.choice((1, 24)) * HOUR
-                if at < self.quiet:
-                    self.at(at, lambda: self.server.put_back(*copy))
-            case "edit" if self.server.up:
-                edits = (self._retime, self._change, self._delete) if self.db.schedules else ()
-                rng.choice((self._create, *edits))()
-            case "labels" if self.server.up:
+            case "labels" if (server := self.any_server()) is not None:
                 labels = self._some_labels()
                 self.tell("user", f"gives {agent.name} {labels}")
-                self.server.relabel(agent.name, labels)
+                server.relabel(agent.name, labels)
+            case "edit" if self.any_server() is not None:
+                edits = (self._retime, self._change, self._delete) if self.db.schedules else ()
+                rng.choice((self._create, *edits))()
             case "invents" if agent.pipe is not None and self.db.schedules:
                 self._invent(agent)
-            case "cancel" if self.server.up and (jobs := self.db.open[agent.name]):
+            case "cancel" if (server := self.any_server()) is not None and (jobs := self.db.open[agent.name]):
                 job_id = rng.choice(list(jobs))
                 self.tell("user", f"cancels {job_id} on {agent.name}")
-                self.server.cancel(job_id)
+                server.cancel(job_id)
+            case _:
+                self._happen_to(what, rng.choice(self.servers) if len(self.servers) > 1 else self.servers[0])
+
+    def _happen_to(self, what: str, server: Server) -> None:
+        """Something happens to a server, or to the database."""
+        rng = self.rng
+        match what:
+            case "server":
+                server.kill()
+            case "server clock":
+                server.set_clock(_some_skew(rng))
+                self.at(self.now + rng.random() * 6 * HOUR, lambda: server.set_clock(timedelta()))
+            case "older database" if server.up:
+                copy = server.copied()
+                at = self.now + rng.choice((1, 24)) * HOUR
+                if at < self.quiet:
+                    self.at(at, lambda: server.put_back(*copy))
+            case "stop" if isinstance(server, Replica):
+                server.stop()
+            case "pause" if isinstance(server, Replica):
+                server.pause(rng.choice((3, 12, 60, 900)) * rng.random() * SECOND)
+            case "database" if isinstance(server, Replica):
+                if rng.random() < 0.5 and server.serves:
+                    server.loses_answers()
+                self.replicas.fail_over(rng.choice((2, 20, 60)) * rng.random() * SECOND)
 
     def _invent(self, agent: Agent) -> None:
         """A host says that schedules are due when they are not, or are yet to be."""
@@ -219,7 +260,7 @@ class Story(World):
         """People save twice: a change may come while the last one is being pushed."""
 
         def change() -> None:
-            if self.server.up and schedule_id in self.db.schedules:
+            if self.any_server() is not None and schedule_id in self.db.schedules:
                 self._put(schedule_id, None, "changes")
 
         if self.rng.random() < 0.5:
@@ -227,8 +268,9 @@ class Story(World):
 
     def _delete(self) -> None:
         schedule_id = self._some_id()
-        self.tell("user", f"deletes {schedule_id}")
-        self.server.remove(schedule_id)
+        if (server := self.any_server()) is not None:
+            self.tell("user", f"deletes {schedule_id}")
+            server.remove(schedule_id)
 
     def _some_id(self) -> str:
         return self.rng.choice(list(self.db.schedules))
@@ -252,8 +294,11 @@ class Story(World):
 
     def _put(self, schedule_id: str, timing: ScheduleSpec | None, does: str) -> None:
         """Put a schedule; without a timing, it keeps the one it has and something else about it changes."""
+        server = self.any_server()
+        if server is None:
+            return
         spec = timing or self.db.schedules[schedule_id].spec
-        begun = self.server.clock if timing else self.db.begun[schedule_id]
+        begun = server.clock if timing else self.db.begun[schedule_id]
         name = f"default/{schedule_id}"
         self.tell("user", f"{does} {schedule_id}: {spec.cron} {spec.time_zone} enabled={spec.enabled}")
         entry = encoded_entry(schedule_id, name, spec, begun, self.new_id())
@@ -264,7 +309,7 @@ class Story(World):
         schedule = PlacedSchedule(
             schedule_id, name, spec, spec.repository, init=False, entry=entry, since=begun, earlier=earlier
         )
-        self.server.put(schedule, begun)
+        server.put(schedule, begun)
 
 
 def _some_skew(rng: random.Random) -> timedelta:

@@ -8,145 +8,34 @@ delay, repeat a frame, or break, at which both sides learn of it at different ti
 import hashlib
 import heapq
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
 
 from agent.core import effects as agent_effects
 from agent.core import pushes as agent_pushes
-from agent.core.clock import TRUST
 from agent.core.machine import Core
 from agent.core.state import AgentState, DiffApplied, Record, SetApplied, replay
 from agent.core.timetable import CORRECTION, NEVER
-from server.access.vault import Vault
-from server.agents import session as server_session
-from server.agents.session import Session
-from server.events import Events
-from server.fleet import pushes
-from server.fleet.catalog import Catalog
-from server.fleet.placement import HostState, PlacedSchedule, Placement, Plan
-from server.fleet.pushes import Push
-from server.jobs.active import ActiveAttempts
-from server.jobs.dispatcher import Dispatcher
-from server.jobs.kinds import ConcurrencyLimit
-from server.jobs.queue import JobQueue, wire_id
-from server.jobs.reports import Reports
-from server.jobs.repositories import RepositoryStates
+from server.fleet.placement import HostState
+from tests.simulation.clock import CALM, SECOND
 from tests.simulation.database import Database, Row
 from tests.simulation.expected import Expected
+from tests.simulation.link import Pipe
+from tests.simulation.replica import Replica
+from tests.simulation.replicas import Replicas
+from tests.simulation.server import Server
 from wire import entries
 from wire.messages import (
     CommandRun,
-    Hello,
     JobFinished,
-    RepoCredentials,
     Repository,
     ScheduleAck,
     ScheduleRefused,
 )
 
-SECOND = timedelta(seconds=1)
-HOUR = timedelta(hours=1)
-DAY = timedelta(days=1)
-
 MONTHS = (datetime(2026, 3, 5, tzinfo=UTC), datetime(2026, 10, 8, tzinfo=UTC))  # each holds daylight-saving changes
-CALM = 2 * 60 * SECOND
-"""How long after a fault is over a host has answered all that waited."""
-LIMITS = {
-    "repo": ConcurrencyLimit(),
-    "few": ConcurrencyLimit(limit=3),
-    "one": ConcurrencyLimit(limit=1),
-    "each": ConcurrencyLimit(limit=1, per_host=True),
-}
-"""The repositories, and how many jobs may use each of them."""
-CREDENTIALS = (RepoCredentials([Repository(name, f"default/{name}", f"/{name}", "secret") for name in LIMITS]),)
-
-
-class Stored:
-    """What a store answers at once, and completes when it is committed: an asyncio.Future as `Dispatch` uses it."""
-
-    def __init__(self) -> None:
-        self._result: object = None
-        self._callbacks: list[Callable[[Any], None]] = []
-
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """Call it when this is done."""
-        self._callbacks.append(callback)
-
-    def done(self, result: object) -> None:
-        """It is committed."""
-        self._result = result
-        for callback in self._callbacks:
-            callback(self)
-
-    def cancelled(self) -> bool:
-        """Never: nobody waits."""
-        return False
-
-    def exception(self) -> None:
-        """None: a disk that fails takes the process with it."""
-
-    def result(self) -> object:
-        """What the store answered."""
-        return self._result
-
-
-class Timer:
-    """Something to come, which can be called off."""
-
-    def __init__(self, do: Callable[[], None]) -> None:
-        self._do: Callable[[], None] | None = do
-
-    def cancel(self) -> None:
-        """It is not to come."""
-        self._do = None
-
-    def ring(self) -> None:
-        """It comes."""
-        if self._do is not None:
-            self._do()
-
-
-class Pipe:
-    """One connection between an agent and the server: two ordered streams."""
-
-    def __init__(self, world: "World", agent: "Agent", session: int) -> None:
-        self.world, self.agent, self.session = world, agent, session
-        self.open = True
-        self.welcomed = False
-        self.unread: list[Sequence[object]] = []
-        self._last = [world.now, world.now]
-
-    def carry(self, side: int, deliver: Callable[[Sequence[object]], None], messages: Sequence[object]) -> None:
-        """Deliver a frame at the other side (0: the server, 1: the agent), later, in order, sometimes twice."""
-        if not self.open:
-            return
-        world = self.world
-        rng = world.rng
-        delay = rng.random() * 0.05 if rng.random() < 0.99 else rng.random() * 20
-        for _ in range(2 if rng.random() < world.duplicates else 1):
-            at = self._last[side] = max(self._last[side], world.now + timedelta(seconds=delay))
-            world.at(at, lambda: deliver(messages) if self.open else None)
-
-    def to_agent(self, messages: Sequence[object]) -> None:
-        """Send the agent a frame."""
-        self.carry(1, self.agent.receive, messages)
-
-    def to_server(self, messages: Sequence[object]) -> None:
-        """Send the server a frame."""
-        self.carry(0, partial(self.world.server.receive, self), messages)
-
-    def cut(self) -> None:
-        """Break the connection; each side notices in its own time."""
-        if not self.open:
-            return
-        self.open = False
-        self.agent.ails()
-        rng, world = self.world.rng, self.world
-        world.at(world.now + rng.random() * 40 * SECOND, lambda: self.agent.lost(self))
-        world.at(world.now + rng.random() * 40 * SECOND, lambda: world.server.lost(self))
 
 
 class Agent:
@@ -233,7 +122,7 @@ class Agent:
         pipe = self.pipe
 
         def well() -> None:
-            right = not self.skew and not self.world.server.misleads
+            right = not self.skew and not any(server.misleads for server in self.world.servers)
             if pipe is not None and pipe.open and self.pipe is pipe and right and self.ill_since is not None:
                 self.ills.append((self.ill_since, self.world.now))
                 self.ill_since = None
@@ -243,13 +132,13 @@ class Agent:
     # The connection.
 
     def connect(self) -> None:
-        """Dial the server, and again a little later if nobody answers."""
+        """Dial any server, and again a little later if nobody answers."""
         if self.core is None or self.pipe is not None:
             return
-        if not self.world.server.up or self.cut_off:
-            self.world.later(600, self.life, self, self.connect)
+        if self.cut_off or (server := self.world.any_server()) is None:
+            self.world.later(600 / len(self.world.servers), self.life, self, self.connect)
             return
-        self.pipe = self.world.server.accept(self)
+        self.pipe = server.accept(self)
         self.perform(self.core.connection_made(self.clock))
 
     def lost(self, pipe: Pipe) -> None:
@@ -357,298 +246,6 @@ class Agent:
             self.perform(self.core.job_ended(end))
 
 
-class Server:
-    """The control plane's process: the cores of all hosts over a database that outlives it."""
-
-    def __init__(self, world: "World") -> None:
-        self.world = world
-        self.skew = self._behind = timedelta()
-        self._believed_until = world.now
-        self.up = False
-        self.life = 0
-        self.placement = Placement()
-        self.queue, self.dispatcher, self.reports = self._new_jobs()
-        self.sessions: dict[str, Session] = {}
-        self.pipes: dict[str, Pipe] = {}
-        self._accepted: list[Pipe] = []
-        self._sessions = 0
-
-    @property
-    def clock(self) -> datetime:
-        """What its clock shows."""
-        return self.world.now + self.skew
-
-    @property
-    def misleads(self) -> bool:
-        """Whether its clock is wrong, or was so little ago that agents may still go by it."""
-        return bool(self.skew) or self.world.now < self._believed_until
-
-    @property
-    def behind(self) -> timedelta:
-        """How far agents may go by a time that is behind, as a time difference of nought or less."""
-        return self._behind if self.misleads else timedelta()
-
-    def set_clock(self, skew: timedelta) -> None:
-        """Somebody sets its clock."""
-        if skew == self.skew:
-            return
-        world = self.world
-        world.tell("server", f"clock is set {skew.total_seconds():+.0f} s off")
-        self._behind = min(skew, self.behind)
-        self.skew, self._believed_until = skew, world.now + TRUST + SECOND
-        for agent in world.agents:
-            agent.clock_set.append(world.now)
-            agent.ails()
-            world.at(self._believed_until, agent.recovers)
-
-    # The process.
-
-    def start(self) -> None:
-        """The process begins with what the database says."""
-        self.world.tell("server", "starts")
-        db = self.world.db
-        self.up = True
-        self.placement = Placement()
-        self.placement.put(db.schedules.values())
-        for name, labels in db.labels.items():
-            held = self.placement.match(labels)
-            self.placement.commit(Plan(put_hosts=[HostState(name, labels, db.since[name], db.versions[name], held)]))
-            self.sessions[name] = Session(self.placement.hosts[name])
-        db.know(db.labels)
-        self.queue, self.dispatcher, self.reports = self._new_jobs()
-        self.dispatcher.begin()
-
-    def _new_jobs(self) -> tuple[JobQueue, Dispatcher, Reports]:
-        events, active = Events(), ActiveAttempts()
-        queue = JobQueue("server", lambda name: LIMITS.get(name, ConcurrencyLimit()), self.placement.schedule_of)
-        repositories = RepositoryStates(Catalog(Vault([Vault.new_key()])), self.placement, events)
-        submit: Any = self._submit
-        call_later: Any = self._call_later
-        clock = lambda: self.clock  # noqa: E731
-        dispatcher = Dispatcher(submit, queue, active, self, repositories, events, clock, call_later)
-        reports = Reports(submit, queue, active, self.placement, repositories, dispatcher, events, clock)
-        return queue, dispatcher, reports
-
-    def session(self, host: str) -> Session | None:
-        """The session of a host."""
-        return self.sessions.get(host)
-
-    def _call_later(self, seconds: float, do: Callable[[], None]) -> Timer:
-        timer, life = Timer(do), self.life
-        self.world.at(self.world.now + seconds * SECOND, lambda: timer.ring() if self.life == life else None)
-        return timer
-
-    def is_connected_here(self, host: str) -> bool:
-        """Whether a host can be written to."""
-        return host in self.pipes
-
-    def deliver(self, name: str, effects: Sequence[server_session.Effect]) -> None:
-        """Write to a host that is online."""
-        if (pipe := self.pipes.get(name)) is not None:
-            self.perform(pipe, effects)
-
-    def kill(self) -> None:
-        """The process dies, wherever it is."""
-        if not self.up:
-            return
-        self.world.tell("server", "is killed")
-        self.up = False
-        self.life += 1
-        for pipe in self._accepted:
-            pipe.cut()
-        self._accepted, self.pipes, self.sessions = [], {}, {}
-        self.world.later(300, self.life, self, self.start)
-
-    def copied(self) -> tuple[Database, dict[str, str]]:
-        """A copy of the database, and the digest of what each host should hold by it."""
-        return self.world.db.copy(), {name: state.entries.digest for name, state in self.placement.hosts.items()}
-
-    def put_back(self, copy: Database, digests: Mapping[str, str]) -> None:
-        """The process ends, and begins anew with an older database, in which what is declared now is declared again."""
-        self.kill()
-        world, db = self.world, self.world.db
-        world.tell("server", "gets an older database")
-        world.put_back.append(world.now)
-        for key, row in db.jobs.items():
-            if key not in copy.jobs:
-                world.lost[key] = replace(row, ended_at=row.ended_at or world.now)
-        db.put_back(copy)
-        for name, version in copy.versions.items():
-            db.versions[name] = version + (digests[name] != self.placement.hosts[name].entries.digest)
-
-    # Connections.
-
-    def accept(self, agent: Agent) -> Pipe:
-        """A connection comes in; its hello follows on it."""
-        self._sessions += 1
-        pipe = Pipe(self.world, agent, self._sessions)
-        self._accepted = [*(it for it in self._accepted if it.open), pipe]
-        return pipe
-
-    def lost(self, pipe: Pipe) -> None:
-        """A connection broke."""
-        name = pipe.agent.name
-        if self.pipes.get(name) is pipe:
-            del self.pipes[name]
-            self.sessions[name].disconnected(pipe.session)
-            self.dispatcher.disconnected(name)
-
-    def receive(self, pipe: Pipe, messages: Sequence[object]) -> None:
-        """A frame came."""
-        if not self.up:
-            return
-        name = pipe.agent.name
-        session = self.sessions[name]
-        if isinstance(hello := messages[0], Hello):
-            if session.session == pipe.session:
-                return  # a repeated frame
-            if (old := self.pipes.get(name)) is not None:
-                old.cut()
-                self.dispatcher.disconnected(name)
-            self.pipes[name] = pipe
-            effects = session.hello(pipe.session, hello)
-            pipe.to_agent(CREDENTIALS)
-            self.perform(pipe, effects)
-            self.perform(pipe, session.registered())
-            self._submit(None, None).add_done_callback(lambda _: self._resume(pipe, session, hello))
-        elif not pipe.welcomed:
-            pipe.unread.append(messages)  # nothing is read while the hello is being answered
-        elif session.session == pipe.session:
-            framed = [(message, self.world.new_id()) for message in messages]
-            self.world.expected.fired(name, messages)
-            self.perform(pipe, session.received(framed, self.clock))  # type: ignore[arg-type]
-
-    def _resume(self, pipe: Pipe, session: Session, hello: Hello) -> None:
-        """The open jobs are read in order with all writes; only then are further frames."""
-        if self.pipes.get(session.name) is not pipe:
-            return
-        running = set(hello.running_jobs)
-        rows = self.world.db.open_jobs(session.name)
-        effects = self.reports.resume(session, running, rows)
-        effects += self.reports.resume_unknown(session, running.difference(map(wire_id, rows)))
-        stored = self.perform(pipe, effects)
-
-        def arrived(_: object = None) -> None:
-            if self.pipes.get(session.name) is pipe:
-                self.dispatcher.connected(session.name, running).add_done_callback(welcomed)
-
-        def welcomed(_: object) -> None:
-            if self.pipes.get(session.name) is not pipe:
-                return
-            pipe.welcomed = True
-            for messages in pipe.unread:
-                self.receive(pipe, messages)
-            pipe.agent.recovers()
-
-        if stored is None:
-            arrived()
-        else:
-            stored.add_done_callback(arrived)
-
-    def _submit(self, function: Any, item: Any) -> Stored:
-        """Commit something soon, in order; a kill right before loses it, and one right after the answer."""
-        world, stored = self.world, Stored()
-
-        def commit() -> None:
-            if self._survives():
-                result = world.db.perform(function, item, world.now) if function is not None else None
-                if self._survives():
-                    stored.done(result)
-
-        world.commit(self.life, commit)
-        return stored
-
-    def perform(self, pipe: Pipe, effects: Sequence[server_session.Effect]) -> Stored | None:
-        """Do what a host's core asks for. Answers the last that is being stored, if anything is."""
-        name, reports = pipe.agent.name, self.reports
-        stored: list[Any] = []
-        for effect in effects:
-            match effect:
-                case server_session.Send(messages):
-                    self.world.refused(name, messages)
-                    pipe.to_agent(messages)
-                case Push():
-                    pipe.to_agent((pushes.message(effect),))
-                case server_session.Fired(fires):  # here the ids of their envelopes are those of their jobs
-                    ids = [new_id for _, new_id in fires]
-                    refuse = partial(self._refuse, pipe)
-                    stored += reports.fire(self.sessions[name], fires, ids, self.world.now, refuse)
-                case server_session.Ended(ends):
-                    stored.append(reports.finish(name, ends))
-                    stored[-1].add_done_callback(partial(self._confirm, pipe, ends))
-                case server_session.Accepted(job_ids):
-                    stored.append(reports.accept(name, job_ids))
-                case server_session.Acked(version, digest):
-                    self.world.db.acked[name] = version, digest
-        return stored[-1] if stored else None
-
-    def _refuse(self, pipe: Pipe, refusals: server_session.Send) -> None:
-        self.perform(pipe, [refusals])
-
-    def _confirm(self, pipe: Pipe, ends: Sequence[JobFinished], _: object = None) -> None:
-        if self.pipes.get(pipe.agent.name) is pipe:
-            self.perform(pipe, self.sessions[pipe.agent.name].finished(ends))
-
-    def _survives(self) -> bool:
-        """Whether the process gets past this moment, right before or right after a commit."""
-        if self.world.rng.random() < self.world.kills_at_commit:
-            self.kill()
-        return self.up
-
-    # What people change.
-
-    def put(self, schedule: PlacedSchedule, begun: datetime) -> None:
-        """Create or replace a schedule."""
-        self.world.db.begun[schedule.id] = begun
-        self._change(put=(schedule,))
-
-    def remove(self, schedule_id: str) -> None:
-        """Delete a schedule."""
-        self._change(remove=(schedule_id,))
-
-    def relabel(self, name: str, labels: dict[str, str]) -> None:
-        """Give a host other labels. It begins anew where that changes its set."""
-        db = self.world.db
-        plan = self.placement.plan_host(name, labels, self.clock)
-        moved = bool(self.placement.desired(plan))
-        self.placement.commit(plan)
-        db.labels[name], db.since[name] = labels, self.placement.hosts[name].since
-        if moved:
-            self._changed([name], relabelled=True)
-
-    def cancel(self, job_id: str) -> None:
-        """Have a job end as cancelled: by its host if that is online."""
-        self.dispatcher.cancel([job_id], "cancelled")
-
-    def _change(self, put: Sequence[PlacedSchedule] = (), remove: Sequence[str] = ()) -> None:
-        db = self.world.db
-        plan = self.placement.plan(put, remove)
-        db.schedules.update({schedule.id: schedule for schedule in put})
-        for schedule_id in remove:
-            del db.schedules[schedule_id]
-        self.placement.commit(plan)
-        self._changed(list(plan.sets))
-
-    def _changed(self, names: Sequence[str], *, relabelled: bool = False) -> None:
-        world, db = self.world, self.world.db
-        for name in names:
-            db.versions[name] += 1
-            state = self.placement.hosts[name]
-            schedules = [db.schedules[key] for key in state.entries.items]
-            world.expected.changed(
-                world.by_name[name], schedules, db.begun, state.since, world.now, self.behind, relabelled=relabelled
-            )
-            effects = self.sessions[name].desired_changed()
-            if (pipe := self.pipes.get(name)) is not None:
-                self.perform(pipe, effects)
-            world.at(world.now + CALM, partial(self._check_known, world.by_name[name], db.versions[name], world.now))
-
-    def _check_known(self, agent: Agent, version: int, since: datetime) -> None:
-        """A change has long reached a host that was well all the time."""
-        if agent.was_well(since) and self.world.db.acked[agent.name][0] < version:
-            self.world.wrongs.append(f"{agent.name} was online and has not heard of version {version} of {since}")
-
-
 @dataclass
 class Use:
     """An attempt of a job that really used a repository, from its begin to its end."""
@@ -667,7 +264,7 @@ class World:
     the story; `trace` is their hash.
     """
 
-    def __init__(self, seed: int, agents: int, listen: Callable[[str], None] | None = None) -> None:
+    def __init__(self, seed: int, agents: int, listen: Callable[[str], None] | None = None, servers: int = 1) -> None:
         self.seed = seed
         self.rng = rng = random.Random(seed)
         self.now = self.begin = rng.choice(MONTHS)
@@ -683,12 +280,26 @@ class World:
         self._listen = listen
         self._heap: list[tuple[datetime, int, Callable[[], None]]] = []
         self._sequence = 0
-        self._commit_at = self.now
         self.expected = Expected()
         self.db = Database()
-        self.server = Server(self)
+        self.servers: Sequence[Server] = [Server(self)]
+        if servers > 1:
+            replicas = [Replica(self, f"server-{number}") for number in range(servers)]
+            self.servers, self.replicas = replicas, Replicas(self, replicas)
         self.agents = [Agent(self, f"host-{number}") for number in range(agents)]
         self.by_name = {agent.name: agent for agent in self.agents}
+
+    @property
+    def seconds(self) -> float:
+        """The seconds that have passed."""
+        return (self.now - self.begin).total_seconds()
+
+    def any_server(self) -> Server | None:
+        """A server that answers; None where none does."""
+        if len(self.servers) == 1:
+            return self.servers[0] if self.servers[0].serves else None
+        able = [server for server in self.servers if server.serves]
+        return self.rng.choice(able) if able else None
 
     def at(self, when: datetime, do: Callable[[], None]) -> None:
         """Do something at a time."""
@@ -700,11 +311,6 @@ class World:
         when = self.now + timedelta(seconds=self.rng.random() * within_s)
         self.at(when, lambda: do() if process.life == life else None)
 
-    def commit(self, life: int, do: Callable[[], None]) -> None:
-        """Do something in the order of commits."""
-        self._commit_at = max(self._commit_at, self.now + timedelta(seconds=self.rng.random() * 0.02))
-        self.at(self._commit_at, lambda: do() if self.server.life == life else None)
-
     def run_until(self, end: datetime) -> None:
         """Let the story go on to that time."""
         heap, pop = self._heap, heapq.heappop
@@ -712,6 +318,18 @@ class World:
             self.now, _, do = pop(heap)
             do()
         self.now = end
+
+    def changed(self, state: HostState, version: int, behind: timedelta, *, relabelled: bool) -> None:
+        """A host's set has become another; `behind`: how far behind the clock is by which people say so."""
+        agent, db = self.by_name[state.name], self.db
+        schedules = [db.schedules[key] for key in state.entries.items]
+        self.expected.changed(agent, schedules, db.begun, state.since, self.now, behind, relabelled=relabelled)
+        self.at(self.now + CALM, partial(self._check_known, agent, version, self.now))
+
+    def _check_known(self, agent: Agent, version: int, since: datetime) -> None:
+        """A change has long reached a host that was well all the time."""
+        if agent.was_well(since) and self.db.acked[agent.name][0] < version:
+            self.wrongs.append(f"{agent.name} was online and has not heard of version {version} of {since}")
 
     def new_id(self) -> str:
         """An id that no other thing of this story has."""
@@ -740,6 +358,6 @@ class World:
         """A host was told why there is no command for its fires."""
         for message in messages:
             if isinstance(message, ScheduleRefused) and message.reason == "Concurrent":
-                runs = [row for row in self.db.open[host].values() if row.scheduled_id == message.schedule_id]
-                self.expected.excuse(host, message.schedule_id, message.scheduled_at, by=[row.job.id for row in runs])
+                runs = self.db.in_the_way(host, message.schedule_id, message.scheduled_at)
+                self.expected.excuse(host, message.schedule_id, message.scheduled_at, by=runs)
                 self.tell(host, f"{message.schedule_id} due {message.scheduled_at} is refused: the last is not over")

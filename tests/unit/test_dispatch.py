@@ -18,7 +18,7 @@ from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.repositories import RepositoryStates
 from server.store.futures import Submit
 from tests.jobqueue import NOON, Jobs, in_memory, job
-from tests.simulation.world import Stored
+from tests.simulation.clock import Stored
 from wire.messages import CommandRun
 
 
