@@ -95,6 +95,7 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = clock()
         self._holds: dict[str, asyncio.TimerHandle] = {}  # of disconnected hosts whose jobs keep their slots
+        self._tells_again = False
         self._has_begun = False
         self._leads = not queue.is_shared
         self._closed = False
@@ -158,7 +159,7 @@ class Dispatcher:
         Raises Unavailable; the future Conflict where somebody asked for a job and too many are open.
         """
         future: asyncio.Future[Recorded] = self._submit(self._queue.record, Recording(jobs, self._clock(), audit))
-        return then(future, partial(self._recorded, jobs))
+        return then(future, partial(self._recorded, jobs), self.answer_lost)
 
     def _recorded(self, jobs: Sequence[NewJob], recorded: Recorded) -> None:
         by_host: dict[str, list[NewJob]] = defaultdict(list)
@@ -209,7 +210,7 @@ class Dispatcher:
         facts = None if session is None else session.hello_facts
         arrival = Arrival(host, known, self._clock(), instance, facts)
         future: asyncio.Future[Arrived] = self._submit(self._queue.arrived, arrival)
-        return then(future, lambda arrived: self.carry_out(arrived.outcome))
+        return then(future, lambda arrived: self.carry_out(arrived.outcome), self.answer_lost)
 
     def on_event(self, event: Event) -> None:
         """Hear of a host that disconnected, of limits that may have changed, and of a clock that was wrong."""
@@ -226,6 +227,11 @@ class Dispatcher:
         """A host disconnected."""
         self._active.forget(host)
         self._hold_slots(host)
+        self._store_disconnect(host)
+
+    def _store_disconnect(self, host: str) -> None:
+        """Store that a host disconnected. If that fails, it is tried again while the host stays away: what counts as
+        connected is given slots, and keeps them."""
 
         def done(result: tuple[Outcome, bool]) -> None:
             outcome, has_slots = result
@@ -233,7 +239,14 @@ class Dispatcher:
                 self._cancel_hold(host)
             self.carry_out(outcome)
 
-        self._unattended(self._queue.disconnected, (host, self._clock()), done)
+        def try_again() -> None:
+            if not self._agents.is_connected_here(host) and not self._closed:
+                self._store_disconnect(host)
+
+        def again() -> None:
+            self._later(STORE_AGAIN_S, try_again)
+
+        self._unattended(self._queue.disconnected, (host, self._clock()), done, again)
 
     def _hold_slots(self, host: str, seconds: float = HOLD_S) -> None:
         """Have a host's jobs keep their slots for a while, by the loop's clock, which nobody can set."""
@@ -305,6 +318,22 @@ class Dispatcher:
         session = self._agents.session(host)
         missing = "" if session is None else session.missing_capabilities(command)
         return missing or self._repositories.withdrawn(host, command)
+
+    def answer_lost(self) -> None:
+        """A write failed. A database that was lost may have stored it all the same, so look soon at what it decided."""
+        if not self._tells_again and not self._closed:
+            self._tells_again = True
+            self._later(STORE_AGAIN_S, self._tell_again)
+
+    def _tell_again(self) -> None:
+        self._tells_again = False
+        store_unattended(self._submit, self._queue.to_tell, None, self._told_again, self.answer_lost)
+
+    def _told_again(self, jobs: Sequence[OpenRow]) -> None:
+        self.send_given(job for job in jobs if job.status == "pending")
+        for job in jobs:
+            if job.cancel_requested:
+                self.ask_end(notices.EndAsked(job.host, wire_id(job), job.cancel_reason or "cancelled"))
 
     # What other servers decided.
 
@@ -390,7 +419,7 @@ class Dispatcher:
         future: asyncio.Future[Outcome] = self._submit(
             self._queue.cancel, Cancelling(job_ids, why, self._clock(), audit)
         )
-        return then(future, self.carry_out)
+        return then(future, self.carry_out, self.answer_lost)
 
     def ending_host(self, host: str, error: str) -> Also:
         """The end of all open jobs of a host, to be stored with the host's deletion."""
@@ -444,6 +473,7 @@ class Dispatcher:
 
         def not_stored() -> None:
             failed()
+            self.answer_lost()
             self._call_in(STORE_AGAIN_S)
 
         store_unattended(self._submit, function, item, follow, not_stored)

@@ -434,6 +434,10 @@ class JobQueue:
         rows = [row._replace(cancel_requested=True, cancel_reason=why) for row, why in asked if row.id not in away]
         return _joined(Outcome(ended=over, asked=rows), self._after(conn, [row for row, _ in over], now))
 
+    def to_tell(self, conn: Connection, items: Sequence[None]) -> list[list[OpenRow]]:
+        """The jobs that this server's hosts were to be sent, and may not have been, or to be asked to end."""
+        return [queue.to_tell(conn, self._server)] * len(items)
+
     @_telling
     def tell(self, conn: Connection, items: Sequence[tuple[notices.AnyNotice, datetime]]) -> list[None]:
         """Tell the other servers what is stored nowhere."""

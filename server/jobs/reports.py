@@ -173,7 +173,7 @@ class Reports:
         Ends of jobs that are not open are skipped.
         """
         future: asyncio.Future[Ended] = self._submit(self._queue.finish, Ending(host, ends, self._clock()))
-        return then(future, partial(self._finished, host))
+        return then(future, partial(self._finished, host), self._dispatcher.answer_lost)
 
     def _finished(self, host: str, ended: Ended) -> None:
         self._dispatcher.retried(ended.again)

@@ -433,6 +433,14 @@ _HOLDING = f"""
     SELECT jobs.id FROM jobs WHERE jobs.host = (SELECT host FROM given) AND jobs.{_OPEN} AND jobs.holds LIMIT 1
 """
 
+_TO_TELL = """
+    WITH given AS ({given})
+    SELECT jobs.* FROM jobs
+    WHERE jobs.holds AND (jobs.status = 'pending' OR jobs.cancel_requested) AND jobs.host IN (
+        SELECT connections.host FROM connections WHERE connections.server IN (SELECT server FROM given))
+    ORDER BY jobs.queued_at, jobs.id
+"""
+
 _HOLDERS = "SELECT jobs.host AS id FROM jobs WHERE jobs.holds"  # to sort it, SQLite would go through all jobs by host
 
 _LOST_HOLDERS = """
@@ -611,6 +619,11 @@ def lost_holders(conn: Connection) -> list[tuple[str, datetime | None]]:
 def holding(conn: Connection, host: str) -> bool:
     """Whether any of a host's jobs has a slot."""
     return bool(_read(conn, _HOLDING, _Id, ("host",), [host]))
+
+
+def to_tell(conn: Connection, server: str) -> list[OpenRow]:
+    """The jobs with slots that a server's hosts have not taken yet, or are to end."""
+    return _read(conn, _TO_TELL, OpenRow, ("server",), [server])
 
 
 def unplaced(conn: Connection, most: int = FRONT) -> list[OpenRow]:

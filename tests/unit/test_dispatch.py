@@ -1,7 +1,8 @@
-"""The dispatcher waits for elapsed time, whatever the clock is set to, and knows what it has not sent."""
+"""The dispatcher waits for elapsed time, whatever the clock is set to, and knows what it has not sent, or stored."""
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -29,6 +30,7 @@ class Time:
         self.passed, self.clock = 0.0, NOON
         self.to_come: list[_Timer] = []
         self.is_stored = True  # whether the store takes anything
+        self.answers = True  # whether it tells so
 
     def call_later(self, seconds: float, do: Callable[[], None]) -> "_Timer":
         """An event loop's, whose time passes in `pass_by`."""
@@ -109,7 +111,8 @@ def dispatch(jobs: Jobs, time: Time, agents: Agents) -> Dispatcher:
             raise Unavailable("the disk is full")
         (result,) = function(jobs.conn, [item])
         stored = Stored()
-        time.call_later(0, lambda: stored.done(result))
+        lost = Unavailable("the connection to the database is lost")
+        time.call_later(0, partial(stored.done, result) if time.answers else partial(stored.failed, lost))
         return stored
 
     placement, events = Placement(), Events()
@@ -205,3 +208,33 @@ def test_a_job_whose_host_goes_while_its_slot_is_stored_is_sent_after_the_next_h
     dispatch.connected("b", ())
     time.pass_by(1)
     assert sent == [("b", job)]
+
+
+def test_a_job_is_sent_that_was_given_a_slot_by_a_write_whose_answer_was_lost(
+    dispatch: Dispatcher, time: Time, sent: list[tuple[str, str]]
+) -> None:
+    time.pass_by(0)
+    time.answers = False
+    given_a_slot(dispatch)
+    time.pass_by(1)
+    assert sent == []
+    time.answers = True
+    time.pass_by(STORE_AGAIN_S)
+    assert sent == [("b", "2")]
+    time.pass_by(3 * STORE_AGAIN_S)
+    assert sent == [("b", "2")]
+
+
+def test_that_a_host_disconnected_is_stored_once_the_store_takes_it(
+    dispatch: Dispatcher, time: Time, agents: Agents, jobs: Jobs
+) -> None:
+    time.pass_by(0)
+    assert jobs.ready() == ["2"]
+    time.is_stored = False
+    agents.gone.add("b")
+    dispatch.disconnected("b")
+    time.pass_by(3 * STORE_AGAIN_S)
+    assert jobs.ready() == ["2"]
+    time.is_stored = True
+    time.pass_by(STORE_AGAIN_S)
+    assert jobs.ready() == []
