@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from server.agents.hub import Hub
 from server.errors import Unavailable
-from server.replicas.balance import surplus
+from server.replicas.balance import SentAway, surplus
 from server.replicas.members import Members
 from server.store import servers
 from server.store.engine import Store
@@ -19,8 +19,6 @@ EVERY_S = 3.0
 """Seconds between two looks at how many agents each server has."""
 RATE = 200.0
 """Hosts that are sent away per second: each says hello to another server."""
-ONCE_S = 600.0
-"""Seconds within which a host is sent away once: it may know of this server alone."""
 
 
 async def drain(hub: Hub, members: Members, seconds: float) -> None:
@@ -53,7 +51,7 @@ class Balance:
         self._hub = hub
         self._members = members
         self._rng = rng
-        self._sent: dict[str, float] = {}  # when each host was sent away, by the loop's clock
+        self._sent_away = SentAway()
         self._surplus = 0  # at the last look
 
     async def follow(self) -> None:
@@ -74,13 +72,9 @@ class Balance:
         counts = await self._store.read(servers.connection_counts)
         self._surplus = surplus(counts.get(self._store.server, 0), [counts.get(row.id, 0) for row in others])
         count = min(before, self._surplus)
-        if hosts := self._chosen(count, asyncio.get_running_loop().time()):
+        now = asyncio.get_running_loop().time()
+        free = self._sent_away.may_go(self._hub.connected(), now)
+        if hosts := self._rng.sample(free, min(count, len(free))):
+            self._sent_away.sent(hosts, now)
             log.info("sending agents to servers that have fewer", extra={"hosts": len(hosts)})
             await spread(self._hub.send_away, hosts, len(hosts) / RATE)
-
-    def _chosen(self, count: int, now: float) -> list[str]:
-        self._sent = {host: at for host, at in self._sent.items() if now - at < ONCE_S}
-        free = [host for host in self._hub.connected() if host not in self._sent]
-        chosen = self._rng.sample(free, min(count, len(free)))
-        self._sent.update(dict.fromkeys(chosen, now))
-        return chosen

@@ -4,12 +4,13 @@ import asyncio
 import random
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.replicas.balance import surplus
+from server.replicas.balance import LONGEST_PAUSE_S, PAUSE_S, SentAway, surplus
 from server.replicas.leader import Leader
 from server.replicas.watch import DEAD_S, STARTING_S, Watch
 from server.store.servers import ServerRow
@@ -104,6 +105,26 @@ def test_nobody_sends_away_more_than_what_is_over_the_mean(counts: list[int]) ->
 def test_what_chance_makes_is_left(counts: list[int]) -> None:
     for n, count in enumerate(counts):
         assert surplus(count, counts[:n] + counts[n + 1 :]) == 0
+
+
+def test_a_host_that_comes_back_each_time_is_sent_away_ever_less_often() -> None:
+    sent, times = SentAway(), list[float]()
+    for second in range(3600):
+        if sent.may_go(["here"], second):
+            sent.sent(["here"], second)
+            times.append(second)
+    assert times[:6] == [0, 30, 90, 210, 450, 930]
+    assert {later - earlier for earlier, later in pairwise(times[5:])} == {LONGEST_PAUSE_S}
+
+
+def test_other_hosts_may_go_meanwhile_and_what_is_long_ago_is_forgotten() -> None:
+    sent = SentAway()
+    sent.sent(["a"], 0)
+    assert sent.may_go(["a", "b"], 1) == ["b"]
+    later = PAUSE_S + LONGEST_PAUSE_S
+    assert sent.may_go(["a", "b"], later) == ["a", "b"]
+    sent.sent(["a"], later)
+    assert sent.may_go(["a"], later + PAUSE_S) == ["a"]
 
 
 # The leader.
