@@ -122,10 +122,11 @@ class Connection:
         return self._received_at
 
     def send(self, frame: str) -> None:
-        """Send a frame. The connection is aborted when more than `MAX_UNSENT` is unsent."""
-        if self._peer.write(frame) > MAX_UNSENT:
-            log.error("host reads too slowly: connection aborted", extra={"host": self.host})
-            self._peer.abort()  # a close frame would wait behind the unsent bytes
+        """Send a frame; one that has ended drops it. It is aborted when more than `MAX_UNSENT` is unsent."""
+        with suppress(ReferenceError):  # the peer was freed
+            if self._peer.write(frame) > MAX_UNSENT:
+                log.error("host reads too slowly: connection aborted", extra={"host": self.host})
+                self._peer.abort()  # a close frame would wait behind the unsent bytes
 
     def write(self, effect: Effect) -> None:
         """Write a `Send` or a `Push`. Other effects are not for the wire, and are ignored."""
