@@ -23,7 +23,7 @@ from server.jobs import attempts, fires, notices
 from server.jobs.fires import MAX_OPEN_JOBS, NewJob
 from server.jobs.kinds import EXCLUSIVE, ConcurrencyLimit, hangs_at, lane_of, repository_of
 from server.jobs.turn import LaneState, Waiting, turn
-from server.store import connections, news, queue
+from server.store import connections, news, queue, servers
 from server.store.audit import record_audit
 from server.store.jobs import jobs_accepted, jobs_cancelled, jobs_finished, jobs_retried, record_jobs
 from server.store.queue import Moved, OpenRow, Placed
@@ -503,12 +503,15 @@ class JobQueue:
     def arrived(self, conn: Connection, items: Sequence[Arrival]) -> list[Arrived]:
         """Hosts said hello: each of their open jobs is put where it belongs.
 
-        What a host runs has its slot again, and what it was sent and has not goes back to its place.
+        What a host runs has its slot again, and what it was sent and has not goes back to its place. Raises
+        OwnershipError where this server was buried: its hosts are to say hello to another one.
         """
         hellos = [
             connections.Hello(it.host, self._server, it.instance, None if it.hello is None else _facts(it.hello))
             for it in items
         ]
+        if self.is_shared:
+            servers.keep(conn, self._server)
         sessions = connections.connect(conn, hellos)
         for it in items:
             if it.hello is not None and it.host in sessions:

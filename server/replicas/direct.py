@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from server.store import database
 from server.store.bell import Bell
 from server.store.ownership import KEY, OwnershipError, SessionLock
+from server.store.servers import session_name
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +37,18 @@ LOG_EVERY_S = 60.0
 CLOSE_S = 5.0
 """Seconds that `close` waits for the thread, which may wait for a database that does not answer."""
 
+_TRY_TO_LEAD = """
+    SELECT CASE WHEN EXISTS (SELECT 1 FROM servers WHERE id = %(server)s)
+                THEN pg_try_advisory_lock(%(key)s, hashtext(current_schema())) ELSE false END
+"""
+"""Takes the leader's lock. One that the others took for dead, and that may stand still yet, leaves it to them."""
+
 
 class Direct:
     """Runs the connection in a thread of its own from `start` to `close`.
 
-    `url`: of PostgreSQL itself. `bell`: rung when the others are to be woken. `woken`, `elected` and `lost` are called
+    `url`: of PostgreSQL itself. `server`: this one's id in the store; only one that has a row there leads. `bell`: rung
+    when the others are to be woken. `woken`, `elected` and `lost` are called
     in the event loop: when others told something or may have, when this server begins or ends to lead, and when an old
     release had the store meanwhile.
     """
@@ -48,12 +56,14 @@ class Direct:
     def __init__(
         self,
         url: sa.URL,
+        server: str,
         bell: Bell,
         woken: Callable[[], None],
         elected: Callable[[bool], None],
         lost: Callable[[str], None],
     ) -> None:
         self._url = url
+        self._server = server
         self._bell = bell
         self._woken = woken
         self._elected = elected
@@ -100,6 +110,7 @@ class Direct:
         connection: Any = proxied.driver_connection
         try:
             connection.set_autocommit(True)
+            connection.execute("SELECT set_config('application_name', %s, false)", (session_name(self._server),))
             channel = connection.execute("SELECT 'lamplighter_' || current_schema()").fetchone()[0][:63]
             connection.execute(f'LISTEN "{channel}"')
             log.info("directly connected to the database", extra={"channel": channel})
@@ -134,9 +145,7 @@ class Direct:
         """Take the leader's lock if nobody has it. It is asked for again as proof that the connection works."""
         if self._leads:
             connection.execute("SELECT 1")
-        elif connection.execute("SELECT pg_try_advisory_lock(%s, hashtext(current_schema()))", (LEADING,)).fetchone()[
-            0
-        ]:
+        elif connection.execute(_TRY_TO_LEAD, {"key": LEADING, "server": self._server}).fetchone()[0]:
             log.info("this server leads")
             self._lead(True)
 

@@ -19,6 +19,8 @@ BEAT_S = 2.0
 """Seconds between two signs of life."""
 LOOK_S = 1.0
 """Seconds between two looks at the others."""
+LOOKS = 10
+"""How many of these looks the leader has from one search for hosts left behind to the next."""
 
 
 class Followed(NamedTuple):
@@ -31,8 +33,8 @@ class Followed(NamedTuple):
 class Members:
     """The servers that share a store.
 
-    `followed`: up to where this one is. `leads`: whether it takes care of dead ones. `gone`: called with the id of one
-    that is dead, or that left hosts behind.
+    `followed`: up to where this one is. `leads`: whether it takes care of hosts that were left behind. `gone`: called
+    with the id of a server that is dead, or that left hosts behind.
     """
 
     def __init__(
@@ -94,25 +96,31 @@ class Members:
     async def _beat(self) -> None:
         beat = Beat(self._store.server, self._clock(), *self._followed(), self._stopping)
         if not await self._store.write(servers.beat, beat):
-            self._store.lose("the other servers took this one for dead, since it was not heard of: start it again")
+            self._store.lose(servers.BURIED)
 
     async def watch(self) -> None:
-        """Look at the others, until cancelled; where this server leads, bury the dead."""
-        led = False
+        """Look at the others, and bury the dead, until cancelled; where this server leads, find hosts left behind."""
+        looks = 0
         while True:
             with suppress(Unavailable):
                 await self.look(asyncio.get_running_loop().time())
-                if self._leads() and not led:
-                    for server in await self._store.read(servers.without_row):
-                        self._gone(server)
-                led = self._leads()
+                looks = looks + 1 if self._leads() else 0
+                if looks % LOOKS == 1:
+                    await self.look_behind()
             await asyncio.sleep(LOOK_S)
 
     async def look(self, now: float) -> None:
-        """Look once. `now`: by a monotonic clock, in seconds. Raises Unavailable."""
+        """Look once. `now`: by a monotonic clock, in seconds. Raises Unavailable.
+
+        Each server buries the dead, since a leader that stands still buries nobody. One of them is the first.
+        """
         self._rows = await self._store.read(servers.living)
-        dead = [row for row in self._watch.look(self._rows, now) if row.id != self._store.server]
-        for row in dead if self._leads() else ():
-            if await self._store.write(servers.bury, (row.id, row.seen_at)):
+        for row in self._watch.look(self._rows, now):
+            if row.id != self._store.server and await self._store.write(servers.bury, (row.id, row.seen_at)):
                 log.warning("a server is dead: its agents come to the others", extra={"server": row.name, "id": row.id})
                 self._gone(row.id)
+
+    async def look_behind(self) -> None:
+        """Have hosts count as away that are connected to a server without a row. Raises Unavailable."""
+        for server in await self._store.read(servers.without_row):
+            self._gone(server)

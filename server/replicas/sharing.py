@@ -33,7 +33,7 @@ async def sharing(
     if store.direct is None or store.bell is None:
         yield
         return
-    direct = Direct(store.direct, store.bell, follower.wake, leader.elected, store.lose)
+    direct = Direct(store.direct, store.server, store.bell, follower.wake, leader.elected, store.lose)
     direct.start()
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from server.store.ownership import OwnershipError
 from server.store.tables import CONNECTIONS, SERVERS
 
 _S = SERVERS.c
@@ -60,11 +61,43 @@ def leave(conn: Connection, ids: Sequence[str]) -> list[None]:
 
 
 def bury(conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[bool]:
-    """Remove the rows of dead servers. Whether each was still as it was when last seen, at that time."""
-    return [
+    """Remove the rows of dead servers. Whether each was still as it was when last seen, at that time.
+
+    One that stands still has its direct connection still, and with it the leader's lock: PostgreSQL ends that.
+    """
+    buried = [
         conn.execute(sa.delete(SERVERS).where(_S.id == id_, _S.seen_at == seen_at)).rowcount == 1
         for id_, seen_at in items
     ]
+    for (id_, _), is_buried in zip(items, buried, strict=True):
+        if is_buried and conn.dialect.name != "sqlite":
+            conn.execute(_END_SESSIONS, {"name": session_name(id_)})
+    return buried
+
+
+def session_name(server: str) -> str:
+    """How PostgreSQL calls the session of a server's direct connection (application_name)."""
+    return f"lamplighter server {server}"
+
+
+_END_SESSIONS = sa.text("""
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE application_name = :name AND datname = current_database() AND usename = current_user
+""")
+"""Everybody may end sessions of their own user."""
+
+
+def keep(conn: Connection, server: str) -> None:
+    """Have nobody bury this server until the transaction ends. Raises OwnershipError if that was done.
+
+    What a dead server stored of its hosts would stay: those that buried it have seen to them already.
+    """
+    if conn.dialect.name != "sqlite" and not conn.execute(_KEEP, {"id": server}).scalar():
+        raise OwnershipError(BURIED)
+
+
+BURIED = "the other servers took this one for dead, since it was not heard of: start it again"
+_KEEP = sa.text("SELECT 1 FROM servers WHERE id = :id FOR KEY SHARE")
 
 
 def living(conn: Connection) -> list[ServerRow]:

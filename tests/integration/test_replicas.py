@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -81,7 +82,7 @@ class Replica:
         self.woken = 0
         self.leads = False
         self.lost = ""
-        self.direct = Direct(store.direct, store.bell, self._wake, self._elected, self._lose)
+        self.direct = Direct(store.direct, store.server, store.bell, self._wake, self._elected, self._lose)
 
     def _wake(self) -> None:
         self.woken += 1
@@ -96,6 +97,7 @@ class Replica:
 @asynccontextmanager
 async def replica(url: str) -> AsyncIterator[Replica]:
     store = await asyncio.to_thread(Store.open, url)
+    await store.write(servers.join, ServerRow(store.server, "", NOW, NOW))
     made = Replica(store)
     made.direct.start()
     try:
@@ -148,6 +150,25 @@ async def test_when_the_leader_goes_another_leads(url: str, until_true: UntilTru
             await until_true(lambda: other.leads)
 
 
+async def test_a_leader_that_stands_still_is_replaced_and_leads_no_more(
+    url: str, until_true: UntilTrue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with replica(url) as one:
+        await until_true(lambda: one.leads)
+        may_go_on = threading.Event()
+        monkeypatch.setattr(one.direct, "_listen", lambda *_: may_go_on.wait())
+        async with replica(url) as other:
+            await until_true(lambda: other.woken)
+            assert await other.store.write(servers.bury, (one.store.server, NOW))
+            await until_true(lambda: other.leads)
+            may_go_on.set()
+            await until_true(lambda: not one.leads)
+            await other.direct.close()
+            woken = one.woken
+            await until_true(lambda: one.woken > woken)  # it tried to lead meanwhile
+            assert not one.leads
+
+
 async def test_a_direct_connection_that_was_cut_comes_back_and_asks(
     cluster: Cluster, url: str, until_true: UntilTrue
 ) -> None:
@@ -196,6 +217,16 @@ async def test_the_leader_buries_the_dead_once(store: Store) -> None:
     assert await store.read(servers.living) == []
 
 
+async def test_a_dead_leader_is_buried_by_another_server(store: Store) -> None:
+    gone: list[str] = []
+    other = known(store, gone, leads=False)
+    await store.write(servers.join, ServerRow("leader", "leader", NOW, NOW + timedelta(seconds=1)))
+    for second in range(int(DEAD_S) + 3):
+        await other.look(1000.0 + second)
+    assert gone == ["leader"]
+    assert await store.read(servers.living) == []
+
+
 async def test_a_server_that_lived_on_is_not_buried(store: Store) -> None:
     row = ServerRow("alive", "alive", NOW, NOW)
     await store.write(servers.join, row)
@@ -205,17 +236,30 @@ async def test_a_server_that_lived_on_is_not_buried(store: Store) -> None:
     assert not await store.write(servers.beat, servers.Beat("alive", NOW))
 
 
-async def test_hosts_of_a_server_without_a_row_are_found(store: Store) -> None:
-    def connects(conn: sa.Connection, items: object) -> list[None]:
-        conn.execute(sa.insert(HOSTS).values(name="a", labels={}, created_at=NOW, since=NOW))
-        conn.execute(sa.insert(CONNECTIONS).values(host="a", server="gone"))
-        return [None]
+def connects(conn: sa.Connection, items: object) -> list[None]:
+    conn.execute(sa.insert(HOSTS).values(name="a", labels={}, created_at=NOW, since=NOW))
+    conn.execute(sa.insert(CONNECTIONS).values(host="a", server="gone"))
+    return [None]
 
+
+async def test_hosts_of_a_server_without_a_row_are_found(store: Store) -> None:
     await store.write(connects, None)
     assert await store.read(servers.without_row) == ["gone"]
     assert await store.read(servers.connection_counts) == {"gone": 1}
     await store.write(servers.join, ServerRow("gone", "back", NOW, NOW))
     assert await store.read(servers.without_row) == []
+
+
+async def test_a_leader_finds_hosts_that_are_left_behind_while_it_leads(
+    store: Store, until_true: UntilTrue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "LOOKS", 2)
+    gone: list[str] = []
+    watching = asyncio.ensure_future(known(store, gone, leads=True).watch())
+    await store.write(connects, None)
+    await until_true(lambda: len(gone) > 1)  # each time, until they are seen to
+    watching.cancel()
+    assert set(gone) == {"gone"}
 
 
 async def test_the_log_is_trimmed_behind_the_server_that_followed_least(store: Store) -> None:
@@ -246,6 +290,49 @@ async def test_a_server_that_others_took_for_dead_ends(url: str, tmp_path: Path)
         async with asyncio.timeout(PATIENCE_S):
             await serve()
     assert ended.group_contains(StoreLostError, match="took this one for dead")
+
+
+async def test_a_host_that_says_hello_to_a_server_that_others_took_for_dead_is_not_left_with_it(
+    url: str, tmp_path: Path, connect: Connect, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "BEAT_S", 3600.0)  # it does not notice by itself
+    other = await asyncio.to_thread(Store.open, url)
+
+    async def serve() -> None:
+        async with asyncio.timeout(PATIENCE_S), serving(Config(tmp_path, port=0, database=url)) as server:
+            await other.write(delete_servers, None)
+            async with connect("node-1", to=server, token=server.agent_token) as agent:
+                await agent.closed()
+            await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await serve()
+    assert ended.group_contains(StoreLostError, match="took this one for dead")
+    assert await other.read(servers.without_row) == []
+    await other.close()
+
+
+async def test_a_server_is_not_buried_while_it_stores_a_hello(store: Store, url: str, until: Until) -> None:
+    await store.write(servers.join, ServerRow("one", "one", NOW, NOW))
+    engine = sa.create_engine(url)
+    with engine.connect() as conn:
+        servers.keep(conn, "one")
+        burying = asyncio.ensure_future(store.write(servers.bury, ("one", NOW)))
+
+        async def waits() -> bool:
+            return bool(await store.read(waiting))
+
+        await until(waits)
+        assert not burying.done()
+        conn.commit()
+        assert await burying
+        with pytest.raises(ownership.OwnershipError, match="took this one for dead"):
+            servers.keep(conn, "one")
+    engine.dispose()
+
+
+def waiting(conn: sa.Connection) -> int:
+    return int(conn.execute(sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one())
 
 
 def delete_servers(conn: sa.Connection, items: object) -> list[None]:
@@ -351,9 +438,11 @@ async def test_behind_a_pooler_a_server_asks_for_one_connection_of_its_own(
         with pytest.raises(StoreError, match=r"a connection pooler .* give --database-direct"):
             await asyncio.to_thread(Store.open, pooled, direct=given)
     store = await asyncio.to_thread(Store.open, pooled, direct=url)
+    await store.write(servers.join, ServerRow(store.server, "", NOW, NOW))
     made = Replica(store)
     made.direct.start()
     await until_true(lambda: made.leads)
+    await store.write(servers.leave, store.server)
     for _ in range(20):  # more often than a driver prepares no statement
         await store.write(probe, NOW)
         assert await store.read(servers.living) == []
