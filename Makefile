@@ -55,9 +55,12 @@ bench: $(READY) ## Measure, each figure beside its limit in the same run
 bench-scale: $(READY) ## Measure memory and CPU time of each host with 100,000 of them in one process
 	$(BIN)/python -m bench scale
 
+# For a part of it: make faults SEEDS=1000 ROUNDS=30
+SEEDS ?= 10000
+ROUNDS ?= 300
 .PHONY: faults
 faults: restic $(READY) ## Run the parts under faults, at length
-	$(BIN)/python -m tests.faults
+	$(BIN)/python -m tests.faults --seeds $(SEEDS) --rounds $(ROUNDS)
 	LAMPLIGHTER_FUZZ=20 $(BIN)/pytest -q tests/integration/test_hostile.py tests/integration/test_hostile_rest.py \
 		tests/unit/test_cron_grammar.py
 

@@ -57,7 +57,7 @@ def simulate(console: Console, seeds: int) -> bool:
     """Play the simulation; whether all promises hold."""
     jobs = 0
     with _progress(console) as progress, closing(simulated.play_all(seeds)) as stories:
-        task = progress.add_task("simulated months of a fleet", total=seeds)
+        task = progress.add_task("simulated stories of fleets", total=seeds)
         for told in stories:
             jobs += told.jobs
             progress.advance(task)

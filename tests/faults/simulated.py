@@ -10,8 +10,10 @@ from typing import NamedTuple
 from tests.simulation.promises import BrokenPromiseError, check
 from tests.simulation.story import FLEETS, play
 
-MONTHS = 100
-"""Seeds of the large fleet. The rest are of fleets drawn from their seeds, which differ more and take less time."""
+MONTHS = 50
+"""Seeds of the large fleet. They take ten times as long as the others."""
+DRAWN = 500
+"""Seeds of one server's fleets of any size. The rest are of small fleets of one to four servers."""
 
 
 class Told(NamedTuple):
@@ -39,11 +41,12 @@ def _leave_signals() -> None:
 
 
 def play_all(count: int) -> Generator[Told]:
-    """What became of so many stories, as they end; MONTHS of them, or all, are of the large fleet.
+    """What became of so many stories, as they end; up to MONTHS and DRAWN of them, and a tenth, are of these fleets.
 
     Closing this stops the rest.
     """
-    months = min(MONTHS, count)
-    stories = [*(("month", seed) for seed in range(months)), *(("drawn", seed) for seed in range(count - months))]
+    months, drawn = min(MONTHS, count // 10), min(DRAWN, count // 10)
+    many = {"month": months, "drawn": drawn, "shared": count - months - drawn}
+    stories = [(fleet, seed) for fleet, seeds in many.items() for seed in range(seeds)]
     with Pool(os.cpu_count(), _leave_signals) as pool:
         yield from pool.imap_unordered(tell, stories)

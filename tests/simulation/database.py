@@ -152,7 +152,8 @@ class Database:
     """What the server's disk keeps. `begun`: when each schedule's timing began.
 
     Where several servers share it: `living`: those that have a row; `is_down`: whether nobody reaches it, since
-    `lost_at`; `committing`: those whose transactions were committed then, though they do not hear of that.
+    `lost_at`; `committing`: those whose transactions were committed then, though they do not hear of that;
+    `revision`: of the newest of the `edits`.
     """
 
     schedules: dict[str, PlacedSchedule] = field(default_factory=dict)
@@ -169,6 +170,7 @@ class Database:
     edits: list[Edit] = field(default_factory=list)
     is_down: bool = False
     lost_at: datetime = _BEGIN
+    revision: int = 0
 
     def __post_init__(self) -> None:
         self.conn: Any = Connection(self.image)
@@ -264,6 +266,7 @@ class Database:
         revision = changelog.append(self.conn, base, at, str(len(self.edits)))
         if revision is not None:
             self.edits.append(edit)
+            self.revision = revision
         return revision
 
     def take_news_id(self) -> int:

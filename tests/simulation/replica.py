@@ -29,6 +29,8 @@ from wire.messages import Hello
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
+HELD_S = 30.0
+"""Seconds for which a transaction may keep the id of its news to itself."""
 LOCK_S = 25.0
 """Seconds after which PostgreSQL frees the lock of a machine that has vanished."""
 
@@ -42,7 +44,7 @@ class Replica(Server):
         self.revision = 0
         self._position = news.Position()
         self._frozen: list[Callable[[], None]] = []
-        self._early: int | None = None
+        self._early: tuple[int | None, datetime] = None, world.now
         self._answer_at = world.now
         self._follows_at: datetime | None = None
         self._numbers: dict[str, int] = {}  # of the hellos that connections here began with
@@ -73,10 +75,10 @@ class Replica(Server):
             return
         self.paused = self.stopping = False
         self._numbers, self._newest = {}, {row.host: row.session for row in db.connections()}
-        self._follows_at, self._early, self._frozen = None, None, []
+        self._follows_at, self._early, self._frozen = None, (None, world.now), []
         db.living.add(self.id)
         self._position = news.here(db.conn, world.seconds)
-        self.revision = changelog.head(db.conn)
+        self.revision = db.revision
         super().start()
         world.replicas.elect()
 
@@ -181,8 +183,11 @@ class Replica(Server):
             world.replicas.may_fail_over()
             down = db.is_down
             if not down or (begun < db.lost_at and self.id in db.committing):
-                result = db.perform(function, item, world.now, self._early) if function is not None else None
-                self._early = db.take_news_id() if world.rng.random() < 0.02 else None
+                early, taken_at = self._early
+                if world.now - taken_at > HELD_S * SECOND:  # that transaction has failed
+                    early = None
+                result = db.perform(function, item, world.now, early) if function is not None else None
+                self._early = (db.take_news_id() if world.rng.random() < 0.02 else None), world.now
                 world.replicas.committed(self)
                 world.replicas.look_when(_due_times(item, result))
             if self._survives():
@@ -291,8 +296,8 @@ class Replica(Server):
     def follow_changes(self) -> None:
         """Put in force what others changed."""
         db = self.world.db
-        while self.revision != (found := changelog.after(db.conn, self.revision)).head:
-            for revision, body in found.entries:
+        while self.revision != db.revision:  # it is asked for here, since asking takes most of a story's time
+            for revision, body in changelog.after(db.conn, self.revision).entries:
                 self._adopt(db.edits[int(body)])
                 self.revision = revision
 
