@@ -71,18 +71,23 @@ def named() -> set[str]:
     return {name for name, it in functions if it.__module__ == queue.__name__ and not name.startswith("_")}
 
 
-def found_by(conn: Connection, name: str) -> Iterator[str]:
-    """How each part of a statement's plans finds jobs that it is not given the key of: by which index, or "all"."""
-    said: list[tuple[str, Any]] = []
+def said(conn: Connection, call: Callable[[], object]) -> list[tuple[str, Any]]:
+    """The statements that a call executes, with their parameters."""
+    statements: list[tuple[str, Any]] = []
 
     def note(_conn: object, _cursor: object, statement: str, parameters: Any, *_more: object) -> None:
-        said.append((statement, parameters))
+        statements.append((statement, parameters))
 
     sa.event.listen(conn, "before_cursor_execute", note)
-    CALLS[name](conn)
+    call()
     sa.event.remove(conn, "before_cursor_execute", note)
-    assert said
-    for statement, parameters in said:
+    assert statements
+    return statements
+
+
+def found_by(conn: Connection, name: str) -> Iterator[str]:
+    """How each part of a statement's plans finds jobs that it is not given the key of: by which index, or "all"."""
+    for statement, parameters in said(conn, lambda: CALLS[name](conn)):
         yield from (_sqlite if conn.dialect.name == "sqlite" else _postgresql)(conn, statement, parameters)
 
 

@@ -5,7 +5,6 @@ what came of it. So the answer is the same whichever server asks, and a server t
 nothing. Methods name the jobs that were given a slot: whoever has a job's host sends its command.
 """
 
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,7 +12,6 @@ from functools import partial, reduce, wraps
 from typing import NamedTuple, TypeVar
 
 import msgspec
-import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from server.agents.session import HelloFacts
@@ -23,18 +21,13 @@ from server.jobs import attempts, fires, notices
 from server.jobs.fires import MAX_OPEN_JOBS, NewJob
 from server.jobs.kinds import EXCLUSIVE, ConcurrencyLimit, hangs_at, lane_of, repository_of
 from server.jobs.turn import LaneState, Waiting, turn
-from server.store import connections, news, queue, servers
+from server.store import connections, locks, news, queue, servers
 from server.store.audit import record_audit
 from server.store.jobs import jobs_accepted, jobs_cancelled, jobs_finished, jobs_retried, record_jobs
 from server.store.queue import Moved, OpenRow, Placed
 from server.store.rows import AuditRow, JobRow, Pair, Retry
 from server.store.tables import GOOD
 from wire.messages import CommandRun, JobFinished
-
-_LOCKS = 256
-"""How many locks the lanes share on PostgreSQL: a transaction takes as many at most, whatever it touches."""
-_LOCK_CLASS = 0x4C616E65
-"""The first half of such a lock's key: "Lane"."""
 
 LimitOf = Callable[[str], ConcurrencyLimit]
 """The limit of a repository, by its id. The writer's thread asks."""
@@ -251,7 +244,10 @@ class JobQueue:
         jobs = [job for item in items for job in item.jobs]
         lanes = {job.id: self._lane(job.command, job.host) for job in jobs}
         names = set(lanes.values()) - {""}
-        self.lock(conn, names)
+        # Fires of a host come to one server; what somebody asks for may come to another one at the same time.
+        self._lock(
+            conn, ((lanes[job.id], job.command.kind in EXCLUSIVE or job.command.scheduled_at is None) for job in jobs)
+        )
         known, states = self._look(conn, {_pair(job) for job in jobs}, names, MAX_OPEN_JOBS)
         refused = self._in_the_way(conn, items, known)
         replacing = [job for job in jobs if job.policy == "Replace" and job.id not in refused]
@@ -624,10 +620,10 @@ class JobQueue:
         next jobs of their lanes. `settle`: those that wait still."""
         pairs = {(row.scheduled_id, row.host) for row in rows if row.scheduled_id}
         lanes = {row.lane for row in rows}
-        self.lock(conn, lanes)
+        self._lock(conn, ((row.lane, row.exclusive) for row in rows))
         known, states = self._look(conn, pairs, lanes, 1)
         ids = queue.first_of_pairs(conn, [pair for pair, it in known.items() if it.runs])
-        return self._advance(conn, {*ids, *(row.id for row in settle)}, now, lanes, states)
+        return self._advance(conn, {*ids, *(row.id for row in settle if not _has_begun(row))}, now, lanes, states)
 
     def _advance(
         self,
@@ -641,11 +637,14 @@ class JobQueue:
 
         `states`: those lanes as they stand, where that was read already.
         """
-        touched = {*lanes, *queue.lanes_of(conn, job_ids)}
+        if states is None:
+            waiting = set(lanes)
+        else:
+            waiting = {lane for lane, (state, waits) in states.items() if waits and not state.is_full}
+        touched = waiting.union(queue.lanes_of(conn, job_ids))
         if not touched:
             return Outcome()
-        if job_ids or states is None:
-            self.lock(conn, touched)
+        if locks.take(conn, dict.fromkeys(touched, True)) or job_ids or states is None:
             queue.settle(conn, job_ids, now)
             _, states = self._look(conn, (), touched)
         free = {lane: state for lane, (state, waits) in states.items() if waits and not state.is_full}
@@ -665,22 +664,28 @@ class JobQueue:
     ) -> tuple[dict[Pair, queue.PairRow], dict[str, tuple[LaneState, bool]]]:
         """The open runs of each (schedule id, host), counted up to `runs`, and lanes as they stand, each with whether
         any job is ready in it."""
-        limits = {lane: self._limit_of(lane.partition("/")[0]).limit if lane else None for lane in lanes}
+        limits = {lane: self._limit(lane) for lane in lanes}
         slots = 1 + max((limit or 1 for limit in limits.values()), default=1)
         known, states = queue.look(conn, pairs, lanes, runs, slots)
         return {(it.scheduled_id, it.host): it for it in known}, {
             it.lane: (LaneState(it.active, it.exclusive, limits[it.lane]), it.waits) for it in states
         }
 
-    def lock(self, conn: Connection, lanes: Iterable[str]) -> None:
-        """Have no other server decide on these lanes until the transaction ends. SQLite has one writer."""
-        if conn.dialect.name != "sqlite":
-            keys = sorted({zlib.crc32(lane.encode()) % _LOCKS for lane in lanes})
-            conn.execute(_lock, {"class": _LOCK_CLASS, "keys": keys})
+    def _lock(self, conn: Connection, lanes: Iterable[tuple[str, bool]]) -> None:
+        """Lock lanes until the transaction ends, each with whether no other server may decide on it meanwhile.
+
+        Servers share a lane without a limit while they record fires and ends of jobs that may be beside others there:
+        these neither wait nor make others wait. Who gives a slot to a job that waited has the lane to itself.
+        """
+        modes: dict[str, bool] = {}
+        for lane, alone in lanes:
+            modes[lane] = modes.get(lane, False) or alone or self._limit(lane) is not None
+        locks.take(conn, modes)
+
+    def _limit(self, lane: str) -> int | None:
+        return self._limit_of(lane.partition("/")[0]).limit if lane else None
 
 
-_lock = sa.text("SELECT pg_advisory_xact_lock(:class, key) FROM unnest(CAST(:keys AS integer[])) AS key")
-"""In the order of the keys, so that no two transactions wait for each other."""
 _command = msgspec.json.Decoder(CommandRun)
 _NEVER = datetime.min.replace(tzinfo=UTC)
 

@@ -40,13 +40,13 @@ def connect(conn: Connection, hellos: Sequence[Hello]) -> dict[str, int]:
     last = {hello.host: hello for hello in hellos}
     if not last:
         return {}
-    batch.execute(conn, _connect(conn.dialect.name), last.values())
+    batch.change(conn, _connect(conn.dialect.name), last.values())
     return dict(batch.gathered(conn, _sessions(conn.dialect.name), ((host,) for host in last)))
 
 
 def disconnect(conn: Connection, hosts: Iterable[str], server: str, now: datetime) -> None:
     """The connections of these hosts to a server are gone. Those that are newer, to another server, stay."""
-    batch.execute(conn, _disconnect(conn.dialect.name), ((host, server, now) for host in hosts))
+    batch.change(conn, _disconnect(conn.dialect.name), ((host, server, now) for host in hosts))
 
 
 def of_server(conn: Connection, hosts: Iterable[str], server: str) -> set[str]:

@@ -9,7 +9,6 @@ import concurrent.futures
 import logging
 import math
 import os
-import random
 import threading
 import time
 import uuid
@@ -26,8 +25,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from server.errors import Unavailable
-from server.store import database, migrations, ownership, trouble
+from server.store import database, locks, migrations, ownership, trouble
 from server.store.bell import Bell
+from server.store.locks import GaveWayError
 from server.store.ownership import AwayError, FileLock, InUseError, OwnershipError, SessionLock
 
 log = logging.getLogger(__name__)
@@ -39,12 +39,7 @@ READERS = 4
 CONNECTIONS = 1 + READERS + 1
 """Connections to PostgreSQL that a server needs: the writer's, the readers', and one that wakes."""
 TRIES = 5
-"""How often the transaction of one call is run that PostgreSQL rolled back for the sake of another one."""
-PAUSE_S = 0.02
-"""Seconds for which the other one gets ahead; after a second time twice as long, and so on."""
-GIVE_WAY_MS = (50, 150)
-"""Milliseconds, by chance, for which the transaction of several calls waits for a lock before it gives way: of two
-transactions that wait for each other, mostly one does."""
+"""How often a transaction is run that gives way to others."""
 FRESH_S = 2.0
 """Seconds for which the result of the last commit counts as the state of the database."""
 LOG_EVERY_S = 60.0
@@ -55,8 +50,6 @@ PROBE_S = 5.0
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Args = TypeVarTuple("Args")
-
-_random = random.SystemRandom()
 
 BatchStatement = Callable[[Connection, Sequence[Item]], Sequence[Result]]
 
@@ -178,6 +171,8 @@ class Store:
     def _of_servers(cls, url: sa.URL, direct: sa.URL, server: str) -> Self:
         pooled, session = _is_pooled(url, direct), SessionLock(direct)
         writer = database.engine(url, 1, writes=True, pooled=pooled)
+        if pooled:
+            sa.event.listen(writer, "begin", partial(Connection.exec_driver_sql, statement=locks.IMPATIENT))
         first = database.engine(direct, 1, writes=True) if pooled else writer
         sa.event.listen(first, "connect", session.take)
         try:
@@ -409,12 +404,9 @@ def _commit(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
     try:
         return _transacted(conn, calls)
     except Exception as error:
-        if trouble.is_transient(error):
-            if len(calls) == 1:
-                return [_Outcome(calls[0].future, None, _unavailable(error))]
-            middle = len(calls) // 2
-            return _commit(conn, calls[:middle]) + _commit(conn, calls[middle:])
-        if isinstance(error, OwnershipError) or trouble.is_failure(error):
+        if len(calls) == 1 and _gave_way(error):
+            return [_Outcome(calls[0].future, None, _unavailable(error))]
+        if isinstance(error, OwnershipError) or (trouble.is_failure(error) and not _gave_way(error)):
             raise
         if len(calls) == 1:
             return [_Outcome(calls[0].future, None, error)]
@@ -422,27 +414,28 @@ def _commit(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
         return [outcome for call in calls for outcome in _commit(conn, [call])]
 
 
-def _transacted(conn: Connection, calls: Sequence[_Call], tries: int = TRIES) -> list[_Outcome]:
-    """Run calls in one transaction.
+def _transacted(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
+    """Run calls in one transaction; again, up to TRIES times, when it gave way to another one, as `locks` says.
 
-    Several calls lock rows in the order in which they came, which is not that of another server's: they give way soon,
-    and `_commit` halves them. PostgreSQL itself would look for a deadlock after a second. A single call that gave way
-    runs again, up to TRIES times. Calls have no effect except on the connection, so what was rolled back left nothing.
+    Calls have no effect except on the connection, so what was rolled back left nothing.
     """
-    try:
-        with conn.begin():
-            if len(calls) > 1 and conn.dialect.name != "sqlite":
-                conn.exec_driver_sql(f"SET LOCAL lock_timeout = {_random.randint(*GIVE_WAY_MS)}")
-            return _run(conn, calls)
-    except sa.exc.DBAPIError as error:
-        if not trouble.is_transient(error):
-            raise
-        reason = str(error.orig).strip()
-        log.info("a transaction gave way to another one", extra={"reason": reason, "calls": len(calls)})
-        if len(calls) > 1 or tries == 1:
-            raise
-        time.sleep(PAUSE_S * (TRIES - tries + 1))
-        return _transacted(conn, calls, tries - 1)
+    first: locks.Keys = {}
+    for tried in range(1, TRIES + 1):
+        try:
+            with conn.begin():
+                locks.begin(conn, first, is_patient=tried > 1 and not first)
+                return _run(conn, calls)
+        except (GaveWayError, sa.exc.DBAPIError) as error:
+            if tried == TRIES or not _gave_way(error):
+                raise
+            reason = str(getattr(error, "orig", error)).strip()
+            log.info("a transaction gave way to another one", extra={"reason": reason, "calls": len(calls)})
+            first = error.keys if isinstance(error, GaveWayError) and tried == 1 else {}
+    raise AssertionError("the last try returns or raises")
+
+
+def _gave_way(error: Exception) -> bool:
+    return isinstance(error, GaveWayError) or trouble.is_transient(error)
 
 
 def _unavailable(error: Exception) -> Unavailable:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from server.store.locks import WAIT_MS
 from server.store.tables import STORE_OWNER
 
 log = logging.getLogger(__name__)
@@ -41,9 +42,10 @@ SESSION = (
     ("tcp_keepalives_count", "2"),
     ("tcp_user_timeout", "7000"),
     ("idle_in_transaction_session_timeout", "10000"),
+    ("lock_timeout", str(WAIT_MS)),
 )
 """With these, PostgreSQL ends the session of a vanished machine, and so frees its locks, after 7 seconds; and that of
-a process that stands still within a transaction after 10."""
+a process that stands still within a transaction after 10. For the last one see `server.store.locks`."""
 
 Taken = TypeVar("Taken")
 
@@ -129,6 +131,7 @@ class SessionLock:
 
 def wait_for_migrations(conn: sa.Connection) -> None:
     """Have no other server make or change the tables until this transaction ends; wait for one that does."""
+    conn.execute(sa.text("SET LOCAL lock_timeout = 0"))
     conn.execute(sa.text("SELECT pg_advisory_xact_lock(:key, hashtext(current_schema()))"), {"key": MIGRATING})
 
 

@@ -87,6 +87,7 @@ class OpenRow(NamedTuple):
     cancel_requested: bool
     cancel_reason: str | None
     serial: bool
+    exclusive: bool = False
 
 
 class _Id(NamedTuple):
@@ -274,88 +275,6 @@ _IN_LANES = f"""
 
 _WAITING_LANES = """
     SELECT DISTINCT jobs.lane AS id FROM jobs WHERE jobs.ready AND jobs.lane >= :first AND jobs.lane < :last
-"""
-
-_PAIRS = f"""{_SERIAL_READY}
-    UNION
-    SELECT (SELECT jobs.id FROM jobs
-            WHERE jobs.scheduled_id = given.scheduled_id AND jobs.host = given.host AND jobs.{_OPEN}
-              AND jobs.status = 'pending' AND NOT jobs.sent AND NOT jobs.deferred AND jobs.serial
-            ORDER BY jobs.queued_at, jobs.id LIMIT 1) AS id
-    FROM given
-"""
-
-_LANES = """
-    WITH given AS ({given})
-    SELECT given.lane,
-           (SELECT count(*) FROM (
-               SELECT 1 FROM jobs WHERE jobs.lane = given.lane AND jobs.holds LIMIT :most) AS slots) AS active,
-           EXISTS (
-               SELECT 1 FROM jobs WHERE jobs.lane = given.lane AND jobs.holds AND jobs.exclusive = true) AS exclusive,
-           EXISTS (SELECT 1 FROM jobs WHERE jobs.lane = given.lane AND jobs.ready) AS waits
-    FROM given
-"""
-
-_FRONT = """
-        SELECT front.id {more} FROM jobs AS front WHERE front.lane = given.lane AND front.ready
-        ORDER BY front.queued_at, front.id LIMIT :most
-"""
-
-_READY = {
-    "sqlite": f"""
-    WITH given AS ({{given}})
-    SELECT jobs.lane, jobs.id, jobs.exclusive FROM given JOIN jobs ON jobs.id IN ({_FRONT.format(more="")})
-    ORDER BY jobs.lane, jobs.queued_at, jobs.id
-""",
-    "postgresql": f"""
-    WITH given AS ({{given}})
-    SELECT given.lane, jobs.id, jobs.exclusive
-    FROM given CROSS JOIN LATERAL ({_FRONT.format(more=", front.exclusive, front.queued_at")}) AS jobs
-    ORDER BY given.lane, jobs.queued_at, jobs.id
-""",
-}
-"""SQLite has no LATERAL, and PostgreSQL would go through all jobs for the other form."""
-
-_SEND = """
-    WITH given AS ({given})
-    UPDATE jobs SET sent = true, holds = true, ready = false WHERE id IN (SELECT id FROM given) AND ready
-"""
-
-_ROWS = f"""
-    WITH given AS ({{given}})
-    SELECT jobs.* FROM jobs WHERE jobs.id IN (SELECT id FROM given) AND jobs.{_OPEN} ORDER BY jobs.queued_at, jobs.id
-"""
-
-_LANES_OF = """
-    WITH given AS ({given})
-    SELECT DISTINCT jobs.lane AS id FROM jobs WHERE jobs.id IN (SELECT id FROM given)
-"""
-
-_OF_HOST = f"""
-    WITH given AS ({{given}})
-    SELECT jobs.* FROM jobs
-    WHERE jobs.host = (SELECT host FROM given) AND jobs.{_OPEN} AND jobs.id > :after
-    ORDER BY jobs.id LIMIT :most
-"""
-
-_IN_LANES = f"""
-    SELECT jobs.* FROM jobs
-    WHERE {_OPEN} AND jobs.lane >= :first AND jobs.lane < :last AND (jobs.host, jobs.id) > (:host, :after)
-    ORDER BY jobs.host, jobs.id LIMIT :most
-"""
-
-_WAITING_LANES = """
-    SELECT DISTINCT jobs.lane AS id FROM jobs WHERE jobs.ready AND jobs.lane >= :first AND jobs.lane < :last
-"""
-
-_KNOWN = """
-    WITH given AS ({given})
-    SELECT hosts.name AS id FROM hosts WHERE hosts.name IN (SELECT host FROM given)
-"""
-
-_DISCONNECT = """
-    WITH given AS ({given})
-    UPDATE connections SET server = NULL, lost_at = :now WHERE host IN (SELECT host FROM given)
 """
 
 _PAIRS = f"""
@@ -595,13 +514,13 @@ def next_at(conn: Connection) -> datetime | None:
 def change_lanes(conn: Connection, moved: Collection[tuple[str, str]]) -> None:
     """Put these jobs, which are open, into other lanes: (id, lane)."""
     if moved:
-        batch.execute(conn, _update(conn.dialect.name, ("id", "lane")), moved)
+        batch.change(conn, _update(conn.dialect.name, ("id", "lane")), moved)
 
 
 def move(conn: Connection, moved: Collection[Moved]) -> None:
     """Store where these jobs, which are open, belong now. None of them is ready until they are settled."""
     if moved:
-        batch.execute(conn, _update(conn.dialect.name, (*Moved._fields, "ready")), ((*it, False) for it in moved))
+        batch.change(conn, _update(conn.dialect.name, (*Moved._fields, "ready")), ((*it, False) for it in moved))
 
 
 def disconnect_all(conn: Connection, now: datetime) -> list[str]:
@@ -634,7 +553,7 @@ def unplaced(conn: Connection, most: int = FRONT) -> list[OpenRow]:
 def place(conn: Connection, jobs: Collection[Placed]) -> None:
     """Take jobs into the queue."""
     if jobs:
-        batch.execute(conn, _update(conn.dialect.name, Placed._fields), jobs)
+        batch.change(conn, _update(conn.dialect.name, Placed._fields), jobs)
 
 
 def put_forward(conn: Connection, now: datetime) -> None:
@@ -649,7 +568,7 @@ def begun_after(conn: Connection, at: datetime) -> list[OpenRow]:
 
 def set_begun(conn: Connection, begun: Iterable[tuple[str, datetime, datetime]]) -> None:
     """Store when jobs that run were accepted, and from when on they hang: (id, time, time)."""
-    batch.execute(conn, _update(conn.dialect.name, ("id", "accepted_at", "hangs_at")), begun)
+    batch.change(conn, _update(conn.dialect.name, ("id", "accepted_at", "hangs_at")), begun)
 
 
 def queued_since(conn: Connection, at: datetime) -> list[OpenRow]:

@@ -149,14 +149,16 @@ async def test_a_server_that_stands_still_within_a_transaction_does_not_stop_the
     settings = dict(ownership.SESSION) | {"idle_in_transaction_session_timeout": "100"}
     monkeypatch.setattr(ownership, "SESSION", tuple(settings.items()))
     paused, other = [await asyncio.to_thread(Store.open, cluster.url()) for _ in range(2)]
-    goes_on = threading.Event()
+    has_written, goes_on = threading.Event(), threading.Event()
 
     def stands_still(conn: sa.Connection, names: Sequence[str]) -> list[None]:
         done = add_hosts(conn, names)
+        has_written.set()
         goes_on.wait(PATIENCE_S)
         return done
 
     still = paused.submit(stands_still, "paused")
+    assert await asyncio.to_thread(has_written.wait, PATIENCE_S)
     await other.write(add_hosts, "paused")  # waits for the row of the other transaction
     goes_on.set()
     with pytest.raises(Unavailable):
