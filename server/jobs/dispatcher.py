@@ -32,6 +32,7 @@ from server.jobs import fires, notices
 from server.jobs.active import ActiveAttempts, Attempt
 from server.jobs.fires import NewJob
 from server.jobs.kinds import repository_of
+from server.jobs.pieces import PIECE
 from server.jobs.queue import Arrival, Arrived, Cancelling, JobQueue, Leading, Outcome, Recorded, Recording, wire_id
 from server.jobs.repositories import RepositoryStates
 from server.store.futures import Also, Submit, store_unattended, then
@@ -94,6 +95,7 @@ class Dispatcher:
         self._call_later = call_later
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = clock()
+        self._unsent: defaultdict[str, list[OpenRow]] = defaultdict(list)  # jobs given slots, to connected hosts
         self._holds: dict[str, asyncio.TimerHandle] = {}  # of disconnected hosts whose jobs keep their slots
         self._tells_again = False
         self._has_begun = False
@@ -205,6 +207,7 @@ class Dispatcher:
         Raises Unavailable.
         """
         self._cancel_hold(host)
+        self._unsent.pop(host, None)  # the queue has them sent again
         known = {*running, *self._active.wire_ids(host)}  # what it was sent since its hello is not lost
         session = self._agents.session(host) if self._queue.is_shared else None
         facts = None if session is None else session.hello_facts
@@ -226,6 +229,7 @@ class Dispatcher:
     def disconnected(self, host: str) -> None:
         """A host disconnected."""
         self._active.forget(host)
+        self._unsent.pop(host, None)
         self._hold_slots(host)
         self._store_disconnect(host)
 
@@ -282,12 +286,32 @@ class Dispatcher:
         """What the queue decided is stored: tell hosts and listeners."""
         self._send(outcome.sent)
         for job in outcome.asked:
+            self._send_now(self._unsent.pop(job.host, ()))  # an attempt comes before the request to end it
             self._agents.deliver(job.host, [Send((CommandCancel(wire_id(job), job.cancel_reason or "cancelled"),))])
         self.ended(outcome.ended)
         if outcome.more:
             self._unattended(self._queue.look_again, (outcome.more, self._clock()), self.carry_out)
 
     def _send(self, jobs: Sequence[OpenRow]) -> None:
+        """Send jobs that were given slots: where these are many, a piece in each turn of the event loop."""
+        if rest := jobs[PIECE:]:
+            if not self._unsent:
+                self._later(0.0, self._send_more)
+            for job in rest:
+                self._unsent[job.host].append(job)
+        self._send_now(jobs[:PIECE])
+
+    def _send_more(self) -> None:
+        if self._closed or not self._unsent:
+            return
+        host, jobs = self._unsent.popitem()
+        if rest := jobs[PIECE:]:
+            self._unsent[host] = rest
+        if self._unsent:
+            self._later(0.0, self._send_more)
+        self._send_now(jobs[:PIECE])
+
+    def _send_now(self, jobs: Sequence[OpenRow]) -> None:
         """Send jobs that were given slots; end those whose Schedule has gone and those that their hosts cannot run."""
         if not jobs:
             return
@@ -345,10 +369,12 @@ class Dispatcher:
     def send_given(self, jobs: Iterable[OpenRow]) -> None:
         """Send jobs that were given slots elsewhere, to hosts that are connected here; what they have already is left
         out."""
-        self._send([job for job in jobs if self._active.find(job.host, wire_id(job)) is None])
+        unsent = {job.id for its in self._unsent.values() for job in its}
+        self._send([job for job in jobs if job.id not in unsent and self._active.find(job.host, wire_id(job)) is None])
 
     def ask_end(self, asked: notices.EndAsked) -> None:
         """Ask a host, if it is connected here, to end an attempt."""
+        self._send_now(self._unsent.pop(asked.host, ()))
         self._agents.deliver(asked.host, [Send((CommandCancel(asked.attempt, asked.why),))])
 
     def heard_end(self, ended: notices.Ended) -> None:

@@ -16,6 +16,7 @@ from server.jobs.active import ActiveAttempts
 from server.jobs.dispatcher import HOLD_S, STORE_AGAIN_S, CallLater, Dispatcher
 from server.jobs.fires import NewJob
 from server.jobs.kinds import ConcurrencyLimit
+from server.jobs.pieces import PIECE
 from server.jobs.repositories import RepositoryStates
 from server.store.futures import Submit
 from tests.jobqueue import NOON, Jobs, in_memory, job
@@ -238,3 +239,54 @@ def test_that_a_host_disconnected_is_stored_once_the_store_takes_it(
     time.is_stored = True
     time.pass_by(STORE_AGAIN_S)
     assert jobs.ready() == []
+
+
+@pytest.fixture
+def many(dispatch: Dispatcher, jobs: Jobs, time: Time, sent: list[tuple[str, str]]) -> list[str]:
+    """The ids of more jobs than are sent in one turn of the event loop; host c, which was to have them, just came."""
+    jobs.connected("c")
+    many = jobs.add(*(job(f"c-{number:04}", "c", repository="free") for number in range(3 * PIECE)))
+    sent.clear()
+    dispatch.connected("c", ())
+    while not sent:
+        next_turn(time)
+    return many
+
+
+def next_turn(time: Time) -> None:
+    """Run what the event loop has to do now, but not what comes of that."""
+    for timer in [it for it in time.to_come if it.at <= time.passed]:
+        timer.cancel()
+        timer.do()
+
+
+def test_many_jobs_are_sent_in_several_turns_of_the_event_loop(
+    time: Time, many: list[str], sent: list[tuple[str, str]]
+) -> None:
+    sizes = [len(sent)]
+    while len(sent) < len(many):
+        next_turn(time)
+        sizes.append(len(sent) - sum(sizes))
+    assert (sizes, sorted(sent)) == ([PIECE] * 3, [("c", it) for it in many])
+
+
+def test_a_job_that_is_to_end_before_its_turn_came_is_sent_first(
+    dispatch: Dispatcher, time: Time, many: list[str], sent: list[tuple[str, str]]
+) -> None:
+    dispatch.cancel([many[-1]], "me")
+    time.pass_by(0)
+    assert [at for at, (_, job_id) in enumerate(sent) if job_id == many[-1]][-1] > sent.index(("c", many[-1]))
+    assert sorted(sent) == sorted([*(("c", it) for it in many), ("c", many[-1])])
+
+
+def test_jobs_whose_host_went_before_their_turn_came_are_sent_once_it_is_back(
+    dispatch: Dispatcher, time: Time, agents: Agents, many: list[str], sent: list[tuple[str, str]]
+) -> None:
+    agents.gone = {"c"}
+    dispatch.disconnected("c")
+    time.pass_by(0)
+    assert len(sent) == PIECE
+    agents.gone = set()
+    dispatch.connected("c", [job_id for _, job_id in sent])
+    time.pass_by(0)
+    assert sorted(sent) == [("c", it) for it in many]
