@@ -222,13 +222,13 @@ class Gateway:
         hello = await self._read_hello(websocket, allowed)
         await self._refuse_duplicate(websocket, hello)
         await self._check_again(websocket, disconnects)
-        await self._limit_hellos(websocket, hello.host)
+        open_jobs = await self._limit_hellos(websocket, hello.host)
         websocket.state.peer.keep()
         session = await self._hosts.session(hello.host, hello.applied_version)
         connection = Connection(websocket.state.peer, session, next(self._session_ids), hello.instance)
         self._hub.replace(connection)
         try:
-            await self._welcome(connection, hello, websocket)
+            await self._welcome(connection, hello, websocket, has_jobs=bool(open_jobs or hello.running_jobs))
             del hello  # an idle connection should use little memory
             inflow = Inflow()
             connection.take_frames(partial(self._take, connection, inflow))
@@ -240,14 +240,18 @@ class Gateway:
         finally:
             self._hub.remove(connection)
 
-    async def _limit_hellos(self, websocket: WebSocket, host: str) -> None:
-        """Close the connection of a host that connects too often. Raises WebSocketDisconnect then."""
+    async def _limit_hellos(self, websocket: WebSocket, host: str) -> int:
+        """Close the connection of a host that connects too often. Raises WebSocketDisconnect then.
+
+        Returns how many open jobs the host has, up to some number.
+        """
         now = asyncio.get_running_loop().time()
         if wait_s := self._hellos.wait(host, now, 1):
             await websocket.close(BUSY, f"this host connects too often: try again in {wait_s:.1f} s")
             raise WebSocketDisconnect(BUSY)
         open_jobs = await self._store.read(count_of_host, host, int(1000 * HELLO_BURST))
         self._hellos.use(host, 1 + open_jobs / 1000, now)
+        return open_jobs
 
     def _take(self, connection: Connection, inflow: Inflow, frame: str) -> bool:
         """Do what a frame asks for at once, and wait for nothing. Returns False where its connection's task is to.
@@ -306,10 +310,11 @@ class Gateway:
         if wait_s := self._input.use(connection.host, amount, clock()):
             await asyncio.sleep(wait_s)
 
-    async def _welcome(self, connection: Connection, hello: Hello, websocket: WebSocket) -> None:
+    async def _welcome(self, connection: Connection, hello: Hello, websocket: WebSocket, *, has_jobs: bool) -> None:
         """Answer a hello: write the first push, let the hub have the connection, compare jobs, store the hello.
 
-        A newer connection of this host may cancel it at each await.
+        `has_jobs`: whether there were any, here or there; those that came since were not sent yet. A newer connection
+        of this host may cancel it at each await.
         """
         session, now = connection.session, self._clock()
         if self._store.is_shared:  # another server may have had the host until now
@@ -322,7 +327,8 @@ class Gateway:
         self._hub.register(connection)
         self._events.publish(HostConnected(session.name))
         self._hub.deliver(session.name, session.registered())
-        await self._resume(connection, set(hello.running_jobs))
+        if has_jobs:
+            await self._resume(connection, set(hello.running_jobs))
         arrived = await asyncio.shield(self._reports.connected(session.name, hello.running_jobs, hello.instance))
         self._hub.numbered(connection, arrived.session or 0)
         await self._store.write(host_hello, (session.name, connection.number, hello.agent_version, now))

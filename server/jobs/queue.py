@@ -512,8 +512,12 @@ class JobQueue:
         for it in items:
             if it.hello is not None and it.host in sessions:
                 self._note(it.now, notices.Arrived(it.host, sessions[it.host], it.instance, it.hello))
+        busy = queue.with_jobs(conn, {it.host for it in items})
         return [
-            Arrived(self._for_host(conn, it.host, it.now, partial(_met, it.running)), sessions.get(it.host))
+            Arrived(
+                self._for_host(conn, it.host, it.now, partial(_met, it.running)) if it.host in busy else Outcome(),
+                sessions.get(it.host),
+            )
             for it in items
         ]
 
@@ -525,9 +529,10 @@ class JobQueue:
         its = connections.of_server(conn, hosts, self._server) if self.is_shared else hosts
         connections.disconnect(conn, its, self._server, items[-1][1])
         self._note(items[-1][1], *(notices.Left(host) for host in sorted(its)))
+        busy = queue.with_jobs(conn, its)
         return [
             (self._for_host(conn, host, now, lambda _: None), queue.holding(conn, host))
-            if host in its
+            if host in busy
             else (Outcome(), False)
             for host, now in items
         ]

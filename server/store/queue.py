@@ -343,6 +343,11 @@ _BEGUN_AFTER = "SELECT jobs.* FROM jobs WHERE jobs.status = 'running' AND jobs.a
 
 _QUEUED_SINCE = f"SELECT jobs.* FROM jobs WHERE {_OPEN} AND queued_at >= :now"
 
+_WITH_JOBS = f"""
+    WITH given AS ({{given}})
+    SELECT given.host AS id FROM given WHERE EXISTS (SELECT 1 FROM jobs WHERE jobs.host = given.host AND jobs.{_OPEN})
+"""
+
 _COUNT_OF_HOST = sa.text(f"""
     SELECT count(*) FROM (SELECT 1 FROM jobs WHERE host = :host AND {_OPEN} LIMIT :most) AS its
 """)
@@ -471,6 +476,11 @@ def lanes_of(conn: Connection, job_ids: Iterable[str]) -> list[str]:
 def of_host(conn: Connection, host: str, after: str = "", most: int = FRONT) -> list[OpenRow]:
     """A host's open jobs, by id, from the one after that id on."""
     return _read(conn, _OF_HOST, OpenRow, ("host",), [host], after=after, most=most)
+
+
+def with_jobs(conn: Connection, hosts: Collection[str]) -> set[str]:
+    """Those of these hosts that have open jobs."""
+    return set(_ids(_read(conn, _WITH_JOBS, _Id, ("host",), hosts)))
 
 
 def count_of_host(conn: Connection, host: str, most: int) -> int:

@@ -194,7 +194,7 @@ class World:
                 agent.name, f"{self.rng.randint(1, 3)}", agent.version, agent.digest, ["backup"], [*agent.jobs]
             )
             try:
-                await parts.gateway._welcome(connection, hello, cast(Any, agent))
+                await parts.gateway._welcome(connection, hello, cast(Any, agent), has_jobs=True)
                 welcomed.set_result(None)
                 await asyncio.get_running_loop().create_future()
             finally:
