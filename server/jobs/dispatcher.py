@@ -239,7 +239,7 @@ class Dispatcher:
 
         def done(result: tuple[Outcome, bool]) -> None:
             outcome, has_slots = result
-            if not has_slots:
+            if not has_slots and not self._queue.is_shared:  # another server may have given it one meanwhile
                 self._cancel_hold(host)
             self.carry_out(outcome)
 

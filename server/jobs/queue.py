@@ -263,6 +263,8 @@ class JobQueue:
         self._note_slots(now, ((row.host, row.id) for row in away))
         stale = [row for row in placed if row.sent and row.id not in new]  # a slot that no job took
         waits = [row.id for row in placed if row.id not in alone and row.id in new]
+        back = connections.wait_for_hellos(conn, [it.host for it in placed if it.id in new and it.host not in online])
+        waits += [row.id for row in placed if row.id in alone and row.id in new and row.host in back]
         beside = {_pair(job) for job in jobs if job.id in going and job.policy == "Allow" and known[_pair(job)].runs}
         waits += queue.serial_ready(conn, beside)  # each waits for the one that began beside it
         whys = {_pair(job): f"replaced by job {job.id}" for job in replacing if job.id in new}
@@ -528,6 +530,10 @@ class JobQueue:
         hosts = {host for host, _ in items}
         its = connections.of_server(conn, hosts, self._server) if self.is_shared else hosts
         connections.disconnect(conn, its, self._server, items[-1][1])
+        if self.is_shared and conn.dialect.name != "sqlite":  # which has one writer
+            moved = connections.elsewhere(conn, hosts, self._server)  # by now: the statement before waited for hellos
+            its -= moved
+            self._note_untaken(conn, moved, items[-1][1])
         self._note(items[-1][1], *(notices.Left(host) for host in sorted(its)))
         busy = queue.with_jobs(conn, its)
         return [
@@ -536,6 +542,13 @@ class JobQueue:
             else (Outcome(), False)
             for host, now in items
         ]
+
+    def _note_untaken(self, conn: Connection, hosts: Collection[str], now: datetime) -> None:
+        """Have the servers tell these hosts what this one may have told them in vain, while they said hello there."""
+        rows = [row for host in sorted(hosts) for some in _pages(conn, host) for row in some if row.holds]
+        self._note_slots(now, ((row.host, row.id) for row in rows if row.status == "pending"))
+        asked = (row for row in rows if row.cancel_requested)
+        self._note(now, *(notices.EndAsked(row.host, wire_id(row), row.cancel_reason or "cancelled") for row in asked))
 
     @_telling
     def server_gone(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[tuple[Outcome, list[str]]]:
