@@ -331,7 +331,8 @@ class Gateway:
             await self._resume(connection, set(hello.running_jobs))
         arrived = await asyncio.shield(self._reports.connected(session.name, hello.running_jobs, hello.instance))
         self._hub.numbered(connection, arrived.session or 0)
-        await self._store.write(host_hello, (session.name, connection.number, hello.agent_version, now))
+        facts = (session.name, connection.number, hello.agent_version, now)
+        await self._store.write(host_hello, facts, session.name)
         await self._perform(connection, [effect for effect in effects if not isinstance(effect, Push)])
 
     async def _resume(self, connection: Connection, running: set[str]) -> None:
@@ -384,9 +385,9 @@ class Gateway:
 
         if acked.left_out is not None:
             left_out = (session.name, number, acked.left_out, now)
-            begun.append(then(self._store.submit(told.left_out, left_out), lambda _: None))
+            begun.append(then(self._store.submit(told.left_out, left_out, session.name), lambda _: None))
         ack = (session.name, number, acked.version, acked.digest, now)
-        begun.append(then(self._store.submit(told.acks, ack), publish))
+        begun.append(then(self._store.submit(told.acks, ack, session.name), publish))
         return begun
 
 

@@ -27,7 +27,7 @@ class LastSeen:
         if isinstance(event, HostDisconnected):
             seen: list[tuple[str, int, datetime]] = [(event.host, event.session, event.last_seen)]
             with suppress(Unavailable, StoreClosedError):
-                then(self._store.submit(hosts_seen, seen), lambda _: None)
+                then(self._store.submit(hosts_seen, seen, event.host), lambda _: None)
 
     async def follow(self) -> None:
         """Store when connected hosts were last seen, every `EVERY_S`, until cancelled."""

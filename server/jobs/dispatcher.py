@@ -155,12 +155,16 @@ class Dispatcher:
 
     # From a fire or a request to a stored job.
 
-    def record(self, jobs: Sequence[NewJob], audit: AuditRow | None = None) -> "asyncio.Future[Recorded]":
-        """Store jobs, each once for its due time, and send those that may start. `audit`: who asked for them.
+    def record(
+        self, jobs: Sequence[NewJob], audit: AuditRow | None = None, host: str = ""
+    ) -> "asyncio.Future[Recorded]":
+        """Store jobs, each once for its due time, and send those that may start. `audit`: who asked for them. `host`:
+        which host's fires they are, if they are.
 
         Raises Unavailable; the future Conflict where somebody asked for a job and too many are open.
         """
-        future: asyncio.Future[Recorded] = self._submit(self._queue.record, Recording(jobs, self._clock(), audit))
+        recording = Recording(jobs, self._clock(), audit)
+        future: asyncio.Future[Recorded] = self._submit(self._queue.record, recording, host)
         return then(future, partial(self._recorded, jobs), self.answer_lost)
 
     def _recorded(self, jobs: Sequence[NewJob], recorded: Recorded) -> None:
@@ -212,7 +216,7 @@ class Dispatcher:
         session = self._agents.session(host) if self._queue.is_shared else None
         facts = None if session is None else session.hello_facts
         arrival = Arrival(host, known, self._clock(), instance, facts)
-        future: asyncio.Future[Arrived] = self._submit(self._queue.arrived, arrival)
+        future: asyncio.Future[Arrived] = self._submit(self._queue.arrived, arrival, host)
         return then(future, lambda arrived: self.carry_out(arrived.outcome), self.answer_lost)
 
     def on_event(self, event: Event) -> None:
@@ -250,7 +254,7 @@ class Dispatcher:
         def again() -> None:
             self._later(STORE_AGAIN_S, try_again)
 
-        self._unattended(self._queue.disconnected, (host, self._clock()), done, again)
+        self._unattended(self._queue.disconnected, (host, self._clock()), done, again, host)
 
     def _hold_slots(self, host: str, seconds: float = HOLD_S) -> None:
         """Have a host's jobs keep their slots for a while, by the loop's clock, which nobody can set."""
@@ -494,6 +498,7 @@ class Dispatcher:
         item: object,
         follow: Callable[[Any], None],
         failed: Callable[[], None] = lambda: None,
+        host: str = "",
     ) -> None:
         """Store something that nobody waits for. If that fails, the clock is looked at again soon."""
 
@@ -502,7 +507,7 @@ class Dispatcher:
             self.answer_lost()
             self._call_in(STORE_AGAIN_S)
 
-        store_unattended(self._submit, function, item, follow, not_stored)
+        store_unattended(self._submit, function, item, follow, not_stored, host)
 
 
 def _to_send(job: OpenRow) -> CommandRun:

@@ -109,13 +109,13 @@ class Reports:
         if refusals is not None:
             self._dispatcher.publish_refused(session.name, refusals)
             refuse(refusals)
-        return [self._dispatcher.record(jobs)] if jobs else []
+        return [self._dispatcher.record(jobs, host=session.name)] if jobs else []
 
     # Attempts.
 
     def accept(self, host: str, wire_ids: Sequence[str]) -> "asyncio.Future[Any]":
         """A host accepted these attempts. Raises Unavailable."""
-        future: asyncio.Future[Accepted] = self._submit(self._queue.accept, Taken(host, wire_ids, self._clock()))
+        future: asyncio.Future[Accepted] = self._submit(self._queue.accept, Taken(host, wire_ids, self._clock()), host)
 
         def accepted(result: Accepted) -> None:
             self._leave_out(host, result.foreign)
@@ -151,7 +151,7 @@ class Reports:
             return []
         if attempt.log_is_full:
             return []
-        return [then(self._submit(log_lines, (job_id, self._clock(), lines)), attempt.note_log)]
+        return [then(self._submit(log_lines, (job_id, self._clock(), lines), host), attempt.note_log)]
 
     def heard_output(self, job_id: str, lines: Sequence[str]) -> None:
         """A job that lists snapshots or files printed lines, on this server or another one."""
@@ -172,7 +172,7 @@ class Reports:
 
         Ends of jobs that are not open are skipped.
         """
-        future: asyncio.Future[Ended] = self._submit(self._queue.finish, Ending(host, ends, self._clock()))
+        future: asyncio.Future[Ended] = self._submit(self._queue.finish, Ending(host, ends, self._clock()), host)
         return then(future, partial(self._finished, host), self._dispatcher.answer_lost)
 
     def _finished(self, host: str, ended: Ended) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar, TypeVarTuple
@@ -70,6 +69,7 @@ class _Call(NamedTuple):
     function: BatchStatement[Any, Any]
     item: Any
     future: asyncio.Future[Any]
+    host: str = ""
 
 
 class _Outcome(NamedTuple):
@@ -107,7 +107,9 @@ class Store:
         self._outcome = (-math.inf, "")  # when a commit was last tried, and why it failed; by time.monotonic
         self._refusals = _Refusals()
         self._probing: asyncio.Future[str] | None = None
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._turn: list[_Call] = []  # the calls of this turn of the loop
+        self._calls: SimpleQueue[list[_Call] | None] = SimpleQueue()
+        self._submitted = self._taken = 0  # calls, by the loop's thread and by the writer's
         self._drained: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._reads: set[asyncio.Future[Any]] = set()
         self._closed = False
@@ -189,32 +191,43 @@ class Store:
     @property
     def waiting(self) -> int:
         """The number of calls of `write` whose commit has not begun."""
-        return self._calls.qsize()
+        return self._submitted - self._taken
 
     @property
     def failing(self) -> bool:
         """Whether the last commit failed."""
         return bool(self._outcome[1])
 
-    async def write(self, function: BatchStatement[Item, Result], item: Item) -> Result:
+    async def write(self, function: BatchStatement[Item, Result], item: Item, host: str = "") -> Result:
         """Run `function(conn, items)` with this item and those of neighbouring calls; return after the commit.
 
-        Calls keep their order. When a batch fails, each of its calls runs again in a transaction of its own, so a
-        function must have no effect except on its connection. A call is written even when its caller is cancelled.
-        Raises what the function raises for this item; Unavailable when MAX_WAITING calls wait, or the database is
-        locked, full or gone; StoreClosedError.
+        Calls keep their order; but those of different hosts may change places, so that a function gets the items of
+        many hosts at once. `host`: whose call it is; empty if it is of none, or of several. When a batch fails, each of
+        its calls runs again in a transaction of its own, so a function must have no effect except on its connection. A
+        call is written even when its caller is cancelled. Raises what the function raises for this item; Unavailable
+        when MAX_WAITING calls wait, or the database is locked, full or gone; StoreClosedError.
         """
-        return await self.submit(function, item)
+        return await self.submit(function, item, host)
 
-    def submit(self, function: BatchStatement[Item, Result], item: Item) -> "asyncio.Future[Result]":
+    def submit(self, function: BatchStatement[Item, Result], item: Item, host: str = "") -> "asyncio.Future[Result]":
         """Like `write`, but return a future, for callers that use the answer in a callback."""
         if self._closed:
             raise StoreClosedError("the store is closed")
-        if self._calls.qsize() >= MAX_WAITING:
+        if self.waiting >= MAX_WAITING:
             raise Unavailable("the database cannot keep up: try again later")
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._calls.put(_Call(function, item, future))
+        loop = asyncio.get_running_loop()
+        if not self._turn:
+            loop.call_soon(self._hand_over)
+        future: asyncio.Future[Result] = loop.create_future()
+        self._turn.append(_Call(function, item, future, host))
+        self._submitted += 1
         return future
+
+    def _hand_over(self) -> None:
+        """Give the calls of this turn to the writer: to wake it for each would cost more than the calls."""
+        if self._turn:
+            self._calls.put(self._turn)
+            self._turn = []
 
     async def read(self, function: Callable[[Connection, *Args], Result], *args: *Args) -> Result:
         """Run `function(conn, *args)` in a reader's thread, on one snapshot of the database.
@@ -276,6 +289,7 @@ class Store:
         """
         if not self._closed:
             self._closed = True
+            self._hand_over()
             self._calls.put(None)
         async with asyncio.timeout(timeout_s):
             await asyncio.shield(asyncio.wrap_future(self._drained))
@@ -350,11 +364,12 @@ class Store:
     def _gathered(self) -> list[_Call]:
         """All calls that wait, at least one; none when the store is closed and all calls are taken."""
         calls: list[_Call] = []
-        call = self._calls.get()
-        while call is not None:
-            calls.append(call)
+        turn = self._calls.get()
+        while turn is not None:
+            calls += turn
+            self._taken += len(turn)
             try:
-                call = self._calls.get_nowait()
+                turn = self._calls.get_nowait()
             except Empty:
                 return calls
         if calls:
@@ -446,11 +461,28 @@ def _unavailable(error: Exception) -> Unavailable:
 
 def _run(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
     outcomes: list[_Outcome] = []
-    for function, group in groupby(calls, key=lambda call: call.function):
-        neighbours = list(group)
-        results = function(conn, [call.item for call in neighbours])
-        outcomes += [_Outcome(call.future, result, None) for call, result in zip(neighbours, results, strict=True)]
+    for group in _grouped(calls):
+        results = group[0].function(conn, [call.item for call in group])
+        outcomes += [_Outcome(call.future, result, None) for call, result in zip(group, results, strict=True)]
     return outcomes
+
+
+def _grouped(calls: Sequence[_Call]) -> list[list[_Call]]:
+    """Calls in groups of one function. Those of one host keep their order, and those of none keep it with all."""
+    groups: list[list[_Call]] = []
+    reached: dict[str, int] = {}  # the group of the last call of each host since that of the last call of none
+    least = 0  # the group of the last call of none
+    for call in calls:
+        begin = reached.get(call.host, least) if call.host else max(len(groups) - 1, 0)
+        fitting = (at for at in range(begin, len(groups)) if groups[at][0].function == call.function)
+        if (at := next(fitting, len(groups))) == len(groups):
+            groups.append([])
+        groups[at].append(call)
+        if call.host:
+            reached[call.host] = at
+        else:
+            reached, least = {}, at
+    return groups
 
 
 def _resolve_soon(outcomes: Sequence[_Outcome]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
@@ -10,8 +10,15 @@ from server.errors import Unavailable
 from server.store.engine import StoreClosedError
 
 Result = TypeVar("Result")
-Submit = Callable[[Callable[[Connection, Sequence[Any]], Sequence[Any]], Any], "asyncio.Future[Any]"]
-"""`Store.submit`, or what stands for it: stores an item with a batch statement."""
+
+
+class Submit(Protocol):
+    """`Store.submit`, or what stands for it."""
+
+    def __call__(
+        self, function: Callable[[Connection, Sequence[Any]], Sequence[Any]], item: Any, host: str = ""
+    ) -> "asyncio.Future[Any]":
+        """Store an item, of a host or of none, with a batch statement."""
 
 
 class Also(NamedTuple):
@@ -49,10 +56,11 @@ def store_unattended(
     item: object,
     follow: Callable[[Any], None],
     failed: Callable[[], None],
+    host: str = "",
 ) -> None:
     """Store something that nobody waits for. `failed` is called at once if the store takes nothing now."""
     try:
-        future = submit(function, item)
+        future = submit(function, item, host)
     except (Unavailable, StoreClosedError):
         failed()
     else:

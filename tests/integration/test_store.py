@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -191,6 +192,50 @@ async def test_neighbours_with_one_function_are_handed_over_together_and_in_orde
     assert await asyncio.gather(*waiting) == [0, 10, 200, 30]
     assert seen == [("first", 0, 1), ("second", 2), ("first", 3)]
     await held
+
+
+class Noted:
+    """Batch statements that note what they are given. `calls`: how often any was called, `seen`: (name, item)."""
+
+    def __init__(self, *names: str) -> None:
+        self.calls, self.seen = 0, list[tuple[str, Any]]()
+        self.statements = {name: self._statement(name) for name in names}
+
+    def _statement(self, name: str) -> Callable[[sa.Connection, Sequence[Any]], list[Any]]:
+        def noted(conn: sa.Connection, items: Sequence[Any]) -> list[Any]:
+            self.calls += 1
+            self.seen += [(name, item) for item in items]
+            return list(items)
+
+        return noted
+
+
+async def test_what_hosts_say_in_turn_is_stored_by_few_statements(db: Store) -> None:
+    noted, gate = Noted("fire", "accept"), Gate()
+    said = [(name, at) for at in range(100) for name in ("fire", "accept")]
+    held = await gate.hold(db)
+    stored = [db.submit(noted.statements[name], (name, at), f"host-{at}") for name, at in said]
+    await asyncio.sleep(0)
+    gate.let_go.set()
+    assert await asyncio.gather(*stored) == said
+    assert noted.calls == 2
+    await held
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_what_one_host_says_keeps_its_order_also_with_what_is_of_none(sqlite_db: Store, seed: int) -> None:
+    rng, noted, gate = random.Random(seed), Noted("a", "b", "c"), Gate()
+    names, hosts = list(noted.statements), ["", "x", "y", "z"]
+    said = [(rng.choice(names), (rng.choices(hosts, [1, 9, 9, 9])[0], at)) for at in range(200)]
+    held = await gate.hold(sqlite_db)
+    stored = [sqlite_db.submit(noted.statements[name], item, item[0]) for name, item in said]
+    await asyncio.sleep(0)
+    gate.let_go.set()
+    await asyncio.gather(held, *stored)
+    assert sorted(noted.seen) == sorted(said)
+    for host in hosts[1:]:
+        of_host = [item for _, item in noted.seen if item[0] in {"", host}]
+        assert of_host == sorted(of_host, key=lambda item: item[1])
 
 
 async def test_one_bad_call_hurts_only_itself(db: Store, caplog: pytest.LogCaptureFixture) -> None:

@@ -171,7 +171,7 @@ class Replica(Server):
 
     # The store.
 
-    def _submit(self, function: Any, item: Any) -> Stored:
+    def _submit(self, function: Any, item: Any, host: str = "") -> Stored:
         """Commit something soon; its answer comes a little later. When the database is lost meanwhile, nobody knows
         whether it was committed."""
         world, db, stored, begun = self.world, self.world.db, Stored(), self.world.now

@@ -257,7 +257,7 @@ class Server:
             self.receive(pipe, messages)
         pipe.agent.recovers()
 
-    def _submit(self, function: Any, item: Any) -> Stored:
+    def _submit(self, function: Any, item: Any, host: str = "") -> Stored:
         """Commit something soon, in order; a kill right before loses it, and one right after the answer."""
         world, stored = self.world, Stored()
 

@@ -103,7 +103,7 @@ class SharedStore:
     async def read(self, function: Callable[..., Any], *args: Any) -> Any:
         return self.database.read(function, *args)
 
-    def submit(self, function: Callable[..., Any], item: Any) -> "asyncio.Future[Any]":
+    def submit(self, function: Callable[..., Any], item: Any, host: str = "") -> "asyncio.Future[Any]":
         future = asyncio.get_running_loop().create_future()
         future.set_result(self.database.read(function, [item])[0])
         return future

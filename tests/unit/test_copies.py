@@ -58,12 +58,12 @@ class Shared:
         self.conn, self.server, self.rng = conn, server, rng
         self.late = True
 
-    def submit(self, function: Callable[..., Sequence[Any]], item: Any) -> "asyncio.Future[Any]":
+    def submit(self, function: Callable[..., Sequence[Any]], item: Any, host: str = "") -> "asyncio.Future[Any]":
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         future.set_result(function(self.conn, [item])[0])
         return future
 
-    async def write(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
+    async def write(self, function: Callable[..., Sequence[Any]], item: Any, host: str = "") -> Any:
         return await self.submit(function, item)
 
     async def read(self, function: Callable[..., Any], *args: Any) -> Any:

@@ -107,7 +107,7 @@ def jobs() -> Jobs:
 def dispatch(jobs: Jobs, time: Time, agents: Agents) -> Dispatcher:
     """After a start: host a has said nothing yet and may be running a job, for whose slot one of host b waits."""
 
-    def submit(function: Callable[..., Sequence[Any]], item: object) -> Stored:
+    def submit(function: Callable[..., Sequence[Any]], item: object, host: str = "") -> Stored:
         if not time.is_stored:
             raise Unavailable("the disk is full")
         (result,) = function(jobs.conn, [item])

@@ -599,7 +599,7 @@ class Nowhere:
 def reports(queue: Jobs) -> Reports:
     """Reports of db-1 and db-2, which are connected, to this queue."""
 
-    def submit(function: Any, item: Any) -> Any:
+    def submit(function: Any, item: Any, host: str = "") -> Any:
         """It is stored at once."""
         future: Future[Any] = Future()
         (result,) = function(queue.conn, [item])
