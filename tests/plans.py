@@ -46,6 +46,7 @@ CALLS: dict[str, Callable[[Connection], object]] = {
     "queued_since": lambda conn: queue.queued_since(conn, NOON),
     "counts": lambda conn: queue.counts(conn, NOON),
     "hanging": lambda conn: queue.hanging(conn, NOON),
+    "to_tell": lambda conn: queue.to_tell(conn, "here"),
     "waits": lambda conn: queue.waits(conn, ["1"]),
 }
 """A call of each statement."""

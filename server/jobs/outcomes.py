@@ -52,6 +52,20 @@ def why(end: JobFinished) -> str:
     return ": ".join(it for it in (end.reason or end.status, error) if it)[:MAX_WHY]
 
 
+class Standing(NamedTuple):
+    """How a Schedule's last jobs on some hosts ended.
+
+    `failed`, `warned`: the hosts whose last job did. `late`: those without a recent success. `never_succeeded`: on how
+    many none ever succeeded; `oldest_success`: of the last successes on the others, the oldest one.
+    """
+
+    failed: list[str]
+    warned: list[str]
+    late: list[str]
+    never_succeeded: int
+    oldest_success: datetime | None
+
+
 class Outcomes:
     """The last outcome of each Schedule on each host. Jobs of no Schedule do not count.
 
@@ -113,15 +127,37 @@ class Outcomes:
         outcomes = list(self._last.get(schedule_id, {}).items())
         return sorted(host for host, last in outcomes if last.status == "warning" and host in hosts)
 
+    def standing(self, schedule_id: str, hosts: frozenset[str], since: datetime) -> Standing:
+        """How the Schedule's last jobs on these hosts ended, and which of them have had no success since then."""
+        outcomes = self._last.get(schedule_id, {})
+        failed: list[str] = []
+        warned: list[str] = []
+        late = list(hosts - outcomes.keys())
+        without, oldest = len(late), None
+        for host, (status, _, succeeded_at, _, _, _) in outcomes.items():
+            if host not in hosts:
+                continue
+            if status != "succeeded":
+                (warned if status in GOOD else failed).append(host)
+            if succeeded_at is None:
+                without += 1
+                late.append(host)
+                continue
+            if succeeded_at < since:
+                late.append(host)
+            if oldest is None or succeeded_at < oldest:
+                oldest = succeeded_at
+        return Standing(failed, warned, late, without, oldest)
+
     def why(self, schedule_id: str, host: str) -> str:
         """Why the Schedule's last job on a host did not fully succeed; empty if it did, or if there was none."""
         last = self._last.get(schedule_id, {}).get(host)
         return "" if last is None else last.why
 
-    def succeeded(self, schedule_id: str) -> dict[str, datetime]:
-        """When the last successful job of a Schedule ended on each host that had one. Any thread may ask."""
-        outcomes = list(self._last.get(schedule_id, {}).items())
-        return {host: last.succeeded_at for host, last in outcomes if last.succeeded_at is not None}
+    def succeeded_at(self, schedule_id: str, host: str) -> datetime | None:
+        """When the Schedule's last successful job on a host ended; None if there was none. Any thread may ask."""
+        last = self._last.get(schedule_id, {}).get(host)
+        return None if last is None else last.succeeded_at
 
 
 class Health:

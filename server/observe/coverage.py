@@ -7,6 +7,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from heapq import nsmallest
 from itertools import chain
 from weakref import WeakKeyDictionary
 
@@ -102,22 +103,23 @@ class CoverageReader:
         """The coverage of a schedule. `having`: groups that should hold it. `hanging`: hosts where its jobs hang."""
         schedule = self._placement.schedules.get(schedule_id)
         is_enabled = schedule is not None and schedule.spec.enabled
-        names = set().union(*(it.names for it in having))
-        out_of_sync = sorted(chain.from_iterable(it.out_of_sync(schedule_id) for it in having))
-        failed, warned = self._outcomes.failed(schedule_id, names), self._outcomes.warned(schedule_id, names)
+        names = having[0].names if len(having) == 1 else frozenset().union(*(it.names for it in having))
+        out_of_sync = list(chain.from_iterable(it.out_of_sync(schedule_id) for it in having))
         within = success_within(schedule.spec) if schedule is not None else timedelta()
+        ends = self._outcomes.standing(schedule_id, names, now - within)
+        failed, warned = nsmallest(MAX_NAMED, ends.failed), nsmallest(MAX_NAMED, ends.warned)
         not_granted = self._not_granted(schedule)
-        late = overdue(self._since(schedule_id, names), within, now) if is_enabled else []
-        succeeded = [at for host, at in self._outcomes.succeeded(schedule_id).items() if host in names]
+        # A pair of which a job succeeded within the period is not overdue, whenever it began.
+        late = overdue(self._since(schedule_id, ends.late), within, now) if is_enabled else []
         return Coverage(
             hosts=len(names),
             in_sync=len(names) - len(out_of_sync),
-            out_of_sync=out_of_sync[:MAX_NAMED],
-            failed=len(failed),
-            failed_names=failed[:MAX_NAMED],
-            warned=len(warned),
-            warned_names=warned[:MAX_NAMED],
-            errors={it: self._outcomes.why(schedule_id, it) for it in (*failed[:MAX_NAMED], *warned[:MAX_NAMED])},
+            out_of_sync=nsmallest(MAX_NAMED, out_of_sync),
+            failed=len(ends.failed),
+            failed_names=failed,
+            warned=len(ends.warned),
+            warned_names=warned,
+            errors={it: self._outcomes.why(schedule_id, it) for it in (*failed, *warned)},
             not_granted=len(not_granted),
             not_granted_names=not_granted[:MAX_NAMED],
             denied=self._denied(schedule),
@@ -128,16 +130,17 @@ class CoverageReader:
             overdue_names=late[:MAX_NAMED],
             within=within,
             hanging=sorted(names.intersection(hanging)),
-            never_succeeded=len(names) - len(succeeded),
-            oldest_success=min(succeeded, default=None),
+            never_succeeded=ends.never_succeeded,
+            oldest_success=ends.oldest_success,
             refused_hooks=_refused_hooks(schedule, chain.from_iterable(it.hosts for it in having)),
         )
 
     def _since(self, schedule_id: str, hosts: Iterable[str]) -> dict[str, datetime]:
         """By host, when a schedule last succeeded or when the pair began, whichever is later."""
         since = self._expected_since.since(schedule_id, hosts)
-        for host, at in self._outcomes.succeeded(schedule_id).items():
-            if host in since and at > since[host]:
+        for host, began in since.items():
+            at = self._outcomes.succeeded_at(schedule_id, host)
+            if at is not None and at > began:
                 since[host] = at
         return since
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import cron
 from server.fleet.expected import ExpectedSince, duration, overdue, success_within
+from server.jobs.outcomes import LastOutcome, Outcomes
 from server.resources.specs import ScheduleSpec
 from server.store.rows import Joined
 from tests.specs import BACKUP, changed
@@ -106,3 +107,23 @@ def test_those_that_are_overdue_are_told_the_worst_first() -> None:
     hours = {"a": 49, "b": 47, "c": 80, "d": 48}
     since = {host: NOW - timedelta(hours=n) for host, n in hours.items()}
     assert overdue(since, timedelta(hours=48), NOW) == ["c", "a"]
+
+
+def test_how_hosts_stand_is_told_of_those_that_were_asked_for() -> None:
+    outcomes, day = Outcomes(), timedelta(days=1)
+    for host, status, succeeded_at in (
+        ("fine", "succeeded", NOW),
+        ("long ago", "succeeded", NOW - 3 * day),
+        ("failed since", "failed", NOW - day),
+        ("warned", "warning", NOW),
+        ("failed always", "failed", None),
+        ("another", "failed", NOW - 9 * day),
+    ):
+        outcomes.remember("s", host, LastOutcome(status, NOW, succeeded_at))
+    asked = frozenset(["fine", "long ago", "failed since", "warned", "failed always", "silent"])
+    stands = outcomes.standing("s", asked, NOW - 2 * day)
+    assert (sorted(stands.failed), stands.warned) == (["failed always", "failed since"], ["warned"])
+    assert sorted(stands.late) == ["failed always", "long ago", "silent"]
+    assert (stands.never_succeeded, stands.oldest_success) == (2, NOW - 3 * day)
+    unknown = outcomes.standing("unknown", asked, NOW)
+    assert (frozenset(unknown.late), unknown.never_succeeded, unknown.oldest_success) == (asked, len(asked), None)
