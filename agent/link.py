@@ -8,8 +8,12 @@ the next hello, the core sends all that the server has not answered.
 import asyncio
 import logging
 import random
+import re
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +35,12 @@ STEADY_S = 30.0
 RESTART = 1012
 """Close code of a server that restarts, or that has too many agents ("service restart", registered by IANA): the agent
 connects again soon, as after a steady connection."""
+BUSY = 1013
+"""Close code of a server that asks the agent to try again later (registered by IANA)."""
+BUSY_STATUSES = {429, 503}
+"""Statuses whose Retry-After is obeyed (RFC 6585, section 4; RFC 9110, section 15.6.4)."""
+LONGEST_ASKED_S = 3600.0
+"""The longest wait in seconds that a server may ask for, or whatever else answers in its place."""
 PING_S = 20.0
 """Seconds between pings, and seconds to wait for a pong (RFC 6455, section 5.5.2)."""
 OPEN_S = 10.0
@@ -61,6 +71,30 @@ def backoff(failures: int, rng: random.Random) -> float:
     """
     limit: float = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 16))
     return rng.uniform(0.1, 1.0) * limit
+
+
+def asked_wait(retry_after: str, now: datetime) -> float:
+    """Seconds that a Retry-After header asks to wait, as a number or as a time (RFC 9110, section 10.2.3).
+
+    At most LONGEST_ASKED_S; 0 for anything else.
+    """
+    if retry_after.isascii() and retry_after.isdigit():
+        return min(float(retry_after), LONGEST_ASKED_S)
+    try:
+        at = parsedate_to_datetime(retry_after)
+        seconds = ((at if at.tzinfo is not None else at.replace(tzinfo=UTC)) - now).total_seconds()
+    except (ValueError, TypeError, IndexError, OverflowError):  # malformed; of email.utils not all are ValueErrors
+        return 0.0
+    return min(max(seconds, 0.0), LONGEST_ASKED_S)
+
+
+def asked_wait_of_close(code: int | None, reason: str | None) -> float:
+    """Seconds that a close frame asks to wait, at most LONGEST_ASKED_S; 0 where it names none."""
+    named = _AGAIN_IN.search(reason or "") if code == BUSY else None
+    return 0.0 if named is None else min(float(named[1]), LONGEST_ASKED_S)
+
+
+_AGAIN_IN = re.compile(r"try again in ([0-9]+(?:\.[0-9]+)?) s\b")
 
 
 def error_text(error: Exception) -> str:
@@ -104,17 +138,19 @@ class Link:
         failures = 0
         clock = asyncio.get_running_loop().time
         while True:
-            opened, sent_away = None, False
+            opened, sent_away, asked_s = None, False, 0.0
             try:
                 async with self._connect() as socket:
                     opened = clock()
                     reason = await self._converse(socket)
                     sent_away = socket.close_code == RESTART
+                    asked_s = asked_wait_of_close(socket.close_code, socket.close_reason)
             except (OSError, TimeoutError, ImportError, InvalidHandshake, InvalidProxy, ConnectionClosed) as error:
                 reason = self._reason(error) if opened is None else error_text(error)
+                asked_s = _asked_by(error)
             steady = sent_away or (opened is not None and clock() - opened > STEADY_S)
             failures = 1 if steady else failures + 1
-            delay = backoff(failures, self._rng)
+            delay = asked_s + backoff(failures, self._rng)  # those that are asked alike do not come at once
             log.warning("not connected", extra={"url": self._url, "reason": reason, "retry_s": round(delay, 1)})
             await asyncio.sleep(delay)
 
@@ -186,3 +222,11 @@ class Link:
             if error.rcvd is None:  # the connection was cut
                 return error_text(error)
         return f"closed by the server: {socket.close_reason or socket.close_code}"
+
+
+def _asked_by(error: Exception) -> float:
+    """Seconds that the answer to a handshake asks to wait; 0 where it asks for none."""
+    if isinstance(error, InvalidStatus) and error.response.status_code in BUSY_STATUSES:
+        with suppress(LookupError):  # no such header, or several
+            return asked_wait(error.response.headers["Retry-After"], datetime.now(UTC))
+    return 0.0

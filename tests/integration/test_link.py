@@ -4,9 +4,12 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
@@ -39,6 +42,7 @@ class Server:
         self.sockets: asyncio.Queue[Any] = asyncio.Queue()
         self.requests: list[Request] = []
         self.refusal: tuple[int, str] | None = None
+        self.retry_after: list[str] = []
 
     async def next(self) -> Any:
         return await asyncio.wait_for(self.sockets.get(), 10)
@@ -49,7 +53,12 @@ class Server:
 
     def _request(self, connection: ServerConnection, request: Request) -> Response | None:
         self.requests.append(request)
-        return connection.respond(*self.refusal) if self.refusal else None
+        if self.refusal is None:
+            return None
+        answer = connection.respond(*self.refusal)
+        for value in self.retry_after:
+            answer.headers["Retry-After"] = value
+        return answer
 
     @asynccontextmanager
     async def listening(self, port: int = 0, **settings: Any) -> AsyncIterator[Self]:
@@ -216,6 +225,90 @@ async def test_a_server_that_sends_its_agents_away_makes_none_of_them_wait_longe
             await (await server.next()).close(code, "bye")
         await server.next()
     assert asked == [1, 2, 1, 1, 2]
+
+
+NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0),
+        ("1", 1),
+        ("3600", 3600),
+        ("3601", 3600),
+        ("9" * 5000, 3600),
+        ("-5", 0),
+        ("1.5", 0),
+        ("nan", 0),
+        ("\u0663", 0),
+        ("", 0),
+        ("soon", 0),
+        ("Sat, 28 Nov 2026 12:00:30 GMT", 30),
+        ("Sat, 28 Nov 2026 12:00:30 -0000", 30),
+        ("Sat, 28 Nov 2026 11:00:00 GMT", 0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 3600),
+        ("Sat, 28 Nov 2026 12:00:30 +9999999", 0),
+    ],
+)
+def test_a_wait_that_is_asked_for_is_at_most_an_hour(value: str, seconds: float) -> None:
+    assert links.asked_wait(value, NOON) == seconds
+
+
+@given(st.text() | st.from_regex(r"[A-Z][a-z]{2}, [0-9 :+a-zA-Z-]{0,40}"))
+def test_whatever_is_in_the_header_the_wait_is_bounded(value: str) -> None:
+    assert 0 <= links.asked_wait(value, NOON) <= 3600
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "seconds"),
+    [
+        (1013, "this host connects too often: try again in 2.5 s", 2.5),
+        (1013, f"try again in {'9' * 400} s", 3600),
+        (1013, "try again later", 0),
+        (1013, "try again in -5 s", 0),
+        (1013, None, 0),
+        (1011, "try again in 5 s", 0),
+        (None, None, 0),
+    ],
+)
+def test_a_close_frame_may_ask_for_a_wait(code: int | None, reason: str | None, seconds: float) -> None:
+    assert links.asked_wait_of_close(code, reason) == seconds
+
+
+async def waits(caplog: pytest.LogCaptureFixture, count: int) -> list[float]:
+    """The seconds of the next waits, of which none is waited for."""
+    async with asyncio.timeout(10):
+        while len(logged := [it for it in caplog.records if it.getMessage() == "not connected"]) < count:
+            await asyncio.sleep(0.01)
+    return [vars(it)["retry_s"] for it in logged[:count]]
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "least"),
+    [(503, ["2"], 2), (429, ["2"], 2), (401, ["2"], 0), (503, [], 0), (503, ["2", "3"], 0), (503, ["9" * 30], 3600)],
+)
+async def test_a_server_that_is_busy_is_called_again_when_it_says_and_by_each_agent_at_a_time_of_its_own(
+    server: Server,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    retry_after: list[str],
+    least: float,
+) -> None:
+    monkeypatch.setattr(links, "backoff", lambda failures, rng: 0.25)
+    server.refusal, server.retry_after = (status, "busy"), retry_after
+    async with calling(server.port):
+        assert await waits(caplog, 1) == [round(least + 0.25, 1)]
+
+
+async def test_a_server_that_closes_as_it_is_busy_is_called_again_when_it_says(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "backoff", lambda failures, rng: 0.25)
+    async with calling(server.port):
+        await (await server.next()).close(1013, "this host connects too often: try again in 7.5 s")
+        assert await waits(caplog, 1) == [round(7.75, 1)]
 
 
 # Talking.
