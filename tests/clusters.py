@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import pytest
 
+from tests import postgresql
 from tests.docs import free_port
 
 SETTINGS = {"fsync": "off", "listen_addresses": "'127.0.0.1'", "max_connections": "40", "hot_standby": "on"}
@@ -72,7 +73,7 @@ class Cluster:
 
     def _run(self, program: str, *argv: str | Path) -> None:
         """Run one of PostgreSQL's programs, which do not run as root."""
-        path = Path(_pgserver().__file__).parent / "pginstall" / "bin" / program
+        path = (postgresql.programs() or Path(_pgserver().__file__).parent / "pginstall" / "bin") / program
         done = subprocess.run(
             [path, *argv], user=user(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, cwd="/"
         )

@@ -66,6 +66,12 @@ class Databases:
         return self._made[-1]
 
 
+def programs() -> Path | None:
+    """The folder with PostgreSQL's programs, if the environment names one."""
+    which = os.environ.get(WHICH, "")
+    return Path(which) if which and "://" not in which else None
+
+
 @contextmanager
 def running() -> Iterator[Databases]:
     """The server that the environment names."""
@@ -76,8 +82,8 @@ def running() -> Iterator[Databases]:
             yield databases
         finally:
             databases.close()
-    elif which:
-        with _of_programs(Path(which)) as url:
+    elif (folder := programs()) is not None:
+        with _of_programs(folder) as url:
             yield Databases(url)
     else:
         with _of_wheel() as url:

@@ -8,7 +8,7 @@ import shutil
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,9 +20,11 @@ from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from server.app import Config, Running, serving
-from server.store import migrations
+from server.app import Config, Parts, Running, serving
+from server.store import migrations, servers
+from server.store import tables as models
 from server.store.engine import Store
+from server.store.servers import ServerRow
 from tests import postgresql as postgresql_servers
 from tests.integration.clock import Clock
 from tests.plain import NO_TLS
@@ -32,6 +34,8 @@ Answer = TypeVar("Answer")
 PATIENCE_S = 60
 """What takes longer than this will not come."""
 ON_POSTGRESQL = os.environ.get("LAMPLIGHTER_TEST_DATABASE", "sqlite") == "postgresql"
+SQLITE = pytest.param("sqlite", marks=pytest.mark.sqlite("runs beside itself on PostgreSQL"))
+"""For tests that run on both databases in any case."""
 
 Declare = Callable[..., Awaitable[str]]
 Connect = Callable[..., AbstractAsyncContextManager["Agent"]]
@@ -60,45 +64,91 @@ def postgresql(databases: Databases) -> str:
     return databases.new().render_as_string(hide_password=False)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def stand_ins(request: pytest.FixtureRequest) -> Iterator[dict[Path, sa.URL]]:
-    """With LAMPLIGHTER_TEST_DATABASE=postgresql, the databases that stand for the SQLite files of data folders.
+class DataFolders:
+    """The databases of servers' data folders: SQLite files, or what stands for them in PostgreSQL."""
 
-    Stores that a test or its servers open by such a file are there. Processes that a test starts keep to their files.
+    def __init__(self, databases: Databases | None) -> None:
+        self._databases = databases
+        self._made: dict[Path, sa.URL] = {}
+
+    def url(self, folder: Path) -> str:
+        """The URL of a folder's database."""
+        folder = folder.resolve()
+        if self._databases is None:
+            return f"sqlite:///{folder}/lamplighter.db"
+        if folder not in self._made:
+            self._made[folder] = self._databases.new_migrated()
+        return self._made[folder].render_as_string(hide_password=False)
+
+    def environment(self, folder: Path) -> dict[str, str]:
+        """What a process needs so that `lamplighter server` on this folder has the folder's database."""
+        return {} if self._databases is None else {"LAMPLIGHTER_DATABASE": self.url(folder)}
+
+    def rows(self, folder: Path, table: str) -> list[dict[str, Any]]:
+        """A table of a folder's database, whether or not a server runs on it."""
+        engine = sa.create_engine(self.url(folder), poolclass=sa.NullPool)
+        with engine.connect() as conn:
+            return [dict(row) for row in conn.execute(sa.select(models.tables[table])).mappings()]
+
+    def drop_below(self, folder: Path) -> None:
+        """Drop the PostgreSQL databases of all data folders in a folder."""
+        for made in [it for it in self._made if it.is_relative_to(folder)]:
+            assert self._databases is not None
+            self._databases.drop(self._made.pop(made))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def data_folders(request: pytest.FixtureRequest) -> Iterator[DataFolders]:
+    """The databases of data folders. With LAMPLIGHTER_TEST_DATABASE=postgresql they are in PostgreSQL.
+
+    Then that is where the stores are that a test or its servers open by such a folder's file. A process that a test
+    starts needs `environment`; `lamplighter up` always keeps to SQLite.
     """
-    made: dict[Path, sa.URL] = {}
+    folders = DataFolders(request.getfixturevalue("databases") if ON_POSTGRESQL else None)
     with pytest.MonkeyPatch.context() as patch:
         if ON_POSTGRESQL:
-            databases: Databases = request.getfixturevalue("databases")
-            open_file = Store.open
+            open_store = Store.open
 
             def opened(location: str | os.PathLike[str], **settings: Any) -> Store:
-                folder = Path(location).resolve().parent
-                if not os.fspath(location).endswith("/lamplighter.db") or "://" in os.fspath(location):
-                    return open_file(location, **settings)
-                if folder not in made:
-                    made[folder] = databases.new_migrated()
-                return open_file(made[folder].render_as_string(hide_password=False), **settings)
+                path = os.fspath(location)
+                if path.endswith("/lamplighter.db") and "://" not in path:
+                    path = folders.url(Path(path).parent)
+                return open_store(path, **settings)
 
             patch.setattr(Store, "open", staticmethod(opened))
-        yield made
+        yield folders
 
 
 @pytest.fixture(autouse=True)
-def dropped(request: pytest.FixtureRequest, stand_ins: dict[Path, sa.URL]) -> Iterator[None]:
+def dropped(request: pytest.FixtureRequest, data_folders: DataFolders) -> Iterator[None]:
     """Drops the databases of a test's folders after it."""
-    databases: Databases | None = request.getfixturevalue("databases") if ON_POSTGRESQL else None
     yield
-    for folder in list(stand_ins):
-        if databases is not None and folder.is_relative_to(request.node.funcargs.get("tmp_path", "/nowhere")):
-            databases.drop(stand_ins.pop(folder))
+    data_folders.drop_below(Path(request.node.funcargs.get("tmp_path", "/nowhere")))
+
+
+async def join(parts: Parts) -> None:
+    """Have a server that a test put together itself be the one that its store has, which takes hosts and leads."""
+    store = parts.services.store
+    if store.is_shared:
+        now = datetime.now(UTC)
+        await store.write(servers.leave, store.server)  # after a restart
+        await store.write(servers.join, ServerRow(store.server, "", now, now))
+        parts.leader.elected(True)
+        parts.services.dispatcher.lead()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests of SQLite's own where its place is taken."""
     for item in items:
-        if ON_POSTGRESQL and item.get_closest_marker("sqlite"):
-            item.add_marker(pytest.mark.skip("of SQLite alone"))
+        if ON_POSTGRESQL and (marker := item.get_closest_marker("sqlite")):
+            item.add_marker(pytest.mark.skip(f"of SQLite alone: {marker.args[0]}"))
+
+
+async def leading(server: Running) -> None:
+    """Wait until a server leads, which takes a moment where others could do so."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not server.parts.leader.leads():
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -129,6 +179,7 @@ async def server(tmp_path: Path, clock: Clock, migrated: Path, database: str) ->
     if not (tmp_path / migrated.name).exists():
         shutil.copy(migrated, tmp_path)
     async with serving(Config(tmp_path, port=0, database=database), clock) as running:
+        await leading(running)
         yield running
 
 

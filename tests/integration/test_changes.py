@@ -23,6 +23,7 @@ from server.store.jobs import get_job
 from server.store.queue import of_host
 from server.store.rows import Row
 from server.store.tables import Actor
+from tests.integration.conftest import join
 from wire.messages import CommandCancel
 
 pytestmark = pytest.mark.anyio
@@ -104,7 +105,10 @@ def state(parts: Parts) -> dict[str, Any]:
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     store = Store.open(tmp_path / "lamplighter.db")
-    yield World(store, Vault([Vault.new_key()]))
+    world = World(store, Vault([Vault.new_key()]))
+    await join(world.parts)
+    yield world
+    world.services.dispatcher.close()
     await store.close()
 
 
@@ -207,18 +211,26 @@ CHANGES: dict[str, Callable[[World], Awaitable[object]]] = {
 }
 
 
+BROKEN = """CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS
+'BEGIN RAISE integrity_constraint_violation USING MESSAGE = ''broken''; END'"""
+
+
+def break_tables(conn: sa.Connection, items: Sequence[Any]) -> list[Any]:
+    """Have changes of these tables fail."""
+    does = "BEGIN SELECT RAISE(ABORT, 'broken'); END"
+    if conn.dialect.name == "postgresql":
+        conn.exec_driver_sql(BROKEN)
+        does = "FOR EACH ROW EXECUTE FUNCTION broken()"
+    events = ("hosts", "INSERT"), ("hosts", "UPDATE"), ("hosts", "DELETE"), ("jobs", "INSERT")
+    for table, event in (*events, ("enrolments", "INSERT")):
+        conn.exec_driver_sql(f"CREATE TRIGGER {table}_{event} BEFORE {event} ON {table} {does}")
+    return [None] * len(items)
+
+
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 async def test_a_change_that_cannot_be_stored_whole_changes_nothing(
     fleet: World, change: Callable[[World], Awaitable[object]]
 ) -> None:
-    def break_tables(conn: sa.Connection, items: Sequence[Any]) -> list[Any]:
-        events = ("hosts", "INSERT"), ("hosts", "UPDATE"), ("hosts", "DELETE"), ("jobs", "INSERT")
-        for table, event in (*events, ("enrolments", "INSERT")):
-            conn.exec_driver_sql(
-                f"CREATE TRIGGER {table}_{event} BEFORE {event} ON {table} BEGIN SELECT RAISE(ABORT, 'broken'); END"
-            )
-        return [None] * len(items)
-
     before, audited, fleet.delivered = state(fleet.parts), await fleet.audit(), []
     await fleet.store.write(break_tables, None)
     with pytest.raises(sa.exc.IntegrityError, match="broken"):

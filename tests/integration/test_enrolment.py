@@ -19,7 +19,8 @@ from websockets.exceptions import InvalidStatus
 from agent import enrolment
 from server.access.kubernetes import Config as Api
 from server.app import Config, Running, serving
-from tests.integration.conftest import Agent, Connect
+from server.store.tables import tables
+from tests.integration.conftest import Agent, Connect, DataFolders
 from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
@@ -201,6 +202,7 @@ async def test_secrets_are_told_once_and_stored_hashed(
     api: httpx.AsyncClient,
     connect: Connect,
     tmp_path: Path,
+    data_folders: DataFolders,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("DEBUG")
@@ -209,6 +211,8 @@ async def test_secrets_are_told_once_and_stored_hashed(
     async with connect("web-1", token=key):
         audit = await api.get("/audit")
     written = b"".join(path.read_bytes() for path in tmp_path.glob("lamplighter.db*"))
+    written += repr({table: data_folders.rows(tmp_path, table) for table in tables}).encode()
+    assert b"web-1" in written
     for secret in (token, key):
         assert secret not in audit.text
         assert secret.encode() not in written

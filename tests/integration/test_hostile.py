@@ -27,6 +27,7 @@ from websockets.typing import Subprotocol
 from listener import accept
 from server.app import Config, serving
 from server.transport import connections as transport
+from tests.integration.conftest import DataFolders
 from tests.plain import NO_TLS
 
 LAMPLIGHTER = Path(sys.executable).with_name("lamplighter")
@@ -370,12 +371,13 @@ def test_pings_to_which_nobody_hears_the_answer_are_not_answered_without_bound(s
 
 
 @pytest.mark.slow
-def test_thousands_of_hostile_connections_leave_no_trace_in_memory(tmp_path: Path) -> None:
+def test_thousands_of_hostile_connections_leave_no_trace_in_memory(tmp_path: Path, data_folders: DataFolders) -> None:
     log = tmp_path / "log"  # a file: a pipe that nobody reads fills, and the server waits for it
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [LAMPLIGHTER, "server", "--data-dir", "data", "--listen", "127.0.0.1:0", "--log-format", "json"],
             cwd=tmp_path,
+            env=os.environ | data_folders.environment(tmp_path / "data"),
             stderr=stderr,
         )
     try:

@@ -7,11 +7,10 @@ import asyncio
 import json
 import os
 import signal
-import sqlite3
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -30,10 +29,10 @@ from server.store.declared import upsert_repositories, upsert_schedules
 from server.store.engine import Store
 from server.store.hosts import upsert_hosts
 from server.store.rows import HostRow, RepositoryRow, ScheduleRow
-from tests.integration.conftest import Until
+from tests.integration.conftest import DataFolders, Until
 from tests.plain import NO_TLS
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.sqlite]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 PATIENCE_S = 60
 """What takes longer than this will not come."""
@@ -65,8 +64,8 @@ print(json.dumps({{"message_type": "summary", "snapshot_id": "0123abcd", "total_
 class Machine:
     """A server and an agent as processes, and restic's stand-in, with all of their files in one folder."""
 
-    def __init__(self, folder: Path, until: Until) -> None:
-        self.folder, self.until = folder, until
+    def __init__(self, folder: Path, until: Until, databases: DataFolders) -> None:
+        self.folder, self.until, self._databases = folder, until, databases
         self.processes: list[Process] = []
         self.port = free_port()
         self.restic = folder / "restic"
@@ -114,7 +113,8 @@ class Machine:
     async def _start(self, *args: str | Path, program: str = LAMPLIGHTER) -> Process:
         with (self.folder / "log").open("ab") as log:
             command = (sys.executable, "-c", program, *map(str, args))
-            env = os.environ | {"TMPDIR": str(self.folder)}  # where the stand-in for restic may write
+            env = os.environ | self._databases.environment(self.folder)
+            env |= {"TMPDIR": str(self.folder)}  # where the stand-in for restic may write
             process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=env, stderr=log)
         self.processes.append(process)
         return process
@@ -129,9 +129,7 @@ class Machine:
 
     def rows(self, table: str) -> list[Any]:
         """A table of the store, whether or not a server runs on it."""
-        with closing(sqlite3.connect(self.folder / "lamplighter.db")) as db:
-            db.row_factory = sqlite3.Row
-            return [dict(row) for row in db.execute(f"SELECT * FROM {table}")]  # noqa: S608 - names of our own
+        return self._databases.rows(self.folder, table)
 
     async def job(self, status: str) -> Any:
         """The only job, once it is so far."""
@@ -202,8 +200,8 @@ def manifest(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def machine(tmp_path: Path, until: Until) -> AsyncIterator[Machine]:
-    machine = Machine(tmp_path, until)
+async def machine(tmp_path: Path, until: Until, data_folders: DataFolders) -> AsyncIterator[Machine]:
+    machine = Machine(tmp_path, until, data_folders)
     yield machine
     for process in machine.processes:
         with suppress(ProcessLookupError):
@@ -360,6 +358,7 @@ async def test_an_agent_that_is_stopped_without_a_server_tells_it_later(machine:
     assert len(machine.runs()) == 1
 
 
+@pytest.mark.sqlite("`up` has no other database")
 async def test_up_ends_at_once_and_carries_on_and_runs_a_minute_that_it_missed_once(machine: Machine) -> None:
     await machine.declare("* * * * *")
     machine.shut_gate()
@@ -383,7 +382,7 @@ async def test_up_ends_at_once_and_carries_on_and_runs_a_minute_that_it_missed_o
         return [job for job in machine.rows("jobs") if job["status"] == "succeeded"]
 
     [job, *_] = await machine.until(ran)
-    assert datetime.fromisoformat(job["scheduled_at"]) > missed_after
+    assert job["scheduled_at"] > missed_after
     jobs = machine.rows("jobs")
     assert len({job["scheduled_at"] for job in jobs}) == len(jobs) == len(machine.runs())
     assert jobs[: len(interrupted)] == interrupted

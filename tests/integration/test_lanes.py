@@ -10,13 +10,13 @@ import pytest
 
 from server.app import Config, Running, serving
 from tests.integration.clock import Clock, due
-from tests.integration.conftest import Agent, Connect, Declare, Until
+from tests.integration.conftest import SQLITE, Agent, Connect, Declare, Until
 from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
 
 DUE = [due(days) for days in range(4)]
-BOTH = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+BOTH = pytest.mark.parametrize("database", [SQLITE, "postgresql"], indirect=True)
 
 
 @pytest.fixture

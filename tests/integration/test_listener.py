@@ -21,6 +21,7 @@ from listener import http
 from listener.accept import bind
 from listener.slots import Slots
 from tests.certificates import Authority
+from tests.integration.conftest import DataFolders
 from tests.plain import NO_TLS
 
 LAMPLIGHTER = Path(sys.executable).with_name("lamplighter")
@@ -298,7 +299,9 @@ def cpu_s(pid: int) -> float:
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
-def test_idle_connections_on_every_port_stop_neither_rest_nor_probes(tmp_path: Path, secure: bool) -> None:
+def test_idle_connections_on_every_port_stop_neither_rest_nor_probes(
+    tmp_path: Path, data_folders: DataFolders, secure: bool
+) -> None:
     port, probes = free_port(), free_port()
     words = ["--listen", f"127.0.0.1:{port}", "--metrics-listen", f"127.0.0.1:{probes}", "--data-dir", str(tmp_path)]
     trust = True
@@ -308,7 +311,9 @@ def test_idle_connections_on_every_port_stop_neither_rest_nor_probes(tmp_path: P
         trust = False
     log = tmp_path / "log"
     with log.open("wb") as stderr, subprocess.Popen(
-        with_descriptors(200, LAMPLIGHTER, "server", *words), stderr=stderr
+        with_descriptors(200, LAMPLIGHTER, "server", *words),
+        env=os.environ | data_folders.environment(tmp_path),
+        stderr=stderr,
     ) as process, ExitStack() as stack:  # fmt: skip
         try:
             ends = time.monotonic() + PATIENCE_S

@@ -17,6 +17,7 @@ from server.store.database import engine
 from server.store.jobs import list_jobs
 from server.store.load import last_ends
 from server.store.tables import JOBS
+from tests.integration.conftest import SQLITE
 
 COUNT = 20_000
 NOON = datetime(2026, 3, 6, 12, tzinfo=UTC)
@@ -38,7 +39,7 @@ PREFIXES = ("", "a", "a1", "a1b", "a1b2", "a1b2c3d4")
 EXAMINED = 200
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=[SQLITE, "postgresql"])
 def conn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
     """A database with jobs of 10 schedules on 100 hosts, of which most succeeded."""
     if request.param == "sqlite":

@@ -1,8 +1,8 @@
 """Every database gets the tables that the models describe, and a newer database is left alone."""
 
 import asyncio
-import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,33 @@ from server.store.futures import stored
 from server.store.jobs import get_job
 from server.store.ownership import probe
 from server.store.tables import Actor, Base, UtcDateTime
+from tests.integration.conftest import SQLITE, join
+from tests.postgresql import Databases
 from wire.messages import CommandRun, JobFinished
 
 NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
 
 
-@pytest.fixture
-def conn(tmp_path: Path) -> Iterator[sa.Connection]:
-    engine = sa.create_engine(f"sqlite:///{tmp_path}/lamplighter.db")
+@pytest.fixture(params=[SQLITE, "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database."""
+    return (
+        f"sqlite:///{tmp_path}/lamplighter.db" if request.param == "sqlite" else request.getfixturevalue("postgresql")
+    )
+
+
+@contextmanager
+def connected(url: str) -> Iterator[sa.Connection]:
+    engine = sa.create_engine(url)
     with engine.begin() as conn:
         yield conn
     engine.dispose()
+
+
+@pytest.fixture
+def conn(database: str) -> Iterator[sa.Connection]:
+    with connected(database) as conn:
+        yield conn
 
 
 def test_the_revisions_make_what_the_models_describe(conn: sa.Connection) -> None:
@@ -42,19 +58,34 @@ def test_the_revisions_make_what_the_models_describe(conn: sa.Connection) -> Non
     assert compare_metadata(MigrationContext.configure(conn), Base.metadata) == []
 
 
-def test_constraints_and_indexes_are_those_of_the_models(conn: sa.Connection) -> None:
+def test_constraints_and_indexes_are_those_of_the_models(
+    conn: sa.Connection, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """What compare_metadata does not look at: primary and foreign keys, conditions of indexes."""
     migrations.upgrade(conn)
-    query = "SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'alembic%' AND sql IS NOT NULL"
-    migrated: dict[str, str] = dict(conn.exec_driver_sql(query).all())
-    engine = sa.create_engine("sqlite://")
-    with engine.begin() as fresh:
+    on_sqlite = conn.dialect.name == "sqlite"
+    with connected("sqlite://" if on_sqlite else other(request)) as fresh:
         Base.metadata.create_all(fresh)
-        described: dict[str, str] = dict(fresh.exec_driver_sql(query).all())
-    engine.dispose()
-    assert {name: _words(sql) for name, sql in migrated.items()} == {
-        name: _words(sql) for name, sql in described.items()
-    }
+        assert definitions(conn) == definitions(fresh)
+
+
+def other(request: pytest.FixtureRequest) -> str:
+    """The URL of another empty database in PostgreSQL."""
+    databases: Databases = request.getfixturevalue("databases")
+    return databases.new().render_as_string(hide_password=False)
+
+
+DEFINITIONS = {
+    "sqlite": "SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'alembic%' AND sql IS NOT NULL",
+    "postgresql": "SELECT conrelid::regclass || ' ' || conname, pg_get_constraintdef(oid) FROM pg_constraint "
+    "WHERE connamespace = 'public'::regnamespace AND conrelid <> COALESCE(to_regclass('alembic_version'), 0) "
+    "UNION SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'alembic_version'",
+}
+
+
+def definitions(conn: sa.Connection) -> dict[str, list[str]]:
+    """The words of each definition in a database, by its name."""
+    return {name: _words(sql) for name, sql in conn.exec_driver_sql(DEFINITIONS[conn.dialect.name])}
 
 
 def test_upgrading_again_changes_nothing(conn: sa.Connection) -> None:
@@ -68,17 +99,15 @@ def test_the_first_revision_can_be_taken_back(conn: sa.Connection) -> None:
     assert sa.inspect(conn).get_table_names() == ["alembic_version"]
 
 
-def test_a_database_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "lamplighter.db"
-    with sqlite3.connect(path) as conn:
-        conn.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
-        conn.execute("INSERT INTO alembic_version VALUES ('9999')")
-    conn.close()
+def test_a_database_of_a_newer_version_is_refused_and_left_as_it_is(database: str) -> None:
+    with connected(database) as conn:
+        conn.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        conn.exec_driver_sql("INSERT INTO alembic_version VALUES ('9999')")
     with pytest.raises(StoreError, match="revision 9999, which this version does not know"):
-        Store.open(path)
-    with sqlite3.connect(path) as conn:
-        assert conn.execute("SELECT name FROM sqlite_master").fetchall() == [("alembic_version",)]
-    conn.close()
+        Store.open(database)
+    with connected(database) as conn:
+        assert definitions(conn) == {}
+        assert sa.inspect(conn).get_table_names() == ["alembic_version"]
 
 
 def _words(sql: str) -> list[str]:
@@ -120,13 +149,6 @@ def record_as_before(conn: sa.Connection, ids: dict[str, str], repository: str) 
 
 def columns(conn: sa.Connection) -> Any:
     return sa.inspect(conn).get_columns("jobs")
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return (
-        f"sqlite:///{tmp_path}/lamplighter.db" if request.param == "sqlite" else request.getfixturevalue("postgresql")
-    )
 
 
 class World:
@@ -179,7 +201,7 @@ async def test_open_jobs_of_a_database_from_before_the_queue_go_on(database: str
     world = World(store)
     await world.parts.loader.load(store, world.vault)
     jobs, reports = world.parts.services.dispatcher, world.parts.reports
-    jobs.lead()
+    await join(world.parts)
     await world.settled()
     assert (await world.status("late"), world.sent) == ("failed", [])
     await stored(jobs.connected("a", ["taken", "runs", "first"]))

@@ -6,11 +6,10 @@ import os
 import resource
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from server.store import ownership
 from server.store.engine import Store, StoreError, StoreLostError
 from server.store.history import delete_audit
 from server.store.ownership import probe
-from server.store.tables import STORE_OWNER
-from tests.integration.conftest import PATIENCE_S
+from server.store.tables import STORE_OWNER, tables
+from tests.integration.conftest import ON_POSTGRESQL, PATIENCE_S, SQLITE, DataFolders
 from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +34,7 @@ pytestmark = pytest.mark.anyio
 NOW = datetime(2026, 3, 5, 12, tzinfo=UTC)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=[SQLITE, "postgresql"])
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """Where a store is."""
     return tmp_path / "lamplighter.db" if request.param == "sqlite" else request.getfixturevalue("postgresql")
@@ -80,6 +79,7 @@ def old(postgresql: str) -> Iterator[OldRelease]:
     release.ends()
 
 
+@pytest.mark.sqlite("servers share a PostgreSQL")
 async def test_a_second_server_is_told_who_has_the_store(tmp_path: Path, impatient: None) -> None:
     first = await asyncio.to_thread(Store.open, tmp_path / "lamplighter.db")
     with pytest.raises(StoreError, match=rf"in use by another server \(lamplighter on .*process {os.getpid()}"):
@@ -106,6 +106,7 @@ async def test_a_server_waits_a_little_for_the_one_before_it(location: Any, requ
     await (await second).close()
 
 
+@pytest.mark.sqlite("links to its file")
 async def test_a_link_to_the_database_does_not_get_around_the_lock(tmp_path: Path, impatient: None) -> None:
     first = await asyncio.to_thread(Store.open, tmp_path / "lamplighter.db")
     (tmp_path / "other.db").symlink_to(tmp_path / "lamplighter.db")
@@ -161,6 +162,7 @@ def read_probed(conn: sa.Connection) -> datetime | None:
     return probed
 
 
+@pytest.mark.sqlite("servers share a PostgreSQL")
 async def test_a_store_in_a_file_is_of_one_server(tmp_path: Path) -> None:
     store = await asyncio.to_thread(Store.open, tmp_path / "lamplighter.db")
     assert not store.is_shared
@@ -206,6 +208,7 @@ def test_the_command_says_in_one_line_that_the_folder_is_in_use(tmp_path: Path, 
 # A store that is lost.
 
 
+@pytest.mark.sqlite("its file is replaced")
 async def test_a_database_that_is_replaced_under_a_server_ends_it(tmp_path: Path) -> None:
     """Such as by a copy that is put back: what is written to the file of before is nobody's."""
 
@@ -281,19 +284,48 @@ async def test_a_server_writes_nothing_any_more_once_an_old_release_had_the_stor
 FAILING = "lamplighter_store_failing"
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """While entered, this process can make no file longer."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+FullDisk = Callable[[], AbstractContextManager[None]]
+REFUSE = """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+'BEGIN RAISE disk_full USING MESSAGE = ''could not extend file "base/1/2": No space left on device''; END'"""
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path, data_folders: DataFolders) -> FullDisk:
+    """While entered, the database of the test's folder takes nothing."""
+
+    @contextmanager
+    def of_this_process() -> Iterator[None]:
+        """This process can make no file longer."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    @contextmanager
+    def of_postgresql() -> Iterator[None]:
+        """Whatever writes gets the error of a full disk."""
+        admin = sa.create_engine(data_folders.url(tmp_path), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        with admin.connect() as conn:
+            conn.exec_driver_sql(REFUSE)
+            for table in tables:
+                does = "FOR EACH STATEMENT EXECUTE FUNCTION refuse()"
+                conn.exec_driver_sql(f"CREATE TRIGGER refuse BEFORE INSERT OR UPDATE OR DELETE ON {table} {does}")
+            try:
+                yield
+            finally:
+                conn.exec_driver_sql("DROP FUNCTION refuse CASCADE")
+
+    return of_postgresql if ON_POSTGRESQL else of_this_process
 
 
 async def test_a_disk_that_stays_full_makes_one_line_and_no_traceback(
-    server: Running, api: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    server: Running,
+    api: httpx.AsyncClient,
+    full_disk: FullDisk,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stores, "LOG_EVERY_S", math.inf)  # a machine may be slow
     caplog.set_level("INFO", "server.store")
@@ -308,7 +340,7 @@ async def test_a_disk_that_stays_full_makes_one_line_and_no_traceback(
         ("the database refuses writes", None),
         ("the database takes writes again", None),
     ]
-    assert "full" in vars(said[0])["reason"] or "I/O" in vars(said[0])["reason"]
+    assert any(it in vars(said[0])["reason"] for it in ("full", "I/O", "No space left on device"))
     assert not [record for record in caplog.records[before:] if record.exc_info]
 
 
@@ -324,7 +356,10 @@ def is_wrong(conn: sa.Connection, items: Sequence[Any]) -> list[bool]:
 
 @pytest.mark.parametrize("function", [changes_nothing, is_wrong])
 async def test_a_commit_that_writes_nothing_does_not_tell_that_a_full_disk_takes_writes_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, function: Callable[[sa.Connection, Sequence[Any]], list[bool]]
+    tmp_path: Path,
+    full_disk: FullDisk,
+    caplog: pytest.LogCaptureFixture,
+    function: Callable[[sa.Connection, Sequence[Any]], list[bool]],
 ) -> None:
     caplog.set_level("INFO", "server.store.engine")
     store = await asyncio.to_thread(Store.open, tmp_path / "lamplighter.db")
@@ -362,7 +397,7 @@ async def ready(
 
 
 async def test_a_server_is_not_ready_while_its_disk_takes_nothing(
-    ready: Callable[..., Awaitable[tuple[int, str]]],
+    ready: Callable[..., Awaitable[tuple[int, str]]], full_disk: FullDisk
 ) -> None:
     assert await ready() == (200, "ok\n")
     with full_disk():
@@ -372,7 +407,7 @@ async def test_a_server_is_not_ready_while_its_disk_takes_nothing(
 
 
 async def test_a_metric_and_get_problems_tell_that_a_server_writes_nothing(
-    ready: Callable[..., Awaitable[tuple[int, str]]], server: Running, tmp_path: Path
+    ready: Callable[..., Awaitable[tuple[int, str]]], server: Running, tmp_path: Path, full_disk: FullDisk
 ) -> None:
     here = {"LAMPLIGHTER_SERVER": f"http://127.0.0.1:{server.port}", "LAMPLIGHTER_DATA_DIR": str(tmp_path)}
 
@@ -390,14 +425,19 @@ async def test_a_metric_and_get_problems_tell_that_a_server_writes_nothing(
 
 
 async def test_a_server_is_not_ready_while_another_process_locks_its_database(
-    ready: Callable[..., Awaitable[tuple[int, str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready: Callable[..., Awaitable[tuple[int, str]]],
+    data_folders: DataFolders,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    other = sqlite3.connect(tmp_path / "lamplighter.db", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr(stores, "PROBE_S", 0.5)
-    status, told = await ready()
-    other.execute("ROLLBACK")
-    other.close()
+    other = sa.create_engine(data_folders.url(tmp_path), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with other.connect() as conn:
+        conn.exec_driver_sql("BEGIN" if ON_POSTGRESQL else "BEGIN IMMEDIATE")
+        if ON_POSTGRESQL:
+            conn.exec_driver_sql("LOCK TABLE store_owner")
+        monkeypatch.setattr(stores, "PROBE_S", 0.5)
+        status, told = await ready()
+        conn.exec_driver_sql("ROLLBACK")
     assert (status, "did not answer within" in told) == (503, True)
     async with asyncio.timeout(PATIENCE_S):
         while await ready() != (200, "ok\n"):

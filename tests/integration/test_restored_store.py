@@ -1,21 +1,23 @@
 """Promises 1 and 4 after an old copy of the store was put back: nothing runs twice or waits for ever."""
 
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from bench.servers import free_port
 from server.app import Config, Running, serving
-from tests.integration.conftest import PATIENCE_S, Until
+from server.store.tables import Base
+from tests.integration.conftest import ON_POSTGRESQL, PATIENCE_S, DataFolders, Until
 from tests.integration.test_duplicates import Idle, agent
 from tests.plain import NO_TLS
 
-pytestmark = [pytest.mark.anyio, pytest.mark.sqlite]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
@@ -36,19 +38,47 @@ async def served(folder: Path, port: int) -> AsyncIterator[tuple[Running, httpx.
             yield running, api
 
 
-def copied(folder: Path) -> None:
-    """A copy of the store while it is in use, as docs/operations.md says."""
-    with (
-        closing(sqlite3.connect(folder / "lamplighter.db")) as store,
-        closing(sqlite3.connect(folder / "copy")) as copy,
-    ):
-        store.backup(copy)
+class FileCopy:
+    """A copy of a store in SQLite while it is in use, as docs/operations.md says."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with (
+            closing(sqlite3.connect(folder / "lamplighter.db")) as store,
+            closing(sqlite3.connect(folder / "copy")) as copy,
+        ):
+            store.backup(copy)
+
+    def put_back(self) -> None:
+        for name in ("lamplighter.db-wal", "lamplighter.db-shm"):
+            (self._folder / name).unlink(missing_ok=True)
+        (self._folder / "copy").rename(self._folder / "lamplighter.db")
 
 
-def put_back(folder: Path) -> None:
-    for name in ("lamplighter.db-wal", "lamplighter.db-shm"):
-        (folder / name).unlink(missing_ok=True)
-    (folder / "copy").rename(folder / "lamplighter.db")
+class RowsCopy:
+    """The rows of a store in PostgreSQL in one snapshot, which is what pg_dump copies."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url, poolclass=sa.NullPool, isolation_level="REPEATABLE READ")
+        with self._engine.connect() as conn:
+            self._rows = [
+                (it, [dict(row) for row in conn.execute(sa.select(it)).mappings()])
+                for it in Base.metadata.sorted_tables
+            ]
+
+    def put_back(self) -> None:
+        with self._engine.begin() as conn:
+            for table, _ in reversed(self._rows):
+                conn.execute(sa.delete(table))
+            for table, rows in self._rows:
+                if rows:
+                    conn.execute(sa.insert(table), rows)
+
+
+@pytest.fixture
+def copied(data_folders: DataFolders) -> Callable[[Path], FileCopy | RowsCopy]:
+    """Copies the store of a data folder."""
+    return lambda folder: RowsCopy(data_folders.url(folder)) if ON_POSTGRESQL else FileCopy(folder)
 
 
 async def declared(api: httpx.AsyncClient, *names: str) -> None:
@@ -61,7 +91,7 @@ async def declared(api: httpx.AsyncClient, *names: str) -> None:
 
 @pytest.mark.parametrize("state", ["waiting", "running"])
 async def test_a_job_that_was_open_in_the_copy_ends_as_it_did_and_its_schedule_runs_on(
-    tmp_path: Path, port: int, until: Until, state: str
+    tmp_path: Path, port: int, until: Until, copied: Callable[[Path], FileCopy | RowsCopy], state: str
 ) -> None:
     jobs = Idle()
     data = tmp_path / "data"
@@ -69,7 +99,7 @@ async def test_a_job_that_was_open_in_the_copy_ends_as_it_did_and_its_schedule_r
         await declared(api, "etc")
         if state == "waiting":  # its host is not there yet
             [job] = (await api.post("/schedules/ns/etc/run", json={})).json()["items"]
-            copied(data)
+            copy = copied(data)
 
         async def ended() -> Any:
             it = (await api.get(f"/jobs/{job['id']}")).json()
@@ -89,12 +119,12 @@ async def test_a_job_that_was_open_in_the_copy_ends_as_it_did_and_its_schedule_r
                 return (await api.get(f"/jobs/{job['id']}")).json()["status"] == "running"
 
             await until(runs)
-            copied(data)
+            copy = copied(data)
         jobs.over.set()
         assert await until(ended) == "succeeded"
         await declared(api, "etc", "home", "srv")  # of which the copy knows nothing
         await until(in_sync)
-    put_back(data)
+    copy.put_back()
     async with served(data, port) as (_, api):
         assert await until(ended) == "succeeded"
         assert jobs.begun == [job["id"]]

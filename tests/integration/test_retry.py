@@ -17,6 +17,7 @@ from server.store.engine import Store
 from server.store.jobs import get_job, list_attempts
 from server.store.ownership import probe
 from server.store.tables import Actor
+from tests.integration.conftest import join
 from wire.messages import CommandRun, JobEnd, JobFinished
 
 pytestmark = pytest.mark.anyio
@@ -40,6 +41,7 @@ class World:
         self.parts = assemble(self.store, self.vault, lambda: self.now, self.new_id, Files("admin", "agent"))
         self.services = self.parts.services
         await self.parts.loader.load(self.store, self.vault)
+        await join(self.parts)
         self.jobs = self.services.dispatcher
         hub = self.services.hub
         hub.deliver = lambda host, effects: self.heard.extend(it for effect in effects for it in effect.messages)

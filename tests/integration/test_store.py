@@ -58,6 +58,7 @@ from server.store.logs import MAX_LOG_BYTES, MAX_LOG_LINES, list_log, log_lines
 from server.store.queue import OpenRow, of_host
 from server.store.rows import AuditRow, HostRow, JobRow, Joined, RepositoryRow, Retry, ScheduleRow
 from server.store.tables import AUDIT, HOSTS, JOBS, REPOSITORIES, SCHEDULES, stored
+from tests.integration.conftest import SQLITE
 from wire.messages import CommandRun, JobEnd, JobFinished
 
 pytestmark = pytest.mark.anyio
@@ -70,7 +71,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=[SQLITE, "postgresql"])
 async def db(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     if request.param == "sqlite":
         opened = Store.open(tmp_path / "data" / "lamplighter.db")
@@ -157,6 +158,7 @@ def count(conn: sa.Connection, table: sa.Table) -> int | None:
 # Writing.
 
 
+@pytest.mark.sqlite("the modes of its files")
 async def test_files_are_for_this_user_only(sqlite_db: Store, tmp_path: Path) -> None:
     await sqlite_db.write(upsert_hosts, host("node-1"))
     modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "data").iterdir()}
@@ -165,6 +167,7 @@ async def test_files_are_for_this_user_only(sqlite_db: Store, tmp_path: Path) ->
     assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.sqlite("its pragmas")
 async def test_commits_are_durable_and_keys_are_held(sqlite_db: Store) -> None:
     def pragmas(conn: sa.Connection, items: Sequence[Any]) -> list[Any]:
         names = ("journal_mode", "synchronous", "foreign_keys")
@@ -289,6 +292,7 @@ async def test_a_read_is_of_one_snapshot(db: Store) -> None:
     assert await reading == (1, 1)
 
 
+@pytest.mark.sqlite("its file")
 async def test_what_is_answered_is_on_disk_for_others(sqlite_db: Store, tmp_path: Path) -> None:
     await sqlite_db.write(upsert_hosts, host("node-1"))
     other = sqlite3.connect(tmp_path / "data" / "lamplighter.db")
@@ -296,6 +300,7 @@ async def test_what_is_answered_is_on_disk_for_others(sqlite_db: Store, tmp_path
     other.close()
 
 
+@pytest.mark.sqlite("its lock on the whole file")
 async def test_a_locked_database_is_told_to_all_at_once_and_then_forgotten(
     sqlite_db: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -373,12 +378,13 @@ async def test_close_is_bounded(tmp_path: Path) -> None:
     await held
 
 
-async def test_what_was_committed_is_there_when_opened_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("database", [SQLITE, "postgresql"], indirect=True)
+async def test_what_was_committed_is_there_when_opened_again(tmp_path: Path, database: str) -> None:
     for name in ("a", "b"):
-        db = Store.open(tmp_path / "lamplighter.db")
+        db = Store.open(database or tmp_path / "lamplighter.db")
         await db.write(insert_host, name)
         await db.close()
-    db = Store.open(f"sqlite:///{tmp_path}/lamplighter.db")
+    db = Store.open(database or f"sqlite:///{tmp_path}/lamplighter.db")
     assert [row["name"] for row in await db.read(list_hosts, None, 10)] == ["a", "b"]
     await db.close()
 
@@ -389,6 +395,7 @@ def test_a_database_in_memory_is_refused(location: str) -> None:
         Store.open(location)
 
 
+@pytest.mark.sqlite("its lock on the whole file")
 async def test_a_database_that_another_process_locks_is_named_with_what_to_look_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
