@@ -704,6 +704,86 @@ async def test_a_store_that_cannot_keep_up_has_agents_call_again(
         assert (await again.hears("command.run"))["job_id"] == (await jobs(api))[0]["id"]
 
 
+@pytest.fixture
+def pauses(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the server calls of its connections' transports to stop reading, and to go on."""
+    called: list[str] = []
+    transport: Any = getattr(asyncio.selector_events, "_SelectorSocketTransport")  # noqa: B009 - a private name
+
+    def noted(name: str) -> Callable[..., None]:
+        act = getattr(transport, name)
+
+        def note(self: Any) -> None:
+            if self.get_extra_info("sockname")[1] == server.port:
+                called.append(name)
+            act(self)
+
+        return note
+
+    for name in ("pause_reading", "resume_reading"):
+        monkeypatch.setattr(transport, name, noted(name))
+    return called
+
+
+async def refused(agent: Agent) -> None:
+    """Have the server answer something that it does not store."""
+    await agent.say("schedule.fire", schedule_id="unknown", scheduled_at=DUE)
+    await agent.hears("schedule.refused")
+
+
+async def welcomed(agent: Agent, pauses: list[str]) -> None:
+    """Wait until the agent's hello is stored, and its frames are worked on as they come."""
+    while pauses:
+        pauses.clear()
+        await refused(agent)
+
+
+async def test_reading_goes_on_while_short_frames_come_and_are_stored(
+    declare: Declare, connect: Connect, pauses: list[str]
+) -> None:
+    await declare()
+    async with connect() as agent:
+        await agent.follow()
+        await welcomed(agent, pauses)
+        for _ in range(10):  # acks may all be unstored at the end
+            for _ in range(endpoint.MAX_UNSTORED // 2):
+                await agent.say("schedule.fire", schedule_id="unknown", scheduled_at=DUE)
+            await agent.say("schedule.ack", version=agent.version, digest=agent.digest)
+            for _ in range(endpoint.MAX_UNSTORED // 2):
+                await agent.hears("schedule.refused")
+    assert [it for it in pauses if it == "pause_reading"] == []
+
+
+async def test_reading_stops_while_much_of_what_a_host_said_is_not_stored(
+    server: Running, declare: Declare, connect: Connect, until: Until, pauses: list[str]
+) -> None:
+    await declare()
+    store, entered, let_go = server.parts.services.store, threading.Event(), threading.Event()
+
+    def hold(conn: sa.Connection, items: Sequence[Any]) -> list[Any]:
+        entered.set()
+        assert let_go.wait(20)
+        return [None] * len(items)
+
+    async def has_paused() -> bool:
+        return pauses[-1:] == ["pause_reading"]
+
+    async with connect() as agent:
+        await agent.follow()
+        await welcomed(agent, pauses)
+        held = asyncio.create_task(store.write(hold, None))
+        await asyncio.to_thread(entered.wait)
+        try:
+            for _ in range(3 * endpoint.MAX_UNSTORED):
+                await agent.say("schedule.ack", version=agent.version, digest=agent.digest)
+            await until(has_paused)
+            assert store.waiting <= endpoint.MAX_UNSTORED
+        finally:
+            let_go.set()
+        await held
+        await refused(agent)  # so all before it was read
+
+
 async def test_what_is_not_known_is_tolerated(
     caplog: pytest.LogCaptureFixture, declare: Declare, connect: Connect, synced: Callable[..., Awaitable[Any]]
 ) -> None:
