@@ -27,7 +27,7 @@ from server.store.declared import upsert_repositories, upsert_schedules
 from server.store.engine import Store
 from server.store.rows import RepositoryRow, ScheduleRow
 from tests.integration.clock import Clock, due
-from tests.integration.conftest import Agent, Connect, Declare, Until
+from tests.integration.conftest import PATIENCE_S, Agent, Connect, Declare, Until
 from wire import variables
 
 pytestmark = pytest.mark.anyio
@@ -733,9 +733,10 @@ async def refused(agent: Agent) -> None:
 
 async def welcomed(agent: Agent, pauses: list[str]) -> None:
     """Wait until the agent's hello is stored, and its frames are worked on as they come."""
-    while pauses:
-        pauses.clear()
-        await refused(agent)
+    async with asyncio.timeout(PATIENCE_S):
+        while pauses:
+            pauses.clear()
+            await refused(agent)
 
 
 async def test_reading_goes_on_while_short_frames_come_and_are_stored(
