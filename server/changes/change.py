@@ -14,7 +14,7 @@ from msgspec import Struct
 from sqlalchemy import Connection
 
 from server.events import Key
-from server.store import changelog
+from server.store import changelog, connections
 from server.store.audit import record_audit
 from server.store.declared import (
     delete_joined,
@@ -149,7 +149,9 @@ def write_changes(conn: Connection, changes: Sequence[Change]) -> list[Written |
     delete_schedules(conn, [row.id for row in each("delete_schedules")])
     delete_repositories(conn, [row.id for row in each("delete_repositories")])
     upsert_hosts(conn, each("put_hosts"))
-    delete_hosts(conn, each("delete_hosts"))
+    if deleted := each("delete_hosts"):
+        connections.forget(conn, deleted)
+        delete_hosts(conn, deleted)
     upsert_enrolments(conn, each("put_enrolments"))
     upsert_host_keys(conn, each("put_host_keys"))
     delete_host_keys(conn, each("delete_host_keys"))

@@ -531,10 +531,14 @@ class JobQueue:
         its = connections.of_server(conn, hosts, self._server) if self.is_shared else hosts
         connections.disconnect(conn, its, self._server, items[-1][1])
         if self.is_shared and conn.dialect.name != "sqlite":  # which has one writer
-            moved = connections.elsewhere(conn, hosts, self._server)  # by now: the statement before waited for hellos
-            its -= moved
+            now_at = connections.servers_of(conn, hosts)  # the statement before waited for hellos
+            moved = {host for host, server in now_at.items() if server not in {None, self._server}}
+            its = its - moved
             self._note_untaken(conn, moved, items[-1][1])
-        self._note(items[-1][1], *(notices.Left(host) for host in sorted(its)))
+            left = its | (hosts - now_at.keys())  # the others may hear of the hello of a deleted host later
+        else:
+            left = its
+        self._note(items[-1][1], *(notices.Left(host) for host in sorted(left)))
         busy = queue.with_jobs(conn, its)
         return [
             (self._for_host(conn, host, now, lambda _: None), queue.holding(conn, host))

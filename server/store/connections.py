@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql, sqlite
 
 from server.store import batch
-from server.store.tables import CONNECTIONS, HOSTS
+from server.store.tables import CHANGE_HEAD, CONNECTIONS, HOSTS
 
 _C = CONNECTIONS.c
 
@@ -44,6 +44,13 @@ def connect(conn: Connection, hellos: Sequence[Hello]) -> dict[str, int]:
     return dict(batch.gathered(conn, _sessions(conn.dialect.name), ((host,) for host in last)))
 
 
+def forget(conn: Connection, hosts: Sequence[str]) -> None:
+    """These hosts are to be deleted. If they come back, their sessions go on growing, since some server may hear of the
+    older ones later."""
+    newest = sa.select(sa.func.max(_C.session)).where(_C.host.in_(hosts)).scalar_subquery()
+    conn.execute(sa.update(CHANGE_HEAD).values(sessions=newest).where(CHANGE_HEAD.c.sessions < newest))
+
+
 def disconnect(conn: Connection, hosts: Iterable[str], server: str, now: datetime) -> None:
     """The connections of these hosts to a server are gone. Those that are newer, to another server, stay."""
     batch.change(conn, _disconnect(conn.dialect.name), ((host, server, now) for host in hosts))
@@ -51,18 +58,18 @@ def disconnect(conn: Connection, hosts: Iterable[str], server: str, now: datetim
 
 def of_server(conn: Connection, hosts: Iterable[str], server: str) -> set[str]:
     """Those of these hosts that a server has."""
-    return {host for host, at in _servers_of(conn, hosts).items() if at == server}
+    return {host for host, at in servers_of(conn, hosts).items() if at == server}
 
 
 def elsewhere(conn: Connection, hosts: Iterable[str], server: str) -> set[str]:
     """Those of these hosts that another server has."""
-    return {host for host, at in _servers_of(conn, hosts).items() if at not in {None, server}}
+    return {host for host, at in servers_of(conn, hosts).items() if at not in {None, server}}
 
 
 def offline(conn: Connection, hosts: Iterable[str]) -> set[str]:
     """Those of these hosts that no server has."""
     known = list(hosts)
-    return set(known) - {host for host, at in _servers_of(conn, known).items() if at is not None}
+    return set(known) - {host for host, at in servers_of(conn, known).items() if at is not None}
 
 
 def wait_for_hellos(conn: Connection, hosts: Iterable[str]) -> set[str]:
@@ -75,7 +82,7 @@ def wait_for_hellos(conn: Connection, hosts: Iterable[str]) -> set[str]:
     if not its or conn.dialect.name == "sqlite":
         return set()
     batch.change(conn, _lock(conn.dialect.name), [(host,) for host in its])
-    return {host for host, at in _servers_of(conn, its).items() if at is not None}
+    return {host for host, at in servers_of(conn, its).items() if at is not None}
 
 
 def all_of_server(conn: Connection, server: str) -> list[str]:
@@ -88,7 +95,8 @@ def all_connections(conn: Connection) -> list[ConnectionRow]:
     return batch.whole(conn, [_C[name] for name in ConnectionRow._fields], ConnectionRow)
 
 
-def _servers_of(conn: Connection, hosts: Iterable[str]) -> dict[str, str | None]:
+def servers_of(conn: Connection, hosts: Iterable[str]) -> dict[str, str | None]:
+    """Which server has each of these hosts, None for none. Those that were deleted are left out."""
     asked = [(host,) for host in hosts]
     return dict(batch.gathered(conn, _servers(conn.dialect.name), asked)) if asked else {}
 
@@ -98,7 +106,8 @@ def _connect(dialect: str) -> str:
     names = ("host", "server", "instance", "hello")
     given = batch.Given(dialect, [_C.host, _C.server, _C.instance, _C.hello])
     known = sa.exists().where(HOSTS.c.name == given.values[0])
-    rows = sa.select(*given.values, sa.literal(1)).select_from(given.table).where(known)
+    first = sa.select(CHANGE_HEAD.c.sessions + 1).scalar_subquery()
+    rows = sa.select(*given.values, first).select_from(given.table).where(known)
     insert = postgresql.insert(CONNECTIONS) if dialect == "postgresql" else sqlite.insert(CONNECTIONS)
     put = insert.from_select([*names, "session"], rows, include_defaults=False)
     changed: dict[str, Any] = {name: put.excluded[name] for name in names[1:]}
@@ -110,8 +119,8 @@ def _connect(dialect: str) -> str:
 def _lock(dialect: str) -> str:
     given = batch.Given(dialect, [_C.host])
     known = sa.exists().where(HOSTS.c.name == given.values[0])
-    rows = sa.select(*given.values).select_from(given.table).where(known)
-    put = postgresql.insert(CONNECTIONS).from_select(["host"], rows, include_defaults=False)
+    rows = sa.select(*given.values, CHANGE_HEAD.c.sessions).select_from(given.table, CHANGE_HEAD).where(known)
+    put = postgresql.insert(CONNECTIONS).from_select(["host", "session"], rows, include_defaults=False)
     return batch.prepared(dialect, put.on_conflict_do_update(index_elements=["host"], set_={"server": _C.server}))
 
 

@@ -281,12 +281,14 @@ class Server(Base, table=True):
 
 
 class ChangeHead(Base, table=True):
-    """The revision of the newest change: one row, whose lock orders all changes."""
+    """The revision of the newest change: one row, whose lock orders all changes. `sessions`: the largest number of a
+    hello of the hosts that were deleted; those that come by their names later go on from there."""
 
     __tablename__ = "change_head"
 
     id: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
     revision: int = Field(sa_type=sa.BigInteger)
+    sessions: int = Field(default=0, sa_type=sa.BigInteger, sa_column_kwargs={"server_default": "0"})
 
 
 class ChangeEntry(Base, table=True):

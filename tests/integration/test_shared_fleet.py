@@ -238,3 +238,28 @@ async def test_what_a_server_told_before_it_was_killed_stays_told(
 
 async def last_cancelled(replica: Replica) -> bool:
     return "cancelled" in json.dumps(await replica.get("/schedules/ns/etc"))
+
+
+async def test_a_host_that_was_deleted_and_is_back_is_connected_on_a_server_that_hears_of_it_late(
+    replicas: list[Replica], connect: Connect, until: Until
+) -> None:
+    one, other, third = replicas
+    (await one.api.put("/hosts/node-1", json={"labels": {}})).raise_for_status()
+    async with third.news._lock:  # it is slow to hear of hosts, but follows what is declared
+        for _ in range(2):
+            async with connect("node-1", to=other.running):
+                await until(lambda: is_online(one))
+            await until(lambda: is_offline(one))
+        (await one.api.delete("/hosts/node-1")).raise_for_status()
+        assert (await third.api.get("/hosts/node-1")).status_code == 404
+        (await one.api.put("/hosts/node-1", json={"labels": {}})).raise_for_status()
+        await third.get("/hosts/node-1")
+        stack = AsyncExitStack()
+        await stack.enter_async_context(connect("node-1", to=other.running))
+        await until(lambda: is_online(one))
+    async with stack:
+        await until(lambda: is_online(third))
+
+
+async def is_offline(replica: Replica) -> bool:
+    return not replica.hub.is_connected("node-1")

@@ -11,8 +11,10 @@ from server.agents.session import HelloFacts
 from server.jobs import notices
 from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.queue import Arrival, JobQueue, Recording
-from server.store import news, servers
+from server.store import connections, news, servers
 from server.store.engine import Store
+from server.store.hosts import delete_hosts, upsert_hosts
+from server.store.rows import HostRow
 from server.store.servers import ServerRow
 from tests.integration.conftest import Until
 from tests.jobqueue import NOON, Jobs, job
@@ -112,3 +114,15 @@ async def test_a_job_that_was_sent_to_a_connection_that_was_old_already_is_told_
     shared.conn.commit()
     assert shared.one.disconnected("a") == ([], False)
     assert shared.told()[-2:] == [notices.SlotsGiven({"a": ["1"]}), notices.EndAsked("a", "1", "me")]
+
+
+async def test_that_a_host_is_gone_which_was_deleted_meanwhile_is_told(shared: Servers) -> None:
+    shared.one.connected("a")
+    connections.forget(shared.conn, ["a"])
+    delete_hosts(shared.conn, ["a"])
+    shared.conn.commit()
+    assert shared.one.disconnected("a") == ([], False)
+    assert shared.told()[-1] == notices.Left("a")
+    upsert_hosts(shared.conn, [HostRow("a", {}, NOON, NOON)])
+    shared.one.connected("a")
+    assert shared.conn.execute(sa.text("SELECT session FROM connections")).scalar_one() == 2

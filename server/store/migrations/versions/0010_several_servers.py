@@ -49,6 +49,7 @@ def upgrade() -> None:
         "change_head",
         sa.Column("id", sa.Integer(), nullable=False, autoincrement=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("sessions", sa.BigInteger(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_change_head"),
     )
     op.bulk_insert(head, [{"id": 1, "revision": 0}])
