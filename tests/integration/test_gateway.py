@@ -113,6 +113,7 @@ async def test_a_host_that_is_in_sync_is_pushed_nothing(
         await synced(1)
     async with connect(applied_version=1, digest=agent.digest) as again:
         again.version, again.entries = agent.version, agent.entries
+        await again.hears("repo.credentials")  # its hello was heard
         await declare("home")
         await again.follow()
         assert again.told == ["repo.credentials", "schedule.diff"]
