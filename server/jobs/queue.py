@@ -21,7 +21,7 @@ from server.jobs import attempts, fires, notices
 from server.jobs.fires import MAX_OPEN_JOBS, NewJob
 from server.jobs.kinds import EXCLUSIVE, ConcurrencyLimit, hangs_at, lane_of, repository_of
 from server.jobs.turn import LaneState, Waiting, turn
-from server.store import connections, locks, news, queue, servers
+from server.store import connections, news, queue, servers
 from server.store.audit import record_audit
 from server.store.jobs import jobs_accepted, jobs_cancelled, jobs_finished, jobs_retried, record_jobs
 from server.store.queue import Moved, OpenRow, Placed
@@ -244,10 +244,6 @@ class JobQueue:
         jobs = [job for item in items for job in item.jobs]
         lanes = {job.id: self._lane(job.command, job.host) for job in jobs}
         names = set(lanes.values()) - {""}
-        # Fires of a host come to one server; what somebody asks for may come to another one at the same time.
-        self._lock(
-            conn, ((lanes[job.id], job.command.kind in EXCLUSIVE or job.command.scheduled_at is None) for job in jobs)
-        )
         known, states = self._look(conn, {_pair(job) for job in jobs}, names, MAX_OPEN_JOBS)
         refused = self._in_the_way(conn, items, known)
         replacing = [job for job in jobs if job.policy == "Replace" and job.id not in refused]
@@ -642,7 +638,6 @@ class JobQueue:
         next jobs of their lanes. `settle`: those that wait still."""
         pairs = {(row.scheduled_id, row.host) for row in rows if row.scheduled_id}
         lanes = {row.lane for row in rows}
-        self._lock(conn, ((row.lane, row.exclusive) for row in rows))
         known, states = self._look(conn, pairs, lanes, 1)
         ids = queue.first_of_pairs(conn, [pair for pair, it in known.items() if it.runs])
         return self._advance(conn, {*ids, *(row.id for row in settle if not _has_begun(row))}, now, lanes, states)
@@ -666,7 +661,7 @@ class JobQueue:
         touched = waiting.union(queue.lanes_of(conn, job_ids))
         if not touched:
             return Outcome()
-        if locks.take(conn, dict.fromkeys(touched, True)) or job_ids or states is None:
+        if job_ids or states is None:
             queue.settle(conn, job_ids, now)
             _, states = self._look(conn, (), touched)
         free = {lane: state for lane, (state, waits) in states.items() if waits and not state.is_full}
@@ -692,17 +687,6 @@ class JobQueue:
         return {(it.scheduled_id, it.host): it for it in known}, {
             it.lane: (LaneState(it.active, it.exclusive, limits[it.lane]), it.waits) for it in states
         }
-
-    def _lock(self, conn: Connection, lanes: Iterable[tuple[str, bool]]) -> None:
-        """Lock lanes until the transaction ends, each with whether no other server may decide on it meanwhile.
-
-        Servers share a lane without a limit while they record fires and ends of jobs that may be beside others there:
-        these neither wait nor make others wait. Who gives a slot to a job that waited has the lane to itself.
-        """
-        modes: dict[str, bool] = {}
-        for lane, alone in lanes:
-            modes[lane] = modes.get(lane, False) or alone or self._limit(lane) is not None
-        locks.take(conn, modes)
 
     def _limit(self, lane: str) -> int | None:
         return self._limit_of(lane.partition("/")[0]).limit if lane else None

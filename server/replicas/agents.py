@@ -64,13 +64,16 @@ class Balance:
     async def settle(self) -> None:
         """Send away the surplus that there is now and was at the last look: after a server's death, agents come and
         go for a while. Raises Unavailable.
+
+        Who was sent away counts as gone at once, and on another server as soon as that has stored it.
         """
         before, self._surplus = self._surplus, 0
         others = self._members.others()
         if not others or self._members.stopping():
             return
         counts = await self._store.read(servers.connection_counts)
-        self._surplus = surplus(counts.get(self._store.server, 0), [counts.get(row.id, 0) for row in others])
+        mine = len(self._hub.connected())
+        self._surplus = surplus(mine, [counts.get(row.id, 0) for row in others])
         count = min(before, self._surplus)
         now = asyncio.get_running_loop().time()
         free = self._sent_away.may_go(self._hub.connected(), now)

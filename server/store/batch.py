@@ -11,7 +11,6 @@ it, would cost several times what the database needs to execute it.
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache
-from operator import itemgetter
 from typing import Any, TypeVar
 
 import msgspec
@@ -100,15 +99,6 @@ def prepared(dialect: str, statement: sa.ClauseElement) -> str:
 def execute(conn: sa.Connection, statement: str, rows: Iterable[Sequence[object]]) -> sa.CursorResult[Any]:
     """Execute a prepared statement with these rows as its parameter."""
     return conn.exec_driver_sql(statement, parameter(rows))
-
-
-def change(conn: sa.Connection, statement: str, rows: Iterable[Sequence[Any]]) -> sa.CursorResult[Any]:
-    """Execute a prepared statement that changes rows by the first of these columns, in its order.
-
-    PostgreSQL locks the rows as it goes through the parameter (see FEW): so of two servers that change the same rows,
-    one waits for the other, and not each for the other one.
-    """
-    return execute(conn, statement, rows if conn.dialect.name == "sqlite" else sorted(rows, key=itemgetter(0)))
 
 
 def gather(dialect: str, found: sa.Subquery) -> str:
@@ -202,7 +192,7 @@ def put_rows(
     """`upsert` rows whose first column is the primary key; of several with one key the last counts."""
     if rows:
         last = {row[0]: row for row in rows}
-        change(conn, upsert(conn.dialect.name, table, names, keep), last.values())
+        execute(conn, upsert(conn.dialect.name, table, names, keep), last.values())
     return [None] * len(rows)
 
 

@@ -40,7 +40,7 @@ def connect(conn: Connection, hellos: Sequence[Hello]) -> dict[str, int]:
     last = {hello.host: hello for hello in hellos}
     if not last:
         return {}
-    batch.change(conn, _connect(conn.dialect.name), last.values())
+    batch.execute(conn, _connect(conn.dialect.name), last.values())
     return dict(batch.gathered(conn, _sessions(conn.dialect.name), ((host,) for host in last)))
 
 
@@ -53,7 +53,7 @@ def forget(conn: Connection, hosts: Sequence[str]) -> None:
 
 def disconnect(conn: Connection, hosts: Iterable[str], server: str, now: datetime) -> None:
     """The connections of these hosts to a server are gone. Those that are newer, to another server, stay."""
-    batch.change(conn, _disconnect(conn.dialect.name), ((host, server, now) for host in hosts))
+    batch.execute(conn, _disconnect(conn.dialect.name), ((host, server, now) for host in hosts))
 
 
 def of_server(conn: Connection, hosts: Iterable[str], server: str) -> set[str]:
@@ -81,7 +81,7 @@ def wait_for_hellos(conn: Connection, hosts: Iterable[str]) -> set[str]:
     its = set(hosts)
     if not its or conn.dialect.name == "sqlite":
         return set()
-    batch.change(conn, _lock(conn.dialect.name), [(host,) for host in its])
+    batch.execute(conn, _lock(conn.dialect.name), [(host,) for host in its])
     return {host for host, at in servers_of(conn, its).items() if at is not None}
 
 

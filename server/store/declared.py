@@ -37,7 +37,7 @@ def upsert_joined(conn: Connection, rows: Sequence[Joined]) -> list[None]:
     if rows:
         last = {(row.schedule_id, row.host): row for row in rows}
         statement = batch.upsert(conn.dialect.name, HOST_SCHEDULES, Joined._fields)
-        batch.change(conn, statement, last.values())
+        batch.execute(conn, statement, last.values())
     return [None] * len(rows)
 
 

@@ -24,9 +24,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from server.errors import Unavailable
-from server.store import database, locks, migrations, ownership, trouble
+from server.store import database, migrations, ownership, trouble, turns
 from server.store.bell import Bell
-from server.store.locks import GaveWayError
 from server.store.ownership import AwayError, FileLock, InUseError, OwnershipError, SessionLock
 
 log = logging.getLogger(__name__)
@@ -173,8 +172,6 @@ class Store:
     def _of_servers(cls, url: sa.URL, direct: sa.URL, server: str) -> Self:
         pooled, session = _is_pooled(url, direct), SessionLock(direct)
         writer = database.engine(url, 1, writes=True, pooled=pooled)
-        if pooled:
-            sa.event.listen(writer, "begin", partial(Connection.exec_driver_sql, statement=locks.IMPATIENT))
         first = database.engine(direct, 1, writes=True) if pooled else writer
         sa.event.listen(first, "connect", session.take)
         try:
@@ -419,9 +416,9 @@ def _commit(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
     try:
         return _transacted(conn, calls)
     except Exception as error:
-        if len(calls) == 1 and _gave_way(error):
+        if len(calls) == 1 and trouble.is_transient(error):
             return [_Outcome(calls[0].future, None, _unavailable(error))]
-        if isinstance(error, OwnershipError) or (trouble.is_failure(error) and not _gave_way(error)):
+        if isinstance(error, OwnershipError) or (trouble.is_failure(error) and not trouble.is_transient(error)):
             raise
         if len(calls) == 1:
             return [_Outcome(calls[0].future, None, error)]
@@ -430,27 +427,21 @@ def _commit(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
 
 
 def _transacted(conn: Connection, calls: Sequence[_Call]) -> list[_Outcome]:
-    """Run calls in one transaction; again, up to TRIES times, when it gave way to another one, as `locks` says.
+    """Run calls in one transaction; again, up to TRIES times, when PostgreSQL rolled it back for the sake of others.
 
     Calls have no effect except on the connection, so what was rolled back left nothing.
     """
-    first: locks.Keys = {}
     for tried in range(1, TRIES + 1):
         try:
             with conn.begin():
-                locks.begin(conn, first, is_patient=tried > 1 and not first)
+                turns.take(conn)
                 return _run(conn, calls)
-        except (GaveWayError, sa.exc.DBAPIError) as error:
-            if tried == TRIES or not _gave_way(error):
+        except sa.exc.DBAPIError as error:
+            if tried == TRIES or not trouble.is_transient(error):
                 raise
-            reason = str(getattr(error, "orig", error)).strip()
+            reason = str(error.orig).strip()
             log.info("a transaction gave way to another one", extra={"reason": reason, "calls": len(calls)})
-            first = error.keys if isinstance(error, GaveWayError) and tried == 1 else {}
     raise AssertionError("the last try returns or raises")
-
-
-def _gave_way(error: Exception) -> bool:
-    return isinstance(error, GaveWayError) or trouble.is_transient(error)
 
 
 def _unavailable(error: Exception) -> Unavailable:

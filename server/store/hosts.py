@@ -63,7 +63,7 @@ def _said_by_hosts(conn: Connection, names: tuple[str, ...], items: Sequence[tup
         for item in items:
             if item[0] not in newest or newest[item[0]][1] <= item[1]:
                 newest[item[0]] = item
-        batch.change(conn, _said(conn.dialect.name, names), newest.values())
+        batch.execute(conn, _said(conn.dialect.name, names), newest.values())
     return [None] * len(items)
 
 
@@ -79,7 +79,7 @@ def _said(dialect: str, names: tuple[str, ...]) -> str:
 def _update_hosts(conn: Connection, names: tuple[str, ...], items: Sequence[tuple[Any, ...]]) -> list[None]:
     if items:
         last = {item[0]: item for item in items}
-        batch.change(conn, batch.update(conn.dialect.name, HOSTS, names), last.values())
+        batch.execute(conn, batch.update(conn.dialect.name, HOSTS, names), last.values())
     return [None] * len(items)
 
 

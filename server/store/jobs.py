@@ -57,7 +57,7 @@ def jobs_accepted(conn: Connection, batches: Sequence[Sequence[tuple[str, dateti
     """Mark pending jobs (id, time accepted, time from when on it hangs) as running. Other jobs do not change."""
     accepted = {it[0]: (it[0], "running", True, True, False, *it[1:]) for it in chain.from_iterable(batches)}
     if accepted:
-        batch.change(conn, _update_jobs(conn.dialect.name, _ACCEPTED, ("pending",)), accepted.values())
+        batch.execute(conn, _update_jobs(conn.dialect.name, _ACCEPTED, ("pending",)), accepted.values())
     return [None] * len(batches)
 
 
@@ -74,7 +74,7 @@ def jobs_finished(conn: Connection, batches: Sequence[Sequence[JobFinished]]) ->
         its = (getattr(end, name) for name in _ENDED[4:])
         ends.setdefault(end.job_id, [end.job_id, False, False, False, *its])
     if ends:
-        batch.change(conn, _update_jobs(conn.dialect.name, _ENDED, OPEN), ends.values())
+        batch.execute(conn, _update_jobs(conn.dialect.name, _ENDED, OPEN), ends.values())
     return [None] * len(batches)
 
 
@@ -88,7 +88,7 @@ def jobs_cancelled(conn: Connection, batches: Sequence[Sequence[tuple[str, str]]
     asked = {job_id: (job_id, True, why) for job_id, why in chain.from_iterable(batches)}
     if asked:
         statement = _update_jobs(conn.dialect.name, ("id", "cancel_requested", "cancel_reason"), OPEN)
-        batch.change(conn, statement, asked.values())
+        batch.execute(conn, statement, asked.values())
     return [None] * len(batches)
 
 
@@ -119,7 +119,7 @@ def jobs_retried(conn: Connection, batches: Sequence[Sequence[Retry]]) -> list[N
             (job_id, "pending", it.attempt + 1, it.not_before, it.not_before, True, False, False, False, None, None)
             for job_id, it in retries.items()
         ]
-        batch.change(conn, _update_jobs(conn.dialect.name, _AGAIN, OPEN), again)
+        batch.execute(conn, _update_jobs(conn.dialect.name, _AGAIN, OPEN), again)
     return [None] * len(batches)
 
 

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from server.store.locks import WAIT_MS
 from server.store.tables import STORE_OWNER
+from server.store.turns import WAIT_MS
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ SESSION = (
     ("lock_timeout", str(WAIT_MS)),
 )
 """With these, PostgreSQL ends the session of a vanished machine, and so frees its locks, after 7 seconds; and that of
-a process that stands still within a transaction after 10. For the last one see `server.store.locks`."""
+a process that stands still within a transaction after 10. For the last one see `server.store.turns`."""
 
 Taken = TypeVar("Taken")
 

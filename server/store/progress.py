@@ -25,7 +25,7 @@ def put_progress(conn: Connection, batches: Sequence[Sequence[ProgressRow]]) -> 
     """Put how far jobs are; what was deleted meanwhile is left out."""
     rows = {row.job_id: row for some in batches for row in some}
     if rows:
-        batch.change(conn, _put(conn.dialect.name), rows.values())
+        batch.execute(conn, _put(conn.dialect.name), rows.values())
     return [None] * len(batches)
 
 

@@ -524,13 +524,13 @@ def next_at(conn: Connection) -> datetime | None:
 def change_lanes(conn: Connection, moved: Collection[tuple[str, str]]) -> None:
     """Put these jobs, which are open, into other lanes: (id, lane)."""
     if moved:
-        batch.change(conn, _update(conn.dialect.name, ("id", "lane")), moved)
+        batch.execute(conn, _update(conn.dialect.name, ("id", "lane")), moved)
 
 
 def move(conn: Connection, moved: Collection[Moved]) -> None:
     """Store where these jobs, which are open, belong now. None of them is ready until they are settled."""
     if moved:
-        batch.change(conn, _update(conn.dialect.name, (*Moved._fields, "ready")), ((*it, False) for it in moved))
+        batch.execute(conn, _update(conn.dialect.name, (*Moved._fields, "ready")), ((*it, False) for it in moved))
 
 
 def disconnect_all(conn: Connection, now: datetime) -> list[str]:
@@ -563,7 +563,7 @@ def unplaced(conn: Connection, most: int = FRONT) -> list[OpenRow]:
 def place(conn: Connection, jobs: Collection[Placed]) -> None:
     """Take jobs into the queue."""
     if jobs:
-        batch.change(conn, _update(conn.dialect.name, Placed._fields), jobs)
+        batch.execute(conn, _update(conn.dialect.name, Placed._fields), jobs)
 
 
 def put_forward(conn: Connection, now: datetime) -> None:
@@ -578,7 +578,7 @@ def begun_after(conn: Connection, at: datetime) -> list[OpenRow]:
 
 def set_begun(conn: Connection, begun: Iterable[tuple[str, datetime, datetime]]) -> None:
     """Store when jobs that run were accepted, and from when on they hang: (id, time, time)."""
-    batch.change(conn, _update(conn.dialect.name, ("id", "accepted_at", "hangs_at")), begun)
+    batch.execute(conn, _update(conn.dialect.name, ("id", "accepted_at", "hangs_at")), begun)
 
 
 def queued_since(conn: Connection, at: datetime) -> list[OpenRow]:

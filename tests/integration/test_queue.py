@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine
 
 from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.queue import Recorded
+from server.store import turns
 from server.store.database import engine
 from server.store.queue import FRONT
 from tests import plans
@@ -71,10 +72,12 @@ def test_two_servers_that_record_at_the_same_time_decide_one_after_the_other(dat
     def other() -> tuple[Recorded, list[str]]:
         """Another server records a run of the same schedule on the same host, and one of another host."""
         with database.begin() as conn:
+            turns.take(conn)
             again = job("2", schedule="s", due=NOON + MINUTE)
             return Jobs(conn, one_at_a_time, hosts=()).record(again, job("3", "b"))
 
     with database.connect() as conn, ThreadPoolExecutor(1) as pool:
+        turns.take(conn)
         assert Jobs(conn, one_at_a_time, hosts=()).add(job("1", schedule="s", due=NOON)) == ["1"]
         found = pool.submit(other)
         waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"

@@ -1,28 +1,24 @@
-"""Promise 11: servers that decide about the same lanes and hosts wait for each other, but never in a circle."""
+"""Promise 11: servers that decide about the same lanes and hosts write in turns, and never wait in a circle."""
 
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
-import msgspec
 import pytest
 import sqlalchemy as sa
 
 from server.jobs.fires import NewJob
 from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.queue import Arrival, Cancelling, Ending, JobQueue, Recording, Taken
-from server.store import connections, hosts, jobs, locks, queue, servers
-from server.store.database import engine
+from server.store import hosts, servers
 from server.store.engine import Store
 from server.store.rows import HostRow
 from server.store.servers import ServerRow
-from server.store.tables import HOSTS
-from tests import plans
 from tests.integration.conftest import PATIENCE_S
-from tests.jobqueue import NOON, Jobs, job
+from tests.jobqueue import NOON, job
 from tests.postgresql import Databases
 from wire.messages import JobFinished
 
@@ -51,102 +47,33 @@ def deadlocks(conn: sa.Connection) -> int:
     return int(conn.exec_driver_sql(found).scalar_one())
 
 
-def by_key() -> list[str]:
-    """Three names, in the order of their keys."""
-    keys = {locks.key_of(name): name for name in NAMES}
-    return [keys[key] for key in sorted(keys)][:3]
+async def test_a_server_writes_when_the_turn_of_another_is_over_whatever_the_two_write(stores: list[Store]) -> None:
+    goes_on, begun = threading.Event(), list[str]()
+
+    def write(conn: sa.Connection, names: Sequence[str]) -> list[None]:
+        begun.extend(names)
+        if names == ["first"]:
+            goes_on.wait(PATIENCE_S)
+        return [None] * len(names)
+
+    first = stores[0].submit(write, "first")
+    async with asyncio.timeout(PATIENCE_S):
+        while not begun:
+            await asyncio.sleep(0.01)
+        second = stores[1].submit(write, "second")
+        while not await stores[2].read(waiting):
+            await asyncio.sleep(0.01)
+    assert begun == ["first"]
+    goes_on.set()
+    await asyncio.gather(first, second)
+    assert begun == ["first", "second"]
 
 
-def gave_way(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Why transactions gave way."""
-    return [vars(it)["reason"] for it in caplog.records if it.getMessage() == "a transaction gave way to another one"]
-
-
-class Crosswise:
-    """A statement that locks names, each as (name, whether exclusively), one after the other.
-
-    In its first run it goes on only when all others have the first of theirs. `runs`: how often it ran.
-    """
-
-    def __init__(self, both: threading.Barrier) -> None:
-        self._both = both
-        self.runs = 0
-
-    def __call__(self, conn: sa.Connection, orders: Sequence[Sequence[tuple[str, bool]]]) -> list[None]:
-        self.runs += 1
-        for name, exclusive in orders[0]:
-            locks.take(conn, {name: exclusive})
-            if (name, exclusive) == orders[0][0] and self.runs == 1:
-                self._both.wait(PATIENCE_S)
-        return [None] * len(orders)
-
-
-async def test_a_lock_out_of_order_that_another_server_has_is_not_waited_for(
-    stores: list[Store], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "server.store.engine")
-    low, middle, high = by_key()
-    both = threading.Barrier(2)
-    up, down = Crosswise(both), Crosswise(both)
-    await asyncio.gather(
-        stores[0].write(up, [(low, True), (high, True)]),
-        stores[1].write(down, [(high, True), (middle, True), (low, True)]),
-    )
-    assert (up.runs, down.runs) == (1, 2)
-    assert gave_way(caplog) == ["another server has a lock that is out of order here"]
-
-
-async def test_of_servers_that_share_a_lock_and_want_it_alone_each_gets_it(stores: list[Store]) -> None:
-    both = threading.Barrier(2)
-    one, other = Crosswise(both), Crosswise(both)
-    shares_then_owns = [("lane", False), ("lane", True)]
-    await asyncio.gather(stores[0].write(one, shares_then_owns), stores[1].write(other, shares_then_owns))
-    assert one.runs + other.runs in (3, 4)
-
-
-async def test_a_circle_of_rows_and_lanes_is_left_by_all_but_one(
-    stores: list[Store], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "server.store.engine")
-    await stores[0].write(hosts.upsert_hosts, HostRow("a", {}, NOON, NOON))
-    both = threading.Barrier(2)
-    runs: list[int] = []
-
-    def changes(conn: sa.Connection, first: bool) -> None:
-        conn.execute(sa.update(HOSTS).where(HOSTS.c.name == "a").values(agent_version=str(first)))
-
-    def crosswise(conn: sa.Connection, row_first: Sequence[bool]) -> list[None]:
-        runs.append(len(runs))
-        is_first_run = len(runs) <= 2
-        for row in (row_first[0], not row_first[0]):
-            if row:
-                changes(conn, row_first[0])
-            else:
-                locks.take(conn, {"lane": True})
-            if row == row_first[0] and is_first_run:
-                both.wait(PATIENCE_S)
-        return [None] * len(row_first)
-
-    await asyncio.gather(stores[0].write(crosswise, True), stores[1].write(crosswise, False))
-    assert len(runs) > 2
-    assert set(gave_way(caplog)) == {"canceling statement due to lock timeout"} or all(
-        "lock timeout" in it for it in gave_way(caplog)
-    )
-
-
-async def test_fires_of_a_lane_without_a_limit_wait_for_no_other_server(databases: Databases) -> None:
-    made = sa.create_engine(databases.new_migrated())
-    with made.begin() as conn:
-        for host in ("a", "b"):
-            Jobs(conn, server="one").connected(host)
-    with made.connect() as conn, made.connect() as other:
-        other.exec_driver_sql("SET lock_timeout = 1")  # a millisecond
-        assert Jobs(conn, hosts=()).add(job("1", "a", schedule="s", due=NOON)) == ["1"]
-        assert Jobs(other, hosts=()).add(job("2", "b", schedule="s", due=NOON)) == ["2"]
-        other.commit()
-        with pytest.raises(sa.exc.OperationalError, match="lock timeout"):  # restic locks the repository alone
-            Jobs(other, hosts=()).add(job("3", "b", "prune", schedule="p", due=NOON))
-    made.dispose()
+def waiting(conn: sa.Connection) -> int:
+    """How many transactions wait for their turn."""
+    conn.exec_driver_sql("SELECT pg_stat_clear_snapshot()")
+    found = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    return int(conn.exec_driver_sql(found).scalar_one())
 
 
 async def test_two_ends_at_the_same_time_leave_the_lane_to_the_job_that_must_be_alone(stores: list[Store]) -> None:
@@ -181,61 +108,6 @@ async def test_servers_that_do_everything_to_the_same_hosts_and_lanes_find_no_de
         ends = [it.write(it.queue.finish, ending(job_id, host)) for job_id, host in begun.items() for it in all_servers]
         await asyncio.gather(*ends)
     assert await stores[0].read(still_open) == 0
-
-
-CHANGES: dict[str, Callable[[sa.Connection], object]] = {
-    "set_desired": lambda conn: hosts.set_desired(conn, [[("b", 2, ""), ("c", 2, ""), ("a", 2, "")]]),
-    "hosts_seen": lambda conn: hosts.hosts_seen(conn, [[("b", 1, NOON), ("c", 1, NOON), ("a", 1, NOON)]]),
-    "upsert_hosts": lambda conn: hosts.upsert_hosts(conn, [HostRow(it, {}, NOON, NOON) for it in "bca"]),
-    "connect": lambda conn: connections.connect(conn, [connections.Hello(it, "one") for it in "bca"]),
-    "disconnect": lambda conn: connections.disconnect(conn, ["b", "c", "a"], "one", NOON),
-    "jobs_accepted": lambda conn: jobs.jobs_accepted(conn, [[(it, NOON, NOON) for it in "bca"]]),
-    "jobs_finished": lambda conn: jobs.jobs_finished(conn, [[JobFinished(it, "failed", NOON) for it in "bca"]]),
-    "jobs_cancelled": lambda conn: jobs.jobs_cancelled(conn, [[(it, "me") for it in "bca"]]),
-    "change_lanes": lambda conn: queue.change_lanes(conn, [(it, "lane") for it in "bca"]),
-}
-"""Statements that change several rows, which are named in no order."""
-
-
-@pytest.fixture(scope="module")
-def grown(databases: Databases) -> Iterator[sa.Connection]:
-    """A database with many hosts, connections and jobs, whose transaction is not committed."""
-    made = engine(databases.new_migrated(), 1, writes=True)
-    with made.connect() as conn:
-        for statement in _MANY:
-            conn.exec_driver_sql(statement)
-        yield conn
-        conn.rollback()
-    made.dispose()
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_a_statement_locks_rows_in_the_order_of_their_keys(grown: sa.Connection, name: str) -> None:
-    """PostgreSQL looks for one row after the other, in the order of the parameter, which is that of the keys."""
-    (statement, parameters), *_ = plans.said(grown, lambda: CHANGES[name](grown))
-    given = msgspec.json.decode(parameters["rows"])
-    assert [it[0] for it in given] == ["a", "b", "c"]
-    (plan,) = grown.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters).scalar_one()
-    (node,) = (it for it in plan["Plan"]["Plans"] if it["Parent Relationship"] != "InitPlan")
-    while "Function Name" not in node:
-        assert node["Node Type"] in ("Nested Loop", "Limit", "Subquery Scan"), plan
-        # The outer side of a join goes first.
-        (node,) = (it for it in node["Plans"] if it["Parent Relationship"] in ("Outer", "Subquery"))
-    assert node["Function Name"] == "json_array_elements"
-
-
-_MANY = (
-    "INSERT INTO hosts (name, labels, created_at, since, desired_version, desired_digest, applied_version,"
-    " applied_digest, agent_version) SELECT 'host-' || n, '{}', now(), now(), 0, '', 0, '', ''"
-    " FROM generate_series(1, 2000) AS n",
-    "INSERT INTO connections (host) SELECT name FROM hosts",
-    "INSERT INTO jobs (id, host, kind, actor_kind, actor_id, missed, status, command, created_at)"
-    " SELECT n, 'host-' || n, 'backup', 'schedule', '', 0,"
-    " (array['pending', 'running'])[1 + mod(n, 2)], '{}', now() FROM generate_series(1, 2000) AS n",
-    "ANALYZE hosts",
-    "ANALYZE connections",
-    "ANALYZE jobs",
-)
 
 
 class Server:
