@@ -55,6 +55,12 @@ bench: $(READY) ## Measure, each figure beside its limit in the same run
 bench-scale: $(READY) ## Measure memory and CPU time of each host with 100,000 of them in one process
 	$(BIN)/python -m bench scale
 
+# For a part of it: make faults-servers SERVERS="--agents 600 --minutes 3"
+SERVERS ?=
+.PHONY: faults-servers
+faults-servers: $(READY) ## Kill and stop three servers over one PostgreSQL under 2,000 agents, for ten minutes
+	$(BIN)/python -m tests.faults.several $(SERVERS)
+
 # For a part of it: make faults SEEDS=1000 ROUNDS=30
 SEEDS ?= 10000
 ROUNDS ?= 300
