@@ -177,7 +177,7 @@ class Jobs:
     def connected(self, host: str, running: Collection[str] = ()) -> list[str]:
         """A host says hello, and which attempts it has."""
         facts = HelloFacts("1.2") if self.queue.is_shared else None
-        ((outcome, _),) = self.queue.arrived(self.conn, [Arrival(host, running, self.now, "process", facts)])
+        ((outcome, *_),) = self.queue.arrived(self.conn, [Arrival(host, running, self.now, "process", facts)])
         return self.sent(outcome)
 
     def disconnected(self, host: str) -> tuple[list[str], bool]:

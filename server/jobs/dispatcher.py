@@ -217,7 +217,12 @@ class Dispatcher:
         facts = None if session is None else session.hello_facts
         arrival = Arrival(host, known, self._clock(), instance, facts)
         future: asyncio.Future[Arrived] = self._submit(self._queue.arrived, arrival, host)
-        return then(future, lambda arrived: self.carry_out(arrived.outcome), self.answer_lost)
+        return then(future, self._arrived, self.answer_lost)
+
+    def _arrived(self, arrived: Arrived) -> None:
+        self.carry_out(arrived.outcome)
+        if arrived.put_back:
+            self._call_in(0.0)
 
     def on_event(self, event: Event) -> None:
         """Hear of a host that disconnected, of limits that may have changed, and of a clock that was wrong."""

@@ -113,10 +113,14 @@ class Arrival(NamedTuple):
 
 
 class Arrived(NamedTuple):
-    """What followed from an Arrival. `session`: the number of the hello; None where the host was deleted meanwhile."""
+    """What followed from an Arrival. `session`: the number of the hello; None where the host was deleted meanwhile.
+
+    `put_back`: whether jobs that it was sent, and has not, wait again, some of them perhaps for too long.
+    """
 
     outcome: Outcome
     session: int | None
+    put_back: bool = False
 
 
 class Leading(NamedTuple):
@@ -512,12 +516,20 @@ class JobQueue:
                 self._note(it.now, notices.Arrived(it.host, sessions[it.host], it.instance, it.hello))
         busy = queue.with_jobs(conn, {it.host for it in items})
         return [
-            Arrived(
-                self._for_host(conn, it.host, it.now, partial(_met, it.running)) if it.host in busy else Outcome(),
-                sessions.get(it.host),
-            )
+            self._met(conn, it, sessions.get(it.host)) if it.host in busy else Arrived(Outcome(), sessions.get(it.host))
             for it in items
         ]
+
+    def _met(self, conn: Connection, it: Arrival, session: int | None) -> Arrived:
+        put_back: list[Moved] = []
+
+        def move(row: OpenRow) -> Moved | None:
+            moved = _met(it.running, row)
+            if moved is not None and not moved.sent:
+                put_back.append(moved)
+            return moved
+
+        return Arrived(self._for_host(conn, it.host, it.now, move), session, bool(put_back))
 
     @_telling
     def disconnected(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[tuple[Outcome, bool]]:

@@ -290,3 +290,17 @@ def test_jobs_whose_host_went_before_their_turn_came_are_sent_once_it_is_back(
     dispatch.connected("c", [job_id for _, job_id in sent])
     time.pass_by(0)
     assert sorted(sent) == [("c", it) for it in many]
+
+
+def test_a_job_that_its_host_never_got_ends_when_the_host_is_back_after_its_deadline(
+    dispatch: Dispatcher, jobs: Jobs, time: Time, sent: list[tuple[str, str]]
+) -> None:
+    command = CommandRun("strict", "backup", [], "other")
+    dispatch.record([NewJob("b", command, "user", "me", 0, NOON, start_by=NOON + timedelta(seconds=90))])
+    time.pass_by(1)
+    dispatch.disconnected("b")
+    time.pass_by(300)
+    assert (sent, "strict" in jobs.open()) == ([("b", "strict")], True)
+    dispatch.connected("b", ())
+    time.pass_by(1)
+    assert "strict" not in jobs.open()
