@@ -263,8 +263,6 @@ class JobQueue:
         self._note_slots(now, ((row.host, row.id) for row in away))
         stale = [row for row in placed if row.sent and row.id not in new]  # a slot that no job took
         waits = [row.id for row in placed if row.id not in alone and row.id in new]
-        back = connections.wait_for_hellos(conn, [it.host for it in placed if it.id in new and it.host not in online])
-        waits += [row.id for row in placed if row.id in alone and row.id in new and row.host in back]
         beside = {_pair(job) for job in jobs if job.id in going and job.policy == "Allow" and known[_pair(job)].runs}
         waits += queue.serial_ready(conn, beside)  # each waits for the one that began beside it
         whys = {_pair(job): f"replaced by job {job.id}" for job in replacing if job.id in new}

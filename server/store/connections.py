@@ -72,19 +72,6 @@ def offline(conn: Connection, hosts: Iterable[str]) -> set[str]:
     return set(known) - {host for host, at in servers_of(conn, known).items() if at is not None}
 
 
-def wait_for_hellos(conn: Connection, hosts: Iterable[str]) -> set[str]:
-    """Those of these hosts, which no server had a moment ago, that one has by now.
-
-    On PostgreSQL this waits for transactions in which they say hello, and has later ones wait until this transaction
-    ends: what it stored for hosts that are away is seen by them. SQLite has one writer.
-    """
-    its = set(hosts)
-    if not its or conn.dialect.name == "sqlite":
-        return set()
-    batch.execute(conn, _lock(conn.dialect.name), [(host,) for host in its])
-    return {host for host, at in servers_of(conn, its).items() if at is not None}
-
-
 def all_of_server(conn: Connection, server: str) -> list[str]:
     """All hosts that a server has."""
     return [host for (host,) in batch.gathered(conn, _all_of_server(conn.dialect.name), [(server,)])]
@@ -113,15 +100,6 @@ def _connect(dialect: str) -> str:
     changed: dict[str, Any] = {name: put.excluded[name] for name in names[1:]}
     changed |= {"lost_at": sa.null(), "session": _C.session + 1}
     return batch.prepared(dialect, put.on_conflict_do_update(index_elements=["host"], set_=changed))
-
-
-@cache
-def _lock(dialect: str) -> str:
-    given = batch.Given(dialect, [_C.host])
-    known = sa.exists().where(HOSTS.c.name == given.values[0])
-    rows = sa.select(*given.values, CHANGE_HEAD.c.sessions).select_from(given.table, CHANGE_HEAD).where(known)
-    put = postgresql.insert(CONNECTIONS).from_select(["host", "session"], rows, include_defaults=False)
-    return batch.prepared(dialect, put.on_conflict_do_update(index_elements=["host"], set_={"server": _C.server}))
 
 
 @cache

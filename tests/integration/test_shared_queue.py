@@ -11,7 +11,7 @@ from server.agents.session import HelloFacts
 from server.jobs import notices
 from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.queue import Arrival, JobQueue, Recording
-from server.store import connections, news, servers
+from server.store import connections, news, servers, turns
 from server.store.engine import Store
 from server.store.hosts import delete_hosts, upsert_hosts
 from server.store.rows import HostRow
@@ -90,12 +90,14 @@ async def test_a_job_for_a_host_that_says_hello_meanwhile_is_sent(
         shared.one.connected("a")
         shared.one.disconnected("a")
         shared.conn.commit()
+    turns.take(shared.conn)
     shared.one.add(job("1"))
     await meanwhile(shared, until, shared.hears_hello)
     assert shared.row() == (True, shared.store.server)
 
 
 async def test_a_job_that_is_recorded_while_its_host_says_hello_is_sent(shared: Servers, until: Until) -> None:
+    turns.take(shared.conn)
     shared.one.connected("a")
     await meanwhile(shared, until, shared.records)
     assert shared.row() == (True, "one")
