@@ -103,3 +103,14 @@ def folder() -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def running() -> Iterator[Cluster]:
+    """A PostgreSQL that runs, and that a test may stop."""
+    with folder() as path:
+        made = Cluster.new(path)
+        made.start()
+        yield made
+        if made.is_running:
+            made.stop()

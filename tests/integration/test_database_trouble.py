@@ -31,12 +31,8 @@ NOW = datetime(2026, 3, 5, 12, tzinfo=UTC)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A PostgreSQL that a test may stop; it runs when a test begins."""
-    with clusters.folder() as folder:
-        made = Cluster.new(folder)
-        made.start()
+    with clusters.running() as made:
         yield made
-        if made.is_running:
-            made.stop()
 
 
 @pytest.fixture

@@ -37,11 +37,8 @@ NOW = datetime(2026, 3, 5, 12, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with clusters.folder() as folder:
-        made = Cluster.new(folder)
-        made.start()
+    with clusters.running() as made:
         yield made
-        made.stop()
 
 
 @pytest.fixture
