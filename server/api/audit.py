@@ -11,7 +11,9 @@ from server.store import audit as audit_statements
 
 async def list_audit(services: Services, request: Request) -> Response:
     """List who changed what, newest first."""
-    query = Query(request, "limit", "cursor")
+    query = Query(request, "object_kind", "object_name", "limit", "cursor")
     before, limit = query.after(Number), query.limit()
-    rows = await services.store.read(audit_statements.list_audit, before, limit + 1)
+    given = {name: query.text(name) for name in ("object_kind", "object_name")}
+    filters = {name: value for name, value in given.items() if value is not None}
+    rows = await services.store.read(audit_statements.list_audit, before, limit + 1, filters)
     return page(rows, limit, dict, "id")

@@ -29,9 +29,9 @@ class HostBody(Struct, forbid_unknown_fields=True):
 
 async def list_hosts(services: Services, request: Request) -> Response:
     """List hosts, by name."""
-    query = Query(request, "limit", "cursor")
-    after, limit = query.after(str), query.limit()
-    rows = await services.store.read(host_statements.list_hosts, after, limit + 1)
+    query = Query(request, "labelSelector", "limit", "cursor")
+    after, limit, labels = query.after(str), query.limit(), query.label_conditions()
+    rows = await services.store.read(host_statements.list_hosts, after, limit + 1, labels)
     return page(rows, limit, lambda row: _shown(services, row), "name")
 
 

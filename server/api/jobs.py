@@ -27,7 +27,7 @@ ATTEMPT = ("attempt", "status", "started_at", "finished_at", "exit_code", "snaps
 
 async def list_jobs(services: Services, request: Request) -> Response:
     """List jobs, newest first. Jobs that list snapshots or files are left out unless `id` or `kind` is given."""
-    query = Query(request, "id", "host", "schedule", "kind", "status", "actor_kind", "limit", "cursor")
+    query = Query(request, "id", "host", "schedule", "namespace", "kind", "status", "actor_kind", "limit", "cursor")
     after, limit = query.after(tuple[datetime, str]), query.limit()
     if after is not None and after[0].utcoffset() != timedelta():
         raise bad_parameter("cursor", "must be the `next` of an earlier page, unchanged")
@@ -41,7 +41,8 @@ async def list_jobs(services: Services, request: Request) -> Response:
     filters = {name: value for name, value in given.items() if value is not None}
     id_ = query.text("id") or ""
     leave_out = () if id_ or "kind" in filters else READ_KINDS
-    rows, next_ = await services.store.read(job_statements.list_jobs, filters, after, limit, id_, leave_out)
+    asked = (filters, after, limit, id_, leave_out, query.text("namespace"))
+    rows, next_ = await services.store.read(job_statements.list_jobs, *asked)
     shown = await shown_jobs(services, rows)
     more = None if next_ is None else cursor(next_)
     return json_response({"items": [shown[row["id"]] for row in rows], "next": more})
@@ -110,9 +111,10 @@ def _told(row: Row, progress: Mapping[str, ProgressRow]) -> Raw | None:
 
 
 async def of_filter(_services: Services, request: Request) -> tuple[str, str]:
-    """For permissions: the namespace of the schedule in the query (NAMESPACE/NAME), or all namespaces."""
+    """For permissions: the one namespace that the query or its schedule (NAMESPACE/NAME) names, or all namespaces."""
     namespace, slash, _ = request.query_params.get("schedule", "").partition("/")
-    return (namespace if slash else ""), ""
+    named = {request.query_params.get("namespace", ""), namespace if slash else ""} - {""}
+    return (named.pop() if len(named) == 1 else ""), ""
 
 
 async def of_job(services: Services, request: Request) -> tuple[str, str]:

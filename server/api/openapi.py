@@ -35,7 +35,17 @@ _PARAMETERS: Mapping[str, Schema] = {
         "description": "Only jobs of the schedule NAMESPACE/NAME, or with this uid.",
         "schema": {"type": "string"},
     },
+    "namespace": {"description": "Only what is in this namespace.", "schema": {"type": "string"}},
+    "labelSelector": {
+        "description": "Only what has these labels, as `kubectl -l` takes it: tier=db,env!=test,zone in (a,b),!spare.",
+        "schema": {"type": "string"},
+    },
     "kind": {"description": "Only jobs of this kind.", "schema": {"type": "string"}},
+    "object_kind": {"description": "Only lines about objects of this kind.", "schema": {"type": "string"}},
+    "object_name": {
+        "description": "Only lines about this object: NAME or NAMESPACE/NAME.",
+        "schema": {"type": "string"},
+    },
     "path": {"description": "The folder or file; / by default.", "schema": {"type": "string"}},
     "status": {"description": "Only jobs with this status.", "schema": {"enum": list(JOB_STATUSES)}},
     "actor_kind": {"description": "Only jobs caused by this kind of actor.", "schema": {"enum": list(ACTOR_KINDS)}},

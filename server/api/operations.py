@@ -57,6 +57,11 @@ async def in_namespace(_services: Services, request: Request) -> tuple[str, str]
     return request.path_params["namespace"], ""
 
 
+async def in_query(_services: Services, request: Request) -> tuple[str, str]:
+    """Any object in the namespace that the query names; all namespaces when it names none."""
+    return request.query_params.get("namespace", ""), ""
+
+
 async def in_body(_services: Services, request: Request) -> tuple[str, str]:
     """Any object in the namespace of the manifest in the body; all namespaces when the manifest cannot be read."""
     metadata = (await object_body(request)).get("metadata")
@@ -112,9 +117,9 @@ OPERATIONS: Sequence[Operation] = (
         "GET",
         "/schedules",
         schedules.list_schedules,
-        Needs("list", "schedules"),
+        Needs("list", "schedules", in_query),
         {200: "ScheduleList"},
-        query=_PAGE,
+        query=("namespace", "labelSelector", *_PAGE),
         may=(400,),
     ),
     Operation(
@@ -153,9 +158,9 @@ OPERATIONS: Sequence[Operation] = (
         "GET",
         "/repositories",
         repositories.list_repositories,
-        Needs("list", "repositories"),
+        Needs("list", "repositories", in_query),
         {200: "RepositoryList"},
-        query=_PAGE,
+        query=("namespace", "labelSelector", *_PAGE),
         may=(400,),
     ),
     Operation(
@@ -232,8 +237,24 @@ OPERATIONS: Sequence[Operation] = (
         query=("host", "path", *_PAGE),
         may=_LISTING,
     ),
-    Operation("GET", "/news", news.listen, Needs("list", "schedules"), {200: "Events"}, may=(400,)),
-    Operation("GET", "/hosts", hosts.list_hosts, Needs("list", "hosts"), {200: "HostList"}, query=_PAGE, may=(400,)),
+    Operation(
+        "GET",
+        "/news",
+        news.listen,
+        Needs("list", "schedules", in_query),
+        {200: "Events"},
+        query=("namespace",),
+        may=(400,),
+    ),
+    Operation(
+        "GET",
+        "/hosts",
+        hosts.list_hosts,
+        Needs("list", "hosts"),
+        {200: "HostList"},
+        query=("labelSelector", *_PAGE),
+        may=(400,),
+    ),
     Operation("GET", _HOST, hosts.get_host, Needs("get", "hosts"), {200: "Host"}, may=(400, 404)),
     Operation(
         "PUT", _HOST, hosts.put_host, Needs("create update", "hosts"), {200: "Host", 201: "Host"}, "HostPut", may=_BODY
@@ -259,7 +280,7 @@ OPERATIONS: Sequence[Operation] = (
         jobs.list_jobs,
         Needs("list", "runs", jobs.of_filter),
         {200: "JobList"},
-        query=("id", "host", "schedule", "kind", "status", "actor_kind", *_PAGE),
+        query=("id", "host", "schedule", "namespace", "kind", "status", "actor_kind", *_PAGE),
         may=(400,),
     ),
     Operation("GET", "/jobs/{id}", jobs.get_job, Needs("get", "runs", jobs.of_job), {200: "JobDetail"}, may=(400, 404)),
@@ -299,6 +320,12 @@ OPERATIONS: Sequence[Operation] = (
         may=_BODY,
     ),
     Operation(
-        "GET", "/audit", audit.list_audit, Needs("list", "auditlogs"), {200: "AuditList"}, query=_PAGE, may=(400,)
+        "GET",
+        "/audit",
+        audit.list_audit,
+        Needs("list", "auditlogs"),
+        {200: "AuditList"},
+        query=("object_kind", "object_name", *_PAGE),
+        may=(400,),
     ),
 )

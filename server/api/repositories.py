@@ -16,9 +16,10 @@ from server.store.tables import REPOSITORIES
 
 async def list_repositories(services: Services, request: Request) -> Response:
     """List repositories, by namespace and name."""
-    query = Query(request, "limit", "cursor")
+    query = Query(request, "namespace", "labelSelector", "limit", "cursor")
     after, limit = query.after(tuple[str, str]), query.limit()
-    rows = await services.store.read(list_resources, REPOSITORIES, after, limit + 1)
+    narrowed = (query.text("namespace"), query.label_conditions())
+    rows = await services.store.read(list_resources, REPOSITORIES, after, limit + 1, *narrowed)
     return page(rows, limit, lambda row: _shown(services, row), "namespace", "name")
 
 

@@ -14,7 +14,8 @@ from starlette.requests import Request
 
 from server.access.identity import User
 from server.errors import BadRequest, FieldError, Invalid, TooLarge, TooSlow, UnsupportedMediaType
-from server.resources.selectors import OWN_ID, is_dns_label
+from server.resources.selectors import OWN_ID, is_dns_label, parse_selector
+from server.store.queries import LabelCondition
 from server.store.tables import Actor
 
 MAX_BODY = 1 << 20
@@ -176,6 +177,13 @@ class Query:
         if given is not None and given not in values:
             raise bad_parameter(name, f"must be one of {', '.join(values)}")
         return given
+
+    def label_conditions(self) -> Sequence[LabelCondition]:
+        """The conditions of `labelSelector`; none when it is not given. Raises BadRequest."""
+        try:
+            return [(it.key, it.operator, it.values) for it in parse_selector(self.text("labelSelector") or "")]
+        except ValueError as error:
+            raise bad_parameter("labelSelector", str(error)) from None
 
     def limit(self) -> int:
         """The maximum number of items of the page, from 1 to MAX_LIMIT. Raises BadRequest."""

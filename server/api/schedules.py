@@ -27,9 +27,10 @@ class RunBody(Struct, forbid_unknown_fields=True):
 
 async def list_schedules(services: Services, request: Request) -> Response:
     """List schedules, by namespace and name."""
-    query = Query(request, "limit", "cursor")
+    query = Query(request, "namespace", "labelSelector", "limit", "cursor")
     after, limit = query.after(tuple[str, str]), query.limit()
-    rows = await services.store.read(list_resources, SCHEDULES, after, limit + 1)
+    narrowed = (query.text("namespace"), query.label_conditions())
+    rows = await services.store.read(list_resources, SCHEDULES, after, limit + 1, *narrowed)
     coverage = await services.coverage.schedules([row["id"] for row in rows])
     return page(rows, limit, lambda row: _shown(services, row, coverage[row["id"]]), "namespace", "name")
 

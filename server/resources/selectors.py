@@ -32,6 +32,35 @@ def _holds(requirement: Requirement, labels: Mapping[str, str]) -> bool:
             return requirement.key not in labels
 
 
+_PART = re.compile(
+    r"(?P<absent>!)?\s*(?P<key>[^\s=!,()]+)\s*"
+    r"(?:(?P<compare>==?|!=)\s*(?P<value>[^\s=!,()]*)|\s(?P<among>in|notin)\s*\((?P<values>[^()]*)\))?\s*(?:,|\Z)"
+)
+
+
+def parse_selector(text: str) -> Iterator[Requirement]:
+    """The requirements of a selector as `kubectl -l` takes it: `tier=db,env!=test,zone in (a,b),spare,!old`.
+
+    Empty text has none. Raises ValueError, which says what is wrong.
+    """
+    at, text = 0, text.strip()
+    while at < len(text):
+        found = _PART.match(text, at)
+        if found is None or (found["absent"] and (found["compare"] or found["among"])):
+            raise ValueError(f"cannot be read from {text[at : at + 32]!r} on: give {_SELECTOR_FORM}")
+        values = tuple(it.strip() for it in (found["values"] or found["value"] or "").split(","))
+        if not is_label_key(found["key"]):
+            raise ValueError(f"{found['key'][:64]!r}: {_KEY_FORM}")
+        if not all(map(is_label_value, values)):
+            raise ValueError(f"{','.join(values)[:64]!r}: {_VALUE_FORM}")
+        if found["compare"] or found["among"]:
+            is_not = found["compare"] == "!=" or found["among"] == "notin"
+            yield Requirement(found["key"], "NotIn" if is_not else "In", values)
+        else:
+            yield Requirement(found["key"], "DoesNotExist" if found["absent"] else "Exists")
+        at = found.end()
+
+
 def is_dns_name(name: str) -> bool:
     """Whether this is an RFC 1123 subdomain, as Kubernetes names objects: at most 253 characters."""
     return len(name) <= 253 and DNS.fullmatch(name) is not None
@@ -98,6 +127,9 @@ def _requirement_errors(requirement: Mapping[str, object], field: str) -> Iterat
         yield {"field": f"{field}.values", "detail": detail}
 
 
+_SELECTOR_FORM = (
+    "conditions such as tier=db, env!=test, zone in (a,b), zone notin (a,b), spare, !old, with commas between"
+)
 _KEY_FORM = (
     "a label's key is a name of at most 63 letters, digits, '-', '_' and '.', which begins and ends with a letter "
     "or digit, if need be after a DNS name and a slash: for example tier, or example.org/tier"

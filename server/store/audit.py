@@ -1,6 +1,6 @@
 """Statements on the audit log."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -18,7 +18,11 @@ def record_audit(conn: Connection, rows: Sequence[AuditRow]) -> list[None]:
     return [None] * len(rows)
 
 
-def list_audit(conn: Connection, before: int | None, limit: int) -> list[Row]:
-    """Lines of the audit log, newest first, with ids below `before`."""
+def list_audit(conn: Connection, before: int | None, limit: int, filters: Mapping[str, str] | None = None) -> list[Row]:
+    """Lines of the audit log whose columns equal `filters`, newest first, with ids below `before`.
+
+    An index has them in order by `object_kind` and `object_name`.
+    """
     found = sa.select(AUDIT).order_by(AUDIT.c.id.desc()).limit(limit)
+    found = found.where(*(AUDIT.c[name] == value for name, value in (filters or {}).items()))
     return all_rows(conn, found if before is None else found.where(AUDIT.c.id < before))

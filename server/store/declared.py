@@ -1,13 +1,13 @@
 """Statements on schedules and repositories, and on when hosts got schedules."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from server.store import batch
-from server.store.queries import all_rows, one_row
+from server.store.queries import LabelCondition, all_rows, labels_match, one_row
 from server.store.rows import Joined, Pair, RepositoryRow, Row, ScheduleRow
 from server.store.tables import HOST_SCHEDULES, JOBS, REPOSITORIES, SCHEDULES
 
@@ -55,9 +55,22 @@ def get_resource(conn: Connection, table: sa.Table, namespace: str, name: str) -
     return one_row(conn, sa.select(*_public(table)).where(table.c.namespace == namespace, table.c.name == name))
 
 
-def list_resources(conn: Connection, table: sa.Table, after: tuple[str, str] | None, limit: int) -> list[Row]:
-    """Schedules or repositories, as from `get_resource`, ordered by namespace and name, starting after that pair."""
+def list_resources(
+    conn: Connection,
+    table: sa.Table,
+    after: tuple[str, str] | None,
+    limit: int,
+    namespace: str | None = None,
+    labels: Iterable[LabelCondition] = (),
+) -> list[Row]:
+    """Schedules or repositories, as from `get_resource`, ordered by namespace and name, starting after that pair.
+
+    `namespace`: None for all. `labels`: what their labels must satisfy.
+    """
     found = sa.select(*_public(table)).order_by(table.c.namespace, table.c.name).limit(limit)
+    found = found.where(*labels_match(table.c.labels, labels))
+    if namespace is not None:
+        found = found.where(table.c.namespace == namespace)
     key = sa.tuple_(table.c.namespace, table.c.name)
     return all_rows(conn, found if after is None else found.where(key > sa.tuple_(*after)))
 

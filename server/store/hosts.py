@@ -4,7 +4,7 @@ What a host says comes by a session, by its number over all servers; what came b
 stored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from itertools import chain
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from server.store import batch
-from server.store.queries import all_rows, one_row
+from server.store.queries import LabelCondition, all_rows, labels_match, one_row
 from server.store.rows import HostRow, Row
 from server.store.tables import HOSTS
 
@@ -88,7 +88,7 @@ def get_host(conn: Connection, name: str) -> Row | None:
     return one_row(conn, sa.select(HOSTS).where(HOSTS.c.name == name))
 
 
-def list_hosts(conn: Connection, after: str | None, limit: int) -> list[Row]:
-    """Hosts ordered by name, starting after the name `after`."""
-    found = sa.select(HOSTS).order_by(HOSTS.c.name).limit(limit)
+def list_hosts(conn: Connection, after: str | None, limit: int, labels: Iterable[LabelCondition] = ()) -> list[Row]:
+    """Hosts ordered by name, starting after the name `after`. `labels`: what their labels must satisfy."""
+    found = sa.select(HOSTS).where(*labels_match(HOSTS.c.labels, labels)).order_by(HOSTS.c.name).limit(limit)
     return all_rows(conn, found if after is None else found.where(HOSTS.c.name > after))

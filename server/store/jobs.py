@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from server.store import batch
 from server.store.queries import all_rows, one_row
 from server.store.rows import JobRow, Retry, Row
-from server.store.tables import JOB_ATTEMPTS, JOBS, OPEN, REPOSITORIES
+from server.store.tables import JOB_ATTEMPTS, JOBS, OPEN, REPOSITORIES, SCHEDULES
 from wire.messages import JobFinished
 
 
@@ -156,6 +156,8 @@ EXAMINED = 5000
 LONG_PREFIX = 4
 """From this many characters on, the beginning of an id finds few jobs: one of 65,536."""
 Conditions = list[sa.ColumnElement[bool]]
+_ID_SIZE = 32
+"""Characters of a repository's id, with which a lane begins."""
 _NEWEST = (JOBS.c.created_at.desc(), JOBS.c.id.desc())
 
 
@@ -166,10 +168,12 @@ def list_jobs(
     limit: int,
     id_prefix: str = "",
     leave_out: Collection[str] = (),
+    namespace: str | None = None,
 ) -> Page:
     """Jobs whose columns equal `filters`, newest first, starting after the job with (created_at, id) `after`.
 
-    `id_prefix`: only jobs whose id begins so. `leave_out`: kinds to exclude. The best index for what is asked has the
+    `id_prefix`: only jobs whose id begins so. `leave_out`: kinds to exclude. `namespace`: only jobs of Repositories and
+    Schedules of this namespace that exist. The best index for what is asked has the
     jobs in order; what it cannot tell is looked for in up to EXAMINED of them. So there may be fewer than `limit`, or
     none, and more after them all the same.
     """
@@ -182,6 +186,8 @@ def list_jobs(
     left: Conditions = [_unindexed(JOBS.c[name]) == value for name, value in rest.items()]
     if leave_out:
         left.append(JOBS.c.kind.not_in(leave_out))
+    if namespace is not None:
+        left.append(_in_namespace(namespace))
     if 0 < len(id_prefix) < LONG_PREFIX:
         left += _begins(_unindexed(JOBS.c.id), id_prefix)
     if after is not None:
@@ -221,6 +227,14 @@ def _unusual(name: str) -> sa.ColumnElement[bool]:
 def _unindexed(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
     """A column as no index has it, so that the database uses the index that was chosen."""
     return sa.func.coalesce(column, "", type_=column.type)
+
+
+def _in_namespace(namespace: str) -> sa.ColumnElement[bool]:
+    """Whether a job's lane is of a Repository in the namespace, or where it has no lane, its Schedule is in there."""
+    repositories = sa.select(REPOSITORIES.c.id).where(REPOSITORIES.c.namespace == namespace)
+    schedules = sa.select(SCHEDULES.c.id).where(SCHEDULES.c.namespace == namespace)
+    repository = sa.func.substr(JOBS.c.lane, 1, _ID_SIZE)
+    return sa.or_(repository.in_(repositories), _unindexed(JOBS.c.scheduled_id).in_(schedules))
 
 
 def _begins(column: sa.ColumnElement[Any], prefix: str) -> Conditions:

@@ -405,6 +405,7 @@ class Audit(Base, table=True):
     """Who changed what, when."""
 
     __tablename__ = "audit_log"
+    __table_args__ = (sa.Index("ix_audit_log_object", "object_kind", "object_name", "id"),)
 
     id: int | None = Field(default=None, primary_key=True)
     at: datetime = Field(sa_type=UtcDateTime)

@@ -206,7 +206,14 @@ async def test_a_role_in_one_namespace_opens_that_one(server: Running, cluster: 
                 await api.post(f"/schedules/{namespace}/a/run")
             ],
             "list auditlogs.lamplighter.dev": [await api.get("/audit")],
+            "list runs.lamplighter.dev in all namespaces": [
+                await api.get(f"/jobs?namespace={namespace}&schedule=other/etc")
+            ],
         }
+        for path in ("/schedules", "/repositories"):
+            assert (await api.get(f"{path}?namespace={namespace}")).status_code == 200
+        async with api.stream("GET", f"/news?namespace={namespace}") as news:
+            assert news.status_code == 200
     for missing, answers in refusals.items():
         for answer in answers:
             assert answer.status_code == 403, answer.text

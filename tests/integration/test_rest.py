@@ -18,6 +18,8 @@ from server.api import requests as reading
 from server.api.operations import OPERATIONS
 from server.app import Config, Parts, Running, serving
 from server.jobs.credentials import RepositoryAccess
+from server.resources.selectors import parse_selector, selector_matches
+from server.resources.specs import LabelSelector
 from server.store.engine import Store
 from server.store.hosts import host_acks, upsert_hosts
 from server.store.jobs import jobs_accepted, record_jobs
@@ -418,6 +420,71 @@ async def test_pages_hold_everything_once(
 )
 async def test_a_query_that_cannot_be_read_is_refused_by_name(api: httpx.AsyncClient, query: str, field: str) -> None:
     refused(await api.get(f"/jobs?{query}"), 400, field)
+
+
+SELECTORS = ["tier=db", "tier!=db", "tier in (db,web)", "tier notin (db)", "example.org/spare", "!tier", "tier,n=1", ""]
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+async def test_a_list_has_what_a_selector_of_labels_selects(api: httpx.AsyncClient, selector: str) -> None:
+    labels: dict[str, dict[str, str]] = {
+        "a": {"tier": "db", "n": "1"},
+        "b": {"tier": "web"},
+        "c": {"example.org/spare": ""},
+        "d": {"tier": "", "example.org/spare": "x"},
+    }
+    for name, its in labels.items():
+        await api.put(f"/hosts/{name}", json={"labels": its})
+        made = repository(name)
+        await api.put(f"/repositories/ns/{name}", json=made | {"metadata": made["metadata"] | {"labels": its}})
+    wanted = LabelSelector(match_expressions=tuple(parse_selector(selector)))
+    names = [name for name, its in labels.items() if selector_matches(wanted, its)]
+    query: dict[str, str | int] = {"labelSelector": selector, "limit": 2}
+    found = (await api.get("/hosts", params=query)).json()
+    assert [it["name"] for it in found["items"]] == names[:2]
+    assert (found["next"] is None) == (len(names) <= 2)
+    found = (await api.get("/repositories", params=query)).json()
+    assert [it["metadata"]["name"] for it in found["items"]] == names[:2]
+
+
+async def test_a_selector_that_cannot_be_read_is_refused_by_name(api: httpx.AsyncClient) -> None:
+    for path in ("/hosts", "/schedules", "/repositories"):
+        refused(await api.get(path, params={"labelSelector": "a in b"}), 400, "labelSelector")
+
+
+async def test_a_list_of_a_namespace_has_nothing_of_others(api: httpx.AsyncClient) -> None:
+    await api.put("/hosts/node-1", json={"labels": {}})
+    for namespace in ("ns", "other"):
+        await api.put(f"/repositories/{namespace}/main", json={"spec": {"url": "/backup/{host}"}})
+        for kind in ("backup", "unlock"):  # an unlock waits in no lane
+            spec = schedule(kind, kind=kind)["spec"]
+            spec = spec if kind == "backup" else {name: it for name, it in spec.items() if name != "backup"}
+            put = await api.put(f"/schedules/{namespace}/{kind}", json={"spec": spec})
+            assert put.status_code == 201, put.text
+            await api.post(f"/schedules/{namespace}/{kind}/run")
+        restore = {"repositoryRef": {"name": "main"}, "sourceHost": "node-1", "target": "/srv"}
+        await api.put(f"/restores/{namespace}/one", json={"spec": restore})
+    for path, count in (("/schedules", 2), ("/repositories", 1)):
+        items = (await api.get(f"{path}?namespace=ns")).json()["items"]
+        assert [it["metadata"]["namespace"] for it in items] == ["ns"] * count
+    everything = (await api.get("/jobs")).json()["items"]
+    of_one = (await api.get("/jobs?namespace=ns")).json()["items"]
+    of_other = (await api.get("/jobs?namespace=other")).json()["items"]
+    assert len(of_one) == len(of_other) == 3
+    assert sorted(it["id"] for it in of_one + of_other) == sorted(it["id"] for it in everything)
+    for path in ("/schedules", "/repositories", "/jobs"):
+        assert (await api.get(f"{path}?namespace=none")).json() == {"items": [], "next": None}
+
+
+async def test_the_audit_log_is_read_for_one_object(api: httpx.AsyncClient) -> None:
+    await declared(api, "a", "b")
+    await api.put("/schedules/ns/a", json=schedule("a", cron="0 3 * * *"))
+    lines = (await api.get("/audit?object_kind=Schedule&object_name=ns/a")).json()["items"]
+    assert [(it["action"], it["object_name"]) for it in lines] == [("update", "ns/a"), ("create", "ns/a")]
+    assert {it["object_name"] for it in (await api.get("/audit?object_kind=Schedule")).json()["items"]} == {
+        "ns/a",
+        "ns/b",
+    }
 
 
 async def test_operations_without_parameters_take_none(api: httpx.AsyncClient) -> None:

@@ -113,3 +113,27 @@ def test_what_no_label_can_be_is_named_in_a_selector() -> None:
         "spec.hostSelector.matchExpressions[0].key",
         "spec.hostSelector.matchExpressions[0].values[1]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", []),
+        (" ", []),
+        ("role=db", [("role", "In", ("db",))]),
+        ("role==db, zone != a", [("role", "In", ("db",)), ("zone", "NotIn", ("a",))]),
+        ("a in (b, c),d notin (e)", [("a", "In", ("b", "c")), ("d", "NotIn", ("e",))]),
+        ("in,!notin", [("in", "Exists", ()), ("notin", "DoesNotExist", ())]),
+        ("example.org/role=", [("example.org/role", "In", ("",))]),
+    ],
+)
+def test_a_selector_is_read_as_kubectl_reads_it(text: str, found: list[Any]) -> None:
+    assert [(it.key, it.operator, it.values) for it in selectors.parse_selector(text)] == found
+
+
+@pytest.mark.parametrize(
+    "text", ["=", "a=b=c", "a b", "a in b", "a in (b", "!a=b", "-x", "a=b c", "a>1", ",a", "a=(b)"]
+)
+def test_a_selector_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"such as tier=db|a label's"):
+        list(selectors.parse_selector(text))
