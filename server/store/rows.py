@@ -120,6 +120,23 @@ class RepositoryRow(NamedTuple):
         return f"RepositoryRow(id={self.id!r}, namespace={self.namespace!r}, name={self.name!r})"
 
 
+class AlertRow(NamedTuple):
+    """An accepted Alert. `credentials`: sealed by `Vault.seal`, and not in its repr."""
+
+    id: str
+    namespace: str
+    name: str
+    labels: Mapping[str, str]
+    spec: Mapping[str, Any]
+    generation: int
+    created_at: datetime
+    updated_at: datetime
+    credentials: str | None = None
+
+    def __repr__(self) -> str:
+        return f"AlertRow(id={self.id!r}, namespace={self.namespace!r}, name={self.name!r})"
+
+
 class AuditRow(NamedTuple):
     """Who did what to which object."""
 

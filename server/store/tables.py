@@ -391,6 +391,63 @@ class HostKey(Base, table=True):
     created_at: datetime = Field(sa_type=UtcDateTime)
 
 
+class Alert(Base, table=True):
+    """An accepted Alert resource. `credentials`: its URLs and the key that signs, sealed by `Vault.seal`."""
+
+    __tablename__ = "alerts"
+    __table_args__ = (sa.UniqueConstraint("namespace", "name"),)
+
+    id: str = Field(primary_key=True, max_length=32)
+    namespace: str = Field(max_length=63)
+    name: str = Field(max_length=253)
+    labels: dict[str, str] = Field(default_factory=dict, sa_type=sa.JSON)
+    spec: dict[str, Any] = Field(sa_type=sa.JSON)
+    generation: int = Field(default=1, sa_type=sa.BigInteger)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    updated_at: datetime = Field(sa_type=UtcDateTime)
+    credentials: str | None = Field(default=None, sa_type=sa.Text, repr=False)
+
+
+class AlertState(Base, table=True):
+    """What an Alert, or a Schedule with a ping, has told. `owner`: the id of either; `body`: its JSON.
+
+    `version`: grows with each decision, which is stored only if no other came between. `delivered_at`: when a message
+    last arrived; `failed_at`, `error`: when one last did not, and why, None since one did. `dropped`: how many were
+    given up.
+    """
+
+    __tablename__ = "alert_states"
+
+    owner: str = Field(primary_key=True, max_length=32)
+    version: int = Field(default=0, sa_type=sa.BigInteger)
+    at: datetime = Field(sa_type=UtcDateTime)
+    body: str = Field(sa_type=sa.Text)
+    firing: int = Field(default=0)
+    delivered_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    failed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    error: str | None = Field(default=None, sa_type=sa.Text)
+    dropped: int = Field(default=0, sa_type=sa.BigInteger)
+
+
+class Delivery(Base, table=True):
+    """A message that is still to be delivered. Those of one `owner` and `target` go one after the other.
+
+    `key`: what the receiver recognises a copy by. `target`: which of the owner's URLs. `body`: its JSON.
+    """
+
+    __tablename__ = "deliveries"
+    __table_args__ = (sa.UniqueConstraint("owner", "target", "key"),)
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=_ID)
+    owner: str = Field(max_length=32)
+    target: str = Field(max_length=253)
+    key: str = Field(max_length=128)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    not_before: datetime = Field(sa_type=UtcDateTime)
+    attempts: int = Field(default=0)
+    body: str = Field(sa_type=sa.Text)
+
+
 class StoreOwner(Base, table=True):
     """The owner of the store: one row. `server`: the id of the server that opened it last. `probed_at`: see `probe`."""
 
@@ -425,3 +482,4 @@ CONNECTIONS, SERVERS, NEWS = tables["connections"], tables["servers"], tables["n
 CHANGE_HEAD, CHANGE_LOG = tables["change_head"], tables["change_log"]
 PROGRESS, LISTINGS, CONTROLLERS = tables["job_progress"], tables["listings"], tables["controllers"]
 ENROLMENTS, HOST_KEYS = tables["enrolments"], tables["host_keys"]
+ALERTS, ALERT_STATES, DELIVERIES = tables["alerts"], tables["alert_states"], tables["deliveries"]

@@ -1,0 +1,152 @@
+"""Decides what an Alert tells: what is wrong now, compared with what was told, gives the messages to send. No I/O.
+
+Everything that the next decision needs is in the state, which is stored together with the messages. So a server that is
+killed has decided all of it or nothing, and the next one neither repeats a message nor leaves one out.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Literal, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+MAX_FOLLOWED = 1000
+"""How many hosts of a situation are followed one by one; of more, the first by name are, and the others counted."""
+
+Kind = Literal["firing", "repeat", "resolved"]
+ObjectKey = tuple[str, str, str]
+"""Kind, namespace and name of an object; hosts together, and the fleet, have an empty name."""
+
+
+class Situation(NamedTuple):
+    """Something that is wrong now with an object, on some of its hosts or without regard to hosts.
+
+    `event`: what an Alert's spec calls it; `reason`: one word, as in a condition. `after`: for how long it must last,
+    for each host by itself, before it is told.
+    """
+
+    event: str
+    reason: str
+    about: ObjectKey
+    message: str
+    hosts: Sequence[str] = ()
+    after: timedelta = timedelta()
+
+    @property
+    def key(self) -> str:
+        """Names the situation, however its hosts and its message change."""
+        return "/".join((*self.about, self.reason))
+
+
+class Known(Struct, frozen=True, omit_defaults=True):
+    """What is known of a situation that lasts. `since`: when it began; `hosts`: since when each followed host is in it.
+
+    `told_at`: when it was last told, None if it was not yet. `told`: the hosts that were told and are still in it;
+    `count`: how many hosts there were when it was told.
+    """
+
+    event: str
+    reason: str
+    about: ObjectKey
+    message: str
+    since: datetime
+    hosts: dict[str, datetime] = {}
+    told_at: datetime | None = None
+    told: list[str] = []
+    count: int = 0
+
+
+class State(Struct, frozen=True, omit_defaults=True):
+    """What an Alert has told. `sequence`: the number of its messages so far."""
+
+    known: dict[str, Known] = {}
+    sequence: int = 0
+
+
+class Policy(NamedTuple):
+    """When an Alert tells. `repeat`: how long after a message the next one comes while nothing changes."""
+
+    repeat: timedelta
+    send_resolved: bool
+
+
+class Item(Struct, frozen=True):
+    """One message of an Alert. `id`: its number, so that each is told apart, and a copy recognised.
+
+    `hosts`: some of those in the situation, those first that were not told before; `count`: how many there are.
+    """
+
+    id: int
+    kind: Kind
+    event: str
+    reason: str
+    about: ObjectKey
+    message: str
+    since: datetime
+    hosts: list[str]
+    count: int
+
+
+def decide(
+    situations: Iterable[Situation], covered: Collection[ObjectKey], state: State, policy: Policy, now: datetime
+) -> tuple[list[Item], State]:
+    """The messages to send now, and the state after them.
+
+    `covered`: the objects that the Alert is about. What was told of others is ended with a message that says so, and
+    never as if all were well. A situation is told when it has lasted, again when further hosts are in it or it was not
+    told for `policy.repeat`, and once more when it is over.
+    """
+    present = {it.key: it for it in situations}
+    items: list[Item] = []
+    known: dict[str, Known] = {}
+    for key, was in state.known.items():
+        if key not in present and was.told_at is not None and policy.send_resolved:
+            items.append(_resolved(was, is_covered=was.about in covered))
+    for key, situation in present.items():
+        said, entry = _consider(situation, state.known.get(key), policy, now)
+        items += said
+        known[key] = entry
+    numbered = [replace(item, id=state.sequence + at) for at, item in enumerate(items, 1)]
+    return numbered, State(known, state.sequence + len(items))
+
+
+def _consider(situation: Situation, was: Known | None, policy: Policy, now: datetime) -> tuple[list[Item], Known]:
+    """What to tell of a situation that is there now, and what is known of it then."""
+    followed = sorted(situation.hosts)[:MAX_FOLLOWED]
+    before = was.hosts if was is not None else {}
+    hosts = {host: min(before.get(host, now), now) for host in followed}  # the clock may have been set back
+    since = min(was.since, now) if was is not None else now
+    told_at = min(was.told_at, now) if was is not None and was.told_at is not None else None
+    ripe = [host for host, at in hosts.items() if now - at >= situation.after]
+    entry = Known(situation.event, situation.reason, situation.about, situation.message, since, hosts, told_at)
+    if not (ripe if hosts else now - since >= situation.after):
+        if was is None or told_at is None:
+            return [], entry
+        # Those that were told are well, and others not long enough in it.
+        return ([_resolved(was)] if policy.send_resolved else []), replace(entry, told_at=None, since=now)
+    told = set(was.told) if was is not None and told_at is not None else set()
+    fresh = [host for host in ripe if host not in told]
+    grown = len(situation.hosts) > MAX_FOLLOWED and len(situation.hosts) > (was.count if was is not None else 0)
+    if told_at is None or fresh or grown:
+        kind: Kind = "firing"
+    elif now - told_at >= policy.repeat:
+        kind = "repeat"
+    else:
+        still = [host for host in ripe if host in told]
+        return [], replace(entry, told=still, count=was.count if was is not None else 0)
+    count = len(ripe) if len(situation.hosts) <= MAX_FOLLOWED else len(situation.hosts)
+    named = [*fresh, *(host for host in ripe if host in told)]
+    item = Item(0, kind, situation.event, situation.reason, situation.about, situation.message, since, named, count)
+    return [item], replace(entry, told_at=now, told=ripe, count=count)
+
+
+def _resolved(was: Known, *, is_covered: bool = True) -> Item:
+    gone = "no longer watched: the object was deleted, or the Alert does not select it any more"
+    message = f"over; it was: {was.message}" if is_covered else f"{gone}; it was: {was.message}"
+    return Item(0, "resolved", was.event, was.reason, was.about, message, was.since, list(was.told), was.count)
+
+
+def firing(state: State) -> Mapping[str, Known]:
+    """What was told and is not over."""
+    return {key: it for key, it in state.known.items() if it.told_at is not None}

@@ -1,0 +1,208 @@
+"""Promise 10, in notifications: what lasts is told once, again when more is wrong, and once more when it is over."""
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.notify import messages
+from server.notify.decide import MAX_FOLLOWED, Item, ObjectKey, Policy, Situation, State, decide, firing
+
+T = datetime(2026, 11, 28, 3, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+NIGHTLY = ("Schedule", "default", "nightly")
+POLICY = Policy(timedelta(hours=4), send_resolved=True)
+OBJECTS = [NIGHTLY, ("Schedule", "default", "hourly"), ("Host", "", "")]
+AFTER = {NIGHTLY: timedelta(), OBJECTS[1]: timedelta(), OBJECTS[2]: 10 * MINUTE}
+
+
+def failing(*hosts: str, about: ObjectKey = NIGHTLY, after: timedelta | None = None) -> Situation:
+    message = f"the last run failed on {len(hosts)} hosts"
+    return Situation("Failure", "RunsFail", about, message, hosts, AFTER[about] if after is None else after)
+
+
+class Told:
+    """An Alert that decides each time it is asked, and keeps its state as the store does."""
+
+    def __init__(self, policy: Policy = POLICY) -> None:
+        self.policy = policy
+        self.state = State()
+        self.items: list[Item] = []
+
+    def at(self, minutes: float, *situations: Situation, covered: Sequence[ObjectKey] = OBJECTS) -> list[str]:
+        now = T + minutes * MINUTE
+        items, state = decide(situations, covered, self.state, self.policy, now)
+        self.state = msgspec.json.decode(msgspec.json.encode(state), type=State)
+        assert self.state == state
+        self.items += items
+        return [it.kind for it in items]
+
+
+def test_what_is_wrong_is_told_once_and_again_when_it_was_not_for_long_and_when_it_is_over() -> None:
+    alert = Told()
+    assert alert.at(0, failing("a")) == ["firing"]
+    assert alert.at(1, failing("a")) == []
+    assert alert.at(239, failing("a")) == []
+    assert alert.at(240, failing("a")) == ["repeat"]
+    assert alert.at(241) == ["resolved"]
+    assert alert.at(242) == []
+
+
+def test_a_further_host_is_told_and_one_that_comes_back_is_told_anew() -> None:
+    alert = Told()
+    assert alert.at(0, failing("a")) == ["firing"]
+    assert alert.at(1, failing("a", "b")) == ["firing"]
+    assert alert.items[-1].hosts == ["b", "a"]  # the new one first
+    assert alert.at(2, failing("b")) == []
+    assert alert.at(3, failing("a", "b")) == ["firing"]
+    assert alert.at(4, failing("c", "b")) == ["firing"]  # as many as before, and not the same
+
+
+def test_what_does_not_last_is_not_told() -> None:
+    alert = Told()
+    gone = failing("a", about=OBJECTS[2])
+    assert alert.at(0, gone) == []
+    assert alert.at(9, gone) == []
+    assert alert.at(9.5) == []
+    assert alert.at(11, gone) == []
+    assert alert.at(21, gone) == ["firing"]
+
+
+def test_each_host_has_its_own_time() -> None:
+    alert = Told()
+    assert alert.at(0, failing("a", about=OBJECTS[2])) == []
+    assert alert.at(10, failing("a", "b", about=OBJECTS[2])) == ["firing"]
+    assert alert.items[-1].hosts == ["a"]
+    assert alert.at(20, failing("b", about=OBJECTS[2])) == ["firing"]
+    assert alert.at(25, failing("c", about=OBJECTS[2])) == ["resolved"]  # c is not long enough away
+    assert alert.at(35, failing("c", about=OBJECTS[2])) == ["firing"]
+
+
+def test_nothing_is_told_of_its_end_where_the_alert_does_not_want_it() -> None:
+    alert = Told(Policy(timedelta(hours=4), send_resolved=False))
+    assert alert.at(0, failing("a")) == ["firing"]
+    assert alert.at(1) == []
+    assert firing(alert.state) == {}
+
+
+def test_what_is_no_longer_watched_is_not_told_as_well() -> None:
+    alert = Told()
+    alert.at(0, failing("a"))
+    assert alert.at(1, covered=[]) == ["resolved"]
+    assert "no longer watched" in alert.items[-1].message
+
+
+def test_a_clock_that_is_set_back_delays_no_message() -> None:
+    alert = Told()
+    assert alert.at(600, failing("a")) == ["firing"]
+    assert alert.at(0, failing("a")) == []
+    assert alert.at(239, failing("a")) == []
+    assert alert.at(240, failing("a")) == ["repeat"]
+
+
+def test_of_very_many_hosts_some_are_followed_and_all_are_counted() -> None:
+    alert, hosts = Told(), [f"host-{at:05}" for at in range(10 * MAX_FOLLOWED)]
+    assert alert.at(0, failing(*hosts[:-1])) == ["firing"]
+    assert alert.items[-1].count == len(hosts) - 1
+    assert alert.at(1, failing(*hosts[:-1])) == []
+    assert alert.at(2, failing(*hosts)) == ["firing"]
+    assert len(msgspec.json.encode(alert.state)) < 128 << 10
+
+
+situations = st.lists(
+    st.builds(
+        lambda about, hosts: failing(*sorted(hosts), about=about),
+        st.sampled_from(OBJECTS),
+        st.sets(st.sampled_from("abcd"), min_size=1),
+    ),
+    max_size=3,
+    unique_by=lambda it: it.key,
+)
+stories = st.lists(st.tuples(st.integers(0, 300), situations), max_size=12)
+
+
+@given(stories)
+def test_none_is_lost_and_none_is_told_twice(story: Sequence[tuple[int, Sequence[Situation]]]) -> None:
+    """By a second bookkeeping: since when each host is in each situation, and what was told of it last."""
+    alert, minutes = Told(), 0
+    since: dict[tuple[str, str], int] = {}
+    told: dict[str, tuple[int, set[str]]] = {}
+    for pause, present in story:
+        minutes += pause
+        pairs = {(it.key, host) for it in present for host in it.hosts}
+        since = {pair: since.get(pair, minutes) for pair in pairs}
+        before = len(alert.items)
+        alert.at(minutes, *present)
+        said = {f"{'/'.join(it.about)}/{it.reason}": it for it in alert.items[before:]}
+        assert len(said) == len(alert.items) - before  # at most one message for each situation
+        for it in present:
+            ripe = {host for host in it.hosts if minutes - since[it.key, host] >= it.after / MINUTE}
+            at, hosts = told.get(it.key, (0, set()))
+            if not ripe:
+                assert (it.key in said) == (it.key in told)
+                told.pop(it.key, None)
+            elif it.key not in told or ripe - hosts:
+                assert said[it.key].kind == "firing"
+                told[it.key] = minutes, ripe
+            elif minutes - at >= 240:
+                assert said[it.key].kind == "repeat"
+                told[it.key] = minutes, ripe
+            else:
+                assert it.key not in said
+                told[it.key] = at, hosts & ripe
+        ended = told.keys() - {it.key for it in present}
+        assert all(said[key].kind == "resolved" for key in ended)
+        assert said.keys() <= {it.key for it in present} | ended
+        told = {key: it for key, it in told.items() if key not in ended}
+        assert firing(alert.state).keys() == told.keys()
+    assert [it.id for it in alert.items] == list(range(1, len(alert.items) + 1))
+
+
+long_text = st.text(st.characters(codec="utf-8"), max_size=3000)
+names = st.text("abc", min_size=253, max_size=253)
+items = st.builds(
+    Item,
+    st.integers(1, 10),
+    st.sampled_from(["firing", "repeat", "resolved"]),
+    st.just("Failure"),
+    st.just("RunsFail"),
+    st.tuples(st.just("Schedule"), st.just("n" * 63), names),
+    long_text,
+    st.just(T),
+    st.lists(names, max_size=20),
+    st.integers(0, 10_000),
+)
+
+
+@given(st.lists(items, min_size=1, max_size=4), st.integers(1, 30))
+def test_no_message_is_longer_than_its_bound(some: list[Item], times: int) -> None:
+    written = messages.body("default/on-call", "critical", T, some * times)
+    assert len(written.encode()) <= messages.MAX_BODY
+    data = msgspec.json.decode(written)["data"]
+    assert len(data["items"]) + data["more"] == len(some) * times
+    title, text = messages.text("default/on-call", "critical", data["items"], data["more"])
+    assert len(title) < 256
+    assert len(text.encode()) <= messages.MAX_BODY
+
+
+def test_a_message_is_signed_as_standard_webhooks_says() -> None:
+    """Worked out anew from the specification's "Signature scheme"."""
+    secret = "whsec_" + base64.b64encode(b"k" * 32).decode()
+    signed = messages.signature(messages.signing_key(secret), "msg_1", T, b'{"a":1}')
+    content = f"msg_1.{int(T.timestamp())}." + '{"a":1}'
+    expected = hmac.new(b"k" * 32, content.encode(), hashlib.sha256).digest()
+    assert signed == "v1," + base64.b64encode(expected).decode()
+
+
+@pytest.mark.parametrize("secret", ["", "whsec_", "whsec_c2hvcnQ=", "not base64 at all!", "whsec_" + "A" * 400])
+def test_a_signing_secret_that_cannot_be_used_is_refused_and_not_repeated(secret: str) -> None:
+    with pytest.raises(messages.SecretError) as error:
+        messages.signing_key(secret)
+    assert "whsec_ and 24 to 64 bytes" in str(error.value)
+    assert len(secret) < 10 or secret not in str(error.value)
