@@ -31,7 +31,7 @@ Refused, each with a remedy: `@reboot`, `@every`, `TZ=` and `CRON_TZ=` (a Schedu
 fields for seconds or years, `L W # ? H ~`, what is never due, such as `0 0 30 2 *`, and more than 256 characters.
 """
 
-from cron.due import ON_TIME, Missed, catch_up, is_due, next_due, spread
+from cron.due import ON_TIME, Missed, catch_up, due_times, is_due, next_due, spread
 from cron.errors import CronError
 from cron.expression import Expression, parse
 from cron.periods import two_periods
@@ -43,6 +43,7 @@ __all__ = [
     "Expression",
     "Missed",
     "catch_up",
+    "due_times",
     "is_due",
     "next_due",
     "parse",

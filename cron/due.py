@@ -37,6 +37,12 @@ def next_due(expression: Expression, zone: ZoneInfo, after: datetime) -> datetim
     return _next(expression, zone, after)
 
 
+def due_times(expression: Expression, zone: ZoneInfo, after: datetime, until: datetime) -> Iterator[datetime]:
+    """The due times after `after` and up to `until`, in order, in UTC."""
+    while (after := _next(expression, zone, after)) <= until:
+        yield after
+
+
 def is_due(expression: Expression, zone: ZoneInfo, at: datetime) -> bool:
     """Whether an aware time is a due time, one that `next_due` returns. It is as fast for rare expressions."""
     local = at.astimezone(zone)

@@ -223,6 +223,7 @@ def assemble(
         dispatcher=dispatcher,
         active=active,
         repository_name=repository_states.name,
+        repository_limit=repository_states.limit,
         health=health,
         coverage=coverage,
         controllers=controllers,

@@ -135,6 +135,7 @@ class Session:
     """
 
     __slots__ = (
+        "_applied",
         "_resent_version",
         "_resync_sent",
         "_sent",
@@ -173,11 +174,13 @@ class Session:
         self.held_back = False
         self.session: int | None = None
         self.in_force_since: datetime | None = None
+        self._applied: EntrySet | None = None  # the last one that was known
         self._writable = False  # whether the first push was written, so that further ones may follow
         self._sent: tuple[int, EntrySet] | None = None  # version and set of the last push, or of the hello if in sync
         self._unacked = False  # whether that push awaits its ack
         self._resync_sent = False  # whether that push answers a schedule.resync
         self._resent_version = -1  # the version that was sent whole again because digests differed
+        self._applied = self.applied
 
     @property
     def name(self) -> str:
@@ -193,6 +196,15 @@ class Session:
     def in_sync(self) -> bool:
         """Whether the host holds the desired set and has put every entry in force."""
         return self.holds_desired and not self.left_out.count
+
+    @property
+    def applied(self) -> EntrySet | None:
+        """The set that the host last said that it holds. None: it has the digest of no set that is known here, such as
+        one from before the server started."""
+        holds = self.applied_digest or EMPTY.digest
+        sent = None if self._sent is None else self._sent[1]
+        at_hand = (EMPTY, self.desired.entries, sent, self._applied)
+        return next((it for it in at_hand if it is not None and it.digest == holds), None)
 
     def problems(self, now: datetime, names: Mapping[str, str]) -> list[HostProblem]:
         """The problems of this host's agent. `names`: names of schedules by id."""
@@ -256,6 +268,7 @@ class Session:
     def adopt_ack(self, version: int, digest: str) -> None:
         """The host said to another server what it holds."""
         self.applied_version, self.applied_digest = version, digest
+        self._applied = self.applied or self._applied
         if self.in_force_since is not None and not self.in_sync:
             self.in_force_since = None
 
@@ -361,6 +374,7 @@ class Session:
         version = message.applied_version if isinstance(message, Hello) else message.version
         is_known = (self.applied_version, self.applied_digest) == (version, message.digest)
         self.applied_version, self.applied_digest = version, message.digest
+        self._applied = self.applied or self._applied
         if message.left_out is None and is_known:
             return Acked(version, message.digest)
         reasons = {it.schedule_id: it.reason for it in message.left_out or ()}

@@ -8,9 +8,9 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.answers import page
+from server.api.answers import json_response, page
 from server.api.conditions import condition, versioned
-from server.api.requests import Query, actor, converted, object_body
+from server.api.requests import Query, actor, converted, cursor, object_body
 from server.api.services import Services
 from server.errors import Invalid, NotFound
 from server.resources.manifests import MAX_LABELS
@@ -63,6 +63,18 @@ async def delete_host(services: Services, request: Request) -> Response:
         await services.enrolments.revoke(actor(request), name)
     await services.hosts.delete(actor(request), name, check)
     return Response(status_code=204)
+
+
+async def list_entries(services: Services, request: Request) -> Response:
+    """List the schedules of a host: as it should hold each and as it holds it, by name."""
+    query = Query(request, "limit", "cursor")
+    after, limit = query.after(tuple[str, str]) or ("", ""), query.limit()
+    name = request.path_params["name"]
+    await find_host(services, name)
+    session = services.hub.session(name)
+    found = services.coverage.entries(session, after, limit + 1) if session is not None else []
+    more = cursor((found[limit - 1].schedule, found[limit - 1].id)) if len(found) > limit else None
+    return json_response({"items": found[:limit], "next": more})
 
 
 async def find_host(services: Services, name: str) -> Row:

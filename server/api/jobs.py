@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
+import msgspec
 from msgspec import Raw
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,6 +24,15 @@ from server.store.tables import ACTOR_KINDS, JOB_STATUSES, SCHEDULES
 
 ATTEMPT = ("attempt", "status", "started_at", "finished_at", "exit_code", "snapshot_id", "error", "reason")
 """The columns that are answered of each attempt of a job."""
+
+
+class _On(msgspec.Struct):
+    """The field of a stored command that names its repository; see `server.jobs.arguments.repository_id`."""
+
+    repository: str = ""
+
+
+_on = msgspec.json.Decoder(_On)
 
 
 async def list_jobs(services: Services, request: Request) -> Response:
@@ -94,8 +104,11 @@ async def shown_jobs(services: Services, rows: Sequence[Row]) -> dict[str, dict[
             if row["id"] in ahead
             else ""
         )
+        schedule = services.placement.schedules.get(row["scheduled_id"])
         found[row["id"]] = {
             **shown,
+            "schedule": None if schedule is None else schedule.name,
+            "repository": services.repository_name(_on.decode(row["command"]).repository.partition("/")[0]) or None,
             "command": Raw(row["command"].encode()),
             "waits_for": waits or None,
             "progress": _told(row, progress) if attempt is None else attempt.progress,

@@ -27,6 +27,10 @@ _OWN_ID: Schema = {"type": "string", "pattern": f"^{selectors.OWN_ID.pattern}$"}
 _SNAPSHOT: Schema = {"type": "string", "pattern": "^(latest|[0-9a-f]{4,64})$"}
 _IN_PATH: Mapping[str, Schema] = {"namespace": _NAMESPACE, "name": _NAME, "snapshot": _SNAPSHOT}
 _PARAMETERS: Mapping[str, Schema] = {
+    "hours": {
+        "description": "How many hours; 24 by default.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 48},
+    },
     "limit": {"description": "Maximum items of a page.", "schema": {"type": "integer", "minimum": 1, "maximum": 500}},
     "cursor": {"description": "The `next` of the previous page.", "schema": {"type": "string"}},
     "id": {"description": "Only jobs whose id begins with this.", "schema": {"type": "string"}},
@@ -150,7 +154,11 @@ def _schemas() -> dict[str, Schema]:
     status: Schema = {"enum": list(JOB_STATUSES)}
     waits: Schema = {"type": ["string", "null"], "description": "What the job waits for, in words."}
     problem: Schema = {"type": ["string", "null"], "description": "What is wrong with the running job, in words."}
-    now = {"waits_for": waits, "progress": _PROGRESS, "problem": problem}
+    named: Schema = {
+        "schedule": {"type": ["string", "null"], "description": "NAMESPACE/NAME of its Schedule, while that exists."},
+        "repository": {"type": ["string", "null"], "description": "NAMESPACE/NAME of its Repository, likewise."},
+    }
+    now = {**named, "waits_for": waits, "progress": _PROGRESS, "problem": problem}
     job = _record(JOBS, {"command": {"type": "object"}, "status": status, **now}, leave_out=QUEUE_COLUMNS)
     attempt = _record(JOB_ATTEMPTS, {"status": status}, leave_out=("job_id",))
     attempt["properties"]["finished_at"] = {**attempt["properties"]["finished_at"], "type": ["string", "null"]}
@@ -174,6 +182,8 @@ def _schemas() -> dict[str, Schema]:
         "SnapshotList": _listing("Snapshot"),
         "FileList": _listing("File"),
         "ControllerList": _list("Controller"),
+        "HostEntryList": _list("HostEntry"),
+        "Lane": _LANE,
         "Problem": _PROBLEM,
         "Events": {"type": "string", "description": 'Server-sent events: {"changed": ["schedules", …]}.'},
     }
@@ -282,6 +292,22 @@ _PROGRESS: Schema = {
         "fraction": {"type": "number"},
         **{name: {"type": "integer"} for name in ("files_done", "files_total", "bytes_done", "bytes_total")},
     },
+}
+_LANE: Schema = {
+    "type": "object",
+    "description": "Who uses a repository now, and who is next.",
+    "properties": {
+        "limit": {"type": ["integer", "null"], "description": "How many jobs may use it at once; null for any number."},
+        "per_host": {"type": "boolean", "description": "Whether each host has a lane of its own."},
+        "running": {"type": "array", "items": _ref("Job"), "description": "Jobs that have a slot."},
+        "waiting": {
+            "type": "array",
+            "items": _ref("Job"),
+            "description": "The first that wait for one, in order.",
+        },
+        "waits": {"type": "integer", "description": "How many jobs wait for a slot, counted up to 1000."},
+    },
+    "required": ["limit", "per_host", "running", "waiting", "waits"],
 }
 _MEDIA_TYPES = {"Events": "text/event-stream"}
 _SERVED = ("schedules", "repositories")

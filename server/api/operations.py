@@ -28,6 +28,7 @@ from server.api.requests import object_body
 from server.api.services import Services
 from server.changes.listings import File, Snapshot
 from server.observe.controllers import ControllerReport, ControllerState
+from server.observe.entries import HostEntry
 
 BODIES: Mapping[str, type[Struct]] = {
     "HostPut": hosts.HostBody,
@@ -41,6 +42,8 @@ BODIES: Mapping[str, type[Struct]] = {
     "Enrol": enrolments.EnrolBody,
     "ControllerPut": ControllerReport,
     "Controller": ControllerState,
+    "Due": schedules.Due,
+    "HostEntry": HostEntry,
 }
 """Bodies by the name of their schema, except those that the custom resource definitions describe."""
 
@@ -156,6 +159,15 @@ OPERATIONS: Sequence[Operation] = (
     ),
     Operation(
         "GET",
+        f"{_SCHEDULE}/due",
+        schedules.get_due,
+        Needs("get", "schedules"),
+        {200: "Due"},
+        query=("hours",),
+        may=(400, 404),
+    ),
+    Operation(
+        "GET",
         "/repositories",
         repositories.list_repositories,
         Needs("list", "repositories", in_query),
@@ -196,6 +208,24 @@ OPERATIONS: Sequence[Operation] = (
         Needs("delete", "repositories"),
         {204: None},
         may=(400, 404, 409),
+    ),
+    Operation(
+        "GET",
+        f"{_REPOSITORY}/schedules",
+        repositories.list_users,
+        Needs("list", "schedules", in_namespace),
+        {200: "ScheduleList"},
+        query=_PAGE,
+        may=(400, 404),
+    ),
+    Operation(
+        "GET",
+        f"{_REPOSITORY}/lane",
+        repositories.get_lane,
+        Needs("list", "runs", in_namespace),
+        {200: "Lane"},
+        query=("limit",),
+        may=(400, 404),
     ),
     Operation(
         "PUT",
@@ -254,6 +284,15 @@ OPERATIONS: Sequence[Operation] = (
         {200: "HostList"},
         query=("labelSelector", *_PAGE),
         may=(400,),
+    ),
+    Operation(
+        "GET",
+        f"{_HOST}/entries",
+        hosts.list_entries,
+        Needs("get", "hosts"),
+        {200: "HostEntryList"},
+        query=_PAGE,
+        may=(400, 404),
     ),
     Operation("GET", _HOST, hosts.get_host, Needs("get", "hosts"), {200: "Host"}, may=(400, 404)),
     Operation(

@@ -1,17 +1,21 @@
 """Repositories. Their credentials can be written, and are in no answer."""
 
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.answers import page
+from server.api.answers import json_response, page
 from server.api.conditions import condition, versioned
+from server.api.jobs import shown_jobs
 from server.api.objects import as_object, created, find_object, is_new, named_manifest, version_of
 from server.api.requests import Query, actor, object_body
+from server.api.schedules import schedule_page
 from server.api.services import Services
 from server.observe.problems import repository_problems
-from server.store.declared import list_resources
+from server.store.declared import get_resources, list_resources
+from server.store.lanes import in_lanes
 from server.store.rows import Row
-from server.store.tables import REPOSITORIES
+from server.store.tables import REPOSITORIES, SCHEDULES
 
 
 async def list_repositories(services: Services, request: Request) -> Response:
@@ -51,6 +55,43 @@ async def delete_repository(services: Services, request: Request) -> Response:
     Query(request)
     await services.repositories.delete(actor(request), **request.path_params, condition=condition(request))
     return Response(status_code=204)
+
+
+class Lane(Struct, frozen=True):
+    """Who uses a repository now, and who is next.
+
+    `limit`: how many jobs may use it at once, None for any number; each host has a lane of its own if `per_host`.
+    `running`: jobs that have a slot. `waiting`: the first jobs that only wait for one, in order; `waits`: how many
+    there are, counted up to 1000. Jobs of hosts that are offline do not wait here.
+    """
+
+    limit: int | None
+    per_host: bool
+    running: list[dict[str, object]]
+    waiting: list[dict[str, object]]
+    waits: int
+
+
+async def get_lane(services: Services, request: Request) -> Response:
+    """Read which jobs use a repository, and which wait for it."""
+    limit = Query(request, "limit").limit()
+    row = await find_object(services, request, "Repository")
+    found, lane = await services.store.read(in_lanes, row["id"], limit), services.repository_limit(row["id"])
+    shown = await shown_jobs(services, [*found.holding, *found.ready])
+    running, waiting = ([shown[it["id"]] for it in rows] for rows in (found.holding, found.ready))
+    return json_response(Lane(lane.limit, lane.per_host, running, waiting, found.waits))
+
+
+async def list_users(services: Services, request: Request) -> Response:
+    """List the schedules that use a repository, by name."""
+    query = Query(request, "limit", "cursor")
+    after, limit = query.after(tuple[str, str]) or ("", ""), query.limit()
+    id_ = (await find_object(services, request, "Repository"))["id"]
+    using = {
+        tuple(it.name.split("/", 1)): it.id for it in services.placement.schedules.values() if it.repository_id == id_
+    }
+    ids = [using[name] for name in sorted(using) if name > after][: limit + 1]
+    return await schedule_page(services, await services.store.read(get_resources, SCHEDULES, ids), limit)
 
 
 def _shown(services: Services, row: Row) -> dict[str, object]:

@@ -187,9 +187,13 @@ class Query:
 
     def limit(self) -> int:
         """The maximum number of items of the page, from 1 to MAX_LIMIT. Raises BadRequest."""
-        given = self._given.get("limit", str(DEFAULT_LIMIT))
-        if not re.fullmatch(r"[0-9]{1,4}", given) or not 1 <= int(given) <= MAX_LIMIT:
-            raise bad_parameter("limit", f"must be a whole number from 1 to {MAX_LIMIT}")
+        return self.number("limit", DEFAULT_LIMIT, MAX_LIMIT)
+
+    def number(self, name: str, default: int, most: int) -> int:
+        """A whole number from 1 to `most`. Raises BadRequest."""
+        given = self._given.get(name, str(default))
+        if not re.fullmatch(r"[0-9]{1,6}", given) or not 1 <= int(given) <= most:
+            raise bad_parameter(name, f"must be a whole number from 1 to {most}")
         return int(given)
 
     def after(self, key: type[T]) -> T | None:

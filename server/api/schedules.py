@@ -1,18 +1,24 @@
 """Schedules, and running one of them now."""
 
-from datetime import datetime
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import Annotated
 
 from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cron import CronError
 from server.api.answers import json_response, page
 from server.api.conditions import condition, versioned
 from server.api.jobs import shown_jobs
 from server.api.objects import as_object, created, find_object, is_new, named_manifest, version_of
 from server.api.requests import Query, actor, body, converted, has_body, object_body
 from server.api.services import Services
+from server.fleet.herd import Herd, herd, offsets
+from server.fleet.placement import PlacedSchedule
 from server.observe.problems import Coverage, schedule_problems
 from server.store.declared import list_resources
 from server.store.rows import Row
@@ -25,12 +31,28 @@ class RunBody(Struct, forbid_unknown_fields=True):
     hosts: Annotated[list[Annotated[str, Meta(max_length=253)]], Meta(min_length=1, max_length=10_000)] | None = None
 
 
+MAX_HOURS = 48
+"""Maximum hours for which due times are answered."""
+
+
+class DueMinute(Struct, frozen=True):
+    """A minute, and how many hosts are due in it."""
+
+    at: datetime
+    hosts: int
+
+
 async def list_schedules(services: Services, request: Request) -> Response:
     """List schedules, by namespace and name."""
     query = Query(request, "namespace", "labelSelector", "limit", "cursor")
     after, limit = query.after(tuple[str, str]), query.limit()
     narrowed = (query.text("namespace"), query.label_conditions())
     rows = await services.store.read(list_resources, SCHEDULES, after, limit + 1, *narrowed)
+    return await schedule_page(services, rows, limit)
+
+
+async def schedule_page(services: Services, rows: list[Row], limit: int) -> Response:
+    """A page of schedules, ordered by namespace and name. `rows`: one more than `limit` when there is a next page."""
     coverage = await services.coverage.schedules([row["id"] for row in rows])
     return page(rows, limit, lambda row: _shown(services, row, coverage[row["id"]]), "namespace", "name")
 
@@ -72,6 +94,44 @@ async def run_schedule(services: Services, request: Request) -> Response:
     rows = await services.runs.run_now(actor(request), **request.path_params, hosts=wanted.hosts)
     shown = await shown_jobs(services, rows)
     return json_response({"items": [shown[row["id"]] for row in rows], "next": None}, 201)
+
+
+class Due(Struct, frozen=True):
+    """When the hosts of a schedule are due, from `begin` up to `end`, which is left out.
+
+    `hosts`: how many it has. `times`: its due times without the spread. `minutes`: those in which hosts are due, with
+    the spread. `most`: the one in which most are. Nothing is due while a schedule is disabled.
+    """
+
+    begin: datetime
+    end: datetime
+    hosts: int
+    times: list[datetime]
+    minutes: list[DueMinute]
+    most: DueMinute | None
+
+
+async def get_due(services: Services, request: Request) -> Response:
+    """Read when the hosts of a schedule are due in the next hours, minute by minute."""
+    query = Query(request, "hours")
+    hours = query.number("hours", 24, MAX_HOURS)
+    row = await find_object(services, request, "Schedule")
+    schedule = services.placement.schedules.get(row["id"])
+    begin = services.clock().replace(second=0, microsecond=0)
+    end = begin + timedelta(hours=hours)
+    hosts = services.placement.matched(schedule) if schedule is not None else []
+    due = Herd([], [])
+    if schedule is not None and schedule.spec.enabled:
+        with suppress(CronError):  # of another release, or with another tzdata
+            due = await asyncio.to_thread(_herd, schedule, hosts, begin, end)
+    minutes = [DueMinute(*it) for it in due.minutes]
+    most = max(minutes, key=lambda it: it.hosts, default=None)
+    return json_response(Due(begin, end, len(hosts), due.times, minutes, most))
+
+
+def _herd(schedule: PlacedSchedule, hosts: Sequence[str], begin: datetime, end: datetime) -> Herd:
+    timing = schedule.timing
+    return herd(timing, offsets(schedule.id, hosts, timing.spread_s), begin, end)
 
 
 async def _shown_one(services: Services, row: Row) -> dict[str, object]:

@@ -15,6 +15,7 @@ from server.changes.schedules import Schedules
 from server.fleet.placement import Placement
 from server.jobs.active import ActiveAttempts
 from server.jobs.dispatcher import Dispatcher
+from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.outcomes import Health
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader
@@ -41,6 +42,7 @@ class Services(NamedTuple):
     dispatcher: Dispatcher
     active: ActiveAttempts
     repository_name: Callable[[str], str]
+    repository_limit: Callable[[str], ConcurrencyLimit]
     health: Health
     coverage: CoverageReader
     controllers: Controllers

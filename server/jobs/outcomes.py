@@ -149,6 +149,10 @@ class Outcomes:
                 oldest = succeeded_at
         return Standing(failed, warned, late, without, oldest)
 
+    def last(self, schedule_id: str, host: str) -> LastOutcome | None:
+        """The end of the Schedule's last job on a host; None if none has ended."""
+        return self._last.get(schedule_id, {}).get(host)
+
     def why(self, schedule_id: str, host: str) -> str:
         """Why the Schedule's last job on a host did not fully succeed; empty if it did, or if there was none."""
         last = self._last.get(schedule_id, {}).get(host)

@@ -20,6 +20,8 @@ from server.fleet.catalog import Catalog
 from server.fleet.expected import Expected, ExpectedSince, overdue, success_within
 from server.fleet.placement import PlacedSchedule, Placement
 from server.jobs.outcomes import Outcomes
+from server.observe import entries as host_entries
+from server.observe.entries import HostEntry, LastRun
 from server.observe.problems import MAX_NAMED, Access, Coverage, no_host
 from server.resources.grants import NOTHING
 from server.resources.selectors import selector_matches
@@ -191,6 +193,26 @@ class CoverageReader:
             "clock_skew_seconds": host.clock_skew_s if host is not None else None,
             "problems": [msgspec.structs.asdict(problem) for problem in problems],
         }
+
+    def entries(self, host: Session, after: tuple[str, str], limit: int) -> list[HostEntry]:
+        """Entries of what a host should hold and of what it holds, by name, after the (name, id) `after`."""
+        desired, applied, placed = host.desired.entries, host.applied, self._placement.schedules
+        found = host_entries.names(desired, applied, {id_: placed[id_].name for id_ in desired.items if id_ in placed})
+        reasons = host.left_out.reasons
+        return [
+            self._entry(host_entries.compared(id_, desired, applied, reasons.get(id_, "")), host.name)
+            for name, id_ in [it for it in found if it > after][:limit]
+        ]
+
+    def _entry(self, entry: HostEntry, host: str) -> HostEntry:
+        """An entry with the kind of its schedule, when it is next due there, and how its last job ended."""
+        schedule, last = self._placement.schedules.get(entry.id), self._outcomes.last(entry.id, host)
+        return msgspec.structs.replace(
+            entry,
+            kind="" if schedule is None else schedule.spec.kind,
+            next_due=host_entries.next_due(entry.desired, host, entry.id, self._clock()),
+            last_run=None if last is None else LastRun(last.status, last.finished_at, last.succeeded_at, last.why),
+        )
 
     def hosts_without_schedules(self) -> int:
         """How many hosts have no enabled schedule. Any thread may call it."""

@@ -55,6 +55,14 @@ def get_resource(conn: Connection, table: sa.Table, namespace: str, name: str) -
     return one_row(conn, sa.select(*_public(table)).where(table.c.namespace == namespace, table.c.name == name))
 
 
+def get_resources(conn: Connection, table: sa.Table, ids: Sequence[str]) -> list[Row]:
+    """Schedules or repositories by id, as from `get_resource`, ordered by namespace and name."""
+    key = table.c.id
+    given = batch.Given(conn.dialect.name, [key]).select()
+    found = sa.select(*_public(table)).where(key.in_(given)).order_by(table.c.namespace, table.c.name)
+    return [row._asdict() for row in conn.execute(found, batch.parameter((id_,) for id_ in ids))]
+
+
 def list_resources(
     conn: Connection,
     table: sa.Table,
