@@ -61,6 +61,7 @@ from server.observe.history import HistoryRetention
 from server.observe.metrics import Metrics
 from server.observe.state import StateCollector
 from server.observe.stream import ChangeStream
+from server.observe.survey import Surveyor
 from server.replicas.agents import Balance, drain
 from server.replicas.follower import Follower
 from server.replicas.leader import Leader
@@ -188,6 +189,7 @@ def assemble(
         repository_states.limit,
         placement.schedule_of,
         repository_states.url,
+        repository_states.name,
         is_shared=store.is_shared,
     )
     dispatcher = Dispatcher(store.submit, queue, active, hub, repository_states, events, clock)
@@ -227,6 +229,7 @@ def assemble(
         health=health,
         coverage=coverage,
         controllers=controllers,
+        surveyor=Surveyor(catalog, placement, hub, store, health, coverage, controllers, active, clock),
         stream=stream,
         stopping=members.stopping,
         catch_up=pipeline.catch_up,

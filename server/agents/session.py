@@ -206,11 +206,12 @@ class Session:
         at_hand = (EMPTY, self.desired.entries, sent, self._applied)
         return next((it for it in at_hand if it is not None and it.digest == holds), None)
 
-    def problems(self, now: datetime, names: Mapping[str, str]) -> list[HostProblem]:
-        """The problems of this host's agent. `names`: names of schedules by id."""
+    def problems(self, now: datetime, names: Mapping[str, str], *, within: bool = False) -> list[HostProblem]:
+        """The problems of this host's agent. `names`: of schedules by id. `within`: whether to tell of no others."""
         found = []
-        if count := self.left_out.count:
-            named = [f"{names.get(key, key)} ({why})" for key, why in list(self.left_out.reasons.items())[:MAX_NAMED]]
+        reasons = {key: why for key, why in self.left_out.reasons.items() if not within or key in names}
+        if count := len(reasons) if within else self.left_out.count:
+            named = [f"{names.get(key, key)} ({why})" for key, why in list(reasons.items())[:MAX_NAMED]]
             more = f" and {count - len(named)} more" if count > len(named) else ""
             found.append(HostProblem("EntriesLeftOut", f"its agent cannot put in force: {', '.join(named)}{more}"))
         if self.is_duplicate(now):

@@ -12,6 +12,7 @@ from sqlalchemy import JSON, BigInteger, Boolean, Column, Integer, Table
 import server
 from server.api.operations import Operation
 from server.errors import MEDIA_TYPE
+from server.observe.survey import DAYS, GOOD_STATE, MAX_DAYS, STATES
 from server.resources import selectors
 from server.resources.manifests import API_VERSION, MAX_LABELS, MAX_SECRET, MAX_URL, MAX_URLS, METADATA
 from server.resources.schema import definition
@@ -36,7 +37,7 @@ _PARAMETERS: Mapping[str, Schema] = {
     "id": {"description": "Only jobs whose id begins with this.", "schema": {"type": "string"}},
     "host": {"description": "Only jobs or snapshots of this host.", "schema": {"type": "string"}},
     "schedule": {
-        "description": "Only jobs of the schedule NAMESPACE/NAME, or with this uid.",
+        "description": "Only jobs or hosts of the schedule NAMESPACE/NAME, or jobs of the one with this uid.",
         "schema": {"type": "string"},
     },
     "namespace": {"description": "Only what is in this namespace.", "schema": {"type": "string"}},
@@ -52,6 +53,12 @@ _PARAMETERS: Mapping[str, Schema] = {
     },
     "path": {"description": "The folder or file; / by default.", "schema": {"type": "string"}},
     "status": {"description": "Only jobs with this status.", "schema": {"enum": list(JOB_STATUSES)}},
+    "state": {"description": "Only hosts in this state.", "schema": {"enum": [*STATES, GOOD_STATE]}},
+    "group": {"description": "The label by which hosts are grouped.", "schema": {"type": "string"}},
+    "days": {
+        "description": f"How many days, up to today (UTC); {DAYS} by default.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": MAX_DAYS},
+    },
     "actor_kind": {"description": "Only jobs caused by this kind of actor.", "schema": {"enum": list(ACTOR_KINDS)}},
 }
 

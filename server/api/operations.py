@@ -18,6 +18,7 @@ from server.api import (
     hosts,
     jobs,
     news,
+    overview,
     repositories,
     restores,
     runs,
@@ -29,6 +30,8 @@ from server.api.services import Services
 from server.changes.listings import File, Snapshot
 from server.observe.controllers import ControllerReport, ControllerState
 from server.observe.entries import HostEntry
+from server.observe.overview import Overview
+from server.observe.survey import Fleet
 
 BODIES: Mapping[str, type[Struct]] = {
     "HostPut": hosts.HostBody,
@@ -44,6 +47,8 @@ BODIES: Mapping[str, type[Struct]] = {
     "Controller": ControllerState,
     "Due": schedules.Due,
     "HostEntry": HostEntry,
+    "Overview": Overview,
+    "Fleet": Fleet,
 }
 """Bodies by the name of their schema, except those that the custom resource definitions describe."""
 
@@ -75,12 +80,12 @@ async def in_body(_services: Services, request: Request) -> tuple[str, str]:
 class Needs(NamedTuple):
     """The permissions that a caller needs, in the words of Kubernetes' RBAC.
 
-    `verbs`: separated by spaces; all are needed. `about`: returns the (namespace, name) of the object that a request is
-    about; an empty one stands for all.
+    `verbs`, `resources`: separated by spaces; all are needed. `about`: returns the (namespace, name) of the object that
+    a request is about; an empty one stands for all.
     """
 
     verbs: str
-    resource: str
+    resources: str
     about: Callable[[Services, Request], Awaitable[tuple[str, str]]] = in_path
 
 
@@ -106,10 +111,12 @@ class Operation(NamedTuple):
         if self.needs is None:
             return []
         about = await self.needs.about(services, request)
-        return [Permission(verb, self.needs.resource, *about) for verb in self.needs.verbs.split()]
+        verbs, resources = self.needs.verbs.split(), self.needs.resources.split()
+        return [Permission(verb, resource, *about) for verb in verbs for resource in resources]
 
 
 _PAGE = ("limit", "cursor")
+_ALL = "schedules repositories hosts runs"
 _BODY = (400, 413, 415, 422)
 _LISTING = (400, 404, 409, 422, 502, 504)
 _RUN, _RESTORE = "/runs/{namespace}/{id}", "/restores/{namespace}/{id}"
@@ -365,6 +372,24 @@ OPERATIONS: Sequence[Operation] = (
         Needs("list", "auditlogs"),
         {200: "AuditList"},
         query=("object_kind", "object_name", *_PAGE),
+        may=(400,),
+    ),
+    Operation(
+        "GET",
+        "/overview",
+        overview.get_overview,
+        Needs("list", _ALL, in_query),
+        {200: "Overview"},
+        query=("namespace",),
+        may=(400,),
+    ),
+    Operation(
+        "GET",
+        "/fleet",
+        overview.get_fleet,
+        Needs("list", _ALL, in_query),
+        {200: "Fleet"},
+        query=("namespace", "labelSelector", "schedule", "state", "group", "days", *_PAGE),
         may=(400,),
     ),
 )

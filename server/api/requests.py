@@ -15,6 +15,7 @@ from starlette.requests import Request
 from server.access.identity import User
 from server.errors import BadRequest, FieldError, Invalid, TooLarge, TooSlow, UnsupportedMediaType
 from server.resources.selectors import OWN_ID, is_dns_label, parse_selector
+from server.resources.specs import LabelSelector
 from server.store.queries import LabelCondition
 from server.store.tables import Actor
 
@@ -180,8 +181,12 @@ class Query:
 
     def label_conditions(self) -> Sequence[LabelCondition]:
         """The conditions of `labelSelector`; none when it is not given. Raises BadRequest."""
+        return [(it.key, it.operator, it.values) for it in self.label_selector().match_expressions]
+
+    def label_selector(self) -> LabelSelector:
+        """`labelSelector`; that of everything when it is not given. Raises BadRequest."""
         try:
-            return [(it.key, it.operator, it.values) for it in parse_selector(self.text("labelSelector") or "")]
+            return LabelSelector(match_expressions=tuple(parse_selector(self.text("labelSelector") or "")))
         except ValueError as error:
             raise bad_parameter("labelSelector", str(error)) from None
 

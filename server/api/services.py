@@ -20,6 +20,7 @@ from server.jobs.outcomes import Health
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader
 from server.observe.stream import ChangeStream
+from server.observe.survey import Surveyor
 from server.store.engine import Store
 
 
@@ -46,6 +47,7 @@ class Services(NamedTuple):
     health: Health
     coverage: CoverageReader
     controllers: Controllers
+    surveyor: Surveyor
     stream: ChangeStream
     stopping: Callable[[], bool]
     catch_up: Callable[[], Awaitable[None]]

@@ -55,15 +55,20 @@ def why(end: JobFinished) -> str:
 class Standing(NamedTuple):
     """How a Schedule's last jobs on some hosts ended.
 
-    `failed`, `warned`: the hosts whose last job did. `late`: those without a recent success. `never_succeeded`: on how
-    many none ever succeeded; `oldest_success`: of the last successes on the others, the oldest one.
+    `failed`, `warned`: the hosts whose last job did. `late`: those without a recent success. `never`: those on which
+    none ever succeeded; `oldest_success`: of the last successes on the others, the oldest one.
     """
 
     failed: list[str]
     warned: list[str]
     late: list[str]
-    never_succeeded: int
+    never: list[str]
     oldest_success: datetime | None
+
+    @property
+    def never_succeeded(self) -> int:
+        """On how many hosts no job ever succeeded."""
+        return len(self.never)
 
 
 class Outcomes:
@@ -133,21 +138,25 @@ class Outcomes:
         failed: list[str] = []
         warned: list[str] = []
         late = list(hosts - outcomes.keys())
-        without, oldest = len(late), None
+        never, oldest = list(late), None
         for host, (status, _, succeeded_at, _, _, _) in outcomes.items():
             if host not in hosts:
                 continue
             if status != "succeeded":
                 (warned if status in GOOD else failed).append(host)
             if succeeded_at is None:
-                without += 1
+                never.append(host)
                 late.append(host)
                 continue
             if succeeded_at < since:
                 late.append(host)
             if oldest is None or succeeded_at < oldest:
                 oldest = succeeded_at
-        return Standing(failed, warned, late, without, oldest)
+        return Standing(failed, warned, late, never, oldest)
+
+    def has_ended(self, schedule_id: str, host: str) -> bool:
+        """Whether any job of the Schedule on a host has ended."""
+        return host in self._last.get(schedule_id, ())
 
     def last(self, schedule_id: str, host: str) -> LastOutcome | None:
         """The end of the Schedule's last job on a host; None if none has ended."""

@@ -23,6 +23,7 @@ from server.jobs.kinds import EXCLUSIVE, ConcurrencyLimit, hangs_at, lane_of, re
 from server.jobs.turn import LaneState, Waiting, turn
 from server.store import connections, news, queue, servers
 from server.store.audit import record_audit
+from server.store.days import count_ends
 from server.store.jobs import jobs_accepted, jobs_cancelled, jobs_finished, jobs_retried, record_jobs
 from server.store.queue import Moved, OpenRow, Placed
 from server.store.rows import AuditRow, JobRow, Pair, Retry
@@ -159,7 +160,8 @@ class JobQueue:
     """The queue. Its methods are batch statements of the store.
 
     `server`: the id of this server there. `is_shared`: whether others work on the store: then they are told what
-    happens here, and what concerns hosts that they have is left to them. `url_of`: the URL of a repository, by its id.
+    happens here, and what concerns hosts that they have is left to them. `url_of`: the URL of a repository, by its id;
+    `name_of`: its NAMESPACE/NAME, empty for one that is not declared. The writer's thread asks.
     """
 
     def __init__(
@@ -168,6 +170,7 @@ class JobQueue:
         limit_of: LimitOf,
         schedule_of: ScheduleOf,
         url_of: Callable[[str], str] = lambda _: "",
+        name_of: Callable[[str], str] = lambda _: "",
         *,
         is_shared: bool = False,
     ) -> None:
@@ -175,6 +178,7 @@ class JobQueue:
         self._limit_of = limit_of
         self._schedule_of = schedule_of
         self._url_of = url_of
+        self._name_of = name_of
         self.is_shared = is_shared
         self._notices: list[notices.AnyNotice] = []
         self._told_at = _NEVER
@@ -192,6 +196,16 @@ class JobQueue:
         if self.is_shared and its:
             self._notices += its
             self._told_at = now
+
+    def _finish(self, conn: Connection, ends: Sequence[tuple[OpenRow, JobFinished]]) -> None:
+        """Store the ends of open jobs, and count those of Schedules' jobs."""
+        jobs_finished(conn, [[end for _, end in ends]])
+        of_schedules = ((row, end) for row, end in ends if row.scheduled_id)
+        count_ends(conn, ((row.host, self._namespace(row), end) for row, end in of_schedules))
+
+    def _namespace(self, row: OpenRow) -> str:
+        """The namespace of a job's repository; empty for one that is not declared any more."""
+        return self._name_of(repository_of(_command.decode(row.command))).partition("/")[0]
 
     def _note_ends(self, now: datetime, ends: Iterable[tuple[OpenRow, JobFinished]], *, final: bool = True) -> None:
         if self.is_shared:
@@ -367,7 +381,7 @@ class JobQueue:
                     else:
                         again.append((row, Retry(its, row.attempt, at)))
         jobs_retried(conn, [[retry for _, retry in again] for _, again, _ in told])
-        jobs_finished(conn, [[end for _, end in over] for over, _, _ in told])
+        self._finish(conn, [it for over, _, _ in told for it in over])
         for item, (over, again, _) in zip(items, told, strict=True):
             self._note_ends(item.now, over)
             self._note_ends(item.now, ((row, retry.end) for row, retry in again), final=False)
@@ -393,8 +407,8 @@ class JobQueue:
 
     def _end(self, conn: Connection, over: Sequence[JobFinished], now: datetime) -> Outcome:
         rows = {row.id: row for row in queue.rows(conn, [end.job_id for end in over])}
-        jobs_finished(conn, [over])
         its = [(rows[end.job_id], end) for end in over if end.job_id in rows]
+        self._finish(conn, its)
         self._note_ends(now, its)
         return _joined(Outcome(ended=its), self._after(conn, list(rows.values()), now))
 
@@ -423,7 +437,7 @@ class JobQueue:
             if not (_has_begun(row) and row.host in online)
         ]
         jobs_cancelled(conn, [[(row.id, why) for row, why in asked]])
-        jobs_finished(conn, [[end for _, end in over]])
+        self._finish(conn, over)
         self._note_ends(now, over)
         away = {row.id for row, _ in asked if online[row.host] != self._server} if self.is_shared else set()
         self._note(now, *(notices.EndAsked(row.host, wire_id(row), why) for row, why in asked if row.id in away))
@@ -598,7 +612,7 @@ class JobQueue:
         queue.move(conn, [_moved(row, deferred=False) for row in due])
         late = queue.late(conn, now)
         over = list(zip(late, attempts.late_ends((row.id for row in late), now), strict=True))
-        jobs_finished(conn, [[end for _, end in over]])
+        self._finish(conn, over)
         self._note_ends(now, over)
         outcome = _joined(Outcome(ended=over), self._after(conn, [*due, *late], now, settle=due))
         return [(outcome, queue.next_at(conn)), *[(Outcome(), None)] * (len(items) - 1)]

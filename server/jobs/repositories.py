@@ -34,7 +34,7 @@ class RepositoryStates:
         self._opened: dict[str, str] = {}  # the URL at which a job has opened a repository
 
     def name(self, repository: str) -> str:
-        """The name of a repository, NAMESPACE/NAME; empty for one that is not declared."""
+        """The name of a repository, NAMESPACE/NAME; empty for one that is not declared. Any thread may ask."""
         resolved = self._catalog.resolved(repository)
         return "" if resolved is None else full_name(resolved.row)
 

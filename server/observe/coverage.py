@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from heapq import nsmallest
-from itertools import chain
+from itertools import chain, islice
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -19,7 +20,7 @@ from server.errors import as_text
 from server.fleet.catalog import Catalog
 from server.fleet.expected import Expected, ExpectedSince, overdue, success_within
 from server.fleet.placement import PlacedSchedule, Placement
-from server.jobs.outcomes import Outcomes
+from server.jobs.outcomes import Outcomes, Standing
 from server.observe import entries as host_entries
 from server.observe.entries import HostEntry, LastRun
 from server.observe.problems import MAX_NAMED, Access, Coverage, no_host
@@ -61,6 +62,21 @@ def group_by_set(hosts: Iterable[Session]) -> list[HostGroup]:
     return [HostGroup(entries, members) for entries, members in groups.items()]
 
 
+class OnHosts(NamedTuple):
+    """How a schedule stands on its hosts, by name. `ends`: how its last jobs ended.
+
+    `overdue`: the hosts without a success in time, the longest first; `never_ran`: those of them on which no job has
+    ended. Both are empty while it is disabled. `within`: how long ago a success may be.
+    """
+
+    hosts: frozenset[str]
+    out_of_sync: Sequence[str]
+    ends: Standing
+    overdue: Sequence[str]
+    never_ran: Sequence[str]
+    within: timedelta
+
+
 class CoverageReader:
     """Answers how schedules, repositories and hosts stand. It stores nothing but counts of enabled schedules."""
 
@@ -90,33 +106,57 @@ class CoverageReader:
         """
         now, found = self._clock(), {}
         groups = group_by_set(self._hub.sessions())
-        hanging: dict[str, set[str]] = {}
-        for schedule_id, host in await self._store.read(queue.hanging, now):
-            hanging.setdefault(schedule_id, set()).add(host)
+        hanging = await self.hanging(now)
         for id_ in schedule_ids:
             await asyncio.sleep(0)
             having = [it for it in groups if id_ in it.entries.items]
             found[id_] = self._coverage(id_, having, hanging.get(id_, set()), now)
         return found
 
+    async def hanging(self, now: datetime) -> dict[str, set[str]]:
+        """By id of a schedule, the hosts on which a job of it hangs."""
+        found: dict[str, set[str]] = {}
+        for schedule_id, host in await self._store.read(queue.hanging, now):
+            found.setdefault(schedule_id, set()).add(host)
+        return found
+
+    def on_hosts(self, schedule_id: str, having: Sequence[HostGroup], now: datetime) -> OnHosts:
+        """How a schedule stands on its hosts. `having`: the groups of hosts that should hold it."""
+        schedule = self._placement.schedules.get(schedule_id)
+        is_enabled = schedule is not None and schedule.spec.enabled
+        names = having[0].names if len(having) == 1 else frozenset().union(*(it.names for it in having))
+        within = success_within(schedule.spec) if schedule is not None else timedelta()
+        ends = self._outcomes.standing(schedule_id, names, now - within)
+        # A pair of which a job succeeded within the period is not overdue, whenever it began.
+        late = overdue(self._since(schedule_id, ends.late), within, now) if is_enabled else []
+        return OnHosts(
+            names,
+            list(chain.from_iterable(it.out_of_sync(schedule_id) for it in having)),
+            ends,
+            late,
+            [it for it in late if not self._outcomes.has_ended(schedule_id, it)],
+            within,
+        )
+
     def _coverage(
         self, schedule_id: str, having: Sequence[HostGroup], hanging: Collection[str], now: datetime
     ) -> Coverage:
         """The coverage of a schedule. `having`: groups that should hold it. `hanging`: hosts where its jobs hang."""
+        return self.coverage(schedule_id, self.on_hosts(schedule_id, having, now), having, hanging)
+
+    def coverage(
+        self, schedule_id: str, its: OnHosts, having: Sequence[HostGroup], hanging: Collection[str]
+    ) -> Coverage:
+        """The coverage of a schedule that stands so on its hosts."""
         schedule = self._placement.schedules.get(schedule_id)
         is_enabled = schedule is not None and schedule.spec.enabled
-        names = having[0].names if len(having) == 1 else frozenset().union(*(it.names for it in having))
-        out_of_sync = list(chain.from_iterable(it.out_of_sync(schedule_id) for it in having))
-        within = success_within(schedule.spec) if schedule is not None else timedelta()
-        ends = self._outcomes.standing(schedule_id, names, now - within)
+        names, ends, never_ran = its.hosts, its.ends, set(its.never_ran)
         failed, warned = nsmallest(MAX_NAMED, ends.failed), nsmallest(MAX_NAMED, ends.warned)
         not_granted = self._not_granted(schedule)
-        # A pair of which a job succeeded within the period is not overdue, whenever it began.
-        late = overdue(self._since(schedule_id, ends.late), within, now) if is_enabled else []
         return Coverage(
             hosts=len(names),
-            in_sync=len(names) - len(out_of_sync),
-            out_of_sync=nsmallest(MAX_NAMED, out_of_sync),
+            in_sync=len(names) - len(its.out_of_sync),
+            out_of_sync=nsmallest(MAX_NAMED, its.out_of_sync),
             failed=len(ends.failed),
             failed_names=failed,
             warned=len(ends.warned),
@@ -128,13 +168,16 @@ class CoverageReader:
             enabled=is_enabled,
             no_host=self._no_host(schedule) if schedule is not None and is_enabled and not names else "",
             has_password=schedule is None or self.access(schedule.repository_id).has_password,
-            overdue=len(late),
-            overdue_names=late[:MAX_NAMED],
-            within=within,
+            overdue=len(its.overdue),
+            overdue_names=its.overdue[:MAX_NAMED],
+            within=its.within,
             hanging=sorted(names.intersection(hanging)),
             never_succeeded=ends.never_succeeded,
             oldest_success=ends.oldest_success,
             refused_hooks=_refused_hooks(schedule, chain.from_iterable(it.hosts for it in having)),
+            never_ran=len(its.never_ran),
+            never_ran_names=its.never_ran[:MAX_NAMED],
+            late_names=list(islice((it for it in its.overdue if it not in never_ran), MAX_NAMED)),
         )
 
     def _since(self, schedule_id: str, hosts: Iterable[str]) -> dict[str, datetime]:

@@ -1,4 +1,4 @@
-"""Deletes old jobs and audit lines, in small transactions with pauses between them."""
+"""Deletes old jobs, audit lines and days, in small transactions with pauses between them."""
 
 import asyncio
 import logging
@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from server.errors import Unavailable
+from server.store.days import delete_days
 from server.store.engine import Store
 from server.store.history import Past, delete_audit, delete_past, nth_newest_job
 
@@ -19,7 +20,7 @@ PAUSE_S = 0.2
 
 
 class HistoryRetention(NamedTuple):
-    """How many jobs are kept, and for how many days jobs and audit lines are kept."""
+    """How many jobs are kept, and for how many days jobs, audit lines and the counts of each day are kept."""
 
     jobs: int = 100_000
     days: int = 90
@@ -46,6 +47,8 @@ async def delete(store: Store, keep: HistoryRetention, now: datetime, pause_s: f
     while past is not None:
         after = await store.write(delete_past, past)
         past = None if after is None else past._replace(after=after)
+        await asyncio.sleep(pause_s)
+    while await store.write(delete_days, oldest.date()):
         await asyncio.sleep(pause_s)
     while await store.write(delete_audit, oldest):
         await asyncio.sleep(pause_s)

@@ -48,6 +48,7 @@ class Coverage(NamedTuple):
     - `hanging`: the names of all hosts with a job that runs beyond its timeout.
     - `never_succeeded`: hosts without any success. `oldest_success`: the oldest of the hosts' last successes.
     - `refused_hooks`: by program of a hook, the hosts whose agents do not allow it.
+    - `never_ran`: overdue hosts on which no run has ended at all. `late_names`: names of the other overdue hosts.
     """
 
     hosts: int
@@ -71,6 +72,9 @@ class Coverage(NamedTuple):
     never_succeeded: int
     oldest_success: datetime | None
     refused_hooks: Mapping[str, Sequence[str]]
+    never_ran: int = 0
+    never_ran_names: Sequence[str] = ()
+    late_names: Sequence[str] = ()
 
 
 def schedule_problems(coverage: Coverage) -> list[Problem]:
@@ -90,18 +94,18 @@ def schedule_problems(coverage: Coverage) -> list[Problem]:
     for program, hosts in coverage.refused_hooks.items():
         found.append(Problem("HookNotAllowed", _hook_refused(program, hosts, coverage)))
     if coverage.overdue:
-        where, who = _of(coverage.overdue, coverage), named(coverage.overdue_names, coverage.overdue)
+        where, who = of_hosts(coverage.overdue, coverage), named(coverage.overdue_names, coverage.overdue)
         found.append(Problem("Overdue", f"no success for more than {span(coverage.within)} on {where}: {who}"))
     if coverage.hanging:
         count, who = len(coverage.hanging), named(coverage.hanging[:MAX_NAMED], len(coverage.hanging))
-        message = f"a run goes on beyond its timeoutSeconds on {_of(count, coverage)}, whose agent may hang: {who}"
+        message = f"a run goes on beyond its timeoutSeconds on {of_hosts(count, coverage)}, whose agent may hang: {who}"
         found.append(Problem("RunsHang", message))
     if coverage.failed:
         who = named([_with_error(host, coverage.errors) for host in coverage.failed_names], coverage.failed)
-        found.append(Problem("RunsFail", f"the last run failed on {_of(coverage.failed, coverage)}: {who}"))
+        found.append(Problem("RunsFail", f"the last run failed on {of_hosts(coverage.failed, coverage)}: {who}"))
     if coverage.warned:
         who = named([_with_error(host, coverage.errors) for host in coverage.warned_names], coverage.warned)
-        message = f"the last run left something undone on {_of(coverage.warned, coverage)}: {who}"
+        message = f"the last run left something undone on {of_hosts(coverage.warned, coverage)}: {who}"
         found.append(Problem("RunsIncomplete", message))
     return found
 
@@ -180,7 +184,7 @@ def named(names: Sequence[str], count: int) -> str:
 def _hook_refused(program: str, hosts: Sequence[str], coverage: Coverage) -> str:
     who = named(hosts[:MAX_NAMED], len(hosts))
     remedy = "start them with --allow-hook and its path (agent.allowedHooks in the chart), or remove it from spec.hooks"
-    what = f"the agents of {_of(len(hosts), coverage)} do not allow {program!r} as a hook, and fail each run"
+    what = f"the agents of {of_hosts(len(hosts), coverage)} do not allow {program!r} as a hook, and fail each run"
     return f"{what}: {who}; {remedy}"
 
 
@@ -188,5 +192,6 @@ def _with_error(host: str, errors: Mapping[str, str]) -> str:
     return f"{host} ({errors[host]})" if errors.get(host) else host
 
 
-def _of(count: int, coverage: Coverage) -> str:
+def of_hosts(count: int, coverage: Coverage) -> str:
+    """How many of a schedule's hosts, as text."""
     return f"{count} of {coverage.hosts} hosts"

@@ -4,7 +4,7 @@ What a host says comes by a session, by its number over all servers; what came b
 stored.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from itertools import chain
@@ -86,6 +86,12 @@ def _update_hosts(conn: Connection, names: tuple[str, ...], items: Sequence[tupl
 def get_host(conn: Connection, name: str) -> Row | None:
     """A host, or None when there is none with this name."""
     return one_row(conn, sa.select(HOSTS).where(HOSTS.c.name == name))
+
+
+def last_seen(conn: Connection, names: Collection[str]) -> dict[str, datetime]:
+    """When these hosts were last seen, by name; of those that ever were."""
+    found = sa.select(HOSTS.c.name, HOSTS.c.last_seen).where(HOSTS.c.name.in_(names), HOSTS.c.last_seen.is_not(None))
+    return {row.name: row.last_seen for row in conn.execute(found)}
 
 
 def list_hosts(conn: Connection, after: str | None, limit: int, labels: Iterable[LabelCondition] = ()) -> list[Row]:

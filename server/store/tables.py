@@ -4,7 +4,7 @@ The classes are the schema: the migrations are checked against them. Statements 
 tables, in the files beside this one; no ORM objects are loaded or tracked.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Literal, NamedTuple, get_args
 
 import sqlalchemy as sa
@@ -342,6 +342,21 @@ class ControllerReport(Base, table=True):
     body: str = Field(sa_type=sa.Text)
 
 
+class HostDay(Base, table=True):
+    """How the Schedules' jobs that ended on a day (UTC) went on a host. `namespace`: of their repository, empty for one
+    that was deleted before they ended. `failed`: of any end that is not in GOOD."""
+
+    __tablename__ = "host_days"
+
+    day: date = Field(primary_key=True, sa_type=sa.Date)
+    host: str = Field(primary_key=True, max_length=253)
+    namespace: str = Field(primary_key=True, max_length=63)
+    succeeded: int = Field(default=0, sa_type=sa.BigInteger)
+    warned: int = Field(default=0, sa_type=sa.BigInteger)
+    failed: int = Field(default=0, sa_type=sa.BigInteger)
+    bytes_added: int = Field(default=0, sa_type=sa.BigInteger)
+
+
 class JobAttempt(Base, table=True):
     """A failed attempt of a job, which was followed by another attempt."""
 
@@ -481,5 +496,6 @@ AUDIT, HOST_SCHEDULES, STORE_OWNER = tables["audit_log"], tables["host_schedules
 CONNECTIONS, SERVERS, NEWS = tables["connections"], tables["servers"], tables["news"]
 CHANGE_HEAD, CHANGE_LOG = tables["change_head"], tables["change_log"]
 PROGRESS, LISTINGS, CONTROLLERS = tables["job_progress"], tables["listings"], tables["controllers"]
+HOST_DAYS = tables["host_days"]
 ENROLMENTS, HOST_KEYS = tables["enrolments"], tables["host_keys"]
 ALERTS, ALERT_STATES, DELIVERIES = tables["alerts"], tables["alert_states"], tables["deliveries"]

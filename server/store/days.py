@@ -1,0 +1,98 @@
+"""Statements on how jobs went on each host, by day: what pages show of the past without a look at the jobs."""
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import date
+from functools import cache
+from typing import Literal, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+from sqlalchemy.dialects import postgresql, sqlite
+
+from server.store import batch
+from server.store.tables import GOOD, HOST_DAYS
+from wire.messages import JobFinished
+
+BATCH = 1000
+"""Maximum rows that one transaction deletes, so that other writers do not wait long."""
+_COUNTS = ("succeeded", "warned", "failed", "bytes_added")
+
+Worst = Literal["succeeded", "warned", "failed"]
+"""The worst end of some jobs."""
+
+
+class DayRow(NamedTuple):
+    """How jobs went on a day: how many ended so, and the bytes that they added to their repositories."""
+
+    day: date
+    succeeded: int
+    warned: int
+    failed: int
+    bytes_added: int
+
+
+class HostDayRow(NamedTuple):
+    """How jobs went on a host on a day. `worst`: the worst of their ends."""
+
+    host: str
+    day: date
+    worst: Worst
+    bytes_added: int
+
+
+def count_ends(conn: Connection, ends: Iterable[tuple[str, str, JobFinished]]) -> None:
+    """Count jobs of Schedules that ended: (host, namespace, end). Each end must be counted once."""
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for host, namespace, end in ends:
+        counts = found.setdefault((end.finished_at.date().isoformat(), host, namespace), [0, 0, 0, 0])
+        counts[2 if end.status not in GOOD else int(end.status != "succeeded")] += 1
+        counts[3] += end.bytes_added
+    if found:
+        batch.execute(conn, _add(conn.dialect.name), ([*key, *counts] for key, counts in found.items()))
+
+
+@cache
+def _add(dialect: str) -> str:
+    """Insert counts, or add them to those that are there."""
+    names = [column.name for column in HOST_DAYS.c]
+    rows = batch.Given(dialect, list(HOST_DAYS.c)).select()
+    insert = postgresql.insert(HOST_DAYS) if dialect == "postgresql" else sqlite.insert(HOST_DAYS)
+    put = insert.from_select(names, rows, include_defaults=False)
+    sums = {name: HOST_DAYS.c[name] + put.excluded[name] for name in _COUNTS}
+    return batch.prepared(dialect, put.on_conflict_do_update(index_elements=list(HOST_DAYS.primary_key), set_=sums))
+
+
+def by_day(conn: Connection, since: date, namespace: str) -> list[DayRow]:
+    """How jobs went on all hosts, on each day from `since` on. `namespace`: empty for all."""
+    sums = [sa.func.sum(HOST_DAYS.c[name], type_=sa.BigInteger) for name in _COUNTS]
+    found = sa.select(HOST_DAYS.c.day, *sums).where(HOST_DAYS.c.day >= since, *_in(namespace))
+    rows = conn.execute(found.group_by(HOST_DAYS.c.day).order_by(HOST_DAYS.c.day))
+    return [DayRow(row[0], *map(int, row[1:])) for row in rows]
+
+
+def of_hosts(conn: Connection, hosts: Collection[str], since: date, namespace: str) -> list[HostDayRow]:
+    """How jobs went on these hosts, on each day from `since` on. `namespace`: empty for all."""
+    given = batch.Given(conn.dialect.name, [HOST_DAYS.c.host]).select()
+    failed, warned, added = (sa.func.sum(HOST_DAYS.c[name]) for name in ("failed", "warned", "bytes_added"))
+    worst = sa.case((failed > 0, "failed"), (warned > 0, "warned"), else_="succeeded")
+    found = sa.select(HOST_DAYS.c.host, HOST_DAYS.c.day, worst, sa.cast(added, sa.BigInteger)).where(
+        HOST_DAYS.c.host.in_(given), HOST_DAYS.c.day >= since, *_in(namespace)
+    )
+    rows = conn.execute(found.group_by(HOST_DAYS.c.host, HOST_DAYS.c.day), batch.parameter((it,) for it in hosts))
+    return [HostDayRow(*row) for row in rows]
+
+
+def _in(namespace: str) -> Sequence[sa.ColumnElement[bool]]:
+    return [HOST_DAYS.c.namespace == namespace] if namespace else []
+
+
+def delete_days(conn: Connection, items: Sequence[date]) -> list[bool]:
+    """Delete days from before these, oldest first, up to BATCH rows each; return whether there may be more."""
+    return [_delete(conn, before) for before in items]
+
+
+def _delete(conn: Connection, before: date) -> bool:
+    key = list(HOST_DAYS.primary_key)
+    oldest = sa.select(*key).where(HOST_DAYS.c.day < before).order_by(*key).limit(BATCH)
+    gone = conn.execute(sa.delete(HOST_DAYS).where(sa.tuple_(*key).in_(oldest)))
+    return gone.rowcount == BATCH
