@@ -20,8 +20,10 @@ from markdown_it import MarkdownIt
 from cli.options import this_host
 
 ROOT = Path(__file__).parents[1]
+RUNBOOKS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs/runbooks").glob("*.md"))
+"""Their commands are for a fleet in trouble: tests/unit/test_runbooks.py checks them."""
 PAGES = [name for name in ("README.md", "CONTRIBUTING.md") if (ROOT / name).is_file()] + sorted(
-    str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")
+    {str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")} - set(RUNBOOKS)
 )
 """By their paths in the checkout."""
 

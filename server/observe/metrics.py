@@ -7,7 +7,7 @@ number of values.
 from collections.abc import Callable
 from functools import cache
 from itertools import product
-from typing import get_args
+from typing import TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -15,7 +15,10 @@ from server.events import AttemptEnded, Event, FireRefused, HostAcked, JobsRecor
 from server.jobs.arguments import KINDS
 from wire.messages import JobEnd
 
+Labelled = TypeVar("Labelled", Counter, Histogram)
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+JOB_SECONDS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600)
 
 
 class Metrics:
@@ -30,6 +33,17 @@ class Metrics:
         self._attempts = _children(
             Counter("lamplighter_job_attempts", "Attempts of jobs that ended.", ended, registry=registry)
         )
+        self._durations = _children(
+            Histogram(
+                "lamplighter_job_duration_seconds",
+                "From the start of an attempt to its end, by the host's clock.",
+                ["kind"],
+                buckets=JOB_SECONDS,
+                registry=registry,
+            )
+        )
+        self._added = Counter("lamplighter_backup_added_bytes", "Bytes that backups added.", registry=registry)
+        self._processed = Counter("lamplighter_backup_processed_bytes", "Bytes that backups read.", registry=registry)
         self._fires = _children(
             Counter("lamplighter_fires", "Fires of agents, by what came of them.", ["result"], registry=registry)
         )
@@ -53,11 +67,20 @@ class Metrics:
             case FireRefused(_, _, reason) if reason != "Queued":  # a queued job was counted when it was recorded
                 self._fires(reason).inc()
             case AttemptEnded():
-                self._attempts(event.kind, event.end.status).inc()
-                if event.final:
-                    self._jobs(event.kind, event.end.status).inc()
+                self._ended(event)
             case HostAcked(_, _, seconds) if seconds is not None:
                 self._acks.observe(seconds)
+
+    def _ended(self, event: AttemptEnded) -> None:
+        end = event.end
+        self._attempts(event.kind, end.status).inc()
+        if event.final:
+            self._jobs(event.kind, end.status).inc()
+        if end.started_at is not None:
+            self._durations(event.kind).observe(max(0.0, (end.finished_at - end.started_at).total_seconds()))
+        if event.kind == "backup":
+            self._added.inc(end.bytes_added)
+            self._processed.inc(end.bytes_processed)
 
     def _recorded(self, job: RecordedJob) -> None:
         if job.due is None:
@@ -69,6 +92,6 @@ class Metrics:
             self._lateness.observe(max(0.0, (job.created_at - job.due).total_seconds()))
 
 
-def _children(counter: Counter) -> Callable[..., Counter]:
-    """Return a cached `counter.labels`: looking a child up costs prometheus-client more than counting."""
-    return cache(counter.labels)
+def _children(metric: Labelled) -> Callable[..., Labelled]:
+    """Return a cached `metric.labels`: looking a child up costs prometheus-client more than counting."""
+    return cache(metric.labels)

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from heapq import nsmallest
+from itertools import islice
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 import server
@@ -59,10 +60,18 @@ class StateCollector(Collector):
         yield _gauge("lamplighter_store_queue_length", "Writes that wait for the store.", self._store.waiting)
         failing = self._store.failing
         yield _gauge("lamplighter_store_failing", "Whether the last write to the store failed: 0 or 1.", failing)
+        yield from self._commits()
         leads = self._leads()
         yield _gauge("lamplighter_server_leads", "Whether this server tells of the whole fleet: 0 or 1.", leads)
         if leads:
             yield from self._fleet()
+
+    def _commits(self) -> Iterator[Metric]:
+        """How long commits take. One that hangs has not failed, so its duration alone tells."""
+        commits = self._store.commits
+        yield SummaryMetricFamily("lamplighter_store_commit_seconds", "How long commits took.", *commits[:2])
+        about = "For how long the present commit has been running; 0 when there is none."
+        yield _gauge("lamplighter_store_commit_running_seconds", about, commits.running_s)
 
     def _fleet(self) -> Iterator[Metric]:
         """What is the same on each server."""
@@ -76,10 +85,21 @@ class StateCollector(Collector):
         yield _gauge("lamplighter_hosts_without_schedules", "Hosts that no enabled Schedule selects.", idle)
         yield self._host_problems()
         yield _gauge("lamplighter_schedules", "Schedules that are declared.", len(self._catalog.schedules))
+        yield self._disabled()
         yield from self._jobs()
         yield self._controller_problems()
         yield from _expectations(self._coverage.expected())
         yield from self._repositories()
+
+    def _disabled(self) -> Metric:
+        """The schedules that are disabled: nobody is told when they have no success."""
+        family = GaugeMetricFamily(
+            "lamplighter_schedule_disabled", "1 for each Schedule that is disabled.", labels=["namespace", "schedule"]
+        )
+        disabled = (it for it in list(self._catalog.schedules.values()) if not it.spec.get("enabled", True))
+        for row in islice(disabled, MAX_SERIES):
+            family.add_metric([row.namespace, row.name], 1)
+        return family
 
     def _jobs(self) -> Iterator[Metric]:
         """How many jobs are open. Nothing while the store cannot be read, which other metrics tell."""

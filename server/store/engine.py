@@ -71,6 +71,14 @@ class _Call(NamedTuple):
     host: str = ""
 
 
+class Commits(NamedTuple):
+    """The commits of a store since it was opened. `running_s`: for how long one has been running; 0 when none is."""
+
+    finished: int
+    seconds: float
+    running_s: float
+
+
 class _Outcome(NamedTuple):
     future: asyncio.Future[Any]
     result: Any
@@ -104,6 +112,8 @@ class Store:
         self._lock = lock
         self._lost: concurrent.futures.Future[NoReturn] = concurrent.futures.Future()
         self._outcome = (-math.inf, "")  # when a commit was last tried, and why it failed; by time.monotonic
+        self._commit_since = math.nan  # when the running commit began, by time.monotonic
+        self._commits, self._commit_s = 0, 0.0  # their number, and how long they took
         self._refusals = _Refusals()
         self._probing: asyncio.Future[str] | None = None
         self._turn: list[_Call] = []  # the calls of this turn of the loop
@@ -194,6 +204,12 @@ class Store:
     def failing(self) -> bool:
         """Whether the last commit failed."""
         return bool(self._outcome[1])
+
+    @property
+    def commits(self) -> Commits:
+        """How many commits there were, and how long they took. Any thread may ask."""
+        since = self._commit_since
+        return Commits(self._commits, self._commit_s, 0.0 if math.isnan(since) else time.monotonic() - since)
 
     async def write(self, function: BatchStatement[Item, Result], item: Item, host: str = "") -> Result:
         """Run `function(conn, items)` with this item and those of neighbouring calls; return after the commit.
@@ -313,7 +329,11 @@ class Store:
     def _write_until_closed(self) -> None:
         try:
             while calls := self._gathered():
-                _resolve_soon(self._committed(calls))
+                began_at = self._commit_since = time.monotonic()
+                outcomes = self._committed(calls)
+                self._commits, self._commit_since = self._commits + 1, math.nan
+                self._commit_s += time.monotonic() - began_at
+                _resolve_soon(outcomes)
         finally:
             self._conn.close()
             self._drained.set_result(None)

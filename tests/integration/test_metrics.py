@@ -62,7 +62,12 @@ async def test_a_server_tells_what_happened_and_how_it_stands(
         assert (await agent.hears("schedule.refused"))["reason"] == "NotFound"
         await agent.say("job.accepted", job_id=job_id)
         ended = clock()
-        await agent.say("job.finished", job_id=job_id, status="succeeded", finished_at=ended.isoformat())
+        end: dict[str, Any] = {
+            "started_at": ended.isoformat(),
+            "finished_at": ended.isoformat(),
+            "bytes_processed": 1000,
+        }
+        await agent.say("job.finished", job_id=job_id, status="succeeded", bytes_added=10, **end)
         await agent.hears("job.confirmed")
 
         async def settled() -> Any:
@@ -79,6 +84,10 @@ async def test_a_server_tells_what_happened_and_how_it_stands(
     assert {key: it for key, it in told.items() if it or key[0] != "lamplighter_jobs_total"} == {
         ("lamplighter_jobs_total", kind): 1,
         ("lamplighter_job_attempts_total", kind): 1,
+        ("lamplighter_job_duration_seconds_count", kind[:1]): 1,
+        ("lamplighter_job_duration_seconds_sum", kind[:1]): found["lamplighter_job_duration_seconds_sum", kind[:1]],
+        ("lamplighter_backup_added_bytes_total", ()): 10,
+        ("lamplighter_backup_processed_bytes_total", ()): 1000,
         ("lamplighter_fires_total", (("result", "Recorded"),)): 1,
         ("lamplighter_fires_total", (("result", "NotFound"),)): 1,
         ("lamplighter_missed_runs_total", ()): 3,
@@ -95,6 +104,10 @@ async def test_a_server_tells_what_happened_and_how_it_stands(
         ("lamplighter_jobs_waiting", ()): 0,
         ("lamplighter_store_queue_length", ()): 0,
         ("lamplighter_store_failing", ()): 0,
+        ("lamplighter_store_commit_seconds_count", ()): found["lamplighter_store_commit_seconds_count", ()],
+        ("lamplighter_store_commit_seconds_sum", ()): found["lamplighter_store_commit_seconds_sum", ()],
+        ("lamplighter_store_commit_running_seconds", ()): 0,
+        ("lamplighter_schedule_disabled", (("namespace", "ns"), ("schedule", "off"))): 1,
         ("lamplighter_server_leads", ()): 1,
         ("lamplighter_last_success_timestamp_seconds", whose): pytest.approx(ended.timestamp(), abs=0.001),
         ("lamplighter_last_success_timestamp_seconds", without): pytest.approx(known.timestamp(), abs=0.001),

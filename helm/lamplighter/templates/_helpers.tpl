@@ -138,6 +138,13 @@ tolerations:
 {{- end }}
 {{- end }}
 
+{{/* The link from an alert to its page. Call with (list . "LamplighterOverdue"). Releases of the chart have a home. */}}
+{{- define "lamplighter.runbook" -}}
+{{- $root := index . 0 -}}
+{{- $home := empty $root.Chart.Home | ternary "docs/runbooks" (printf "%s/blob/v%s/docs/runbooks" $root.Chart.Home $root.Chart.Version) -}}
+runbook_url: {{ printf "%s/%s.md" (default $home $root.Values.metrics.prometheusRule.runbookUrl | trimSuffix "/") (index . 1) | quote }}
+{{- end }}
+
 {{/* The controller's rights in the whole cluster, and why. The server asks RBAC too before it lets it change anything. */}}
 {{- define "lamplighter.clusterRules" -}}
 # It creates a Host with the labels of each node.
