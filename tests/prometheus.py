@@ -66,15 +66,12 @@ class Prometheus:
         return found
 
     async def scraped(self) -> None:
-        """Wait until every target was scraped after now, and then every rule evaluated."""
-        scraped = await self._after(time.time(), f'min(timestamp(up{{job="{JOB}"}}))')
-        await self._after(scraped, "min(prometheus_rule_group_last_evaluation_timestamp_seconds)")
-
-    async def _after(self, began: float, expression: str) -> float:
-        async with asyncio.timeout(60):
-            while not (found := await self.query(f"{expression} > {began}")):
-                await asyncio.sleep(0.1)
-        return float(found[0]["value"][1])
+        """Wait until every target was scraped after now, and then every rule evaluated on that."""
+        for newest in (f'timestamp(up{{job="{JOB}"}})', "prometheus_rule_group_last_evaluation_timestamp_seconds"):
+            began = time.time()
+            async with asyncio.timeout(60):
+                while not await self.query(f"min({newest}) > {began}"):
+                    await asyncio.sleep(0.1)
 
 
 @asynccontextmanager

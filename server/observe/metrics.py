@@ -42,6 +42,8 @@ class Metrics:
                 registry=registry,
             )
         )
+        for kind in (*KINDS, "restore"):
+            self._durations(kind)
         self._added = Counter("lamplighter_backup_added_bytes", "Bytes that backups added.", registry=registry)
         self._processed = Counter("lamplighter_backup_processed_bytes", "Bytes that backups read.", registry=registry)
         self._fires = _children(

@@ -4,6 +4,7 @@ What it scraped is given to promtool, which shows that alerts fire after as long
 """
 
 import asyncio
+import json
 import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -15,11 +16,16 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
+from agent.core.machine import Core
+from agent.core.state import AgentState
+from agent.metrics import Metrics as AgentMetrics
 from bench.servers import free_port
 from cli import metrics
+from controller.cluster.metrics import Metrics as ControllerMetrics
 from server.app import Config, Running, serving
-from tests.chart import Object, values
+from tests.chart import CHART, Object, values
 from tests.integration.clock import Clock, due
 from tests.integration.conftest import Agent, Connect, Declare, leading
 from tests.prometheus import JOB, Labels, input_series, needs_prometheus, promtool, rules, running, series
@@ -34,11 +40,11 @@ OF_THE_STORE = {"LamplighterStoreFailing", "LamplighterStoreHanging"}
 
 
 @asynccontextmanager
-async def exported(servers: Sequence[Running], listens: Sequence[str]) -> AsyncIterator[None]:
-    """Serve the metrics of these servers at these ADDRESS:PORTs."""
+async def exported(registries: Sequence[CollectorRegistry], listens: Sequence[str]) -> AsyncIterator[None]:
+    """Serve these parts' metrics at these ADDRESS:PORTs."""
     async with AsyncExitStack() as stack:
-        for server, listen in zip(servers, listens, strict=True):
-            await stack.enter_async_context(metrics.serving(listen, server.parts.registry, metrics.always_ready))
+        for registry, listen in zip(registries, listens, strict=True):
+            await stack.enter_async_context(metrics.serving(listen, registry, metrics.always_ready))
         yield
 
 
@@ -90,7 +96,7 @@ async def test_nothing_is_told_while_all_is_well_and_the_silence_of_the_server_i
     async with running(tmp_path / "prometheus", rules(ONE), *listens) as prometheus, connect() as agent:
         await agent.follow()
         await end(agent, await fired(agent, schedule_id))
-        async with exported([server], listens):
+        async with exported([server.parts.registry], listens):
             await prometheus.scraped()
             assert names(await prometheus.alerts()) == {NO_CONTROLLER}
         await prometheus.scraped()
@@ -142,9 +148,12 @@ async def test_each_kind_of_trouble_is_told_and_in_time(
     clock: Clock,
     tmp_path: Path,
 ) -> None:
-    groups, listens = rules(THREE), addresses(2)
+    """The dashboard shows it: each of its queries finds something."""
+    agents, controller = AgentMetrics(Core("node-1", AgentState())), ControllerMetrics()
+    registries = [it.registry for it in (server.parts, empty.parts, agents, controller)]
+    groups, listens = rules(THREE), addresses(len(registries))
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(exported([server, empty], listens))
+        await stack.enter_async_context(exported(registries, listens))
         prometheus = await stack.enter_async_context(running(tmp_path / "prometheus", groups, *listens))
         await prometheus.scraped()
         before = await prometheus.samples()
@@ -161,6 +170,8 @@ async def test_each_kind_of_trouble_is_told_and_in_time(
         (await api.put("/controllers/folder", json={"problems": [gone]})).raise_for_status()
         await prometheus.scraped()
         alerts, after = await prometheus.alerts(), await prometheus.samples()
+        await prometheus.scraped()  # a second sample, for rates
+        assert [it for it in queries() if it not in EMPTY and not await prometheus.query(filled(it))] == []
     alerted = named(groups)
     assert names(alerts) == alerted.keys() - OF_THE_STORE - {"LamplighterServerDown"}
     texts = [text for it in alerts for text in it["annotations"].values()]
@@ -189,6 +200,21 @@ BUILD = ("__name__", "lamplighter_build_info")
 """That fewer servers than three are at work was trouble from the start."""
 CONTROLLER = {frozenset({"__name__": "lamplighter_controller_leader", "job": JOB}.items()): "1"}
 """What a controller said that then ended."""
+
+
+EMPTY = {'lamplighter_store_commit_running_seconds{job=~"$job"} > 1', 'lamplighter_store_failing{job=~"$job"} == 1'}
+"""What the dashboard finds only while a store hangs or fails, which another test brings about."""
+
+
+def queries() -> list[str]:
+    """Every query of the dashboard."""
+    board = json.loads((CHART / "dashboards/lamplighter.json").read_text())
+    return [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
+
+
+def filled(query: str) -> str:
+    """A query as Grafana sends it."""
+    return query.replace("$job", JOB).replace("$__rate_interval", "30s")
 
 
 def spoken_of(groups: Iterable[Object], samples: Mapping[Labels, str]) -> dict[Labels, str]:
@@ -233,7 +259,10 @@ async def test_a_store_that_hangs_is_told_and_so_is_one_that_fails(
 ) -> None:
     groups, listens = rules(ONE), addresses(1)
     running_s, failing = "lamplighter_store_commit_running_seconds", "lamplighter_store_failing"
-    async with exported([server], listens), running(tmp_path / "prometheus", groups, *listens) as prometheus:
+    async with (
+        exported([server.parts.registry], listens),
+        running(tmp_path / "prometheus", groups, *listens) as prometheus,
+    ):
         await prometheus.scraped()
         before = await prometheus.samples()
         with closing(sqlite3.connect(tmp_path / "lamplighter.db", isolation_level=None)) as other:
@@ -247,6 +276,8 @@ async def test_a_store_that_hangs_is_told_and_so_is_one_that_fails(
             assert (await put).status_code == httpx.codes.SERVICE_UNAVAILABLE
             await prometheus.scraped()
             alerts, after = await prometheus.alerts(), await prometheus.samples()
+            assert set(queries()) >= EMPTY
+            assert [it for it in EMPTY if not await prometheus.query(f"last_over_time(({filled(it)})[1m:250ms])")] == []
         (await api.put("/hosts/a", json={"labels": {}})).raise_for_status()
         await prometheus.scraped()
         assert names(await prometheus.alerts()) == {NO_CONTROLLER, *TOLD_OF_A}

@@ -1,5 +1,6 @@
 """The chart renders cleanly, equals the plain manifests, refuses unknown values, and grants only what is needed."""
 
+import json
 import os
 import re
 import subprocess
@@ -396,6 +397,23 @@ def test_an_alert_on_the_fleet_does_not_change_with_the_server_that_tells_about_
     assert [it["expr"] for it in rules if it["alert"] == "LamplighterServersMissing"] == [
         'count(lamplighter_build_info{job="lamplighter-metrics"}) < 3'
     ]
+
+
+@pytest.mark.anyio
+async def test_the_dashboard_speaks_of_metrics_that_there_are_and_fits_its_screen(tmp_path: Path) -> None:
+    config = named(rendered(values("monitoring")), "ConfigMap", "lamplighter-dashboard")
+    assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
+    board = json.loads(config["data"]["lamplighter.json"])
+    assert set(re.findall(r"lamplighter_\w+", json.dumps(board))) <= await metric_names(tmp_path)
+    cells = [
+        (x, y)
+        for at in (panel["gridPos"] for panel in board["panels"])
+        for x in range(at["x"], at["x"] + at["w"])
+        for y in range(at["y"], at["y"] + at["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert {x for x, _ in cells} == set(range(24))
+    assert [panel["title"] for panel in board["panels"] if panel["type"] != "row" and not panel["targets"]] == []
 
 
 # What upgrades rely on.
