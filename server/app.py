@@ -35,6 +35,7 @@ from server.changes.hosts import Hosts
 from server.changes.listings import Listings
 from server.changes.load import Loader
 from server.changes.pipeline import Pipeline
+from server.changes.previews import Previews
 from server.changes.repositories import Repositories
 from server.changes.restores import Restores
 from server.changes.runs import Runs
@@ -211,13 +212,16 @@ def assemble(
     news = NewsFollower(store, hub, gateway, dispatcher, reports, repository_states, controllers, events, clock)
     members = Members(store, lambda: Followed(pipeline.revision, news.position), leader.leads, news.bury, clock)
     runs = Runs(store, catalog, placement, dispatcher, clock, new_id)
+    restores = Restores(runs, store, catalog, placement, clock)
+    listings = Listings(runs, reports, store, catalog, placement, hub, clock, new_id)
     services = Services(
         schedules=Schedules(pipeline, catalog, placement, clock, new_id),
         repositories=Repositories(pipeline, catalog, placement, vault, clock, new_id),
         hosts=hosts,
         runs=runs,
-        restores=Restores(runs, store, catalog, placement, clock),
-        listings=Listings(runs, reports, store, catalog, placement, hub, clock, new_id),
+        restores=restores,
+        listings=listings,
+        previews=Previews(restores, listings),
         enrolments=Enrolments(pipeline, store, placement, clock),
         store=store,
         placement=placement,

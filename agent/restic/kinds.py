@@ -149,7 +149,7 @@ async def restore(job: Job, wanted: Restore) -> None:
 
 
 async def list_contents(job: Job) -> None:
-    """List snapshots, or the files of one: each is a line of JSON in the job's log."""
+    """List snapshots, or files of one: each is a line of JSON in the job's log."""
     job.reporter.allow_listing()
     count = 0
 

@@ -144,7 +144,7 @@ class Runner:
                 await kinds.check_restore(job, wanted, self._rng)
             case CommandRun(kind="restore", restore=Restore() as wanted):
                 await kinds.restore(job, wanted)
-            case CommandRun(kind="snapshots" | "ls"):
+            case CommandRun(kind="snapshots" | "ls" | "find"):
                 await kinds.list_contents(job)
             case CommandRun(kind="backup"):
                 await kinds.backup(job, self._creating.setdefault(job.url, asyncio.Lock()))

@@ -1,6 +1,6 @@
 """Reads restic's lists of snapshots and files: to choose a snapshot, to restore parts of it, and to list it.
 
-Sources: restic's manual, chapters "Scripting" (`snapshots`, `ls`) and "Restoring from backup"; its source
+Sources: restic's manual, chapters "Scripting" (`snapshots`, `ls`, `find`) and "Restoring from backup"; its source
 (cmd/restic/cmd_ls.go; internal/filter), read for 0.14 to 0.18: `ls` tells its lines apart by struct_type, since 0.17
 also by message_type.
 """
@@ -46,6 +46,12 @@ class Node(Struct, frozen=True, omit_defaults=True):
     ctime: str = ""
 
 
+class _Found(Struct):
+    """What was found in one snapshot."""
+
+    matches: list[Node]
+
+
 class _Kind(Struct):
     struct_type: str = ""
 
@@ -54,6 +60,7 @@ _kinds = msgspec.json.Decoder(_Kind)
 _snapshots = msgspec.json.Decoder(Snapshot)
 _lists = msgspec.json.Decoder(list[Snapshot] | None)
 _nodes = msgspec.json.Decoder(Node)
+_found = msgspec.json.Decoder(list[_Found])
 _encoder = msgspec.json.Encoder()
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
@@ -64,6 +71,14 @@ def read_list(line: bytes) -> list[Snapshot]:
         return sorted(_lists.decode(line) or [], key=lambda snapshot: snapshot.time)
     except _UNREADABLE as error:
         raise SnapshotError(f"restic's list of snapshots cannot be read: {error}: check restic's version") from None
+
+
+def read_found(line: bytes) -> list[Node]:
+    """Read the output of `find --json`. Raises SnapshotError if it cannot be read."""
+    try:
+        return [node for found in _found.decode(line) for node in found.matches]
+    except _UNREADABLE as error:
+        raise SnapshotError(f"restic's list of files cannot be read: {error}: check restic's version") from None
 
 
 def read_node(line: bytes) -> Snapshot | Node | None:
@@ -80,7 +95,9 @@ def read_node(line: bytes) -> Snapshot | Node | None:
 
 
 def listed(line: bytes) -> Iterable[str]:
-    """A line of `snapshots --json` or `ls --json` as lines of JSON: one for each Snapshot or Node."""
+    """A line of `snapshots --json`, `ls --json` or `find --json` as lines of JSON: one for each Snapshot or Node."""
+    if line.startswith(b'[{"matches"'):
+        return (_encoder.encode(node).decode() for node in read_found(line))
     if line.startswith(b"["):  # newest first, since the end of a long list is left out
         return (_encoder.encode(snapshot).decode() for snapshot in reversed(read_list(line)))
     node = read_node(line)

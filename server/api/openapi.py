@@ -51,6 +51,10 @@ _PARAMETERS: Mapping[str, Schema] = {
         "description": "Only lines about this object: NAME or NAMESPACE/NAME.",
         "schema": {"type": "string"},
     },
+    "name": {
+        "description": "A part of the file's name, or a pattern of it with * and ?.",
+        "schema": {"type": "string", "maxLength": 255},
+    },
     "path": {"description": "The folder or file; / by default.", "schema": {"type": "string"}},
     "status": {"description": "Only jobs with this status.", "schema": {"enum": list(JOB_STATUSES)}},
     "state": {"description": "Only hosts in this state.", "schema": {"enum": [*STATES, GOOD_STATE]}},

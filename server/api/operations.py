@@ -28,6 +28,7 @@ from server.api import (
 from server.api.requests import object_body
 from server.api.services import Services
 from server.changes.listings import File, Snapshot
+from server.changes.previews import RestorePreview
 from server.observe.controllers import ControllerReport, ControllerState
 from server.observe.entries import HostEntry
 from server.observe.overview import Overview
@@ -49,6 +50,7 @@ BODIES: Mapping[str, type[Struct]] = {
     "HostEntry": HostEntry,
     "Overview": Overview,
     "Fleet": Fleet,
+    "RestorePreview": RestorePreview,
 }
 """Bodies by the name of their schema, except those that the custom resource definitions describe."""
 
@@ -254,6 +256,16 @@ OPERATIONS: Sequence[Operation] = (
         may=(*_BODY, 404, 409),
     ),
     Operation(
+        "POST",
+        f"{_RESTORE}/preview",
+        restores.preview_restore,
+        Needs("create", "restores", in_namespace),
+        {200: "RestorePreview"},
+        "RestorePut",
+        query=("limit",),
+        may=(*_BODY, 404, 409, 502, 504),
+    ),
+    Operation(
         "GET", _RESTORE, restores.get_restore, Needs("get", "restores", in_namespace), {200: "Job"}, may=(400, 404, 422)
     ),
     Operation(
@@ -272,6 +284,15 @@ OPERATIONS: Sequence[Operation] = (
         Needs("get", "repositories/snapshots"),
         {200: "FileList"},
         query=("host", "path", *_PAGE),
+        may=_LISTING,
+    ),
+    Operation(
+        "GET",
+        f"{_REPOSITORY}/snapshots/{{snapshot}}/find",
+        snapshots.find_files,
+        Needs("get", "repositories/snapshots"),
+        {200: "FileList"},
+        query=("host", "name", *_PAGE),
         may=_LISTING,
     ),
     Operation(

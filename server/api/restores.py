@@ -19,6 +19,16 @@ async def put_restore(services: Services, request: Request) -> Response:
     return json_response(await shown_job(services, row))
 
 
+async def preview_restore(services: Services, request: Request) -> Response:
+    """Read what a restore would write, and where. A connected host lists the files; nothing is restored."""
+    limit = Query(request, "limit").limit()
+    namespace, name = request.path_params["namespace"], own_id(request)
+    manifest = await object_body(request)
+    metadata = {"namespace": namespace, "name": name}
+    found = await services.previews.preview(actor(request), namespace, {**manifest, "metadata": metadata}, limit)
+    return json_response(found)
+
+
 async def get_restore(services: Services, request: Request) -> Response:
     """Read the job of a restore."""
     Query(request)

@@ -8,6 +8,7 @@ from server.agents.hub import Hub
 from server.changes.enrolments import Enrolments
 from server.changes.hosts import Hosts
 from server.changes.listings import Listings
+from server.changes.previews import Previews
 from server.changes.repositories import Repositories
 from server.changes.restores import Restores
 from server.changes.runs import Runs
@@ -25,7 +26,7 @@ from server.store.engine import Store
 
 
 class Services(NamedTuple):
-    """The parts that handlers use: the first seven make changes, the others are read.
+    """The parts that handlers use: the first eight make changes, the others are read.
 
     `catch_up`: brings what is read up to what other servers changed. Changes do so themselves.
     """
@@ -36,6 +37,7 @@ class Services(NamedTuple):
     runs: Runs
     restores: Restores
     listings: Listings
+    previews: Previews
     enrolments: Enrolments
     store: Store
     placement: Placement

@@ -4,7 +4,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.answers import json_response
-from server.api.requests import Number, Query, actor, cursor
+from server.api.requests import Number, Query, actor, bad_parameter, cursor
 from server.api.services import Services
 from server.changes.listings import Question
 
@@ -23,6 +23,17 @@ async def list_files(services: Services, request: Request) -> Response:
     snapshot = names.pop("snapshot")
     path = query.text("path") or "/"
     question = Question(**names, host=query.text("host") or "", snapshot=snapshot, path=path)
+    return await _listed(services, request, query, question)
+
+
+async def find_files(services: Services, request: Request) -> Response:
+    """Find files and folders of a snapshot by name, in any case. A connected host reads it."""
+    query = Query(request, "host", "name", "limit", "cursor")
+    names = dict(request.path_params)
+    snapshot, wanted = names.pop("snapshot"), query.text("name")
+    if not wanted:
+        raise bad_parameter("name", "is required: a part of the name, or a pattern such as *.conf")
+    question = Question(**names, host=query.text("host") or "", snapshot=snapshot, find=wanted)
     return await _listed(services, request, query, question)
 
 

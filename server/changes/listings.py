@@ -42,6 +42,8 @@ MAX_AT_ONCE = 16
 """Maximum concurrent requests to hosts: each runs restic."""
 MAX_PATH = 4096
 """Maximum characters of a path to list."""
+MAX_NAME = 255
+"""Maximum characters of a name to find."""
 _SNAPSHOT = re.compile("latest|[0-9a-f]{4,64}")
 
 
@@ -68,13 +70,30 @@ class File(Struct, frozen=True):
 
 
 class Question(NamedTuple):
-    """What to list. `host`: whose snapshots, "" for every host's; `snapshot`: "" to list snapshots, not files."""
+    """What to list. `host`: whose snapshots, "" for every host's; `snapshot`: "" to list snapshots, not files.
+
+    `path`: the folder or file. In place of it, `find`: the name of files to find, see `arguments.name_pattern`; or
+    `below`: paths to list with all below them, all of the snapshot if there are none.
+    """
 
     namespace: str
     name: str
     host: str = ""
     snapshot: str = ""
     path: str = "/"
+    find: str = ""
+    below: tuple[str, ...] | None = None
+
+    @property
+    def command(self) -> tuple[str, list[str]]:
+        """The kind of the job that answers, and restic's arguments."""
+        if not self.snapshot:
+            return "snapshots", arguments.snapshots_args(self.host)
+        if self.find:
+            return "find", arguments.find_args(self.host, self.snapshot, arguments.name_pattern(self.find))
+        if self.below is not None:
+            return "ls", arguments.ls_below_args(self.snapshot, self.below)
+        return "ls", arguments.ls_args(self.host, self.snapshot, self.path)
 
 
 class Listing(NamedTuple):
@@ -140,6 +159,8 @@ class Listings:
         if after is None:
             listing_id, begin = self._new_id(), 0
             listing = await self._ask(actor, question, listing_id)
+            if question.find and not listing.items:  # restic says the same when there is no such snapshot
+                await self._ask(actor, question._replace(find=""), self._new_id())
         else:
             listing_id, begin = after
             listing = await self._find(listing_id, question)
@@ -149,6 +170,10 @@ class Listings:
         elif rest <= 0 and after is not None:
             await self._store.write(drop_listings, listing_id)
         return Page(items, listing.truncated, (listing_id, begin + limit) if rest > 0 else None)
+
+    async def whole(self, actor: Actor, question: Question) -> Listing:
+        """All of a host's answer. Raises what `page` raises."""
+        return await self._ask(actor, question, self._new_id())
 
     async def _find(self, listing_id: str, question: Question) -> Listing:
         """A listing that is kept. Raises Conflict."""
@@ -168,6 +193,8 @@ class Listings:
             raise Invalid.field(
                 "snapshot", "must be latest, or the first 4 to 64 hexadecimal digits of a snapshot's id"
             )
+        if len(question.find) > MAX_NAME:
+            raise Invalid.field("name", f"must be at most {MAX_NAME} characters long")
         if len(question.path) > MAX_PATH:
             raise Invalid.field("path", f"must be at most {MAX_PATH} characters long")
         if "{host}" in where.url and not question.host:
@@ -178,18 +205,15 @@ class Listings:
         if wrong := self._catalog.in_force(row).errors:
             raise Forbidden(f"namespace {question.namespace} may not reach this", wrong)
         host = self._answering_host(grant, row, where, question.host)
-        args = (
-            arguments.ls_args(question.host, question.snapshot, question.path)
-            if question.snapshot
-            else arguments.snapshots_args(question.host)
-        )
+        kind, args = question.command
         repository = arguments.repository_id(row.id, where, question.host, host)
-        kind = "ls" if question.snapshot else "snapshots"
         command = CommandRun(job_id, kind, args, repository, timeout_s=int(ANSWER_S), lock_wait_s=0)
         command = msgspec.structs.replace(command, within=list(grant.within), host_identity=grant.host_identity)
         now = self._clock()
-        detail = {"host": host, "of": question.host, "snapshot": question.snapshot, "path": question.path}
-        line = audit(now, actor, kind, "Repository", full_name(row), **detail)
+        what = {"path": question.path, "find": question.find or None, "below": question.below}
+        told = {name: value for name, value in what.items() if value is not None}
+        told |= {"host": host, "of": question.host, "snapshot": question.snapshot}
+        line = audit(now, actor, kind, "Repository", full_name(row), **told)
         end, lines = await self._answer(NewJob(host, command, *actor, 0, now), line)
         if end.reason == "NoSnapshot":
             raise NotFound(end.error)
@@ -299,12 +323,16 @@ def _snapshots(question: Question, lines: Sequence[str]) -> Listing:
 
 
 def _files(question: Question, lines: Sequence[str]) -> Listing:
-    """The content of a folder, by name, or a single file. Raises NotFound if there is neither."""
+    """Files by path: those that were asked for, without the folder itself. Raises NotFound for a path that is none."""
     read = list(_read(lines))
     nodes = [it for it in read if it and it.path]
     if not nodes and question.path != "/":
         raise NotFound(f"snapshot {question.snapshot} holds no {question.path}")
-    nodes = [it for it in nodes if (it.path, it.type) != (question.path, "dir")]
+    if question.find:
+        pattern = arguments.name_pattern(question.find)
+        nodes = [it for it in nodes if arguments.is_named(pattern, it.path)]
+    elif question.below is None:
+        nodes = [it for it in nodes if (it.path, it.type) != (question.path, "dir")]
     found = [File(it.path, it.type, it.size, f"{_mode(it.mode):04o}", it.uid, it.gid, it.mtime) for it in nodes]
     found.sort(key=lambda it: it.path)
     return Listing(question, found, None in read)

@@ -19,11 +19,12 @@ from server.fleet.placement import Placement
 from server.jobs import arguments
 from server.jobs.fires import NewJob
 from server.resources import manifests
+from server.resources.grants import Grant
 from server.resources.manifests import repository_spec
 from server.resources.specs import RestoreSpec
 from server.store.engine import Store
 from server.store.jobs import get_jobs, lasting_job_id
-from server.store.rows import Row
+from server.store.rows import RepositoryRow, Row
 from server.store.tables import Actor
 from wire.messages import CommandRun, Restore
 
@@ -68,12 +69,13 @@ class Restores:
         found = await self._store.read(get_jobs, [_job_id(namespace, name), _earlier_job_id(namespace, name)])
         return found[0] if found else None
 
-    async def _record(self, actor: Actor, namespace: str, name: str, spec: RestoreSpec) -> Row:
+    def check(self, namespace: str, spec: RestoreSpec) -> tuple[RepositoryRow, str, Grant]:
+        """The repository and the host of a restore, and the grant of its namespace. Raises Invalid, Forbidden."""
         try:
             row = self._catalog.repository(namespace, spec.repository_ref.name)
         except NotFound as error:
             raise Invalid.field("spec.repositoryRef.name", error.detail) from None
-        host, where = spec.host or spec.source_host, repository_spec(row.spec)
+        host = spec.host or spec.source_host
         grant = self._catalog.grant(namespace)
         of_target = self._catalog.forbidden(namespace, paths=[spec.target], field="spec.target")
         if wrong := [*of_target, *self._catalog.in_force(row).errors]:
@@ -89,11 +91,15 @@ class Restores:
         if not grant.selects(state.labels):
             detail = f"{host} is not granted to namespace {namespace}: name another, or ask the cluster's operator"
             raise Forbidden(f"namespace {namespace} may not reach this", [{"field": "spec.host", "detail": detail}])
+        return row, host, grant
+
+    async def _record(self, actor: Actor, namespace: str, name: str, spec: RestoreSpec) -> Row:
+        row, host, grant = self.check(namespace, spec)
         command = CommandRun(
             _job_id(namespace, name),
             "restore",
             [],
-            arguments.repository_id(row.id, where, spec.source_host, host),
+            arguments.repository_id(row.id, repository_spec(row.spec), spec.source_host, host),
             restore=_wanted(spec),
             within=list(grant.within),
             host_identity=grant.host_identity,

@@ -4,6 +4,9 @@ Options that carry a value are one word (`--tag=…`), and `--` ends the options
 Utility Syntax Guideline 10).
 """
 
+import re
+from collections.abc import Sequence
+
 from server.resources.specs import Backup, RepositorySpec, Retention, ScheduleSpec, Verify
 from wire import messages
 
@@ -86,6 +89,39 @@ def ls_args(host: str, snapshot: str, path: str) -> list[str]:
     `snapshot`: an id, or "latest" for the last one of `host`, or of any host for "".
     """
     return ["ls", "--json", "--no-lock", *([f"--host={host}"] if host else []), "--", snapshot, path]
+
+
+def ls_below_args(snapshot: str, paths: Sequence[str]) -> list[str]:
+    """The arguments that list these paths of a snapshot with all below them, or all of it if there are none."""
+    return ["ls", "--json", "--no-lock", *["--recursive"] * bool(paths), "--", snapshot, *paths]
+
+
+def find_args(host: str, snapshot: str, name: str) -> list[str]:
+    """The arguments that find files and folders of a snapshot by name, in any case, and all below those folders.
+
+    `name`: as `name_pattern` returns it. Other characters of restic's patterns stand for themselves. restic takes no
+    lock.
+    """
+    pattern = re.sub(r"([\\\[])", r"\\\1", name)
+    of_host = [f"--host={host}"] if host else []
+    return ["find", "--json", "--no-lock", "--ignore-case", *of_host, f"--snapshot={snapshot}", "--", pattern]
+
+
+def name_pattern(name: str) -> str:
+    """A pattern of file names, in which `*` stands for any characters and `?` for one: a name without them is a part of
+    one. With slashes it is about the last parts of a path, or about all of them if it begins with one."""
+    return name if name.startswith("/") or set(name) & set("*?") else f"*{name}*"
+
+
+def is_named(pattern: str, path: str) -> bool:
+    """Whether a path matches a pattern of `name_pattern`, in any case."""
+    wanted, parts = pattern.strip("/").split("/"), path.strip("/").split("/")
+    if len(parts) < len(wanted) or (pattern.startswith("/") and len(parts) != len(wanted)):
+        return False
+    return all(
+        re.fullmatch(re.escape(it).replace(r"\*", ".*").replace(r"\?", "."), part, re.IGNORECASE | re.DOTALL)
+        for it, part in zip(wanted, parts[-len(wanted) :], strict=True)
+    )
 
 
 def repository_id(row_id: str, spec: RepositorySpec, source: str, host: str) -> str:

@@ -7,7 +7,7 @@ from wire.messages import CommandRun
 
 EXCLUSIVE = frozenset({"forget", "prune", "check"})
 """Kinds for which restic locks the whole repository (restic: doc/design, "Locks")."""
-READ_KINDS = frozenset({"snapshots", "ls"})
+READ_KINDS = frozenset({"snapshots", "ls", "find"})
 """Kinds that list snapshots or files. Their output answers a request that waits for it, and is not stored."""
 UNLIMITED = READ_KINDS | {"unlock"}
 """Kinds that bypass the lane because restic takes no lock for them."""

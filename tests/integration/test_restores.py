@@ -561,6 +561,96 @@ async def test_what_a_host_leaves_out_of_a_list_is_told(
     assert ([it["id"] for it in page["items"]], page["truncated"]) == (["ab" * 32], True)
 
 
+# Files are found by name, and a preview says what a restore would write.
+
+
+FOUND = {
+    "DAY": ["day"],
+    "un": ["sub/run"],
+    "[a]": ["sub/[a]*"],
+    "su*": ["sub"],
+    "???": ["day", "sub", "sub/run"],
+    "sub/r": ["sub/run"],
+    "--help": [],
+    "nothing": [],
+}
+
+
+async def test_a_file_is_found_by_its_name(
+    agent: RunAgent, api: httpx.AsyncClient, connected: Connected, repository: None, source: Path
+) -> None:
+    found = {}
+    async with agent("web-1"):
+        await connected("web-1")
+        for name in FOUND:
+            asked = {"host": "web-1", "name": name}
+            items = (await api.get("/repositories/ns/main/snapshots/latest/find", params=asked)).json()["items"]
+            found[name] = [Path(it["path"]).relative_to(source) for it in items if source in Path(it["path"]).parents]
+    assert {name: sorted(map(str, paths)) for name, paths in found.items()} == FOUND
+
+
+async def test_to_find_a_file_in_no_snapshot_is_an_error_and_not_an_empty_list(
+    agent: RunAgent, api: httpx.AsyncClient, connected: Connected, repository: None
+) -> None:
+    path = "/repositories/ns/main/snapshots/{}/find"
+    async with agent("web-1"):
+        await connected("web-1")
+        answer = await api.get(path.format("deadbeef"), params={"host": "web-1", "name": "day"})
+    assert (answer.status_code, "no such snapshot" in answer.text) == (404, True)
+    answer = await api.get(path.format("latest"), params={"host": "web-1"})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "name")
+
+
+@pytest.mark.parametrize("paths", [[], ["sub"], ["day", "sub/link"]])
+async def test_a_preview_is_what_a_restore_then_writes(
+    agent: RunAgent,
+    api: httpx.AsyncClient,
+    connected: Connected,
+    repository: None,
+    restore: Restore,
+    ended: Ended,
+    source: Path,
+    tmp_path: Path,
+    paths: list[str],
+) -> None:
+    out = tmp_path / "out"
+    spec = {"repositoryRef": {"name": "main"}, "sourceHost": "web-1", "host": "web-2", "target": str(out)}
+    spec |= {"paths": [str(source / path) for path in paths]}
+    async with agent("web-1"), agent("web-2"):
+        await connected("web-1", "web-2")
+        answer = await api.post("/restores/ns/r1/preview", json={"spec": spec})
+        assert answer.status_code == 200, answer.text
+        preview = answer.json()
+        assert not out.exists()
+        await restore(**spec)
+        assert (await ended())["status"] == "succeeded"
+    said = {it["to"]: it for it in preview["items"]}
+    written = {str(path): path.lstat().st_size for path in out.rglob("*") if path.is_symlink() or path.is_file()}
+    assert {to for to, it in said.items() if it["type"] != "dir"} == written.keys()
+    assert {it["to"] for it in preview["items"] if it["type"] == "dir"} <= set(map(str, out.rglob("*")))
+    assert preview["bytes"] == sum(written[to] for to, it in said.items() if it["type"] == "file")
+    assert (preview["host"], preview["target"], preview["truncated"]) == ("web-2", str(out), False)
+    assert preview["files"] == sum(it["type"] == "file" for it in said.values())
+
+
+async def test_a_preview_of_what_cannot_be_restored_says_why(
+    agent: RunAgent, api: httpx.AsyncClient, connected: Connected, repository: None
+) -> None:
+    wrong: list[tuple[dict[str, Any], int, str]] = [
+        ({"paths": ["/nowhere"]}, 404, "no snapshot of web-1 matches"),
+        ({"before": "2026-03-01T00:00:00Z"}, 404, "no snapshot of web-1 matches"),
+        ({"snapshot": "deadbeef"}, 404, "no such snapshot"),
+        ({"host": "web-9"}, 422, "there is no host 'web-9'"),
+        ({"target": "here"}, 422, "spec.target"),
+    ]
+    async with agent("web-1"):
+        await connected("web-1")
+        for changes, status, detail in wrong:
+            spec = {"repositoryRef": {"name": "main"}, "sourceHost": "web-1", "target": "/srv/x", **changes}
+            answer = await api.post("/restores/ns/r1/preview", json={"spec": spec})
+            assert (answer.status_code, detail in answer.text) == (status, True), answer.text
+
+
 # What a person types.
 
 
