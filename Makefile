@@ -18,7 +18,7 @@ run: restic $(READY) ## Run the quickstart here: a server, an agent, a backup ea
 # Beside mypy, which leaves a core idle: each of the four workers would compile all tests.
 COMPILE_TESTS = $(BIN)/pytest -q --collect-only >/dev/null 2>&1
 .PHONY: test
-test: restic rclone ssh busybox curl openssl sqlite3 prometheus $(READY) ## Check style, types and imports, and run all tests
+test: restic rclone ssh busybox curl openssl sqlite3 prometheus chromium $(READY) ## Check style, types and imports, and run all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(COMPILE_TESTS) & \
@@ -29,7 +29,7 @@ test: restic rclone ssh busybox curl openssl sqlite3 prometheus $(READY) ## Chec
 # Slower than `make test`, and no part of it. What it runs: make coverage TESTS="tests/unit tests/simulation"
 TESTS ?= tests
 .PHONY: coverage
-coverage: restic rclone ssh busybox curl openssl sqlite3 prometheus $(READY) ## Measure which lines and branches the tests run, and show it
+coverage: restic rclone ssh busybox curl openssl sqlite3 prometheus chromium $(READY) ## Measure which lines and branches the tests run, and show it
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -q -n 4 --dist worksteal -m "not cluster" $(TESTS); \
 		status=$$?; $(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
@@ -109,3 +109,11 @@ prometheus:
 	@command -v promtool >/dev/null \
 		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get install -qq -y prometheus; } \
 		|| echo "prometheus is missing, and its tests are skipped: apt-get install prometheus" >&2
+
+# Without it, tests/browser is skipped.
+.PHONY: chromium
+chromium:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+			&& { apt-get install -qq -y chromium || { apt-get update -qq && apt-get install -qq -y chromium; }; }; } \
+		|| echo "chromium is missing, so pages are not tested in a browser: apt-get install chromium" >&2

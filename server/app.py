@@ -26,6 +26,8 @@ from listener.accept import Listener, ListenError, bind, connection_limit
 from server.access import kubernetes, tokens
 from server.access.agents import Agents
 from server.access.identity import Files, Identity, Reviews
+from server.access.proxy import ProxyUsers
+from server.access.sessions import Sessions
 from server.access.vault import Vault
 from server.agents.hub import Hub
 from server.api import routing
@@ -74,6 +76,7 @@ from server.resources.urls import SCHEMES
 from server.store.engine import Store
 from server.store.ownership import probe
 from server.transport import connections, tls
+from server.web import site
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +98,7 @@ class Config(Struct, frozen=True):
     URLs. `keep_jobs`, `keep_jobs_days`: see `history.HistoryRetention`. `database_direct`: the URL of the same database
     past a connection pooler. `replica_name`: how other servers' logs call this one; empty for the machine's name.
     `drain_seconds`: over how many seconds a server that stops sends its agents to the others; None for `DRAIN_S` where
-    there may be others.
+    there may be others. `proxy_auth_secret`: the file with the secret of a proxy that signs people in to the pages.
     """
 
     data: Path
@@ -115,6 +118,7 @@ class Config(Struct, frozen=True):
     database_direct: str = ""
     replica_name: str = ""
     drain_seconds: float | None = None
+    proxy_auth_secret: Path | None = None
 
 
 class ServerError(Exception):
@@ -146,7 +150,8 @@ class Parts(NamedTuple):
 class Running(Struct, frozen=True):
     """A server that is ready. `port`: the bound one. The tokens are empty if a cluster authenticates callers.
 
-    `refuses`: returns why nothing can be stored now; empty when it can.
+    `refuses`: returns why nothing can be stored now; empty when it can. `offer_link`: makes a link that signs the
+    administrator in to the pages; returns its code, and when it expires.
     """
 
     port: int
@@ -154,6 +159,7 @@ class Running(Struct, frozen=True):
     agent_token: str
     parts: Parts
     refuses: Callable[[], Awaitable[str]]
+    offer_link: Callable[[], Awaitable[tuple[str, datetime]]]
 
     def __repr__(self) -> str:
         return f"Running(port={self.port})"
@@ -237,6 +243,7 @@ def assemble(
         stream=stream,
         stopping=members.stopping,
         catch_up=pipeline.catch_up,
+        sessions=Sessions(store, vault, clock),
         clock=clock,
     )
     loader = Loader(catalog, placement, expected_since, hub, repository_states, outcomes, dispatcher, pipeline, clock)
@@ -271,7 +278,7 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
     gc.set_threshold(*GC_THRESHOLDS)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each agent has a connection
-    tls_context = _tls_context(config)
+    tls_context, proxy_users = _tls_context(config), _proxy_users(config)
     with _bound(config) as listening:
         async with _opened(config) as (store, vault), _identity(config) as identity, AsyncExitStack() as stack:
             parts = assemble(store, vault, clock, new_id, identity, _grants(config), config.schemes)
@@ -283,7 +290,8 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
             if services.placement.hosts:
                 log.info("carrying on", extra={"hosts": len(services.placement.hosts), "schedules": schedules})
             keep = HistoryRetention(config.keep_jobs, config.keep_jobs_days)
-            app = application(parts.gateway, routing.routes(services, identity))
+            pages = site.routes(services, identity, proxy_users)
+            app = application(parts.gateway, [*routing.routes(services, identity), *pages])
             async with (
                 _running(parts.leader.while_leading(partial(history.follow, store, keep, clock))),
                 _running(parts.last_seen.follow()),
@@ -297,7 +305,8 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
                 admin, agents = (identity.admin, identity.agents) if isinstance(identity, Files) else ("", "")
                 try:
                     port = listening.getsockname()[1]
-                    yield Running(port, admin, agents, parts, lambda: store.refuses(probe, clock()))
+                    offer_link = partial(services.sessions.offer_link, admin)
+                    yield Running(port, admin, agents, parts, lambda: store.refuses(probe, clock()), offer_link)
                     await drain(services.hub, parts.members, _drain_seconds(config, store))
                 finally:
                     services.stream.end()
@@ -331,6 +340,13 @@ async def _identity(config: Config) -> AsyncIterator[Identity]:
         raise ServerError(str(error)) from error
     async with api:
         yield Reviews(api, config.agent_service_account)
+
+
+def _proxy_users(config: Config) -> ProxyUsers | None:
+    try:
+        return None if config.proxy_auth_secret is None else ProxyUsers.load(config.proxy_auth_secret)
+    except (OSError, ValueError) as error:
+        raise ServerError(f"--proxy-auth-secret-file {config.proxy_auth_secret}: {error}") from error
 
 
 def _drain_seconds(config: Config, store: Store) -> float:

@@ -91,6 +91,12 @@ def up(
     show_default="vault-key in the data folder, created when missing",
 )
 @options.option(
+    "--proxy-auth-secret-file",
+    "proxy_auth_secret",
+    type=options.FILE,
+    help="File with the secret by which a proxy that signs people in to the pages proves itself. See docs/pages.md.",
+)
+@options.option(
     "--auth",
     type=click.Choice(["file", "kubernetes"]),
     default="file",

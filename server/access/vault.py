@@ -5,6 +5,7 @@ rotate: add a new key as the first line (`Vault.new_key`) and restart, which sea
 the old line.
 """
 
+import base64
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Self
 
 import msgspec
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from server.access import secretfile
 from server.resources.manifests import Credentials
@@ -32,6 +35,7 @@ class Vault:
             raise VaultError("no key: give at least one Fernet key, 32 random bytes in URL-safe base64")
         try:
             self._first, self._fernet = Fernet(keys[0]), MultiFernet([Fernet(key) for key in keys])
+            self._keys = [base64.urlsafe_b64decode(key) for key in keys]
         except ValueError:
             raise VaultError("a key is not a Fernet key: each is 32 random bytes in URL-safe base64") from None
 
@@ -74,6 +78,10 @@ class Vault:
         """The credentials in a sealed text, None for None. Raises VaultError."""
         return None if sealed is None else self.unseal(sealed)
 
+    def sealer(self, purpose: str) -> "Sealer":
+        """What seals other values than credentials. What is sealed for one purpose opens for no other."""
+        return Sealer(self._keys, purpose)
+
     def renew(self, sealed: str) -> str:
         """The text sealed again with the first key; the same text if that key sealed it. Raises VaultError."""
         try:
@@ -81,6 +89,32 @@ class Vault:
         except InvalidToken:
             return self.seal(self.unseal(sealed))
         return sealed
+
+
+class Sealer:
+    """Seals values for one purpose, with keys that are derived from the vault's by HKDF (RFC 5869)."""
+
+    def __init__(self, keys: Sequence[bytes], purpose: str) -> None:
+        self._fernet = MultiFernet([Fernet(_derived(key, purpose)) for key in keys])
+
+    def __repr__(self) -> str:
+        return "Sealer(...)"
+
+    def seal(self, value: bytes) -> str:
+        """The sealed value, another text each time: letters, digits, `-`, `_` and `=`."""
+        return self._fernet.encrypt(value).decode()
+
+    def unseal(self, sealed: str) -> bytes | None:
+        """The value; None when no key of this purpose opens it, or it was altered."""
+        try:
+            return self._fernet.decrypt(sealed.encode())
+        except InvalidToken:
+            return None
+
+
+def _derived(key: bytes, purpose: str) -> bytes:
+    derive = HKDF(SHA256(), length=32, salt=None, info=f"lamplighter {purpose}".encode())
+    return base64.urlsafe_b64encode(derive.derive(key))
 
 
 def _read(path: Path) -> list[str]:

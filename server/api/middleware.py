@@ -46,7 +46,7 @@ class Problems:
 
 
 class Authenticated:
-    """Authenticates callers by bearer token (RFC 6750, section 2.1), and sets `request.state.user`."""
+    """Authenticates callers by bearer token, and sets `request.state.user`."""
 
     def __init__(self, app: ASGIApp, identity: Identity) -> None:
         self._app = app
@@ -54,12 +54,17 @@ class Authenticated:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Raises Unauthorized, and Unavailable when tokens cannot be checked now."""
-        given = Headers(scope=scope).getlist("authorization")
-        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise Unauthorized("this needs the header 'Authorization: Bearer TOKEN'")
-        scope.setdefault("state", {})["user"] = await self._identity.user(token.strip())
+        scope.setdefault("state", {})["user"] = await self._identity.user(bearer(scope))
         await self._app(scope, receive, send)
+
+
+def bearer(scope: Scope) -> str:
+    """The bearer token of a request (RFC 6750, section 2.1). Raises Unauthorized."""
+    given = Headers(scope=scope).getlist("authorization")
+    scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthorized("this needs the header 'Authorization: Bearer TOKEN'")
+    return token.strip()
 
 
 async def nowhere(_request: Request, error: Exception) -> Response:

@@ -23,6 +23,7 @@ from server.api import (
     restores,
     runs,
     schedules,
+    sign_ins,
     snapshots,
 )
 from server.api.requests import object_body
@@ -51,6 +52,7 @@ BODIES: Mapping[str, type[Struct]] = {
     "Overview": Overview,
     "Fleet": Fleet,
     "RestorePreview": RestorePreview,
+    "SignInLink": sign_ins.SignInLink,
 }
 """Bodies by the name of their schema, except those that the custom resource definitions describe."""
 
@@ -82,8 +84,8 @@ async def in_body(_services: Services, request: Request) -> tuple[str, str]:
 class Needs(NamedTuple):
     """The permissions that a caller needs, in the words of Kubernetes' RBAC.
 
-    `verbs`, `resources`: separated by spaces; all are needed. `about`: returns the (namespace, name) of the object that
-    a request is about; an empty one stands for all.
+    `verbs`, `resources`: separated by spaces; all are needed, and none where a token is enough. `about`: returns the
+    (namespace, name) of the object that a request is about; an empty one stands for all.
     """
 
     verbs: str
@@ -340,6 +342,7 @@ OPERATIONS: Sequence[Operation] = (
     Operation(
         "DELETE", f"{_HOST}/key", enrolments.revoke_host_key, Needs("delete", "hosts/key"), {204: None}, may=(400, 404)
     ),
+    Operation("POST", "/sign-in-links", sign_ins.create_sign_in_link, Needs("", ""), {201: "SignInLink"}, may=(400,)),
     Operation("POST", "/enrol", enrolments.enrol, None, {204: None}, "Enrol", may=(*_BODY, 401)),
     Operation(
         "GET",

@@ -45,7 +45,7 @@ async def _read_body(request: Request) -> object:
     if content_type != "application/json":
         got = f"(got {content_type[:64]!r})"
         raise UnsupportedMediaType(f"send JSON with the header 'Content-Type: application/json' {got}")
-    content = await _content(request)
+    content = await content_of(request, MAX_BODY)
     try:
         value = _decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -70,18 +70,18 @@ def has_body(request: Request) -> bool:
     return length != "0" if length is not None else "content-type" in request.headers
 
 
-async def _content(request: Request) -> bytes:
+async def content_of(request: Request, max_bytes: int) -> bytes:
     """The bytes of the body. Raises TooLarge, TooSlow."""
-    too_large = TooLarge(f"the body is longer than {MAX_BODY} bytes")
+    too_large = TooLarge(f"the body is longer than {max_bytes} bytes")
     length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > MAX_BODY:
+    if length.isdecimal() and int(length) > max_bytes:
         raise too_large
     content = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
             async for chunk in request.stream():
                 content += chunk
-                if len(content) > MAX_BODY:
+                if len(content) > max_bytes:
                     raise too_large
     except TimeoutError:
         raise TooSlow(f"the body did not come within {BODY_S:.0f} s") from None

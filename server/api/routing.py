@@ -46,12 +46,25 @@ def routes(services: Services, identity: Identity) -> list[BaseRoute]:
     open_ = _routes((it for it in OPERATIONS if it.needs is None), services, identity)
     guarded = _routes((it for it in OPERATIONS if it.needs is not None), services, identity)
     return [
-        _Route("/healthz", _alive),
-        _Route("/readyz", _ready(services), middleware=[problems]),
-        _Route("/openapi.json", _description),
-        *(_Route(PREFIX + route.path, route.endpoint, methods=route.methods, middleware=[problems]) for route in open_),
-        _Mount(PREFIX, routes=guarded, middleware=[problems, authenticated]),
+        ExactRoute("/healthz", _alive),
+        ExactRoute("/readyz", _ready(services), middleware=[problems]),
+        ExactRoute("/openapi.json", _description),
+        *(
+            ExactRoute(PREFIX + route.path, route.endpoint, methods=route.methods, middleware=[problems])
+            for route in open_
+        ),
+        ExactMount(PREFIX, routes=guarded, middleware=[problems, authenticated]),
     ]
+
+
+def as_user(services: Services, identity: Identity) -> ASGIApp:
+    """The operations for callers inside this process, who put the user into the request's state.
+
+    It must never be served: whoever calls it is whom he says he is.
+    """
+    guarded = _routes((it for it in OPERATIONS if it.needs is not None), services, identity)
+    mounted = ExactMount(PREFIX, routes=guarded, middleware=[Middleware(Problems)])
+    return Starlette(routes=[mounted], exception_handlers={HTTPException: nowhere})
 
 
 class _Compressed(GZipMiddleware):
@@ -64,7 +77,7 @@ class _Compressed(GZipMiddleware):
         await super().__call__(scope, receive, send)
 
 
-class _Route(Route):
+class ExactRoute(Route):
     """The only route of its path. Starlette's own also matches the path with a newline after it."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -77,7 +90,7 @@ class _Route(Route):
         return (Match.FULL if match is Match.PARTIAL else match), child
 
 
-class _Mount(Mount):
+class ExactMount(Mount):
     """Routes below a prefix. Starlette's own drops a newline at the end of the path."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -116,7 +129,7 @@ def _route(path: str, handlers: Mapping[str, Endpoint]) -> Route:
     async def endpoint(request: Request) -> Response:
         return await handlers["GET" if request.method == "HEAD" else request.method](request)
 
-    return _Route(path, endpoint, methods=list(handlers))
+    return ExactRoute(path, endpoint, methods=list(handlers))
 
 
 async def _alive(request: Request) -> Response:

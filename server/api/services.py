@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import NamedTuple
 
+from server.access.sessions import Sessions
 from server.agents.hub import Hub
 from server.changes.enrolments import Enrolments
 from server.changes.hosts import Hosts
@@ -53,4 +54,5 @@ class Services(NamedTuple):
     stream: ChangeStream
     stopping: Callable[[], bool]
     catch_up: Callable[[], Awaitable[None]]
+    sessions: Sessions
     clock: Callable[[], datetime]

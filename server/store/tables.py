@@ -463,6 +463,25 @@ class Delivery(Base, table=True):
     body: str = Field(sa_type=sa.Text)
 
 
+class SignInLink(Base, table=True):
+    """A link that signs in once. `digest`: of its code; `sealed`: the token that it signs in with, by the vault."""
+
+    __tablename__ = "sign_in_links"
+
+    digest: str = Field(primary_key=True, max_length=64)
+    sealed: str = Field(sa_type=sa.Text)
+    expires_at: datetime = Field(sa_type=UtcDateTime, index=True)
+
+
+class EndedSession(Base, table=True):
+    """A session of the pages that its user ended, until it would have expired. `digest`: of its id."""
+
+    __tablename__ = "ended_sessions"
+
+    digest: str = Field(primary_key=True, max_length=64)
+    expires_at: datetime = Field(sa_type=UtcDateTime, index=True)
+
+
 class StoreOwner(Base, table=True):
     """The owner of the store: one row. `server`: the id of the server that opened it last. `probed_at`: see `probe`."""
 
@@ -499,3 +518,4 @@ PROGRESS, LISTINGS, CONTROLLERS = tables["job_progress"], tables["listings"], ta
 HOST_DAYS = tables["host_days"]
 ENROLMENTS, HOST_KEYS = tables["enrolments"], tables["host_keys"]
 ALERTS, ALERT_STATES, DELIVERIES = tables["alerts"], tables["alert_states"], tables["deliveries"]
+SIGN_IN_LINKS, ENDED_SESSIONS = tables["sign_in_links"], tables["ended_sessions"]
