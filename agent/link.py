@@ -29,8 +29,8 @@ from wire.messages import HOST_HEADER, PROTOCOL, FromAgent, FromServer
 log = logging.getLogger(__name__)
 
 FIRST_DELAY_S = 0.5
-LONGEST_DELAY_S = 60.0
-STEADY_S = 30.0
+LONGEST_DELAY_S = 30.0
+STEADY_S = 10.0
 """Seconds after which a connection counts as steady: when it breaks, the backoff starts from its beginning."""
 RESTART = 1012
 """Close code of a server that restarts, or that has too many agents ("service restart", registered by IANA): the agent

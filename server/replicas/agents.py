@@ -15,7 +15,7 @@ from server.store.engine import Store
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 3.0
+EVERY_S = 1.5
 """Seconds between two looks at how many agents each server has."""
 RATE = 200.0
 """Hosts that are sent away per second: each says hello to another server."""

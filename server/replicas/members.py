@@ -50,7 +50,7 @@ class Members:
         self._leads = leads
         self._gone = gone
         self._clock = clock
-        self._watch = Watch()
+        self._watch = Watch(store.server)
         self._rows: Sequence[ServerRow] = ()
         self._stopping = False
 
@@ -116,7 +116,7 @@ class Members:
         """
         self._rows = await self._store.read(servers.living)
         for row in self._watch.look(self._rows, now):
-            if row.id != self._store.server and await self._store.write(servers.bury, (row.id, row.seen_at)):
+            if await self._store.write(servers.bury, (row.id, row.seen_at)):
                 log.warning("a server is dead: its agents come to the others", extra={"server": row.name, "id": row.id})
                 self._gone(row.id)
 

@@ -1,5 +1,5 @@
-"""Which servers are dead: those whose rows stay as they are while the database answers. No clock of another machine
-counts."""
+"""Which servers are dead: those whose rows stay as they are while that of this server does not. No clock of another
+machine counts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,6 +13,9 @@ STARTING_S = 300.0
 GAP_S = 3.0
 """Seconds between two looks, from which on the time between them does not count: the database was away, or this server
 stood still, and so may have the others."""
+WRITTEN_S = 4.0
+"""Seconds since the row of this server last changed, from which on time does not count: the database takes nothing, or
+a long transaction has its turn, and so the others cannot write either."""
 
 
 class _Seen(NamedTuple):
@@ -23,23 +26,37 @@ class _Seen(NamedTuple):
 
 
 class Watch:
-    """Sees the rows of all servers again and again. `now` is by a monotonic clock, in seconds."""
+    """Sees the rows of all servers again and again. `server`: the id of this one. `now` is by a monotonic clock, in
+    seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: str) -> None:
+        self._server = server
         self._seen: dict[str, _Seen] = {}
         self._looked_at = 0.0
+        self._counted = 0.0  # seconds in which the others could have written
+        self._own: _Seen | None = None
 
     def look(self, rows: Sequence[ServerRow], now: float) -> list[ServerRow]:
-        """The servers that are dead, of all rows as they are now."""
-        known = self._seen if now - self._looked_at < GAP_S else {}
+        """The other servers that are dead, of all rows as they are now."""
+        self._see_own(rows, now)
+        if now - self._looked_at >= GAP_S:
+            self._seen = {}
+        elif self._own is not None and now - self._own.since < WRITTEN_S:
+            self._counted += now - self._looked_at
         self._looked_at = now
         self._seen = {
             row.id: seen
-            if (seen := known.get(row.id)) is not None and seen.row.seen_at == row.seen_at
-            else _Seen(row, now)
+            if (seen := self._seen.get(row.id)) is not None and seen.row.seen_at == row.seen_at
+            else _Seen(row, self._counted)
             for row in rows
+            if row.id != self._server
         }
-        return [row for row, since in self._seen.values() if now - since > _patience(row)]
+        return [row for row, since in self._seen.values() if self._counted - since > _patience(row)]
+
+    def _see_own(self, rows: Sequence[ServerRow], now: float) -> None:
+        for row in rows:
+            if row.id == self._server and (self._own is None or self._own.row.seen_at != row.seen_at):
+                self._own = _Seen(row, now)
 
 
 def _patience(row: ServerRow) -> float:
