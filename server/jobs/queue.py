@@ -291,7 +291,7 @@ class JobQueue:
         outcome = outcome._replace(sent=[row for row in outcome.sent if row.id not in new])
         return [
             Recorded(new & its, going & its, {key: refused[key] for key in its & refused.keys()}, said)
-            for item, said in zip(items, [outcome, *[Outcome()] * (len(items) - 1)], strict=True)
+            for item, said in zip(items, _first(outcome, items), strict=True)
             if (its := {job.id for job in item.jobs}) is not None
         ]
 
@@ -387,8 +387,7 @@ class JobQueue:
             self._note_ends(item.now, ((row, retry.end) for row, retry in again), final=False)
         touched = [row for over, again, _ in told for row, _ in (*over, *again)]
         outcome = self._after(conn, touched, items[-1].now)
-        said = [outcome, *[Outcome()] * (len(items) - 1)]
-        return [Ended(*it, one) for it, one in zip(told, said, strict=True)]
+        return [Ended(*it, said) for it, said in zip(told, _first(outcome, items), strict=True)]
 
     @_telling
     def cancel(self, conn: Connection, items: Sequence[Cancelling]) -> list[Outcome]:
@@ -526,22 +525,23 @@ class JobQueue:
         for it in items:
             if it.hello is not None and it.host in sessions:
                 self._note(it.now, notices.Arrived(it.host, sessions[it.host], it.instance, it.hello))
-        busy = queue.with_jobs(conn, {it.host for it in items})
-        return [
-            self._met(conn, it, sessions.get(it.host)) if it.host in busy else Arrived(Outcome(), sessions.get(it.host))
-            for it in items
-        ]
-
-    def _met(self, conn: Connection, it: Arrival, session: int | None) -> Arrived:
-        put_back: list[Moved] = []
+        running = {it.host: it.running for it in items}
+        put_back: set[str] = set()
+        asked: list[OpenRow] = []
 
         def move(row: OpenRow) -> Moved | None:
-            moved = _met(it.running, row)
+            moved = _met(running[row.host], row)
             if moved is not None and not moved.sent:
-                put_back.append(moved)
+                put_back.add(row.host)
+            elif row.cancel_requested:  # perhaps since the hello was read, and by way of the connection before
+                asked.append(row)
             return moved
 
-        return Arrived(self._for_host(conn, it.host, it.now, move), session, bool(put_back))
+        outcome = _joined(self._for_hosts(conn, running, items[-1].now, move), Outcome(asked=asked))
+        return [
+            Arrived(said, sessions.get(it.host), it.host in put_back)
+            for it, said in zip(items, _first(outcome, items), strict=True)
+        ]
 
     @_telling
     def disconnected(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[tuple[Outcome, bool]]:
@@ -559,17 +559,12 @@ class JobQueue:
         else:
             left = its
         self._note(items[-1][1], *(notices.Left(host) for host in sorted(left)))
-        busy = queue.with_jobs(conn, its)
-        return [
-            (self._for_host(conn, host, now, lambda _: None), queue.holding(conn, host))
-            if host in busy
-            else (Outcome(), False)
-            for host, now in items
-        ]
+        outcome, holders = self._for_hosts(conn, its, items[-1][1], lambda _: None), queue.holders(conn, its)
+        return [(said, host in holders) for (host, _), said in zip(items, _first(outcome, items), strict=True)]
 
     def _note_untaken(self, conn: Connection, hosts: Collection[str], now: datetime) -> None:
         """Have the servers tell these hosts what this one may have told them in vain, while they said hello there."""
-        rows = [row for host in sorted(hosts) for some in _pages(conn, host) for row in some if row.holds]
+        rows = [row for some in _pages(conn, hosts) for row in some if row.holds]
         self._note_slots(now, ((row.host, row.id) for row in rows if row.status == "pending"))
         asked = (row for row in rows if row.cancel_requested)
         self._note(now, *(notices.EndAsked(row.host, wire_id(row), row.cancel_reason or "cancelled") for row in asked))
@@ -583,24 +578,25 @@ class JobQueue:
             hosts = connections.all_of_server(conn, server)
             connections.disconnect(conn, hosts, server, now)
             self._note(now, notices.ServerGone(server))
-            outcomes = [self._for_host(conn, host, now, lambda _: None) for host in hosts]
-            found.append((reduce(_joined, outcomes, Outcome()), [it for it in hosts if queue.holding(conn, it)]))
+            outcome = self._for_hosts(conn, hosts, now, lambda _: None)
+            found.append((outcome, sorted(queue.holders(conn, hosts))))
         return found
 
     @_telling
     def given_up(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[Outcome]:
         """Hosts have been gone for so long that their jobs keep no others waiting; but for those that are back."""
         gone = connections.offline(conn, {host for host, _ in items})
-        return [
-            self._for_host(conn, host, now, partial(_moved, holds=False)) if host in gone else Outcome()
-            for host, now in items
-        ]
+        return _first(self._for_hosts(conn, gone, items[-1][1], partial(_moved, holds=False)), items)
 
-    def _for_host(self, conn: Connection, host: str, now: datetime, move: Callable[[OpenRow], Moved | None]) -> Outcome:
-        """Put a host's open jobs where they belong."""
-        for some in _pages(conn, host):  # all of them, before any is sent
+    def _for_hosts(
+        self, conn: Connection, hosts: Collection[str], now: datetime, move: Callable[[OpenRow], Moved | None]
+    ) -> Outcome:
+        """Put the open jobs of hosts where they belong, by statements about all of them: a hello or a lost connection
+        seldom comes alone, and nobody else writes meanwhile."""
+        busy = queue.with_jobs(conn, hosts)
+        for some in _pages(conn, busy):  # all of them, before any is sent
             queue.move(conn, [moved for row in some if (moved := move(row)) is not None])
-        found = [self._after(conn, some, now, settle=some) for some in _pages(conn, host)]
+        found = [self._after(conn, some, now, settle=some) for some in _pages(conn, busy)]
         return reduce(_joined, found, Outcome())
 
     @_telling
@@ -787,12 +783,20 @@ def _moved(
     )
 
 
-def _pages(conn: Connection, host: str) -> Iterator[list[OpenRow]]:
-    """A host's open jobs, a part at a time."""
-    after = ""
-    while some := queue.of_host(conn, host, after):
-        after = some[-1].id
-        yield some
+def _pages(conn: Connection, hosts: Collection[str]) -> Iterator[list[OpenRow]]:
+    """The open jobs of hosts, a part at a time: of a bounded number of hosts, and of these a bounded number of jobs."""
+    its = sorted(hosts)
+    for begin in range(0, len(its), queue.FRONT):
+        after: tuple[str, str] | None = ("", "")
+        while after is not None:
+            some = queue.of_hosts(conn, its[begin : begin + queue.FRONT], after)
+            after = (some[-1].host, some[-1].id) if len(some) == queue.FRONT else None
+            yield some
+
+
+def _first(outcome: Outcome, items: Sequence[object]) -> list[Outcome]:
+    """What a batch brought about, told to the first of its items: each of them is carried out once."""
+    return [outcome, *[Outcome()] * (len(items) - 1)]
 
 
 def _joined(one: Outcome, other: Outcome) -> Outcome:

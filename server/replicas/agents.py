@@ -17,8 +17,10 @@ log = logging.getLogger(__name__)
 
 EVERY_S = 1.5
 """Seconds between two looks at how many agents each server has."""
-RATE = 200.0
+RATE = 100.0
 """Hosts that are sent away per second: each says hello to another server."""
+BUSY = 100
+"""Calls that wait for the store, from which on nobody is sent away: hellos would make more of them."""
 
 
 async def drain(hub: Hub, members: Members, seconds: float) -> None:
@@ -62,19 +64,19 @@ class Balance:
                 await self.settle()
 
     async def settle(self) -> None:
-        """Send away the surplus that there is now and was at the last look: after a server's death, agents come and
-        go for a while. Raises Unavailable.
+        """Send away some of the surplus that there is now and was at the last look: after a server's death, agents
+        come and go for a while. Raises Unavailable.
 
         Who was sent away counts as gone at once, and on another server as soon as that has stored it.
         """
         before, self._surplus = self._surplus, 0
         others = self._members.others()
-        if not others or self._members.stopping():
+        if not others or self._members.stopping() or self._store.waiting > BUSY:
             return
         counts = await self._store.read(servers.connection_counts)
         mine = len(self._hub.connected())
         self._surplus = surplus(mine, [counts.get(row.id, 0) for row in others])
-        count = min(before, self._surplus)
+        count = min(before, self._surplus, int(RATE * EVERY_S))
         now = asyncio.get_running_loop().time()
         free = self._sent_away.may_go(self._hub.connected(), now)
         if hosts := self._rng.sample(free, min(count, len(free))):

@@ -277,6 +277,14 @@ _OF_HOST = f"""
     ORDER BY jobs.id LIMIT :most
 """
 
+_OF_HOSTS = f"""
+    WITH given AS ({{given}})
+    SELECT jobs.* FROM given JOIN jobs
+      ON jobs.host = given.host AND jobs.id > CASE WHEN given.host = :host THEN :after ELSE '' END
+    WHERE jobs.{_OPEN}
+    ORDER BY jobs.host, jobs.id LIMIT :most
+"""
+
 _IN_LANES = f"""
     SELECT jobs.* FROM jobs
     WHERE {_OPEN} AND jobs.lane >= :first AND jobs.lane < :last AND (jobs.host, jobs.id) > (:host, :after)
@@ -364,7 +372,8 @@ _COUNT_OF_HOST = sa.text(f"""
 
 _HOLDING = f"""
     WITH given AS ({{given}})
-    SELECT jobs.id FROM jobs WHERE jobs.host = (SELECT host FROM given) AND jobs.{_OPEN} AND jobs.holds LIMIT 1
+    SELECT given.host AS id FROM given
+    WHERE EXISTS (SELECT 1 FROM jobs WHERE jobs.host = given.host AND jobs.{_OPEN} AND jobs.holds)
 """
 
 _TO_TELL = """
@@ -488,6 +497,12 @@ def of_host(conn: Connection, host: str, after: str = "", most: int = FRONT) -> 
     return _read(conn, _OF_HOST, OpenRow, ("host",), [host], after=after, most=most)
 
 
+def of_hosts(conn: Connection, hosts: Collection[str], after: tuple[str, str] = ("", "")) -> list[OpenRow]:
+    """The open jobs of these hosts, by host and id, from the one after that (host, id) on; FRONT at most."""
+    left = [host for host in hosts if host >= after[0]]
+    return _read(conn, _OF_HOSTS, OpenRow, ("host",), left, host=after[0], after=after[1], most=FRONT)
+
+
 def with_jobs(conn: Connection, hosts: Collection[str]) -> set[str]:
     """Those of these hosts that have open jobs."""
     return set(_ids(_read(conn, _WITH_JOBS, _Id, ("host",), hosts)))
@@ -555,9 +570,9 @@ def lost_holders(conn: Connection) -> list[tuple[str, datetime | None]]:
     return [(host, lost_at) for host, lost_at in _read(conn, _LOST_HOLDERS, _Lost)]
 
 
-def holding(conn: Connection, host: str) -> bool:
-    """Whether any of a host's jobs has a slot."""
-    return bool(_read(conn, _HOLDING, _Id, ("host",), [host]))
+def holders(conn: Connection, hosts: Collection[str]) -> set[str]:
+    """Those of these hosts that have jobs with slots."""
+    return set(_ids(_read(conn, _HOLDING, _Id, ("host",), hosts)))
 
 
 def to_tell(conn: Connection, server: str) -> list[OpenRow]:

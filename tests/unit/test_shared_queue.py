@@ -93,6 +93,14 @@ def test_another_servers_host_is_asked_by_that_server_to_end_a_job(servers: Serv
     assert (servers.other.asked, servers.told()) == (["1"], [])
 
 
+def test_a_job_that_was_to_end_while_its_host_said_hello_elsewhere_is_asked_for_there(servers: Servers) -> None:
+    servers.one.add(job("1", "a"))
+    servers.one.accepts("1")
+    servers.one.cancel("1", why="me")  # by way of a connection that is gone
+    assert (servers.other.connected("a", ["1"]), servers.other.asked) == ([], ["1"])
+    assert servers.other.connected("a", []) == []
+
+
 def test_the_newest_hello_counts_and_the_end_of_an_older_connection_changes_nothing(servers: Servers) -> None:
     servers.one.add(job("1", "a"))
     servers.told()

@@ -28,8 +28,6 @@ from tests.faults.several.balancer import Balancer
 READY_S = 120.0
 QUIET_S = 180.0
 """Seconds within which all must be quiet after the last fault."""
-KILL_EVERY_S = 20.0
-STOP_EVERY_S = 50.0
 DOWN_S = 2.0
 """Seconds that a server is down, which is what a supervisor takes to start it again."""
 WATCH_S = 10.0
@@ -61,7 +59,8 @@ class Told(NamedTuple):
 
 class Plan(NamedTuple):
     """What a trial is to be. `seconds`: how long faults go on; `before`: the interpreter of an older release, whose
-    server begins alone and is then upgraded; `calm`: without faults."""
+    server begins alone and is then upgraded; `calm`: without faults; `kill_every_s`, `stop_every_s`: seconds from one
+    server to the next that is killed, or stopped cleanly."""
 
     servers: int = 3
     agents: int = 2000
@@ -69,17 +68,19 @@ class Plan(NamedTuple):
     seed: int = 0
     before: Path | None = None
     calm: bool = False
+    kill_every_s: float = 20.0
+    stop_every_s: float = 50.0
 
 
 class Trial:
     """Servers, agents and the database of a trial in a folder."""
 
-    def __init__(self, folder: Path, database: str, servers: int, agents: int, seed: int) -> None:
-        self.folder, self.database = folder, database
-        self.ports = [free_port() for _ in range(servers)]
+    def __init__(self, folder: Path, database: str, plan: Plan) -> None:
+        self.folder, self.database, self.plan = folder, database, plan
+        self.ports = [free_port() for _ in range(plan.servers)]
         self.port = free_port()
-        self.hosts = agents
-        self.rng = random.Random(seed)
+        self.hosts = plan.agents
+        self.rng = random.Random(plan.seed)
         key = folder / "vault-key"
         key.touch(0o600)
         key.write_text(Vault.new_key())
@@ -221,7 +222,8 @@ class Trial:
         """Kill a server at intervals, and stop one cleanly at others."""
         begin, kills, stops = time.monotonic(), 0, 0
         while (now := time.monotonic()) < until:
-            next_kill, next_stop = begin + (kills + 1) * KILL_EVERY_S, begin + (stops + 1) * STOP_EVERY_S
+            next_kill = begin + (kills + 1) * self.plan.kill_every_s
+            next_stop = begin + (stops + 1) * self.plan.stop_every_s
             at = min(next_kill, next_stop)
             await asyncio.sleep(max(0.0, at - now))
             part = self.rng.choice(self.servers)
@@ -257,7 +259,7 @@ class Trial:
     async def until_spread(self, until: float) -> None:
         """Wait until the agents are spread over all servers again; note how long that took."""
         begin = time.monotonic()
-        while time.monotonic() < min(until, begin + KILL_EVERY_S - DOWN_S):
+        while time.monotonic() < min(until, begin + self.plan.kill_every_s - DOWN_S):
             with suppress(psycopg.Error):
                 its = await asyncio.to_thread(self.connections)
                 mean = self.hosts / len(self.servers)
@@ -376,7 +378,7 @@ async def running(plan: Plan, folder: Path, database: Any) -> AsyncIterator[Tria
     """A trial that has begun. Its processes are gone at the end."""
     where = database.get_uri().partition("?")[2]
     database.psql("CREATE DATABASE trial")
-    trial = Trial(folder, f"postgresql+psycopg://postgres:@/trial?{where}", plan.servers, plan.agents, plan.seed)
+    trial = Trial(folder, f"postgresql+psycopg://postgres:@/trial?{where}", plan)
     first = trial.servers[0] if plan.before is None else trial.older(plan.before)
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(_tasks())
