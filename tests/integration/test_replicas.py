@@ -200,6 +200,11 @@ def known(store: Store, gone: list[str], *, leads: bool) -> Members:
     return Members(store, Followed, lambda: leads, gone.append, lambda: datetime.now(UTC))
 
 
+async def lives(store: Store, second: int) -> None:
+    """The server of the store says that it lives."""
+    assert await store.write(servers.beat, servers.Beat(store.server, NOW + timedelta(seconds=second)))
+
+
 async def test_the_leader_buries_the_dead_once(store: Store) -> None:
     gone: list[str] = []
     leader, other = known(store, gone, leads=True), known(store, gone, leads=False)
@@ -207,6 +212,7 @@ async def test_the_leader_buries_the_dead_once(store: Store) -> None:
     async with leader.joined("leader"):
         await store.write(servers.join, dead)
         for second in range(int(DEAD_S) + 3):
+            await lives(store, second)
             await other.look(1000.0 + second)
             await leader.look(1000.0 + second)
         assert gone == ["dead"]
@@ -218,10 +224,12 @@ async def test_a_dead_leader_is_buried_by_another_server(store: Store) -> None:
     gone: list[str] = []
     other = known(store, gone, leads=False)
     await store.write(servers.join, ServerRow("leader", "leader", NOW, NOW + timedelta(seconds=1)))
-    for second in range(int(DEAD_S) + 3):
-        await other.look(1000.0 + second)
-    assert gone == ["leader"]
-    assert await store.read(servers.living) == []
+    async with other.joined("other"):
+        for second in range(int(DEAD_S) + 3):
+            await lives(store, second)
+            await other.look(1000.0 + second)
+        assert gone == ["leader"]
+        assert [row.name for row in await store.read(servers.living)] == ["other"]
 
 
 async def test_a_server_that_lived_on_is_not_buried(store: Store) -> None:
