@@ -8,6 +8,7 @@ import resource
 import secrets
 import socket
 import ssl
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -42,6 +43,7 @@ from server.changes.repositories import Repositories
 from server.changes.restores import Restores
 from server.changes.runs import Runs
 from server.changes.schedules import Schedules
+from server.errors import Unavailable
 from server.events import Events
 from server.fleet.catalog import Catalog
 from server.fleet.expected import ExpectedSince
@@ -73,6 +75,7 @@ from server.replicas.news import NewsFollower
 from server.replicas.sharing import sharing
 from server.resources.grants import Grants, GrantsError
 from server.resources.urls import SCHEMES
+from server.store import ownership
 from server.store.engine import Store
 from server.store.ownership import probe
 from server.transport import connections, tls
@@ -84,6 +87,8 @@ GC_THRESHOLDS = (50_000, 5, 2)
 """Thresholds of Python's garbage collector. With its defaults, each burst of requests would make it traverse the
 objects of thousands of idle connections several times. With these, it still traverses all objects after each further
 half a million, long before cycles fill the memory."""
+LOAD_AGAIN_S = 0.5
+"""Seconds until a server loads again whose database went away meanwhile."""
 DRAIN_S = 10.0
 """Seconds over which a server that stops sends its agents to others, unless the configuration says otherwise."""
 
@@ -280,12 +285,8 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each agent has a connection
     tls_context, proxy_users = _tls_context(config), _proxy_users(config)
     with _bound(config) as listening:
-        async with _opened(config) as (store, vault), _identity(config) as identity, AsyncExitStack() as stack:
-            parts = assemble(store, vault, clock, new_id, identity, _grants(config), config.schemes)
-            await stack.enter_async_context(parts.members.joined(config.replica_name or socket.gethostname()))
-            await parts.news.begin()
-            await parts.loader.load(store, vault)
-            await parts.news.load()
+        async with _identity(config) as identity, AsyncExitStack() as stack:
+            store, parts = await _loaded(config, identity, clock, stack)
             services, schedules = parts.services, len(parts.catalog.schedules)
             if services.placement.hosts:
                 log.info("carrying on", extra={"hosts": len(services.placement.hosts), "schedules": schedules})
@@ -311,6 +312,31 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
                 finally:
                     services.stream.end()
                     services.dispatcher.close()
+
+
+async def _loaded(
+    config: Config, identity: Identity, clock: Callable[[], datetime], stack: AsyncExitStack
+) -> tuple[Store, Parts]:
+    """Open the store and load what is in it, until `stack` ends; from the beginning, where the database goes away
+    meanwhile, for ownership.START_S seconds. Raises ServerError, StoreError."""
+    until = time.monotonic() + ownership.START_S
+    while True:
+        async with AsyncExitStack() as trying:
+            try:
+                store, vault = await trying.enter_async_context(_opened(config))
+                parts = assemble(store, vault, clock, new_id, identity, _grants(config), config.schemes)
+                await trying.enter_async_context(parts.members.joined(config.replica_name or socket.gethostname()))
+                await parts.news.begin()
+                await parts.loader.load(store, vault)
+                await parts.news.load()
+            except Unavailable as error:
+                if time.monotonic() > until:
+                    raise ServerError(str(error)) from error
+                log.warning("the server loads again", extra={"reason": error})
+            else:
+                stack.push_async_callback(trying.pop_all().aclose)
+                return store, parts
+        await asyncio.sleep(LOAD_AGAIN_S)
 
 
 @asynccontextmanager

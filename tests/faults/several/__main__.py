@@ -26,6 +26,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, metavar="M", help="how long faults go on (10)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of what happens to whom (0)")
     parser.add_argument("--calm", action="store_true", help="no faults: changes and due times alone")
+    turn = "balance connections in turn, not to the server with the fewest"
+    parser.add_argument("--in-turn", action="store_true", help=turn)
     before = "begin with one server of an older release, of this Python interpreter's, and upgrade it"
     parser.add_argument("--before", type=Path, metavar="PYTHON", help=before)
     given = parser.parse_args()
@@ -33,7 +35,7 @@ def main() -> int:
     raise_file_limit()
     folder = Path(tempfile.mkdtemp(prefix="lamplighter-several-"))
     folder.chmod(0o755)  # PostgreSQL runs as another user
-    plan = Plan(given.servers, given.agents, given.minutes * 60, given.seed, given.before, given.calm)
+    plan = Plan(given.servers, given.agents, given.minutes * 60, given.seed, given.before, given.calm, given.in_turn)
     told = asyncio.run(play(plan, folder))
     console = Console(width=None if sys.stdout.isatty() else 160)
     show(console, told)
@@ -51,9 +53,11 @@ def show(console: Console, told: Told) -> None:
         table.add_row(kind, str(count))
     table.add_row("changes", str(told.changes))
     table.add_row("jobs", f"{told.jobs:,}")
-    if told.spread_s:
+    if told.spread_s or told.not_spread:
         table.add_row("returns after which agents were spread within 20 %", str(len(told.spread_s)))
-        table.add_row("  seconds until then, at most", f"{max(told.spread_s):.1f}")
+        took = sorted(told.spread_s) or [0.0]
+        table.add_row("  seconds until then: half, at most", f"{took[len(took) // 2]:.1f}, {took[-1]:.1f}")
+        table.add_row("returns that the next fault followed before they were", str(told.not_spread))
     for begin, end in ((0.0, 0.5), (0.5, 1.0)):
         _show_part(table, told, begin, end)
     table.add_row("[red]violations" if told.wrong else "violations", str(len(told.wrong)))

@@ -1,4 +1,5 @@
-"""A balancer of TCP connections before servers, as a Service of Kubernetes is: in turn, to those that are ready."""
+"""A balancer of TCP connections before servers that are ready: to the one with the fewest, as HAProxy's leastconn, or
+in turn, which is near to what a Service of Kubernetes does."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,11 +13,16 @@ ANSWER_S = 2.0
 
 
 class Balancer:
-    """Listens on `port`, and passes each connection to the next of the servers on `ports` that is ready."""
+    """Listens on `port`, and passes each connection to one of the servers on `ports` that is ready.
 
-    def __init__(self, port: int, ports: Sequence[int]) -> None:
+    `in_turn`: the next one; otherwise the one with the fewest connections.
+    """
+
+    def __init__(self, port: int, ports: Sequence[int], *, in_turn: bool = False) -> None:
         self.port = port
         self._ports = ports
+        self._in_turn = in_turn
+        self._counts = dict.fromkeys(ports, 0)
         self._ready: list[int] = []
         self._turn = 0
         self._open: set[asyncio.Task[None]] = set()
@@ -54,20 +60,26 @@ class Balancer:
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(len(self._ready)):
-            self._turn += 1
+            port = self._next()
             with suppress(OSError):
-                port = self._ready[self._turn % len(self._ready)]
                 back, forth = await asyncio.open_connection("127.0.0.1", port)
                 break
         else:
             return
+        self._counts[port] += 1
         ways = [asyncio.create_task(_pass(reader, forth)), asyncio.create_task(_pass(back, writer))]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._counts[port] -= 1
             for way in ways:
                 way.cancel()
             forth.close()
+
+    def _next(self) -> int:
+        self._turn += 1
+        order = [*self._ready[self._turn % len(self._ready) :], *self._ready[: self._turn % len(self._ready)]]
+        return order[0] if self._in_turn else min(order, key=self._counts.__getitem__)
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -44,14 +44,18 @@ KEPT = {"minutely": 1, "pairs": 2}
 
 
 class Told(NamedTuple):
-    """What a trial showed. `spread_s`: how long after each return of a server agents were spread; `late_s`: of each
-    command, its due time in seconds since the trial's begin, and how long after that it came. `memory`: of the servers,
-    resident bytes, each WATCH_S seconds."""
+    """What a trial showed.
+
+    `spread_s`: how long after each return of a server agents were spread, where they were before the next fault, and
+    `not_spread`: how often they were not. `late_s`: of each command, its due time in seconds since the trial's begin,
+    and how long after that it came. `memory`: of the servers, resident bytes, each WATCH_S seconds.
+    """
 
     faults: Counter[str]
     changes: int
     jobs: int
     spread_s: Sequence[float]
+    not_spread: int
     late_s: Sequence[tuple[float, float]]
     memory: Sequence[Sequence[int]]
     wrong: Sequence[str]
@@ -59,8 +63,9 @@ class Told(NamedTuple):
 
 class Plan(NamedTuple):
     """What a trial is to be. `seconds`: how long faults go on; `before`: the interpreter of an older release, whose
-    server begins alone and is then upgraded; `calm`: without faults; `kill_every_s`, `stop_every_s`: seconds from one
-    server to the next that is killed, or stopped cleanly."""
+    server begins alone and is then upgraded; `calm`: without faults; `in_turn`: the balancer gives
+    connections to the servers in turn; `kill_every_s`, `stop_every_s`: seconds from one server to the next that is
+    killed, or stopped cleanly."""
 
     servers: int = 3
     agents: int = 2000
@@ -68,6 +73,7 @@ class Plan(NamedTuple):
     seed: int = 0
     before: Path | None = None
     calm: bool = False
+    in_turn: bool = False
     kill_every_s: float = 20.0
     stop_every_s: float = 50.0
 
@@ -90,6 +96,7 @@ class Trial:
         self.changes = 0
         self.memory: list[list[int]] = []
         self.spread_s: list[float] = []
+        self.not_spread = 0
         self.begin = datetime.now(UTC)
         self.schedules: dict[str, str] = {}
         self.api: httpx.AsyncClient
@@ -185,9 +192,10 @@ class Trial:
             return conn.execute(statement.encode()).fetchall()
 
     def connections(self) -> dict[str, int]:
-        """How many hosts each server that runs has."""
+        """How many hosts each server has that takes agents."""
         statement = """SELECT servers.name, count(connections.host) FROM servers
-            LEFT JOIN connections ON connections.server = servers.id WHERE NOT servers.stopping GROUP BY 1"""
+            LEFT JOIN connections ON connections.server = servers.id
+            WHERE NOT servers.stopping AND servers.seen_at > servers.started_at GROUP BY 1"""
         return dict(self.query(statement))
 
     def jobs(self) -> list[Job]:
@@ -257,16 +265,21 @@ class Trial:
             self.memory.append(look)
 
     async def until_spread(self, until: float) -> None:
-        """Wait until the agents are spread over all servers again; note how long that took."""
-        begin = time.monotonic()
+        """Wait until the server is back and agents are spread over all of them again; note how long that took, from
+        when the last one took agents."""
+        begin, back_at = time.monotonic(), 0.0
         while time.monotonic() < min(until, begin + self.plan.kill_every_s - DOWN_S):
             with suppress(psycopg.Error):
                 its = await asyncio.to_thread(self.connections)
-                mean = self.hosts / len(self.servers)
-                if len(its) == len(self.servers) and all(abs(it - mean) <= SPREAD * mean for it in its.values()):
-                    self.spread_s.append(time.monotonic() - begin)
-                    return
+                mean, now = self.hosts / len(self.servers), time.monotonic()
+                if len(its) == len(self.servers):
+                    back_at = back_at or now
+                    if all(abs(it - mean) <= SPREAD * mean for it in its.values()):
+                        self.spread_s.append(now - back_at)
+                        return
             await asyncio.sleep(0.3)
+        if back_at:
+            self.not_spread += 1
 
     async def change(self) -> None:
         """Change something each second, until cancelled."""
@@ -390,7 +403,7 @@ async def running(plan: Plan, folder: Path, database: Any) -> AsyncIterator[Tria
         others = [part for part in trial.servers if part is not first]
         if plan.before is None:
             tasks += [asyncio.create_task(part.run()) for part in others]
-        tasks.append(asyncio.create_task(Balancer(trial.port, trial.ports).run()))
+        tasks.append(asyncio.create_task(Balancer(trial.port, trial.ports, in_turn=plan.in_turn).run()))
         token = (folder / "server-0" / "admin-token").read_text().strip()
         trial.api = httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{trial.port}/api/v1",
@@ -454,4 +467,6 @@ async def _found(trial: Trial, due: datetime, left: Sequence[str]) -> Told:
     found = Evidence(before, jobs, trial.kept(), rows, held, None, {}, {"minutely": 1, "pairs": 2}, problems)
     begin = trial.begin
     late = [((datetime.fromisoformat(it[2]) - begin).total_seconds(), float(it[4])) for it in runs if it[2] and it[4]]
-    return Told(trial.faults, trial.changes, len(jobs), trial.spread_s, late, trial.memory, violations(found))
+    return Told(
+        trial.faults, trial.changes, len(jobs), trial.spread_s, trial.not_spread, late, trial.memory, violations(found)
+    )
