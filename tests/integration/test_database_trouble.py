@@ -5,12 +5,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 
+from server.app import Config, serving
 from server.errors import Unavailable
 from server.store import engine as stores
 from server.store import ownership
@@ -228,6 +230,31 @@ async def test_a_server_that_starts_waits_for_a_postgresql_that_is_away(
             await asyncio.sleep(0.02)
     await asyncio.to_thread(cluster.start)
     await (await opening).close()
+
+
+async def test_a_server_whose_database_goes_away_while_it_loads_begins_again(
+    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await (await asyncio.to_thread(Store.open, cluster.url())).close()
+
+    async def starts() -> None:
+        async with serving(Config(tmp_path, port=0, database=cluster.url())):
+            pass
+
+    waits = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    where = f"host=127.0.0.1 port={cluster.port} user=postgres"
+    with psycopg.connect(where) as holder, psycopg.connect(where, autocommit=True) as other:
+        holder.execute("LOCK TABLE hosts")
+        starting = asyncio.ensure_future(starts())
+        async with asyncio.timeout(PATIENCE_S):
+            while not await asyncio.to_thread(lambda: other.execute(waits).fetchall()):
+                assert not starting.done()
+                await asyncio.sleep(0.02)
+            while "the server loads again" not in caplog.text:
+                assert not starting.done()
+                await asyncio.sleep(0.02)
+        holder.rollback()
+        await starting
 
 
 async def test_a_server_does_not_wait_for_ever(cluster: Cluster, impatient: None) -> None:
