@@ -2,6 +2,7 @@
 machine counts."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from server.store.servers import ServerRow
@@ -34,14 +35,15 @@ class Watch:
         self._seen: dict[str, _Seen] = {}
         self._looked_at = 0.0
         self._counted = 0.0  # seconds in which the others could have written
-        self._own: _Seen | None = None
+        self._written: datetime | None = None  # by the row of this server
+        self._written_at = 0.0
 
     def look(self, rows: Sequence[ServerRow], now: float) -> list[ServerRow]:
         """The other servers that are dead, of all rows as they are now."""
         self._see_own(rows, now)
         if now - self._looked_at >= GAP_S:
             self._seen = {}
-        elif self._own is not None and now - self._own.since < WRITTEN_S:
+        elif now - self._written_at < WRITTEN_S:
             self._counted += now - self._looked_at
         self._looked_at = now
         self._seen = {
@@ -55,8 +57,8 @@ class Watch:
 
     def _see_own(self, rows: Sequence[ServerRow], now: float) -> None:
         for row in rows:
-            if row.id == self._server and (self._own is None or self._own.row.seen_at != row.seen_at):
-                self._own = _Seen(row, now)
+            if row.id == self._server and row.seen_at != self._written:
+                self._written, self._written_at = row.seen_at, now
 
 
 def _patience(row: ServerRow) -> float:
