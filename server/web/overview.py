@@ -1,18 +1,82 @@
-"""The overview: is everything backed up, and if not, what is wrong first."""
+"""The overview: is everything backed up, and if not, what is wrong first; and the fleet, hosts by days."""
 
-import asyncio
+from collections.abc import Mapping
+from typing import Any
 
 from starlette.responses import Response
 
+from server.web.client import Refused
 from server.web.page import Page
 
-SHOWN = "20"
-"""How many jobs of each kind the page shows."""
+TITLES: Mapping[str, str] = {
+    "overdue": "Overdue",
+    "failed": "Failed",
+    "never_ran": "Never ran",
+    "offline": "Offline",
+    "out_of_sync": "Out of sync",
+    "not_verified": "Not verified",
+    "repositories": "Repositories",
+    "agents": "Agents",
+    "controllers": "Controllers",
+    "server": "Server",
+    "incomplete": "Incomplete",
+    "suspended": "Suspended",
+    "unverified": "Never verified",
+}
+"""Sections of REST's overview, in words."""
+ANSWERS: Mapping[str, tuple[str, str]] = {"yes": ("good", "Yes"), "no": ("bad", "No"), "unknown": ("warn", "Not yet")}
+"""Answers of REST's overview, as a tone and in words."""
+STATES: Mapping[str, tuple[str, str]] = {
+    "overdue": ("bad", "overdue"),
+    "failed": ("bad", "failed"),
+    "never_ran": ("bad", "never ran"),
+    "offline": ("bad", "offline"),
+    "out_of_sync": ("bad", "out of sync"),
+    "no_backup": ("bad", "no backup"),
+    "agents": ("bad", "agent"),
+    "incomplete": ("warn", "incomplete"),
+    "good": ("good", "good"),
+}
+"""States of hosts in REST's fleet, as a tone and in words."""
+DAYS = ("7", "14", "30", "90")
+"""How many days the fleet page offers."""
+SHOWN = "100"
+"""How many hosts or groups a page of the fleet shows."""
+FORBIDDEN = 403
 
 
 async def show_overview(page: Page) -> Response:
-    """Show what runs, and what ran last."""
-    running, recent = await asyncio.gather(
-        page.get("jobs", status="running", limit=SHOWN), page.get("jobs", limit=SHOWN)
+    """Show what REST's overview says, of all namespaces or of one."""
+    namespace = page.query.get("namespace", "")
+    try:
+        overview = await page.get("overview", namespace=namespace)
+    except Refused as refused:
+        if refused.status != FORBIDDEN:
+            raise
+        return page.show("namespace.html", FORBIDDEN, refused=refused, namespace=namespace, path="/")
+    answer = ANSWERS[overview["answer"]]
+    return page.show("overview.html", overview=overview, answer=answer, titles=TITLES, namespace=namespace)
+
+
+async def show_fleet(page: Page) -> Response:
+    """Show hosts, or groups of hosts, and how each of their days ended."""
+    names = ("namespace", "labelSelector", "schedule", "state", "group", "days", "cursor")
+    asked = {name: page.query.get(name, "") for name in names}
+    error = ""
+    try:
+        fleet = await page.get("fleet", limit=SHOWN, **asked)
+    except Refused as refused:
+        if refused.status == FORBIDDEN:
+            return page.show("namespace.html", FORBIDDEN, refused=refused, namespace=asked["namespace"], path="/fleet")
+        if not refused.errors:
+            raise
+        error = "; ".join(f"{it['field']} {it['detail']}" for it in refused.errors)
+        fleet = _EMPTY
+    status = 400 if error else 200
+    return page.show(
+        "fleet.html", status, fleet=fleet, asked=asked, error=error, states=STATES, periods=DAYS, query=page.query
     )
-    return page.show("overview.html", running=running["items"], recent=recent["items"])
+
+
+_EMPTY: Mapping[str, Any] = {"days": [], "hosts": 0, "label_keys": [], "groups": [], "items": [], "next": None}
+"""A fleet in which nothing was found."""

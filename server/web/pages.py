@@ -15,4 +15,7 @@ class PageRoute(NamedTuple):
     handler: Handler
 
 
-PAGES: Sequence[PageRoute] = (PageRoute("GET", "/", overview.show_overview),)
+PAGES: Sequence[PageRoute] = (
+    PageRoute("GET", "/", overview.show_overview),
+    PageRoute("GET", "/fleet", overview.show_fleet),
+)

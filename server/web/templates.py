@@ -26,7 +26,7 @@ def environment(static: Static) -> Environment:
         auto_reload=False,
     )
     found.filters |= {"ago": ago, "at": at, "bytes": in_bytes, "duration": duration, "many": many}
-    found.globals |= {"url": url, "static": static.url, "same_page": same_page}
+    found.globals |= {"url": url, "static": static.url, "same_page": same_page, "narrowed": narrowed}
     return found
 
 
@@ -40,6 +40,11 @@ def same_page(path: str, query: Mapping[str, str], **changed: object) -> str:
     """The path of a page with its parameters, some of them changed. Those that are None or empty are left out."""
     given = urlencode({name: value for name, value in {**query, **changed}.items() if value not in (None, "")})
     return path + (f"?{given}" if given else "")
+
+
+def narrowed(selector: str, key: str, value: str) -> str:
+    """A label selector that also asks for a value of a label."""
+    return f"{selector},{key}={value}" if selector else f"{key}={value}"
 
 
 @pass_context
