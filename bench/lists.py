@@ -1,4 +1,4 @@
-"""Rows of lists over REST, and of a server's start, with 10,000 hosts and a million jobs in the store."""
+"""Rows of lists and pages over REST, and of a server's start, with 10,000 hosts and a million jobs in the store."""
 
 import sqlite3
 import time
@@ -9,9 +9,8 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
-from bench.cpu import Spent
-from bench.result import Limits, Result, Row, Size, cpu_figures, median
-from bench.servers import Server, declare, schedule
+from bench.result import FULL, Limits, Result, Row, Size, cpu_figures, median
+from bench.servers import Server, change, declare, schedule
 
 SCHEDULES = 10
 OPEN = 100
@@ -44,8 +43,20 @@ _HOSTS = """
 INSERT INTO hosts (name, labels, created_at, since, desired_version, desired_digest, applied_version, applied_digest,
                    agent_version)
 WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < :hosts)
-SELECT 'host-' || n, '{}', :since, :since, 0, '', 0, '', '' FROM numbers
+SELECT 'host-' || n, '{"zone":"' || (n % 20) || '"}', :since, :since, 0, '', 0, '', '' FROM numbers
 """
+_DAYS = """
+INSERT INTO host_days (host, day, namespace, succeeded, warned, failed, bytes_added)
+WITH RECURSIVE days (ago) AS (SELECT 0 UNION ALL SELECT ago + 1 FROM days WHERE ago + 1 < :days)
+SELECT name, date('now', -ago || ' days'), 'bench', 10, 0, rowid % 50 = 0, 10000 FROM days, hosts
+"""
+_SUMS = """
+INSERT INTO host_days (host, day, namespace, succeeded, warned, failed, bytes_added)
+SELECT '', day, namespace, sum(succeeded), 0, sum(failed), sum(bytes_added) FROM host_days GROUP BY day, namespace
+"""
+DAYS = 90
+MAX_BYTES = 200_000
+"""Bytes that a page's data may have, before it is compressed."""
 SINCE = "2026-01-01T00:00:00.000000Z"
 LISTS = {
     "/jobs": """
@@ -65,6 +76,26 @@ LISTS = {
     "/hosts": "SELECT * FROM hosts ORDER BY name LIMIT 101",
 }
 """The lists that are asked for, and the bare query of each."""
+PAGES = {
+    "/overview": """
+        SELECT day, sum(succeeded), sum(failed), sum(bytes_added) FROM host_days
+        WHERE host <> '' AND day > date('now', '-14 days') GROUP BY day""",
+    "/overview?namespace=bench": """
+        SELECT day, sum(succeeded), sum(failed), sum(bytes_added) FROM host_days
+        WHERE host <> '' AND day > date('now', '-14 days') AND namespace = 'bench' GROUP BY day""",
+    "/fleet": """
+        SELECT host, day, sum(failed), sum(succeeded), sum(bytes_added) FROM host_days
+        WHERE host IN (SELECT name FROM hosts ORDER BY name LIMIT 100) AND day > date('now', '-14 days')
+        GROUP BY host, day""",
+    "/fleet?state=failed&limit=500": """
+        SELECT host, day, sum(failed), sum(succeeded), sum(bytes_added) FROM host_days
+        WHERE host IN (SELECT name FROM hosts ORDER BY name LIMIT 500) AND day > date('now', '-14 days')
+        GROUP BY host, day""",
+    "/fleet?group=zone": """
+        SELECT json_extract(labels, '$.zone') AS zone, day, count(*), sum(failed > 0)
+        FROM host_days JOIN hosts ON name = host WHERE day > date('now', '-14 days') GROUP BY zone, day""",
+}
+"""The data of pages, and for each the bare query for the days that it shows, which has none of what is wrong now."""
 
 
 async def lists(row: str, size: Size) -> Sequence[Result]:
@@ -79,7 +110,7 @@ async def lists(row: str, size: Size) -> Sequence[Result]:
         try:
             figures = {"cpu_s.start": server.cpu()}
             async with server.client() as client:
-                found = [await _asked(row, server, client, path, size) for path in LISTS]
+                found = [await _asked(row, server, client, path, size) for path in (*LISTS, *PAGES)]
         finally:
             await server.stop()
     what = f"a server starts with {size.fleet:,} hosts and {size.jobs:,} jobs: until it answers"
@@ -92,11 +123,11 @@ async def _filled(data: Path, size: Size) -> None:
         await declare(client, [schedule(f"nightly-{at}", "0 2 * * *") for at in range(SCHEDULES)])
     await server.stop()
     values = {"jobs": size.jobs, "hosts": size.fleet, "schedules": SCHEDULES, "since": SINCE}
-    values["open"] = min(OPEN, size.jobs // 2)
+    values |= {"open": min(OPEN, size.jobs // 2), "days": DAYS}
     with closing(sqlite3.connect(data / "lamplighter.db", isolation_level=None)) as database:
         for statement in ("PRAGMA synchronous=OFF", "PRAGMA cache_size=-400000", "BEGIN"):
             database.execute(statement)
-        for statement in (_HOSTS, _JOBS):
+        for statement in (_HOSTS, _JOBS, _DAYS, _SUMS):
             database.execute(statement, values)
         database.execute("COMMIT")
         database.execute("ANALYZE")
@@ -104,16 +135,23 @@ async def _filled(data: Path, size: Size) -> None:
 
 async def _asked(row: str, server: Server, client: httpx.AsyncClient, path: str, size: Size) -> Result:
     took: list[float] = []
-    items = len((await client.get(path)).raise_for_status().json()["items"])
-    spent = Spent({"server": server.cpu})
+    answer = (await client.get(path)).raise_for_status()
+    items = answer.json().get("items")
+    spent = 0.0
     for _ in range(ASKED):
-        begin = time.perf_counter()
+        if path in PAGES:  # a large fleet's survey is used for a moment: each request is to make its own
+            await change(client, schedule("nightly-0", "0 2 * * *", [f"/{time.monotonic_ns()}"]))
+        begin, before = time.perf_counter(), server.cpu()
         (await client.get(path)).raise_for_status()
         took.append(time.perf_counter() - begin)
-    figures = cpu_figures(spent(), ASKED)
+        spent += server.cpu() - before
+    figures = {**cpu_figures({"server": spent}, ASKED), "bytes": float(len(answer.content))}
     with closing(sqlite3.connect(f"file:{server.data}/lamplighter.db?mode=ro", uri=True)) as database:
-        bare = [_queried(database, LISTS[path]) for _ in range(ASKED)]
-    what = f"GET {path}, {items} items, at {size.fleet:,} hosts and {size.jobs:,} jobs"
+        bare = [_queried(database, (LISTS | PAGES)[path]) for _ in range(ASKED)]
+    listed = f", {len(items)} items" if items else ""
+    what = f"GET {path}{listed}, {len(answer.content):,} bytes, at {size.fleet:,} hosts and {size.jobs:,} jobs"
+    if path in PAGES and size.jobs >= FULL.jobs:
+        assert len(answer.content) <= MAX_BYTES, what
     return Result(row, what, "ms", median(took), median(bare), "the bare query", Limits(0.1), "", figures)
 
 

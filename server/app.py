@@ -63,6 +63,7 @@ from server.observe import history
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader
 from server.observe.history import HistoryRetention
+from server.observe.host_days import HostDays
 from server.observe.metrics import Metrics
 from server.observe.state import StateCollector
 from server.observe.stream import ChangeStream
@@ -201,7 +202,7 @@ def assemble(
         repository_states.limit,
         placement.schedule_of,
         repository_states.url,
-        repository_states.name,
+        repository_states.namespace,
         is_shared=store.is_shared,
     )
     dispatcher = Dispatcher(store.submit, queue, active, hub, repository_states, events, clock)
@@ -209,11 +210,13 @@ def assemble(
     coverage = CoverageReader(catalog, placement, expected_since, hub, store, outcomes, clock)
     last_seen = LastSeen(store, hub)
     controllers = Controllers(catalog, placement, store, clock)
-    for part in (expected_since, outcomes, repository_states, reports, stream):
+    host_days = HostDays(store, repository_states.namespace, clock)
+    health = repository_states.health
+    surveyor = Surveyor(catalog, placement, hub, store, health, coverage, controllers, active, host_days, clock)
+    for part in (expected_since, outcomes, repository_states, reports, stream, host_days, surveyor):
         events.subscribe(part.on_event)
     for counting in (dispatcher, last_seen, metrics):
         events.subscribe(counting.on_event, own_only=True)
-    health = repository_states.health
     leader = Leader(leads=not store.is_shared)
     metrics.registry.register(StateCollector(store, catalog, hub, health, coverage, controllers, leader.leads, clock))
 
@@ -244,7 +247,7 @@ def assemble(
         health=health,
         coverage=coverage,
         controllers=controllers,
-        surveyor=Surveyor(catalog, placement, hub, store, health, coverage, controllers, active, clock),
+        surveyor=surveyor,
         stream=stream,
         stopping=members.stopping,
         catch_up=pipeline.catch_up,

@@ -239,6 +239,10 @@ class Hub:
         """The hosts that are connected to this server."""
         return list(self._newest)
 
+    def connected_anywhere(self) -> set[str]:
+        """The hosts that are connected to this server or another one, as `is_connected` tells it."""
+        return self._registered.keys() | {host for host, it in self._hellos.items() if it.server is not None}
+
     def is_connected(self, host: str) -> bool:
         """Whether a host has a connection that pushes reach, to this server or another one."""
         return host in self._registered or ((hello := self._hellos.get(host)) is not None and hello.server is not None)

@@ -206,6 +206,12 @@ class Session:
         at_hand = (EMPTY, self.desired.entries, sent, self._applied)
         return next((it for it in at_hand if it is not None and it.digest == holds), None)
 
+    @property
+    def may_have_problems(self) -> bool:
+        """Whether `problems` has to be asked: it says nothing for most hosts."""
+        skewed = self.clock_skew_s is not None and abs(self.clock_skew_s) > MAX_SKEW_S
+        return skewed or self.held_back or self.duplicate_at is not None or self.left_out.count > 0
+
     def problems(self, now: datetime, names: Mapping[str, str], *, within: bool = False) -> list[HostProblem]:
         """The problems of this host's agent. `names`: of schedules by id. `within`: whether to tell of no others."""
         found = []

@@ -12,7 +12,8 @@ from sqlalchemy import JSON, BigInteger, Boolean, Column, Integer, Table
 import server
 from server.api.operations import Operation
 from server.errors import MEDIA_TYPE
-from server.observe.survey import DAYS, GOOD_STATE, MAX_DAYS, STATES
+from server.observe.fleet import DAYS, GOOD_STATE, STATES
+from server.observe.host_days import MAX_DAYS
 from server.resources import selectors
 from server.resources.manifests import API_VERSION, MAX_LABELS, MAX_SECRET, MAX_URL, MAX_URLS, METADATA
 from server.resources.schema import definition

@@ -32,8 +32,8 @@ from server.changes.listings import File, Snapshot
 from server.changes.previews import RestorePreview
 from server.observe.controllers import ControllerReport, ControllerState
 from server.observe.entries import HostEntry
+from server.observe.fleet import Fleet
 from server.observe.overview import Overview
-from server.observe.survey import Fleet
 
 BODIES: Mapping[str, type[Struct]] = {
     "HostPut": hosts.HostBody,

@@ -7,7 +7,8 @@ from starlette.responses import Response
 from server.api.answers import json_response
 from server.api.requests import Query, bad_parameter, cursor
 from server.api.services import Services
-from server.observe.survey import DAYS, GOOD_STATE, MAX_DAYS, STATES, FleetQuery
+from server.observe.fleet import DAYS, GOOD_STATE, STATES, FleetQuery
+from server.observe.host_days import MAX_DAYS
 from server.resources.selectors import is_label_key
 
 

@@ -80,20 +80,23 @@ class Outcomes:
 
     def __init__(self) -> None:
         self._last: dict[str, dict[str, LastOutcome]] = {}
+        # Of the same: when jobs last succeeded, and the hosts whose last job was no full success. With these, the time
+        # for a schedule on which nothing is wrong is that of a comparison of sets, not of a loop over its hosts.
+        self._succeeded: dict[str, dict[str, datetime]] = {}
+        self._imperfect: dict[str, dict[str, str]] = {}
 
     def on_event(self, event: Event) -> None:
         """Note the ends of jobs, drop what is deleted, and correct times when the clock was wrong."""
         if isinstance(event, AttemptEnded) and event.final and event.schedule_id:
-            end, of_schedule = event.end, self._last.setdefault(event.schedule_id, {})
-            before = of_schedule.get(event.host)
+            end = event.end
+            before = self._last.get(event.schedule_id, {}).get(event.host)
             known = before.succeeded_at if before else None
             succeeded_at = max(known or end.finished_at, end.finished_at) if end.status in GOOD else known
             if before and (before.created_at, before.job_id) > (event.created_at, event.job_id):
-                of_schedule[event.host] = before._replace(succeeded_at=succeeded_at)
+                self.remember(event.schedule_id, event.host, before._replace(succeeded_at=succeeded_at))
                 return
-            of_schedule[event.host] = LastOutcome(
-                end.status, end.finished_at, succeeded_at, why(end), event.created_at, event.job_id
-            )
+            last = LastOutcome(end.status, end.finished_at, succeeded_at, why(end), event.created_at, event.job_id)
+            self.remember(event.schedule_id, event.host, last)
         elif isinstance(event, ClockSetBack):
             self.clock_set_back(event.now)
         elif isinstance(event, DeclarationChanged):
@@ -103,24 +106,32 @@ class Outcomes:
                 self.forget(host=host)
 
     def remember(self, schedule_id: str, host: str, last: LastOutcome) -> None:
-        """Set what the store knows from before the server started."""
+        """Set the last outcome of a schedule on a host."""
         self._last.setdefault(schedule_id, {})[host] = last
+        if last.succeeded_at is not None:
+            self._succeeded.setdefault(schedule_id, {})[host] = last.succeeded_at
+        if last.status != "succeeded":
+            self._imperfect.setdefault(schedule_id, {})[host] = last.status
+        elif imperfect := self._imperfect.get(schedule_id):
+            imperfect.pop(host, None)
 
     def clock_set_back(self, now: datetime) -> None:
         """The clock was wrong, and shows `now`: what ended later ended now."""
-        for hosts in self._last.values():
-            for host, last in hosts.items():
+        for schedule_id, hosts in self._last.items():
+            for host, last in list(hosts.items()):
                 succeeded_at = last.succeeded_at and min(last.succeeded_at, now)
                 created_at = last.created_at if last.created_at <= now else EARLIEST
                 finished_at = min(last.finished_at, now)
-                hosts[host] = last._replace(finished_at=finished_at, succeeded_at=succeeded_at, created_at=created_at)
+                right = last._replace(finished_at=finished_at, succeeded_at=succeeded_at, created_at=created_at)
+                self.remember(schedule_id, host, right)
 
     def forget(self, *, schedule_id: str = "", host: str = "") -> None:
         """Drop the outcomes of a Schedule, of a host, or of both."""
-        self._last.pop(schedule_id, None)
-        if host:
-            for hosts in self._last.values():
-                hosts.pop(host, None)
+        for by_schedule in (self._last, self._succeeded, self._imperfect):
+            by_schedule.pop(schedule_id, None)
+            if host:
+                for hosts in by_schedule.values():
+                    hosts.pop(host, None)
 
     def failed(self, schedule_id: str, hosts: Collection[str]) -> list[str]:
         """The hosts, of these, on which the Schedule's last job failed. Any thread may ask."""
@@ -134,24 +145,20 @@ class Outcomes:
 
     def standing(self, schedule_id: str, hosts: frozenset[str], since: datetime) -> Standing:
         """How the Schedule's last jobs on these hosts ended, and which of them have had no success since then."""
-        outcomes = self._last.get(schedule_id, {})
+        succeeded = self._succeeded.get(schedule_id, {})
         failed: list[str] = []
         warned: list[str] = []
-        late = list(hosts - outcomes.keys())
-        never, oldest = list(late), None
-        for host, (status, _, succeeded_at, _, _, _) in outcomes.items():
-            if host not in hosts:
-                continue
-            if status != "succeeded":
+        for host, status in self._imperfect.get(schedule_id, {}).items():
+            if host in hosts:
                 (warned if status in GOOD else failed).append(host)
-            if succeeded_at is None:
-                never.append(host)
-                late.append(host)
-                continue
-            if succeeded_at < since:
-                late.append(host)
-            if oldest is None or succeeded_at < oldest:
-                oldest = succeeded_at
+        never = list(hosts.difference(succeeded))
+        its = succeeded
+        if len(hosts) - len(never) != len(succeeded):  # some have the schedule no more
+            its = {host: succeeded[host] for host in hosts.intersection(succeeded)}
+        oldest = min(its.values(), default=None)
+        late = list(never)
+        if oldest is not None and oldest < since:
+            late += [host for host, at in its.items() if at < since]
         return Standing(failed, warned, late, never, oldest)
 
     def has_ended(self, schedule_id: str, host: str) -> bool:

@@ -161,7 +161,7 @@ class JobQueue:
 
     `server`: the id of this server there. `is_shared`: whether others work on the store: then they are told what
     happens here, and what concerns hosts that they have is left to them. `url_of`: the URL of a repository, by its id;
-    `name_of`: its NAMESPACE/NAME, empty for one that is not declared. The writer's thread asks.
+    `namespace_of`: its namespace, empty for one that is not declared. The writer's thread asks.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class JobQueue:
         limit_of: LimitOf,
         schedule_of: ScheduleOf,
         url_of: Callable[[str], str] = lambda _: "",
-        name_of: Callable[[str], str] = lambda _: "",
+        namespace_of: Callable[[str], str] = lambda _: "",
         *,
         is_shared: bool = False,
     ) -> None:
@@ -178,7 +178,7 @@ class JobQueue:
         self._limit_of = limit_of
         self._schedule_of = schedule_of
         self._url_of = url_of
-        self._name_of = name_of
+        self._namespace_of = namespace_of
         self.is_shared = is_shared
         self._notices: list[notices.AnyNotice] = []
         self._told_at = _NEVER
@@ -201,11 +201,9 @@ class JobQueue:
         """Store the ends of open jobs, and count those of Schedules' jobs."""
         jobs_finished(conn, [[end for _, end in ends]])
         of_schedules = ((row, end) for row, end in ends if row.scheduled_id)
-        count_ends(conn, ((row.host, self._namespace(row), end) for row, end in of_schedules))
-
-    def _namespace(self, row: OpenRow) -> str:
-        """The namespace of a job's repository; empty for one that is not declared any more."""
-        return self._name_of(repository_of(_command.decode(row.command))).partition("/")[0]
+        namespace = self._namespace_of
+        its = ((row.host, namespace(repository_of(_command.decode(row.command))), end) for row, end in of_schedules)
+        count_ends(conn, its)
 
     def _note_ends(self, now: datetime, ends: Iterable[tuple[OpenRow, JobFinished]], *, final: bool = True) -> None:
         if self.is_shared:

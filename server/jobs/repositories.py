@@ -38,6 +38,10 @@ class RepositoryStates:
         resolved = self._catalog.resolved(repository)
         return "" if resolved is None else full_name(resolved.row)
 
+    def namespace(self, repository: str) -> str:
+        """The namespace of a repository; empty for one that is not declared. Any thread may ask."""
+        return self.name(repository).partition("/")[0]
+
     def url(self, repository: str) -> str:
         """The URL that is declared for a repository; empty for one that is not declared. Any thread may ask."""
         resolved = self._catalog.resolved(repository)

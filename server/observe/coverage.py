@@ -49,6 +49,11 @@ class HostGroup:
             for key in host.left_out.reasons:
                 self._left_out.setdefault(key, []).append(host.name)
 
+    @property
+    def not_in_sync(self) -> list[str]:
+        """The hosts on which not the whole set is known to be in force."""
+        return [*self._out_of_sync, *chain.from_iterable(self._left_out.values())]
+
     def out_of_sync(self, schedule_id: str) -> list[str]:
         """The hosts on which a schedule of the set is not known to be in force."""
         return [*self._out_of_sync, *self._left_out.get(schedule_id, ())]

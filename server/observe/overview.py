@@ -154,13 +154,12 @@ class Overview(Struct, frozen=True):
 
 
 class ScheduleFacts(NamedTuple):
-    """A schedule. `waiting`: on how many hosts it never succeeded, and is not overdue yet."""
+    """A schedule, how it stands on its hosts, and when it is due next."""
 
     namespace: str
     name: str
     kind: str
     coverage: Coverage
-    waiting: int
     next_due: datetime | None
 
 
@@ -174,17 +173,12 @@ class RepositoryFacts(NamedTuple):
     must_be: bool
 
 
-class HostFacts(NamedTuple):
-    """A host that has a problem, is not connected, or has no backup.
+class HostTroubles(NamedTuple):
+    """What is wrong with hosts in one way. `named`: the first of them by name, up to MAX_ITEMS, each with a message."""
 
-    `suspended`: where no enabled Schedule of kind backup selects it, the disabled ones that do; else None.
-    """
-
-    name: str
-    problems: Sequence[Problem]
-    connected: bool
-    last_seen: datetime | None
-    suspended: Sequence[str] | None
+    reason: str
+    hosts: int
+    named: Sequence[tuple[str, str]]
 
 
 class Facts(NamedTuple):
@@ -198,7 +192,7 @@ class Facts(NamedTuple):
     counts: Counts
     schedules: Sequence[ScheduleFacts]
     repositories: Sequence[RepositoryFacts]
-    hosts: Sequence[HostFacts]
+    hosts: Sequence[HostTroubles]
     controllers: Sequence[tuple[str, Sequence[Problem]]]
     running: Sequence[RunningJob]
     days: Sequence[Day]
@@ -206,12 +200,15 @@ class Facts(NamedTuple):
 
 def overview(facts: Facts) -> Overview:
     """The overview of these facts."""
-    found: dict[SectionName, list[Trouble]] = {name: [] for name in SECTIONS}
+    found: dict[SectionName, _Found] = {name: _Found() for name in SECTIONS}
     for section, trouble in _troubles(facts):
-        found[section].append(trouble)
-    sections = [_section(name, its) for name, its in found.items() if its]
+        found[section].add(trouble)
+    for its in facts.hosts:
+        items = [Trouble("Host", "", name, its.reason, message, f"/hosts/{name}") for name, message in its.named]
+        found[section_of(its.reason, "agents")].add(*items, others=its.hosts - len(items))
+    sections = [it.section(name) for name, it in found.items() if it.items]
     is_red = any(it.severity == "red" for it in sections)
-    is_early = bool(facts.counts.hosts_waiting) or _is_starting(facts)
+    is_early = bool(facts.counts.hosts_waiting) or is_starting(facts.now, facts.started_at, facts.counts)
     due = [_due(it, it.next_due) for it in facts.schedules if it.next_due is not None]
     return Overview(
         facts.now,
@@ -226,10 +223,23 @@ def overview(facts: Facts) -> Overview:
     )
 
 
-def _section(name: SectionName, its: list[Trouble]) -> Section:
-    its.sort(key=lambda it: (-it.count, it.kind, it.namespace, it.name))
-    severity: Literal["red", "amber"] = "amber" if name in AMBER else "red"
-    return Section(name, severity, sum(it.count for it in its), its[:MAX_ITEMS], max(0, len(its) - MAX_ITEMS))
+class _Found:
+    """What was found for a section. `others`: how many objects there are besides `items`."""
+
+    def __init__(self) -> None:
+        self.items: list[Trouble] = []
+        self._others = 0
+
+    def add(self, *items: Trouble, others: int = 0) -> None:
+        self.items += items
+        self._others += others
+
+    def section(self, name: SectionName) -> Section:
+        """The section."""
+        its = sorted(self.items, key=lambda it: (-it.count, it.kind, it.namespace, it.name))
+        severity: Literal["red", "amber"] = "amber" if name in AMBER else "red"
+        count = sum(it.count for it in its) + self._others
+        return Section(name, severity, count, its[:MAX_ITEMS], max(0, len(its) - MAX_ITEMS) + self._others)
 
 
 def _due(it: ScheduleFacts, at: datetime) -> DueSchedule:
@@ -237,9 +247,9 @@ def _due(it: ScheduleFacts, at: datetime) -> DueSchedule:
     return DueSchedule(name, it.kind, at, it.coverage.hosts, f"/schedules/{name}")
 
 
-def _is_starting(facts: Facts) -> bool:
+def is_starting(now: datetime, started_at: datetime, counts: Counts) -> bool:
     """Whether agents may not have had the time to come back since the server started."""
-    return facts.now - facts.started_at < STARTING and facts.counts.hosts_connected < facts.counts.hosts
+    return now - started_at < STARTING and counts.hosts_connected < counts.hosts
 
 
 # What is wrong.
@@ -264,9 +274,6 @@ def _troubles(facts: Facts) -> Iterator[tuple[SectionName, Trouble]]:
             names = repository.namespace, repository.name
             section = "repositories" if problem.reason == "NotGranted" else section_of(problem.reason, "repositories")
             yield section, Trouble("Repository", *names, *problem, path)
-    for host in facts.hosts:
-        for problem in (*host.problems, *_of_host(host, is_starting=_is_starting(facts))):
-            yield section_of(problem.reason, "agents"), Trouble("Host", "", host.name, *problem, f"/hosts/{host.name}")
     for controller, problems in facts.controllers:
         for problem in problems:
             yield "controllers", Trouble("Controller", "", controller, *problem, "/problems")
@@ -304,14 +311,20 @@ def _never_verified(repository: RepositoryFacts) -> Iterator[Problem]:
         yield Problem("NeverVerified", f"{message}; declare one, and verifyWithinDays")
 
 
-def _of_host(host: HostFacts, *, is_starting: bool) -> Iterator[Problem]:
-    if not host.connected and not is_starting:
-        since = f"since {host.last_seen:%Y-%m-%dT%H:%M:%SZ}" if host.last_seen else "and never was"
-        yield Problem("NotConnected", f"its agent is not connected, {since}")
-    if host.suspended is not None:
-        disabled = f"; disabled are {named(host.suspended[:MAX_NAMED], len(host.suspended))}" if host.suspended else ""
-        message = "nothing backs it up: no enabled Schedule of kind backup selects it"
-        yield Problem("NoBackup", f"{message}{disabled}")
+def not_connected(last_seen: datetime | None) -> str:
+    """That a host's agent is not connected, and since when."""
+    since = f"since {last_seen:%Y-%m-%dT%H:%M:%SZ}" if last_seen else "and never was"
+    return f"its agent is not connected, {since}"
+
+
+def no_backup(disabled: Sequence[str]) -> str:
+    """That nothing backs a host up. `disabled`: the Schedules that would if they were enabled."""
+    which = f": disabled {'is' if len(disabled) == 1 else 'are'} {named(disabled[:MAX_NAMED], len(disabled))}"
+    return f"no enabled Schedule of kind backup selects it{which if disabled else ''}"
+
+
+NOT_IN_SYNC = "its agent does not hold what is declared for it"
+"""The message of a host that is not in sync."""
 
 
 # The sentence.
@@ -339,7 +352,7 @@ def _answer(facts: Facts, *, is_red: bool) -> str:
     good = f"all {hosts} hosts are backed up in time" if hosts > 1 else "the only host is backed up in time"
     if is_red:
         return f"Not all is well, though {good}"
-    if _is_starting(facts):
+    if is_starting(facts.now, facts.started_at, facts.counts):
         away = hosts - facts.counts.hosts_connected
         return f"It seems so: {good}, but the server has just started, and {_hosts(away, hosts)} not back yet"
     return f"Yes: {good}"

@@ -1,131 +1,96 @@
 """Gathers the facts of the overview and of the fleet's page from those who know them."""
 
 import asyncio
+import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
-from typing import Literal, NamedTuple
+from heapq import nsmallest
+from typing import NamedTuple
 
-from msgspec import Struct
+import msgspec
 
 from server.agents.hub import Hub
 from server.agents.session import Session
+from server.events import DeclarationChanged, Event
 from server.fleet.catalog import Catalog, full_name
-from server.fleet.placement import Placement
+from server.fleet.placement import HostState, Placement
 from server.jobs.active import ActiveAttempts
 from server.jobs.outcomes import Health
-from server.observe import overview
+from server.observe import fleet, overview
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader, HostGroup, OnHosts, group_by_set
+from server.observe.fleet import DAYS, Fleet, FleetHost, FleetQuery, State
+from server.observe.host_days import HostDays
 from server.observe.overview import (
+    MAX_ITEMS,
     MAX_LISTED,
+    NOT_IN_SYNC,
     Counts,
     Day,
     Facts,
-    HostFacts,
+    HostTroubles,
     Overview,
     RepositoryFacts,
     RunningJob,
     ScheduleFacts,
+    is_starting,
+    no_backup,
+    not_connected,
+    section_of,
 )
 from server.observe.problems import Problem, repository_problems
 from server.resources.selectors import selector_matches
 from server.resources.specs import LabelSelector
-from server.store import days, queue
+from server.store import days
 from server.store import hosts as host_statements
-from server.store.days import Worst
+from server.store import jobs as job_statements
 from server.store.engine import Store
 from server.store.ownership import probe
 from server.store.rows import RepositoryRow, ScheduleRow
 
-State = Literal["overdue", "failed", "never_ran", "offline", "out_of_sync", "agents", "no_backup", "incomplete"]
-STATES: tuple[State, ...] = (
-    "overdue",
-    "failed",
-    "never_ran",
-    "offline",
-    "out_of_sync",
-    "agents",
-    "no_backup",
-    "incomplete",
-)
-"""What may be wrong with a host, the worst first."""
-GOOD_STATE = "good"
-"""The state of a host with which nothing is wrong."""
-Outcome = Worst | Literal["none"]
-DAYS = 14
-"""Days that are shown unless somebody asks for others."""
-MAX_DAYS = 90
+FREE_S = 0.005
+"""A survey that takes less is made anew for each request."""
+SHARE = 10
+"""How many times as long as it took a longer survey is used again, unless something was declared meanwhile.
+
+So pages that many people look at take a tenth of a processor, and show what is about a second old.
+"""
+MAX_KEPT = 50
+"""How many namespaces' surveys are kept."""
+AT_ONCE = 2_000
+"""Hosts that are looked at before other tasks may run."""
 
 
-class FleetHost(Struct, frozen=True):
-    """A host. `states`: what is wrong with it, the worst first; `good` alone if nothing is.
+class Survey(NamedTuple):
+    """How everything stands that a namespace declares, or all namespaces.
 
-    `days`: the worst end of its jobs on each day, `none` where none ended. `bytes_added`: on these days together.
+    `hosts`: those of the namespace, by name; `connected`: how many of them are. `stands`: how schedules stand on their
+    hosts, by id. `suspects`: hosts whose agents may have a problem. `backed`: hosts that an enabled Schedule of kind
+    backup selects.
     """
-
-    name: str
-    group: str
-    states: Sequence[str]
-    connected: bool
-    last_seen: datetime | None
-    days: Sequence[Outcome]
-    bytes_added: int
-    path: str
-
-
-class GroupDay(Struct, frozen=True):
-    """On how many hosts of a group the worst end of a day was this one."""
-
-    succeeded: int = 0
-    warned: int = 0
-    failed: int = 0
-    none: int = 0
-
-
-class FleetGroup(Struct, frozen=True):
-    """The hosts whose label has the same value, empty for those without the label.
-
-    `states`: how many hosts are in each state; a host may be in several. `days`: for each day.
-    """
-
-    value: str
-    hosts: int
-    states: Mapping[str, int]
-    days: Sequence[GroupDay]
-
-
-class Fleet(Struct, frozen=True):
-    """Hosts by days. `days`: oldest first, in UTC. `hosts`: how many match. `label_keys`: labels by which hosts can be
-    grouped. With a label to group by, `groups` has the page; else `items` has it."""
 
     at: datetime
-    days: Sequence[date]
-    hosts: int
-    label_keys: Sequence[str]
-    groups: Sequence[FleetGroup]
-    items: Sequence[FleetHost]
-    next: str | None = None
+    rows: Sequence[ScheduleRow]
+    groups: Sequence[HostGroup]
+    stands: Mapping[str, OnHosts]
+    hosts: Mapping[str, HostState]
+    suspects: Sequence[Session]
+    backed: frozenset[str]
+    connected: int
+    by_state: Mapping[State, frozenset[str]]
 
 
-class FleetQuery(NamedTuple):
-    """Which hosts are asked for. Empty fields ask for all. `schedule`: NAMESPACE/NAME.
+class Kept(NamedTuple):
+    """A survey that may be used again until a moment (of `time.monotonic`)."""
 
-    `after`: the last group or host of the page before.
-    """
-
-    namespace: str = ""
-    selector: LabelSelector = LabelSelector()
-    schedule: str = ""
-    state: str = ""
-    group: str = ""
-    days: int = DAYS
-    after: str | None = None
-    limit: int = 100
+    survey: Survey
+    until: float
+    declared: int
 
 
 class Surveyor:
-    """Gathers facts, and stores nothing. `started_at`: when this server started."""
+    """Gathers facts. It keeps surveys of large fleets for a moment: see SHARE."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - it asks each of them
         self,
@@ -137,6 +102,7 @@ class Surveyor:
         coverage: CoverageReader,
         controllers: Controllers,
         active: ActiveAttempts,
+        host_days: HostDays,
         clock: Callable[[], datetime],
     ) -> None:
         self._catalog = catalog
@@ -147,220 +113,189 @@ class Surveyor:
         self._coverage = coverage
         self._controllers = controllers
         self._active = active
+        self._host_days = host_days
         self._clock = clock
         self._started_at = clock()
+        self._declared = 0
+        self._kept: dict[str, Kept] = {}
+        self._making = asyncio.Lock()
+
+    def on_event(self, event: Event) -> None:
+        """Use no survey again from before a change of what is declared."""
+        if isinstance(event, DeclarationChanged):
+            self._declared += 1
 
     async def overview(self, namespace: str = "") -> Overview:
         """The overview of one namespace, or of all. Raises Unavailable when the store cannot be read."""
-        now = self._clock()
-        rows = self._schedules(namespace)
-        groups = group_by_set(self._hub.sessions())
-        stands = await self._standings(rows, groups, now)
+        survey = await self._survey(namespace)
+        now = survey.at
         hanging = await self._coverage.hanging(now)
-        running, count = await self._running(rows, namespace)
-        hosts = self._sessions(namespace, stands)
-        by_day = {it.day: it for it in await self._store.read(days.by_day, now.date() - timedelta(DAYS - 1), namespace)}
-        away = [it.name for it in hosts if not self._hub.is_connected(it.name)]
-        seen = await self._store.read(host_statements.last_seen, sorted(away)[: overview.MAX_ITEMS])
+        running, count = await self._running(survey, namespace)
+        shown = _days(now, DAYS)
+        by_day = {it.day: it for it in await self._store.read(days.by_day, shown[0], namespace)}
+        counts = self._counts(survey, namespace, count)
         facts = Facts(
             now,
             self._started_at,
             namespace,
             await self._store.refuses(probe, now),
-            self._counts(namespace, rows, hosts, stands, count),
-            [
-                ScheduleFacts(
-                    row.namespace,
-                    row.name,
-                    row.spec["kind"],
-                    self._coverage.coverage(row.id, stands[row.id], _having(row, groups), hanging.get(row.id, ())),
-                    len(_waiting(stands[row.id])),
-                    self._placement.next_due(row.id, now),
-                )
-                for row in rows
-            ],
+            counts,
+            [self._schedule(survey, row, hanging.get(row.id, set())) for row in survey.rows],
             [self._repository(row, now) for row in self._repositories(namespace)],
-            self._host_facts(namespace, rows, hosts, stands, seen, now),
-            [] if namespace else self._controller_facts(),
+            await self._host_troubles(survey, namespace, starting=is_starting(now, self._started_at, counts)),
+            [] if namespace else self._controller_problems(),
             running,
-            [Day(*by_day[day]) if day in by_day else Day(day) for day in _days(now, DAYS)],
+            [Day(*by_day[day]) if day in by_day else Day(day) for day in shown],
         )
         return overview.overview(facts)
 
     async def fleet(self, query: FleetQuery) -> Fleet:
         """A page of hosts, or of groups of hosts. Raises Unavailable when the store cannot be read."""
-        now = self._clock()
-        rows = self._schedules(query.namespace)
-        stands = await self._standings(rows, group_by_set(self._hub.sessions()), now)
-        hosts = self._selected(query, rows, stands)
-        states = self._states(query.namespace, rows, hosts, stands, now)
-        if query.state:
-            hosts = [it for it in hosts if query.state in states[it.name]]
-        label_keys = sorted({key for it in hosts for key in it.desired.labels})
+        survey = await self._survey(query.namespace)
+        shown = _days(survey.at, query.days)
+        await self._host_days.load(shown)
+        names = self._selected(query, survey)
+        labels = [survey.hosts[name].labels for name in names]
+        found = Fleet(survey.at, shown, len(names), nsmallest(fleet.MAX_LABEL_KEYS, set().union(*labels)), [], [])
         if query.group:
-            return await self._grouped(query, now, hosts, states, label_keys)
-        hosts.sort(key=lambda it: it.name)
-        page = [it for it in hosts if query.after is None or it.name > query.after][: query.limit + 1]
-        shown = page[: query.limit]
-        names = [it.name for it in shown]
-        found = await self._days_of(names, query, now)
-        seen = await self._store.read(host_statements.last_seen, names)
+            return self._grouped(query, survey, found, dict(zip(names, labels, strict=True)))
+        page, more = fleet.page(names, query.after, query.limit)
+        added = await self._store.read(days.bytes_added, page, shown[0], query.namespace)
+        seen = await self._store.read(host_statements.last_seen, page)
+        by_day = [self._host_days.of_day(day, query.namespace) for day in shown]
         items = [
             FleetHost(
-                it.name,
-                "",
-                states[it.name],
-                self._hub.is_connected(it.name),
-                self._hub.last_seen(it.name) or seen.get(it.name),
-                [found.get(it.name, {}).get(day, _NO_DAY)[0] for day in _days(now, query.days)],
-                sum(added for _, added in found.get(it.name, {}).values()),
-                f"/hosts/{it.name}",
+                name,
+                fleet.states_of(name, survey.by_state),
+                self._hub.is_connected(name),
+                self._hub.last_seen(name) or seen.get(name),
+                [it.worst(number) for it in by_day],
+                added.get(name, 0),
+                f"/hosts/{name}",
             )
-            for it in shown
+            for name in page
+            if (number := self._host_days.number(name)) is not None
         ]
-        next_ = shown[-1].name if len(page) > query.limit else None
-        return Fleet(now, _days(now, query.days), len(hosts), label_keys, [], items, next_)
+        return msgspec.structs.replace(found, items=items, next=page[-1] if more else None)
 
-    async def _grouped(
-        self,
-        query: FleetQuery,
-        now: datetime,
-        hosts: Sequence[Session],
-        states: Mapping[str, Sequence[str]],
-        label_keys: Sequence[str],
+    def _grouped(
+        self, query: FleetQuery, survey: Survey, found: Fleet, labels: Mapping[str, Mapping[str, str]]
     ) -> Fleet:
         groups: dict[str, list[str]] = defaultdict(list)
-        for it in hosts:
-            groups[it.desired.labels.get(query.group, "")].append(it.name)
-        page = sorted(it for it in groups if query.after is None or it > query.after)[: query.limit + 1]
-        shown, dates = page[: query.limit], _days(now, query.days)
-        found = await self._days_of([name for it in shown for name in groups[it]], query, now)
-        items = []
-        for value in shown:
-            names = groups[value]
-            counts = [dict.fromkeys(("succeeded", "warned", "failed", "none"), 0) for _ in dates]
-            for name in names:
-                of_host = found.get(name, {})
-                for at, day in enumerate(dates):
-                    counts[at][of_host.get(day, _NO_DAY)[0]] += 1
-            of_states: dict[str, int] = defaultdict(int)
-            for name in names:
-                for state in states[name]:
-                    of_states[state] += 1
-            items.append(FleetGroup(value, len(names), of_states, [GroupDay(**it) for it in counts]))
-        next_ = shown[-1] if len(page) > query.limit else None
-        return Fleet(now, dates, len(hosts), label_keys, items, [], next_)
+        for name, its in labels.items():
+            groups[its.get(query.group, "")].append(name)
+        page, more = fleet.page(groups, query.after, query.limit)
+        by_day = [self._host_days.of_day(day, query.namespace) for day in found.days]
+        shown = [
+            fleet.group(it, frozenset(groups[it]), self._host_days.bits(groups[it]), survey.by_state, by_day)
+            for it in page
+        ]
+        return msgspec.structs.replace(found, groups=shown, next=page[-1] if more else None)
 
-    async def _days_of(
-        self, hosts: Collection[str], query: FleetQuery, now: datetime
-    ) -> dict[str, dict[date, tuple[Outcome, int]]]:
-        since = _days(now, query.days)[0]
-        found: dict[str, dict[date, tuple[Outcome, int]]] = defaultdict(dict)
-        for it in await self._store.read(days.of_hosts, hosts, since, query.namespace):
-            found[it.host][it.day] = it.worst, it.bytes_added
-        return found
+    def _selected(self, query: FleetQuery, survey: Survey) -> list[str]:
+        """The names of the hosts that are asked for."""
+        names: Iterable[str] = survey.hosts
+        if query.schedule:
+            its = (survey.stands[it.id].hosts for it in survey.rows if full_name(it) == query.schedule)
+            names = next(its, frozenset())
+        if query.selector != LabelSelector():
+            hosts = survey.hosts
+            names = [it for it in names if selector_matches(query.selector, hosts[it].labels)]
+        if query.state == fleet.GOOD_STATE:
+            bad = frozenset().union(*survey.by_state.values())
+            names = [it for it in names if it not in bad]
+        elif query.state:
+            its_state = next(hosts for state, hosts in survey.by_state.items() if state == query.state)
+            names = [it for it in names if it in its_state]
+        return list(names)
 
-    # Schedules and hosts.
+    # Surveys.
 
-    def _schedules(self, namespace: str) -> list[ScheduleRow]:
-        return [it for it in self._catalog.schedules.values() if namespace in ("", it.namespace)]
+    async def _survey(self, namespace: str) -> Survey:
+        """A survey that is up to date, or was a moment ago where the fleet is large."""
+        async with self._making:  # whoever waited uses the one that was made meanwhile
+            kept = self._kept.get(namespace)
+            if kept is not None and kept.declared == self._declared and time.monotonic() < kept.until:
+                return kept.survey
+            declared, begin = self._declared, time.monotonic()
+            survey = await self._made(namespace)
+            self._kept.pop(namespace, None)
+            took = time.monotonic() - begin
+            if took >= FREE_S:
+                self._kept[namespace] = Kept(survey, begin + took * (1 + SHARE), declared)
+            if len(self._kept) > MAX_KEPT:
+                del self._kept[next(iter(self._kept))]
+            return survey
 
-    def _repositories(self, namespace: str) -> list[RepositoryRow]:
-        return [it for it in self._catalog.repositories.values() if namespace in ("", it.namespace)]
-
-    async def _standings(
-        self, rows: Sequence[ScheduleRow], groups: Sequence[HostGroup], now: datetime
-    ) -> dict[str, OnHosts]:
-        """How each schedule stands on its hosts, by id. Other tasks may run after each of them."""
-        found = {}
+    async def _made(self, namespace: str) -> Survey:
+        now = self._clock()
+        rows = [it for it in list(self._catalog.schedules.values()) if namespace in ("", it.namespace)]
+        groups = group_by_set(self._hub.sessions())
+        stands = {}
         for row in rows:
             await asyncio.sleep(0)
-            found[row.id] = self._coverage.on_hosts(row.id, _having(row, groups), now)
+            having = [it for it in groups if row.id in it.entries.items]
+            stands[row.id] = self._coverage.on_hosts(row.id, having, now)
+        sessions = self._hub.sessions()
+        out_of_sync = frozenset().union(*(it.not_in_sync for it in groups))
+        if namespace:
+            names = frozenset().union(*(it.hosts for it in stands.values()))
+            sessions = [it for it in sessions if it.name in names]
+            out_of_sync = frozenset().union(*(it.out_of_sync for it in stands.values()))
+        connected = self._hub.connected_anywhere()
+        hosts = {it.name: it.desired for it in sessions}
+        suspects = await self._suspects(sessions)
+        by_state = _by_state(stands.values())
+        backups = [stands[it.id].hosts for it in rows if it.spec["kind"] == "backup" and self._is_enabled(it)]
+        backed = frozenset().union(*backups)
+        troubled = {it.name for it in suspects if any(_is_of_agent(one.reason) for one in it.problems(now, {}))}
+        by_state["offline"] = frozenset(hosts).difference(connected)
+        by_state["out_of_sync"] = out_of_sync & hosts.keys()
+        by_state["agents"] = frozenset(troubled)
+        by_state["no_backup"] = frozenset(hosts) - backed
+        is_connected = len(hosts) - len(by_state["offline"])
+        return Survey(now, rows, groups, stands, hosts, suspects, backed, is_connected, by_state)
+
+    async def _suspects(self, hosts: Sequence[Session]) -> list[Session]:
+        """The hosts whose agents may have a problem."""
+        found = []
+        for at in range(0, len(hosts), AT_ONCE):
+            await asyncio.sleep(0)
+            found += [it for it in hosts[at : at + AT_ONCE] if it.may_have_problems]
         return found
-
-    def _sessions(self, namespace: str, stands: Mapping[str, OnHosts]) -> list[Session]:
-        """The hosts that a namespace has: those of its schedules."""
-        if not namespace:
-            return self._hub.sessions()
-        names = frozenset().union(*(it.hosts for it in stands.values()))
-        return [it for it in self._hub.sessions() if it.name in names]
-
-    def _selected(self, query: FleetQuery, rows: Sequence[ScheduleRow], stands: Mapping[str, OnHosts]) -> list[Session]:
-        hosts = self._sessions(query.namespace, stands)
-        if query.selector != LabelSelector():
-            hosts = [it for it in hosts if selector_matches(query.selector, it.desired.labels)]
-        if query.schedule:
-            its = next((stands[it.id].hosts for it in rows if full_name(it) == query.schedule), frozenset())
-            hosts = [it for it in hosts if it.name in its]
-        return hosts
-
-    def _states(
-        self,
-        namespace: str,
-        rows: Sequence[ScheduleRow],
-        hosts: Sequence[Session],
-        stands: Mapping[str, OnHosts],
-        now: datetime,
-    ) -> dict[str, list[str]]:
-        """What is wrong with each host."""
-        sets: dict[str, set[str]] = {it: set() for it in STATES}
-        for stand in stands.values():
-            sets["overdue"].update(set(stand.overdue).difference(stand.never_ran))
-            sets["never_ran"].update(stand.never_ran)
-            sets["failed"].update(stand.ends.failed)
-            sets["incomplete"].update(stand.ends.warned)
-            sets["out_of_sync"].update(stand.out_of_sync)
-        backed = self._with_backup(rows, stands)
-        for it in hosts:
-            if not self._hub.is_connected(it.name):
-                sets["offline"].add(it.name)
-            if not namespace and not it.in_sync:
-                sets["out_of_sync"].add(it.name)
-            if it.name not in backed:
-                sets["no_backup"].add(it.name)
-            if any(overview.section_of(problem.reason, "agents") == "agents" for problem in it.problems(now, {})):
-                sets["agents"].add(it.name)
-        return {it.name: [state for state in STATES if it.name in sets[state]] or [GOOD_STATE] for it in hosts}
-
-    def _with_backup(self, rows: Sequence[ScheduleRow], stands: Mapping[str, OnHosts]) -> frozenset[str]:
-        """The hosts that an enabled schedule of kind backup selects."""
-        backups = (it for it in rows if it.spec["kind"] == "backup" and self._is_enabled(it))
-        return frozenset().union(*(stands[it.id].hosts for it in backups))
 
     def _is_enabled(self, row: ScheduleRow) -> bool:
         schedule = self._placement.schedules.get(row.id)
         return schedule is not None and schedule.spec.enabled
 
+    def _repositories(self, namespace: str) -> list[RepositoryRow]:
+        return [it for it in list(self._catalog.repositories.values()) if namespace in ("", it.namespace)]
+
     # Facts.
 
-    def _counts(
-        self,
-        namespace: str,
-        rows: Sequence[ScheduleRow],
-        hosts: Sequence[Session],
-        stands: Mapping[str, OnHosts],
-        running: int,
-    ) -> Counts:
-        backups = [stands[it.id] for it in rows if it.spec["kind"] == "backup" and self._is_enabled(it)]
-        having = frozenset().union(*(it.hosts for it in backups))
+    def _counts(self, survey: Survey, namespace: str, running: int) -> Counts:
+        enabled = {it.id for it in survey.rows if self._is_enabled(it)}
+        backups = [survey.stands[it.id] for it in survey.rows if it.spec["kind"] == "backup" and it.id in enabled]
         late = frozenset().union(*(it.overdue for it in backups))
-        waiting = frozenset().union(*map(_waiting, backups)) - late
+        waiting = frozenset().union(*(it.ends.never for it in backups)) - late
         return Counts(
-            hosts=len(hosts),
-            hosts_connected=sum(self._hub.is_connected(it.name) for it in hosts),
-            hosts_in_sync=len(hosts) - len(self._out_of_sync(namespace, hosts, stands)),
-            hosts_backed_up=len(having - late - waiting),
+            hosts=len(survey.hosts),
+            hosts_connected=survey.connected,
+            hosts_in_sync=len(survey.hosts) - len(survey.by_state["out_of_sync"]),
+            hosts_backed_up=len(survey.backed - late - waiting),
             hosts_waiting=len(waiting),
-            schedules=len(rows),
-            schedules_disabled=sum(not self._is_enabled(it) for it in rows),
+            schedules=len(survey.rows),
+            schedules_disabled=len(survey.rows) - len(enabled),
             repositories=len(self._repositories(namespace)),
             jobs_running=running,
         )
 
-    def _out_of_sync(self, namespace: str, hosts: Sequence[Session], stands: Mapping[str, OnHosts]) -> Collection[str]:
-        if not namespace:
-            return {it.name for it in hosts if not it.in_sync}
-        return frozenset().union(*(it.out_of_sync for it in stands.values()))
+    def _schedule(self, survey: Survey, row: ScheduleRow, hanging: set[str]) -> ScheduleFacts:
+        stands = survey.stands[row.id]
+        having = [it for it in survey.groups if row.id in it.entries.items]
+        covers = self._coverage.coverage(row.id, stands, having, hanging)
+        next_due = self._placement.next_due(row.id, survey.at)
+        return ScheduleFacts(row.namespace, row.name, row.spec["kind"], covers, next_due)
 
     def _repository(self, row: RepositoryRow, now: datetime) -> RepositoryFacts:
         must, at = row.spec.get("verifyWithinDays"), self._health.verified(row.id)
@@ -368,60 +303,67 @@ class Surveyor:
         problems = repository_problems(access, failure, must, at, row.created_at, now)
         return RepositoryFacts(row.namespace, row.name, problems, at is not None, must is not None)
 
-    def _host_facts(
-        self,
-        namespace: str,
-        rows: Sequence[ScheduleRow],
-        hosts: Sequence[Session],
-        stands: Mapping[str, OnHosts],
-        seen: Mapping[str, datetime],
-        now: datetime,
-    ) -> list[HostFacts]:
-        """The hosts with which something is wrong."""
-        backed, names = self._with_backup(rows, stands), {it.id: full_name(it) for it in rows}
-        out_of_sync = self._out_of_sync(namespace, hosts, stands)
-        disabled = [it for it in rows if it.spec["kind"] == "backup" and not self._is_enabled(it)]
-        found = []
-        for it in hosts:
-            problems = [Problem(one.reason, one.message) for one in it.problems(now, names, within=bool(namespace))]
-            if it.name in out_of_sync and not it.left_out.count:
-                problems.append(Problem("NotInSync", "its agent does not hold what is declared for it"))
-            connected, suspended = self._hub.is_connected(it.name), None
-            if it.name not in backed:
-                suspended = [full_name(one) for one in disabled if it.name in stands[one.id].hosts]
-            if problems or not connected or suspended is not None:
-                found.append(HostFacts(it.name, problems, connected, seen.get(it.name), suspended))
+    async def _host_troubles(self, survey: Survey, namespace: str, *, starting: bool) -> list[HostTroubles]:
+        """What is wrong with hosts."""
+        by_reason: dict[str, dict[str, str]] = defaultdict(dict)
+        names = {it.id: full_name(it) for it in survey.rows}
+        for it in survey.suspects:
+            for problem in it.problems(survey.at, names, within=bool(namespace)):
+                by_reason[problem.reason][it.name] = problem.message
+        found = [
+            HostTroubles(reason, len(its), [(name, its[name]) for name in nsmallest(MAX_ITEMS, its)])
+            for reason, its in by_reason.items()
+        ]
+        left_out = by_reason["EntriesLeftOut"].keys() | by_reason["StoreEmpty"].keys()
+        away: Collection[str] = () if starting else survey.by_state["offline"]
+        seen = await self._store.read(host_statements.last_seen, nsmallest(MAX_ITEMS, away)) if away else {}
+        rest: Sequence[tuple[str, Collection[str], Callable[[str], str]]] = (
+            ("NotInSync", survey.by_state["out_of_sync"] - left_out, lambda _: NOT_IN_SYNC),
+            ("NotConnected", away, lambda name: not_connected(seen.get(name))),
+            ("NoBackup", survey.by_state["no_backup"], lambda name: no_backup(self._disabled(survey, name))),
+        )
+        for reason, hosts, message in rest:
+            named = [(name, message(name)) for name in nsmallest(MAX_ITEMS, hosts)]
+            found += [HostTroubles(reason, len(hosts), named)] if named else []
         return found
 
-    def _controller_facts(self) -> list[tuple[str, list[Problem]]]:
+    def _disabled(self, survey: Survey, host: str) -> list[str]:
+        """The disabled schedules of kind backup that a host has."""
+        backups = (it for it in survey.rows if it.spec["kind"] == "backup" and not self._is_enabled(it))
+        return [full_name(it) for it in backups if host in survey.stands[it.id].hosts]
+
+    def _controller_problems(self) -> list[tuple[str, list[Problem]]]:
         states = self._controllers.states()
         return [(it.name, [Problem(one.reason, one.message) for one in it.problems]) for it in states]
 
-    async def _running(self, rows: Sequence[ScheduleRow], namespace: str) -> tuple[list[RunningJob], int]:
+    async def _running(self, survey: Survey, namespace: str) -> tuple[list[RunningJob], int]:
         """Some of the jobs that run, and how many there are."""
-        names = {it.id: full_name(it) for it in rows}
-        found, count = await self._store.read(queue.running, list(names) if namespace else None, MAX_LISTED)
+        names = {it.id: full_name(it) for it in survey.rows}
+        found, count = await self._store.read(job_statements.running, list(names) if namespace else None, MAX_LISTED)
         shown = []
         for job_id, host, kind, schedule_id, since in found:
-            attempt = self._active.get(job_id)
+            attempt, name = self._active.get(job_id), names.get(schedule_id or "")
             progress = None if attempt is None else attempt.progress
             fraction = None if progress is None else progress.fraction
-            name = names.get(schedule_id or "")
             shown.append(RunningJob(job_id, host, name, kind, since, fraction, f"/jobs/{job_id}"))
         return shown, count
 
 
-_NO_DAY: tuple[Outcome, int] = ("none", 0)
+def _by_state(stands: Iterable[OnHosts]) -> dict[State, frozenset[str]]:
+    """The hosts of schedules by what is wrong with their runs."""
+    its = list(stands)
+    never_ran = frozenset().union(*(it.never_ran for it in its))
+    late = (frozenset(it.overdue).difference(it.never_ran) for it in its if it.overdue)
+    return {
+        "overdue": frozenset().union(*late),
+        "never_ran": never_ran,
+        "failed": frozenset().union(*(it.ends.failed for it in its)),
+        "incomplete": frozenset().union(*(it.ends.warned for it in its)),
+    }
 
 
-def _having(row: ScheduleRow, groups: Sequence[HostGroup]) -> list[HostGroup]:
-    """The groups of hosts that should hold a schedule."""
-    return [it for it in groups if row.id in it.entries.items]
-
-
-def _waiting(its: OnHosts) -> frozenset[str]:
-    """The hosts on which a schedule has never succeeded, and is not overdue."""
-    return frozenset(its.ends.never).difference(its.overdue)
+def _is_of_agent(reason: str) -> bool:
+    return section_of(reason, "agents") == "agents"
 
 
 def _days(now: datetime, count: int) -> list[date]:

@@ -106,6 +106,11 @@ def gather(dialect: str, found: sa.Subquery) -> str:
     return prepared(dialect, sa.select(_Gathered(_Tuple(*found.c))))
 
 
+def gathered_names(column: "sa.Column[str]") -> sa.ColumnElement[str]:
+    """The values of a text column in a group of rows, as one JSON array."""
+    return _Gathered(column)
+
+
 def gathered(conn: sa.Connection, statement: str, rows: Iterable[Sequence[object]]) -> list[Any]:
     """Execute a `gather` statement with these rows as its parameter; return the rows that it finds, as lists."""
     found = execute(conn, statement, rows).scalar()

@@ -144,6 +144,16 @@ def get_jobs(conn: Connection, job_ids: Sequence[str]) -> list[Row]:
     return [rows[job_id] for job_id in job_ids if job_id in rows]
 
 
+class RunningRow(NamedTuple):
+    """A job that runs. `accepted_at`: since when."""
+
+    id: str
+    host: str
+    kind: str
+    scheduled_id: str | None
+    accepted_at: datetime | None
+
+
 class Page(NamedTuple):
     """Some of the jobs that were asked for, newest first, and the (created_at, id) after which there may be more."""
 
@@ -271,3 +281,19 @@ def lasting_job_id(*parts: str) -> str:
     their names begin alike. `parts`: what identifies the job, such as namespace, name and host; none contains a space.
     """
     return hashlib.blake2b(" ".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def running(conn: Connection, schedule_ids: Collection[str] | None, limit: int) -> tuple[list[RunningRow], int]:
+    """The jobs that are to end first, up to `limit`, and how many run.
+
+    `schedule_ids`: only of these schedules; None for all jobs. All jobs that run are looked at in any case.
+    """
+    its: Conditions = [sa.text("status = 'running'")]  # type: ignore[list-item]
+    if schedule_ids is not None:
+        given = batch.Given(conn.dialect.name, [JOBS.c.scheduled_id]).select()
+        its.append(_unindexed(JOBS.c.scheduled_id).in_(given))
+    ids = batch.parameter((it,) for it in schedule_ids or ())
+    columns = (JOBS.c.id, JOBS.c.host, JOBS.c.kind, JOBS.c.scheduled_id, JOBS.c.accepted_at)
+    found = conn.execute(sa.select(*columns).where(*its).order_by(JOBS.c.hangs_at, JOBS.c.id).limit(limit), ids)
+    count = conn.execute(sa.select(sa.func.count()).select_from(JOBS).where(*its), ids).scalar_one()
+    return [RunningRow(*row) for row in found], count

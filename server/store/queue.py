@@ -90,16 +90,6 @@ class OpenRow(NamedTuple):
     exclusive: bool = False
 
 
-class RunningRow(NamedTuple):
-    """A job that runs. `accepted_at`: since when."""
-
-    id: str
-    host: str
-    kind: str
-    scheduled_id: str | None
-    accepted_at: datetime | None
-
-
 class _Id(NamedTuple):
     id: str | None
 
@@ -620,21 +610,6 @@ def hanging(conn: Connection, now: datetime) -> list[Pair]:
     """The (schedule id, host) of jobs that run although their hosts should have stopped them by now."""
     found = sa.select(JOBS.c.scheduled_id, JOBS.c.host).where(sa.text("status = 'running'"), JOBS.c.hangs_at < now)
     return [(schedule_id or "", host) for schedule_id, host in conn.execute(found)]
-
-
-def running(conn: Connection, schedule_ids: Collection[str] | None, limit: int) -> tuple[list[RunningRow], int]:
-    """The jobs that are to end first, up to `limit`, and how many run.
-
-    `schedule_ids`: only of these schedules; None for all jobs.
-    """
-    its = [sa.text("status = 'running'")]
-    if schedule_ids is not None:
-        its.append(JOBS.c.scheduled_id.in_(batch.Given(conn.dialect.name, [JOBS.c.scheduled_id]).select()))  # type: ignore[arg-type]
-    given = batch.parameter((it,) for it in schedule_ids or ())
-    columns = (JOBS.c.id, JOBS.c.host, JOBS.c.kind, JOBS.c.scheduled_id, JOBS.c.accepted_at)
-    found = conn.execute(sa.select(*columns).where(*its).order_by(JOBS.c.hangs_at, JOBS.c.id).limit(limit), given)
-    count = conn.execute(sa.select(sa.func.count()).select_from(JOBS).where(*its), given).scalar_one()
-    return [RunningRow(*row) for row in found], count
 
 
 def waits(conn: Connection, job_ids: Iterable[str]) -> list[WaitRow]:

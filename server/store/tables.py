@@ -343,13 +343,16 @@ class ControllerReport(Base, table=True):
 
 
 class HostDay(Base, table=True):
-    """How the Schedules' jobs that ended on a day (UTC) went on a host. `namespace`: of their repository, empty for one
-    that was deleted before they ended. `failed`: of any end that is not in GOOD."""
+    """How the Schedules' jobs that ended on a day (UTC) went on a host; on all hosts together where `host` is empty.
+
+    `namespace`: of their repository, empty for one that was deleted before they ended. `failed`: any end that is not in
+    GOOD.
+    """
 
     __tablename__ = "host_days"
 
-    day: date = Field(primary_key=True, sa_type=sa.Date)
     host: str = Field(primary_key=True, max_length=253)
+    day: date = Field(primary_key=True, sa_type=sa.Date, index=True)
     namespace: str = Field(primary_key=True, max_length=63)
     succeeded: int = Field(default=0, sa_type=sa.BigInteger)
     warned: int = Field(default=0, sa_type=sa.BigInteger)
