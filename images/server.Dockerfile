@@ -9,7 +9,7 @@ FROM ${BASE} AS build
 WORKDIR /src
 COPY . .
 RUN python3 -m venv /opt/lamplighter \
- && /opt/lamplighter/bin/pip install --no-cache-dir -c constraints.txt '.[server,postgresql,controller,cli]' \
+ && /opt/lamplighter/bin/pip install --no-cache-dir -c constraints.txt '.[server,postgresql,otel,controller,cli]' \
  && /opt/lamplighter/bin/pip uninstall -y pip setuptools
 
 FROM ${BASE}

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import os
 import random
 import resource
 import secrets
@@ -59,7 +60,7 @@ from server.jobs.queue import JobQueue
 from server.jobs.reports import Reports
 from server.jobs.repositories import RepositoryStates
 from server.observe import clock as clock_set_back
-from server.observe import history
+from server.observe import history, otel
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader
 from server.observe.history import HistoryRetention
@@ -296,6 +297,7 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
             keep = HistoryRetention(config.keep_jobs, config.keep_jobs_days)
             pages = site.routes(services, identity, proxy_users)
             app = application(parts.gateway, [*routing.routes(services, identity), *pages])
+            app = await stack.enter_async_context(_traced(app, parts, clock))
             async with (
                 _running(parts.leader.while_leading(partial(history.follow, store, keep, clock))),
                 _running(parts.last_seen.follow()),
@@ -349,6 +351,40 @@ async def _disconnecting(hub: Hub) -> AsyncIterator[None]:
         yield
     finally:
         hub.disconnect_all()
+
+
+@asynccontextmanager
+async def _traced(app: ASGIApp, parts: Parts, clock: Callable[[], datetime]) -> AsyncIterator[ASGIApp]:
+    """The application, with traces where OTEL_* variables ask for them. On leaving, the last ones are sent.
+
+    Raises ServerError.
+    """
+    try:
+        is_asked = otel.makes_traces(os.environ)
+        if is_asked:
+            from server.observe.traces import JobTraceIds, Traces, provider  # noqa: PLC0415 - few servers need it
+    except ValueError as error:
+        raise ServerError(str(error)) from error
+    except ModuleNotFoundError as error:
+        raise ServerError(f"OTEL_* variables ask for traces: install lamplighter[otel] ({error})") from error
+    if not is_asked:
+        yield app
+        return
+    services, ids = parts.services, JobTraceIds()
+    hosts = services.placement.hosts
+
+    def version_of(host: str) -> int:
+        return hosts[host].version
+
+    def was_sent(job_id: str) -> bool:
+        return parts.active.get(job_id) is not None
+
+    traces = Traces(provider(ids, services.store.server), ids, version_of, was_sent, clock)
+    parts.events.subscribe(traces.on_event, own_only=True)
+    try:
+        yield traces.of_requests(app)
+    finally:
+        await asyncio.to_thread(traces.close)
 
 
 @asynccontextmanager

@@ -18,10 +18,19 @@ Key = tuple[str, str]
 """(namespace, name)."""
 
 
+class ChangeTiming(Struct, frozen=True):
+    """When a change that was made on this server began, was planned, and was stored."""
+
+    began_at: datetime
+    planned_at: datetime
+    stored_at: datetime
+
+
 class DeclarationChanged(Struct, frozen=True):
     """Resources were created, updated or deleted, and the change is in force.
 
     `deleted_schedules`, `deleted_repositories`: their ids. `hosts_with_new_set`: hosts whose desired set has changed.
+    `timing`: None for a change that another server made.
     """
 
     schedules: Sequence[Key] = ()
@@ -31,6 +40,7 @@ class DeclarationChanged(Struct, frozen=True):
     deleted_repositories: Sequence[str] = ()
     deleted_hosts: Sequence[str] = ()
     hosts_with_new_set: Sequence[str] = ()
+    timing: ChangeTiming | None = None
 
 
 class HostConnected(Struct, frozen=True):
@@ -89,10 +99,17 @@ class FireRefused(Struct, frozen=True):
     reason: str
 
 
-class JobsChanged(Struct, frozen=True):
-    """Jobs have started, or now wait for their next attempt."""
+class JobsSent(Struct, frozen=True):
+    """The commands of jobs that had to wait were sent to their hosts."""
 
     job_ids: Sequence[str]
+
+
+class JobsChanged(Struct, frozen=True):
+    """Jobs have started, or now wait for their next attempt. `accepted`: whether their hosts have accepted them."""
+
+    job_ids: Sequence[str]
+    accepted: bool = False
 
 
 class AttemptEnded(Struct, frozen=True):
@@ -145,6 +162,7 @@ Event = (
     | HostAcked
     | JobsRecorded
     | FireRefused
+    | JobsSent
     | JobsChanged
     | AttemptEnded
     | LimitChanged

@@ -19,7 +19,7 @@ from server.agents.session import Session
 from server.changes import change as changes
 from server.changes.change import Change, Entry, read_entry, write_changes
 from server.errors import ApiException, Unavailable
-from server.events import DeclarationChanged, Events
+from server.events import ChangeTiming, DeclarationChanged, Events
 from server.fleet.catalog import Catalog, ResolvedRepository
 from server.fleet.expected import ExpectedSince
 from server.fleet.placement import HostState, Placement, Plan
@@ -98,6 +98,7 @@ class Pipeline:
         `Catalog.resolve` returned them for the plan. A host that is offline gets its push after its next hello. Raises
         BehindError, and what `Store.write` raises.
         """
+        planned_at = self._clock()
         desired, (came, left) = self._placement.desired(plan), self._placement.changed_pairs(plan)
         change = change._replace(
             desired=desired,
@@ -111,7 +112,8 @@ class Pipeline:
             raise BehindError
         if change.also is not None:
             change.also.then(written.answer)
-        self._put_in_force(change, plan, put_repositories, {host: version for host, version, _ in desired})
+        timing = ChangeTiming(change.at, planned_at, self._clock())
+        self._put_in_force(change, plan, put_repositories, {host: version for host, version, _ in desired}, timing)
         self._revision = written.revision
 
     async def follow(self) -> None:
@@ -182,7 +184,12 @@ class Pipeline:
         return HostState(row.name, row.labels, row.since, row.desired_version, entries, created_at)
 
     def _put_in_force(
-        self, change: Change, plan: Plan, put_repositories: Sequence[ResolvedRepository], versions: Mapping[str, int]
+        self,
+        change: Change,
+        plan: Plan,
+        put_repositories: Sequence[ResolvedRepository],
+        versions: Mapping[str, int],
+        timing: ChangeTiming | None = None,
     ) -> None:
         """Put a change in force, publish it, and push. `versions`: the new ones of hosts."""
         is_first = not self._catalog.schedules and bool(change.put_schedules)
@@ -198,7 +205,7 @@ class Pipeline:
             self._hub.forget(name)  # one that has just said hello connects again, and is created anew
         for name in change.rekeyed:
             self._hub.disconnect(name)  # it was authenticated by a key that is no longer valid
-        self._publish(change, changed)
+        self._publish(change, changed, timing)
         self._log(change)
         self._push(changed)
         if is_first:  # agents that kept the schedules of another store now get what is declared here
@@ -224,7 +231,7 @@ class Pipeline:
             if (session := self._hub.session(host)) is not None:
                 self._hub.deliver(host, session.desired_changed())
 
-    def _publish(self, change: Change, hosts_with_new_set: Iterable[str]) -> None:
+    def _publish(self, change: Change, hosts_with_new_set: Iterable[str], timing: ChangeTiming | None) -> None:
         """Publish a change that is in force."""
         if change.is_declared:
             self._events.publish(
@@ -236,6 +243,7 @@ class Pipeline:
                     deleted_repositories=[row.id for row in change.delete_repositories],
                     deleted_hosts=change.delete_hosts,
                     hosts_with_new_set=list(hosts_with_new_set),
+                    timing=timing,
                 )
             )
 

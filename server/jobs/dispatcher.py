@@ -25,6 +25,7 @@ from server.events import (
     HostDisconnected,
     JobsChanged,
     JobsRecorded,
+    JobsSent,
     LimitChanged,
     RecordedJob,
 )
@@ -340,6 +341,7 @@ class Dispatcher:
                 by_host[job.host].append(Send((commands[job.id],)))
         for host, sends in by_host.items():
             self._agents.deliver(host, sends)
+        self._events.publish(JobsSent([job.id for job in kept if job.id not in over]))
 
     def _unsupported(self, jobs: Iterable[tuple[str, str, CommandRun]]) -> list[JobFinished]:
         """The ends of those jobs, each with its host, that their hosts cannot run or are not granted any more."""

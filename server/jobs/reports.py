@@ -120,7 +120,7 @@ class Reports:
         def accepted(result: Accepted) -> None:
             self._leave_out(host, result.foreign)
             if result.job_ids:
-                self._events.publish(JobsChanged(result.job_ids))
+                self._events.publish(JobsChanged(result.job_ids, accepted=True))
 
         return then(future, accepted)
 

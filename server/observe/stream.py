@@ -21,6 +21,7 @@ from server.events import (
     HostDisconnected,
     JobsChanged,
     JobsRecorded,
+    JobsSent,
     LimitChanged,
     RepositoryHealthChanged,
 )
@@ -37,6 +38,7 @@ _CHANGED = {
     DuplicateAgent: ("hosts",),
     HostAcked: ("hosts", "schedules"),
     JobsRecorded: ("runs", "schedules"),
+    JobsSent: (),
     JobsChanged: ("runs",),
     AttemptEnded: ("runs", "schedules"),
     RepositoryHealthChanged: ("repositories",),
