@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
-PLURALS: Mapping[str, str] = {"Repository": "repositories", "Schedule": "schedules"}
+PLURALS: Mapping[str, str] = {"Repository": "repositories", "Schedule": "schedules", "Alert": "alerts"}
 """The kinds with their plurals. Kinds that others refer to come first."""
 FOLDER_PLURALS: Mapping[str, str] = {"Host": "hosts", **PLURALS}
 """The kinds of a folder. A cluster's Hosts are synced one by one."""
 
+WITH_CREDENTIALS = ("Repository", "Alert")
+"""The kinds that name Secrets."""
+URLS_KEY, SIGNING_KEY = "urls", "signing-key"
+"""The keys of a Secret that an Alert names: its URLs, one on each line, and what signs webhooks."""
 SECRET_PARTS: Mapping[str, str] = {"passwordSecretRef": "password", "envSecretRef": "env"}
 """For each field of a Repository's spec that names a Secret, the part of the credentials that it holds."""
 REPOSITORY_URLS = "lamplighter.dev/repository-urls"
@@ -29,7 +33,7 @@ class Key(NamedTuple):
 
 
 class Resource(NamedTuple):
-    """A declared resource. `credentials`: of a Repository. Its repr hides them."""
+    """A declared resource. `credentials`: of a Repository or an Alert. Its repr hides them."""
 
     metadata: Mapping[str, Any]
     spec: Any
@@ -55,6 +59,17 @@ def environment_of(spec: Mapping[str, Any], values: Mapping[str, Value]) -> dict
     if not isinstance(env, dict) or not isinstance(password, dict) or env.get("name") != password.get("name"):
         return dict(values)
     return {name: value for name, value in values.items() if name != (password.get("key") or "password")}
+
+
+def alert_credentials(values: Mapping[str, str]) -> dict[str, Any]:
+    """The credentials of an Alert, from the values of its Secret. Empty lines and those that begin with # are left out.
+
+    Raises KeyError if the Secret has no URLs.
+    """
+    lines = (line.strip() for line in values[URLS_KEY].splitlines())
+    found: dict[str, Any] = {"urls": [line for line in lines if line and not line.startswith("#")]}
+    key = values.get(SIGNING_KEY, "").strip()
+    return found | ({"signingKey": key} if key else {})
 
 
 def final_newlines(credentials: Mapping[str, Any] | None) -> list[str]:

@@ -34,6 +34,7 @@ from server.access.vault import Vault
 from server.agents.hub import Hub
 from server.api import routing
 from server.api.services import Services
+from server.changes.alerts import Alerts
 from server.changes.enrolments import Enrolments
 from server.changes.hosts import Hosts
 from server.changes.listings import Listings
@@ -59,6 +60,9 @@ from server.jobs.progress import ProgressWriter
 from server.jobs.queue import JobQueue
 from server.jobs.reports import Reports
 from server.jobs.repositories import RepositoryStates
+from server.notify.gather import Gatherer
+from server.notify.notifier import Notifier
+from server.notify.services import Services as NotificationServices
 from server.observe import clock as clock_set_back
 from server.observe import history, otel
 from server.observe.controllers import Controllers
@@ -152,6 +156,9 @@ class Parts(NamedTuple):
     follower: Follower
     balance: Balance
     news: NewsFollower
+    alerts: Alerts
+    notifications: NotificationServices
+    notifier: Notifier
 
 
 class Running(Struct, frozen=True):
@@ -229,6 +236,11 @@ def assemble(
     runs = Runs(store, catalog, placement, dispatcher, clock, new_id)
     restores = Restores(runs, store, catalog, placement, clock)
     listings = Listings(runs, reports, store, catalog, placement, hub, clock, new_id)
+    notifications = NotificationServices()
+    alerts = Alerts(store, catalog, vault, notifications.unknown, clock, new_id)
+    gatherer = Gatherer(catalog, placement, hub, health, coverage, controllers, clock)
+    notifier = Notifier(store, alerts, gatherer, notifications, events, clock, random.SystemRandom())
+    events.subscribe(notifier.on_event)
     services = Services(
         schedules=Schedules(pipeline, catalog, placement, clock, new_id),
         repositories=Repositories(pipeline, catalog, placement, vault, clock, new_id),
@@ -238,6 +250,7 @@ def assemble(
         listings=listings,
         previews=Previews(restores, listings),
         enrolments=Enrolments(pipeline, store, placement, clock),
+        alerts=alerts,
         store=store,
         placement=placement,
         hub=hub,
@@ -274,6 +287,9 @@ def assemble(
         Follower([pipeline.follow, news.follow]),
         Balance(store, hub, members, random.SystemRandom()),
         news,
+        alerts,
+        notifications,
+        notifier,
     )
 
 
@@ -300,6 +316,7 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
             app = await stack.enter_async_context(_traced(app, parts, clock))
             async with (
                 _running(parts.leader.while_leading(partial(history.follow, store, keep, clock))),
+                _running(parts.leader.while_leading(parts.notifier.follow)),
                 _running(parts.last_seen.follow()),
                 _running(ProgressWriter(store, parts.active).follow()),
                 _running(clock_set_back.follow(parts.events, clock)),
@@ -334,6 +351,8 @@ async def _loaded(
                 await parts.news.begin()
                 await parts.loader.load(store, vault)
                 await parts.news.load()
+                await parts.alerts.renew()
+                trying.callback(parts.notifications.close)
             except Unavailable as error:
                 if time.monotonic() > until:
                     raise ServerError(str(error)) from error

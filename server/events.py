@@ -154,6 +154,10 @@ class ControllerReported(Struct, frozen=True):
     name: str
 
 
+class NotificationsChanged(Struct, frozen=True):
+    """An Alert has told something, or a message of one did or did not arrive."""
+
+
 Event = (
     DeclarationChanged
     | HostConnected
@@ -169,6 +173,7 @@ Event = (
     | RepositoryHealthChanged
     | ClockSetBack
     | ControllerReported
+    | NotificationsChanged
 )
 Listener = Callable[[Event], None]
 

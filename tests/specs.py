@@ -259,6 +259,25 @@ GOOD_REPOSITORIES = [
     {**REPOSITORY, "passwordSecretRef": {"name": "s"}, "envSecretRef": {"name": "s"}, "init": True},
 ]
 
+ALERT = {"secretRef": {"name": "on-call"}}
+BAD_ALERTS = [
+    Bad({}, "spec.secretRef", "missing", "schema"),
+    Bad({"secretRef": {}}, "spec.secretRef.name", "missing", "schema"),
+    Bad({**ALERT, "scope": "Cluster"}, "spec.scope", "is not known", "schema"),
+    Bad({**ALERT, "severity": "urgent"}, "spec.severity", "is not known", "schema"),
+    Bad({**ALERT, "events": []}, "spec.events", "must not be empty", "schema"),
+    Bad({**ALERT, "events": ["Fire"]}, "spec.events[0]", "is not known", "schema"),
+    Bad({**ALERT, "repeatInterval": "soon1"}, "spec.repeatInterval", "must be a duration", "rule"),
+    Bad({**ALERT, "after": "0m"}, "spec.after", "must be longer than nothing", "rule"),
+    Bad({**ALERT, "url": "https://example.org"}, "spec.url", "unknown field", "schema"),
+]
+
+GOOD_ALERTS = [
+    ALERT,
+    {**ALERT, "scope": "Fleet", "events": ["Failure", "Overdue"], "severity": "critical", "sendResolved": False},
+    {**ALERT, "selector": {"matchLabels": {"tier": "db"}}, "hostSelector": {}, "repeatInterval": "1d12h"},
+]
+
 BAD_RESTORES = [
     _restore("repositoryRef", "missing. Give it: the Repository that holds the snapshot", "schema", repositoryRef=...),
     _restore("sourceHost", "missing. Give it: the host that was backed up", "schema", sourceHost=...),

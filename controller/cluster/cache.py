@@ -8,7 +8,7 @@ from controller.resources import Key, Resource
 
 ONE_SHOT = ("Run", "Restore")
 """The kinds that are carried out once."""
-WATCHED = ("Node", "Repository", "Schedule", "Host", *ONE_SHOT)
+WATCHED = ("Node", "Repository", "Schedule", "Alert", "Host", *ONE_SHOT)
 """The cached kinds. Kinds that others depend on come first."""
 ENDED = ("Succeeded", "Failed")
 """The final phases of ONE_SHOT kinds."""

@@ -1,4 +1,4 @@
-"""Reads a Repository's credentials from the Secrets that it names."""
+"""Reads the credentials of a Repository or an Alert from the Secrets that it names."""
 
 import base64
 from collections.abc import Mapping
@@ -7,11 +7,19 @@ from typing import Any
 
 from controller.cluster.kube import Kube, KubeError
 from controller.cluster.status import NotFoundError
-from controller.resources import SECRET_PARTS, Key, environment_of, final_newlines, repository_urls
+from controller.resources import (
+    SECRET_PARTS,
+    URLS_KEY,
+    Key,
+    alert_credentials,
+    environment_of,
+    final_newlines,
+    repository_urls,
+)
 
 
 async def read_credentials(kube: Kube, key: Key, body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A Repository's credentials, read from its Secrets; None if it names none. Raises NotFoundError and KubeError."""
+    """An object's credentials, read from its Secrets; None if it names none. Raises NotFoundError and KubeError."""
     secrets: dict[str, dict[str, bytes]] = {}
     urls: dict[str, list[str]] = {}
     for name in secrets_named(body):
@@ -25,7 +33,7 @@ async def read_credentials(kube: Kube, key: Key, body: Mapping[str, Any]) -> dic
             secrets[name] = {it: base64.b64decode(value) for it, value in (secret.get("data") or {}).items()}
             if (bound := repository_urls(secret["metadata"])) is not None:
                 urls[name] = bound
-    return credentials_of(body, secrets, urls)
+    return _of_alert(body, secrets) if key.kind == "Alert" else credentials_of(body, secrets, urls)
 
 
 def newline_note(credentials: Mapping[str, Any] | None) -> str:
@@ -61,9 +69,20 @@ def credentials_of(
     return found or None
 
 
+def _of_alert(body: Mapping[str, Any], secrets: Mapping[str, Mapping[str, bytes]]) -> dict[str, Any]:
+    """Where an Alert's messages go. Raises NotFoundError."""
+    name = body["spec"]["secretRef"]["name"]
+    values = {key: _text(name, key, value) for key, value in _values(body, name, secrets).items()}
+    try:
+        return alert_credentials(values)
+    except KeyError:
+        message = f"Secret {name} has no key {URLS_KEY}: add it, with the URLs to notify, one on each line"
+        raise NotFoundError("SecretKeyNotFound", message) from None
+
+
 def secrets_named(body: Mapping[str, Any]) -> set[str]:
-    """The names of the Secrets that a Repository refers to."""
-    references = (body["spec"].get("passwordSecretRef"), body["spec"].get("envSecretRef"))
+    """The names of the Secrets that a Repository or an Alert refers to."""
+    references = (body["spec"].get(field) for field in (*SECRET_PARTS, "secretRef"))
     return {reference["name"] for reference in references if reference}
 
 

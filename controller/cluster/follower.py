@@ -24,7 +24,7 @@ from controller.cluster.status_writer import INTERVAL_S, StatusWriter
 from controller.cluster.sync import Syncer
 from controller.cluster.workers import Workers
 from controller.reconcile import Reconciler
-from controller.resources import PLURALS, Key
+from controller.resources import PLURALS, WITH_CREDENTIALS, Key
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Timing(NamedTuple):
     """Seconds.
 
     - `full`: between comparisons of everything.
-    - `secrets`: between reads of the Secrets that Repositories name, which are not watched.
+    - `secrets`: between reads of the Secrets that Repositories and Alerts name, which are not watched.
     - `statuses`: minimum between reads of the server's answers, however often they change.
     - `retry`, `max_retry`: before the first retry of what failed, and at most.
     - `listed`: a watch's list counts as complete when it listed no object for so long.
@@ -222,7 +222,7 @@ class ClusterFollower:
         if chore == "check the lists":
             self._check_lists()
         elif chore == "read secrets":
-            self._objects.add(key for key, _ in self._cache.of("Repository"))
+            self._objects.add(key for kind in WITH_CREDENTIALS for key, _ in self._cache.of(kind))
             self._chores.add_after("read secrets", self._times.secrets)
         else:
             await self._read_statuses()
@@ -259,14 +259,14 @@ class ClusterFollower:
         self._objects.add(
             sorted(self._comparing, key=lambda key: WATCHED.index(key.kind))
         )  # objects that others refer to come first
-        self._note_changes({"schedules", "repositories", "hosts"})
+        self._note_changes({*PLURALS.values(), "hosts"})
         self._chores.add_after("compare", self._times.full)
         self._log_compared()
         self.compared.set()
         return True
 
     async def _read_server(self) -> Collection[Key]:
-        """Read the server's state. Returns the keys of its Schedules and Repositories."""
+        """Read the server's state. Returns the keys of its Schedules, Repositories and Alerts."""
         objects = self._cache.objects
         uids = {objects[key]["metadata"]["uid"] for key in self._cache.active()}
         one_shot = self._server.one_shot

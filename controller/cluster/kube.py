@@ -53,6 +53,7 @@ class Kind(NamedTuple):
 KINDS: Mapping[str, Kind] = {
     "Schedule": Kind(f"{GROUP}/{VERSION}", "schedules"),
     "Repository": Kind(f"{GROUP}/{VERSION}", "repositories"),
+    "Alert": Kind(f"{GROUP}/{VERSION}", "alerts"),
     "Host": Kind(f"{GROUP}/{VERSION}", "hosts"),
     "Run": Kind(f"{GROUP}/{VERSION}", "runs"),
     "Restore": Kind(f"{GROUP}/{VERSION}", "restores"),

@@ -12,6 +12,7 @@ from controller.cluster.status import (
     NotFoundError,
     Status,
     SyncState,
+    alert_status,
     host_status,
     reason,
     repository_status,
@@ -112,8 +113,7 @@ class Results:
             seen = self._resources.get(key)
             if error is None and seen is None:
                 return None  # the server's answer was not read yet
-            made = schedule_status if key.kind == "Schedule" else repository_status
-            return made(old, SyncState(generation, error, seen, self._notes.get(key, "")), now)
+            return _STATUSES[key.kind](old, SyncState(generation, error, seen, self._notes.get(key, "")), now)
         if key.kind == "Host":
             return host_status(old, SyncState(generation, error, self._hosts.get(key.name)), now)
         if key.kind in ONE_SHOT and is_active(body):
@@ -133,6 +133,9 @@ class Results:
             message = f"Repository {named.name} was deleted: create it again, or refer to another"
             return NotFoundError("RepositoryNotFound", message)
         return error
+
+
+_STATUSES = {"Schedule": schedule_status, "Repository": repository_status, "Alert": alert_status}
 
 
 def version_of(body: Object) -> Version:

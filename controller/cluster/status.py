@@ -24,6 +24,8 @@ MAX_MESSAGE = 2048
 """Characters of a condition's message. Each change sends the whole message to its Event and to all watches."""
 _REASONS = {401: "Unauthorized", 403: "NotGranted", 404: "ScheduleNotFound", 409: "Conflict"}
 _MISSING = {"spec.repositoryRef.name": "RepositoryNotFound", "spec.host": "HostNotFound"}
+_ALERT_FACTS = ("firing", "waiting", "dropped", "lastDeliveryTime")
+_UNTOLD = ("NothingTold", "there was nothing to tell yet")
 _PHASES = ("pending", "running", "succeeded", "failed")
 _JOB_PHASES = {"pending": "Pending", "running": "Running", "succeeded": "Succeeded", "warning": "Succeeded"}
 _JOB_FACTS = {
@@ -37,7 +39,7 @@ _JOB_FACTS = {
 }
 
 
-_BAD = {"Ready": "False", "Degraded": "True", "Granted": "False", "Failed": "True"}
+_BAD = {"Ready": "False", "Degraded": "True", "Granted": "False", "Delivering": "False", "Failed": "True"}
 """For each type of condition, the status that people should notice."""
 
 
@@ -126,6 +128,20 @@ def repository_status(old: Status, state: SyncState, now: datetime) -> Status:
     if state.answer is not None:
         conditions.append(_degraded(said["problems"], "Usable", "no job's last attempt found it unusable"))
     return _status(old, state.generation, _only(said, ("problem", "lastVerified")), conditions, now)
+
+
+def alert_status(old: Status, state: SyncState, now: datetime) -> Status:
+    """The status of an Alert."""
+    if state.answer is None and isinstance(state.error, Unreachable):
+        return _with_ready(old, state, now)
+    said = state.answer["status"] if state.answer is not None else {}
+    conditions = [_ready(state.error, "the server holds it, and the URLs that it notifies")]
+    if state.answer is not None:
+        fine = ("Delivered", "the last message arrived") if "lastDeliveryTime" in said else _UNTOLD
+        failed = next(iter(said["problems"]), None)
+        reason, message = (failed["reason"], failed["message"]) if failed else fine
+        conditions.append(_condition("Delivering", _truth(failed is None), reason, message))
+    return _status(old, state.generation, _only(said, _ALERT_FACTS), conditions, now)
 
 
 def host_status(old: Status, state: SyncState, now: datetime) -> Status:

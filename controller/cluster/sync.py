@@ -11,7 +11,7 @@ from controller.cluster.results import Result, Results, version_of
 from controller.cluster.server_state import ServerState
 from controller.cluster.status import NotFoundError
 from controller.reconcile import Declared, Outcome, Put, Reconciler
-from controller.resources import PLURALS, Key
+from controller.resources import PLURALS, WITH_CREDENTIALS, Key
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +42,14 @@ class Syncer:
         return None
 
     async def _sync_resource(self, key: Key, body: Object | None) -> Result | None:
-        """Sync a Schedule or a Repository. A Repository whose Secrets are missing stays as it is at the server."""
+        """Sync a Schedule, a Repository or an Alert. One whose Secrets are missing stays as it is at the server."""
         if self._server.unreachable is not None:
             is_new = body is not None and self._results.is_new(key, body)
             return Result(self._server.unreachable) if is_new else None  # the next comparison syncs all others
         if body is None:
             return self._result(key, await self._reconciler.reconcile_keys(Declared({}), [key]), Result())
         try:
-            credentials = await read_credentials(self._kube, key, body) if key.kind == "Repository" else None
+            credentials = await read_credentials(self._kube, key, body) if key.kind in WITH_CREDENTIALS else None
         except ControllerError as error:
             return Result(error)
         outcomes = await self._reconciler.reconcile_keys(Declared({key: resource_of(body, credentials)}), [key])

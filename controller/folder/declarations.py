@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 from controller.folder.documents import Document, Mistake, Parsed, parse, secret_values
 from controller.folder.files import Unreadable
 from controller.reconcile import Declared
-from controller.resources import FOLDER_PLURALS, SECRET_PARTS, Key, Resource, environment_of, repository_urls
+from controller.resources import (
+    FOLDER_PLURALS,
+    SECRET_PARTS,
+    URLS_KEY,
+    Key,
+    Resource,
+    alert_credentials,
+    environment_of,
+    repository_urls,
+)
 
 
 class File(NamedTuple):
@@ -90,7 +99,12 @@ def _twice(document: Document, first: Document) -> Mistake:
 def _credentials(
     repository: Document, documents: Mapping[Key, Document]
 ) -> tuple[dict[str, Any] | None, list[Mistake]]:
-    """A Repository's credentials, from the Secrets that it refers to, and mistakes. None if it refers to no Secret."""
+    """A Repository's or an Alert's credentials, from the Secrets that it refers to, and mistakes.
+
+    None if it refers to no Secret.
+    """
+    if repository.kind == "Alert":
+        return _alert_credentials(repository, documents)
     given = repository.content.get("spec")
     spec = given if isinstance(given, dict) else {}
     found: dict[str, Any] = {}
@@ -116,3 +130,23 @@ def _credentials(
             else:
                 mistakes.append(repository.mistake(f"{at}.key", f"{name} has no key {key}: it has {', '.join(values)}"))
     return found or None, mistakes
+
+
+def _alert_credentials(
+    alert: Document, documents: Mapping[Key, Document]
+) -> tuple[dict[str, Any] | None, list[Mistake]]:
+    """Where an Alert's messages go, from its Secret, and mistakes."""
+    given = alert.content.get("spec")
+    ref = given.get("secretRef") if isinstance(given, dict) else None
+    if not isinstance(ref, dict) or not isinstance(ref.get("name"), str):
+        return None, []  # the server reports what is wrong with it
+    name = f"Secret {alert.namespace}/{ref['name']}"
+    secret = documents.get(Key("Secret", alert.namespace, ref["name"]))
+    if secret is None:
+        return None, [alert.mistake("spec.secretRef.name", f"there is no {name} in the folder: declare it")]
+    values = secret_values(secret)
+    try:
+        return alert_credentials(values), []
+    except KeyError:
+        has = f"it has {', '.join(values) or 'none'}"
+        return None, [alert.mistake("spec.secretRef.name", f"{name} has no key {URLS_KEY}, which holds URLs: {has}")]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 API_VERSION = "lamplighter.dev/v1alpha1"
-API_VERSIONS = {"Schedule": API_VERSION, "Repository": API_VERSION, "Host": API_VERSION, "Secret": "v1"}
+API_VERSIONS = {**dict.fromkeys(("Schedule", "Repository", "Alert", "Host"), API_VERSION), "Secret": "v1"}
 """The kinds that are read, each with its apiVersion."""
 MAX_DEPTH = 32
 """The deepest nesting of a document."""
@@ -103,7 +103,7 @@ def parse(path: Path, text: str) -> Parsed:
     return Parsed(tuple(found), tuple(mistakes), tuple(unread))
 
 
-_KINDS = "Schedule, Repository, Host and Secret"
+_KINDS = "Schedule, Repository, Alert, Host and Secret"
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]

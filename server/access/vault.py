@@ -9,7 +9,7 @@ import base64
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar, overload
 
 import msgspec
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -21,6 +21,8 @@ from server.resources.manifests import Credentials
 
 MAX_KEY_FILE = 64 << 10
 """Maximum bytes of a key file."""
+
+Sealed = TypeVar("Sealed", bound=msgspec.Struct)
 
 
 class VaultError(Exception):
@@ -60,14 +62,19 @@ class Vault:
         """A new random key, as a line of a key file."""
         return Fernet.generate_key().decode()
 
-    def seal(self, credentials: Credentials) -> str:
+    def seal(self, credentials: msgspec.Struct) -> str:
         """The text to store, which is another one each time."""
         return self._fernet.encrypt(msgspec.json.encode(credentials)).decode()
 
-    def unseal(self, sealed: str) -> Credentials:
+    @overload
+    def unseal(self, sealed: str) -> Credentials: ...
+    @overload
+    def unseal(self, sealed: str, kind: type[Sealed]) -> Sealed: ...
+
+    def unseal(self, sealed: str, kind: type[msgspec.Struct] = Credentials) -> msgspec.Struct:
         """The credentials in a sealed text. Raises VaultError when no key opens it, or it was altered."""
         try:
-            return msgspec.json.decode(self._fernet.decrypt(sealed.encode()), type=Credentials)
+            return msgspec.json.decode(self._fernet.decrypt(sealed.encode()), type=kind)
         except (InvalidToken, msgspec.DecodeError):
             raise VaultError(
                 "stored credentials cannot be opened with the keys in the key file: "
@@ -87,8 +94,14 @@ class Vault:
         try:
             self._first.decrypt(sealed.encode())
         except InvalidToken:
-            return self.seal(self.unseal(sealed))
+            return self._renewed(sealed)
         return sealed
+
+    def _renewed(self, sealed: str) -> str:
+        try:
+            return self._fernet.rotate(sealed).decode()
+        except InvalidToken:
+            raise VaultError("stored credentials cannot be opened with the keys in the key file") from None
 
 
 class Sealer:

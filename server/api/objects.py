@@ -1,4 +1,4 @@
-"""What schedules and repositories have in common: both have the shape of Kubernetes' objects."""
+"""What schedules, repositories and alerts have in common: all have the shape of Kubernetes' objects."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +15,9 @@ from server.resources.manifests import API_VERSION
 from server.resources.versions import Condition, resource_version
 from server.store.declared import get_resource
 from server.store.rows import Row
-from server.store.tables import REPOSITORIES, SCHEDULES
+from server.store.tables import ALERTS, REPOSITORIES, SCHEDULES
 
-_TABLES: Mapping[str, sa.Table] = {"Schedule": SCHEDULES, "Repository": REPOSITORIES}
+_TABLES: Mapping[str, sa.Table] = {"Schedule": SCHEDULES, "Repository": REPOSITORIES, "Alert": ALERTS}
 
 
 async def find_object(services: Services, request: Request, kind: str) -> Row:

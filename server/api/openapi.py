@@ -17,6 +17,7 @@ from server.observe.host_days import MAX_DAYS
 from server.resources import selectors
 from server.resources.manifests import API_VERSION, MAX_LABELS, MAX_SECRET, MAX_URL, MAX_URLS, METADATA
 from server.resources.schema import definition
+from server.resources.targets import MAX_TARGET, MAX_TARGETS
 from server.store.queue import COLUMNS as QUEUE_COLUMNS
 from server.store.tables import ACTOR_KINDS, AUDIT, HOSTS, JOB_ATTEMPTS, JOB_LOGS, JOB_STATUSES, JOBS, UtcDateTime
 from wire.variables import ALLOWED
@@ -151,7 +152,6 @@ def _ref(name: str) -> Schema:
 def _schemas() -> dict[str, Schema]:
     """The schemas that operations name: of custom resources, of plain records, and of lists of both."""
     crds = _crd_schemas()
-    sealed = {"credentials": _CREDENTIALS}
     seen: Schema = {
         "connected": {"type": "boolean"},
         "in_sync": {"type": "boolean"},
@@ -175,14 +175,15 @@ def _schemas() -> dict[str, Schema]:
     attempt = _record(JOB_ATTEMPTS, {"status": status}, leave_out=("job_id",))
     attempt["properties"]["finished_at"] = {**attempt["properties"]["finished_at"], "type": ["string", "null"]}
     attempts = {"type": "array", "items": attempt, "description": "All attempts in order; the last is the current one."}
+    repository = _with(crds["Repository"], credentials=_CREDENTIALS)
+    alert = _with(crds["Alert"], credentials=_ALERT_CREDENTIALS)
     schemas = {
         **crds,
-        "RepositoryPut": {
-            **crds["Repository"],
-            "properties": {**crds["Repository"]["properties"], **sealed},
-        },
+        "RepositoryPut": repository,
+        "AlertPut": alert,
         "SchedulePost": _posted(crds["Schedule"]),
-        "RepositoryPost": _posted({**crds["Repository"], "properties": {**crds["Repository"]["properties"], **sealed}}),
+        "RepositoryPost": _posted(repository),
+        "AlertPost": _posted(alert),
         "Host": _record(HOSTS, seen),
         "Job": job,
         "JobDetail": {
@@ -199,7 +200,7 @@ def _schemas() -> dict[str, Schema]:
         "Problem": _PROBLEM,
         "Events": {"type": "string", "description": 'Server-sent events: {"changed": ["schedules", …]}.'},
     }
-    lists = {"Schedule": "", "Repository": "", "Host": "", "Job": "", "Audit": "", "LogLine": "LogList"}
+    lists = {"Schedule": "", "Repository": "", "Alert": "", "Host": "", "Job": "", "Audit": "", "LogLine": "LogList"}
     return schemas | {plural or f"{name}List": _list(name) for name, plural in lists.items()}
 
 
@@ -216,6 +217,11 @@ def _object(kind: str, schema: Schema) -> Schema:
     known = {"metadata": _METADATA, "spec": _closed(fields["spec"]), "status": {"type": ["object", "null"]}}
     known |= {"apiVersion": {"enum": [API_VERSION]}, "kind": {"enum": [kind]}}
     return {**schema, "properties": {**fields, **known}, "additionalProperties": False}
+
+
+def _with(manifest: Schema, **fields: Schema) -> Schema:
+    """The schema of a manifest with further fields beside `spec`."""
+    return {**manifest, "properties": {**manifest["properties"], **fields}}
 
 
 def _posted(manifest: Schema) -> Schema:
@@ -322,7 +328,7 @@ _LANE: Schema = {
     "required": ["limit", "per_host", "running", "waiting", "waits"],
 }
 _MEDIA_TYPES = {"Events": "text/event-stream"}
-_SERVED = ("schedules", "repositories")
+_SERVED = ("schedules", "repositories", "alerts")
 _LABELS: Schema = {
     "type": "object",
     "maxProperties": MAX_LABELS,
@@ -364,6 +370,26 @@ _CREDENTIALS: Schema = {
             "type": ["object", "null"],
             "properties": {"password": _URLS, "env": _URLS},
             "additionalProperties": False,
+        },
+    },
+    "additionalProperties": False,
+}
+_ALERT_CREDENTIALS: Schema = {
+    "type": ["object", "null"],
+    "writeOnly": True,
+    "required": ["urls"],
+    "properties": {
+        "urls": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MAX_TARGETS,
+            "items": {"type": "string", "maxLength": MAX_TARGET},
+            "description": "Where messages go: https URLs of webhooks, and URLs of Apprise.",
+        },
+        "signingKey": {
+            "type": ["string", "null"],
+            "maxLength": MAX_SECRET,
+            "description": "Signs webhooks as Standard Webhooks says: whsec_ and 24 to 64 bytes in base64.",
         },
     },
     "additionalProperties": False,

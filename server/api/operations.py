@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from server.access.identity import Permission
 from server.api import (
+    alerts,
     audit,
     controllers,
     enrolments,
@@ -125,6 +126,7 @@ _BODY = (400, 413, 415, 422)
 _LISTING = (400, 404, 409, 422, 502, 504)
 _RUN, _RESTORE = "/runs/{namespace}/{id}", "/restores/{namespace}/{id}"
 _SCHEDULE, _REPOSITORY, _HOST = "/schedules/{namespace}/{name}", "/repositories/{namespace}/{name}", "/hosts/{name}"
+_ALERT = "/alerts/{namespace}/{name}"
 
 OPERATIONS: Sequence[Operation] = (
     Operation(
@@ -238,6 +240,35 @@ OPERATIONS: Sequence[Operation] = (
         query=("limit",),
         may=(400, 404),
     ),
+    Operation(
+        "GET",
+        "/alerts",
+        alerts.list_alerts,
+        Needs("list", "alerts", in_query),
+        {200: "AlertList"},
+        query=("namespace", "labelSelector", *_PAGE),
+        may=(400,),
+    ),
+    Operation(
+        "POST",
+        "/alerts",
+        alerts.create_alert,
+        Needs("create", "alerts", in_body),
+        {201: "Alert"},
+        "AlertPost",
+        may=(*_BODY, 409),
+    ),
+    Operation("GET", _ALERT, alerts.get_alert, Needs("get", "alerts"), {200: "Alert"}, may=(400, 404)),
+    Operation(
+        "PUT",
+        _ALERT,
+        alerts.put_alert,
+        Needs("create update", "alerts"),
+        {200: "Alert", 201: "Alert"},
+        "AlertPut",
+        may=(*_BODY, 409),
+    ),
+    Operation("DELETE", _ALERT, alerts.delete_alert, Needs("delete", "alerts"), {204: None}, may=(400, 404)),
     Operation(
         "PUT",
         _RUN,

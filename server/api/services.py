@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from server.access.sessions import Sessions
 from server.agents.hub import Hub
+from server.changes.alerts import Alerts
 from server.changes.enrolments import Enrolments
 from server.changes.hosts import Hosts
 from server.changes.listings import Listings
@@ -40,6 +41,7 @@ class Services(NamedTuple):
     listings: Listings
     previews: Previews
     enrolments: Enrolments
+    alerts: Alerts
     store: Store
     placement: Placement
     hub: Hub

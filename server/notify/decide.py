@@ -22,8 +22,8 @@ ObjectKey = tuple[str, str, str]
 class Situation(NamedTuple):
     """Something that is wrong now with an object, on some of its hosts or without regard to hosts.
 
-    `event`: what an Alert's spec calls it; `reason`: one word, as in a condition. `after`: for how long it must last,
-    for each host by itself, before it is told.
+    `event`: what an Alert's spec calls it; `reason`: one word, as in a condition. `more`: how many hosts there are
+    beside those in `hosts`. `after`: for how long it must last, for each host by itself, before it is told.
     """
 
     event: str
@@ -31,6 +31,7 @@ class Situation(NamedTuple):
     about: ObjectKey
     message: str
     hosts: Sequence[str] = ()
+    more: int = 0
     after: timedelta = timedelta()
 
     @property
@@ -58,10 +59,11 @@ class Known(Struct, frozen=True, omit_defaults=True):
 
 
 class State(Struct, frozen=True, omit_defaults=True):
-    """What an Alert has told. `sequence`: the number of its messages so far."""
+    """What an Alert has told. `sequence`: the number of its messages so far; `quiet_until`: when it may tell again."""
 
     known: dict[str, Known] = {}
     sequence: int = 0
+    quiet_until: datetime | None = None
 
 
 class Policy(NamedTuple):
@@ -113,32 +115,41 @@ def decide(
 
 def _consider(situation: Situation, was: Known | None, policy: Policy, now: datetime) -> tuple[list[Item], Known]:
     """What to tell of a situation that is there now, and what is known of it then."""
+    was = was if was is not None else Known(situation.event, situation.reason, situation.about, "", now)
     followed = sorted(situation.hosts)[:MAX_FOLLOWED]
-    before = was.hosts if was is not None else {}
-    hosts = {host: min(before.get(host, now), now) for host in followed}  # the clock may have been set back
-    since = min(was.since, now) if was is not None else now
-    told_at = min(was.told_at, now) if was is not None and was.told_at is not None else None
+    more = situation.more + len(situation.hosts) - len(followed)
+    hosts = {host: min(was.hosts.get(host, now), now) for host in followed}  # the clock may have been set back
     ripe = [host for host, at in hosts.items() if now - at >= situation.after]
-    entry = Known(situation.event, situation.reason, situation.about, situation.message, since, hosts, told_at)
-    if not (ripe if hosts else now - since >= situation.after):
-        if was is None or told_at is None:
-            return [], entry
+    are_ripe = frozenset(ripe)
+    entry = replace(
+        was,
+        message=situation.message,
+        since=min(was.since, now),
+        hosts=hosts,
+        told_at=min(was.told_at, now) if was.told_at is not None else None,
+        told=[host for host in was.told if host in are_ripe],
+    )
+    if not (ripe if hosts else now - entry.since >= situation.after):
         # Those that were told are well, and others not long enough in it.
-        return ([_resolved(was)] if policy.send_resolved else []), replace(entry, told_at=None, since=now)
-    told = set(was.told) if was is not None and told_at is not None else set()
-    fresh = [host for host in ripe if host not in told]
-    grown = len(situation.hosts) > MAX_FOLLOWED and len(situation.hosts) > (was.count if was is not None else 0)
-    if told_at is None or fresh or grown:
-        kind: Kind = "firing"
-    elif now - told_at >= policy.repeat:
-        kind = "repeat"
-    else:
-        still = [host for host in ripe if host in told]
-        return [], replace(entry, told=still, count=was.count if was is not None else 0)
-    count = len(ripe) if len(situation.hosts) <= MAX_FOLLOWED else len(situation.hosts)
-    named = [*fresh, *(host for host in ripe if host in told)]
-    item = Item(0, kind, situation.event, situation.reason, situation.about, situation.message, since, named, count)
+        ended = [_resolved(was)] if was.told_at is not None and policy.send_resolved else []
+        return ended, replace(entry, told_at=None, told=[], since=now if was.told_at is not None else entry.since)
+    kind = _kind(entry, [] if more else ripe, len(ripe) + more, policy, now)
+    if kind is None:
+        return [], entry
+    told = set(entry.told)
+    named = [*(host for host in ripe if host not in told), *entry.told]
+    count = len(ripe) + more
+    item = Item(0, kind, entry.event, entry.reason, entry.about, entry.message, entry.since, named, count)
     return [item], replace(entry, told_at=now, told=ripe, count=count)
+
+
+def _kind(entry: Known, ripe: Sequence[str], count: int, policy: Policy, now: datetime) -> Kind | None:
+    """How to tell of a situation that lasts; None not to. `ripe`: all hosts in it, none where not all are followed."""
+    told = set(entry.told)
+    grown = any(host not in told for host in ripe) if ripe else count > entry.count
+    if entry.told_at is None or grown:
+        return "firing"
+    return "repeat" if now - entry.told_at >= policy.repeat else None
 
 
 def _resolved(was: Known, *, is_covered: bool = True) -> Item:

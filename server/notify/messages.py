@@ -5,7 +5,6 @@ signature: HMAC-SHA256 over `ID.TIMESTAMP.BODY`.
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 from collections import Counter
@@ -25,14 +24,7 @@ MAX_MESSAGE = 1000
 """The most characters of a situation's message."""
 MAX_BODY = 128 << 10
 """What no body is longer than, in bytes, with the longest names that there can be."""
-SECRET_PREFIX = "whsec_"  # noqa: S105 - not a secret
-"""What a signing secret begins with (Standard Webhooks, "Signature scheme")."""
 TYPE = "lamplighter.alert"
-_FEWEST, _MOST = 24, 64  # bytes of a signing secret, by Standard Webhooks
-
-
-class SecretError(ValueError):
-    """A signing secret cannot be used. The message does not repeat it."""
 
 
 def body(alert: str, severity: str, at: datetime, items: Sequence[Item]) -> str:
@@ -87,20 +79,6 @@ def _line(item: Mapping[str, Any]) -> str:
 def clipped(message: str) -> str:
     """A message of at most MAX_MESSAGE characters."""
     return message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…"
-
-
-def signing_key(secret: str) -> bytes:
-    """The bytes of a signing secret. Raises SecretError."""
-    try:
-        key = base64.b64decode(secret.strip().removeprefix(SECRET_PREFIX), validate=True)
-    except (binascii.Error, ValueError):
-        key = b""
-    if not _FEWEST <= len(key) <= _MOST:
-        raise SecretError(
-            f"must be {SECRET_PREFIX} and {_FEWEST} to {_MOST} bytes in base64, for example what "
-            '`echo "whsec_$(openssl rand -base64 32)"` prints'
-        )
-    return key
 
 
 def signature(key: bytes, message_id: str, at: datetime, payload: bytes) -> str:

@@ -23,10 +23,11 @@ from server.events import (
     JobsRecorded,
     JobsSent,
     LimitChanged,
+    NotificationsChanged,
     RepositoryHealthChanged,
 )
 
-KINDS = ("schedules", "repositories", "hosts", "runs")
+KINDS = ("schedules", "repositories", "hosts", "runs", "alerts")
 PAUSE_S = 0.5
 """The least seconds between two messages to one reader."""
 ALIVE_S = 15.0
@@ -44,6 +45,7 @@ _CHANGED = {
     RepositoryHealthChanged: ("repositories",),
     ClockSetBack: ("schedules", "repositories", "runs"),
     ControllerReported: (),
+    NotificationsChanged: ("alerts",),
     FireRefused: (),
     LimitChanged: (),
 }

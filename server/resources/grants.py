@@ -10,6 +10,7 @@ The cluster's operator writes them in a YAML file:
         hostSelector: {matchLabels: {pool: a}}
         pathPrefixes: [/srv/a]
         hostIdentity: true       # restic may speak as the host: its SSH keys, cloud profiles and metadata service
+        notifyAnywhere: true     # Alerts and pings may call any address and service, not only public https addresses
 """
 
 import posixpath
@@ -42,11 +43,13 @@ class Grant(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """What a namespace may reach. `path_prefixes`: absolute paths; each includes everything below it.
 
     `host_identity`: whether restic may use the host's own credentials (such as SSH keys), beside those in Secrets.
+    `notify_anywhere`: see `may_notify_anywhere`.
     """
 
     host_selector: LabelSelector = LabelSelector()
     path_prefixes: tuple[str, ...] = ("/",)
     host_identity: bool = False
+    notify_anywhere: bool = False
 
     @property
     def everywhere(self) -> bool:
@@ -62,6 +65,14 @@ class Grant(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     def limited(self) -> bool:
         """Whether any host or path is not granted."""
         return not self.everywhere or self.host_selector != LabelSelector()
+
+    @property
+    def may_notify_anywhere(self) -> bool:
+        """Whether notifications may go to addresses that are not public, and by other ways than https.
+
+        A namespace without limits may reach as much by its backups.
+        """
+        return self.notify_anywhere or not self.limited
 
     def covers(self, path: str) -> bool:
         """Whether an absolute path is granted; `.`, `..` and repeated slashes in it are resolved first."""

@@ -12,7 +12,8 @@ from server.errors import FieldError, Invalid
 from server.resources.patterns import pattern_errors
 from server.resources.schema import MAX_ERRORS, Schema, below, hint, is_plain
 from server.resources.selectors import is_dns_label, is_dns_name, label_errors, selector_errors
-from server.resources.specs import RepositorySpec, RestoreSpec, ScheduleSpec
+from server.resources.specs import AlertSpec, RepositorySpec, RestoreSpec, ScheduleSpec
+from server.resources.targets import MAX_TARGET, MAX_TARGETS, signing_key, target_errors
 from wire import variables
 
 API_VERSION = "lamplighter.dev/v1alpha1"
@@ -65,6 +66,27 @@ class Repository(Struct, frozen=True):
     raw_spec: dict[str, Any]
     credentials: Credentials | None
     trimmed: tuple[str, ...] = ()
+
+
+class AlertCredentials(Struct, frozen=True):
+    """Where an Alert's messages go, and the secret that signs webhooks; empty for none. Its repr hides them."""
+
+    urls: tuple[str, ...] = ()
+    signing_key: str = ""
+
+    def __repr__(self) -> str:
+        return "AlertCredentials(...)"
+
+
+class Alert(Struct, frozen=True):
+    """A valid Alert. `credentials`: None if the manifest has none."""
+
+    namespace: str
+    name: str
+    labels: dict[str, str]
+    spec: AlertSpec
+    raw_spec: dict[str, Any]
+    credentials: AlertCredentials | None
 
 
 def parse_schedule(manifest: object) -> Schedule:
@@ -125,6 +147,57 @@ def parse_restore(manifest: object) -> RestoreSpec:
     raise Invalid("the Restore is not valid", errors)
 
 
+def parse_alert(manifest: object) -> Alert:
+    """Read an Alert's manifest. Raises Invalid, which names every wrong field and the remedy.
+
+    `credentials` beside `spec` is {"urls", "signingKey"}, which in Kubernetes are in a Secret; no error repeats them.
+    """
+    checked = _check("Alert", ALERT, manifest, ("credentials",))
+    given = manifest.get("credentials") if isinstance(manifest, dict) else None
+    selectors = [
+        it
+        for field in ("selector", "hostSelector")
+        for it in islice(selector_errors(checked.spec.get(field), f"spec.{field}"), MAX_ERRORS)
+    ]
+    errors = [it for it in checked.errors if not _is_covered(it, selectors)] + selectors
+    errors += _alert_credentials_errors(given)
+    if errors:
+        raise Invalid("the Alert is not valid", errors)
+    spec = alert_spec(checked.spec)
+    credentials = None
+    if given is not None:
+        credentials = AlertCredentials(tuple(given["urls"]), given.get("signingKey") or "")
+    return Alert(checked.namespace, checked.name, checked.labels, spec, checked.spec, credentials)
+
+
+def alert_spec(raw_spec: Mapping[str, Any]) -> AlertSpec:
+    """The typed spec of a valid Alert."""
+    return msgspec.convert(raw_spec, AlertSpec)
+
+
+def _alert_credentials_errors(credentials: object) -> Iterator[FieldError]:
+    if credentials is None:
+        return
+    if not isinstance(credentials, dict) or not credentials.keys() <= {"urls", "signingKey"}:
+        yield _error("credentials", "must be an object with urls and signingKey, and no other fields")
+        return
+    urls, key = credentials.get("urls"), credentials.get("signingKey")
+    if not isinstance(urls, list) or not 0 < len(urls) <= MAX_TARGETS:
+        yield _error("credentials.urls", f"must be a list of 1 to {MAX_TARGETS} URLs")
+    elif not all(isinstance(url, str) and len(url) <= MAX_TARGET and is_plain(url) for url in urls):
+        yield _error("credentials.urls", f"each must be a string of at most {MAX_TARGET} characters, without NUL")
+    else:
+        yield from target_errors(urls)
+    if key is not None and not _is_secret(key):
+        yield _error("credentials.signingKey", f"must be a string of at most {MAX_SECRET} characters, without NUL")
+    elif key:
+        try:
+            signing_key(key)
+        except ValueError as error:
+            yield _error("credentials.signingKey", str(error))
+
+
+ALERT = Schema.load("alerts")
 SCHEDULE = Schema.load("schedules")
 REPOSITORY = Schema.load("repositories")
 RESTORE = Schema.load("restores")

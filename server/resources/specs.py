@@ -152,3 +152,18 @@ class RestoreSpec(Struct, frozen=True, rename="camel"):
     setuid_and_devices: bool = False
     host: str | None = None
     before: datetime | None = None
+
+
+class AlertSpec(Struct, frozen=True, rename="camel"):
+    """The spec of an Alert. `events`: None for all; durations as `server.fleet.expected.duration` reads them."""
+
+    secret_ref: ObjectRef
+    enabled: bool
+    scope: Literal["Namespace", "Fleet"]
+    selector: LabelSelector
+    host_selector: LabelSelector
+    severity: Literal["info", "warning", "critical"]
+    repeat_interval: str
+    after: str
+    send_resolved: bool
+    events: tuple[str, ...] | None = None

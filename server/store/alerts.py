@@ -1,7 +1,7 @@
 """Statements on Alerts, on what each has told, and on the messages that are still to be delivered."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -15,6 +15,9 @@ from server.store.tables import ALERT_STATES, ALERTS, DELIVERIES, SCHEDULES, Utc
 
 MAX_WAITING = 20
 """The most messages that wait for one URL of one owner; of more, the oldest are given up."""
+
+LATEST = timedelta(hours=2)
+"""Longer than a message is ever put off."""
 
 
 class AlertChange(NamedTuple):
@@ -173,13 +176,18 @@ def _drop(conn: Connection, owner: str, which: sa.ColumnElement[bool]) -> None:
         conn.execute(sa.update(ALERT_STATES).where(ALERT_STATES.c.owner == owner).values(**more))
 
 
-def due(conn: Connection, now: datetime, limit: int) -> list[DeliveryRow]:
-    """Messages to deliver now: of each owner and URL the oldest one, if it is due."""
+def due(conn: Connection, now: datetime, limit: int, each: int) -> list[DeliveryRow]:
+    """Messages to deliver now: of each owner and URL the oldest one, if it is due, and of each owner `each` at most."""
     oldest = sa.select(sa.func.min(DELIVERIES.c.id)).group_by(DELIVERIES.c.owner, DELIVERIES.c.target)
+    order = DELIVERIES.c.not_before, DELIVERIES.c.id
+    place = sa.func.row_number().over(partition_by=DELIVERIES.c.owner, order_by=order).label("place")
     columns = [DELIVERIES.c[name] for name in DeliveryRow._fields]
-    is_due = DELIVERIES.c.not_before <= now
-    found = sa.select(*columns).where(DELIVERIES.c.id.in_(oldest), is_due)
-    return [DeliveryRow(**row) for row in all_rows(conn, found.order_by(DELIVERIES.c.not_before).limit(limit))]
+    # What is due much later was put off by a clock that was ahead.
+    is_due = sa.or_(DELIVERIES.c.not_before <= now, DELIVERIES.c.not_before > now + LATEST)
+    ready = sa.and_(DELIVERIES.c.id.in_(oldest), is_due)
+    found = sa.select(*columns, DELIVERIES.c.not_before, place).where(ready).subquery()
+    few = sa.select(*(found.c[name] for name in DeliveryRow._fields)).where(found.c.place <= each)
+    return [DeliveryRow(**row) for row in all_rows(conn, few.order_by(found.c.not_before, found.c.id).limit(limit))]
 
 
 def next_due(conn: Connection) -> datetime | None:

@@ -8,13 +8,15 @@ import pytest
 from httpx import Client, Response
 
 from server.resources.manifests import RESTORE as RESTORE_SCHEMA
-from server.resources.manifests import parse_repository, parse_schedule
+from server.resources.manifests import parse_alert, parse_repository, parse_schedule
 from tests.cluster.apiserver import Cluster
 from tests.specs import (
     BACKUP,
+    BAD_ALERTS,
     BAD_REPOSITORIES,
     BAD_RESTORES,
     BAD_SCHEDULES,
+    GOOD_ALERTS,
     GOOD_REPOSITORIES,
     GOOD_RESTORES,
     GOOD_SCHEDULES,
@@ -30,6 +32,7 @@ KINDS = {
     "Host": "hosts",
     "Run": "runs",
     "Restore": "restores",
+    "Alert": "alerts",
 }
 RUN = {"scheduleRef": {"name": "etc"}}
 
@@ -95,6 +98,13 @@ def test_a_good_repository_is_accepted_and_completed_as_the_server_does(objects:
     assert answer.json()["spec"] == parse_repository({"metadata": {"name": "x"}, "spec": spec}).raw_spec
 
 
+@pytest.mark.parametrize("spec", GOOD_ALERTS)
+def test_a_good_alert_is_accepted_and_completed_as_the_server_does(objects: Objects, spec: dict[str, Any]) -> None:
+    answer = objects.create("Alert", spec)
+    assert answer.is_success, answer.text
+    assert answer.json()["spec"] == parse_alert({"metadata": {"name": "x"}, "spec": spec}).raw_spec
+
+
 @pytest.mark.parametrize("spec", GOOD_RESTORES, ids=lambda spec: spec["target"])
 def test_a_good_restore_is_accepted_and_completed_as_the_server_does(objects: Objects, spec: dict[str, Any]) -> None:
     answer = objects.create("Restore", spec)
@@ -110,6 +120,7 @@ def test_a_good_restore_is_accepted_and_completed_as_the_server_does(objects: Ob
             ("Schedule", BAD_SCHEDULES),
             ("Repository", BAD_REPOSITORIES),
             ("Restore", BAD_RESTORES),
+            ("Alert", BAD_ALERTS),
         )
         for bad in table
         if bad.by != "server"

@@ -60,7 +60,7 @@ async def test_one_decision_of_two_is_stored_with_its_messages(db: Store) -> Non
     assert await db.write(alerts.decided, decision(0, "0", "1"))
     assert not await db.write(alerts.decided, decision(0, "0", "1"))
     assert not await db.write(alerts.decided, decision(0, "0", owner="unknown"))
-    due = await db.read(alerts.due, NOW, 10)
+    due = await db.read(alerts.due, NOW, 10, 2)
     assert [(it.target, it.key) for it in due] == [("0", "msg-0"), ("1", "msg-0")]
     assert (await db.read(alerts.states))["id-on-call"].version == 1
 
@@ -70,15 +70,15 @@ async def test_messages_to_one_url_go_one_after_the_other_and_wait_until_they_ar
     for base in range(3):
         await db.write(alerts.decided, decision(base, "0"))
     later = NOW + 60 * SECOND
-    (first,) = await db.read(alerts.due, later, 10)
+    (first,) = await db.read(alerts.due, later, 10, 2)
     assert first.key == "msg-0"
     await db.write(alerts.attempted, Attempt(first, later, "it answered 503", later + 30 * SECOND))
-    assert await db.read(alerts.due, later, 10) == []
+    assert await db.read(alerts.due, later, 10, 2) == []
     assert await db.read(alerts.next_due) == later + 30 * SECOND
     facts = (await db.read(alerts.delivery_facts, ["id-on-call"]))["id-on-call"]
     assert (facts["waiting"], facts["error"], facts["delivered_at"]) == (3, "it answered 503", None)
     for key in ("msg-0", "msg-1", "msg-2"):
-        (message,) = await db.read(alerts.due, later + 30 * SECOND, 10)
+        (message,) = await db.read(alerts.due, later + 30 * SECOND, 10, 2)
         assert message.key == key
         await db.write(alerts.attempted, Attempt(message, later + 30 * SECOND))
     facts = (await db.read(alerts.delivery_facts, ["id-on-call"]))["id-on-call"]
@@ -90,7 +90,7 @@ async def test_of_many_messages_that_wait_for_one_url_the_newest_stay_and_the_ot
     await put(db, alert())
     for base in range(MAX_WAITING + 5):
         await db.write(alerts.decided, decision(base, "0", "1") if base == 0 else decision(base, "0"))
-    due = await db.read(alerts.due, NOW + 3600 * SECOND, 10)
+    due = await db.read(alerts.due, NOW + 3600 * SECOND, 10, 2)
     assert sorted((it.target, it.key) for it in due) == [("0", "msg-5"), ("1", "msg-0")]
     facts = (await db.read(alerts.delivery_facts, ["id-on-call"]))["id-on-call"]
     assert (facts["waiting"], facts["dropped"]) == (MAX_WAITING + 1, 5)
@@ -106,6 +106,6 @@ async def test_what_an_alert_told_goes_with_it(db: Store) -> None:
     assert await db.write(alerts.change_alerts, AlertChange("default", "on-call", ("id-on-call", 1), None))
     assert await db.read(alerts.all_alerts) == []
     assert await db.read(alerts.states) == {}
-    assert await db.read(alerts.due, NOW, 10) == []
+    assert await db.read(alerts.due, NOW, 10, 2) == []
     assert await put(db, alert(id_="new"))
     assert await db.write(alerts.decided, decision(0, "0", owner="new"))

@@ -43,10 +43,12 @@ LEFT_OUT = {
 }
 """The checks of schemathesis that not every answer is put to, and why."""
 RULED = {
+    "POST /alerts",
     "POST /enrol",
     "POST /repositories",
     "POST /schedules",
     "POST /schedules/{namespace}/{name}/run",
+    "PUT /alerts/{namespace}/{name}",
     "PUT /repositories/{namespace}/{name}",
     "PUT /restores/{namespace}/{id}",
     "PUT /runs/{namespace}/{id}",
@@ -144,6 +146,7 @@ def test_every_answer_is_one_that_the_description_tells(
     ("path", "made"),
     [
         ("/hosts/new", {"labels": {}}),
+        ("/alerts/ns/new", {"spec": {"secretRef": {"name": "on-call"}}}),
         ("/repositories/ns/new", {"spec": {"url": "/new"}}),
         ("/schedules/ns/new", {"spec": BACKUP}),
     ],

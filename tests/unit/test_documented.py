@@ -10,9 +10,11 @@ import yaml
 
 from agent.core.machine import CAPABILITIES
 from server.jobs.arguments import KINDS
+from server.notify.situations import EVENT_OF
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/schedules.md").read_text()
+ALERTS = (ROOT / "docs/alerts.md").read_text()
 OF_KUBERNETES = {"operator", "values"}
 """Fields of a label selector, which Kubernetes' own documentation explains."""
 
@@ -36,6 +38,16 @@ def fields(schema: Any) -> Iterator[str]:
 def test_every_field_is_in_the_docs(plural: str) -> None:
     missing = {name for name in fields(spec_of(plural)) if not re.search(rf"\b{name}\b", PAGE)}
     assert missing - OF_KUBERNETES == set()
+
+
+def test_every_field_and_every_event_of_an_alert_is_in_the_docs_and_no_reason_has_an_event_that_no_alert_knows() -> (
+    None
+):
+    spec = spec_of("alerts")
+    assert {name for name in spec["properties"] if f"| `{name}" not in ALERTS} == set()
+    events = set(spec["properties"]["events"]["items"]["enum"])
+    assert {event for event in events if f"| `{event}` |" not in ALERTS} == set()
+    assert {*EVENT_OF.values(), "Controller"} == events
 
 
 def test_every_kind_is_in_the_definition_in_the_docs_and_in_the_agent() -> None:

@@ -62,7 +62,7 @@ def test_other_kinds_are_left_unread_with_a_warning() -> None:
     (warning,) = found.warnings
     assert (warning.place, warning.detail) == (
         "a.yaml:1",
-        "Deployment is not read: Schedule, Repository, Host and Secret are",
+        "Deployment is not read: Schedule, Repository, Alert, Host and Secret are",
     )
 
 
@@ -72,6 +72,31 @@ def test_what_looks_like_a_date_stays_text_as_it_does_for_kubectl() -> None:
 
 
 # Secrets.
+
+
+def alert(name: str = "main") -> str:
+    return f"{HEAD}kind: Alert\nmetadata: {{name: on-call}}\nspec: {{secretRef: {{name: {name}}}}}\n"
+
+
+def test_an_alert_notifies_the_urls_of_its_secret() -> None:
+    urls = 'stringData: {urls: "https://a/1\\n\\n# was https://b\\n mailto://c \\n", signing-key: " whsec_x\\n"}'
+    found = reading(a=alert(), b=secret(urls))
+    assert found.errors == []
+    credentials = found.declared.resources[Key("Alert", "default", "on-call")].credentials
+    assert credentials == {"urls": ["https://a/1", "mailto://c"], "signingKey": "whsec_x"}
+
+
+@pytest.mark.parametrize(
+    ("secrets", "detail"),
+    [
+        ({}, "there is no Secret default/main in the folder: declare it"),
+        ({"b": secret("stringData: {url: hush}")}, "Secret default/main has no key urls, which holds URLs: it has url"),
+    ],
+)
+def test_an_alert_without_urls_is_held_and_the_secret_is_not_repeated(secrets: dict[str, str], detail: str) -> None:
+    found = reading(a=alert(), **secrets)
+    assert [(it.field, it.detail) for it in found.errors] == [("spec.secretRef.name", detail)]
+    assert found.declared.held == {Key("Alert", "default", "on-call")}
 
 
 @pytest.mark.parametrize(

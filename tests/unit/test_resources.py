@@ -23,9 +23,11 @@ from server.errors import Invalid
 from server.resources.manifests import (
     MAX_PATHS_BYTES,
     SCHEDULE,
+    Alert,
     Credentials,
     Repository,
     Schedule,
+    parse_alert,
     parse_repository,
     parse_restore,
     parse_schedule,
@@ -37,9 +39,11 @@ from server.resources.selectors import is_dns_label, is_dns_name, is_label_key, 
 from server.resources.specs import LabelSelector, Requirement, RestoreSpec
 from tests.specs import (
     BACKUP,
+    BAD_ALERTS,
     BAD_REPOSITORIES,
     BAD_RESTORES,
     BAD_SCHEDULES,
+    GOOD_ALERTS,
     GOOD_REPOSITORIES,
     GOOD_RESTORES,
     GOOD_SCHEDULES,
@@ -58,7 +62,8 @@ def repository(url: str = "/backup/{host}", **others: Any) -> dict[str, Any]:
 
 def errors(
     manifest: dict[str, Any],
-    parse: Callable[[object], Repository]
+    parse: Callable[[object], Alert]
+    | Callable[[object], Repository]
     | Callable[[object], RestoreSpec]
     | Callable[[object], Schedule] = parse_schedule,
 ) -> dict[str, Any]:
@@ -166,6 +171,13 @@ def test_a_wrong_repository_has_its_field_named_with_the_remedy(bad: Bad) -> Non
     assert bad.detail in found[bad.field]
 
 
+@pytest.mark.parametrize("bad", BAD_ALERTS, ids=str)
+def test_a_wrong_alert_has_its_field_named_with_the_remedy(bad: Bad) -> None:
+    found = errors({"metadata": {"name": "on-call"}, "spec": bad.spec}, parse_alert)
+    assert found.keys() == {bad.field}
+    assert bad.detail in found[bad.field]
+
+
 @pytest.mark.parametrize("bad", BAD_RESTORES, ids=str)
 def test_a_wrong_restore_has_its_field_named_with_the_remedy(bad: Bad) -> None:
     found = errors({"metadata": {"name": "back"}, "spec": bad.spec}, parse_restore)
@@ -185,6 +197,13 @@ def test_the_paths_of_a_restore_fit_a_command_line_together(letter: str) -> None
     found = errors(back(1), parse_restore)
     assert found.keys() == {"spec.paths"}
     assert "at most 262144 bytes long together, not 262145: name the folders that hold them" in found["spec.paths"]
+
+
+@pytest.mark.parametrize("spec", GOOD_ALERTS)
+def test_a_good_alert_is_accepted(spec: dict[str, Any]) -> None:
+    parsed = parse_alert({"metadata": {"name": "on-call"}, "spec": spec})
+    assert parsed.raw_spec == {**parsed.raw_spec, **spec}
+    assert parsed.spec.send_resolved is spec.get("sendResolved", True)
 
 
 @pytest.mark.parametrize("spec", GOOD_RESTORES, ids=lambda spec: spec["target"])

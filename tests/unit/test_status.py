@@ -14,6 +14,7 @@ from controller.cluster.status import (
     NotFoundError,
     Notice,
     SyncState,
+    alert_status,
     host_status,
     notices,
     patch,
@@ -122,6 +123,23 @@ def test_a_message_names_just_the_fields_that_are_wrong() -> None:
 )
 def test_what_the_server_tells_becomes_conditions(told: Any, states_: dict[str, tuple[str, str]]) -> None:
     assert states_.items() <= states(schedule(told=told)).items()
+
+
+@pytest.mark.parametrize(
+    ("told", "state"),
+    [
+        ({"problems": []}, ("True", "NothingTold")),
+        ({"problems": [], "lastDeliveryTime": "2026-03-29T01:29:00Z"}, ("True", "Delivered")),
+        ({"problems": [{"reason": "NotDelivered", "message": "it answered 503"}]}, ("False", "NotDelivered")),
+    ],
+)
+def test_an_alert_says_whether_its_messages_arrive(told: dict[str, Any], state: tuple[str, str]) -> None:
+    made = alert_status({}, SyncState(1, None, {"status": {"firing": 2, "waiting": 1, "dropped": 0, **told}}), NOW)
+    ready, delivering = made["conditions"]
+    assert (ready["status"], (delivering["status"], delivering["reason"])) == ("True", state)
+    assert (made["firing"], made["waiting"], made["observedGeneration"]) == (2, 1, 1)
+    gone = alert_status(made, SyncState(None, Unreachable("away"), None), NOW)
+    assert [it["status"] for it in gone["conditions"]] == ["Unknown", delivering["status"]]
 
 
 def test_all_that_is_wrong_is_in_the_message_within_bounds() -> None:

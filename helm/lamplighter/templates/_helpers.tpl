@@ -159,7 +159,7 @@ runbook_url: {{ printf "%s/%s.md" (default $home $root.Values.metrics.prometheus
   verbs: [patch]
 # It reads what is declared, here and at the server, to compare both.
 - apiGroups: [lamplighter.dev]
-  resources: [schedules, repositories, hosts, runs, restores]
+  resources: [schedules, repositories, alerts, hosts, runs, restores]
   verbs: [get, list, watch]
 {{- end }}
 
@@ -167,12 +167,12 @@ runbook_url: {{ printf "%s/%s.md" (default $home $root.Values.metrics.prometheus
 {{- define "lamplighter.namespaceRules" -}}
 # At the server it creates and deletes what is declared. In the cluster it writes status.
 - apiGroups: [lamplighter.dev]
-  resources: [schedules, repositories, runs, restores]
+  resources: [schedules, repositories, alerts, runs, restores]
   verbs: [create, update, delete]
 - apiGroups: [lamplighter.dev]
-  resources: [schedules/status, repositories/status, runs/status, restores/status]
+  resources: [schedules/status, repositories/status, alerts/status, runs/status, restores/status]
   verbs: [patch]
-# It reads the Secrets that Repositories name.
+# It reads the Secrets that Repositories and Alerts name.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get]
