@@ -70,6 +70,10 @@ faults: restic $(READY) ## Run the parts under faults, at length
 	LAMPLIGHTER_FUZZ=20 $(BIN)/pytest -q tests/integration/test_hostile.py tests/integration/test_hostile_rest.py \
 		tests/unit/test_cron_grammar.py
 
+.PHONY: pictures
+pictures: chromium $(READY) ## Make the README's pictures anew, of a made-up fleet
+	$(BIN)/python -m tests.browser.pictures docs/images
+
 .PHONY: cluster-test
 cluster-test: restic $(READY) ## Test against a real Kubernetes API server
 	$(BIN)/pytest -q tests/cluster

@@ -24,8 +24,8 @@ TITLES: Mapping[str, str] = {
     "unverified": "Never verified",
 }
 """Sections of REST's overview, in words."""
-ANSWERS: Mapping[str, tuple[str, str]] = {"yes": ("good", "Yes"), "no": ("bad", "No"), "unknown": ("warn", "Not yet")}
-"""Answers of REST's overview, as a tone and in words."""
+ANSWERS: Mapping[str, tuple[str, str]] = {"yes": ("good", "✓"), "no": ("bad", "✕"), "unknown": ("warn", "!")}
+"""Answers of REST's overview, as a tone and a sign."""
 STATES: Mapping[str, tuple[str, str]] = {
     "overdue": ("bad", "overdue"),
     "failed": ("bad", "failed"),

@@ -35,7 +35,7 @@ function swap(main, fresh) {
   const open = new Set([...main.querySelectorAll("details[id]")].filter((it) => it.open).map((it) => it.id));
   const closed = new Set([...main.querySelectorAll("details[id]")].filter((it) => !it.open).map((it) => it.id));
   const scrolled = [...main.querySelectorAll("[data-scroll]")].map((it) => [it.id, it.scrollTop, it.scrollLeft]);
-  const said = main.querySelector("[data-say]")?.textContent;
+  const said = spoken(main);
   localTimes(fresh);
   main.replaceChildren(...fresh.childNodes);
   for (const it of main.querySelectorAll("details[id]")) {
@@ -44,8 +44,13 @@ function swap(main, fresh) {
   }
   for (const [id, top, left] of scrolled) document.getElementById(id)?.scrollTo(left, top);
   focused?.(main)?.focus({ preventScroll: true });
-  const says = main.querySelector("[data-say]")?.textContent;
-  if (says !== undefined && says !== said) document.getElementById("told").textContent = says;
+  if (spoken(main) !== said) document.getElementById("told").textContent = spoken(main);
+}
+
+// What a screen reader says when it has changed: the page's sentence, without its sign.
+function spoken(main) {
+  return [...main.querySelector("[data-say]")?.childNodes ?? []]
+    .filter((it) => !it.ariaHidden).map((it) => it.textContent).join("");
 }
 
 class Live {
