@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.answers import json_response, page
-from server.api.requests import Number, Query, actor, bad_parameter, cursor
+from server.api.requests import MAX_LIMIT, Number, Query, actor, bad_parameter, cursor
 from server.api.services import Services
 from server.errors import NotFound
 from server.jobs.kinds import READ_KINDS
@@ -17,7 +17,7 @@ from server.jobs.waiting import problem_of, waits_for
 from server.store import jobs as job_statements
 from server.store import queue
 from server.store.declared import get_resource
-from server.store.logs import list_log
+from server.store.logs import last_lines, list_log
 from server.store.progress import ProgressRow, progress_of
 from server.store.rows import Row
 from server.store.tables import ACTOR_KINDS, JOB_STATUSES, SCHEDULES
@@ -69,9 +69,12 @@ async def get_job(services: Services, request: Request) -> Response:
 
 async def get_job_log(services: Services, request: Request) -> Response:
     """Read a job's log: the lines that restic printed for people."""
-    query = Query(request, "limit", "cursor")
+    query = Query(request, "last", "limit", "cursor")
     after, limit = query.after(Number) or 0, query.limit()
     job = await _find(services, request)
+    if query.text("last") is not None:
+        rows = await services.store.read(last_lines, job["id"], query.number("last", MAX_LIMIT, MAX_LIMIT))
+        return json_response({"items": rows, "next": None})
     rows = await services.store.read(list_log, job["id"], after, limit + 1)
     return page(rows, limit, dict, "seq")
 

@@ -34,6 +34,10 @@ _PARAMETERS: Mapping[str, Schema] = {
         "description": "How many hours; 24 by default.",
         "schema": {"type": "integer", "minimum": 1, "maximum": 48},
     },
+    "last": {
+        "description": "Only the last lines, so many.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 500},
+    },
     "limit": {"description": "Maximum items of a page.", "schema": {"type": "integer", "minimum": 1, "maximum": 500}},
     "cursor": {"description": "The `next` of the previous page.", "schema": {"type": "string"}},
     "id": {"description": "Only jobs whose id begins with this.", "schema": {"type": "string"}},
@@ -196,6 +200,7 @@ def _schemas() -> dict[str, Schema]:
         "FileList": _listing("File"),
         "ControllerList": _list("Controller"),
         "HostEntryList": _list("HostEntry"),
+        "PastDayList": _list("PastDay"),
         "Lane": _LANE,
         "Problem": _PROBLEM,
         "Events": {"type": "string", "description": 'Server-sent events: {"changed": ["schedules", …]}.'},

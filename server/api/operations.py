@@ -16,6 +16,7 @@ from server.api import (
     audit,
     controllers,
     enrolments,
+    history,
     hosts,
     jobs,
     news,
@@ -27,6 +28,7 @@ from server.api import (
     sign_ins,
     snapshots,
 )
+from server.api.history import PastDay
 from server.api.requests import object_body
 from server.api.services import Services
 from server.changes.listings import File, Snapshot
@@ -54,6 +56,7 @@ BODIES: Mapping[str, type[Struct]] = {
     "Fleet": Fleet,
     "RestorePreview": RestorePreview,
     "SignInLink": sign_ins.SignInLink,
+    "PastDay": PastDay,
 }
 """Bodies by the name of their schema, except those that the custom resource definitions describe."""
 
@@ -169,6 +172,24 @@ OPERATIONS: Sequence[Operation] = (
         "Run",
         body_required=False,
         may=(*_BODY, 404, 409),
+    ),
+    Operation(
+        "GET",
+        f"{_SCHEDULE}/history",
+        history.get_schedule_history,
+        Needs("get", "schedules"),
+        {200: "PastDayList"},
+        query=("days",),
+        may=(400, 404),
+    ),
+    Operation(
+        "GET",
+        f"{_REPOSITORY}/history",
+        history.get_repository_history,
+        Needs("get", "repositories"),
+        {200: "PastDayList"},
+        query=("days",),
+        may=(400, 404),
     ),
     Operation(
         "GET",
@@ -391,7 +412,7 @@ OPERATIONS: Sequence[Operation] = (
         jobs.get_job_log,
         Needs("get", "runs", jobs.of_job),
         {200: "LogList"},
-        query=_PAGE,
+        query=("last", *_PAGE),
         may=(400, 404),
     ),
     Operation(

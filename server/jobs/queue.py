@@ -27,6 +27,7 @@ from server.store.days import count_ends
 from server.store.jobs import jobs_accepted, jobs_cancelled, jobs_finished, jobs_retried, record_jobs
 from server.store.queue import Moved, OpenRow, Placed
 from server.store.rows import AuditRow, JobRow, Pair, Retry
+from server.store.schedule_days import EndOf, count_schedule_ends
 from server.store.tables import GOOD
 from wire.messages import CommandRun, JobFinished
 
@@ -200,10 +201,9 @@ class JobQueue:
     def _finish(self, conn: Connection, ends: Sequence[tuple[OpenRow, JobFinished]]) -> None:
         """Store the ends of open jobs, and count those of Schedules' jobs."""
         jobs_finished(conn, [[end for _, end in ends]])
-        of_schedules = ((row, end) for row, end in ends if row.scheduled_id)
-        namespace = self._namespace_of
-        its = ((row.host, namespace(repository_of(_command.decode(row.command))), end) for row, end in of_schedules)
-        count_ends(conn, its)
+        its = [(row, repository_of(_command.decode(row.command)), end) for row, end in ends if row.scheduled_id]
+        count_ends(conn, ((row.host, self._namespace_of(repository), end) for row, repository, end in its))
+        count_schedule_ends(conn, (EndOf(repository, row.scheduled_id or "", end) for row, repository, end in its))
 
     def _note_ends(self, now: datetime, ends: Iterable[tuple[OpenRow, JobFinished]], *, final: bool = True) -> None:
         if self.is_shared:

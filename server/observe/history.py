@@ -10,6 +10,7 @@ from server.errors import Unavailable
 from server.store.days import delete_days
 from server.store.engine import Store
 from server.store.history import Past, delete_audit, delete_past, nth_newest_job
+from server.store.schedule_days import delete_schedule_days
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ async def delete(store: Store, keep: HistoryRetention, now: datetime, pause_s: f
         past = None if after is None else past._replace(after=after)
         await asyncio.sleep(pause_s)
     while await store.write(delete_days, oldest.date()):
+        await asyncio.sleep(pause_s)
+    while await store.write(delete_schedule_days, oldest.date()):
         await asyncio.sleep(pause_s)
     while await store.write(delete_audit, oldest):
         await asyncio.sleep(pause_s)

@@ -71,8 +71,16 @@ def _log_ends(dialect: str) -> str:
     return batch.gather(dialect, found.where(JOBS.c.id.in_(given)).subquery())
 
 
+_SHOWN = (JOB_LOGS.c.seq, JOB_LOGS.c.at, JOB_LOGS.c.line)
+
+
+def last_lines(conn: Connection, job_id: str, count: int) -> list[Row]:
+    """The last lines of a job's log, up to so many, in order."""
+    found = sa.select(*_SHOWN).where(JOB_LOGS.c.job_id == job_id).order_by(JOB_LOGS.c.seq.desc()).limit(count)
+    return all_rows(conn, found)[::-1]
+
+
 def list_log(conn: Connection, job_id: str, after: int, limit: int) -> list[Row]:
     """Lines of a job's log in order, starting after line number `after`; the first line has number 1."""
-    columns = (JOB_LOGS.c.seq, JOB_LOGS.c.at, JOB_LOGS.c.line)
-    found = sa.select(*columns).where(JOB_LOGS.c.job_id == job_id, JOB_LOGS.c.seq > after)
+    found = sa.select(*_SHOWN).where(JOB_LOGS.c.job_id == job_id, JOB_LOGS.c.seq > after)
     return all_rows(conn, found.order_by(JOB_LOGS.c.seq).limit(limit))

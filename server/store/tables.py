@@ -360,6 +360,29 @@ class HostDay(Base, table=True):
     bytes_added: int = Field(default=0, sa_type=sa.BigInteger)
 
 
+class ScheduleDay(Base, table=True):
+    """How the jobs of a Schedule that ended on a day (UTC) went, on all hosts, by the repository that they used.
+
+    `failed`: of any end that is not in GOOD. `backups`: the good ones that made a snapshot. `seconds`: of all jobs that
+    began, together; `longest`: of the longest one.
+    """
+
+    __tablename__ = "schedule_days"
+    __table_args__ = (sa.Index("ix_schedule_days_schedule_id_day", "schedule_id", "day"),)
+
+    repository_id: str = Field(primary_key=True, max_length=32)
+    day: date = Field(primary_key=True, sa_type=sa.Date)
+    schedule_id: str = Field(primary_key=True, max_length=32)
+    succeeded: int = Field(default=0, sa_type=sa.BigInteger)
+    warned: int = Field(default=0, sa_type=sa.BigInteger)
+    failed: int = Field(default=0, sa_type=sa.BigInteger)
+    backups: int = Field(default=0, sa_type=sa.BigInteger)
+    seconds: int = Field(default=0, sa_type=sa.BigInteger)
+    longest: int = Field(default=0, sa_type=sa.BigInteger)
+    bytes_processed: int = Field(default=0, sa_type=sa.BigInteger)
+    bytes_added: int = Field(default=0, sa_type=sa.BigInteger)
+
+
 class JobAttempt(Base, table=True):
     """A failed attempt of a job, which was followed by another attempt."""
 
@@ -518,7 +541,7 @@ AUDIT, HOST_SCHEDULES, STORE_OWNER = tables["audit_log"], tables["host_schedules
 CONNECTIONS, SERVERS, NEWS = tables["connections"], tables["servers"], tables["news"]
 CHANGE_HEAD, CHANGE_LOG = tables["change_head"], tables["change_log"]
 PROGRESS, LISTINGS, CONTROLLERS = tables["job_progress"], tables["listings"], tables["controllers"]
-HOST_DAYS = tables["host_days"]
+HOST_DAYS, SCHEDULE_DAYS = tables["host_days"], tables["schedule_days"]
 ENROLMENTS, HOST_KEYS = tables["enrolments"], tables["host_keys"]
 ALERTS, ALERT_STATES, DELIVERIES = tables["alerts"], tables["alert_states"], tables["deliveries"]
 SIGN_IN_LINKS, ENDED_SESSIONS = tables["sign_in_links"], tables["ended_sessions"]

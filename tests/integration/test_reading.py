@@ -145,3 +145,43 @@ async def test_the_schedules_that_use_a_repository_are_listed_by_name(api: httpx
     rest = await read(api, "/repositories/ns/main/schedules", limit=2, cursor=first["next"])
     assert [it["metadata"]["name"] for it in (*first["items"], *rest["items"])] == ["a", "c", "d"]
     assert rest["next"] is None
+
+
+@BOTH
+async def test_the_days_of_a_schedule_and_of_its_repository_are_counted_as_jobs_end(
+    api: httpx.AsyncClient, declare: Declare, connect: Connect
+) -> None:
+    first, second = await declare("etc"), await declare("home")
+    good = {"status": "succeeded", "snapshot_id": "ab" * 4, "bytes_processed": 500, "bytes_added": 100}
+    async with connect() as agent:
+        await agent.follow()
+        for uid, end in ((first, good), (first, good), (first, {"status": "failed"}), (second, good)):
+            at = due(sum(it == "job.confirmed" for it in agent.told))
+            await agent.say("schedule.fire", schedule_id=uid, scheduled_at=at)
+            job_id = (await agent.hears("command.run"))["job_id"]
+            times = {"started_at": f"{due()[:10]}T02:00:00Z", "finished_at": f"{due()[:10]}T02:00:30Z"}
+            await agent.say("job.finished", job_id=job_id, **times, **end)
+            await agent.hears("job.confirmed")
+    [day] = (await read(api, "/schedules/ns/etc/history"))["items"]
+    expected = {"day": due()[:10], "succeeded": 2, "warned": 0, "failed": 1, "backups": 2}
+    expected |= {"seconds": 90, "longest": 30, "bytes_processed": 1000, "bytes_added": 200}
+    assert day == expected
+    [day] = (await read(api, "/repositories/ns/main/history", days=3))["items"]
+    assert (day["backups"], day["bytes_added"], day["longest"]) == (3, 300, 30)
+    assert (await api.get("/schedules/ns/etc/history?days=91")).status_code == 400
+
+
+async def test_the_last_lines_of_a_log_are_read_in_order(
+    api: httpx.AsyncClient, declare: Declare, connect: Connect, until: Until
+) -> None:
+    uid = await declare("etc")
+    async with connect() as agent:
+        await agent.follow()
+        await agent.say("schedule.fire", schedule_id=uid, scheduled_at=due())
+        job_id = (await agent.hears("command.run"))["job_id"]
+        await agent.say("job.log", job_id=job_id, lines=["one", "two", "three"])
+
+        async def lines() -> list[str]:
+            return [it["line"] for it in (await read(api, f"/jobs/{job_id}/log", last=2))["items"]]
+
+        assert await until(lines) == ["two", "three"]

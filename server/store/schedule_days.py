@@ -1,0 +1,103 @@
+"""Statements on how the jobs of each schedule went, by day: the history of schedules and of repositories."""
+
+from collections.abc import Iterable, Sequence
+from datetime import date
+from functools import cache
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+from sqlalchemy.dialects import postgresql, sqlite
+
+from server.store import batch
+from server.store.tables import GOOD, SCHEDULE_DAYS
+from wire.messages import JobFinished
+
+BATCH = 1000
+"""Maximum rows that one transaction deletes, so that other writers do not wait long."""
+_SUMS = ("succeeded", "warned", "failed", "backups", "seconds", "bytes_processed", "bytes_added")
+_VALUES = [column.name for column in SCHEDULE_DAYS.c if not column.primary_key]
+
+
+class EndOf(NamedTuple):
+    """The end of a schedule's job, and the id of the repository that it used."""
+
+    repository_id: str
+    schedule_id: str
+    end: JobFinished
+
+
+class ScheduleDayRow(NamedTuple):
+    """How jobs went on a day; see `tables.ScheduleDay`."""
+
+    day: date
+    succeeded: int
+    warned: int
+    failed: int
+    backups: int
+    seconds: int
+    longest: int
+    bytes_processed: int
+    bytes_added: int
+
+
+def count_schedule_ends(conn: Connection, ends: Iterable[EndOf]) -> None:
+    """Count the ends of schedules' jobs. Each end must be counted once."""
+    found: dict[tuple[str, str, str], dict[str, int]] = {}
+    for repository, schedule, end in ends:
+        key = (repository, end.finished_at.date().isoformat(), schedule)
+        counts, is_good = found.setdefault(key, dict.fromkeys(_VALUES, 0)), end.status in GOOD
+        counts["succeeded" if end.status == "succeeded" else "warned" if is_good else "failed"] += 1
+        counts["backups"] += is_good and bool(end.snapshot_id) and end.bytes_processed > 0
+        seconds = 0 if end.started_at is None else max(0, int((end.finished_at - end.started_at).total_seconds()))
+        counts["seconds"] += seconds
+        counts["longest"] = max(counts["longest"], seconds)
+        counts["bytes_processed"] += end.bytes_processed
+        counts["bytes_added"] += end.bytes_added
+    if found:
+        rows = ([*key, *(counts[name] for name in _VALUES)] for key, counts in found.items())
+        batch.execute(conn, _add(conn.dialect.name), rows)
+
+
+@cache
+def _add(dialect: str) -> str:
+    """Insert counts, or add them to those that are there."""
+    table = SCHEDULE_DAYS
+    rows = batch.Given(dialect, list(table.c)).select()
+    insert = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+    put = insert.from_select([column.name for column in table.c], rows, include_defaults=False)
+    sums: dict[str, sa.ColumnElement[int]] = {name: table.c[name] + put.excluded[name] for name in _SUMS}
+    longest, new = table.c["longest"], put.excluded["longest"]
+    sums["longest"] = sa.case((new > longest, new), else_=longest)
+    return batch.prepared(dialect, put.on_conflict_do_update(index_elements=list(table.primary_key), set_=sums))
+
+
+def days_of_schedule(conn: Connection, schedule_id: str, since: date) -> list[ScheduleDayRow]:
+    """How a schedule's jobs went on each day from `since` on, on which one ended."""
+    return _days(conn, SCHEDULE_DAYS.c.schedule_id == schedule_id, since)
+
+
+def days_of_repository(conn: Connection, repository_id: str, since: date) -> list[ScheduleDayRow]:
+    """How the jobs of all schedules on a repository went on each day from `since` on, on which one ended."""
+    return _days(conn, SCHEDULE_DAYS.c.repository_id == repository_id, since)
+
+
+def _days(conn: Connection, which: sa.ColumnElement[bool], since: date) -> list[ScheduleDayRow]:
+    day = SCHEDULE_DAYS.c.day
+    values = (
+        (sa.func.max if name == "longest" else sa.func.sum)(SCHEDULE_DAYS.c[name])
+        for name in ScheduleDayRow._fields[1:]
+    )
+    found = sa.select(day, *values).where(which, day >= since).group_by(day).order_by(day)
+    return [ScheduleDayRow(row[0], *map(int, row[1:])) for row in conn.execute(found)]
+
+
+def delete_schedule_days(conn: Connection, items: Sequence[date]) -> list[bool]:
+    """Delete days from before these, up to BATCH rows each; return whether there may be more."""
+    return [_delete(conn, before) for before in items]
+
+
+def _delete(conn: Connection, before: date) -> bool:
+    key = list(SCHEDULE_DAYS.primary_key)
+    old = sa.select(*key).where(SCHEDULE_DAYS.c.day < before).limit(BATCH)
+    return conn.execute(sa.delete(SCHEDULE_DAYS).where(sa.tuple_(*key).in_(old))).rowcount == BATCH
