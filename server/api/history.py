@@ -12,7 +12,8 @@ from server.api.answers import json_response
 from server.api.objects import find_object
 from server.api.requests import Query
 from server.api.services import Services
-from server.observe.survey import DAYS, MAX_DAYS
+from server.observe.fleet import DAYS
+from server.observe.host_days import MAX_DAYS
 from server.store.schedule_days import ScheduleDayRow, days_of_repository, days_of_schedule
 
 DaysOf = Callable[[Connection, str, date], Sequence[ScheduleDayRow]]
@@ -47,9 +48,7 @@ async def get_repository_history(services: Services, request: Request) -> Respon
     return await _history(services, request, "Repository", days_of_repository)
 
 
-async def _history(
-    services: Services, request: Request, kind: str, days_of: DaysOf
-) -> Response:
+async def _history(services: Services, request: Request, kind: str, days_of: DaysOf) -> Response:
     """The days on which a job ended, oldest first."""
     days = Query(request, "days").number("days", DAYS, MAX_DAYS)
     row = await find_object(services, request, kind)

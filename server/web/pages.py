@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from server.web import overview
+from server.web import hosts, jobs, overview, repositories, schedules, snapshots, trails
 from server.web.page import Handler
 
 
@@ -15,7 +15,24 @@ class PageRoute(NamedTuple):
     handler: Handler
 
 
+_SNAPSHOTS, _SNAPSHOT = "/snapshots/{namespace}/{name}", "/snapshots/{namespace}/{name}/{snapshot}"
+
 PAGES: Sequence[PageRoute] = (
     PageRoute("GET", "/", overview.show_overview),
     PageRoute("GET", "/fleet", overview.show_fleet),
+    PageRoute("GET", "/hosts/{name}", hosts.show_host),
+    PageRoute("GET", "/schedules/{namespace}/{name}", schedules.show_schedule),
+    PageRoute("POST", "/schedules/{namespace}/{name}/run", schedules.run_schedule),
+    PageRoute("GET", "/jobs", jobs.show_jobs),
+    PageRoute("GET", "/jobs/{id}", jobs.show_job),
+    PageRoute("GET", "/jobs/{id}/log", jobs.show_log),
+    PageRoute("POST", "/jobs/{id}/cancel", jobs.cancel_job),
+    PageRoute("POST", "/jobs/{id}/again", jobs.run_again),
+    PageRoute("GET", "/repositories/{namespace}/{name}", repositories.show_repository),
+    PageRoute("GET", _SNAPSHOTS, snapshots.show_snapshots),
+    PageRoute("GET", _SNAPSHOT, snapshots.show_snapshot),
+    PageRoute("POST", f"{_SNAPSHOT}/preview", snapshots.preview_restore),
+    PageRoute("POST", f"{_SNAPSHOT}/restore", snapshots.restore),
+    PageRoute("GET", "/audit", trails.show_audit),
+    PageRoute("GET", "/problems", trails.show_problems),
 )

@@ -26,7 +26,7 @@ def environment(static: Static) -> Environment:
         auto_reload=False,
     )
     found.filters |= {"ago": ago, "at": at, "bytes": in_bytes, "duration": duration, "many": many}
-    found.globals |= {"url": url, "static": static.url, "same_page": same_page, "narrowed": narrowed}
+    found.globals |= {"url": url, "static": static.url, "same_page": same_page, "narrowed": narrowed, "took": took}
     return found
 
 
@@ -92,6 +92,11 @@ def duration(seconds: float | timedelta | None, nothing: str = "-") -> str:
         if count or (unit == "s" and not parts):
             parts.append(f"{count} {unit}")
     return " ".join(parts[:2])
+
+
+def took(began: str | None, ended: str | None) -> float | None:
+    """The seconds from one time to the other, as REST writes them; None unless both are known."""
+    return (_time(ended) - _time(began)).total_seconds() if began and ended else None
 
 
 def in_bytes(count: float | None, nothing: str = "-") -> str:

@@ -3,6 +3,7 @@
 
 const LEAST_MS = 1000; // between two loads
 const MOST_MS = 30000; // so that "3 min ago" stays true
+const EVERY_MS = 2000; // while the page has an element with data-every: what it shows is no event
 const BUSY = "input:not([type=hidden]), select, textarea, dialog[open] *";
 
 const zone = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
@@ -35,6 +36,8 @@ function swap(main, fresh) {
   const open = new Set([...main.querySelectorAll("details[id]")].filter((it) => it.open).map((it) => it.id));
   const closed = new Set([...main.querySelectorAll("details[id]")].filter((it) => !it.open).map((it) => it.id));
   const scrolled = [...main.querySelectorAll("[data-scroll]")].map((it) => [it.id, it.scrollTop, it.scrollLeft]);
+  const followed = [...main.querySelectorAll("[data-follow]")]
+    .filter((it) => it.scrollTop + it.clientHeight >= it.scrollHeight - 8).map((it) => it.id);
   const said = spoken(main);
   localTimes(fresh);
   main.replaceChildren(...fresh.childNodes);
@@ -43,6 +46,7 @@ function swap(main, fresh) {
     if (closed.has(it.id)) it.open = false;
   }
   for (const [id, top, left] of scrolled) document.getElementById(id)?.scrollTo(left, top);
+  for (const id of followed) document.getElementById(id)?.scrollTo(0, Number.MAX_SAFE_INTEGER);
   focused?.(main)?.focus({ preventScroll: true });
   if (spoken(main) !== said) document.getElementById("told").textContent = spoken(main);
 }
@@ -63,6 +67,7 @@ class Live {
     document.addEventListener("visibilitychange", () => this.visible());
     this.visible();
     setInterval(() => this.load(), MOST_MS);
+    setInterval(() => { if (main.querySelector("[data-every]")) this.soon(); }, EVERY_MS);
   }
 
   // A browser has few connections to a server: pages that nobody sees give theirs back.

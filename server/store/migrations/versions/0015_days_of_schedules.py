@@ -1,4 +1,4 @@
-"""Counts, for each schedule and day, how its jobs went, how long they took and what they added. Filled from the jobs."""
+"""Counts, for each schedule and day, how jobs went, how long they took and what they added. Filled from the jobs."""
 
 import sqlalchemy as sa
 from alembic import op

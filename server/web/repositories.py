@@ -1,0 +1,31 @@
+"""The page of a repository: whether it is well, what came to it, who uses it, and who waits for it."""
+
+import asyncio
+from typing import Any
+
+from starlette.responses import Response
+
+from server.web import plots
+from server.web.asking import if_allowed
+from server.web.page import Page
+
+DAYS = 30
+"""Over how many days the history goes."""
+
+
+async def show_repository(page: Page) -> Response:
+    """Show a repository."""
+    here = ("repositories", page.path["namespace"], page.path["name"])
+    repository, past, users, lane = await asyncio.gather(
+        page.get(*here),
+        page.get(*here, "history", days=str(DAYS)),
+        if_allowed(page.get(*here, "schedules", cursor=page.query.get("cursor"))),
+        if_allowed(page.get(*here, "lane", limit="20")),
+    )
+    days, today = past["items"], page.now.date()
+    drawn: dict[str, Any] = {
+        "growth": plots.growth(days, today, DAYS),
+        "added": plots.bytes_by_day(days, today, DAYS),
+        "outcomes": plots.outcomes_by_day(days, today, DAYS),
+    }
+    return page.show("repository.html", repository=repository, users=users, lane=lane, **drawn, query=page.query)
