@@ -109,6 +109,14 @@ keep_jobs_days = option(
     default=90,
     help="How many days to keep jobs and the audit log.",
 )
+heartbeat_url_file = option(
+    "--heartbeat-url-file",
+    type=FILE,
+    help="File with a URL that is called while everything is well, so that somebody notices when it is not any more.",
+)
+heartbeat_seconds = option(
+    "--heartbeat-seconds", type=click.FloatRange(min=1), default=60.0, help="Seconds between two such calls."
+)
 server_url = option("--server", default="http://127.0.0.1:8700", help="The server's URL.")
 token_file = option(
     "--token-file",

@@ -60,6 +60,7 @@ from server.jobs.progress import ProgressWriter
 from server.jobs.queue import JobQueue
 from server.jobs.reports import Reports
 from server.jobs.repositories import RepositoryStates
+from server.notify import heartbeat
 from server.notify.gather import Gatherer
 from server.notify.notifier import Notifier
 from server.notify.services import Services as NotificationServices
@@ -110,6 +111,7 @@ class Config(Struct, frozen=True):
     past a connection pooler. `replica_name`: how other servers' logs call this one; empty for the machine's name.
     `drain_seconds`: over how many seconds a server that stops sends its agents to the others; None for `DRAIN_S` where
     there may be others. `proxy_auth_secret`: the file with the secret of a proxy that signs people in to the pages.
+    `heartbeat_url_file`: the file with the URL that is called every `heartbeat_seconds` while all is well.
     """
 
     data: Path
@@ -130,6 +132,8 @@ class Config(Struct, frozen=True):
     replica_name: str = ""
     drain_seconds: float | None = None
     proxy_auth_secret: Path | None = None
+    heartbeat_url_file: Path | None = None
+    heartbeat_seconds: float = 60.0
 
 
 class ServerError(Exception):
@@ -238,7 +242,7 @@ def assemble(
     listings = Listings(runs, reports, store, catalog, placement, hub, clock, new_id)
     notifications = NotificationServices()
     alerts = Alerts(store, catalog, vault, notifications.unknown, clock, new_id)
-    gatherer = Gatherer(catalog, placement, hub, health, coverage, controllers, clock)
+    gatherer = Gatherer(surveyor, catalog, health, coverage, controllers, clock)
     notifier = Notifier(store, alerts, gatherer, notifications, events, clock, random.SystemRandom())
     events.subscribe(notifier.on_event)
     services = Services(
@@ -317,6 +321,7 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
             async with (
                 _running(parts.leader.while_leading(partial(history.follow, store, keep, clock))),
                 _running(parts.leader.while_leading(parts.notifier.follow)),
+                _running(parts.leader.while_leading(partial(_heartbeat, config, services.surveyor))),
                 _running(parts.last_seen.follow()),
                 _running(ProgressWriter(store, parts.active).follow()),
                 _running(clock_set_back.follow(parts.events, clock)),
@@ -361,6 +366,19 @@ async def _loaded(
                 stack.push_async_callback(trying.pop_all().aclose)
                 return store, parts
         await asyncio.sleep(LOAD_AGAIN_S)
+
+
+async def _heartbeat(config: Config, surveyor: Surveyor) -> None:
+    """Call the URL of the heartbeat while nothing is red, if there is one, until cancelled."""
+
+    async def trouble() -> str:
+        overview = await surveyor.overview()
+        return overview.sentence if overview.answer == "no" else ""
+
+    if config.heartbeat_url_file is not None:
+        await heartbeat.follow(config.heartbeat_url_file, config.heartbeat_seconds, trouble)
+    else:
+        await asyncio.Event().wait()
 
 
 @asynccontextmanager

@@ -26,6 +26,8 @@ from cli import logs, options
 @options.schemes
 @options.keep_jobs
 @options.keep_jobs_days
+@options.heartbeat_url_file
+@options.heartbeat_seconds
 @options.metrics_listen
 @options.log_format
 @options.log_level
@@ -116,6 +118,8 @@ def up(
 @options.schemes
 @options.keep_jobs
 @options.keep_jobs_days
+@options.heartbeat_url_file
+@options.heartbeat_seconds
 @options.option("--kubernetes-token-file", type=options.FILE, help="The server's own token for --kubernetes-api.")
 @options.option("--kubernetes-ca-file", type=options.FILE, help="CA certificates for --kubernetes-api (PEM).")
 @options.metrics_listen

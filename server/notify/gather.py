@@ -1,16 +1,18 @@
-"""Gathers what is wrong now from the owners of the facts, as REST tells it."""
+"""Gathers what is wrong now from the survey that the overview is made of, with the hosts that each problem is about."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 
-from server.agents.hub import Hub
 from server.fleet.catalog import Catalog
-from server.fleet.placement import Placement
 from server.jobs.outcomes import Health
+from server.notify.decide import ObjectKey
 from server.notify.situations import Facts, Found, HostFacts
 from server.observe.controllers import Controllers
-from server.observe.coverage import CoverageReader
-from server.observe.problems import Coverage, Problem, repository_problems, schedule_problems
+from server.observe.coverage import CoverageReader, OnHosts
+from server.observe.overview import NOTHING_DECLARED, of_schedule
+from server.observe.problems import Coverage, Problem, repository_problems
+from server.observe.survey import Survey, Surveyor
 
 
 class Gatherer:
@@ -18,17 +20,15 @@ class Gatherer:
 
     def __init__(
         self,
+        surveyor: Surveyor,
         catalog: Catalog,
-        placement: Placement,
-        hub: Hub,
         health: Health,
         coverage: CoverageReader,
         controllers: Controllers,
         clock: Callable[[], datetime],
     ) -> None:
+        self._surveyor = surveyor
         self._catalog = catalog
-        self._placement = placement
-        self._hub = hub
         self._health = health
         self._coverage = coverage
         self._controllers = controllers
@@ -36,49 +36,63 @@ class Gatherer:
 
     async def facts(self, namespaces: Collection[str] | None) -> Facts:
         """What is wrong in these namespaces, or in all; and with hosts and controllers. Raises Unavailable."""
-        rows = [it for it in list(self._catalog.schedules.values()) if namespaces is None or it.namespace in namespaces]
-        coverage = await self._coverage.schedules([row.id for row in rows])
-        labels = {("Schedule", row.namespace, row.name): row.labels for row in rows}
-        found = [it for row in rows for it in _of_schedule(("Schedule", row.namespace, row.name), coverage[row.id])]
+        survey, now = await self._surveyor.survey(""), self._clock()
+        hanging = await self._coverage.hanging(now)
+        labels: dict[ObjectKey, Mapping[str, str]] = {}
+        found: list[Found] = []
+        for row in survey.rows:
+            if namespaces is not None and row.namespace not in namespaces:
+                continue
+            about, stands = ("Schedule", row.namespace, row.name), survey.stands[row.id]
+            labels[about] = row.labels
+            having = [it for it in survey.groups if row.id in it.entries.items]
+            covers = self._coverage.coverage(row.id, stands, having, hanging.get(row.id, set()))
+            found += _of_schedule(about, covers, stands)
         for repository in list(self._catalog.repositories.values()):
             if namespaces is None or repository.namespace in namespaces:
                 about = ("Repository", repository.namespace, repository.name)
                 labels[about] = repository.labels
                 days, verified = repository.spec.get("verifyWithinDays"), self._health.verified(repository.id)
                 access, problem = self._coverage.access(repository.id), self._health.problem(repository.id)
-                problems = repository_problems(access, problem, days, verified, repository.created_at, self._clock())
+                problems = repository_problems(access, problem, days, verified, repository.created_at, now)
                 found += [Found(about, it) for it in problems]
+        if not any(row.spec["kind"] == "backup" for row in survey.rows):
+            found.append(Found(("Server", "", ""), NOTHING_DECLARED))
         for state in self._controllers.states():
             about = ("Controller", "", state.name)
             found += [Found(about, Problem(it.reason, it.message)) for it in state.problems]
-        return Facts(labels, found, list(self._hosts()))
-
-    def _hosts(self) -> Iterator[HostFacts]:
-        now = self._clock()
-        for session in self._hub.sessions():
-            state = self._placement.hosts.get(session.name)
-            if state is None:
-                continue
-            reasons: list[str] = [it.reason for it in session.problems(now, {})]
-            if not self._hub.is_connected(session.name):
-                reasons.append("NotConnected")
-            elif not session.holds_desired:
-                reasons.append("NotInSync")
-            if reasons:
-                yield HostFacts(session.name, state.labels, reasons)
+        return Facts(labels, found, list(_hosts(survey)))
 
 
-def _of_schedule(about: tuple[str, str, str], coverage: Coverage) -> Iterator[Found]:
-    hosts = {
-        "Overdue": (coverage.overdue_names, coverage.overdue),
-        "RunsFail": (coverage.failed_names, coverage.failed),
-        "RunsIncomplete": (coverage.warned_names, coverage.warned),
-        "RunsHang": (coverage.hanging, len(coverage.hanging)),
-        "HostsNotGranted": (coverage.not_granted_names, coverage.not_granted),
+def _of_schedule(about: ObjectKey, covers: Coverage, stands: OnHosts) -> Iterator[Found]:
+    never_ran = set(stands.never_ran)
+    hosts: dict[str, Sequence[str]] = {
+        "Overdue": [host for host in stands.overdue if host not in never_ran],
+        "NeverRan": stands.never_ran,
+        "RunsFail": stands.ends.failed,
+        "RunsIncomplete": stands.ends.warned,
+        "RunsHang": covers.hanging,
+        "HostsNotGranted": covers.not_granted_names,
     }
-    for problem in schedule_problems(coverage):
-        names, count = hosts.get(problem.reason, ((), 0))
-        yield Found(about, problem, names, count - len(names))
-    if not coverage.enabled:
-        message = f"it is disabled, so nothing runs on its {coverage.hosts} hosts"
-        yield Found(about, Problem("Disabled", message))
+    for problem, count in of_schedule(covers):
+        its = hosts.get(problem.reason, ())
+        yield Found(about, problem, its, count - len(its) if its else 0)
+
+
+def _hosts(survey: Survey) -> Iterator[HostFacts]:
+    """The hosts with which something is wrong."""
+    reasons: defaultdict[str, list[str]] = defaultdict(list)
+    for session in survey.suspects:
+        for problem in session.problems(survey.at, {}):
+            reasons[session.name].append(problem.reason)
+    explained = {name for name, its in reasons.items() if {"EntriesLeftOut", "StoreEmpty"} & set(its)}
+    away = survey.by_state["offline"]
+    for reason, names in (
+        ("NotConnected", away),
+        ("NotInSync", survey.by_state["out_of_sync"] - explained - away),
+        ("NoBackup", survey.by_state["no_backup"]),
+    ):
+        for name in names:
+            reasons[name].append(reason)
+    for name, its in reasons.items():
+        yield HostFacts(name, survey.hosts[name].labels, its)

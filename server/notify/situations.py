@@ -24,10 +24,8 @@ _EVENTS: Mapping[str, Sequence[str]] = {
 }
 EVENT_OF = {reason: event for event, reasons in _EVENTS.items() for reason in reasons}
 """The event of an Alert's spec to which each reason belongs."""
-NOT_RED = frozenset({"Incomplete", "Suspended"})
-"""Events that may be meant so. Everything else silences the heartbeat."""
-LASTING = frozenset({"HostGone", "OutOfSync"})
-"""Events that are told when they have lasted for the Alert's `after`."""
+LASTING = frozenset({"NotConnected", "NotInSync", "EntriesLeftOut", "NoBackup"})
+"""Reasons that are told when they have lasted for the Alert's `after`."""
 ALL_HOSTS: ObjectKey = ("Host", "", "")
 """What situations of hosts are about: those of many hosts are one."""
 _OF_HOSTS: Mapping[str, str] = {
@@ -65,12 +63,6 @@ class Facts(NamedTuple):
     labels: Mapping[ObjectKey, Mapping[str, str]]
     found: Sequence[Found]
     hosts: Sequence[HostFacts]
-
-
-def is_well(facts: Facts) -> bool:
-    """Whether nothing is wrong that must not be."""
-    reasons = [it.problem.reason for it in facts.found] + [reason for it in facts.hosts for reason in it.reasons]
-    return all(event_of(it) in NOT_RED for it in reasons)
 
 
 def event_of(reason: str, about: str = "") -> str:
@@ -114,8 +106,7 @@ def _of_hosts(hosts: Iterable[HostFacts], after: timedelta) -> Iterator[Situatio
         for reason in host.reasons:
             by_reason.setdefault(reason, []).append(host.name)
     for reason, names in by_reason.items():
-        event = event_of(reason)
-        lasting = after if event in LASTING else timedelta()
+        lasting = after if reason in LASTING else timedelta()
         what = _OF_HOSTS.get(reason, reason)
         message = f"{len(names)} hosts: {what}: {named(sorted(names)[:MAX_NAMED], len(names))}"
-        yield Situation(event, reason, ALL_HOSTS, message, names, after=lasting)
+        yield Situation(event_of(reason), reason, ALL_HOSTS, message, names, after=lasting)

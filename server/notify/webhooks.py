@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import httpx
 
@@ -49,47 +49,55 @@ class Webhooks:
     ) -> None:
         await self._http.__aexit__(kind, error, trace)
 
-    async def call(self, url: str, content: bytes, headers: Mapping[str, str], *, anywhere: bool) -> None:
-        """POST to a URL. `anywhere`: whether it may lead to addresses that are not public. Raises CallError."""
+    async def call(
+        self, url: str, content: bytes, headers: Mapping[str, str], *, anywhere: bool, method: str = "POST"
+    ) -> None:
+        """Call a URL. `anywhere`: whether it may lead to addresses that are not public. Raises CallError."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._call(httpx.URL(url), content, headers, anywhere=anywhere)
+                await self._call(Call(method, httpx.URL(url), content, headers), anywhere=anywhere)
         except TimeoutError:
             raise CallError(f"there was no answer within {self._timeout_s:.0f} s") from None
         except (httpx.InvalidURL, UnicodeError):
             raise CallError("its URL cannot be read: correct it in the Secret") from None
 
-    async def _call(self, url: httpx.URL, content: bytes, headers: Mapping[str, str], *, anywhere: bool) -> None:
-        addresses = [it for it in await _lookup(url) if is_allowed(it, anywhere=anywhere)]
+    async def _call(self, call: "Call", *, anywhere: bool) -> None:
+        addresses = [it for it in await _lookup(call.url) if is_allowed(it, anywhere=anywhere)][:MAX_TRIED]
         if not addresses:
             raise CallError("it leads to an address that is not public, which its namespace may not call")
-        for left, address in reversed(list(enumerate(reversed(addresses[:MAX_TRIED])))):
+        for left, address in zip(reversed(range(len(addresses))), addresses, strict=True):
             try:
-                status = await self._post(url, address, content, headers)
+                return _check(await self._sent(call, address))
             except httpx.ConnectError as error:
                 if not left:
                     raise CallError(f"it cannot be reached: {_reason(error)}") from None
             except httpx.HTTPError as error:
                 raise CallError(f"the connection failed: {type(error).__name__}") from None
-            else:
-                return _check(status)
         return None
 
-    async def _post(self, url: httpx.URL, address: Address, content: bytes, headers: Mapping[str, str]) -> int:
-        """POST to one address of a URL's name, whose certificate must be that of the name. Returns the status."""
-        host = url.netloc.decode("ascii")
+    async def _sent(self, call: "Call", address: Address) -> int:
+        """Call one address of a URL's name, whose certificate must be that of the name. Returns the status."""
+        url = call.url
         authorized = httpx.BasicAuth(url.username, url.password) if url.userinfo else None
-        there = url.copy_with(host=str(address), username=None, password=None)
         request = self._http.build_request(
-            "POST",
-            there,
-            content=content,
-            headers={"User-Agent": "Lamplighter", **headers, "Host": host},
+            call.method,
+            url.copy_with(host=str(address), username=None, password=None),
+            content=call.content,
+            headers={"User-Agent": "Lamplighter", **call.headers, "Host": url.netloc.decode("ascii")},
             extensions={"sni_hostname": url.host},
         )
         answer = await self._http.send(request, auth=authorized, stream=True)
         await answer.aclose()
         return answer.status_code
+
+
+class Call(NamedTuple):
+    """What to send, and where to."""
+
+    method: str
+    url: httpx.URL
+    content: bytes
+    headers: Mapping[str, str]
 
 
 def is_allowed(address: Address, *, anywhere: bool) -> bool:

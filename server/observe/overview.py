@@ -261,10 +261,9 @@ def _troubles(facts: Facts) -> Iterator[tuple[SectionName, Trouble]]:
         message = f"the server records nothing: {facts.refuses}"
         yield "server", Trouble("Server", "", "", "NotWriting", message, "/problems")
     if not any(it.kind == "backup" for it in facts.schedules):
-        message = "no Schedule of kind backup is declared: declare one, and the Repository that it uses"
-        yield "never_ran", Trouble("Server", facts.namespace, "", "NothingDeclared", message, "/problems")
+        yield "never_ran", Trouble("Server", facts.namespace, "", *NOTHING_DECLARED, "/problems")
     for schedule in facts.schedules:
-        for problem, count in _of_schedule(schedule.coverage):
+        for problem, count in of_schedule(schedule.coverage):
             path = f"/schedules/{schedule.namespace}/{schedule.name}"
             names = schedule.namespace, schedule.name
             yield section_of(problem.reason, "failed"), Trouble("Schedule", *names, *problem, path, count)
@@ -279,12 +278,18 @@ def _troubles(facts: Facts) -> Iterator[tuple[SectionName, Trouble]]:
             yield "controllers", Trouble("Controller", "", controller, *problem, "/problems")
 
 
+NOTHING_DECLARED = Problem(
+    "NothingDeclared", "no Schedule of kind backup is declared: declare one, and the Repository that it uses"
+)
+"""The problem of a server, or a namespace, without any."""
+
+
 def section_of(reason: str, otherwise: SectionName) -> SectionName:
     """The section of a reason; `otherwise` for one that a later version may have."""
     return _SECTION_OF.get(reason, otherwise)
 
 
-def _of_schedule(coverage: Coverage) -> Iterator[tuple[Problem, int]]:
+def of_schedule(coverage: Coverage) -> Iterator[tuple[Problem, int]]:
     """The problems of a schedule, and on how many hosts each is."""
     ran = coverage._replace(overdue=coverage.overdue - coverage.never_ran, overdue_names=coverage.late_names)
     counts = {

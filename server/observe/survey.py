@@ -127,7 +127,7 @@ class Surveyor:
 
     async def overview(self, namespace: str = "") -> Overview:
         """The overview of one namespace, or of all. Raises Unavailable when the store cannot be read."""
-        survey = await self._survey(namespace)
+        survey = await self.survey(namespace)
         now = survey.at
         hanging = await self._coverage.hanging(now)
         running, count = await self._running(survey, namespace)
@@ -151,7 +151,7 @@ class Surveyor:
 
     async def fleet(self, query: FleetQuery) -> Fleet:
         """A page of hosts, or of groups of hosts. Raises Unavailable when the store cannot be read."""
-        survey = await self._survey(query.namespace)
+        survey = await self.survey(query.namespace)
         shown = _days(survey.at, query.days)
         await self._host_days.load(shown)
         names = self._selected(query, survey)
@@ -211,8 +211,8 @@ class Surveyor:
 
     # Surveys.
 
-    async def _survey(self, namespace: str) -> Survey:
-        """A survey that is up to date, or was a moment ago where the fleet is large."""
+    async def survey(self, namespace: str) -> Survey:
+        """A survey of a namespace, or of all, that is up to date, or was a moment ago where the fleet is large."""
         async with self._making:  # whoever waited uses the one that was made meanwhile
             kept = self._kept.get(namespace)
             if kept is not None and kept.declared == self._declared and time.monotonic() < kept.until:

@@ -85,6 +85,9 @@ def receiving(port: int = 0) -> Iterator[Receiver]:
             self.send_header("content-length", "0")
             self.end_headers()
 
+        def do_GET(self) -> None:
+            self.do_POST()
+
         def log_message(self, *_args: Any) -> None:
             """It is the test that tells."""
 

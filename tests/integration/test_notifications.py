@@ -23,6 +23,7 @@ import httpx
 import pytest
 
 from bench.servers import free_port
+from server.app import Config, serving
 from server.notify import notifier
 from tests.integration.clock import Clock
 from tests.integration.conftest import Connect, DataFolders, Declare, Until
@@ -159,7 +160,7 @@ async def test_many_hosts_of_a_schedule_are_one_message(
 
     await until(told)
     [item] = receiver.taken[0].items
-    assert (item["key"], item["hostCount"], len(item["hosts"])) == ("Schedule/ns/etc/Overdue", 40, 5)
+    assert (item["key"], item["hostCount"], len(item["hosts"])) == ("Schedule/ns/etc/NeverRan", 40, 10)
     assert len(receiver.calls) == 1
 
 
@@ -285,6 +286,33 @@ async def test_a_host_that_is_gone_is_told_when_it_was_gone_for_long(
     assert (item["key"], item["hosts"]) == ("Host///NotConnected", ["node-1"])
     sent_at = datetime.fromtimestamp(int(receiver.taken[0].headers["webhook-timestamp"]), UTC)
     assert sent_at - gone_at >= timedelta(minutes=9)
+
+
+async def test_a_heartbeat_comes_while_all_is_well_and_falls_silent_when_anything_is_red(
+    tmp_path: Path, connect: Connect, receiver: Receiver, until: Until
+) -> None:
+    url = tmp_path / "heartbeat-url"
+    url.write_text(receiver.url + "\n")
+    config = Config(tmp_path / "watched", port=0, heartbeat_url_file=url, heartbeat_seconds=0.05)
+    async with serving(config) as server:
+        headers = {"authorization": f"Bearer {server.admin_token}"}
+        there = f"http://127.0.0.1:{server.port}/api/v1"
+        async with httpx.AsyncClient(base_url=there, headers=headers, verify=NO_TLS) as api:
+            (await api.put("/hosts/node-1", json={"labels": {"host": "etc"}})).raise_for_status()
+            assert receiver.calls == []  # nothing backs it up, which is red
+            await trouble(api, "etc")
+            async with connect("node-1", to=server, token=server.agent_token) as agent:
+                await agent.follow()
+
+                async def beats() -> bool:
+                    return len(receiver.calls) >= 3
+
+                await until(beats)
+                (await api.put("/hosts/node-1", json={"labels": {}})).raise_for_status()
+                await asyncio.sleep(0.2)  # what was on its way
+                count = len(receiver.calls)
+                await asyncio.sleep(0.5)
+                assert len(receiver.calls) == count
 
 
 # Kills.
