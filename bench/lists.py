@@ -2,8 +2,8 @@
 
 import sqlite3
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -96,6 +96,8 @@ PAGES = {
         FROM host_days JOIN hosts ON name = host WHERE day > date('now', '-14 days') GROUP BY zone, day""",
 }
 """The data of pages, and for each the bare query for the days that it shows, which has none of what is wrong now."""
+HTML = {"/": PAGES["/overview"], "/fleet ": PAGES["/fleet"], "/fleet?group=zone ": PAGES["/fleet?group=zone"]}
+"""The pages themselves, as a browser gets them, and the same queries. A space tells them from their data."""
 
 
 async def lists(row: str, size: Size) -> Sequence[Result]:
@@ -111,6 +113,8 @@ async def lists(row: str, size: Size) -> Sequence[Result]:
             figures = {"cpu_s.start": server.cpu()}
             async with server.client() as client:
                 found = [await _asked(row, server, client, path, size) for path in (*LISTS, *PAGES)]
+                async with _browser(server, client) as browser:
+                    found += [await _asked(row, server, client, path, size, browser) for path in HTML]
         finally:
             await server.stop()
     what = f"a server starts with {size.fleet:,} hosts and {size.jobs:,} jobs: until it answers"
@@ -133,24 +137,44 @@ async def _filled(data: Path, size: Size) -> None:
         database.execute("ANALYZE")
 
 
-async def _asked(row: str, server: Server, client: httpx.AsyncClient, path: str, size: Size) -> Result:
+@asynccontextmanager
+async def _browser(server: Server, api: httpx.AsyncClient) -> AsyncIterator[httpx.AsyncClient]:
+    """A browser that is signed in to the pages, as far as headers go."""
+    link = (await api.post("/sign-in-links")).raise_for_status().json()
+    headers = {"sec-fetch-site": "same-origin"}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", headers=headers) as browser:
+        signed_in = await browser.post("/sign-in", data={"code": link["path"].partition("code=")[2]})
+        assert signed_in.status_code == 303
+        yield browser
+
+
+async def _asked(
+    row: str,
+    server: Server,
+    client: httpx.AsyncClient,
+    path: str,
+    size: Size,
+    browser: httpx.AsyncClient | None = None,
+) -> Result:
     took: list[float] = []
-    answer = (await client.get(path)).raise_for_status()
-    items = answer.json().get("items")
+    asking = browser or client
+    answer = (await asking.get(path.strip())).raise_for_status()
+    items = None if browser else answer.json().get("items")
     spent = 0.0
     for _ in range(ASKED):
-        if path in PAGES:  # a large fleet's survey is used for a moment: each request is to make its own
+        if path in PAGES | HTML:  # a large fleet's survey is used for a moment: each request is to make its own
             await change(client, schedule("nightly-0", "0 2 * * *", [f"/{time.monotonic_ns()}"]))
         begin, before = time.perf_counter(), server.cpu()
-        (await client.get(path)).raise_for_status()
+        (await asking.get(path.strip())).raise_for_status()
         took.append(time.perf_counter() - begin)
         spent += server.cpu() - before
     figures = {**cpu_figures({"server": spent}, ASKED), "bytes": float(len(answer.content))}
     with closing(sqlite3.connect(f"file:{server.data}/lamplighter.db?mode=ro", uri=True)) as database:
-        bare = [_queried(database, (LISTS | PAGES)[path]) for _ in range(ASKED)]
+        bare = [_queried(database, (LISTS | PAGES | HTML)[path]) for _ in range(ASKED)]
     listed = f", {len(items)} items" if items else ""
-    what = f"GET {path}{listed}, {len(answer.content):,} bytes, at {size.fleet:,} hosts and {size.jobs:,} jobs"
-    if path in PAGES and size.jobs >= FULL.jobs:
+    listed = " as HTML" if browser else listed
+    what = f"GET {path.strip()}{listed}, {len(answer.content):,} bytes, at {size.fleet:,} hosts and {size.jobs:,} jobs"
+    if path in PAGES | HTML and size.jobs >= FULL.jobs:
         assert len(answer.content) <= MAX_BYTES, what
     return Result(row, what, "ms", median(took), median(bare), "the bare query", Limits(0.1), "", figures)
 

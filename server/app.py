@@ -33,6 +33,7 @@ from server.access.sessions import Sessions
 from server.access.vault import Vault
 from server.agents.hub import Hub
 from server.api import routing
+from server.api.middleware import nowhere as problem_nowhere
 from server.api.services import Services
 from server.changes.alerts import Alerts
 from server.changes.enrolments import Enrolments
@@ -86,7 +87,7 @@ from server.store import ownership
 from server.store.engine import Store
 from server.store.ownership import probe
 from server.transport import connections, tls
-from server.web import site
+from server.web.site import Site
 
 log = logging.getLogger(__name__)
 
@@ -315,8 +316,8 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
             if services.placement.hosts:
                 log.info("carrying on", extra={"hosts": len(services.placement.hosts), "schedules": schedules})
             keep = HistoryRetention(config.keep_jobs, config.keep_jobs_days)
-            pages = site.routes(services, identity, proxy_users)
-            app = application(parts.gateway, [*routing.routes(services, identity), *pages])
+            site = Site(services, identity, proxy_users)
+            app = application(parts.gateway, [*routing.routes(services, identity), *site.routes()], site.nowhere)
             app = await stack.enter_async_context(_traced(app, parts, clock))
             async with (
                 _running(parts.leader.while_leading(partial(history.follow, store, keep, clock))),
@@ -502,12 +503,12 @@ async def _opened(config: Config) -> AsyncIterator[tuple[Store, Vault]]:
         await store.close()
 
 
-def application(gateway: Gateway, routes: Sequence[BaseRoute]) -> ASGIApp:
-    """The ASGI application: the agents' gateway and these routes.
+def application(gateway: Gateway, routes: Sequence[BaseRoute], nowhere: routing.Nowhere = problem_nowhere) -> ASGIApp:
+    """The ASGI application: the agents' gateway and these routes. `nowhere`: answers other paths.
 
     Agents' connections bypass Starlette's layers, each of which would hold a stack frame while a connection is open.
     """
-    web = routing.application(routes)
+    web = routing.application(routes, nowhere)
 
     def app(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "websocket" and scope["path"] == "/agent":

@@ -32,10 +32,11 @@ COMPRESS_FROM = 1024
 
 _NO_GZIP = re.compile(r"\bgzip\s*;\s*q=0(\.0*)?\s*(,|\Z)", re.IGNORECASE)
 Endpoint = Callable[[Request], Awaitable[Response]]
+Nowhere = Callable[[Request, Exception], Awaitable[Response]]
 
 
-def application(routes: Sequence[BaseRoute]) -> ASGIApp:
-    """The ASGI application of these routes. Other paths are answered with problem details."""
+def application(routes: Sequence[BaseRoute], nowhere: Nowhere = nowhere) -> ASGIApp:
+    """The ASGI application of these routes. `nowhere`: answers other paths; by default with problem details."""
     compressed = Middleware(_Compressed, minimum_size=COMPRESS_FROM, compresslevel=5)
     return Starlette(routes=routes, exception_handlers={HTTPException: nowhere}, middleware=[compressed])
 

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
-from itertools import groupby
 from urllib.parse import parse_qsl
 
 from starlette.exceptions import HTTPException
@@ -14,6 +13,7 @@ from starlette.routing import BaseRoute
 
 from server.access.identity import Identity
 from server.access.proxy import ProxyUsers
+from server.api.middleware import nowhere
 from server.api.requests import content_of
 from server.api.routing import ExactRoute, as_user
 from server.api.services import Services
@@ -37,25 +37,7 @@ LIVE_S = 600.0
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def routes(services: Services, identity: Identity, proxy: ProxyUsers | None) -> list[BaseRoute]:
-    """The routes of the pages, of their static files and of what makes them live."""
-    site = _Site(services, identity, proxy)
-    return [
-        ExactRoute("/static/{digest}/{name}", site.guarded(site.static)),
-        ExactRoute("/live", site.guarded(site.live)),
-        ExactRoute("/sign-in", site.guarded(site.sign_in), methods=["GET", "POST"]),
-        ExactRoute("/sign-out", site.guarded(site.sign_out), methods=["POST"]),
-        *(
-            ExactRoute(path, site.page(handlers), methods=list(handlers))
-            for path, handlers in (
-                (path, {it.method: it.handler for it in pages})
-                for path, pages in groupby(sorted(PAGES, key=lambda it: it.path), key=lambda it: it.path)
-            )
-        ),
-    ]
-
-
-class _Site:
+class Site:
     """The endpoints of all pages."""
 
     def __init__(self, services: Services, identity: Identity, proxy: ProxyUsers | None) -> None:
@@ -67,7 +49,30 @@ class _Site:
         self._files = Static()
         self._look = environment(self._files)
 
-    def guarded(self, endpoint: Endpoint) -> Endpoint:
+    def routes(self) -> list[BaseRoute]:
+        """The routes of the pages, of their static files and of what makes them live."""
+        paths: dict[str, dict[str, Handler]] = {}
+        for it in PAGES:
+            paths.setdefault(it.path, {})[it.method] = it.handler
+        return [
+            ExactRoute("/static/{digest}/{name}", self._guarded(self._static)),
+            ExactRoute("/live", self._guarded(self._live)),
+            ExactRoute("/sign-in", self._guarded(self._sign_in), methods=["GET", "POST"]),
+            ExactRoute("/sign-out", self._guarded(self._sign_out), methods=["POST"]),
+            *(ExactRoute(path, self._page(found), methods=list(found)) for path, found in paths.items()),
+        ]
+
+    async def nowhere(self, request: Request, error: Exception) -> Response:
+        """The answer for a path where nothing is, or a method that a path does not have: a page for browsers."""
+        if request.method not in {"GET", "HEAD"} or "text/html" not in request.headers.get("accept", ""):
+            return await nowhere(request, error)
+
+        async def fail(_request: Request) -> Response:
+            raise error
+
+        return await self._guarded(fail)(request)
+
+    def _guarded(self, endpoint: Endpoint) -> Endpoint:
         """An endpoint with the headers that protect pages, whose errors are shown as a page."""
 
         async def guarded(request: Request) -> Response:
@@ -86,7 +91,7 @@ class _Site:
 
         return guarded
 
-    def page(self, handlers: Mapping[str, Handler]) -> Endpoint:
+    def _page(self, handlers: Mapping[str, Handler]) -> Endpoint:
         """The endpoint of a page's handlers, by method."""
 
         async def page(request: Request) -> Response:
@@ -102,20 +107,20 @@ class _Site:
                 keep(request, answer, signed_in.cookie)
             return answer
 
-        return self.guarded(page)
+        return self._guarded(page)
 
-    async def static(self, request: Request) -> Response:
+    async def _static(self, request: Request) -> Response:
         """A static file."""
         return await self._files.answer(request)
 
-    async def live(self, request: Request) -> Response:
+    async def _live(self, request: Request) -> Response:
         """Server-sent events that name the kinds that have changed."""
         if await self._entrance.who(request) is None:
             raise Unauthorized("sign in first")
         headers = {"X-Accel-Buffering": "no"}  # has nginx pass events on at once
         return StreamingResponse(_for_a_while(self._stream.stream()), 200, headers, "text/event-stream")
 
-    async def sign_in(self, request: Request) -> Response:
+    async def _sign_in(self, request: Request) -> Response:
         """The page that signs in, and its form."""
         if request.method != "POST":
             signed_in = await self._entrance.who(request)
@@ -129,7 +134,7 @@ class _Site:
         except (Unauthorized, Forbidden, Invalid) as error:
             return self._sign_in_page(request, None, "", path, str(error), int(error.status))
 
-    async def sign_out(self, request: Request) -> Response:
+    async def _sign_out(self, request: Request) -> Response:
         """End the session."""
         signed_in = await self._entrance.who(request)
         if signed_in is None:
@@ -214,7 +219,8 @@ def _told(error: Exception) -> tuple[int, str, str]:
     if isinstance(error, ApiException):
         return int(error.status), error.title, error.detail
     if isinstance(error, HTTPException):
-        return error.status_code, HTTPStatus(error.status_code).phrase, error.detail
+        detail = "nothing is at this path" if error.status_code == HTTPStatus.NOT_FOUND else error.detail
+        return error.status_code, HTTPStatus(error.status_code).phrase, detail
     if isinstance(error, StoreClosedError):
         return 503, "Service Unavailable", "the server is stopping"
     return 500, "Internal Server Error", "the server failed: see its log"

@@ -48,7 +48,7 @@ async def main(folder: Path) -> None:
 async def past(server: Running, clock: Clock) -> None:
     """Two weeks in which most went well."""
     rng = random.Random(SEED)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for back in range(1, DAYS + 1):
         day = clock().date() - timedelta(days=back - 1)
         for host in HOSTS:
@@ -57,10 +57,13 @@ async def past(server: Running, clock: Clock) -> None:
             added = 0 if failed else int(rng.lognormvariate(19, 0.8))
             ends = {"succeeded": int(not failed and not warned), "warned": int(warned), "failed": int(failed)}
             rows.append({"day": day, "host": host, "namespace": "default", **ends, "bytes_added": added})
+        own = [it for it in rows if it["day"] == day]
+        sums = {name: sum(it[name] for it in own) for name in (*ends, "bytes_added")}
+        rows.append({"day": day, "host": "", "namespace": "default", **sums})
     await server.parts.services.store.write(store, rows)
 
 
-def store(conn: Connection, items: Sequence[list[dict[str, object]]]) -> list[None]:
+def store(conn: Connection, items: Sequence[list[dict[str, Any]]]) -> list[None]:
     """Store days of hosts."""
     for rows in items:
         conn.execute(sa.insert(HOST_DAYS), rows)

@@ -5,10 +5,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
 
 import httpx
+import kmock
 import pytest
+from hypothesis import given as hypothetical
+from hypothesis import settings
+from hypothesis import strategies as st
 
+from server.access.kubernetes import Config as Api
 from server.access.vault import Vault
 from server.app import Config, Running, ServerError, serving
 from server.web import guard
@@ -334,3 +341,53 @@ async def test_a_short_secret_of_a_proxy_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="at least 16 characters"):
         async with serving(Config(tmp_path, port=0, proxy_auth_secret=tmp_path / "secret")):
             pass
+
+
+async def test_a_browser_gets_a_page_where_nothing_is_and_a_program_does_not(visitor: httpx.AsyncClient) -> None:
+    shown = await visitor.get("/nowhere/<b>", headers={"accept": "text/html,*/*;q=0.8"})
+    assert (shown.status_code, "nothing is at this path" in shown.text) == (404, True)
+    assert shown.headers["content-security-policy"]
+    told = await visitor.get("/nowhere")
+    assert (told.status_code, told.json()["detail"]) == (404, "nothing is at this path")
+
+
+ELSEWHERE = st.text(st.sampled_from("/\\:@.?#%&=;\t\r\n ahttps") | st.characters(), max_size=20)
+
+
+@hypothetical(given=ELSEWHERE)
+@settings(max_examples=500, deadline=None)
+def test_a_path_to_return_to_is_of_this_site(given: str) -> None:
+    """By the URL Standard, browsers read a backslash as a slash, and leave out tabs and line ends."""
+    path = guard.path_here(given)
+    as_browsers_do = re.sub(r"[\t\r\n]", "", path).replace("\\", "/")
+    assert urljoin("https://here.example.org/sign-in", as_browsers_do).startswith("https://here.example.org/")
+    assert path in (given, "/")
+
+
+async def test_what_one_sees_and_may_do_is_what_rest_answers(tmp_path: Path) -> None:
+    """A user who may list what is in namespace a alone, by a cluster's RBAC."""
+    asked: list[dict[str, Any]] = []
+
+    def review(request: kmock.Request) -> dict[str, Any]:
+        attributes = request.data["spec"]["resourceAttributes"]
+        asked.append(attributes)
+        return {"status": {"allowed": attributes["namespace"] == "a" and attributes["verb"] in {"get", "list"}}}
+
+    async with kmock.RawHandler() as kube, kmock.Server(kube):
+        user = {"username": "ann", "uid": "1", "groups": ["staff"]}
+        kube["post /apis/authentication.k8s.io/v1/tokenreviews"] << {
+            "status": {"authenticated": True, "audiences": ["lamplighter"], "user": user}
+        }
+        kube["post /apis/authorization.k8s.io/v1/subjectaccessreviews"] << review
+        (tmp_path / "token").write_text("ours\n")
+        cluster = Api(str(kube.url), tmp_path / "token")
+        config = Config(tmp_path, port=0, auth="kubernetes", agent_service_account="ns/agent", cluster=cluster)
+        async with serving(config) as server, browser(server) as visitor:
+            assert (await visitor.post("/sign-in", data={"token": "of ann"})).status_code == 303
+            for path in ("/", "/fleet"):
+                refused = await visitor.get(path)
+                assert (refused.status_code, "lacks the permission" in refused.text) == (403, True)
+                assert 'name="namespace"' in refused.text
+                assert (await visitor.get(f"{path}?namespace=a")).status_code == 200
+                assert (await visitor.get(f"{path}?namespace=b")).status_code == 403
+            assert {it["namespace"] for it in asked} == {"", "a", "b"}
