@@ -103,6 +103,7 @@ class CoverageReader:
         self._outcomes = outcomes
         self._clock = clock
         self._enabled: WeakKeyDictionary[EntrySet, int] = WeakKeyDictionary()
+        self._backups: WeakKeyDictionary[EntrySet, bool] = WeakKeyDictionary()
 
     async def schedules(self, schedule_ids: Collection[str]) -> dict[str, Coverage]:
         """The coverage of each of these schedules, by id.
@@ -266,6 +267,19 @@ class CoverageReader:
         """How many hosts have no enabled schedule. Any thread may call it."""
         groups = Counter(host.entries for host in list(self._placement.hosts.values()))
         return sum(hosts for entries, hosts in groups.items() if not self._enabled_in(entries))
+
+    def hosts_without_backup(self) -> int:
+        """How many hosts have no enabled schedule of kind backup. Any thread may call it."""
+        groups = Counter(host.entries for host in list(self._placement.hosts.values()))
+        return sum(hosts for entries, hosts in groups.items() if not self._has_backup(entries))
+
+    def _has_backup(self, entries: EntrySet) -> bool:
+        """Whether a schedule of kind backup in a set is enabled. Found once for all hosts that share the set."""
+        found = self._backups.get(entries)
+        if found is None:
+            specs = (it.spec for key in entries.items if (it := self._placement.schedules.get(key)) is not None)
+            found = self._backups[entries] = any(it.enabled and it.kind == "backup" for it in specs)
+        return found
 
     def _enabled_in(self, entries: EntrySet) -> int:
         """How many schedules of a set are enabled. Counted once for all hosts that share the set."""

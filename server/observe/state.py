@@ -19,7 +19,7 @@ from server.jobs.outcomes import Health
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader
 from server.observe.problems import repository_problems
-from server.store import queue
+from server.store import alerts, queue
 from server.store.engine import Store, StoreClosedError
 
 MAX_SERIES = 20_000
@@ -83,10 +83,13 @@ class StateCollector(Collector):
         yield _gauge("lamplighter_hosts_in_sync", "Hosts that hold what is declared for them.", in_sync)
         idle = self._coverage.hosts_without_schedules()
         yield _gauge("lamplighter_hosts_without_schedules", "Hosts that no enabled Schedule selects.", idle)
+        bare = self._coverage.hosts_without_backup()
+        yield _gauge("lamplighter_hosts_without_backup", "Hosts that no enabled Schedule of kind backup selects.", bare)
         yield self._host_problems()
         yield _gauge("lamplighter_schedules", "Schedules that are declared.", len(self._catalog.schedules))
         yield self._disabled()
         yield from self._jobs()
+        yield from self._notifications()
         yield self._controller_problems()
         yield from _expectations(self._coverage.expected())
         yield from self._repositories()
@@ -110,6 +113,15 @@ class StateCollector(Collector):
             yield _gauge("lamplighter_jobs_waiting", waiting, counts.waiting)
             hanging = "Jobs that run for longer than their timeoutSeconds."
             yield _gauge("lamplighter_jobs_hanging", hanging, counts.hanging)
+
+    def _notifications(self) -> Iterator[Metric]:
+        """The Alerts whose receivers do not take their messages. Nothing while the store cannot be read."""
+        with suppress(Unavailable, StoreClosedError):
+            about, labels = "1 for each Alert whose last message did not arrive.", ["namespace", "alert"]
+            family = GaugeMetricFamily("lamplighter_alert_undelivered", about, labels=labels)
+            for namespace, name in self._store.read_blocking(alerts.undelivered)[:MAX_SERIES]:
+                family.add_metric([namespace, name], 1)
+            yield family
 
     def _host_problems(self) -> Metric:
         """The number of hosts with a problem, by reason."""

@@ -197,6 +197,14 @@ def next_due(conn: Connection) -> datetime | None:
     return conn.execute(found).scalar()
 
 
+def undelivered(conn: Connection) -> list[tuple[str, str]]:
+    """The (namespace, name) of each Alert whose last message did not arrive."""
+    columns = ALERTS.c.namespace, ALERTS.c.name
+    joined = ALERTS.join(ALERT_STATES, ALERT_STATES.c.owner == ALERTS.c.id)
+    found = sa.select(*columns).select_from(joined).where(ALERT_STATES.c.failed_at.is_not(None)).order_by(*columns)
+    return [(namespace, name) for namespace, name in conn.execute(found)]
+
+
 def attempted(conn: Connection, attempts: Sequence[Attempt]) -> list[None]:
     """A batch statement that stores what came of attempts to deliver."""
     for it in attempts:

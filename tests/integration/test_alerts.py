@@ -7,6 +7,7 @@ import asyncio
 import json
 import re
 import sqlite3
+from base64 import b64encode
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from datetime import timedelta
@@ -112,12 +113,16 @@ async def empty(tmp_path: Path, clock: Clock) -> AsyncIterator[Running]:
 
 
 async def declare_trouble(api: httpx.AsyncClient, declare: Declare) -> tuple[str, str, str]:
-    """Nobody verifies a repository, a label was renamed, and a colleague disabled a Schedule.
+    """Nobody verifies a repository, a label was renamed, a colleague disabled a Schedule, and nothing takes messages.
 
     Returns the ids of Schedules of which runs will fail, warn and hang.
     """
     verified = {"spec": {"url": "/elsewhere", "verifyWithinDays": 1}, "credentials": {"password": "open sesame"}}
     await api.put("/repositories/ns/unverified", json=verified)
+    key = "whsec_" + b64encode(bytes(32)).decode()
+    unheard = {"urls": [f"http://127.0.0.1:{free_port()}/"], "signingKey": key}
+    alert = {"spec": {"secretRef": {"name": "on-call"}}, "credentials": unheard}
+    (await api.put("/alerts/ns/on-call", json=alert)).raise_for_status()
     for host, role in {"a": "db", "b": "db", "c": "other", "d": "db", "e": "other"}.items():
         await api.put(f"/hosts/{host}", json={"labels": {"role": role}})
     await declare("renamed", **on("old"))
@@ -165,6 +170,9 @@ async def test_each_kind_of_trouble_is_told_and_in_time(
         (await api.put("/restores/ns/r1", json={"spec": restore})).raise_for_status()
         await end(agent, await accepted(agent), "failed", error="no space left on device")
         await is_running(api, await fired(agent, hangs))
+        async with asyncio.timeout(60):
+            while not await prometheus.query("lamplighter_alert_undelivered"):
+                await asyncio.sleep(0.1)
         clock.ahead += timedelta(days=3)
         gone = {"reason": "FolderNotRead", "message": "it cannot be read"}
         (await api.put("/controllers/folder", json={"problems": [gone]})).raise_for_status()
@@ -287,7 +295,7 @@ async def test_a_store_that_hangs_is_told_and_so_is_one_that_fails(
     check_hanging(tmp_path, groups, hanging[0]["metric"])
 
 
-TOLD_OF_A = {"LamplighterHostGone", "LamplighterHostNotInSync", "LamplighterHostWithoutSchedules"}
+TOLD_OF_A = {"LamplighterHostGone", "LamplighterHostNotInSync", "LamplighterHostWithoutBackup"}
 """The host that was put into the store, and has no agent."""
 
 
