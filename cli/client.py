@@ -1,33 +1,43 @@
 """A server's REST API, as the command line calls it: one method sends a request, and each failure names its remedy."""
 
+import json
 import ssl
-import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import click
 import httpx
 
 from cli.options import Access, read_token
-from cli.reach import unreachable
+from cli.reach import tls_trouble, unreachable
 
 TIMEOUT_S = 45.0
 """Seconds to wait for one answer. The server itself gives a host 30 s to list snapshots or files."""
 PAGE = 500
 """Items in one page of a list."""
-_PART = frozenset(string.ascii_lowercase + string.digits + "-.")
-"""The characters of names (RFC 1123)."""
-
 Item = Mapping[str, Any]
 """An item of a REST list: a resource, or a record."""
+
+
+class NotFoundError(click.ClickException):
+    """The server has no such object."""
+
+
+class ForbiddenError(click.ClickException):
+    """The caller lacks a permission."""
+
+
+class UnavailableError(click.ClickException):
+    """The server was not reached, or cannot answer now: the same request may succeed later."""
 
 
 class Client:
     """Calls a server's REST API. Every method raises click.ClickException, with the remedy, when a request fails."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, timeout_s: float = TIMEOUT_S) -> None:
         self._access = access
-        token = read_token(access.token_file or access.data_dir / "admin-token")
+        cluster = access.cluster
+        token = cluster.token if cluster else read_token(access.token_file or access.data_dir / "admin-token")
         try:
             base = httpx.URL(f"{access.server.rstrip('/')}/api/v1")
         except httpx.InvalidURL as error:
@@ -35,11 +45,17 @@ class Client:
         local = base.host in ("127.0.0.1", "::1", "localhost")  # no proxy stands between this machine and itself
         headers = {"Authorization": f"Bearer {token}"}
         try:
-            trusted = ssl.create_default_context(cafile=access.ca_file)
+            trusted = ssl.create_default_context(cafile=access.ca_file, cadata=(cluster and cluster.ca) or None)
         except OSError as error:
             raise click.ClickException(f"--ca-file {access.ca_file} holds no certificate in PEM ({error})") from None
+        hooks = {"request": [_named(cluster.tls_name)]} if cluster else {}
         self._http = httpx.Client(
-            base_url=base, headers=headers, timeout=TIMEOUT_S, trust_env=not local, verify=trusted
+            base_url=base,
+            headers=headers,
+            timeout=timeout_s,
+            trust_env=not local,
+            verify=trusted,
+            event_hooks=hooks,
         )
 
     @property
@@ -53,15 +69,12 @@ class Client:
         try:
             answer = self._http.request(method, path, params=given, json=body)
         except (httpx.RequestError, httpx.UnsupportedProtocol) as error:
-            raise click.ClickException(unreachable(self.url, error, self._access.ca_file)) from None
+            raise self._unreachable(error) from None
         if answer.status_code == httpx.codes.NO_CONTENT:
             return None
-        try:
-            content = answer.json()
-        except ValueError:
-            content = None
+        content = _content(answer)
         if not answer.is_success or content is None:
-            raise click.ClickException(self._refusal(answer.status_code, content))
+            raise self._refusal(answer.status_code, content)
         return content
 
     def items(self, path: str, limit: int | None = None, **query: object) -> Iterator[Item]:
@@ -75,6 +88,27 @@ class Client:
             if cursor is None or limit == 0:
                 return
 
+    def changes(self, **query: object) -> Iterator[frozenset[str]]:
+        """The kinds of objects that changed, at first all, and nothing from time to time; until the stream ends."""
+        given = {name: str(value) for name, value in query.items() if value is not None}
+        try:
+            with self._http.stream("GET", "/news", params=given) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise self._refusal(answer.status_code, _content(answer))
+                for line in answer.iter_lines():
+                    if line.startswith(":"):
+                        yield frozenset()
+                    elif line.startswith("data: "):
+                        yield frozenset(json.loads(line.removeprefix("data: "))["changed"])
+        except (httpx.RequestError, httpx.UnsupportedProtocol) as error:
+            raise self._unreachable(error) from None
+
+    def version(self) -> str:
+        """The server's version, which needs no token."""
+        about = self.request("GET", str(self._http.base_url.copy_with(path="/openapi.json")))
+        return str(about["info"]["version"])
+
     def refuses_writes(self) -> str:
         """Why the server cannot write to its store now, by /readyz; empty when it can."""
         try:
@@ -83,20 +117,47 @@ class Client:
         except (httpx.RequestError, ValueError, LookupError, TypeError) as error:
             return f"/readyz gives no answer ({error})"
 
-    def _refusal(self, status: int, content: Any) -> str:
+    def _unreachable(self, error: Exception) -> click.ClickException:
+        if cluster := self._access.cluster:
+            why = tls_trouble(f"https://{cluster.tls_name}", error, self._access.ca_file) or str(error)
+            return UnavailableError(f"no answer from {cluster.service} through kubectl port-forward: {why}")
+        return UnavailableError(unreachable(self.url, error, self._access.ca_file))
+
+    def _refusal(self, status: int, content: Any) -> click.ClickException:
         """Why the server refused a request, in one line with the remedy."""
-        if status == httpx.codes.UNAUTHORIZED:
+        if status == httpx.codes.UNAUTHORIZED and not self._access.cluster:
             tried = self._access.token_file or self._access.data_dir / "admin-token"
-            return f"the server does not know the token in {tried}: give --token-file, or the --data-dir of that server"
+            remedy = "give --token-file, or the --data-dir of that server"
+            return click.ClickException(f"the server does not know the token in {tried}: {remedy}")
         if not isinstance(content, dict) or "detail" not in content:
-            return f"{self.url} answers, but is not a Lamplighter server: give the server's URL with --server"
+            remedy = "give the server's URL with --server"
+            return click.ClickException(f"{self.url} answers, but is not a Lamplighter server: {remedy}")
         errors = [f"{error['field']}: {error['detail']}" for error in content.get("errors", ())]
-        return "; ".join(errors) or str(content["detail"])
+        detail = "; ".join(errors) or str(content["detail"])
+        if status == httpx.codes.FORBIDDEN and detail.endswith("in all namespaces"):
+            detail += ": for one namespace, give -n NAMESPACE"
+        return _ERRORS.get(status, click.ClickException)(detail)
 
 
-def full_name(name: str) -> str:
-    """NAMESPACE/NAME of a name; without a namespace it is in `default`. Raises click.ClickException."""
-    namespace, _, own = (name if "/" in name else f"default/{name}").partition("/")
-    if not namespace or not own or not _PART.issuperset(namespace + own):
-        raise click.ClickException(f"{name!r} is not a valid name: give NAME (in namespace default) or NAMESPACE/NAME")
-    return f"{namespace}/{own}"
+_ERRORS: Mapping[int, type[click.ClickException]] = {
+    403: ForbiddenError,
+    404: NotFoundError,
+    503: UnavailableError,
+}
+
+
+def _named(tls_name: str) -> Callable[[httpx.Request], None]:
+    """What has each request check the server's certificate for this name."""
+
+    def set_name(request: httpx.Request) -> None:
+        request.extensions.update(sni_hostname=tls_name)
+
+    return set_name
+
+
+def _content(answer: httpx.Response) -> Any:
+    """The decoded JSON of an answer; None where it is none."""
+    try:
+        return answer.json()
+    except ValueError:
+        return None

@@ -1,6 +1,5 @@
-"""Carries out `create host`, `delete host`, `enrol` and `revoke`."""
+"""Carries out `create host`, `enrol` and `revoke`."""
 
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from urllib.parse import quote
@@ -10,7 +9,7 @@ import click
 from cli.client import Client
 from cli.logs import local_time
 from cli.options import Access
-from cli.terminal import note, say
+from cli.terminal import is_shown, note, say
 
 
 def create(access: Access, name: str, labels: Sequence[str]) -> None:
@@ -25,18 +24,12 @@ def create(access: Access, name: str, labels: Sequence[str]) -> None:
     say(f"host {host['name']} is created: `lamplighter enrol {host['name']}` makes a token for its agent")
 
 
-def delete(access: Access, name: str) -> None:
-    """Delete a host."""
-    Client(access).request("DELETE", _path(name))
-    say(f"host {name} is deleted")
-
-
 def enrol(access: Access, host: str, expires_in_s: int) -> None:
     """Show a new enrolment token on stdout, and on stderr the command that uses it."""
     offer = Client(access).request("POST", f"{_path(host)}/enrolments", body={"expires_in_s": expires_in_s})
     say(offer["token"])
     trust = " --ca-file ca.crt" if access.ca_file else ""
-    use = f"--enrol {offer['token']}" if sys.stdout.isatty() else "--enrol-token-file FILE"
+    use = f"--enrol {offer['token']}" if is_shown() else "--enrol-token-file FILE"
     until = local_time(datetime.fromisoformat(offer["expires_at"]))
     note(f"on {host}, once, before {until}:")
     note(f"  lamplighter agent --server {access.server}{trust} --host {host} {use}")

@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
-from cli.terminal import escaped, safe
+from cli.terminal import escaped, is_coloured, safe
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _ID = re.compile(r"[0-9a-f]{32,}")
@@ -22,7 +22,7 @@ SHORT_ID = 8
 def setup(form: str, level: str, stream: TextIO = sys.stderr) -> None:
     """Send all logs to a stream. `form`: text or json. `level`: debug, info, warning or error."""
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(Json() if form == "json" else Text(color=stream.isatty()))
+    handler.setFormatter(Json() if form == "json" else Text(color=is_coloured(stream)))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     for noisy in ("httpx", "httpcore", "websockets", "watchfiles", "uvicorn.access", "alembic", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from cli import terminal
-from cli.commands import parts, remote
+from cli.commands import about, objects, parts, remote
 
 EPILOG = """
 \b
@@ -56,14 +56,21 @@ def main() -> None:
 
     The server holds what every host should do, agents do it with restic, and `get` shows which hosts did not.
     """
+    make_errors_safe()
+
+
+def make_errors_safe() -> None:
+    """Have the tracebacks of unexpected errors be safe to print."""
     sys.excepthook = terminal.excepthook
 
 
 for _command in (
     *(parts.up, parts.server, parts.agent, parts.controller, parts.keys),
-    *(remote.get, remote.run, remote.cancel, remote.job_logs),
+    *(objects.get, objects.describe, objects.events),
+    *(remote.jobs, remote.run, remote.cancel, remote.job_logs),
     *(remote.restore, remote.snapshots, remote.ls),
-    *(remote.create, remote.delete, remote.enrol, remote.revoke),
+    *(remote.create, objects.delete, remote.enrol, remote.revoke),
+    *(about.version, about.completion),
 ):
     main.add_command(_command)
 

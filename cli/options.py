@@ -1,6 +1,7 @@
 """Options that several commands share. An environment variable sets each of them too."""
 
 import functools
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
+
+from cli.completing import names, namespaces
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -134,13 +137,31 @@ ca_file = option(
 )
 
 
+class Cluster(NamedTuple):
+    """What reaches the server of a cluster. `service`: NAMESPACE/NAME. `ca`: certificates in PEM, "" for the system's.
+
+    `tls_name`: the name that the server's certificate must have.
+    """
+
+    service: str
+    token: str
+    ca: str
+    tls_name: str
+
+
 class Access(NamedTuple):
-    """How to reach a server: its URL, the folder or file with the token, and the CA certificates to trust."""
+    """How to reach a server: its URL, the folder or file with the token, and the CA certificates to trust.
+
+    `namespace`: what is asked for is in there; empty for all namespaces, and for `default` where one is needed.
+    `cluster`: the token and the CA, where kubectl leads to the server.
+    """
 
     server: str
     data_dir: Path
     token_file: Path | None
     ca_file: Path | None
+    namespace: str = ""
+    cluster: Cluster | None = None
 
 
 def refuse_given(why: str, *parameters: str) -> None:
@@ -167,6 +188,89 @@ def access(command: Callable[..., None]) -> Callable[..., None]:
         command(Access(checked_url(server), data_dir, token_file, ca_file), **others)
 
     return asking
+
+
+def access_of(ctx: click.Context) -> Access:
+    """How to reach the server that a command line names which is still typed. Raises click.ClickException.
+
+    The context's own object, where it has one, is a function that knows it from the parameters.
+    """
+    if ctx.obj is not None:
+        found: Access = ctx.obj(ctx.params)
+        return found
+    given = {name: ctx.params.get(name) for name in ("server", "data_dir", "token_file", "ca_file")}
+    server, data_dir = given["server"] or "http://127.0.0.1:8700", given["data_dir"] or Path(".lamplighter")
+    return Access(checked_url(server), data_dir, given["token_file"], given["ca_file"])
+
+
+def namespaced(command: Callable[..., None]) -> Callable[..., None]:
+    """Add -n and --namespace, to a command that gets `access`: it holds the namespace then.
+
+    -n with a number was --limit before it was a namespace, and is so still where the command has that option.
+    """
+
+    @click.option("--namespace", callback=_namespace, help="Only in this namespace.", shell_complete=namespaces)
+    @click.option(
+        "-n",
+        "short_namespace",
+        metavar="NAMESPACE",
+        callback=_namespace,
+        help="The same as --namespace; a number is the same as --limit, as in earlier versions.",
+        shell_complete=namespaces,
+    )
+    @functools.wraps(command)
+    def within(access: Access, namespace: str | None, short_namespace: str | None, **others: object) -> None:
+        if short_namespace and short_namespace.isdecimal() and "limit" in others:
+            if int(short_namespace) < 1:
+                raise click.BadParameter(f"-n {short_namespace}: give a number from 1 on, or a namespace")
+            others["limit"] = others["limit"] or int(short_namespace)
+            short_namespace = None
+        chosen = namespace or short_namespace or access.namespace
+        if others.pop("all_namespaces", False):
+            chosen = ""
+        command(access._replace(namespace=chosen), **others)
+
+    return within
+
+
+def _namespace(_ctx: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
+    """A namespace, as Kubernetes names them (RFC 1123). Raises click.BadParameter."""
+    if given is not None and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", given):
+        wrong = f"{given!r} is not the name of a namespace: at most 63 lower case letters, digits and '-'"
+        raise click.BadParameter(wrong, param=parameter)
+    return given
+
+
+all_namespaces = click.option(
+    "-A", "--all-namespaces", is_flag=True, help="In all namespaces, which is so where none is given."
+)
+limit = click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    show_default="50",
+    help="How many jobs, audit lines or events to show, the newest.",
+)
+selector = click.option(
+    "-l", "--selector", "labels", help="Only what has these labels: tier=db,env!=test,zone in (a,b),!spare."
+)
+of_schedule = click.option(
+    "--schedule",
+    metavar="[NAMESPACE/]NAME",
+    help="Only jobs of this schedule; give its uid if it was deleted.",
+    shell_complete=names("schedules"),
+)
+
+
+def output(*formats: str) -> Decorator:
+    """The option -o with these formats, the first by default."""
+    return click.option(
+        "-o", "--output", type=click.Choice(formats), default=formats[0], show_default=True, help="How to show it."
+    )
+
+
+def asks_server(command: click.Command) -> bool:
+    """Whether a command has the options of `access`."""
+    return {"server", "token_file"} <= {it.name for it in command.params}
 
 
 def checked_url(server: str) -> str:

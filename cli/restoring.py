@@ -10,11 +10,14 @@ from urllib.parse import quote
 
 import click
 
-from cli.client import Client, Item, full_name
+from cli.client import Client, Item
+from cli.jobs import files
 from cli.logs import SHORT_ID
 from cli.options import Access
-from cli.rows import moment
-from cli.terminal import note, print_table, progress, say, say_json
+from cli.rows import moment, size
+from cli.terminal import bars, note, print_table, say, say_json, say_yaml
+from cli.types import full_name
+from cli.watching import INTERRUPTED
 
 POLL_S = 0.3
 """Seconds between two requests for a running restore's job."""
@@ -25,7 +28,7 @@ _TYPES |= {"dev": stat.S_IFBLK, "chardev": stat.S_IFCHR, "socket": stat.S_IFSOCK
 def restore(access: Access, repository: str, spec: Mapping[str, Any]) -> None:
     """Restore what `spec` says (a Restore's), and wait for its end. Raises click.ClickException when it failed."""
     client = Client(access)
-    namespace, _, name = full_name(repository).partition("/")
+    namespace, _, name = full_name(repository, access.namespace or "default").partition("/")
     path = f"/restores/{quote(namespace, safe='')}/{uuid.uuid4().hex}"
     job = client.request("PUT", path, body={"spec": {"repositoryRef": {"name": name}, **spec}})
     short = job["id"][:SHORT_ID]
@@ -33,24 +36,24 @@ def restore(access: Access, repository: str, spec: Mapping[str, Any]) -> None:
         job = _followed(client, path, job)
     except KeyboardInterrupt:
         note(f"the restore goes on as job {short}: `lamplighter cancel {short}` ends it")
-        raise click.exceptions.Exit(130) from None
+        raise click.exceptions.Exit(INTERRUPTED) from None
     if job["status"] not in ("succeeded", "warning"):
         raise click.ClickException(f"job {short} on {job['host']} {job['status']}: {job['error'] or 'see its log'}")
     if job["status"] == "warning":
         _warn(job["error"] or "not all of it was restored: see its log")
-    snapshot, files, size = job["snapshot_id"][:SHORT_ID], job["files_processed"], _size(job["bytes_processed"])
+    snapshot, done = job["snapshot_id"][:SHORT_ID], f"{files(job['files_processed'])}, {size(job['bytes_processed'])}"
     where = f"{spec['target']} on {job['host']}"
-    say(f"restored snapshot {snapshot} of {spec['sourceHost']} below {where}: {_files(files)}, {size}")
+    say(f"restored snapshot {snapshot} of {spec['sourceHost']} below {where}: {done}")
 
 
 def _followed(client: Client, path: str, job: Item) -> Item:
     """Wait for a restore's job to end and return it. In a terminal, show its progress until then."""
-    with progress() as show:
+    with bars() as shown:
         while job["status"] in ("pending", "running"):
             reported = job["progress"] or {}
             doing = f"waits for {job['waits_for']}" if job["waits_for"] else "restoring"
-            done = f"{_files(reported.get('files_done'))}, {_size(reported.get('bytes_done', 0))}" if reported else ""
-            show(doing, done, reported.get("fraction", 0) if reported else None)
+            done = f"{files(reported.get('files_done'))}, {size(reported.get('bytes_done'))}" if reported else ""
+            shown.show("", doing, done, reported.get("fraction", 0) if reported else None)
             time.sleep(POLL_S)
             job = client.request("GET", path)
     return job
@@ -58,9 +61,9 @@ def _followed(client: Client, path: str, job: Item) -> Item:
 
 def snapshots(access: Access, repository: str, host: str | None, limit: int | None, output: str) -> None:
     """Show the snapshots in a repository, newest first."""
-    items, truncated = _listed(Client(access), f"{_path(repository)}/snapshots", limit, host=host)
-    if output == "json":
-        say_json({"items": items, "truncated": truncated})
+    items, truncated = _listed(Client(access), f"{_path(access, repository)}/snapshots", limit, host=host)
+    if output in ("json", "yaml"):
+        (say_json if output == "json" else say_yaml)({"items": items, "truncated": truncated})
     elif not items:
         note("no snapshots" + (f" of {host}" if host else ""))
     else:
@@ -74,20 +77,20 @@ def snapshots(access: Access, repository: str, host: str | None, limit: int | No
         _warn(f"the repository holds more snapshots than can be listed, these are the newest: {remedy}")
 
 
-def files(access: Access, repository: str, snapshot: str, path: str, host: str | None, output: str) -> None:
+def folder(access: Access, repository: str, snapshot: str, path: str, host: str | None, output: str) -> None:
     """Show the files in a folder of a snapshot."""
-    where = f"{_path(repository)}/snapshots/{quote(snapshot, safe='')}/files"
+    where = f"{_path(access, repository)}/snapshots/{quote(snapshot, safe='')}/files"
     items, truncated = _listed(Client(access), where, None, host=host, path=path)
-    if output == "json":
-        say_json({"items": items, "truncated": truncated})
+    if output in ("json", "yaml"):
+        (say_json if output == "json" else say_yaml)({"items": items, "truncated": truncated})
     elif not items:
         note(f"{path} is empty")
     else:
         rows = []
         for it in items:
             mode = stat.filemode(_TYPES.get(it["type"], 0) | int(it["mode"], 8))
-            size = _size(it["size"]) if it["type"] == "file" else "-"
-            rows.append([mode, f"{it['uid']}:{it['gid']}", size, moment(it["mtime"]), it["path"]])
+            bytes_ = size(it["size"]) if it["type"] == "file" else "-"
+            rows.append([mode, f"{it['uid']}:{it['gid']}", bytes_, moment(it["mtime"]), it["path"]])
         print_table(("MODE", "OWNER", "SIZE", "MODIFIED", "PATH"), rows, {})
     if truncated:
         _warn(f"{path} holds more files than can be listed: name a folder below it")
@@ -97,32 +100,20 @@ def _listed(client: Client, where: str, limit: int | None, **query: object) -> t
     """All items of a list that a host made, and whether the host left some out."""
     found: list[Item] = []
     cursor = None
-    while True:
-        left = 500 if limit is None else min(500, limit - len(found))
-        page = client.request("GET", where, cursor=cursor, limit=left, **query)
-        found += page["items"]
-        cursor = page["next"]
-        if cursor is None or len(found) == limit:
-            return found, page["truncated"]
+    with bars() as shown:
+        while True:
+            shown.show("", "a host reads the repository")
+            left = 500 if limit is None else min(500, limit - len(found))
+            page = client.request("GET", where, cursor=cursor, limit=left, **query)
+            found += page["items"]
+            cursor = page["next"]
+            if cursor is None or len(found) == limit:
+                return found, page["truncated"]
 
 
-def _path(repository: str) -> str:
-    namespace, _, name = full_name(repository).partition("/")
+def _path(access: Access, repository: str) -> str:
+    namespace, _, name = full_name(repository, access.namespace or "default").partition("/")
     return f"/repositories/{quote(namespace, safe='')}/{quote(name, safe='')}"
-
-
-def _files(count: int | None) -> str:
-    return f"{count or 0} file{'s' * (count != 1)}"
-
-
-def _size(count: int | None) -> str:
-    """Bytes in their largest unit, as restic writes them."""
-    size, unit = float(count or 0), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if size < 1024:
-            break
-        size, unit = size / 1024, larger
-    return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
 
 
 def _warn(text: str) -> None:

@@ -37,9 +37,7 @@ def _problems(item: Item) -> str:
 
 
 def _job(item: Item, names: Mapping[str, str]) -> list[str]:
-    uid = item["scheduled_id"] or "-"
-    schedule = item["actor_id"] if item["actor_kind"] == "schedule" else names.get(uid, uid[:SHORT_ID])
-    what = [names[item["id"]], item["host"], schedule, item["kind"], item["status"]]
+    what = [names[item["id"]], item["host"], schedule_of(item, names), item["kind"], item["status"]]
     took = "-"
     if (began := _began(item)) is not None:
         end = datetime.fromisoformat(item["finished_at"]) if item["finished_at"] else datetime.now(UTC)
@@ -52,13 +50,51 @@ def _audit(item: Item, _: Mapping[str, str]) -> list[str]:
     return [moment(item["at"]), actor, item["action"], item["object_kind"], item["object_name"]]
 
 
+def _controller(item: Item, _: Mapping[str, str]) -> list[str]:
+    return [item["name"], _ago(item["last_seen"]), _problems(item)]
+
+
+def _problem(item: Item, _: Mapping[str, str]) -> list[str]:
+    return [item["kind"], item["name"], item["reason"], " ".join(item["message"].split())]
+
+
+def _wide_schedule(item: Item) -> list[str]:
+    metadata, spec = item["metadata"], item["spec"]
+    enabled = _yes(spec.get("enabled", True))
+    zone, repository = spec.get("timeZone", "UTC"), spec["repositoryRef"]["name"]
+    return [enabled, zone, repository, _age(metadata["creationTimestamp"]), labels(metadata["labels"])]
+
+
+def _wide_host(item: Item) -> list[str]:
+    skew = item["clock_skew_seconds"]
+    clock = "-" if skew is None else f"{skew:+.1f}s"
+    return [clock, _age(item["created_at"]), labels(item["labels"])]
+
+
+def _wide_job(item: Item) -> list[str]:
+    added = size(item["bytes_added"]) if item["bytes_added"] is not None else "-"
+    return [f"{item['actor_kind']}/{item['actor_id']}", str(item["attempt"]), added, item["id"]]
+
+
 class Table(NamedTuple):
     """How a list is shown. `row`: an item's cells, given names by id. `optional`: columns that a narrow terminal leaves
-    out, in this order."""
+    out, in this order. `wide`: more columns of a wide table, before the last one, and `more` their cells."""
 
     columns: Sequence[str]
     row: Callable[[Item, Mapping[str, str]], list[str]]
-    optional: Sequence[str]
+    optional: Sequence[str] = ()
+    wide: Sequence[str] = ()
+    more: Callable[[Item], list[str]] = lambda _: []
+
+    def widened(self) -> "Table":
+        """The wide table."""
+        *columns, last = self.columns
+
+        def row(item: Item, names: Mapping[str, str]) -> list[str]:
+            *cells, end = self.row(item, names)
+            return [*cells, *self.more(item), end]
+
+        return Table((*columns, *self.wide, last), row)
 
 
 TABLES: Mapping[str, Table] = {
@@ -69,19 +105,33 @@ TABLES: Mapping[str, Table] = {
         ),
         _schedule,
         ("KIND", "CRON", "INSYNC", "NEXT"),
+        ("ENABLED", "ZONE", "REPOSITORY", "AGE", "LABELS"),
+        _wide_schedule,
     ),
     "hosts": Table(
         ("NAME", "CONNECTED", "DESIRED", "APPLIED", "INSYNC", "SCHEDULES", "AGENT", "LAST-SEEN", "PROBLEM"),
         _host,
         ("AGENT", "APPLIED", "DESIRED"),
+        ("CLOCK", "AGE", "LABELS"),
+        _wide_host,
     ),
-    "repositories": Table(("NAMESPACE", "NAME", "URL", "AGE", "VERIFIED", "PROBLEM"), _repository, ("AGE",)),
+    "repositories": Table(
+        ("NAMESPACE", "NAME", "URL", "AGE", "VERIFIED", "PROBLEM"),
+        _repository,
+        ("AGE",),
+        ("LABELS",),
+        lambda item: [labels(item["metadata"]["labels"])],
+    ),
     "jobs": Table(
         ("JOB", "HOST", "SCHEDULE", "KIND", "STATUS", "DUE", "STARTED", "DURATION", "SNAPSHOT/ERROR"),
         _job,
         ("DUE", "KIND", "STARTED"),
+        ("CAUSE", "ATTEMPT", "ADDED", "ID"),
+        _wide_job,
     ),
     "audit": Table(("TIME", "ACTOR", "ACTION", "KIND", "OBJECT"), _audit, ("ACTION",)),
+    "problems": Table(("KIND", "NAME", "REASON", "MESSAGE"), _problem),
+    "controllers": Table(("NAME", "REPORTED", "PROBLEM"), _controller),
 }
 STYLES = {
     "succeeded": "green",
@@ -94,7 +144,14 @@ STYLES = {
     "failed": "red",
     "timed_out": "red",
     "no": "red",
+    "Warning": "yellow",
 }
+
+
+def schedule_of(job: Item, names: Mapping[str, str]) -> str:
+    """The name of a job's Schedule, given names by uid; "-" where it has none."""
+    uid = job["scheduled_id"] or "-"
+    return str(job["actor_id"]) if job["actor_kind"] == "schedule" else names.get(uid, uid[:SHORT_ID])
 
 
 def short_ids(jobs: Sequence[Item]) -> Mapping[str, str]:
@@ -128,6 +185,21 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
+def labels(its: Mapping[str, str]) -> str:
+    """Labels as kubectl shows them; "<none>" where there are none."""
+    return ",".join(f"{key}={value}" for key, value in sorted(its.items())) or "<none>"
+
+
+def size(count: int | None) -> str:
+    """Bytes in their largest unit, as restic writes them."""
+    left, unit = float(count or 0), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if left < 1024:
+            break
+        left, unit = left / 1024, larger
+    return f"{left:.0f} B" if unit == "B" else f"{left:.3g} {unit}"
+
+
 def moment(time: str | None) -> str:
     """A time of REST (RFC 3339) for people, in the local zone; "-" for None."""
     return local_time(datetime.fromisoformat(time)) if time else "-"
@@ -135,6 +207,12 @@ def moment(time: str | None) -> str:
 
 def _ago(time: str | None) -> str:
     return f"{_age(time)} ago" if time else "-"
+
+
+def ago(time: str) -> str:
+    """How long a time of REST is ago, or from now."""
+    left = -_since(time)
+    return f"in {_span(left)}" if left > 0 else f"{_span(-left)} ago"
 
 
 def _age(time: str) -> str:

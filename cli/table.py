@@ -6,6 +6,7 @@ below its row.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from textwrap import wrap
 
 GAP = 3
@@ -29,7 +30,18 @@ def lines(
     optional: Sequence[str] = (),
     paint: Paint = lambda cell, padded: padded,
 ) -> list[str]:
-    """The lines of a table, none longer than `width`; with None, each row is one line.
+    """The lines of a table: see `rows_of_lines`."""
+    return list(chain.from_iterable(rows_of_lines(columns, rows, width, optional, paint)))
+
+
+def rows_of_lines(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    width: int | None = None,
+    optional: Sequence[str] = (),
+    paint: Paint = lambda cell, padded: padded,
+) -> list[list[str]]:
+    """The lines of a table's heading and of each row, none longer than `width`; with None, each row is one line.
 
     `optional`: columns to leave out, in this order, if there is too little room. No line ends with blanks. Lines exceed
     `width` only if it is less than SHORTEST + NARROW_GAP for each column that is kept.
@@ -48,7 +60,7 @@ def lines(
         cells = [_cut(row[at], size) for at, size in zip(fixed, sizes, strict=True)]
         shown = (" " * gap).join(paint(cell, cell.ljust(size)) for cell, size in zip(cells, sizes, strict=True))
         head = sum(sizes) + gap * len(sizes)
-        found += _with_last(shown, head, " " * gap, row[last], width, paint)
+        found.append(_with_last(shown, head, " " * gap, row[last], width, paint))
     return found
 
 

@@ -9,9 +9,10 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TextIO
 
 import click
 
@@ -28,6 +29,11 @@ def safe(text: str, keep: str = "") -> str:
 def say(text: str) -> None:
     """Write one line to stdout. Tabs stay."""
     click.echo(safe(text, "\t"))
+
+
+def write(text: str) -> None:
+    """Write text of this program's own to stdout, as it is."""
+    click.echo(text)
 
 
 def note(text: str) -> None:
@@ -47,47 +53,115 @@ def escaped(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else json.dumps(c)[1:-1] for c in text)
 
 
+def say_yaml(value: object) -> None:
+    """Write a value to stdout as a YAML document. Characters that are not printable are escaped, as in JSON."""
+    click.echo(yaml_of(value), nl=False)
+
+
+def yaml_of(value: object) -> str:
+    """A value as YAML. Characters that are not printable are escaped."""
+    import yaml
+
+    text = yaml.safe_dump(value, sort_keys=False, width=1 << 20, allow_unicode=True)
+    if safe(text, "\n") == text:
+        return text
+    return yaml.safe_dump(value, sort_keys=False, width=1 << 20, allow_unicode=False)
+
+
+def is_coloured(stream: TextIO) -> bool:
+    """Whether text to this stream is coloured: in a terminal that can, unless NO_COLOR is set (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def is_shown() -> bool:
+    """Whether a person reads stdout: it is a terminal."""
+    return sys.stdout.isatty()
+
+
 def print_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
     styles: Mapping[str, str],
     optional: Sequence[str] = (),
+    *,
+    only: Collection[int] | None = None,
+    whole: bool = False,
 ) -> None:
     """Write a table to stdout.
 
     In a terminal it fits the width, without `optional` columns if it must, and `styles` colours cells by their text.
-    Otherwise each row is one whole line.
+    Otherwise, and if it is to be `whole`, each row is one whole line. `only`: write the rows with these numbers (from
+    0 on) and no heading, at the widths of all.
     """
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = shutil.get_terminal_size().columns if is_shown() and not whole else None
+    coloured = is_coloured(sys.stdout)
 
     def paint(cell: str, padded: str) -> str:
-        return click.style(padded, styles[cell]) if cell in styles and "NO_COLOR" not in os.environ else padded
+        return click.style(padded, styles[cell]) if cell in styles and coloured else padded
 
-    for line in table.lines(columns, [[safe(cell) for cell in row] for row in rows], width, optional, paint):
-        click.echo(line)
+    cells = [[safe(cell) for cell in row] for row in rows]
+    for number, lines in enumerate(table.rows_of_lines(columns, cells, width, optional, paint), -1):
+        if only is None or number in only:
+            for line in lines:
+                click.echo(line)
 
 
-Show = Callable[[str, str, float | None], None]
-"""Shows progress: what is going on, how much is done, and that as a fraction from 0 to 1, or None if unknown."""
+class Bars:
+    """Progress bars on stderr, if that is a terminal: each has a key, and goes away at the end."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        doing, done = (TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("doing", "done"))
+        columns = (doing, BarColumn(), done, TimeElapsedColumn())
+        self._progress = Progress(
+            *columns,
+            console=console,
+            transient=True,
+            redirect_stdout=False,  # what is piped stays what it is
+            redirect_stderr=False,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self.are_shown = console.is_terminal
+
+    def show(self, key: str, doing: str, done: str = "", fraction: float | None = None) -> None:
+        """Show a bar: what is going on, how much is done, and that as a fraction from 0 to 1, or None if unknown."""
+        if key not in self._tasks:
+            self._tasks[key] = self._progress.add_task("", total=None, doing="", done="")
+        total = None if fraction is None else 1.0
+        task = self._tasks[key]
+        self._progress.update(task, total=total, completed=fraction or 0, doing=safe(doing), done=safe(done))
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Remove all other bars."""
+        for key in self._tasks.keys() - set(keys):
+            self._progress.remove_task(self._tasks.pop(key))
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Put the bars away while something else is written."""
+        self._progress.stop()
+        try:
+            yield
+        finally:
+            self._progress.start()
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the bars while entered."""
+        with self._progress:
+            yield
 
 
 @contextmanager
-def progress() -> Iterator[Show]:
-    """A progress bar on stderr while entered, if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    doing, done = (TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("doing", "done"))
-    columns = (doing, BarColumn(), done, TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
-        task = shown.add_task("", total=None, doing="", done="")
-
-        def show(doing: str, done: str, fraction: float | None) -> None:
-            total = None if fraction is None else 1.0
-            shown.update(task, total=total, completed=fraction or 0, doing=safe(doing), done=safe(done))
-
-        yield show
+def bars() -> Iterator[Bars]:
+    """Progress bars, while entered."""
+    made = Bars()
+    with made.shown():
+        yield made
 
 
 @contextmanager

@@ -5,11 +5,10 @@ import logging
 import platform
 from pathlib import Path
 
-import click
-
 from cli import metrics
 from cli.agent import Local, agent
 from cli.controller import folder as follow_folder
+from cli.terminal import say
 from controller.client import Client
 from server.access import kubernetes
 from server.app import Config, serving
@@ -37,7 +36,7 @@ async def up(
         url = f"http://{_authority(config.host, server.port)}"
         log.info("ready", extra={"url": url, "data": data, "folder": folder})
         code, _ = await server.offer_link()
-        click.echo(f"The pages, once within 10 minutes without a token: {url}/sign-in?code={code}")  # no log keeps it
+        say(f"The pages, once within 10 minutes without a token: {url}/sign-in?code={code}")  # no log keeps it
         async with Client(url, server.admin_token) as client:
             known = [it["labels"] async for it in client.resources("hosts") if it["name"] == host]
             await client.put_host(host, {**(known[0] if known else {}), **this_machine(host)})

@@ -211,7 +211,7 @@ def agent(
     logs.setup(log_format, log_level)
     if enrol_token_file is not None:
         enrol = options.read_token(enrol_token_file, "make one with `lamplighter enrol HOST`, where the server is")
-    server, data_dir, token_file, ca_file = access
+    server, data_dir, token_file, ca_file, *_ = access
     if enrol:
         parts.enrol(server, enrol, host, data_dir, ca_file)
     path = parts.own_key(data_dir, token_file) or token_file or data_dir / "agent-token"

@@ -1,69 +1,62 @@
-"""The commands that ask a server: lists, jobs, restores and hosts."""
+"""The commands that ask a server for something special: jobs, restores and hosts."""
 
 import click
 
-from cli import options
-
-LISTS = ("hosts", "schedules", "repositories", "jobs", "problems", "audit")
-"""What `get` can list."""
+from cli import completing, options
 
 
 @click.command()
-@click.argument("what", metavar="WHAT", type=click.Choice(LISTS))
-@click.option("--host", help="Only jobs of this host.")
 @click.option(
-    "--schedule", metavar="[NAMESPACE/]NAME", help="Only jobs of this schedule; give its uid if it was deleted."
+    "-f", "--follow", "is_followed", is_flag=True, help="Also show what changes, and how running jobs proceed."
 )
+@click.option("--host", help="Only jobs of this host.", shell_complete=completing.names("hosts"))
+@options.of_schedule
 @click.option("--status", metavar="STATUS", help="Only jobs with this status: pending, running, succeeded, failed …")
-@click.option(
-    "-n",
-    "--limit",
-    type=click.IntRange(min=1),
-    show_default="50",
-    help="How many jobs or audit lines to show, newest first.",
-)
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@options.limit
+@options.output("table", "wide", "yaml", "json", "name")
+@options.all_namespaces
 @options.access
-def get(
+@options.namespaced
+def jobs(
     access: options.Access,
-    what: str,
+    is_followed: bool,
     host: str | None,
     schedule: str | None,
     status: str | None,
     limit: int | None,
     output: str,
 ) -> None:
-    """List resources, jobs, problems or the audit log.
+    """List jobs, the same as `get jobs`; with --follow, show them as they proceed.
 
-    \b
-      hosts         which are connected, and whether each holds its schedules (DESIRED and APPLIED versions)
-      schedules     what is declared, on how many hosts, how many of those failed, and when it is due
-      repositories  where snapshots go, and when each was last verified
-      jobs          what ran, and its snapshot or its error
-      problems      everything that is wrong; the exit code is 1 when there is a problem
-      audit         who changed what
+    In a terminal, --follow shows each running job as a bar. To see a job's own output, use `logs --follow JOB`.
     """
     from cli import lists
+    from cli.types import JOB, Target
 
     filters = {"host": host, "schedule": schedule, "status": status}
-    given = [f"--{name}" for name, value in (filters | {"limit": limit}).items() if value is not None]
-    if what != "jobs" and (wrong := [it for it in given if it != "--limit" or what != "audit"]):
-        takers = "jobs and audit" if wrong == ["--limit"] else "jobs"
-        raise click.UsageError(f"{' and '.join(wrong)}: not for {what}, only for {takers}")
-    if what == "problems":
-        lists.problems(access, output)
+    chosen = {name: value for name, value in filters.items() if value is not None}
+    asked = lists.Asked([Target(JOB)], access.namespace, "", chosen, limit or 50, output)
+    if is_followed:
+        lists.follow(access, asked, events=False, with_bars=True)
     else:
-        lists.get(access, what, filters, limit or 50, output)
+        lists.get(access, asked)
 
 
 @click.command()
-@click.argument("schedule", metavar="[NAMESPACE/]NAME")
-@click.option("--host", "hosts", multiple=True, help="Only on this host; repeatable.")
+@click.argument("schedule", metavar="[NAMESPACE/]NAME", shell_complete=completing.names("schedules"))
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    help="Only on this host; repeatable.",
+    shell_complete=completing.names("hosts"),
+)
 @options.access
+@options.namespaced
 def run(access: options.Access, schedule: str, hosts: tuple[str, ...]) -> None:
     """Run a schedule now, once, on all of its hosts.
 
-    A host that is offline runs it when it reconnects. Follow the jobs with `lamplighter get jobs`.
+    A host that is offline runs it when it reconnects. Follow the jobs with `lamplighter jobs --follow`.
     """
     from cli import jobs
 
@@ -71,8 +64,9 @@ def run(access: options.Access, schedule: str, hosts: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", shell_complete=completing.names("jobs"))
 @options.access
+@options.namespaced
 def cancel(access: options.Access, job: str) -> None:
     """Cancel a job.
 
@@ -84,20 +78,24 @@ def cancel(access: options.Access, job: str) -> None:
 
 
 @click.command(name="logs")
-@click.argument("job")
+@click.argument("job", shell_complete=completing.names("jobs"))
+@click.option(
+    "-f", "--follow", "is_followed", is_flag=True, help="Show the output as it comes, until the job has ended."
+)
 @options.access
-def job_logs(access: options.Access, job: str) -> None:
+@options.namespaced
+def job_logs(access: options.Access, job: str, is_followed: bool) -> None:
     """Show restic's output in a job, and how the job ended.
 
     JOB is the first digits of the job's id.
     """
     from cli import jobs
 
-    jobs.logs(access, job)
+    jobs.logs(access, job, is_followed=is_followed)
 
 
 @click.command()
-@click.argument("repository", metavar="[NAMESPACE/]REPOSITORY")
+@click.argument("repository", metavar="[NAMESPACE/]REPOSITORY", shell_complete=completing.names("repositories"))
 @click.option("--host", "source", metavar="SOURCE", required=True, help="The host that was backed up.")
 @click.option("--to", "host", metavar="HOST", help="The host to restore onto.", show_default="SOURCE")
 @click.option(
@@ -117,6 +115,7 @@ def job_logs(access: options.Access, job: str) -> None:
     help="Also restore setuid and setgid bits, file capabilities and devices.",
 )
 @options.access
+@options.namespaced
 def restore(
     access: options.Access,
     repository: str,
@@ -142,13 +141,14 @@ def restore(
 
 
 @click.command()
-@click.argument("repository", metavar="[NAMESPACE/]REPOSITORY")
+@click.argument("repository", metavar="[NAMESPACE/]REPOSITORY", shell_complete=completing.names("repositories"))
 @click.option("--host", help="Only snapshots of this host; required where the repository's URL has {host}.")
 @click.option(
-    "-n", "--limit", type=click.IntRange(min=1), help="How many snapshots to show, newest first.", show_default="all"
+    "--limit", type=click.IntRange(min=1), help="How many snapshots to show, newest first.", show_default="all"
 )
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@options.output("table", "yaml", "json")
 @options.access
+@options.namespaced
 def snapshots(access: options.Access, repository: str, host: str | None, limit: int | None, output: str) -> None:
     """List the snapshots in a repository.
 
@@ -160,12 +160,13 @@ def snapshots(access: options.Access, repository: str, host: str | None, limit: 
 
 
 @click.command()
-@click.argument("repository", metavar="[NAMESPACE/]REPOSITORY")
+@click.argument("repository", metavar="[NAMESPACE/]REPOSITORY", shell_complete=completing.names("repositories"))
 @click.argument("snapshot")
 @click.argument("path", default="/")
 @click.option("--host", help="The host that was backed up; required where the repository's URL has {host}.")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@options.output("table", "yaml", "json")
 @options.access
+@options.namespaced
 def ls(access: options.Access, repository: str, snapshot: str, path: str, host: str | None, output: str) -> None:
     """List the files in a folder of a snapshot.
 
@@ -173,7 +174,7 @@ def ls(access: options.Access, repository: str, snapshot: str, path: str, host: 
     """
     from cli import restoring
 
-    restoring.files(access, repository, snapshot, path, host, output)
+    restoring.folder(access, repository, snapshot, path, host, output)
 
 
 @click.command()
@@ -193,21 +194,7 @@ def create(access: options.Access, what: str, name: str, labels: tuple[str, ...]
 
 
 @click.command()
-@click.argument("what", metavar="host", type=click.Choice(["host"]))
-@click.argument("name")
-@options.access
-def delete(access: options.Access, what: str, name: str) -> None:
-    """Delete a host: delete host NAME.
-
-    Stop its agent first. This revokes the host's key; its jobs stay in the history.
-    """
-    from cli import hosts
-
-    hosts.delete(access, name)
-
-
-@click.command()
-@click.argument("host")
+@click.argument("host", shell_complete=completing.names("hosts"))
 @click.option(
     "--expires-in",
     metavar="SECONDS",
@@ -229,7 +216,7 @@ def enrol(access: options.Access, host: str, expires_in: int) -> None:
 
 
 @click.command()
-@click.argument("host")
+@click.argument("host", shell_complete=completing.names("hosts"))
 @options.access
 def revoke(access: options.Access, host: str) -> None:
     """Revoke the key of HOST.

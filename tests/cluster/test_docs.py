@@ -1,6 +1,7 @@
 """What docs say of clusters is true: kubectl and Helm run each page's commands in order on a real API server.
 
-No kubelet is there: a server, a controller and the agent of a node run beside it, as the pods of the release would.
+No kubelet runs pods: a server, a controller and the agent of a node run beside it, as the pods of the release would.
+One that forwards ports stands in for that of the server's node.
 """
 
 import re
@@ -11,12 +12,15 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.apiserver import BINARIES, OwnCluster, missing
+from tests.cluster.kubelet import Kubelet
 from tests.docs import PAGES, Command, Shell, blocks, check_sample, checkout, commands, free_port, needs_cluster
 
 SYSTEM = "lamplighter-system"
 ORDER = [
     "docs/kubernetes/install.md",
     "docs/kubernetes/first-schedule.md",
+    "docs/cli.md",
+    "docs/pages.md",
     "docs/kubernetes/conditions.md",
     "docs/restore.md",
     "docs/kubernetes/outside-hosts.md",
@@ -39,6 +43,7 @@ IMPOSSIBLE = {
     r"helm test ": "needs a kubelet that runs the pod of the test",
     r"kubectl .* port-forward ": "needs a kubelet; the server is at that port as it is",
     r"kubectl .* exec ": "needs a kubelet",
+    r"ssh ": "needs that machine",
     r"restic -r s3:https://s3.example.org": "needs that server",
 }
 """What cannot be done here, and why."""
@@ -64,14 +69,21 @@ def api(tmp_path: Path) -> Iterator[OwnCluster]:
 
 
 @pytest.fixture
-def shell(api: OwnCluster, tmp_path: Path) -> Iterator[Shell]:
+def kubelet(tmp_path: Path) -> Iterator[Kubelet]:
+    """That of the server's node."""
+    with Kubelet(free_port(), tmp_path) as kubelet:
+        yield kubelet
+
+
+@pytest.fixture
+def shell(api: OwnCluster, kubelet: Kubelet, tmp_path: Path) -> Iterator[Shell]:
     environment = {
         "KUBECONFIG": str(api.kubeconfig),
         "HOME": str(tmp_path / "home"),
         "PIP_NO_BUILD_ISOLATION": "0",  # pip means yes by it
         "PIP_NO_INDEX": "1",
         "PIP_NO_DEPS": "1",
-        "PORT": str(free_port()),
+        "PORT": str(kubelet.target),
     }
     with Shell(checkout(tmp_path / "checkout"), environment) as shell:
         run(shell, "export PATH=$PWD/.venv/bin:$PATH; alias helm='python -m tests.cluster.helm'")
@@ -110,13 +122,16 @@ def type_in(shell: Shell, command: Command) -> None:
         raise AssertionError(f"{command.where}: $ {command.text}\n{error}\n{shell.logs()}") from None
 
 
-def stand_in_for_pods(api: OwnCluster, shell: Shell) -> None:
+def stand_in_for_pods(api: OwnCluster, kubelet: Kubelet, shell: Shell) -> None:
     """Start what the release's pods would be: the server with its keys, the controller, the agent of node-1.
 
     And do what a controller manager would: what the release adds to the cluster's role "view" is lent to who has that.
     """
     labels = {"kubernetes.io/os": "linux"}
     api.create("/api/v1/nodes", {"metadata": {"name": "node-1", "labels": labels}})
+    kubelet.join(api, "server-node")
+    selector = api.get(f"/api/v1/namespaces/{SYSTEM}/services/lamplighter")["spec"]["selector"]
+    kubelet.runs(api, SYSTEM, "lamplighter-server-0", "server-node", selector)
     folder = shell.folder / "pods"
     folder.mkdir()
     (folder / "api.crt").write_text(api.ca)
@@ -129,7 +144,7 @@ def stand_in_for_pods(api: OwnCluster, shell: Shell) -> None:
         f"kubectl create clusterrolebinding view --clusterrole lamplighter-view --serviceaccount {SYSTEM}:operator",
     )
     run(shell, f"kubectl config set-context --current --namespace {SYSTEM}")
-    names = "--tls-name localhost"
+    names = f"--tls-name localhost --tls-name lamplighter.{SYSTEM}.svc"
     run(shell, f"lamplighter keys --secret lamplighter-keys --config-map lamplighter-ca {names} pods/keys")
     run(shell, "kubectl get configmap lamplighter-ca -o jsonpath='{.data.ca\\.crt}' > pods/ca.crt")
     run(shell, "kubectl config set-context --current --namespace default")
@@ -150,7 +165,7 @@ def stand_in_for_pods(api: OwnCluster, shell: Shell) -> None:
     )
 
 
-def test_each_command_about_clusters_does_what_the_pages_say(api: OwnCluster, shell: Shell) -> None:
+def test_each_command_about_clusters_does_what_the_pages_say(api: OwnCluster, kubelet: Kubelet, shell: Shell) -> None:
     for page in ORDER:
         for text in FIRST.get(page, ()):
             run(shell, text)
@@ -161,7 +176,7 @@ def test_each_command_about_clusters_does_what_the_pages_say(api: OwnCluster, sh
                 if not any(re.match(pattern, command.text) for pattern in IMPOSSIBLE):
                     type_in(shell, command)
                 if command.text.startswith("helm install "):
-                    stand_in_for_pods(api, shell)
+                    stand_in_for_pods(api, kubelet, shell)
 
 
 def test_no_page_about_clusters_is_left_out() -> None:

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import shlex
+import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,20 @@ from typing import Any
 import click
 import httpx
 import pytest
+import yaml
 
 from cli.options import checked_url
 from controller.client import Client
 from server.app import Config, Running, serving
+from server.store import hosts as host_statements
 from server.store.engine import Store
 from server.store.jobs import jobs_finished, record_jobs
 from server.store.logs import log_lines
 from server.store.rows import JobRow
-from tests.integration.conftest import Connect, Lamplighter, Until
+from tests.integration.conftest import PATIENCE_S, Connect, Lamplighter, Until
 from tests.plain import NO_TLS
 from wire.messages import JobFinished
+from wire.version import __version__
 
 pytestmark = pytest.mark.anyio
 
@@ -507,7 +512,7 @@ async def test_a_host_is_created_and_deleted(
     assert (code, "already" in err) == (1, True)
     assert await lamplighter("delete", "host", "db-1") == (0, "host db-1 is deleted\n", "")
     code, _, err = await lamplighter("delete", "host", "db-1")
-    assert (code, err) == (1, "Error: there is no host 'db-1'\n")
+    assert (code, err) == (1, "Error: there is no host 'db-1': there are node-1, node-2\n")
 
 
 @pytest.mark.parametrize(
@@ -571,3 +576,273 @@ async def test_a_command_whose_extra_is_not_installed_says_which_in_a_line(
     assert err.splitlines()[-1].startswith("Error: ")
     assert f"needs the Python package {missing}: install Lamplighter with the extra `{extra}`" in err
     assert "Traceback" not in err
+
+
+# Objects, as people know commands from kubectl.
+
+
+async def test_objects_are_named_as_kubectl_names_them(
+    lamplighter: Lamplighter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def rows(*words: str) -> list[str]:
+        code, out, err = await lamplighter("get", *words)
+        assert (code, err) == (0, ""), words
+        return [row[0] for row in table(out)[1:]]
+
+    assert (await lamplighter("get", "sched,hosts"))[1].splitlines()[2] == ""
+    monkeypatch.setattr(host_statements, "list_hosts", None)  # one object is asked for, and no list of all
+    for words in (("host", "node-1"), ("hosts.lamplighter.dev", "node-1"), ("host/node-1",)):
+        assert await rows(*words) == ["node-1"]
+    assert await rows("hosts", "node-2", "node-1") == ["node-2", "node-1"]
+    assert await rows("repo/main") == await rows("repository", "default/main") == ["default"]
+    assert await rows("sched", "etc", "-n", "default", "-A") == ["default"]
+    assert await rows("job", "aa", "cd0") == [JOBS[0][:8], JOBS[2][:8]]
+    code, _, err = await lamplighter("get", "hots")
+    assert (code, "'hots'" in err, "hosts (host), schedules (schedule, sched)" in err) == (2, True, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("host/node-1", "node-2"), "'node-2': after TYPE/NAME, give each object as TYPE/NAME"),
+        (("hosts,jobs", "a"), "names are of one type"),
+        (("problem/a",), "`get problems` lists them all"),
+        (("audit", "-o", "name"), "only for what has names"),
+        (("jobs", "-l", "a=b"), "--selector: not for jobs, only for hosts and schedules and repositories"),
+        (("hosts", "node-1", "-l", "a=b"), "--selector: not with names"),
+        (("hosts,jobs", "--watch"), "--watch: of one type at a time"),
+        (("hosts", "--output-watch-events"), "only with --watch"),
+        (("hosts", "-n", "No"), "'No' is not the name of a namespace"),
+        (("jobs", "-n", "0"), "give a number from 1 on"),
+    ],
+)
+async def test_what_cannot_be_asked_for_is_said(lamplighter: Lamplighter, words: tuple[str, ...], said: str) -> None:
+    code, out, err = await lamplighter("get", *words)
+    assert (code, out) == (2, "")
+    assert said in err
+
+
+async def test_what_is_not_there_is_told_with_what_there_is(lamplighter: Lamplighter) -> None:
+    code, out, err = await lamplighter("get", "hosts", "nod-2", "node-1")
+    assert (code, [row[0] for row in table(out)]) == (1, ["NAME", "node-1"])
+    assert err == "Error: there is no host 'nod-2': there are node-2, node-1\n"
+    code, out, err = await lamplighter("describe", "schedule", "etcd")
+    assert (code, out, err) == (1, "", "Error: there is no Schedule default/etcd: there is default/etc\n")
+
+
+async def test_formats_say_the_same(lamplighter: Lamplighter) -> None:
+    listed = json.loads((await lamplighter("get", "schedules", "-o", "json"))[1])
+    assert yaml.safe_load((await lamplighter("get", "schedules", "-o", "yaml"))[1]) == listed
+    assert json.loads((await lamplighter("get", "schedule", "etc", "-o", "json"))[1]) == listed["items"][0]
+    names = [(await lamplighter("get", what, "-o", "name"))[1].split() for what in ("hosts", "sched", "jobs")]
+    assert names == [["host/node-1", "host/node-2"], ["schedule/default/etc"], [f"job/{it}" for it in reversed(JOBS)]]
+    assert (await lamplighter("get", *names[0], "-o", "name"))[1].split() == names[0]
+    head, row = table((await lamplighter("get", "hosts", "-l", "role=db", "-o", "wide"))[1])
+    assert head[-4:] == ["CLOCK", "AGE", "LABELS", "PROBLEM"]
+    assert (row[0], row[-2]) == ("node-1", "role=db")
+    assert [row[-2] for row in table((await lamplighter("get", "jobs", "-o", "wide"))[1])[1:]] == list(reversed(JOBS))
+    assert (await lamplighter("get", "hosts", "-l", "role=web"))[2] == "no hosts match\n"
+
+
+async def test_a_namespace_narrows_lists_and_completes_names(lamplighter: Lamplighter, server: Running) -> None:
+    async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
+        await client.put("repositories", "other", "main", manifest("Repository", {"url": "/backup/{host}"}))
+        spec = {"kind": "prune", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}}
+        await client.put("schedules", "other", "tidy", manifest("Schedule", spec))
+    names = (await lamplighter("get", "sched,repo", "--namespace", "other", "-o", "name"))[1].split()
+    assert names == ["schedule/other/tidy", "repository/other/main"]
+    assert len((await lamplighter("get", "sched", "-n", "other", "-A", "-o", "name"))[1].split()) == 2
+    assert (await lamplighter("get", "sched", "tidy", "-n", "other", "-o", "name"))[1].split() == names[:1]
+    job = (await lamplighter("run", "tidy", "-n", "other", "--host", "node-1"))[1].split()[1]
+    assert [row[0] for row in table((await lamplighter("jobs", "-n", "other"))[1])[1:]] == [job]
+    code, out, _ = await lamplighter("get", "problems", "-n", "other")
+    assert (code, [row[1:3] for row in table(out)[1:]]) == (
+        1,
+        [["other/tidy", "NoPassword"], ["other/main", "NoPassword"]],
+    )
+
+
+async def test_describe_tells_all_that_is_known(lamplighter: Lamplighter) -> None:
+    await lamplighter("run", "etc")
+    sections = {
+        "host/node-1": [
+            "role=db",
+            "In sync:",
+            "desired 1, applied 0",
+            "Problems:",
+            "Recent jobs:",
+            "Changes:",
+            "create",
+        ],
+        "sched/etc": ["1 selected, 1 without a success", "Next due:", "Spec:", "cron: 0 2 * * *", "user/admin", "run"],
+        "repo/main": ["Verified:", "url: /backup/{host}", "Used by:", "default/etc", "Recent jobs:", "pending"],
+        "job/ab": ["Status:", "failed", "wrong password", "Attempts:", "Log", "Fatal: wrong password", "Exit code:"],
+    }
+    code, out, err = await lamplighter("describe", *sections)
+    assert (code, err) == (0, "")
+    for (name, wanted), shown in zip(sections.items(), out.split("\n\n"), strict=True):
+        assert [it for it in wanted if it not in shown] == [], f"{name}:\n{shown}"
+    assert (await lamplighter("describe", "hosts"))[1].count("Name:") == 2
+
+
+async def test_events_are_what_happened_in_order(lamplighter: Lamplighter) -> None:
+    code, out, _ = await lamplighter("events", "-o", "json")
+    items = json.loads(out)["items"]
+    assert (code, [it["at"] for it in items]) == (0, sorted(it["at"] for it in items))
+    by_object = {(it["object"], it["reason"]): it for it in items}
+    assert by_object[f"job/{JOBS[1][:8]}", "Failed"]["type"] == "Warning"
+    assert by_object[f"job/{JOBS[1][:8]}", "Failed"]["message"] == "backup of default/etc on node-1: wrong password"
+    assert by_object["schedule/default/etc", "Created"]["message"] == "by user admin"
+    rows = table((await lamplighter("events", "--for", f"job/{JOBS[0]}"))[1])
+    assert [row[1:4] for row in rows[1:]] == [["Normal", it, f"job/{JOBS[0][:8]}"] for it in ("Started", "Succeeded")]
+    about = json.loads((await lamplighter("events", "--for", "repo/main", "-o", "json"))[1])["items"]
+    assert {it["object"] for it in about} == {"repository/default/main"}
+    warnings = json.loads((await lamplighter("events", "--types", "Warning", "-o", "json"))[1])["items"]
+    assert [it["reason"] for it in warnings] == ["Failed"]
+    assert len(table((await lamplighter("events", "--limit", "2"))[1])) == 3
+
+
+async def test_delete_takes_any_declared_type_and_says_who_brings_it_back(
+    lamplighter: Lamplighter, server: Running
+) -> None:
+    code, _, err = await lamplighter("delete", "repo", "main")
+    assert (code, "default/etc" in err) == (1, True)
+    assert await lamplighter("delete", "schedule/etc", "repo/main", "host/node-2") == (
+        0,
+        "schedule default/etc is deleted\nrepository default/main is deleted\nhost node-2 is deleted\n",
+        "",
+    )
+    async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
+        owned = manifest("Repository", {"url": "/a"})
+        owned["metadata"]["labels"] = {"app.kubernetes.io/managed-by": "lamplighter-folder"}
+        await client.put("repositories", "default", "owned", owned)
+    code, out, err = await lamplighter("delete", "repo", "owned")
+    assert (code, out) == (0, "repository default/owned is deleted\n")
+    assert err.startswith("Warning: lamplighter-folder declares it, and creates it again")
+    for words in (("jobs", "aa"), ("hosts",)):
+        assert (await lamplighter("delete", *words))[0] == 2
+
+
+async def test_both_versions_are_told(lamplighter: Lamplighter) -> None:
+    code, out, err = await lamplighter("version")
+    assert (code, out, err) == (0, f"Client version: {__version__}\nServer version: {__version__}\n", "")
+    both = json.loads((await lamplighter("version", "-o", "json"))[1])
+    assert both == {"client": {"version": __version__}, "server": {"version": __version__}}
+    code, out, err = await lamplighter("version", LAMPLIGHTER_SERVER="http://127.0.0.1:1")
+    assert (code, out, "no server answers" in err) == (1, f"Client version: {__version__}\n", True)
+    assert (await lamplighter("version", "--client", LAMPLIGHTER_SERVER="http://127.0.0.1:1"))[0] == 0
+
+
+# What is followed.
+
+
+@pytest.fixture
+async def started(
+    server: Running, tmp_path: Path
+) -> AsyncIterator[Callable[..., Awaitable[asyncio.subprocess.Process]]]:
+    """Starts a command that goes on until it is interrupted."""
+    running: list[asyncio.subprocess.Process] = []
+
+    async def start(*words: str) -> asyncio.subprocess.Process:
+        here = {"LAMPLIGHTER_SERVER": f"http://127.0.0.1:{server.port}", "LAMPLIGHTER_DATA_DIR": str(tmp_path)}
+        process = await asyncio.create_subprocess_exec(LAMPLIGHTER, *words, env=os.environ | here, stdout=-1, stderr=-1)
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def heard(process: asyncio.subprocess.Process) -> str:
+    """Its next line."""
+    assert process.stdout is not None
+    async with asyncio.timeout(PATIENCE_S):
+        return (await process.stdout.readline()).decode().rstrip("\n")
+
+
+async def test_a_watch_shows_what_changes_until_it_is_interrupted(
+    started: Callable[..., Awaitable[asyncio.subprocess.Process]], server: Running
+) -> None:
+    watching = await started("get", "hosts", "-w", "--output-watch-events")
+    lines = [(await heard(watching)).split()[:2] for _ in range(3)]
+    assert lines == [["EVENT", "NAME"], ["ADDED", "node-1"], ["ADDED", "node-2"]]
+    async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
+        await client.put_host("node-3", {})
+        assert (await heard(watching)).split()[:2] == ["ADDED", "node-3"]
+        await client.put_host("node-2", {"role": "web"})
+        assert (await heard(watching)).split()[:2] == ["MODIFIED", "node-2"]
+        await client.delete_host("node-3")
+        assert (await heard(watching)).split()[:2] == ["DELETED", "node-3"]
+    watching.send_signal(signal.SIGINT)
+    assert await watching.wait() == 130
+
+
+async def test_a_job_is_followed_to_its_end(
+    started: Callable[..., Awaitable[asyncio.subprocess.Process]],
+    lamplighter: Lamplighter,
+    server: Running,
+    connect: Connect,
+) -> None:
+    await lamplighter("cancel", "cd")
+    happening = await started("events", "--watch", "-o", "json")
+    job = (await lamplighter("run", "etc"))[1].split()[1]
+    following = await started("logs", "-f", job)
+    async with connect("node-1") as agent:
+        await agent.follow()
+        job_id = (await agent.hears("command.run"))["job_id"]
+        await agent.say("job.accepted", job_id=job_id)
+        await agent.say("job.log", job_id=job_id, lines=["one"])
+        assert await heard(following) == "one"
+        await agent.say("job.log", job_id=job_id, lines=["two", "three"])
+        assert [await heard(following) for _ in range(2)] == ["two", "three"]
+        now = datetime.now(UTC).isoformat()
+        await agent.say(
+            "job.finished", job_id=job_id, status="succeeded", started_at=now, finished_at=now, snapshot_id="5eed" * 16
+        )
+        out, err = await following.communicate()
+    assert (following.returncode, out) == (0, b"")
+    assert err.decode() == f"job {job} on node-1: succeeded, 5eed5eed\n"
+    said = [await heard(happening)]
+    while said[-1] != f'  "object": "job/{job}",' or said[-2] != '  "reason": "Succeeded",':
+        said.append(await heard(happening))
+
+
+# Completion.
+
+
+async def test_bash_completes_types_and_names_and_is_silent_without_a_server(
+    lamplighter: Lamplighter, server: Running, tmp_path: Path
+) -> None:
+    code, script, _ = await lamplighter("completion", "bash")
+    assert code == 0
+    (tmp_path / "completion").write_text(script)
+
+    async def completed(*words: str, **variables: str) -> list[str]:
+        typed = " ".join(shlex.quote(word) for word in ("lamplighter", *words))
+        command = (
+            f"source completion; COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _lamplighter_completion lamplighter"
+        )
+        here = {"LAMPLIGHTER_SERVER": f"http://127.0.0.1:{server.port}", "LAMPLIGHTER_DATA_DIR": str(tmp_path)}
+        path = {"PATH": f"{LAMPLIGHTER.parent}:{os.environ['PATH']}"}
+        process = await asyncio.create_subprocess_exec(
+            *("bash", "-c", command + r"; printf '%s\n' ${COMPREPLY[@]}"),
+            env=os.environ | here | path | variables,
+            cwd=tmp_path,
+            stdout=-1,
+            stderr=-1,
+        )
+        out, err = await process.communicate()
+        assert err == b""
+        return out.decode().split()
+
+    assert "sched" in await completed("get", "s")
+    assert await completed("get", "host", "node-") == ["node-1", "node-2"]
+    assert await completed("describe", "host/node-") == ["host/node-1", "host/node-2"]
+    assert await completed("run", "") == ["etc"]
+    assert await completed("logs", "a") == [JOBS[1][:8], JOBS[0][:8]]
+    assert await completed("get", "jobs", "-n", "d") == ["default"]
+    assert await completed("get", "host", "", LAMPLIGHTER_SERVER="http://127.0.0.1:1") == []
+    assert await completed("get", "host", "", LAMPLIGHTER_DATA_DIR="/nonexistent") == []

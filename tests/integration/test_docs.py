@@ -26,6 +26,7 @@ LASTING = {
     r"lamplighter server ": "cli ready  listen= data=",
     r"lamplighter controller ": "controller folder compared  folder= files=3 schedules=1 repositories=1",
     r"\S*lamplighter agent ": "agent connected  url=",
+    r"lamplighter get .*--watch": "JOB  HOST  SCHEDULE  KIND  STATUS  DUE  STARTED  DURATION  SNAPSHOT/ERROR",
 }
 """What does not end by itself, and the line from which on it is at work; "" for the last that the page shows."""
 
@@ -47,6 +48,7 @@ WAITS = {r"lamplighter run ": "while lamplighter get jobs | grep -E 'pending|run
 QUICKSTART = ["alias lamplighter=.venv/bin/lamplighter", "lamplighter up examples/quickstart", "lamplighter run etc"]
 BEFORE = {
     "docs/api.md": QUICKSTART,
+    "docs/cli.md": QUICKSTART,
     "docs/high-availability.md": QUICKSTART[:1],
     "docs/operations.md": QUICKSTART,
     "docs/restore.md": [

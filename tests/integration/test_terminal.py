@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,8 +80,8 @@ def lamplighter(server: Running, tmp_path: Path) -> Callable[..., Awaitable[str]
     """Runs a command to its end, and answers what it wrote: on two pipes, or in a terminal."""
     here = {"LAMPLIGHTER_SERVER": f"http://127.0.0.1:{server.port}", "LAMPLIGHTER_DATA_DIR": str(tmp_path)}
 
-    async def run(*words: str, in_terminal: bool = False) -> str:
-        env = os.environ | here | {"COLUMNS": "120", "TERM": "xterm"}
+    async def run(*words: str, in_terminal: bool = False, **variables: str) -> str:
+        env = os.environ | here | {"COLUMNS": "120", "TERM": "xterm"} | variables
         if not in_terminal:
             process = await asyncio.create_subprocess_exec(LAMPLIGHTER, *words, env=env, stdout=-1, stderr=-1)
             return b"".join(await process.communicate()).decode()
@@ -115,6 +116,12 @@ COMMANDS = [
     ("get", "audit"),
     ("logs", "ab"),
     ("get", "jobs", "-o", "json"),
+    ("get", "jobs", "-o", "yaml"),
+    ("get", "hosts", "-o", "wide"),
+    ("get", "hosts", "-o", "name"),
+    ("describe", "hosts"),
+    ("describe", "job", "ab"),
+    ("events",),
     ("logs", "\x1b[31m\n\u202e"),
     ("run", "x", "--host", "\x1b[31m\nError:"),
     ("get", "\x1b]0;x\x07"),
@@ -138,9 +145,30 @@ async def test_a_row_stays_one_line_and_json_loses_nothing(lamplighter: Callable
     assert len(shown.splitlines()) == 1 + len(ATTACKS)
     found = json.loads(await lamplighter("get", "jobs", "-o", "json"))["items"]
     assert {job["error"] for job in found} == set(ATTACKS)
+    assert yaml.safe_load(await lamplighter("get", "jobs", "-o", "yaml"))["items"] == found
     assert await lamplighter("logs", "\x1b[31m\nError: b") == (
         "Error: no job begins with \ufffd[31m\ufffdError: b: `lamplighter get jobs` lists them\n"
     )
+
+
+@pytest.mark.anyio
+async def test_a_terminal_gets_colours_unless_it_or_its_user_wants_none(
+    lamplighter: Callable[..., Awaitable[str]],
+) -> None:
+    for variables, is_coloured in (({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)):
+        shown = await lamplighter("get", "jobs", in_terminal=True, **variables)
+        assert bool(COLOUR.search(shown)) == is_coloured, variables
+    assert not COLOUR.search(await lamplighter("get", "jobs", in_terminal=True, TERM="dumb"))
+    assert not COLOUR.search(await lamplighter("get", "jobs"))
+
+
+@pytest.mark.anyio
+async def test_a_table_fits_its_terminal_unless_it_is_to_be_wide(lamplighter: Callable[..., Awaitable[str]]) -> None:
+    lines = COLOUR.sub("", await lamplighter("get", "hosts", in_terminal=True, COLUMNS="80")).splitlines()
+    assert max(map(len, lines)) <= 80
+    wide = COLOUR.sub("", await lamplighter("get", "hosts", "-o", "wide", in_terminal=True, COLUMNS="80")).splitlines()
+    assert len(wide) == 1 + len(ATTACKS)
+    assert max(map(len, wide)) > 80
 
 
 @given(st.text(st.characters(exclude_categories=())))
@@ -181,6 +209,7 @@ def test_nothing_else_writes_to_a_terminal() -> None:
                 if name in writers and isinstance(node, (ast.Attribute, ast.Name)):
                     found.add((str(path), name))
     assert {it for it in found if it[0] != "cli/terminal.py"} == {
-        ("cli/hosts.py", "stdout"),  # asks whether it is a terminal
+        ("cli/cluster.py", "stdout"),  # these two are pipes from kubectl
+        ("cli/cluster.py", "stderr"),
         ("cli/logs.py", "stderr"),  # where its formatters write
     }
