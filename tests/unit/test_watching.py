@@ -1,83 +1,52 @@
-"""A watch shows each change once, and a version that is too different is told."""
-
-import queue
+"""A watch that the API server has not answered for too long is noticed."""
 
 import pytest
 
-from cli.types import HOST, JOB, SCHEDULE, TYPES, Target, targets
-from cli.versions import skew
-from cli.watching import Watched, concerns
+from controller.cluster.watching import Progress, watched_paths
+
+A, B = "/apis/g/v1/as", "/apis/g/v1/bs"
 
 
-def host(name: str, **values: object) -> dict[str, object]:
-    return {"name": name, "connected": True, "last_seen": "10:00", "clock_skew_seconds": 0.1, **values}
+def told(answers: list[tuple[str, float]], *, begun: tuple[float, ...] = (0.0,)) -> Progress:
+    progress = Progress([A, B])
+    for at in begun:
+        progress.begin(at)
+    for path, at in answers:
+        progress.answered(path, at)
+    return progress
 
 
-def test_each_change_of_an_item_is_told_once_and_no_passing_one() -> None:
-    watched = Watched("hosts")
-    assert watched.changed([host("a"), host("b")]) == [("ADDED", host("a")), ("ADDED", host("b"))]
-    assert watched.changed([host("a", last_seen="10:01"), host("b", clock_skew_seconds=0.2)]) == []
-    assert watched.changed([host("a", connected=False)]) == [
-        ("MODIFIED", host("a", connected=False)),
-        ("DELETED", host("b", clock_skew_seconds=0.2)),
+@pytest.mark.parametrize(
+    ("answers", "now", "stalled"),
+    [
+        ([], 10, []),
+        ([], 11, [A, B]),
+        ([(A, 5.0)], 11, [B]),
+        ([(A, 5.0), (B, 6.0)], 11, []),
+        ([(A, 5.0), (B, 6.0)], 16, [A]),
+        ([("/api/v1/nodes", 12.0)], 13, [A, B]),
+    ],
+)
+def test_a_watch_stalls_when_it_is_not_answered_for_too_long(
+    answers: list[tuple[str, float]], now: int, stalled: list[str]
+) -> None:
+    assert list(told(answers).stalled(now, 10)) == stalled
+
+
+def test_a_beginning_has_its_time_and_what_is_silent_since_before_is_still_told() -> None:
+    progress = told([(A, 1.0), (B, 29.0)], begun=(0.0, 30.0))
+    assert progress.stalled(35, 10) == ()
+    assert list(progress.silent(35, 10)) == [A]
+
+
+def test_nothing_is_silent_before_watches_begin() -> None:
+    assert list(told([], begun=()).silent(1000, 10)) == []
+
+
+def test_each_kind_is_watched_in_each_namespace_and_nodes_once() -> None:
+    assert [it for it in watched_paths(["x", "y"]) if "schedules" in it or "nodes" in it] == [
+        "/api/v1/nodes",
+        "/apis/lamplighter.dev/v1alpha1/namespaces/x/schedules",
+        "/apis/lamplighter.dev/v1alpha1/namespaces/y/schedules",
     ]
-    assert watched.changed([host("a", connected=False)]) == []
-
-
-def test_jobs_come_oldest_first_and_those_that_others_push_off_the_list_are_not_deleted() -> None:
-    watched = Watched("jobs")
-    old, new, newer = ({"id": it, "status": "pending"} for it in ("1", "2", "3"))
-    assert watched.changed([new, old]) == [("ADDED", old), ("ADDED", new)]
-    assert watched.changed([newer, new]) == [("ADDED", newer)]
-
-
-def test_news_that_came_meanwhile_is_taken_together() -> None:
-    news: queue.Queue[frozenset[str] | Exception] = queue.Queue()
-    for kinds in ({"hosts"}, {"runs"}):
-        news.put(frozenset(kinds))
-    assert concerns(news, frozenset({"runs"}), None)
-    assert news.empty()
-    news.put(frozenset({"hosts"}))
-    assert not concerns(news, frozenset({"runs"}), None)
-    news.put(frozenset())  # a sign of life: an object may be overdue by now
-    assert concerns(news, frozenset({"runs"}), None)
-    assert concerns(news, frozenset({"runs"}), 0.01)
-    news.put(ValueError("gone"))
-    with pytest.raises(ValueError, match="gone"):
-        concerns(news, frozenset({"runs"}), None)
-
-
-@pytest.mark.parametrize(
-    ("words", "found"),
-    [
-        (["hosts"], [Target(HOST)]),
-        (["HOST", "a", "b"], [Target(HOST, ("a", "b"))]),
-        (["sched,host,schedules"], [Target(SCHEDULE), Target(HOST)]),
-        (["host/a", "job/1", "hosts/b"], [Target(HOST, ("a", "b")), Target(JOB, ("1",))]),
-        (["schedules.lamplighter.dev/ns/etc"], [Target(SCHEDULE, ("ns/etc",))]),
-    ],
-)
-def test_words_name_objects(words: list[str], found: list[Target]) -> None:
-    assert targets(words) == found
-
-
-def test_each_name_is_of_one_type() -> None:
-    names = [name for type_ in TYPES for name in type_.names]
-    assert len(names) == len(set(names))
-
-
-@pytest.mark.parametrize(
-    ("client", "server", "remedy"),
-    [
-        ("0.1.0", "0.1.9", ""),
-        ("0.1.0", "0.2.0", ""),
-        ("0.2.0.dev1", "0.1.0", ""),
-        ("0.1.0", "0.3.0", "upgrade this program"),
-        ("0.3.0", "0.1.0", "upgrade the server"),
-        ("1.0.0", "0.9.0", "upgrade the server"),
-        ("0.1.0", "unknown", ""),
-    ],
-)
-def test_versions_more_than_one_minor_apart_are_told(client: str, server: str, remedy: str) -> None:
-    assert skew(client, server).endswith(remedy)
-    assert bool(skew(client, server)) == bool(remedy)
+    assert "/apis/lamplighter.dev/v1alpha1/schedules" in watched_paths([])
