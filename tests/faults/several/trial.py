@@ -47,8 +47,9 @@ class Told(NamedTuple):
     """What a trial showed.
 
     `spread_s`: how long after each return of a server agents were spread, where they were before the next fault, and
-    `not_spread`: how often they were not. `late_s`: of each command, its due time in seconds since the trial's begin,
-    and how long after that it came. `memory`: of the servers, resident bytes, each WATCH_S seconds.
+    `not_spread`: how often they were not. `late_s`: of each command that waits for no repository, its due time in
+    seconds since the trial's begin, and how long after that it came. `memory`: of the servers, resident bytes, each
+    WATCH_S seconds.
     """
 
     faults: Counter[str]
@@ -466,7 +467,12 @@ async def _found(trial: Trial, due: datetime, left: Sequence[str]) -> Told:
     before = due - timedelta(seconds=1) if left else due
     found = Evidence(before, jobs, trial.kept(), rows, held, None, {}, {"minutely": 1, "pairs": 2}, problems)
     begin = trial.begin
-    late = [((datetime.fromisoformat(it[2]) - begin).total_seconds(), float(it[4])) for it in runs if it[2] and it[4]]
+    minutely = trial.schedules["minutely"]
+    late = [
+        ((datetime.fromisoformat(due) - begin).total_seconds(), float(late))
+        for _, schedule, due, _, late in runs
+        if schedule == minutely and due and late
+    ]
     return Told(
         trial.faults, trial.changes, len(jobs), trial.spread_s, trial.not_spread, late, trial.memory, violations(found)
     )
