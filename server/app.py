@@ -41,6 +41,7 @@ from server.changes.hosts import Hosts
 from server.changes.listings import Listings
 from server.changes.load import Loader
 from server.changes.pipeline import Pipeline
+from server.changes.plan import Plans
 from server.changes.previews import Previews
 from server.changes.repositories import Repositories
 from server.changes.restores import Restores
@@ -256,6 +257,7 @@ def assemble(
         previews=Previews(restores, listings),
         enrolments=Enrolments(pipeline, store, placement, clock),
         alerts=alerts,
+        plans=Plans(store, catalog, placement, hub, dispatcher, vault, notifications.unknown, clock, new_id),
         store=store,
         placement=placement,
         hub=hub,
@@ -269,6 +271,7 @@ def assemble(
         surveyor=surveyor,
         stream=stream,
         stopping=members.stopping,
+        authorize=identity.authorize,
         catch_up=pipeline.catch_up,
         sessions=Sessions(store, vault, clock),
         clock=clock,

@@ -21,6 +21,7 @@ from server.api import (
     jobs,
     news,
     overview,
+    plans,
     repositories,
     restores,
     runs,
@@ -32,6 +33,7 @@ from server.api.history import PastDay
 from server.api.requests import object_body
 from server.api.services import Services
 from server.changes.listings import File, Snapshot
+from server.changes.plan import Plan
 from server.changes.previews import RestorePreview
 from server.observe.controllers import ControllerReport, ControllerState
 from server.observe.entries import HostEntry
@@ -48,6 +50,8 @@ BODIES: Mapping[str, type[Struct]] = {
     "EnrolmentPost": enrolments.OfferBody,
     "Enrolment": enrolments.Offer,
     "Enrol": enrolments.EnrolBody,
+    "PlanPost": plans.PlanBody,
+    "Plan": Plan,
     "ControllerPut": ControllerReport,
     "Controller": ControllerState,
     "Due": schedules.Due,
@@ -422,6 +426,15 @@ OPERATIONS: Sequence[Operation] = (
         Needs("delete", "runs", jobs.of_job),
         {200: "Job"},
         may=(400, 404, 409),
+    ),
+    Operation(
+        "POST",
+        "/plan",
+        plans.make_plan,
+        Needs("", "plans"),
+        {200: "Plan"},
+        "PlanPost",
+        may=_BODY,
     ),
     Operation(
         "GET",

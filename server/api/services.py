@@ -4,12 +4,14 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import NamedTuple
 
+from server.access.identity import Permission, User
 from server.access.sessions import Sessions
 from server.agents.hub import Hub
 from server.changes.alerts import Alerts
 from server.changes.enrolments import Enrolments
 from server.changes.hosts import Hosts
 from server.changes.listings import Listings
+from server.changes.plan import Plans
 from server.changes.previews import Previews
 from server.changes.repositories import Repositories
 from server.changes.restores import Restores
@@ -30,6 +32,7 @@ from server.store.engine import Store
 class Services(NamedTuple):
     """The parts that handlers use: the first eight make changes, the others are read.
 
+    `plans`: says what changes would do. `authorize`: returns if a user has a permission, and raises Forbidden if not.
     `catch_up`: brings what is read up to what other servers changed. Changes do so themselves.
     """
 
@@ -42,6 +45,7 @@ class Services(NamedTuple):
     previews: Previews
     enrolments: Enrolments
     alerts: Alerts
+    plans: Plans
     store: Store
     placement: Placement
     hub: Hub
@@ -55,6 +59,7 @@ class Services(NamedTuple):
     surveyor: Surveyor
     stream: ChangeStream
     stopping: Callable[[], bool]
+    authorize: Callable[[User, Permission], Awaitable[None]]
     catch_up: Callable[[], Awaitable[None]]
     sessions: Sessions
     clock: Callable[[], datetime]

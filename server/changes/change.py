@@ -47,6 +47,7 @@ class Change(NamedTuple):
 
     `audit`: the lines that tell of it. `desired`: the hosts whose sets change: (name, version, digest). `also`: what
     else is stored with it. `base`: the revision at which it was planned; None where no other server shares the store.
+    `warnings`: messages and facts for the log, once it is stored.
     """
 
     at: datetime
@@ -65,6 +66,7 @@ class Change(NamedTuple):
     delete_joined: Sequence[Pair] = ()
     also: Also | None = None
     base: int | None = None
+    warnings: Sequence[tuple[str, Mapping[str, str]]] = ()
 
     @property
     def is_declared(self) -> bool:

@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
+from typing import Protocol
 
 import msgspec
 
-from server.agents.hub import Hub
 from server.agents.session import Session
 from server.changes.change import Change, audit
-from server.changes.pipeline import Pipeline
+from server.changes.pipeline import Commits
 from server.errors import Conflict, Invalid, NotFound
 from server.fleet.placement import Placement, Plan
 from server.jobs.dispatcher import Dispatcher
@@ -25,15 +25,25 @@ MAX_NEWCOMERS = 1000
 """Maximum hosts that one change creates when they say their first hello."""
 
 
+class Connections(Protocol):
+    """Which hosts are connected: the `Hub`, or what a plan makes of it."""
+
+    def session(self, host: str, /) -> Session | None:
+        """The session of a host; None for one that is not declared."""
+
+    def is_connected(self, host: str, /) -> bool:
+        """Whether a host is connected, to this server or another one."""
+
+
 class Hosts:
     """Creates, labels and deletes hosts."""
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        pipeline: Commits,
         store: Store,
         placement: Placement,
-        hub: Hub,
+        hub: Connections,
         dispatcher: Dispatcher,
         clock: Callable[[], datetime],
     ) -> None:
@@ -53,15 +63,21 @@ class Hosts:
 
         Raises Invalid, Conflict when it was deleted meanwhile, and what `condition` raises.
         """
-        try:
-            msgspec.convert(name, HostName)
-        except msgspec.ValidationError:
-            raise Invalid.field("name", "must be like a DNS name: lower case letters, digits, '-' and '.'") from None
-        is_new = await self._pipeline.planned(partial(self._put, actor, name, labels, condition))
+        is_new = await self.label(actor, name, labels, condition)
         host = await self._store.read(get_host, name)
         if host is None:
             raise Conflict(f"{name} was deleted meanwhile")
         return host, is_new
+
+    async def label(
+        self, actor: Actor, name: str, labels: Mapping[str, str], condition: Condition = unconditional
+    ) -> bool:
+        """`put`, without reading the host. Returns whether it is new. Raises Invalid, and what `condition` raises."""
+        try:
+            msgspec.convert(name, HostName)
+        except msgspec.ValidationError:
+            raise Invalid.field("name", "must be like a DNS name: lower case letters, digits, '-' and '.'") from None
+        return await self._pipeline.planned(partial(self._put, actor, name, labels, condition))
 
     async def delete(self, actor: Actor, name: str, condition: Condition = unconditional) -> None:
         """Delete a host, and end its open jobs; all its jobs stay. Raises NotFound, Conflict while it is connected."""

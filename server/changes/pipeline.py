@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from server.agents.hub import Hub
 from server.agents.session import Session
@@ -34,6 +34,33 @@ Result = TypeVar("Result")
 
 class BehindError(Exception):
     """Other servers made changes after the one on which a plan was made. `Pipeline.planned` plans again."""
+
+
+class Commits(Protocol):
+    """What changes of declared objects are given to: the `Pipeline`, or a trial that stores nothing."""
+
+    async def planned(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Call `work`, which plans one change on the present state and gives it to `commit`, or does nothing."""
+
+    async def commit(self, change: Change, plan: Plan, put_repositories: Sequence[ResolvedRepository] = ()) -> None:
+        """Take a change that was planned. `put_repositories`: those that it puts."""
+
+    async def catch_up(self) -> None:
+        """Have in force what other servers changed before this call."""
+
+
+def put_in_force(
+    catalog: Catalog,
+    placement: Placement,
+    change: Change,
+    plan: Plan,
+    put_repositories: Sequence[ResolvedRepository],
+    versions: Mapping[str, int] | None = None,
+) -> None:
+    """Have a catalog and a placement hold what a change declares. `versions`: see `Placement.commit`."""
+    catalog.put(change.put_schedules, put_repositories)
+    catalog.remove(change.delete_schedules, change.delete_repositories)
+    placement.commit(plan, versions)
 
 
 class Pipeline:
@@ -195,9 +222,7 @@ class Pipeline:
         is_first = not self._catalog.schedules and bool(change.put_schedules)
         changed = dict.fromkeys((*(host for host, _, _ in change.desired), *versions))
         self._remember(change)
-        self._catalog.put(change.put_schedules, put_repositories)
-        self._catalog.remove(change.delete_schedules, change.delete_repositories)
-        self._placement.commit(plan, versions)
+        put_in_force(self._catalog, self._placement, change, plan, put_repositories, versions)
         for state in plan.put_hosts:
             if self._hub.session(state.name) is None:
                 self._hub.add(Session(self._placement.hosts[state.name]))
@@ -249,6 +274,8 @@ class Pipeline:
 
     def _log(self, change: Change) -> None:
         """Log a change that was made here, before its pushes are logged."""
+        for message, extra in change.warnings:
+            log.warning(message, extra=dict(extra))
         for line in change.audit:
             if (logged := _LOGGED.get((line.object_kind, line.action))) is not None:
                 subject, message = logged

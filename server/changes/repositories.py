@@ -1,13 +1,12 @@
 """Changes of Repositories and their credentials."""
 
-import logging
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 
 from server.access.vault import Vault
 from server.changes.change import Change, audit
-from server.changes.pipeline import Pipeline
+from server.changes.pipeline import Commits
 from server.errors import Conflict, Forbidden, Invalid
 from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import Placement, Plan
@@ -18,15 +17,13 @@ from server.resources.versions import Condition, unconditional, version_of
 from server.store.rows import RepositoryRow, Row
 from server.store.tables import Actor
 
-log = logging.getLogger(__name__)
-
 
 class Repositories:
     """Creates, changes and deletes Repositories."""
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        pipeline: Commits,
         catalog: Catalog,
         placement: Placement,
         vault: Vault,
@@ -58,17 +55,15 @@ class Repositories:
             return old._asdict(), False
         now = self._clock()
         row = self._row(old, parsed, now)
-        if parsed.trimmed:
-            log.warning(
-                "newline at the end of a secret left out",
-                extra={"repository": full_name(row), "fields": ", ".join(parsed.trimmed)},
-            )
         changed = "changed" if kept != parsed.credentials else "unchanged"
         detail = {"spec": row.spec, "credentials": changed}
         line = audit(now, actor, "update" if old else "create", "Repository", full_name(row), **detail)
         resolved = self._catalog.resolve(row)
         users = [self._catalog.place(it, resolved) for it in self._catalog.schedules_of(row)]
-        await self._pipeline.commit(Change(now, [line]), self._placement.plan(users), [resolved])
+        warned = {"repository": full_name(row), "fields": ", ".join(parsed.trimmed)}
+        warnings = [("newline at the end of a secret left out", warned)] if parsed.trimmed else []
+        change = Change(now, [line], warnings=warnings)
+        await self._pipeline.commit(change, self._placement.plan(users), [resolved])
         return row._asdict(), old is None
 
     async def delete(self, actor: Actor, namespace: str, name: str, condition: Condition = unconditional) -> None:

@@ -5,7 +5,7 @@ from datetime import datetime
 from functools import partial
 
 from server.changes.change import Change, audit
-from server.changes.pipeline import Pipeline
+from server.changes.pipeline import Commits
 from server.errors import Forbidden, Invalid
 from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import Placement
@@ -26,7 +26,7 @@ class Schedules:
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        pipeline: Commits,
         catalog: Catalog,
         placement: Placement,
         clock: Callable[[], datetime],

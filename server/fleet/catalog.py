@@ -51,6 +51,12 @@ class Catalog:
         self._grants = grants or Grants()
         self._schemes = schemes
 
+    def copy(self) -> "Catalog":
+        """A catalog of the same rows and rules, whose changes do not touch this one."""
+        copied = Catalog(self._vault, self._grants, self._schemes)
+        copied.put(list(self.schedules.values()), list(self._resolved.values()))
+        return copied
+
     def schedule(self, namespace: str, name: str) -> ScheduleRow:
         """The row of a schedule. Raises NotFound."""
         return _found("Schedule", self.schedules, namespace, name)

@@ -5,6 +5,7 @@ storing fails, nothing here has changed. Sets are immutable, and hosts with equa
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from datetime import UTC, datetime
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -132,6 +133,14 @@ class Placement:
         self.hosts: dict[str, HostState] = {}
         self._by_selection: dict[bytes, dict[str, EncodedEntry]] = {}  # those that select the same hosts together
         self._shared: WeakValueDictionary[int, EntrySet] = WeakValueDictionary()
+
+    def copy(self) -> "Placement":
+        """A placement in the same state, whose changes do not touch this one. Both share the sets."""
+        copied = Placement()
+        copied.schedules = dict(self.schedules)
+        copied.hosts = {name: copy(state) for name, state in self.hosts.items()}
+        copied._by_selection = {key: dict(same) for key, same in self._by_selection.items()}
+        return copied
 
     def plan(self, put: Sequence[PlacedSchedule] = (), remove: Sequence[str] = ()) -> Plan:
         """Work out the new set of each host that putting and removing these schedules changes."""

@@ -85,17 +85,25 @@ def fired(
     answers: str = "",
 ) -> NewJob | ScheduleRefused:
     """Decide on one fire: a job to record, or a refusal. `answers`: the id of the fire's envelope."""
-    schedule, host = schedules.get(fire.schedule_id), session.name
-    if schedule is None:
-        return _refused(fire, "NotFound", "there is no such schedule (any more)")
-    refused = _not_of_host(schedule, fire, session) or _not_due(schedule, fire, session, now)
-    refused = refused or _too_late(schedule, fire, now)
+    refused = refusal(fire, session, schedules, now)
     if refused is not None:
         return refused
-    job = new_job(schedule, host, new_id, fire.scheduled_at, now, ("schedule", schedule.name))
+    schedule = schedules[fire.schedule_id]
+    job = new_job(schedule, session.name, new_id, fire.scheduled_at, now, ("schedule", schedule.name))
     oldest = schedule.earlier[-1] if schedule.earlier else schedule.timing
     missed = min(fire.missed, max_missed(oldest, fire.scheduled_at))
     return msgspec.structs.replace(job, missed=missed, answers=answers)
+
+
+def refusal(
+    fire: ScheduleFire, session: Session, schedules: Mapping[str, PlacedSchedule], now: datetime
+) -> ScheduleRefused | None:
+    """Why a fire gets no job; None where it gets one."""
+    schedule = schedules.get(fire.schedule_id)
+    if schedule is None:
+        return _refused(fire, "NotFound", "there is no such schedule (any more)")
+    refused = _not_of_host(schedule, fire, session) or _not_due(schedule, fire, session, now)
+    return refused or _too_late(schedule, fire, now)
 
 
 def _not_of_host(schedule: PlacedSchedule, fire: ScheduleFire, session: Session) -> ScheduleRefused | None:

@@ -122,6 +122,19 @@ def parse_repository(manifest: object) -> Repository:
     return Repository(checked.namespace, checked.name, checked.labels, spec, checked.spec, credentials, trimmed)
 
 
+def parse_host(manifest: object) -> tuple[str, dict[str, str]]:
+    """Read a Host's manifest. Returns its name and labels. Raises Invalid, which names every wrong field."""
+    if not isinstance(manifest, dict):
+        raise Invalid("a manifest must be an object with metadata")
+    metadata = manifest.get("metadata")
+    errors = [*_top_errors("Host", manifest, ()), *_metadata_errors(metadata)][:MAX_ERRORS]
+    if manifest.get("spec"):
+        errors.append(_error("spec", "a Host has none here: remove it, and put labels into metadata.labels"))
+    if errors or not isinstance(metadata, dict):
+        raise Invalid("the Host is not valid", errors)
+    return metadata["name"], metadata.get("labels") or {}
+
+
 def schedule_spec(raw_spec: Mapping[str, Any]) -> ScheduleSpec:
     """The typed spec of a valid Schedule."""
     return msgspec.convert(raw_spec, ScheduleSpec)
