@@ -109,6 +109,10 @@ class Client:
         about = self.request("GET", str(self._http.base_url.copy_with(path="/openapi.json")))
         return str(about["info"]["version"])
 
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
     def refuses_writes(self) -> str:
         """Why the server cannot write to its store now, by /readyz; empty when it can."""
         try:

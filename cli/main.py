@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from cli import terminal
-from cli.commands import about, objects, parts, remote
+from cli.commands import about, objects, parts, planning, remote
 
 EPILOG = """
 \b
@@ -22,7 +22,14 @@ First steps:
 """
 
 
-EXTRAS = {"up": "all", "server": "server", "agent": "agent", "controller": "controller", "keys": "server,controller"}
+EXTRAS = {
+    "up": "all",
+    "server": "server",
+    "agent": "agent",
+    "controller": "controller",
+    "keys": "server,controller",
+    "plan": "cli,controller",
+}
 """The extra of pyproject.toml that each command needs; a command that is not listed needs `cli`."""
 
 
@@ -66,7 +73,7 @@ def make_errors_safe() -> None:
 
 for _command in (
     *(parts.up, parts.server, parts.agent, parts.controller, parts.keys),
-    *(objects.get, objects.describe, objects.events),
+    *(planning.plan, objects.get, objects.describe, objects.events),
     *(remote.jobs, remote.run, remote.cancel, remote.job_logs),
     *(remote.restore, remote.snapshots, remote.ls),
     *(remote.create, objects.delete, remote.enrol, remote.revoke),

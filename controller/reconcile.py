@@ -129,8 +129,8 @@ def _orphans(declared: Declared, observed: Mapping[Key, Observed], owner: str) -
 
 
 def owns(owner: str, observed: Observed | None) -> bool:
-    """Whether a resource is the owner's, or does not exist yet."""
-    return observed is None or observed.labels.get(OWNER_LABEL) == owner
+    """Whether a resource is the owner's, or does not exist yet. "" owns what has no owner."""
+    return observed is None or observed.labels.get(OWNER_LABEL, "") == owner
 
 
 def may_change(key: Key, owner: str, observed: Observed | None) -> bool:
@@ -158,7 +158,14 @@ def manifest(change: Put, owner: str) -> Object:
 def _labels(resource: Resource, owner: str) -> Any:
     """A resource's labels, with the owner's added. Invalid labels stay as they are, and the server reports them."""
     labels = resource.metadata.get("labels") or {}
-    return {**labels, OWNER_LABEL: owner} if isinstance(labels, dict) else labels
+    return {**labels, OWNER_LABEL: owner} if owner and isinstance(labels, dict) else labels
+
+
+def host_labels(resource: Resource, was: Observed | None, owner: str) -> Any:
+    """The labels of a PUT that makes a Host `owner`'s: those that describe its machine stay. `was`: the Host before."""
+    machine = {key: it for key, it in (was.labels if was else {}).items() if key.startswith(MACHINE_PREFIX)}
+    labels = _labels(resource, owner)
+    return machine | labels if isinstance(labels, dict) else labels
 
 
 def observe(answer: Object) -> Observed:
@@ -276,6 +283,4 @@ async def _make_host(change: Change, was: Observed | None, client: Client, owner
     if isinstance(change, Delete):
         await client.delete_host(change.key.name)
         return Outcome(change, was)
-    machine = {key: it for key, it in (was.labels if was else {}).items() if key.startswith(MACHINE_PREFIX)}
-    labels = _labels(change.resource, owner)
-    return Outcome(change, was, await client.put_host(change.key.name, machine | labels))
+    return Outcome(change, was, await client.put_host(change.key.name, host_labels(change.resource, was, owner)))

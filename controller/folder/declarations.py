@@ -50,9 +50,13 @@ class Reading(NamedTuple):
 _NOTHING: Mapping[Path, File] = {}
 
 
-def read(texts: Mapping[Path, str | Unreadable], last: Mapping[Path, File] = _NOTHING) -> Reading:
+def read(
+    texts: Mapping[Path, str | Unreadable], last: Mapping[Path, File] = _NOTHING, *, has_secrets: bool = True
+) -> Reading:
     """What these files declare, each by its last text without mistakes. `last`: `files` of the last reading.
 
+    `has_secrets`: whether the Secrets to which Repositories refer must be in the files; otherwise a Repository may lack
+    some, and then has no credentials here.
     If a file never had such a text, it is unknown what it declares, and `declared` is not complete.
     """
     files = {path: _file(path, texts[path], last.get(path)) for path in sorted(texts)}
@@ -70,6 +74,8 @@ def read(texts: Mapping[Path, str | Unreadable], last: Mapping[Path, File] = _NO
     for key, document in documents.items():
         if key in once:
             credentials, mistakes = _credentials(document, once)
+            if not has_secrets and any(it.detail.endswith(_MISSING) for it in mistakes):
+                credentials, mistakes = None, []
             errors += mistakes
             if not mistakes:
                 content = document.content
@@ -96,6 +102,9 @@ def _twice(document: Document, first: Document) -> Mistake:
     return document.mistake("metadata.name", f"{name} is also declared in {first.place}: keep one of them")
 
 
+_MISSING = "in the folder: declare it"
+
+
 def _credentials(
     repository: Document, documents: Mapping[Key, Document]
 ) -> tuple[dict[str, Any] | None, list[Mistake]]:
@@ -116,7 +125,7 @@ def _credentials(
         at, name = f"spec.{field}", f"Secret {repository.namespace}/{ref['name']}"
         secret = documents.get(Key("Secret", repository.namespace, ref["name"]))
         if secret is None:
-            mistakes.append(repository.mistake(f"{at}.name", f"there is no {name} in the folder: declare it"))
+            mistakes.append(repository.mistake(f"{at}.name", f"there is no {name} {_MISSING}"))
             continue
         if (urls := repository_urls(secret.content["metadata"])) is not None:
             found.setdefault("urls", {})[SECRET_PARTS[field]] = urls

@@ -42,7 +42,7 @@ def read_texts(folder: Path) -> dict[Path, str | Unreadable]:
             folders[:] = [name for name in folders if not name.startswith(".")]
             for name in names:
                 path = Path(found, name)
-                if path.suffix in SUFFIXES and not name.startswith(".") and (text := _text(path)) is not None:
+                if path.suffix in SUFFIXES and not name.startswith(".") and (text := read_text(path)) is not None:
                     texts[path.relative_to(folder)] = text
                 if len(texts) > MAX_FILES:
                     raise FolderError(f"{folder}: more than {MAX_FILES} files: put several resources into each")
@@ -57,7 +57,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _text(path: Path) -> str | Unreadable | None:
+def read_text(path: Path) -> str | Unreadable | None:
     """The text of a file; None if it was deleted or is no regular file."""
     try:
         if not path.is_file():

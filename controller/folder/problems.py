@@ -50,7 +50,7 @@ def file_events(reading: Reading) -> list[LogEvent]:
     """Events for mistakes in files, for ignored documents, and for deletions that a mistake prevents."""
     events = []
     for it in reading.errors:
-        place = _place(reading, it.file, it.document, it.field, it) or it.place
+        place = mistake_place(reading, it)
         facts = log_facts(file=place, document=it.document, field=it.field, detail=it.detail)
         events.append(LogEvent(logging.ERROR, "file refused", facts, file_subject(it.file), "file valid now"))
     for it in reading.warnings:
@@ -73,6 +73,11 @@ def _place(reading: Reading, path: str, document: int, field: str, mistake: Mist
     return f"{path}:{line}" if line else path
 
 
+def mistake_place(reading: Reading, mistake: Mistake) -> str:
+    """The file and line of a mistake."""
+    return _place(reading, mistake.file, mistake.document, mistake.field, mistake) or mistake.place
+
+
 def refusals(outcomes: Sequence[Outcome], reading: Reading) -> list[LogEvent]:
     """Events for what the server refused, one for each field, with its place in the folder."""
     events = []
@@ -82,12 +87,12 @@ def refusals(outcomes: Sequence[Outcome], reading: Reading) -> list[LogEvent]:
             kind, subject = key.kind.lower(), resource_subject(key)
             fields = [(it.field, it.detail) for it in outcome.error.errors]
             for field, detail in fields or [("", outcome.error.detail)]:
-                facts = subject + log_facts(**_where(reading, key, field), field=field, detail=detail)
+                facts = subject + log_facts(**where(reading, key, field), field=field, detail=detail)
                 events.append(LogEvent(logging.ERROR, f"{kind} refused", facts, subject, f"{kind} accepted now"))
     return events
 
 
-def _where(reading: Reading, key: Key, field: str) -> dict[str, object]:
+def where(reading: Reading, key: Key, field: str) -> dict[str, object]:
     """The file and line, and the document, of a resource's field."""
     document = reading.documents.get(key)
     if document is None:

@@ -51,6 +51,7 @@ BEFORE = {
     "docs/cli.md": QUICKSTART,
     "docs/high-availability.md": QUICKSTART[:1],
     "docs/operations.md": QUICKSTART,
+    "docs/plan.md": QUICKSTART[:2],
     "docs/restore.md": [
         "alias lamplighter=.venv/bin/lamplighter",
         "mkdir fleet && cp examples/kubernetes/{secret,repository,schedule}.yaml fleet",
