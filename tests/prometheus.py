@@ -65,21 +65,32 @@ class Prometheus:
         found: list[Any] = (await self.api.get("/alerts")).json()["data"]["alerts"]
         return found
 
-    async def scraped(self) -> None:
-        """Wait until every target was scraped after now, and then every rule evaluated on that."""
-        for newest in (f'timestamp(up{{job="{JOB}"}})', "prometheus_rule_group_last_evaluation_timestamp_seconds"):
-            began = time.time()
-            async with asyncio.timeout(60):
-                while not await self.query(f"min({newest}) > {began}"):
-                    await asyncio.sleep(0.1)
+    async def scraped(self, *, up: int = 1) -> None:
+        """Wait until every target was scraped after now, and then every rule evaluated on that.
+
+        `up`: 0 if no target answers. A scrape that came to another end, as one that took too long, does not count.
+        """
+        targets = f'up{{job="{JOB}"}}'
+        other = f"min_over_time({targets}[1s]) != {up} or max_over_time({targets}[1s]) != {up}"
+        async with asyncio.timeout(60):
+            while True:
+                await self._newer_than_now(f"timestamp({targets})")
+                await self._newer_than_now("prometheus_rule_group_last_evaluation_timestamp_seconds")
+                if not await self.query(other):
+                    return
+
+    async def _newer_than_now(self, times: str) -> None:
+        began = time.time()
+        while not await self.query(f"min({times}) > {began}"):
+            await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
 async def running(folder: Path, groups: Sequence[Object], *targets: str) -> AsyncIterator[Prometheus]:
-    """A Prometheus that scrapes these ADDRESS:PORTs four times a second, with these rules."""
+    """A Prometheus that scrapes these ADDRESS:PORTs twice a second, with these rules."""
     folder.mkdir()
     (folder / "rules.yml").write_text(yaml.safe_dump({"groups": list(groups)}))
-    listen, every = f"127.0.0.1:{free_port()}", "250ms"
+    listen, every = f"127.0.0.1:{free_port()}", "500ms"
     scraped = [(JOB, targets), ("prometheus", [listen])]
     config = {
         "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},

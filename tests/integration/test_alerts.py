@@ -100,7 +100,7 @@ async def test_nothing_is_told_while_all_is_well_and_the_silence_of_the_server_i
         async with exported([server.parts.registry], listens):
             await prometheus.scraped()
             assert names(await prometheus.alerts()) == {NO_CONTROLLER}
-        await prometheus.scraped()
+        await prometheus.scraped(up=0)
         assert names(await prometheus.alerts()) == {"LamplighterServerDown", NO_CONTROLLER}
 
 
@@ -285,7 +285,7 @@ async def test_a_store_that_hangs_is_told_and_so_is_one_that_fails(
             await prometheus.scraped()
             alerts, after = await prometheus.alerts(), await prometheus.samples()
             assert set(queries()) >= EMPTY
-            assert [it for it in EMPTY if not await prometheus.query(f"last_over_time(({filled(it)})[1m:250ms])")] == []
+            assert [it for it in EMPTY if not await prometheus.query(f"last_over_time(({filled(it)})[1m:500ms])")] == []
         (await api.put("/hosts/a", json={"labels": {}})).raise_for_status()
         await prometheus.scraped()
         assert names(await prometheus.alerts()) == {NO_CONTROLLER, *TOLD_OF_A}
