@@ -95,10 +95,12 @@ class Site:
         """The endpoint of a page's handlers, by method."""
 
         async def page(request: Request) -> Response:
+            changes = request.method not in {"GET", "HEAD"}
+            if changes:
+                _check_origin(request)
             signed_in = await self._entrance.who(request)
             if signed_in is None:
                 return self._to_sign_in(request)
-            changes = request.method not in {"GET", "HEAD"}
             form = await self._form(request, signed_in) if changes else Form()
             visitor = self._visitor(signed_in)
             handler = handlers[request.method if changes else "GET"]
@@ -126,9 +128,9 @@ class Site:
             signed_in = await self._entrance.who(request)
             query = request.query_params
             return self._sign_in_page(request, signed_in, query.get("code", ""), query.get("next", "/"))
+        _check_origin(request)
         form = await _fields(request)
         path = guard.path_here(form.get("next", "/"))
-        _check_origin(request)
         try:
             return await self._entrance.sign_in(request, form.get("code", ""), form.get("token", ""), path)
         except (Unauthorized, Forbidden, Invalid) as error:
@@ -136,6 +138,7 @@ class Site:
 
     async def _sign_out(self, request: Request) -> Response:
         """End the session."""
+        _check_origin(request)
         signed_in = await self._entrance.who(request)
         if signed_in is None:
             return RedirectResponse("/sign-in", 303)
@@ -144,7 +147,6 @@ class Site:
 
     async def _form(self, request: Request, signed_in: SignedIn) -> Form:
         """The form that was sent. Raises Forbidden when it is not from a page of this session."""
-        _check_origin(request)
         form = await _fields(request)
         if not self._sessions.is_form_token(signed_in.session, form.get("form_token", "")):
             raise Forbidden("this form is not from a page of your session: load the page again, and repeat the change")

@@ -49,3 +49,20 @@ async def test_signing_out_ends_the_session_everywhere(open_window: OpenWindow, 
     await thief.context.add_cookies(stolen)  # type: ignore[arg-type]
     await thief.goto("/")
     await expect(thief).to_have_url(f"{site.url}/sign-in")
+
+
+async def test_pages_work_without_scripts(open_window: OpenWindow, site: Site) -> None:
+    page = await open_window(java_script_enabled=False)
+    await expect(page.get_by_role("heading", level=1)).to_be_visible()
+    await page.get_by_role("link", name="Fleet").click()
+    await expect(page.get_by_role("heading", name="Fleet")).to_be_visible()
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page).to_have_url(f"{site.url}/sign-in")
+
+
+async def test_a_keyboard_is_enough(page: Page) -> None:
+    await page.goto("/")
+    await page.keyboard.press("Tab")
+    await expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("main")).to_be_focused()
