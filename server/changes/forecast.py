@@ -37,6 +37,8 @@ MAX_TIMES = 48
 """Due times that an answer names in one list."""
 STEP = 500
 """Hosts that are dealt with in one step."""
+_PRODUCT = 300
+"""How much work it is to multiply two polynomials."""
 _BITS = 32
 """Bits of a coefficient: it counts the jobs of a minute."""
 _EARLIER = MINUTES
@@ -221,6 +223,12 @@ class Calendar:
             earliest = self.begin - timedelta(seconds=spec.spread_seconds)
             self._named[key] = tuple(map(self.second, due_between(spec, earliest, self.end)))
         return self._named[key]
+
+    def prepare(self, spec: ScheduleSpec) -> int:
+        """Work out the due times of a schedule. Returns how many are new."""
+        known = len(self._named)
+        named = self.named(spec)
+        return len(named) if len(self._named) > known else 0
 
     def second(self, at: datetime) -> int:
         """A time in seconds after the day's beginning."""
@@ -445,6 +453,8 @@ class Forecast:
     ) -> Work[Peak | None]:
         """The worst minute of a repository. `schedules`: all that use it. `held`: the hosts of each, by its id."""
         queued = [it for it in schedules if it.spec.enabled and it.spec.kind not in UNLIMITED]
+        for schedule in queued:
+            yield 1 + self.calendar.prepare(schedule.spec)
         return (yield from self._each_host(queued, held)) if per_host else (yield from self._together(queued, held))
 
     def _together(self, schedules: Sequence[PlacedSchedule], held: Mapping[str, Sequence[str]]) -> Work[Peak | None]:
@@ -455,6 +465,7 @@ class Forecast:
                 late.update(self._offset(schedule, host) // 60 for host in part)
                 yield len(part)
             total += self.calendar.powers(schedule.spec) * _polynomial(late)
+            yield _PRODUCT if len(late) > 1 else 1
         return self._peak(total)
 
     def _each_host(self, schedules: Sequence[PlacedSchedule], held: Mapping[str, Sequence[str]]) -> Work[Peak | None]:

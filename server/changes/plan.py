@@ -71,6 +71,8 @@ MAX_WORK = 10_000_000
 """Maximum pairs of a schedule and a host, about, that a plan may look at. One takes a few microseconds."""
 STEP = 2_000
 """After so much work, other tasks have their turn."""
+REQUEST = 1_000
+"""How much work it is to check one manifest."""
 MAX_PLANS, MAX_OF_CALLER = 9, 4
 """Maximum plans at once, of which one is being made and the others wait: of all callers, and of one."""
 MAX_VALUES = 1 << 20
@@ -408,7 +410,7 @@ class _Trying:
             errors = [RefusedField(it["field"], it["detail"]) for it in error.errors]
             refused = Refusal(request, index, *key, int(error.status), error.title, error.detail, errors)
             self.refused.append(refused)
-        await self._meter.spend(50 if self._state.row(key) is was else 50 + self._fleet)
+        await self._meter.spend(REQUEST if self._state.row(key) is was else REQUEST + self._fleet)
 
     async def _put(self, key: _Key, manifest: Mapping[str, Any]) -> None:
         if key.kind not in PLURALS:

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from cli import planned
 from cli.main import main
+from cli.plugin import plugin
 from controller.client import Client
 from controller.folder.follower import OWNER, FolderFollower
 from controller.reconcile import OWNER_LABEL
@@ -180,6 +181,11 @@ async def test_files_come_from_stdin_too_and_their_secrets_may_be_elsewhere(plan
 )
 async def test_a_plan_that_cannot_be_made_never_looks_like_changes(plan: Plan, words: tuple[str, ...]) -> None:
     assert (await plan(*words)).exit_code == 1
+
+
+def test_the_plugin_of_kubectl_plans_too() -> None:
+    assert CliRunner().invoke(plugin, ["plan", "--help"]).exit_code == 0
+    assert CliRunner().invoke(plugin, ["plan", "--wrong"]).exit_code == 1
 
 
 async def test_markdown_shows_what_text_shows_and_calls_nobody(folder: Path, plan: Plan) -> None:
