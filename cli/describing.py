@@ -1,6 +1,5 @@
 """Carries out `describe`: everything that is known of one object, in sections as `kubectl describe` has them."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from cli.lists import ScheduleNames, full_name_of, one
 from cli.options import Access
 from cli.rows import TABLES, ago, labels, moment, short_ids, size
 from cli.terminal import note, say, yaml_of
-from cli.types import HOST, JOB, REPOSITORY, SCHEDULE, Target, Type
+from cli.types import ALERT, HOST, JOB, REPOSITORY, SCHEDULE, Target, Type
 
 RECENT = 10
 """Jobs, lines of the audit log and lines of a job's log that are shown."""
@@ -106,6 +105,7 @@ def _host(source: _Source, host: Item) -> tuple[Facts, Iterable[Section]]:
     left_out = [(it["schedule"], it["reason"]) for it in host["left_out"]]
     return facts, [
         *([("Left out", _table(("SCHEDULE", "REASON"), left_out))] if left_out else []),
+        ("Entries", _table(_ENTRIES, [_entry(it) for it in source.client.items(f"{HOST.path(host['name'])}/entries")])),
         _problems(host["problems"]),
         _jobs(source, source.client.items("/jobs", RECENT, host=host["name"], **source.narrowed)),
         *_changes(source, HOST, host["name"]),
@@ -128,6 +128,7 @@ def _schedule(source: _Source, schedule: Item) -> tuple[Facts, Iterable[Section]
     ]
     return facts, [
         ("Spec", yaml_of(schedule["spec"]).splitlines()),
+        ("Due within 24 hours", _due(source.client.request("GET", f"{SCHEDULE.path(name)}/due"))),
         _problems(status["problems"]),
         _jobs(source, source.client.items("/jobs", RECENT, schedule=name)),
         *_changes(source, SCHEDULE, name),
@@ -139,14 +140,15 @@ _NAMED = {"outOfSync": "out of sync", "failed": "failed", "overdue": "overdue"}
 
 
 def _repository(source: _Source, repository: Item) -> tuple[Facts, Iterable[Section]]:
-    status, metadata, name = repository["status"], repository["metadata"], full_name_of(repository)
+    status, name = repository["status"], full_name_of(repository)
+    using = source.client.items(f"{REPOSITORY.path(name)}/schedules")
+    rows = [(full_name_of(it), it["spec"]["kind"], it["spec"]["cron"], str(it["status"]["hosts"])) for it in using]
+    lane = source.client.request("GET", f"{REPOSITORY.path(name)}/lane")
     facts = [
         *_metadata(repository),
         ("Verified", _time(status["lastVerified"]) if "lastVerified" in status else "never"),
+        ("Jobs now", f"{len(lane['running'])} use it, {lane['waits']} wait for it"),
     ]
-    schedules = source.client.items("/schedules", namespace=metadata["namespace"])
-    using = [it for it in schedules if it["spec"]["repositoryRef"]["name"] == metadata["name"]]
-    rows = [(full_name_of(it), it["spec"]["kind"], it["spec"]["cron"], str(it["status"]["hosts"])) for it in using]
     return facts, [
         ("Spec", yaml_of(repository["spec"]).splitlines()),
         _problems(status["problems"]),
@@ -190,19 +192,56 @@ def _job(source: _Source, job: Item) -> tuple[Facts, Iterable[Section]]:
         (str(it["attempt"]), it["status"], moment(it["started_at"]), moment(it["finished_at"]), _error(it))
         for it in job["attempts"]
     ]
-    log = deque((str(line["line"]) for line in source.client.items(f"{JOB.path(job['id'])}/log")), RECENT)
+    log = [
+        str(line["line"]) for line in source.client.request("GET", f"{JOB.path(job['id'])}/log", last=RECENT)["items"]
+    ]
     return facts, [
         ("Command", [" ".join(["restic", *job["command"].get("args", ())])]),
         ("Attempts", _table(("ATTEMPT", "STATUS", "STARTED", "FINISHED", "ERROR"), attempts)),
-        (f"Log (the last {RECENT} lines)", list(log)),
+        (f"Log (the last {RECENT} lines)", log),
         *_changes(source, JOB, job["id"]),
     ]
+
+
+def _alert(source: _Source, alert: Item) -> tuple[Facts, Iterable[Section]]:
+    status = alert["status"]
+    facts = [
+        *_metadata(alert),
+        ("Firing", f"{status['firing']} situations"),
+        ("Messages", f"{status['waiting']} wait, {status['dropped']} were given up"),
+        ("Last message", _time(status["lastDeliveryTime"]) if "lastDeliveryTime" in status else "never"),
+    ]
+    return facts, [
+        ("Spec", yaml_of(alert["spec"]).splitlines()),
+        _problems(status["problems"]),
+        *_changes(source, ALERT, full_name_of(alert)),
+    ]
+
+
+_ENTRIES = ("SCHEDULE", "KIND", "STATE", "NEXT", "LAST-RUN", "WHY")
+
+
+def _entry(entry: Item) -> Sequence[str]:
+    """A Schedule as its host should hold it and holds it."""
+    last, next_ = entry["lastRun"], entry["nextDue"]
+    ended = f"{last['status']} {ago(last['finishedAt'])}" if last else "never"
+    why = entry["reason"] or (last["why"] if last else "")
+    return entry["schedule"], entry["kind"], entry["state"], ago(next_) if next_ else "-", ended, " ".join(why.split())
+
+
+def _due(due: Item) -> Sequence[str]:
+    """The next due times of a Schedule, and the herd that they make."""
+    times, most = [_time(it) for it in due["times"][:RECENT]], due["most"]
+    left = len(due["times"]) - len(times)
+    herd = [f"at most {most['hosts']} hosts in one minute, {moment(most['at'])}"] if most and due["hosts"] > 1 else []
+    return [*times, *([f"and {left} more"] if left else []), *herd]
 
 
 _DESCRIBED: Mapping[Type, Callable[[_Source, Item], tuple[Facts, Iterable[Section]]]] = {
     HOST: _host,
     SCHEDULE: _schedule,
     REPOSITORY: _repository,
+    ALERT: _alert,
     JOB: _job,
 }
 

@@ -10,7 +10,7 @@ from cli.lists import ScheduleNames, full_name_of, one
 from cli.options import Access
 from cli.rows import STYLES, moment, outcome, schedule_of, short_ids
 from cli.terminal import note, print_table, say_json, say_yaml
-from cli.types import HOST, JOB, REPOSITORY, Target, Type
+from cli.types import ALERT, HOST, JOB, REPOSITORY, Target, Type
 from cli.watching import watch
 
 NORMAL, WARNING = "Normal", "Warning"
@@ -141,6 +141,8 @@ def _sources(client: Client, about: Target | None, namespace: str, limit: int) -
 def _jobs_about(client: Client, type_: Type, item: Item, named: str, limit: int) -> Source:
     if type_ is JOB:
         return lambda: [client.request("GET", JOB.path(item["id"]))]
+    if type_ is ALERT:
+        return list
     if type_ is REPOSITORY:
         return lambda: jobs_of_repository(client, item, limit)
     filters: Mapping[str, str] = {"host": named} if type_ is HOST else {"schedule": named}

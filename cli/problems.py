@@ -34,14 +34,14 @@ def found_problems(client: Client, namespace: str = "") -> list[Problem]:
 
 
 def _problems(client: Client, namespace: str) -> Iterator[Problem]:
-    """Every problem of the server, Schedules, Repositories, controllers, hosts and jobs, in this order.
+    """Every problem of the server, Schedules, Repositories, Alerts, controllers, hosts and jobs, in this order.
 
-    In a namespace: of the server, and of the namespace's Schedules, Repositories and jobs.
+    In a namespace: of the server, and of the namespace's Schedules, Repositories, Alerts and jobs.
     """
     narrowed = {"namespace": namespace} if namespace else {}
     if why := client.refuses_writes():
         yield Problem("Server", client.url, "NotWriting", f"the server records nothing: {why}")
-    for plural, kind in (("schedules", "Schedule"), ("repositories", "Repository")):
+    for plural, kind in (("schedules", "Schedule"), ("repositories", "Repository"), ("alerts", "Alert")):
         for item in client.items(f"/{plural}", None, **narrowed):
             name = f"{item['metadata']['namespace']}/{item['metadata']['name']}"
             yield from (Problem(kind, name, it["reason"], it["message"]) for it in item["status"]["problems"])

@@ -54,6 +54,13 @@ def _controller(item: Item, _: Mapping[str, str]) -> list[str]:
     return [item["name"], _ago(item["last_seen"]), _problems(item)]
 
 
+def _alert(item: Item, _: Mapping[str, str]) -> list[str]:
+    metadata, status = item["metadata"], item["status"]
+    counts = [item["spec"].get("severity", "-"), str(status["firing"]), str(status["waiting"])]
+    times = [_ago(status.get("lastDeliveryTime")), _age(metadata["creationTimestamp"])]
+    return [metadata["namespace"], metadata["name"], *counts, *times, _problems(status)]
+
+
 def _problem(item: Item, _: Mapping[str, str]) -> list[str]:
     return [item["kind"], item["name"], item["reason"], " ".join(item["message"].split())]
 
@@ -130,6 +137,13 @@ TABLES: Mapping[str, Table] = {
         _wide_job,
     ),
     "audit": Table(("TIME", "ACTOR", "ACTION", "KIND", "OBJECT"), _audit, ("ACTION",)),
+    "alerts": Table(
+        ("NAMESPACE", "NAME", "SEVERITY", "FIRING", "WAITING", "LAST-MESSAGE", "AGE", "PROBLEM"),
+        _alert,
+        ("AGE", "WAITING"),
+        ("LABELS",),
+        lambda item: [labels(item["metadata"]["labels"])],
+    ),
     "problems": Table(("KIND", "NAME", "REASON", "MESSAGE"), _problem),
     "controllers": Table(("NAME", "REPORTED", "PROBLEM"), _controller),
 }

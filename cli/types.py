@@ -53,15 +53,16 @@ REPOSITORY = Type(
     has_labels=True,
     changes=frozenset({"repositories"}),
 )
+ALERT = Type("alerts", "alert", ("al",), "Alert", is_namespaced=True, has_labels=True)
 JOB = Type("jobs", "job", (), "Job", changes=frozenset({"runs"}))
 CONTROLLER = Type("controllers", "controller", is_named=False)
 PROBLEM = Type("problems", "problem", is_named=False)
 AUDIT = Type("audit", "audit", is_named=False)
-TYPES = (HOST, SCHEDULE, REPOSITORY, JOB, PROBLEM, AUDIT, CONTROLLER)
+TYPES = (HOST, SCHEDULE, REPOSITORY, ALERT, JOB, PROBLEM, AUDIT, CONTROLLER)
 """All types, in the order of help and errors."""
-DESCRIBED = (HOST, SCHEDULE, REPOSITORY, JOB)
+DESCRIBED = (HOST, SCHEDULE, REPOSITORY, ALERT, JOB)
 """The types that can be described, and that events are about."""
-DELETED = (HOST, SCHEDULE, REPOSITORY)
+DELETED = (HOST, SCHEDULE, REPOSITORY, ALERT)
 """The types of what can be deleted."""
 
 

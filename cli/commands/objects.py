@@ -40,6 +40,7 @@ def get(
       hosts               which are connected, and whether each holds its schedules (DESIRED and APPLIED versions)
       schedules (sched)   what is declared, on how many hosts, how many of those failed, and when it is due
       repositories (repo) where snapshots go, and when each was last verified
+      alerts (al)         who is told what is wrong, and whether messages arrive
       jobs                what ran, and its snapshot or its error
       problems            everything that is wrong; the exit code is 1 when there is a problem
       audit               who changed what
@@ -72,7 +73,7 @@ def get(
         raise click.UsageError("--watch: of one type at a time")
 
 
-_TAKERS = {"--limit": ("jobs", "audit"), "--selector": ("hosts", "schedules", "repositories")}
+_TAKERS = {"--limit": ("jobs", "audit"), "--selector": ("hosts", "schedules", "repositories", "alerts")}
 """The types that an option is for; the other options are for jobs."""
 
 
@@ -93,8 +94,8 @@ def _refuse_useless(plural: str, given: Sequence[str], is_named: bool) -> None:
 def describe(access: options.Access, words: tuple[str, ...]) -> None:
     """Show everything that is known of objects.
 
-    TYPE is hosts, schedules, repositories or jobs, by any of its names; give objects also as TYPE/NAME. Without a name,
-    all objects of the type are shown; of jobs, the newest. A job's name is the first digits of its id.
+    TYPE is hosts, schedules, repositories, alerts or jobs, by any of its names; give objects also as TYPE/NAME. Without
+    a name, all objects of the type are shown; of jobs, the newest. A job's name is the first digits of its id.
     """
     from cli import describing
     from cli.types import DESCRIBED, targets
@@ -137,7 +138,7 @@ def events(
 @options.access
 @options.namespaced
 def delete(access: options.Access, words: tuple[str, ...]) -> None:
-    """Delete hosts, schedules or repositories.
+    """Delete hosts, schedules, repositories or alerts.
 
     Jobs stay in the history, and snapshots in their repositories. Before you delete a host, stop its agent: its key is
     revoked. What a controller declares comes back: delete its file, or use kubectl. To end a job, use `cancel`.

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pty
 import shlex
 import signal
 import sys
@@ -608,7 +609,7 @@ async def test_objects_are_named_as_kubectl_names_them(
         (("hosts,jobs", "a"), "names are of one type"),
         (("problem/a",), "`get problems` lists them all"),
         (("audit", "-o", "name"), "only for what has names"),
-        (("jobs", "-l", "a=b"), "--selector: not for jobs, only for hosts and schedules and repositories"),
+        (("jobs", "-l", "a=b"), "--selector: not for jobs, only for hosts and schedules and repositories and alerts"),
         (("hosts", "node-1", "-l", "a=b"), "--selector: not with names"),
         (("hosts,jobs", "--watch"), "--watch: of one type at a time"),
         (("hosts", "--output-watch-events"), "only with --watch"),
@@ -669,12 +670,22 @@ async def test_describe_tells_all_that_is_known(lamplighter: Lamplighter) -> Non
             "role=db",
             "In sync:",
             "desired 1, applied 0",
+            "Entries:",
+            "default/etc",
             "Problems:",
             "Recent jobs:",
             "Changes:",
             "create",
         ],
-        "sched/etc": ["1 selected, 1 without a success", "Next due:", "Spec:", "cron: 0 2 * * *", "user/admin", "run"],
+        "sched/etc": [
+            "1 selected, 1 without a success",
+            "Next due:",
+            "Due within 24 hours:",
+            "Spec:",
+            "cron: 0 2 * * *",
+            "user/admin",
+            "run",
+        ],
         "repo/main": ["Verified:", "url: /backup/{host}", "Used by:", "default/etc", "Recent jobs:", "pending"],
         "job/ab": ["Status:", "failed", "wrong password", "Attempts:", "Log", "Fatal: wrong password", "Exit code:"],
     }
@@ -683,6 +694,16 @@ async def test_describe_tells_all_that_is_known(lamplighter: Lamplighter) -> Non
     for (name, wanted), shown in zip(sections.items(), out.split("\n\n"), strict=True):
         assert [it for it in wanted if it not in shown] == [], f"{name}:\n{shown}"
     assert (await lamplighter("describe", "hosts"))[1].count("Name:") == 2
+
+
+async def test_an_alert_is_an_object_like_others(lamplighter: Lamplighter, server: Running) -> None:
+    async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client:
+        await client.put("alerts", "default", "on-call", manifest("Alert", {"secretRef": {"name": "on-call"}}))
+    assert (await lamplighter("get", "al", "-o", "name"))[1] == "alert/default/on-call\n"
+    head, row = table((await lamplighter("get", "alert", "on-call"))[1])
+    assert (head[:4], row[:2]) == (["NAMESPACE", "NAME", "SEVERITY", "FIRING"], ["default", "on-call"])
+    assert "Firing:" in (await lamplighter("describe", "alert/on-call"))[1]
+    assert await lamplighter("delete", "alert", "on-call") == (0, "alert default/on-call is deleted\n", "")
 
 
 async def test_events_are_what_happened_in_order(lamplighter: Lamplighter) -> None:
@@ -808,6 +829,47 @@ async def test_a_job_is_followed_to_its_end(
     said = [await heard(happening)]
     while said[-1] != f'  "object": "job/{job}",' or said[-2] != '  "reason": "Succeeded",':
         said.append(await heard(happening))
+
+
+async def test_running_jobs_are_bars_in_a_terminal(
+    lamplighter: Lamplighter, server: Running, connect: Connect, tmp_path: Path
+) -> None:
+    await lamplighter("cancel", "cd")
+    job = (await lamplighter("run", "etc"))[1].split()[1]
+    ours, theirs = pty.openpty()
+    here = {"LAMPLIGHTER_SERVER": f"http://127.0.0.1:{server.port}", "LAMPLIGHTER_DATA_DIR": str(tmp_path)}
+    env = os.environ | here | {"COLUMNS": "160", "TERM": "xterm"}
+    process = await asyncio.create_subprocess_exec(
+        *(LAMPLIGHTER, "jobs", "--follow"), env=env, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown = ""
+
+    async def shows(*texts: str) -> None:
+        nonlocal shown
+        async with asyncio.timeout(PATIENCE_S):
+            while not all(text in shown for text in texts):
+                shown += (await asyncio.to_thread(os.read, ours, 65536)).decode(errors="replace")
+        shown = ""
+
+    try:
+        await shows("DURATION", job, "pending")
+        async with connect("node-1") as agent:
+            await agent.follow()
+            job_id = (await agent.hears("command.run"))["job_id"]
+            await agent.say("job.accepted", job_id=job_id)
+            await agent.say("job.progress", job_id=job_id, fraction=0.5, files_done=5, bytes_done=2048)
+            await shows(f"job {job} on node-1: backup", "5 files, 2 KiB")
+            now = datetime.now(UTC).isoformat()
+            await agent.say("job.finished", job_id=job_id, status="succeeded", started_at=now, finished_at=now)
+            await shows("succeeded")
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(ours)
 
 
 # Completion.
