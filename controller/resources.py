@@ -8,8 +8,8 @@ PLURALS: Mapping[str, str] = {"Repository": "repositories", "Schedule": "schedul
 FOLDER_PLURALS: Mapping[str, str] = {"Host": "hosts", **PLURALS}
 """The kinds of a folder. A cluster's Hosts are synced one by one."""
 
-WITH_CREDENTIALS = ("Repository", "Alert")
-"""The kinds that name Secrets."""
+PING_KEY = "url"
+"""The key, unless a Schedule names another, of the Secret with the URL that it pings."""
 URLS_KEY, SIGNING_KEY = "urls", "signing-key"
 """The keys of a Secret that an Alert names: its URLs, one on each line, and what signs webhooks."""
 SECRET_PARTS: Mapping[str, str] = {"passwordSecretRef": "password", "envSecretRef": "env"}
@@ -33,7 +33,7 @@ class Key(NamedTuple):
 
 
 class Resource(NamedTuple):
-    """A declared resource. `credentials`: of a Repository or an Alert. Its repr hides them."""
+    """A declared resource. `credentials`: what its Secrets hold. Its repr hides them."""
 
     metadata: Mapping[str, Any]
     spec: Any
@@ -59,6 +59,18 @@ def environment_of(spec: Mapping[str, Any], values: Mapping[str, Value]) -> dict
     if not isinstance(env, dict) or not isinstance(password, dict) or env.get("name") != password.get("name"):
         return dict(values)
     return {name: value for name, value in values.items() if name != (password.get("key") or "password")}
+
+
+def ping_secret(spec: object) -> Mapping[str, Any] | None:
+    """The reference to the Secret with the URL that a Schedule pings; None if it pings none."""
+    ping = spec.get("ping") if isinstance(spec, dict) else None
+    ref = ping.get("urlSecretRef") if isinstance(ping, dict) else None
+    return ref if isinstance(ref, dict) and isinstance(ref.get("name"), str) else None
+
+
+def names_secrets(kind: str, spec: object) -> bool:
+    """Whether a resource of this kind and spec has its credentials in Secrets."""
+    return kind in ("Repository", "Alert") or (kind == "Schedule" and ping_secret(spec) is not None)
 
 
 def alert_credentials(values: Mapping[str, str]) -> dict[str, Any]:

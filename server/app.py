@@ -65,6 +65,7 @@ from server.jobs.repositories import RepositoryStates
 from server.notify import heartbeat
 from server.notify.gather import Gatherer
 from server.notify.notifier import Notifier
+from server.notify.pinger import Pinger
 from server.notify.services import Services as NotificationServices
 from server.observe import clock as clock_set_back
 from server.observe import history, otel
@@ -245,7 +246,8 @@ def assemble(
     notifications = NotificationServices()
     alerts = Alerts(store, catalog, vault, notifications.unknown, clock, new_id)
     gatherer = Gatherer(surveyor, catalog, health, coverage, controllers, clock)
-    notifier = Notifier(store, alerts, gatherer, notifications, events, clock, random.SystemRandom())
+    pinger = Pinger(store, catalog, surveyor, outcomes, clock)
+    notifier = Notifier(store, alerts, gatherer, notifications, pinger, events, clock, random.SystemRandom())
     events.subscribe(notifier.on_event)
     services = Services(
         schedules=Schedules(pipeline, catalog, placement, clock, new_id),

@@ -1,4 +1,4 @@
-"""Reads the credentials of a Repository or an Alert from the Secrets that it names."""
+"""Reads the credentials of an object from the Secrets that it names."""
 
 import base64
 from collections.abc import Mapping
@@ -8,12 +8,14 @@ from typing import Any
 from controller.cluster.kube import Kube, KubeError
 from controller.cluster.status import NotFoundError
 from controller.resources import (
+    PING_KEY,
     SECRET_PARTS,
     URLS_KEY,
     Key,
     alert_credentials,
     environment_of,
     final_newlines,
+    ping_secret,
     repository_urls,
 )
 
@@ -33,7 +35,9 @@ async def read_credentials(kube: Kube, key: Key, body: Mapping[str, Any]) -> dic
             secrets[name] = {it: base64.b64decode(value) for it, value in (secret.get("data") or {}).items()}
             if (bound := repository_urls(secret["metadata"])) is not None:
                 urls[name] = bound
-    return _of_alert(body, secrets) if key.kind == "Alert" else credentials_of(body, secrets, urls)
+    if key.kind == "Repository":
+        return credentials_of(body, secrets, urls)
+    return _of_alert(body, secrets) if key.kind == "Alert" else _of_ping(body, secrets)
 
 
 def newline_note(credentials: Mapping[str, Any] | None) -> str:
@@ -80,9 +84,21 @@ def _of_alert(body: Mapping[str, Any], secrets: Mapping[str, Mapping[str, bytes]
         raise NotFoundError("SecretKeyNotFound", message) from None
 
 
+def _of_ping(body: Mapping[str, Any], secrets: Mapping[str, Mapping[str, bytes]]) -> dict[str, Any] | None:
+    """The URL that a Schedule pings; None if it pings none. Raises NotFoundError."""
+    if (ref := ping_secret(body["spec"])) is None:
+        return None
+    name, key = ref["name"], ref.get("key") or PING_KEY
+    values = _values(body, name, secrets)
+    if key not in values:
+        raise NotFoundError("SecretKeyNotFound", f"Secret {name} has no key {key}: add it")
+    return {"pingUrl": _text(name, key, values[key]).strip()}
+
+
 def secrets_named(body: Mapping[str, Any]) -> set[str]:
-    """The names of the Secrets that a Repository or an Alert refers to."""
-    references = (body["spec"].get(field) for field in (*SECRET_PARTS, "secretRef"))
+    """The names of the Secrets that an object refers to."""
+    spec = body["spec"]
+    references = (*(spec.get(field) for field in (*SECRET_PARTS, "secretRef")), ping_secret(spec))
     return {reference["name"] for reference in references if reference}
 
 

@@ -24,7 +24,7 @@ from controller.cluster.status_writer import INTERVAL_S, StatusWriter
 from controller.cluster.sync import Syncer
 from controller.cluster.workers import Workers
 from controller.reconcile import Reconciler
-from controller.resources import PLURALS, WITH_CREDENTIALS, Key
+from controller.resources import PLURALS, Key, names_secrets
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Timing(NamedTuple):
     """Seconds.
 
     - `full`: between comparisons of everything.
-    - `secrets`: between reads of the Secrets that Repositories and Alerts name, which are not watched.
+    - `secrets`: between reads of the Secrets that resources name, which are not watched.
     - `statuses`: minimum between reads of the server's answers, however often they change.
     - `retry`, `max_retry`: before the first retry of what failed, and at most.
     - `listed`: a watch's list counts as complete when it listed no object for so long.
@@ -222,7 +222,8 @@ class ClusterFollower:
         if chore == "check the lists":
             self._check_lists()
         elif chore == "read secrets":
-            self._objects.add(key for kind in WITH_CREDENTIALS for key, _ in self._cache.of(kind))
+            objects = self._cache.objects.items()
+            self._objects.add([key for key, body in objects if names_secrets(key.kind, body.get("spec"))])
             self._chores.add_after("read secrets", self._times.secrets)
         else:
             await self._read_statuses()

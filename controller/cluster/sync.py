@@ -11,7 +11,7 @@ from controller.cluster.results import Result, Results, version_of
 from controller.cluster.server_state import ServerState
 from controller.cluster.status import NotFoundError
 from controller.reconcile import Declared, Outcome, Put, Reconciler
-from controller.resources import PLURALS, WITH_CREDENTIALS, Key
+from controller.resources import PLURALS, Key, names_secrets
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,9 @@ class Syncer:
         if body is None:
             return self._result(key, await self._reconciler.reconcile_keys(Declared({}), [key]), Result())
         try:
-            credentials = await read_credentials(self._kube, key, body) if key.kind in WITH_CREDENTIALS else None
+            credentials = (
+                await read_credentials(self._kube, key, body) if names_secrets(key.kind, body.get("spec")) else None
+            )
         except ControllerError as error:
             return Result(error)
         outcomes = await self._reconciler.reconcile_keys(Declared({key: resource_of(body, credentials)}), [key])

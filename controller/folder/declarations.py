@@ -13,12 +13,14 @@ from controller.folder.files import Unreadable
 from controller.reconcile import Declared
 from controller.resources import (
     FOLDER_PLURALS,
+    PING_KEY,
     SECRET_PARTS,
     URLS_KEY,
     Key,
     Resource,
     alert_credentials,
     environment_of,
+    ping_secret,
     repository_urls,
 )
 
@@ -108,12 +110,14 @@ _MISSING = "in the folder: declare it"
 def _credentials(
     repository: Document, documents: Mapping[Key, Document]
 ) -> tuple[dict[str, Any] | None, list[Mistake]]:
-    """A Repository's or an Alert's credentials, from the Secrets that it refers to, and mistakes.
+    """A resource's credentials, from the Secrets that it refers to, and mistakes.
 
     None if it refers to no Secret.
     """
     if repository.kind == "Alert":
         return _alert_credentials(repository, documents)
+    if repository.kind == "Schedule":
+        return _ping_credentials(repository, documents)
     given = repository.content.get("spec")
     spec = given if isinstance(given, dict) else {}
     found: dict[str, Any] = {}
@@ -159,3 +163,20 @@ def _alert_credentials(
     except KeyError:
         has = f"it has {', '.join(values) or 'none'}"
         return None, [alert.mistake("spec.secretRef.name", f"{name} has no key {URLS_KEY}, which holds URLs: {has}")]
+
+
+def _ping_credentials(
+    schedule: Document, documents: Mapping[Key, Document]
+) -> tuple[dict[str, Any] | None, list[Mistake]]:
+    """The URL that a Schedule pings, from its Secret, and mistakes."""
+    ref = ping_secret(schedule.content.get("spec"))
+    if ref is None:
+        return None, []
+    at, name = "spec.ping.urlSecretRef", f"Secret {schedule.namespace}/{ref['name']}"
+    secret = documents.get(Key("Secret", schedule.namespace, ref["name"]))
+    if secret is None:
+        return None, [schedule.mistake(f"{at}.name", f"there is no {name} in the folder: declare it")]
+    values, key = secret_values(secret), ref.get("key") or PING_KEY
+    if key not in values:
+        return None, [schedule.mistake(f"{at}.key", f"{name} has no key {key}: it has {', '.join(values) or 'none'}")]
+    return {"pingUrl": values[key].strip()}, []

@@ -180,12 +180,14 @@ def _schemas() -> dict[str, Schema]:
     attempt["properties"]["finished_at"] = {**attempt["properties"]["finished_at"], "type": ["string", "null"]}
     attempts = {"type": "array", "items": attempt, "description": "All attempts in order; the last is the current one."}
     repository = _with(crds["Repository"], credentials=_CREDENTIALS)
+    schedule = _with(crds["Schedule"], credentials=_SCHEDULE_CREDENTIALS)
     alert = _with(crds["Alert"], credentials=_ALERT_CREDENTIALS)
     schemas = {
         **crds,
         "RepositoryPut": repository,
         "AlertPut": alert,
-        "SchedulePost": _posted(crds["Schedule"]),
+        "SchedulePut": schedule,
+        "SchedulePost": _posted(schedule),
         "RepositoryPost": _posted(repository),
         "AlertPost": _posted(alert),
         "Host": _record(HOSTS, seen),
@@ -377,6 +379,13 @@ _CREDENTIALS: Schema = {
             "additionalProperties": False,
         },
     },
+    "additionalProperties": False,
+}
+_SCHEDULE_CREDENTIALS: Schema = {
+    "type": ["object", "null"],
+    "writeOnly": True,
+    "required": ["pingUrl"],
+    "properties": {"pingUrl": {"type": "string", "maxLength": MAX_TARGET, "description": "The URL of spec.ping."}},
     "additionalProperties": False,
 }
 _ALERT_CREDENTIALS: Schema = {

@@ -161,7 +161,7 @@ OPERATIONS: Sequence[Operation] = (
         schedules.put_schedule,
         Needs("create update", "schedules"),
         {200: "Schedule", 201: "Schedule"},
-        "Schedule",
+        "SchedulePut",
         may=(*_BODY, 409),
     ),
     Operation(

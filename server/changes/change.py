@@ -14,7 +14,7 @@ from msgspec import Struct
 from sqlalchemy import Connection
 
 from server.events import Key
-from server.store import changelog, connections
+from server.store import alerts, changelog, connections
 from server.store.audit import record_audit
 from server.store.declared import (
     delete_joined,
@@ -148,7 +148,9 @@ def write_changes(conn: Connection, changes: Sequence[Change]) -> list[Written |
     record_audit(conn, each("audit"))
     upsert_repositories(conn, each("put_repositories"))
     upsert_schedules(conn, each("put_schedules"))
-    delete_schedules(conn, [row.id for row in each("delete_schedules")])
+    deleted_ids = [row.id for row in each("delete_schedules")]
+    delete_schedules(conn, deleted_ids)
+    alerts.forget(conn, deleted_ids)
     delete_repositories(conn, [row.id for row in each("delete_repositories")])
     upsert_hosts(conn, each("put_hosts"))
     if deleted := each("delete_hosts"):

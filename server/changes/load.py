@@ -22,7 +22,7 @@ from server.jobs.repositories import RepositoryStates
 from server.store.engine import Store
 from server.store.futures import stored
 from server.store.load import load_all
-from server.store.rows import HostRow, LastEnd, Loaded, RepositoryRow
+from server.store.rows import HostRow, LastEnd, Loaded, RepositoryRow, ScheduleRow
 from wire.messages import JobFinished
 
 
@@ -69,13 +69,14 @@ class Loader:
 
         A host that got a new version since then, from another server, keeps that.
         """
-        rows = self._catalog.repositories.values()
+        rows, schedules = self._catalog.repositories.values(), self._catalog.schedules.values()
         renewed = [self._catalog.resolve(new) for row in rows if (new := _renewed(row, vault)) != row]
+        pinging = [its for it in schedules if (its := _renewed_ping(it, vault)) != it]
         hosts = self._placement.hosts
         same = (state for name, version in moved.items() if (state := hosts.get(name)) and state.version == version)
         plan = Plan(sets={state.name: state.entries for state in same})
-        if renewed or plan.sets:
-            await self._pipeline.commit(Change(self._clock()), plan, renewed)
+        if renewed or pinging or plan.sets:
+            await self._pipeline.commit(Change(self._clock(), put_schedules=pinging), plan, renewed)
 
     def _put_in_force(self, loaded: Loaded) -> dict[str, int]:
         """Put what was loaded in force. Returns the hosts whose sets are not the stored ones, with their versions."""
@@ -122,6 +123,13 @@ def _renewed(row: RepositoryRow, vault: Vault) -> RepositoryRow:
     try:
         return row if row.credentials is None else row._replace(credentials=vault.renew(row.credentials))
     except VaultError:  # reported when a host needs them
+        return row
+
+
+def _renewed_ping(row: ScheduleRow, vault: Vault) -> ScheduleRow:
+    try:
+        return row if row.ping is None else row._replace(ping=vault.renew(row.ping))
+    except VaultError:  # it is not pinged
         return row
 
 

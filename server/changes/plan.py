@@ -220,6 +220,10 @@ class _State(NamedTuple):
         """What opens a repository; None for what is no repository."""
         return self.catalog.credentials(row) if isinstance(row, RepositoryRow) else None
 
+    def ping_url(self, row: ScheduleRow) -> str | None:
+        """The URL that a schedule pings; None for none."""
+        return self.catalog.ping_url(row)
+
     def holders(self, ids: Collection[str]) -> Work[dict[str, list[str]]]:
         """The hosts that should hold each of these schedules."""
         return forecast.holders(self.placement, ids)
@@ -429,7 +433,7 @@ class _Trying:
         elif key.kind == "Alert":
             await self._alerts.put(self._actor, await self._with_urls(key, manifest))
         else:
-            await self._schedules.put(self._actor, manifest)
+            await self._schedules.put(self._actor, self._with_ping(key, manifest))
 
     async def _delete(self, key: _Key) -> None:
         if not _is_name(key):
@@ -459,6 +463,15 @@ class _Trying:
         row = await self._alerts.find(key.namespace, key.name)
         kept = None if row is None else self._alerts.credentials(row)
         return manifest if kept is None else {**manifest, "credentials": msgspec.to_builtins(kept)}
+
+    def _with_ping(self, key: _Key, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A Schedule with the URL that it pings, if it refers to a Secret that was not given."""
+        spec, row = manifest.get("spec"), self._state.row(key)
+        refers = isinstance(spec, dict) and spec.get("ping")
+        if "credentials" in manifest or not refers or not isinstance(row, ScheduleRow):
+            return manifest
+        kept = self._state.ping_url(row)
+        return manifest if kept is None else {**manifest, "credentials": {"pingUrl": kept}}
 
     def _with_credentials(self, key: _Key, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
         """A Repository with the credentials that it has, if it refers to Secrets that were not given."""

@@ -13,6 +13,7 @@ from server.fleet.timing import superseded, timing
 from server.jobs import arguments
 from server.resources import manifests
 from server.resources.manifests import schedule_spec
+from server.resources.targets import grant_errors
 from server.resources.versions import Condition, unconditional, version_of
 from server.store.rows import Row, ScheduleRow
 from server.store.tables import Actor
@@ -48,6 +49,10 @@ class Schedules:
         paths = spec.backup.paths if spec.backup else ()
         if wrong := self._catalog.forbidden(namespace, paths=paths, field="spec.backup.paths"):
             raise Forbidden(f"namespace {namespace} may not reach this", wrong)
+        if parsed.ping_url is not None:
+            grant = self._catalog.grant(namespace)
+            if wrong := list(grant_errors(grant, namespace, [parsed.ping_url], "credentials.pingUrl")):
+                raise Forbidden(f"namespace {namespace} may not ping this", wrong)
         if spec.kind not in arguments.KINDS:
             runs = ", ".join(sorted(arguments.KINDS))
             raise Invalid.field("spec.kind", f"{spec.kind!r} cannot be run by this version: use one of {runs}")
@@ -61,7 +66,8 @@ class Schedules:
         if repository is None:
             there = f"there is no Repository {repository_name!r} in namespace {namespace!r}"
             raise Invalid.field("spec.repositoryRef.name", f"{there}: create it first, or name one that exists")
-        if old is not None and (old.spec, old.labels) == (parsed.raw_spec, parsed.labels):
+        kept = self._catalog.ping_url(old) if old is not None else None
+        if old is not None and (old.spec, old.labels, kept) == (parsed.raw_spec, parsed.labels, parsed.ping_url):
             return old._asdict(), False
         now = self._clock()
         row = self._row(old, parsed, now)
@@ -98,6 +104,7 @@ class Schedules:
             now,
             now,
             now,
+            ping=self._catalog.sealed_ping(parsed.ping_url),
         )
         if old is None:
             return row

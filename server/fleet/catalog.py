@@ -26,6 +26,15 @@ R = TypeVar("R", ScheduleRow, RepositoryRow)
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
+class PingUrl(msgspec.Struct, frozen=True):
+    """The URL that a schedule pings. Its repr hides it."""
+
+    url: str
+
+    def __repr__(self) -> str:
+        return "PingUrl(...)"
+
+
 class ResolvedRepository(NamedTuple):
     """A repository with what its schedules need to know of it.
 
@@ -133,6 +142,17 @@ class Catalog:
             return self._vault.opened(row.credentials)
         except VaultError:
             return None
+
+    def ping_url(self, row: ScheduleRow) -> str | None:
+        """The URL that a schedule pings; None when it pings none, or when the vault cannot decrypt it."""
+        try:
+            return None if row.ping is None else self._vault.unseal(row.ping, PingUrl).url
+        except VaultError:
+            return None
+
+    def sealed_ping(self, url: str | None) -> str | None:
+        """A URL to ping, for the row of a schedule."""
+        return None if url is None else self._vault.seal(PingUrl(url))
 
     def place(self, row: ScheduleRow, resolved: ResolvedRepository) -> PlacedSchedule:
         """Prepare a schedule for placement.

@@ -96,6 +96,7 @@ class Delivery:
             if failure is None:
                 attempt = Attempt(row, now)
             else:
+                log.info("notification did not arrive", extra={"key": row.key, "reason": failure.why})
                 again = None if failure.final else retry_at(row, now, self._keep(row), self._rng)
                 attempt = Attempt(row, now, failure.why, again)
             await self._store.write(alerts.attempted, attempt)

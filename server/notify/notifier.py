@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from random import Random
@@ -15,10 +15,11 @@ from server.changes.alerts import Alerts
 from server.errors import Unavailable
 from server.events import Event, Events, NotificationsChanged
 from server.fleet.expected import duration
-from server.notify import messages
+from server.notify import messages, pinger
 from server.notify.decide import Policy, State, decide, firing
 from server.notify.delivery import Delivery, Failure
 from server.notify.gather import Gatherer
+from server.notify.pinger import Pinger
 from server.notify.services import Services
 from server.notify.situations import Facts, seen_by
 from server.notify.webhooks import Webhooks
@@ -40,6 +41,8 @@ QUIET = timedelta(seconds=60)
 """The least time between two messages of one Alert. What comes in between is in the second one."""
 KEEP = timedelta(days=1)
 """For how long a message is tried."""
+PREFIX = "msg_"
+"""What the key of an Alert's message begins with; those of pings do not."""
 
 
 class Notifier:
@@ -51,6 +54,7 @@ class Notifier:
         declared: Alerts,
         gatherer: Gatherer,
         services: Services,
+        pinger: Pinger,
         events: Events,
         clock: Callable[[], datetime],
         rng: Random,
@@ -59,11 +63,11 @@ class Notifier:
         self._declared = declared
         self._gatherer = gatherer
         self._services = services
+        self._pinger = pinger
         self._events = events
         self._clock = clock
         self._woken = asyncio.Event()
-        self._rows: dict[str, AlertRow] = {}
-        self._delivery = Delivery(store, self._send, lambda _: KEEP, clock, rng, self._delivered)
+        self._delivery = Delivery(store, self._send, self._keep, clock, rng, self._delivered)
         self._webhooks: Webhooks | None = None
 
     def on_event(self, event: Event) -> None:
@@ -93,22 +97,25 @@ class Notifier:
     # Deciding.
 
     async def look(self) -> None:
-        """Look once at what is wrong, and store what each Alert decides to tell. Raises Unavailable."""
+        """Look once at what is wrong and what runs, and store what to tell of it. Raises Unavailable."""
         rows = await self._store.read(alerts.all_alerts)
-        self._rows = {row.id: row for row in rows}
+        states = await self._store.read(alerts.states)
+        decisions = [*(await self._of_alerts(rows, states)), *(await self._pinger.decisions(states))]
+        stored = [await self._store.write(alerts.decided, decision) for decision in decisions]
+        if any(stored):
+            self._delivery.wake()
+            self._events.publish(NotificationsChanged())
+
+    async def _of_alerts(self, rows: Sequence[AlertRow], states: Mapping[str, StateRow]) -> list[Decision]:
+        """What each Alert decides to tell, of those that have anything new."""
         if not rows:
-            return
+            return []
         specs = {row.id: alert_spec(row.spec) for row in rows}
         is_fleet = any(it.scope == "Fleet" for it in specs.values())
         facts = await self._gatherer.facts(None if is_fleet else {row.namespace for row in rows})
-        states, now, told = await self._store.read(alerts.states), self._clock(), False
-        for row in rows:
-            decision = self._decided(row, specs[row.id], states.get(row.id), facts, now)
-            if decision is not None and await self._store.write(alerts.decided, decision):
-                told = True
-        if told:
-            self._delivery.wake()
-            self._events.publish(NotificationsChanged())
+        now = self._clock()
+        decided = (self._decided(row, specs[row.id], states.get(row.id), facts, now) for row in rows)
+        return [decision for decision in decided if decision is not None]
 
     def _decided(
         self, row: AlertRow, spec: AlertSpec, was: StateRow | None, facts: Facts, now: datetime
@@ -126,7 +133,7 @@ class Notifier:
         after = replace(after, quiet_until=now + QUIET if items else state.quiet_until)
         if after == state:
             return None
-        name, key = f"{row.namespace}/{row.name}", f"msg_{row.id}_{after.sequence}"
+        name, key = f"{row.namespace}/{row.name}", f"{PREFIX}{row.id}_{after.sequence}"
         if items:
             log.info("alert tells", extra={"alert": name, "situations": len(items), "key": key})
         body = messages.body(name, spec.severity, now, items) if items else ""
@@ -137,10 +144,16 @@ class Notifier:
     # Delivering.
 
     async def _send(self, row: DeliveryRow) -> Failure | None:
-        """Send a message of an Alert. Raises CallError."""
-        alert = self._rows.get(row.owner)
-        credentials = self._declared.credentials(alert) if alert is not None else None
-        if alert is None or credentials is None:
+        """Send a message of an Alert, or a ping of a Schedule. Raises CallError."""
+        if self._webhooks is None:
+            raise RuntimeError("messages are sent while `follow` runs")
+        if not row.key.startswith(PREFIX):
+            return await self._pinger.send(row, self._webhooks)
+        alert = await self._store.read(alerts.alert_of, row.owner)
+        if alert is None:
+            return Failure("its Alert was deleted", final=True)
+        credentials = self._declared.credentials(alert)
+        if credentials is None:
             return Failure("its Secret has no URLs, or the vault's keys do not open them: apply the Alert again")
         at = int(row.target)
         if at >= len(credentials.urls):
@@ -149,7 +162,7 @@ class Notifier:
         for error in grant_errors(grant, alert.namespace, [url], "its URL"):
             return Failure(error["detail"], final=True)
         if is_webhook(url):
-            await self._post(url, row, credentials, anywhere=grant.may_notify_anywhere)
+            await self._post(self._webhooks, url, row, credentials, anywhere=grant.may_notify_anywhere)
         else:
             data = msgspec.json.decode(row.body)["data"]
             title, text = messages.text(data["alert"], data["severity"], data["items"], data["more"])
@@ -157,9 +170,9 @@ class Notifier:
         log.debug("message delivered", extra={"key": row.key, "url": at + 1})
         return None
 
-    async def _post(self, url: str, row: DeliveryRow, credentials: AlertCredentials, *, anywhere: bool) -> None:
-        if self._webhooks is None:
-            raise RuntimeError("messages are sent while `follow` runs")
+    async def _post(
+        self, webhooks: Webhooks, url: str, row: DeliveryRow, credentials: AlertCredentials, *, anywhere: bool
+    ) -> None:
         at, content = self._clock(), row.body.encode()
         headers = {
             "Content-Type": "application/json",
@@ -169,7 +182,11 @@ class Notifier:
         if credentials.signing_key:
             key = signing_key(credentials.signing_key)
             headers["webhook-signature"] = messages.signature(key, row.key, at, content)
-        await self._webhooks.call(url, content, headers, anywhere=anywhere)
+        await webhooks.call(url, content, headers, anywhere=anywhere)
+
+    @staticmethod
+    def _keep(row: DeliveryRow) -> timedelta:
+        return KEEP if row.key.startswith(PREFIX) else pinger.KEEP
 
     def _delivered(self, _row: DeliveryRow) -> None:
         self._events.publish(NotificationsChanged())

@@ -13,7 +13,7 @@ from server.resources.patterns import pattern_errors
 from server.resources.schema import MAX_ERRORS, Schema, below, hint, is_plain
 from server.resources.selectors import is_dns_label, is_dns_name, label_errors, selector_errors
 from server.resources.specs import AlertSpec, RepositorySpec, RestoreSpec, ScheduleSpec
-from server.resources.targets import MAX_TARGET, MAX_TARGETS, signing_key, target_errors
+from server.resources.targets import MAX_TARGET, MAX_TARGETS, is_webhook, signing_key, target_errors
 from wire import variables
 
 API_VERSION = "lamplighter.dev/v1alpha1"
@@ -44,13 +44,17 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 class Schedule(Struct, frozen=True):
-    """A valid Schedule. `raw_spec`: its spec as plain JSON, with defaults filled in."""
+    """A valid Schedule. `raw_spec`: its spec as plain JSON, with defaults filled in. `ping_url`: a secret."""
 
     namespace: str
     name: str
     labels: dict[str, str]
     spec: ScheduleSpec
     raw_spec: dict[str, Any]
+    ping_url: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Schedule({self.namespace!r}, {self.name!r})"
 
 
 class Repository(Struct, frozen=True):
@@ -90,14 +94,35 @@ class Alert(Struct, frozen=True):
 
 
 def parse_schedule(manifest: object) -> Schedule:
-    """Read a Schedule's manifest. Raises Invalid, which names every wrong field and the remedy."""
-    checked = _check("Schedule", SCHEDULE, manifest, ())
+    """Read a Schedule's manifest. Raises Invalid, which names every wrong field and the remedy.
+
+    `credentials` beside `spec` is {"pingUrl"}, which in Kubernetes is in a Secret; no error repeats it.
+    """
+    checked = _check("Schedule", SCHEDULE, manifest, ("credentials",))
+    given = manifest.get("credentials") if isinstance(manifest, dict) else None
     selector = islice(selector_errors(checked.spec.get("hostSelector"), "spec.hostSelector"), MAX_ERRORS)
     exact = [*_timing_errors(checked.spec), *selector, *_pattern_errors(checked.spec)]
-    errors = [*(it for it in checked.errors if not _is_covered(it, exact)), *exact]
+    errors = [*(it for it in checked.errors if not _is_covered(it, exact)), *exact, *_ping_errors(given)]
     if errors:
         raise Invalid("the Schedule is not valid", errors)
-    return Schedule(checked.namespace, checked.name, checked.labels, schedule_spec(checked.spec), checked.spec)
+    spec = schedule_spec(checked.spec)
+    url = given["pingUrl"] if given is not None and spec.ping is not None else None
+    return Schedule(checked.namespace, checked.name, checked.labels, spec, checked.spec, url)
+
+
+def _ping_errors(credentials: object) -> Iterator[FieldError]:
+    if credentials is None:
+        return
+    if not isinstance(credentials, dict) or credentials.keys() != {"pingUrl"}:
+        yield _error("credentials", "must be an object with pingUrl, and no other field")
+        return
+    url = credentials["pingUrl"]
+    if not isinstance(url, str) or len(url) > MAX_TARGET or not is_webhook(url.replace("{host}", "host")):
+        detail = f"must be a URL that begins with https:// or http://, of at most {MAX_TARGET} characters"
+        yield _error("credentials.pingUrl", detail)
+        return
+    for error in target_errors([url.replace("{host}", "host")]):
+        yield _error("credentials.pingUrl", error["detail"])
 
 
 def parse_repository(manifest: object) -> Repository:

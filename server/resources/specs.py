@@ -101,6 +101,12 @@ class Hooks(Struct, frozen=True):
     after: tuple[str, ...] = ()
 
 
+class Ping(Struct, frozen=True, rename="camel"):
+    """Where the URL is that is called when a run begins and ends."""
+
+    url_secret_ref: SecretKeyRef
+
+
 class ScheduleSpec(Struct, frozen=True, rename="camel"):
     """The spec of a Schedule. The blocks of other kinds than its own are None."""
 
@@ -122,6 +128,7 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     check: Check | None = None
     verify: Verify | None = None
     hooks: Hooks | None = None
+    ping: Ping | None = None
 
     @property
     def repository(self) -> str:

@@ -95,11 +95,16 @@ def _change(conn: Connection, change: AlertChange) -> bool:
         batch.put_rows(conn, ALERTS, AlertRow._fields, [change.row], keep=("created_at",))
     elif held is not None:
         conn.execute(sa.delete(ALERTS).where(ALERTS.c.id == held.id))
-        for table in (DELIVERIES, ALERT_STATES):
-            conn.execute(sa.delete(table).where(table.c.owner == held.id))
+        forget(conn, [held.id])
     if change.audit is not None:
         record_audit(conn, [change.audit])
     return True
+
+
+def forget(conn: Connection, owners: Sequence[str]) -> None:
+    """Delete what owners have told, and the messages of theirs that did not arrive."""
+    for table in (DELIVERIES, ALERT_STATES):
+        batch.delete_rows(conn, table, "owner", owners)
 
 
 def all_alerts(conn: Connection) -> list[AlertRow]:
@@ -111,6 +116,12 @@ def find_alert(conn: Connection, namespace: str, name: str) -> AlertRow | None:
     """An Alert with its credentials, or None."""
     columns = [ALERTS.c[it] for it in AlertRow._fields]
     row = one_row(conn, sa.select(*columns).where(ALERTS.c.namespace == namespace, ALERTS.c.name == name))
+    return None if row is None else AlertRow(**row)
+
+
+def alert_of(conn: Connection, id_: str) -> AlertRow | None:
+    """An Alert by its id, or None."""
+    row = one_row(conn, sa.select(*(ALERTS.c[it] for it in AlertRow._fields)).where(ALERTS.c.id == id_))
     return None if row is None else AlertRow(**row)
 
 
@@ -221,12 +232,3 @@ def attempted(conn: Connection, attempts: Sequence[Attempt]) -> list[None]:
             later = {"not_before": it.retry_at, "attempts": DELIVERIES.c.attempts + 1}
             conn.execute(sa.update(DELIVERIES).where(which).values(**later))
     return [None] * len(attempts)
-
-
-def forget_deleted(conn: Connection, items: Sequence[None]) -> list[None]:
-    """A batch statement that deletes the states and messages of owners that are gone."""
-    owners = sa.union_all(sa.select(ALERTS.c.id), sa.select(SCHEDULES.c.id))
-    for table in (DELIVERIES, ALERT_STATES):
-        owner = table.c.owner
-        conn.execute(sa.delete(table).where(owner.not_in(owners)))
-    return [None] * len(items)

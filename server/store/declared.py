@@ -85,7 +85,7 @@ def list_resources(
 
 def _public(table: sa.Table) -> list[sa.ColumnElement[Any]]:
     columns: list[sa.ColumnElement[Any]] = [
-        column for column in table.c if column.name not in ("credentials", "earlier")
+        column for column in table.c if column.name not in ("credentials", "earlier", "ping")
     ]
     if table is not SCHEDULES:
         return columns

@@ -88,7 +88,7 @@ class HostKeyRow(NamedTuple):
 
 
 class ScheduleRow(NamedTuple):
-    """An accepted schedule. `earlier`: its timings before the current one, newest first."""
+    """An accepted schedule. `earlier`: its timings before the current one, newest first. `ping`: sealed."""
 
     id: str
     namespace: str
@@ -101,6 +101,7 @@ class ScheduleRow(NamedTuple):
     updated_at: datetime
     enabled_since: datetime | None = None
     earlier: tuple[Timing, ...] = ()
+    ping: str | None = None
 
 
 class RepositoryRow(NamedTuple):

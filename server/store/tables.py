@@ -109,7 +109,8 @@ class Schedule(Base, table=True):
     """An accepted Schedule resource.
 
     `since`: due times up to it do not count. `enabled_since`: when the schedule was created or last enabled; None, in
-    rows of older versions, means `since`. `earlier`: see `server.fleet.timing`.
+    rows of older versions, means `since`. `earlier`: see `server.fleet.timing`. `ping`: the URL of spec.ping, sealed by
+    `Vault.seal`.
     """
 
     __tablename__ = "schedules"
@@ -126,6 +127,7 @@ class Schedule(Base, table=True):
     updated_at: datetime = Field(sa_type=UtcDateTime)
     enabled_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
     earlier: list[Any] = Field(default_factory=list, sa_type=sa.JSON, sa_column_kwargs={"server_default": "[]"})
+    ping: str | None = Field(default=None, sa_type=sa.Text, repr=False)
 
 
 class HostSchedule(Base, table=True):

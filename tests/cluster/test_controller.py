@@ -34,6 +34,7 @@ from controller.cluster.status import Notice
 from server.app import Config, Running, serving
 from tests.chart import rendered
 from tests.cluster.apiserver import Cluster, OwnCluster
+from tests.integration.receivers import receiving
 from tests.reverse_proxy import Proxy
 from tests.specs import BACKUP, BAD_SCHEDULES
 
@@ -56,6 +57,7 @@ PATHS = {
     "Host": f"/apis/{GROUP}/namespaces/{{namespace}}/hosts",
     "Run": f"/apis/{GROUP}/namespaces/{{namespace}}/runs",
     "Restore": f"/apis/{GROUP}/namespaces/{{namespace}}/restores",
+    "Alert": f"/apis/{GROUP}/namespaces/{{namespace}}/alerts",
     "Secret": "/api/v1/namespaces/{namespace}/secrets",
     "ConfigMap": "/api/v1/namespaces/{namespace}/configmaps",
     "Event": "/apis/events.k8s.io/v1/namespaces/{namespace}/events",
@@ -274,6 +276,34 @@ async def test_what_is_applied_changed_and_deleted_follows_with_the_charts_right
             kubectl.delete(kind, name)
         await until(lambda: _empty(rest))
     assert home.get("Lease", "lamplighter-controller")["spec"]["holderIdentity"] == ""
+
+
+async def test_an_alert_tells_where_its_secret_says_with_the_charts_rights(
+    cluster: Cluster,
+    server: Running,
+    kubectl: Kubectl,
+    home: Kubectl,
+    rights: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    with receiving() as receiver:
+        async with controlling(cluster, server, home, rights, monkeypatch, tmp_path, [kubectl.namespace]):
+            kubectl.create("Alert", "on-call", {"secretRef": {"name": "on-call"}})
+            await until(lambda: kubectl.ready("Alert", "on-call") == ("False", "SecretNotFound"))
+            kubectl.secret("on-call", urls=f"# ours\n{receiver.url}\n")
+            await until(lambda: kubectl.ready("Alert", "on-call") == ACCEPTED)
+            kubectl.secret("check", url=receiver.url)
+            await declared(kubectl, "etc")
+            kubectl.patch("Schedule", "etc", {"spec": {"ping": {"urlSecretRef": {"name": "check"}}}})
+            await until(lambda: kubectl.conditions("Alert", "on-call").get("Delivering") == ("True", "Delivered"))
+            status = kubectl.get("Alert", "on-call")["status"]
+            assert (status["firing"], status["observedGeneration"]) == (1, 1)
+            assert receiver.told() == [("firing", f"Schedule/{kubectl.namespace}/etc/NoHosts")]
+            await until(lambda: kubectl.get("Schedule", "etc")["status"]["observedGeneration"] == 2)
+            kubectl.delete("Alert", "on-call")
+            kubectl.delete("Schedule", "etc")
+            kubectl.delete("Repository", "main")
 
 
 @pytest.fixture

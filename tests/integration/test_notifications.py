@@ -315,6 +315,58 @@ async def test_a_heartbeat_comes_while_all_is_well_and_falls_silent_when_anythin
                 assert len(receiver.calls) == count
 
 
+# Pings.
+
+
+async def pinged(api: httpx.AsyncClient, url: str, name: str = "etc") -> httpx.Response:
+    await api.put("/repositories/ns/main", json={"spec": {"url": "/b"}, "credentials": {"password": "open sesame"}})
+    backup = {"kind": "backup", "cron": "0 2 * * *", "backup": {"paths": ["/etc"]}, "repositoryRef": {"name": "main"}}
+    body = {"spec": {**backup, "ping": {"urlSecretRef": {"name": "s"}}}, "credentials": {"pingUrl": url}}
+    return await api.put(f"/schedules/ns/{name}", json=body)
+
+
+async def test_a_schedule_pings_when_a_run_begins_goes_well_and_fails(
+    api: httpx.AsyncClient, connect: Connect, receiver: Receiver, until: Until
+) -> None:
+    (await pinged(api, f"http://127.0.0.1:{receiver.port}/ping/{{host}}")).raise_for_status()
+    async with connect("node-1") as agent:
+        await agent.follow()
+        for status, at in (("succeeded", "2026"), ("failed", "2027")):
+            (await api.post("/schedules/ns/etc/run")).raise_for_status()
+            job = await agent.hears("command.run")
+            await agent.say("job.accepted", job_id=job["job_id"])
+
+            async def started(count: int = len(receiver.calls) + 1) -> bool:
+                return len(receiver.calls) >= count
+
+            await until(started)
+            end = {"status": status, "finished_at": f"{at}-01-01T00:00:00Z", "error": "no space left"}
+            await agent.say("job.finished", job_id=job["job_id"], **end)
+            await agent.hears("job.confirmed")
+
+            async def over(count: int = len(receiver.calls) + 1) -> bool:
+                return len(receiver.calls) >= count
+
+            await until(over)
+    there = "/ping/node-1"
+    assert [call.path for call in receiver.calls] == [f"{there}/start", there, f"{there}/start", f"{there}/fail"]
+    assert receiver.calls[-1].content == b"failed: no space left"
+
+
+async def test_the_url_of_a_ping_is_checked_and_shown_nowhere(
+    api: httpx.AsyncClient, tmp_path: Path, data_folders: DataFolders, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = await pinged(api, "mailto://hunter2@example.org")
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["field"] == "credentials.pingUrl"
+    answer = (await pinged(api, "https://example.org/hunter2")).raise_for_status()
+    again = (await pinged(api, "https://example.org/hunter2")).raise_for_status()
+    assert again.headers["etag"] == answer.headers["etag"]
+    shown = [refused, answer, await api.get("/schedules"), await api.get("/schedules/ns/etc"), await api.get("/audit")]
+    stored = repr([data_folders.rows(tmp_path, table) for table in ("schedules", "audit_log")])
+    assert all("hunter2" not in text for text in (*(it.text for it in shown), stored, caplog.text))
+
+
 # Kills.
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import ipaddress
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -11,9 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.notify import messages
+from server.notify import messages, pings
 from server.notify.decide import MAX_FOLLOWED, Item, ObjectKey, Policy, Situation, State, decide, firing
-from server.resources.targets import signing_key
+from server.notify.pings import End, Pinged
+from server.notify.situations import Facts, Found, HostFacts, seen_by
+from server.notify.webhooks import is_allowed
+from server.observe.problems import Problem
+from server.resources.grants import Grant
+from server.resources.manifests import parse_alert
+from server.resources.specs import LabelSelector
+from server.resources.targets import grant_errors, signing_key
 
 T = datetime(2026, 11, 28, 3, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -206,3 +214,125 @@ def test_a_signing_secret_that_cannot_be_used_is_refused_and_not_repeated(secret
     with pytest.raises(ValueError, match="whsec_ and 24 to 64 bytes") as error:
         signing_key(secret)
     assert len(secret) < 10 or secret not in str(error.value)
+
+
+# Pings.
+
+ENDS = st.dictionaries(st.sampled_from("ab"), st.builds(End, st.sampled_from(["1", "2"]), st.booleans()), max_size=2)
+RUNS = st.dictionaries(st.sampled_from("ab"), st.sampled_from(["3", "4"]), max_size=2)
+
+
+@given(st.lists(st.tuples(ENDS, RUNS, st.booleans()), max_size=6), st.booleans())
+def test_each_run_is_pinged_once_and_a_success_of_one_host_hides_no_failure_of_another(
+    looks: list[tuple[dict[str, End], dict[str, str], bool]], each_host: bool
+) -> None:
+    was = Pinged()
+    for ended, running, is_late in looks:
+        late = ["a"] if is_late else []
+        found, after = pings.decide(ended, running, late, was, each_host=each_host)
+        assert pings.decide(ended, running, late, after, each_host=each_host)[0] == []
+        new = {host for host, end in ended.items() if was.ended.get(host) != end.job_id}
+        if each_host:
+            assert {it.host for it in found if it.kind != "start"} == new
+        else:
+            bad = is_late or not all(end.is_good for end in ended.values())
+            assert not (bad and any(it.kind == "success" for it in found))
+            assert len(found) <= 3
+            assert {it.host for it in found} <= {""}
+            assert any(it.kind == "fail" for it in found) == any(not ended[host].is_good for host in new)
+        was = after
+
+
+def test_what_ended_before_a_schedule_had_its_url_is_not_pinged() -> None:
+    ended = {"a": End("1", is_good=False)}
+    assert pings.decide(ended, {}, [], pings.known(ended), each_host=True)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "called"),
+    [
+        ("https://hc-ping.com/uuid", "success", "https://hc-ping.com/uuid"),
+        ("https://hc-ping.com/uuid/", "start", "https://hc-ping.com/uuid/start"),
+        ("https://hc-ping.com/key/{host}?create=1", "fail", "https://hc-ping.com/key/web%2F1/fail?create=1"),
+    ],
+)
+def test_a_ping_goes_where_healthchecks_io_expects_it(url: str, kind: pings.Kind, called: str) -> None:
+    assert pings.url_of(url, "web/1", kind) == called
+
+
+# What an Alert sees, and where it may call.
+
+T_1, T_2 = ("Schedule", "team-a", "etc"), ("Repository", "team-b", "main")
+SECRET_NAME = "team-b's own"
+FACTS = Facts(
+    {T_1: {"tier": "db"}, T_2: {}},
+    [
+        Found(T_1, Problem("RunsFail", "it failed"), ["a-1"]),
+        Found(T_2, Problem("WrongPassword", SECRET_NAME)),
+        Found(("Controller", "", "folder"), Problem("NotFollowing", "silent")),
+        Found(("Server", "", ""), Problem("NothingDeclared", "nothing")),
+    ],
+    [
+        HostFacts("a-1", {"pool": "a"}, ["NotConnected"]),
+        HostFacts("b-1", {"pool": "b"}, ["EntriesLeftOut", "ClockSkew"]),
+    ],
+)
+LIMITED = Grant(LabelSelector({"pool": "a"}), ("/srv/a",))
+
+
+def seen(grant: Grant, namespace: str = "team-a", **spec: object) -> dict[str, Situation]:
+    raw = parse_alert({"metadata": {"name": "x"}, "spec": {"secretRef": {"name": "s"}, **spec}}).spec
+    return {it.key: it for it in seen_by(raw, namespace, grant, FACTS)[0]}
+
+
+def test_an_alert_sees_its_namespace_and_the_hosts_that_it_is_granted_and_nothing_of_others() -> None:
+    found = seen(LIMITED)
+    assert found.keys() == {"Schedule/team-a/etc/RunsFail", "Host///NotConnected"}
+    assert all("b-1" not in it.message and SECRET_NAME not in it.message for it in found.values())
+    assert found["Host///NotConnected"].after == timedelta(minutes=15)
+
+
+def test_an_alert_of_the_fleet_sees_everything_once() -> None:
+    found = seen(Grant(), scope="Fleet")
+    assert {"Repository/team-b/main/WrongPassword", "Controller//folder/NotFollowing"} <= found.keys()
+    assert {"Server///NothingDeclared", "Host///ClockSkew", "Host///EntriesLeftOut"} <= found.keys()
+    assert len(found) == 7
+
+
+def test_an_alert_sees_what_it_selects() -> None:
+    assert seen(LIMITED, selector={"matchLabels": {"tier": "web"}}, hostSelector={"matchLabels": {"pool": "c"}}) == {}
+    assert seen(LIMITED, events=["Failure"]).keys() == {"Schedule/team-a/etc/RunsFail"}
+
+
+@pytest.mark.parametrize(
+    ("address", "public", "anywhere"),
+    [
+        ("93.184.216.34", True, True),
+        ("2606:4700::1111", True, True),
+        ("127.0.0.1", False, True),
+        ("10.1.2.3", False, True),
+        ("192.168.0.1", False, True),
+        ("100.64.0.1", False, True),
+        ("::1", False, True),
+        ("fd00::1", False, True),
+        ("169.254.169.254", False, False),
+        ("::ffff:169.254.169.254", False, False),
+        ("64:ff9b::a9fe:a9fe", False, False),
+        ("2002:a9fe:a9fe::1", False, False),
+        ("::ffff:10.0.0.1", False, True),
+        ("fe80::1", False, False),
+        ("fd00:ec2::254", False, False),
+        ("::", False, False),
+        ("224.0.0.1", False, False),
+    ],
+)
+def test_an_address_is_called_only_where_that_is_allowed(address: str, public: bool, anywhere: bool) -> None:
+    parsed = ipaddress.ip_address(address)
+    assert (is_allowed(parsed, anywhere=False), is_allowed(parsed, anywhere=True)) == (public, anywhere)
+
+
+@pytest.mark.parametrize("url", ["http://example.org/a", "mailto://a@b.org", "slack://A/B/C", "HTTP://example.org"])
+def test_a_namespace_with_limits_notifies_by_https_alone_unless_it_is_granted_more(url: str) -> None:
+    assert [it["field"] for it in grant_errors(LIMITED, "team-a", ["https://a.org", url], "urls")] == ["urls[1]"]
+    for grant in (Grant(), msgspec.structs.replace(LIMITED, notify_anywhere=True)):
+        assert list(grant_errors(grant, "team-a", [url], "urls")) == []

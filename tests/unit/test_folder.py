@@ -78,6 +78,19 @@ def alert(name: str = "main") -> str:
     return f"{HEAD}kind: Alert\nmetadata: {{name: on-call}}\nspec: {{secretRef: {{name: {name}}}}}\n"
 
 
+PINGED = f"{HEAD}kind: Schedule\nmetadata: {{name: etc}}\nspec: {{ping: {{urlSecretRef: {{name: main}}}}}}\n"
+
+
+def test_a_schedule_pings_the_url_of_its_secret() -> None:
+    found = reading(a=PINGED, b=secret('stringData: {url: "https://hc/1\\n"}'))
+    assert found.errors == []
+    assert found.declared.resources[ETC].credentials == {"pingUrl": "https://hc/1"}
+    missing = reading(a=PINGED, b=secret("stringData: {ping: hush}"))
+    assert [(it.field, it.detail) for it in missing.errors] == [
+        ("spec.ping.urlSecretRef.key", "Secret default/main has no key url: it has ping")
+    ]
+
+
 def test_an_alert_notifies_the_urls_of_its_secret() -> None:
     urls = 'stringData: {urls: "https://a/1\\n\\n# was https://b\\n mailto://c \\n", signing-key: " whsec_x\\n"}'
     found = reading(a=alert(), b=secret(urls))
