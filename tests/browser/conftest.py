@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
 
 from tests.plain import NO_TLS
 
 LAMPLIGHTER = Path(sys.executable).with_name("lamplighter")
 CHROMIUM = os.environ.get("LAMPLIGHTER_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
-PATIENCE_S = 60
+PATIENCE_S = 120
+"""What takes longer than this will not come, however much else the machine has to do."""
+expect.set_options(timeout=1000 * PATIENCE_S)
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 Looks = Callable[..., Awaitable[None]]
@@ -60,7 +62,9 @@ async def browser() -> AsyncIterator[Browser]:
         pytest.skip("there is no chromium: apt-get install chromium, or name one in LAMPLIGHTER_CHROMIUM")
     async with async_playwright() as playwright:
         sandbox = os.geteuid() != 0  # chromium's own does not run as root
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=sandbox)
+        browser = await playwright.chromium.launch(
+            executable_path=CHROMIUM, chromium_sandbox=sandbox, timeout=1000 * PATIENCE_S
+        )
         yield browser
         await browser.close()
 
@@ -126,6 +130,7 @@ async def open_window(browser: Browser, site: Site) -> AsyncIterator[OpenWindow]
 
     async def open_window(*, signed_in: bool = True, expected: str = "", **settings: Any) -> Page:
         context = await browser.new_context(base_url=site.url, viewport=DESK, **settings)  # type: ignore[arg-type]
+        context.set_default_timeout(1000 * PATIENCE_S)
         contexts.append(context)
         page = await context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
