@@ -26,7 +26,7 @@ CALLS: dict[str, Callable[[Connection], object]] = {
     "rows": lambda conn: queue.rows(conn, ["1"]),
     "lanes_of": lambda conn: queue.lanes_of(conn, ["1"]),
     "of_host": lambda conn: queue.of_host(conn, "a"),
-    "with_jobs": lambda conn: queue.with_jobs(conn, ["a"]),
+    "with_jobs": lambda conn: queue.with_jobs(conn, ["a"], 10),
     "count_of_host": lambda conn: queue.count_of_host(conn, "a", 10),
     "of_repository": lambda conn: queue.of_repository(conn, "repo"),
     "waiting_lanes": lambda conn: queue.waiting_lanes(conn, "repo"),

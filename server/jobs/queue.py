@@ -8,7 +8,7 @@ nothing. Methods name the jobs that were given a slot: whoever has a job's host 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial, reduce, wraps
+from functools import partial, wraps
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -562,7 +562,8 @@ class JobQueue:
 
     def _note_untaken(self, conn: Connection, hosts: Collection[str], now: datetime) -> None:
         """Have the servers tell these hosts what this one may have told them in vain, while they said hello there."""
-        rows = [row for some in _pages(conn, hosts) for row in some if row.holds]
+        busy = queue.with_jobs(conn, hosts, queue.FRONT)
+        rows = [row for some in _pages(conn, busy) for row in some if row.holds]
         self._note_slots(now, ((row.host, row.id) for row in rows if row.status == "pending"))
         asked = (row for row in rows if row.cancel_requested)
         self._note(now, *(notices.EndAsked(row.host, wire_id(row), row.cancel_reason or "cancelled") for row in asked))
@@ -591,11 +592,14 @@ class JobQueue:
     ) -> Outcome:
         """Put the open jobs of hosts where they belong, by statements about all of them: a hello or a lost connection
         seldom comes alone, and nobody else writes meanwhile."""
-        busy = queue.with_jobs(conn, hosts)
-        for some in _pages(conn, busy):  # all of them, before any is sent
+        busy = queue.with_jobs(conn, hosts, queue.FRONT)
+        for some in _pages(conn, busy):
             queue.move(conn, [moved for row in some if (moved := move(row)) is not None])
-        found = [self._after(conn, some, now, settle=some) for some in _pages(conn, busy)]
-        return reduce(_joined, found, Outcome())
+        lanes: set[str] = set()
+        for some in _pages(conn, busy):  # all of them, before any is sent: what is ready is so by connections of before
+            queue.settle(conn, [row.id for row in some if not _has_begun(row)], now)
+            lanes |= {row.lane for row in some}
+        return self._advance(conn, (), now, lanes)
 
     @_telling
     def tick(self, conn: Connection, items: Sequence[datetime]) -> list[tuple[Outcome, datetime | None]]:
@@ -781,15 +785,30 @@ def _moved(
     )
 
 
-def _pages(conn: Connection, hosts: Collection[str]) -> Iterator[list[OpenRow]]:
-    """The open jobs of hosts, a part at a time: of a bounded number of hosts, and of these a bounded number of jobs."""
-    its = sorted(hosts)
-    for begin in range(0, len(its), queue.FRONT):
-        after: tuple[str, str] | None = ("", "")
-        while after is not None:
-            some = queue.of_hosts(conn, its[begin : begin + queue.FRONT], after)
-            after = (some[-1].host, some[-1].id) if len(some) == queue.FRONT else None
+def _pages(conn: Connection, busy: Mapping[str, int]) -> Iterator[list[OpenRow]]:
+    """The open jobs of hosts, `queue.FRONT` of them at a time at most. `busy`: by `queue.with_jobs`, counted so far."""
+    for hosts in _together(busy):
+        if len(hosts) > 1:
+            yield queue.of_hosts(conn, hosts)
+            continue
+        after = ""
+        while some := queue.of_host(conn, hosts[0], after, queue.FRONT):
+            after = some[-1].id
             yield some
+
+
+def _together(busy: Mapping[str, int]) -> Iterator[list[str]]:
+    """Hosts that have `queue.FRONT` jobs together at most, or one that has more: no job is read for several pages."""
+    hosts: list[str] = []
+    jobs = 0
+    for host, count in sorted(busy.items()):
+        if hosts and jobs + count > queue.FRONT:
+            yield hosts
+            hosts, jobs = [], 0
+        hosts.append(host)
+        jobs += count
+    if hosts:
+        yield hosts
 
 
 def _first(outcome: Outcome, items: Sequence[object]) -> list[Outcome]:

@@ -94,6 +94,11 @@ class _Id(NamedTuple):
     id: str | None
 
 
+class _Busy(NamedTuple):
+    host: str
+    jobs: int
+
+
 class _Lost(NamedTuple):
     host: str
     lost_at: datetime | None
@@ -269,10 +274,9 @@ _OF_HOST = f"""
 
 _OF_HOSTS = f"""
     WITH given AS ({{given}})
-    SELECT jobs.* FROM given JOIN jobs
-      ON jobs.host = given.host AND jobs.id > CASE WHEN given.host = :host THEN :after ELSE '' END
+    SELECT jobs.* FROM given JOIN jobs ON jobs.host = given.host
     WHERE jobs.{_OPEN}
-    ORDER BY jobs.host, jobs.id LIMIT :most
+    ORDER BY jobs.host, jobs.id
 """
 
 _IN_LANES = f"""
@@ -353,7 +357,11 @@ _QUEUED_SINCE = f"SELECT jobs.* FROM jobs WHERE {_OPEN} AND queued_at >= :now"
 
 _WITH_JOBS = f"""
     WITH given AS ({{given}})
-    SELECT given.host AS id FROM given WHERE EXISTS (SELECT 1 FROM jobs WHERE jobs.host = given.host AND jobs.{_OPEN})
+    SELECT its.host, its.jobs FROM (
+        SELECT given.host, (SELECT count(*) FROM (
+            SELECT 1 FROM jobs WHERE jobs.host = given.host AND jobs.{_OPEN} LIMIT :most) AS open) AS jobs
+        FROM given) AS its
+    WHERE its.jobs > 0
 """
 
 _COUNT_OF_HOST = sa.text(f"""
@@ -487,15 +495,14 @@ def of_host(conn: Connection, host: str, after: str = "", most: int = FRONT) -> 
     return _read(conn, _OF_HOST, OpenRow, ("host",), [host], after=after, most=most)
 
 
-def of_hosts(conn: Connection, hosts: Collection[str], after: tuple[str, str] = ("", "")) -> list[OpenRow]:
-    """The open jobs of these hosts, by host and id, from the one after that (host, id) on; FRONT at most."""
-    left = [host for host in hosts if host >= after[0]]
-    return _read(conn, _OF_HOSTS, OpenRow, ("host",), left, host=after[0], after=after[1], most=FRONT)
+def of_hosts(conn: Connection, hosts: Collection[str]) -> list[OpenRow]:
+    """The open jobs of these hosts, by host and id: all of them, so ask for hosts that have few."""
+    return _read(conn, _OF_HOSTS, OpenRow, ("host",), hosts)
 
 
-def with_jobs(conn: Connection, hosts: Collection[str]) -> set[str]:
-    """Those of these hosts that have open jobs."""
-    return set(_ids(_read(conn, _WITH_JOBS, _Id, ("host",), hosts)))
+def with_jobs(conn: Connection, hosts: Collection[str], most: int) -> dict[str, int]:
+    """Those of these hosts that have open jobs, each with how many, counted up to `most`."""
+    return dict(_read(conn, _WITH_JOBS, _Busy, ("host",), hosts, most=most))
 
 
 def count_of_host(conn: Connection, host: str, most: int) -> int:

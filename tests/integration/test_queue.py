@@ -10,8 +10,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import Connection, Engine
 
 from server.jobs.kinds import ConcurrencyLimit
-from server.jobs.queue import Recorded
-from server.store import turns
+from server.jobs.queue import Arrival, Recorded
+from server.store import queue, turns
 from server.store.database import engine
 from server.store.queue import FRONT
 from tests import plans
@@ -113,6 +113,28 @@ def test_each_statement_finds_what_it_is_about_by_an_index_of_postgresql(grown: 
     # Most jobs are open here, where to read the whole table costs less than to read of the index.
     grown.exec_driver_sql(f"SET LOCAL enable_seqscan = {'off' if name in plans.OF_ALL else 'on'}")
     assert set(plans.found_by(grown, name)) <= allowed
+
+
+def test_a_job_costs_the_same_however_many_others_have_hosts_that_come_at_once(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts the rows that PostgreSQL reads."""
+    monkeypatch.setattr(queue, "FRONT", 10)
+    few, many = (rows_for_each_job(conn, prefix, jobs) for prefix, jobs in (("few", 5), ("many", 20)))
+    assert many <= 1.5 * few
+
+
+def rows_for_each_job(conn: Connection, prefix: str, each: int) -> float:
+    """How many rows are read for each job of 20 hosts that come at once, with so many jobs each."""
+    hosts = [f"{prefix}-{at}" for at in range(20)]
+    jobs = Jobs(conn, {prefix: ConcurrencyLimit(1)}, hosts)
+    jobs.add(*(job(f"{host}-{at:03}", host, repository=prefix) for host in hosts for at in range(each)))
+    before = conn.exec_driver_sql(_READ).scalar_one()
+    jobs.queue.arrived(conn, [Arrival(host, (), NOON) for host in hosts])
+    return float(conn.exec_driver_sql(_READ).scalar_one() - before) / (len(hosts) * each)
+
+
+_READ = "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'jobs'"
 
 
 _MANY = """

@@ -10,8 +10,9 @@ from sqlalchemy import Connection
 
 from server.jobs.fires import NewJob
 from server.jobs.kinds import EXCLUSIVE, ConcurrencyLimit
-from server.jobs.queue import Recording
+from server.jobs.queue import Arrival, Recording
 from server.resources.specs import Retry
+from server.store import queue
 from server.store.queue import OpenRow
 from tests.jobmodel import Known, Model
 from tests.jobqueue import HOSTS, MINUTE, NOON, Jobs, in_memory, job
@@ -326,12 +327,15 @@ class Fleet(RuleBasedStateMachine):
         self.let_go: set[str] = set()  # jobs that lost their slots while their hosts were disconnected
         self.jobs = Jobs(self.connection(), LIMITS)
         self.model = Model(dict(LIMITS), NOON)
+        self.patched = pytest.MonkeyPatch()
 
     def connection(self) -> Connection:
         return in_memory()
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(front=st.sampled_from([2, queue.FRONT]))
+    def begin(self, front: int) -> None:
+        """`front`: how many jobs the queue looks at together."""
+        self.patched.setattr(queue, "FRONT", front)
         for host in HOSTS[:2]:
             self.comes(host, [True])
 
@@ -444,30 +448,53 @@ class Fleet(RuleBasedStateMachine):
     @rule(host=st.sampled_from(HOSTS), has=st.lists(st.booleans(), min_size=1, max_size=4))
     def comes(self, host: str, has: list[bool]) -> None:
         """A host says hello; of what it was sent and has not accepted, it has some."""
+        self.come([(host, has)])
+
+    @rule(its=st.lists(st.tuples(st.sampled_from(HOSTS), st.lists(st.booleans(), min_size=1, max_size=4)), max_size=4))
+    def come(self, its: list[tuple[str, list[bool]]]) -> None:
+        """Hosts say hello at once. Of one that does so several times, the last hello counts."""
+        arrivals = [Arrival(host, self.has(host, has), self.model.now) for host, has in its]
+        found = self.jobs.queue.arrived(self.jobs.conn, arrivals) if arrivals else []
+        for arrival in {it.host: it for it in arrivals}.values():
+            self.model.arrive(arrival.host, arrival.running)
+        self.check([job_id for it in found for job_id in self.jobs.sent(it.outcome)])
+
+    def has(self, host: str, has: list[bool]) -> set[str]:
+        """The attempts that a host has: those that run, and some that it was sent, which it accepts."""
         its = [it for it in self.active if it.job.host == host]
         running = {it.wire_id for at, it in enumerate(its) if it.status == "running" or has[at % len(has)]}
         for it in its:
             if it.status != "running" and it.wire_id in running:
                 self.jobs.accepts(it.job.id)
                 self.model.accept(it)
-        sent = self.jobs.connected(host, running)
-        self.model.arrive(host, running)
-        self.check(sent)
+        return running
 
-    @rule(host=st.sampled_from(HOSTS))
-    def goes(self, host: str) -> None:
-        sent, holds = self.jobs.disconnected(host)
-        assert holds == any(it.holds for it in self.active if it.job.host == host)
-        self.model.online.discard(host)
-        self.check(sent)
+    @rule(hosts=st.lists(st.sampled_from(HOSTS), min_size=1, max_size=4))
+    def go(self, hosts: list[str]) -> None:
+        """The connections of hosts are gone at once."""
+        found = self.jobs.queue.disconnected(self.jobs.conn, [(host, self.model.now) for host in hosts])
+        assert [holds for _, holds in found] == [host in self.holders() for host in hosts]
+        self.model.online.difference_update(hosts)
+        self.check([job_id for outcome, _ in found for job_id in self.jobs.sent(outcome)])
 
-    @rule(host=st.sampled_from(HOSTS))
-    def is_given_up(self, host: str) -> None:
-        if host not in self.model.online:
+    @rule()
+    def their_server_dies(self) -> None:
+        ((outcome, holders),) = self.jobs.queue.server_gone(self.jobs.conn, [("here", self.model.now)])
+        assert holders == sorted(self.holders() & self.model.online)
+        self.model.online.clear()
+        self.check(self.jobs.sent(outcome))
+
+    def holders(self) -> set[str]:
+        """The hosts whose jobs have slots."""
+        return {it.job.host for it in self.active if it.holds}
+
+    @rule(hosts=st.lists(st.sampled_from(HOSTS), min_size=1, max_size=2))
+    def are_given_up(self, hosts: list[str]) -> None:
+        found = self.jobs.queue.given_up(self.jobs.conn, [(host, self.model.now) for host in hosts])
+        for host in {*hosts} - self.model.online:
             self.let_go |= {it.job.id for it in self.active if it.job.host == host}
-            sent = self.jobs.given_up(host)
             self.model.give_up(host)
-            self.check(sent)
+        self.check([job_id for outcome in found for job_id in self.jobs.sent(outcome)])
 
     @rule(minutes=st.sampled_from([1, 2, 45]))
     def time_passes(self, minutes: int) -> None:
@@ -544,6 +571,7 @@ class Fleet(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Once all hosts are there and say how their jobs end, every job ends."""
+        self.patched.undo()
         for host in HOSTS:
             self.comes(host, [True])
         for _ in range(3 * len(self.model.jobs) + 3):

@@ -9,7 +9,9 @@ from server.agents.session import HelloFacts
 from server.jobs import notices
 from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.notices import AnyNotice, Arrived, Changed, EndAsked, Ended, Left, Recorded, ServerGone, SlotsGiven
+from server.jobs.queue import Arrival
 from server.store import connections
+from server.store.queue import FRONT
 from server.store.tables import CONNECTIONS, NEWS
 from tests.jobqueue import MINUTE, NOON, Jobs, in_memory, job
 
@@ -129,6 +131,25 @@ def test_a_dead_servers_hosts_are_away_and_their_jobs_wait(servers: Servers) -> 
     assert (servers.connection("a"), servers.told()) == ((None, 1), [("other", ServerGone("one"))])
     ((_, lost),) = servers.other.queue.lead(servers.conn, [NOON])
     assert lost == [("a", NOON)]
+
+
+def test_no_host_of_a_dead_server_is_given_a_slot_however_many_it_had() -> None:
+    hosts = [f"{at:04}" for at in range(2 * FRONT)]
+    one = Jobs(in_memory(), {"repo": ConcurrencyLimit(10)}, hosts, "one", is_shared=True)
+    one.queue.arrived(one.conn, [Arrival(host, (), NOON) for host in hosts])
+    assert one.add(job("0", hosts[0]), job("1", hosts[0], "prune", at=1)) == ["0"]
+    assert one.add(*(job(host, host, at=2) for host in hosts)) == []  # the prune waits, and they do behind it
+    other = Jobs(one.conn, one.limits, (), "other", is_shared=True)
+    ((outcome, holding),) = other.queue.server_gone(one.conn, [("one", NOON)])
+    assert (outcome.sent, holding, one.ready()) == ([], [hosts[0]], [])
+
+
+def test_of_hosts_that_come_at_once_the_job_that_came_first_goes_first() -> None:
+    hosts = [f"{at:04}" for at in range(2 * FRONT)]
+    one = Jobs(in_memory(), ONE, hosts, "one", is_shared=True)
+    one.add(*(job(host, host, at=-at) for at, host in enumerate(hosts)))
+    outcome, *_ = one.queue.arrived(one.conn, [Arrival(host, (), NOON) for host in hosts])[0]
+    assert [row.id for row in outcome.sent] == [hosts[-1]]
 
 
 def test_a_server_that_begins_or_leads_leaves_the_others_hosts_as_they_are(servers: Servers) -> None:
