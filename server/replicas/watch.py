@@ -13,7 +13,7 @@ STARTING_S = 300.0
 """Seconds that a server may take to load, before it keeps its row alive."""
 GAP_S = 3.0
 """Seconds between two looks, from which on the time between them does not count: the database was away, or this server
-stood still, and so may have the others."""
+stood still, and so may have the others. When it is as long again, the database is slow: then it counts."""
 WRITTEN_S = 4.0
 """Seconds since the row of this server last changed, from which on time does not count: the database takes nothing, or
 a long transaction has its turn, and so the others cannot write either."""
@@ -34,6 +34,7 @@ class Watch:
         self._server = server
         self._seen: dict[str, _Seen] = {}
         self._looked_at = 0.0
+        self._is_long = False  # the time between the last two looks
         self._counted = 0.0  # seconds in which the others could have written
         self._written: datetime | None = None  # by the row of this server
         self._written_at = 0.0
@@ -41,10 +42,12 @@ class Watch:
     def look(self, rows: Sequence[ServerRow], now: float) -> list[ServerRow]:
         """The other servers that are dead, of all rows as they are now."""
         self._see_own(rows, now)
-        if now - self._looked_at >= GAP_S:
+        gap_s, was_long = now - self._looked_at, self._is_long
+        self._is_long = gap_s >= GAP_S
+        if self._is_long and not was_long:
             self._seen = {}
         elif now - self._written_at < WRITTEN_S:
-            self._counted += now - self._looked_at
+            self._counted += min(gap_s, WRITTEN_S)
         self._looked_at = now
         self._seen = {
             row.id: seen

@@ -72,6 +72,17 @@ def test_a_server_that_cannot_write_itself_takes_nobody_for_dead(fleet: Fleet) -
     assert fleet.passes(int(DEAD_S) + 2, "a") == {"b"}
 
 
+@pytest.mark.parametrize(("alive", "dead"), [(("a",), {"b"}), (("a", "b"), set())])
+def test_a_dead_server_is_found_though_each_look_takes_seconds(
+    fleet: Fleet, alive: tuple[str, ...], dead: set[str]
+) -> None:
+    found: set[str] = set()
+    for _ in range(5):
+        fleet.now += 3
+        found |= fleet.passes(1, *alive)
+    assert found == dead
+
+
 def test_a_clock_that_jumps_on_another_machine_kills_nobody(fleet: Fleet) -> None:
     fleet.rows["b"] = fleet.rows["b"]._replace(seen_at=STARTED - timedelta(days=3650))
     assert fleet.passes(60, "a", "b") == set()
