@@ -36,7 +36,7 @@ def url(*path: str, **query: object) -> str:
     return "/" + "/".join(quote(it, safe="") for it in path) + (f"?{given}" if given else "")
 
 
-def same_page(path: str, query: Mapping[str, str], **changed: object) -> str:
+def same_page(path: str, query: Mapping[str, str], /, **changed: object) -> str:
     """The path of a page with its parameters, some of them changed. Those that are None or empty are left out."""
     given = urlencode({name: value for name, value in {**query, **changed}.items() if value not in (None, "")})
     return path + (f"?{given}" if given else "")

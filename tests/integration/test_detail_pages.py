@@ -1,7 +1,10 @@
 """The pages of single things show what REST answers, and their forms do what REST does, for whom it lets."""
 
+import asyncio
+import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
 
 import httpx
 import pytest
@@ -138,6 +141,53 @@ async def test_snapshots_ask_for_the_host_and_say_who_could_answer(
     await declare("etc")
     assert "name the host" in await seen(visitor, "/snapshots/ns/main")
     assert "no host can read ns/main now" in await seen(visitor, "/snapshots/ns/main?host=node-1", 504)
+
+
+async def test_a_file_is_found_and_its_restore_previewed_before_it_is_asked_for(
+    visitor: httpx.AsyncClient, api: httpx.AsyncClient, declare: Declare, connect: Connect
+) -> None:
+    await declare("etc")
+    node = {"path": "/etc/<b>", "type": "file", "size": 2048, "mode": 0o644, "mtime": "2026-03-01T10:22:31.123456789Z"}
+    folder = {"path": "/etc/ssh", "type": "dir", "mtime": "2026-03-01T10:22:31Z"}
+    snapshot = {"id": "ab" * 32, "time": "2026-03-02T12:00:00Z", "hostname": "node-1", "paths": ["/etc"]}
+    page = f"/snapshots/ns/main/{snapshot['id']}"
+    form = {"source": "node-1", "target": "/srv/out", "path": "/etc/<b>"}
+    async with connect() as agent:
+        await agent.follow()
+
+        async def answered(asking: Awaitable[httpx.Response], *items: dict[str, Any]) -> tuple[list[str], str]:
+            """What the host was asked, and what the page then says."""
+            task = asyncio.ensure_future(asking)
+            command = await agent.hears("command.run")
+            lines = [json.dumps(it) for it in items]
+            await agent.say("job.log", job_id=command["job_id"], lines=lines)
+            await agent.say("job.finished", job_id=command["job_id"], status="succeeded", finished_at=due())
+            await agent.hears("job.confirmed")
+            answer = await task
+            assert answer.status_code == 200, answer.text
+            return command["args"], answer.text
+
+        _, text = await answered(visitor.get("/snapshots/ns/main?host=node-1"), snapshot)
+        assert f'href="{page}?host=node-1"' in text
+        _, text = await answered(visitor.get(f"{page}?host=node-1&path=/etc"), folder, node)
+        assert f'href="{page}?host=node-1&amp;path=%2Fetc%2Fssh"' in text
+        assert ("2.0 KiB" in text, "/etc/<b>" in text) == (True, False)
+        args, text = await answered(visitor.get(f"{page}?host=node-1&name=b"), node)
+        assert (args[0], "/etc/&lt;b&gt;" in text) == ("find", True)
+        token = re.search(r'name="form_token" value="([^"]+)"', text)
+        assert token
+        asking = visitor.post(f"{page}/preview", data={"form_token": token[1], **form})
+        args, text = await answered(asking, node)
+        assert ("--recursive" in args, "/srv/out/etc/&lt;b&gt;" in text) == (True, True)
+        id_ = re.search(r'name="id" value="([0-9a-f]+)"', text)
+        assert id_
+        sent = {"form_token": token[1], "id": id_[1], **form}
+        first, second = [await visitor.post(f"{page}/restore", data=sent) for _ in range(2)]
+        restore = (await agent.hears("command.run"))["restore"]
+        assert (restore["target"], restore["paths"], restore["snapshot"]) == ("/srv/out", ["/etc/<b>"], snapshot["id"])
+        assert first.url == second.url
+        wrong = await visitor.post(f"{page}/preview", data={**sent, "target": "here"})
+        assert (wrong.status_code, "spec.target" in wrong.text) == (422, True)
 
 
 async def test_jobs_are_filtered_and_what_cannot_be_is_said(
