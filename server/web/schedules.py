@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from server.web import plots
 from server.web.asking import if_allowed
+from server.web.overview import STATES
 from server.web.page import Page
 
 DAYS = 30
@@ -24,7 +25,7 @@ async def show_schedule(page: Page) -> Response:
         page.get("schedules", *here, "due"),
         page.get("schedules", *here, "history", days=str(DAYS)),
         if_allowed(page.get("jobs", schedule=full, limit=JOBS)),
-        if_allowed(page.get("fleet", schedule=full, limit=HOSTS, cursor=page.query.get("cursor"))),
+        if_allowed(page.get("fleet", schedule=full, namespace=here[0], limit=HOSTS, cursor=page.query.get("cursor"))),
     )
     used = (here[0], schedule["spec"]["repositoryRef"]["name"])
     repository = await if_allowed(page.get("repositories", *used))
@@ -36,7 +37,7 @@ async def show_schedule(page: Page) -> Response:
         "added": plots.bytes_by_day(days, today, DAYS),
     }
     found = {"schedule": schedule, "due": due, "jobs": jobs, "hosts": hosts, "repository": repository}
-    return page.show("schedule.html", **found, **drawn, query=page.query)
+    return page.show("schedule.html", **found, **drawn, states=STATES, query=page.query)
 
 
 async def run_schedule(page: Page) -> Response:

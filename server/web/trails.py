@@ -2,6 +2,7 @@
 
 from starlette.responses import Response
 
+from server.web.overview import TITLES
 from server.web.page import Page
 
 LIMIT = "100"
@@ -20,4 +21,4 @@ async def show_audit(page: Page) -> Response:
 async def show_problems(page: Page) -> Response:
     """Show all that is wrong, what matters most first."""
     overview = await page.get("overview", namespace=page.query.get("namespace"))
-    return page.show("problems.html", overview=overview, query=page.query)
+    return page.show("problems.html", overview=overview, titles=TITLES)
