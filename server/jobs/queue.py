@@ -517,8 +517,10 @@ class JobQueue:
             connections.Hello(it.host, self._server, it.instance, None if it.hello is None else _facts(it.hello))
             for it in items
         ]
+        moved_here: set[str] = set()
         if self.is_shared:
             servers.keep(conn, self._server)
+            moved_here = connections.elsewhere(conn, {it.host for it in items}, self._server)
         sessions = connections.connect(conn, hellos)
         for it in items:
             if it.hello is not None and it.host in sessions:
@@ -531,7 +533,7 @@ class JobQueue:
             moved = _met(running[row.host], row)
             if moved is not None and not moved.sent:
                 put_back.add(row.host)
-            elif row.cancel_requested:  # perhaps since the hello was read, and by way of the connection before
+            elif row.cancel_requested and row.host in moved_here:  # perhaps since the hello was read, and asked there
                 asked.append(row)
             return moved
 
