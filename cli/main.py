@@ -6,12 +6,13 @@ from typing import Any
 import click
 
 from cli import terminal
-from cli.commands import about, objects, parts, planning, remote
+from cli.commands import about, objects, overview, parts, planning, remote
 
 EPILOG = """
 \b
 First steps:
   lamplighter up examples/quickstart    run a server, an agent and your schedules on this machine
+  lamplighter status                    say whether everything is backed up, and what is wrong
   lamplighter get schedules             list what is declared, and whether every host holds it
   lamplighter get jobs                  list what ran, and how it ended
   lamplighter get problems              list everything that is wrong
@@ -73,7 +74,7 @@ def make_errors_safe() -> None:
 
 for _command in (
     *(parts.up, parts.server, parts.agent, parts.controller, parts.keys),
-    *(planning.plan, objects.get, objects.describe, objects.events),
+    *(overview.status, planning.plan, objects.get, objects.describe, objects.events),
     *(remote.jobs, remote.run, remote.cancel, remote.job_logs),
     *(remote.restore, remote.snapshots, remote.ls),
     *(remote.create, objects.delete, remote.enrol, remote.revoke),

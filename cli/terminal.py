@@ -12,11 +12,18 @@ import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
 from cli import table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+PIPE_WIDTH = 2000
+"""Characters of a line that rich renders for a pipe or a file, which have no width."""
 
 
 def safe(text: str, keep: str = "") -> str:
@@ -104,6 +111,18 @@ def print_table(
         if only is None or number in only:
             for line in lines:
                 click.echo(line)
+
+
+def print_rich(shown: "RenderableType") -> None:
+    """Write what rich renders to stdout, whose texts are safe already: in whole lines, unless that is a terminal."""
+    from rich.console import Console
+
+    width = None if is_shown() else PIPE_WIDTH
+    console = Console(width=width, no_color=not is_coloured(sys.stdout), highlight=False, emoji=False, markup=False)
+    with console.capture() as captured:
+        console.print(shown)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
 
 
 class Bars:

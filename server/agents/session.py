@@ -207,6 +207,11 @@ class Session:
         return next((it for it in at_hand if it is not None and it.digest == holds), None)
 
     @property
+    def was_heard(self) -> bool:
+        """Whether a hello of the host was heard, here or on another server, since this server started."""
+        return bool(self.agent_version or self.capabilities) or self.clock_skew_s is not None
+
+    @property
     def may_have_problems(self) -> bool:
         """Whether `problems` has to be asked: it says nothing for most hosts."""
         skewed = self.clock_skew_s is not None and abs(self.clock_skew_s) > MAX_SKEW_S

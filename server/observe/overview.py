@@ -138,8 +138,9 @@ class Day(Struct, frozen=True):
 class Overview(Struct, frozen=True):
     """Whether everything is backed up: in one word, and in a sentence; and what is wrong.
 
-    `answer`: `no` when anything is red, `unknown` when it is too early to tell. `namespace`: the only one that this is
-    about; empty for all. `sections`: those with something in them, in their order. `days`: the last ones, oldest first.
+    `answer`: `no` when anything is red or nothing is backed up, `unknown` while it is too early to tell. `namespace`:
+    the only one that this is about; empty for all. `sections`: those with something in them, in their order. `days`:
+    the last ones, oldest first.
     """
 
     at: datetime
@@ -182,14 +183,17 @@ class HostTroubles(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What the overview is made of. `refuses`: why the server cannot write its store, empty if it can. `controllers`:
-    each with its problems. `started_at`: when this server started."""
+    """What the overview is made of. `refuses`: why the server cannot write its store, empty if it can.
+
+    `awaited`: how many hosts have not come back since the server started, and may do so still. `controllers`: each with
+    its problems.
+    """
 
     now: datetime
-    started_at: datetime
     namespace: str
     refuses: str
     counts: Counts
+    awaited: int
     schedules: Sequence[ScheduleFacts]
     repositories: Sequence[RepositoryFacts]
     hosts: Sequence[HostTroubles]
@@ -207,8 +211,8 @@ def overview(facts: Facts) -> Overview:
         items = [Trouble("Host", "", name, its.reason, message, f"/hosts/{name}") for name, message in its.named]
         found[section_of(its.reason, "agents")].add(*items, others=its.hosts - len(items))
     sections = [it.section(name) for name, it in found.items() if it.items]
-    is_red = any(it.severity == "red" for it in sections)
-    is_early = bool(facts.counts.hosts_waiting) or is_starting(facts.now, facts.started_at, facts.counts)
+    is_red = any(it.severity == "red" for it in sections) or bool(facts.refuses or _nothing(facts))
+    is_early = facts.counts.hosts_waiting > 0 or facts.awaited > 0
     due = [_due(it, it.next_due) for it in facts.schedules if it.next_due is not None]
     return Overview(
         facts.now,
@@ -245,11 +249,6 @@ class _Found:
 def _due(it: ScheduleFacts, at: datetime) -> DueSchedule:
     name = f"{it.namespace}/{it.name}"
     return DueSchedule(name, it.kind, at, it.coverage.hosts, f"/schedules/{name}")
-
-
-def is_starting(now: datetime, started_at: datetime, counts: Counts) -> bool:
-    """Whether agents may not have had the time to come back since the server started."""
-    return now - started_at < STARTING and counts.hosts_connected < counts.hosts
 
 
 # What is wrong.
@@ -328,6 +327,8 @@ def no_backup(disabled: Sequence[str]) -> str:
     return f"no enabled Schedule of kind backup selects it{which if disabled else ''}"
 
 
+HANGS = "a job of no Schedule, such as a restore, runs beyond its time limit: cancel it, or restart the agent"
+"""The message of a host on which such a job hangs; others are told of with their Schedules."""
 NOT_IN_SYNC = "its agent does not hold what is declared for it"
 """The message of a host that is not in sync."""
 
@@ -357,9 +358,8 @@ def _answer(facts: Facts, *, is_red: bool) -> str:
     good = f"all {hosts} hosts are backed up in time" if hosts > 1 else "the only host is backed up in time"
     if is_red:
         return f"Not all is well, though {good}"
-    if is_starting(facts.now, facts.started_at, facts.counts):
-        away = hosts - facts.counts.hosts_connected
-        return f"It seems so: {good}, but the server has just started, and {_hosts(away, hosts)} not back yet"
+    if facts.awaited:
+        return f"It seems so: {good}, but the server has just started, and {_hosts(facts.awaited, hosts)} not back yet"
     return f"Yes: {good}"
 
 

@@ -158,15 +158,19 @@ class StateCollector(Collector):
             "When a Repository with verifyWithinDays was last verified, or since when it should be.",
             labels=names,
         )
+        never = 0
         for row in list(self._catalog.repositories.values())[:MAX_SERIES]:
             days, at = row.spec.get("verifyWithinDays"), health.verified(row.id)
             access = self._coverage.access(row.id)
             for it in repository_problems(access, health.problem(row.id), days, at, row.created_at, now):
                 problems.add_metric([row.namespace, row.name, it.reason], 1)
+            never += at is None
             if days is not None:
                 verified.add_metric([row.namespace, row.name], (at or row.created_at).timestamp())
         yield problems
         yield verified
+        about = "Repositories that no job of kind verify has ever verified."
+        yield _gauge("lamplighter_repositories_never_verified", about, never)
 
 
 def _expectations(found: Sequence[Expected]) -> Iterator[Metric]:

@@ -23,9 +23,11 @@ from server.observe.coverage import CoverageReader, HostGroup, OnHosts, group_by
 from server.observe.fleet import DAYS, Fleet, FleetHost, FleetQuery, State
 from server.observe.host_days import HostDays
 from server.observe.overview import (
+    HANGS,
     MAX_ITEMS,
     MAX_LISTED,
     NOT_IN_SYNC,
+    STARTING,
     Counts,
     Day,
     Facts,
@@ -34,7 +36,6 @@ from server.observe.overview import (
     RepositoryFacts,
     RunningJob,
     ScheduleFacts,
-    is_starting,
     no_backup,
     not_connected,
     section_of,
@@ -65,9 +66,9 @@ AT_ONCE = 2_000
 class Survey(NamedTuple):
     """How everything stands that a namespace declares, or all namespaces.
 
-    `hosts`: those of the namespace, by name; `connected`: how many of them are. `stands`: how schedules stand on their
-    hosts, by id. `suspects`: hosts whose agents may have a problem. `backed`: hosts that an enabled Schedule of kind
-    backup selects.
+    `hosts`: those of the namespace, by name; `connected`: how many of them are; `awaited`: how many have not come back
+    since the server started, and may do so still. `stands`: how schedules stand on their hosts, by id.
+    `suspects`: hosts whose agents may have a problem. `backed`: hosts that an enabled Schedule of kind backup selects.
     """
 
     at: datetime
@@ -78,6 +79,7 @@ class Survey(NamedTuple):
     suspects: Sequence[Session]
     backed: frozenset[str]
     connected: int
+    awaited: int
     by_state: Mapping[State, frozenset[str]]
 
 
@@ -136,13 +138,13 @@ class Surveyor:
         counts = self._counts(survey, namespace, count)
         facts = Facts(
             now,
-            self._started_at,
             namespace,
             await self._store.refuses(probe, now),
             counts,
+            survey.awaited,
             [self._schedule(survey, row, hanging.get(row.id, set())) for row in survey.rows],
             [self._repository(row, now) for row in self._repositories(namespace)],
-            await self._host_troubles(survey, namespace, starting=is_starting(now, self._started_at, counts)),
+            await self._host_troubles(survey, namespace, hanging.get("", set())),
             [] if namespace else self._controller_problems(),
             running,
             [Day(*by_day[day]) if day in by_day else Day(day) for day in shown],
@@ -249,12 +251,15 @@ class Surveyor:
         backups = [stands[it.id].hosts for it in rows if it.spec["kind"] == "backup" and self._is_enabled(it)]
         backed = frozenset().union(*backups)
         troubled = {it.name for it in suspects if any(_is_of_agent(one.reason) for one in it.problems(now, {}))}
-        by_state["offline"] = frozenset(hosts).difference(connected)
+        away = [it for it in sessions if it.name not in connected]
+        is_early = now - self._started_at < STARTING
+        by_state["offline"] = frozenset(it.name for it in away if not is_early or it.was_heard)
         by_state["out_of_sync"] = out_of_sync & hosts.keys()
         by_state["agents"] = frozenset(troubled)
         by_state["no_backup"] = frozenset(hosts) - backed
-        is_connected = len(hosts) - len(by_state["offline"])
-        return Survey(now, rows, groups, stands, hosts, suspects, backed, is_connected, by_state)
+        online = len(hosts) - len(away)
+        awaited = len(away) - len(by_state["offline"])
+        return Survey(now, rows, groups, stands, hosts, suspects, backed, online, awaited, by_state)
 
     async def _suspects(self, hosts: Sequence[Session]) -> list[Session]:
         """The hosts whose agents may have a problem."""
@@ -303,8 +308,8 @@ class Surveyor:
         problems = repository_problems(access, failure, must, at, row.created_at, now)
         return RepositoryFacts(row.namespace, row.name, problems, at is not None, must is not None)
 
-    async def _host_troubles(self, survey: Survey, namespace: str, *, starting: bool) -> list[HostTroubles]:
-        """What is wrong with hosts."""
+    async def _host_troubles(self, survey: Survey, namespace: str, hanging: Collection[str]) -> list[HostTroubles]:
+        """What is wrong with hosts. `hanging`: those on which a job of no schedule hangs."""
         by_reason: dict[str, dict[str, str]] = defaultdict(dict)
         names = {it.id: full_name(it) for it in survey.rows}
         for it in survey.suspects:
@@ -315,9 +320,10 @@ class Surveyor:
             for reason, its in by_reason.items()
         ]
         left_out = by_reason["EntriesLeftOut"].keys() | by_reason["StoreEmpty"].keys()
-        away: Collection[str] = () if starting else survey.by_state["offline"]
+        away = survey.by_state["offline"]
         seen = await self._store.read(host_statements.last_seen, nsmallest(MAX_ITEMS, away)) if away else {}
         rest: Sequence[tuple[str, Collection[str], Callable[[str], str]]] = (
+            ("RunsHang", () if namespace else hanging, lambda _: HANGS),
             ("NotInSync", survey.by_state["out_of_sync"] - left_out, lambda _: NOT_IN_SYNC),
             ("NotConnected", away, lambda name: not_connected(seen.get(name))),
             ("NoBackup", survey.by_state["no_backup"], lambda name: no_backup(self._disabled(survey, name))),

@@ -117,6 +117,7 @@ async def test_a_server_tells_what_happened_and_how_it_stands(
         ("lamplighter_incomplete_hosts", whose[1:]): 0,
         ("lamplighter_hosts_without_schedules", ()): 0,
         ("lamplighter_hosts_without_backup", ()): 0,
+        ("lamplighter_repositories_never_verified", ()): 1,
         ("lamplighter_overdue", ()): 0,
         ("lamplighter_schedules_without_hosts", ()): 0,
         ("lamplighter_jobs_hanging", ()): 0,

@@ -7,6 +7,8 @@ import httpx
 import pytest
 
 from server.app import Running
+from server.observe import history
+from server.store.days import by_day, hosts_of
 from tests.integration.clock import Clock, due
 from tests.integration.conftest import Agent, Connect, Declare, Until
 
@@ -104,3 +106,70 @@ async def test_hosts_are_filtered_grouped_and_paged(
         assert {"zone", "n"} <= set(grouped["label_keys"])
     for wrong in ({"labelSelector": "a b"}, {"group": "-"}, {"days": 0}, {"state": "x"}):
         assert (await api.get("/fleet", params=wrong)).status_code == 400, wrong
+
+
+async def test_a_namespace_learns_nothing_of_another_one(
+    api: httpx.AsyncClient, declare: Declare, connect: Connect, server: Running
+) -> None:
+    """Also where both have schedules on one host: what failed, what was left out, and on which other hosts."""
+    await declare("etc")
+    await api.put("/hosts/their-host", json={"labels": {"role": "db"}})
+    body = {"spec": {"url": "/secret/{host}"}, "credentials": {"password": "open sesame"}}
+    await api.put("/repositories/others/secret", json=body)
+    spec = {"kind": "backup", "cron": "0 3 * * *", "backup": {"paths": ["/etc"]}}
+    wanted = {"spec": {**spec, "repositoryRef": {"name": "secret"}}}
+    theirs = (await api.put("/schedules/others/secret", json=wanted)).json()["metadata"]["uid"]
+    await declare("etc", hostSelector={"matchExpressions": [{"key": "role", "operator": "DoesNotExist"}]})
+    async with connect() as agent:
+        await agent.follow()
+        await agent.say("schedule.fire", schedule_id=theirs, scheduled_at=due(hour=3))
+        job_id = (await agent.hears("command.run"))["job_id"]
+        end: Any = {"status": "failed", "finished_at": due(hour=3), "bytes_added": 5, "error": "secret failure"}
+        await agent.say("job.finished", job_id=job_id, **end)
+        await agent.hears("job.confirmed")
+        for path in ("/overview", "/fleet", "/fleet?group=zone"):
+            everything = (await api.get(path)).text
+            of_them = (await api.get(path, params={"namespace": "others"})).text
+            ours = (await api.get(path, params={"namespace": "ns"})).text
+            assert "secret" in everything + of_them or "fleet" in path
+            assert not [it for it in ("secret", "others", "their-host") if it in ours], ours
+        [host] = (await fleet(api, namespace="ns"))["items"]
+        assert (host["name"], set(host["days"]), host["bytes_added"]) == ("node-1", {"none"}, 0)
+        assert sum(it["failed"] + it["bytes_added"] for it in (await overview(api, namespace="ns"))["days"]) == 0
+        assert sum(it["failed"] for it in (await overview(api, namespace="others"))["days"]) == 1
+        [host] = (await fleet(api, schedule="ns/etc"))["items"]
+        assert host["days"][-1] == "failed"
+    nothing = await overview(api, namespace="nobody")
+    assert nothing["sentence"] == "Nothing is backed up: no Schedule of kind backup is declared."
+
+
+async def test_a_job_counts_once_on_the_day_that_it_ended_and_is_deleted_with_its_day(
+    api: httpx.AsyncClient, declare: Declare, connect: Connect, server: Running, clock: Clock
+) -> None:
+    """However many attempts it took, and however often its end is told; a restore or a list is none of them."""
+    schedule = await declare(retry={"limit": 1, "backoffSeconds": 1})
+    store = server.parts.services.store
+    async with connect() as agent:
+        await agent.follow()
+        await fleet(api)  # from now on ends are added to the days that are known
+        job_id = await end(agent, schedule, status="failed")
+        clock.ahead += timedelta(seconds=2)
+        assert (await agent.hears("command.run"))["job_id"] == f"{job_id}.2"
+        again: Any = {
+            "job_id": f"{job_id}.2",
+            "status": "warning",
+            "finished_at": clock().isoformat(),
+            "bytes_added": 7,
+        }
+        for _ in range(2):
+            await agent.say("job.finished", **again)
+            await agent.hears("job.confirmed")
+        [host] = (await fleet(api))["items"]
+        assert (host["days"][-1], host["bytes_added"]) == ("warned", 7)
+    rows = [(it.day, *it[1:]) for it in await store.read(by_day, clock().date(), "")]
+    assert rows == [(clock().date(), 0, 1, 0, 7)]
+    await history.delete(store, history.HistoryRetention(days=1), clock() + timedelta(days=1), pause_s=0)
+    assert len(await store.read(by_day, clock().date(), "")) == 1
+    await history.delete(store, history.HistoryRetention(days=1), clock() + timedelta(days=3), pause_s=0)
+    assert await store.read(by_day, clock().date(), "") == []
+    assert await store.read(hosts_of, clock().date()) == []
