@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 from starlette.responses import Response
 
+from server.web import plots
 from server.web.client import Refused
 from server.web.page import Page
 
@@ -55,8 +57,9 @@ async def show_overview(page: Page) -> Response:
         if refused.status != FORBIDDEN:
             raise
         return page.show("namespace.html", FORBIDDEN, refused=refused, namespace=namespace, path="/")
-    answer = ANSWERS[overview["answer"]]
-    return page.show("overview.html", overview=overview, answer=answer, titles=TITLES, namespace=namespace)
+    answer, days = ANSWERS[overview["answer"]], overview["days"]
+    added = plots.bytes_by_day(days, date.fromisoformat(days[-1]["day"]), len(days))
+    return page.show("overview.html", overview=overview, answer=answer, titles=TITLES, namespace=namespace, added=added)
 
 
 async def show_fleet(page: Page) -> Response:
