@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
+import cron
 from agent.core import pushes as agent_pushes
 from agent.core.effects import Apply, Effect, Persist, Send
 from agent.core.machine import Core
@@ -659,6 +660,18 @@ async def test_nothing_of_other_namespaces_is_told(world: World) -> None:
     assert {it.namespace for it in told} == {"a", ""}
     assert [it.status for it in plan.refused] == [403, 403, 403]
     assert {it.namespace for it in (await world.plan(puts)).schedules} == {"a", "b"}
+
+
+@pytest.mark.anyio
+async def test_another_spread_moves_the_runs_of_the_hosts_whose_offset_it_changes(world: World) -> None:
+    hosts = [f"h{at}" for at in range(8)]
+    await world.apply([*map(labelled, hosts), repository(), backup()])
+    (told,) = (await world.plan([backup(spreadSeconds=600)])).schedules
+    (old,) = world.services.placement.schedules.values()
+    moved = [host for host in hosts if cron.spread(host, old.id, 600)]
+    assert moved
+    due = told.due
+    assert (due.before, due.after, due.appearing, due.disappearing) == (8, 8, len(moved), len(moved))
 
 
 @pytest.mark.anyio
