@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-import click
-
-from cli.terminal import safe
+from cli.terminal import safe, say
 
 Object = Mapping[str, Any]
 
@@ -26,11 +24,10 @@ _COLOURS = {"+": "green", "~": "yellow", "-": "red", "!": "red", "?": "yellow"}
 _ESCAPED = re.compile(r"[\\`*_{}\[\]<>#|~@!&]")
 
 
-def show(told: Object, *, markdown: bool, coloured: bool) -> None:
+def show(told: Object, *, markdown: bool) -> None:
     """Write a plan to stdout."""
     for line in markdown_lines(told) if markdown else text_lines(told):
-        colour = _COLOURS.get(line[2:3]) if coloured and line.startswith("  ") and line[2:3] in _COLOURS else None
-        click.echo(click.style(safe(line), colour) if colour else safe(line))
+        say(line, _COLOURS.get(line[2:3]) if not markdown and line.startswith("  ") else None)
 
 
 def summary(told: Object) -> str:

@@ -13,7 +13,7 @@ import click
 from cli import planned
 from cli.client import Client, ForbiddenError, NotFoundError
 from cli.options import Access
-from cli.terminal import is_coloured, say_json
+from cli.terminal import say_json
 from controller.client import Refused
 from controller.folder.declarations import Reading, read
 from controller.folder.files import FolderError, Unreadable, read_text, read_texts
@@ -107,7 +107,7 @@ def plan(access: Access, wanted: Wanted, output: str) -> None:
     if output == "json":
         say_json(told)
     else:
-        planned.show(told, markdown=output == "markdown", coloured=is_coloured(sys.stdout))
+        planned.show(told, markdown=output == "markdown")
     sys.exit(told["exit_code"])
 
 

@@ -33,9 +33,10 @@ def safe(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def say(text: str) -> None:
-    """Write one line to stdout. Tabs stay."""
-    click.echo(safe(text, "\t"))
+def say(text: str, colour: str | None = None) -> None:
+    """Write one line to stdout, in this colour if stdout is coloured. Tabs stay."""
+    line = safe(text, "\t")
+    click.echo(click.style(line, colour) if colour and is_coloured(sys.stdout) else line)
 
 
 def write(text: str) -> None:
