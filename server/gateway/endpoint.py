@@ -151,10 +151,11 @@ class Gateway:
             raise Unauthorized("this needs the header 'Authorization: Bearer TOKEN', with the token of an agent")
         return await self._authenticate(token.strip())
 
-    async def _check_again(self, websocket: WebSocket, disconnects: int) -> None:
+    async def _check_again(self, websocket: WebSocket, disconnects: int) -> int:
         """Check the token again if any host was disconnected during the handshake: the token may be that host's.
 
-        `disconnects`: `Hub.disconnects` at the first check. Raises WebSocketDisconnect when the token is not valid now.
+        `disconnects`: `Hub.disconnects` at the check before; returns that at this one, since when nothing was awaited.
+        Raises WebSocketDisconnect when the token is not valid now.
         """
         while disconnects != self._hub.disconnects:
             disconnects = self._hub.disconnects
@@ -164,6 +165,7 @@ class Gateway:
                 log.warning("agent refused", extra={**_claim(websocket), "reason": str(error)})
                 await websocket.close(REFUSED, codec.close_reason(error))
                 raise WebSocketDisconnect(REFUSED) from None
+        return disconnects
 
     async def _read_hello(self, websocket: WebSocket, allowed: str) -> Hello:
         """Read the hello. Raises FrameError for another message, for another host's hello and after `HELLO_S`."""
@@ -221,10 +223,11 @@ class Gateway:
         """Read the hello, then all frames. Raises WebSocketDisconnect, FrameError, Unavailable, CancelledError."""
         hello = await self._read_hello(websocket, allowed)
         await self._refuse_duplicate(websocket, hello)
-        await self._check_again(websocket, disconnects)
         open_jobs = await self._limit_hellos(websocket, hello.host)
+        disconnects = await self._check_again(websocket, disconnects)  # before its host may be created
         websocket.state.peer.keep()
         session = await self._hosts.session(hello.host, hello.applied_version)
+        await self._check_again(websocket, disconnects)  # from here on, the hub closes the connection
         connection = Connection(websocket.state.peer, session, next(self._session_ids), hello.instance)
         self._hub.replace(connection)
         try:

@@ -4,7 +4,7 @@ Each is told in the transaction in which it happened. Whoever hears one brings c
 server can do that has the host. To hear one again, or one that others overtook, does no harm.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -137,7 +137,8 @@ AnyNotice = (
 )
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(list[AnyNotice])
+_each = msgspec.json.Decoder(list[msgspec.Raw])
+_decoder = msgspec.json.Decoder(AnyNotice)
 
 
 def encode(notices: Sequence[AnyNotice]) -> str:
@@ -145,7 +146,18 @@ def encode(notices: Sequence[AnyNotice]) -> str:
     return _encoder.encode(notices).decode()
 
 
-def decode(body: str) -> list[AnyNotice]:
-    """The notices in a row of news. Raises msgspec.DecodeError for those of a release that tells what this one does
-    not know."""
-    return _decoder.decode(body)
+def _refuse(error: msgspec.DecodeError) -> None:
+    raise error
+
+
+def decode(body: str, left_out: Callable[[msgspec.DecodeError], None] = _refuse) -> list[AnyNotice]:
+    """The notices in a row of news. `left_out` is called for each that this release does not know: a newer one tells it
+    beside others, which are heard all the same. Raises msgspec.DecodeError for what is no
+    list, and where `left_out` raises it."""
+    found: list[AnyNotice] = []
+    for notice in _each.decode(body):
+        try:
+            found.append(_decoder.decode(notice))
+        except msgspec.DecodeError as error:
+            left_out(error)
+    return found

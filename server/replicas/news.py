@@ -102,10 +102,14 @@ class NewsFollower:
 
     async def _hear(self, row: NewsRow) -> None:
         """Hear a row. What a newer release tells, and this one does not know, is left out."""
-        try:
-            told = notices.decode(row.body)
-        except msgspec.DecodeError as error:
+
+        def left_out(error: msgspec.DecodeError) -> None:
             log.warning("news of another server left out", extra={"server": row.server, "reason": error})
+
+        try:
+            told = notices.decode(row.body, left_out)
+        except msgspec.DecodeError as error:
+            left_out(error)
             return
         given = [notice for notice in told if isinstance(notice, SlotsGiven)]
         await self._send(job_id for it in given for job_id in self._here(it))

@@ -165,6 +165,38 @@ async def test_a_key_that_is_revoked_ends_its_connection_and_opens_no_other(
     assert (await api.delete("/hosts/web-1/key")).status_code == 404
 
 
+@pytest.mark.parametrize("waits_for", ["_limit_hellos", "session"])
+async def test_a_key_that_is_revoked_while_its_hello_waits_for_the_store_opens_nothing(
+    server: Running,
+    offer: Callable[..., Awaitable[str]],
+    exchange: Callable[..., Awaitable[int]],
+    api: httpx.AsyncClient,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    waits_for: str,
+) -> None:
+    """Promise 6."""
+    key, waits, revoked = new_key(), asyncio.Event(), asyncio.Event()
+    await exchange(await offer(), key)
+    gateway = server.parts.gateway
+    owner: Any = gateway if waits_for == "_limit_hellos" else gateway._hosts
+    done = getattr(owner, waits_for)
+
+    async def slow(*args: Any) -> Any:
+        waits.set()
+        found = await done(*args)
+        await revoked.wait()
+        return found
+
+    monkeypatch.setattr(owner, waits_for, slow)
+    async with connect("web-1", token=key) as agent:
+        await waits.wait()
+        assert (await api.delete("/hosts/web-1/key")).status_code == 204
+        revoked.set()
+        assert (await agent.closed())[0] == 4001
+    assert not server.parts.services.hub.is_connected("web-1")
+
+
 async def test_a_host_that_is_deleted_leaves_no_key_behind(
     offer: Callable[..., Awaitable[str]],
     exchange: Callable[..., Awaitable[int]],

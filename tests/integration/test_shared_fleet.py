@@ -3,18 +3,22 @@
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from server.app import Config, Running, serving
 from server.gateway.endpoint import REPLACED
+from server.jobs import notices
 from server.jobs.progress import ProgressWriter
+from server.store import news
 from server.store.hosts import get_host
 from tests.integration.clock import Clock, due
 from tests.integration.conftest import PATIENCE_S, Connect, Declare, Until
@@ -263,3 +267,23 @@ async def test_a_host_that_was_deleted_and_is_back_is_connected_on_a_server_that
 
 async def is_offline(replica: Replica) -> bool:
     return not replica.hub.is_connected("node-1")
+
+
+async def test_what_a_newer_release_tells_keeps_nobody_from_what_it_tells_beside_it(
+    replicas: list[Replica], connect: Connect, until: Until
+) -> None:
+    """A row has all that one transaction brought about."""
+    one, other, _ = replicas
+    (await one.api.put("/hosts/node-1", json={"labels": {}})).raise_for_status()
+    async with connect("node-1", to=other.running):
+        await until(lambda: is_online(one))
+        server, now = other.store.server, other.running.parts.services.clock()
+        body = f'[{{"is":"of tomorrow","host":1}},{notices.encode([notices.Left("node-1")])[1:]}'
+        await other.store.write(told, (server, now, body))
+        await until(lambda: is_offline(one))
+
+
+def told(conn: sa.Connection, items: Sequence[tuple[str, datetime, str]]) -> list[None]:
+    for server, now, body in items:
+        news.tell(conn, server, now, [body])
+    return [None] * len(items)
