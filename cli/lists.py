@@ -167,7 +167,7 @@ class _Shown:
         table = self._table()
         shown = [*changes, *(("", item) for item in self.items)]  # the widths are those of all
         names = self._names_of([item for _, item in shown])
-        rows = [[what] * events + table.row(item, names) for what, item in shown]
+        rows = [[what.ljust(len("MODIFIED"))] * events + table.row(item, names) for what, item in shown]
         columns = ["EVENT"] * events + list(table.columns)
         numbers = range(0 if self._has_heading else -1, len(changes))
         self._has_heading = True

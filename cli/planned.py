@@ -35,7 +35,8 @@ def summary(told: Object) -> str:
     actions = [it["action"] for it in told["changes"]]
     parts = [f"{actions.count(action)} to {action}" for action in _SIGNS if action in actions]
     parts += [f"{count} refused" for count in [len(told["refused"]) + len(told["mistakes"])] if count]
-    parts += [f"{count} deletions withheld" for count in [len(told["withheld"])] if count]
+    if count := len(told["withheld"]):
+        parts.append(f"{count} {'deletion' if count == 1 else 'deletions'} withheld")
     return ", ".join(parts) or "no changes"
 
 
@@ -169,9 +170,10 @@ def _troubles(told: Object) -> Iterator[str]:
     if told["withheld"]:
         named = ", ".join(_name(it) for it in told["withheld"][:MAX_SHOWN])
         more = "…" if len(told["withheld"]) > MAX_SHOWN else ""
+        count = len(told["withheld"])
         yield (
-            f"{len(told['withheld'])} objects, most of this owner's, are no longer declared: they stay until "
-            f"--allow-empty confirms that ({named}{more})"
+            f"{count} {'object' if count == 1 else 'objects'}, most of what this owner has, no longer declared: "
+            f"nothing is deleted until --allow-empty confirms that ({named}{more})"
         )
 
 

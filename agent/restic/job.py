@@ -230,7 +230,9 @@ class Job:
             nonlocal outcome
             if exit_code == 1 and transcript.all_expected:
                 exit_code = 0
-            outcome = read_outcome(exit_code, transcript.stderr, transcript.unreadable, transcript.paths)
+            outcome = read_outcome(
+                exit_code, transcript.stderr, transcript.unreadable, transcript.paths, heard=transcript.heard
+            )
             self.exit_code = exit_code
             if transcript.capabilities:
                 self.reporter.log(f"left out: capabilities of {transcript.capabilities} files: {SPECIAL}")

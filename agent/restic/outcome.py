@@ -121,12 +121,18 @@ MAX_PATH = 80
 
 
 def read_outcome(
-    exit_code: int | None, stderr: Sequence[str], unreadable: int = 0, paths: Sequence[str] = ()
+    exit_code: int | None,
+    stderr: Sequence[str],
+    unreadable: int = 0,
+    paths: Sequence[str] = (),
+    *,
+    heard: Sequence[str] | None = None,
 ) -> Outcome:
     """The outcome of restic, from its exit code, the last lines of stderr, and the number of unreadable paths.
 
     `exit_code`: negative for the signal that ended the process, as in subprocess; None if even SIGKILL did not end it.
-    `paths`: some of the unreadable paths. A backup that left out paths is a warning, also before restic 0.19, which
+    `paths`: some of the unreadable paths. `heard`: the lines before secrets were taken out of them, which tell what is
+    wrong and are not shown. A backup that left out paths is a warning, also before restic 0.19, which
     exits with 0. Source: restic's manual, "Exit codes": an unknown one "MUST be treated as a command failure".
     """
     said = _cause(stderr)
@@ -140,7 +146,7 @@ def read_outcome(
         return Outcome("failed", clipped(_with_cause(_crash(exit_code), said)))
     if (reason := _LAUNCH_REASONS.get(exit_code)) is not None:
         return Outcome("failed", clipped(stderr[-1] if stderr else reason), reason)
-    text = "\n".join(stderr)
+    text = "\n".join(stderr if heard is None else heard)
     for problem in _PROBLEMS:
         if exit_code == problem.code or (exit_code == 1 and problem.pattern.search(text)):
             return Outcome(problem.end, clipped(_with_cause(problem.remedy, said)), _REASONS.get(problem.end, ""))

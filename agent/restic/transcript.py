@@ -15,8 +15,9 @@ class Transcript:
     """What one restic process printed.
 
     `answer` and `expected`: see `Job.restic`. `all_expected`: whether restic failed only on what was left out on
-    purpose. `stderr`: its last lines. `unreadable`: the number of paths that were not read; `paths`: the first of them.
-    `capabilities`: files whose capabilities were left out.
+    purpose. `stderr`: its last lines, without the repository's secrets. `heard`: these lines with them, to tell what is
+    wrong and never shown: a secret may be a word of restic's own. `unreadable`: the number of paths that were not read;
+    `paths`: the first of them. `capabilities`: files whose capabilities were left out.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Transcript:
         self._left_out = self.capabilities = 0
         self.all_expected = False
         self.stderr: deque[str] = deque(maxlen=MAX_TAIL)
+        self.heard: deque[str] = deque(maxlen=MAX_TAIL)
         self.summary: Summary | None = None
         self.unreadable = 0
         self.paths: list[str] = []
@@ -61,6 +63,8 @@ class Transcript:
                     self.unreadable += 1
                     if len(self.paths) < NAMED_PATHS:
                         self.paths.append(self._redact(said.path))
+                if fd == 2:
+                    self.heard.extend(map(clipped, text.splitlines()))
                 for part in map(clipped, self._redact(text).splitlines()):
                     self._reporter.log(part)
                     if fd == 2:

@@ -97,7 +97,7 @@ async def run_schedule(services: Services, request: Request) -> Response:
 
 
 class Due(Struct, frozen=True):
-    """When the hosts of a schedule are due, from `begin` up to `end`, which is left out.
+    """When the hosts of a schedule are due, from `begin`, the next whole minute, up to `end`, which is left out.
 
     `hosts`: how many it has. `times`: its due times without the spread. `minutes`: those in which hosts are due, with
     the spread. `most`: the one in which most are. Nothing is due while a schedule is disabled.
@@ -117,7 +117,9 @@ async def get_due(services: Services, request: Request) -> Response:
     hours = query.number("hours", 24, MAX_HOURS)
     row = await find_object(services, request, "Schedule")
     schedule = services.placement.schedules.get(row["id"])
-    begin = services.clock().replace(second=0, microsecond=0)
+    now = services.clock()
+    begin = now.replace(second=0, microsecond=0)
+    begin += timedelta(minutes=begin < now)  # a minute that has begun would tell what is over
     end = begin + timedelta(hours=hours)
     hosts = services.placement.matched(schedule) if schedule is not None else []
     due = Herd([], [])

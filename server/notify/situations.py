@@ -29,15 +29,15 @@ LASTING = frozenset({"NotConnected", "NotInSync", "EntriesLeftOut", "NoBackup"})
 ALL_HOSTS: ObjectKey = ("Host", "", "")
 """What situations of hosts are about: those of many hosts are one."""
 _OF_HOSTS: Mapping[str, str] = {
-    "NotConnected": "their agents are not connected",
-    "NotInSync": "they do not hold what is declared for them",
-    "EntriesLeftOut": "their agents left out Schedules that they cannot put in force",
-    "DuplicateAgent": "a second agent of their name tries to connect",
-    "ClockSkew": "their clocks differ from the server's",
-    "StoreEmpty": "their agents hold schedules, and nothing is declared: did the server start on the wrong store?",
-    "NoBackup": "no enabled Schedule of kind backup selects them",
+    "NotConnected": "the agent is not connected",
+    "NotInSync": "what is declared is not in force",
+    "EntriesLeftOut": "the agent left out Schedules that it cannot put in force",
+    "DuplicateAgent": "a second agent of the same name tries to connect",
+    "ClockSkew": "the clock differs from the server's",
+    "StoreEmpty": "the agent holds schedules, and nothing is declared: did the server start on the wrong store?",
+    "NoBackup": "selected by no enabled Schedule of kind backup",
 }
-"""What is said of hosts. What a Session says of one may name what other namespaces have on it."""
+"""What is said of a host or of many. What a Session says of one may name what other namespaces have on it."""
 
 
 class Found(NamedTuple):
@@ -108,5 +108,6 @@ def _of_hosts(hosts: Iterable[HostFacts], after: timedelta) -> Iterator[Situatio
     for reason, names in by_reason.items():
         lasting = after if reason in LASTING else timedelta()
         what = _OF_HOSTS.get(reason, reason)
-        message = f"{len(names)} hosts: {what}: {named(sorted(names)[:MAX_NAMED], len(names))}"
+        count = f"{len(names)} {'host' if len(names) == 1 else 'hosts'}"
+        message = f"{count}: {what}: {named(sorted(names)[:MAX_NAMED], len(names))}"
         yield Situation(event_of(reason), reason, ALL_HOSTS, message, names, after=lasting)

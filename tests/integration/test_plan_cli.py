@@ -134,6 +134,8 @@ async def test_what_a_folder_no_longer_declares_goes_and_most_of_it_only_when_co
     emptied = await told(plan, folder)
     assert (emptied["exit_code"], emptied["changes"], len(emptied["withheld"])) == (1, [], 3)
     assert "--allow-empty confirms that" in (await plan(folder)).stdout
+    assert planned.summary(emptied) == "3 deletions withheld"
+    assert planned.summary({**emptied, "withheld": emptied["withheld"][:1]}) == "1 deletion withheld"
     confirmed = await told(plan, folder, "--allow-empty")
     assert (confirmed["exit_code"], len(confirmed["changes"])) == (2, 3)
     files = await told(plan, "-f", folder)

@@ -297,6 +297,7 @@ def test_an_alert_of_the_fleet_sees_everything_once() -> None:
     assert {"Repository/team-b/main/WrongPassword", "Controller//folder/NotFollowing"} <= found.keys()
     assert {"Server///NothingDeclared", "Host///ClockSkew", "Host///EntriesLeftOut"} <= found.keys()
     assert len(found) == 7
+    assert found["Host///NotConnected"].message == "1 host: the agent is not connected: a-1"
 
 
 def test_an_alert_sees_what_it_selects() -> None:
