@@ -18,6 +18,8 @@ from wire.messages import CommandRun, FromServer, RefusalReason, ScheduleFire, S
 
 MAX_OPEN_JOBS = 1000
 """Maximum open jobs of one Schedule on one host, under any concurrencyPolicy. Jobs of no Schedule count together."""
+DELETED = "its host was deleted"
+"""Why a due time gets no job whose host another server deleted meanwhile."""
 
 
 class NewJob(Struct, frozen=True):
@@ -184,7 +186,10 @@ def answered(
         if job.id in sendable:
             messages.append(command)
         elif command.scheduled_at is not None:
-            reason: RefusalReason = "Concurrent" if job.id in refused else "Queued" if job.id in new else "Duplicate"
+            why = refused.get(job.id)
+            reason: RefusalReason = "Queued" if job.id in new else "Duplicate"
+            if why is not None:
+                reason = "NotThisHost" if why == DELETED else "Concurrent"
             message = refused.get(job.id, "its job waits for its turn" if reason == "Queued" else _REPEATED)
             messages.append(ScheduleRefused(command.schedule_id, command.scheduled_at, reason, message))
         else:

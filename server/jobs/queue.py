@@ -24,6 +24,7 @@ from server.jobs.turn import LaneState, Waiting, turn
 from server.store import connections, news, queue, servers
 from server.store.audit import record_audit
 from server.store.days import count_ends
+from server.store.hosts import undeclared
 from server.store.jobs import jobs_accepted, jobs_cancelled, jobs_finished, jobs_retried, record_jobs
 from server.store.queue import Moved, OpenRow, Placed
 from server.store.rows import AuditRow, JobRow, Pair, Retry
@@ -241,7 +242,7 @@ class JobQueue:
     @_telling
     def record(self, conn: Connection, items: Sequence[Recording]) -> list[Recorded]:
         """Record jobs, each once for its due time, and give slots to those that may go. Raises Conflict for a job that
-        somebody asked for where too many are open."""
+        somebody asked for where too many are open, or whose host was deleted."""
         record_audit(conn, [item.audit for item in items if item.audit is not None])
         found: list[Recorded] = []
         wave: list[Recording] = []
@@ -261,7 +262,7 @@ class JobQueue:
         lanes = {job.id: self._lane(job.command, job.host) for job in jobs}
         names = set(lanes.values()) - {""}
         known, states = self._look(conn, {_pair(job) for job in jobs}, names, MAX_OPEN_JOBS)
-        refused = self._in_the_way(conn, items, known)
+        refused = self._in_the_way(conn, items, known) | _of_deleted_hosts(conn, jobs, known)
         replacing = [job for job in jobs if job.policy == "Replace" and job.id not in refused]
         old = queue.of_pairs(conn, {_pair(job) for job in replacing if known[_pair(job)].runs})
         rows = [fires.job_row(job, lanes[job.id]) for job in jobs if job.id not in refused]
@@ -746,6 +747,17 @@ def _its(rows: Mapping[str, OpenRow], host: str, attempt: str) -> OpenRow | None
 def _foreign(rows: Mapping[str, OpenRow], host: str, attempts: Iterable[str]) -> list[str]:
     """Those of these attempts that are of another host's open job."""
     return [it for it in attempts if (row := rows.get(_job_id(it))) is not None and row.host != host]
+
+
+def _of_deleted_hosts(conn: Connection, jobs: Iterable[NewJob], known: Mapping[Pair, queue.PairRow]) -> dict[str, str]:
+    """Why jobs are not to be recorded whose hosts another server deleted meanwhile, by id: nobody would end them.
+    Raises Conflict where somebody asked for such a job."""
+    away = [job for job in jobs if known[_pair(job)].server is None]
+    deleted = undeclared(conn, {job.host for job in away}) if away else set()
+    of_deleted = [job for job in away if job.host in deleted]
+    if asked := [job.host for job in of_deleted if job.command.scheduled_at is None]:
+        raise Conflict(f"{asked[0]} was deleted meanwhile")
+    return dict.fromkeys((job.id for job in of_deleted), fires.DELETED)
 
 
 def _pair(job: NewJob) -> tuple[str, str]:

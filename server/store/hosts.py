@@ -88,6 +88,13 @@ def get_host(conn: Connection, name: str) -> Row | None:
     return one_row(conn, sa.select(HOSTS).where(HOSTS.c.name == name))
 
 
+def undeclared(conn: Connection, names: Collection[str]) -> set[str]:
+    """Those of these names that no host has."""
+    return set(names).difference(
+        it for (it,) in batch.gathered(conn, _declared(conn.dialect.name), ((name,) for name in names))
+    )
+
+
 def last_seen(conn: Connection, names: Collection[str]) -> dict[str, datetime]:
     """When these hosts were last seen, by name; of those that ever were."""
     found = sa.select(HOSTS.c.name, HOSTS.c.last_seen).where(HOSTS.c.name.in_(names), HOSTS.c.last_seen.is_not(None))
@@ -98,3 +105,9 @@ def list_hosts(conn: Connection, after: str | None, limit: int, labels: Iterable
     """Hosts ordered by name, starting after the name `after`. `labels`: what their labels must satisfy."""
     found = sa.select(HOSTS).where(*labels_match(HOSTS.c.labels, labels)).order_by(HOSTS.c.name).limit(limit)
     return all_rows(conn, found if after is None else found.where(HOSTS.c.name > after))
+
+
+@cache
+def _declared(dialect: str) -> str:
+    given = batch.Given(dialect, [HOSTS.c.name]).select()
+    return batch.gather(dialect, sa.select(HOSTS.c.name).where(HOSTS.c.name.in_(given)).subquery())

@@ -6,12 +6,16 @@ import pytest
 import sqlalchemy as sa
 
 from server.agents.session import HelloFacts
+from server.errors import Conflict
 from server.jobs import notices
+from server.jobs.fires import DELETED
 from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.notices import AnyNotice, Arrived, Changed, EndAsked, Ended, Left, Recorded, ServerGone, SlotsGiven
 from server.jobs.queue import Arrival
 from server.store import connections
+from server.store.hosts import delete_hosts, upsert_hosts
 from server.store.queue import FRONT
+from server.store.rows import HostRow
 from server.store.tables import CONNECTIONS, NEWS
 from tests.jobqueue import MINUTE, NOON, Jobs, in_memory, job
 
@@ -165,3 +169,19 @@ def test_connections_are_read_as_they_stand(servers: Servers) -> None:
     found = {row.host: row for row in connections.all_connections(servers.conn)}
     assert (found["a"].server, found["a"].hello) == ("one", {"agent_version": "1.2"})
     assert (found["b"].server, found["b"].lost_at, found["b"].session) == (None, NOON, 1)
+
+
+def test_a_job_is_not_recorded_for_a_host_that_another_server_deleted(servers: Servers) -> None:
+    """Nobody would ever end it."""
+    forget_and_delete(servers.conn, "b")
+    recorded, sent = servers.other.record(job("1", "b", schedule="s", due=NOON))
+    assert (recorded.new, recorded.refused, sent) == (set(), {"1": DELETED}, [])
+    with pytest.raises(Conflict, match="b was deleted"):
+        servers.other.record(job("2", "b"))
+    upsert_hosts(servers.conn, [HostRow("b", {}, NOON, NOON)])
+    assert servers.other.record(job("2", "b"))[0].new == {"2"}
+
+
+def forget_and_delete(conn: sa.Connection, host: str) -> None:
+    connections.forget(conn, [host])
+    delete_hosts(conn, [host])
