@@ -50,6 +50,8 @@ AT_ONCE = 500
 """Frames that come from hosts in one turn of the loop."""
 CONNECTING = 256
 """Hosts that connect at once, as in the other rows: a hello must come within some seconds."""
+TOGETHER = 10_000
+"""Hosts that fire at once. More would keep one server busy for longer than a ping waits for its pong."""
 WAITING = 2_000
 """Calls that wait in the store, above which no more comes from hosts, as when a server reads no faster."""
 IDLE = 10
@@ -266,9 +268,12 @@ class Scale:
         await self._in_sync()
 
     async def _fire(self) -> None:
-        for transport in self._transports:
-            transport.fire()
-        await self._stored(sa.select(sa.func.count()).where(JOBS.c.status == "running"), len(self._names) * SCHEDULES)
+        running = sa.select(sa.func.count()).where(JOBS.c.status == "running")
+        for begin in range(0, len(self._transports), TOGETHER):
+            some = self._transports[begin : begin + TOGETHER]
+            for transport in some:
+                transport.fire()
+            await self._stored(running, (begin + len(some)) * SCHEDULES)
 
     async def _drop(self) -> None:
         """End all connections; the hosts keep what they hold."""
