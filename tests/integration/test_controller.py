@@ -44,6 +44,7 @@ PLURALS = {
     "Host": f"{GROUP}/hosts",
     "Run": f"{GROUP}/runs",
     "Restore": f"{GROUP}/restores",
+    "Alert": f"{GROUP}/alerts",
     "Node": "v1/nodes",
     "Secret": "v1/secrets",
     "Event": "events.k8s.io/v1/events",
