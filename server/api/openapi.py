@@ -59,7 +59,8 @@ _PARAMETERS: Mapping[str, Schema] = {
     },
     "name": {
         "description": "A part of the file's name, or a pattern of it with * and ?.",
-        "schema": {"type": "string", "maxLength": 255},
+        "required": True,
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255},
     },
     "path": {"description": "The folder or file; / by default.", "schema": {"type": "string"}},
     "status": {"description": "Only jobs with this status.", "schema": {"enum": list(JOB_STATUSES)}},
