@@ -51,7 +51,8 @@ AT_ONCE = 500
 CONNECTING = 256
 """Hosts that connect at once, as in the other rows: a hello must come within some seconds."""
 TOGETHER = 10_000
-"""Hosts that fire at once. More would keep one server busy for longer than a ping waits for its pong."""
+"""The most hosts that fire, for what all would cost. More at once would keep one server busy for longer than a ping
+waits for its pong."""
 WAITING = 2_000
 """Calls that wait in the store, above which no more comes from hosts, as when a server reads no faster."""
 IDLE = 10
@@ -237,6 +238,7 @@ class Scale:
         await self._step("hello_in_sync", self._connect())
         self._clock.shift = LEAP
         await self._step("fire", self._fire())
+        self.figures["cpu_s.fire"] *= len(self._names) / min(len(self._names), TOGETHER)
         await self._drop()
         delivering.cancel()
 
@@ -268,12 +270,10 @@ class Scale:
         await self._in_sync()
 
     async def _fire(self) -> None:
-        running = sa.select(sa.func.count()).where(JOBS.c.status == "running")
-        for begin in range(0, len(self._transports), TOGETHER):
-            some = self._transports[begin : begin + TOGETHER]
-            for transport in some:
-                transport.fire()
-            await self._stored(running, (begin + len(some)) * SCHEDULES)
+        some = self._transports[:TOGETHER]
+        for transport in some:
+            transport.fire()
+        await self._stored(sa.select(sa.func.count()).where(JOBS.c.status == "running"), len(some) * SCHEDULES)
 
     async def _drop(self) -> None:
         """End all connections; the hosts keep what they hold."""
