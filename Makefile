@@ -68,7 +68,7 @@ ROUNDS ?= 300
 faults: restic $(READY) ## Run the parts under faults, at length
 	$(BIN)/python -m tests.faults --seeds $(SEEDS) --rounds $(ROUNDS)
 	LAMPLIGHTER_FUZZ=20 $(BIN)/pytest -q tests/integration/test_hostile.py tests/integration/test_hostile_rest.py \
-		tests/unit/test_cron_grammar.py
+		tests/unit/test_cron_grammar.py tests/integration/test_bench.py
 
 .PHONY: pictures
 pictures: chromium $(READY) ## Make the README's pictures anew, of a made-up fleet
