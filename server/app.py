@@ -405,7 +405,7 @@ async def _traced(app: ASGIApp, parts: Parts, clock: Callable[[], datetime]) -> 
     try:
         is_asked = otel.makes_traces(os.environ)
         if is_asked:
-            from server.observe.traces import JobTraceIds, Traces, provider  # noqa: PLC0415 - few servers need it
+            from server.observe import traces  # noqa: PLC0415 - few servers need it
     except ValueError as error:
         raise ServerError(str(error)) from error
     except ModuleNotFoundError as error:
@@ -413,7 +413,7 @@ async def _traced(app: ASGIApp, parts: Parts, clock: Callable[[], datetime]) -> 
     if not is_asked:
         yield app
         return
-    services, ids = parts.services, JobTraceIds()
+    services = parts.services
     hosts = services.placement.hosts
 
     def version_of(host: str) -> int:
@@ -422,12 +422,12 @@ async def _traced(app: ASGIApp, parts: Parts, clock: Callable[[], datetime]) -> 
     def was_sent(job_id: str) -> bool:
         return parts.active.get(job_id) is not None
 
-    traces = Traces(provider(ids, services.store.server), ids, version_of, was_sent, clock)
-    parts.events.subscribe(traces.on_event, own_only=True)
+    made = traces.configured(services.store.server, version_of, was_sent, clock)
+    parts.events.subscribe(made.on_event, own_only=True)
     try:
-        yield traces.of_requests(app)
+        yield made.of_requests(app)
     finally:
-        await asyncio.to_thread(traces.close)
+        await asyncio.to_thread(made.close)
 
 
 @asynccontextmanager

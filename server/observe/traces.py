@@ -20,7 +20,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode, TraceFlags
@@ -38,6 +38,7 @@ from server.events import (
     JobsSent,
     RecordedJob,
 )
+from server.store.tables import GOOD
 from wire.messages import JobReason
 
 CHANGING = frozenset({"PUT", "POST", "PATCH", "DELETE"})
@@ -50,7 +51,6 @@ MAX_NAMED = 5
 """How many objects a span names."""
 SHUTDOWN_S = 5.0
 """Seconds in which a server that stops may send its last spans."""
-GOOD = ("succeeded", "warning")
 
 Value = TypeVar("Value")
 Attributes = Mapping[str, str | int | float | Sequence[str]]
@@ -75,30 +75,24 @@ class JobTraceIds(RandomIdGenerator):
         return super().generate_span_id() if self._next is None else self._next.span_id
 
 
-def provider(ids: JobTraceIds, instance: str) -> TracerProvider:
-    """What makes spans and sends them, as OTEL_* variables say. `instance`: the server's id."""
-    own = {"service.name": "lamplighter-server", "service.version": server.__version__}
-    resource = Resource.create({**own, "service.instance.id": instance}).merge(OTELResourceDetector().detect())
-    made = TracerProvider(resource=resource, id_generator=ids, shutdown_on_exit=False)
-    made.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return made
-
-
 class Traces:
     """Makes spans of requests and events.
 
-    `version_of`: the desired version of a host. `was_sent`: whether the command of a job was sent to its host.
+    `exporter`: where the provider's spans go. `version_of`: the desired version of a host. `was_sent`: whether the
+    command of a job was sent to its host.
     """
 
     def __init__(
         self,
         provider: TracerProvider,
+        exporter: SpanExporter,
         ids: JobTraceIds,
         version_of: Callable[[str], int],
         was_sent: Callable[[str], bool],
         clock: Callable[[], datetime],
     ) -> None:
         self._provider = provider
+        self._exporter = exporter
         self._sampler = provider.sampler
         self._tracer = provider.get_tracer("lamplighter", server.__version__)
         self._ids = ids
@@ -114,6 +108,9 @@ class Traces:
         sending = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         sending.start()
         sending.join(SHUTDOWN_S)
+        if sending.is_alive():
+            self._exporter.shutdown()  # it tries no more
+            sending.join(1.0)
 
     # Requests.
 
@@ -254,7 +251,7 @@ class Traces:
             span = self._tracer.start_span(name, parent, attributes=attributes, links=links, start_time=_ns(start))
         finally:
             self._ids.give(None)
-        if attributes is not None and attributes.get("lamplighter.status", GOOD[0]) not in GOOD:
+        if attributes is not None and attributes.get("lamplighter.status", "succeeded") not in GOOD:
             span.set_status(StatusCode.ERROR)
         span.end(max(_ns(end), _ns(start)))
 
@@ -320,3 +317,15 @@ class _Headers(Getter[Scope]):
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PROPAGATOR = TraceContextTextMapPropagator()
 _HEADERS = _Headers()
+
+
+def configured(
+    instance: str, version_of: Callable[[str], int], was_sent: Callable[[str], bool], clock: Callable[[], datetime]
+) -> Traces:
+    """Traces that are made and sent as OTEL_* variables say. `instance`: the server's id; the rest as for `Traces`."""
+    own = {"service.name": "lamplighter-server", "service.version": server.__version__}
+    resource = Resource.create({**own, "service.instance.id": instance}).merge(OTELResourceDetector().detect())
+    ids, exporter = JobTraceIds(), OTLPSpanExporter()
+    provider = TracerProvider(resource=resource, id_generator=ids, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return Traces(provider, exporter, ids, version_of, was_sent, clock)

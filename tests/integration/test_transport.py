@@ -105,8 +105,7 @@ def untroubled(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Nothing that a guest does is an error of the server."""
     yield
     told = [it for when in ("setup", "call") for it in caplog.get_records(when) if it.name != "websockets.client"]
-    ours = [it for it in told if not it.name.startswith("opentelemetry")]  # its exporter may outlive another test
-    assert [it.getMessage() for it in ours if it.levelno >= logging.ERROR] == []
+    assert [it.getMessage() for it in told if it.levelno >= logging.ERROR] == []
 
 
 LATE = [

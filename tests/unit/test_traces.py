@@ -26,7 +26,7 @@ def server(ratio: float = 1.0) -> tuple[Traces, InMemorySpanExporter]:
     ids, sent = JobTraceIds(), InMemorySpanExporter()
     provider = TracerProvider(sampler=TraceIdRatioBased(ratio), id_generator=ids)
     provider.add_span_processor(SimpleSpanProcessor(sent))
-    return Traces(provider, ids, lambda _: 1, lambda _: True, lambda: NOON + 5 * SECOND), sent
+    return Traces(provider, sent, ids, lambda _: 1, lambda _: True, lambda: NOON + 5 * SECOND), sent
 
 
 def job() -> str:
