@@ -49,7 +49,7 @@ _PARAMETERS: Mapping[str, Schema] = {
     "namespace": {"description": "Only what is in this namespace.", "schema": {"type": "string"}},
     "labelSelector": {
         "description": "Only what has these labels, as `kubectl -l` takes it: tier=db,env!=test,zone in (a,b),!spare.",
-        "schema": {"type": "string"},
+        "schema": {"type": "string", "pattern": selectors.SELECTOR},
     },
     "kind": {"description": "Only jobs of this kind.", "schema": {"type": "string"}},
     "object_kind": {"description": "Only lines about objects of this kind.", "schema": {"type": "string"}},

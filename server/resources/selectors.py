@@ -33,9 +33,19 @@ def _holds(requirement: Requirement, labels: Mapping[str, str]) -> bool:
 
 
 _PART = re.compile(
-    r"(?P<absent>!)?\s*(?P<key>[^\s=!,()]+)\s*"
+    r"\s*(?P<absent>!)?\s*(?P<key>[^\s=!,()]+)\s*"
     r"(?:(?P<compare>==?|!=)\s*(?P<value>[^\s=!,()]*)|\s(?P<among>in|notin)\s*\((?P<values>[^()]*)\))?\s*(?:,|\Z)"
 )
+
+
+_DOMAIN = "[a-z0-9](?:[-a-z0-9]{0,60}[a-z0-9])?"
+_KEY = rf"(?:{_DOMAIN}(?:\.{_DOMAIN}){{0,3}}/)?{LABEL.pattern}"
+_REQUIREMENT = (
+    rf"(?:!?{_KEY}|{_KEY}(?:==?|!=)(?:{LABEL.pattern})?"
+    rf"|{_KEY} (?:not)?in \({LABEL.pattern}(?:, ?{LABEL.pattern})*\))"
+)
+SELECTOR = f"^(?:{_REQUIREMENT}(?:, ?{_REQUIREMENT})*)?$"
+"""The usual way to write what `parse_selector` reads, for descriptions. That also takes more spaces."""
 
 
 def parse_selector(text: str) -> Iterator[Requirement]:

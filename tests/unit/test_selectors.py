@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.resources import selectors
 from server.resources.specs import LabelSelector
@@ -137,3 +139,8 @@ def test_a_selector_is_read_as_kubectl_reads_it(text: str, found: list[Any]) -> 
 def test_a_selector_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"such as tier=db|a label's"):
         list(selectors.parse_selector(text))
+
+
+@given(st.from_regex(selectors.SELECTOR, fullmatch=True))
+def test_a_selector_is_read_as_it_is_described(text: str) -> None:
+    assert all(selectors.is_label_key(it.key) for it in selectors.parse_selector(text))
