@@ -338,7 +338,7 @@ async def test_a_folder_that_declares_less_than_half_deletes_nothing_until_it_is
     for name in ("home", "srv"):
         (folder / f"{name}.yaml").write_text(text.replace("name: etc", f"name: {name}"))
     await follower.compare()
-    before = await held(client)
+    before = {name: it["metadata"] for name, it in (await held(client)).items()}
     for path in folder.iterdir():
         if path.name not in left:
             path.unlink()
@@ -349,7 +349,7 @@ async def test_a_folder_that_declares_less_than_half_deletes_nothing_until_it_is
     told()
     await follower.compare()
     await follower.compare()
-    assert await held(client) == before
+    assert {name: it["metadata"] for name, it in (await held(client)).items()} == before  # the next due time moves
     assert "local" in await held(client, "repositories")
     errors = [facts for message, facts in told() if message == "deleting nothing"]
     assert len(errors) == 2  # at each comparison: it is loud
