@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 
-from msgspec import Struct
 from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,28 +13,9 @@ from server.api.requests import Query
 from server.api.services import Services
 from server.observe.fleet import DAYS
 from server.observe.host_days import MAX_DAYS
-from server.store.schedule_days import ScheduleDayRow, days_of_repository, days_of_schedule
+from server.store.schedule_days import PastDay, days_of_repository, days_of_schedule
 
-DaysOf = Callable[[Connection, str, date], Sequence[ScheduleDayRow]]
-
-
-class PastDay(Struct, frozen=True):
-    """How jobs of Schedules that ended on a day (UTC) went.
-
-    `failed`: those with any end but `succeeded` and `warning`. `backups`: those that made a snapshot. `seconds`: how
-    long all took together; `longest`: how long the longest took. `bytes_processed`: of the files; `bytes_added`: to the
-    repository.
-    """
-
-    day: date
-    succeeded: int
-    warned: int
-    failed: int
-    backups: int
-    seconds: int
-    longest: int
-    bytes_processed: int
-    bytes_added: int
+DaysOf = Callable[[Connection, str, date], Sequence[PastDay]]
 
 
 async def get_schedule_history(services: Services, request: Request) -> Response:
@@ -54,4 +34,4 @@ async def _history(services: Services, request: Request, kind: str, days_of: Day
     row = await find_object(services, request, kind)
     since = services.clock().date() - timedelta(days=days - 1)
     found = await services.store.read(days_of, row["id"], since)
-    return json_response({"items": [PastDay(*it) for it in found], "next": None})
+    return json_response({"items": found, "next": None})

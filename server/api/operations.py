@@ -29,7 +29,6 @@ from server.api import (
     sign_ins,
     snapshots,
 )
-from server.api.history import PastDay
 from server.api.requests import object_body
 from server.api.services import Services
 from server.changes.listings import File, Snapshot
@@ -39,6 +38,7 @@ from server.observe.controllers import ControllerReport, ControllerState
 from server.observe.entries import HostEntry
 from server.observe.fleet import Fleet
 from server.observe.overview import Overview
+from server.store.schedule_days import PastDay
 
 BODIES: Mapping[str, type[Struct]] = {
     "HostPut": hosts.HostBody,

@@ -8,7 +8,7 @@ Statements are compiled once, into the words of the database's driver: compiling
 it, would cost several times what the database needs to execute it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, TypeVar
@@ -206,3 +206,19 @@ def delete_rows(conn: sa.Connection, table: sa.Table, key: str, values: Sequence
     if values:
         execute(conn, delete(conn.dialect.name, table, key), ((value,) for value in values))
     return [None] * len(values)
+
+
+def adding(dialect: str, table: sa.Table, greatest: Collection[str] = ()) -> str:
+    """Insert rows of a table, or add their values to those of the rows with their keys; of the columns in `greatest`,
+    the greater value stays. The parameter has all columns, in the table's order."""
+    rows = Given(dialect, list(table.c)).select()
+    insert = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+    put = insert.from_select([column.name for column in table.c], rows, include_defaults=False)
+    values: dict[str, sa.ColumnElement[int]] = {}
+    for known in table.c:
+        new = put.excluded[known.name]
+        if known.name in greatest:
+            values[known.name] = sa.case((new > known, new), else_=known)
+        elif not known.primary_key:
+            values[known.name] = known + new
+    return prepared(dialect, put.on_conflict_do_update(index_elements=list(table.primary_key), set_=values))

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
-from sqlalchemy.dialects import postgresql, sqlite
 
 from server.store import batch
 from server.store.tables import GOOD, HOST_DAYS
@@ -49,18 +48,12 @@ def count_ends(conn: Connection, ends: Iterable[tuple[str, str, JobFinished]]) -
             counts[how] += 1
             counts[3] += end.bytes_added
     if found:
-        batch.execute(conn, _add(conn.dialect.name), ([*key, *counts] for key, counts in found.items()))
+        batch.execute(conn, _adding(conn.dialect.name), ([*key, *counts] for key, counts in found.items()))
 
 
 @cache
-def _add(dialect: str) -> str:
-    """Insert counts, or add them to those that are there."""
-    names = [column.name for column in HOST_DAYS.c]
-    rows = batch.Given(dialect, list(HOST_DAYS.c)).select()
-    insert = postgresql.insert(HOST_DAYS) if dialect == "postgresql" else sqlite.insert(HOST_DAYS)
-    put = insert.from_select(names, rows, include_defaults=False)
-    sums = {name: HOST_DAYS.c[name] + put.excluded[name] for name in _COUNTS}
-    return batch.prepared(dialect, put.on_conflict_do_update(index_elements=list(HOST_DAYS.primary_key), set_=sums))
+def _adding(dialect: str) -> str:
+    return batch.adding(dialect, HOST_DAYS)
 
 
 def by_day(conn: Connection, since: date, namespace: str) -> list[DayRow]:

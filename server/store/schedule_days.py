@@ -6,8 +6,8 @@ from functools import cache
 from typing import NamedTuple
 
 import sqlalchemy as sa
+from msgspec import Struct
 from sqlalchemy import Connection
-from sqlalchemy.dialects import postgresql, sqlite
 
 from server.store import batch
 from server.store.tables import GOOD, SCHEDULE_DAYS
@@ -15,7 +15,6 @@ from wire.messages import JobFinished
 
 BATCH = 1000
 """Maximum rows that one transaction deletes, so that other writers do not wait long."""
-_SUMS = ("succeeded", "warned", "failed", "backups", "seconds", "bytes_processed", "bytes_added")
 _VALUES = [column.name for column in SCHEDULE_DAYS.c if not column.primary_key]
 
 
@@ -27,8 +26,13 @@ class EndOf(NamedTuple):
     end: JobFinished
 
 
-class ScheduleDayRow(NamedTuple):
-    """How jobs went on a day; see `tables.ScheduleDay`."""
+class PastDay(Struct, frozen=True):
+    """How jobs of Schedules that ended on a day (UTC) went.
+
+    `failed`: those with any end but `succeeded` and `warning`. `backups`: those that made a snapshot. `seconds`: how
+    long all took together; `longest`: how long the longest took. `bytes_processed`: of the files; `bytes_added`: to the
+    repository.
+    """
 
     day: date
     succeeded: int
@@ -56,40 +60,29 @@ def count_schedule_ends(conn: Connection, ends: Iterable[EndOf]) -> None:
         counts["bytes_added"] += end.bytes_added
     if found:
         rows = ([*key, *(counts[name] for name in _VALUES)] for key, counts in found.items())
-        batch.execute(conn, _add(conn.dialect.name), rows)
+        batch.execute(conn, _adding(conn.dialect.name), rows)
 
 
 @cache
-def _add(dialect: str) -> str:
-    """Insert counts, or add them to those that are there."""
-    table = SCHEDULE_DAYS
-    rows = batch.Given(dialect, list(table.c)).select()
-    insert = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
-    put = insert.from_select([column.name for column in table.c], rows, include_defaults=False)
-    sums: dict[str, sa.ColumnElement[int]] = {name: table.c[name] + put.excluded[name] for name in _SUMS}
-    longest, new = table.c["longest"], put.excluded["longest"]
-    sums["longest"] = sa.case((new > longest, new), else_=longest)
-    return batch.prepared(dialect, put.on_conflict_do_update(index_elements=list(table.primary_key), set_=sums))
+def _adding(dialect: str) -> str:
+    return batch.adding(dialect, SCHEDULE_DAYS, {"longest"})
 
 
-def days_of_schedule(conn: Connection, schedule_id: str, since: date) -> list[ScheduleDayRow]:
+def days_of_schedule(conn: Connection, schedule_id: str, since: date) -> list[PastDay]:
     """How a schedule's jobs went on each day from `since` on, on which one ended."""
     return _days(conn, SCHEDULE_DAYS.c.schedule_id == schedule_id, since)
 
 
-def days_of_repository(conn: Connection, repository_id: str, since: date) -> list[ScheduleDayRow]:
+def days_of_repository(conn: Connection, repository_id: str, since: date) -> list[PastDay]:
     """How the jobs of all schedules on a repository went on each day from `since` on, on which one ended."""
     return _days(conn, SCHEDULE_DAYS.c.repository_id == repository_id, since)
 
 
-def _days(conn: Connection, which: sa.ColumnElement[bool], since: date) -> list[ScheduleDayRow]:
+def _days(conn: Connection, which: sa.ColumnElement[bool], since: date) -> list[PastDay]:
     day = SCHEDULE_DAYS.c.day
-    values = (
-        (sa.func.max if name == "longest" else sa.func.sum)(SCHEDULE_DAYS.c[name])
-        for name in ScheduleDayRow._fields[1:]
-    )
+    values = ((sa.func.max if name == "longest" else sa.func.sum)(SCHEDULE_DAYS.c[name]) for name in _VALUES)
     found = sa.select(day, *values).where(which, day >= since).group_by(day).order_by(day)
-    return [ScheduleDayRow(row[0], *map(int, row[1:])) for row in conn.execute(found)]
+    return [PastDay(row[0], *map(int, row[1:])) for row in conn.execute(found)]
 
 
 def delete_schedule_days(conn: Connection, items: Sequence[date]) -> list[bool]:

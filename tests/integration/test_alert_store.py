@@ -1,9 +1,6 @@
 """Promise 10, in the store: a decision is stored with its messages or not at all, and a message until it arrived."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -11,22 +8,11 @@ from server.store import alerts
 from server.store.alerts import MAX_WAITING, AlertChange, Attempt, Decision, Message
 from server.store.engine import Store
 from server.store.rows import AlertRow
-from tests.integration.conftest import SQLITE
 
 pytestmark = pytest.mark.anyio
 
 NOW = datetime(2026, 11, 28, 3, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
-
-
-@pytest.fixture(params=[SQLITE, "postgresql"])
-async def db(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    if request.param == "sqlite":
-        opened = Store.open(tmp_path / "data" / "lamplighter.db")
-    else:
-        opened = await asyncio.to_thread(Store.open, request.getfixturevalue("postgresql"))
-    yield opened
-    await opened.close()
 
 
 def alert(name: str = "on-call", generation: int = 1, id_: str = "") -> AlertRow:

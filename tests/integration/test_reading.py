@@ -99,8 +99,7 @@ async def test_a_left_out_entry_and_the_last_run_are_told(
     uid = await declare("etc")
     async with connect() as agent:
         await agent.follow()
-        await agent.say("schedule.fire", schedule_id=uid, scheduled_at=due())
-        job_id = (await agent.hears("command.run"))["job_id"]
+        job_id = await agent.fires(uid, due())
         failed = {"status": "failed", "error": "the disk is full", "finished_at": due()}
         await agent.say("job.finished", job_id=job_id, **failed)
         await agent.hears("job.confirmed")
@@ -160,8 +159,7 @@ async def test_the_days_of_a_schedule_and_of_its_repository_are_counted_as_jobs_
         bad = {"status": "failed"}
         ends: list[tuple[str, dict[str, Any]]] = [(first, good), (first, good), (first, bad), (second, good)]
         for days, (uid, end) in enumerate(ends):
-            await agent.say("schedule.fire", schedule_id=uid, scheduled_at=due(days))
-            job_id = (await agent.hears("command.run"))["job_id"]
+            job_id = await agent.fires(uid, due(days))
             clock.reach(datetime.fromisoformat(due(days, minute=1)))
             times = {"started_at": due(days), "finished_at": due(days, minute=1)}
             await agent.say("job.finished", job_id=job_id, **times, **end)
@@ -187,8 +185,7 @@ async def test_the_last_lines_of_a_log_are_read_in_order(
     uid = await declare("etc")
     async with connect() as agent:
         await agent.follow()
-        await agent.say("schedule.fire", schedule_id=uid, scheduled_at=due())
-        job_id = (await agent.hears("command.run"))["job_id"]
+        job_id = await agent.fires(uid, due())
         await agent.say("job.log", job_id=job_id, lines=["one", "two", "three"])
 
         async def lines() -> list[str]:

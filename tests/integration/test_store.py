@@ -71,16 +71,6 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=[SQLITE, "postgresql"])
-async def db(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    if request.param == "sqlite":
-        opened = Store.open(tmp_path / "data" / "lamplighter.db")
-    else:
-        opened = await asyncio.to_thread(Store.open, request.getfixturevalue("postgresql"))
-    yield opened
-    await opened.close()
-
-
 @pytest.fixture
 async def sqlite_db(tmp_path: Path) -> AsyncIterator[Store]:
     opened = Store.open(tmp_path / "data" / "lamplighter.db")
