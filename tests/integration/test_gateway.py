@@ -779,7 +779,7 @@ async def test_reading_stops_while_much_of_what_a_host_said_is_not_stored(
             for _ in range(3 * endpoint.MAX_UNSTORED):
                 await agent.say("schedule.ack", version=agent.version, digest=agent.digest)
             await until(has_paused)
-            assert store.waiting <= endpoint.MAX_UNSTORED
+            assert store.waiting < 2 * endpoint.MAX_UNSTORED  # the server itself may write, too
         finally:
             let_go.set()
         await held
