@@ -11,7 +11,7 @@ from server.api.objects import as_object, created, find_object, is_new, named_ma
 from server.api.requests import Query, actor, object_body
 from server.api.schedules import schedule_page
 from server.api.services import Services
-from server.observe.problems import repository_problems
+from server.observe.problems import problems_of_repository
 from server.store.declared import get_resources, list_resources
 from server.store.lanes import in_lanes
 from server.store.rows import Row
@@ -95,10 +95,9 @@ async def list_users(services: Services, request: Request) -> Response:
 
 
 def _shown(services: Services, row: Row) -> dict[str, object]:
-    problem, verified = services.health.problem(row["id"]), services.health.verified(row["id"])
-    days = row["spec"].get("verifyWithinDays")
-    access, now = services.coverage.access(row["id"]), services.clock()
-    problems = repository_problems(access, problem, days, verified, row["created_at"], now)
-    known = {"problem": problem._asdict() if problem else None, "lastVerified": verified}
+    id_, health, now = row["id"], services.health, services.clock()
+    problems = problems_of_repository(health, services.coverage.access(id_), id_, row["spec"], row["created_at"], now)
+    problem = health.problem(id_)
+    known = {"problem": problem._asdict() if problem else None, "lastVerified": health.verified(id_)}
     status: dict[str, object] = {name: it for name, it in known.items() if it is not None}
     return as_object("Repository", row, {**status, "problems": [it._asdict() for it in problems]})

@@ -11,7 +11,7 @@ from server.notify.situations import Facts, Found, HostFacts
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader, OnHosts
 from server.observe.overview import NOTHING_DECLARED, of_schedule
-from server.observe.problems import Coverage, Problem, repository_problems
+from server.observe.problems import Coverage, Problem, problems_of_repository
 from server.observe.survey import Survey, Surveyor
 
 
@@ -52,9 +52,8 @@ class Gatherer:
             if namespaces is None or repository.namespace in namespaces:
                 about = ("Repository", repository.namespace, repository.name)
                 labels[about] = repository.labels
-                days, verified = repository.spec.get("verifyWithinDays"), self._health.verified(repository.id)
-                access, problem = self._coverage.access(repository.id), self._health.problem(repository.id)
-                problems = repository_problems(access, problem, days, verified, repository.created_at, now)
+                id_, spec, created = repository.id, repository.spec, repository.created_at
+                problems = problems_of_repository(self._health, self._coverage.access(id_), id_, spec, created, now)
                 found += [Found(about, it) for it in problems]
         if not any(row.spec["kind"] == "backup" for row in survey.rows):
             found.append(Found(("Server", "", ""), NOTHING_DECLARED))

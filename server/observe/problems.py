@@ -137,6 +137,14 @@ def repository_problems(
     return found
 
 
+def problems_of_repository(
+    health: outcomes.Health, access: Access, id_: str, spec: Mapping[str, Any], created: datetime, now: datetime
+) -> list[Problem]:
+    """The problems of a repository, from what jobs told of it."""
+    within = spec.get("verifyWithinDays")
+    return repository_problems(access, health.problem(id_), within, health.verified(id_), created, now)
+
+
 def run_phase(run: Mapping[str, Any]) -> tuple[str, str, str]:
     """Phase, reason and message of a Run, from its counts of hosts. A Run without hosts has failed."""
     hosts, failed, under_way = run["hosts"], run["failed"], run["pending"] + run["running"]

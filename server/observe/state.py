@@ -18,7 +18,7 @@ from server.fleet.expected import Expected
 from server.jobs.outcomes import Health
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader
-from server.observe.problems import repository_problems
+from server.observe.problems import problems_of_repository
 from server.store import alerts, queue
 from server.store.engine import Store, StoreClosedError
 
@@ -162,7 +162,7 @@ class StateCollector(Collector):
         for row in list(self._catalog.repositories.values())[:MAX_SERIES]:
             days, at = row.spec.get("verifyWithinDays"), health.verified(row.id)
             access = self._coverage.access(row.id)
-            for it in repository_problems(access, health.problem(row.id), days, at, row.created_at, now):
+            for it in problems_of_repository(health, access, row.id, row.spec, row.created_at, now):
                 problems.add_metric([row.namespace, row.name, it.reason], 1)
             never += at is None
             if days is not None:

@@ -40,7 +40,7 @@ from server.observe.overview import (
     not_connected,
     section_of,
 )
-from server.observe.problems import Problem, repository_problems
+from server.observe.problems import Problem, problems_of_repository
 from server.resources.selectors import selector_matches
 from server.resources.specs import LabelSelector
 from server.store import days
@@ -303,10 +303,10 @@ class Surveyor:
         return ScheduleFacts(row.namespace, row.name, row.spec["kind"], covers, next_due)
 
     def _repository(self, row: RepositoryRow, now: datetime) -> RepositoryFacts:
-        must, at = row.spec.get("verifyWithinDays"), self._health.verified(row.id)
-        access, failure = self._coverage.access(row.id), self._health.problem(row.id)
-        problems = repository_problems(access, failure, must, at, row.created_at, now)
-        return RepositoryFacts(row.namespace, row.name, problems, at is not None, must is not None)
+        access = self._coverage.access(row.id)
+        problems = problems_of_repository(self._health, access, row.id, row.spec, row.created_at, now)
+        is_verified, must_be = self._health.verified(row.id) is not None, row.spec.get("verifyWithinDays") is not None
+        return RepositoryFacts(row.namespace, row.name, problems, is_verified, must_be)
 
     async def _host_troubles(self, survey: Survey, namespace: str, hanging: Collection[str]) -> list[HostTroubles]:
         """What is wrong with hosts. `hanging`: those on which a job of no schedule hangs."""
