@@ -518,15 +518,16 @@ class JobQueue:
             connections.Hello(it.host, self._server, it.instance, None if it.hello is None else _facts(it.hello))
             for it in items
         ]
+        running = {it.host: it.running for it in items}
+        busy = queue.with_jobs(conn, running)
         moved_here: set[str] = set()
         if self.is_shared:
             servers.keep(conn, self._server)
-            moved_here = connections.elsewhere(conn, {it.host for it in items}, self._server)
+            moved_here = connections.elsewhere(conn, busy, self._server)
         sessions = connections.connect(conn, hellos)
         for it in items:
             if it.hello is not None and it.host in sessions:
                 self._note(it.now, notices.Arrived(it.host, sessions[it.host], it.instance, it.hello))
-        running = {it.host: it.running for it in items}
         put_back: set[str] = set()
         asked: list[OpenRow] = []
 
@@ -538,7 +539,7 @@ class JobQueue:
                 asked.append(row)
             return moved
 
-        outcome = _joined(self._for_hosts(conn, running, items[-1].now, move), Outcome(asked=asked))
+        outcome = _joined(self._for_hosts(conn, busy, items[-1].now, move), Outcome(asked=asked))
         return [
             Arrived(said, sessions.get(it.host), it.host in put_back)
             for it, said in zip(items, _first(outcome, items), strict=True)
@@ -560,12 +561,13 @@ class JobQueue:
         else:
             left = its
         self._note(items[-1][1], *(notices.Left(host) for host in sorted(left)))
-        outcome, holders = self._for_hosts(conn, its, items[-1][1], lambda _: None), queue.holders(conn, its)
+        outcome = self._for_hosts(conn, queue.with_jobs(conn, its), items[-1][1], lambda _: None)
+        holders = queue.holders(conn, its)
         return [(said, host in holders) for (host, _), said in zip(items, _first(outcome, items), strict=True)]
 
     def _note_untaken(self, conn: Connection, hosts: Collection[str], now: datetime) -> None:
         """Have the servers tell these hosts what this one may have told them in vain, while they said hello there."""
-        busy = queue.with_jobs(conn, hosts, queue.FRONT)
+        busy = queue.with_jobs(conn, hosts)
         rows = [row for some in _pages(conn, busy) for row in some if row.holds]
         self._note_slots(now, ((row.host, row.id) for row in rows if row.status == "pending"))
         asked = (row for row in rows if row.cancel_requested)
@@ -580,7 +582,7 @@ class JobQueue:
             hosts = connections.all_of_server(conn, server)
             connections.disconnect(conn, hosts, server, now)
             self._note(now, notices.ServerGone(server))
-            outcome = self._for_hosts(conn, hosts, now, lambda _: None)
+            outcome = self._for_hosts(conn, queue.with_jobs(conn, hosts), now, lambda _: None)
             found.append((outcome, sorted(queue.holders(conn, hosts))))
         return found
 
@@ -588,14 +590,14 @@ class JobQueue:
     def given_up(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[Outcome]:
         """Hosts have been gone for so long that their jobs keep no others waiting; but for those that are back."""
         gone = connections.offline(conn, {host for host, _ in items})
-        return _first(self._for_hosts(conn, gone, items[-1][1], partial(_moved, holds=False)), items)
+        busy = queue.with_jobs(conn, gone)
+        return _first(self._for_hosts(conn, busy, items[-1][1], partial(_moved, holds=False)), items)
 
     def _for_hosts(
-        self, conn: Connection, hosts: Collection[str], now: datetime, move: Callable[[OpenRow], Moved | None]
+        self, conn: Connection, busy: Mapping[str, int], now: datetime, move: Callable[[OpenRow], Moved | None]
     ) -> Outcome:
         """Put the open jobs of hosts where they belong, by statements about all of them: a hello or a lost connection
-        seldom comes alone, and nobody else writes meanwhile."""
-        busy = queue.with_jobs(conn, hosts, queue.FRONT)
+        seldom comes alone, and nobody else writes meanwhile. `busy`: by `queue.with_jobs`."""
         for some in _pages(conn, busy):
             queue.move(conn, [moved for row in some if (moved := move(row)) is not None])
         lanes: set[str] = set()

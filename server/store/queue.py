@@ -500,7 +500,7 @@ def of_hosts(conn: Connection, hosts: Collection[str]) -> list[OpenRow]:
     return _read(conn, _OF_HOSTS, OpenRow, ("host",), hosts)
 
 
-def with_jobs(conn: Connection, hosts: Collection[str], most: int) -> dict[str, int]:
+def with_jobs(conn: Connection, hosts: Collection[str], most: int = FRONT) -> dict[str, int]:
     """Those of these hosts that have open jobs, each with how many, counted up to `most`."""
     return dict(_read(conn, _WITH_JOBS, _Busy, ("host",), hosts, most=most))
 
