@@ -13,7 +13,7 @@ from cli.lists import ScheduleNames, full_name_of, one
 from cli.options import Access
 from cli.rows import TABLES, ago, labels, moment, short_ids, size
 from cli.terminal import note, say, yaml_of
-from cli.types import ALERT, HOST, JOB, REPOSITORY, SCHEDULE, Target, Type
+from cli.types import ALERT, HOST, JOB, REPOSITORY, SCHEDULE, Target, Type, narrowed
 
 RECENT = 10
 """Jobs, lines of the audit log and lines of a job's log that are shown."""
@@ -38,7 +38,7 @@ def describe(access: Access, targets: Sequence[Target]) -> None:
     Raises click.exceptions.Exit, with code 1, where one is not there.
     """
     client = Client(access)
-    source = _Source(client, ScheduleNames(client, access.namespace), _narrowed(access.namespace))
+    source = _Source(client, ScheduleNames(client, access.namespace), narrowed(access.namespace))
     shown = False
     is_missing = False
     for target in targets:
@@ -60,17 +60,13 @@ def describe(access: Access, targets: Sequence[Target]) -> None:
 
 def _found(client: Client, target: Target, namespace: str) -> Iterator[Item | NotFoundError]:
     if not target.names:
-        query = _narrowed(namespace) if target.type is not HOST else {}
+        query = narrowed(namespace) if target.type is not HOST else {}
         yield from client.items(f"/{target.type.plural}", RECENT if target.type is JOB else None, **query)
     for name in target.names:
         try:
             yield one(client, target.type, name, namespace)
         except NotFoundError as error:
             yield error
-
-
-def _narrowed(namespace: str) -> Mapping[str, str]:
-    return {"namespace": namespace} if namespace else {}
 
 
 def _description(source: _Source, type_: Type, item: Item) -> Iterator[str]:

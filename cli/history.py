@@ -10,7 +10,7 @@ from cli.lists import ScheduleNames, full_name_of, one
 from cli.options import Access
 from cli.rows import STYLES, moment, outcome, schedule_of, short_ids
 from cli.terminal import note, print_table, say_json, say_yaml
-from cli.types import ALERT, HOST, JOB, REPOSITORY, Target, Type
+from cli.types import ALERT, HOST, JOB, REPOSITORY, Target, Type, narrowed
 from cli.watching import watch
 
 NORMAL, WARNING = "Normal", "Warning"
@@ -122,11 +122,10 @@ Source = Callable[[], Iterable[Item]]
 def _sources(client: Client, about: Target | None, namespace: str, limit: int) -> tuple[Source, Source]:
     """What reads the jobs, and what reads the lines of the audit log, that events are made of."""
     if about is None:
-        narrowed = {"namespace": namespace} if namespace else {}
         lines = (
             (lambda: _in_namespace(client, namespace, limit)) if namespace else lambda: client.items("/audit", limit)
         )
-        return lambda: client.items("/jobs", limit, **narrowed), lines
+        return lambda: client.items("/jobs", limit, **narrowed(namespace)), lines
     type_, [name] = about.type, about.names
     item = one(client, type_, name, namespace)
     named = full_name_of(item)

@@ -10,7 +10,7 @@ from cli.logs import SHORT_ID
 from cli.options import Access
 from cli.rows import outcome, short_ids, size
 from cli.terminal import Bars, bars, note, say
-from cli.types import full_name
+from cli.types import full_name, narrowed
 from cli.watching import INTERRUPTED
 
 MAX_CANDIDATES = 5
@@ -117,7 +117,7 @@ def find(client: Client, digits: str, namespace: str = "") -> Item:
     """The one job whose id begins with `digits`. Raises NotFoundError for none, click.ClickException for several."""
     if not digits.strip():
         raise click.ClickException("JOB is empty: give the first digits of a job's id")
-    query = {"id": digits.lower()} | ({"namespace": namespace} if namespace else {})
+    query = {"id": digits.lower(), **narrowed(namespace)}
     found = list(client.items("/jobs", limit=MAX_CANDIDATES + 1, **query))
     if not found:
         raise NotFoundError(f"no job begins with {digits}: `lamplighter get jobs` lists them")

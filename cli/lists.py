@@ -14,7 +14,7 @@ from cli.options import Access
 from cli.problems import found_problems
 from cli.rows import STYLES, TABLES, Table, short_ids
 from cli.terminal import Bars, bars, note, print_table, say, say_json, say_yaml
-from cli.types import AUDIT, JOB, PROBLEM, Target, Type, full_name, in_namespace
+from cli.types import AUDIT, JOB, PROBLEM, Target, Type, full_name, in_namespace, narrowed
 from cli.watching import Watched, watch
 
 _UID = re.compile(r"[0-9a-f]{32}")
@@ -91,7 +91,7 @@ class _Shown:
         self.target = target
         self.items: list[Item] = []
         self.failed = False
-        self.narrowed = {"namespace": asked.namespace} if asked.namespace else {}
+        self.narrowed = narrowed(asked.namespace)
         self._names = ScheduleNames(client, asked.namespace)
         self._has_heading = False
 
@@ -191,7 +191,7 @@ class ScheduleNames:
 
     def __init__(self, client: Client, namespace: str) -> None:
         self._client = client
-        self._query = {"namespace": namespace} if namespace else {}
+        self._query = narrowed(namespace)
         self._known: dict[str, str] = {}
 
     def of(self, jobs: Sequence[Item]) -> Mapping[str, str]:

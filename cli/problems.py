@@ -7,6 +7,7 @@ import click
 
 from cli.client import Client
 from cli.rows import moment, short_ids
+from cli.types import narrowed
 
 
 class Problem(NamedTuple):
@@ -38,16 +39,16 @@ def _problems(client: Client, namespace: str) -> Iterator[Problem]:
 
     In a namespace: of the server, and of the namespace's Schedules, Repositories, Alerts and jobs.
     """
-    narrowed = {"namespace": namespace} if namespace else {}
+    its = narrowed(namespace)
     if why := client.refuses_writes():
         yield Problem("Server", client.url, "NotWriting", f"the server records nothing: {why}")
     for plural, kind in (("schedules", "Schedule"), ("repositories", "Repository"), ("alerts", "Alert")):
-        for item in client.items(f"/{plural}", None, **narrowed):
+        for item in client.items(f"/{plural}", None, **its):
             name = f"{item['metadata']['namespace']}/{item['metadata']['name']}"
             yield from (Problem(kind, name, it["reason"], it["message"]) for it in item["status"]["problems"])
     if not namespace:
         yield from _of_hosts(client)
-    running = client.items("/jobs", None, status="running", **narrowed)
+    running = client.items("/jobs", None, status="running", **its)
     hanging = [job for job in running if job["problem"] and not job["scheduled_id"]]  # else its Schedule tells of it
     short = short_ids(hanging)
     for job in hanging:

@@ -1,7 +1,7 @@
 """The types of objects that commands take, by all of their names, and how a command line names objects of them."""
 
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -101,6 +101,11 @@ def full_name(name: str, namespace: str = "default") -> str:
     if not namespace or not own or not _PART.issuperset(namespace + own):
         raise click.ClickException(f"{name!r} is not a valid name: give NAME (in namespace default) or NAMESPACE/NAME")
     return f"{namespace}/{own}"
+
+
+def narrowed(namespace: str) -> Mapping[str, str]:
+    """The query of REST for what is in a namespace; for everything where that is "": some may read one alone."""
+    return {"namespace": namespace} if namespace else {}
 
 
 def in_namespace(type_: Type, name: str, namespace: str) -> str:
