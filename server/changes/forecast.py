@@ -261,12 +261,6 @@ def offset(schedule: PlacedSchedule, host: str) -> int:
     return int(cron.spread(host, schedule.id, spread).total_seconds()) if spread else 0
 
 
-def due_on(schedule: PlacedSchedule, host: str, calendar: Calendar) -> list[datetime]:
-    """The due times of a schedule on a host that should hold it, in the calendar's day."""
-    late = offset(schedule, host)
-    return [calendar.time(it + late) for it in calendar.named(schedule.spec) if 0 <= it + late < DAY_S]
-
-
 def _count(named: Sequence[int], late: int) -> int:
     """How many of these due times are within the day on a host that begins so many seconds late."""
     return bisect_left(named, DAY_S - late) - bisect_left(named, -late)

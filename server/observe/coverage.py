@@ -265,13 +265,16 @@ class CoverageReader:
 
     def hosts_without_schedules(self) -> int:
         """How many hosts have no enabled schedule. Any thread may call it."""
-        groups = Counter(host.entries for host in list(self._placement.hosts.values()))
-        return sum(hosts for entries, hosts in groups.items() if not self._enabled_in(entries))
+        return self._hosts_without(self._enabled_in)
 
     def hosts_without_backup(self) -> int:
         """How many hosts have no enabled schedule of kind backup. Any thread may call it."""
+        return self._hosts_without(self._has_backup)
+
+    def _hosts_without(self, has: Callable[[EntrySet], int]) -> int:
+        """How many hosts have a set that has none of something."""
         groups = Counter(host.entries for host in list(self._placement.hosts.values()))
-        return sum(hosts for entries, hosts in groups.items() if not self._has_backup(entries))
+        return sum(hosts for entries, hosts in groups.items() if not has(entries))
 
     def _has_backup(self, entries: EntrySet) -> bool:
         """Whether a schedule of kind backup in a set is enabled. Found once for all hosts that share the set."""

@@ -258,6 +258,17 @@ def until() -> Until:
     return until
 
 
+@pytest.fixture(params=[SQLITE, "postgresql"])
+async def db(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    """A store on each of the databases."""
+    if request.param == "sqlite":
+        opened = Store.open(tmp_path / "data" / "lamplighter.db")
+    else:
+        opened = await asyncio.to_thread(Store.open, request.getfixturevalue("postgresql"))
+    yield opened
+    await opened.close()
+
+
 class Agent:
     """A connection as an agent of another make would use it: JSON by hand, and a set of its own."""
 
@@ -291,6 +302,12 @@ class Agent:
         envelope = await self.hear(credentials=type_ == "repo.credentials")
         assert envelope["type"] == type_
         return envelope["payload"]
+
+    async def fires(self, schedule_id: str, at: str) -> str:
+        """Fire a due time; the id of the job that is to run."""
+        await self.say("schedule.fire", schedule_id=schedule_id, scheduled_at=at)
+        job_id: str = (await self.hears("command.run"))["job_id"]
+        return job_id
 
     async def follow(self, *, digest: str | None = None) -> Any:
         """Apply the next push, which must come now, and ack it."""

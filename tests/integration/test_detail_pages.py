@@ -87,8 +87,7 @@ async def test_a_job_is_cancelled_and_run_again(
     uid = await declare("etc")
     async with connect() as agent:
         await agent.follow()
-        await agent.say("schedule.fire", schedule_id=uid, scheduled_at=due())
-        job_id = (await agent.hears("command.run"))["job_id"]
+        job_id = await agent.fires(uid, due())
         await agent.say("job.accepted", job_id=job_id)
         await agent.say("job.log", job_id=job_id, lines=["<b>opening</b> the repository"])
         await agent.say("job.progress", job_id=job_id, fraction=0.5, bytes_done=1024, bytes_total=2048)

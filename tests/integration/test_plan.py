@@ -499,7 +499,7 @@ def _same_due_times(
             (it.name, host, at)
             for it in side.schedules.values()
             for host in _holders(side, it.name) & hosts
-            for at in forecast.due_on(it, host, calendar)
+            for at in due_on(it, host, calendar)
         }
     others = {name for name in after.hosts if name not in lives[0]}  # declared just now: nobody has an agent there yet
     for name, it in told.items():
@@ -518,11 +518,18 @@ def _of(runs: set[Run], name: str) -> set[Run]:
     return {it for it in runs if it[0] == name}
 
 
+def due_on(schedule: PlacedSchedule, host: str, calendar: Calendar) -> list[datetime]:
+    """The due times of a schedule on a host that should hold it, in the calendar's day, one by one."""
+    late = forecast.offset(schedule, host)
+    times = (calendar.time(it + late) for it in calendar.named(schedule.spec))
+    return [at for at in times if calendar.begin <= at < calendar.end]
+
+
 def _due(placement: Placement, name: str, host: str, calendar: Calendar) -> list[datetime]:
     if host not in _holders(placement, name):
         return []
     found: list[PlacedSchedule] = [it for it in placement.schedules.values() if it.name == name]
-    return forecast.due_on(found[0], host, calendar)
+    return due_on(found[0], host, calendar)
 
 
 def _same_peaks(plan: Plan, before: Placement, after: Placement, world: World) -> None:
@@ -541,7 +548,7 @@ def _same_peaks(plan: Plan, before: Placement, after: Placement, world: World) -
             for schedule in side.schedules.values():
                 if schedule.repository_id in ids and schedule.spec.kind not in UNLIMITED:
                     for host in _holders(side, schedule.name):
-                        for at in forecast.due_on(schedule, host, calendar):
+                        for at in due_on(schedule, host, calendar):
                             by_minute[host if it.per_host else "", at.replace(second=0)] += 1
             most = max(by_minute.values(), default=0)
             assert (load.peak.jobs if load.peak else 0) == most
