@@ -165,6 +165,11 @@ class Link:
             log.error("server reads too slowly: connection given up", extra={"bytes": unsent})
             socket.transport.abort()
 
+    async def reconnect(self) -> None:
+        """Close the connection, so that another is opened and a new hello sent. Does nothing without a connection."""
+        if (socket := self._socket) is not None:
+            await socket.close(1000, "the agent has news to say hello with")
+
     def _connect(self) -> connect:
         """A connection to await. Raises OSError when the token or the certificates cannot be read."""
         token = self._token() if callable(self._token) else self._token
@@ -221,7 +226,8 @@ class Link:
         except ConnectionClosed as error:
             if error.rcvd is None:  # the connection was cut
                 return error_text(error)
-        return f"closed by the server: {socket.close_reason or socket.close_code}"
+        by = "server" if socket.protocol.close_rcvd_then_sent is not False else "agent"
+        return f"closed by the {by}: {socket.close_reason or socket.close_code}"
 
 
 def _asked_by(error: Exception) -> float:

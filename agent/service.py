@@ -47,6 +47,13 @@ class Config(Struct, frozen=True):
         return f"Config(host={self.host!r}, url={self.url!r})"
 
 
+class Restic(Protocol):
+    """Knows which restic there is."""
+
+    async def version(self) -> str:
+        """The version of restic, such as 0.18.0; empty where none runs."""
+
+
 class Jobs(Protocol):
     """Runs commands."""
 
@@ -63,7 +70,7 @@ class Jobs(Protocol):
 
 
 CLOCK_S = 60.0
-"""Seconds between two reports of the host's time to the server."""
+"""Seconds between two reports of the host's time to the server, and between two looks at restic's version."""
 
 
 def utc_now() -> datetime:
@@ -83,12 +90,14 @@ class Service:
         *,
         clock: Callable[[], datetime] = utc_now,
         rng: random.Random | None = None,
+        restic: Restic | None = None,
     ) -> None:
         self.core = Core(config.host, state, __version__, uuid.uuid4().hex, config.allowed_hooks)
         self.metrics = Metrics(self.core)
         self._clock = clock
         self._journal = journal
         self._jobs = jobs
+        self._restic = restic
         self._scheduler = Scheduler(self.core, clock, self.perform)
         jitter = rng or random.Random()  # noqa: S311 - no secret
         to, who = (config.url, config.token), config.host
@@ -101,6 +110,7 @@ class Service:
     async def run(self) -> None:
         """Run until `stop` or until cancelled. An exception in one part ends all parts and is raised."""
         try:
+            await self._look_at_restic()
             async with asyncio.TaskGroup() as self._tasks:
                 journal = self._tasks.create_task(self._journal.run(), name="journal")
                 scheduler = self._tasks.create_task(self._scheduler.run(), name="scheduler")
@@ -128,11 +138,16 @@ class Service:
         await self._ended.wait()
 
     async def _report_clock(self) -> None:
-        """Report the host's time to the server: the clock may be set after the hello."""
+        """Report the host's time to the server, and say hello anew when restic is another: both may change."""
         while True:
             await asyncio.sleep(CLOCK_S)
             if self.core.connected:
                 self._link.send([AgentClock(self._clock())])
+            await self._look_at_restic()
+
+    async def _look_at_restic(self) -> None:
+        if self._restic is not None and self.core.restic_found(await self._restic.version()):
+            await self._link.reconnect()
 
     async def _end_jobs(self) -> None:
         self.perform(self.core.stop())

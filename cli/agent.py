@@ -13,6 +13,7 @@ from agent import enrolment
 from agent.enrolment import KEY_FILE
 from agent.journal import Journal
 from agent.restic.runner import Runner
+from agent.restic.version import Installed
 from agent.sandbox import landlock
 from agent.service import Config, Service, utc_now
 from cli import metrics
@@ -88,7 +89,7 @@ async def agent(
         allow_hooks=local.allow_hooks,
         allow_unconfined=local.allow_unconfined,
     )
-    service = Service(config, journal, memory, runner, clock=utc_now)
+    service = Service(config, journal, memory, runner, clock=utc_now, restic=Installed(local.restic))
 
     async def waits_for() -> str:
         return "" if service.core.connected else "not connected to the server"

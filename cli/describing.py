@@ -93,6 +93,7 @@ def _host(source: _Source, host: Item) -> tuple[Facts, Iterable[Section]]:
         ("Connected", "yes" if host["connected"] else "no"),
         ("Last seen", _time(host["last_seen"]) if host["last_seen"] else "never"),
         ("Agent", host["agent_version"] or "unknown"),
+        ("restic", host["restic_version"] or "unknown"),
         ("Clock", None if skew is None else f"{abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"),
         ("Versions", f"desired {host['desired_version']}, applied {host['applied_version']}"),
         ("In sync", "yes" if host["in_sync"] else "no"),

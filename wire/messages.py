@@ -127,6 +127,7 @@ class Hello(Struct, frozen=True, omit_defaults=True):
     - `left_out`: entries that are held but not in force; None while the agent does not know yet, and then a
       schedule.ack follows. `left_out_count`: their number, including those that are not listed.
     - `allowed_hooks`: the programs that the agent runs as hooks; None if it does not say, or allows too many to list.
+    - `restic_version`: restic's own, such as 0.18.0; empty from agents that do not say, or have found no restic.
     """
 
     host: HostName
@@ -142,6 +143,7 @@ class Hello(Struct, frozen=True, omit_defaults=True):
     left_out: LeftOutList | None = None
     left_out_count: Count = 0
     allowed_hooks: Annotated[list[Annotated[str, Meta(max_length=MAX_HOOK)]], Meta(max_length=MAX_HOOKS)] | None = None
+    restic_version: Annotated[str, Meta(max_length=64)] = ""
 
 
 class RepoCredentials(Struct, frozen=True):

@@ -85,6 +85,7 @@ class Core:
         self.agent_version = version
         fits = len(allowed_hooks or ()) <= MAX_HOOKS and all(len(path) <= MAX_HOOK for path in allowed_hooks or ())
         self._allowed_hooks = sorted(allowed_hooks) if allowed_hooks is not None and fits else None
+        self._restic_version = ""
         self.connected = False
         self.stopping = False
         self._repositories: dict[str, Repository] = {}
@@ -138,10 +139,16 @@ class Core:
             left_out,
             left_out_count,
             self._allowed_hooks,
+            self._restic_version,
         )
         effects: list[Effect] = [Send((hello,))]
         effects += frames(list(state.ends.values()), MAX_ENDS)
         return effects + self._send_fires(list(state.fires.values()), now)
+
+    def restic_found(self, version: str) -> bool:
+        """restic was looked at, and has this version; empty where none runs. Returns whether a new hello is needed."""
+        is_news, self._restic_version = version != self._restic_version, version
+        return is_news and self.connected
 
     def connection_lost(self) -> list[Effect]:
         """The connection is lost. The cron goes on. Waiting pushes are dropped: the server sends what is due after

@@ -158,6 +158,7 @@ def host_status(old: Status, state: SyncState, now: datetime) -> Status:
         "appliedVersion": seen["applied_version"],
         "inSync": seen["in_sync"],
         "agentVersion": seen["agent_version"],
+        "resticVersion": seen["restic_version"],
         "lastSeen": seen["last_seen"],
     }
     facts = {name: value for name, value in status.items() if value not in (None, "")}

@@ -115,6 +115,7 @@ class HelloFacts(Struct, frozen=True, omit_defaults=True):
     clock_skew_s: float | None = None
     held_back: bool = False
     left_out: LeftOutEntries = NONE_LEFT_OUT
+    restic_version: str = ""
 
 
 Effect = Send | Push | Fired | Acked | Accepted | Ended | Reported
@@ -127,6 +128,7 @@ class Session:
     - `applied_version`, `applied_digest`, `left_out`: what the host last said that it holds, and left out of it.
     - `agent_version`, `capabilities`: from the agent's hello.
     - `allowed_hooks`: the programs that the agent runs as hooks; None when it did not say.
+    - `restic_version`: of the host's restic; empty when the agent did not say.
     - `clock_skew_s`: seconds by which the agent's clock is ahead of the server's; None when it did not say.
     - `duplicate_at`: when a second agent of this host was last refused.
     - `held_back`: whether pushes are held back, as nothing is declared here and the agent has another store's set.
@@ -152,6 +154,7 @@ class Session:
         "held_back",
         "in_force_since",
         "left_out",
+        "restic_version",
         "session",
     )
 
@@ -168,6 +171,7 @@ class Session:
         self.agent_version = ""
         self.capabilities: frozenset[str] = frozenset()
         self.allowed_hooks: frozenset[str] | None = None
+        self.restic_version = ""
         self.left_out = left_out
         self.clock_skew_s: float | None = None
         self.duplicate_at: datetime | None = None
@@ -265,7 +269,13 @@ class Session:
         """What the last hello said, for other servers."""
         hooks = None if self.allowed_hooks is None else sorted(self.allowed_hooks)
         return HelloFacts(
-            self.agent_version, sorted(self.capabilities), hooks, self.clock_skew_s, self.held_back, self.left_out
+            self.agent_version,
+            sorted(self.capabilities),
+            hooks,
+            self.clock_skew_s,
+            self.held_back,
+            self.left_out,
+            self.restic_version,
         )
 
     def adopt_hello(self, facts: HelloFacts) -> None:
@@ -273,6 +283,7 @@ class Session:
         self.agent_version = facts.agent_version
         self.capabilities = frozenset(map(sys.intern, facts.capabilities))
         self.allowed_hooks = None if facts.allowed_hooks is None else frozenset(map(sys.intern, facts.allowed_hooks))
+        self.restic_version = sys.intern(facts.restic_version)
         self.clock_skew_s = facts.clock_skew_s
         self.held_back = facts.held_back
         self.left_out = facts.left_out
@@ -312,6 +323,7 @@ class Session:
         self.agent_version = hello.agent_version
         self.capabilities = frozenset(map(sys.intern, hello.capabilities))
         self.allowed_hooks = None if hello.allowed_hooks is None else frozenset(map(sys.intern, hello.allowed_hooks))
+        self.restic_version = sys.intern(hello.restic_version)
         self.clock_skew_s = None
         if hello.now is not None and now is not None:
             self._check_clock(hello.now, now)

@@ -334,7 +334,7 @@ class Gateway:
             await self._resume(connection, set(hello.running_jobs))
         arrived = await asyncio.shield(self._reports.connected(session.name, hello.running_jobs, hello.instance))
         self._hub.numbered(connection, arrived.session or 0)
-        facts = (session.name, connection.number, hello.agent_version, now)
+        facts = (session.name, connection.number, hello.agent_version, hello.restic_version, now)
         await self._store.write(host_hello, facts, session.name)
         await self._perform(connection, [effect for effect in effects if not isinstance(effect, Push)])
 

@@ -35,9 +35,9 @@ def set_desired(conn: Connection, batches: Sequence[Sequence[tuple[str, int, str
     return [None] * len(batches)
 
 
-def host_hello(conn: Connection, items: Sequence[tuple[str, int, str, datetime]]) -> list[None]:
-    """Store the hello of hosts: (host, session, agent version, time)."""
-    return _said_by_hosts(conn, ("agent_version", "last_seen"), items)
+def host_hello(conn: Connection, items: Sequence[tuple[str, int, str, str, datetime]]) -> list[None]:
+    """Store the hello of hosts: (host, session, agent version, restic version, time)."""
+    return _said_by_hosts(conn, ("agent_version", "restic_version", "last_seen"), items)
 
 
 def host_acks(conn: Connection, items: Sequence[tuple[str, int, int, str, datetime]]) -> list[None]:

@@ -103,6 +103,7 @@ class Host(Base, table=True):
     last_seen: datetime | None = Field(default=None, sa_type=UtcDateTime)
     left_out: dict[str, Any] | None = Field(default=None, sa_type=sa.JSON)
     session: int = Field(default=0, sa_type=sa.BigInteger, sa_column_kwargs={"server_default": "0"})
+    restic_version: str = Field(default="", max_length=64, sa_column_kwargs={"server_default": ""})
 
 
 class Schedule(Base, table=True):

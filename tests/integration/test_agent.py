@@ -19,11 +19,14 @@ from websockets.typing import Subprotocol
 
 from agent import link as links
 from agent import scheduler as schedulers
+from agent import service as services
 from agent.core import effects, pushes
 from agent.core.state import Accepted, AgentState, Fired
 from agent.journal import Journal, encode
 from agent.restic.reporter import Report
+from agent.restic.version import Installed
 from agent.service import Config, Service
+from tests.restics import Program, programs
 from wire import codec
 from wire.entries import encode_entry
 from wire.messages import (
@@ -134,8 +137,16 @@ async def _peer(sockets: asyncio.Queue[Any]) -> Peer:
 class Agent(Service):
     """An agent whose clock can be set."""
 
-    def __init__(self, config: Config, journal: Journal, memory: AgentState, jobs: Jobs, clock: Clock) -> None:
-        super().__init__(config, journal, memory, jobs, clock=clock)
+    def __init__(
+        self,
+        config: Config,
+        journal: Journal,
+        memory: AgentState,
+        jobs: Jobs,
+        clock: Clock,
+        restic: Installed | None = None,
+    ) -> None:
+        super().__init__(config, journal, memory, jobs, clock=clock, restic=restic)
         self.clock = clock
 
 
@@ -143,12 +154,12 @@ class Agent(Service):
 def make(server: SimpleNamespace, tmp_path: Path) -> Callable[..., "Agent"]:
     """An agent, with what its journal holds."""
 
-    def made(jobs: Jobs | None = None) -> "Agent":
+    def made(jobs: Jobs | None = None, restic: Installed | None = None) -> "Agent":
         journal, memory = Journal.open(tmp_path / "journal.jsonl")
         config = Config("node-1", f"ws://127.0.0.1:{server.port}/agent")
         clock = Clock()
         clock.set(BEGAN + 12 * MINUTE / 24)
-        return Agent(config, journal, memory, jobs or Jobs(), clock)
+        return Agent(config, journal, memory, jobs or Jobs(), clock, restic)
 
     return made
 
@@ -260,6 +271,36 @@ async def test_a_fire_whose_schedule_was_lost_from_the_journal_is_still_told(
         peer = await server.next()
         assert (await peer.hear(Hello)).digest == ""
         assert (await peer.hear(ScheduleFire)).schedule_id == "s1"
+
+
+async def test_another_restic_in_its_place_is_told_with_another_hello(
+    server: SimpleNamespace, make: Callable[..., "Agent"], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(services, "CLOCK_S", 0.05)
+    place, newer = tmp_path / "restic", tmp_path / "newer"
+    place.symlink_to("/usr/bin/restic")
+    async with running(make(restic=Installed(str(place)))):
+        first = await server.next()
+        assert (await first.hear(Hello)).restic_version == str(programs()[0])
+        newer.write_text("#!/bin/sh\necho restic 99.1.2 compiled with go1.99 on linux/amd64\n")
+        newer.chmod(0o755)
+        newer.rename(place)
+        again = await server.next()
+        assert (await again.hear(Hello)).restic_version == "99.1.2"
+        assert first.socket.close_code == 1000
+
+
+@pytest.mark.parametrize("restic", programs(), ids=str)
+async def test_every_restic_tells_its_version(restic: Program) -> None:
+    assert await Installed(restic.path).version() == str(restic)
+
+
+async def test_where_no_restic_runs_there_is_no_version(tmp_path: Path) -> None:
+    assert await Installed(str(tmp_path / "none")).version() == ""
+    other = tmp_path / "other"
+    other.write_text("#!/bin/sh\necho borg 1.2\n")
+    other.chmod(0o755)
+    assert await Installed(str(other)).version() == ""
 
 
 # How it ends.

@@ -48,7 +48,7 @@ async def test_a_host_shows_what_differs(
     visitor: httpx.AsyncClient, api: httpx.AsyncClient, declare: Declare, connect: Connect, until: Until
 ) -> None:
     await declare("etc")
-    async with connect(agent_version="9.8.7") as agent:
+    async with connect(agent_version="9.8.7", restic_version="0.17.3") as agent:
         await agent.follow()
 
         async def in_force() -> bool:
@@ -56,7 +56,9 @@ async def test_a_host_shows_what_differs(
 
         await until(in_force)
         assert "connected" in await seen(visitor, "/hosts/node-1")
-        assert "9.8.7" in await seen(visitor, "/hosts/node-1")
+        found = await seen(visitor, "/hosts/node-1")
+        assert "9.8.7" in found
+        assert "restic 0.17.3" in found
     await declare("etc", cron="0 4 * * *")
     found = await seen(visitor, "/hosts/node-1")
     assert "to change ns/etc 0 4 * * * UTC 0 2 * * * UTC cron, what it runs" in found

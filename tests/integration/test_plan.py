@@ -435,7 +435,7 @@ async def _seen(world: World, hosts: Mapping[str, HostStory], seen: Mapping[str,
         assert session is not None
         if at is not None:
             session.applied_version, session.applied_digest = session.desired.version, session.desired.digest
-            await world.store.write(host_hello, (name, 1, "1", at))
+            await world.store.write(host_hello, (name, 1, "1", "0.18.0", at))
         if hosts[name].was == "connected":
             world.online.add(name)
 

@@ -591,13 +591,14 @@ async def test_lines_of_a_job_that_is_not_there_hurt_nobody(db: Store) -> None:
 
 async def test_a_host_keeps_what_its_agent_told_when_its_labels_change(db: Store) -> None:
     await db.write(upsert_hosts, host("a"))
-    await db.write(host_hello, ("a", 1, "1.0", NOW))
+    await db.write(host_hello, ("a", 1, "1.0", "0.18.0", NOW))
     await db.write(host_acks, ("a", 1, 7, "d" * 64, NOW))
     await db.write(set_desired, [("a", 7, "d" * 64), ("unknown", 1, "")])
     later = NOW + timedelta(1)
     await db.write(upsert_hosts, host("a", labels={}, created_at=later, since=later))
     row = await found(db, get_host, "a")
-    told = {"agent_version": "1.0", "last_seen": NOW, "applied_version": 7, "applied_digest": "d" * 64}
+    told = {"agent_version": "1.0", "restic_version": "0.18.0", "last_seen": NOW}
+    told |= {"applied_version": 7, "applied_digest": "d" * 64}
     assert row.items() >= (told | {"created_at": NOW, "since": later, "desired_version": 7}).items()
     assert row["labels"] == {}
 

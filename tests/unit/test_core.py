@@ -198,6 +198,17 @@ def test_a_hello_tells_the_allowed_hooks_unless_they_are_too_many(
     assert from_agent.read(encode((hello,)))
 
 
+def test_a_hello_tells_restics_version_and_another_version_needs_another_hello() -> None:
+    core = Core("host", replay([]))
+    assert not core.restic_found("0.14.0")  # the first hello is still to come
+    [send] = core.connection_made(NOON)
+    assert isinstance(send, Send)
+    [hello] = send.messages
+    assert isinstance(hello, Hello)
+    assert hello.restic_version == "0.14.0"
+    assert [core.restic_found(it) for it in ("0.14.0", "0.18.0", "0.18.0", "")] == [False, True, False, True]
+
+
 def test_what_is_left_out_is_acked_where_the_hello_went_out_before_it_was_known() -> None:
     agent = Process(None, raw(), builds=False).connect()
     [hello] = agent.said(Hello)

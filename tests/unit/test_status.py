@@ -32,6 +32,7 @@ HOST = {
     "applied_version": 3,
     "in_sync": True,
     "agent_version": "1",
+    "restic_version": "0.18.0",
     "last_seen": "2026-03-29T01:29:00Z",
     "problems": [],
 }
