@@ -7,9 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
-
-import pytest
+from typing import Self
 
 from tests import postgresql
 from tests.docs import free_port
@@ -73,30 +71,25 @@ class Cluster:
 
     def _run(self, program: str, *argv: str | Path) -> None:
         """Run one of PostgreSQL's programs, which do not run as root."""
-        path = (postgresql.programs() or Path(_pgserver().__file__).parent / "pginstall" / "bin") / program
+        path = (postgresql.programs() or Path(postgresql.wheel().__file__).parent / "pginstall" / "bin") / program
         done = subprocess.run(
             [path, *argv], user=user(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, cwd="/"
         )
         assert done.returncode == 0, f"{program}: {done.stderr.decode()}"
 
 
-def _pgserver() -> Any:
-    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # it warns where there is none
-    return pytest.importorskip("pgserver")
-
-
 def user() -> str | None:
     """Who runs programs that refuse to run as root; None for who runs the tests."""
     if os.getuid() != 0:
         return None
-    _pgserver().utils.ensure_user_exists("pgserver")
+    postgresql.wheel().utils.ensure_user_exists("pgserver")
     return "pgserver"
 
 
 @contextmanager
 def folder() -> Iterator[Path]:
     """A folder that PostgreSQL can use even where the tests run as root."""
-    path = Path(tempfile.mkdtemp(prefix="lamplighter-pg-"))
+    path = Path(tempfile.mkdtemp(prefix="lamplighter-pg-", dir=postgresql.place()))
     if (owner := user()) is not None:
         shutil.chown(path, owner)
     try:

@@ -20,6 +20,8 @@ import sqlalchemy as sa
 from server.store import migrations
 
 WHICH = "LAMPLIGHTER_TEST_POSTGRESQL"
+ROOM = 4 * 2**30
+"""Bytes that are free in memory where a server's data is put there."""
 
 
 class Databases:
@@ -72,6 +74,12 @@ def programs() -> Path | None:
     return Path(which) if which and "://" not in which else None
 
 
+def wheel() -> Any:
+    """The module that carries PostgreSQL's programs. Skips the test where there is none."""
+    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # it warns where there is none
+    return pytest.importorskip("pgserver")
+
+
 @contextmanager
 def running() -> Iterator[Databases]:
     """The server that the environment names."""
@@ -90,11 +98,16 @@ def running() -> Iterator[Databases]:
             yield Databases(url)
 
 
+def place() -> Path | None:
+    """The folder for a server's data: in memory where there is room, since each database is hundreds of files."""
+    memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of our own in it
+    return memory if memory.is_dir() and shutil.disk_usage(memory).free > ROOM else None
+
+
 @contextmanager
 def _of_wheel() -> Iterator[sa.URL]:
-    with tempfile.TemporaryDirectory(prefix="lamplighter-pg-") as folder:
-        os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # it warns where there is none
-        started: Any = pytest.importorskip("pgserver").get_server(Path(folder) / "data")
+    with tempfile.TemporaryDirectory(prefix="lamplighter-pg-", dir=place()) as folder:
+        started = wheel().get_server(Path(folder) / "data")
         started.psql("ALTER SYSTEM SET fsync = off")  # no machine loses power in the tests
         started.psql("SELECT pg_reload_conf()")
         try:
@@ -106,7 +119,7 @@ def _of_wheel() -> Iterator[sa.URL]:
 @contextmanager
 def _of_programs(programs: Path) -> Iterator[sa.URL]:
     user = "nobody" if os.getuid() == 0 else None  # PostgreSQL refuses to be root
-    folder = Path(tempfile.mkdtemp(prefix="lamplighter-pg-"))
+    folder = Path(tempfile.mkdtemp(prefix="lamplighter-pg-", dir=place()))
     if user is not None:
         shutil.chown(folder, user)
     control: list[str | Path] = [programs / "pg_ctl", "--pgdata", folder / "data", "--log", folder / "log", "--wait"]

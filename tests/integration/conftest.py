@@ -59,9 +59,11 @@ def databases() -> Iterator[Databases]:
 
 
 @pytest.fixture
-def postgresql(databases: Databases) -> str:
-    """The URL of an empty database in PostgreSQL."""
-    return databases.new().render_as_string(hide_password=False)
+def postgresql(databases: Databases) -> Iterator[str]:
+    """The URL of an empty database in PostgreSQL, which is dropped after the test."""
+    url = databases.new()
+    yield url.render_as_string(hide_password=False)
+    databases.drop(url)
 
 
 class DataFolders:

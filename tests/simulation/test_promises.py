@@ -55,11 +55,12 @@ def test_every_promise_holds_where_the_servers_clock_was_wrong_as_well(seed: int
 
 def test_a_seed_plays_the_same_story_in_every_process() -> None:
     def told(hash_seed: str) -> bytes:
-        command = [sys.executable, "-m", "tests.simulation", "3", "--about", "seed"]
+        command = [sys.executable, "-m", "tests.simulation", f"{SMALL}", "--fleet", "drawn", "--about", "seed"]
         return subprocess.check_output(command, env=os.environ | {"PYTHONHASHSEED": hash_seed})
 
-    assert play(3).trace.hexdigest()[:16] in told("1").decode()
-    assert play(3).trace.hexdigest() != play(4).trace.hexdigest()
+    trace = play(SMALL, drawn(SMALL)).trace.hexdigest()
+    assert trace[:16] in told("1").decode()
+    assert trace != play(SMALL + 1, drawn(SMALL)).trace.hexdigest()
 
 
 def test_all_that_may_happen_to_servers_happens() -> None:
@@ -87,9 +88,11 @@ def test_a_server_that_does_not_hear_the_others_is_found(monkeypatch: pytest.Mon
 
 
 def test_a_broken_promise_is_told() -> None:
-    story = play(3)
+    story = play(SMALL, drawn(SMALL))
     story.db.jobs[next(iter(story.db.jobs))].end = None
-    with pytest.raises(BrokenPromiseError, match=r"has no end(.|\n)*python -m tests\.simulation 3 --fleet month"):
+    with pytest.raises(
+        BrokenPromiseError, match=rf"has no end(.|\n)*python -m tests\.simulation {SMALL} --fleet drawn"
+    ):
         check(story)
 
 
