@@ -16,7 +16,7 @@ from agent.restic.runner import Runner
 from agent.restic.version import Installed
 from agent.sandbox import landlock
 from agent.service import Config, Service, utc_now
-from cli import metrics
+from cli import metrics, systemd
 from cli.reach import reason
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,11 @@ async def agent(
     async def waits_for() -> str:
         return "" if service.core.connected else "not connected to the server"
 
+    async def starts() -> str:  # it need not be connected: it keeps to its schedules without the server
+        return "" if service.core.in_force else "putting its schedules in force"
+
     async with metrics.serving(metrics_listen, service.metrics.registry, waits_for), asyncio.TaskGroup() as tasks:
         tasks.create_task(service.run(), name="agent")
-        await stop.wait()
+        async with systemd.supervised(waits_for, starts):
+            await stop.wait()
         await service.stop()

@@ -23,7 +23,7 @@ async def folder(
 
     `allow_empty`: delete what the folder no longer declares, even if that is more than half of it.
     """
-    from cli import metrics
+    from cli import metrics, systemd
     from controller.folder.follower import follow_folder
     from controller.folder.metrics import FolderMetrics
 
@@ -31,7 +31,8 @@ async def folder(
     probed = metrics.serving(metrics_listen, measured.registry, measured.waits_for)
     async with _client(server) as client, probed, asyncio.TaskGroup() as tasks:
         watching = tasks.create_task(follow_folder(path, client, allow_empty=allow_empty, metrics=measured))
-        await stop.wait()
+        async with systemd.supervised(measured.waits_for, metrics.always_ready):
+            await stop.wait()
         watching.cancel()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import sys
 from datetime import UTC, datetime
@@ -12,6 +13,8 @@ from cli.terminal import escaped, is_coloured, safe
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _ID = re.compile(r"[0-9a-f]{32,}")
 _LEVELS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "31;1"}
+_PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+"""The priorities of syslog(3)."""
 _PARTS = {"agent": "36", "server": "35", "controller": "34", "cli": "37"}
 
 
@@ -22,11 +25,18 @@ SHORT_ID = 8
 def setup(form: str, level: str, stream: TextIO = sys.stderr) -> None:
     """Send all logs to a stream. `form`: text or json. `level`: debug, info, warning or error."""
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(Json() if form == "json" else Text(color=is_coloured(stream)))
+    handler.setFormatter(formatter(form, stream))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     for noisy in ("httpx", "httpcore", "websockets", "watchfiles", "uvicorn.access", "alembic", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
+def formatter(form: str, stream: TextIO) -> logging.Formatter:
+    """What formats the records for a stream, in a form: text or json."""
+    if form == "json":
+        return Json()
+    return Journal() if _is_journal(stream) else Text(color=is_coloured(stream))
 
 
 def facts(record: logging.LogRecord) -> dict[str, object]:
@@ -43,19 +53,42 @@ class Text(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, with a traceback below it where there is one."""
-        part = record.name.partition(".")[0]
         when = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
+        return f"{when} {self._line(record)}"
+
+    def _line(self, record: logging.LogRecord) -> str:
+        part = record.name.partition(".")[0]
         told = " ".join(f"{key}={_text(value, short=key == 'job')}" for key, value in facts(record).items())
         mark = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         head = self._paint(f"{part:<10}", _PARTS.get(part, "37"))
         what = self._paint(mark + safe(record.getMessage()), _LEVELS.get(record.levelname, "1"))
-        line = f"{when} {head} {what}  {told}".rstrip()
+        line = f"{head} {what}  {told}".rstrip()
         if record.exc_info:
             line += "\n" + safe(self.formatException(record.exc_info), "\n\t")
         return line
 
     def _paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._color else text
+
+
+class Journal(Text):
+    """For systemd's journal, which knows the time itself, and reads a line's priority from its beginning."""
+
+    def __init__(self) -> None:
+        super().__init__(color=False)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, with a traceback below it where there is one. Source: sd-daemon(3)."""
+        return f"<{_PRIORITIES.get(record.levelname, 5)}>{self._line(record)}"
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Whether what is written to a stream goes to systemd's journal. Source: systemd.exec(5), JOURNAL_STREAM."""
+    try:
+        about = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # it is no file
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{about.st_dev}:{about.st_ino}"
 
 
 class Json(logging.Formatter):

@@ -5,7 +5,7 @@ import logging
 import platform
 from pathlib import Path
 
-from cli import metrics
+from cli import metrics, systemd
 from cli.agent import Local, agent
 from cli.controller import folder as follow_folder
 from cli.terminal import say
@@ -45,7 +45,8 @@ async def up(
             running = tasks.create_task(agent(url, server.agent_token, data / "agent", host, local, agent_stop))
             access = (url, server.admin_token, None)
             watching = tasks.create_task(follow_folder(folder, access, stop, allow_empty=allow_empty))
-            await _either(stop, running, watching)
+            async with systemd.supervised(server.refuses):  # before the agent of this process, which then tells nothing
+                await _either(stop, running, watching)
             log.info("stopping")
             agent_stop.set()
     log.info("stopped")
@@ -65,7 +66,8 @@ async def server(config: Config, metrics_listen: str, stop: asyncio.Event) -> No
         metrics.serving(metrics_listen, running.parts.registry, running.refuses),
     ):
         log.info("ready", extra={"listen": _authority(config.host, running.port), "data": config.data})
-        await stop.wait()
+        async with systemd.supervised(running.refuses):
+            await stop.wait()
         log.info("stopping")
 
 

@@ -103,6 +103,11 @@ class Core:
         return self._clock.shown_at(next_at) if next_at < NEVER else NEVER
 
     @property
+    def in_force(self) -> bool:
+        """Whether the set is in force, and due times fire; not before it is built, nor while a push is applied."""
+        return self._table is not None
+
+    @property
     def busy(self) -> bool:
         """Whether jobs are running."""
         return bool(self.state.running)
