@@ -122,7 +122,16 @@ BAD_SCHEDULES = [
     _backup("spec.paths", "unknown field", "schema", paths=["/etc"]),
     _backup("spec.hostSlector", "unknown field: did you mean hostSelector?", "schema", hostSlector={}),
     _backup("spec.backup", "add backup.paths", "rule", backup=...),
-    _backup("spec.backup.paths", "missing. Give it: files and folders to back up", "schema", backup={}),
+    _backup("spec.backup.paths", "missing. Give it: files and folders to back up", "rule", backup={}),
+    _backup("spec.backup.command", "without paths", "rule", backup={"paths": ["/a"], "command": ["/bin/dump"]}),
+    _backup("spec.backup.command", "begin with the program's absolute path", "rule", backup={"command": ["dump"]}),
+    _backup("spec.backup.command", "must not be empty: give at least one", "schema", backup={"command": []}),
+    _backup("spec.backup.stdinFilename", "give command", "rule", backup={"paths": ["/a"], "stdinFilename": "a"}),
+    *(
+        _backup("spec.backup.stdinFilename", "without folders", "rule", backup={"command": ["/d"], "stdinFilename": it})
+        for it in ("a/b", "/a", "..")
+    ),
+    _backup("spec.backup.excludes", "is about paths", "rule", backup={"command": ["/d"], "excludes": ["*.tmp"]}),
     _backup("spec.backup.paths", "must not be empty: give at least one", "schema", backup={"paths": []}),
     _backup("spec.backup.paths[0]", "must be absolute: begin it with /", "rule", backup={"paths": ["etc"]}),
     _backup("spec.backup.paths[1]", "must not hold '..'", "rule", backup={"paths": ["/a", "/a/../b"]}),
@@ -200,6 +209,8 @@ GOOD_SCHEDULES = [
     *(changed(BACKUP, timeZone=zone) for zone in ("Etc/GMT+5", "GMT-0", "America/Argentina/Buenos_Aires", "EST5EDT")),
     changed(BACKUP, hostSelector={"matchLabels": {"a." * 126 + "a/" + "b" * 63: "c" * 63}}),
     *(changed(BACKUP, kind=kind, backup=...) for kind in ("prune", "unlock", "check", "verify")),
+    changed(BACKUP, backup={"command": ["/bin/dump", "--all", ""], "stdinFilename": "all.sql", "tags": ["x"]}),
+    changed(BACKUP, backup={"command": ["/bin/dump"]}),
     *(changed(FORGET, retention=it) for it in ({"keepLast": 1}, {"keepWithin": "1y6m14d12h"})),
     changed(FORGET, retention={"keepLast": 1, "keepTags": ["a"], "prune": True, "allHosts": True}),
     changed(BACKUP, kind="verify", backup=..., verify={"files": 5, "maxBytes": "2Gi"}),

@@ -58,6 +58,7 @@ JobReason = Literal[
     "NoRepository",
     "Locked",
     "HookFailed",
+    "CommandFailed",
     "NotGranted",
     "NotConfined",
     "VerificationFailed",
@@ -259,6 +260,7 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
     - `verify`: for kind verify, whose `args` list the files of the snapshot.
     - `restore`: for kind restore, which uses it in place of `args`.
     - `host_identity`: whether restic may use the host's identity: its keys, cloud profiles and metadata service.
+    - `stdin_command`: for kind backup, a program of the host with its arguments, whose output becomes the snapshot.
     """
 
     job_id: Id
@@ -275,6 +277,7 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
     verify: Verify | None = None
     restore: Restore | None = None
     host_identity: bool = False
+    stdin_command: Argv = field(default_factory=list)
 
 
 class CommandCancel(Struct, frozen=True):

@@ -17,7 +17,8 @@ def by_files(args: Sequence[str], folder: Callable[[], Path], write: Callable[[s
 
     `folder`: the files' folder, as restic sees it. `write`: writes a file with this name and content there.
     """
-    if args[:1] != ["backup"] or "--" not in args or sum(len(it.encode()) + 1 for it in args) < LIMIT:
+    reads_paths = args[:1] == ["backup"] and "--" in args and "--stdin-from-command" not in args
+    if not reads_paths or sum(len(it.encode()) + 1 for it in args) < LIMIT:
         return list(args)
     at = args.index("--")
     patterns = [it.removeprefix(_EXCLUDE) for it in args[:at] if it.startswith(_EXCLUDE)]

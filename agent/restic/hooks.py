@@ -1,4 +1,4 @@
-"""Hooks: which programs of the host may run around a job, and their environment.
+"""Hooks and backup.command: which programs of the host a job may run, and their environment.
 
 The author of a Schedule may not be the operator of the host, so the agent runs a program only if the operator allowed
 it. The program gets its arguments from the Schedule: to allow a shell is to allow every program.
@@ -16,21 +16,26 @@ AFTER_STOP_S = 30.0
 
 
 class HookError(ValueError):
-    """A hook is not allowed on this host; the message says what to change."""
+    """A program is not allowed on this host; the message says what to change."""
 
 
-def check(hooks: Hooks, allowed: Collection[str]) -> None:
-    """Raises HookError for a hook whose program is not in `allowed`, or is no absolute path."""
-    for when, argv in (("before", hooks.before), ("after", hooks.after)):
+def check(hooks: Hooks, stdin_command: Sequence[str], allowed: Collection[str]) -> None:
+    """Raises HookError for a program that is not in `allowed`, or is no absolute path."""
+    programs = (
+        ("spec.hooks.before", hooks.before, "the hook"),
+        ("spec.hooks.after", hooks.after, "the hook"),
+        ("spec.backup.command", stdin_command, "the command"),
+    )
+    for field, argv, what in programs:
         if argv and (argv[0] not in allowed or not argv[0].startswith("/")):
             raise HookError(
-                f"spec.hooks.{when} is not run: {argv[0]!r} is not allowed on this host: "
-                "start its agent with --allow-hook and the program's path, or remove the hook"
+                f"{field} is not run: {argv[0]!r} is not allowed on this host: "
+                f"start its agent with --allow-hook and the program's path, or remove {what}"
             )
 
 
 def environment(host_env: Mapping[str, str], job_id: str, schedule: str, status: JobEnd | None) -> dict[str, str]:
-    """The whole environment of a hook. `status`: how the job ended; None before the job."""
+    """The whole environment of a program. `status`: how the job ended; None before its end."""
     env = {name: host_env[name] for name in ("PATH", "HOME") if name in host_env}
     env |= {"LAMPLIGHTER_JOB": job_id, "LAMPLIGHTER_SCHEDULE": schedule}
     return env if status is None else {**env, "LAMPLIGHTER_STATUS": status}
@@ -41,3 +46,10 @@ def failure(when: When, argv: Sequence[str], exit_code: int | None) -> str:
     how = "did not end" if exit_code is None else f"ended with exit code {exit_code}"
     skipped = ": the job did not start; see its log" if when == "before" else ": see the job's log"
     return f"the hook {when} the job failed: {argv[0]} {how}{skipped}"
+
+
+def command_failure(argv: Sequence[str], exit_code: int) -> str:
+    """The message for a backup.command that failed."""
+    return (
+        f"spec.backup.command failed: {argv[0]} ended with exit code {exit_code}, so there is no snapshot: see the log"
+    )

@@ -250,14 +250,33 @@ class Job:
         """Run a program of the host, with its output in the job's log. Returns its exit code; None if it did not
         end."""
         codes: list[int | None] = []
-
-        def take(_: int, line: bytes) -> None:
-            if text := printable(line):
-                self.reporter.log(clipped(self.redact(text)))
-
         how = Launch(str(self._context.root), own=False)
-        await process.run(process.launched(how, argv), env, take, codes.append, grace_s=self._timing.grace_s)
+        await process.run(process.launched(how, argv), env, self._log_line, codes.append, grace_s=self._timing.grace_s)
         return codes[0]
+
+    @property
+    def stream(self) -> tuple[Path, Path]:
+        """The FIFO through which restic reads what a program prints, and the file that says that it is complete, as
+        restic sees them. See `agent.sandbox.stream`."""
+        folder = self.folder("stream")
+        if not (fifo := self._own("stream") / "output").exists():
+            os.mkfifo(fifo, 0o600)
+        return folder / "output", folder / "complete"
+
+    async def feed(self, argv: Sequence[str], env: Mapping[str, str], ended: Callable[[int | None], None]) -> None:
+        """Run a program of the host as soon as restic reads its output, with its stderr in the job's log.
+
+        `ended`: gets its exit code, as `process.run` has it.
+        """
+        how = json.dumps(Launch(str(self._context.root), own=False)._asdict())
+        files = [str(self._context.as_seen(it)) for it in self.stream]
+        program = process.python("stream", str(os.getpid()), how, *files, *argv)
+        await process.run(program, env, self._log_line, ended, grace_s=self._timing.grace_s)
+
+    def _log_line(self, _: int, line: bytes) -> None:
+        """Put a line of a program of the host into the job's log."""
+        if text := printable(line):
+            self.reporter.log(clipped(self.redact(text)))
 
     async def digests(self, files: Sequence[str]) -> list[Digest | None]:
         """The digests of files of the host, in order; None for a file that cannot be read."""

@@ -2,11 +2,12 @@
 
 import asyncio
 import random
+from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
 import msgspec
 
-from agent.restic import snapshots, verify
+from agent.restic import hooks, snapshots, verify
 from agent.restic.job import Job
 from agent.restic.outcome import CREATION_WAITS, named_paths
 from agent.restic.output import MAX_TEXT, Summary, clipped
@@ -20,9 +21,12 @@ _NOT_THERE = (
     "to start with a new one, delete the Repository and declare it again"
 )
 
+_COMMAND_FAILED = "command failed"
+"""What restic says where the command of --stdin-from-command failed (internal/fs/fs_reader_command.go of 0.17)."""
+
 
 async def backup(job: Job, creating: asyncio.Lock) -> None:
-    """Back up.
+    """Back up files and folders.
 
     The job fails if restic succeeds without reporting a snapshot, since the program may not be restic. It warns of a
     snapshot without files, since a volume may not be mounted.
@@ -40,17 +44,55 @@ async def backup(job: Job, creating: asyncio.Lock) -> None:
         )
 
 
+async def back_up_output(job: Job, creating: asyncio.Lock, env: Mapping[str, str]) -> None:
+    """Back up what a program of the host prints: if it fails, restic makes no snapshot.
+
+    `env`: the program's environment. See `agent.sandbox.stream`.
+    """
+    program, version = job.command.stdin_command, await restic_version(job)
+    if not snapshots.has_stdin_from_command(version):
+        job.fail(
+            f"{version or 'this restic'} does not know spec.backup.command: install restic 0.17 or newer on this host"
+        )
+        return
+    codes: list[int | None] = []
+    args = [*job.command.args, "--", "cat", *map(str, job.stream)]
+    feeding = asyncio.create_task(job.feed(program, env, codes.append))
+    try:
+        await run_args(job, creating, args, Launch(private=[str(job.folder("stream"))]))
+    finally:
+        feeding.cancel()  # it is over, or restic failed before it read
+        await asyncio.wait([feeding])
+    failed, made = codes[0] if codes else None, job.summary
+    if job.outcome is not None and _COMMAND_FAILED in job.outcome.error and failed:
+        job.fail(hooks.command_failure(program, failed), "CommandFailed")
+    elif made.snapshot_id and not made.files_processed:
+        job.fail(f"spec.backup.command printed nothing, so snapshot {made.snapshot_id[:8]} is empty", "CommandFailed")
+
+
+async def restic_version(job: Job) -> str:
+    """What restic says of its version, such as `restic 0.18.0`; empty if it is not restic."""
+    lines: list[bytes] = []
+    await job.restic(["version"], lines.append)
+    return " ".join(b"".join(lines).decode(errors="replace").split()[:2])
+
+
 async def run_command(job: Job, creating: asyncio.Lock) -> None:
-    """Run the command. If the repository is missing and may be created, run `restic init`, and the command again.
+    """Run the command, which may read the paths after `--`. See `run_args`."""
+    args = job.command.args
+    await run_args(job, creating, args, Launch(paths=args[args.index("--") + 1 :] if "--" in args else ()))
+
+
+async def run_args(job: Job, creating: asyncio.Lock, args: Sequence[str], reads: Launch) -> None:
+    """Run restic. If the repository is missing and may be created, run `restic init`, and the command again.
 
     A repository that existed before is not created again: its disk may not be mounted.
-    `creating`: the lock of this repository's creation. Two concurrent `restic init` leave a repository that neither can
-    open, so this host creates one at a time. While another host creates the repository, the command is tried again.
+    `reads`: what restic may reach of the host. `creating`: the lock of this repository's creation. Two concurrent
+    `restic init` leave a repository that neither can open, so this host creates one at a time. While another host
+    creates the repository, the command is tried again.
     """
-    command = job.command
-    reads = Launch(paths=command.args[command.args.index("--") + 1 :] if "--" in command.args else ())
-    was_there = job.was_opened
-    ended = await job.restic(command.args, wanted=reads)
+    command, was_there = job.command, job.was_opened
+    ended = await job.restic(args, wanted=reads)
     if command.init is None or ended.end not in ("no_repository", "damaged"):
         return
     if ended.end == "no_repository" and was_there:
@@ -65,7 +107,7 @@ async def run_command(job: Job, creating: asyncio.Lock) -> None:
     for wait in CREATION_WAITS:
         job.conclude(None)
         await job.pause(wait)
-        ended = await job.restic(command.args, wanted=reads)
+        ended = await job.restic(args, wanted=reads)
         if ended.end not in ("no_repository", "damaged"):
             return
 
@@ -127,9 +169,7 @@ async def restore(job: Job, wanted: Restore) -> None:
         links.check()
     if tally.missing:
         raise SnapshotError(f"snapshot {snapshot.id[:8]} does not hold {', '.join(tally.missing)}: list its files")
-    version: list[bytes] = []
-    await job.restic(["version"], version.append)
-    sparse = snapshots.has_sparse(b"".join(version).decode(errors="replace"))
+    sparse = snapshots.has_sparse(await restic_version(job))
     args = snapshots.restore_args(snapshot.id, STAGE, wanted.paths, sparse=sparse, options=job.lock_options)
     special = wanted.setuid_and_devices and not job.command.within
     place = place._replace(

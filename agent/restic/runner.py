@@ -122,7 +122,7 @@ class Runner:
         stopped."""
         around = job.command.hooks or Hooks()
         try:
-            hooks.check(around, self._allow_hooks)
+            hooks.check(around, job.command.stdin_command, self._allow_hooks)
             job.open(repository)
         except hooks.HookError as error:
             return job.fail(str(error), "HookFailed")
@@ -146,6 +146,9 @@ class Runner:
                 await kinds.restore(job, wanted)
             case CommandRun(kind="snapshots" | "ls" | "find"):
                 await kinds.list_contents(job)
+            case CommandRun(kind="backup", stdin_command=[_, *_], job_id=job_id, hooks=around):
+                env = hooks.environment(self._context.env, job_id, around.schedule if around else "", None)
+                await kinds.back_up_output(job, self._creating.setdefault(job.url, asyncio.Lock()), env)
             case CommandRun(kind="backup"):
                 await kinds.backup(job, self._creating.setdefault(job.url, asyncio.Lock()))
             case CommandRun(kind="forget" | "prune" | "check" | "unlock"):

@@ -235,8 +235,18 @@ def pattern(path: str) -> str:
 
 def has_sparse(version: str) -> bool:
     """Whether restic has --sparse, from the output of `restic version`: since 0.15 (its changelog, "Enh #3931")."""
+    return _is_since(version, (0, 15))
+
+
+def has_stdin_from_command(version: str) -> bool:
+    """Whether restic has --stdin-from-command, from the output of `restic version`: since 0.17 (its changelog, "Enh
+    #4251")."""
+    return _is_since(version, (0, 17))
+
+
+def _is_since(version: str, first: tuple[int, int]) -> bool:
     found = re.search(r"restic (\d+)\.(\d+)", version)
-    return found is not None and (int(found[1]), int(found[2])) >= (0, 15)
+    return found is not None and (int(found[1]), int(found[2])) >= first
 
 
 def nanoseconds(time: str) -> int | None:

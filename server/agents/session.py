@@ -255,7 +255,7 @@ class Session:
 
         An agent that names no capabilities is taken to have all.
         """
-        needs = {command.kind, *(["hooks"] if command.hooks else [])}
+        needs = {command.kind, *["hooks"] * bool(command.hooks), *["command"] * bool(command.stdin_command)}
         missing = sorted(needs - self.capabilities) if self.capabilities else []
         if not missing:
             return ""

@@ -7,7 +7,7 @@ Utility Syntax Guideline 10).
 import re
 from collections.abc import Sequence
 
-from server.resources.specs import Backup, RepositorySpec, Retention, ScheduleSpec, Verify
+from server.resources.specs import Backup, Hooks, RepositorySpec, Retention, ScheduleSpec, Verify
 from wire import messages
 
 KINDS = frozenset({"backup", "forget", "prune", "check", "unlock", "verify"})
@@ -25,7 +25,10 @@ def run_args(spec: ScheduleSpec, name: str, host: str) -> list[str]:
             flags = ["--one-file-system"] * backup.one_file_system + ["--exclude-caches"] * backup.exclude_caches
             tags = [f"--tag={tag}" for tag in (f"lamplighter={name}", *backup.tags)]
             excludes = [f"--exclude={pattern}" for pattern in backup.excludes]
-            return ["backup", "--json", f"--host={host}", *flags, *tags, *excludes, "--", *backup.paths]
+            what = ["--", *backup.paths]
+            if backup.command:  # the agent adds the command that restic runs
+                what = ["--stdin-from-command", f"--stdin-filename={backup.stdin_filename}"]
+            return ["backup", "--json", f"--host={host}", *flags, *tags, *excludes, *what]
         case ScheduleSpec(kind="forget", retention=Retention() as retention):
             hosts = [] if retention.all_hosts else [f"--host={host}"]
             return ["forget", *hosts, *_policy(retention), *["--prune"] * retention.prune]
@@ -48,10 +51,19 @@ def verify_part(spec: ScheduleSpec) -> messages.Verify | None:
 
 
 def hooks_part(spec: ScheduleSpec, name: str) -> messages.Hooks | None:
-    """The programs to run before and after restic; None for none. `name`: the Schedule's name, NAMESPACE/NAME."""
-    if spec.hooks is None or not (spec.hooks.before or spec.hooks.after):
+    """The programs to run before and after restic; None for a job that runs no program of the host.
+
+    `name`: the Schedule's name, NAMESPACE/NAME.
+    """
+    hooks = spec.hooks or Hooks()
+    if not (hooks.before or hooks.after or stdin_command(spec)):
         return None
-    return messages.Hooks(list(spec.hooks.before), list(spec.hooks.after), name)
+    return messages.Hooks(list(hooks.before), list(hooks.after), name)
+
+
+def stdin_command(spec: ScheduleSpec) -> list[str]:
+    """The program, with its arguments, whose output a backup stores; empty for a backup of files, or another kind."""
+    return list(spec.backup.command) if spec.backup is not None else []
 
 
 def quantity(text: str) -> int:

@@ -214,6 +214,7 @@ def command_for(schedule: PlacedSchedule, host: str, job_id: str, scheduled_at: 
         hooks=arguments.hooks_part(spec, schedule.name),
         verify=arguments.verify_part(spec),
         host_identity=schedule.host_identity,
+        stdin_command=arguments.stdin_command(spec),
     )
 
 

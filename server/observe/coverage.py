@@ -26,7 +26,7 @@ from server.observe.entries import HostEntry, LastRun
 from server.observe.problems import MAX_NAMED, Access, Coverage, no_host
 from server.resources.grants import NOTHING
 from server.resources.selectors import selector_matches
-from server.resources.specs import LabelSelector
+from server.resources.specs import Hooks, LabelSelector, ScheduleSpec
 from server.store import queue
 from server.store.engine import Store
 from server.store.rows import Row
@@ -308,10 +308,15 @@ class CoverageReader:
         )
 
 
+def _programs_of(spec: ScheduleSpec) -> dict[str, None]:
+    """The programs of the host that runs of a schedule need, in order, each once."""
+    hooks, command = spec.hooks or Hooks(), spec.backup.command if spec.backup is not None else ()
+    return dict.fromkeys(argv[0] for argv in (hooks.before, hooks.after, command) if argv)
+
+
 def _refused_hooks(schedule: PlacedSchedule | None, having: Iterable[Session]) -> dict[str, list[str]]:
-    """By program of a hook of an enabled schedule, the hosts whose agents do not allow it."""
-    hooks = schedule.spec.hooks if schedule is not None and schedule.spec.enabled else None
-    programs = dict.fromkeys(argv[0] for argv in (hooks.before, hooks.after) if argv) if hooks is not None else ()
+    """By program of an enabled schedule, of a hook or backup.command, the hosts whose agents do not allow it."""
+    programs = _programs_of(schedule.spec) if schedule is not None and schedule.spec.enabled else ()
     if not programs:
         return {}
     said = [(host.name, host.allowed_hooks) for host in having if host.allowed_hooks is not None]

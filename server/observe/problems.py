@@ -47,7 +47,7 @@ class Coverage(NamedTuple):
     - `overdue`: hosts without a success within `within`; none while the schedule is disabled.
     - `hanging`: the names of all hosts with a job that runs beyond its timeout.
     - `never_succeeded`: hosts without any success. `oldest_success`: the oldest of the hosts' last successes.
-    - `refused_hooks`: by program of a hook, the hosts whose agents do not allow it.
+    - `refused_hooks`: by program of a hook or backup.command, the hosts whose agents do not allow it.
     - `never_ran`: overdue hosts on which no run has ended at all. `late_names`: names of the other overdue hosts.
     """
 
@@ -191,7 +191,7 @@ def named(names: Sequence[str], count: int) -> str:
 
 def _hook_refused(program: str, hosts: Sequence[str], coverage: Coverage) -> str:
     who = named(hosts[:MAX_NAMED], len(hosts))
-    remedy = "start them with --allow-hook and its path (agent.allowedHooks in the chart), or remove it from spec.hooks"
+    remedy = "start them with --allow-hook and its path (agent.allowedHooks in the chart), or remove it from the spec"
     what = f"the agents of {of_hosts(len(hosts), coverage)} do not allow {program!r} as a hook, and fail each run"
     return f"{what}: {who}; {remedy}"
 

@@ -46,13 +46,18 @@ class SecretKeyRef(Struct, frozen=True):
 
 
 class Backup(Struct, frozen=True, rename="camel"):
-    """What a backup includes and excludes."""
+    """What a backup includes and excludes.
 
-    paths: tuple[str, ...]
+    `command`: a program whose output is backed up in place of paths, as the file `stdin_filename`.
+    """
+
     excludes: tuple[str, ...]
     tags: tuple[str, ...]
     one_file_system: bool
     exclude_caches: bool
+    paths: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    stdin_filename: str = "stdin"
 
 
 class Retention(Struct, frozen=True, rename="camel"):

@@ -276,6 +276,8 @@ async def test_a_hook_that_agents_do_not_allow_is_told_with_the_hosts_names(
     async with connect("a", allowed_hooks=["/bin/freeze"]) as agent:
         await agent.follow()
     assert reasons(await status(api)) == []
+    await declare("etc", backup={"command": ["/bin/dump", "--all"]})
+    assert reasons(await status(api)) == ["HookNotAllowed"]
 
 
 async def test_a_run_on_no_host_has_failed(api: httpx.AsyncClient, declare: Declare) -> None:

@@ -54,6 +54,18 @@ def test_all_that_a_backup_can_say() -> None:
     ]
 
 
+def test_what_a_program_prints_is_named_and_its_argv_goes_to_the_agent_apart() -> None:
+    said = of_kind("backup", backup={"command": ["/bin/dump", "--all"], "tags": ["t"], "stdinFilename": "all.sql"})
+    assert commands.run_args(said, "ns/etc", "node-1") == [
+        *("backup", "--json", "--host=node-1", "--tag=lamplighter=ns/etc", "--tag=t"),
+        *("--stdin-from-command", "--stdin-filename=all.sql"),
+    ]
+    assert commands.stdin_command(said) == ["/bin/dump", "--all"]
+    assert commands.hooks_part(said, "ns/etc") == Hooks([], [], "ns/etc")
+    plain = of_kind("backup", backup={"command": ["/bin/dump"]})
+    assert commands.run_args(plain, "ns/etc", "node-1")[-1] == "--stdin-filename=stdin"
+
+
 def of_kind(kind: str, **blocks: Any) -> ScheduleSpec:
     manifest = {"kind": kind, "cron": "@daily", "repositoryRef": {"name": "main"}, **blocks}
     return parse_schedule({"metadata": {"name": "it"}, "spec": manifest}).spec
