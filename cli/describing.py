@@ -11,7 +11,7 @@ from cli.client import Client, ForbiddenError, Item, NotFoundError
 from cli.history import jobs_of_repository
 from cli.lists import ScheduleNames, full_name_of, one
 from cli.options import Access
-from cli.rows import TABLES, ago, labels, moment, short_ids, size
+from cli.rows import TABLES, ago, crons_of, labels, moment, short_ids, size
 from cli.terminal import note, say, yaml_of
 from cli.types import ALERT, HOST, JOB, REPOSITORY, SCHEDULE, Target, Type, narrowed
 
@@ -139,7 +139,7 @@ _NAMED = {"outOfSync": "out of sync", "failed": "failed", "overdue": "overdue"}
 def _repository(source: _Source, repository: Item) -> tuple[Facts, Iterable[Section]]:
     status, name = repository["status"], full_name_of(repository)
     using = source.client.items(f"{REPOSITORY.path(name)}/schedules")
-    rows = [(full_name_of(it), it["spec"]["kind"], it["spec"]["cron"], str(it["status"]["hosts"])) for it in using]
+    rows = [(full_name_of(it), it["spec"]["kind"], crons_of(it["spec"]), str(it["status"]["hosts"])) for it in using]
     lane = source.client.request("GET", f"{REPOSITORY.path(name)}/lane")
     facts = [
         *_metadata(repository),

@@ -88,7 +88,8 @@ def _fields(change: Object) -> Iterator[str]:
     """The lines of fields: what a new object is, or each change of an old one."""
     if change["action"] == "create":
         known = {it["field"]: it["after"] for it in change["fields"]}
-        told = (("kind", "{}"), ("cron", "cron {}"), ("timeZone", "{}"), ("repositoryRef.name", "repository {}"))
+        when = (("cron", "cron {}"), ("crons", "crons {}"), ("timeZone", "{}"))
+        told = (("kind", "{}"), *when, ("repositoryRef.name", "repository {}"))
         words = [
             text.format(str(known[f"spec.{name}"])) for name, text in (*told, ("url", "{}")) if f"spec.{name}" in known
         ]

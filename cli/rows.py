@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cli.client import Item
 from cli.logs import SHORT_ID, local_time
@@ -14,7 +14,7 @@ def _schedule(item: Item, _: Mapping[str, str]) -> list[str]:
     hosts = [str(status[count]) for count in ("hosts", "hostsInSync", "hostsFailed", "hostsOverdue")]
     oldest = _ago(status.get("oldestSuccessTime")) if not status["hostsWithoutSuccess"] else "never"
     due = [_ago(status.get("lastScheduleTime")), oldest, f"in {_span(-_since(next_))}" if next_ else "disabled"]
-    return [metadata["namespace"], metadata["name"], spec["kind"], spec["cron"], *hosts, *due, _problems(status)]
+    return [metadata["namespace"], metadata["name"], spec["kind"], crons_of(spec), *hosts, *due, _problems(status)]
 
 
 def _host(item: Item, _: Mapping[str, str]) -> list[str]:
@@ -160,6 +160,11 @@ STYLES = {
     "no": "red",
     "Warning": "yellow",
 }
+
+
+def crons_of(spec: Mapping[str, Any]) -> str:
+    """When a Schedule is due, in one line: its expression, or those of `crons`."""
+    return str(spec.get("cron") or "; ".join(spec["crons"]))
 
 
 def schedule_of(job: Item, names: Mapping[str, str]) -> str:

@@ -27,13 +27,15 @@ What a part names:
 A list names what any of its parts names. A day must match its month, and its day of month and day of week: both, where
 one of these two fields begins with `*` (as `*/2` does); else either will do.
 
+Several expressions, with "; " between them, are due when any of them is, and once where several are (`parse_all`).
+
 Refused, each with a remedy: `@reboot`, `@every`, `TZ=` and `CRON_TZ=` (a Schedule has spec.timeZone), further
 fields for seconds or years, `L W # ? H ~`, what is never due, such as `0 0 30 2 *`, and more than 256 characters.
 """
 
 from cron.due import ON_TIME, Missed, catch_up, due_times, is_due, next_due, spread
 from cron.errors import CronError
-from cron.expression import Expression, parse
+from cron.expression import Expression, Times, is_several, joined, parse, parse_all
 from cron.periods import two_periods
 from cron.zones import zone
 
@@ -42,11 +44,15 @@ __all__ = [
     "CronError",
     "Expression",
     "Missed",
+    "Times",
     "catch_up",
     "due_times",
     "is_due",
+    "is_several",
+    "joined",
     "next_due",
     "parse",
+    "parse_all",
     "spread",
     "two_periods",
     "zone",

@@ -3,7 +3,7 @@
 An expression that names only some hours is of wall-clock times. A time that a clock change skips is due right after the
 change; a time that occurs twice is due the first time ("jobs that would have run in the interval that has been skipped
 will be run immediately … if time has moved backward, those jobs will not be run twice"). An expression that names every
-hour is due whenever the wall clock shows one of its minutes.
+hour is due whenever the wall clock shows one of its minutes. Of several expressions, each follows its own rule.
 """
 
 import calendar
@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from cron.expression import Expression
+from cron.expression import AnyOf, Expression, Times
 
 ON_TIME = timedelta(minutes=1)
 """A fire within the minute of its due time is on time; a later one is missed."""
@@ -32,19 +32,21 @@ class Missed(NamedTuple):
 
 
 @lru_cache(maxsize=1 << 12)
-def next_due(expression: Expression, zone: ZoneInfo, after: datetime) -> datetime:
+def next_due(expression: Times, zone: ZoneInfo, after: datetime) -> datetime:
     """The first due time after an aware time, in UTC. It has seconds only where a zone's clock change has."""
     return _next(expression, zone, after)
 
 
-def due_times(expression: Expression, zone: ZoneInfo, after: datetime, until: datetime) -> Iterator[datetime]:
+def due_times(expression: Times, zone: ZoneInfo, after: datetime, until: datetime) -> Iterator[datetime]:
     """The due times after `after` and up to `until`, in order, in UTC."""
     while (after := _next(expression, zone, after)) <= until:
         yield after
 
 
-def is_due(expression: Expression, zone: ZoneInfo, at: datetime) -> bool:
+def is_due(expression: Times, zone: ZoneInfo, at: datetime) -> bool:
     """Whether an aware time is a due time, one that `next_due` returns. It is as fast for rare expressions."""
+    if isinstance(expression, AnyOf):
+        return any(is_due(part, zone, at) for part in expression.parts)
     local = at.astimezone(zone)
     wall = local.replace(tzinfo=None, fold=0)
     if _offset(at - timedelta.resolution, zone) < _offset(at, zone):  # skipped times are due at this moment
@@ -56,7 +58,7 @@ def is_due(expression: Expression, zone: ZoneInfo, at: datetime) -> bool:
 
 
 @lru_cache(maxsize=1 << 10)
-def catch_up(expression: Expression, zone: ZoneInfo, after: datetime, now: datetime, limit: int) -> Missed | None:
+def catch_up(expression: Times, zone: ZoneInfo, after: datetime, now: datetime, limit: int) -> Missed | None:
     """The due times after `after` and up to `now`; None if there are none. They are counted up to `limit` (1 or
     more)."""
     latest, count = after, 0
@@ -74,7 +76,9 @@ def spread(host: str, schedule_id: str, width_s: int) -> timedelta:
     return timedelta(seconds=int.from_bytes(digest, "big") % width_s) if width_s > 0 else timedelta()
 
 
-def _next(expression: Expression, zone: ZoneInfo, after: datetime) -> datetime:
+def _next(expression: Times, zone: ZoneInfo, after: datetime) -> datetime:
+    if isinstance(expression, AnyOf):
+        return min(_next(part, zone, after) for part in expression.parts)
     local = after.astimezone(zone)
     wall = local.replace(tzinfo=None, fold=0)
     if expression.hourly:
@@ -95,7 +99,7 @@ def _next_hourly(expression: Expression, zone: ZoneInfo, after: datetime, wall: 
     return min(found)
 
 
-def _latest(expression: Expression, zone: ZoneInfo, after: datetime, now: datetime) -> datetime:
+def _latest(expression: Times, zone: ZoneInfo, after: datetime, now: datetime) -> datetime:
     """The latest due time up to `now`, if there is one after `after`. Bisects, since there may be millions between."""
     seconds = range(int((now - after).total_seconds()) + 1)
     begins = bisect_left(seconds, True, key=lambda s: _next(expression, zone, after + timedelta(seconds=s)) > now)

@@ -1,4 +1,4 @@
-"""Parses a cron expression into the minutes, days and months that it names.
+"""Parses cron expressions into the minutes, days and months that it names.
 
 The grammar is in the docstring of `cron`. croniter accepts more than that, and misreads some of it: to croniter, the
 range `5-5` is every value. So each field is checked here and rewritten in a form that croniter reads correctly;
@@ -6,6 +6,7 @@ croniter then computes the numbers.
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
@@ -76,6 +77,36 @@ class Expression:
         return day.month in self.months and (of_month or of_week if self.either else of_month and of_week)
 
 
+class AnyOf(NamedTuple):
+    """Several expressions: due when any of them is, and once where several are. `text`: as `joined` writes them."""
+
+    text: str
+    parts: tuple[Expression, ...]
+
+
+Times = Expression | AnyOf
+"""When a Schedule is due."""
+_BETWEEN = "; "
+
+
+def joined(texts: Iterable[str]) -> str:
+    """The text of several expressions, for `parse_all` and for people."""
+    return _BETWEEN.join(texts)
+
+
+def is_several(text: str) -> bool:
+    """Whether a text for `parse_all` is of several expressions."""
+    return _BETWEEN in text
+
+
+@lru_cache(maxsize=1 << 12)
+def parse_all(text: str) -> Times:
+    """Parse an expression, or several that are `joined`. Raises CronError as `parse` does."""
+    if not is_several(text):
+        return parse(text)
+    return AnyOf(text, tuple(map(parse, text.split(_BETWEEN))))
+
+
 @lru_cache(maxsize=1 << 12)
 def parse(text: str) -> Expression:
     """Parse an expression. Raises CronError if it does not follow the grammar in `cron`, or is never due."""
@@ -117,8 +148,41 @@ def _instead(said: str) -> str:
     """The remedy for @every and @reboot, which name no times; empty for other nicknames."""
     said = said.lower()
     if said.startswith("@every"):
-        return ", for example */15 * * * * in place of @every 15m"
+        times = _even_times(said.removeprefix("@every").strip(_BLANKS))
+        if len(times) > 1:
+            return f", or several in crons: {', '.join(map(repr, times))} in place of {said[:32]}"
+        return f", for example {times[0]} in place of {said[:32]}" if times else _FOR_EXAMPLE
     return "; a host that was down runs what it missed without it" if said == "@reboot" else ""
+
+
+_FOR_EXAMPLE = ", for example */15 * * * * in place of @every 15m; an interval must divide a day into equal parts"
+_MAX_CRONS = 8  # as in crds/schedules.yaml
+
+
+def _even_times(interval: str) -> list[str]:
+    """The expressions for an interval such as 15m or 1h30m from midnight on; none where MAX_CRONS do not suffice."""
+    sizes = {"h": 3600, "m": 60, "s": 1}
+    if not re.fullmatch("([0-9]{1,6}[hms])+", interval):
+        return []
+    seconds = sum(int(number) * sizes[unit] for number, unit in re.findall("([0-9]+)([hms])", interval))
+    if not seconds or seconds % 60 or 86400 % seconds:
+        return []
+    if 3600 % seconds == 0:
+        return [f"{_stepped(range(0, 60, seconds // 60), 60)} * * * *"]
+    hours: dict[int, list[int]] = {}
+    for at in range(0, 24 * 60, seconds // 60):
+        hours.setdefault(at % 60, []).append(at // 60)
+    if len(hours) > _MAX_CRONS:
+        return []
+    return [f"{minute} {_stepped(its, 24)} * * *" for minute, its in sorted(hours.items())]
+
+
+def _stepped(numbers: Sequence[int], count: int) -> str:
+    """The field that names evenly spaced numbers below `count`."""
+    if len(numbers) == 1:
+        return str(numbers[0])
+    step = numbers[1] - numbers[0]
+    return "*" if step == 1 else f"{'*' if numbers[0] == 0 else numbers[0]}/{step}"
 
 
 def _canonical_part(part: str, about: _Field) -> str:

@@ -63,7 +63,14 @@ def _restore(field: str, detail: str, by: str, **changes: Any) -> Bad:
 
 BAD_SCHEDULES = [
     _backup("spec.kind", "'bakcup' is not known: did you mean backup?", "schema", kind="bakcup"),
-    _backup("spec.cron", "missing. Give it: when it is due: five fields", "schema", cron=...),
+    _backup("spec.cron", "missing. Give it: when it is due: five fields", "rule", cron=...),
+    _backup("spec.crons", "cron is given, too: move its expression into crons", "rule", crons=["@daily"]),
+    _backup("spec.crons", "must not be empty", "schema", cron=..., crons=[]),
+    _backup("spec.crons", "must hold at most 8, not 9", "schema", cron=..., crons=["@daily"] * 9),
+    _backup("spec.crons[1]", "give 0 to 23, *, a range such as 1-5", "rule", cron=..., crons=["@daily", "0 24 * * *"]),
+    _backup("spec.crons[0]", "use one of @hourly, @daily", "rule", cron=..., crons=["@every 15m"]),
+    _backup("spec.crons[0]", "replace tabs, line breaks and the like", "rule", cron=..., crons=["0\t2 * * *"]),
+    _backup("spec.crons[1]", "ends before it begins", "server", cron=..., crons=["@daily", "0 22-2 * * *"]),
     _backup("spec.cron", "must be a string, not a number (5)", "schema", cron=5),
     _backup("spec.cron", "must not be empty", "schema", cron=""),
     _backup("spec.cron", "must be at most 256 characters long, not 400", "schema", cron="* " * 200),
@@ -206,6 +213,7 @@ GOOD_SCHEDULES = [
             "5-5,7/9,*/90 0-23/2,007 31,*/2 JAN,mar-3/9,nov-12 mon-FRI,7,0/2",
         )
     ),
+    changed(BACKUP, cron=..., crons=["0 2 * * 1-5", "30 4 * * 0,6", "@monthly"]),
     *(changed(BACKUP, timeZone=zone) for zone in ("Etc/GMT+5", "GMT-0", "America/Argentina/Buenos_Aires", "EST5EDT")),
     changed(BACKUP, hostSelector={"matchLabels": {"a." * 126 + "a/" + "b" * 63: "c" * 63}}),
     *(changed(BACKUP, kind=kind, backup=...) for kind in ("prune", "unlock", "check", "verify")),

@@ -77,13 +77,14 @@ RepositoryId = Annotated[str, Meta(max_length=320)]
 class Entry(Struct, frozen=True, omit_defaults=True):
     """One schedule as an agent holds it: when to fire, but not what to run.
 
-    `since`: earlier due times do not count. `revision`: changes when what the schedule runs changes, so that the digest
-    of a set covers that, too. `spread_s`: hosts are spread over this many seconds after each due time.
+    `cron`: one expression, or several with "; " between them; an agent without the capability `crons` leaves such an
+    entry out. `since`: earlier due times do not count. `revision`: changes when what the schedule runs changes, so that
+    the digest of a set covers that, too. `spread_s`: hosts are spread over this many seconds after each due time.
     """
 
     id: Id
     name: Text
-    cron: Annotated[str, Meta(max_length=256)]
+    cron: Annotated[str, Meta(max_length=4096)]
     since: Time
     revision: Annotated[str, Meta(max_length=64)]
     time_zone: Annotated[str, Meta(max_length=64)] = "UTC"

@@ -58,10 +58,10 @@ log = logging.getLogger(__name__)
 
 CAPABILITIES = (
     *("backup", "forget", "prune", "check", "unlock", "verify", "restore", "snapshots", "ls", "find", "hooks", "ask"),
-    "command",
+    *("command", "crons"),
 )
 """The kinds of jobs that this agent runs; `hooks`: it runs hooks around them; `ask`: it answers job.ask; `command`: it
-backs up what a program prints."""
+backs up what a program prints; `crons`: an entry may have several expressions."""
 MAX_ENDS = 32
 """Ends in one frame: each error has up to 4096 characters, and JSON takes up to six bytes for one."""
 

@@ -37,7 +37,7 @@ class Slot(NamedTuple):
     """An entry with its parsed expression, its zone and its spread on this host."""
 
     entry: Entry
-    expression: cron.Expression
+    expression: cron.Times
     zone: ZoneInfo
     offset: timedelta
 
@@ -105,7 +105,7 @@ class Timetable:
 def slot(entry: Entry, host: str) -> Slot:
     """An entry as it is due on this host. Raises CronError."""
     offset = cron.spread(host, entry.id, entry.spread_s) if entry.spread_s else timedelta()
-    return Slot(entry, cron.parse(entry.cron), cron.zone(entry.time_zone), offset)
+    return Slot(entry, cron.parse_all(entry.cron), cron.zone(entry.time_zone), offset)
 
 
 def build(held: entries.EntrySet, cursors: Mapping[str, datetime], host: str, now: datetime) -> Timetable:

@@ -206,4 +206,5 @@ def _about(change: Put, answer: Mapping[str, Any]) -> dict[str, object]:
         return {}
     spec = answer["spec"]
     due = answer.get("status", {}).get("nextScheduleTime")
-    return {"cron": spec["cron"], "next": datetime.fromisoformat(due) if due else "never"}
+    crons = spec.get("cron") or "; ".join(spec["crons"])
+    return {"cron": crons, "next": datetime.fromisoformat(due) if due else "never"}

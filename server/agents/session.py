@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+import cron
 from server.fleet import pushes
 from server.fleet.placement import HostState
 from server.fleet.pushes import Push
@@ -401,7 +402,7 @@ class Session:
         self._applied = self.applied or self._applied
         if message.left_out is None and is_known:
             return Acked(version, message.digest)
-        reasons = {it.schedule_id: it.reason for it in message.left_out or ()}
+        reasons = {it.schedule_id: self._too_old_for(it.schedule_id) or it.reason for it in message.left_out or ()}
         left_out = LeftOutEntries(reasons, max(message.left_out_count, len(reasons)))
         if left_out == self.left_out:
             return Acked(version, message.digest)
@@ -410,6 +411,14 @@ class Session:
             facts = {"host": self.name, "schedule": key, "reason": reason, "left_out": left_out.count}
             log.warning("host left a schedule out", extra=facts)
         return Acked(version, message.digest, left_out)
+
+    def _too_old_for(self, schedule_id: str) -> str:
+        """Why an agent that lacks a capability leaves an entry out; empty where no capability is the reason."""
+        entry = self.desired.entry(schedule_id)
+        several = entry is not None and cron.is_several(entry.cron)
+        if not (several and self.capabilities) or "crons" in self.capabilities:
+            return ""
+        return f"it has several crons, which agent {self.agent_version} does not know: update the agent of {self.name}"
 
     def resync(self, message: ScheduleResync) -> list[Effect]:
         """The host cannot apply a diff: send the whole set, unless it is on its way already."""

@@ -218,7 +218,7 @@ class Calendar:
         """The due times by the cron expression alone, with those before the day that the spread moves into it."""
         if not spec.enabled:
             return ()
-        key = spec.cron, spec.time_zone, spec.spread_seconds
+        key = spec.cron_text, spec.time_zone, spec.spread_seconds
         if key not in self._named:
             earliest = self.begin - timedelta(seconds=spec.spread_seconds)
             self._named[key] = tuple(map(self.second, due_between(spec, earliest, self.end)))
@@ -249,7 +249,7 @@ class Calendar:
 def due_between(spec: ScheduleSpec, begin: datetime, end: datetime) -> Iterator[datetime]:
     """The due times from `begin` until before `end`, by the cron expression alone."""
     try:
-        expression, zone = cron.parse(spec.cron), cron.zone(spec.time_zone)
+        expression, zone = cron.parse_all(spec.cron_text), cron.zone(spec.time_zone)
     except cron.CronError:  # another release accepted it; no host runs it
         return
     yield from cron.due_times(expression, zone, begin - timedelta.resolution, end - timedelta.resolution)
@@ -322,7 +322,7 @@ def latest_due(spec: ScheduleSpec, now: datetime) -> Sequence[datetime]:
     if not spec.enabled:
         return ()
     try:
-        period = cron.two_periods(cron.parse(spec.cron))
+        period = cron.two_periods(cron.parse_all(spec.cron_text))
     except cron.CronError:
         return ()
     begin = now - period - _MARGIN - timedelta(seconds=spec.spread_seconds)
@@ -490,7 +490,7 @@ class Forecast:
     def _latest_due(self, schedule: PlacedSchedule) -> Sequence[datetime]:
         """`latest_due`, worked out once for all schedules with the same timing."""
         spec = schedule.spec
-        key = spec.cron, spec.time_zone, spec.spread_seconds, spec.enabled
+        key = spec.cron_text, spec.time_zone, spec.spread_seconds, spec.enabled
         if key not in self._past:
             self._past[key] = latest_due(spec, self._now)
         return self._past[key]

@@ -23,6 +23,7 @@ from server.events import ChangeTiming, DeclarationChanged, Events
 from server.fleet.catalog import Catalog, ResolvedRepository
 from server.fleet.expected import ExpectedSince
 from server.fleet.placement import HostState, Placement, Plan
+from server.resources.manifests import schedule_spec
 from server.store import changelog
 from server.store.engine import Store, StoreLostError
 from server.store.rows import HostRow, Joined, RepositoryRow, ScheduleRow
@@ -280,7 +281,7 @@ class Pipeline:
             if (logged := _LOGGED.get((line.object_kind, line.action))) is not None:
                 subject, message = logged
                 due = [self._placement.next_due(row.id, self._clock()) or "never" for row in change.put_schedules]
-                facts = {"cron": change.put_schedules[0].spec["cron"], "next": due[0]} if due else {}
+                facts = {"cron": schedule_spec(change.put_schedules[0].spec).cron_text, "next": due[0]} if due else {}
                 log.info(message, extra={subject: line.object_name, **facts})
 
 

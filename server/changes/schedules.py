@@ -18,7 +18,7 @@ from server.resources.versions import Condition, unconditional, version_of
 from server.store.rows import Row, ScheduleRow
 from server.store.tables import Actor
 
-_TIMING = ("cron", "timeZone", "enabled", "hostSelector", "spreadSeconds")
+_TIMING = ("cron", "crons", "timeZone", "enabled", "hostSelector", "spreadSeconds")
 """The fields of a spec that decide when it is due, and on which hosts."""
 
 

@@ -101,7 +101,7 @@ class ExpectedSince:
 
 def success_within(spec: ScheduleSpec) -> timedelta:
     """How long a host may go without a success: `successWithin`, or else two periods of the cron and the spread."""
-    return _within(spec.cron, spec.spread_seconds, spec.success_within)
+    return _within(spec.cron_text, spec.spread_seconds, spec.success_within)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -109,7 +109,7 @@ def _within(expression: str, spread_s: int, declared: str | None) -> timedelta:
     if declared is not None:
         return duration(declared)
     try:
-        periods = cron.two_periods(cron.parse(expression))
+        periods = cron.two_periods(cron.parse_all(expression))
     except cron.CronError:  # an older release accepted it: no host runs it now, so it should be overdue early
         periods = timedelta(days=2)
     return periods + timedelta(seconds=spread_s)

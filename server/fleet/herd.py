@@ -42,7 +42,7 @@ def herd(timing: Timing, spread: Counter[int], begin: datetime, end: datetime) -
     `spread`: from `offsets`. Due times up to the beginning of the timing do not count. Raises CronError.
     """
     begin, end = _minute(begin), _minute(end)
-    expression, zone = cron.parse(timing.cron), cron.zone(timing.time_zone)
+    expression, zone = cron.parse_all(timing.cron), cron.zone(timing.time_zone)
     first = max(begin - timedelta(seconds=timing.spread_s), timing.since + timedelta.resolution)
     counts = [0] * int((end - begin) / _MINUTE)
     times: list[datetime] = []

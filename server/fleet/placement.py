@@ -61,7 +61,7 @@ class PlacedSchedule(Struct, frozen=True):
         if not self.spec.enabled:
             return None
         try:
-            return cron.next_due(cron.parse(self.spec.cron), cron.zone(self.spec.time_zone), now)
+            return cron.next_due(cron.parse_all(self.spec.cron_text), cron.zone(self.spec.time_zone), now)
         except cron.CronError:
             return None
 
@@ -93,6 +93,11 @@ class HostState(Struct):
         """Whether the desired set has a schedule."""
         return schedule_id in self.entries.items
 
+    def entry(self, schedule_id: str) -> Entry | None:
+        """What the desired set says of a schedule; None where it has none."""
+        held = self.entries.items.get(schedule_id)
+        return None if held is None else entries.parse_entry(held.raw)
+
 
 class Plan(NamedTuple):
     """A planned change, for `Placement.commit`.
@@ -113,7 +118,7 @@ def encoded_entry(schedule_id: str, name: str, spec: ScheduleSpec, since: dateti
     entry = Entry(
         schedule_id,
         name,
-        spec.cron,
+        spec.cron_text,
         since,
         revision,
         spec.time_zone,

@@ -20,12 +20,12 @@ EARLIER_TIMINGS = 8
 def is_due(timing: Timing, host: str, schedule_id: str, at: datetime) -> bool:
     """Whether `at` is a due time of a schedule on a host, by one timing. `at` is aware, in the years 2 to 9998."""
     at -= cron.spread(host, schedule_id, timing.spread_s)
-    return cron.is_due(cron.parse(timing.cron), cron.zone(timing.time_zone), at)
+    return cron.is_due(cron.parse_all(timing.cron), cron.zone(timing.time_zone), at)
 
 
 def timing(spec: ScheduleSpec, since: datetime) -> Timing:
     """The timing that a spec declares, which began at `since`."""
-    return Timing(since, spec.cron, spec.time_zone, spec.spread_seconds)
+    return Timing(since, spec.cron_text, spec.time_zone, spec.spread_seconds)
 
 
 def superseded(old: Timing, earlier: Sequence[Timing]) -> tuple[Timing, ...]:

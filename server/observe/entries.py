@@ -96,7 +96,7 @@ def next_due(entry: Timed | None, host: str, schedule_id: str, now: datetime) ->
         return None
     offset = cron.spread(host, schedule_id, entry.spread_seconds)
     try:
-        return cron.next_due(cron.parse(entry.cron), cron.zone(entry.time_zone), now - offset) + offset
+        return cron.next_due(cron.parse_all(entry.cron), cron.zone(entry.time_zone), now - offset) + offset
     except cron.CronError:
         return None
 

@@ -301,9 +301,11 @@ def _is_covered(error: FieldError, exact: Sequence[FieldError]) -> bool:
 
 
 def _timing_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
-    """Errors in the cron expression and the time zone, some of which the schema finds less exactly."""
-    for field, parse in (("cron", cron.parse), ("timeZone", cron.zone)):
-        value = spec.get(field)
+    """Errors in the cron expressions and the time zone, some of which the schema finds less exactly."""
+    crons = spec.get("crons")
+    several = [(f"crons[{at}]", cron.parse, it) for at, it in enumerate(crons)] if isinstance(crons, list) else []
+    one = [("cron", cron.parse, spec.get("cron")), ("timeZone", cron.zone, spec.get("timeZone"))]
+    for field, parse, value in [*one, *several[:MAX_ERRORS]]:
         if isinstance(value, str) and 0 < len(value) <= 256 and is_plain(value):
             try:
                 parse(value)

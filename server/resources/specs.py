@@ -9,6 +9,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+import cron
+
 ConcurrencyPolicy = Literal["Allow", "Forbid", "Replace"]
 """Whether runs of a schedule on a host may be beside each other."""
 Kind = Literal["backup", "forget", "prune", "check", "unlock", "verify"]
@@ -116,7 +118,6 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     """The spec of a Schedule. The blocks of other kinds than its own are None."""
 
     kind: Kind
-    cron: str
     time_zone: str
     enabled: bool
     host_selector: LabelSelector
@@ -125,6 +126,8 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     missed_run_policy: Literal["RunOnce", "Skip"]
     spread_seconds: int
     retry: Retry
+    cron: str = ""
+    crons: tuple[str, ...] = ()
     starting_deadline_seconds: int | None = None
     timeout_seconds: int = 86400
     success_within: str | None = None
@@ -134,6 +137,11 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     verify: Verify | None = None
     hooks: Hooks | None = None
     ping: Ping | None = None
+
+    @property
+    def cron_text(self) -> str:
+        """Its expression, or those of `crons`, as `cron.parse_all` reads them."""
+        return cron.joined(self.crons) or self.cron
 
     @property
     def repository(self) -> str:

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context, select_autoescape
 from jinja2.runtime import Context
 from markupsafe import Markup
 
+import cron
 from server.web.static import Static
 
 FOLDER = Path(__file__).parent / "templates"
@@ -25,9 +27,14 @@ def environment(static: Static) -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    found.filters |= {"ago": ago, "at": at, "bytes": in_bytes, "duration": duration, "many": many}
+    found.filters |= {"ago": ago, "at": at, "bytes": in_bytes, "crons": crons, "duration": duration, "many": many}
     found.globals |= {"url": url, "static": static.url, "same_page": same_page, "narrowed": narrowed, "took": took}
     return found
+
+
+def crons(spec: Mapping[str, Any]) -> str:
+    """When a Schedule is due, in one line: its expression, or those of `crons`."""
+    return cron.joined(spec.get("crons") or [spec["cron"]])
 
 
 def url(*path: str, **query: object) -> str:

@@ -297,6 +297,8 @@ def schedules(draw: st.DrawFn, crons: st.SearchStrategy[str] = CRONS) -> dict[st
         "missedRunPolicy": draw(st.sampled_from(["RunOnce", "Skip"])),
         "spreadSeconds": draw(st.sampled_from([0, 0, 600, 7200])),
     }
+    if draw(st.booleans()) and spec["cron"] in ("0 2 * * *", "@hourly"):
+        spec["crons"] = [spec.pop("cron"), draw(crons)]
     if kind == "backup":
         spec["backup"] = {"paths": draw(st.sampled_from([["/srv"], ["/srv/x"], ["/etc"]]))}
     if draw(st.booleans()):

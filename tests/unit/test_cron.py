@@ -16,7 +16,7 @@ from croniter import croniter
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cron import CronError, Missed, catch_up, is_due, next_due, parse, spread, zone
+from cron import CronError, Missed, catch_up, due_times, is_due, joined, next_due, parse, parse_all, spread, zone
 from cron.expression import Expression
 
 BERLIN, NEW_YORK, UTC_ZONE = zone("Europe/Berlin"), zone("America/New_York"), zone("UTC")
@@ -452,3 +452,73 @@ def test_a_fleet_is_spread_evenly() -> None:
 def test_two_schedules_of_a_host_are_spread_apart_and_names_do_not_run_together() -> None:
     assert spread("node-1", "s1", 3600) != spread("node-1", "s2", 3600)
     assert spread("ab", "c", 10**6) != spread("a", "bc", 10**6)
+
+
+# Several expressions.
+
+SEVERAL = [
+    "0 2 * * *",
+    "30 2 * * *",
+    "0 3 * * *",
+    "*/15 * * * *",
+    "0 * * * *",
+    "30 1-3 * * 0",
+    "15 14 1 * *",
+    "@weekly",
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(SEVERAL), min_size=2, max_size=4),
+    st.sampled_from(["UTC", "Europe/Berlin", "America/New_York"]),
+    st.sampled_from(
+        ["2026-03-28 22:00", "2026-03-07 20:00", "2026-10-24 22:00", "2026-10-31 22:00", "2026-12-31 20:00"]
+    ),
+)
+def test_several_expressions_are_due_when_any_is_and_once_for_a_time_that_they_share(
+    texts: list[str], name: str, begin: str
+) -> None:
+    """On the days on which clocks change, too, where skipped times of several fall together."""
+    several, start = parse_all(joined(texts)), at(begin)
+    end = start + timedelta(hours=40)
+    each = [set(due_times(parse(text), zone(name), start, end)) for text in texts]
+    assert list(due_times(several, zone(name), start, end)) == sorted(set().union(*each))
+    for quarter in range(1, 40 * 4):
+        moment = start + 15 * quarter * MINUTE
+        assert is_due(several, zone(name), moment) == any(moment in its for its in each)
+    late = catch_up(several, zone(name), start, end, limit=1000)
+    assert late == (max(set().union(*each)), len(set().union(*each))) if any(each) else late is None
+
+
+def test_several_expressions_are_shown_in_one_line_and_each_must_be_right() -> None:
+    assert joined(["0 2 * * *", "@weekly"]) == "0 2 * * *; @weekly"
+    with pytest.raises(CronError, match="hour '24' does not exist"):
+        parse_all(joined(["0 2 * * *", "0 24 * * *"]))
+
+
+@pytest.mark.parametrize(
+    ("interval", "instead"),
+    [
+        ("1m", ["* * * * *"]),
+        ("15m", ["*/15 * * * *"]),
+        ("60m", ["0 * * * *"]),
+        ("6h", ["0 */6 * * *"]),
+        ("24h", ["0 0 * * *"]),
+        ("1h30m", ["0 */3 * * *", "30 1/3 * * *"]),
+        ("45m", ["0 */3 * * *", "15 2/3 * * *", "30 1/3 * * *", "45 */3 * * *"]),
+    ],
+)
+def test_an_interval_is_refused_with_the_expressions_that_are_due_as_often(interval: str, instead: list[str]) -> None:
+    with pytest.raises(CronError, match="or five fields") as refused:
+        parse(f"@every {interval}")
+    assert all(text in str(refused.value) for text in instead)
+    due = list(due_times(parse_all(joined(instead)), UTC_ZONE, at("2026-05-01 00:00") - MINUTE, at("2026-05-03 00:00")))
+    assert len({later - earlier for earlier, later in pairwise(due)}) == 1
+    assert due[0] == at("2026-05-01 00:00")
+
+
+@pytest.mark.parametrize("interval", ["7m", "36h", "30s", "0m", "32m", "1x", "", "9999999h"])
+def test_an_interval_that_divides_no_day_is_refused_with_an_example(interval: str) -> None:
+    with pytest.raises(CronError, match=r"for example \*/15 \* \* \* \* in place of @every 15m"):
+        parse(f"@every {interval}")

@@ -69,6 +69,32 @@ def test_two_due_times_pass_before_a_host_is_overdue(expression: Any, start: dat
         first = second
 
 
+@pytest.mark.parametrize(
+    ("crons", "within"),
+    [
+        (["0 2 * * *", "0 14 * * *"], timedelta(days=1)),
+        (["0 2 * * *", "0 2 * * *"], timedelta(days=2)),
+        (["0 2 * * 1-5", "0 12 * * 0,6"], timedelta(days=2, hours=10)),
+        (["0 2 1 * *", "0 0 29 2 *"], timedelta(days=62)),
+        (["0 0 * * 1", "0 20 * * 3", "0 10 * * 4"], timedelta(days=6, hours=10)),
+        (["0 3 * * 0", "0 4 * * 0"], timedelta(days=7)),
+    ],
+)
+def test_two_periods_of_several_crons_are_those_of_all_of_them_together(crons: list[str], within: timedelta) -> None:
+    assert success_within(spec(cron=..., crons=crons)) == within
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(*fields).map(" ".join), min_size=2, max_size=3), st.datetimes(datetime(2024, 1, 1)))
+def test_several_crons_have_their_third_due_time_within_two_periods(crons: list[str], start: datetime) -> None:
+    start = start.replace(year=2024, tzinfo=UTC)
+    parsed = cron.parse_all(cron.joined(crons))
+    within, due = cron.two_periods(parsed), [cron.next_due(parsed, UTC_ZONE, start)]
+    for _ in range(12):
+        due.append(cron.next_due(parsed, UTC_ZONE, due[-1]))
+    assert all(third - first <= within for first, third in zip(due, due[2:], strict=False))
+
+
 DAYS = [datetime(2000, 1, 1) + timedelta(days=day) for day in range(84 * 1461 // 4)]
 
 

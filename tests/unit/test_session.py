@@ -152,6 +152,20 @@ def test_of_more_entries_than_are_listed_none_is_thought_to_be_in_force() -> Non
     assert behind(it, "b") == ["db-1"]
 
 
+def test_an_old_agent_that_leaves_out_a_schedule_with_several_crons_is_to_be_updated() -> None:
+    several = placed("a", crons=["0 2 * * *", "0 14 * * *"])
+    it = in_sync(1, several)
+    assert it.hello(2, msgspec.structs.replace(hello(1, held(several).digest), capabilities=["backup"]))
+    why = "it has several crons, which agent 1 does not know: update the agent of db-1"
+    it.acked(ScheduleAck(1, held(several).digest, [LeftOut("a", "has 10 fields")], 1))
+    (problem,) = it.problems(NOON, {"a": "default/a"})
+    assert (problem.reason, f"default/a ({why})" in problem.message) == ("EntriesLeftOut", True)
+    new = msgspec.structs.replace(hello(1, held(several).digest), capabilities=["backup", "crons"])
+    it.hello(3, new)
+    it.acked(ScheduleAck(1, held(several).digest, [LeftOut("a", "no")], 1))
+    assert "default/a (no)" in it.problems(NOON, {"a": "default/a"})[0].message
+
+
 def test_a_hello_that_does_not_say_what_is_left_out_keeps_what_was_told_of_the_same_set() -> None:
     it = in_sync(1, A, B)
     it.acked(ScheduleAck(1, held(A, B).digest, [LeftOut("a", "unknown zone")], 1))
