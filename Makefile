@@ -38,6 +38,21 @@ coverage: restic rclone ssh busybox curl openssl sqlite3 prometheus chromium $(R
 test-postgresql: restic rclone ssh busybox curl openssl sqlite3 $(READY) ## Run the tests of real parts with their servers on PostgreSQL
 	LAMPLIGHTER_TEST_DATABASE=postgresql $(BIN)/pytest -q -n 4 --dist worksteal tests/integration
 
+# For this Python and machine alone, without an index: make agent-file PYTHONS=
+PYTHONS ?= 3.11 3.12 3.13 3.14
+MACHINES ?= x86_64 aarch64
+WHEELS := dist/compiled
+.PHONY: agent-file
+agent-file: $(READY) ## Build the agent as one file, dist/lamplighter-agent.pyz, for each Python and machine
+	rm -rf $(WHEELS) && mkdir -p $(WHEELS)
+	@set -e; for python in $(PYTHONS); do for machine in $(MACHINES); do \
+		$(BIN)/pip download --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-deps --only-binary :all: \
+			--python-version $$python --platform manylinux_2_17_$$machine --platform manylinux2014_$$machine \
+			--dest $(WHEELS) msgspec; \
+	done; done
+	$(BIN)/python -m images.single_file dist/lamplighter-agent.pyz $(if $(PYTHONS),$(WHEELS)/*.whl)
+	rm -r $(WHEELS)
+
 .PHONY: hooks
 hooks: $(READY) ## Have each commit pass the checks of style, types and imports first
 	$(BIN)/pre-commit install

@@ -39,7 +39,7 @@ DATABASE = "postgresql+psycopg://lamplighter:…@db.example.org/lamplighter"
 IMPOSSIBLE = r"pg_dump "
 """What needs programs of the database's own version."""
 
-DRY = r"make (test|hooks|coverage|format|bench|faults|pictures)\b"
+DRY = r"make (test|hooks|coverage|format|bench|faults|pictures|agent-file)\b"
 """What takes minutes, or changes a repository of git: make says whether it knows how."""
 
 WAITS = {r"lamplighter run ": "while lamplighter get jobs | grep -E 'pending|running'; do sleep 0.1; done"}
