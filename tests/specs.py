@@ -49,6 +49,10 @@ def _retention(field: str, detail: str, by: str, **retention: Any) -> Bad:
     return Bad(changed(FORGET, retention=retention), f"spec.retention{field}", detail, by)
 
 
+def _more(field: str, detail: str, by: str, **more: Any) -> Bad:
+    return _backup(f"spec.backup{field}", detail, by, backup=changed({"paths": ["/etc"]}, **more))
+
+
 def _verify(field: str, detail: str, by: str, **verify: Any) -> Bad:
     return Bad(changed(BACKUP, kind="verify", backup=..., verify=verify), f"spec.verify{field}", detail, by)
 
@@ -145,6 +149,32 @@ BAD_SCHEDULES = [
     _backup("spec.backup.paths[0]", "contains a NUL", "server", backup={"paths": ["/a\0b"]}),
     _backup("spec.backup.paths", "must hold at most 256, not 257", "schema", backup={"paths": ["/a"] * 257}),
     _backup("spec.backup.tags[0]", "must not hold a comma", "rule", backup={"paths": ["/a"], "tags": ["a,b"]}),
+    _more(".iexcludes", "must hold at most 256", "schema", iexcludes=["a"] * 257),
+    _more(".iexcludes[0]", "is not a valid pattern", "server", iexcludes=["[a"]),
+    *(
+        _more(".excludeLargerThan", "for example 500Mi", "rule", excludeLargerThan=size)
+        for size in ("0", "5MB", "1.5Gi", "1234567Ti", "-1")
+    ),
+    *(
+        _more(".excludeIfPresent[0]", "must be the name of a file, without a folder", "rule", excludeIfPresent=[name])
+        for name in ("../../etc/shadow:root", "a/b", "/etc/shadow", ".", "..:x", ":x")
+    ),
+    _more(".readConcurrency", "must be at most 64", "schema", readConcurrency=65),
+    _more(".readConcurrency", "must be at least 1", "schema", readConcurrency=0),
+    _more(".compression", "'best' is not known", "schema", compression="best"),
+    *(
+        _more(".packSize", "must be from 4Mi to 128Mi", "rule", packSize=size)
+        for size in ("3Mi", "129Mi", "16", "1Gi", "016Mi")
+    ),
+    *(
+        _more(".command", "which are about paths: remove them", "rule", **{"paths": ..., "command": ["/bin/dump"]} | it)
+        for it in ({"iexcludes": ["a"]}, {"noScan": True}, {"readConcurrency": 2}, {"skipIfUnchanged": True})
+    ),
+    _more(".noScan", "must be true or false", "schema", noScan="yes"),
+    _more(".tags[0]", "a tag that every snapshot gets", "rule", tags=["lamplighter=ns/other"]),
+    _backup("spec.nice", "must be at least 0, not -1", "schema", nice=-1),
+    _backup("spec.nice", "must be at most 19", "schema", nice=20),
+    _backup("spec.ioClass", "'RealTime' is not known", "schema", ioClass="RealTime"),
     _backup("spec.retention", "only kind forget takes it", "rule", retention={"keepLast": 1}),
     _backup("spec.check", "only kind check takes it", "rule", check={}),
     _backup("spec.retention", "say what to keep", "rule", kind="forget", backup=...),
@@ -222,6 +252,22 @@ GOOD_SCHEDULES = [
     *(changed(FORGET, retention=it) for it in ({"keepLast": 1}, {"keepWithin": "1y6m14d12h"})),
     changed(FORGET, retention={"keepLast": 1, "keepTags": ["a"], "prune": True, "allHosts": True}),
     changed(BACKUP, kind="verify", backup=..., verify={"files": 5, "maxBytes": "2Gi"}),
+    changed(BACKUP, nice=19, ioClass="Idle"),
+    changed(
+        BACKUP,
+        backup={
+            "paths": ["/etc"],
+            "iexcludes": ["*.TMP", "x y"],
+            "excludeLargerThan": "999999Ti",
+            "excludeIfPresent": [".nobackup", "CACHEDIR.TAG:Signature: 8a/4"],
+            "readConcurrency": 64,
+            "withAtime": True,
+            "noScan": True,
+            "skipIfUnchanged": True,
+            "compression": "max",
+            "packSize": "64Mi",
+        },
+    ),
     *(
         changed(BACKUP, kind="check", backup=..., check={"readDataSubset": subset})
         for subset in ("1/7", "2.5%", "500M", "100")
@@ -269,11 +315,19 @@ BAD_REPOSITORIES = [
     Bad({}, "spec.url", "missing", "schema"),
     Bad({**REPOSITORY, "init": "yes"}, "spec.init", "must be true or false", "schema"),
     Bad({**REPOSITORY, "maxConcurrentJobs": 0}, "spec.maxConcurrentJobs", "must be at least 1", "schema"),
+    Bad({**REPOSITORY, "compression": "best"}, "spec.compression", "is not known", "schema"),
+    Bad({**REPOSITORY, "packSize": "256Mi"}, "spec.packSize", "must be from 4Mi to 128Mi", "rule"),
+    Bad({**REPOSITORY, "limitUploadKiB": 0}, "spec.limitUploadKiB", "must be at least 1", "schema"),
+    Bad({**REPOSITORY, "limitDownloadKiB": 10**10}, "spec.limitDownloadKiB", "must be at most", "schema"),
+    Bad({**REPOSITORY, "limitUploadKib": 1}, "spec.limitUploadKib", "did you mean limitUploadKiB?", "schema"),
+    Bad({**REPOSITORY, "cleanupCache": 1}, "spec.cleanupCache", "must be true or false", "schema"),
     Bad({**REPOSITORY, "passwordSecretRef": {}}, "spec.passwordSecretRef.name", "missing", "schema"),
 ]
 
 GOOD_REPOSITORIES = [
     REPOSITORY,
+    {**REPOSITORY, "compression": "off", "packSize": "128Mi", "limitUploadKiB": 1, "limitDownloadKiB": 10**9},
+    {**REPOSITORY, "compression": "better", "packSize": "4Mi", "cleanupCache": True},
     *({"url": url} for url in ("s3:https://h:9000/b@c/{namespace}/{host}", "rest:https://me@h/", "sftp:u@h:/b")),
     {**REPOSITORY, "passwordSecretRef": {"name": "s"}, "envSecretRef": {"name": "s"}, "init": True},
 ]

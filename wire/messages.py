@@ -262,6 +262,8 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
     - `restore`: for kind restore, which uses it in place of `args`.
     - `host_identity`: whether restic may use the host's identity: its keys, cloud profiles and metadata service.
     - `stdin_command`: for kind backup, a program of the host with its arguments, whose output becomes the snapshot.
+    - `options`: options of every restic of this job, which stand before `args`.
+    - `nice`: how much the job lowers its priority (nice(2)). `io_class`: "BestEffort", "Idle", or "" for the agent's.
     """
 
     job_id: Id
@@ -279,6 +281,9 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
     restore: Restore | None = None
     host_identity: bool = False
     stdin_command: Argv = field(default_factory=list)
+    options: Argv = field(default_factory=list)
+    nice: Annotated[int, Meta(ge=0, le=19)] = 0
+    io_class: Annotated[str, Meta(max_length=32)] = ""
 
 
 class CommandCancel(Struct, frozen=True):

@@ -58,10 +58,11 @@ log = logging.getLogger(__name__)
 
 CAPABILITIES = (
     *("backup", "forget", "prune", "check", "unlock", "verify", "restore", "snapshots", "ls", "find", "hooks", "ask"),
-    *("command", "crons"),
+    *("command", "crons", "options", "priority", "unchanged"),
 )
 """The kinds of jobs that this agent runs; `hooks`: it runs hooks around them; `ask`: it answers job.ask; `command`: it
-backs up what a program prints; `crons`: an entry may have several expressions."""
+backs up what a program prints; `crons`: an entry may have several expressions; `options`, `priority`: it regards these
+parts of a command; `unchanged`: a backup may succeed without a snapshot."""
 MAX_ENDS = 32
 """Ends in one frame: each error has up to 4096 characters, and JSON takes up to six bytes for one."""
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 LIMIT = 64 << 10
 """Bytes of arguments above which files are used."""
-_EXCLUDE = "--exclude="
+_PATTERNS = {"--exclude=": ("--exclude-file", "patterns"), "--iexclude=": ("--iexclude-file", "ipatterns")}
+"""Options with a pattern, each with restic's option for a file of such patterns, and that file's name."""
 
 
 def by_files(args: Sequence[str], folder: Callable[[], Path], write: Callable[[str, bytes], None]) -> list[str]:
@@ -21,13 +22,16 @@ def by_files(args: Sequence[str], folder: Callable[[], Path], write: Callable[[s
     if not reads_paths or sum(len(it.encode()) + 1 for it in args) < LIMIT:
         return list(args)
     at = args.index("--")
-    patterns = [it.removeprefix(_EXCLUDE) for it in args[:at] if it.startswith(_EXCLUDE)]
-    lines = [exclude_line(it) for it in patterns if "\n" not in it]
+    rest, files = list(args[:at]), []
+    for option, (by_file, name) in _PATTERNS.items():
+        moved = [it for it in rest if it.startswith(option) and "\n" not in it]
+        rest = [it for it in rest if not it.startswith(option) or "\n" in it]
+        if moved:
+            # The file begins with a line break, since restic drops a byte order mark at the beginning of a file.
+            write(name, "".join(f"\n{exclude_line(it.removeprefix(option))}" for it in moved).encode())
+            files.append(f"{by_file}={folder() / name}")
     write("paths", b"".join(path.encode() + b"\0" for path in args[at + 1 :]))
-    # The file begins with a line break, since restic drops a byte order mark at the beginning of a file.
-    write("patterns", "".join(f"\n{line}" for line in lines).encode())
-    rest = [it for it in args[:at] if not it.startswith(_EXCLUDE) or "\n" in it]
-    return [*rest, f"--exclude-file={folder() / 'patterns'}", f"--files-from-raw={folder() / 'paths'}"]
+    return [*rest, *files, f"--files-from-raw={folder() / 'paths'}"]
 
 
 def exclude_line(pattern: str) -> str:

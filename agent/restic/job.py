@@ -46,6 +46,8 @@ _LOCKED = "; until then it only waited for a lock of the repository"
 _digests = msgspec.json.Decoder(Digest | None)
 
 NO_FILES = Launch()
+NO_SUMMARY = Summary("", 0, 0, 0)
+"""The summary of a job for which restic gave none."""
 _OWN_KEYS = (".ssh", ".aws", ".azure", ".config/gcloud", ".config/rclone", ".mc", ".minio")
 """Where, in a home folder, restic's backends look for keys and profiles."""
 
@@ -65,7 +67,7 @@ class Job:
         self.stopped: JobEnd | None = None
         self.outcome: Outcome | None = None
         self.exit_code: int | None = None
-        self.summary = Summary("", 0, 0, 0)
+        self.summary = NO_SUMMARY
         self.url = ""
         self._env: Mapping[str, str] = {}
         self._work: str | None = None
@@ -212,6 +214,8 @@ class Job:
             readable=[*lent, *map(str, keys)],
             repository=local_folder(self.url),
             private=[*own, *wanted.private],
+            nice=self.command.nice,
+            io_class=self.command.io_class,
         )
 
     async def _once(
@@ -240,7 +244,7 @@ class Job:
             if answer is None or outcome.end != "succeeded":
                 self.outcome = outcome
 
-        argv = process.launched(how, [program, *args], self._own("launch.json"))
+        argv = process.launched(how, [program, *self.command.options, *args], self._own("launch.json"))
         max_line = MAX_LINE if answer is None else MAX_ANSWER
         grace_s = self._timing.grace_s
         await process.run(argv, self._env, transcript.take, ended, grace_s=grace_s, max_line=max_line)
@@ -268,7 +272,9 @@ class Job:
 
         `ended`: gets its exit code, as `process.run` has it.
         """
-        how = json.dumps(Launch(str(self._context.root), own=False)._asdict())
+        its = self.command
+        launch = Launch(str(self._context.root), own=False, nice=its.nice, io_class=its.io_class)
+        how = json.dumps(launch._asdict())
         files = [str(self._context.as_seen(it)) for it in self.stream]
         program = process.python("stream", str(os.getpid()), how, *files, *argv)
         await process.run(program, env, self._log_line, ended, grace_s=self._timing.grace_s)

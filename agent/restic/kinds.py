@@ -8,7 +8,7 @@ from uuid import uuid4
 import msgspec
 
 from agent.restic import hooks, snapshots, verify
-from agent.restic.job import Job
+from agent.restic.job import NO_SUMMARY, Job
 from agent.restic.outcome import CREATION_WAITS, named_paths
 from agent.restic.output import MAX_TEXT, Summary, clipped
 from agent.restic.snapshots import LinkCheck, SnapshotError
@@ -28,14 +28,19 @@ _COMMAND_FAILED = "command failed"
 async def backup(job: Job, creating: asyncio.Lock) -> None:
     """Back up files and folders.
 
-    The job fails if restic succeeds without reporting a snapshot, since the program may not be restic. It warns of a
-    snapshot without files, since a volume may not be mounted.
+    The job fails if restic succeeds without reporting a snapshot, since the program may not be restic; but it may skip
+    a snapshot in which nothing would have changed. The job warns of a snapshot without files, since a volume may not be
+    mounted.
     """
     await run_command(job, creating)
     args, made = job.command.args, job.summary
-    if not made.snapshot_id and "--json" in args and job.status() in ("succeeded", "warning"):
+    skipped = "--skip-if-unchanged" in args and made is not NO_SUMMARY and not made.snapshot_id
+    succeeded = job.status() in ("succeeded", "warning")
+    if succeeded and skipped:
+        job.reporter.log("nothing has changed since the last snapshot, so there is no new one")
+    if not made.snapshot_id and not skipped and "--json" in args and succeeded:
         job.fail("restic succeeded but reported no snapshot: check that the program is an unmodified restic")
-    elif made.snapshot_id and not made.files_processed:
+    elif (made.snapshot_id or skipped) and not made.files_processed:
         paths = args[args.index("--") + 1 :] if "--" in args else []
         where = named_paths(paths, len(paths))
         job.warn(

@@ -73,6 +73,7 @@ class Launch(NamedTuple):
     - `special`: whether to restore setuid and setgid bits, file capabilities and devices.
     - `restores`: whether it restores. Then it may change modes and owners, and with `within` it only reads a repository
       that is a folder.
+    - `nice`, `io_class`: see `priority.lower`.
     """
 
     root: str = "/"
@@ -93,6 +94,8 @@ class Launch(NamedTuple):
     chosen: bool = False
     special: bool = False
     restores: bool = False
+    nice: int = 0
+    io_class: str = ""
 
 
 def rules(how: Launch, prefixes: Sequence[Location], program: int) -> Ruleset:

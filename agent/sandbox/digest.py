@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Sequence
 
-from agent.sandbox import confine, handles
+from agent.sandbox import confine, handles, priority
 from agent.sandbox.confine import enter, read_launch
 
 
@@ -37,6 +37,7 @@ def digest(path: str) -> dict[str, int | str] | None:
 def main(arguments: Sequence[str]) -> None:
     """Write a line for each file, in order."""
     how = read_launch(arguments[0])
+    priority.lower(how.nice, how.io_class)
     enter(how)
     prefixes = handles.prefixes_of(how.within)
     confine.rules(how, prefixes, -1).enforce()

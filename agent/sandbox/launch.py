@@ -19,7 +19,7 @@ import signal
 from collections.abc import Sequence
 from typing import NoReturn
 
-from agent.sandbox import confine, handles, landlock, seccomp, staging
+from agent.sandbox import confine, handles, landlock, priority, seccomp, staging
 from agent.sandbox.confine import (
     CHANGES_MODES,
     NOT_CONFINED,
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     for number in (1, 2):
         os.set_inheritable(os.open(f"/proc/self/fd/{number}", os.O_RDONLY), True)
     die_with(agent)
+    priority.lower(how.nice, how.io_class)
     enter(how)
     if not how.confined:
         execute(how, argv, program)

@@ -16,6 +16,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from agent.sandbox import priority
 from agent.sandbox.confine import die_with, enter, read_launch
 from agent.sandbox.launch import execute
 
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     agent, how, fifo, complete, argv = int(arguments[0]), read_launch(arguments[1]), *arguments[2:4], arguments[4:]
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     die_with(agent)
+    priority.lower(how.nice, how.io_class)
     output = os.open(fifo, os.O_WRONLY)
     own = os.getpid()
     child = os.fork()

@@ -97,6 +97,8 @@ def _runs_nowhere(problem: Mapping[str, str], said: Mapping[str, Any]) -> bool:
     """Whether a problem keeps the Schedule from running on any host."""
     if problem["reason"] == "HookNotAllowed":
         return bool(said["hostsRefusingHooks"] == said["hosts"])
+    if problem["reason"] == "NotSupported":
+        return bool(said["hostsUnsupported"] == said["hosts"])
     if problem["reason"] == "NoPassword":
         return True
     return problem["reason"] in _NOWHERE and said["hosts"] == 0

@@ -20,6 +20,7 @@ import cron
 from server.fleet import pushes
 from server.fleet.placement import HostState
 from server.fleet.pushes import Push
+from server.resources import restic
 from server.store.rows import Row
 from wire.entries import EMPTY, EntrySet
 from wire.messages import (
@@ -252,16 +253,24 @@ class Session:
         return self.duplicate_at is not None and abs(now - self.duplicate_at) < DUPLICATE
 
     def missing_capabilities(self, command: CommandRun) -> str:
-        """The error for a command that needs capabilities which the agent lacks; empty when it lacks none.
+        """Why a command needs another agent: this one lacks capabilities; empty when it lacks none.
 
         An agent that names no capabilities is taken to have all.
         """
-        needs = {command.kind, *["hooks"] * bool(command.hooks), *["command"] * bool(command.stdin_command)}
-        missing = sorted(needs - self.capabilities) if self.capabilities else []
+        missing = sorted(needed(command) - self.capabilities) if self.capabilities else []
         if not missing:
             return ""
         version = f" {self.agent_version}" if self.agent_version else ""
-        return f"agent{version} does not run {' and '.join(missing)}: update the agent of {self.name}"
+        what = " and ".join(_FIELDS.get(it, it) for it in missing)
+        return f"agent{version} does not run {what}: update the agent"
+
+    def obstacle(self, command: CommandRun) -> str:
+        """Why the host cannot run a command as it is meant, and the remedy, without the host's name; empty if it can.
+
+        Its agent may be too old, or its restic. A restic whose version the agent does not tell is taken to have all.
+        """
+        too_old = restic.unknown(self.restic_version, [*command.options, *command.args])
+        return self.missing_capabilities(command) or too_old
 
     # What another server heard.
 
@@ -491,6 +500,26 @@ class Session:
     def finished(self, ends: Sequence[JobFinished]) -> list[Effect]:
         """These ends are stored: confirm them, so that the agent may delete them."""
         return [Send([JobConfirmed(end.job_id) for end in ends])]
+
+
+def needed(command: CommandRun) -> set[str]:
+    """The capabilities that an agent needs for a command."""
+    parts = {
+        "hooks": command.hooks is not None,
+        "command": bool(command.stdin_command),
+        "options": bool(command.options),
+        "priority": bool(command.nice or command.io_class),
+        "unchanged": "--skip-if-unchanged" in command.args,
+    }
+    return {command.kind, *(name for name, is_needed in parts.items() if is_needed)}
+
+
+_FIELDS = {
+    "options": "the Repository's compression, packSize, limits and cleanupCache",
+    "priority": "spec.nice and spec.ioClass",
+    "unchanged": "spec.backup.skipIfUnchanged",
+}
+"""What fields of a spec need a capability that is not named after them."""
 
 
 def _level(version: int) -> int:

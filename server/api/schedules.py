@@ -146,6 +146,7 @@ def _shown(services: Services, row: Row, covers: Coverage) -> dict[str, object]:
     counts |= {"hostsOverdue": covers.overdue, "hostsWithoutSuccess": covers.never_succeeded}
     named |= {"overdue": covers.overdue_names, "successWithinSeconds": int(covers.within.total_seconds())}
     counts["hostsRefusingHooks"] = len(set().union(*covers.refused_hooks.values()))
+    counts["hostsUnsupported"] = sum(map(len, covers.unsupported.values()))
     problems = [it._asdict() for it in schedule_problems(covers)]
     times: dict[str, datetime | None] = {
         "lastScheduleTime": row.get("last_due"),

@@ -27,6 +27,7 @@ from server.jobs.fires import NewJob
 from server.jobs.reports import Reports
 from server.resources.grants import Grant
 from server.resources.manifests import repository_spec
+from server.resources.restic import repository_options
 from server.resources.selectors import is_dns_name
 from server.resources.specs import RepositorySpec
 from server.resources.urls import folder_of
@@ -208,7 +209,8 @@ class Listings:
         kind, args = question.command
         repository = arguments.repository_id(row.id, where, question.host, host)
         command = CommandRun(job_id, kind, args, repository, timeout_s=int(ANSWER_S), lock_wait_s=0)
-        command = msgspec.structs.replace(command, within=list(grant.within), host_identity=grant.host_identity)
+        may = {"within": list(grant.within), "host_identity": grant.host_identity}
+        command = msgspec.structs.replace(command, options=repository_options(where), **may)
         now = self._clock()
         what = {"path": question.path, "find": question.find or None, "below": question.below}
         told = {name: value for name, value in what.items() if value is not None}

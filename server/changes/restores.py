@@ -21,6 +21,7 @@ from server.jobs.fires import NewJob
 from server.resources import manifests
 from server.resources.grants import Grant
 from server.resources.manifests import repository_spec
+from server.resources.restic import repository_options
 from server.resources.specs import RestoreSpec
 from server.store.engine import Store
 from server.store.jobs import get_jobs, lasting_job_id
@@ -103,6 +104,7 @@ class Restores:
             restore=_wanted(spec),
             within=list(grant.within),
             host_identity=grant.host_identity,
+            options=repository_options(repository_spec(row.spec)),
         )
         now = self._clock()
         asked = {"restore": name, "host": host, **msgspec.to_builtins(_wanted(spec))}

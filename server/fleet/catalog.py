@@ -18,6 +18,7 @@ from server.fleet.placement import PlacedSchedule, encoded_entry
 from server.resources.bindings import binding_errors
 from server.resources.grants import NOTHING, Grant, Grants, path_errors, url_errors
 from server.resources.manifests import Credentials, repository_spec, schedule_spec
+from server.resources.restic import repository_options
 from server.resources.urls import SCHEMES, scheme_errors
 from server.store.rows import RepositoryRow, ScheduleRow
 
@@ -178,6 +179,7 @@ class Catalog:
             grant.host_identity,
             row.since,
             row.earlier,
+            tuple(repository_options(repository_spec(repository.spec))),
         )
 
 

@@ -32,6 +32,7 @@ class PlacedSchedule(Struct, frozen=True):
     `init`: whether a backup may create the repository. `granted`: the hosts that the namespace may reach; `within`: the
     paths that it may reach, all when empty. `host_identity`: whether restic may use the host's identity, such as its
     SSH keys and instance role.
+    `options`: restic's options for its repository.
     `since`: when the present timing began; `earlier`: the timings before it (see `server.fleet.timing`).
     """
 
@@ -46,6 +47,7 @@ class PlacedSchedule(Struct, frozen=True):
     host_identity: bool = False
     since: datetime = _EPOCH
     earlier: tuple[Timing, ...] = ()
+    options: tuple[str, ...] = ()
 
     @property
     def timing(self) -> Timing:

@@ -7,28 +7,27 @@ Utility Syntax Guideline 10).
 import re
 from collections.abc import Sequence
 
+from server.resources import restic
+from server.resources.restic import quantity
 from server.resources.specs import Backup, Hooks, RepositorySpec, Retention, ScheduleSpec, Verify
 from wire import messages
 
 KINDS = frozenset({"backup", "forget", "prune", "check", "unlock", "verify"})
 """Kinds that a Schedule can have."""
-_UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 
 
 def run_args(spec: ScheduleSpec, name: str, host: str) -> list[str]:
-    """restic's arguments for a Schedule's job on a host, valid for restic 0.14 to 0.18.
+    """restic's arguments for a Schedule's job on a host, valid for restic 0.14 to 0.19, but for the options that
+    `restic.OPTIONS` gives a later version.
 
     `name`: the Schedule's name, NAMESPACE/NAME. Raises ValueError for a kind that is not in KINDS.
     """
     match spec:
         case ScheduleSpec(kind="backup", backup=Backup() as backup):
-            flags = ["--one-file-system"] * backup.one_file_system + ["--exclude-caches"] * backup.exclude_caches
-            tags = [f"--tag={tag}" for tag in (f"lamplighter={name}", *backup.tags)]
-            excludes = [f"--exclude={pattern}" for pattern in backup.excludes]
             what = ["--", *backup.paths]
             if backup.command:  # the agent adds the command that restic runs
                 what = ["--stdin-from-command", f"--stdin-filename={backup.stdin_filename}"]
-            return ["backup", "--json", f"--host={host}", *flags, *tags, *excludes, *what]
+            return ["backup", "--json", f"--host={host}", *_backup_options(backup, name), *what]
         case ScheduleSpec(kind="forget", retention=Retention() as retention):
             hosts = [] if retention.all_hosts else [f"--host={host}"]
             return ["forget", *hosts, *_policy(retention), *["--prune"] * retention.prune]
@@ -66,9 +65,29 @@ def stdin_command(spec: ScheduleSpec) -> list[str]:
     return list(spec.backup.command) if spec.backup is not None else []
 
 
-def quantity(text: str) -> int:
-    """Bytes of a Kubernetes quantity: a whole number with or without a unit (Ki, Mi, Gi, Ti)."""
-    return int(text[:-2]) * _UNITS[text[-2:]] if text[-2:] in _UNITS else int(text)
+def own_tag(name: str) -> str:
+    """The tag of all snapshots that a Schedule makes. `name`: NAMESPACE/NAME."""
+    return f"lamplighter={name}"
+
+
+def _backup_options(backup: Backup, name: str) -> list[str]:
+    return restic.words(
+        {
+            "--one-file-system": backup.one_file_system,
+            "--exclude-caches": backup.exclude_caches,
+            "--with-atime": backup.with_atime,
+            "--no-scan": backup.no_scan,
+            "--skip-if-unchanged": backup.skip_if_unchanged,
+            "--read-concurrency": backup.read_concurrency,
+            "--compression": backup.compression,
+            "--pack-size": restic.mebibytes(backup.pack_size),
+            "--exclude-larger-than": restic.bytes_of(backup.exclude_larger_than),
+            "--tag": (own_tag(name), *backup.tags),
+            "--exclude-if-present": backup.exclude_if_present,
+            "--exclude": backup.excludes,
+            "--iexclude": backup.iexcludes,
+        }
+    )
 
 
 def _policy(retention: Retention) -> list[str]:

@@ -351,8 +351,8 @@ class Dispatcher:
     def _obstacle(self, host: str, command: CommandRun) -> str:
         """Why a host cannot run a command, or is not granted it any more, as text for users; empty if it can."""
         session = self._agents.session(host)
-        missing = "" if session is None else session.missing_capabilities(command)
-        return missing or self._repositories.withdrawn(host, command)
+        why = "" if session is None else session.obstacle(command)
+        return f"{why} of {host}" if why else self._repositories.withdrawn(host, command)
 
     def answer_lost(self) -> None:
         """A write failed. A database that was lost may have stored it all the same, so look soon at what it decided."""

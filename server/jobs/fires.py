@@ -215,6 +215,9 @@ def command_for(schedule: PlacedSchedule, host: str, job_id: str, scheduled_at: 
         verify=arguments.verify_part(spec),
         host_identity=schedule.host_identity,
         stdin_command=arguments.stdin_command(spec),
+        options=list(schedule.options),
+        nice=spec.nice,
+        io_class=spec.io_class or "",
     )
 
 

@@ -12,7 +12,10 @@ from server.resources.selectors import selector_matches
 from server.resources.specs import AlertSpec
 
 _EVENTS: Mapping[str, Sequence[str]] = {
-    "Failure": ("RunsFail", "RunsHang", "HookNotAllowed", "WrongPassword", "NoRepository", "Locked"),
+    "Failure": (
+        *("RunsFail", "RunsHang", "HookNotAllowed", "NotSupported"),
+        *("WrongPassword", "NoRepository", "Locked"),
+    ),
     "Incomplete": ("RunsIncomplete",),
     "Overdue": ("Overdue", "NeverRan"),
     "NotVerified": ("NotVerified", "VerificationFailed"),

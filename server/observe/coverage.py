@@ -20,6 +20,7 @@ from server.errors import as_text
 from server.fleet.catalog import Catalog
 from server.fleet.expected import Expected, ExpectedSince, overdue, success_within
 from server.fleet.placement import PlacedSchedule, Placement
+from server.jobs.fires import command_for
 from server.jobs.outcomes import Outcomes, Standing
 from server.observe import entries as host_entries
 from server.observe.entries import HostEntry, LastRun
@@ -181,6 +182,7 @@ class CoverageReader:
             never_succeeded=ends.never_succeeded,
             oldest_success=ends.oldest_success,
             refused_hooks=_refused_hooks(schedule, chain.from_iterable(it.hosts for it in having)),
+            unsupported=_unsupported(schedule, chain.from_iterable(it.hosts for it in having)),
             never_ran=len(its.never_ran),
             never_ran_names=its.never_ran[:MAX_NAMED],
             late_names=list(islice((it for it in its.overdue if it not in never_ran), MAX_NAMED)),
@@ -322,3 +324,15 @@ def _refused_hooks(schedule: PlacedSchedule | None, having: Iterable[Session]) -
     said = [(host.name, host.allowed_hooks) for host in having if host.allowed_hooks is not None]
     refused = {program: sorted(name for name, allowed in said if program not in allowed) for program in programs}
     return {program: hosts for program, hosts in refused.items() if hosts}
+
+
+def _unsupported(schedule: PlacedSchedule | None, having: Iterable[Session]) -> dict[str, list[str]]:
+    """By why a host cannot run an enabled schedule, for its agent or its restic is too old, the hosts."""
+    if schedule is None or not schedule.spec.enabled:
+        return {}
+    command = command_for(schedule, "host", "job", None)
+    found: dict[str, list[str]] = {}
+    for host in having:
+        if why := host.obstacle(command):
+            found.setdefault(why, []).append(host.name)
+    return {why: sorted(hosts) for why, hosts in found.items()}

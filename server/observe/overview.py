@@ -37,7 +37,7 @@ SectionName = Literal[
 ]
 SECTIONS: Mapping[SectionName, tuple[str, ...]] = {
     "overdue": ("Overdue",),
-    "failed": ("RunsFail", "RunsHang", "HookNotAllowed"),
+    "failed": ("RunsFail", "RunsHang", "HookNotAllowed", "NotSupported"),
     "never_ran": ("NeverRan", "NoHosts", "NotGranted", "HostsNotGranted", "NoBackup", "NothingDeclared"),
     "offline": ("NotConnected",),
     "out_of_sync": ("NotInSync", "EntriesLeftOut", "StoreEmpty"),

@@ -48,6 +48,7 @@ class Coverage(NamedTuple):
     - `hanging`: the names of all hosts with a job that runs beyond its timeout.
     - `never_succeeded`: hosts without any success. `oldest_success`: the oldest of the hosts' last successes.
     - `refused_hooks`: by program of a hook or backup.command, the hosts whose agents do not allow it.
+    - `unsupported`: by why its agent or its restic cannot run the schedule, the hosts.
     - `never_ran`: overdue hosts on which no run has ended at all. `late_names`: names of the other overdue hosts.
     """
 
@@ -75,6 +76,7 @@ class Coverage(NamedTuple):
     never_ran: int = 0
     never_ran_names: Sequence[str] = ()
     late_names: Sequence[str] = ()
+    unsupported: Mapping[str, Sequence[str]] = {}
 
 
 def schedule_problems(coverage: Coverage) -> list[Problem]:
@@ -93,6 +95,10 @@ def schedule_problems(coverage: Coverage) -> list[Problem]:
         found.append(Problem("NoPassword", f"every run fails, for its Repository has none: {_UNOPENED}"))
     for program, hosts in coverage.refused_hooks.items():
         found.append(Problem("HookNotAllowed", _hook_refused(program, hosts, coverage)))
+    for why, hosts in coverage.unsupported.items():
+        who = named(hosts[:MAX_NAMED], len(hosts))
+        message = f"{of_hosts(len(hosts), coverage)} cannot run it, and fail each run: {who}; {why}"
+        found.append(Problem("NotSupported", message))
     if coverage.overdue:
         where, who = of_hosts(coverage.overdue, coverage), named(coverage.overdue_names, coverage.overdue)
         found.append(Problem("Overdue", f"no success for more than {span(coverage.within)} on {where}: {who}"))

@@ -316,8 +316,10 @@ def _timing_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
 def _pattern_errors(spec: Mapping[str, Any]) -> Iterator[FieldError]:
     """Errors in exclude patterns, which the schema does not check."""
     backup = spec.get("backup")
-    excludes = backup.get("excludes") if isinstance(backup, dict) else None
-    return islice(pattern_errors(excludes if isinstance(excludes, list) else (), "spec.backup.excludes"), MAX_ERRORS)
+    for name in ("excludes", "iexcludes"):
+        patterns = backup.get(name) if isinstance(backup, dict) else None
+        found = pattern_errors(patterns if isinstance(patterns, list) else (), f"spec.backup.{name}")
+        yield from islice(found, MAX_ERRORS)
 
 
 def _credentials_errors(credentials: object) -> Iterator[FieldError]:

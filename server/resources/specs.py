@@ -7,12 +7,16 @@ after a release needs the same default here, for rows that were stored before.
 from datetime import datetime
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 import cron
 
 ConcurrencyPolicy = Literal["Allow", "Forbid", "Replace"]
 """Whether runs of a schedule on a host may be beside each other."""
+Compression = Literal["auto", "off", "fastest", "better", "max"]
+"""How much restic compresses."""
+IoClass = Literal["BestEffort", "Idle"]
+"""A class of ioprio_set(2)."""
 Kind = Literal["backup", "forget", "prune", "check", "unlock", "verify"]
 
 
@@ -48,9 +52,10 @@ class SecretKeyRef(Struct, frozen=True):
 
 
 class Backup(Struct, frozen=True, rename="camel"):
-    """What a backup includes and excludes.
+    """What a backup includes and excludes, and how it reads and stores. Sizes are quantities: 64Mi.
 
     `command`: a program whose output is backed up in place of paths, as the file `stdin_filename`.
+    `compression`, `pack_size`: in place of the Repository's.
     """
 
     excludes: tuple[str, ...]
@@ -60,6 +65,15 @@ class Backup(Struct, frozen=True, rename="camel"):
     paths: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     stdin_filename: str = "stdin"
+    iexcludes: tuple[str, ...] = ()
+    exclude_larger_than: str | None = None
+    exclude_if_present: tuple[str, ...] = ()
+    with_atime: bool = False
+    no_scan: bool = False
+    skip_if_unchanged: bool = False
+    read_concurrency: int | None = None
+    compression: Compression | None = None
+    pack_size: str | None = None
 
 
 class Retention(Struct, frozen=True, rename="camel"):
@@ -137,6 +151,8 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     verify: Verify | None = None
     hooks: Hooks | None = None
     ping: Ping | None = None
+    nice: int = 0
+    io_class: IoClass | None = None
 
     @property
     def cron_text(self) -> str:
@@ -150,7 +166,10 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
 
 
 class RepositorySpec(Struct, frozen=True, rename="camel"):
-    """The spec of a Repository. `url` may hold {host} and {namespace}."""
+    """The spec of a Repository. `url` may hold {host} and {namespace}.
+
+    `compression` and what follows it are options of all of restic's jobs that use the repository.
+    """
 
     url: str
     init: bool
@@ -158,6 +177,11 @@ class RepositorySpec(Struct, frozen=True, rename="camel"):
     env_secret_ref: ObjectRef | None = None
     max_concurrent_jobs: int | None = None
     verify_within_days: int | None = None
+    compression: Compression | None = None
+    pack_size: str | None = None
+    limit_upload_kib: int | None = field(name="limitUploadKiB", default=None)
+    limit_download_kib: int | None = field(name="limitDownloadKiB", default=None)
+    cleanup_cache: bool = False
 
 
 class RestoreSpec(Struct, frozen=True, rename="camel"):

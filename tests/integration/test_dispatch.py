@@ -66,6 +66,13 @@ async def test_while_a_repository_may_have_to_be_created_one_host_at_a_time_uses
     [
         (["prune"], {}, "agent 9.9 does not run backup: update the agent of node-1"),
         (["backup"], {"hooks": {"before": ["/bin/true"]}}, "agent 9.9 does not run hooks: update the agent of node-1"),
+        (["backup"], {"nice": 5}, "agent 9.9 does not run spec.nice and spec.ioClass: update the agent of node-1"),
+        (
+            ["backup", "unchanged"],
+            {"backup": {"paths": ["/etc"], "skipIfUnchanged": True}},
+            "restic 0.14.0 does not know spec.backup.skipIfUnchanged, which needs 0.17: "
+            "remove the field, or update the restic program of node-1",
+        ),
     ],
 )
 async def test_what_an_agent_does_not_run_it_is_not_asked_for_and_the_job_says_why(
@@ -74,13 +81,17 @@ async def test_what_an_agent_does_not_run_it_is_not_asked_for_and_the_job_says_w
     declare: Declare,
     until: Until,
     capabilities: list[str],
-    spec: dict[str, dict[str, list[str]]],
+    spec: dict[str, Any],
     error: str,
 ) -> None:
     schedule = await declare(**spec)
-    async with connect("node-1", agent_version="9.9", capabilities=capabilities) as agent:
+    said = {"agent_version": "9.9", "restic_version": "0.14.0", "capabilities": capabilities}
+    async with connect("node-1", **said) as agent:
         await fire(agent, schedule)
         await agent.hears("schedule.refused")
+        first = (await api.get("/schedules/ns/etc")).json()["status"]["problems"][0]
+        told = f"1 of 1 hosts cannot run it, and fail each run: node-1; {error.removesuffix(' of node-1')}"
+        assert first == {"reason": "NotSupported", "message": told}
 
         async def ended(count: int) -> Any:
             jobs = (await api.get("/jobs")).json()["items"]

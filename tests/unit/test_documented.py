@@ -11,6 +11,7 @@ import yaml
 from agent.core.machine import CAPABILITIES
 from server.jobs.arguments import KINDS
 from server.notify.situations import EVENT_OF
+from server.resources.restic import OLDEST, OPTIONS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/schedules.md").read_text()
@@ -38,6 +39,19 @@ def fields(schema: Any) -> Iterator[str]:
 def test_every_field_is_in_the_docs(plural: str) -> None:
     missing = {name for name in fields(spec_of(plural)) if not re.search(rf"\b{name}\b", PAGE)}
     assert missing - OF_KUBERNETES == set()
+
+
+def test_the_docs_say_which_restic_each_field_needs() -> None:
+    table = PAGE.partition("### Versions of restic")[2].partition("Where a host")[0]
+    rows = {tuple(map(str.strip, line.split("|")[2:4])) for line in table.splitlines() if line.startswith("|")}
+    needed = {
+        (f"`{it.name}`", "{}.{}".format(*since))
+        for it in OPTIONS
+        for since in (it.since, *it.values.values())
+        if since > OLDEST
+    }
+    assert needed == {(option, version) for option, version in rows if option.startswith("`")}
+    assert "restic {}.{} and newer".format(*OLDEST) in PAGE
 
 
 def test_every_field_and_every_event_of_an_alert_is_in_the_docs_and_no_reason_has_an_event_that_no_alert_knows() -> (

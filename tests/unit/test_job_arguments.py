@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from server.jobs import arguments as commands
-from server.resources.manifests import parse_schedule
+from server.resources.manifests import parse_repository, parse_schedule
+from server.resources.restic import quantity, repository_options, unknown
 from server.resources.specs import RepositorySpec, ScheduleSpec
 from wire.messages import Hooks, Verify
 
@@ -64,6 +65,60 @@ def test_what_a_program_prints_is_named_and_its_argv_goes_to_the_agent_apart() -
     assert commands.hooks_part(said, "ns/etc") == Hooks([], [], "ns/etc")
     plain = of_kind("backup", backup={"command": ["/bin/dump"]})
     assert commands.run_args(plain, "ns/etc", "node-1")[-1] == "--stdin-filename=stdin"
+
+
+def test_what_newer_restics_and_other_fields_add_to_a_backup() -> None:
+    said = spec(
+        iexcludes=["*.TMP"],
+        excludeLargerThan="2Ki",
+        excludeIfPresent=[".no", "T:x"],
+        withAtime=True,
+        noScan=True,
+        skipIfUnchanged=True,
+        readConcurrency=8,
+        compression="max",
+        packSize="64Mi",
+    )
+    assert commands.run_args(said, "ns/etc", "node-1")[3:-2] == [
+        *("--with-atime", "--no-scan", "--skip-if-unchanged", "--read-concurrency=8", "--compression=max"),
+        *("--pack-size=64", "--exclude-larger-than=2048", "--tag=lamplighter=ns/etc"),
+        *("--exclude-if-present=.no", "--exclude-if-present=T:x", "--iexclude=*.TMP"),
+    ]
+
+
+def test_a_repositorys_options_are_those_of_all_its_jobs() -> None:
+    limits = {"limitUploadKiB": 10, "limitDownloadKiB": 20, "cleanupCache": True}
+    said = {"url": "/b", "compression": "off", "packSize": "4Mi", **limits}
+    found = repository_options(parse_repository({"metadata": {"name": "it"}, "spec": said}).spec)
+    assert found == [
+        "--compression=off",
+        "--pack-size=4",
+        "--limit-upload=10",
+        "--limit-download=20",
+        "--cleanup-cache",
+    ]
+    assert repository_options(RepositorySpec("/b", init=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "args", "why"),
+    [
+        ("0.14.0", ["--no-scan"], "restic 0.14.0 does not know spec.backup.noScan, which needs 0.15"),
+        ("0.15.0", ["--no-scan", "--read-concurrency=3"], ""),
+        (
+            "0.16",
+            ["--skip-if-unchanged"],
+            "restic 0.16 does not know spec.backup.skipIfUnchanged, which needs 0.17",
+        ),
+        ("0.18.1", ["--compression=better"], "restic 0.18.1 does not know compression: better, which needs 0.19"),
+        ("0.19.0-dev", ["--compression=better"], ""),
+        ("0.14.0", ["--compression=max", "--tag=--no-scan", "--", "--no-scan"], ""),
+        ("", ["--no-scan"], ""),
+        ("1.0", ["--no-scan"], ""),
+    ],
+)
+def test_what_a_restic_does_not_know_is_told_by_the_name_of_the_field(version: str, args: list[str], why: str) -> None:
+    assert unknown(version, args).partition(": remove")[0].partition(": update")[0] == why
 
 
 def of_kind(kind: str, **blocks: Any) -> ScheduleSpec:
@@ -124,7 +179,7 @@ def test_hooks_go_with_the_name_of_their_schedule() -> None:
     ("text", "count"), [("1", 1), ("10Ki", 10240), ("3Mi", 3 << 20), ("4Gi", 4 << 30), ("1Ti", 1 << 40)]
 )
 def test_a_quantity_is_a_number_with_a_unit_of_kubernetes(text: str, count: int) -> None:
-    assert commands.quantity(text) == count
+    assert quantity(text) == count
 
 
 def test_a_kind_that_is_not_run_is_refused_with_those_that_are() -> None:

@@ -41,7 +41,7 @@ COUNTS = {"hosts": 0, "pending": 0, "running": 0, "succeeded": 0, "failed": 0}
 
 def seen(*problems: str, spec: dict[str, Any] | None = None, **told: Any) -> dict[str, Any]:
     counts = {"hosts": 0, "hostsInSync": 0, "hostsFailed": 0, "hostsOverdue": 0, "hostsWithoutSuccess": 0}
-    counts["hostsRefusingHooks"] = 0
+    counts |= {"hostsRefusingHooks": 0, "hostsUnsupported": 0}
     named = [{"reason": reason, "message": f"{reason} of a"} for reason in problems]
     return {"spec": spec or {}, "status": {**counts, "problems": named, **told}}
 
@@ -119,6 +119,8 @@ def test_a_message_names_just_the_fields_that_are_wrong() -> None:
         (seen(spec={"enabled": False}, hosts=2), {"Degraded": ("False", "Disabled")}),
         (seen("HookNotAllowed", hosts=2, hostsRefusingHooks=2), {"Ready": ("False", "HookNotAllowed")}),
         (seen("HookNotAllowed", hosts=2, hostsRefusingHooks=1), {"Ready": ("True", "Accepted")}),
+        (seen("NotSupported", hosts=2, hostsUnsupported=2), {"Ready": ("False", "NotSupported")}),
+        (seen("NotSupported", hosts=2, hostsUnsupported=1), {"Ready": ("True", "Accepted")}),
         (seen("HookNotAllowed", hosts=2, hostsRefusingHooks=1), {"Degraded": ("True", "HookNotAllowed")}),
     ],
 )
