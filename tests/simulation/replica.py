@@ -18,7 +18,7 @@ from server.jobs import notices
 from server.jobs.dispatcher import LOOK_EVERY_S
 from server.jobs.queue import Ended, JobQueue, Recording
 from server.replicas.follower import POLL_S
-from server.replicas.members import BEAT_S
+from server.replicas.members import BEAT_S, LOOK_S, LOOKS
 from server.store import changelog, news
 from tests.simulation.clock import SECOND, Stored, Timer
 from tests.simulation.database import Edit
@@ -115,10 +115,12 @@ class Replica(Server):
 
     def _end(self) -> None:
         """It has sent all agents away, and what it had to store is stored."""
-        self.world.tell(self.name, "ends")
-        self.world.db.living.discard(self.id)
+        world = self.world
+        world.tell(self.name, "ends")
+        world.db.living.discard(self.id)
         super().kill()
-        self.world.replicas.resign(self)
+        world.replicas.resign(self)
+        world.at(world.now + world.rng.random() * LOOKS * LOOK_S * SECOND, world.replicas.look_behind)
 
     def pause(self, width: timedelta) -> None:
         """The process stands still for a while, as on a machine that swaps, or is moved."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from server.fleet.placement import Placement
 from server.jobs.dispatcher import LOOK_EVERY_S
 from server.replicas.follower import POLL_S
+from server.replicas.members import LOOK_S, LOOKS
 from server.replicas.watch import DEAD_S
 from tests.simulation.clock import CALM, HOUR, SECOND
 from tests.simulation.database import Edit
@@ -46,7 +47,15 @@ class Replicas:
         self.leader = leader = self.world.rng.choice(able)
         self.world.tell(leader.name, "leads")
         leader.dispatcher.lead()
-        for gone in self.world.db.without_row():
+        self.look_behind()
+
+    def look_behind(self) -> None:
+        """The leader has hosts count as away whose server has no row. It looks again and again: here, when one ends."""
+        world, leader = self.world, self.leader
+        if leader is None or leader.paused or not leader.up or world.db.is_down:
+            world.at(world.now + LOOKS * LOOK_S * SECOND, self.look_behind)
+            return
+        for gone in world.db.without_row():
             leader.dispatcher.server_gone(gone)
 
     def resign(self, server: Replica) -> None:
