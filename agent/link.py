@@ -42,7 +42,7 @@ BUSY_STATUSES = {429, 503}
 LONGEST_ASKED_S = 3600.0
 """The longest wait in seconds that a server may ask for, or whatever else answers in its place."""
 PING_S = 20.0
-"""Seconds between pings, and seconds to wait for a pong (RFC 6455, section 5.5.2)."""
+"""Seconds between pings (RFC 6455, section 5.5.2), and seconds to wait for any sign of life after each."""
 OPEN_S = 10.0
 MAX_UNSENT = 8 << 20
 """Bytes that may wait for a slow server before the agent drops the connection."""
@@ -183,8 +183,8 @@ class Link:
             compression=None,  # small frames: a context for each connection costs more than it saves
             max_size=codec.MAX_SERVER_FRAME,
             open_timeout=OPEN_S,
+            create_connection=_Connection,
             ping_interval=PING_S,
-            ping_timeout=PING_S,
             close_timeout=2,
             proxy=proxy_for(self._url),
         )
@@ -228,6 +228,33 @@ class Link:
                 return error_text(error)
         by = "server" if socket.protocol.close_rcvd_then_sent is not False else "agent"
         return f"closed by the {by}: {socket.close_reason or socket.close_code}"
+
+
+class _Connection(ClientConnection):
+    """Connection that is dropped when the server falls silent."""
+
+    _received_at = 0.0  # when bytes last arrived, by the loop's clock
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of frames."""
+        self._received_at = self.loop.time()
+        super().data_received(data)
+
+    async def keepalive(self) -> None:
+        """Ping the server, and drop the connection when nothing has arrived between two pings.
+
+        Any bytes will do: a server whose store is slow reads no pings meanwhile, and still sends its own.
+        """
+        pinged_at = 0.0
+        while self.protocol.state is State.OPEN:
+            await asyncio.sleep(PING_S)
+            if self._received_at < pinged_at:
+                log.warning("the server is silent: connection given up")
+                self.transport.abort()
+                return
+            pinged_at = self.loop.time()
+            self.protocol.send_ping(b"")
+            self.send_data()
 
 
 def _asked_by(error: Exception) -> float:

@@ -30,6 +30,8 @@ SHUTDOWN_S = 5
 """Seconds that open requests have to finish when the server stops."""
 PING_S = 20.0
 """Seconds between two pings to an agent, and seconds to wait for each pong."""
+LATE_S = 1.0
+"""Seconds in which what has arrived is read, before a connection that seems silent is dropped."""
 REQUEST_S = 60.0
 """Seconds for a request to arrive, from the beginning of the connection or the end of the previous request."""
 LINGER_S = 1.0
@@ -210,8 +212,10 @@ class _Protocol(WebSocketsSansIOProtocol):
     async def answers_ping(self, within_s: float) -> bool:
         """Whether the other end answers a ping within so many seconds.
 
-        While reading is paused it counts as answering, since the pong may be in the unread input.
+        So does one that says something else, since the pong may be behind it; and while reading is paused, since the
+        pong may be in the unread input.
         """
+        asked_at = self.loop.time()
         if self.close_sent or self.disconnected or self.transport.is_closing():
             return False
         if self.probe is None:
@@ -223,7 +227,7 @@ class _Protocol(WebSocketsSansIOProtocol):
             async with asyncio.timeout(within_s):
                 return await asyncio.shield(answer)
         except TimeoutError:
-            return self.read_paused
+            return self._may_live(asked_at)
 
     def handle_pong(self, event: Frame) -> None:
         """Take a pong, perhaps to a ping of `answers_ping`."""
@@ -244,8 +248,19 @@ class _Protocol(WebSocketsSansIOProtocol):
             self.probe = None
 
     def keepalive_timeout(self) -> None:
-        """Drop the connection: no pong arrived within `PING_S`."""
-        self.transport.abort()
+        """No pong was read within `PING_S`: look again once this process, which may be late, has read what arrived."""
+        self.pong_timer = self.loop.call_later(LATE_S, self._drop_if_silent)
+
+    def _drop_if_silent(self) -> None:
+        """Drop the connection, unless it may live: then ping again, so that the other end hears something too."""
+        if self._may_live(self.ping_sent_at):
+            self.send_keepalive_ping()
+        else:
+            self.transport.abort()
+
+    def _may_live(self, asked_at: float) -> bool:
+        """Whether anything arrived since a ping, or would not be read: frames wait here while the store is slow."""
+        return self.read_paused or self.received_at > asked_at
 
 
 class _Uvicorn(uvicorn.Server):

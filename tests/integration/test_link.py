@@ -391,6 +391,21 @@ async def test_a_server_that_does_not_answer_pings_is_called_again(
         silent.transport.abort()
 
 
+async def test_a_server_that_reads_no_pings_for_now_is_kept_while_it_sends_its_own(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does one whose store is slow."""
+    monkeypatch.setattr(links, "PING_S", 0.2)
+    async with calling(server.port) as agent:
+        busy = await server.next()
+        busy.transport.pause_reading()
+        for _ in range(20):
+            await busy.ping()
+            await asyncio.sleep(0.05)
+        assert agent.told == ["connected"]
+        busy.transport.abort()
+
+
 async def test_a_server_that_does_not_read_costs_no_more_than_what_may_be_unsent(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,20 +1,26 @@
 """server/transport/connections.py relies only on what uvicorn, h11 and websockets really do."""
 
+import asyncio
 import inspect
 import json
 import logging
 import re
+import socket
 import tomllib
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
 import h11
 import pytest
 import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
@@ -22,6 +28,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from listener.accept import Listener
 from server.app import Running
 from server.transport import connections as transport
 
@@ -46,6 +53,8 @@ def test_what_is_replaced_is_there_and_takes_the_same(base: type, derived: type)
         "_await_request",
         "_cancel_deadline",
         "_end_probe",
+        "_drop_if_silent",
+        "_may_live",
     }
     for name, function in vars(derived).items():
         if inspect.isfunction(function) and name not in ours:
@@ -59,8 +68,10 @@ def test_what_is_replaced_is_there_and_takes_the_same(base: type, derived: type)
         *((it, H11Protocol.__init__) for it in ("conn", "loop", "transport", "ws_protocol_class")),
         *((it, WebSocketsSansIOProtocol.__init__) for it in (
             "conn", "loop", "transport", "queue", "frames", "curr_msg_data_type", "writable", "handshake_initiated",
-            "handshake_complete", "close_sent", "close_timer",
+            "handshake_complete", "close_sent", "close_timer", "read_paused", "pong_timer", "ping_sent_at",
         )),
+        ("send_keepalive_ping", WebSocketsSansIOProtocol.schedule_ping),
+        ("pong_timer.cancel", WebSocketsSansIOProtocol.handle_pong),
         ("scope", WebSocketsSansIOProtocol.handle_connect),
         ("ws_protocol_class", H11Protocol.handle_websocket_upgrade),
         ("servers", uvicorn.Server.shutdown),
@@ -139,3 +150,69 @@ async def test_whatever_comes_after_a_close_is_discarded(
         with suppress(ConnectionClosed):
             await socket.recv()
     assert socket.close_code == 1007
+
+
+# Pings.
+
+PING_S = 0.3
+
+
+@asynccontextmanager
+async def connected(endpoint: Callable[[WebSocket], Awaitable[None]]) -> AsyncIterator[ClientConnection]:
+    """A client of a server whose only endpoint this is."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setblocking(False)
+    app = Starlette(routes=[WebSocketRoute("/", endpoint)])
+    async with (
+        transport.serving(app, Listener(listening, 10)),
+        websocket(f"ws://127.0.0.1:{listening.getsockname()[1]}", proxy=None, ping_interval=None) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "PING_S", PING_S)
+    monkeypatch.setattr(transport, "LATE_S", PING_S / 3)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("impatient")
+async def test_a_connection_whose_input_waits_for_the_store_is_kept_without_pongs() -> None:
+    """While the application takes no frames, nothing is read, and so no pong: that is no fault of the agent."""
+    stored, got = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def slow(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await stored.wait()
+        got.set_result([await websocket.receive_text() for _ in range(2)])
+
+    async with connected(slow) as client:
+        for text in ("one", "two"):
+            await client.send(text)
+        await asyncio.sleep(5 * PING_S)
+        stored.set()
+        assert await got == ["one", "two"]
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("impatient")
+async def test_a_client_that_says_something_is_kept_without_pongs_and_a_silent_one_is_not() -> None:
+    ended = asyncio.Event()
+
+    async def endless(websocket: WebSocket) -> None:
+        await websocket.accept()
+        with suppress(WebSocketDisconnect):
+            while True:
+                await websocket.receive_text()
+        ended.set()
+
+    async with connected(endless) as client:
+        client.transport.pause_reading()  # it hears no pings
+        for _ in range(30):
+            await client.send("something")
+            await asyncio.sleep(PING_S / 6)
+        assert not ended.is_set()
+        async with asyncio.timeout(60):
+            await ended.wait()
+        client.transport.resume_reading()
