@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol, TypeVar
 
+import msgspec
+
 from server.agents.hub import Hub
 from server.agents.session import Session
 from server.changes import change as changes
@@ -30,6 +32,8 @@ from server.store.rows import HostRow, Joined, RepositoryRow, ScheduleRow
 
 log = logging.getLogger(__name__)
 
+UNREADABLE = (msgspec.MsgspecError, LookupError, TypeError, ValueError)
+"""What a log entry raises that a later release wrote, or that does not go with what is in force here."""
 Result = TypeVar("Result")
 
 
@@ -147,7 +151,7 @@ class Pipeline:
     async def follow(self) -> None:
         """Put in force what other servers changed, and push it to hosts that are connected here.
 
-        Raises Unavailable, and StoreLostError when the log no longer has all of it.
+        Raises Unavailable, and StoreLostError when the log no longer has all of it, or has what cannot be read.
         """
         if self._store.is_shared:
             async with self._lock:
@@ -174,7 +178,12 @@ class Pipeline:
             if not found.entries or found.entries[0][0] != self._revision + 1:
                 raise StoreLostError("the log of changes does not go on from what this server has in force")
             for revision, body in found.entries:
-                self._adopt(read_entry(body))
+                try:
+                    self._adopt(read_entry(body))
+                except UNREADABLE as error:
+                    log.exception("a change of another server cannot be put in force", extra={"revision": revision})
+                    why = f"change {revision} in the log cannot be put in force here: {type(error).__name__}: {error}"
+                    raise StoreLostError(why) from error
                 self._revision = revision
                 await asyncio.sleep(0)  # let other tasks run
 

@@ -5,6 +5,7 @@ plan of a change and its commit, and whether the answer of that commit is lost.
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -31,7 +32,7 @@ from server.store.engine import Store, StoreLostError
 from server.store.enrolments import host_of_key
 from server.store.hosts import get_host, set_desired
 from server.store.jobs import get_job
-from server.store.tables import Actor
+from server.store.tables import CHANGE_LOG, Actor
 from tests.simulation.database import _image
 from wire.messages import Hello
 
@@ -489,6 +490,31 @@ async def test_a_change_whose_answer_was_lost_is_in_force_once(two: tuple[Server
     assert first.versions == second.versions == {"d": 2}
     assert first.state == second.state
     assert first.database.audited.count("update Schedule ns/db") == 1
+
+
+UNREADABLE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "of another type": lambda entry: {**entry, "versions": {"d": "one"}},
+    "about what is not there": lambda entry: {**entry, "deleted_schedules": [["ns", "no"]]},
+    "a row that lacks columns": lambda entry: {**entry, "hosts": [{"name": "w"}]},
+    "a kind of a later release": lambda entry: json.loads(json.dumps(entry).replace('"backup"', '"clone"')),
+    "nothing": lambda _: None,
+}
+
+
+@pytest.mark.parametrize("change", UNREADABLE)
+async def test_a_change_that_cannot_be_read_is_told_with_its_number(two: tuple[Server, Server], change: str) -> None:
+    """Who asks is told to try again; and the server ends, and starts anew from the rows."""
+    first, second = two
+    await first.schedule("new", "db")
+    [*_, (revision, body)] = first.database.read(changelog.after, 0).entries
+    written = json.dumps(UNREADABLE[change](json.loads(body)))
+    with first.database.engine.begin() as conn:
+        conn.execute(sa.update(CHANGE_LOG).where(CHANGE_LOG.c.revision == revision).values(body=written))
+    told = f"change {revision} in the log cannot be put in force here: "
+    with pytest.raises(Unavailable, match=told):
+        await second.pipeline.catch_up()
+    with pytest.raises(StoreLostError, match=told):
+        await second.pipeline.follow()
 
 
 @pytest.mark.parametrize("loss", ["trimmed", "restored"])
