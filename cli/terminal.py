@@ -33,15 +33,26 @@ def safe(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def _put(text: str, end: str = "\n") -> None:
+    """Write text to stdout. Raises click.ClickException where stdout takes none, such as on a full disk, and
+    BrokenPipeError where nobody reads on."""
+    try:
+        click.echo(text + end, nl=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise click.ClickException(f"stdout cannot be written: {error.strerror}") from None
+
+
 def say(text: str, colour: str | None = None) -> None:
     """Write one line to stdout, in this colour if stdout is coloured. Tabs stay."""
     line = safe(text, "\t")
-    click.echo(click.style(line, colour) if colour and is_coloured(sys.stdout) else line)
+    _put(click.style(line, colour) if colour and is_coloured(sys.stdout) else line)
 
 
 def write(text: str) -> None:
     """Write text of this program's own to stdout, as it is."""
-    click.echo(text)
+    _put(text)
 
 
 def note(text: str) -> None:
@@ -51,7 +62,7 @@ def note(text: str) -> None:
 
 def say_json(value: object) -> None:
     """Write a value to stdout as JSON. Characters that are not printable are escaped, so that nothing is lost."""
-    click.echo(escaped(json.dumps(value, indent=2, ensure_ascii=False), "\n"))
+    _put(escaped(json.dumps(value, indent=2, ensure_ascii=False), "\n"))
 
 
 def escaped(text: str, keep: str = "") -> str:
@@ -63,7 +74,7 @@ def escaped(text: str, keep: str = "") -> str:
 
 def say_yaml(value: object) -> None:
     """Write a value to stdout as a YAML document. Characters that are not printable are escaped, as in JSON."""
-    click.echo(yaml_of(value), nl=False)
+    _put(yaml_of(value), end="")
 
 
 def yaml_of(value: object) -> str:
@@ -111,7 +122,7 @@ def print_table(
     for number, lines in enumerate(table.rows_of_lines(columns, cells, width, optional, paint), -1):
         if only is None or number in only:
             for line in lines:
-                click.echo(line)
+                _put(line)
 
 
 def print_rich(shown: "RenderableType") -> None:
@@ -123,7 +134,7 @@ def print_rich(shown: "RenderableType") -> None:
     with console.capture() as captured:
         console.print(shown)
     for line in captured.get().splitlines():
-        click.echo(line.rstrip())
+        _put(line.rstrip())
 
 
 class Bars:

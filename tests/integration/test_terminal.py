@@ -9,9 +9,11 @@ import pty
 import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from hypothesis import given
@@ -213,3 +215,16 @@ def test_nothing_else_writes_to_a_terminal() -> None:
         ("cli/cluster.py", "stderr"),
         ("cli/logs.py", "stderr"),  # where its formatters write
     }
+
+
+@pytest.mark.parametrize("write", [terminal.say, terminal.write, terminal.say_json, terminal.say_yaml])
+def test_output_that_cannot_be_written_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, write: Callable[[str], None]
+) -> None:
+    with Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(click.ClickException, match="stdout cannot be written: No space left on device"):
+            write("text")
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
