@@ -1,6 +1,6 @@
 """Carries out `status`: the overview in a terminal."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 import click
@@ -15,22 +15,6 @@ from cli.rows import moment
 from cli.terminal import print_rich, safe, say_json
 
 _COLOURS = {"yes": "green", "unknown": "yellow", "no": "red", "red": "red", "amber": "yellow"}
-TITLES: Mapping[str, str] = {
-    "overdue": "Overdue",
-    "failed": "Failed",
-    "never_ran": "Never ran",
-    "offline": "Offline",
-    "out_of_sync": "Out of sync",
-    "not_verified": "Not verified",
-    "repositories": "Repositories",
-    "agents": "Agents",
-    "controllers": "Controllers",
-    "server": "Server",
-    "incomplete": "Incomplete",
-    "suspended": "Disabled",
-    "unverified": "Never verified",
-}
-"""The titles of the overview's sections. One of a later server is shown by its name."""
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -50,7 +34,7 @@ def _parts(overview: Item) -> Iterator[RenderableType]:
     yield Text(safe(overview["sentence"]), style=f"bold {_COLOURS.get(overview['answer'], '')}")
     yield Text(_counts(overview["counts"]), style="dim")
     for section in overview["sections"]:
-        title = f"{TITLES.get(section['name'], section['name'])} ({section['count']})"
+        title = f"{section.get('title', section['name'])} ({section['count']})"
         yield Text(f"\n{safe(title)}", style=f"bold {_COLOURS.get(section['severity'], '')}")
         yield _grid([[_who(it), it["reason"], " ".join(it["message"].split())] for it in section["items"]])
         if section["more"]:

@@ -67,12 +67,14 @@ async def delete_host(services: Services, request: Request) -> Response:
 
 async def list_entries(services: Services, request: Request) -> Response:
     """List the schedules of a host: as it should hold each and as it holds it, by name."""
-    query = Query(request, "limit", "cursor")
+    query = Query(request, "in_force", "limit", "cursor")
     after, limit = query.after(tuple[str, str]) or ("", ""), query.limit()
+    asked = query.one_of("in_force", ("true", "false"))
     name = request.path_params["name"]
     await find_host(services, name)
     session = services.hub.session(name)
-    found = services.coverage.entries(session, after, limit + 1) if session is not None else []
+    in_force = None if asked is None else asked == "true"
+    found = [] if session is None else services.coverage.entries(session, after, limit + 1, in_force=in_force)
     more = cursor((found[limit - 1].schedule, found[limit - 1].id)) if len(found) > limit else None
     return json_response({"items": found[:limit], "next": more})
 

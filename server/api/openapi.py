@@ -65,6 +65,10 @@ _PARAMETERS: Mapping[str, Schema] = {
     "path": {"description": "The folder or file; / by default.", "schema": {"type": "string"}},
     "status": {"description": "Only jobs with this status.", "schema": {"enum": list(JOB_STATUSES)}},
     "state": {"description": "Only hosts in this state.", "schema": {"enum": [*STATES, GOOD_STATE]}},
+    "in_force": {
+        "description": "Only entries that are in force on the host as they are declared, or only the others.",
+        "schema": {"enum": ["true", "false"]},
+    },
     "group": {"description": "The label by which hosts are grouped.", "schema": {"type": "string"}},
     "days": {
         "description": f"How many days, up to today (UTC); {DAYS} by default.",

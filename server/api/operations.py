@@ -377,7 +377,7 @@ OPERATIONS: Sequence[Operation] = (
         hosts.list_entries,
         Needs("get", "hosts"),
         {200: "HostEntryList"},
-        query=_PAGE,
+        query=("in_force", *_PAGE),
         may=(400, 404),
     ),
     Operation("GET", _HOST, hosts.get_host, Needs("get", "hosts"), {200: "Host"}, may=(400, 404)),

@@ -245,15 +245,23 @@ class CoverageReader:
             "problems": [msgspec.structs.asdict(problem) for problem in problems],
         }
 
-    def entries(self, host: Session, after: tuple[str, str], limit: int) -> list[HostEntry]:
-        """Entries of what a host should hold and of what it holds, by name, after the (name, id) `after`."""
+    def entries(
+        self, host: Session, after: tuple[str, str], limit: int, *, in_force: bool | None = None
+    ) -> list[HostEntry]:
+        """Entries of what a host should hold and of what it holds, by name, after the (name, id) `after`.
+
+        `in_force`: whether they must be in force; None for all.
+        """
         desired, applied, placed = host.desired.entries, host.applied, self._placement.schedules
         found = host_entries.names(desired, applied, {id_: placed[id_].name for id_ in desired.items if id_ in placed})
         reasons = host.left_out.reasons
-        return [
-            self._entry(host_entries.compared(id_, desired, applied, reasons.get(id_, "")), host.name)
-            for name, id_ in [it for it in found if it > after][:limit]
-        ]
+        compared = (
+            host_entries.compared(id_, desired, applied, reasons.get(id_, ""))
+            for name, id_ in found
+            if (name, id_) > after
+        )
+        wanted = (it for it in compared if in_force is None or in_force == (it.state == "InForce"))
+        return [self._entry(it, host.name) for it in islice(wanted, limit)]
 
     def _entry(self, entry: HostEntry, host: str) -> HostEntry:
         """An entry with the kind of its schedule, when it is next due there, and how its last job ended."""

@@ -54,6 +54,22 @@ SECTIONS: Mapping[SectionName, tuple[str, ...]] = {
 reports and that stands nowhere is shown in `controllers` or `repositories`."""
 AMBER: frozenset[SectionName] = frozenset({"incomplete", "suspended", "unverified"})
 """Sections that somebody should know of, though what is in them may be meant so."""
+TITLES: Mapping[SectionName, str] = {
+    "overdue": "Overdue",
+    "failed": "Failed",
+    "never_ran": "Never ran",
+    "offline": "Offline",
+    "out_of_sync": "Out of sync",
+    "not_verified": "Not verified",
+    "repositories": "Repositories",
+    "agents": "Agents",
+    "controllers": "Controllers",
+    "server": "Server",
+    "incomplete": "Incomplete",
+    "suspended": "Suspended",
+    "unverified": "Never verified",
+}
+"""What people call each section."""
 _SECTION_OF = {reason: name for name, reasons in SECTIONS.items() for reason in reasons}
 
 
@@ -73,12 +89,14 @@ class Trouble(Struct, frozen=True):
 
 
 class Section(Struct, frozen=True):
-    """What is wrong in one way. `count`: on how many hosts of Schedules, or with how many objects.
+    """What is wrong in one way. `title`: what people call it. `count`: on how many hosts of Schedules, or with how many
+    objects.
 
     `items`: up to MAX_ITEMS, the worst first; `more`: how many others there are. `severity`: `amber` may be meant so.
     """
 
     name: SectionName
+    title: str
     severity: Literal["red", "amber"]
     count: int
     items: Sequence[Trouble]
@@ -243,7 +261,9 @@ class _Found:
         its = sorted(self.items, key=lambda it: (-it.count, it.kind, it.namespace, it.name))
         severity: Literal["red", "amber"] = "amber" if name in AMBER else "red"
         count = sum(it.count for it in its) + self._others
-        return Section(name, severity, count, its[:MAX_ITEMS], max(0, len(its) - MAX_ITEMS) + self._others)
+        return Section(
+            name, TITLES[name], severity, count, its[:MAX_ITEMS], max(0, len(its) - MAX_ITEMS) + self._others
+        )
 
 
 def _due(it: ScheduleFacts, at: datetime) -> DueSchedule:
@@ -306,7 +326,12 @@ def of_schedule(coverage: Coverage) -> Iterator[tuple[Problem, int]]:
         message = f"no run has ended in the {span(coverage.within)} and more that it is due on {where}: {who}"
         yield Problem("NeverRan", message), coverage.never_ran
     if not coverage.enabled:
-        yield Problem("Disabled", f"it is disabled, so nothing runs on its {coverage.hosts} hosts"), 1
+        yield (
+            Problem(
+                "Disabled", f"it is disabled, so nothing runs on its {coverage.hosts} host{'s' * (coverage.hosts != 1)}"
+            ),
+            1,
+        )
 
 
 def _never_verified(repository: RepositoryFacts) -> Iterator[Problem]:

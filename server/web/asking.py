@@ -3,7 +3,10 @@
 from collections.abc import Awaitable
 from typing import Any
 
+from starlette.responses import Response
+
 from server.web.client import Refused
+from server.web.page import Page
 
 FORBIDDEN = 403
 
@@ -16,3 +19,11 @@ async def if_allowed(asking: Awaitable[Any]) -> Any:
         if error.status != FORBIDDEN:
             raise
         return None
+
+
+def which_namespace(page: Page, refused: Refused) -> Response:
+    """The page that asks for a namespace, for users who may see what is in one alone. Raises other refusals again."""
+    if refused.status != FORBIDDEN:
+        raise refused
+    namespace, path = page.query.get("namespace", ""), page.request.scope["path"]
+    return page.show("namespace.html", FORBIDDEN, refused=refused, namespace=namespace, path=path)

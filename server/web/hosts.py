@@ -14,10 +14,10 @@ JOBS = "20"
 async def show_host(page: Page) -> Response:
     """Show a host."""
     name = page.path["name"]
-    host, entries, jobs = await asyncio.gather(
+    host, entries, differing, jobs = await asyncio.gather(
         page.get("hosts", name),
         page.get("hosts", name, "entries", cursor=page.query.get("cursor")),
+        page.get("hosts", name, "entries", in_force="false"),
         if_allowed(page.get("jobs", host=name, limit=JOBS)),
     )
-    differing = [it for it in entries["items"] if it["state"] != "InForce"]
     return page.show("host.html", host=host, entries=entries, differing=differing, jobs=jobs, query=page.query)

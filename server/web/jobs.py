@@ -1,14 +1,25 @@
 """The pages of jobs: their list, one with its progress, log and attempts, and the forms that end or repeat it."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 
 from starlette.responses import Response
 
 from server.errors import Conflict
+from server.jobs.arguments import KINDS
+from server.store.tables import ACTOR_KINDS, JOB_STATUSES
+from server.web.asking import which_namespace
+from server.web.client import Refused
 from server.web.page import Page
 
-FILTERS = ("host", "schedule", "kind", "status", "actor_kind", "id")
+FILTERS = ("host", "schedule", "namespace", "kind", "status", "actor_kind", "id")
 """What jobs are filtered by, as in REST."""
+CHOICES: Mapping[str, Sequence[str]] = {
+    "kind": (*sorted(KINDS), "restore"),
+    "status": JOB_STATUSES,
+    "actor_kind": ACTOR_KINDS,
+}
+"""The values that some filters choose from."""
 LIMIT = "50"
 """How many jobs of the list, and lines of a whole log, are on a page."""
 LAST_LINES = "200"
@@ -19,8 +30,13 @@ OPEN = ("pending", "running")
 async def show_jobs(page: Page) -> Response:
     """Show jobs, newest first."""
     asked = {name: page.query.get(name) for name in FILTERS}
-    jobs = await page.get("jobs", limit=LIMIT, cursor=page.query.get("cursor"), **asked)
-    return page.show("jobs.html", jobs=jobs, query=page.query, is_filtered=any(asked.values()))
+    try:
+        jobs = await page.get("jobs", limit=LIMIT, cursor=page.query.get("cursor"), **asked)
+    except Refused as refused:
+        return which_namespace(page, refused)
+    named, slash, _ = (asked["schedule"] or "").partition("/")
+    values = {"jobs": jobs, "choices": CHOICES, "namespace": asked["namespace"] or (named if slash else "")}
+    return page.show("jobs.html", **values, query=page.query, is_filtered=any(asked.values()))
 
 
 async def show_job(page: Page) -> Response:

@@ -8,25 +8,10 @@ from typing import Any
 from starlette.responses import Response
 
 from server.web import plots
+from server.web.asking import which_namespace
 from server.web.client import Refused
 from server.web.page import Page
 
-TITLES: Mapping[str, str] = {
-    "overdue": "Overdue",
-    "failed": "Failed",
-    "never_ran": "Never ran",
-    "offline": "Offline",
-    "out_of_sync": "Out of sync",
-    "not_verified": "Not verified",
-    "repositories": "Repositories",
-    "agents": "Agents",
-    "controllers": "Controllers",
-    "server": "Server",
-    "incomplete": "Incomplete",
-    "suspended": "Suspended",
-    "unverified": "Never verified",
-}
-"""Sections of REST's overview, in words."""
 ANSWERS: Mapping[str, tuple[str, str]] = {"yes": ("good", "✓"), "no": ("bad", "✕"), "unknown": ("warn", "!")}
 """Answers of REST's overview, as a tone and a sign."""
 STATES: Mapping[str, tuple[str, str]] = {
@@ -45,7 +30,6 @@ DAYS = ("7", "14", "30", "90")
 """How many days the fleet page offers."""
 SHOWN, CELLS = 100, 3000
 """How many hosts or groups a page of the fleet shows, and how many days of them together: it stays below 200 KB."""
-FORBIDDEN = 403
 
 
 async def show_overview(page: Page) -> Response:
@@ -54,12 +38,10 @@ async def show_overview(page: Page) -> Response:
     try:
         overview = await page.get("overview", namespace=namespace)
     except Refused as refused:
-        if refused.status != FORBIDDEN:
-            raise
-        return page.show("namespace.html", FORBIDDEN, refused=refused, namespace=namespace, path="/")
+        return which_namespace(page, refused)
     answer, days = ANSWERS[overview["answer"]], overview["days"]
     added = plots.bytes_by_day(days, date.fromisoformat(days[-1]["day"]), len(days))
-    return page.show("overview.html", overview=overview, answer=answer, titles=TITLES, namespace=namespace, added=added)
+    return page.show("overview.html", overview=overview, answer=answer, namespace=namespace, added=added)
 
 
 async def show_fleet(page: Page) -> Response:
@@ -70,10 +52,8 @@ async def show_fleet(page: Page) -> Response:
     try:
         fleet = await page.get("fleet", limit=_limit(asked["days"]), **asked)
     except Refused as refused:
-        if refused.status == FORBIDDEN:
-            return page.show("namespace.html", FORBIDDEN, refused=refused, namespace=asked["namespace"], path="/fleet")
         if not refused.errors:
-            raise
+            return which_namespace(page, refused)
         error = "; ".join(f"{it['field']} {it['detail']}" for it in refused.errors)
         fleet = _EMPTY
     status = 400 if error else 200

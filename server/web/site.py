@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute
 from server.access.identity import Identity
 from server.access.proxy import ProxyUsers
 from server.api.middleware import nowhere
+from server.api.operations import OPERATIONS
 from server.api.requests import content_of
 from server.api.routing import ExactRoute, as_user
 from server.api.services import Services
@@ -34,6 +35,9 @@ MAX_FORM, MAX_FIELDS = 64 << 10, 200
 LIVE_S = 600.0
 """Seconds after which a stream ends. The browser then connects again, and its session is checked again."""
 
+NEWS = next(it for it in OPERATIONS if it.path == "/news")
+"""REST's stream of changes, which the pages' own is."""
+
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -41,6 +45,7 @@ class Site:
     """The endpoints of all pages."""
 
     def __init__(self, services: Services, identity: Identity, proxy: ProxyUsers | None) -> None:
+        self._services, self._identity = services, identity
         self._client = Client(as_user(services, identity))
         self._entrance = SignIn(services.sessions, identity, proxy)
         self._sessions = services.sessions
@@ -116,9 +121,12 @@ class Site:
         return await self._files.answer(request)
 
     async def _live(self, request: Request) -> Response:
-        """Server-sent events that name the kinds that have changed."""
-        if await self._entrance.who(request) is None:
+        """Server-sent events that name the kinds that have changed, for whom REST would give them."""
+        signed_in = await self._entrance.who(request)
+        if signed_in is None:
             raise Unauthorized("sign in first")
+        for permission in await NEWS.permissions(self._services, request):
+            await self._identity.authorize(signed_in.user, permission)
         headers = {"X-Accel-Buffering": "no"}  # has nginx pass events on at once
         return StreamingResponse(_for_a_while(self._stream.stream()), 200, headers, "text/event-stream")
 

@@ -2,7 +2,8 @@
 
 from starlette.responses import Response
 
-from server.web.overview import TITLES
+from server.web.asking import which_namespace
+from server.web.client import Refused
 from server.web.page import Page
 
 LIMIT = "100"
@@ -19,6 +20,10 @@ async def show_audit(page: Page) -> Response:
 
 
 async def show_problems(page: Page) -> Response:
-    """Show all that is wrong, what matters most first."""
-    overview = await page.get("overview", namespace=page.query.get("namespace"))
-    return page.show("problems.html", overview=overview, titles=TITLES)
+    """Show what is wrong, what matters most first."""
+    namespace = page.query.get("namespace", "")
+    try:
+        overview = await page.get("overview", namespace=namespace)
+    except Refused as refused:
+        return which_namespace(page, refused)
+    return page.show("problems.html", overview=overview, namespace=namespace)

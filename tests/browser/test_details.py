@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Locator, Page, Route, expect
 
 from tests.browser.conftest import RESOURCES, Looks, OpenWindow, Site
 
@@ -52,7 +52,7 @@ def state(page: Page, word: str) -> Locator:
 
 async def backed_up(site: Site) -> None:
     """There is a snapshot."""
-    await site.until("/hosts/node-1", lambda host: host["in_sync"] and host["schedules"])
+    await site.until("/hosts/node-1", lambda host: host.get("in_sync") and host["schedules"])
     if not (await site.api.get("/jobs?kind=backup")).json()["items"]:
         (await site.api.post("/schedules/default/notes/run")).raise_for_status()
     await site.until("/jobs?kind=backup", lambda jobs: jobs["items"][0]["status"] == "succeeded")
@@ -61,7 +61,7 @@ async def backed_up(site: Site) -> None:
 async def test_a_job_is_followed_from_its_schedule_to_the_restore_of_a_file(
     page: Page, site: Site, looks: Looks
 ) -> None:
-    await site.until("/hosts/node-1", lambda host: host["in_sync"] and host["schedules"])
+    await site.until("/hosts/node-1", lambda host: host.get("in_sync") and host["schedules"])
     await page.goto("/schedules/default/notes")
     await page.get_by_role("button", name="Run now on 1 host").click()
     await expect(page.get_by_role("heading", level=1)).to_contain_text("backup on node-1")
@@ -127,3 +127,32 @@ async def test_a_page_works_without_scripts(open_window: OpenWindow, site: Site)
     await page.get_by_role("button", name="Run now on node-1").click()
     await expect(page).to_have_url(re.compile(r"/jobs/[0-9a-f]{32}$"))
     await expect(page.get_by_role("heading", level=1)).to_contain_text("backup on node-1")
+
+
+async def test_nothing_moves_under_the_hands_of_a_reader_while_a_page_is_live(
+    open_window: OpenWindow, site: Site
+) -> None:
+    """The focus stays on what it was on, what was opened stays open, and a proxy's error does not end the liveness."""
+    await backed_up(site)
+    page = await open_window(expected="502")
+    answers = 0
+
+    async def once_broken(route: Route) -> None:
+        nonlocal answers
+        answers += 1
+        await (route.fulfill(status=502) if answers == 1 else route.continue_())
+
+    await page.route(re.compile(r"/live(\?|$)"), once_broken)
+    await page.goto("/schedules/default/notes")
+    await expect(page.locator("#liveness")).to_have_text("· live")
+    button = page.get_by_role("button", name="Run now on node-1")
+    await button.focus()
+    (await site.api.put("/hosts/a-new-one", json={"labels": {}})).raise_for_status()
+    await expect(page.get_by_role("button", name="Run now on a-new-one")).to_be_visible()
+    await expect(button).to_be_focused()
+    await page.goto("/audit?object_kind=Host")
+    line = page.get_by_role("row").filter(has_text="node-1")
+    await line.locator("summary").click()
+    (await site.api.delete("/hosts/a-new-one")).raise_for_status()
+    await expect(page.get_by_role("row").filter(has_text="delete")).to_be_visible()
+    await expect(line.locator("details")).to_have_attribute("open", "")

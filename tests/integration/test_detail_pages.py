@@ -10,6 +10,8 @@ import httpx
 import pytest
 
 from server.app import Running
+from server.jobs.arguments import KINDS
+from server.store.tables import ACTOR_KINDS, JOB_STATUSES
 from tests.integration.clock import due
 from tests.integration.conftest import PATIENCE_S, Connect, Declare, Until
 from tests.plain import NO_TLS
@@ -66,6 +68,27 @@ async def test_a_host_shows_what_differs(
     assert "there is no host" in await seen(visitor, "/hosts/nowhere", 404)
 
 
+async def test_what_differs_is_shown_also_where_it_is_on_a_later_page_of_entries(
+    visitor: httpx.AsyncClient, api: httpx.AsyncClient, declare: Declare, connect: Connect, until: Until
+) -> None:
+    for number in range(101):
+        await declare(f"s{number:03}")
+    async with connect() as agent:
+        await agent.follow()
+
+        async def in_force() -> bool:
+            return "Every schedule is in force" in await seen(visitor, "/hosts/node-1")
+
+        await until(in_force)
+    await declare("s100", cron="0 4 * * *")
+    found = await seen(visitor, "/hosts/node-1")
+    assert "to change ns/s100 0 4 * * * UTC 0 2 * * * UTC cron, what it runs" in found
+    differing, others = [
+        (await api.get(f"/hosts/node-1/entries?in_force={it}&limit=200")).json() for it in ("false", "true")
+    ]
+    assert ([it["schedule"] for it in differing["items"]], len(others["items"])) == (["ns/s100"], 100)
+
+
 async def test_a_schedule_shows_its_herd_and_runs_now(
     visitor: httpx.AsyncClient, api: httpx.AsyncClient, declare: Declare
 ) -> None:
@@ -74,6 +97,7 @@ async def test_a_schedule_shows_its_herd_and_runs_now(
         await api.put(f"/hosts/{host}", json={"labels": {}})
     found = await seen(visitor, "/schedules/ns/etc")
     assert "2 runs in 24 hours; at most 2 hosts in one minute, at 02:00 UTC" in found
+    assert "All start at once: spec.spreadSeconds would spread them." in found
     assert "Run now on 2 hosts" in found
     answer = await send(visitor, "/schedules/ns/etc", "/schedules/ns/etc/run", host="node-2")
     assert answer.url.path.startswith("/jobs/")
@@ -199,7 +223,10 @@ async def test_jobs_are_filtered_and_what_cannot_be_is_said(
     await api.post("/schedules/ns/etc/run")
     assert "node-1" in await seen(visitor, "/jobs?host=node-1&status=pending")
     assert "There is no such job" in await seen(visitor, "/jobs?status=failed")
+    assert "There is no such job" in await seen(visitor, "/jobs?namespace=another")
     assert "must be one of" in await seen(visitor, "/jobs?status=odd", 400)
+    offered = set(re.findall(r"<option[^>]*>([^<]*)", (await visitor.get("/jobs")).text))
+    assert offered == {"any", "restore", *KINDS, *JOB_STATUSES, *ACTOR_KINDS}
 
 
 async def test_the_audit_trail_and_the_problems_are_shown(

@@ -384,10 +384,14 @@ async def test_what_one_sees_and_may_do_is_what_rest_answers(tmp_path: Path) -> 
         config = Config(tmp_path, port=0, auth="kubernetes", agent_service_account="ns/agent", cluster=cluster)
         async with serving(config) as server, browser(server) as visitor:
             assert (await visitor.post("/sign-in", data={"token": "of ann"})).status_code == 303
-            for path in ("/", "/fleet"):
+            for path in ("/", "/fleet", "/jobs", "/problems"):
                 refused = await visitor.get(path)
                 assert (refused.status_code, "lacks the permission" in refused.text) == (403, True)
                 assert 'name="namespace"' in refused.text
                 assert (await visitor.get(f"{path}?namespace=a")).status_code == 200
                 assert (await visitor.get(f"{path}?namespace=b")).status_code == 403
+            for path, status in (("/live", 403), ("/live?namespace=b", 403), ("/live?namespace=a", 200)):
+                async with visitor.stream("GET", path) as live:
+                    assert live.status_code == status
+            assert 'data-namespace="a"' in (await visitor.get("/?namespace=a")).text
             assert {it["namespace"] for it in asked} == {"", "a", "b"}

@@ -24,8 +24,8 @@ from agent.restic.runner import Runner
 from agent.service import Config as AgentConfig
 from agent.service import Service
 from cli.main import main
-from cli.status import TITLES
 from server.app import Config, Running, serving
+from server.observe.overview import TITLES, SectionName
 from tests.conftest import NewRepository
 from tests.integration.clock import Clock
 from tests.integration.conftest import Until
@@ -229,7 +229,7 @@ class Situation(NamedTuple):
     """
 
     trouble: Callable[[World], Awaitable[None]]
-    tells: tuple[str, str]
+    tells: tuple[SectionName, str]
     metric: str
     labels: dict[str, str] = {}  # noqa: RUF012 - never changed
     red: bool = True

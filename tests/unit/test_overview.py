@@ -10,7 +10,6 @@ from typing import Any, get_args
 import pytest
 from starlette.requests import Request
 
-from cli.status import TITLES
 from server.agents.session import HostProblem
 from server.api.operations import OPERATIONS
 from server.jobs.outcomes import REPOSITORY_REASONS
@@ -19,6 +18,7 @@ from server.observe.host_days import Bits
 from server.observe.overview import (
     AMBER,
     SECTIONS,
+    TITLES,
     Counts,
     Facts,
     HostTroubles,
@@ -118,6 +118,15 @@ def test_every_reason_has_a_section_and_every_section_a_title() -> None:
         row = re.search(rf"^\| `{name}`.*$", page, re.MULTILINE)
         assert row is not None
         assert all(f"`{it}`" in row[0] for it in reasons), name
+
+
+def test_a_section_is_called_alike_everywhere() -> None:
+    """REST gives the titles, so the command line and the pages have none of their own."""
+    for reason, facts in FROM.items():
+        assert all(it.title == TITLES[it.name] for it in overview(facts).sections), reason
+    for path in [*(ROOT / "cli").rglob("*.py"), *(ROOT / "server/web").rglob("*.*")]:
+        if path.suffix in {".py", ".html"}:
+            assert "Never verified" not in path.read_text(), path
 
 
 @pytest.mark.parametrize("reason", FROM)

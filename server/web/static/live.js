@@ -4,6 +4,7 @@
 const LEAST_MS = 1000; // between two loads
 const MOST_MS = 30000; // so that "3 min ago" stays true
 const EVERY_MS = 2000; // while the page has an element with data-every: what it shows is no event
+const AGAIN_MS = 5000; // after an answer that is no stream, as of a proxy whose server restarts
 const BUSY = "input:not([type=hidden]), select, textarea, dialog[open] *";
 
 const zone = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
@@ -22,12 +23,20 @@ function isBusy(main) {
     || !(getSelection()?.isCollapsed ?? true);
 }
 
-// A way to find the same element in the new page.
+// What tells an element from the others: a button that runs one thing must never become that of another.
+function identity(element) {
+  const sent = element.form ? [element.form.action, ...[...element.form.elements]
+    .filter((it) => it.type === "hidden" && it.name !== "form_token").map((it) => `${it.name}=${it.value}`)] : [];
+  return [element.tagName, element.getAttribute("href"), element.name, element.textContent, ...sent].join("\n");
+}
+
+// A way to find the same element in the new page; none where it is gone.
 function trace(element, root) {
   if (element.id) return () => document.getElementById(element.id);
-  const same = `${element.tagName}${element.getAttribute("href") ? `[href="${CSS.escape(element.getAttribute("href"))}"]` : ""}`;
-  const index = [...root.querySelectorAll(same)].indexOf(element);
-  return (main) => main.querySelectorAll(same)[index];
+  const own = identity(element);
+  const same = (place) => [...place.querySelectorAll(element.tagName)].filter((it) => identity(it) === own);
+  const index = same(root).indexOf(element);
+  return (main) => same(main)[index];
 }
 
 function swap(main, fresh) {
@@ -47,7 +56,7 @@ function swap(main, fresh) {
   }
   for (const [id, top, left] of scrolled) document.getElementById(id)?.scrollTo(left, top);
   for (const id of followed) document.getElementById(id)?.scrollTo(0, Number.MAX_SAFE_INTEGER);
-  focused?.(main)?.focus({ preventScroll: true });
+  if (focused) (focused(main) ?? main).focus({ preventScroll: true });
   if (spoken(main) !== said) document.getElementById("told").textContent = spoken(main);
 }
 
@@ -74,19 +83,32 @@ class Live {
   visible() {
     this.source?.close();
     this.source = undefined;
+    clearTimeout(this.again);
     if (document.hidden) return;
-    const source = new EventSource("/live");
+    const { namespace } = this.main.dataset;
+    const source = new EventSource(namespace ? `/live?namespace=${encodeURIComponent(namespace)}` : "/live");
     let first = true;
     source.onmessage = (event) => {
       this.say("live");
+      this.pause = undefined;
       const { changed } = JSON.parse(event.data);
       if (!first && changed.some((kind) => this.kinds.has(kind))) this.soon();
       if (first && this.left) this.soon();
       first = false;
       this.left = true;
     };
-    source.onerror = () => this.say("not live: the server does not answer");
+    source.onerror = () => {
+      this.say(`not live: loaded again every ${MOST_MS / 1000} s`);
+      // The browser itself connects again after a stream that broke, and not after an answer that is none.
+      if (source.readyState === EventSource.CLOSED) this.again = setTimeout(() => this.visible(), this.later());
+    };
     this.source = source;
+  }
+
+  // Longer and longer, up to where the page is loaded again anyway.
+  later() {
+    this.pause = Math.min(MOST_MS, 2 * (this.pause ?? AGAIN_MS / 2));
+    return this.pause;
   }
 
   say(text) {
