@@ -241,7 +241,7 @@ def peer() -> None:
 
     @kopf.on.event(GROUP, "schedules")
     async def accept(event: Any, body: Any, patch: Any, **_: Any) -> None:
-        if event["type"] in (None, "ADDED") and not body.get("status"):
+        if event["type"] in (None, "ADDED") and "conditions" not in body.get("status", {}):
             at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             ready = {"type": "Ready", "status": "True", "reason": "Seen", "message": "", "lastTransitionTime": at}
             patch.status["observedGeneration"] = body["metadata"]["generation"]

@@ -45,6 +45,11 @@ class Refused(ControllerError):  # noqa: N818 - an answer
         self.detail = detail
         self.errors = errors
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the answer is not from a Lamplighter server, but for example from a proxy in front of it."""
+        return self.detail == _FOREIGN
+
 
 class Bearer(httpx.Auth):
     """Reads the token for every request, since service-account tokens are replaced every hour.

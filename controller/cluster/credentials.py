@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from controller.cluster.conditions import NotFoundError
 from controller.cluster.kube import Kube, KubeError
-from controller.cluster.status import NotFoundError
 from controller.resources import (
     PING_KEY,
     SECRET_PARTS,

@@ -16,9 +16,10 @@ from typing import Literal, NamedTuple
 from controller.client import Client, ControllerError, Refused, Unreachable
 from controller.cluster import watching
 from controller.cluster.cache import WATCHED, Cache, key_of, refers_to
+from controller.cluster.conditions import may_pass
 from controller.cluster.kube import Kube, KubeError, Object
 from controller.cluster.listings import Listings
-from controller.cluster.results import Result, Results, may_pass
+from controller.cluster.results import Result, Results
 from controller.cluster.server_state import ServerState
 from controller.cluster.status_writer import INTERVAL_S, StatusWriter
 from controller.cluster.sync import Syncer

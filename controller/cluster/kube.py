@@ -127,14 +127,30 @@ class Kube:
         metadata = body["metadata"]
         return await self._ask("PUT", KINDS[kind].path(metadata["namespace"], metadata["name"]), body=body)
 
-    async def patch(
-        self, kind: str, namespace: str | None, name: str, patch: Object, subresource: str = ""
-    ) -> Object | None:
-        """Change an object, or its subresource, by a merge patch (RFC 7386). Returns the object; None if it is
-        missing."""
-        path = KINDS[kind].path(namespace, name) + (f"/{subresource}" if subresource else "")
+    async def patch(self, kind: str, namespace: str | None, name: str, patch: Object) -> Object | None:
+        """Change an object by a merge patch (RFC 7386). Returns the object; None if it is missing."""
+        path = KINDS[kind].path(namespace, name)
         try:
             return await self._ask("PATCH", path, body=patch, content_type="application/merge-patch+json")
+        except KubeError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+
+    async def apply_status(self, about: Object, status: Object) -> Object | None:
+        """Make an object's status say just this, apart from what others wrote there, by server-side apply.
+
+        Others' conditions stay, and what this controller applied before and no longer does is removed. Returns the
+        object; None if it is missing. Raises KubeError, with status 409 if it has changed since it was read: it may
+        have been deleted and created again, which the API server does not tell by a uid.
+        """
+        kind, metadata = about["kind"], about["metadata"]
+        named = {it: metadata[it] for it in ("namespace", "name", "resourceVersion") if it in metadata}
+        body = {"apiVersion": KINDS[kind].version, "kind": kind, "metadata": named, "status": status}
+        path = f"{KINDS[kind].path(metadata.get('namespace'), metadata['name'])}/status"
+        params = {"fieldManager": COMPONENT, "force": "true"}
+        try:
+            return await self._ask("PATCH", path, params, body, "application/apply-patch+yaml")  # JSON is YAML
         except KubeError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None

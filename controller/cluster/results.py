@@ -4,17 +4,16 @@ import logging
 from datetime import datetime
 from typing import NamedTuple
 
-from controller.client import ControllerError, Refused, Unreachable
+from controller.client import ControllerError
 from controller.cluster.cache import ONE_SHOT, Cache, is_active, refers_to
-from controller.cluster.kube import KubeError, Object
+from controller.cluster.conditions import WAITS, NotFoundError, is_answer, may_pass, own, reason
+from controller.cluster.kube import Object
 from controller.cluster.server_state import ServerState
 from controller.cluster.status import (
-    NotFoundError,
     Status,
     SyncState,
     alert_status,
     host_status,
-    reason,
     repository_status,
     restore_status,
     run_status,
@@ -23,9 +22,6 @@ from controller.cluster.status import (
 from controller.resources import PLURALS, Key
 
 log = logging.getLogger(__name__)
-
-WAITS = ("HostNotFound", "RepositoryNotFound", "ScheduleNotFound", "SecretNotFound", "SecretKeyNotFound", "Conflict")
-"""Reasons that end when another object is created or deleted, which may happen at any moment."""
 
 
 class Version(NamedTuple):
@@ -67,7 +63,7 @@ class Results:
     def record(self, key: Key, result: Result) -> bool:
         """Keep a result. Returns whether the object's error changed or ended."""
         error, before = result.error, self._errors.get(key)
-        if result.synced is not None and (error is None or isinstance(error, Refused)):
+        if result.synced is not None and is_answer(error):
             self._answered[key] = result.synced
         if error is None:
             self._notes[key] = result.note
@@ -104,7 +100,7 @@ class Results:
 
     def status(self, key: Key, body: Object, now: datetime) -> Status | None:
         """The status that an object should have; None if it is not known yet, or final."""
-        old, error = body.get("status") or {}, self._why_not(key, body)
+        old, error = own(body.get("status")), self._why_not(key, body)
         uid, answered = version_of(body).uid, self._answered.get(key)
         generation = answered.generation if answered is not None and answered.uid == uid else None
         if key in self._deferred or (error is None and generation is None):
@@ -142,14 +138,3 @@ def version_of(body: Object) -> Version:
     """An object's version."""
     metadata = body["metadata"]
     return Version(metadata["uid"], metadata.get("generation", 1))
-
-
-def may_pass(error: ControllerError | None) -> bool:
-    """Whether an error may end without a change of the object, so that syncing is tried again."""
-    if error is None:
-        return False
-    if reason(error) in WAITS:
-        return True
-    if isinstance(error, Refused):
-        return error.status == 401 or error.status >= 500
-    return isinstance(error, Unreachable) or (isinstance(error, KubeError) and error.passing)

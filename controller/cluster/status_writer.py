@@ -8,10 +8,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from http import HTTPStatus
 
+from controller.cluster.conditions import equal, own
 from controller.cluster.events import Recorder
 from controller.cluster.kube import Kube, KubeError, Object
-from controller.cluster.status import Status, notices, patch
+from controller.cluster.status import Status, notices
 from controller.resources import Key
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ class StatusWriter:
     def update_status(self, key: Key, about: Object, status: Status) -> None:
         """Have `run` write an object's status. `about`: the object as last seen; its status is updated after the
         write."""
-        if about.get("status") == status and key not in self._writing:
+        if equal(own(about.get("status")), status) and key not in self._writing:
             self._wanted.pop(key, None)
             return
         waiting = key in self._wanted
@@ -116,15 +118,13 @@ class StatusWriter:
 
     async def _write(self, key: Key, about: Object, status: Status) -> bool:
         """Write one status. Returns whether it is done: written, or refused for good."""
-        old = about.get("status") or {}
+        old = own(about.get("status"))
         try:
-            same = {"uid": about["metadata"]["uid"]}  # the API server refuses it for another object with the same name
-            changed = {"metadata": same, "status": patch(old, status)}
-            answer = await self._kube.patch(key.kind, key.namespace, key.name, changed, subresource="status")
+            answer = await self._apply(key, about, status)
             self.writes += 1
         except KubeError as error:
             log.warning("status not written", extra={key.kind.lower(): str(key), "reason": str(error)})
-            return not error.passing
+            return not error.passing and error.status != HTTPStatus.CONFLICT
         about["status"] = status
         if answer is not None:
             self._on_answer(answer)
@@ -134,3 +134,15 @@ class StatusWriter:
         except KubeError as error:
             log.warning("event not posted", extra={key.kind.lower(): str(key), "reason": str(error)})
         return True
+
+    async def _apply(self, key: Key, about: Object, status: Status) -> Object | None:
+        """Apply a status to an object, also if that has changed since it was seen. Returns it; None if it is gone."""
+        try:
+            return await self._kube.apply_status(about, status)
+        except KubeError as error:
+            if error.status != HTTPStatus.CONFLICT:
+                raise
+        now = await self._kube.get(key.kind, key.namespace, key.name)
+        if now is None or now["metadata"]["uid"] != about["metadata"]["uid"]:
+            return None  # the status of one object is not written onto another with the same name
+        return await self._kube.apply_status(now, status)

@@ -5,11 +5,11 @@ from collections.abc import Awaitable
 
 from controller.client import Client, ControllerError
 from controller.cluster.cache import ONE_SHOT, Cache, is_active, resource_of
+from controller.cluster.conditions import NotFoundError
 from controller.cluster.credentials import newline_note, read_credentials
 from controller.cluster.kube import Kube, Object
 from controller.cluster.results import Result, Results, version_of
 from controller.cluster.server_state import ServerState
-from controller.cluster.status import NotFoundError
 from controller.reconcile import Declared, Outcome, Put, Reconciler
 from controller.resources import PLURALS, Key, names_secrets
 

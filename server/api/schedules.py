@@ -145,6 +145,7 @@ def _shown(services: Services, row: Row, covers: Coverage) -> dict[str, object]:
     named = {"outOfSync": covers.out_of_sync, "failed": covers.failed_names, "hostsNotGranted": covers.not_granted}
     counts |= {"hostsOverdue": covers.overdue, "hostsWithoutSuccess": covers.never_succeeded}
     named |= {"overdue": covers.overdue_names, "successWithinSeconds": int(covers.within.total_seconds())}
+    counts["hostsBehind"], named["behind"] = covers.behind, covers.behind_names
     counts["hostsRefusingHooks"] = len(set().union(*covers.refused_hooks.values()))
     counts["hostsUnsupported"] = sum(map(len, covers.unsupported.values()))
     problems = [it._asdict() for it in schedule_problems(covers)]

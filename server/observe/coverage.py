@@ -149,12 +149,15 @@ class CoverageReader:
         self, schedule_id: str, having: Sequence[HostGroup], hanging: Collection[str], now: datetime
     ) -> Coverage:
         """The coverage of a schedule. `having`: groups that should hold it. `hanging`: hosts where its jobs hang."""
-        return self.coverage(schedule_id, self.on_hosts(schedule_id, having, now), having, hanging)
+        its = self.on_hosts(schedule_id, having, now)
+        behind = [it for it in its.out_of_sync if self._hub.is_connected(it)]
+        found = self.coverage(schedule_id, its, having, hanging)
+        return found._replace(behind=len(behind), behind_names=nsmallest(MAX_NAMED, behind))
 
     def coverage(
         self, schedule_id: str, its: OnHosts, having: Sequence[HostGroup], hanging: Collection[str]
     ) -> Coverage:
-        """The coverage of a schedule that stands so on its hosts."""
+        """The coverage of a schedule that stands so on its hosts, without what is `behind`."""
         schedule = self._placement.schedules.get(schedule_id)
         is_enabled = schedule is not None and schedule.spec.enabled
         names, ends, never_ran = its.hosts, its.ends, set(its.never_ran)

@@ -41,6 +41,7 @@ class Coverage(NamedTuple):
     """How a schedule stands on its hosts. Counts are of all hosts. `out_of_sync` and `…_names` hold up to `MAX_NAMED`.
 
     - `hosts`: hosts that should hold the schedule. `in_sync`: those on which it is in force.
+    - `behind`: hosts that are connected and on which it is not in force.
     - `failed`, `warned`: hosts whose last job failed or had a warning. `errors`: why, by name of a named host.
     - `not_granted`: hosts that the selector selects and the grant of the namespace does not.
     - `denied`: why the schedule may not run on any host. `no_host`: why it has no host. Both are empty otherwise.
@@ -77,6 +78,8 @@ class Coverage(NamedTuple):
     never_ran_names: Sequence[str] = ()
     late_names: Sequence[str] = ()
     unsupported: Mapping[str, Sequence[str]] = {}
+    behind: int = 0
+    behind_names: Sequence[str] = ()
 
 
 def schedule_problems(coverage: Coverage) -> list[Problem]:

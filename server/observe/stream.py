@@ -34,8 +34,8 @@ ALIVE_S = 15.0
 """Seconds without a change after which a reader gets a comment, as a sign that the stream is alive."""
 
 _CHANGED = {
-    HostConnected: ("hosts",),
-    HostDisconnected: ("hosts",),
+    HostConnected: ("hosts", "schedules"),  # a Schedule is Ready when the hosts that are connected hold it
+    HostDisconnected: ("hosts", "schedules"),
     DuplicateAgent: ("hosts",),
     HostAcked: ("hosts", "schedules"),
     JobsRecorded: ("runs", "schedules"),

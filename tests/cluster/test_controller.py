@@ -19,6 +19,8 @@ from uuid import uuid4
 import httpx
 import pytest
 import yaml
+from helm_python import Config as HelmConfig
+from helm_python import HelmError
 
 from agent.journal import Journal
 from agent.restic.runner import Runner
@@ -28,13 +30,14 @@ from controller.client import Client
 from controller.cluster.access import login
 from controller.cluster.events import Recorder
 from controller.cluster.follower import Timing
-from controller.cluster.kube import Kube
+from controller.cluster.kube import Kube, KubeError
 from controller.cluster.operator import operate
 from controller.cluster.status import Notice
 from server.app import Config, Running, serving
 from tests.chart import rendered
 from tests.cluster.apiserver import Cluster, OwnCluster
 from tests.integration.receivers import receiving
+from tests.kstatus import kstatus
 from tests.reverse_proxy import Proxy
 from tests.specs import BACKUP, BAD_SCHEDULES
 
@@ -398,9 +401,11 @@ async def test_what_only_the_server_can_tell_becomes_a_condition(controller: Non
         kubectl.create("Schedule", name, it.spec)
     for name, it in bad.items():
         await until(lambda name=name: kubectl.ready("Schedule", name) == ("False", "Invalid"))
-        (condition,) = kubectl.get("Schedule", name)["status"]["conditions"]
-        assert condition["message"].startswith(f"{it.field}: ")
-        assert it.detail in condition["message"]
+        conditions = kubectl.get("Schedule", name)["status"]["conditions"]
+        assert {it["type"] for it in conditions} == {"Ready", "Stalled"}
+        for condition in conditions:
+            assert condition["message"].startswith(f"{it.field}: ")
+            assert it.detail in condition["message"]
 
 
 async def test_what_happens_again_is_counted_in_one_event(controller: None, kubectl: Kubectl) -> None:
@@ -435,6 +440,112 @@ async def test_a_status_is_not_written_onto_another_object_that_has_taken_the_na
         kubectl.delete("Schedule", "etc")
         kubectl.create("Schedule", "etc", BACKUP)
         await until(lambda: kubectl.ready("Schedule", "etc") == NOWHERE)
+
+
+# What tools wait for.
+
+
+AUDITED = {"type": "example.org/Audited", "status": "True", "reason": "Audit", "message": "seen"}
+
+
+def audit(cluster: Cluster, kubectl: Kubectl, name: str) -> None:
+    """Have somebody else apply a condition to a Schedule's status."""
+    metadata = {"name": name, "namespace": kubectl.namespace}
+    status = {"conditions": [{**AUDITED, "lastTransitionTime": "2026-03-29T02:00:00Z"}]}
+    answer = cluster.http.patch(
+        f"{PATHS['Schedule'].format(namespace=kubectl.namespace)}/{name}/status",
+        params={"fieldManager": "auditor"},
+        headers={"content-type": "application/apply-patch+yaml"},
+        json={"apiVersion": GROUP, "kind": "Schedule", "metadata": metadata, "status": status},
+    )
+    _succeeded(answer)
+
+
+async def test_conditions_of_others_stay_and_those_of_the_controller_go_when_they_are_over(
+    cluster: Cluster, controller: None, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
+    await declared(kubectl, "etc")
+    assert kubectl.conditions("Schedule", "etc")["Reconciling"] == ("True", "NoHosts")
+    audit(cluster, kubectl, "etc")
+    kubectl.patch("Schedule", "etc", {"spec": {"cron": "@daily"}})
+    await until(lambda: kubectl.get("Schedule", "etc")["status"]["observedGeneration"] == 2)
+    (await rest.put("/hosts/a", json={"labels": {}})).raise_for_status()
+    await until(lambda: kubectl.ready("Schedule", "etc") == ACCEPTED)
+    assert kubectl.conditions("Schedule", "etc").keys() == {"Ready", "InSync", "Degraded", "example.org/Audited"}
+    assert kstatus(kubectl.get("Schedule", "etc")) == "Current"
+    managers = {it["manager"] for it in kubectl.get("Schedule", "etc")["metadata"]["managedFields"]}
+    assert {"lamplighter-controller", "auditor"} <= managers
+    written = kubectl.get("Schedule", "etc")["metadata"]["resourceVersion"]
+    (await rest.put("/hosts/a", json={"labels": {"a": "b"}})).raise_for_status()  # which has everything be read anew
+    kubectl.create("Schedule", "new", BACKUP)
+    await until(lambda: kubectl.ready("Schedule", "new") == ACCEPTED)
+    assert kubectl.get("Schedule", "etc")["metadata"]["resourceVersion"] == written
+
+
+async def test_a_status_is_applied_to_the_object_that_it_is_of(controller: None, kubectl: Kubectl) -> None:
+    await declared(kubectl, "etc")
+    was = kubectl.get("Schedule", "etc")
+    kubectl.delete("Schedule", "etc")
+    async with Kube(login) as kube:
+        assert await kube.apply_status(was, {"hosts": 7}) is None
+        kubectl.create("Schedule", "etc", BACKUP)
+        with pytest.raises(KubeError) as refused:
+            await kube.apply_status(was, {"hosts": 7})
+    assert not refused.value.passing
+    assert kubectl.get("Schedule", "etc").get("status", {}).get("hosts") != 7
+
+
+async def test_kubectl_waits_until_it_is_so_and_for_the_present_generation(
+    cluster: Cluster, controller: None, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
+    await declared(kubectl, "etc")
+
+    async def wait(what: str, name: str) -> asyncio.subprocess.Process:
+        argv = ("-n", kubectl.namespace, "wait", f"--for={what}", "--timeout=60s", f"schedule/{name}")
+        env = os.environ | {"KUBECONFIG": str(cluster.kubeconfig)}
+        return await asyncio.create_subprocess_exec("kubectl", *argv, env=env, stdout=subprocess.DEVNULL)
+
+    waiting = await wait("condition=Ready", "etc")
+    kubectl.create("Schedule", "bad", {**BACKUP, "timeZone": "Mars/Olympus"})
+    stalled = await wait("condition=Stalled", "bad")
+    assert await stalled.wait() == 0
+    assert kstatus(kubectl.get("Schedule", "bad")) == "Failed"
+    assert waiting.returncode is None
+    (await rest.put("/hosts/a", json={"labels": {}})).raise_for_status()
+    assert await waiting.wait() == 0
+    kubectl.patch("Schedule", "etc", {"spec": {"timeZone": "Mars/Olympus"}})
+    again = await wait("condition=Ready=false", "etc")
+    assert await again.wait() == 0
+    assert kubectl.get("Schedule", "etc")["status"]["observedGeneration"] == 2
+
+
+async def test_helm_waits_until_all_is_current_and_ends_where_something_is_refused(
+    cluster: Cluster, controller: None, kubectl: Kubectl, rest: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    chart = tmp_path / "chart"
+    (chart / "templates").mkdir(parents=True)
+    (chart / "Chart.yaml").write_text("{apiVersion: v2, name: backups, version: 0.1.0}")
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hush"}, "stringData": {"password": "s"}}
+    ours = {"Repository": {"url": "/b", "passwordSecretRef": {"name": "hush"}}, "Schedule": BACKUP}
+    objects = [{"apiVersion": GROUP, "kind": it, "metadata": {"name": "main"}, "spec": ours[it]} for it in ours]
+    (chart / "templates" / "all.yaml").write_text(yaml.safe_dump_all([secret, *objects]))
+    helm = HelmConfig(kubeconfig_path=cluster.kubeconfig, namespace=kubectl.namespace)
+    installing = asyncio.create_task(
+        asyncio.to_thread(helm.install, chart, "backups", {}, namespace=kubectl.namespace, wait="watcher", timeout=60)
+    )
+    await until(lambda: kubectl.ready("Schedule", "main") == NOWHERE)
+    assert not installing.done()
+    (await rest.put("/hosts/a", json={"labels": {}})).raise_for_status()
+    await installing
+    assert kubectl.ready("Schedule", "main") == ACCEPTED
+    objects[1]["spec"] = {**BACKUP, "timeZone": "Mars/Olympus"}
+    (chart / "templates" / "all.yaml").write_text(yaml.safe_dump_all([secret, *objects]))
+    with pytest.raises(HelmError) as failed:
+        await asyncio.to_thread(
+            helm.upgrade, chart, "backups", {}, namespace=kubectl.namespace, wait="watcher", timeout=5
+        )
+    assert "main" in str(failed.value)
+    helm.close()
 
 
 async def test_a_delete_is_not_held_up_when_server_and_controller_are_gone_for_good(

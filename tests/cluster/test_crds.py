@@ -176,7 +176,8 @@ def test_kubectl_get_answers_the_first_question_of_each_kind(objects: Objects) -
     times = {"lastTransitionTime": "2026-03-29T02:00:00Z"}
     said = {"status": "True", "reason": "Because", "message": "of it", **times}
     status["conditions"] = [{"type": type_, **said} for type_ in ("Ready", "Degraded")]
-    assert objects.patch("Schedule", "etc", {"status": status}, "status").json()["status"] == status
+    shown = objects.patch("Schedule", "etc", {"status": status}, "status").json()["status"]
+    assert shown == {"observedGeneration": -1, **status}
     titles, (row,) = objects.table("Schedule")
     assert titles == ["Name", "Kind", "Cron", "Hosts", "InSync", "Last", "Next", "Ready", "Degraded"]
     assert row == {
@@ -211,7 +212,8 @@ def test_kinds_are_found_by_short_names_and_category(cluster: Cluster, definitio
 
 def test_a_status_is_written_apart_from_the_spec(objects: Objects) -> None:
     made = objects.create("Schedule", BACKUP, "etc").json()
+    assert made["status"] == {"observedGeneration": -1}
     objects.patch("Schedule", "etc", {"status": {"hosts": 1}})
     told = objects.patch("Schedule", "etc", {"spec": changed(BACKUP, cron="@daily"), "status": {"hosts": 2}}, "status")
-    assert (told.json()["spec"], told.json()["status"]) == (made["spec"], {"hosts": 2})
+    assert (told.json()["spec"], told.json()["status"]) == (made["spec"], {"observedGeneration": -1, "hosts": 2})
     assert told.json()["metadata"]["generation"] == 1

@@ -114,10 +114,18 @@ class Api(KubernetesEmulator):
             metadata = request.data["metadata"]
             metadata.setdefault("name", f"{metadata.get('generateName')}{next(self._ids)}")
             metadata |= {"uid": f"uid-{next(self._ids)}", "generation": 1}
+        if request.headers.get("Content-Type") == "application/apply-patch+yaml":
+            request.data["status"] = self._applied(request, request.data["status"])
+            del request.data["metadata"]
         if request.action == action.UPDATE and "spec" in request.data:
             generation = self.body(request.resource, request.namespace, request.name)["metadata"]["generation"]
             request.data.setdefault("metadata", {})["generation"] = generation + 1
         return await super()._handle(request)
+
+    def _applied(self, request: Request, status: dict[str, Any]) -> dict[str, Any]:
+        """The merge patch for a status that is applied. There are no statuses of others here: see tests/cluster."""
+        was = self.body(request.resource, request.namespace, request.name).get("status", {})
+        return {**dict.fromkeys(was.keys() - status.keys()), **status}
 
     async def _serve_list(self, request: Request) -> dict[str, Any]:
         version = next(self._versions)  # before the objects are read: what changes meanwhile is told twice, not never
@@ -402,6 +410,7 @@ async def test_what_is_applied_reaches_the_server_and_each_status_is_written_onc
     assert (await known(rest, "/schedules/ns/etc"))["spec"]["backup"]["paths"] == ["/etc"]
     assert kubectl.conditions("Schedule", "etc") == {
         "Ready": NOWHERE,
+        "Reconciling": ("True", "NoHosts"),
         "InSync": ("Unknown", "NoHosts"),
         "Degraded": ("True", "NoHosts"),
     }
@@ -446,7 +455,7 @@ async def test_a_generation_is_observed_once_the_server_has_answered_it(kubectl:
         for name in ("etc", "new"):
             await until(lambda name=name: kubectl.ready("Schedule", name) == ("Unknown", "ServerUnreachable"))
         assert generations(kubectl, "etc") == (1, {1})
-        assert generations(kubectl, "new") == (None, {None})
+        assert generations(kubectl, "new") == (-1, {None})
         async with serving(Config(tmp_path / "data", port=server.port)):
             await until(lambda: generations(kubectl, "etc") == (2, {2}))
             await until(lambda: generations(kubectl, "new") == (1, {1}))

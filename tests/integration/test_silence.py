@@ -252,6 +252,31 @@ async def test_a_host_that_never_had_a_success_is_overdue(
     assert (told["successWithinSeconds"], told["hostsOverdue"]) == (49 * 3600, 0)
 
 
+async def test_hosts_that_are_online_and_do_not_hold_a_schedule_are_told(
+    api: httpx.AsyncClient, declare: Declare, connect: Connect
+) -> None:
+    await declare("etc")
+    for host in "ab":  # b stays offline
+        await api.put(f"/hosts/{host}", json={"labels": {}})
+
+    async def counted(in_sync: int, behind: list[str]) -> None:
+        async with asyncio.timeout(20):
+            while True:
+                told = await status(api)
+                if (told["hosts"], told["hostsInSync"], told["behind"]) == (2, in_sync, behind):
+                    assert told["hostsBehind"] == len(behind)
+                    return
+                await asyncio.sleep(0.01)
+
+    async with connect("a") as agent:
+        await counted(0, ["a"])
+        await agent.follow()
+        await counted(1, [])
+        await declare("etc", cron="0 3 * * *")
+        await counted(0, ["a"])
+    await counted(0, [])
+
+
 HOOKS = {"before": ["/bin/freeze", "--now"], "after": ["/bin/thaw"]}
 
 

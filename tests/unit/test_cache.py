@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from controller.cluster.cache import Cache, resource_of
+from controller.cluster.conditions import NotFoundError
 from controller.cluster.credentials import credentials_of, secrets_named
-from controller.cluster.status import NotFoundError
 from controller.resources import Key
 
 HOME = "lamplighter-system"

@@ -51,6 +51,19 @@ def test_what_the_server_refuses_is_said_at_once(results: Results, cache: Cache,
     assert status["observedGeneration"] == 1
 
 
+@pytest.mark.parametrize("status", [401, 500, 503])
+def test_a_generation_that_was_sent_and_not_judged_is_not_observed(results: Results, cache: Cache, status: int) -> None:
+    key = Key("Schedule", HOME, "n1")
+    its = body(key)
+    cache.on_event(its)
+    results.record(key, Result(None, version_of(its)))
+    results.record(key, Result(Refused(status, "not now"), version_of(its)._replace(generation=2)))
+    told = results.status(key, its, NOON)
+    assert told is not None
+    assert told["observedGeneration"] == 1
+    assert results.is_new(key, {**its, "metadata": its["metadata"] | {"generation": 2}})
+
+
 def test_a_host_that_the_server_was_given_and_does_not_have_is_told(results: Results, cache: Cache) -> None:
     key = Key("Host", HOME, "n1")
     its = body(key)
@@ -58,4 +71,4 @@ def test_a_host_that_the_server_was_given_and_does_not_have_is_told(results: Res
     results.record(key, Result(None, version_of(its)))
     status = results.status(key, its, NOON)
     assert status is not None
-    assert [it["reason"] for it in status["conditions"]] == ["Unknown"]
+    assert {it["reason"] for it in status["conditions"]} == {"Unknown"}

@@ -4,20 +4,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from controller.client import FieldError, Refused, Unreachable
+from controller.cluster.conditions import NotFoundError, may_pass
 from controller.cluster.credentials import newline_note
 from controller.cluster.kube import KubeError
 from controller.cluster.status import (
-    NotFoundError,
     Notice,
     SyncState,
     alert_status,
     host_status,
     notices,
-    patch,
     repository_status,
     restore_status,
     run_status,
@@ -41,9 +38,9 @@ COUNTS = {"hosts": 0, "pending": 0, "running": 0, "succeeded": 0, "failed": 0}
 
 def seen(*problems: str, spec: dict[str, Any] | None = None, **told: Any) -> dict[str, Any]:
     counts = {"hosts": 0, "hostsInSync": 0, "hostsFailed": 0, "hostsOverdue": 0, "hostsWithoutSuccess": 0}
-    counts |= {"hostsRefusingHooks": 0, "hostsUnsupported": 0}
+    counts |= {"hostsRefusingHooks": 0, "hostsUnsupported": 0, "hostsBehind": 0}
     named = [{"reason": reason, "message": f"{reason} of a"} for reason in problems]
-    return {"spec": spec or {}, "status": {**counts, "problems": named, **told}}
+    return {"spec": spec or {}, "status": {**counts, "behind": [], "problems": named, **told}}
 
 
 def schedule(
@@ -71,27 +68,41 @@ def states(status: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {it["type"]: (it["status"], it["reason"]) for it in status["conditions"]}
 
 
+FOREIGN = "the answer is not from a Lamplighter server: does the URL point to one?"
+
+
 @pytest.mark.parametrize(
-    ("error", "ready"),
+    ("error", "ready", "progress"),
     [
-        (None, ("True", "Accepted")),
-        (Unreachable("away"), ("Unknown", "ServerUnreachable")),
-        (Refused(422, "no", (FieldError("spec.cron", "never comes"),)), ("False", "Invalid")),
-        (Refused(422, "no", (FieldError("spec.repositoryRef.name", "none"),)), ("False", "RepositoryNotFound")),
-        (Refused(403, "no"), ("False", "NotGranted")),
-        (Refused(401, "no"), ("False", "Unauthorized")),
-        (Refused(404, "no"), ("False", "ScheduleNotFound")),
-        (Refused(409, "no"), ("False", "Conflict")),
-        (Refused(500, "no"), ("False", "ServerError")),
-        (NotFoundError("SecretNotFound", "create it"), ("False", "SecretNotFound")),
-        (KubeError(0, "no"), ("False", "Failed")),
+        (None, ("True", "Accepted"), None),
+        (Unreachable("away"), ("Unknown", "ServerUnreachable"), "Reconciling"),
+        (Refused(422, "no", (FieldError("spec.cron", "never comes"),)), ("False", "Invalid"), "Stalled"),
+        (
+            Refused(422, "no", (FieldError("spec.repositoryRef.name", "none"),)),
+            ("False", "RepositoryNotFound"),
+            "Reconciling",
+        ),
+        (Refused(403, "no"), ("False", "NotGranted"), "Stalled"),
+        (Refused(401, "no"), ("False", "Unauthorized"), "Reconciling"),
+        (Refused(404, "no"), ("False", "ScheduleNotFound"), "Reconciling"),
+        (Refused(409, "no"), ("False", "Conflict"), "Reconciling"),
+        (Refused(500, "no"), ("False", "ServerError"), "Reconciling"),
+        (Refused(404, FOREIGN), ("False", "ServerError"), "Reconciling"),
+        (Refused(401, FOREIGN), ("False", "Unauthorized"), "Reconciling"),
+        (NotFoundError("SecretNotFound", "create it"), ("False", "SecretNotFound"), "Reconciling"),
+        (NotFoundError("RepositoryNotReady", "it is not"), ("False", "RepositoryNotReady"), "Reconciling"),
+        (NotFoundError("SecretNotText", "put text there"), ("False", "SecretNotText"), "Stalled"),
+        (KubeError(0, "no"), ("False", "KubernetesUnreachable"), "Reconciling"),
+        (KubeError(403, "no"), ("False", "Failed"), "Stalled"),
     ],
 )
-def test_a_reason_says_why_a_declaration_is_not_in_force(
-    error: Unreachable | Refused | NotFoundError | KubeError | None, ready: tuple[str, str]
+def test_a_reason_says_why_a_declaration_is_not_in_force_and_who_has_to_act(
+    error: Unreachable | Refused | NotFoundError | KubeError | None, ready: tuple[str, str], progress: str | None
 ) -> None:
-    assert states(schedule(error=error))["Ready"] == ready
-    assert states(repository_status({}, SyncState(1, error, None), NOW))["Ready"] == ready
+    going_on = {} if progress is None else {progress: ("True", ready[1])}
+    assert states(schedule(error=error)) == {"Ready": ready, **going_on}
+    assert states(repository_status({}, SyncState(1, error, None), NOW)) == {"Ready": ready, **going_on}
+    assert not may_pass(error) or progress == "Reconciling"
 
 
 def test_a_message_names_just_the_fields_that_are_wrong() -> None:
@@ -109,7 +120,10 @@ def test_a_message_names_just_the_fields_that_are_wrong() -> None:
         (seen("HostsNotGranted", hosts=1), {"Ready": ("True", "Accepted"), "Granted": ("False", "HostsNotGranted")}),
         (seen("HostsNotGranted", hosts=1), {"Degraded": ("False", "RunsSucceed")}),
         (seen(hosts=2, hostsInSync=2), {"InSync": ("True", "AllHosts"), "Ready": ("True", "Accepted")}),
-        (seen(hosts=2, hostsInSync=1), {"InSync": ("False", "HostsBehind")}),
+        (seen(hosts=2, hostsInSync=1), {"InSync": ("False", "HostsBehind"), "Ready": ("True", "Accepted")}),
+        (seen(hosts=2, hostsBehind=1), {"Ready": ("False", "HostsBehind"), "Reconciling": ("True", "HostsBehind")}),
+        (seen("NoHosts"), {"Reconciling": ("True", "NoHosts")}),
+        (seen("NoPassword", hosts=1), {"Ready": ("False", "NoPassword"), "Stalled": ("True", "NoPassword")}),
         (seen(hosts=2), {"Degraded": ("False", "RunsSucceed")}),
         (seen(hosts=2, hostsWithoutSuccess=1), {"Degraded": ("False", "NotOverdue")}),
         (seen("RunsFail", hosts=2), {"Degraded": ("True", "RunsFail"), "Ready": ("True", "Accepted")}),
@@ -142,7 +156,7 @@ def test_an_alert_says_whether_its_messages_arrive(told: dict[str, Any], state: 
     assert (ready["status"], (delivering["status"], delivering["reason"])) == ("True", state)
     assert (made["firing"], made["waiting"], made["observedGeneration"]) == (2, 1, 1)
     gone = alert_status(made, SyncState(None, Unreachable("away"), None), NOW)
-    assert [it["status"] for it in gone["conditions"]] == ["Unknown", delivering["status"]]
+    assert [it["status"] for it in gone["conditions"]] == ["Unknown", "True", delivering["status"]]
 
 
 def test_all_that_is_wrong_is_in_the_message_within_bounds() -> None:
@@ -167,7 +181,8 @@ def test_what_is_not_in_force_is_never_in_sync(error: Refused | NotFoundError | 
 
 def test_a_generation_is_told_once_it_was_answered() -> None:
     away = schedule(error=Unreachable("away"), generation=None)
-    assert "observedGeneration" not in {**away, **condition(away, "Ready")}
+    assert away["observedGeneration"] == -1
+    assert "observedGeneration" not in condition(away, "Ready")
     known = schedule(away, told=seen(hosts=1), generation=3)
     assert known["observedGeneration"] == condition(known, "InSync")["observedGeneration"] == 3
     again = schedule(known, error=Unreachable("away"), generation=None)
@@ -194,7 +209,8 @@ def test_the_same_again_is_the_same_status() -> None:
 def test_of_a_server_that_is_away_the_last_that_was_known_stays() -> None:
     known = schedule(told=seen(hosts=2, hostsInSync=1, lastScheduleTime="2026-03-29T01:00:00Z"))
     away = schedule(known, error=Unreachable("away"), now=LATER)
-    assert states(away) == {**states(known), "Ready": ("Unknown", "ServerUnreachable")}
+    gone = {"Ready": ("Unknown", "ServerUnreachable"), "Reconciling": ("True", "ServerUnreachable")}
+    assert states(away) == {**states(known), **gone}
     assert away["hosts"] == 2
     assert away["lastScheduleTime"] == known["lastScheduleTime"]
 
@@ -222,7 +238,8 @@ def test_what_is_wrong_with_a_host_is_told() -> None:
 
 
 def test_a_host_that_the_server_does_not_know_yet_waits() -> None:
-    assert states(host_status({}, SyncState(None, None, None), NOW)) == {"Ready": ("False", "Unknown")}
+    status = host_status({}, SyncState(None, None, None), NOW)
+    assert states(status) == {"Ready": ("False", "Unknown"), "Reconciling": ("True", "Unknown")}
 
 
 def run(phase: str, reason: str = "", failures: list[dict[str, str]] | tuple[()] = (), **counts: int) -> dict[str, Any]:
@@ -306,25 +323,19 @@ def test_a_person_is_told_of_trouble_that_begins_and_of_its_end_once() -> None:
     assert [it.type for it in notices(failing, fine)] == ["Normal"]
 
 
+def test_nobody_is_told_of_hosts_that_do_not_hold_a_change_yet() -> None:
+    fine, behind = schedule(told=seen(hosts=2)), schedule(told=seen(hosts=2, hostsBehind=2, behind=["a", "b"]))
+    assert notices(fine, behind) == notices(behind, fine) == []
+    assert condition(behind, "Ready")["message"].endswith("; not yet held by a, b, though online")
+    refused = schedule(error=Refused(422, "no"))
+    assert [it.type for it in notices(refused, behind)] == ["Normal"]  # which ends the trouble
+
+
 def test_a_person_is_told_of_another_reason_but_not_of_a_server_that_is_away() -> None:
     missing = schedule(error=NotFoundError("SecretNotFound", "create it"))
     wrong = schedule(missing, error=Refused(422, "no"))
     assert [it.reason for it in notices(missing, wrong)] == ["Invalid"]
     assert notices({}, schedule(error=Unreachable("away"))) == []
-
-
-VALUES = st.none() | st.booleans() | st.integers(0, 3) | st.text(max_size=3) | st.lists(st.integers(0, 3), max_size=2)
-STATUSES = st.dictionaries(st.sampled_from("abcdef"), VALUES.filter(lambda it: it is not None), max_size=6)
-
-
-@given(STATUSES, STATUSES)
-def test_a_patch_makes_one_status_the_other_and_holds_no_more_than_that(
-    old: dict[str, int | str | list[int] | None], new: dict[str, int | str | list[int] | None]
-) -> None:
-    made = patch(old, new)
-    merged = {name: it for name, it in {**old, **made}.items() if it is not None}  # RFC 7386
-    assert merged == new
-    assert all(old.get(name) != it for name, it in made.items())
 
 
 def repository(*problems: dict[str, str], spec: dict[str, Any] | None = None, **told: Any) -> dict[str, Any]:

@@ -31,19 +31,21 @@ class Kube:
         self.told: list[str] = []
         self.fails: list[int] = []
         self.answers: list[dict[str, Any]] = []
+        self.there: dict[str, Any] | None = body({})
         self.open = asyncio.Event()
         self.open.set()
         self.asked = asyncio.Event()
 
-    async def patch(
-        self, kind: str, namespace: str, name: str, patch: dict[str, Any], subresource: str = ""
-    ) -> dict[str, Any]:
+    async def apply_status(self, about: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
         self.asked.set()
         await self.open.wait()
         if self.fails:
             raise KubeError(self.fails.pop(0), "no")
-        self.written.append(patch["status"])
-        return body(patch["status"])
+        self.written.append(status)
+        return body(status)
+
+    async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        return self.there
 
     async def create(self, kind: str, body: dict[str, Any]) -> None:
         self.told.append(body["reason"])
@@ -83,6 +85,17 @@ async def test_what_is_so_already_is_not_written(kube: Kube) -> None:
         assert writer.settled
 
 
+async def test_conditions_of_others_and_their_order_are_no_change(kube: Kube) -> None:
+    ready, foreign = {"type": "Ready", "status": "True"}, {"type": "example.org/Audited", "status": "True"}
+    stalled = {"type": "Stalled", "status": "True"}
+    async with writing(kube) as writer:
+        writer.update_status(ETC, body({"conditions": [foreign, stalled, ready]}), {"conditions": [ready, stalled]})
+        assert writer.settled
+        writer.update_status(ETC, body({"conditions": [ready, foreign, stalled]}), {"conditions": [ready]})
+        await settled(writer)
+    assert kube.written == [{"conditions": [ready]}]
+
+
 async def test_only_the_latest_of_what_waits_is_written(kube: Kube) -> None:
     async with writing(kube) as writer:
         about = body()
@@ -120,13 +133,22 @@ async def test_the_next_write_of_an_object_waits_and_that_of_another_does_not(ku
         assert not writer.settled
 
 
-@pytest.mark.parametrize(("status", "written"), [(0, 1), (429, 1), (500, 1), (403, 0), (409, 0)])
+@pytest.mark.parametrize(("status", "written"), [(0, 1), (429, 1), (500, 1), (403, 0), (409, 1)])
 async def test_a_write_that_fails_is_tried_again_where_it_may_succeed(kube: Kube, status: int, written: int) -> None:
     kube.fails = [status]
     async with writing(kube) as writer:
         writer.update_status(ETC, body(), {"hosts": 1})
         await settled(writer)
     assert len(kube.written) == written
+
+
+async def test_a_status_is_not_written_onto_another_object_with_the_same_name(kube: Kube) -> None:
+    for there in (None, body({}) | {"metadata": {"name": "etc", "uid": "2"}}):
+        kube.there, kube.fails = there, [409]
+        async with writing(kube) as writer:
+            writer.update_status(ETC, body(), {"hosts": 1})
+            await settled(writer)
+    assert kube.written == []
 
 
 async def test_what_is_gone_is_forgotten(kube: Kube) -> None:
