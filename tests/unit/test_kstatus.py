@@ -92,6 +92,7 @@ ANSWERS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "applied_version": 3,
             "in_sync": in_sync,
             "agent_version": "1",
+            "restic_version": "0.18.0",
             "last_seen": "2026-03-29T01:29:00Z",
             "problems": told,
         },
