@@ -32,6 +32,9 @@ PING_S = 20.0
 """Seconds between two pings to an agent, and seconds to wait for each pong."""
 LATE_S = 1.0
 """Seconds in which what has arrived is read, before a connection that seems silent is dropped."""
+STALE_S = 45.0
+"""Seconds without a byte of an agent, which answers a ping each `PING_S`, after which what comes is not read: this
+process stood still. The agent has given the connection up by now, and says on its next one what holds then."""
 REQUEST_S = 60.0
 """Seconds for a request to arrive, from the beginning of the connection or the end of the previous request."""
 LINGER_S = 1.0
@@ -119,7 +122,10 @@ class _Protocol(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take the whole handshake, or frames after it. A handshake that cannot be parsed is answered with 400."""
-        self.received_at = self.loop.time()
+        heard_at, self.received_at = self.received_at, self.loop.time()
+        if self.received_at - heard_at > STALE_S:
+            self.transport.abort()
+            return
         super().data_received(data)
         if not self.handshake_initiated:
             self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from httpx import AsyncClient
 from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect as websocket
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
 from server.agents import hub
@@ -26,6 +26,7 @@ from server.store import engine as stores
 from server.store.declared import upsert_repositories, upsert_schedules
 from server.store.engine import Store
 from server.store.rows import RepositoryRow, ScheduleRow
+from server.transport import connections
 from tests.integration.clock import Clock, due
 from tests.integration.conftest import PATIENCE_S, Agent, Connect, Declare, Until
 from wire import variables
@@ -784,6 +785,24 @@ async def test_reading_stops_while_much_of_what_a_host_said_is_not_stored(
             let_go.set()
         await held
         await refused(agent)  # so all before it was read
+
+
+async def test_what_came_while_the_server_stood_still_is_not_read_and_said_again(
+    monkeypatch: pytest.MonkeyPatch, api: AsyncClient, declare: Declare, connect: Connect
+) -> None:
+    await declare()
+    async with connect() as agent:
+        await agent.follow()
+        [schedule_id] = agent.entries
+        monkeypatch.setattr(connections, "STALE_S", -1.0)  # whenever the last bytes came
+        await agent.say("schedule.fire", schedule_id=schedule_id, scheduled_at=DUE)
+        with pytest.raises(ConnectionClosed):
+            await agent.socket.recv()
+    assert await jobs(api) == []
+    monkeypatch.undo()
+    async with connect() as agent:
+        await agent.follow()
+        assert await agent.fires(schedule_id, DUE) == (await jobs(api))[0]["id"]
 
 
 async def test_what_is_not_known_is_tolerated(

@@ -20,6 +20,7 @@ from server.jobs.queue import Ended, JobQueue, Recording
 from server.replicas.follower import POLL_S
 from server.replicas.members import BEAT_S, LOOK_S, LOOKS
 from server.store import changelog, news
+from server.transport.connections import STALE_S
 from tests.simulation.clock import SECOND, Stored, Timer
 from tests.simulation.database import Edit
 from tests.simulation.link import Pipe
@@ -45,6 +46,7 @@ class Replica(Server):
         self._position = news.Position()
         self._frozen: list[Callable[[], None]] = []
         self._early: tuple[int | None, datetime] = None, world.now
+        self._still_since = world.now
         self._answer_at = world.now
         self._follows_at: datetime | None = None
         self._numbers: dict[str, int] = {}  # of the hellos that connections here began with
@@ -128,7 +130,7 @@ class Replica(Server):
         if not self.serves:
             return
         world.tell(self.name, f"stands still for {width}")
-        self.paused = True
+        self.paused, self._still_since = True, world.now
         world.replicas.died(self)
         if world.rng.random() < 0.5:
             world.at(world.now + LOCK_S * SECOND, partial(world.replicas.vanished, self, self.id))
@@ -148,6 +150,10 @@ class Replica(Server):
         world = self.world
         world.tell(self.name, "goes on")
         self.paused = False
+        if world.now - self._still_since > STALE_S * SECOND:
+            for pipe in self._accepted:  # what came on them is not read
+                pipe.close()
+                self.lost(pipe)
         frozen, self._frozen = self._frozen, []
         for do in frozen:
             do()
