@@ -18,7 +18,7 @@ INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
 _PASSING: Mapping[str, frozenset[str]] = {
     "hosts": frozenset({"last_seen", "clock_skew_seconds"}),
-    "jobs": frozenset({"progress"}),
+    "jobs": frozenset({"progress", "schedule", "repository"}),  # names of what was deleted are none
     "controllers": frozenset({"last_seen"}),
 }
 """The fields of items that pass by all the time, and are no change, by the plural of the type."""

@@ -244,7 +244,7 @@ def assemble(
     restores = Restores(runs, store, catalog, placement, clock)
     listings = Listings(runs, reports, store, catalog, placement, hub, clock, new_id)
     notifications = NotificationServices()
-    alerts = Alerts(store, catalog, vault, notifications.unknown, clock, new_id)
+    alerts = Alerts(store, catalog, vault, notifications.unknown, events, clock, new_id)
     gatherer = Gatherer(surveyor, catalog, health, coverage, controllers, clock)
     pinger = Pinger(store, catalog, surveyor, outcomes, clock)
     notifier = Notifier(store, alerts, gatherer, notifications, pinger, events, clock, random.SystemRandom())

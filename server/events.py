@@ -154,6 +154,10 @@ class ControllerReported(Struct, frozen=True):
     name: str
 
 
+class AlertsDeclared(Struct, frozen=True):
+    """An Alert was created, changed or deleted."""
+
+
 class NotificationsChanged(Struct, frozen=True):
     """An Alert has told something, or a message of one did or did not arrive."""
 
@@ -173,6 +177,7 @@ Event = (
     | RepositoryHealthChanged
     | ClockSetBack
     | ControllerReported
+    | AlertsDeclared
     | NotificationsChanged
 )
 Listener = Callable[[Event], None]

@@ -128,20 +128,23 @@ class Job:
         answer: Callable[[bytes], None] | None = None,
         wanted: Launch = NO_FILES,
         expected: Collection[str] | None = None,
+        *,
+        may_lack: bool = False,
     ) -> Outcome:
         """Run restic. While the repository is locked, try again for the command's `lock_wait_s`.
 
         `wanted`: what restic may reach of the host, in addition to what every job may. `answer`: gets restic's lines on
         stdout. With it, restic answers a question, and only a failure becomes the job's outcome. Without it, restic
         does the job's work, and its outcome is the job's. `expected`: paths of devices that a restore leaves out on
-        purpose: errors about them are no failure.
+        purpose: errors about them are no failure. `may_lack`: whether the repository may be missing, which is then no
+        failure that the log shows.
         """
         args = by_files(args, lambda: self.folder("arguments"), self._write_argument)
         if self._has_arguments:
             wanted = wanted._replace(private=[*wanted.private, str(self.folder("arguments"))])
         how = self._launch(wanted)
         while True:
-            outcome = await self._once(how, args, answer, expected)
+            outcome = await self._once(how, args, answer, expected, may_lack=may_lack)
             if outcome.end == "locked" and not self._unlocked:
                 await self._unlock()
                 continue
@@ -219,14 +222,24 @@ class Job:
         )
 
     async def _once(
-        self, how: Launch, args: Sequence[str], answer: Callable[[bytes], None] | None, expected: Collection[str] | None
+        self,
+        how: Launch,
+        args: Sequence[str],
+        answer: Callable[[bytes], None] | None,
+        expected: Collection[str] | None,
+        *,
+        may_lack: bool = False,
     ) -> Outcome:
         program = shutil.which(self._context.program, path=self._env.get("PATH"))
         if program is None:
             remedy = "install restic, or start the agent with --restic and its path"
             raise FileNotFoundError(f"restic was not found as {self._context.program!r}: {remedy}")
         transcript = Transcript(
-            self.reporter, lambda text: self.redact(text.replace(STAGE, how.target)), answer, expected
+            self.reporter,
+            lambda text: self.redact(text.replace(STAGE, how.target)),
+            answer,
+            expected,
+            holds_fatal=may_lack,
         )
         outcome = Outcome("failed")
 
@@ -238,6 +251,8 @@ class Job:
                 exit_code, transcript.stderr, transcript.unreadable, transcript.paths, heard=transcript.heard
             )
             self.exit_code = exit_code
+            if outcome.end != "no_repository":
+                transcript.release()
             if transcript.capabilities:
                 self.reporter.log(f"left out: capabilities of {transcript.capabilities} files: {SPECIAL}")
             self.summary = transcript.summary or self.summary

@@ -97,13 +97,14 @@ async def run_args(job: Job, creating: asyncio.Lock, args: Sequence[str], reads:
     creates the repository, the command is tried again.
     """
     command, was_there = job.command, job.was_opened
-    ended = await job.restic(args, wanted=reads)
+    ended = await job.restic(args, wanted=reads, may_lack=command.init is not None and not was_there)
     if command.init is None or ended.end not in ("no_repository", "damaged"):
         return
     if ended.end == "no_repository" and was_there:
         job.fail(_NOT_THERE, "NoRepository")
         return
     if ended.end == "no_repository":
+        job.reporter.log("there is no repository yet: creating it, and then trying again")
         async with creating:
             job.conclude(None)
             created = await job.restic(command.init, wanted=Launch(create=True))

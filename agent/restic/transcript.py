@@ -17,7 +17,8 @@ class Transcript:
     `answer` and `expected`: see `Job.restic`. `all_expected`: whether restic failed only on what was left out on
     purpose. `stderr`: its last lines, without the repository's secrets. `heard`: these lines with them, to tell what is
     wrong and never shown: a secret may be a word of restic's own. `unreadable`: the number of paths that were not read;
-    `paths`: the first of them. `capabilities`: files whose capabilities were left out.
+    `paths`: the first of them. `capabilities`: files whose capabilities were left out. `holds_fatal`: whether lines of
+    stderr from the first fatal error on, with which restic ends, are only reported once `release` is called.
     """
 
     def __init__(
@@ -26,7 +27,11 @@ class Transcript:
         redact: Callable[[str], str],
         answer: Callable[[bytes], None] | None,
         expected: Collection[str] | None,
+        *,
+        holds_fatal: bool = False,
     ) -> None:
+        self._held: deque[str] = deque(maxlen=MAX_TAIL)
+        self._holds_fatal = holds_fatal
         self._reporter = reporter
         self._redact = redact
         self._answer = answer
@@ -66,6 +71,18 @@ class Transcript:
                 if fd == 2:
                     self.heard.extend(map(clipped, text.splitlines()))
                 for part in map(clipped, self._redact(text).splitlines()):
-                    self._reporter.log(part)
-                    if fd == 2:
-                        self.stderr.append(part)
+                    self._report(fd, part)
+
+    def _report(self, fd: int, line: str) -> None:
+        if fd == 2:
+            self.stderr.append(line)
+        if fd == 2 and self._holds_fatal and (self._held or line.startswith("Fatal:")):
+            self._held.append(line)
+        else:
+            self._reporter.log(line)
+
+    def release(self) -> None:
+        """Report the lines that were held."""
+        self._holds_fatal = False
+        while self._held:
+            self._reporter.log(self._held.popleft())

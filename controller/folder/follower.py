@@ -178,11 +178,11 @@ class FolderFollower:
     def _sum_up(self, reading: Reading) -> None:
         """Log how much is declared, if that has changed."""
         kinds = [key.kind for key in reading.declared.resources]
-        count = (kinds.count("Schedule"), kinds.count("Repository"), len(reading.files))
+        count = (kinds.count("Schedule"), kinds.count("Repository"), kinds.count("Alert"), len(reading.files))
         if count != self._count:
-            schedules, repositories, files = count
+            schedules, repositories, alerts, files = count
             facts = {"folder": self._folder, "files": files, "schedules": schedules, "repositories": repositories}
-            log.info("folder compared", extra=facts)
+            log.info("folder compared", extra=facts | ({"alerts": alerts} if alerts else {}))
         self._count = count
 
 

@@ -4,22 +4,30 @@ No host holds an Alert, and no server keeps one in memory: whoever decides what 
 one transaction, without the pipeline.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
+
+from sqlalchemy import Connection
 
 from server.access.vault import Vault, VaultError
 from server.changes.change import audit
 from server.errors import Conflict, FieldError, Forbidden, Invalid, NotFound
+from server.events import AlertsDeclared, Events
 from server.fleet.catalog import Catalog
+from server.jobs import notices
 from server.resources import manifests
 from server.resources.grants import Grant
 from server.resources.manifests import AlertCredentials
 from server.resources.targets import grant_errors
 from server.resources.versions import Condition, unconditional, version_of
+from server.store import news
 from server.store.alerts import AlertChange, all_alerts, change_alerts, count_alerts, find_alert
 from server.store.engine import Store
 from server.store.rows import AlertRow, Row
 from server.store.tables import Actor
+
+log = logging.getLogger(__name__)
 
 MAX_ALERTS = 100
 """The most Alerts of a namespace."""
@@ -37,6 +45,7 @@ class Alerts:
         catalog: Catalog,
         vault: Vault,
         understood: Understood,
+        events: Events,
         clock: Callable[[], datetime],
         new_id: Callable[[], str],
     ) -> None:
@@ -44,6 +53,7 @@ class Alerts:
         self._catalog = catalog
         self._vault = vault
         self._understood = understood
+        self._events = events
         self._clock = clock
         self._new_id = new_id
 
@@ -72,6 +82,8 @@ class Alerts:
             name = f"{row.namespace}/{row.name}"
             line = audit(row.updated_at, actor, "update" if old else "create", "Alert", name, **detail)
             if await self._stored(AlertChange(row.namespace, row.name, _base(old), row, line)):
+                facts = {"alert": name, "urls": len(parsed.credentials.urls) if parsed.credentials else 0}
+                log.info("alert changed" if old else "alert accepted", extra=facts)
                 return row._asdict(), old is None
 
     async def delete(self, actor: Actor, namespace: str, name: str, condition: Condition = unconditional) -> None:
@@ -83,6 +95,7 @@ class Alerts:
             condition(version_of(old))
             line = audit(self._clock(), actor, "delete", "Alert", f"{namespace}/{name}")
             if await self._stored(AlertChange(namespace, name, _base(old), None, line)):
+                log.info("alert deleted", extra={"alert": f"{namespace}/{name}"})
                 return
 
     async def renew(self) -> None:
@@ -125,7 +138,16 @@ class Alerts:
 
     async def _stored(self, change: AlertChange) -> bool:
         """Store a change. Returns False if another came between, so that it is to be decided again."""
-        return await self._store.write(change_alerts, change)
+        stored = await self._store.write(self._change, change)
+        if stored:
+            self._events.publish(AlertsDeclared())
+        return stored
+
+    def _change(self, conn: Connection, changes: Sequence[AlertChange]) -> list[bool]:
+        stored = change_alerts(conn, changes)
+        if any(stored):
+            tell_of_alerts(conn, self._store, self._clock(), declared=True)
+        return stored
 
     def _row(self, old: AlertRow | None, parsed: manifests.Alert) -> AlertRow:
         now = self._clock()
@@ -140,6 +162,12 @@ class Alerts:
             now,
             self._vault.seal(parsed.credentials) if parsed.credentials is not None else None,
         )
+
+
+def tell_of_alerts(conn: Connection, store: Store, at: datetime, *, declared: bool) -> None:
+    """Tell the other servers, if there may be any, of an Alert: see `notices.Alerts`."""
+    if store.is_shared:
+        news.tell(conn, store.server, at, [notices.encode([notices.Alerts(declared)])])
 
 
 def _base(row: AlertRow | None) -> tuple[str, int] | None:

@@ -35,6 +35,7 @@ from server.changes.pipeline import put_in_force
 from server.changes.repositories import Repositories
 from server.changes.schedules import Schedules
 from server.errors import ApiException, Conflict, Forbidden, Invalid, NotFound, Unavailable
+from server.events import Events
 from server.fleet.catalog import Catalog, ResolvedRepository, full_name
 from server.fleet.placement import HostState, PlacedSchedule, Placement
 from server.fleet.placement import Plan as PlacementPlan
@@ -353,7 +354,7 @@ class Plans:
             Schedules(trial, catalog, placement, clock, self._new_id),
             Repositories(trial, catalog, placement, self._vault, clock, self._new_id),
             Hosts(trial, self._store, placement, connections, self._dispatcher, clock),
-            TriedAlerts(self._store, catalog, self._vault, self._understood, clock, self._new_id),
+            TriedAlerts(self._store, catalog, self._vault, self._understood, Events(), clock, self._new_id),
         )
 
 

@@ -113,6 +113,13 @@ class Reported(Notice, frozen=True, tag="reported"):
     controller: str
 
 
+class Alerts(Notice, frozen=True, tag="alerts"):
+    """An Alert has told something, or a message of one did or did not arrive. `declared`: one was created, changed or
+    deleted instead."""
+
+    declared: bool = False
+
+
 class ServerGone(Notice, frozen=True, tag="gone"):
     """A server has died; no server has its hosts."""
 
@@ -133,6 +140,7 @@ AnyNotice = (
     | Output
     | Duplicate
     | Reported
+    | Alerts
     | ServerGone
 )
 

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from random import Random
 from typing import NamedTuple
+
+from sqlalchemy import Connection
 
 from server.errors import Unavailable
 from server.notify.webhooks import CallError
@@ -53,6 +55,7 @@ class Delivery:
         store: Store,
         send: Send,
         keep: Callable[[DeliveryRow], timedelta],
+        attempted: Callable[[Connection, Sequence[Attempt]], list[None]],
         clock: Callable[[], datetime],
         rng: Random,
         ended: Callable[[DeliveryRow], None],
@@ -60,6 +63,7 @@ class Delivery:
         self._store = store
         self._send = send
         self._keep = keep
+        self._attempted = attempted
         self._clock = clock
         self._rng = rng
         self._ended = ended
@@ -82,6 +86,9 @@ class Delivery:
                 except (Unavailable, StoreClosedError) as error:
                     log.warning("messages are delivered later", extra={"reason": error})
                     rows = []
+                except Exception:
+                    log.exception("messages are delivered later")
+                    rows = []
                 for row in _fitting(rows, busy):
                     busy.add((row.owner, row.target))
                     tasks.create_task(self._deliver(row, busy))
@@ -99,10 +106,13 @@ class Delivery:
                 log.info("notification did not arrive", extra={"key": row.key, "reason": failure.why})
                 again = None if failure.final else retry_at(row, now, self._keep(row), self._rng)
                 attempt = Attempt(row, now, failure.why, again)
-            await self._store.write(alerts.attempted, attempt)
+            await self._store.write(self._attempted, attempt)
             self._ended(row)
         except (Unavailable, StoreClosedError) as error:  # it is sent again, and the receiver knows it by its key
             log.warning("delivery not stored", extra={"reason": error})
+            await asyncio.sleep(POLL_S)
+        except Exception:  # a defect that one message meets stops no other
+            log.exception("delivery not stored", extra={"owner": row.owner})
             await asyncio.sleep(POLL_S)
         finally:
             busy.discard((row.owner, row.target))

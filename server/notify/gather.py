@@ -10,7 +10,7 @@ from server.notify.decide import ObjectKey
 from server.notify.situations import Facts, Found, HostFacts
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader, OnHosts
-from server.observe.overview import NOTHING_DECLARED, of_schedule
+from server.observe.overview import NOTHING_DECLARED, never_verified, of_schedule
 from server.observe.problems import Coverage, Problem, problems_of_repository
 from server.observe.survey import Survey, Surveyor
 
@@ -54,13 +54,18 @@ class Gatherer:
                 labels[about] = repository.labels
                 id_, spec, created = repository.id, repository.spec, repository.created_at
                 problems = problems_of_repository(self._health, self._coverage.access(id_), id_, spec, created, now)
-                found += [Found(about, it) for it in problems]
+                is_verified, must_be = self._health.verified(id_) is not None, spec.get("verifyWithinDays") is not None
+                never = never_verified(verified=is_verified, must_be=must_be)
+                found += [Found(about, it) for it in (*problems, *never)]
         if not any(row.spec["kind"] == "backup" for row in survey.rows):
             found.append(Found(("Server", "", ""), NOTHING_DECLARED))
         for state in self._controllers.states():
             about = ("Controller", "", state.name)
             found += [Found(about, Problem(it.reason, it.message)) for it in state.problems]
-        return Facts(labels, found, list(_hosts(survey)))
+        hosts = list(_hosts(survey, hanging.get("", set())))
+        unknown = frozenset(("Controller", "", name) for name in self._controllers.awaited())
+        labels_of = {name: it.labels for name, it in survey.hosts.items()}
+        return Facts(labels, found, hosts, labels_of, survey.awaited, unknown)
 
 
 def _of_schedule(about: ObjectKey, covers: Coverage, stands: OnHosts) -> Iterator[Found]:
@@ -78,8 +83,8 @@ def _of_schedule(about: ObjectKey, covers: Coverage, stands: OnHosts) -> Iterato
         yield Found(about, problem, its, count - len(its) if its else 0)
 
 
-def _hosts(survey: Survey) -> Iterator[HostFacts]:
-    """The hosts with which something is wrong."""
+def _hosts(survey: Survey, hanging: Collection[str]) -> Iterator[HostFacts]:
+    """The hosts with which something is wrong. `hanging`: those on which a job of no schedule hangs."""
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     for session in survey.suspects:
         for problem in session.problems(survey.at, {}):
@@ -88,10 +93,11 @@ def _hosts(survey: Survey) -> Iterator[HostFacts]:
     away = survey.by_state["offline"]
     for reason, names in (
         ("NotConnected", away),
-        ("NotInSync", survey.by_state["out_of_sync"] - explained - away),
+        ("NotInSync", survey.by_state["out_of_sync"] - explained - away - survey.awaited),
         ("NoBackup", survey.by_state["no_backup"]),
+        ("RunsHang", survey.hosts.keys() & hanging),
     ):
         for name in names:
             reasons[name].append(reason)
     for name, its in reasons.items():
-        yield HostFacts(name, survey.hosts[name].labels, its)
+        yield HostFacts(name, its)

@@ -10,8 +10,9 @@ from time import monotonic
 
 import msgspec
 from msgspec.structs import replace
+from sqlalchemy import Connection
 
-from server.changes.alerts import Alerts
+from server.changes.alerts import Alerts, tell_of_alerts
 from server.errors import Unavailable
 from server.events import Event, Events, NotificationsChanged
 from server.fleet.expected import duration
@@ -27,7 +28,7 @@ from server.resources.manifests import AlertCredentials, alert_spec
 from server.resources.specs import AlertSpec
 from server.resources.targets import grant_errors, is_webhook, signing_key
 from server.store import alerts
-from server.store.alerts import Decision, DeliveryRow, Message, StateRow
+from server.store.alerts import Attempt, Decision, DeliveryRow, Message, StateRow
 from server.store.engine import Store, StoreClosedError
 from server.store.rows import AlertRow
 
@@ -67,7 +68,7 @@ class Notifier:
         self._events = events
         self._clock = clock
         self._woken = asyncio.Event()
-        self._delivery = Delivery(store, self._send, self._keep, clock, rng, self._delivered)
+        self._delivery = Delivery(store, self._send, self._keep, self._attempted, clock, rng, self._delivered)
         self._webhooks: Webhooks | None = None
 
     def on_event(self, event: Event) -> None:
@@ -100,36 +101,50 @@ class Notifier:
         """Look once at what is wrong and what runs, and store what to tell of it. Raises Unavailable."""
         rows = await self._store.read(alerts.all_alerts)
         states = await self._store.read(alerts.states)
-        decisions = [*(await self._of_alerts(rows, states)), *(await self._pinger.decisions(states))]
-        stored = [await self._store.write(alerts.decided, decision) for decision in decisions]
+        busy = await self._store.read(alerts.waiting)
+        decisions = [*(await self._of_alerts(rows, states, busy)), *(await self._pinger.decisions(states))]
+        stored = [await self._store.write(self._decided_all, decision) for decision in decisions]
         if any(stored):
             self._delivery.wake()
             self._events.publish(NotificationsChanged())
 
-    async def _of_alerts(self, rows: Sequence[AlertRow], states: Mapping[str, StateRow]) -> list[Decision]:
-        """What each Alert decides to tell, of those that have anything new."""
+    async def _of_alerts(
+        self, rows: Sequence[AlertRow], states: Mapping[str, StateRow], busy: Mapping[str, int]
+    ) -> list[Decision]:
+        """What each Alert decides to tell, of those that have anything new. `busy`: to how many of an Alert's URLs a
+        message waits. Where that is each of them, all that comes is in the next message, once one has arrived."""
         if not rows:
             return []
         specs = {row.id: alert_spec(row.spec) for row in rows}
         is_fleet = any(it.scope == "Fleet" for it in specs.values())
         facts = await self._gatherer.facts(None if is_fleet else {row.namespace for row in rows})
         now = self._clock()
-        decided = (self._decided(row, specs[row.id], states.get(row.id), facts, now) for row in rows)
-        return [decision for decision in decided if decision is not None]
+        found = []
+        for row in rows:
+            was, credentials = states.get(row.id), self._declared.credentials(row)
+            if credentials is None or busy.get(row.id, 0) >= len(credentials.urls):
+                continue
+            try:
+                decision = self._decided(row, specs[row.id], was, len(credentials.urls), facts, now)
+            except Exception:  # a defect that one Alert meets silences no other
+                log.exception("alert not looked at", extra={"alert": f"{row.namespace}/{row.name}"})
+            else:
+                found += [decision] if decision is not None else []
+        return found
 
     def _decided(
-        self, row: AlertRow, spec: AlertSpec, was: StateRow | None, facts: Facts, now: datetime
+        self, row: AlertRow, spec: AlertSpec, was: StateRow | None, urls: int, facts: Facts, now: datetime
     ) -> Decision | None:
         """What an Alert tells and knows now; None where that is what it knew."""
         state = State() if was is None else _states.decode(was.body)
-        grant, credentials = self._declared.grant(row.namespace), self._declared.credentials(row)
+        grant = self._declared.grant(row.namespace)
         is_quiet = state.quiet_until is not None and now < state.quiet_until <= now + QUIET
         may_see = spec.scope == "Namespace" or not grant.limited
-        if not spec.enabled or credentials is None or not credentials.urls or is_quiet or not may_see:
+        if not spec.enabled or is_quiet or not may_see:
             return None
-        situations, covered = seen_by(spec, row.namespace, grant, facts)
+        situations, watched = seen_by(spec, row.namespace, grant, facts, state.known)
         policy = Policy(duration(spec.repeat_interval), spec.send_resolved)
-        items, after = decide(situations, covered, state, policy, now)
+        items, after = decide(situations, watched, state, policy, now)
         after = replace(after, quiet_until=now + QUIET if items else state.quiet_until)
         if after == state:
             return None
@@ -137,9 +152,16 @@ class Notifier:
         if items:
             log.info("alert tells", extra={"alert": name, "situations": len(items), "key": key})
         body = messages.body(name, spec.severity, now, items) if items else ""
-        sent = [Message(str(at), key, body) for at in range(len(credentials.urls))] if items else []
+        sent = [Message(str(at), key, body) for at in range(urls)] if items else []
         written = msgspec.json.encode(after).decode()
         return Decision(row.id, was.version if was else 0, now, written, len(firing(after)), sent)
+
+    def _decided_all(self, conn: Connection, decisions: Sequence[Decision]) -> list[bool]:
+        """Store decisions, and tell the other servers."""
+        stored = alerts.decided(conn, decisions)
+        if any(stored):
+            tell_of_alerts(conn, self._store, decisions[-1].at, declared=False)
+        return stored
 
     # Delivering.
 
@@ -188,8 +210,15 @@ class Notifier:
     def _keep(row: DeliveryRow) -> timedelta:
         return KEEP if row.key.startswith(PREFIX) else pinger.KEEP
 
-    def _delivered(self, _row: DeliveryRow) -> None:
-        self._events.publish(NotificationsChanged())
+    def _attempted(self, conn: Connection, attempts: Sequence[Attempt]) -> list[None]:
+        """Store what came of attempts, and tell the other servers."""
+        if any(it.delivery.key.startswith(PREFIX) for it in attempts):
+            tell_of_alerts(conn, self._store, attempts[-1].at, declared=False)
+        return alerts.attempted(conn, attempts)
+
+    def _delivered(self, row: DeliveryRow) -> None:
+        if row.key.startswith(PREFIX):
+            self._events.publish(NotificationsChanged())
 
 
 _states = msgspec.json.Decoder(State)

@@ -108,6 +108,15 @@ class Controllers:
                 found.append(ControllerState(state.name, state.last_seen, problems))
         return found
 
+    def awaited(self) -> list[str]:
+        """The controllers that have not reported since the server started, and are not silent yet for that."""
+        now, states = self._clock(), {FOLDER_OWNER: ControllerState(FOLDER_OWNER, None, [])} | self._states
+        return [
+            it.name
+            for it in states.values()
+            if (it.last_seen is None or it.last_seen < self._started_at) and not self._is_silent(it, now)
+        ]
+
     def _labels(self) -> Iterator[Mapping[str, str]]:
         """The labels of every Schedule, Repository and Host."""
         yield from (it.labels for it in list(self._catalog.schedules.values()))

@@ -287,7 +287,8 @@ def _troubles(facts: Facts) -> Iterator[tuple[SectionName, Trouble]]:
             names = schedule.namespace, schedule.name
             yield section_of(problem.reason, "failed"), Trouble("Schedule", *names, *problem, path, count)
     for repository in facts.repositories:
-        for problem in (*repository.problems, *_never_verified(repository)):
+        never = never_verified(verified=repository.verified, must_be=repository.must_be)
+        for problem in (*repository.problems, *never):
             path = f"/repositories/{repository.namespace}/{repository.name}"
             names = repository.namespace, repository.name
             section = "repositories" if problem.reason == "NotGranted" else section_of(problem.reason, "repositories")
@@ -326,16 +327,13 @@ def of_schedule(coverage: Coverage) -> Iterator[tuple[Problem, int]]:
         message = f"no run has ended in the {span(coverage.within)} and more that it is due on {where}: {who}"
         yield Problem("NeverRan", message), coverage.never_ran
     if not coverage.enabled:
-        yield (
-            Problem(
-                "Disabled", f"it is disabled, so nothing runs on its {coverage.hosts} host{'s' * (coverage.hosts != 1)}"
-            ),
-            1,
-        )
+        where = "its host" if coverage.hosts == 1 else f"its {coverage.hosts} hosts"
+        yield Problem("Disabled", f"it is disabled, so nothing runs on {where}"), 1
 
 
-def _never_verified(repository: RepositoryFacts) -> Iterator[Problem]:
-    if not repository.verified and not repository.must_be:
+def never_verified(*, verified: bool, must_be: bool) -> Iterator[Problem]:
+    """The problem of a repository that was never verified. `must_be`: whether it declares how often it must be."""
+    if not verified and not must_be:
         message = "nobody knows whether it can be restored: no Schedule of kind verify has gone well, and none must"
         yield Problem("NeverVerified", f"{message}; declare one, and verifyWithinDays")
 

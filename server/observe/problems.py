@@ -162,9 +162,10 @@ def run_phase(run: Mapping[str, Any]) -> tuple[str, str, str]:
         return "Failed", "NoHosts", f"it ran nowhere: {why}; compare both with the hosts' labels"
     if under_way:
         begun = under_way < hosts or run["running"]
-        return ("Running" if begun else "Pending"), "", f"{under_way} of {hosts} hosts have not ended"
+        waits = f"{under_way} of {hosts} hosts have not ended" if hosts > 1 else "its host has not ended"
+        return ("Running" if begun else "Pending"), "", waits
     if failed:
-        return "Failed", "RunsFail", f"{failed} of {hosts} hosts failed"
+        return "Failed", "RunsFail", f"{failed} of {hosts} hosts failed" if hosts > 1 else "its host failed"
     return "Succeeded", "", f"all {hosts} hosts succeeded" if hosts > 1 else "its host succeeded"
 
 
@@ -211,4 +212,4 @@ def _with_error(host: str, errors: Mapping[str, str]) -> str:
 
 def of_hosts(count: int, coverage: Coverage) -> str:
     """How many of a schedule's hosts, as text."""
-    return f"{count} of {coverage.hosts} hosts"
+    return "its only host" if count == coverage.hosts == 1 else f"{count} of {coverage.hosts} hosts"

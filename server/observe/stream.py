@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncIterator
 
 from server.events import (
+    AlertsDeclared,
     AttemptEnded,
     ClockSetBack,
     ControllerReported,
@@ -45,6 +46,7 @@ _CHANGED = {
     RepositoryHealthChanged: ("repositories",),
     ClockSetBack: ("schedules", "repositories", "runs"),
     ControllerReported: (),
+    AlertsDeclared: ("alerts",),
     NotificationsChanged: ("alerts",),
     FireRefused: (),
     LimitChanged: (),

@@ -66,8 +66,8 @@ AT_ONCE = 2_000
 class Survey(NamedTuple):
     """How everything stands that a namespace declares, or all namespaces.
 
-    `hosts`: those of the namespace, by name; `connected`: how many of them are; `awaited`: how many have not come back
-    since the server started, and may do so still. `stands`: how schedules stand on their hosts, by id.
+    `hosts`: those of the namespace, by name; `connected`: how many of them are; `awaited`: those that have not come
+    back since the server started, and may do so still. `stands`: how schedules stand on their hosts, by id.
     `suspects`: hosts whose agents may have a problem. `backed`: hosts that an enabled Schedule of kind backup selects.
     """
 
@@ -79,7 +79,7 @@ class Survey(NamedTuple):
     suspects: Sequence[Session]
     backed: frozenset[str]
     connected: int
-    awaited: int
+    awaited: frozenset[str]
     by_state: Mapping[State, frozenset[str]]
 
 
@@ -141,7 +141,7 @@ class Surveyor:
             namespace,
             await self._store.refuses(probe, now),
             counts,
-            survey.awaited,
+            len(survey.awaited),
             [self._schedule(survey, row, hanging.get(row.id, set())) for row in survey.rows],
             [self._repository(row, now) for row in self._repositories(namespace)],
             await self._host_troubles(survey, namespace, hanging.get("", set())),
@@ -258,7 +258,7 @@ class Surveyor:
         by_state["agents"] = frozenset(troubled)
         by_state["no_backup"] = frozenset(hosts) - backed
         online = len(hosts) - len(away)
-        awaited = len(away) - len(by_state["offline"])
+        awaited = frozenset(it.name for it in away) - by_state["offline"]
         return Survey(now, rows, groups, stands, hosts, suspects, backed, online, awaited, by_state)
 
     async def _suspects(self, hosts: Sequence[Session]) -> list[Session]:

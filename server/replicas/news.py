@@ -11,6 +11,7 @@ import msgspec
 from server.agents.hub import Hub, NewestHello
 from server.agents.session import HelloFacts
 from server.events import (
+    AlertsDeclared,
     ControllerReported,
     DuplicateAgent,
     Events,
@@ -19,6 +20,7 @@ from server.events import (
     HostDisconnected,
     JobsChanged,
     JobsRecorded,
+    NotificationsChanged,
 )
 from server.gateway.endpoint import Gateway
 from server.jobs import notices
@@ -146,6 +148,8 @@ class NewsFollower:
                 self._reports.heard_output(job_id, lines)
             case notices.Reported(controller):
                 self._events.publish_heard(ControllerReported(controller))
+            case notices.Alerts(declared):
+                self._events.publish_heard(AlertsDeclared() if declared else NotificationsChanged())
 
     def _hear_of_host(self, notice: AnyNotice, server: str) -> None:
         match notice:

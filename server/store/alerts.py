@@ -93,6 +93,8 @@ def _change(conn: Connection, change: AlertChange) -> bool:
         return False
     if change.row is not None:
         batch.put_rows(conn, ALERTS, AlertRow._fields, [change.row], keep=("created_at",))
+        if not change.row.spec.get("enabled", True):
+            forget(conn, [change.row.id])  # it is silent at once, and begins anew
     elif held is not None:
         conn.execute(sa.delete(ALERTS).where(ALERTS.c.id == held.id))
         forget(conn, [held.id])
@@ -206,6 +208,13 @@ def next_due(conn: Connection) -> datetime | None:
     oldest = sa.select(sa.func.min(DELIVERIES.c.id)).group_by(DELIVERIES.c.owner, DELIVERIES.c.target)
     found = sa.select(sa.func.min(DELIVERIES.c.not_before, type_=UtcDateTime)).where(DELIVERIES.c.id.in_(oldest))
     return conn.execute(found).scalar()
+
+
+def waiting(conn: Connection) -> dict[str, int]:
+    """By owner, to how many of its URLs a message waits."""
+    count = sa.func.count(DELIVERIES.c.target.distinct())
+    found = sa.select(DELIVERIES.c.owner, count).group_by(DELIVERIES.c.owner)
+    return {row[0]: row[1] for row in conn.execute(found)}
 
 
 def undelivered(conn: Connection) -> list[tuple[str, str]]:

@@ -86,6 +86,16 @@ async def test_of_many_messages_that_wait_for_one_url_the_newest_stay_and_the_ot
     assert (facts["waiting"], facts["dropped"]) == (MAX_WAITING, 6)
 
 
+async def test_an_alert_that_is_disabled_is_silent_at_once_and_begins_anew(db: Store) -> None:
+    await put(db, alert())
+    await db.write(alerts.decided, decision(0, "0", "1"))
+    assert await db.read(alerts.waiting) == {"id-on-call": 2}
+    disabled = alert(generation=2)._replace(spec={"enabled": False})
+    assert await put(db, disabled, ("id-on-call", 1))
+    assert await db.read(alerts.waiting) == {}
+    assert await db.read(alerts.states) == {}
+
+
 async def test_what_an_alert_told_goes_with_it(db: Store) -> None:
     await put(db, alert())
     await db.write(alerts.decided, decision(0, "0"))

@@ -9,11 +9,12 @@ import hmac
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 from asyncio.subprocess import Process
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +24,7 @@ import httpx
 import pytest
 
 from bench.servers import free_port
-from server.app import Config, serving
+from server.app import Config, Running, serving
 from server.notify import notifier
 from tests.integration.clock import Clock
 from tests.integration.conftest import Connect, DataFolders, Declare, Until
@@ -143,6 +144,35 @@ async def test_a_dead_url_holds_up_no_other(
         return bool(receiver.taken) and bool((await status(api))["problems"])
 
     await until(told)
+
+
+async def test_what_comes_while_nothing_takes_messages_is_in_the_next_one(
+    server: Running,
+    api: httpx.AsyncClient,
+    declare: Declare,
+    receiver: Receiver,
+    until: Until,
+    clock: Clock,
+    hurried: None,
+) -> None:
+    receiver.status = lambda _: 503
+    (await alert(api, receiver.url)).raise_for_status()
+    names = [f"s-{at}" for at in range(6)]
+    for name in names:
+        await declare(name, hostSelector={"matchLabels": {"tier": "db"}})
+        await server.parts.notifier.look()
+    (await api.delete("/schedules/ns/s-5")).raise_for_status()
+    await server.parts.notifier.look()
+    assert (await status(api))["waiting"] == 1
+    receiver.status = lambda _: 200
+    clock.ahead += timedelta(minutes=2)
+
+    async def all_told() -> bool:
+        return len(receiver.told()) == 5
+
+    await until(all_told)
+    assert sorted(receiver.told()) == [("firing", nowhere(name)[1]) for name in names[:5]]
+    assert len(receiver.taken) == 2
 
 
 async def test_many_hosts_of_a_schedule_are_one_message(
@@ -373,8 +403,8 @@ async def test_the_url_of_a_ping_is_checked_and_shown_nowhere(
 class Server:
     """`lamplighter server` as a process that is killed now and then."""
 
-    def __init__(self, folder: Path, databases: DataFolders) -> None:
-        self.folder, self._databases, self.port = folder, databases, free_port()
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder, self._environment, self.port = folder, environment, free_port()
         self.process: Process | None = None
 
     @property
@@ -383,7 +413,7 @@ class Server:
 
     async def start(self, program: str = LAMPLIGHTER) -> None:
         args = ("server", "--data-dir", str(self.folder), "--listen", f"127.0.0.1:{self.port}", "--drain-seconds", "0")
-        env = os.environ | self._databases.environment(self.folder)
+        env = os.environ | self._environment
         with (self.folder / "log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-c", program, *args), cwd=ROOT, env=env, stderr=log
@@ -415,7 +445,7 @@ class Server:
 
 @pytest.fixture
 async def killed(tmp_path: Path, data_folders: DataFolders) -> AsyncIterator[Server]:
-    server = Server(tmp_path, data_folders)
+    server = Server(tmp_path, data_folders.environment(tmp_path))
     await server.start()
     yield server
     await server.kill()
@@ -485,3 +515,52 @@ async def test_nothing_is_lost_and_nothing_storms_while_the_server_is_killed_aga
     assert sorted(key for _, key in receiver.told()) == sorted(nowhere(it)[1] for it in names)  # each once
     assert receiver.copies <= kills
     assert len(box.mails) <= len(names) + kills
+
+
+@pytest.mark.slow
+async def test_the_next_leader_tells_what_one_that_was_killed_left_untold_and_no_more(
+    tmp_path: Path, postgresql: str, receiver: Receiver, until: Until
+) -> None:
+    """Three servers: the first leader dies between telling and storing that, the second one whenever it is."""
+    names = [f"s-{at}" for at in range(4)]
+    one, two, three = [Server(tmp_path / it, {"LAMPLIGHTER_DATABASE": postgresql}) for it in ("1", "2", "3")]
+    with mailbox() as box:
+        where = f"127.0.0.1:{box.port}?mode=insecure&from=lamp@example.org&to=on-call@example.org"
+        one.folder.mkdir()
+        await one.start(DIES_AFTER_SENDING)
+        try:
+            for other in (two, three):
+                shutil.copytree(one.folder, other.folder)
+                await other.start()
+            async with two.api() as api:
+                (await alert(api, receiver.url, f"mailto://{where}", events=["NotRunning"])).raise_for_status()
+                await trouble(api, names[0])
+            assert one.process is not None
+            async with asyncio.timeout(60):
+                assert await one.process.wait() == 9
+            for name in names[1:3]:
+                async with three.api() as api:
+                    await trouble(api, name)
+
+            async def some_told() -> bool:
+                return len({key for _, key in receiver.told()}) >= 2
+
+            await until(some_told)
+            leader, last = (two, three) if "alert tells" in (two.folder / "log").read_text() else (three, two)
+            await leader.kill()
+            async with last.api() as api:
+                await trouble(api, names[3])
+
+            async def all_told() -> bool:
+                told, mailed = {key for _, key in receiver.told()}, "\n".join(box.texts)
+                is_mailed = all(f"Schedule ns/{name}\n" in mailed for name in names)
+                return is_mailed and told >= {nowhere(it)[1] for it in names}
+
+            await until(all_told)
+        finally:
+            for server in (one, two, three):
+                if server.process is not None:
+                    await server.kill()
+    assert sorted(receiver.told()) == [("firing", nowhere(it)[1]) for it in names]  # each once
+    assert receiver.copies <= 2
+    assert len(box.mails) <= len(names) + 2

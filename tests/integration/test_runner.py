@@ -162,10 +162,21 @@ async def test_a_path_that_begins_with_a_dash_is_a_path(
 # How it ends.
 
 
+async def test_the_log_says_that_a_repository_is_created_and_shows_no_failure(
+    make: Callable[..., Runner], repository: Repository, folder: Path
+) -> None:
+    told = Told()
+    assert (await make().run(backup(folder), repository, told)).status == "succeeded"
+    assert told.lines[0] == "there is no repository yet: creating it, and then trying again"
+    assert [line for line in told.lines if "Fatal" in line or "unable to open" in line] == []
+
+
 async def test_where_a_repository_must_exist_its_absence_is_an_error_with_the_remedy(
     make: Callable[..., Runner], repository: Repository, folder: Path, tmp_path: Path
 ) -> None:
-    end = await make().run(backup(folder, init=None), repository, Told())
+    told = Told()
+    end = await make().run(backup(folder, init=None), repository, told)
+    assert [line for line in told.lines if line.startswith("Fatal: ")]
     assert (end.status, end.reason) == ("failed", "NoRepository")
     assert end.exit_code in (1, 10)  # before and since restic 0.17
     assert "there is no repository: set spec.init: true on the Repository" in end.error

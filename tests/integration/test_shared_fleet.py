@@ -22,6 +22,7 @@ from server.store import news
 from server.store.hosts import get_host
 from tests.integration.clock import Clock, due
 from tests.integration.conftest import PATIENCE_S, Connect, Declare, Until
+from tests.integration.receivers import receiving
 from tests.plain import NO_TLS
 
 pytestmark = pytest.mark.anyio
@@ -287,3 +288,28 @@ def told(conn: sa.Connection, items: Sequence[tuple[str, datetime, str]]) -> lis
     for server, now, body in items:
         news.tell(conn, server, now, [body])
     return [None] * len(items)
+
+
+async def hears_of_alerts(stream: AsyncIterator[bytes]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while b'"alerts"' not in await anext(stream):
+            pass
+
+
+async def test_readers_of_every_server_hear_what_becomes_of_alerts_and_one_server_tells(
+    replicas: list[Replica], declare: Declare
+) -> None:
+    streams = [it.running.parts.services.stream.stream() for it in replicas]
+    for stream in streams:
+        await anext(stream)  # all kinds, to begin with
+    with receiving() as receiver:
+        body = {"spec": {"secretRef": {"name": "s"}}, "credentials": {"urls": [receiver.url]}}
+        (await replicas[1].api.put("/alerts/ns/on-call", json=body)).raise_for_status()
+        await asyncio.gather(*map(hears_of_alerts, streams))  # that it is declared
+        await declare(hostSelector={"matchLabels": {"tier": "db"}})
+        await asyncio.gather(*map(hears_of_alerts, streams))  # that it has told, or that the message has arrived
+        async with asyncio.timeout(PATIENCE_S):
+            while not receiver.taken:
+                await asyncio.sleep(0.05)
+        assert ("firing", "Schedule/ns/etc/NoHosts") in receiver.told()
+        assert receiver.copies == 0

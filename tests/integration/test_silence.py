@@ -332,7 +332,7 @@ async def test_why_a_run_failed_is_told_with_the_hosts_name(
         await agent.say("job.finished", job_id=job_id, **end)
         await agent.hears("job.confirmed")
     run = (await api.get("/runs/ns/one")).json()
-    assert (run["phase"], run["reason"], run["message"]) == ("Failed", "RunsFail", "1 of 1 hosts failed")
+    assert (run["phase"], run["reason"], run["message"]) == ("Failed", "RunsFail", "its host failed")
     failure = {"host": "node-1", "status": "failed", "reason": "WrongPassword", "error": "no such key"}
     assert run["failures"] == [failure]
 
@@ -355,7 +355,7 @@ async def test_a_run_that_left_something_undone_is_told_also_after_a_restart(
             told = await status(api)
             wrong = [] if end["status"] == "succeeded" else ["RunsIncomplete"]
             assert (reasons(told), told["hostsFailed"], told["hostsWithoutSuccess"]) == (wrong, 0, 0)
-    message = f"the last run left something undone on 1 of 1 hosts: node-1 ({said})"
+    message = f"the last run left something undone on its only host: node-1 ({said})"
     assert told["problems"] == [{"reason": "RunsIncomplete", "message": message}]
     again = assemble(server.parts.services.store, Vault([Vault.new_key()]), clock, lambda: "", Files("admin", "agent"))
     await again.loader.load(server.parts.services.store, Vault([Vault.new_key()]))
@@ -455,7 +455,7 @@ async def test_a_run_that_goes_on_beyond_its_limit_is_told_also_after_a_restart(
     assert (await api.get(f"/jobs/{job_id}")).json()["problem"] is None
     clock.now += timedelta(seconds=1)
     told = await status(api)
-    message = "a run goes on beyond its timeoutSeconds on 1 of 1 hosts, whose agent may hang: node-1"
+    message = "a run goes on beyond its timeoutSeconds on its only host, whose agent may hang: node-1"
     assert told["problems"] == [{"reason": "RunsHang", "message": message}]
     assert (await api.get(f"/jobs/{job_id}")).json()["problem"].startswith("runs for longer than its limit of 1h")
     store = server.parts.services.store

@@ -1,4 +1,5 @@
-"""Promise 10: whatever breaks at three in the morning is told by the overview, by `lamplighter status` and by a metric.
+"""Promise 10: whatever breaks at three in the morning is told by the overview, by `lamplighter status`, by a metric, by
+an alert and by a notification.
 
 Each situation is made of real trouble, on a real server with a real agent and restic. `CHANNELS` are the ways by which
 somebody is told; whoever adds another way of telling adds it there, and every situation is told by it as well.
@@ -25,11 +26,15 @@ from agent.service import Config as AgentConfig
 from agent.service import Service
 from cli.main import main
 from server.app import Config, Running, serving
+from server.notify import notifier
 from server.observe.overview import TITLES, SectionName
+from tests.chart import values
 from tests.conftest import NewRepository
 from tests.integration.clock import Clock
 from tests.integration.conftest import Until
+from tests.integration.receivers import Receiver, receiving
 from tests.plain import NO_TLS
+from tests.prometheus import rules
 
 pytestmark = pytest.mark.anyio
 
@@ -40,15 +45,19 @@ BACKUP = {"kind": "backup", "cron": "0 2 * * *", "hostSelector": {"matchLabels":
 class World:
     """A server with a host whose only backup has just gone well. Trouble is made of its parts."""
 
-    def __init__(self, folder: Path, running: AsyncExitStack) -> None:
+    def __init__(self, folder: Path, running: AsyncExitStack, on_call: Receiver, heart: Receiver) -> None:
         self.folder, self.clock, self.agents_clock = folder, Clock(), Clock()
         self.data, self.repository, self.restic = folder / "server", folder / "repository", folder / "restic"
         self.running, self.agents = running, AsyncExitStack()
         self.server: Running
         self.api: httpx.AsyncClient
+        self.on_call, self.heart = on_call, heart
+        self.beats_at = folder / "heartbeat-url"
+        self.beats_at.write_text(self.heart.url)
 
     async def serve(self) -> None:
-        self.server = await self.running.enter_async_context(serving(Config(self.data, port=0), self.clock))
+        config = Config(self.data, port=0, heartbeat_url_file=self.beats_at, heartbeat_seconds=0.2)
+        self.server = await self.running.enter_async_context(serving(config, self.clock))
         headers = {"authorization": f"Bearer {self.server.admin_token}"}
         url = f"http://127.0.0.1:{self.server.port}/api/v1"
         client = httpx.AsyncClient(base_url=url, headers=headers, timeout=60, verify=NO_TLS)
@@ -89,6 +98,11 @@ class World:
         body = {"spec": {"url": str(self.repository), **spec}, "credentials": {"password": PASSWORD}}
         await self.put("/repositories/ns/main", body)
 
+    async def alert(self) -> None:
+        """Tell a receiver of webhooks what is wrong anywhere."""
+        spec = {"secretRef": {"name": "on-call"}, "scope": "Fleet", "after": "1s"}
+        await self.put("/alerts/ns/on-call", {"spec": spec, "credentials": {"urls": [self.on_call.url]}})
+
     async def run(self) -> None:
         """Run the schedule now."""
         (await self.api.post("/schedules/ns/etc/run")).raise_for_status()
@@ -115,22 +129,33 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path, new_repository: NewRepository) -> AsyncIterator[World]:
-    async with AsyncExitStack() as running:
-        world = World(tmp_path, running)
-        (tmp_path / "data").mkdir()
-        (tmp_path / "data" / "letter").write_text("dear reader")
-        world.restic.symlink_to(shutil.which("restic") or "/usr/bin/restic")
-        new_repository(world.repository, PASSWORD)
-        await world.serve()
-        await world.put("/hosts/node-1", {"labels": {"role": "db"}})
-        await world.open_repository()
-        await world.declare()
-        await world.connect()
-        await world.run_to_end()
-        await world.until(lambda found: found["answer"] == "yes")
-        yield world
-        await world.stop_agent()
+async def world(tmp_path: Path, new_repository: NewRepository, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    for name, soon in {"QUIET": timedelta(), "EVERY_S": 0.2, "LEAST_S": 0.05, "RATIO": 1}.items():
+        monkeypatch.setattr(notifier, name, soon)
+    with receiving() as on_call, receiving() as heart:
+        async with AsyncExitStack() as running:
+            world = World(tmp_path, running, on_call, heart)
+            try:
+                yield await well(world, new_repository)
+            finally:
+                await world.stop_agent()
+
+
+async def well(world: World, new_repository: NewRepository) -> World:
+    """The world once all is well."""
+    (world.folder / "data").mkdir()
+    (world.folder / "data" / "letter").write_text("dear reader")
+    world.restic.symlink_to(shutil.which("restic") or "/usr/bin/restic")
+    new_repository(world.repository, PASSWORD)
+    await world.serve()
+    await world.put("/hosts/node-1", {"labels": {"role": "db"}})
+    await world.open_repository()
+    await world.declare()
+    await world.connect()
+    await world.run_to_end()
+    await world.until(lambda found: found["answer"] == "yes")
+    await world.alert()
+    return world
 
 
 def call(*argv: str) -> None:
@@ -197,6 +222,9 @@ async def server_restarted_on_an_empty_folder(world: World) -> None:
         (world.data / name).chmod(0o600)
     await world.serve()
     await world.connect()
+    await world.until(lambda found: found["answer"] == "no")
+    assert await is_silent(world), "the Alert is gone with the store, so that the heartbeat alone tells"
+    await world.alert()  # as the controller of a cluster does
 
 
 async def job_hangs(world: World) -> None:
@@ -225,35 +253,89 @@ async def nobody_verifies_at_all(_world: World) -> None:
 class Situation(NamedTuple):
     """`tells`: section and reason in the overview; `metric`: a name and labels, whose sample is not 0 then.
 
-    `red`: whether it is trouble for certain.
+    `about`: the object that messages name. `rule`: the chart's alert on that metric, "" where there is none. `red`:
+    whether it is trouble for certain.
     """
 
     trouble: Callable[[World], Awaitable[None]]
     tells: tuple[SectionName, str]
     metric: str
+    about: str
+    rule: str
     labels: dict[str, str] = {}  # noqa: RUF012 - never changed
     red: bool = True
 
 
 PROBLEM, OF_HOST = "lamplighter_repository_problem", "lamplighter_hosts_with_problem"
+NOT_BACKED_UP = "lamplighter_hosts_without_backup", "Host//", "LamplighterHostWithoutBackup"
+SCHEDULE, REPOSITORY, HOSTS = "Schedule/ns/etc", "Repository/ns/main", "Host//"
+FAILING = "lamplighter_failed_hosts", SCHEDULE, "LamplighterJobsFailing"
 OF_SCHEDULE = {"namespace": "ns", "schedule": "etc"}
 SITUATIONS = [
-    Situation(agent_stopped, ("offline", "NotConnected"), "lamplighter_hosts - lamplighter_hosts_connected"),
-    Situation(clock_wrong, ("agents", "ClockSkew"), OF_HOST, {"reason": "ClockSkew"}),
-    Situation(password_changed, ("repositories", "WrongPassword"), PROBLEM, {"reason": "WrongPassword"}),
-    Situation(disk_full, ("failed", "RunsFail"), "lamplighter_failed_hosts", OF_SCHEDULE),
-    Situation(label_renamed, ("never_ran", "NoHosts"), "lamplighter_schedules_without_hosts"),
-    Situation(label_renamed, ("never_ran", "NoBackup"), "lamplighter_hosts_without_backup"),
-    Situation(suspended_by_a_colleague, ("never_ran", "NoBackup"), "lamplighter_hosts_without_backup"),
-    Situation(suspended_by_a_colleague, ("suspended", "Disabled"), "lamplighter_schedule_disabled", OF_SCHEDULE),
-    Situation(restic_removed, ("failed", "RunsFail"), "lamplighter_failed_hosts", OF_SCHEDULE),
-    Situation(server_restarted_on_an_empty_folder, ("out_of_sync", "StoreEmpty"), OF_HOST, {"reason": "StoreEmpty"}),
-    Situation(job_hangs, ("failed", "RunsHang"), "lamplighter_jobs_hanging"),
-    Situation(nobody_verified, ("not_verified", "NotVerified"), PROBLEM, {"reason": "NotVerified"}),
     Situation(
-        nobody_verifies_at_all, ("unverified", "NeverVerified"), "lamplighter_repositories_never_verified", red=False
+        agent_stopped,
+        ("offline", "NotConnected"),
+        "lamplighter_hosts - lamplighter_hosts_connected",
+        HOSTS,
+        "LamplighterHostGone",
+    ),
+    Situation(
+        clock_wrong, ("agents", "ClockSkew"), OF_HOST, HOSTS, "LamplighterHostHasProblem", {"reason": "ClockSkew"}
+    ),
+    Situation(
+        password_changed,
+        ("repositories", "WrongPassword"),
+        PROBLEM,
+        REPOSITORY,
+        "LamplighterRepositoryInTrouble",
+        {"reason": "WrongPassword"},
+    ),
+    Situation(disk_full, ("failed", "RunsFail"), *FAILING, OF_SCHEDULE),
+    Situation(
+        label_renamed,
+        ("never_ran", "NoHosts"),
+        "lamplighter_schedules_without_hosts",
+        SCHEDULE,
+        "LamplighterScheduleWithoutHosts",
+    ),
+    Situation(label_renamed, ("never_ran", "NoBackup"), *NOT_BACKED_UP),
+    Situation(suspended_by_a_colleague, ("never_ran", "NoBackup"), *NOT_BACKED_UP),
+    Situation(
+        suspended_by_a_colleague,
+        ("suspended", "Disabled"),
+        "lamplighter_schedule_disabled",
+        SCHEDULE,
+        "LamplighterScheduleDisabled",
+        OF_SCHEDULE,
+    ),
+    Situation(restic_removed, ("failed", "RunsFail"), *FAILING, OF_SCHEDULE),
+    Situation(
+        server_restarted_on_an_empty_folder,
+        ("out_of_sync", "StoreEmpty"),
+        OF_HOST,
+        HOSTS,
+        "LamplighterStoreEmpty",
+        {"reason": "StoreEmpty"},
+    ),
+    Situation(job_hangs, ("failed", "RunsHang"), "lamplighter_jobs_hanging", SCHEDULE, "LamplighterJobsHanging"),
+    Situation(
+        nobody_verified,
+        ("not_verified", "NotVerified"),
+        PROBLEM,
+        REPOSITORY,
+        "LamplighterRepositoryInTrouble",
+        {"reason": "NotVerified"},
+    ),
+    Situation(
+        nobody_verifies_at_all,
+        ("unverified", "NeverVerified"),
+        "lamplighter_repositories_never_verified",
+        REPOSITORY,
+        "",
+        red=False,
     ),
 ]
+RULES = {it["alert"]: it["expr"] for group in rules(values("monitoring")) for it in group["rules"]}
 
 
 async def in_overview(world: World, it: Situation) -> bool:
@@ -282,7 +364,37 @@ async def in_metrics(world: World, it: Situation) -> bool:
     return value(one) - value(less) > 0
 
 
-CHANNELS: list[Callable[[World, Situation], Awaitable[bool]]] = [in_overview, in_status, in_metrics]
+async def in_alerts(world: World, it: Situation) -> bool:
+    """By the Alert's own state, which counts what it told and is not over. The chart's rule is on the metric; that it
+    fires on real samples of that is shown by the tests of alerts."""
+    assert not it.rule or all(name in RULES[it.rule] for name in it.metric.split(" - "))
+    answer = await world.api.get("/alerts/ns/on-call")
+    last = {key: status for status, key in world.on_call.told()}
+    fires = {key for key, status in last.items() if status != "resolved"}
+    return f"{it.about}/{it.tells[1]}" in fires and answer.json()["status"]["firing"] == len(fires)
+
+
+async def in_messages(world: World, it: Situation) -> bool:
+    """By a message that came, and by the silence of the heartbeat where it is trouble for certain."""
+    if ("firing", f"{it.about}/{it.tells[1]}") not in world.on_call.told():
+        return False
+    return not it.red or await is_silent(world)
+
+
+async def is_silent(world: World) -> bool:
+    """Whether no heartbeat comes. It comes five times a second while all is well."""
+    world.heart.calls.clear()
+    await asyncio.sleep(0.5)
+    return world.heart.calls == []
+
+
+CHANNELS: list[Callable[[World, Situation], Awaitable[bool]]] = [
+    in_overview,
+    in_status,
+    in_metrics,
+    in_alerts,
+    in_messages,
+]
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda it: f"{it.trouble.__name__}: {it.tells[1]}")
@@ -294,6 +406,21 @@ async def test_what_breaks_is_told(world: World, situation: Situation, until: Un
         async with asyncio.timeout(60):
             while not await channel(world, situation):
                 await asyncio.sleep(0.1)
+
+
+async def test_a_server_that_is_restarted_neither_tells_again_nor_calls_over_what_lasts(world: World) -> None:
+    async def told(key: str) -> None:
+        async with asyncio.timeout(60):
+            while ("firing", key) not in world.on_call.told():
+                await asyncio.sleep(0.05)
+
+    await agent_stopped(world)
+    await told("Host///NotConnected")
+    await world.running.aclose()
+    await world.serve()
+    await world.declare(hostSelector={"matchLabels": {"role": "none"}})
+    await told("Schedule/ns/etc/NoHosts")
+    assert [status for status, key in world.on_call.told() if key == "Host///NotConnected"] == ["firing"]
 
 
 async def test_status_says_it_for_programs_too(world: World) -> None:

@@ -13,21 +13,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.notify import messages, pings
-from server.notify.decide import MAX_FOLLOWED, Item, ObjectKey, Policy, Situation, State, decide, firing
+from server.notify.decide import (
+    MAX_FOLLOWED,
+    Item,
+    ObjectKey,
+    Policy,
+    Situation,
+    State,
+    Watched,
+    decide,
+    firing,
+)
 from server.notify.pings import End, Pinged
-from server.notify.situations import Facts, Found, HostFacts, seen_by
+from server.notify.situations import EVENT_OF, Facts, Found, HostFacts, seen_by
 from server.notify.webhooks import is_allowed
+from server.observe.overview import SECTIONS
 from server.observe.problems import Problem
 from server.resources.grants import Grant
 from server.resources.manifests import parse_alert
-from server.resources.specs import LabelSelector
+from server.resources.specs import AlertSpec, LabelSelector
 from server.resources.targets import grant_errors, signing_key
 
 T = datetime(2026, 11, 28, 3, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 NIGHTLY = ("Schedule", "default", "nightly")
 POLICY = Policy(timedelta(hours=4), send_resolved=True)
+HOSTS = frozenset("abcd")
 OBJECTS = [NIGHTLY, ("Schedule", "default", "hourly"), ("Host", "", "")]
+EVERYTHING = Watched(OBJECTS, HOSTS)
 AFTER = {NIGHTLY: timedelta(), OBJECTS[1]: timedelta(), OBJECTS[2]: 10 * MINUTE}
 
 
@@ -44,9 +57,9 @@ class Told:
         self.state = State()
         self.items: list[Item] = []
 
-    def at(self, minutes: float, *situations: Situation, covered: Sequence[ObjectKey] = OBJECTS) -> list[str]:
+    def at(self, minutes: float, *situations: Situation, watched: Watched = EVERYTHING) -> list[str]:
         now = T + minutes * MINUTE
-        items, state = decide(situations, covered, self.state, self.policy, now)
+        items, state = decide(situations, watched, self.state, self.policy, now)
         self.state = msgspec.json.decode(msgspec.json.encode(state), type=State)
         assert self.state == state
         self.items += items
@@ -101,10 +114,30 @@ def test_nothing_is_told_of_its_end_where_the_alert_does_not_want_it() -> None:
 
 
 def test_what_is_no_longer_watched_is_not_told_as_well() -> None:
+    for about, watched in (
+        (NIGHTLY, EVERYTHING._replace(objects=[])),  # deleted, or other labels are selected
+        (NIGHTLY, EVERYTHING._replace(events=["Overdue"])),
+        (OBJECTS[2], EVERYTHING._replace(hosts=["b"])),
+    ):
+        alert = Told()
+        assert alert.at(0, failing("a", about=about, after=timedelta())) == ["firing"]
+        assert alert.at(1, watched=watched) == ["resolved"]
+        assert "no longer watched" in alert.items[-1].message
+
+
+def test_what_nothing_can_be_known_of_yet_is_neither_over_nor_told_again() -> None:
     alert = Told()
     alert.at(0, failing("a"))
-    assert alert.at(1, covered=[]) == ["resolved"]
-    assert "no longer watched" in alert.items[-1].message
+    assert alert.at(1, watched=EVERYTHING._replace(unknown=[NIGHTLY])) == []
+    assert alert.at(2, failing("a")) == []
+    assert alert.at(3) == ["resolved"]
+
+
+def test_what_may_be_meant_so_is_told_once() -> None:
+    alert, once = Told(), failing("a")._replace(repeats=False)
+    assert alert.at(0, once) == ["firing"]
+    assert alert.at(1000, once) == []
+    assert alert.at(1001) == ["resolved"]
 
 
 def test_a_clock_that_is_set_back_delays_no_message() -> None:
@@ -122,6 +155,17 @@ def test_of_very_many_hosts_some_are_followed_and_all_are_counted() -> None:
     assert alert.at(1, failing(*hosts[:-1])) == []
     assert alert.at(2, failing(*hosts)) == ["firing"]
     assert len(msgspec.json.encode(alert.state)) < 128 << 10
+
+
+def test_what_is_kept_of_very_many_situations_is_bounded_and_each_is_told() -> None:
+    hosts = [f"host-{at:05}" for at in range(MAX_FOLLOWED)]
+    many = [failing(*hosts)._replace(about=("Schedule", "ns", f"s-{at}")) for at in range(1000)]
+    alert = Told()
+    assert alert.at(0, *many) == ["firing"] * len(many)
+    assert alert.items[-1].count == len(hosts)
+    assert alert.at(1, *many) == []
+    assert len(msgspec.json.encode(alert.state)) < 4 << 20
+    assert alert.at(2) == ["resolved"] * len(many)
 
 
 situations = st.lists(
@@ -273,16 +317,43 @@ FACTS = Facts(
         Found(("Server", "", ""), Problem("NothingDeclared", "nothing")),
     ],
     [
-        HostFacts("a-1", {"pool": "a"}, ["NotConnected"]),
-        HostFacts("b-1", {"pool": "b"}, ["EntriesLeftOut", "ClockSkew"]),
+        HostFacts("a-1", ["NotConnected"]),
+        HostFacts("b-1", ["EntriesLeftOut", "ClockSkew"]),
     ],
+    {"a-1": {"pool": "a"}, "b-1": {"pool": "b"}},
 )
+
+
+def test_an_alert_can_tell_everything_that_the_overview_tells() -> None:
+    """But for what keeps the server from deciding anything, which the heartbeat tells."""
+    told = {reason for reasons in SECTIONS.values() for reason in reasons}
+    assert told - EVENT_OF.keys() == {"NotWriting", "NotFollowing"}  # the latter by the kind of its object
+    assert EVENT_OF.keys() <= told
+
+
+def test_hosts_that_have_not_come_back_since_the_server_started_stay_as_they_were_known() -> None:
+    known = Told()
+    known.at(0, *seen(Grant(), scope="Fleet").values())
+    quiet = FACTS._replace(hosts=[], found=[])
+    for facts, are_there in (
+        (quiet, False),
+        (quiet._replace(awaited=["a-1"]), True),
+        (quiet._replace(awaited=["b-1"]), False),
+        (quiet._replace(awaited=["a-1"], all_hosts={}), False),
+    ):
+        found, _ = seen_by(alert_spec_of(scope="Fleet"), "team-a", Grant(), facts, known.state.known)
+        assert [it.hosts for it in found if it.reason == "NotConnected"] == [["a-1"]] * are_there
+
+
 LIMITED = Grant(LabelSelector({"pool": "a"}), ("/srv/a",))
 
 
 def seen(grant: Grant, namespace: str = "team-a", **spec: object) -> dict[str, Situation]:
-    raw = parse_alert({"metadata": {"name": "x"}, "spec": {"secretRef": {"name": "s"}, **spec}}).spec
-    return {it.key: it for it in seen_by(raw, namespace, grant, FACTS)[0]}
+    return {it.key: it for it in seen_by(alert_spec_of(**spec), namespace, grant, FACTS, {})[0]}
+
+
+def alert_spec_of(**spec: object) -> AlertSpec:
+    return parse_alert({"metadata": {"name": "x"}, "spec": {"secretRef": {"name": "s"}, **spec}}).spec
 
 
 def test_an_alert_sees_its_namespace_and_the_hosts_that_it_is_granted_and_nothing_of_others() -> None:
