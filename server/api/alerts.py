@@ -10,6 +10,7 @@ from server.api.conditions import condition, versioned
 from server.api.objects import as_object, created, find_object, is_new, named_manifest, version_of
 from server.api.requests import Query, actor, object_body
 from server.api.services import Services
+from server.observe.problems import AlertFacts, alert_problems
 from server.store.alerts import delivery_facts
 from server.store.declared import list_resources
 from server.store.rows import Row
@@ -23,7 +24,7 @@ async def list_alerts(services: Services, request: Request) -> Response:
     narrowed = (query.text("namespace"), query.label_conditions())
     rows = await services.store.read(list_resources, ALERTS, after, limit + 1, *narrowed)
     facts = await services.store.read(delivery_facts, [row["id"] for row in rows])
-    return page(rows, limit, lambda row: _shown(row, facts), "namespace", "name")
+    return page(rows, limit, lambda row: _shown(services, row, facts), "namespace", "name")
 
 
 async def create_alert(services: Services, request: Request) -> Response:
@@ -57,15 +58,14 @@ async def delete_alert(services: Services, request: Request) -> Response:
 
 
 async def _shown_one(services: Services, row: Row) -> dict[str, object]:
-    return _shown(row, await services.store.read(delivery_facts, [row["id"]]))
+    return _shown(services, row, await services.store.read(delivery_facts, [row["id"]]))
 
 
-def _shown(row: Row, facts: Mapping[str, Row]) -> dict[str, object]:
+def _shown(services: Services, row: Row, facts: Mapping[str, Row]) -> dict[str, object]:
     its = facts.get(row["id"], {})
     counts = {name: its.get(name, 0) for name in ("firing", "waiting", "dropped")}
     at = its.get("delivered_at")
-    problems = []
-    if (failed_at := its.get("failed_at")) is not None:
-        message = f"the last message did not arrive, at {failed_at:%Y-%m-%dT%H:%M:%SZ}: {its['error']}"
-        problems.append({"reason": "NotDelivered", "message": message})
+    selects = services.alerts.selects_any(row["namespace"], row["spec"])
+    facts_of_it = AlertFacts(row["namespace"], row["name"], its.get("failed_at"), its.get("error") or "", selects)
+    problems = [it._asdict() for it in alert_problems(facts_of_it)]
     return as_object("Alert", row, {**counts, **({} if at is None else {"lastDeliveryTime": at}), "problems": problems})

@@ -5,8 +5,10 @@ one transaction, without the pipeline.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -19,18 +21,23 @@ from server.jobs import notices
 from server.resources import manifests
 from server.resources.grants import Grant
 from server.resources.manifests import AlertCredentials
+from server.resources.selectors import selector_matches
+from server.resources.specs import LabelSelector
 from server.resources.targets import grant_errors
 from server.resources.versions import Condition, unconditional, version_of
 from server.store import news
 from server.store.alerts import AlertChange, all_alerts, change_alerts, count_alerts, find_alert
 from server.store.engine import Store
-from server.store.rows import AlertRow, Row
+from server.store.rows import AlertRow, RepositoryRow, Row, ScheduleRow
 from server.store.tables import Actor
 
 log = logging.getLogger(__name__)
 
 MAX_ALERTS = 100
 """The most Alerts of a namespace."""
+
+MAX_COMPARED = 1000
+"""How many objects' labels are compared with an Alert's selector before it counts as one that selects something."""
 
 Understood = Callable[[Sequence[str]], Awaitable[Iterable[FieldError]]]
 """Returns errors of URLs that nothing here can call."""
@@ -112,6 +119,10 @@ class Alerts:
         """What the Alerts of a namespace may see and call now."""
         return self._catalog.grant(namespace)
 
+    def selects_any(self, namespace: str, raw_spec: Mapping[str, Any]) -> bool:
+        """Whether an Alert selects anything: see `selects_any`."""
+        return selects_any(self._catalog, namespace, raw_spec)
+
     def credentials(self, row: AlertRow) -> AlertCredentials | None:
         """Where an Alert's messages go; None when it does not say, or when the vault cannot open it."""
         try:
@@ -162,6 +173,17 @@ class Alerts:
             now,
             self._vault.seal(parsed.credentials) if parsed.credentials is not None else None,
         )
+
+
+def selects_any(catalog: Catalog, namespace: str, raw_spec: Mapping[str, Any]) -> bool:
+    """Whether an Alert selects any Schedule or Repository, or would if there were one."""
+    spec = manifests.alert_spec(raw_spec)
+    if not spec.enabled or spec.selector == LabelSelector():
+        return True
+    declared: list[ScheduleRow | RepositoryRow] = [*catalog.schedules.values(), *catalog.repositories.values()]
+    is_fleet = spec.scope == "Fleet"
+    labels = list(islice((it.labels for it in declared if is_fleet or it.namespace == namespace), MAX_COMPARED + 1))
+    return not 0 < len(labels) <= MAX_COMPARED or any(selector_matches(spec.selector, it) for it in labels)
 
 
 def tell_of_alerts(conn: Connection, store: Store, at: datetime, *, declared: bool) -> None:

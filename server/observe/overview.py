@@ -11,7 +11,16 @@ from typing import Literal, NamedTuple
 from msgspec import Struct
 
 from server.fleet.expected import span
-from server.observe.problems import MAX_NAMED, Coverage, Problem, named, of_hosts, schedule_problems
+from server.observe.problems import (
+    MAX_NAMED,
+    AlertFacts,
+    Coverage,
+    Problem,
+    alert_problems,
+    named,
+    of_hosts,
+    schedule_problems,
+)
 
 MAX_ITEMS = 20
 """How many objects of a section are named before they are only counted."""
@@ -30,6 +39,7 @@ SectionName = Literal[
     "repositories",
     "agents",
     "controllers",
+    "alerts",
     "server",
     "incomplete",
     "suspended",
@@ -45,6 +55,7 @@ SECTIONS: Mapping[SectionName, tuple[str, ...]] = {
     "repositories": ("WrongPassword", "NoRepository", "Locked", "NoPassword"),
     "agents": ("ClockSkew", "DuplicateAgent"),
     "controllers": ("NotFollowing",),
+    "alerts": ("NotDelivered", "SelectsNothing"),
     "server": ("NotWriting",),
     "incomplete": ("RunsIncomplete",),
     "suspended": ("Disabled",),
@@ -64,6 +75,7 @@ TITLES: Mapping[SectionName, str] = {
     "repositories": "Repositories",
     "agents": "Agents",
     "controllers": "Controllers",
+    "alerts": "Alerts",
     "server": "Server",
     "incomplete": "Incomplete",
     "suspended": "Suspended",
@@ -218,6 +230,7 @@ class Facts(NamedTuple):
     controllers: Sequence[tuple[str, Sequence[Problem]]]
     running: Sequence[RunningJob]
     days: Sequence[Day]
+    alerts: Sequence[AlertFacts] = ()
 
 
 def overview(facts: Facts) -> Overview:
@@ -293,6 +306,9 @@ def _troubles(facts: Facts) -> Iterator[tuple[SectionName, Trouble]]:
             names = repository.namespace, repository.name
             section = "repositories" if problem.reason == "NotGranted" else section_of(problem.reason, "repositories")
             yield section, Trouble("Repository", *names, *problem, path)
+    for alert in facts.alerts:
+        for problem in alert_problems(alert):
+            yield "alerts", Trouble("Alert", alert.namespace, alert.name, *problem, "/problems")
     for controller, problems in facts.controllers:
         for problem in problems:
             yield "controllers", Trouble("Controller", "", controller, *problem, "/problems")
@@ -410,6 +426,7 @@ _WORDS: Mapping[SectionName, tuple[str, str]] = {
     "repositories": ("repository cannot be used", "repositories cannot be used"),
     "agents": ("agent has a problem", "agents have a problem"),
     "controllers": ("controller is in trouble", "controllers are in trouble"),
+    "alerts": ("Alert tells nobody", "Alerts tell nobody"),
     "server": ("server is in trouble", "servers are in trouble"),
     "incomplete": ("run left something undone", "runs left something undone"),
     "suspended": ("Schedule is disabled", "Schedules are disabled"),

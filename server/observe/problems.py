@@ -146,6 +146,29 @@ def repository_problems(
     return found
 
 
+class AlertFacts(NamedTuple):
+    """An Alert. `failed_at`: when its last message did not arrive, None if it did; `error`: why. `selects`: whether its
+    selector selects any Schedule or Repository."""
+
+    namespace: str
+    name: str
+    failed_at: datetime | None
+    error: str
+    selects: bool
+
+
+def alert_problems(alert: AlertFacts) -> list[Problem]:
+    """The problems of an Alert: nobody is told by it."""
+    found = []
+    if alert.failed_at is not None:
+        message = f"the last message did not arrive, at {alert.failed_at:%Y-%m-%dT%H:%M:%SZ}: {alert.error}"
+        found.append(Problem("NotDelivered", message))
+    if not alert.selects:
+        message = "its selector selects no Schedule and no Repository: change spec.selector, or their labels"
+        found.append(Problem("SelectsNothing", message))
+    return found
+
+
 def problems_of_repository(
     health: outcomes.Health, access: Access, id_: str, spec: Mapping[str, Any], created: datetime, now: datetime
 ) -> list[Problem]:

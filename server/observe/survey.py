@@ -12,6 +12,7 @@ import msgspec
 
 from server.agents.hub import Hub
 from server.agents.session import Session
+from server.changes.alerts import selects_any
 from server.events import DeclarationChanged, Event
 from server.fleet.catalog import Catalog, full_name
 from server.fleet.placement import HostState, Placement
@@ -40,12 +41,13 @@ from server.observe.overview import (
     not_connected,
     section_of,
 )
-from server.observe.problems import Problem, problems_of_repository
+from server.observe.problems import AlertFacts, Problem, problems_of_repository
 from server.resources.selectors import selector_matches
 from server.resources.specs import LabelSelector
-from server.store import days
+from server.store import alerts, days
 from server.store import hosts as host_statements
 from server.store import jobs as job_statements
+from server.store.alerts import AlertStanding
 from server.store.engine import Store
 from server.store.ownership import probe
 from server.store.rows import RepositoryRow, ScheduleRow
@@ -148,6 +150,7 @@ class Surveyor:
             [] if namespace else self._controller_problems(),
             running,
             [Day(*by_day[day]) if day in by_day else Day(day) for day in shown],
+            [self._alert(it) for it in await self._store.read(alerts.standings, namespace)],
         )
         return overview.overview(facts)
 
@@ -307,6 +310,10 @@ class Surveyor:
         problems = problems_of_repository(self._health, access, row.id, row.spec, row.created_at, now)
         is_verified, must_be = self._health.verified(row.id) is not None, row.spec.get("verifyWithinDays") is not None
         return RepositoryFacts(row.namespace, row.name, problems, is_verified, must_be)
+
+    def _alert(self, alert: AlertStanding) -> AlertFacts:
+        selects = selects_any(self._catalog, alert.namespace, alert.spec)
+        return AlertFacts(alert.namespace, alert.name, alert.failed_at, alert.error or "", selects)
 
     async def _host_troubles(self, survey: Survey, namespace: str, hanging: Collection[str]) -> list[HostTroubles]:
         """What is wrong with hosts. `hanging`: those on which a job of no schedule hangs."""

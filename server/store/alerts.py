@@ -1,8 +1,8 @@
 """Statements on Alerts, on what each has told, and on the messages that are still to be delivered."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -215,6 +215,26 @@ def waiting(conn: Connection) -> dict[str, int]:
     count = sa.func.count(DELIVERIES.c.target.distinct())
     found = sa.select(DELIVERIES.c.owner, count).group_by(DELIVERIES.c.owner)
     return {row[0]: row[1] for row in conn.execute(found)}
+
+
+class AlertStanding(NamedTuple):
+    """How an Alert stands. `failed_at`: when its last message did not arrive, None if it did; `error`: why."""
+
+    namespace: str
+    name: str
+    spec: Mapping[str, Any]
+    failed_at: datetime | None
+    error: str | None
+
+
+def standings(conn: Connection, namespace: str) -> list[AlertStanding]:
+    """How the Alerts of a namespace stand, or all, by namespace and name."""
+    columns = ALERTS.c.namespace, ALERTS.c.name, ALERTS.c.spec, ALERT_STATES.c.failed_at, ALERT_STATES.c.error
+    joined = ALERTS.outerjoin(ALERT_STATES, ALERT_STATES.c.owner == ALERTS.c.id)
+    found = sa.select(*columns).select_from(joined).order_by(*columns[:2])
+    if namespace:
+        found = found.where(ALERTS.c.namespace == namespace)
+    return [AlertStanding(**row) for row in all_rows(conn, found)]
 
 
 def undelivered(conn: Connection) -> list[tuple[str, str]]:

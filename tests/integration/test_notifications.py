@@ -134,6 +134,26 @@ async def test_what_a_receiver_does_not_take_is_sent_again_and_the_status_says_w
     assert {call.path for call in receiver.calls} == {"/hook"}
 
 
+async def test_that_an_alert_tells_nobody_is_told_by_the_overview(
+    api: httpx.AsyncClient, declare: Declare, receiver: Receiver, until: Until
+) -> None:
+    (await alert(api, f"http://127.0.0.1:{free_port()}/nothing")).raise_for_status()
+    await alert(api, receiver.url, name="blind", selector={"matchLabels": {"tier": "db"}})
+    await alert(api, receiver.url, name="off", selector={"matchLabels": {"tier": "db"}}, enabled=False)
+    await declare(hostSelector={"matchLabels": {"tier": "db"}})
+
+    async def told() -> bool:
+        overview = (await api.get("/overview")).json()
+        items = [it for section in overview["sections"] if section["name"] == "alerts" for it in section["items"]]
+        assert overview["answer"] == "no"
+        told = {(it["kind"], it["name"], it["reason"]) for it in items}
+        return told == {("Alert", "on-call", "NotDelivered"), ("Alert", "blind", "SelectsNothing")}
+
+    await until(told)
+    assert [it["reason"] for it in (await status(api, "blind"))["problems"]] == ["SelectsNothing"]
+    assert (await status(api, "off"))["problems"] == []
+
+
 async def test_a_dead_url_holds_up_no_other(
     api: httpx.AsyncClient, declare: Declare, receiver: Receiver, until: Until
 ) -> None:

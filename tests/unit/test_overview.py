@@ -26,7 +26,7 @@ from server.observe.overview import (
     ScheduleFacts,
     overview,
 )
-from server.observe.problems import Access, Coverage, Problem, repository_problems
+from server.observe.problems import Access, AlertFacts, Coverage, Problem, repository_problems
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 3, 29, 3, tzinfo=UTC)
@@ -87,6 +87,8 @@ FROM = {
     "NothingDeclared": facts(schedules=[]),
     "NotWriting": facts(refuses="the disk is full"),
     "NotFollowing": facts(controllers=[("folder", [Problem("NotFollowing", "it is silent")])]),
+    "NotDelivered": facts(alerts=[AlertFacts("ns", "on-call", NOW, "it answered 503", selects=True)]),
+    "SelectsNothing": facts(alerts=[AlertFacts("ns", "on-call", None, "", selects=False)]),
     "NeverVerified": of_repository(verified=False),
     "NotVerified": of_repository(*repository_problems(ACCESS, None, 1, None, NOW.replace(day=1), NOW)),
     **{it: of_repository(Problem(it, "it is so")) for it in sorted(REPOSITORY_REASONS)},
