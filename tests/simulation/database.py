@@ -252,9 +252,8 @@ class Database:
 
     def in_the_way(self, host: str, schedule_id: str, due: datetime) -> Sequence[str]:
         """The open runs for which a due time is left out."""
-        if (known := self._refused.pop((host, schedule_id, due), None)) is not None:
-            return known
-        return self._runs(host, schedule_id)
+        known = self._refused.get((host, schedule_id, due))  # which may be heard twice: it was fired again
+        return known if known is not None else self._runs(host, schedule_id)
 
     def _runs(self, host: str, schedule_id: str) -> list[str]:
         return [row.job.id for row in self.open[host].values() if row.scheduled_id == schedule_id]
