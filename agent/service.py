@@ -33,7 +33,8 @@ class Config(Struct, frozen=True):
     """The agent's host and its server. `url`: the server's, ws:// or wss://, with the path /agent.
 
     `token`, `ca_file`, `explain`: see `Link`. `allowed_hooks`: the programs that jobs may run as hooks, for the
-    hello; None when they are not known.
+    hello; None when they are not known. `max_jobs`: how many jobs the server is to have this host run at once.
+    `drain_s`: seconds for which a stop waits for running jobs before it interrupts them.
     """
 
     host: str
@@ -42,6 +43,8 @@ class Config(Struct, frozen=True):
     ca_file: Path | None = None
     explain: Callable[[Exception], str] = error_text
     allowed_hooks: Sequence[str] | None = None
+    max_jobs: int | None = None
+    drain_s: float = 0.0
 
     def __repr__(self) -> str:
         return f"Config(host={self.host!r}, url={self.url!r})"
@@ -92,8 +95,9 @@ class Service:
         rng: random.Random | None = None,
         restic: Restic | None = None,
     ) -> None:
-        self.core = Core(config.host, state, __version__, uuid.uuid4().hex, config.allowed_hooks)
+        self.core = Core(config.host, state, __version__, uuid.uuid4().hex, config.allowed_hooks, config.max_jobs)
         self.metrics = Metrics(self.core)
+        self._drain_s = config.drain_s
         self._clock = clock
         self._journal = journal
         self._jobs = jobs
@@ -118,6 +122,7 @@ class Service:
                 clock = self._tasks.create_task(self._report_clock(), name="clock")
                 self.perform(self.core.started(self._clock()))
                 await self._stopping.wait()
+                await self._drain()
                 self._scheduler.stop()
                 await scheduler
                 await self._end_jobs()
@@ -130,7 +135,8 @@ class Service:
             self._ended.set()
 
     async def stop(self) -> None:
-        """Interrupt running jobs, report their ends if the server is connected, and have `run` return.
+        """Wait for running jobs for `drain_s`, interrupt those that are left, report their ends if the server is
+        connected, and have `run` return.
 
         Idempotent. It may be called before `run`.
         """
@@ -148,6 +154,19 @@ class Service:
     async def _look_at_restic(self) -> None:
         if self._restic is not None and self.core.restic_found(await self._restic.version()):
             await self._link.reconnect()
+
+    async def _drain(self) -> None:
+        """Begin nothing more, and let running jobs end, for `drain_s`."""
+        if self._drain_s <= 0:
+            return
+        self.perform(self.core.drain(self._clock()))
+        if running := self.core.running:
+            log.info("waiting for running jobs to end", extra={"jobs": running, "seconds": self._drain_s})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_s):
+                while self.core.busy:
+                    self._settled.clear()
+                    await self._settled.wait()
 
     async def _end_jobs(self) -> None:
         self.perform(self.core.stop())

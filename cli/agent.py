@@ -23,12 +23,15 @@ log = logging.getLogger(__name__)
 
 
 class Local(NamedTuple):
-    """How an agent runs jobs on its host; see `Runner`."""
+    """How an agent runs jobs on its host; see `Runner`. `max_jobs`: how many at once; None for any number.
+    `drain_s`: see `Config`."""
 
     restic: str
     root: Path = Path("/")
     allow_hooks: tuple[str, ...] = ()
     allow_unconfined: bool = False
+    max_jobs: int | None = None
+    drain_s: float = 0.0
 
 
 def gateway_url(server: str) -> str:
@@ -80,7 +83,16 @@ async def agent(
         remedy = "boot Linux 5.13 or newer with Landlock; until then jobs of namespaces that are granted paths fail"
         log.warning("the kernel cannot confine restic", extra={} if local.allow_unconfined else {"remedy": remedy})
     journal, memory = Journal.open(data / "journal.jsonl")
-    config = Config(host, gateway_url(server), token, ca_file, reason(server, ca_file), local.allow_hooks)
+    config = Config(
+        host,
+        gateway_url(server),
+        token,
+        ca_file,
+        reason(server, ca_file),
+        local.allow_hooks,
+        local.max_jobs,
+        local.drain_s,
+    )
     runner = Runner(
         local.restic,
         data / "cache",

@@ -84,6 +84,15 @@ def fact_lines(facts: Facts) -> list[str]:
     return [f"{name + ':':{width}}  {value}" for name, value in known]
 
 
+def drained(drain: Item | None) -> str | None:
+    """Whether a host is drained, why, and what runs there still; None where it is not."""
+    if drain is None:
+        return None
+    whys = {"Declared": "its Host says so", "Asked": f"{drain['by']} asked for it", "AgentStops": "its agent stops"}
+    left = "nothing runs" if drain["done"] else f"{drain['jobs']} jobs still run"
+    return f"{left}; {whys.get(drain['reason'], drain['reason'])}"
+
+
 def _host(source: _Source, host: Item) -> tuple[Facts, Iterable[Section]]:
     skew = host["clock_skew_seconds"]
     facts = [
@@ -98,6 +107,8 @@ def _host(source: _Source, host: Item) -> tuple[Facts, Iterable[Section]]:
         ("Versions", f"desired {host['desired_version']}, applied {host['applied_version']}"),
         ("In sync", "yes" if host["in_sync"] else "no"),
         ("Schedules", host["schedules"]),
+        ("Jobs at once", host.get("max_concurrent_jobs")),
+        ("Drained", drained(host.get("drain"))),
     ]
     left_out = [(it["schedule"], it["reason"]) for it in host["left_out"]]
     return facts, [

@@ -1,7 +1,9 @@
-"""Carries out `create host`, `enrol` and `revoke`."""
+"""Carries out `create host`, `enrol`, `revoke`, `drain` and `undrain`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from time import monotonic, sleep
+from typing import Any
 from urllib.parse import quote
 
 import click
@@ -10,6 +12,9 @@ from cli.client import Client
 from cli.logs import local_time
 from cli.options import Access
 from cli.terminal import is_shown, note, say
+
+POLL_S = 1.0
+"""Seconds between two looks at a host that is being drained."""
 
 
 def create(access: Access, name: str, labels: Sequence[str]) -> None:
@@ -39,6 +44,48 @@ def revoke(access: Access, host: str) -> None:
     """Revoke a host's key."""
     Client(access).request("DELETE", f"{_path(host)}/key")
     say(f"the key of {host} is revoked, and its agent is disconnected")
+
+
+def drain(access: Access, host: str, *, wait: bool, timeout_s: float | None) -> None:
+    """Have nothing new begin on a host, and wait until nothing runs there, telling of what does.
+
+    Raises click.ClickException when that takes longer than `timeout_s`.
+    """
+    client = Client(access)
+    drained = client.request("PUT", f"{_path(host)}/drain")["drain"]
+    note(f"{host} begins nothing new, until `lamplighter undrain {host}`")
+    until = None if timeout_s is None else monotonic() + timeout_s
+    told = ""
+    while wait and drained is not None and not drained["done"]:
+        running = list(client.items("/jobs", host=host, status="running"))
+        if (now := _waiting(host, drained["jobs"], running)) != told:
+            note(told := now)
+        if until is not None and monotonic() >= until:
+            raise click.ClickException(f"{host} still runs {drained['jobs']} jobs: it stays drained, and they go on")
+        sleep(POLL_S)
+        drained = client.request("GET", _path(host))["drain"]
+    if drained is not None and drained["done"]:
+        say(f"{host} is drained: nothing runs there")
+    elif wait:
+        raise click.ClickException(f"{host} is not drained any more: somebody else undrained it")
+
+
+def _waiting(host: str, count: int, running: Sequence[Mapping[str, Any]]) -> str:
+    jobs = ", ".join(f"{it['kind']} of {it['schedule'] or it['actor_id']}{_done(it['progress'])}" for it in running)
+    return f"{host} still runs {count} job{'s' * (count != 1)}{jobs and ': ' + jobs}"
+
+
+def _done(progress: Mapping[str, Any] | None) -> str:
+    fraction = (progress or {}).get("fraction")
+    return f" ({fraction:.0%})" if fraction else ""
+
+
+def undrain(access: Access, host: str) -> None:
+    """Have jobs begin on a host again."""
+    drained = Client(access).request("DELETE", f"{_path(host)}/drain")["drain"]
+    if drained is not None and drained["reason"] == "Declared":
+        raise click.ClickException(f"{host} stays drained, since its Host says so: set its spec.drain to false")
+    say(f"{host} is not drained any more, and makes up for what it missed")
 
 
 def _path(host: str) -> str:

@@ -77,7 +77,7 @@ for _command in (
     *(overview.status, planning.plan, objects.get, objects.describe, objects.events),
     *(remote.jobs, remote.run, remote.cancel, remote.job_logs),
     *(remote.restore, remote.snapshots, remote.ls),
-    *(remote.create, objects.delete, remote.enrol, remote.revoke),
+    *(remote.create, objects.delete, remote.enrol, remote.revoke, remote.drain, remote.undrain),
     *(about.version, about.completion),
 ):
     main.add_command(_command)

@@ -61,6 +61,13 @@ allow_unconfined = option(
     help="Run jobs of namespaces with granted paths even if the kernel cannot confine them (Landlock, Linux 5.13 or "
     "newer). A symbolic link can then lead such a job out of its paths.",
 )
+max_jobs = option(
+    "--max-concurrent-jobs",
+    "max_jobs",
+    type=click.IntRange(min=1),
+    show_default="any number",
+    help="How many jobs run on this host at once, of all Schedules; others wait for their turn.",
+)
 grants = option(
     "--grants", type=FILE, help="File with what each namespace may reach (YAML).", show_default="everything"
 )

@@ -180,7 +180,8 @@ def _body(requests: _Requests) -> Object:
             deletes.append({"kind": key.kind, "namespace": key.namespace, "name": key.name})
         elif key.kind == "Host":
             labels = host_labels(change.resource, requests.observed.get(key), owner)
-            puts.append({"kind": "Host", "metadata": {"name": key.name, "labels": labels}})
+            spec = {"spec": change.resource.spec} if change.resource.spec else {}
+            puts.append({"kind": "Host", "metadata": {"name": key.name, "labels": labels}, **spec})
         else:
             body = manifest(change, owner)
             puts.append({**body, "metadata": {**body["metadata"], "namespace": key.namespace}})

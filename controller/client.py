@@ -151,9 +151,10 @@ class Client:
             if refused.status != httpx.codes.NOT_FOUND:
                 raise
 
-    async def put_host(self, name: str, labels: Mapping[str, str]) -> Object:
-        """Create a host, or replace its labels."""
-        return await self._ask("PUT", _path("hosts", name), body={"labels": dict(labels)})
+    async def put_host(self, name: str, labels: Mapping[str, str], spec: Mapping[str, Any] | None = None) -> Object:
+        """Create a host, or replace its labels and its spec. `spec`: None where it is to stay as it is."""
+        body = {"labels": dict(labels)} | ({} if spec is None else {"spec": spec})
+        return await self._ask("PUT", _path("hosts", name), body=body)
 
     async def delete_host(self, name: str) -> None:
         """Delete a host. A missing one is no error."""

@@ -169,9 +169,9 @@ def host_labels(resource: Resource, was: Observed | None, owner: str) -> Any:
 
 
 def observe(answer: Object) -> Observed:
-    """A resource in an answer of the server. A host has no metadata; only its labels are declared."""
+    """A resource in an answer of the server. A host has no metadata."""
     if "metadata" not in answer:
-        return Observed(0, answer["labels"], {})
+        return Observed(0, answer["labels"], answer.get("spec", {}))
     metadata = answer["metadata"]
     return Observed(metadata["generation"], metadata["labels"], answer["spec"])
 
@@ -283,4 +283,5 @@ async def _make_host(change: Change, was: Observed | None, client: Client, owner
     if isinstance(change, Delete):
         await client.delete_host(change.key.name)
         return Outcome(change, was)
-    return Outcome(change, was, await client.put_host(change.key.name, host_labels(change.resource, was, owner)))
+    labels, spec = host_labels(change.resource, was, owner), change.resource.spec or {}
+    return Outcome(change, was, await client.put_host(change.key.name, labels, spec))

@@ -57,6 +57,7 @@ from server.gateway.last_seen import LastSeen
 from server.jobs.active import ActiveAttempts
 from server.jobs.credentials import HostCredentials
 from server.jobs.dispatcher import Dispatcher
+from server.jobs.limits import Limits
 from server.jobs.outcomes import Outcomes
 from server.jobs.progress import ProgressWriter
 from server.jobs.queue import JobQueue
@@ -212,12 +213,14 @@ def assemble(
     repository_states = RepositoryStates(catalog, placement, events)
     credentials = HostCredentials(catalog, placement, active, vault)
     hub = Hub(credentials, events, clock)
+    limits = Limits(placement, hub.session)
     queue = JobQueue(
         store.server,
         repository_states.limit,
         placement.schedule_of,
         repository_states.url,
         repository_states.namespace,
+        limits.gates_of,
         is_shared=store.is_shared,
     )
     dispatcher = Dispatcher(store.submit, queue, active, hub, repository_states, events, clock)
@@ -267,6 +270,7 @@ def assemble(
         active=active,
         repository_name=repository_states.name,
         repository_limit=repository_states.limit,
+        limits=limits,
         health=health,
         coverage=coverage,
         controllers=controllers,

@@ -58,6 +58,12 @@ class HostDisconnected(Struct, frozen=True):
     session: int = 0
 
 
+class HostDraining(Struct, frozen=True):
+    """A host begins nothing new, and what runs there may have changed."""
+
+    host: str
+
+
 class DuplicateAgent(Struct, frozen=True):
     """A second agent of a host was refused, or has stopped trying to connect."""
 
@@ -165,6 +171,7 @@ class NotificationsChanged(Struct, frozen=True):
 Event = (
     DeclarationChanged
     | HostConnected
+    | HostDraining
     | HostDisconnected
     | DuplicateAgent
     | HostAcked

@@ -13,6 +13,7 @@ from server.agents.session import HelloFacts
 from server.fleet.placement import PlacedSchedule, encoded_entry
 from server.jobs.fires import NewJob
 from server.jobs.kinds import ConcurrencyLimit
+from server.jobs.limits import GateLimit, gate_of_host
 from server.jobs.queue import Arrival, Cancelling, Ended, Ending, JobQueue, Outcome, Recorded, Recording, Taken, wire_id
 from server.jobs.waiting import waits_for
 from server.resources.manifests import schedule_spec
@@ -95,8 +96,9 @@ def job(
 class Jobs:
     """A server's queue over a database that knows these hosts.
 
-    `limits`: of repositories, by id. `retry`: the rule by which schedules try again. `gone`: those that were deleted.
-    `ended`: jobs that the queue ended itself, and how. `asked`: those whose hosts it asked to end them.
+    `limits`: of repositories, by id; `of_hosts`: how many jobs each may run at once. `retry`: the rule by which
+    schedules try again. `gone`: those that were deleted. `ended`: jobs that the queue ended itself, and how.
+    `asked`: those whose hosts it asked to end them.
     """
 
     def __init__(
@@ -110,13 +112,18 @@ class Jobs:
     ) -> None:
         self.conn = conn
         self.limits = {} if limits is None else dict(limits)
+        self.of_hosts: dict[str, int] = {}
         self.retry = Retry(limit=0, backoff_seconds=60)
         self.gone: set[str] = set()
         self.now = NOON
         self.ended: dict[str, JobFinished] = {}
         self.asked: list[str] = []
         self.queue = JobQueue(
-            server, lambda name: self.limits.get(name, ConcurrencyLimit()), self._schedule, is_shared=is_shared
+            server,
+            lambda name: self.limits.get(name, ConcurrencyLimit()),
+            self._schedule,
+            gates_of=self._gates,
+            is_shared=is_shared,
         )
         upsert_hosts(conn, [HostRow(name, {}, NOON, NOON) for name in hosts])
 
@@ -124,6 +131,9 @@ class Jobs:
         if not schedule_id or schedule_id in self.gone:
             return None
         return msgspec.structs.replace(_SCHEDULE, spec=msgspec.structs.replace(_SCHEDULE.spec, retry=self.retry))
+
+    def _gates(self, host: str, _schedule_id: str) -> list[GateLimit]:
+        return [GateLimit(gate_of_host(host), self.of_hosts[host], host=host)] if host in self.of_hosts else []
 
     # Events. Each method returns the ids of the jobs that are sent.
 
@@ -174,10 +184,20 @@ class Jobs:
         (accepted,) = self.queue.accept(self.conn, [Taken(row.host, [wire_id(row)], self.now)])
         return [*accepted.job_ids]
 
-    def connected(self, host: str, running: Collection[str] = ()) -> list[str]:
+    def drain(self, host: str, *, on: bool = True) -> list[str]:
+        """Nothing new is to begin on a host, or it is to again."""
+        row = HostRow(host, {}, NOON, NOON, drained_by="me" if on else "", drains=on)
+        upsert_hosts(self.conn, [row])
+        return self.sent(*self.queue.drain(self.conn, [([(host, on)], self.now)]))
+
+    def agent_stops(self, host: str) -> list[str]:
+        """A host's agent begins nothing more."""
+        return self.sent(*self.queue.agent_stops(self.conn, [(host, self.now)]))
+
+    def connected(self, host: str, running: Collection[str] = (), *, stops: bool = False) -> list[str]:
         """A host says hello, and which attempts it has."""
         facts = HelloFacts("1.2") if self.queue.is_shared else None
-        ((outcome, *_),) = self.queue.arrived(self.conn, [Arrival(host, running, self.now, "process", facts)])
+        ((outcome, *_),) = self.queue.arrived(self.conn, [Arrival(host, running, self.now, "process", facts, stops)])
         return self.sent(outcome)
 
     def disconnected(self, host: str) -> tuple[list[str], bool]:
@@ -210,6 +230,14 @@ class Jobs:
         self.limits[repository] = now
         change = self.queue.relimit if before.per_host == now.per_host else self.queue.move_lanes
         return self.sent(*change(self.conn, [(repository, self.now)]))
+
+    def limit_host(self, host: str, limit: int | None) -> list[str]:
+        """How many jobs a host may run at once changes; None for any number."""
+        if limit is None:
+            self.of_hosts.pop(host, None)
+        else:
+            self.of_hosts[host] = limit
+        return self.sent(*self.queue.open_gates(self.conn, [([gate_of_host(host)], self.now)]))
 
     def cancel(self, *job_ids: str, why: str = "me") -> list[str]:
         """Somebody wants jobs to end."""

@@ -130,6 +130,8 @@ class Hello(Struct, frozen=True, omit_defaults=True):
       schedule.ack follows. `left_out_count`: their number, including those that are not listed.
     - `allowed_hooks`: the programs that the agent runs as hooks; None if it does not say, or allows too many to list.
     - `restic_version`: restic's own, such as 0.18.0; empty from agents that do not say, or have found no restic.
+    - `max_jobs`: how many jobs the agent is to run at once; None for any number.
+    - `stops`: whether the agent begins nothing more, as it is about to end.
     """
 
     host: HostName
@@ -146,6 +148,8 @@ class Hello(Struct, frozen=True, omit_defaults=True):
     left_out_count: Count = 0
     allowed_hooks: Annotated[list[Annotated[str, Meta(max_length=MAX_HOOK)]], Meta(max_length=MAX_HOOKS)] | None = None
     restic_version: Annotated[str, Meta(max_length=64)] = ""
+    max_jobs: Annotated[int, Meta(ge=1, le=2**31)] | None = None
+    stops: bool = False
 
 
 class RepoCredentials(Struct, frozen=True):
@@ -342,10 +346,14 @@ class JobFinished(Struct, frozen=True, omit_defaults=True):
     reason: Annotated[str, Meta(max_length=64)] = ""
 
 
-class AgentClock(Struct, frozen=True):
-    """agent → server, every minute: what the agent's clock shows, since it may drift or be set while connected."""
+class AgentClock(Struct, frozen=True, omit_defaults=True):
+    """agent → server, every minute: what the agent's clock shows, since it may drift or be set while connected.
+
+    `stops`: whether the agent begins nothing more, as it is about to end.
+    """
 
     now: Time
+    stops: bool = False
 
 
 class JobConfirmed(Struct, frozen=True):

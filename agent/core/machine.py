@@ -33,6 +33,7 @@ from agent.core.timetable import CORRECTION, NEVER, Timetable
 from wire.messages import (
     MAX_HOOK,
     MAX_HOOKS,
+    AgentClock,
     CommandCancel,
     CommandRun,
     FromServer,
@@ -81,6 +82,7 @@ class Core:
         version: str = "",
         instance: str = "",
         allowed_hooks: Sequence[str] | None = None,
+        max_jobs: int | None = None,
     ) -> None:
         self.host = host
         self.instance = instance
@@ -89,8 +91,10 @@ class Core:
         fits = len(allowed_hooks or ()) <= MAX_HOOKS and all(len(path) <= MAX_HOOK for path in allowed_hooks or ())
         self._allowed_hooks = sorted(allowed_hooks) if allowed_hooks is not None and fits else None
         self._restic_version = ""
+        self._max_jobs = max_jobs
         self.connected = False
         self.stopping = False
+        self.draining = False
         self._repositories: dict[str, Repository] = {}
         self._table: Timetable | None = None  # None while a push is being applied
         self._pushes: deque[Push] = deque()
@@ -102,13 +106,22 @@ class Core:
     @property
     def wake_at(self) -> datetime:
         """When, by the host's clock, `tick` has work to do; NEVER while there is none."""
-        next_at = self._table.next_at if self._table is not None and not self.stopping else NEVER
+        next_at = self._table.next_at if self._table is not None and not self._begins_nothing else NEVER
         return self._clock.shown_at(next_at) if next_at < NEVER else NEVER
 
     @property
     def in_force(self) -> bool:
         """Whether the set is in force, and due times fire; not before it is built, nor while a push is applied."""
         return self._table is not None
+
+    @property
+    def _begins_nothing(self) -> bool:
+        return self.stopping or self.draining
+
+    @property
+    def running(self) -> int:
+        """How many jobs are running."""
+        return len(self.state.running)
 
     @property
     def busy(self) -> bool:
@@ -148,6 +161,8 @@ class Core:
             left_out_count,
             self._allowed_hooks,
             self._restic_version,
+            self._max_jobs,
+            self.draining,
         )
         effects: list[Effect] = [Send((hello,))]
         effects += frames(list(state.ends.values()), MAX_ENDS)
@@ -165,6 +180,12 @@ class Core:
         self._pushes.clear()
         return []
 
+    def drain(self, shown: datetime) -> list[Effect]:
+        """The process ends once its jobs have: begin nothing more, and tell the server so. What falls due meanwhile is
+        missed, and made up for by the next process."""
+        self.draining = True
+        return [Send((AgentClock(shown, stops=True),))] if self.connected else []
+
     def stop(self) -> list[Effect]:
         """The process is about to end: start nothing new, and stop running jobs as interrupted."""
         self.stopping = True
@@ -175,7 +196,7 @@ class Core:
     def tick(self, shown: datetime) -> list[Effect]:
         """Fire what is due, and notice a clock that was set back."""
         now = self._clock.now(shown)
-        if self._table is None or self.stopping:
+        if self._table is None or self._begins_nothing:
             return []
         effects: list[Effect] = []
         if self._latest is not None and now < self._latest - CORRECTION:
@@ -254,7 +275,7 @@ class Core:
         job_id = command.job_id
         if (known := self._answer_of_known(job_id, now) or self._answer_of_other_job(command, now)) is not None:
             return known
-        if self.stopping:  # the server sends it again after the next hello
+        if self._begins_nothing:  # the server sends it again after the next hello
             return []
         facts = {"kind": command.kind} | ({"schedule": name} if (name := self._name(command.schedule_id)) else {})
         log.info("job started", extra={"job": job_id, **facts})

@@ -22,6 +22,7 @@ from cli import logs, options
 @options.restic
 @options.allow_hooks
 @options.allow_unconfined
+@options.max_jobs
 @options.grants
 @options.schemes
 @options.keep_jobs
@@ -40,6 +41,7 @@ def up(
     restic: str,
     allow_hooks: tuple[str, ...],
     allow_unconfined: bool,
+    max_jobs: int | None,
     metrics_listen: str,
     log_format: str,
     log_level: str,
@@ -56,7 +58,8 @@ def up(
     from server.app import Config
 
     logs.setup(log_format, log_level)
-    address, local = options.address(listen), Local(restic, allow_hooks=allow_hooks, allow_unconfined=allow_unconfined)
+    address = options.address(listen)
+    local = Local(restic, allow_hooks=allow_hooks, allow_unconfined=allow_unconfined, max_jobs=max_jobs)
     config = Config(data_dir, *address, **settings)
     follow = partial(parts.up, folder, config, host, local, allow_empty=allow_empty, metrics_listen=metrics_listen)
     _run(follow)
@@ -173,6 +176,15 @@ def server(
 )
 @options.allow_hooks
 @options.allow_unconfined
+@options.max_jobs
+@options.option(
+    "--drain-seconds",
+    "drain_s",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds for which an agent that is asked to stop begins nothing new and waits for running jobs.",
+)
 @options.option(
     "--enrol",
     metavar="TOKEN",
@@ -193,6 +205,8 @@ def agent(
     root: Path,
     allow_hooks: tuple[str, ...],
     allow_unconfined: bool,
+    max_jobs: int | None,
+    drain_s: float,
     metrics_listen: str,
     log_format: str,
     log_level: str,
@@ -216,7 +230,7 @@ def agent(
         parts.enrol(server, enrol, host, data_dir, ca_file)
     path = parts.own_key(data_dir, token_file) or token_file or data_dir / "agent-token"
     token = options.token_reader(path, options.ENROL_OR_NAME)
-    how = parts.Local(restic, root, allow_hooks, allow_unconfined)
+    how = parts.Local(restic, root, allow_hooks, allow_unconfined, max_jobs, drain_s)
     _run(lambda stop: parts.agent(server, token, data_dir, host, how, stop, ca_file, metrics_listen))
 
 

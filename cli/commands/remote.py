@@ -226,3 +226,34 @@ def revoke(access: options.Access, host: str) -> None:
     from cli import hosts
 
     hosts.revoke(access, host)
+
+
+@click.command()
+@click.argument("host", shell_complete=completing.names("hosts"))
+@click.option("--wait/--no-wait", default=True, help="Whether to wait until nothing runs on the host; the default.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    help="Give up waiting after so many seconds. The host stays drained.",
+)
+@options.access
+def drain(access: options.Access, host: str, wait: bool, timeout_s: float | None) -> None:
+    """Have nothing new begin on HOST, and wait until what runs there has ended.
+
+    Due times that pass meanwhile are made up for once, after `lamplighter undrain HOST`.
+    """
+    from cli import hosts
+
+    hosts.drain(access, host, wait=wait, timeout_s=timeout_s)
+
+
+@click.command()
+@click.argument("host", shell_complete=completing.names("hosts"))
+@options.access
+def undrain(access: options.Access, host: str) -> None:
+    """Have jobs begin on HOST again, after `drain`."""
+    from cli import hosts
+
+    hosts.undrain(access, host)

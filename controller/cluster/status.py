@@ -186,9 +186,19 @@ def host_status(old: Status, state: SyncState, now: datetime) -> Status:
     others = [it for it in seen["problems"] if it["reason"] != "EntriesLeftOut"]
     conditions = [ready, *progress(ready), _host_in_sync(seen, left_out)]
     conditions.append(_degraded(others, "AgentWell", "its agent has no problem"))
+    conditions += _drained(seen.get("drain"))
     made = _status(old, state.generation, facts, conditions, now)
     unchanged = {**made, "lastSeen": old.get("lastSeen")} == old  # a new lastSeen alone is not written
     return old if unchanged else made
+
+
+def _drained(drain: Mapping[str, Any] | None) -> list[Condition]:
+    """Of a host that is being drained, whether nothing runs there any more."""
+    if drain is None:
+        return []
+    if drain["done"]:
+        return [condition("Drained", "True", "Drained", "nothing runs there, and nothing begins")]
+    return [condition("Drained", "False", "Draining", f"{drain['jobs']} jobs still run there, and none begins")]
 
 
 def _host_in_sync(seen: Mapping[str, Any], left_out: Sequence[Mapping[str, str]]) -> Condition:

@@ -102,10 +102,12 @@ class Syncer:
             self._hosts.put(key.name, None)
             return
         labels = body["metadata"].get("labels") or {}
+        given = (body.get("spec") or {}).items()
+        spec = {name: value for name, value in given if name != "nodeName" and value is not False}  # which is a default
         seen = self._hosts.get(key.name)
-        if seen is None or seen["labels"] != labels:
+        if seen is None or (seen["labels"], seen.get("spec", {})) != (labels, spec):
             self._server.check_reachable()
-            self._hosts.put(key.name, await self._client.put_host(key.name, labels))
+            self._hosts.put(key.name, await self._client.put_host(key.name, labels, spec))
 
     async def _sync_one_shot(self, key: Key, body: Object) -> None:
         """Request a Run or a Restore, or read its progress. The server carries it out once, by the object's uid."""

@@ -241,8 +241,6 @@ def _mistakes(document: Document) -> Iterator[Mistake]:
             yield document.mistake(f"metadata.{field}", "must be a DNS name: lower case letters, digits, '-' and '.'")
     if kind == "Secret":
         yield from _secret_mistakes(document)
-    if kind == "Host" and content.get("spec"):
-        yield document.mistake("spec", "a Host in a folder has no spec: remove it, and put labels into metadata.labels")
 
 
 def _secret_mistakes(document: Document) -> Iterator[Mistake]:

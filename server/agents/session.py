@@ -82,6 +82,10 @@ class Ended(Struct, frozen=True):
     ends: Sequence[JobFinished]
 
 
+class Stops(Struct, frozen=True):
+    """Store that the agent begins nothing more, as it is about to end."""
+
+
 class Reported(Struct, frozen=True):
     """Take progress and log lines of running jobs."""
 
@@ -118,9 +122,10 @@ class HelloFacts(Struct, frozen=True, omit_defaults=True):
     held_back: bool = False
     left_out: LeftOutEntries = NONE_LEFT_OUT
     restic_version: str = ""
+    max_jobs: int | None = None
 
 
-Effect = Send | Push | Fired | Acked | Accepted | Ended | Reported
+Effect = Send | Push | Fired | Acked | Accepted | Ended | Stops | Reported
 
 
 class Session:
@@ -135,6 +140,7 @@ class Session:
     - `duplicate_at`: when a second agent of this host was last refused.
     - `held_back`: whether pushes are held back, as nothing is declared here and the agent has another store's set.
     - `in_force_since`: since when the host is known to be in sync with the desired set; None while it is not.
+    - `max_jobs`: how many jobs the agent is to run at once, by its own option; None for any number.
     - `session`: the number of the current session; None while the host is disconnected.
     """
 
@@ -156,6 +162,7 @@ class Session:
         "held_back",
         "in_force_since",
         "left_out",
+        "max_jobs",
         "restic_version",
         "session",
     )
@@ -178,6 +185,7 @@ class Session:
         self.clock_skew_s: float | None = None
         self.duplicate_at: datetime | None = None
         self.held_back = False
+        self.max_jobs: int | None = None
         self.session: int | None = None
         self.in_force_since: datetime | None = None
         self._applied: EntrySet | None = None  # the last one that was known
@@ -286,6 +294,7 @@ class Session:
             self.held_back,
             self.left_out,
             self.restic_version,
+            self.max_jobs,
         )
 
     def adopt_hello(self, facts: HelloFacts) -> None:
@@ -297,6 +306,7 @@ class Session:
         self.clock_skew_s = facts.clock_skew_s
         self.held_back = facts.held_back
         self.left_out = facts.left_out
+        self.max_jobs = facts.max_jobs
 
     def adopt_ack(self, version: int, digest: str) -> None:
         """The host said to another server what it holds."""
@@ -334,6 +344,7 @@ class Session:
         self.capabilities = frozenset(map(sys.intern, hello.capabilities))
         self.allowed_hooks = None if hello.allowed_hooks is None else frozenset(map(sys.intern, hello.allowed_hooks))
         self.restic_version = sys.intern(hello.restic_version)
+        self.max_jobs = hello.max_jobs
         self.clock_skew_s = None
         if hello.now is not None and now is not None:
             self._check_clock(hello.now, now)
@@ -471,6 +482,8 @@ class Session:
             match message:
                 case ScheduleFire() if self.held_back:
                     pass  # a schedule of another store: the agent repeats the fire until something is declared here
+                case ScheduleFire() if self.desired.drains:
+                    pass  # the agent keeps it, and fires for all that it missed with its hello when that is over
                 case ScheduleFire():
                     fires.append((message, envelope_id))
                 case ScheduleAck():
@@ -483,8 +496,9 @@ class Session:
                     ends.append(message)
                 case JobProgress() | JobLog():
                     reports.append(message)
-                case AgentClock(theirs):
+                case AgentClock(theirs, stops):
                     self._check_clock(theirs, now)
+                    effects += [Stops()] if stops else []
         if fires:
             effects.append(Fired(fires))
         if accepted:

@@ -9,11 +9,10 @@ from starlette.responses import Response
 
 from server.api.answers import json_response
 from server.api.conditions import condition
-from server.api.hosts import find_host
+from server.api.hosts import find_host, version_of_row
 from server.api.requests import Query, actor, body, converted, has_body, object_body
 from server.api.services import Services
 from server.changes.enrolments import DEFAULT_S, LONGEST_S, SHORTEST_S
-from server.resources.versions import host_version
 from wire.messages import HostName
 
 
@@ -66,6 +65,6 @@ async def revoke_host_key(services: Services, request: Request) -> Response:
     """Revoke a host's key, and close the connection opened with it. Conditions are compared with the host."""
     Query(request)
     name, check = request.path_params["name"], condition(request)
-    check(host_version((await find_host(services, name))["labels"]))
+    check(version_of_row(await find_host(services, name)))
     await services.enrolments.revoke(actor(request), name)
     return Response(status_code=204)

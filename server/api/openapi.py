@@ -10,12 +10,13 @@ import msgspec
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Integer, Table
 
 import server
+from server.api.hosts import HIDDEN
 from server.api.operations import Operation
 from server.errors import MEDIA_TYPE
 from server.observe.fleet import DAYS, GOOD_STATE, STATES
 from server.observe.host_days import MAX_DAYS
 from server.resources import selectors
-from server.resources.manifests import API_VERSION, MAX_LABELS, MAX_SECRET, MAX_URL, MAX_URLS, METADATA
+from server.resources.manifests import API_VERSION, HOST, MAX_LABELS, MAX_SECRET, MAX_URL, MAX_URLS, METADATA
 from server.resources.schema import definition
 from server.resources.targets import MAX_TARGET, MAX_TARGETS
 from server.store.queue import COLUMNS as QUEUE_COLUMNS
@@ -171,6 +172,11 @@ def _schemas() -> dict[str, Schema]:
             "description": "Seconds by which its clock was ahead of the server's, when it last reported.",
         },
         "problems": _list_of("What is wrong with its agent.", "reason", "message"),
+        "max_concurrent_jobs": {
+            "type": ["integer", "null"],
+            "description": "How many jobs it runs at once, by its spec or its agent's option; null for any number.",
+        },
+        "drain": {"anyOf": [_ref("HostDrain"), {"type": "null"}]},
     }
     status: Schema = {"enum": list(JOB_STATUSES)}
     waits: Schema = {"type": ["string", "null"], "description": "What the job waits for, in words."}
@@ -195,7 +201,7 @@ def _schemas() -> dict[str, Schema]:
         "SchedulePost": _posted(schedule),
         "RepositoryPost": _posted(repository),
         "AlertPost": _posted(alert),
-        "Host": _record(HOSTS, seen),
+        "Host": _record(HOSTS, seen, leave_out=HIDDEN),
         "Job": job,
         "JobDetail": {
             "allOf": [job, {"type": "object", "properties": {"attempts": attempts}, "required": ["attempts"]}]
@@ -347,9 +353,15 @@ _LABELS: Schema = {
     "propertyNames": {"maxLength": 317, "pattern": f"^({selectors.DNS.pattern}/)?{selectors.LABEL.pattern}$"},
     "additionalProperties": {"type": "string", "pattern": f"^({selectors.LABEL.pattern})?$"},
 }
+_HOST_SPEC: Schema = {
+    "type": "object",
+    "description": "As in a Host, without nodeName; it stays as it is if it is left out.",
+    "properties": {name: it for name, it in HOST.fields.items() if name != "nodeName"},
+    "additionalProperties": False,
+}
 _HOST: Schema = {
     "type": "object",
-    "properties": {"labels": _LABELS},
+    "properties": {"labels": _LABELS, "spec": {"anyOf": [_HOST_SPEC, {"type": "null"}]}},
     "required": ["labels"],
     "additionalProperties": False,
 }

@@ -56,6 +56,7 @@ BODIES: Mapping[str, type[Struct]] = {
     "Controller": ControllerState,
     "Due": schedules.Due,
     "HostEntry": HostEntry,
+    "HostDrain": hosts.Drain,
     "Overview": Overview,
     "Fleet": Fleet,
     "RestorePreview": RestorePreview,
@@ -385,6 +386,8 @@ OPERATIONS: Sequence[Operation] = (
         "PUT", _HOST, hosts.put_host, Needs("create update", "hosts"), {200: "Host", 201: "Host"}, "HostPut", may=_BODY
     ),
     Operation("DELETE", _HOST, hosts.delete_host, Needs("delete", "hosts"), {204: None}, may=(400, 404, 409)),
+    Operation("PUT", f"{_HOST}/drain", hosts.drain_host, Needs("update", "hosts"), {200: "Host"}, may=(400, 404)),
+    Operation("DELETE", f"{_HOST}/drain", hosts.undrain_host, Needs("update", "hosts"), {200: "Host"}, may=(400, 404)),
     Operation(
         "POST",
         f"{_HOST}/enrolments",

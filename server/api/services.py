@@ -21,6 +21,7 @@ from server.fleet.placement import Placement
 from server.jobs.active import ActiveAttempts
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.kinds import ConcurrencyLimit
+from server.jobs.limits import Limits
 from server.jobs.outcomes import Health
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader
@@ -53,6 +54,7 @@ class Services(NamedTuple):
     active: ActiveAttempts
     repository_name: Callable[[str], str]
     repository_limit: Callable[[str], ConcurrencyLimit]
+    limits: Limits
     health: Health
     coverage: CoverageReader
     controllers: Controllers

@@ -1,7 +1,7 @@
 """Changes of hosts: they are created by a declaration or by their first hello, labelled and deleted."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Protocol
@@ -12,12 +12,13 @@ from server.agents.session import Session
 from server.changes.change import Change, audit
 from server.changes.pipeline import Commits
 from server.errors import Conflict, Invalid, NotFound
-from server.fleet.placement import Placement, Plan
+from server.fleet.placement import HostState, Placement, Plan
 from server.jobs.dispatcher import Dispatcher
+from server.resources.specs import HostSpec
 from server.resources.versions import Condition, host_version, unconditional
 from server.store.engine import Store
 from server.store.hosts import get_host
-from server.store.rows import HostRow, Row
+from server.store.rows import AuditRow, HostRow, Row
 from server.store.tables import Actor
 from wire.messages import HostName
 
@@ -57,31 +58,47 @@ class Hosts:
         self._creating = asyncio.Lock()
 
     async def put(
-        self, actor: Actor, name: str, labels: Mapping[str, str], condition: Condition = unconditional
+        self,
+        actor: Actor,
+        name: str,
+        labels: Mapping[str, str],
+        spec: HostSpec | None = None,
+        condition: Condition = unconditional,
     ) -> tuple[Row, bool]:
-        """Create a host, or replace its labels. Returns the host, and whether it is new.
+        """Create a host, or replace its labels and its spec. Returns the host, and whether it is new.
+
+        `spec`: None where it is to stay as it is.
 
         Raises Invalid, Conflict when it was deleted meanwhile, and what `condition` raises.
         """
-        is_new = await self.label(actor, name, labels, condition)
+        is_new = await self.declare(actor, name, labels, spec, condition)
         host = await self._store.read(get_host, name)
         if host is None:
             raise Conflict(f"{name} was deleted meanwhile")
         return host, is_new
 
-    async def label(
-        self, actor: Actor, name: str, labels: Mapping[str, str], condition: Condition = unconditional
+    async def declare(
+        self,
+        actor: Actor,
+        name: str,
+        labels: Mapping[str, str],
+        spec: HostSpec | None = None,
+        condition: Condition = unconditional,
     ) -> bool:
         """`put`, without reading the host. Returns whether it is new. Raises Invalid, and what `condition` raises."""
         try:
             msgspec.convert(name, HostName)
         except msgspec.ValidationError:
             raise Invalid.field("name", "must be like a DNS name: lower case letters, digits, '-' and '.'") from None
-        return await self._pipeline.planned(partial(self._put, actor, name, labels, condition))
+        return await self._pipeline.planned(partial(self._put, actor, name, labels, spec, condition))
 
     async def delete(self, actor: Actor, name: str, condition: Condition = unconditional) -> None:
         """Delete a host, and end its open jobs; all its jobs stay. Raises NotFound, Conflict while it is connected."""
         await self._pipeline.planned(partial(self._delete, actor, name, condition))
+
+    async def drain(self, actor: Actor, name: str, *, on: bool, condition: Condition = unconditional) -> None:
+        """Have nothing new begin on a host, or have it begin again what its Host lets it. Raises NotFound."""
+        await self._pipeline.planned(partial(self._drain, actor, name, on, condition))
 
     async def session(self, name: str, applied_version: int = 0) -> Session:
         """The session of a host that says hello. A host that is not declared is created, without labels.
@@ -105,18 +122,30 @@ class Hosts:
         """Whether any Schedule is declared."""
         return bool(self._placement.schedules)
 
-    async def _put(self, actor: Actor, name: str, labels: Mapping[str, str], condition: Condition) -> bool:
+    async def _put(
+        self, actor: Actor, name: str, labels: Mapping[str, str], spec: HostSpec | None, condition: Condition
+    ) -> bool:
         old = self._placement.hosts.get(name)
-        condition(None if old is None else host_version(old.labels))
-        if old is None or old.labels != labels:
-            await self._commit("update" if old else "create", {name: actor}, labels)
+        condition(None if old is None else _version(old))
+        if old is None or old.labels != labels or (spec is not None and old.spec != spec):
+            await self._commit("update" if old else "create", {name: actor}, labels, spec)
         return old is None
+
+    async def _drain(self, actor: Actor, name: str, on: bool, condition: Condition) -> None:
+        old = self._placement.hosts.get(name)
+        if old is None:
+            raise NotFound(f"there is no host {name!r}")
+        condition(_version(old))
+        if on != bool(old.drained_by):
+            now, plan = self._clock(), self._placement.plan_drain(name, actor.id if on else "")
+            lines = [audit(now, actor, "drain" if on else "undrain", "Host", name)]
+            await self._store_states(now, lines, plan.put_hosts)
 
     async def _delete(self, actor: Actor, name: str, condition: Condition) -> None:
         state = self._placement.hosts.get(name)
         if state is None:
             raise NotFound(f"there is no host {name!r}")
-        condition(host_version(state.labels))
+        condition(_version(state))
         if self._hub.is_connected(name):
             raise Conflict(f"{name} is connected: stop its agent first")
         now = self._clock()
@@ -131,10 +160,37 @@ class Hosts:
             await self._commit("create", {it: Actor("agent", it) for it in unknown}, {})
         self._newcomers.difference_update(new)
 
-    async def _commit(self, action: str, hosts: Mapping[str, Actor], labels: Mapping[str, str]) -> None:
-        """Give hosts these labels. `hosts`: each with who does so."""
+    async def _commit(
+        self, action: str, hosts: Mapping[str, Actor], labels: Mapping[str, str], spec: HostSpec | None = None
+    ) -> None:
+        """Give hosts these labels, and this spec. `hosts`: each with who does so."""
         now = self._clock()
-        states = [it for name in hosts for it in self._placement.plan_host(name, labels, now).put_hosts]
-        rows = [HostRow(it.name, dict(labels), now, it.since, it.version, it.entries.digest) for it in states]
-        lines = [audit(now, actor, action, "Host", name, labels=dict(labels)) for name, actor in hosts.items()]
-        await self._pipeline.commit(Change(now, lines, put_hosts=rows), Plan(put_hosts=states))
+        states = [it for name in hosts for it in self._placement.plan_host(name, labels, now, spec).put_hosts]
+        detail = {"labels": dict(labels)} | ({"spec": msgspec.to_builtins(spec)} if spec is not None else {})
+        lines = [audit(now, actor, action, "Host", name, **detail) for name, actor in hosts.items()]
+        await self._store_states(now, lines, states)
+
+    async def _store_states(self, now: datetime, lines: Sequence[AuditRow], states: Sequence[HostState]) -> None:
+        known = self._placement.hosts
+        drains = [it for it in states if it.drains != (it.name in known and known[it.name].drains)]
+        also = self._dispatcher.draining([(it.name, it.drains) for it in drains]) if drains else None
+        change = Change(now, lines, put_hosts=[_row(it, now) for it in states], also=also)
+        await self._pipeline.commit(change, Plan(put_hosts=states))
+
+
+def _row(state: HostState, now: datetime) -> HostRow:
+    return HostRow(
+        state.name,
+        state.labels,
+        now,
+        state.since,
+        state.version,
+        state.entries.digest,
+        spec=msgspec.to_builtins(state.spec),
+        drained_by=state.drained_by,
+        drains=state.drains,
+    )
+
+
+def _version(state: HostState) -> str:
+    return host_version(state.labels, msgspec.to_builtins(state.spec))

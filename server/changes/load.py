@@ -19,6 +19,7 @@ from server.fleet.placement import HostState, Placement, Plan
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.outcomes import LastOutcome, Outcomes, why
 from server.jobs.repositories import RepositoryStates
+from server.resources.manifests import host_spec
 from server.store.engine import Store
 from server.store.futures import stored
 from server.store.load import load_all
@@ -96,7 +97,10 @@ class Loader:
     def _put_host(self, row: HostRow) -> bool:
         """Put a host in force. Returns whether its set is the stored one."""
         held = self._placement.match(row.labels)
-        state = HostState(row.name, row.labels, row.since, row.desired_version, held, row.created_at)
+        spec = host_spec(row.spec)
+        state = HostState(
+            row.name, row.labels, row.since, row.desired_version, held, row.created_at, spec, row.drained_by
+        )
         self._placement.commit(Plan(put_hosts=[state]))
         self._expected_since.put_host(row.name, row.created_at)
         left_out = msgspec.convert(row.left_out or {}, LeftOutEntries)

@@ -25,7 +25,7 @@ from server.events import ChangeTiming, DeclarationChanged, Events
 from server.fleet.catalog import Catalog, ResolvedRepository
 from server.fleet.expected import ExpectedSince
 from server.fleet.placement import HostState, Placement, Plan
-from server.resources.manifests import schedule_spec
+from server.resources.manifests import host_spec, schedule_spec
 from server.store import changelog
 from server.store.engine import Store, StoreLostError
 from server.store.rows import HostRow, Joined, RepositoryRow, ScheduleRow
@@ -218,7 +218,16 @@ class Pipeline:
         """The state of a host that another server created or labelled."""
         old, entries = self._placement.hosts.get(row.name), self._placement.match(row.labels)
         created_at = row.created_at if old is None else old.created_at
-        return HostState(row.name, row.labels, row.since, row.desired_version, entries, created_at)
+        return HostState(
+            row.name,
+            row.labels,
+            row.since,
+            row.desired_version,
+            entries,
+            created_at,
+            host_spec(row.spec),
+            row.drained_by,
+        )
 
     def _put_in_force(
         self,
@@ -230,6 +239,8 @@ class Pipeline:
     ) -> None:
         """Put a change in force, publish it, and push. `versions`: the new ones of hosts."""
         is_first = not self._catalog.schedules and bool(change.put_schedules)
+        hosts = self._placement.hosts
+        drained = [it.name for it in plan.put_hosts if (was := hosts.get(it.name)) is not None and was.drains]
         changed = dict.fromkeys((*(host for host, _, _ in change.desired), *versions))
         self._remember(change)
         put_in_force(self._catalog, self._placement, change, plan, put_repositories, versions)
@@ -243,6 +254,9 @@ class Pipeline:
         self._publish(change, changed, timing)
         self._log(change)
         self._push(changed)
+        for name in drained:
+            if not hosts[name].drains and self._hub.is_connected_here(name):
+                self._hub.send_away(name)  # its next hello brings the due times that passed meanwhile
         if is_first:  # agents that kept the schedules of another store now get what is declared here
             for session in self._hub.sessions():
                 self._hub.deliver(session.name, session.resume_pushes())

@@ -427,8 +427,7 @@ class _Trying:
         if key in self.touched:
             raise Conflict(f"{key.kind} {_shown(key)} is given twice: keep one of them")
         if key.kind == "Host":
-            name, labels = manifests.parse_host(manifest)
-            await self._hosts.label(self._actor, name, labels)
+            await self._hosts.declare(self._actor, *manifests.parse_host(manifest))
         elif key.kind == "Repository":
             await self._repositories.put(self._actor, self._with_credentials(key, manifest))
         elif key.kind == "Alert":

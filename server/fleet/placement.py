@@ -16,7 +16,7 @@ from msgspec import Struct
 import cron
 from server.fleet.timing import timing
 from server.resources.selectors import selector_matches
-from server.resources.specs import LabelSelector, ScheduleSpec
+from server.resources.specs import HostSpec, LabelSelector, ScheduleSpec
 from server.store.rows import Pair, Timing
 from wire import entries
 from wire.entries import EMPTY, EncodedEntry, EntrySet
@@ -76,7 +76,8 @@ class HostState(Struct):
     """The desired state of a host. Only `Placement` changes it.
 
     `entries`: the desired set, and `version` its version. `since`: when the host's labels last changed the set, or
-    when the host became known. `created_at`: when the host became known; it has no due time before that.
+    when the host became known. `created_at`: when the host became known; it has no due time before that. `spec`:
+    that of its Host. `drained_by`: who asked for it to be drained; empty for nobody.
     """
 
     name: str
@@ -85,6 +86,17 @@ class HostState(Struct):
     version: int
     entries: EntrySet
     created_at: datetime = _EPOCH
+    spec: HostSpec = HostSpec()
+    drained_by: str = ""
+
+    @property
+    def drains(self) -> bool:
+        """Whether nothing new is to begin there."""
+        return self.spec.drain or bool(self.drained_by)
+
+    def declare(self, spec: HostSpec, drained_by: str) -> None:
+        """Its Host says this now, and that is who asks for it to be drained."""
+        self.spec, self.drained_by = spec, drained_by
 
     @property
     def digest(self) -> str:
@@ -173,13 +185,22 @@ class Placement:
                 items |= same
         return self._share(entries.patched(EMPTY, items)) if items else EMPTY
 
-    def plan_host(self, name: str, labels: Mapping[str, str], now: datetime) -> Plan:
-        """Plan a new host, or new labels of a host."""
+    def plan_host(self, name: str, labels: Mapping[str, str], now: datetime, spec: HostSpec | None = None) -> Plan:
+        """Plan a new host, or new labels of a host, and its spec, unless that is to stay as it is."""
         new, old = self.match(labels), self.hosts.get(name)
         if old is None:
-            return Plan(put_hosts=[HostState(name, dict(labels), now, int(new != EMPTY), new, now)])
+            spec = HostSpec() if spec is None else spec
+            return Plan(put_hosts=[HostState(name, dict(labels), now, int(new != EMPTY), new, now, spec)])
         since, version = (old.since, old.version) if new == old.entries else (now, old.version + 1)
-        return Plan(put_hosts=[HostState(name, dict(labels), since, version, new, old.created_at)])
+        spec = old.spec if spec is None else spec
+        state = HostState(name, dict(labels), since, version, new, old.created_at, spec, old.drained_by)
+        return Plan(put_hosts=[state])
+
+    def plan_drain(self, name: str, drained_by: str) -> Plan:
+        """Plan who asks for a known host to be drained; empty for nobody."""
+        it = self.hosts[name]
+        state = HostState(it.name, it.labels, it.since, it.version, it.entries, it.created_at, it.spec, drained_by)
+        return Plan(put_hosts=[state])
 
     def matched(self, schedule: PlacedSchedule, hosts: Iterable[str] | None = None) -> list[str]:
         """The hosts that should hold a schedule, of the named hosts or of all. Unknown names are left out."""
@@ -227,6 +248,7 @@ class Placement:
         for new in plan.put_hosts:
             state = self.hosts.setdefault(new.name, new)
             state.labels, state.since, state.version, state.entries = new.labels, new.since, new.version, new.entries
+            state.declare(new.spec, new.drained_by)
         for host in plan.remove_hosts:
             del self.hosts[host]
         for host, version in versions.items():

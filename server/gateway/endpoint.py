@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.agents.hub import Connection, Goodbye, Hub
-from server.agents.session import Accepted, Acked, Effect, Ended, Fired, Reported, Session
+from server.agents.session import Accepted, Acked, Effect, Ended, Fired, Reported, Session, Stops
 from server.changes.hosts import Hosts
 from server.errors import ApiException, Unauthorized, Unavailable
 from server.events import DuplicateAgent, Events, HostAcked, HostConnected
@@ -332,7 +332,8 @@ class Gateway:
         self._hub.deliver(session.name, session.registered())
         if has_jobs:
             await self._resume(connection, set(hello.running_jobs))
-        arrived = await asyncio.shield(self._reports.connected(session.name, hello.running_jobs, hello.instance))
+        arriving = self._reports.connected(session.name, hello.running_jobs, hello.instance, stops=hello.stops)
+        arrived = await asyncio.shield(arriving)
         self._hub.numbered(connection, arrived.session or 0)
         facts = (session.name, connection.number, hello.agent_version, hello.restic_version, now)
         await self._store.write(host_hello, facts, session.name)
@@ -363,6 +364,8 @@ class Gateway:
                     begun += reports.fire(session, fires, ids, now, connection.write)
                 case Ended(ends):
                     begun.append(then(reports.finish(session.name, ends), partial(_confirm, connection, ends)))
+                case Stops():
+                    begun.append(reports.stops(session.name))
                 case Accepted(job_ids):
                     begun.append(reports.accept(session.name, job_ids))
                 case Acked():

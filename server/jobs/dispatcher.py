@@ -19,10 +19,12 @@ from server.agents.session import Effect, Send, Session
 from server.events import (
     AttemptEnded,
     ClockSetBack,
+    DeclarationChanged,
     Event,
     Events,
     FireRefused,
     HostDisconnected,
+    HostDraining,
     JobsChanged,
     JobsRecorded,
     JobsSent,
@@ -33,6 +35,7 @@ from server.jobs import fires, notices
 from server.jobs.active import ActiveAttempts, Attempt
 from server.jobs.fires import NewJob
 from server.jobs.kinds import repository_of
+from server.jobs.limits import gate_of_host
 from server.jobs.pieces import PIECE
 from server.jobs.queue import Arrival, Arrived, Cancelling, JobQueue, Leading, Outcome, Recorded, Recording, wire_id
 from server.jobs.repositories import RepositoryStates
@@ -205,9 +208,11 @@ class Dispatcher:
 
     # To its host.
 
-    def connected(self, host: str, running: Collection[str], instance: str = "") -> "asyncio.Future[Arrived]":
+    def connected(
+        self, host: str, running: Collection[str], instance: str = "", *, stops: bool = False
+    ) -> "asyncio.Future[Arrived]":
         """A host can be written to and its hello is answered. `running`: ids of the attempts that it has. `instance`:
-        the agent's process.
+        the agent's process; `stops`: whether that begins nothing more.
 
         Raises Unavailable.
         """
@@ -216,7 +221,7 @@ class Dispatcher:
         known = {*running, *self._active.wire_ids(host)}  # what it was sent since its hello is not lost
         session = self._agents.session(host) if self._queue.is_shared else None
         facts = None if session is None else session.hello_facts
-        arrival = Arrival(host, known, self._clock(), instance, facts)
+        arrival = Arrival(host, known, self._clock(), instance, facts, stops)
         future: asyncio.Future[Arrived] = self._submit(self._queue.arrived, arrival, host)
         return then(future, self._arrived, self.answer_lost)
 
@@ -235,6 +240,18 @@ class Dispatcher:
         elif isinstance(event, LimitChanged) and self._has_begun:
             change = self._queue.move_lanes if event.lanes_moved else self._queue.relimit
             self._unattended(change, (event.repository_id, self._clock()), self.carry_out)
+        elif isinstance(event, DeclarationChanged) and event.hosts and self._has_begun:
+            self.open_gates([gate_of_host(host) for host in event.hosts])
+
+    def open_gates(self, gates: Collection[str]) -> None:
+        """The limits of gates may have changed. If that is not stored, it is tried again: nothing else looks at what
+        waits at a gate that is none any more."""
+
+        def again() -> None:
+            if not self._closed:
+                self._later(STORE_AGAIN_S, partial(self.open_gates, gates))
+
+        self._unattended(self._queue.open_gates, (gates, self._clock()), self.carry_out, again)
 
     def disconnected(self, host: str) -> None:
         """A host disconnected."""
@@ -462,6 +479,20 @@ class Dispatcher:
         """The end of all open jobs of a host, to be stored with the host's deletion."""
         return Also(self._queue.end_host, (host, error, self._clock()), self.carry_out)
 
+    def draining(self, hosts: Sequence[tuple[str, bool]]) -> Also:
+        """Whether nothing new is to begin on these hosts, to be stored with the change that says so."""
+        return Also(self._queue.drain, (hosts, self._clock()), self.carry_out)
+
+    def agent_stops(self, host: str) -> "asyncio.Future[Outcome]":
+        """An agent begins nothing more, as it is about to end. Raises Unavailable."""
+        future: asyncio.Future[Outcome] = self._submit(self._queue.agent_stops, (host, self._clock()), host)
+
+        def stored(outcome: Outcome) -> None:
+            self.carry_out(outcome)
+            self._events.publish(HostDraining(host))
+
+        return then(future, stored, self.answer_lost)
+
     def end(self, ends: Sequence[JobFinished]) -> None:
         """Store the ends of jobs that do not run. If that fails, it is tried again."""
         if ends:
@@ -477,6 +508,8 @@ class Dispatcher:
         hosts: dict[str, None] = {}
         for job, end in ended:
             self._attempt_ended(job, end, final=True)
+            if (session := self._agents.session(job.host)) is not None and session.desired.drains:
+                self._events.publish(HostDraining(job.host))
             if job.scheduled_id is None:
                 hosts[job.host] = None
         for host in hosts:

@@ -20,18 +20,22 @@ from server.fleet.placement import PlacedSchedule
 from server.jobs import attempts, fires, notices
 from server.jobs.fires import MAX_OPEN_JOBS, NewJob
 from server.jobs.kinds import EXCLUSIVE, ConcurrencyLimit, hangs_at, lane_of, repository_of
-from server.jobs.turn import LaneState, Waiting, turn
+from server.jobs.limits import GateLimit, GatesOf, no_gates
+from server.jobs.turn import Gates, GateState, LaneState, Waiting, turn
 from server.store import connections, news, queue, servers
 from server.store.audit import record_audit
 from server.store.days import count_ends
 from server.store.hosts import undeclared
 from server.store.jobs import jobs_accepted, jobs_cancelled, jobs_finished, jobs_retried, record_jobs
-from server.store.queue import Moved, OpenRow, Placed
+from server.store.queue import Moved, OpenRow, Placed, ReadyRow
 from server.store.rows import AuditRow, JobRow, Pair, Retry
 from server.store.schedule_days import EndOf, count_schedule_ends
 from server.store.tables import GOOD
 from wire.messages import CommandRun, JobFinished
 
+_NO_GATES: Mapping[str, GateLimit] = {}
+_ALL = 1_000_000
+"""More jobs than are held back at a gate."""
 LimitOf = Callable[[str], ConcurrencyLimit]
 """The limit of a repository, by its id. The writer's thread asks."""
 ScheduleOf = Callable[[str, str], PlacedSchedule | None]
@@ -106,13 +110,15 @@ class Accepted(NamedTuple):
 
 class Arrival(NamedTuple):
     """A host's hello. `running`: the attempts that it has, and those that it was sent since. `instance`: the agent's
-    process; `hello`: what it said of itself, where other servers want to know."""
+    process; `hello`: what it said of itself, where other servers want to know; `stops`: whether it begins nothing
+    more."""
 
     host: str
     running: Collection[str]
     now: datetime
     instance: str = ""
     hello: HelloFacts | None = None
+    stops: bool = False
 
 
 class Arrived(NamedTuple):
@@ -163,7 +169,8 @@ class JobQueue:
 
     `server`: the id of this server there. `is_shared`: whether others work on the store: then they are told what
     happens here, and what concerns hosts that they have is left to them. `url_of`: the URL of a repository, by its id;
-    `namespace_of`: its namespace, empty for one that is not declared. The writer's thread asks.
+    `namespace_of`: its namespace, empty for one that is not declared; `gates_of`: the gates of a job, by its host and
+    its schedule. The writer's thread asks.
     """
 
     def __init__(
@@ -173,6 +180,7 @@ class JobQueue:
         schedule_of: ScheduleOf,
         url_of: Callable[[str], str] = lambda _: "",
         namespace_of: Callable[[str], str] = lambda _: "",
+        gates_of: GatesOf = no_gates,
         *,
         is_shared: bool = False,
     ) -> None:
@@ -181,6 +189,7 @@ class JobQueue:
         self._schedule_of = schedule_of
         self._url_of = url_of
         self._namespace_of = namespace_of
+        self._gates_of = gates_of
         self.is_shared = is_shared
         self._notices: list[notices.AnyNotice] = []
         self._told_at = _NEVER
@@ -268,9 +277,10 @@ class JobQueue:
         rows = [fires.job_row(job, lanes[job.id]) for job in jobs if job.id not in refused]
         firsts = {_pair(job): job.id for job in reversed(jobs) if not known[_pair(job)].runs and job.id not in refused}
         alone = {job.id for job in jobs if job.policy == "Allow" or firsts.get(_pair(job)) == job.id}
-        online = {pair[1]: it.server for pair, it in known.items() if it.server is not None}
-        placed = self._placed(rows, alone, online, states)
+        online = {pair[1]: it.server for pair, it in known.items() if it.server is not None and not it.drains}
+        placed, gates = self._placed(conn, rows, alone, online, states)
         (new,) = record_jobs(conn, [placed])
+        self._hold_back(conn, gates)
         going = {row.id for row in placed if row.sent and row.id in new}
         away = [row for row in placed if row.id in going and online[row.host] != self._server] if self.is_shared else []
         self._note_slots(now, ((row.host, row.id) for row in away))
@@ -281,7 +291,7 @@ class JobQueue:
         whys = {_pair(job): f"replaced by job {job.id}" for job in replacing if job.id in new}
         replaced = [(row, why) for row in old if (why := whys.get((row.scheduled_id or "", row.host)))]
         first = self._end_or_ask(conn, replaced, now)
-        then = self._advance(conn, waits, now, {row.lane for row in stale})
+        then = self._advance(conn, waits, now, {row.lane for row in stale}, freed=self._limits(stale))
         outcome = _joined(first, then)
         if new:
             self._note(now, notices.Recorded())
@@ -323,22 +333,24 @@ class JobQueue:
 
     def _placed(
         self,
+        conn: Connection,
         rows: Sequence[JobRow],
         alone: Collection[str],
         online: Collection[str],
         states: Mapping[str, tuple[LaneState, bool]],
-    ) -> list[JobRow]:
-        """The rows with what they are recorded as: sent, where it is their turn, or else ready, or neither."""
-        fronts: dict[str, list[Waiting]] = defaultdict(list)
-        for row in rows:
-            if row.id in alone and row.host in online:
-                fronts[row.lane].append(Waiting(row.id, row.exclusive))
-        going = {it.id for it in fronts.pop("", ())}
+    ) -> tuple[list[JobRow], Gates]:
+        """The rows with what they are recorded as: sent, where it is their turn, or else ready, or neither; and their
+        gates, with those that are held back there."""
+        come = [row for row in rows if row.id in alone and row.host in online]
+        fronts, limits = self._fronts(come)
+        gates = self._gates(conn, limits)
+        going: set[str] = set()
         for lane, front in fronts.items():
-            state, waits = states[lane]
-            going.update(() if waits else turn(state, front))  # nobody overtakes those that wait
-        ready = {it.id for front in fronts.values() for it in front} - going
-        return [row._replace(sent=row.id in going, holds=row.id in going, ready=row.id in ready) for row in rows]
+            state, waits = states[lane] if lane else (LaneState(), False)
+            going.update(() if waits else turn(state, front, gates))  # nobody overtakes those that wait
+        ready = {row.id for row in come} - going - gates.held.keys()
+        placed = [row._replace(sent=row.id in going, holds=row.id in going, ready=row.id in ready) for row in rows]
+        return placed, gates
 
     def _lane(self, command: CommandRun, host: str) -> str:
         return lane_of(command, host, self._limit_of(repository_of(command)))
@@ -515,7 +527,9 @@ class JobQueue:
         OwnershipError where this server was buried: its hosts are to say hello to another one.
         """
         hellos = [
-            connections.Hello(it.host, self._server, it.instance, None if it.hello is None else _facts(it.hello))
+            connections.Hello(
+                it.host, self._server, it.instance, None if it.hello is None else _facts(it.hello), it.stops
+            )
             for it in items
         ]
         running = {it.host: it.running for it in items}
@@ -565,6 +579,22 @@ class JobQueue:
         holders = queue.holders(conn, its)
         return [(said, host in holders) for (host, _), said in zip(items, _first(outcome, items), strict=True)]
 
+    @_telling
+    def drain(self, conn: Connection, items: Sequence[tuple[Sequence[tuple[str, bool]], datetime]]) -> list[Outcome]:
+        """Nothing new is to begin on these hosts, or it is to again: (host, whether)."""
+        connections.drain(conn, [it for hosts, _ in items for it in hosts])
+        busy = queue.with_jobs(conn, {host for hosts, _ in items for host, _ in hosts})
+        return _first(self._for_hosts(conn, busy, items[-1][1], lambda _: None), items)
+
+    @_telling
+    def agent_stops(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[Outcome]:
+        """The agents of hosts that this server has begin nothing more."""
+        hosts = connections.of_server(conn, {host for host, _ in items}, self._server)
+        connections.agent_stops(conn, hosts)
+        self._note(items[-1][1], notices.Changed())
+        busy = queue.with_jobs(conn, hosts)
+        return _first(self._for_hosts(conn, busy, items[-1][1], lambda _: None), items)
+
     def _note_untaken(self, conn: Connection, hosts: Collection[str], now: datetime) -> None:
         """Have the servers tell these hosts what this one may have told them in vain, while they said hello there."""
         busy = queue.with_jobs(conn, hosts)
@@ -601,10 +631,12 @@ class JobQueue:
         for some in _pages(conn, busy):
             queue.move(conn, [moved for row in some if (moved := move(row)) is not None])
         lanes: set[str] = set()
+        freed: dict[str, GateLimit] = {}
         for some in _pages(conn, busy):  # all of them, before any is sent: what is ready is so by connections of before
             queue.settle(conn, [row.id for row in some if not _has_begun(row)], now)
             lanes |= {row.lane for row in some}
-        return self._advance(conn, (), now, lanes)
+            freed |= self._limits(some)
+        return self._advance(conn, (), now, lanes, freed=freed)
 
     @_telling
     def tick(self, conn: Connection, items: Sequence[datetime]) -> list[tuple[Outcome, datetime | None]]:
@@ -662,12 +694,13 @@ class JobQueue:
         self, conn: Connection, rows: Sequence[OpenRow], now: datetime, settle: Sequence[OpenRow] = ()
     ) -> Outcome:
         """What follows once these jobs began, ended or moved: the next runs of their schedules on their hosts, and the
-        next jobs of their lanes. `settle`: those that wait still."""
+        next jobs of their lanes and at their gates. `settle`: those that wait still."""
         pairs = {(row.scheduled_id, row.host) for row in rows if row.scheduled_id}
         lanes = {row.lane for row in rows}
         known, states = self._look(conn, pairs, lanes, 1)
         ids = queue.first_of_pairs(conn, [pair for pair, it in known.items() if it.runs])
-        return self._advance(conn, {*ids, *(row.id for row in settle if not _has_begun(row))}, now, lanes, states)
+        settled = {*ids, *(row.id for row in settle if not _has_begun(row))}
+        return self._advance(conn, settled, now, lanes, states, freed=self._limits(rows))
 
     def _advance(
         self,
@@ -676,11 +709,30 @@ class JobQueue:
         now: datetime,
         lanes: Collection[str] = (),
         states: Mapping[str, tuple[LaneState, bool]] | None = None,
+        *,
+        freed: Mapping[str, GateLimit] = _NO_GATES,
     ) -> Outcome:
         """Work out which of these jobs are ready by now, and whose turn it is in their lanes and in those named.
 
-        `states`: those lanes as they stand, where that was read already.
+        `states`: those lanes as they stand, where that was read already. `freed`: gates where there may be room now.
         """
+        outcome, released = Outcome(), self._released(conn, freed, 1)
+        for often in range(1, 5):
+            outcome = _joined(outcome, self._turns(conn, {*job_ids, *released}, now, lanes, states, bool(released)))
+            if not released or not (released := self._released(conn, freed, 10**often)):
+                break  # who was let go may have to wait in a lane, and leave room for the next
+            job_ids, lanes, states = (), (), None
+        return outcome
+
+    def _turns(
+        self,
+        conn: Connection,
+        job_ids: Collection[str],
+        now: datetime,
+        lanes: Collection[str],
+        states: Mapping[str, tuple[LaneState, bool]] | None,
+        are_released: bool,
+    ) -> Outcome:
         if states is None:
             waiting = set(lanes)
         else:
@@ -691,17 +743,88 @@ class JobQueue:
         if job_ids or states is None:
             queue.settle(conn, job_ids, now)
             _, states = self._look(conn, (), touched)
-        free = {lane: state for lane, (state, waits) in states.items() if waits and not state.is_full}
-        fronts: dict[str, list[Waiting]] = defaultdict(list)
-        for row in queue.ready(conn, free):
-            fronts[row.lane].append(Waiting(row.id, row.exclusive))
-        going = {lane: turn(free[lane], front) for lane, front in fronts.items()}
-        more = [lane for lane, ids in going.items() if len(ids) == queue.FRONT]
+        free = {lane: state for lane, (state, waits) in states.items() if waits and (are_released or not state.is_full)}
+        fronts, limits = self._fronts(queue.ready(conn, free))
+        gates = self._gates(conn, limits, is_new=False)
+        going = {lane: turn(free[lane], front, gates) for lane, front in fronts.items()}
+        self._hold_back(conn, gates)
+        more = [
+            lane
+            for lane, front in fronts.items()
+            if len(going[lane]) + sum(job.id in gates.held for job in front) == queue.FRONT
+        ]
         sent = queue.send(conn, [job_id for ids in going.values() for job_id in ids])
         outcome = Outcome(sent=self._sent(conn, sent, now), more=more)
         beside = {(row.scheduled_id, row.host) for row in sent if row.scheduled_id and not row.serial}
         overtaken = queue.serial_ready(conn, beside)  # of before their schedules allowed others
         return _joined(outcome, self._advance(conn, overtaken, now)) if overtaken else outcome
+
+    # Gates.
+
+    def _limits(self, rows: Iterable[JobRow | OpenRow | ReadyRow]) -> dict[str, GateLimit]:
+        """The gates that these jobs have to pass, by name."""
+        return {it.gate: it for row in rows for it in self._gates_of_row(row)}
+
+    def _gates_of_row(self, row: JobRow | OpenRow | ReadyRow) -> Sequence[GateLimit]:
+        """The gates of a job. Lists of snapshots, which belong to no lane and no schedule, have none."""
+        if not row.lane and row.scheduled_id is None:
+            return ()
+        return self._gates_of(row.host, row.scheduled_id or "")
+
+    def _fronts(
+        self, rows: Iterable[JobRow | ReadyRow]
+    ) -> tuple[Mapping[str, Sequence[Waiting]], Mapping[str, GateLimit]]:
+        """Jobs that are ready, by their lanes, and all gates that they have to pass."""
+        fronts: dict[str, list[Waiting]] = defaultdict(list)
+        limits: dict[str, GateLimit] = {}
+        for row in rows:
+            its = self._gates_of_row(row)  # once: what is declared may change meanwhile
+            limits |= {it.gate: it for it in its}
+            gates = tuple((it.gate, row.host if it.schedule_id else row.id) for it in its)
+            fronts[row.lane].append(Waiting(row.id, row.exclusive, gates))
+        return fronts, limits
+
+    def _gates(self, conn: Connection, limits: Mapping[str, GateLimit], *, is_new: bool = True) -> Gates:
+        """Gates as they stand. `is_new`: whether those that come are new, so that those that wait go first."""
+        if not limits:
+            return Gates()
+        passed: dict[str, set[str]] = {gate: set() for gate in limits}
+        for row in queue.passed_by_jobs(conn, ((it.gate, it.host) for it in limits.values() if it.host)):
+            passed[row.gate].add(row.who)
+        waits = queue.waited_at(conn, limits) if is_new else ()
+        return Gates(
+            {it.gate: GateState(frozenset(passed[it.gate]), it.limit, it.gate in waits) for it in limits.values()}
+        )
+
+    def _hold_back(self, conn: Connection, gates: Gates) -> None:
+        queue.hold_back(conn, gates.held.items())
+        queue.claim(conn, gates.claims)
+
+    def _released(self, conn: Connection, freed: Mapping[str, GateLimit], times: int) -> list[str]:
+        """The first jobs that are held back at gates with room: as many as there is room for, or times as many."""
+        if not freed or not (waited := queue.waited_at(conn, freed)):
+            return []
+        limits = {gate: freed[gate] for gate in waited}
+        gates = self._gates(conn, limits, is_new=False)
+        room = {gate: min(gates.room(gate) * times, queue.FRONT) for gate in limits if gates.room(gate)}
+        found: list[str] = []
+        for row in queue.held(conn, room, max(room.values(), default=0)):
+            if room[row.gate] > 0:
+                room[row.gate] -= 1
+                found.append(row.id)
+        return found
+
+    @_telling
+    def open_gates(self, conn: Connection, items: Sequence[tuple[Collection[str], datetime]]) -> list[Outcome]:
+        """Gates may have other limits now, or none any more: those that are held back there are looked at anew."""
+        found = []
+        for gates, now in items:
+            outcome = Outcome()
+            waiting = [row.id for row in queue.held(conn, gates, _ALL)]
+            for at in range(0, len(waiting), queue.FRONT):
+                outcome = _joined(outcome, self._advance(conn, waiting[at : at + queue.FRONT], now))
+            found.append(outcome)
+        return found
 
     def _look(
         self, conn: Connection, pairs: Collection[Pair], lanes: Collection[str], runs: int = 1

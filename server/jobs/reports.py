@@ -88,9 +88,16 @@ class Reports:
         """What follows for attempts that a hello names and that are no open job's."""
         return resume.resumed(session.capabilities, unknown, (), self._clock())
 
-    def connected(self, host: str, running: Collection[str], instance: str = "") -> "asyncio.Future[Arrived]":
-        """The effects of `resume` are done: send the jobs that may start on this host. Raises Unavailable."""
-        return self._dispatcher.connected(host, running, instance)
+    def connected(
+        self, host: str, running: Collection[str], instance: str = "", *, stops: bool = False
+    ) -> "asyncio.Future[Arrived]":
+        """The effects of `resume` are done: send the jobs that may start on this host. `stops`: whether its agent
+        begins nothing more. Raises Unavailable."""
+        return self._dispatcher.connected(host, running, instance, stops=stops)
+
+    def stops(self, host: str) -> "asyncio.Future[Any]":
+        """An agent begins nothing more, as it is about to end. Raises Unavailable."""
+        return self._dispatcher.agent_stops(host)
 
     def fire(
         self,

@@ -18,13 +18,26 @@ def waits_for(job: Mapping[str, Any], wait: WaitRow, repository: str, now: datet
         return "its end: it is too late to begin"
     if job["deferred"]:
         return f"retry at {job['not_before']:%Y-%m-%dT%H:%M:%SZ}"
-    if not wait.is_online:
-        return f"host {job['host']} to connect"
+    if why := _closed(job, wait):
+        return why
     if not job["ready"]:
         return f"the run before it on host {job['host']}"
     count = wait.ahead
     many = f"more than {MAX_AHEAD}" if count > MAX_AHEAD else str(count)
     return f"{many} job{'s' * (count != 1)} before it in repository {repository}"
+
+
+def _closed(job: Mapping[str, Any], wait: WaitRow) -> str:
+    """What a job waits for whose host takes none now; empty for others."""
+    if wait.is_drained:
+        return f"host {job['host']}, which is drained, until it is undrained"
+    if not wait.is_online:
+        return f"host {job['host']} to connect"
+    if wait.stops:
+        return f"the agent of host {job['host']}, which stops, to start again"
+    if job["gate"] is not None:
+        return f"a job of host {job['host']} to end, which runs as many at once as it may"
+    return ""
 
 
 def problem_of(job: Mapping[str, Any], now: datetime) -> str:

@@ -20,6 +20,7 @@ from server.events import (
     HostAcked,
     HostConnected,
     HostDisconnected,
+    HostDraining,
     JobsChanged,
     JobsRecorded,
     JobsSent,
@@ -36,6 +37,7 @@ ALIVE_S = 15.0
 
 _CHANGED = {
     HostConnected: ("hosts", "schedules"),  # a Schedule is Ready when the hosts that are connected hold it
+    HostDraining: ("hosts",),
     HostDisconnected: ("hosts", "schedules"),
     DuplicateAgent: ("hosts",),
     HostAcked: ("hosts", "schedules"),

@@ -12,7 +12,7 @@ from server.errors import FieldError, Invalid
 from server.resources.patterns import pattern_errors
 from server.resources.schema import MAX_ERRORS, Schema, below, hint, is_plain
 from server.resources.selectors import is_dns_label, is_dns_name, label_errors, selector_errors
-from server.resources.specs import AlertSpec, RepositorySpec, RestoreSpec, ScheduleSpec
+from server.resources.specs import AlertSpec, HostSpec, RepositorySpec, RestoreSpec, ScheduleSpec
 from server.resources.targets import MAX_TARGET, MAX_TARGETS, is_webhook, signing_key, target_errors
 from wire import variables
 
@@ -147,17 +147,38 @@ def parse_repository(manifest: object) -> Repository:
     return Repository(checked.namespace, checked.name, checked.labels, spec, checked.spec, credentials, trimmed)
 
 
-def parse_host(manifest: object) -> tuple[str, dict[str, str]]:
-    """Read a Host's manifest. Returns its name and labels. Raises Invalid, which names every wrong field."""
+def parse_host(manifest: object) -> tuple[str, dict[str, str], HostSpec]:
+    """Read a Host's manifest. Returns its name, labels and spec. Raises Invalid, which names every wrong field."""
     if not isinstance(manifest, dict):
         raise Invalid("a manifest must be an object with metadata")
     metadata = manifest.get("metadata")
-    errors = [*_top_errors("Host", manifest, ()), *_metadata_errors(metadata)][:MAX_ERRORS]
-    if manifest.get("spec"):
-        errors.append(_error("spec", "a Host has none here: remove it, and put labels into metadata.labels"))
+    spec, wrong = _host_spec(manifest.get("spec"))
+    errors = [*_top_errors("Host", manifest, ()), *_metadata_errors(metadata), *wrong][:MAX_ERRORS]
     if errors or not isinstance(metadata, dict):
         raise Invalid("the Host is not valid", errors)
-    return metadata["name"], metadata.get("labels") or {}
+    return metadata["name"], metadata.get("labels") or {}, host_spec(spec)
+
+
+def parse_host_spec(given: object) -> HostSpec:
+    """Read a Host's spec. Raises Invalid, which names every wrong field."""
+    spec, errors = _host_spec(given)
+    if errors:
+        raise Invalid("the Host is not valid", errors)
+    return host_spec(spec)
+
+
+def _host_spec(given: object) -> tuple[Any, Sequence[FieldError]]:
+    """A Host's spec with its defaults, and what is wrong with it."""
+    spec = HOST.complete({} if given is None else given)
+    errors = HOST.errors(spec)
+    if isinstance(spec, dict) and "nodeName" in spec:
+        errors.append(_error("spec.nodeName", "is for nodes of a cluster, whose Hosts its controller makes: remove it"))
+    return spec, errors
+
+
+def host_spec(raw_spec: Mapping[str, Any]) -> HostSpec:
+    """The typed spec of a valid Host."""
+    return msgspec.convert(raw_spec, HostSpec)
 
 
 def schedule_spec(raw_spec: Mapping[str, Any]) -> ScheduleSpec:
@@ -236,6 +257,7 @@ def _alert_credentials_errors(credentials: object) -> Iterator[FieldError]:
 
 
 ALERT = Schema.load("alerts")
+HOST = Schema.load("hosts")
 SCHEDULE = Schema.load("schedules")
 REPOSITORY = Schema.load("repositories")
 RESTORE = Schema.load("restores")

@@ -52,6 +52,12 @@ class Schema:
         """The schema in crds/`plural`.yaml."""
         return cls(definition(plural)["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"])
 
+    @property
+    def fields(self) -> Mapping[str, Node]:
+        """The schemas of its fields, by name."""
+        fields: Mapping[str, Node] = self._node["properties"]
+        return fields
+
     def complete(self, spec: Any) -> Any:
         """A copy with defaults filled in and null fields removed, as the API server does."""
         return _complete(self._node, spec)

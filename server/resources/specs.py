@@ -165,6 +165,14 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
         return self.repository_ref.name
 
 
+class HostSpec(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The spec of a Host. `max_concurrent_jobs`: how many jobs run there at once; None for any number. `drain`: whether
+    nothing new begins there."""
+
+    max_concurrent_jobs: int | None = None
+    drain: bool = False
+
+
 class RepositorySpec(Struct, frozen=True, rename="camel"):
     """The spec of a Repository. `url` may hold {host} and {namespace}.
 

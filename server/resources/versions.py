@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -36,6 +36,7 @@ def version_of(row: Versioned | None) -> str | None:
     return None if row is None else resource_version(row.id, row.generation)
 
 
-def host_version(labels: Mapping[str, str]) -> str:
-    """The version of a host: a digest of its labels."""
-    return hashlib.blake2b(msgspec.json.encode(labels, order="deterministic"), digest_size=8).hexdigest()
+def host_version(labels: Mapping[str, str], spec: Mapping[str, Any]) -> str:
+    """The version of a host: a digest of what is declared of it."""
+    declared = [labels, spec] if spec else labels
+    return hashlib.blake2b(msgspec.json.encode(declared, order="deterministic"), digest_size=8).hexdigest()

@@ -27,12 +27,14 @@ class ConnectionRow(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """A host's hello on a server. `instance`: the agent's process; `facts`: JSON of what it said of itself."""
+    """A host's hello on a server. `instance`: the agent's process; `facts`: JSON of what it said of itself; `stops`:
+    whether it begins nothing more."""
 
     host: str
     server: str
     instance: str = ""
     facts: str | None = None
+    stops: bool = False
 
 
 def connect(conn: Connection, hellos: Sequence[Hello]) -> dict[str, int]:
@@ -54,6 +56,17 @@ def forget(conn: Connection, hosts: Sequence[str]) -> None:
 def disconnect(conn: Connection, hosts: Iterable[str], server: str, now: datetime) -> None:
     """The connections of these hosts to a server are gone. Those that are newer, to another server, stay."""
     batch.execute(conn, _disconnect(conn.dialect.name), ((host, server, now) for host in hosts))
+
+
+def drain(conn: Connection, hosts: Iterable[tuple[str, bool]]) -> None:
+    """Whether nothing new is to begin on these hosts; nothing does where their agents are about to end."""
+    for host, drains in hosts:
+        conn.execute(sa.update(CONNECTIONS).where(_C.host == host).values(drains=sa.or_(_C.stops, sa.literal(drains))))
+
+
+def agent_stops(conn: Connection, hosts: Iterable[str]) -> None:
+    """The agents of these hosts begin nothing more, until their next hello."""
+    conn.execute(sa.update(CONNECTIONS).where(_C.host.in_(list(hosts))).values(stops=True, drains=True))
 
 
 def of_server(conn: Connection, hosts: Iterable[str], server: str) -> set[str]:
@@ -90,14 +103,16 @@ def servers_of(conn: Connection, hosts: Iterable[str]) -> dict[str, str | None]:
 
 @cache
 def _connect(dialect: str) -> str:
-    names = ("host", "server", "instance", "hello")
-    given = batch.Given(dialect, [_C.host, _C.server, _C.instance, _C.hello])
+    names = ("host", "server", "instance", "hello", "stops")
+    given = batch.Given(dialect, [_C.host, _C.server, _C.instance, _C.hello, _C.stops])
     known = sa.exists().where(HOSTS.c.name == given.values[0])
     first = sa.select(CHANGE_HEAD.c.sessions + 1).scalar_subquery()
-    rows = sa.select(*given.values, first).select_from(given.table).where(known)
+    declared = sa.select(HOSTS.c.drains).where(HOSTS.c.name == given.values[0]).scalar_subquery()
+    drains = sa.or_(sa.cast(given.values[4], sa.Boolean), declared)
+    rows = sa.select(*given.values, first, drains).select_from(given.table).where(known)
     insert = postgresql.insert(CONNECTIONS) if dialect == "postgresql" else sqlite.insert(CONNECTIONS)
-    put = insert.from_select([*names, "session"], rows, include_defaults=False)
-    changed: dict[str, Any] = {name: put.excluded[name] for name in names[1:]}
+    put = insert.from_select([*names, "session", "drains"], rows, include_defaults=False)
+    changed: dict[str, Any] = {name: put.excluded[name] for name in (*names[1:], "drains")}
     changed |= {"lost_at": sa.null(), "session": _C.session + 1}
     return batch.prepared(dialect, put.on_conflict_do_update(index_elements=["host"], set_=changed))
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -16,12 +16,24 @@ from sqlalchemy import Connection
 from server.store import batch
 from server.store.queries import LabelCondition, all_rows, labels_match, one_row
 from server.store.rows import HostRow, Row
-from server.store.tables import HOSTS
+from server.store.tables import CONNECTIONS, HOSTS, JOBS, OPEN
+
+
+class Drain(NamedTuple):
+    """A host that is sent nothing new. `stops`: whether its agent is about to end; `jobs`: how many may run there."""
+
+    stops: bool
+    jobs: int
+
+
+_DECLARED = {"name", "labels", "since", "spec", "drained_by", "drains"}
 
 
 def upsert_hosts(conn: Connection, rows: Sequence[HostRow]) -> list[None]:
-    """Put hosts by name. Of an existing host only labels and `since` change: other columns have other statements."""
-    return batch.put_rows(conn, HOSTS, HostRow._fields, rows, keep=("created_at", *HostRow._fields[4:]))
+    """Put hosts by name. Of an existing host only what is declared and `since` change: other columns have other
+    statements."""
+    keep = tuple(name for name in HostRow._fields if name not in _DECLARED)
+    return batch.put_rows(conn, HOSTS, HostRow._fields, rows, keep=keep)
 
 
 def delete_hosts(conn: Connection, names: Sequence[str]) -> list[None]:
@@ -86,6 +98,16 @@ def _update_hosts(conn: Connection, names: tuple[str, ...], items: Sequence[tupl
 def get_host(conn: Connection, name: str) -> Row | None:
     """A host, or None when there is none with this name."""
     return one_row(conn, sa.select(HOSTS).where(HOSTS.c.name == name))
+
+
+def draining(conn: Connection, names: Collection[str]) -> dict[str, Drain]:
+    """Those of these hosts that are sent nothing new, by name."""
+    c, running = CONNECTIONS.c, sa.and_(JOBS.c.host == HOSTS.c.name, JOBS.c.status.in_(OPEN), JOBS.c.sent)
+    count = sa.select(sa.func.count()).select_from(JOBS).where(running).scalar_subquery()
+    found = sa.select(HOSTS.c.name, sa.func.coalesce(c.stops, sa.false()), count)
+    found = found.select_from(HOSTS.outerjoin(CONNECTIONS, c.host == HOSTS.c.name))
+    its = found.where(HOSTS.c.name.in_(names), sa.or_(HOSTS.c.drains, c.drains))
+    return {name: Drain(bool(stops), jobs) for name, stops, jobs in conn.execute(its)}
 
 
 def undeclared(conn: Connection, names: Collection[str]) -> set[str]:

@@ -14,7 +14,7 @@ from server.store.tables import GOOD, HOST_SCHEDULES, HOSTS, JOBS, OPEN, REPOSIT
 
 def load_all(conn: Connection, now: datetime) -> Loaded:
     """All that is declared (credentials stay sealed), and the last end of each schedule on each host."""
-    hosts = batch.whole(conn, [HOSTS.c[name] for name in HostRow._fields], HostRow)
+    hosts = batch.whole(conn, [HOSTS.c[name] for name in HostRow._fields if name != "drains"], HostRow)  # it follows
     schedules = batch.whole(conn, [SCHEDULES.c[name] for name in ScheduleRow._fields], ScheduleRow)
     repositories = batch.whole(conn, [REPOSITORIES.c[name] for name in RepositoryRow._fields], RepositoryRow)
     joined = batch.whole(conn, [HOST_SCHEDULES.c[name] for name in Joined._fields], Joined)

@@ -22,7 +22,10 @@ from server.store.tables import JOBS, OPEN, UtcDateTime, stored
 Found = TypeVar("Found", bound=tuple[Any, ...])
 
 COLUMNS = frozenset(
-    {"lane", "queued_at", "start_by", "exclusive", "serial", "deferred", "ready", "holds", "cancel_reason", "hangs_at"}
+    {
+        *("lane", "queued_at", "start_by", "exclusive", "serial", "deferred", "ready", "holds", "cancel_reason"),
+        *("hangs_at", "gate", "claims"),
+    }
 )
 """The columns of a job that are the queue's own."""
 MAX_AHEAD = 1000
@@ -51,12 +54,29 @@ class ReadyRow(NamedTuple):
     lane: str
     id: str
     exclusive: bool
+    host: str
+    scheduled_id: str | None
+
+
+class PassedRow(NamedTuple):
+    """Who has passed a gate, or claims it: the id of a job, or a host."""
+
+    gate: str
+    who: str
+
+
+class HeldRow(NamedTuple):
+    """A job that is held back at a gate."""
+
+    gate: str
+    id: str
 
 
 class PairRow(NamedTuple):
     """The open runs of a schedule on a host: how many, up to the `most` that was asked for, and the oldest one.
 
-    `scheduled_id`: "" for those of no schedule. `server`: which one has the host, None if it is not connected.
+    `scheduled_id`: "" for those of no schedule. `server`: which one has the host, None if it is not connected;
+    `drains`: whether it is sent nothing new.
     """
 
     scheduled_id: str
@@ -64,6 +84,7 @@ class PairRow(NamedTuple):
     runs: int
     first: str | None
     server: str | None
+    drains: bool | None
 
 
 class OpenRow(NamedTuple):
@@ -131,11 +152,14 @@ class Counts(NamedTuple):
 
 
 class WaitRow(NamedTuple):
-    """What a waiting job waits for. `ahead`: how many jobs of its lane go before it, counted up to MAX_AHEAD + 1."""
+    """What a waiting job waits for. `ahead`: how many jobs of its lane go before it, counted up to MAX_AHEAD + 1.
+    `is_drained`: whether nothing new is to begin on its host; `stops`: whether its agent is about to end."""
 
     id: str
     is_online: bool
     ahead: int
+    is_drained: bool | None = False
+    stops: bool | None = False
 
 
 class Moved(NamedTuple):
@@ -189,7 +213,8 @@ _IS_AFTER = f"""
 
 _IS_READY = f"""
     (start_by IS NULL OR attempt > 1 OR start_by > :now)
-    AND (SELECT connections.server FROM connections WHERE connections.host = jobs.host) IS NOT NULL
+    AND (SELECT connections.server FROM connections
+         WHERE connections.host = jobs.host AND NOT connections.drains) IS NOT NULL
     AND NOT (serial AND (
         EXISTS (SELECT 1 FROM jobs AS run
                 WHERE run.scheduled_id = jobs.scheduled_id AND run.host = jobs.host AND run.{_OPEN} AND run.sent
@@ -200,7 +225,7 @@ _IS_READY = f"""
 
 _SETTLE = f"""
     WITH given AS ({{given}})
-    UPDATE jobs SET ready = ({_IS_READY})
+    UPDATE jobs SET ready = ({_IS_READY}), gate = NULL, claims = false
     WHERE id IN (SELECT id FROM given) AND status = 'pending' AND NOT sent AND NOT deferred
 """
 
@@ -238,13 +263,16 @@ _FRONT = """
 _READY = {
     "sqlite": f"""
     WITH given AS ({{given}})
-    SELECT jobs.lane, jobs.id, jobs.exclusive FROM given JOIN jobs ON jobs.id IN ({_FRONT.format(more="")})
+    SELECT jobs.lane, jobs.id, jobs.exclusive, jobs.host, jobs.scheduled_id
+    FROM given JOIN jobs ON jobs.id IN ({_FRONT.format(more="")})
     ORDER BY jobs.lane, jobs.queued_at, jobs.id
 """,
     "postgresql": f"""
     WITH given AS ({{given}})
-    SELECT given.lane, jobs.id, jobs.exclusive
-    FROM given CROSS JOIN LATERAL ({_FRONT.format(more=", front.exclusive, front.queued_at")}) AS jobs
+    SELECT given.lane, jobs.id, jobs.exclusive, jobs.host, jobs.scheduled_id
+    FROM given CROSS JOIN LATERAL ({
+        _FRONT.format(more=", front.exclusive, front.queued_at, front.host, front.scheduled_id")
+    }) AS jobs
     ORDER BY given.lane, jobs.queued_at, jobs.id
 """,
 }
@@ -252,7 +280,39 @@ _READY = {
 
 _SEND = """
     WITH given AS ({given})
-    UPDATE jobs SET sent = true, holds = true, ready = false WHERE id IN (SELECT id FROM given) AND ready
+    UPDATE jobs SET sent = true, holds = true, ready = false, claims = false
+    WHERE id IN (SELECT id FROM given) AND ready
+"""
+
+_AT_GATE = "jobs.gate = given.gate AND jobs.status = 'pending' AND NOT jobs.sent"
+
+_HELD_FRONT = f"""
+        SELECT jobs.id {{more}} FROM jobs WHERE {_AT_GATE} ORDER BY jobs.queued_at, jobs.id LIMIT :most
+"""
+
+_HELD = {
+    "sqlite": f"""
+    WITH given AS ({{given}})
+    SELECT jobs.gate, jobs.id FROM given JOIN jobs ON jobs.id IN ({_HELD_FRONT.format(more="")})
+    ORDER BY jobs.queued_at, jobs.id
+""",
+    "postgresql": f"""
+    WITH given AS ({{given}})
+    SELECT given.gate, its.id
+    FROM given CROSS JOIN LATERAL ({_HELD_FRONT.format(more=", jobs.queued_at")}) AS its
+    ORDER BY its.queued_at, its.id
+""",
+}
+
+_WAITED_AT = f"""
+    WITH given AS ({{given}})
+    SELECT given.gate AS id FROM given WHERE EXISTS (SELECT 1 FROM jobs WHERE {_AT_GATE})
+"""
+
+_PASSED_BY_JOBS = f"""
+    WITH given AS ({{given}})
+    SELECT given.gate, jobs.id AS who FROM given JOIN jobs ON jobs.host = given.host
+    WHERE jobs.{_OPEN} AND (jobs.holds OR jobs.claims) AND NOT (jobs.lane = '' AND jobs.scheduled_id IS NULL)
 """
 
 _ROWS = f"""
@@ -303,7 +363,8 @@ _PAIRS = f"""
            (SELECT jobs.id FROM jobs
               WHERE jobs.scheduled_id = given.scheduled_id AND jobs.host = given.host AND jobs.{_OPEN}
               ORDER BY jobs.queued_at, jobs.id LIMIT 1) AS first,
-           (SELECT connections.server FROM connections WHERE connections.host = given.host) AS server
+           (SELECT connections.server FROM connections WHERE connections.host = given.host) AS server,
+           (SELECT connections.drains FROM connections WHERE connections.host = given.host) AS drains
     FROM given
 """
 
@@ -408,7 +469,9 @@ _WAITED_FOR = """
                UNION ALL
                SELECT 1 FROM jobs AS front WHERE front.lane = jobs.lane AND front.ready AND jobs.ready AND (
                  front.queued_at < jobs.queued_at OR (front.queued_at = jobs.queued_at AND front.id < jobs.id))
-               LIMIT {most}) AS before) AS ahead
+               LIMIT {most}) AS before) AS ahead,
+           (SELECT hosts.drains FROM hosts WHERE hosts.name = jobs.host) AS is_drained,
+           (SELECT connections.stops FROM connections WHERE connections.host = jobs.host) AS stops
     FROM jobs WHERE jobs.id IN (SELECT id FROM given)
 """.replace("{most}", str(MAX_AHEAD + 1))
 
@@ -483,6 +546,33 @@ def send(conn: Connection, job_ids: Collection[str]) -> list[OpenRow]:
 def rows(conn: Connection, job_ids: Iterable[str]) -> list[OpenRow]:
     """Those of these jobs that are open, in the order of the queue."""
     return _read(conn, _ROWS, OpenRow, ("id",), job_ids)
+
+
+def passed_by_jobs(conn: Connection, hosts: Iterable[tuple[str, str]]) -> list[PassedRow]:
+    """The jobs that have passed the gate of a host, or claim it, of each (gate, host); lists of snapshots pass any."""
+    return _read(conn, _PASSED_BY_JOBS, PassedRow, ("gate", "host"), hosts)
+
+
+def waited_at(conn: Connection, gates: Iterable[str]) -> set[str]:
+    """Those of these gates at which jobs are held back."""
+    return set(_ids(_read(conn, _WAITED_AT, _Id, ("gate",), gates)))
+
+
+def held(conn: Connection, gates: Iterable[str], most: int) -> list[HeldRow]:
+    """The first jobs that are held back at these gates, up to `most` of each, in order."""
+    return _read(conn, _HELD[conn.dialect.name], HeldRow, ("gate",), gates, most=most)
+
+
+def hold_back(conn: Connection, its: Iterable[tuple[str, str]]) -> None:
+    """Have these jobs, which wait, be held back at gates until they are settled again: (id, gate)."""
+    if rows := [(job_id, gate, False, False) for job_id, gate in its]:
+        batch.execute(conn, _update(conn.dialect.name, ("id", "gate", "ready", "claims")), rows)
+
+
+def claim(conn: Connection, job_ids: Iterable[str]) -> None:
+    """Have these jobs, which are ready, claim their gates."""
+    if rows := [(job_id, True) for job_id in job_ids]:
+        batch.execute(conn, _update(conn.dialect.name, ("id", "claims")), rows)
 
 
 def lanes_of(conn: Connection, job_ids: Iterable[str]) -> list[str]:

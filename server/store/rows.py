@@ -68,6 +68,9 @@ class HostRow(NamedTuple):
     applied_digest: str = ""
     agent_version: str = ""
     left_out: Mapping[str, Any] | None = None
+    spec: Mapping[str, Any] = {}
+    drained_by: str = ""
+    drains: bool = False
 
 
 class EnrolmentRow(NamedTuple):

@@ -86,7 +86,9 @@ class Host(Base, table=True):
 
     `left_out`: {"count": N, "reasons": {schedule id: reason}} of the entries that it holds and could not apply; None
     when it applied all. Reasons are limited to the length of `wire.messages.LeftOutList`; the count is not. `session`:
-    the number of the hello since which it said so; what came by an older one is not stored.
+    the number of the hello since which it said so; what came by an older one is not stored. `spec`: that of its Host,
+    as `HostSpec` reads it. `drained_by`: who asked for it to be drained, "" for nobody; `drains`: whether that, or its
+    Host, asks for it.
     """
 
     __tablename__ = "hosts"
@@ -104,6 +106,9 @@ class Host(Base, table=True):
     left_out: dict[str, Any] | None = Field(default=None, sa_type=sa.JSON)
     session: int = Field(default=0, sa_type=sa.BigInteger, sa_column_kwargs={"server_default": "0"})
     restic_version: str = Field(default="", max_length=64, sa_column_kwargs={"server_default": ""})
+    spec: dict[str, Any] = Field(default_factory=dict, sa_type=sa.JSON, sa_column_kwargs={"server_default": "{}"})
+    drained_by: str = Field(default="", max_length=253, sa_column_kwargs={"server_default": ""})
+    drains: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
 
 
 class Schedule(Base, table=True):
@@ -169,7 +174,8 @@ class Job(Base, table=True):
     order the jobs of a lane; `exclusive`: alone in its lane; `serial`: not beside an earlier run of its schedule on its
     host; `start_by`: when it is too late to begin its first attempt; `deferred`: until its next attempt is due;
     `ready`: only its lane holds it back; `holds`: it has a slot of its lane; `cancel_reason`: why it is to end;
-    `hangs_at`: when its host should have stopped it, once it runs.
+    `hangs_at`: when its host should have stopped it, once it runs; `gate`: the one at which it is held back; `claims`:
+    whether it keeps its place at its gates while it waits for its lane.
     """
 
     __tablename__ = "jobs"
@@ -210,6 +216,7 @@ class Job(Base, table=True):
                 ("ix_jobs_deferred", ("not_before",), "deferred"),
                 ("ix_jobs_hangs_at", ("hangs_at",), "status = 'running'"),
                 ("ix_jobs_start_by", ("start_by",), "status = 'pending' AND NOT sent AND start_by IS NOT NULL"),
+                ("ix_jobs_gate", ("gate", "queued_at", "id"), "status = 'pending' AND NOT sent AND gate IS NOT NULL"),
             )
         ),
     )
@@ -249,13 +256,16 @@ class Job(Base, table=True):
     holds: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
     cancel_reason: str | None = Field(default=None, sa_type=sa.Text)
     hangs_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    gate: str | None = Field(default=None, max_length=320)
+    claims: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
 
 
 class Connection(Base, table=True):
     """Whether a host is connected. `server`: the id of the server that has it, None once it is gone, at `lost_at`.
 
     `session`: the number of the host's newest hello, on whichever server, which only grows; `instance`: the agent's
-    process; `hello`: what it said of itself there.
+    process; `hello`: what it said of itself there. `stops`: whether the agent begins nothing more, as it is about to
+    end; `drains`: whether that or its Host's `drains` holds, so that the host is sent nothing new.
     """
 
     __tablename__ = "connections"
@@ -266,6 +276,8 @@ class Connection(Base, table=True):
     session: int = Field(default=0, sa_type=sa.BigInteger, sa_column_kwargs={"server_default": "0"})
     instance: str = Field(default="", max_length=64, sa_column_kwargs={"server_default": ""})
     hello: dict[str, Any] | None = Field(default=None, sa_type=sa.JSON)
+    stops: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    drains: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
 
 
 class Server(Base, table=True):

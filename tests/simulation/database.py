@@ -16,7 +16,7 @@ from sqlalchemy.dialects import sqlite
 
 from server.fleet.placement import HostState, PlacedSchedule, Placement, Plan
 from server.jobs.fires import NewJob
-from server.jobs.queue import Ended, Outcome, Recorded, Recording
+from server.jobs.queue import Ended, Outcome, Recorded, Recording, wire_id
 from server.store import changelog, connections, migrations, queue
 from server.store.connections import ConnectionRow
 from server.store.hosts import upsert_hosts
@@ -108,12 +108,7 @@ class Edit(NamedTuple):
         """The same change on another server."""
         if not self.hosts:
             return placement.plan(self.put, self.remove)
-        return Plan(
-            put_hosts=[
-                HostState(it.name, it.labels, it.since, it.version, placement.match(it.labels), it.created_at)
-                for it in self.hosts
-            ]
-        )
+        return Plan(put_hosts=[msgspec.structs.replace(it, entries=placement.match(it.labels)) for it in self.hosts])
 
 
 @dataclass
@@ -153,7 +148,7 @@ class Database:
 
     Where several servers share it: `living`: those that have a row; `is_down`: whether nobody reaches it, since
     `lost_at`; `committing`: those whose transactions were committed then, though they do not hear of that;
-    `revision`: of the newest of the `edits`.
+    `revision`: of the newest of the `edits`. `drained`: the hosts on which nothing new is to begin.
     """
 
     schedules: dict[str, PlacedSchedule] = field(default_factory=dict)
@@ -168,6 +163,7 @@ class Database:
     living: set[str] = field(default_factory=set)
     committing: set[str] = field(default_factory=set)
     edits: list[Edit] = field(default_factory=list)
+    drained: set[str] = field(default_factory=set)
     is_down: bool = False
     lost_at: datetime = _BEGIN
     revision: int = 0
@@ -179,7 +175,7 @@ class Database:
 
     def know(self, hosts: Iterable[str]) -> None:
         """Hosts are known from now on."""
-        upsert_hosts(self.conn, [HostRow(name, {}, _BEGIN, _BEGIN) for name in hosts])
+        upsert_hosts(self.conn, [HostRow(it, {}, _BEGIN, _BEGIN, drains=it in self.drained) for it in hosts])
 
     def placement(self) -> Placement:
         """What is declared, as a server loads it."""
@@ -187,6 +183,7 @@ class Database:
         loaded.put(self.schedules.values())
         for name, labels in self.labels.items():
             state = HostState(name, labels, self.since[name], self.versions[name], loaded.match(labels))
+            state.declare(state.spec, "user" if name in self.drained else "")
             loaded.commit(Plan(put_hosts=[state]))
         return loaded
 
@@ -197,6 +194,7 @@ class Database:
             del self.schedules[schedule_id]
         for host in plan.put_hosts:
             self.labels[host.name], self.since[host.name] = dict(host.labels), host.since
+            (self.drained.add if host.drains else self.drained.discard)(host.name)
         self.versions.update(versions)
 
     def perform(
@@ -249,6 +247,10 @@ class Database:
         """Have the jobs and the acks of a copy."""
         self.jobs, self.open, self.acked = copy.jobs, copy.open, copy.acked
         self.conn = Connection(copy.image)
+
+    def sent_to(self, host: str) -> set[str]:
+        """What a host calls the attempts that it was sent, and that are not over."""
+        return {wire_id(row) for row in queue.of_hosts(self.conn, [host]) if row.sent}
 
     def in_the_way(self, host: str, schedule_id: str, due: datetime) -> Sequence[str]:
         """The open runs for which a due time is left out."""

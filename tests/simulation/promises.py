@@ -186,8 +186,8 @@ def no_end_lost(story: Story) -> Iterator[str]:
 
 
 def in_turn(story: Story) -> Iterator[str]:
-    """No more jobs use a repository at once than it allows, and none beside one that needs it alone; a fire is refused
-    only while the last run is not over. What the server had given up by then does not count."""
+    """No more jobs use a repository, or run on a host, at once than it allows, and none beside one that needs it alone;
+    a fire is refused only while the last run is not over. What the server had given up by then does not count."""
     yield from story.expected.wrongly
     uses: dict[str, list[tuple[datetime, datetime, Use]]] = defaultdict(list)
     rows = story.lost | story.db.jobs
@@ -195,15 +195,18 @@ def in_turn(story: Story) -> Iterator[str]:
         repository, over = use.command.repository, rows[job_id.partition(".")[0]].ended_at
         key = f"{repository} of {use.host}" if LIMITS[repository].per_host else repository
         forgotten = min((at for at in story.put_back if at > use.begin), default=story.now)
-        uses[key].append((use.begin, min(use.end or story.now, over or story.now, forgotten), use))
+        until = min(use.end or story.now, over or story.now, forgotten)
+        uses[key].append((use.begin, until, use))
+        uses[use.host].append((use.begin, until, use))
     for key, its in uses.items():
         active: list[tuple[datetime, Use]] = []
         for begin, end, use in sorted(its, key=lambda it: it[0]):
             active = [*((till, other) for till, other in active if till > begin), (end, use)]
-            limit = LIMITS[use.command.repository].limit
+            is_host = key == use.host
+            limit = story.of_hosts.get(key) if is_host else LIMITS[use.command.repository].limit
             if limit is not None and len(active) > limit:
                 yield f"{len(active)} jobs used {key} at {begin}, which allows {limit}"
-            if len(active) > 1 and any(other.command.kind in EXCLUSIVE for _, other in active):
+            if not is_host and len(active) > 1 and any(other.command.kind in EXCLUSIVE for _, other in active):
                 yield f"{', '.join(other.command.job_id for _, other in active)} used {key} at once, at {begin}"
 
 

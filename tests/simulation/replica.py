@@ -24,7 +24,7 @@ from server.transport.connections import STALE_S
 from tests.simulation.clock import SECOND, Stored, Timer
 from tests.simulation.database import Edit
 from tests.simulation.link import Pipe
-from tests.simulation.server import Server
+from tests.simulation.server import Server, turned_by
 from wire.messages import Hello
 
 if TYPE_CHECKING:
@@ -311,11 +311,20 @@ class Replica(Server):
 
     def _adopt(self, edit: Edit) -> None:
         plan = edit.planned(self.placement)
+        turned = turned_by(self.placement, plan)
         self.placement.commit(plan, edit.versions)
         for name in edit.versions:
             self._push(name)
+        for name, on in turned:
+            if not on:
+                self.undrained(name)
 
     # What people change.
+
+    def drains(self, name: str, *, on: bool) -> None:
+        """In the transaction of a change that drains a host, or that ends it, its jobs are put where they belong."""
+        super().drains(name, on=on)
+        self.world.replicas.committed(self)
 
     def loses_answers(self) -> None:
         """The database is lost right after it committed a change that is made here."""
@@ -332,11 +341,17 @@ class Replica(Server):
             if revision is None:
                 self.follow_changes()
         self.world.replicas.declared(edit, self)
+        turned = turned_by(self.placement, plan)
+        for name, on in turned:
+            self.drains(name, on=on)
         if is_answered:
             self.placement.commit(plan)
             self.revision = revision
             for name in edit.versions:
                 self._push(name)
+            for name, on in turned:
+                if not on:
+                    self.undrained(name)
 
 
 def _due_times(item: object, result: object) -> list[datetime]:

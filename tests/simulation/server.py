@@ -126,7 +126,8 @@ class Server:
 
     def _new_queue(self, *, is_shared: bool = False) -> JobQueue:
         limit_of = lambda name: LIMITS.get(name, ConcurrencyLimit())  # noqa: E731
-        return JobQueue(self.id, limit_of, self.placement.schedule_of, is_shared=is_shared)
+        gates_of = self.world.gates_of
+        return JobQueue(self.id, limit_of, self.placement.schedule_of, gates_of=gates_of, is_shared=is_shared)
 
     def session(self, host: str) -> Session | None:
         """The session of a host."""
@@ -243,7 +244,8 @@ class Server:
         stored = self.perform(pipe, effects)
 
         def arrived(_: object = None) -> None:
-            self._then(pipe, self.dispatcher.connected(session.name, running), partial(self._welcomed, pipe))
+            arriving = self.dispatcher.connected(session.name, running, stops=hello.stops)
+            self._then(pipe, arriving, partial(self._welcomed, pipe))
 
         if stored is None:
             arrived()
@@ -289,6 +291,8 @@ class Server:
                 case server_session.Ended(ends):
                     stored.append(reports.finish(name, ends))
                     self._then(pipe, stored[-1], partial(self._confirm, pipe, ends))
+                case server_session.Stops():
+                    stored.append(reports.stops(name))
                 case server_session.Accepted(job_ids):
                     stored.append(reports.accept(name, job_ids))
                 case server_session.Acked():
@@ -327,6 +331,22 @@ class Server:
         """Give a host other labels. It begins anew where that changes its set."""
         self._change(lambda: self.placement.plan_host(name, labels, self.clock))
 
+    def drain(self, name: str, *, on: bool) -> None:
+        """Have nothing new begin on a host, or have it begin again."""
+        self._change(lambda: self.placement.plan_drain(name, "user" if on else ""))
+
+    def drains(self, name: str, *, on: bool) -> None:
+        """In the transaction of a change that drains a host, or that ends it, its jobs are put where they belong."""
+        db = self.world.db
+        db.know([name])
+        self.world.drains(name, on=on)
+        self.dispatcher.carry_out(db.perform(self.queue.drain, ([(name, on)], self.clock), self.world.now))
+
+    def undrained(self, name: str) -> None:
+        """A host is drained no more: its next hello brings what it missed."""
+        if (pipe := self.pipes.get(name)) is not None:
+            pipe.close()
+
     def cancel(self, job_id: str) -> None:
         """Have a job end as cancelled: by its host if that is online."""
         self.dispatcher.cancel([job_id], "cancelled")
@@ -334,14 +354,24 @@ class Server:
     def _change(self, make_plan: Callable[[], Plan]) -> None:
         plan = make_plan()
         desired = self.placement.desired(plan)
+        turned = turned_by(self.placement, plan)
         self.placement.commit(plan)
         self.world.db.declare(plan, {name: version for name, version, _ in desired})
         for name, version, _ in desired:
             self.world.changed(self.placement.hosts[name], version, self.behind, relabelled=bool(plan.put_hosts))
             self._push(name)
+        for name, on in turned:
+            self.drains(name, on=on)
+            if not on:
+                self.undrained(name)
 
     def _push(self, name: str) -> None:
         """A host's set is another one now."""
         effects = self.sessions[name].desired_changed()
         if (pipe := self.pipes.get(name)) is not None:
             self.perform(pipe, effects)
+
+
+def turned_by(placement: Placement, plan: Plan) -> list[tuple[str, bool]]:
+    """The hosts that a plan drains, or drains no more."""
+    return [(it.name, it.drains) for it in plan.put_hosts if it.drains != placement.hosts[it.name].drains]

@@ -55,7 +55,8 @@ SHARED = (*MISHAPS, "server", "stop", "pause", "database")
 
 class Scale(NamedTuple):
     """How large a fleet is, and what goes wrong in it. `groups`: of hosts; each schedule is for one of them.
-    `servers`: how many share the database."""
+    `servers`: how many share the database.
+    `limits`: how many jobs hosts run at once, in turn."""
 
     agents: int = 50
     groups: int = 40
@@ -64,6 +65,7 @@ class Scale(NamedTuple):
     kinds: Sequence[str] = MISHAPS
     servers: int = 1
     days: int = 30
+    limits: Sequence[int | None] = ()
 
 
 MONTH = Scale()
@@ -98,12 +100,21 @@ def shared(seed: int) -> Scale:
     return Scale(agents, groups, 5 * groups, round(agents * 3 * 5 ** rng.random()), kinds, servers, 10)
 
 
+def held(seed: int) -> Scale:
+    """A fleet like `shared`, of hosts that run few jobs at once, are drained, and whose agents are replaced."""
+    rng = random.Random(f"limits of {seed}")
+    scale = shared(seed)
+    kinds = (*scale.kinds, *("drain",) * 4, *("upgrade",) * 4)
+    return scale._replace(kinds=kinds, limits=[rng.choice((None, 1, 1, 2)) for _ in range(scale.agents)])
+
+
 FLEETS: Mapping[str, Callable[[int], Scale]] = {
     "month": lambda seed: MONTH,
     "restored": lambda seed: RESTORED,
     "misled": lambda seed: MISLED,
     "drawn": drawn,
     "shared": shared,
+    "held": held,
 }
 """Fleets by the names that a command knows them by; `drawn` and `shared` are others for each seed."""
 
@@ -115,6 +126,8 @@ class Story(World):
         super().__init__(seed, scale.agents, listen, scale.servers)
         self.scale = scale
         self.quiet = self.begin
+        given = zip(self.agents, scale.limits, strict=False)
+        self.of_hosts |= {agent.name: limit for agent, limit in given if limit is not None}
         for agent in self.agents:
             self.db.labels[agent.name] = self._some_labels()
             self.db.since[agent.name] = self.now
@@ -143,6 +156,7 @@ class Story(World):
         for agent in self.agents:
             agent.cut_off = False
             agent.set_clock(timedelta())
+            self._undrain(agent.name)
         self.run_until(quiet + 3 * DAY)
         return self
 
@@ -172,6 +186,11 @@ class Story(World):
             case "clock":
                 agent.set_clock(_some_skew(rng))
                 self.at(self.now + rng.random() * 6 * HOUR, lambda: agent.set_clock(timedelta()))
+            case "upgrade":
+                agent.stop()
+            case "drain" if agent.name not in self.db.drained and (server := self.any_server()) is not None:
+                server.drain(agent.name, on=True)
+                self.at(self.now + rng.random() * 12 * HOUR, lambda: self._undrain(agent.name))
             case "labels" if (server := self.any_server()) is not None:
                 labels = self._some_labels()
                 self.tell("user", f"gives {agent.name} {labels}")
@@ -187,6 +206,14 @@ class Story(World):
                 server.cancel(job_id)
             case _:
                 self._happen_to(what, rng.choice(self.servers) if len(self.servers) > 1 else self.servers[0])
+
+    def _undrain(self, name: str) -> None:
+        if name not in self.db.drained:
+            return
+        if (server := self.any_server()) is None:
+            self.at(self.now + HOUR, lambda: self._undrain(name))
+            return
+        server.drain(name, on=False)
 
     def _happen_to(self, what: str, server: Server) -> None:
         """Something happens to a server, or to the database."""

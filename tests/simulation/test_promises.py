@@ -11,7 +11,7 @@ import pytest
 
 from tests.simulation.promises import BrokenPromiseError, check
 from tests.simulation.replica import Replica
-from tests.simulation.story import FLEETS, MISLED, RESTORED, drawn, play, shared
+from tests.simulation.story import FLEETS, MISLED, RESTORED, drawn, held, play, shared
 
 SMALL = 20
 """A seed from which a small fleet is drawn."""
@@ -27,6 +27,13 @@ def quiet() -> Iterator[None]:
 @pytest.mark.parametrize("seed", range(100))
 def test_every_promise_holds_where_one_to_four_servers_share_a_database(seed: int) -> None:
     check(play(seed, shared(seed)))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_promise_holds_where_hosts_run_few_jobs_at_once_and_are_drained(seed: int) -> None:
+    """Nothing begins on a host that is drained, or whose agent stops; that interrupts nothing; and what falls due
+    meanwhile is made up for once."""
+    check(play(seed, held(seed)))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -19,6 +19,7 @@ from agent.core.machine import Core
 from agent.core.state import AgentState, DiffApplied, Record, SetApplied, replay
 from agent.core.timetable import CORRECTION, NEVER
 from server.fleet.placement import HostState
+from server.jobs.limits import GateLimit, gate_of_host
 from tests.simulation.clock import CALM, SECOND
 from tests.simulation.database import Database, Row
 from tests.simulation.expected import Expected
@@ -35,6 +36,8 @@ from wire.messages import (
     ScheduleRefused,
 )
 
+STOPS_S = 1800.0
+"""Seconds for which an agent that is to end waits for its jobs, which take less."""
 MONTHS = (datetime(2026, 3, 5, tzinfo=UTC), datetime(2026, 10, 8, tzinfo=UTC))  # each holds daylight-saving changes
 
 
@@ -58,6 +61,7 @@ class Agent:
         self.ills: list[tuple[datetime, datetime]] = []
         self.clock_set: list[datetime] = []
         self._jobs: dict[str, CommandRun] = {}
+        self.stops_with: set[str] = set()
         self._stopped: dict[str, str] = {}
         self._alarm: datetime | None = None
         self._sync_at = world.now
@@ -98,6 +102,23 @@ class Agent:
             self.pipe = None
         self.world.later(600, self.life, self, self.start)
 
+    def stop(self) -> None:
+        """The process is to end once its jobs have, at the latest after a while."""
+        if self.core is None or self.core.draining:
+            return
+        self.world.tell(self.name, "agent stops")
+        self.ails()
+        self.stops_with = set(self.core.state.running)
+        self.perform(self.core.drain(self.clock))
+        life = self.life
+
+        def end() -> None:
+            if self.life == life:
+                self.world.wrongs += [f"{self.name} was stopped while {it} ran" for it in self._jobs]
+                self.kill(power=False)
+
+        self.world.at(self.world.now + STOPS_S * SECOND, end)
+
     def holds(self, schedule_id: str, begun: datetime) -> bool:
         """Whether it knows of a schedule with that timing."""
         item = self.memory.entries.items.get(schedule_id)
@@ -122,7 +143,8 @@ class Agent:
         pipe = self.pipe
 
         def well() -> None:
-            right = not self.skew and not any(server.misleads for server in self.world.servers)
+            is_open = self.name not in self.world.db.drained and (self.core is None or not self.core.draining)
+            right = is_open and not self.skew and not any(server.misleads for server in self.world.servers)
             if pipe is not None and pipe.open and self.pipe is pipe and right and self.ill_since is not None:
                 self.ills.append((self.ill_since, self.world.now))
                 self.ill_since = None
@@ -260,7 +282,8 @@ class World:
     """What all have in common: the time, the events to come, chance, the database, and what was seen to happen.
 
     `runs`: when each attempt of a due time's job really began; `uses`: for how long, by its job's id; `said`: how
-    its agent said that it ended; `wrongs`: what was seen to be wrong before the end. `listen` is told every line of
+    its agent said that it ended; `wrongs`: what was seen to be wrong before the end; `of_hosts`: how many jobs hosts
+    run at once. `listen` is told every line of
     the story; `trace` is their hash.
     """
 
@@ -276,6 +299,8 @@ class World:
         self.wrongs: list[str] = []
         self.put_back: list[datetime] = []
         self.lost: dict[str, Row] = {}
+        self.of_hosts: dict[str, int] = {}
+        self._sent: dict[str, set[str]] = {}  # to hosts that are drained, when that began
         self.trace = hashlib.sha256()
         self._listen = listen
         self._heap: list[tuple[datetime, int, Callable[[], None]]] = []
@@ -343,8 +368,30 @@ class World:
         if self._listen is not None:
             self._listen(line)
 
+    def gates_of(self, host: str, _schedule_id: str) -> Sequence[GateLimit]:
+        """The gates of a host's job."""
+        limit = self.of_hosts.get(host)
+        return () if limit is None else (GateLimit(gate_of_host(host), limit, host=host),)
+
+    def drains(self, host: str, *, on: bool) -> None:
+        """Nothing new is to begin on a host, but for what was sent already."""
+        self.tell("user", f"{'drains' if on else 'undrains'} {host}")
+        if on:
+            self.by_name[host].ails()
+            self._sent[host] = self.db.sent_to(host)
+        else:
+            self._sent.pop(host, None)
+            self.by_name[host].recovers()
+
+    def _begins_wrongly(self, host: str, job_id: str) -> bool:
+        agent = self.by_name[host]
+        stops = agent.core is not None and agent.core.draining
+        return job_id not in self._sent.get(host, {job_id}) or (stops and job_id not in agent.stops_with)
+
     def ran(self, host: str, command: CommandRun) -> None:
         """A job really began on a host."""
+        if self._begins_wrongly(host, command.job_id):
+            self.wrongs.append(f"{command.job_id} began on {host} at {self.now}, which is drained")
         attempt = command.job_id.partition(".")[2]
         self.runs.setdefault((host, command.schedule_id, command.scheduled_at, attempt), []).append(self.now)
         self.uses[command.job_id] = Use(host, command, self.now)

@@ -344,7 +344,8 @@ def test_a_host_is_of_all_namespaces() -> None:
     assert str(key) == "db-1"
 
 
-def test_a_host_in_a_folder_has_no_spec() -> None:
-    error = only_error(a=host(more="spec: {labels: {a: b}}\n"))
-    assert (error.field, "metadata.labels" in error.detail) == ("spec", True)
+def test_a_host_in_a_folder_may_have_a_spec_which_the_server_checks() -> None:
+    read = reading(a=host(more="spec: {maxConcurrentJobs: 2}\n"))
+    assert read.errors == []
+    assert [it.spec for it in read.declared.resources.values()] == [{"maxConcurrentJobs": 2}]
     assert reading(a=host(more="spec: {}\n")).errors == []
