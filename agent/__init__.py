@@ -2,5 +2,6 @@
 
 `core` decides everything and does no I/O. Thin shells surround it: `link` owns the socket, `scheduler` the timer, and
 `journal` the file. `service` connects them and starts a job of `restic` for each command; `sandbox` confines what a job
-runs. `enrolment` gives a host outside a cluster its key, and `metrics` tells Prometheus about the agent.
+runs. `enrolment` gives a host outside a cluster its key, and `metrics` tells Prometheus about the agent. `check` looks,
+beside a running agent, whether jobs would find what they need.
 """

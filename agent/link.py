@@ -24,7 +24,7 @@ from websockets.typing import Subprotocol
 
 from agent.proxies import proxy_for
 from wire import codec
-from wire.messages import HOST_HEADER, PROTOCOL, FromAgent, FromServer
+from wire.messages import CHECK_PROTOCOL, HOST_HEADER, PROTOCOL, FromAgent, FromServer, Hello, HostExpected
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,17 @@ OPEN_S = 10.0
 MAX_UNSENT = 8 << 20
 """Bytes that may wait for a slow server before the agent drops the connection."""
 
+ASK_S = 30.0
+"""Seconds for a connection that only asks, from the handshake to the answer."""
+CONNECTING_FAILS = (OSError, TimeoutError, ImportError, InvalidHandshake, InvalidProxy, ConnectionClosed)
+"""What connecting and reading raise."""
+
 MAX_REASON = 500
 """Bytes of a server's refusal that are logged."""
+
+
+class AskError(Exception):
+    """The server gave no answer; the message says why, and what to do."""
 
 
 class Listener(Protocol):
@@ -102,6 +111,82 @@ def error_text(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+class Dialler:
+    """Connects to a server. See `Link` for the parameters."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str | Callable[[], str],
+        *,
+        ca_file: Path | None = None,
+        user_agent: str | None = None,
+        host: str = "",
+        explain: Callable[[Exception], str] = error_text,
+    ) -> None:
+        self._url = url
+        self._token = token
+        self._ca_file = ca_file
+        self._user_agent = user_agent
+        self._claim = {HOST_HEADER: host} if host else {}
+        self._explain = explain
+
+    def dial(self, protocol: str = PROTOCOL) -> connect:
+        """A connection to await. Raises OSError when the token or the certificates cannot be read."""
+        token = self._token() if callable(self._token) else self._token
+        secure = ssl.create_default_context(cafile=self._ca_file) if self._url.startswith("wss:") else None
+        return connect(
+            self._url,
+            ssl=secure,
+            subprotocols=[Subprotocol(protocol)],
+            additional_headers=self._claim | ({"Authorization": f"Bearer {token}"} if token else {}),
+            user_agent_header=self._user_agent,
+            compression=None,  # small frames: a context for each connection costs more than it saves
+            max_size=codec.MAX_SERVER_FRAME,
+            open_timeout=OPEN_S,
+            create_connection=_Connection,
+            ping_interval=PING_S,
+            close_timeout=2,
+            proxy=proxy_for(self._url),
+        )
+
+    def reason(self, error: Exception) -> str:
+        """Why connecting failed, with the remedy."""
+        if isinstance(error, InvalidStatus):
+            body = (error.response.body or b"")[:MAX_REASON].decode(errors="replace").strip()
+            return f"the server answered {error.response.status_code}{body and ': ' + body}"
+        if isinstance(error, InvalidProxy):  # its text repeats the URL, which may hold a password
+            return "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY holds no valid proxy URL: set it to one like http://proxy:3128"
+        if isinstance(error, ImportError):
+            return (
+                "the proxy is a SOCKS proxy, for which python-socks is not installed: install it, or set an HTTP proxy"
+            )
+        return self._explain(error)
+
+    async def ask(self, hello: Hello) -> HostExpected:
+        """Ask what the host is to hold, on a connection that the server does not count as the host's.
+
+        Raises AskError, with the remedy.
+        """
+        try:
+            async with asyncio.timeout(ASK_S), self.dial(CHECK_PROTOCOL) as socket:
+                await socket.send(codec.encode((hello,)))
+                async for frame in socket:
+                    for message, _ in codec.from_server.read(frame):
+                        if isinstance(message, HostExpected):
+                            return message
+        except InvalidStatus as error:
+            old = ": update the server, which is older than this agent" if error.response.status_code == 400 else ""
+            raise AskError(f"{self.reason(error)}{old}") from None
+        except ConnectionClosed as error:
+            raise AskError(f"the server closed the connection: {error.rcvd.reason if error.rcvd else error}") from None
+        except CONNECTING_FAILS as error:
+            raise AskError(self.reason(error)) from None
+        except codec.FrameError as error:
+            raise AskError(f"the server broke the protocol: {error}") from None
+        raise AskError(f"the server gave no answer: {socket.close_reason or socket.close_code}")
+
+
 class Link:
     """Keeps one connection to a server alive while `run` runs.
 
@@ -124,13 +209,9 @@ class Link:
         explain: Callable[[Exception], str] = error_text,
     ) -> None:
         self._url = url
-        self._explain = explain
-        self._token = token
-        self._ca_file = ca_file
+        self._dialler = Dialler(url, token, ca_file=ca_file, user_agent=user_agent, host=host, explain=explain)
         self._listener = listener
         self._rng = rng
-        self._user_agent = user_agent
-        self._claim = {HOST_HEADER: host} if host else {}
         self._socket: ClientConnection | None = None
 
     async def run(self) -> None:
@@ -140,13 +221,13 @@ class Link:
         while True:
             opened, sent_away, asked_s = None, False, 0.0
             try:
-                async with self._connect() as socket:
+                async with self._dialler.dial() as socket:
                     opened = clock()
                     reason = await self._converse(socket)
                     sent_away = socket.close_code == RESTART
                     asked_s = asked_wait_of_close(socket.close_code, socket.close_reason)
-            except (OSError, TimeoutError, ImportError, InvalidHandshake, InvalidProxy, ConnectionClosed) as error:
-                reason = self._reason(error) if opened is None else error_text(error)
+            except CONNECTING_FAILS as error:
+                reason = self._dialler.reason(error) if opened is None else error_text(error)
                 asked_s = _asked_by(error)
             steady = sent_away or (opened is not None and clock() - opened > STEADY_S)
             failures = 1 if steady else failures + 1
@@ -170,25 +251,6 @@ class Link:
         if (socket := self._socket) is not None:
             await socket.close(1000, "the agent has news to say hello with")
 
-    def _connect(self) -> connect:
-        """A connection to await. Raises OSError when the token or the certificates cannot be read."""
-        token = self._token() if callable(self._token) else self._token
-        secure = ssl.create_default_context(cafile=self._ca_file) if self._url.startswith("wss:") else None
-        return connect(
-            self._url,
-            ssl=secure,
-            subprotocols=[Subprotocol(PROTOCOL)],
-            additional_headers=self._claim | ({"Authorization": f"Bearer {token}"} if token else {}),
-            user_agent_header=self._user_agent,
-            compression=None,  # small frames: a context for each connection costs more than it saves
-            max_size=codec.MAX_SERVER_FRAME,
-            open_timeout=OPEN_S,
-            create_connection=_Connection,
-            ping_interval=PING_S,
-            close_timeout=2,
-            proxy=proxy_for(self._url),
-        )
-
     async def _converse(self, socket: ClientConnection) -> str:
         """Read until the connection ends; returns why it ended."""
         self._socket = socket
@@ -202,19 +264,6 @@ class Link:
         finally:
             self._socket = None
             self._listener.disconnected()
-
-    def _reason(self, error: Exception) -> str:
-        """Why connecting failed, with the remedy."""
-        if isinstance(error, InvalidStatus):
-            body = (error.response.body or b"")[:MAX_REASON].decode(errors="replace").strip()
-            return f"the server answered {error.response.status_code}{body and ': ' + body}"
-        if isinstance(error, InvalidProxy):  # its text repeats the URL, which may hold a password
-            return "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY holds no valid proxy URL: set it to one like http://proxy:3128"
-        if isinstance(error, ImportError):
-            return (
-                "the proxy is a SOCKS proxy, for which python-socks is not installed: install it, or set an HTTP proxy"
-            )
-        return self._explain(error)
 
     async def _read(self, socket: ClientConnection) -> str:
         try:

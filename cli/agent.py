@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +11,24 @@ from typing import NamedTuple
 import click
 
 from agent import enrolment
+from agent.check import check
 from agent.enrolment import KEY_FILE
 from agent.journal import Journal
+from agent.link import AskError, Dialler
+from agent.restic.context import DEFAULT_TIMING, JobContext
 from agent.restic.runner import Runner
 from agent.restic.version import Installed
 from agent.sandbox import landlock
 from agent.service import Config, Service, utc_now
 from cli import metrics, systemd
 from cli.reach import reason
+from cli.terminal import say
 
 log = logging.getLogger(__name__)
+
+
+STOP_S = 60.0
+"""Seconds that an agent may take to stop, beside those for which it lets jobs run: as in its unit for systemd."""
 
 
 class Local(NamedTuple):
@@ -63,6 +72,30 @@ def own_key(data: Path, token_file: Path | None) -> Path | None:
     if token_file is not None:
         log.info("enrolled: the key is used instead of the token file", extra={"key": key, "token_file": token_file})
     return key
+
+
+async def once(
+    server: str,
+    token: str | Callable[[], str],
+    data: Path,
+    host: str,
+    local: Local,
+    ca_file: Path | None = None,
+) -> None:
+    """Check this host, and show each finding. Raises click.ClickException if anything is wrong."""
+    dialler = Dialler(gateway_url(server), token, ca_file=ca_file, host=host, explain=reason(server, ca_file))
+    cache = (data / "cache").absolute()
+    context = JobContext(local.restic, cache, os.environ, local.root, DEFAULT_TIMING, local.allow_unconfined)
+    problems = 0
+    try:
+        async for finding in check(host, dialler, context, local.allow_hooks, utc_now()):
+            problems += bool(finding.problem)
+            state, colour = ("problem", "red") if finding.problem else ("ok", "green")
+            say(f"{state:<8} {finding.about}{': ' * bool(finding.problem)}{finding.problem}", colour)
+    except AskError as error:
+        raise click.ClickException(f"{server} does not answer for {host}: {error}") from None
+    if problems:
+        raise click.ClickException(f"{host} is not ready: {problems} problem{'s' * (problems > 1)}")
 
 
 async def agent(
@@ -111,6 +144,6 @@ async def agent(
 
     async with metrics.serving(metrics_listen, service.metrics.registry, waits_for), asyncio.TaskGroup() as tasks:
         tasks.create_task(service.run(), name="agent")
-        async with systemd.supervised(waits_for, starts):
+        async with systemd.supervised(waits_for, starts, stop_s=local.drain_s + STOP_S):
             await stop.wait()
         await service.stop()

@@ -72,12 +72,15 @@ async def supervised(
     started: Ready | None = None,
     healthy: Ready = always_ready,
     environ: MutableMapping[str, str] = os.environ,
+    *,
+    stop_s: float | None = None,
 ) -> AsyncIterator[None]:
     """Tell systemd how a part is while entered, and on leaving that it stops.
 
     `status`: says what the part waits for, for `systemctl status`. `started`: says what it waits for before systemd
     counts it as started; `status` if None. `healthy`: says what only a restart can repair. While it says something, and
-    while this loop does not run, systemd gets no sign of life, and restarts the part.
+    while this loop does not run, systemd gets no sign of life, and restarts the part. `stop_s`: seconds that stopping
+    may take; None for what the unit says (TimeoutStopSec).
     """
     told = notifier(environ)
     if told is None:
@@ -94,6 +97,8 @@ async def supervised(
             task.cancel()
         await asyncio.wait(tasks)
         told.tell("STOPPING=1")
+        if stop_s is not None:
+            told.tell(f"EXTEND_TIMEOUT_USEC={int(stop_s * 1e6)}")
 
 
 async def _report(told: Notifier, status: Ready, started: Ready) -> None:

@@ -57,6 +57,7 @@ from server.gateway.last_seen import LastSeen
 from server.jobs.active import ActiveAttempts
 from server.jobs.credentials import HostCredentials
 from server.jobs.dispatcher import Dispatcher
+from server.jobs.expected import Expectations
 from server.jobs.limits import Limits
 from server.jobs.outcomes import Outcomes
 from server.jobs.progress import ProgressWriter
@@ -240,7 +241,8 @@ def assemble(
 
     pipeline = Pipeline(store, catalog, placement, expected_since, hub, events, clock)
     hosts = Hosts(pipeline, store, placement, hub, dispatcher, clock)
-    gateway = Gateway(hub, hosts, reports, store, events, Agents(store, identity).host_of, clock, new_id)
+    expectations = Expectations(placement, credentials)
+    gateway = Gateway(hub, hosts, reports, store, events, Agents(store, identity).host_of, clock, new_id, expectations)
     news = NewsFollower(store, hub, gateway, dispatcher, reports, repository_states, controllers, events, clock)
     members = Members(store, lambda: Followed(pipeline.revision, news.position), leader.leads, news.bury, clock)
     runs = Runs(store, catalog, placement, dispatcher, clock, new_id)

@@ -11,6 +11,8 @@ from msgspec import Meta, Raw, Struct, field
 
 PROTOCOL = "lamplighter.v1"
 """The WebSocket subprotocol that both sides must offer (RFC 6455, section 1.9)."""
+CHECK_PROTOCOL = "lamplighter.check.v1"
+"""The subprotocol of a connection on which an agent only asks what its host is to hold: hello, then host.expected."""
 HOST_HEADER = "Lamplighter-Host"
 """The handshake's header with the agent's host, for the log of a server that refuses the agent."""
 
@@ -290,6 +292,26 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
     io_class: Annotated[str, Meta(max_length=32)] = ""
 
 
+MAX_EXPECTED = 1000
+"""The most commands in one host.expected."""
+
+
+class HostExpected(Struct, frozen=True, omit_defaults=True):
+    """server → agent, in answer to a hello by `CHECK_PROTOCOL`: what the host is to hold, and what its jobs would need.
+
+    - `version`: of the set. `schedules`: how many it has, those that are disabled included.
+    - `entries`, `commands`: the enabled ones, by name, each with the command that would follow its fire, with the
+      schedule's id as the job's. At most MAX_EXPECTED.
+    - `repositories`: those that the commands need, with their credentials.
+    """
+
+    version: Version
+    schedules: Count
+    entries: Annotated[list[Entry], Meta(max_length=MAX_EXPECTED)] = field(default_factory=list)
+    commands: Annotated[list[CommandRun], Meta(max_length=MAX_EXPECTED)] = field(default_factory=list)
+    repositories: Annotated[list[Repository], Meta(max_length=10_000)] = field(default_factory=list)
+
+
 class CommandCancel(Struct, frozen=True):
     """server → agent: stop a job, started or not; it ends as cancelled."""
 
@@ -366,7 +388,15 @@ FromAgent = (
     Hello | ScheduleAck | ScheduleResync | ScheduleFire | JobAccepted | JobProgress | JobLog | JobFinished | AgentClock
 )
 FromServer = (
-    RepoCredentials | ScheduleSet | ScheduleDiff | ScheduleRefused | CommandRun | CommandCancel | JobAsk | JobConfirmed
+    RepoCredentials
+    | ScheduleSet
+    | ScheduleDiff
+    | ScheduleRefused
+    | CommandRun
+    | CommandCancel
+    | JobAsk
+    | JobConfirmed
+    | HostExpected
 )
 Message = FromAgent | FromServer
 
@@ -390,5 +420,6 @@ FROM_SERVER: dict[str, type[FromServer]] = {
     "command.cancel": CommandCancel,
     "job.ask": JobAsk,
     "job.confirmed": JobConfirmed,
+    "host.expected": HostExpected,
 }
 TYPES: dict[type[Message], str] = {cls: name for name, cls in {**FROM_AGENT, **FROM_SERVER}.items()}

@@ -16,7 +16,7 @@ from agent.restic.verify import Sample
 from agent.sandbox.confine import SPECIAL, STAGE, Launch
 from wire.messages import Restore, Verify
 
-_NOT_THERE = (
+NOT_THERE = (
     "the repository existed before and is missing now: check that its disk is mounted. spec.init does not replace it; "
     "to start with a new one, delete the Repository and declare it again"
 )
@@ -101,7 +101,7 @@ async def run_args(job: Job, creating: asyncio.Lock, args: Sequence[str], reads:
     if command.init is None or ended.end not in ("no_repository", "damaged"):
         return
     if ended.end == "no_repository" and was_there:
-        job.fail(_NOT_THERE, "NoRepository")
+        job.fail(NOT_THERE, "NoRepository")
         return
     if ended.end == "no_repository":
         job.reporter.log("there is no repository yet: creating it, and then trying again")

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from cli import logs, options
+from cli.terminal import say
 
 
 @click.command()
@@ -193,6 +194,12 @@ def server(
     help="One-time token from `lamplighter enrol`; the agent registers its own key with it.",
 )
 @options.option("--enrol-token-file", type=options.FILE, help="File that holds the token for --enrol.")
+@click.option(
+    "--once",
+    is_flag=True,
+    help="Check this host, and end: ask the server what the host is to hold, and look whether each job would find "
+    "restic, its repository, its programs and its paths. The exit code is 1 if anything is wrong.",
+)
 @options.metrics_listen
 @options.log_format
 @options.log_level
@@ -202,6 +209,7 @@ def agent(
     restic: str,
     enrol: str,
     enrol_token_file: Path | None,
+    once: bool,
     root: Path,
     allow_hooks: tuple[str, ...],
     allow_unconfined: bool,
@@ -216,6 +224,9 @@ def agent(
     The agent keeps its schedules and its journal in the data folder, and keeps running while the server cannot be
     reached. With a token from `lamplighter enrol` it creates a key of its own, the file `host-key` in the data folder,
     and from then on uses that key and ignores --token-file. To enrol again, delete the file.
+
+    With --once it runs no job and writes to no repository, also while an agent of this host runs. Enrol a new host
+    with it, and start the agent when all is well.
     """
     if enrol and enrol_token_file is not None:
         options.refuse_given("--enrol gives a token already: use one of the two", "enrol_token_file")
@@ -231,6 +242,9 @@ def agent(
     path = parts.own_key(data_dir, token_file) or token_file or data_dir / "agent-token"
     token = options.token_reader(path, options.ENROL_OR_NAME)
     how = parts.Local(restic, root, allow_hooks, allow_unconfined, max_jobs, drain_s)
+    if once:
+        asyncio.run(parts.once(server, token, data_dir, host, how, ca_file))
+        return
     _run(lambda stop: parts.agent(server, token, data_dir, host, how, stop, ca_file, metrics_listen))
 
 
@@ -291,7 +305,7 @@ def controller(
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--secret", required=True, help="The Secret for the keys; it must exist and may be empty.")
+@click.option("--secret", default="", help="The Secret for the keys; it must exist and may be empty.")
 @click.option(
     "--config-map",
     default="",
@@ -299,19 +313,42 @@ def controller(
 )
 @click.option("--tls-name", "names", multiple=True, help="A DNS name or address of the server; repeatable.")
 @click.option(
+    "--self-signed",
+    is_flag=True,
+    help="For a server outside a cluster: create a CA and a certificate in DIR. It is for localhost too.",
+)
+@click.option(
     "--vault-key/--no-vault-key", default=True, help="Whether to create the key that encrypts credentials in the store."
 )
 @options.log_format
 @options.log_level
 def keys(
-    folder: Path, secret: str, config_map: str, names: tuple[str, ...], vault_key: bool, log_format: str, log_level: str
+    folder: Path,
+    secret: str,
+    config_map: str,
+    names: tuple[str, ...],
+    self_signed: bool,
+    vault_key: bool,
+    log_format: str,
+    log_level: str,
 ) -> None:
-    """Create a server's missing keys in its cluster.
+    """Create a server's missing keys: in its cluster, or a CA and a certificate in DIR.
 
     The chart runs this in the server's pod before each start of the server. It stores new keys in --secret, in the
     pod's namespace, and writes to DIR those that the server reads. With --tls-name it also creates a CA and a
     certificate.
+
+    With --self-signed it writes to DIR, for each --tls-name: tls.crt and tls.key, which the server gets as --tls-cert
+    and --tls-key, and ca.crt, which agents get as --ca-file. Run it again to renew the certificate, or to change its
+    names: ca.crt stays.
     """
+    if self_signed:
+        options.refuse_given("not with --self-signed", "secret", "config_map", "vault_key")
+        logs.setup(log_format, log_level)
+        _write_own_authority(folder, names)
+        return
+    if not secret:
+        raise click.UsageError("give --secret for a server in a cluster, or --self-signed")
     if names and not config_map:
         raise click.UsageError("--tls-name also needs --config-map, where agents find the CA's certificate")
     if not names:
@@ -321,6 +358,20 @@ def keys(
 
     logs.setup(log_format, log_level)
     _run(lambda _: parts.make(secret, config_map, names, folder, vault=vault_key))
+
+
+def _write_own_authority(folder: Path, names: tuple[str, ...]) -> None:
+    """Carry out `keys --self-signed`. Raises click.ClickException, with the remedy."""
+    from server.access.keys import CERT, KeysError, own_authority
+    from server.app import utc_now
+
+    if not names:
+        raise click.UsageError("--self-signed also needs --tls-name, the name by which agents reach the server")
+    try:
+        made = own_authority(folder, names, utc_now())
+    except (KeysError, OSError) as error:
+        raise click.ClickException(f"{folder}: {error}") from None
+    say(f"made: {', '.join(str(folder / name) for name in made)}" if made else f"{folder / CERT} serves still")
 
 
 def _run(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:

@@ -1,12 +1,14 @@
-"""The keys of a server in a cluster: the vault's key, a CA, and a server certificate that the CA has issued.
+"""The keys of a server: the vault's key, a CA, and a server certificate that the CA has issued.
 
-One Secret holds them. What it holds and can still be used is kept; whatever else is needed is generated. To replace a
-key, delete it from the Secret and restart the server.
+In a cluster one Secret holds them, elsewhere a folder (`own_authority`). What is held and can still be used is kept;
+whatever else is needed is generated. To replace a key, delete it and restart the server.
 """
 
 import ipaddress
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -14,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from server.access.vault import Vault, VaultError
+from server.resources.selectors import is_dns_name
 
 VAULT_KEY, CA_CERT, CA_KEY, CERT, KEY = "vault-key", "ca.crt", "ca.key", "tls.crt", "tls.key"
 """The Secret's keys; those of TLS are named as in Secrets of type kubernetes.io/tls."""
@@ -24,6 +27,9 @@ RENEW = timedelta(days=365)
 """A certificate with no more than this left is renewed when the server starts."""
 SKEW = timedelta(hours=1)
 """How far behind a client's clock may be when it checks a new certificate."""
+
+LOCAL = "localhost"
+"""The name by which the server's own machine reaches it."""
 
 SecretData = Mapping[str, bytes]
 
@@ -51,6 +57,33 @@ def complete(held: SecretData, names: Sequence[str], now: datetime, *, vault: bo
         except VaultError as error:
             raise KeysError(f"{VAULT_KEY}: {error}") from None
     return wanted
+
+
+def own_authority(folder: Path, names: Sequence[str], now: datetime) -> list[str]:
+    """Complete the CA and the certificate in a folder, which is made if missing. Returns the files that are new.
+
+    `names`: as in `complete`; the certificate is for LOCAL too. Keys can be read by this user alone, certificates by
+    all. Raises KeysError and OSError.
+    """
+    for name in names:
+        if _address(name) is None and not is_dns_name(name.lower()):
+            raise KeysError(f"{name!r} is neither a DNS name nor an address")
+    folder.mkdir(parents=True, exist_ok=True)
+    there = [folder / name for name in (CA_CERT, CA_KEY, CERT, KEY)]
+    held = {path.name: path.read_bytes() for path in there if path.exists()}
+    if held and CA_KEY not in held:
+        raise KeysError(f"{', '.join(held)} came from elsewhere, as there is no {CA_KEY}: choose another folder")
+    wanted = complete(held, list(dict.fromkeys([*names, LOCAL])), now, vault=False)
+    made = [name for name in wanted if wanted[name] != held.get(name)]
+    for name in made:
+        beside = folder / f".{name}.new"
+        beside.unlink(missing_ok=True)
+        mode = 0o600 if name in (CA_KEY, KEY) else 0o644
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)  # whatever the umask
+            file.write(wanted[name])
+        beside.rename(folder / name)
+    return made
 
 
 def _serves(held: SecretData, names: Sequence[str], now: datetime) -> bool:
@@ -87,7 +120,7 @@ def _certified(held: SecretData, names: Sequence[str], now: datetime) -> dict[st
         authority = x509.load_pem_x509_certificate(held[CA_CERT])
         signer = serialization.load_pem_private_key(held[CA_KEY], password=None)
     except ValueError:
-        raise KeysError(f"{CA_CERT} or {CA_KEY} is not PEM: delete both from the Secret to generate new ones") from None
+        raise KeysError(f"{CA_CERT} or {CA_KEY} is not PEM: delete both to generate new ones") from None
     if not isinstance(signer, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise KeysError(f"{CA_KEY} is neither an EC nor an RSA key: delete it and {CA_CERT} to generate new ones")
     key = ec.generate_private_key(ec.SECP256R1())
@@ -143,10 +176,15 @@ def _general_names(names: Sequence[str]) -> list[x509.GeneralName]:
 
 
 def _general_name(name: str) -> x509.GeneralName:
+    address = _address(name)
+    return x509.DNSName(name) if address is None else x509.IPAddress(address)
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return x509.IPAddress(ipaddress.ip_address(name.strip("[]")))
+        return ipaddress.ip_address(name.strip("[]"))
     except ValueError:
-        return x509.DNSName(name)
+        return None
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from server.agents.hub import Connection, Goodbye, Hub
 from server.agents.session import Accepted, Acked, Effect, Ended, Fired, Reported, Session, Stops
 from server.changes.hosts import Hosts
-from server.errors import ApiException, Unauthorized, Unavailable
+from server.errors import ApiException, NotFound, Unauthorized, Unavailable
 from server.events import DuplicateAgent, Events, HostAcked, HostConnected
 from server.fleet import pushes
 from server.fleet.pushes import Push
@@ -29,6 +29,7 @@ from server.gateway.buckets import Buckets
 from server.gateway.inflow import Inflow
 from server.gateway.told import ToldHosts
 from server.jobs import notices
+from server.jobs.expected import Expectations
 from server.jobs.pieces import pieces
 from server.jobs.queue import Ended as JobsEnded
 from server.jobs.queue import wire_id
@@ -39,7 +40,7 @@ from server.store.futures import stored, then
 from server.store.hosts import get_host, host_hello
 from server.store.queue import count_of_host, of_host
 from wire import codec
-from wire.messages import HOST_HEADER, PROTOCOL, FromAgent, Hello, JobFinished, JobLog
+from wire.messages import CHECK_PROTOCOL, HOST_HEADER, PROTOCOL, FromAgent, Hello, JobFinished, JobLog
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ REPLACED = 4000
 CLOSED = Goodbye(REPLACED, "this host connected again, or it was deleted, or its key was revoked")
 REFUSED = 4001
 """Close code of a connection whose token is no longer valid."""
+NOT_DECLARED = 4003
+"""Close code of a connection that asks for a host that is not declared."""
 DUPLICATE = 4002
 """Close code of a second agent's connection, while the first agent of its host answers pings."""
 
@@ -80,7 +83,7 @@ class Gateway:
     Unavailable when the token cannot be checked now.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - a connection asks for many things
         self,
         hub: Hub,
         hosts: Hosts,
@@ -90,8 +93,10 @@ class Gateway:
         authenticate: Callable[[str], Awaitable[str]],
         clock: Callable[[], datetime],
         new_id: Callable[[], str],
+        expectations: Expectations,
     ) -> None:
         self._hub = hub
+        self._expectations = expectations
         self._hosts = hosts
         self._reports = reports
         self._store = store
@@ -124,12 +129,15 @@ class Gateway:
             denial = PlainTextResponse(f"{error}\n", error.status, dict(error.headers))
             await websocket.send_denial_response(denial)
             return
-        if PROTOCOL not in websocket.scope["subprotocols"]:
+        offered = websocket.scope["subprotocols"]
+        if PROTOCOL not in offered and CHECK_PROTOCOL not in offered:
             await websocket.send_denial_response(PlainTextResponse(f"the subprotocol {PROTOCOL} is needed\n", 400))
             return
-        await websocket.accept(PROTOCOL)
+        await websocket.accept(PROTOCOL if PROTOCOL in offered else CHECK_PROTOCOL)
         try:
-            await self._serve(websocket, allowed, disconnects)
+            if PROTOCOL in offered:
+                await self._serve(websocket, allowed, disconnects)
+            await self._tell_expected(websocket, allowed, disconnects)
         except WebSocketDisconnect:
             return
         except codec.FrameError as error:
@@ -137,6 +145,8 @@ class Gateway:
             code, reason = 1007, codec.close_reason(error)
         except Unavailable as error:  # not everything was stored: the agent sends it again on its next connection
             code, reason = BUSY, codec.close_reason(error)
+        except NotFound as error:
+            code, reason = NOT_DECLARED, codec.close_reason(error)
         except asyncio.CancelledError as error:  # by `Connection.close`
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
@@ -242,6 +252,19 @@ class Gateway:
                 await self._receive(connection, frame)
         finally:
             self._hub.remove(connection)
+
+    async def _tell_expected(self, websocket: WebSocket, allowed: str, disconnects: int) -> NoReturn:
+        """Tell an agent that only asks what its host is to hold, and close.
+
+        The connection of the host's agent, if there is one, stays: this one is no host's. Raises WebSocketDisconnect,
+        FrameError, NotFound.
+        """
+        hello = await self._read_hello(websocket, allowed)
+        await self._limit_hellos(websocket, hello.host)
+        await self._check_again(websocket, disconnects)
+        await websocket.send_text(codec.encode((self._expectations.of(hello.host),)))
+        await websocket.close()
+        raise WebSocketDisconnect
 
     async def _limit_hellos(self, websocket: WebSocket, host: str) -> int:
         """Close the connection of a host that connects too often. Raises WebSocketDisconnect then.

@@ -36,8 +36,8 @@ LISTENING = r"lamplighter (up|server) (?!.*--replica-name)"
 DATABASE = "postgresql+psycopg://lamplighter:…@db.example.org/lamplighter"
 """The PostgreSQL of the pages."""
 
-IMPOSSIBLE = r"pg_dump "
-"""What needs programs of the database's own version."""
+IMPOSSIBLE = r"pg_dump |sudo "
+"""What needs programs of the database's own version, or changes the whole machine."""
 
 DRY = r"make (test|hooks|coverage|format|bench|faults|pictures|agent-file)\b"
 """What takes minutes, or changes a repository of git: make says whether it knows how."""

@@ -1,4 +1,4 @@
-"""A server's keys in a cluster are made once, kept, replaced when they no longer serve, and trusted."""
+"""A server's keys are made once, kept, replaced when they no longer serve, and trusted."""
 
 import contextlib
 import ssl
@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from cli.main import main
 from server.access import keys
 from server.access.vault import Vault
 
@@ -100,3 +102,38 @@ def test_what_cannot_be_used_is_told_and_not_replaced(
     with pytest.raises(keys.KeysError, match=remedy) as refusal:
         keys.complete({**held, **damaged}, NAMES, NOW)
     assert "hush" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["backup.example.org", keys.LOCAL])
+def test_a_server_outside_a_cluster_has_a_certificate_of_its_own_authority(name: str, tmp_path: Path) -> None:
+    names = ["backup.example.org"]
+    assert set(keys.own_authority(tmp_path / "tls", names, NOW)) == {keys.CA_CERT, keys.CA_KEY, keys.CERT, keys.KEY}
+    made = {path.name: path.read_bytes() for path in (tmp_path / "tls").iterdir()}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "tls").iterdir()}
+    assert modes == {keys.CA_CERT: 0o644, keys.CERT: 0o644, keys.CA_KEY: 0o600, keys.KEY: 0o600}
+    assert shake_hands(made, name, tmp_path) == "TLSv1.3"
+    assert keys.own_authority(tmp_path / "tls", names, NOW) == []
+    assert set(keys.own_authority(tmp_path / "tls", ["192.0.2.7"], NOW)) == {keys.CERT, keys.KEY}
+
+
+def test_a_certificate_that_came_from_elsewhere_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / keys.CERT).write_text("of a public authority")
+    with pytest.raises(keys.KeysError, match=r"tls.crt came from elsewhere, .*: choose another folder"):
+        keys.own_authority(tmp_path, ["backup.example.org"], NOW)
+    assert [path.name for path in tmp_path.iterdir()] == [keys.CERT]
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ([], "give --secret for a server in a cluster, or --self-signed"),
+        (["--self-signed"], "--self-signed also needs --tls-name"),
+        (["--self-signed", "--tls-name", "a b"], "'a b' is neither a DNS name nor an address"),
+        (["--self-signed", "--secret", "keys"], "--secret: not with --self-signed"),
+    ],
+)
+def test_the_command_says_what_it_needs(words: list[str], remedy: str, tmp_path: Path) -> None:
+    ended = CliRunner().invoke(main, ["keys", str(tmp_path / "tls"), *words])
+    assert ended.exit_code != 0
+    assert remedy in ended.output
+    assert not (tmp_path / "tls").exists()

@@ -85,11 +85,11 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 def test_a_part_is_ready_only_once_it_waits_for_nothing(manager: Manager) -> None:
     async def work() -> None:
         part = Part("the store is being upgraded")
-        async with systemd.supervised(part.ready, environ={"NOTIFY_SOCKET": manager.address}):
+        async with systemd.supervised(part.ready, environ={"NOTIFY_SOCKET": manager.address}, stop_s=90):
             assert await manager.until("STATUS=the store is being upgraded") == ["STATUS=the store is being upgraded"]
             part.waits_for = ""
             assert await manager.until("STATUS=ready") == ["READY=1", "STATUS=ready"]
-        assert manager.told() == ["STOPPING=1"]
+        assert manager.told() == ["STOPPING=1", "EXTEND_TIMEOUT_USEC=90000000"]
 
     run(work)
 
