@@ -63,7 +63,7 @@ def text_lines(told: Object) -> Iterator[str]:
             yield f"    Repository {key[1]}/{key[2]} also changes"
             yield f"      {line}"
     yield from (f"  ! {line}" for line in _troubles(told))
-    yield from (f"  ? {it['file']}: {it['detail']}" for it in told["ignored"])
+    yield from (f"  ? {line}" for line in _ignored(told))
     if hosts := told["hosts"]["count"]:
         yield f"{hosts} {'host gets' if hosts == 1 else 'hosts get'} new versions: {_some(told['hosts'])}"
     if told["changes"]:
@@ -178,6 +178,11 @@ def _troubles(told: Object) -> Iterator[str]:
         )
 
 
+def _ignored(told: Object) -> Iterator[str]:
+    """What is of a kind that is not read."""
+    return (f"{it['file']}: {it['detail']}" for it in told["ignored"])
+
+
 def _some(names: Object) -> str:
     """The first of some hosts, and how many more there are."""
     first = names["first"][:MAX_SHOWN]
@@ -186,7 +191,8 @@ def _some(names: Object) -> str:
 
 
 def _runs(runs: Object) -> str:
-    first = [f"{it['host']} {_time(it['due'])}" for it in runs["first"][:MAX_SHOWN]]
+    """The first of some missed runs, which may be of long ago, and how many more there are."""
+    first = [f"{it['host']} {datetime.fromisoformat(it['due']):%Y-%m-%d %H:%M}Z" for it in runs["first"][:MAX_SHOWN]]
     more = runs["count"] - len(first)
     return ", ".join(first) + (f" and {more} more" if more else "")
 
@@ -220,11 +226,11 @@ def markdown_lines(told: Object) -> list[str]:
 
 
 def _rows(told: Object) -> Iterator[str]:
-    troubles = [*_troubles(told)]
-    if troubles:
-        yield from ("**Would be refused:**", "")
-        yield from (f"- {_escaped(it)}" for it in troubles)
-        yield ""
+    for title, lines in (("Would be refused", [*_troubles(told)]), ("Not read", [*_ignored(told)])):
+        if lines:
+            yield from (f"**{title}:**", "")
+            yield from (f"- {_escaped(it)}" for it in lines)
+            yield ""
     forecasts = {("Schedule", it["namespace"], it["name"]): it for it in told["schedules"]}
     loads = {("Repository", it["namespace"], it["name"]): it for it in told["repositories"]}
     changed = {_key(it): it for it in told["changes"]}

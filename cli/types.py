@@ -95,6 +95,14 @@ def one_type(word: str, types: Sequence[Type] = TYPES) -> Type:
     return _named(word, types)
 
 
+def untyped(type_: Type, name: str) -> str:
+    """A name without its type, which `-o name` shows: that of TYPE/NAME, or of TYPE/NAMESPACE/NAME where names have a
+    namespace."""
+    before, _, own = name.partition("/")
+    is_typed = before in type_.names and ("/" in own if type_.is_namespaced else own)
+    return own if is_typed else name
+
+
 def full_name(name: str, namespace: str = "default") -> str:
     """NAMESPACE/NAME of a name, which is in `namespace` where it has none. Raises click.ClickException."""
     namespace, _, own = (name if "/" in name else f"{namespace}/{name}").partition("/")

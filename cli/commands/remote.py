@@ -1,8 +1,24 @@
 """The commands that ask a server for something special: jobs, restores and hosts."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import click
 
 from cli import completing, options
+from cli.types import HOST, JOB, REPOSITORY, SCHEDULE, Type, untyped
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _named(argument: str, type_: Type, metavar: str | None = None) -> Callable[[F], F]:
+    """An argument that names an object, also as `get -o name` does."""
+
+    def without_type(_ctx: click.Context, _parameter: click.Parameter, name: str) -> str:
+        return untyped(type_, name)
+
+    complete = completing.names(type_.plural)
+    return click.argument(argument, metavar=metavar, callback=without_type, shell_complete=complete)
 
 
 @click.command()
@@ -43,7 +59,7 @@ def jobs(
 
 
 @click.command()
-@click.argument("schedule", metavar="[NAMESPACE/]NAME", shell_complete=completing.names("schedules"))
+@_named("schedule", SCHEDULE, metavar="[NAMESPACE/]NAME")
 @click.option(
     "--host",
     "hosts",
@@ -64,7 +80,7 @@ def run(access: options.Access, schedule: str, hosts: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("job", shell_complete=completing.names("jobs"))
+@_named("job", JOB)
 @options.access
 @options.namespaced
 def cancel(access: options.Access, job: str) -> None:
@@ -78,7 +94,7 @@ def cancel(access: options.Access, job: str) -> None:
 
 
 @click.command(name="logs")
-@click.argument("job", shell_complete=completing.names("jobs"))
+@_named("job", JOB)
 @click.option(
     "-f", "--follow", "is_followed", is_flag=True, help="Show the output as it comes, until the job has ended."
 )
@@ -95,7 +111,7 @@ def job_logs(access: options.Access, job: str, is_followed: bool) -> None:
 
 
 @click.command()
-@click.argument("repository", metavar="[NAMESPACE/]REPOSITORY", shell_complete=completing.names("repositories"))
+@_named("repository", REPOSITORY, metavar="[NAMESPACE/]REPOSITORY")
 @click.option("--host", "source", metavar="SOURCE", required=True, help="The host that was backed up.")
 @click.option("--to", "host", metavar="HOST", help="The host to restore onto.", show_default="SOURCE")
 @click.option(
@@ -141,7 +157,7 @@ def restore(
 
 
 @click.command()
-@click.argument("repository", metavar="[NAMESPACE/]REPOSITORY", shell_complete=completing.names("repositories"))
+@_named("repository", REPOSITORY, metavar="[NAMESPACE/]REPOSITORY")
 @click.option("--host", help="Only snapshots of this host; required where the repository's URL has {host}.")
 @click.option(
     "--limit", type=click.IntRange(min=1), help="How many snapshots to show, newest first.", show_default="all"
@@ -160,7 +176,7 @@ def snapshots(access: options.Access, repository: str, host: str | None, limit: 
 
 
 @click.command()
-@click.argument("repository", metavar="[NAMESPACE/]REPOSITORY", shell_complete=completing.names("repositories"))
+@_named("repository", REPOSITORY, metavar="[NAMESPACE/]REPOSITORY")
 @click.argument("snapshot")
 @click.argument("path", default="/")
 @click.option("--host", help="The host that was backed up; required where the repository's URL has {host}.")
@@ -194,7 +210,7 @@ def create(access: options.Access, what: str, name: str, labels: tuple[str, ...]
 
 
 @click.command()
-@click.argument("host", shell_complete=completing.names("hosts"))
+@_named("host", HOST)
 @click.option(
     "--expires-in",
     metavar="SECONDS",
@@ -216,7 +232,7 @@ def enrol(access: options.Access, host: str, expires_in: int) -> None:
 
 
 @click.command()
-@click.argument("host", shell_complete=completing.names("hosts"))
+@_named("host", HOST)
 @options.access
 def revoke(access: options.Access, host: str) -> None:
     """Revoke the key of HOST.

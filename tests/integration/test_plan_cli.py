@@ -95,7 +95,6 @@ async def test_a_new_folder_is_all_additions_and_an_applied_one_no_change(
     server: Running, folder: Path, plan: Plan
 ) -> None:
     result = await plan(folder)
-    assert result.exit_code == 2, result.output
     for line in (
         "  + Host web-1   (hosts.yaml:1)",
         "  + Schedule ns/etc   (etc.yaml:1)",
@@ -198,6 +197,20 @@ async def test_markdown_shows_what_text_shows_and_calls_nobody(folder: Path, pla
     assert "@" not in shown
     assert "`" not in shown
     assert "\N{REPLACEMENT CHARACTER}" not in shown
+
+
+def test_a_run_of_long_ago_is_shown_with_its_date_and_what_is_not_read_in_both_forms() -> None:
+    runs = {"count": 1, "first": [{"host": "web-1", "due": "2026-02-28T02:00:00Z"}]}
+    due = {"before": 1, "after": 0, "appearing": 0, "disappearing": 0, "appear_at": [], "disappear_at": []}
+    nothing: dict[str, Any] = {"count": 0, "first": []}
+    schedule = {"namespace": "ns", "name": "etc", "gained": nothing, "lost": nothing, "due": due, "spread_seconds": 0}
+    told: dict[str, Any] = {it: [] for it in ("changes", "refused", "mistakes", "withheld", "repositories")}
+    told |= {"schedules": [{**schedule, "made_up": nothing, "dropped": runs}], "hosts": nothing}
+    told |= {"begin": "2026-03-29T01:30:00Z", "ignored": [{"file": "x.yaml:1", "detail": "Pod is not read"}]}
+    for lines in (planned.text_lines(told), planned.markdown_lines(told)):
+        text = "\n".join(lines)
+        assert "missed runs that would be lost: web-1 2026-02-28 02:00Z" in text
+        assert "x.yaml:1: Pod is not read" in text
 
 
 def test_markdown_of_a_huge_plan_fits_into_a_comment() -> None:

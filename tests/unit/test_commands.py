@@ -3,8 +3,10 @@
 import queue
 
 import pytest
+from click.testing import CliRunner
 
-from cli.types import HOST, JOB, SCHEDULE, TYPES, Target, targets
+from cli.main import main
+from cli.types import HOST, JOB, REPOSITORY, SCHEDULE, TYPES, Target, Type, targets, untyped
 from cli.versions import skew
 from cli.watching import Watched, concerns
 
@@ -81,3 +83,26 @@ def test_each_name_is_of_one_type() -> None:
 def test_versions_more_than_one_minor_apart_are_told(client: str, server: str, remedy: str) -> None:
     assert skew(client, server).endswith(remedy)
     assert bool(skew(client, server)) == bool(remedy)
+
+
+@pytest.mark.parametrize(
+    ("type_", "given", "name"),
+    [
+        (JOB, "job/80ce6932", "80ce6932"),
+        (JOB, "80ce6932", "80ce6932"),
+        (HOST, "host/web-1", "web-1"),
+        (SCHEDULE, "schedule/shop/etc", "shop/etc"),
+        (SCHEDULE, "sched/shop/etc", "shop/etc"),
+        (SCHEDULE, "schedule/etc", "schedule/etc"),  # etc in namespace `schedule`
+        (REPOSITORY, "host/shop/main", "host/shop/main"),
+    ],
+)
+def test_a_command_about_one_object_takes_the_names_that_lists_print(type_: Type, given: str, name: str) -> None:
+    assert untyped(type_, given) == name
+
+
+def test_logs_take_a_job_as_lists_print_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("cli.jobs.logs", lambda _access, job, **_: asked.append(job))
+    assert CliRunner().invoke(main, ["logs", "job/80ce6932"]).exit_code == 0
+    assert asked == ["80ce6932"]
