@@ -16,7 +16,7 @@ from cli.options import Access
 from cli.terminal import say_json
 from controller.client import Refused
 from controller.folder.declarations import Reading, read
-from controller.folder.files import FolderError, Unreadable, read_text, read_texts
+from controller.folder.files import MAX_FILE, FolderError, Unreadable, read_text, read_texts, text_of
 from controller.folder.follower import CONFIRMATION, OWNER
 from controller.folder.problems import mistake_place, where
 from controller.reconcile import (
@@ -90,7 +90,10 @@ def _wanted(reading: Reading, owner: str | None, *, prune: bool, confirmed: bool
 
 def _text(path: Path) -> str | Unreadable:
     if path == STDIN:
-        return sys.stdin.read()
+        return text_of(sys.stdin.buffer.read(MAX_FILE + 1))
+    if path.is_fifo():  # as in `plan -f <(kustomize build .)`
+        with path.open("rb") as pipe:
+            return text_of(pipe.read(MAX_FILE + 1))
     text = read_text(path)
     if text is None:
         raise click.ClickException(f"there is no file {path}")

@@ -68,6 +68,11 @@ def read_text(path: Path) -> str | Unreadable | None:
         return None
     except OSError as error:
         return Unreadable(f"cannot be read: {error.strerror}")
+    return text_of(content)
+
+
+def text_of(content: bytes) -> str | Unreadable:
+    """The text of a file's content, of which the first `MAX_FILE` bytes and one more are enough."""
     if len(content) > MAX_FILE:
         return Unreadable(f"longer than {MAX_FILE} bytes: split it")
     try:

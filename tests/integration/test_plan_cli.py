@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def folder(tmp_path: Path) -> Path:
 def plan(server: Running, tmp_path: Path) -> Plan:
     """Runs the command in a thread, while the server answers."""
 
-    async def run(*words: object, stdin: str = "") -> Result:
+    async def run(*words: object, stdin: str | bytes = "") -> Result:
         here = {"LAMPLIGHTER_SERVER": f"http://127.0.0.1:{server.port}", "LAMPLIGHTER_DATA_DIR": str(tmp_path)}
         return await asyncio.to_thread(
             CliRunner().invoke, main, ["plan", *map(str, words)], input=stdin, env=here | {"NO_COLOR": "1"}
@@ -175,6 +176,18 @@ async def test_files_come_from_stdin_too_and_their_secrets_may_be_elsewhere(plan
     answer = json.loads(result.stdout)
     assert (result.exit_code, [it["kind"] for it in answer["changes"]]) == (2, ["Repository"])
     assert [it["file"] for it in answer["ignored"]] == ["-:6"]
+
+
+async def test_stdin_that_is_not_text_is_a_mistake_in_a_line(plan: Plan) -> None:
+    result = await plan("-f", "-", stdin=b"kind: \xff\xfe\n")
+    assert (result.exit_code, isinstance(result.exception, SystemExit)) == (1, True)
+    assert "not UTF-8 text: save it as UTF-8" in result.output
+
+
+async def test_a_pipe_is_read_as_a_file(plan: Plan, tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    result, _ = await asyncio.gather(plan("-f", pipe, "-o", "json"), asyncio.to_thread(pipe.write_text, REPOSITORY))
+    assert [it["kind"] for it in json.loads(result.stdout)["changes"]] == ["Repository"]
 
 
 @pytest.mark.parametrize(
