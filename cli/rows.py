@@ -67,7 +67,7 @@ def _problem(item: Item, _: Mapping[str, str]) -> list[str]:
 
 def _wide_schedule(item: Item) -> list[str]:
     metadata, spec = item["metadata"], item["spec"]
-    enabled = _yes(spec.get("enabled", True))
+    enabled = _yes(spec.get("enabled", True) and not spec.get("suspend", False))
     zone, repository = spec.get("timeZone", "UTC"), spec["repositoryRef"]["name"]
     return [enabled, zone, repository, _age(metadata["creationTimestamp"]), labels(metadata["labels"])]
 

@@ -129,6 +129,7 @@ BAD_SCHEDULES = [
         _backup("spec.timeZone", "give an IANA name, for example Europe/Berlin", "server", timeZone=zone)
         for zone in ("Mars/Olympus", "Europe", "PST", "America/San_Francisco")
     ),
+    _backup("spec.suspend", "must be true or false, not a string", "schema", suspend="yes"),
     _backup("spec.enabled", "must be true or false, not a string", "schema", enabled="yes"),
     _backup("spec.paths", "unknown field", "schema", paths=["/etc"]),
     _backup("spec.hostSlector", "unknown field: did you mean hostSelector?", "schema", hostSlector={}),
@@ -277,6 +278,7 @@ GOOD_SCHEDULES = [
         cron="@hourly",
         timeZone="Europe/Berlin",
         enabled=False,
+        suspend=True,
         hostSelector={
             "matchLabels": {"example.org/pool": "", "a": "b"},
             "matchExpressions": [

@@ -120,6 +120,8 @@ def _going_well(said: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[str, 
     """The reason and message of a Schedule that is not degraded. Hosts without a success are not called successful."""
     if not spec.get("enabled", True):
         return "Disabled", "spec.enabled is false, so it does not run"
+    if spec.get("suspend", False):
+        return "Suspended", "spec.suspend is true, so it does not run"
     if not said["hosts"]:
         return "NoHosts", "no host has it: condition Ready says why"
     if unproven := said["hostsWithoutSuccess"]:

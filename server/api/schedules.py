@@ -20,6 +20,7 @@ from server.api.services import Services
 from server.fleet.herd import Herd, herd, offsets
 from server.fleet.placement import PlacedSchedule
 from server.observe.problems import Coverage, schedule_problems
+from server.resources.manifests import is_enabled
 from server.store.declared import list_resources
 from server.store.rows import Row
 from server.store.tables import SCHEDULES
@@ -148,6 +149,7 @@ def _shown(services: Services, row: Row, covers: Coverage) -> dict[str, object]:
     counts["hostsBehind"], named["behind"] = covers.behind, covers.behind_names
     counts["hostsRefusingHooks"] = len(set().union(*covers.refused_hooks.values()))
     counts["hostsUnsupported"] = sum(map(len, covers.unsupported.values()))
+    state = {"suspended": not is_enabled(row["spec"])}
     problems = [it._asdict() for it in schedule_problems(covers)]
     times: dict[str, datetime | None] = {
         "lastScheduleTime": row.get("last_due"),
@@ -155,4 +157,4 @@ def _shown(services: Services, row: Row, covers: Coverage) -> dict[str, object]:
         "oldestSuccessTime": covers.oldest_success,
     }
     known = {name: at for name, at in times.items() if at is not None}
-    return as_object("Schedule", row, {**counts, **named, **known, "problems": problems})
+    return as_object("Schedule", row, {**counts, **named, **known, **state, "problems": problems})

@@ -12,14 +12,14 @@ from server.fleet.placement import Placement
 from server.fleet.timing import superseded, timing
 from server.jobs import arguments
 from server.resources import manifests
-from server.resources.manifests import schedule_spec
+from server.resources.manifests import is_enabled, schedule_spec
 from server.resources.targets import grant_errors
 from server.resources.versions import Condition, unconditional, version_of
 from server.store.rows import Row, ScheduleRow
 from server.store.tables import Actor
 
-_TIMING = ("cron", "crons", "timeZone", "enabled", "hostSelector", "spreadSeconds")
-"""The fields of a spec that decide when it is due, and on which hosts."""
+_TIMING = ("cron", "crons", "timeZone", "hostSelector", "spreadSeconds")
+"""The fields of a spec that decide when it is due, and on which hosts, beside whether it is enabled."""
 
 
 class Schedules:
@@ -108,9 +108,11 @@ class Schedules:
         )
         if old is None:
             return row
-        if old.spec["enabled"]:
+        was_enabled = is_enabled(old.spec)
+        if was_enabled:
             row = row._replace(enabled_since=old.enabled_since or old.since)
-        if all(old.spec.get(key) == row.spec.get(key) for key in _TIMING):
+        same = all(old.spec.get(key) == row.spec.get(key) for key in _TIMING)
+        if same and was_enabled == is_enabled(row.spec):
             return row._replace(since=old.since, earlier=old.earlier)
         spec = schedule_spec(old.spec)
         return row._replace(earlier=superseded(timing(spec, old.since), old.earlier) if spec.enabled else old.earlier)

@@ -19,6 +19,7 @@ from server.jobs.outcomes import Health
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader
 from server.observe.problems import problems_of_repository
+from server.resources.manifests import is_enabled
 from server.store import alerts, queue
 from server.store.engine import Store, StoreClosedError
 
@@ -99,7 +100,7 @@ class StateCollector(Collector):
         family = GaugeMetricFamily(
             "lamplighter_schedule_disabled", "1 for each Schedule that is disabled.", labels=["namespace", "schedule"]
         )
-        disabled = (it for it in list(self._catalog.schedules.values()) if not it.spec.get("enabled", True))
+        disabled = (it for it in list(self._catalog.schedules.values()) if not is_enabled(it.spec))
         for row in islice(disabled, MAX_SERIES):
             family.add_metric([row.namespace, row.name], 1)
         return family

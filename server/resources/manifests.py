@@ -186,6 +186,11 @@ def schedule_spec(raw_spec: Mapping[str, Any]) -> ScheduleSpec:
     return msgspec.convert(raw_spec, ScheduleSpec)
 
 
+def is_enabled(raw_spec: Mapping[str, Any]) -> bool:
+    """Whether a Schedule with this completed spec runs, as `ScheduleSpec.enabled` says."""
+    return bool(raw_spec.get("enabled", True)) and not raw_spec.get("suspend", False)
+
+
 def repository_spec(raw_spec: Mapping[str, Any]) -> RepositorySpec:
     """The typed spec of a valid Repository."""
     return msgspec.convert(raw_spec, RepositorySpec)

@@ -129,11 +129,14 @@ class Ping(Struct, frozen=True, rename="camel"):
 
 
 class ScheduleSpec(Struct, frozen=True, rename="camel"):
-    """The spec of a Schedule. The blocks of other kinds than its own are None."""
+    """The spec of a Schedule. The blocks of other kinds than its own are None.
+
+    `switched_on`, `suspend`: see `enabled`.
+    """
 
     kind: Kind
     time_zone: str
-    enabled: bool
+    switched_on: bool = field(name="enabled")
     host_selector: LabelSelector
     repository_ref: ObjectRef
     concurrency_policy: ConcurrencyPolicy
@@ -153,6 +156,12 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     ping: Ping | None = None
     nice: int = 0
     io_class: IoClass | None = None
+    suspend: bool = False
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it runs: `spec.enabled` is true, and `spec.suspend` is not."""
+        return self.switched_on and not self.suspend
 
     @property
     def cron_text(self) -> str:

@@ -61,6 +61,12 @@ class Objects:
         path = self.path(kind, name) + (f"/{subresource}" if subresource else "")
         return self._http.patch(path, json=patch, headers=headers)
 
+    def selected(self, kind: str, fields: str) -> list[str]:
+        """The names that `kubectl get --field-selector` shows."""
+        answer = self._http.get(self.path(kind), params={"fieldSelector": fields})
+        assert answer.is_success, answer.text
+        return [it["metadata"]["name"] for it in answer.json()["items"]]
+
     def table(self, kind: str) -> tuple[list[Any], list[dict[Any, Any]]]:
         """What `kubectl get` prints: titles of the columns that are always shown, and each row's cells by them."""
         headers = {"accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
@@ -179,13 +185,16 @@ def test_kubectl_get_answers_the_first_question_of_each_kind(objects: Objects) -
     shown = objects.patch("Schedule", "etc", {"status": status}, "status").json()["status"]
     assert shown == {"observedGeneration": -1, **status}
     titles, (row,) = objects.table("Schedule")
-    assert titles == ["Name", "Kind", "Cron", "Hosts", "InSync", "Last", "Next", "Ready", "Degraded"]
+    counts = ["Hosts", "InSync", "Failed"]
+    assert titles == ["Name", "Schedule", "Kind", *counts, "Last", "Next", "Ready", "Degraded", "Age"]
+    assert row.pop("Age")
     assert row == {
         "Name": "etc",
+        "Schedule": "0 2 * * *",
         "Kind": "backup",
-        "Cron": "0 2 * * *",
         "Hosts": 3,
         "InSync": 2,
+        "Failed": 1,
         "Last": None,
         "Next": "2026-03-29T02:00:00Z",
         "Ready": "True",
@@ -199,6 +208,25 @@ def test_kubectl_get_answers_the_first_question_of_each_kind(objects: Objects) -
     assert objects.table("Restore")[0] == ["Name", "Source", "Host", "Target", "Phase", "Files", "Age"]
     objects.create("Repository", {"url": "/b"}, "main")
     assert objects.table("Repository")[0] == ["Name", "URL", "Init", "Ready", "Degraded", "Age"]
+
+
+FIELDS = [
+    ("Schedule", BACKUP, "spec.kind=backup,spec.suspend=false,spec.repositoryRef.name=main", "spec.enabled=false"),
+    ("Repository", {"url": "/b"}, "spec.url=/b", "spec.url=/c"),
+    ("Host", {"nodeName": "it"}, "spec.nodeName=it,status.connected=", "spec.nodeName=other"),
+    ("Run", RUN, "spec.scheduleRef.name=etc", "status.phase=Failed"),
+    ("Restore", RESTORE, "spec.repositoryRef.name=main,status.phase=", "spec.sourceHost=other"),
+    ("Alert", GOOD_ALERTS[0], "spec.severity!=info,spec.scope!=x", "spec.secretRef.name=other"),
+]
+
+
+@pytest.mark.parametrize(("kind", "spec", "selects", "leaves"), FIELDS, ids=[it[0] for it in FIELDS])
+def test_objects_are_selected_by_the_fields_that_people_filter_by(
+    objects: Objects, kind: str, spec: dict[str, Any], selects: str, leaves: str
+) -> None:
+    assert objects.create(kind, spec, "it").is_success
+    assert objects.selected(kind, selects) == ["it"]
+    assert objects.selected(kind, leaves) == []
 
 
 def test_kinds_are_found_by_short_names_and_category(cluster: Cluster, definitions: None) -> None:

@@ -47,7 +47,7 @@ async def test_a_server_tells_what_happened_and_how_it_stands(
     server: Running, api: httpx.AsyncClient, declare: Declare, connect: Connect, until: Until, clock: Clock, listen: str
 ) -> None:
     schedule_id = await declare("etc")
-    await declare("off", enabled=False)
+    await declare("off", suspend=True)
     async with (
         metrics.serving(listen, server.parts.registry, metrics.always_ready),
         connect() as agent,

@@ -226,7 +226,7 @@ def test_why_no_host_is_selected_is_told_by_the_labels_that_there_are(
 async def test_a_schedule_that_is_disabled_is_no_trouble(
     api: httpx.AsyncClient, declare: Declare, clock: Clock
 ) -> None:
-    await declare("etc", enabled=False)
+    await declare("etc", suspend=True)
     await declare("srv", enabled=False, hostSelector={"matchLabels": {"role": "db"}})
     await api.put("/hosts/a", json={"labels": {}})
     clock.now += 30 * DAY

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from server.api.openapi import document
 from server.api.operations import BODIES, OPERATIONS
 from server.api.routing import PREFIX
 from server.errors import Invalid
+from server.fleet.placement import encoded_entry
 from server.resources.manifests import (
     MAX_PATHS_BYTES,
     SCHEDULE,
@@ -27,6 +29,7 @@ from server.resources.manifests import (
     Credentials,
     Repository,
     Schedule,
+    is_enabled,
     parse_alert,
     parse_repository,
     parse_restore,
@@ -50,6 +53,7 @@ from tests.specs import (
     Bad,
     changed,
 )
+from wire.entries import parse_entry
 
 
 def schedule(spec: dict[str, Any] = BACKUP, **changes: Any) -> dict[str, Any]:
@@ -83,6 +87,7 @@ def test_a_short_schedule_is_completed_with_the_defaults_of_its_definition() -> 
         "cron": "0 2 * * *",
         "timeZone": "UTC",
         "enabled": True,
+        "suspend": False,
         "hostSelector": {},
         "repositoryRef": {"name": "main"},
         "backup": {"paths": ["/etc"], "excludes": [], "tags": [], "oneFileSystem": False, "excludeCaches": False},
@@ -101,6 +106,24 @@ def test_a_spec_is_read_as_typed_values_that_equal_those_of_a_stored_row() -> No
     assert parsed.spec.host_selector.match_labels == {"a": "b"}
     assert parsed.spec.backup is not None
     assert parsed.spec.backup.paths == ("/etc",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "runs"),
+    [
+        ({}, True),
+        ({"enabled": False}, False),
+        ({"suspend": True}, False),
+        ({"enabled": False, "suspend": True}, False),
+        ({"enabled": True, "suspend": False}, True),
+    ],
+)
+def test_a_schedule_runs_when_it_is_enabled_and_not_suspended(fields: dict[str, Any], runs: bool) -> None:
+    parsed = parse_schedule(schedule(**fields))
+    assert parsed.spec.enabled == is_enabled(parsed.raw_spec) == runs
+    entry = encoded_entry("id", "ns/etc", parsed.spec, datetime(2026, 3, 29, tzinfo=UTC), "r")
+    assert parse_entry(entry.raw).enabled == runs
+    assert not runs or is_enabled({key: it for key, it in parsed.raw_spec.items() if key != "suspend"})  # stored before
 
 
 def test_parsing_leaves_the_manifest_as_it_was_and_completing_twice_changes_nothing() -> None:

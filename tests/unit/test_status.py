@@ -131,6 +131,7 @@ def test_a_message_names_just_the_fields_that_are_wrong() -> None:
         (seen(), {"Degraded": ("False", "NoHosts")}),
         (seen(spec={"enabled": False}), {"Ready": ("True", "Accepted"), "Degraded": ("False", "Disabled")}),
         (seen(spec={"enabled": False}, hosts=2), {"Degraded": ("False", "Disabled")}),
+        (seen(spec={"suspend": True}, hosts=2), {"Degraded": ("False", "Suspended"), "Ready": ("True", "Accepted")}),
         (seen("HookNotAllowed", hosts=2, hostsRefusingHooks=2), {"Ready": ("False", "HookNotAllowed")}),
         (seen("HookNotAllowed", hosts=2, hostsRefusingHooks=1), {"Ready": ("True", "Accepted")}),
         (seen("NotSupported", hosts=2, hostsUnsupported=2), {"Ready": ("False", "NotSupported")}),
