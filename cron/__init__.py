@@ -1,7 +1,7 @@
 """The calendar that server and agents share: cron expressions and time zones, as pure functions without a clock.
 
 `expression` parses an expression, `zones` finds time zones, `due` computes due times, and `periods` the longest time
-between them. `errors` is what they raise.
+between them. `windows` are the times of day in which something may begin. `errors` is what they raise.
 
 The grammar of an expression follows crontab(5) of Debian's cron 3.0pl1, with the exceptions below:
 

@@ -83,7 +83,7 @@ def _next(expression: Times, zone: ZoneInfo, after: datetime) -> datetime:
     wall = local.replace(tzinfo=None, fold=0)
     if expression.hourly:
         return _next_hourly(expression, zone, after, wall)
-    return next(due for at in _wall_times(expression, wall) if (due := _due_at(at, zone)) > after)
+    return next(due for at in _wall_times(expression, wall) if (due := wall_moment(at, zone)) > after)
 
 
 def _next_hourly(expression: Expression, zone: ZoneInfo, after: datetime, wall: datetime) -> datetime:
@@ -128,7 +128,7 @@ def _days(expression: Expression, first: date) -> Iterator[date]:
         year, month, day = (year, month + 1, 1) if month < 12 else (year + 1, 1, 1)
 
 
-def _due_at(wall: datetime, zone: ZoneInfo) -> datetime:
+def wall_moment(wall: datetime, zone: ZoneInfo) -> datetime:
     """When clocks first show a wall-clock time; if they skip it, the moment of the change (PEP 495)."""
     due, begin = _instant(wall, zone, 0), _instant(wall, zone, 1)
     if due <= begin:

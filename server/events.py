@@ -30,7 +30,7 @@ class DeclarationChanged(Struct, frozen=True):
     """Resources were created, updated or deleted, and the change is in force.
 
     `deleted_schedules`, `deleted_repositories`: their ids. `hosts_with_new_set`: hosts whose desired set has changed.
-    `timing`: None for a change that another server made.
+    `other_windows`: ids of schedules that have other windows now. `timing`: None for a change that another server made.
     """
 
     schedules: Sequence[Key] = ()
@@ -40,6 +40,7 @@ class DeclarationChanged(Struct, frozen=True):
     deleted_repositories: Sequence[str] = ()
     deleted_hosts: Sequence[str] = ()
     hosts_with_new_set: Sequence[str] = ()
+    other_windows: Sequence[str] = ()
     timing: ChangeTiming | None = None
 
 

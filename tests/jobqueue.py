@@ -17,7 +17,7 @@ from server.jobs.limits import GateLimit, gate_of_host
 from server.jobs.queue import Arrival, Cancelling, Ended, Ending, JobQueue, Outcome, Recorded, Recording, Taken, wire_id
 from server.jobs.waiting import waits_for
 from server.resources.manifests import schedule_spec
-from server.resources.specs import Retry
+from server.resources.specs import Retry, Window
 from server.store import migrations, queue
 from server.store.hosts import upsert_hosts
 from server.store.jobs import get_job
@@ -97,8 +97,8 @@ class Jobs:
     """A server's queue over a database that knows these hosts.
 
     `limits`: of repositories, by id; `of_hosts`: how many jobs each may run at once. `retry`: the rule by which
-    schedules try again. `gone`: those that were deleted. `ended`: jobs that the queue ended itself, and how.
-    `asked`: those whose hosts it asked to end them.
+    schedules try again; `windows`: theirs; `gone`: those that were deleted. `ended`: jobs that the queue ended itself,
+    and how. `asked`: those whose hosts it asked to end them.
     """
 
     def __init__(
@@ -114,6 +114,7 @@ class Jobs:
         self.limits = {} if limits is None else dict(limits)
         self.of_hosts: dict[str, int] = {}
         self.retry = Retry(limit=0, backoff_seconds=60)
+        self.windows: tuple[Window, ...] = ()
         self.gone: set[str] = set()
         self.now = NOON
         self.ended: dict[str, JobFinished] = {}
@@ -130,7 +131,8 @@ class Jobs:
     def _schedule(self, host: str, schedule_id: str) -> PlacedSchedule | None:
         if not schedule_id or schedule_id in self.gone:
             return None
-        return msgspec.structs.replace(_SCHEDULE, spec=msgspec.structs.replace(_SCHEDULE.spec, retry=self.retry))
+        spec = msgspec.structs.replace(_SCHEDULE.spec, retry=self.retry, windows=self.windows)
+        return msgspec.structs.replace(_SCHEDULE, spec=spec)
 
     def _gates(self, host: str, _schedule_id: str) -> list[GateLimit]:
         return [GateLimit(gate_of_host(host), self.of_hosts[host], host=host)] if host in self.of_hosts else []
@@ -238,6 +240,12 @@ class Jobs:
         else:
             self.of_hosts[host] = limit
         return self.sent(*self.queue.open_gates(self.conn, [([gate_of_host(host)], self.now)]))
+
+    def change_windows(self, *windows: Window) -> list[str]:
+        """All schedules get these windows."""
+        self.windows = windows
+        self.queue.windows_changed(self.conn, [([_SCHEDULE.id, "s", "other"], self.now)])
+        return self.tick()
 
     def cancel(self, *job_ids: str, why: str = "me") -> list[str]:
         """Somebody wants jobs to end."""

@@ -130,6 +130,19 @@ BAD_SCHEDULES = [
         for zone in ("Mars/Olympus", "Europe", "PST", "America/San_Francisco")
     ),
     _backup("spec.suspend", "must be true or false, not a string", "schema", suspend="yes"),
+    _backup("spec.windows", "must not be empty", "schema", windows=[]),
+    *(
+        _backup(f"spec.windows[0].{field}", says, by, windows=[{"from": "22:00", "to": "06:00", **window}])
+        for field, says, by, window in (
+            ("from", "must be a time of day from 00:00 to 23:59", "rule", {"from": "24:00"}),
+            ("from", "must be a time of day from 00:00 to 23:59", "rule", {"from": "9:00"}),
+            ("to", "must be a time of day from 00:00 to 24:00", "rule", {"to": "24:01"}),
+            ("to", "for a whole day, give from 00:00 to 24:00", "rule", {"to": "22:00"}),
+            ("days[0]", "'Monday' is not known", "schema", {"days": ["Monday"]}),
+            ("days", "must not be empty", "schema", {"days": []}),
+        )
+    ),
+    _backup("spec.windows[0].to", "missing. Give it: when it closes", "schema", windows=[{"from": "22:00"}]),
     _backup("spec.enabled", "must be true or false, not a string", "schema", enabled="yes"),
     _backup("spec.paths", "unknown field", "schema", paths=["/etc"]),
     _backup("spec.hostSlector", "unknown field: did you mean hostSelector?", "schema", hostSlector={}),
@@ -288,6 +301,7 @@ GOOD_SCHEDULES = [
         },
         backup={"paths": ["/", "/srv/a..b"], "excludes": ["*.tmp"], "tags": ["x"], "oneFileSystem": True},
         concurrencyPolicy="Replace",
+        windows=[{"from": "22:00", "to": "06:00"}, {"from": "00:00", "to": "24:00", "days": ["Sat", "Sun"]}],
         startingDeadlineSeconds=60,
         missedRunPolicy="Skip",
         spreadSeconds=600,

@@ -24,7 +24,7 @@ from server.errors import ApiException, Unavailable
 from server.events import ChangeTiming, DeclarationChanged, Events
 from server.fleet.catalog import Catalog, ResolvedRepository
 from server.fleet.expected import ExpectedSince
-from server.fleet.placement import HostState, Placement, Plan
+from server.fleet.placement import HostState, PlacedSchedule, Placement, Plan
 from server.resources.manifests import host_spec, schedule_spec
 from server.store import changelog
 from server.store.engine import Store, StoreLostError
@@ -243,6 +243,7 @@ class Pipeline:
         drained = [it.name for it in plan.put_hosts if (was := hosts.get(it.name)) is not None and was.drains]
         changed = dict.fromkeys((*(host for host, _, _ in change.desired), *versions))
         self._remember(change)
+        other_windows = [it.id for it in plan.put if self._has_other_windows(it)]
         put_in_force(self._catalog, self._placement, change, plan, put_repositories, versions)
         for state in plan.put_hosts:
             if self._hub.session(state.name) is None:
@@ -251,7 +252,7 @@ class Pipeline:
             self._hub.forget(name)  # one that has just said hello connects again, and is created anew
         for name in change.rekeyed:
             self._hub.disconnect(name)  # it was authenticated by a key that is no longer valid
-        self._publish(change, changed, timing)
+        self._publish(change, changed, other_windows, timing)
         self._log(change)
         self._push(changed)
         for name in drained:
@@ -280,7 +281,20 @@ class Pipeline:
             if (session := self._hub.session(host)) is not None:
                 self._hub.deliver(host, session.desired_changed())
 
-    def _publish(self, change: Change, hosts_with_new_set: Iterable[str], timing: ChangeTiming | None) -> None:
+    def _has_other_windows(self, new: PlacedSchedule) -> bool:
+        """Whether a schedule that is put has other windows than it has now."""
+        old = self._placement.schedules.get(new.id)
+        if old is None:
+            return False
+        return (old.spec.windows, old.spec.time_zone) != (new.spec.windows, new.spec.time_zone)
+
+    def _publish(
+        self,
+        change: Change,
+        hosts_with_new_set: Iterable[str],
+        other_windows: Sequence[str],
+        timing: ChangeTiming | None,
+    ) -> None:
         """Publish a change that is in force."""
         if change.is_declared:
             self._events.publish(
@@ -292,6 +306,7 @@ class Pipeline:
                     deleted_repositories=[row.id for row in change.delete_repositories],
                     deleted_hosts=change.delete_hosts,
                     hosts_with_new_set=list(hosts_with_new_set),
+                    other_windows=other_windows,
                     timing=timing,
                 )
             )

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import cron
 from server.events import ClockSetBack, Event
+from server.fleet.windows import longest_wait
 from server.resources.specs import ScheduleSpec
 from server.store.rows import Joined, Pair
 
@@ -100,19 +101,19 @@ class ExpectedSince:
 
 
 def success_within(spec: ScheduleSpec) -> timedelta:
-    """How long a host may go without a success: `successWithin`, or else two periods of the cron and the spread."""
-    return _within(spec.cron_text, spec.spread_seconds, spec.success_within)
+    """How long a host may go without a success: `successWithin`, or else two periods of the cron, the spread, and the
+    longest wait for a window."""
+    if spec.success_within is not None:
+        return duration(spec.success_within)
+    return _periods(spec.cron_text) + timedelta(seconds=spec.spread_seconds) + longest_wait(spec)
 
 
 @lru_cache(maxsize=1 << 12)
-def _within(expression: str, spread_s: int, declared: str | None) -> timedelta:
-    if declared is not None:
-        return duration(declared)
+def _periods(expression: str) -> timedelta:
     try:
-        periods = cron.two_periods(cron.parse_all(expression))
+        return cron.two_periods(cron.parse_all(expression))
     except cron.CronError:  # an older release accepted it: no host runs it now, so it should be overdue early
-        periods = timedelta(days=2)
-    return periods + timedelta(seconds=spread_s)
+        return timedelta(days=2)
 
 
 def duration(text: str) -> timedelta:

@@ -188,8 +188,9 @@ class Dispatcher:
         if told:
             self._events.publish(JobsRecorded(told))
         self.carry_out(recorded.outcome)
-        if starts := [job.start_by for job in stored if job.start_by is not None and job.id not in recorded.sendable]:
-            self._wake_at(min(starts))
+        waiting = [job for job in stored if job.id not in recorded.sendable]
+        if times := [at for job in waiting for at in (job.start_by, job.not_before) if at is not None]:
+            self._wake_at(min(times))
 
     def _note_sent(self, attempts: Iterable[Attempt]) -> None:
         """Note the attempts that are sent now.
@@ -231,12 +232,15 @@ class Dispatcher:
             self._call_in(0.0)
 
     def on_event(self, event: Event) -> None:
-        """Hear of a host that disconnected, of limits that may have changed, and of a clock that was wrong."""
+        """Hear of a host that disconnected, of other limits and windows, and of a clock that was wrong."""
         if isinstance(event, HostDisconnected):
             self.disconnected(event.host)
         elif isinstance(event, ClockSetBack):
             self._unattended(self._queue.clock_set_back, event.now, self.carry_out)
             self.advance()
+        elif isinstance(event, DeclarationChanged) and event.other_windows and self._leads and self._has_begun:
+            changed = event.other_windows, self._clock()
+            self._unattended(self._queue.windows_changed, changed, lambda _: self.advance())
         elif isinstance(event, LimitChanged) and self._has_begun:
             change = self._queue.move_lanes if event.lanes_moved else self._queue.relimit
             self._unattended(change, (event.repository_id, self._clock()), self.carry_out)
@@ -316,6 +320,8 @@ class Dispatcher:
             self._send_now(self._unsent.pop(job.host, ()))  # an attempt comes before the request to end it
             self._agents.deliver(job.host, [Send((CommandCancel(wire_id(job), job.cancel_reason or "cancelled"),))])
         self.ended(outcome.ended)
+        if outcome.wake_at is not None:
+            self._wake_at(outcome.wake_at)
         if outcome.more:
             self._unattended(self._queue.look_again, (outcome.more, self._clock()), self.carry_out)
 

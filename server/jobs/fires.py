@@ -10,6 +10,7 @@ import cron
 from server.agents.session import Send, Session
 from server.fleet.placement import PlacedSchedule
 from server.fleet.timing import EARLY, max_missed, why_not_due
+from server.fleet.windows import begins_at
 from server.jobs import arguments
 from server.jobs.kinds import EXCLUSIVE
 from server.resources.specs import ConcurrencyPolicy
@@ -30,6 +31,7 @@ class NewJob(Struct, frozen=True):
     `answers`: the id of the envelope of its fire; empty for a request.
     `policy`: the concurrencyPolicy of its Schedule; Allow for a job of none.
     `start_by`: the first attempt fails if it cannot start before this time; None for no deadline.
+    `not_before`: when the window opens that it waits for; None where it waits for none.
     """
 
     host: str
@@ -41,6 +43,7 @@ class NewJob(Struct, frozen=True):
     answers: str = ""
     policy: ConcurrencyPolicy = "Allow"
     start_by: datetime | None = None
+    not_before: datetime | None = None
 
     @property
     def id(self) -> str:
@@ -168,7 +171,8 @@ def new_job(
     deadline = spec.starting_deadline_seconds
     start_by = None if deadline is None else (due or now) + timedelta(seconds=deadline)
     command = command_for(schedule, host, job_id, due)
-    return NewJob(host, command, *actor, 0, now, "", spec.concurrency_policy, start_by)
+    opens = begins_at(spec, now)
+    return NewJob(host, command, *actor, 0, now, "", spec.concurrency_policy, start_by, opens if opens > now else None)
 
 
 def answered(
@@ -240,6 +244,8 @@ def job_row(job: NewJob, lane: str) -> JobRow:
         start_by=job.start_by,
         exclusive=command.kind in EXCLUSIVE,
         serial=job.policy != "Allow",
+        deferred=job.not_before is not None,
+        not_before=job.not_before,
     )
 
 

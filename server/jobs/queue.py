@@ -5,7 +5,7 @@ what came of it. So the answer is the same whichever server asks, and a server t
 nothing. Methods name the jobs that were given a slot: whoever has a job's host sends its command.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial, wraps
@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from server.agents.session import HelloFacts
 from server.errors import Conflict
 from server.fleet.placement import PlacedSchedule
+from server.fleet.windows import begins_at
 from server.jobs import attempts, fires, notices
 from server.jobs.fires import MAX_OPEN_JOBS, NewJob
 from server.jobs.kinds import EXCLUSIVE, ConcurrencyLimit, hangs_at, lane_of, repository_of
@@ -54,13 +55,15 @@ class Outcome(NamedTuple):
     """What an event brought about, besides what was asked for.
 
     `sent`: the jobs that were given a slot; `ended`: those that ended unbegun, or while their host was away; `asked`:
-    those whose hosts are to end them; `more`: lanes whose front holds more than one transaction deals with.
+    those whose hosts are to end them; `more`: lanes whose front holds more than one transaction deals with; `wake_at`:
+    when the first window opens for which jobs now wait.
     """
 
     sent: Sequence[OpenRow] = ()
     ended: Sequence[tuple[OpenRow, JobFinished]] = ()
     asked: Sequence[OpenRow] = ()
     more: Collection[str] = ()
+    wake_at: datetime | None = None
 
 
 class Recorded(NamedTuple):
@@ -341,7 +344,7 @@ class JobQueue:
     ) -> tuple[list[JobRow], Gates]:
         """The rows with what they are recorded as: sent, where it is their turn, or else ready, or neither; and their
         gates, with those that are held back there."""
-        come = [row for row in rows if row.id in alone and row.host in online]
+        come = [row for row in rows if row.id in alone and row.host in online and not row.deferred]
         fronts, limits = self._fronts(come)
         gates = self._gates(conn, limits)
         going: set[str] = set()
@@ -390,7 +393,8 @@ class JobQueue:
                     if (at := attempts.next_attempt(retry, row.attempt, its, item.now)) is None:
                         over.append((row, its))
                     else:
-                        again.append((row, Retry(its, row.attempt, at)))
+                        begins = at if schedule is None else begins_at(schedule.spec, at)
+                        again.append((row, Retry(its, row.attempt, begins)))
         jobs_retried(conn, [[retry for _, retry in again] for _, again, _ in told])
         self._finish(conn, [it for over, _, _ in told for it in over])
         for item, (over, again, _) in zip(items, told, strict=True):
@@ -499,7 +503,7 @@ class JobQueue:
     def _latest(self, row: OpenRow, now: datetime) -> datetime:
         """When a job came at the latest, or its next attempt is due: the clock may have been set back since."""
         schedule = self._schedule_of(row.host, row.scheduled_id or "")
-        if schedule is None or not row.deferred:
+        if schedule is None or not row.deferred or row.attempt == 1:
             return now
         return now + attempts.pause(schedule.spec.retry, row.attempt - 1)
 
@@ -674,6 +678,13 @@ class JobQueue:
         return [self._advance(conn, (), now, queue.waiting_lanes(conn, it)) for it, now in items]
 
     @_telling
+    def windows_changed(self, conn: Connection, items: Sequence[tuple[Collection[str], datetime]]) -> list[None]:
+        """These Schedules, by id, may have other windows now: what waits for one is looked at again by `tick`."""
+        for schedule_ids, now in items:
+            queue.put_windows_forward(conn, schedule_ids, now)
+        return [None] * len(items)
+
+    @_telling
     def move_lanes(self, conn: Connection, items: Sequence[tuple[str, datetime]]) -> list[Outcome]:
         """Each host has a part of its own of these repositories, or has no more: their jobs change their lanes."""
         found = []
@@ -744,20 +755,26 @@ class JobQueue:
             queue.settle(conn, job_ids, now)
             _, states = self._look(conn, (), touched)
         free = {lane: state for lane, (state, waits) in states.items() if waits and (are_released or not state.is_full)}
-        fronts, limits = self._fronts(queue.ready(conn, free))
+        found = queue.ready(conn, free)
+        shut = {row.id: opens for row in found if (opens := self._begins_at(row, now)) > now}
+        fronts, limits = self._fronts(row for row in found if row.id not in shut)
         gates = self._gates(conn, limits, is_new=False)
         going = {lane: turn(free[lane], front, gates) for lane, front in fronts.items()}
         self._hold_back(conn, gates)
-        more = [
-            lane
-            for lane, front in fronts.items()
-            if len(going[lane]) + sum(job.id in gates.held for job in front) == queue.FRONT
-        ]
+        queue.defer(conn, list(shut.items()))
+        gone = {*shut, *gates.held, *(job_id for ids in going.values() for job_id in ids)}
+        left = Counter(row.lane for row in found if row.id in gone)
+        more = [lane for lane, jobs in left.items() if jobs == queue.FRONT]
         sent = queue.send(conn, [job_id for ids in going.values() for job_id in ids])
-        outcome = Outcome(sent=self._sent(conn, sent, now), more=more)
+        outcome = Outcome(sent=self._sent(conn, sent, now), more=more, wake_at=min(shut.values(), default=None))
         beside = {(row.scheduled_id, row.host) for row in sent if row.scheduled_id and not row.serial}
         overtaken = queue.serial_ready(conn, beside)  # of before their schedules allowed others
         return _joined(outcome, self._advance(conn, overtaken, now)) if overtaken else outcome
+
+    def _begins_at(self, row: queue.ReadyRow, now: datetime) -> datetime:
+        """When a job may begin that is ready: now, or when the next window of its Schedule opens."""
+        schedule = self._schedule_of(row.host, row.scheduled_id) if row.scheduled_id else None
+        return now if schedule is None else begins_at(schedule.spec, now)
 
     # Gates.
 
@@ -956,6 +973,11 @@ def _first(outcome: Outcome, items: Sequence[object]) -> list[Outcome]:
 
 
 def _joined(one: Outcome, other: Outcome) -> Outcome:
+    wake_at = min((at for at in (one.wake_at, other.wake_at) if at is not None), default=None)
     return Outcome(
-        [*one.sent, *other.sent], [*one.ended, *other.ended], [*one.asked, *other.asked], [*one.more, *other.more]
+        [*one.sent, *other.sent],
+        [*one.ended, *other.ended],
+        [*one.asked, *other.asked],
+        [*one.more, *other.more],
+        wake_at,
     )

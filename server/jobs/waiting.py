@@ -16,6 +16,8 @@ def waits_for(job: Mapping[str, Any], wait: WaitRow, repository: str, now: datet
     """What a waiting job waits for. `repository`: NAMESPACE/NAME of its repository."""
     if job["attempt"] == 1 and job["start_by"] is not None and job["start_by"] <= now:
         return "its end: it is too late to begin"
+    if job["deferred"] and job["attempt"] == 1:
+        return f"its window, which opens at {job['not_before']:%Y-%m-%dT%H:%M:%SZ}"
     if job["deferred"]:
         return f"retry at {job['not_before']:%Y-%m-%dT%H:%M:%SZ}"
     if why := _closed(job, wait):

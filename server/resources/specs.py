@@ -128,6 +128,14 @@ class Ping(Struct, frozen=True, rename="camel"):
     url_secret_ref: SecretKeyRef
 
 
+class Window(Struct, frozen=True, rename={"begin": "from", "end": "to"}):
+    """Times of day (HH:MM) between which a run may begin, on the days on which it opens."""
+
+    begin: str
+    end: str
+    days: tuple[str, ...] = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+
 class ScheduleSpec(Struct, frozen=True, rename="camel"):
     """The spec of a Schedule. The blocks of other kinds than its own are None.
 
@@ -145,6 +153,7 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     retry: Retry
     cron: str = ""
     crons: tuple[str, ...] = ()
+    windows: tuple[Window, ...] = ()
     starting_deadline_seconds: int | None = None
     timeout_seconds: int = 86400
     success_within: str | None = None

@@ -412,6 +412,12 @@ _UNBEGUN_AFTER = f"""
     WHERE {_OPEN} AND status = 'pending' AND NOT sent AND queued_at > :now
 """
 
+_WINDOWS_FORWARD = f"""
+    WITH given AS ({{given}})
+    UPDATE jobs SET not_before = :now
+    WHERE scheduled_id IN (SELECT id FROM given) AND {_OPEN} AND deferred AND attempt = 1 AND not_before > :now
+"""
+
 _BEGUN_AFTER = "SELECT jobs.* FROM jobs WHERE jobs.status = 'running' AND jobs.accepted_at > :now"
 
 _QUEUED_SINCE = f"SELECT jobs.* FROM jobs WHERE {_OPEN} AND queued_at >= :now"
@@ -637,6 +643,18 @@ def change_lanes(conn: Connection, moved: Collection[tuple[str, str]]) -> None:
     """Put these jobs, which are open, into other lanes: (id, lane)."""
     if moved:
         batch.execute(conn, _update(conn.dialect.name, ("id", "lane")), moved)
+
+
+def defer(conn: Connection, until: Collection[tuple[str, datetime]]) -> None:
+    """Have these jobs, which are ready, leave their lanes until that time, (id, time), and keep their places there."""
+    if until:
+        names = ("id", "not_before", "deferred", "ready")
+        batch.execute(conn, _update(conn.dialect.name, names), ((id_, at, True, False) for id_, at in until))
+
+
+def put_windows_forward(conn: Connection, schedule_ids: Iterable[str], now: datetime) -> None:
+    """The first attempts of these Schedules' jobs that wait for a window are due now, since it may be another one."""
+    _write(conn, _WINDOWS_FORWARD, ("id",), schedule_ids, now=now)
 
 
 def move(conn: Connection, moved: Collection[Moved]) -> None:

@@ -53,6 +53,8 @@ class JobRow(NamedTuple):
     holds: bool = False
     ready: bool = False
     status: str = "pending"
+    deferred: bool = False
+    not_before: datetime | None = None
 
 
 class HostRow(NamedTuple):

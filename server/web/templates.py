@@ -1,6 +1,6 @@
 """What templates may use: filters for times, sizes and counts, and the URLs of pages and static files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,15 @@ def environment(static: Static) -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    found.filters |= {"ago": ago, "at": at, "bytes": in_bytes, "crons": crons, "duration": duration, "many": many}
+    found.filters |= {
+        "ago": ago,
+        "at": at,
+        "bytes": in_bytes,
+        "crons": crons,
+        "duration": duration,
+        "many": many,
+        "windows": windows,
+    }
     found.globals |= {"url": url, "static": static.url, "same_page": same_page, "narrowed": narrowed, "took": took}
     return found
 
@@ -35,6 +43,15 @@ def environment(static: Static) -> Environment:
 def crons(spec: Mapping[str, Any]) -> str:
     """When a Schedule is due, in one line: its expression, or those of `crons`."""
     return cron.joined(spec.get("crons") or [spec["cron"]])
+
+
+def windows(its: Sequence[Mapping[str, Any]]) -> str:
+    """Windows in one line, with the days of those that do not open every day."""
+    return "; ".join(f"{it['from']} to {it['to']}{_on(it['days'])}" for it in its)
+
+
+def _on(days: Sequence[str]) -> str:
+    return f" on {', '.join(days)}" if len(days) < 7 else ""
 
 
 def url(*path: str, **query: object) -> str:

@@ -180,6 +180,23 @@ def rest(server: Running) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}/api/v1", headers=headers, verify=NO_TLS)
 
 
+# Windows.
+
+
+@BOTH
+async def test_what_is_due_outside_its_windows_waits_until_other_windows_let_it_begin(
+    api: httpx.AsyncClient, declare: Declare, connect: Connect
+) -> None:
+    schedule_id = await declare(windows=[{"from": "05:00", "to": "06:00"}])
+    async with connect() as agent:
+        await agent.follow()
+        assert await fire(agent, schedule_id, due(hour=2)) == "Queued"
+        assert await waiting(api) == [f"its window, which opens at {due(hour=5)}"]
+        await declare(windows=[{"from": "00:00", "to": "24:00"}])
+        while (heard := await agent.hear())["type"] != "command.run":
+            assert heard["type"] == "schedule.diff"
+
+
 # concurrencyPolicy.
 
 

@@ -302,6 +302,8 @@ def schedules(draw: st.DrawFn, crons: st.SearchStrategy[str] = CRONS) -> dict[st
     if kind == "backup":
         spec["backup"] = {"paths": draw(st.sampled_from([["/srv"], ["/srv/x"], ["/etc"]]))}
     if draw(st.booleans()):
+        spec["windows"] = [{"from": "22:00", "to": "06:00"}]
+    if draw(st.booleans()):
         spec["startingDeadlineSeconds"] = draw(st.sampled_from([300, 7200]))
     return manifest("Schedule", draw(NAMESPACES), draw(SCHEDULE_NAMES), spec)
 

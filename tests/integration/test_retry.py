@@ -153,6 +153,26 @@ async def test_the_last_of_many_retries_comes_a_day_after_the_one_before_it(
     assert (await world.job(job_id))[:2] == ("failed", 33)
 
 
+NIGHT = {"windows": [{"from": "22:00", "to": "06:00"}]}
+
+
+async def test_a_run_outside_the_windows_waits_over_a_restart_and_begins_once_when_one_opens(
+    make: Callable[..., Awaitable[World]],
+) -> None:
+    world = await make(**NIGHT)
+    job_id = await world.runs()
+    await world.settled()
+    assert await world.waits_for(job_id) == "its window, which opens at 2026-03-29T22:00:00Z"
+    await world.restart()
+    world.jobs.connected("a", ())
+    await world.passes(hours=9, minutes=59)
+    assert world.sent == []
+    await world.passes(minutes=1)
+    assert world.sent == [job_id]
+    await world.passes(hours=1)
+    assert world.sent == [job_id]
+
+
 @pytest.mark.parametrize("status", ["succeeded", "warning", "cancelled"])
 async def test_what_went_well_or_was_cancelled_is_not_tried_again(
     make: Callable[..., Awaitable[World]], status: JobEnd

@@ -12,10 +12,11 @@ import msgspec
 import cron
 from agent.core.state import Accepted
 from server.fleet.timing import EARLY
+from server.fleet.windows import begins_at
 from server.jobs.kinds import EXCLUSIVE
 from tests.simulation.clock import DAY
 from tests.simulation.database import Row
-from tests.simulation.expected import Span, may_be_left_out
+from tests.simulation.expected import IN_FLIGHT, Span, may_be_left_out
 from tests.simulation.server import LIMITS
 from tests.simulation.story import FLEETS, HALF_PAST_TWO, Story
 from tests.simulation.world import Agent, Use
@@ -25,6 +26,8 @@ SETTLED = timedelta(hours=1)
 """What came due less than this before the end of a story may still be on its way."""
 WAITED = timedelta(hours=12)
 """Jobs that came less than this before the end of a story may still wait for others, or be tried again."""
+PAUSED = timedelta(minutes=20)
+"""A command that is on its way may be held up for so long where a server stands still."""
 
 
 class BrokenPromiseError(AssertionError):
@@ -164,7 +167,7 @@ def in_sync(story: Story) -> Iterator[str]:
 
 def no_end_lost(story: Story) -> Iterator[str]:
     """Every job has the end that its agent told, and no agent has anything left to tell."""
-    settled = story.now - WAITED
+    settled = story.now - WAITED - (DAY if story.scale.windows else timedelta())
     for job_id, row in story.db.jobs.items():
         said = story.said.get(row.wire_id)
         if row.end is None:
@@ -208,6 +211,18 @@ def in_turn(story: Story) -> Iterator[str]:
                 yield f"{len(active)} jobs used {key} at {begin}, which allows {limit}"
             if not is_host and len(active) > 1 and any(other.command.kind in EXCLUSIVE for _, other in active):
                 yield f"{', '.join(other.command.job_id for _, other in active)} used {key} at once, at {begin}"
+
+
+def in_windows(story: Story) -> Iterator[str]:
+    """Nothing begins outside its windows, but for a command that is on its way when they close."""
+    slack = PAUSED if len(story.servers) > 1 else IN_FLIGHT
+    for job_id, use in story.uses.items():
+        known = story.specs[use.command.schedule_id]
+        later = [since for since, _ in known[1:]] + [story.now]
+        specs = [spec for (_, spec), end in zip(known, later, strict=True) if end > use.begin - slack]
+        begins = [min(begins_at(spec, use.begin - slack), begins_at(spec, use.begin)) for spec in specs]
+        if not any(at <= use.begin for at in begins):
+            yield f"{job_id} began at {use.begin} on {use.host}, outside the windows {specs[0].windows}"
 
 
 def once_a_day(story: Story) -> Iterator[str]:
@@ -271,4 +286,5 @@ PROMISES = {
     5: once_a_day,
     9: only_due_times,
     "of turns": in_turn,
+    "of windows": in_windows,
 }

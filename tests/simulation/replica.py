@@ -16,7 +16,7 @@ from server.fleet.placement import HostState, Plan
 from server.gateway.told import ToldHosts
 from server.jobs import notices
 from server.jobs.dispatcher import LOOK_EVERY_S
-from server.jobs.queue import Ended, JobQueue, Recording
+from server.jobs.queue import Ended, JobQueue, Outcome, Recording
 from server.replicas.follower import POLL_S
 from server.replicas.members import BEAT_S, LOOK_S, LOOKS
 from server.store import changelog, news
@@ -354,8 +354,13 @@ class Replica(Server):
                     self.undrained(name)
 
 
-def _due_times(item: object, result: object) -> list[datetime]:
+def _due_times(item: object, result: Any) -> list[datetime]:
     """When something is due of what was stored."""
+    outcome = result[0] if isinstance(result, tuple) and not isinstance(result, Outcome) else result
+    outcome = getattr(result, "outcome", outcome)
+    found = [outcome.wake_at] if isinstance(outcome, Outcome) else []
     if isinstance(item, Recording):
-        return [job.start_by for job in item.jobs if job.start_by is not None]
-    return [retry.not_before for _, retry in result.again] if isinstance(result, Ended) else []
+        found += [at for job in item.jobs for at in (job.start_by, job.not_before)]
+    if isinstance(result, Ended):
+        found += [retry.not_before for _, retry in result.again]
+    return [at for at in found if at is not None]

@@ -30,6 +30,12 @@ CRONS = (
     "0-9 {h} * * 2",
     "@weekly",
 )
+WINDOWS: Sequence[tuple[tuple[str, str], ...]] = (
+    (),
+    (("22:00", "06:00"),),
+    (("01:30", "07:00"),),
+    (("00:00", "05:00"), ("12:00", "16:00")),
+)
 KINDS = ("backup",) * 9 + tuple(sorted(commands.KINDS & {"prune"}))
 REPOSITORIES = ("repo",) * 6 + ("few", "one", "each")
 MISHAPS = (
@@ -55,8 +61,8 @@ SHARED = (*MISHAPS, "server", "stop", "pause", "database")
 
 class Scale(NamedTuple):
     """How large a fleet is, and what goes wrong in it. `groups`: of hosts; each schedule is for one of them.
-    `servers`: how many share the database.
-    `limits`: how many jobs hosts run at once, in turn."""
+    `servers`: how many share the database. `limits`: how many jobs hosts run at once, in turn. `windows`: whether
+    schedules have some."""
 
     agents: int = 50
     groups: int = 40
@@ -66,6 +72,7 @@ class Scale(NamedTuple):
     servers: int = 1
     days: int = 30
     limits: Sequence[int | None] = ()
+    windows: bool = False
 
 
 MONTH = Scale()
@@ -108,6 +115,14 @@ def held(seed: int) -> Scale:
     return scale._replace(kinds=kinds, limits=[rng.choice((None, 1, 1, 2)) for _ in range(scale.agents)])
 
 
+def windowed(seed: int) -> Scale:
+    """A small fleet drawn from a seed, for ten days, of 1 to 3 servers, whose schedules have windows."""
+    rng = random.Random(f"windows of {seed}")
+    agents, servers = rng.randint(2, 8), rng.choice((1, 1, 2, 3))
+    kinds = [kind for kind in (SHARED if servers > 1 else MISHAPS) if rng.random() < 0.7] or MISHAPS
+    return Scale(agents, 2, 12, round(agents * 3 * 5 ** rng.random()), kinds, servers, 10, windows=True)
+
+
 FLEETS: Mapping[str, Callable[[int], Scale]] = {
     "month": lambda seed: MONTH,
     "restored": lambda seed: RESTORED,
@@ -115,12 +130,16 @@ FLEETS: Mapping[str, Callable[[int], Scale]] = {
     "drawn": drawn,
     "shared": shared,
     "held": held,
+    "windowed": windowed,
 }
-"""Fleets by the names that a command knows them by; `drawn` and `shared` are others for each seed."""
+"""Fleets by the names that a command knows them by; the last three are others for each seed."""
 
 
 class Story(World):
-    """A month of a fleet, with mishaps, and three quiet days for all to come right."""
+    """A month of a fleet, with mishaps, and three quiet days for all to come right.
+
+    `specs`: those that each schedule had, with the time when it got them.
+    """
 
     def __init__(self, seed: int, scale: Scale = MONTH, listen: Callable[[str], None] | None = None) -> None:
         super().__init__(seed, scale.agents, listen, scale.servers)
@@ -128,6 +147,7 @@ class Story(World):
         self.quiet = self.begin
         given = zip(self.agents, scale.limits, strict=False)
         self.of_hosts |= {agent.name: limit for agent, limit in given if limit is not None}
+        self.specs: dict[str, list[tuple[datetime, ScheduleSpec]]] = {}
         for agent in self.agents:
             self.db.labels[agent.name] = self._some_labels()
             self.db.since[agent.name] = self.now
@@ -317,6 +337,7 @@ class Story(World):
             rng.choice(("Forbid", "Forbid", "Allow", "Replace")),
             rng.choice(REPOSITORIES),
             rng.choice((0, 0, 2)),
+            rng.choice(WINDOWS) if self.scale.windows else (),
         )
 
     def _put(self, schedule_id: str, timing: ScheduleSpec | None, does: str) -> None:
@@ -336,6 +357,7 @@ class Story(World):
         schedule = PlacedSchedule(
             schedule_id, name, spec, spec.repository, init=False, entry=entry, since=begun, earlier=earlier
         )
+        self.specs.setdefault(schedule_id, []).append((self.now, spec))
         server.put(schedule, begun)
 
 
@@ -357,6 +379,7 @@ def _spec(
     concurrency: str,
     repository: str,
     retries: int,
+    windows: tuple[tuple[str, str], ...],
 ) -> ScheduleSpec:
     backup = {"paths": ["/etc"], "excludes": [], "tags": [], "oneFileSystem": False, "excludeCaches": False}
     return schedule_spec(
@@ -373,6 +396,7 @@ def _spec(
             "startingDeadlineSeconds": deadline,
             "spreadSeconds": spread,
             "retry": {"limit": retries, "backoffSeconds": 60},
+            "windows": [{"from": begin, "to": end} for begin, end in windows],
         }
     )
 

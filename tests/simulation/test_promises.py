@@ -11,7 +11,7 @@ import pytest
 
 from tests.simulation.promises import BrokenPromiseError, check
 from tests.simulation.replica import Replica
-from tests.simulation.story import FLEETS, MISLED, RESTORED, drawn, held, play, shared
+from tests.simulation.story import FLEETS, MISLED, RESTORED, drawn, held, play, shared, windowed
 
 SMALL = 20
 """A seed from which a small fleet is drawn."""
@@ -58,6 +58,19 @@ def test_every_promise_holds_where_the_servers_clock_was_wrong_as_well(seed: int
     told: list[Any] = []
     check(play(seed, MISLED, told.append))
     assert any("server: clock is set" in line for line in told)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_promise_holds_where_schedules_have_windows_and_nothing_begins_outside_them(seed: int) -> None:
+    check(play(seed, windowed(seed)))
+
+
+def test_a_job_that_begins_outside_its_windows_is_found() -> None:
+    story = play(2, windowed(2))
+    use = next(it for it in story.uses.values() if story.specs[it.command.schedule_id][0][1].windows)
+    use.begin = use.begin.replace(hour=20)
+    with pytest.raises(BrokenPromiseError, match="outside the windows"):
+        check(story)
 
 
 def test_a_seed_plays_the_same_story_in_every_process() -> None:
