@@ -57,6 +57,11 @@ def _verify(field: str, detail: str, by: str, **verify: Any) -> Bad:
     return Bad(changed(BACKUP, kind="verify", backup=..., verify=verify), f"spec.verify{field}", detail, by)
 
 
+def _prune(field: str, detail: str, by: str, **options: Any) -> Bad:
+    spec = changed(BACKUP, kind="prune", backup=..., pruneOptions=options)
+    return Bad(spec, f"spec.pruneOptions.{field}", detail, by)
+
+
 def _url(detail: str, by: str, url: str) -> Bad:
     return Bad({"url": url}, "spec.url", detail, by)
 
@@ -235,6 +240,19 @@ BAD_SCHEDULES = [
     _retention("", "would keep nothing", "rule"),
     _retention(".keepLast", "must be at least 1", "schema", keepLast=0),
     _retention(".keepWithin", "must be a duration", "rule", keepWithin="7 days"),
+    _retention(".groupBy[1]", "'path' is not known", "schema", keepLast=1, groupBy=["host", "path"]),
+    _retention(".tags", "must not be empty", "schema", keepLast=1, tags=[]),
+    _retention(".tags[0]", "must not hold a comma", "rule", keepLast=1, tags=["a,b"]),
+    _retention(".allTags", "remove it, or tags", "rule", keepLast=1, tags=["a"], allTags=True),
+    *(
+        Bad(changed(FORGET, pruneOptions={}, **more), "spec.pruneOptions", "only kind prune takes it", "rule")
+        for more in ({}, {"kind": "check", "retention": ...})
+    ),
+    *(
+        _prune("maxUnused", "must be a share below 100%", "rule", maxUnused=it)
+        for it in ("100%", "-1", "5GB", "all", "1.2345%", "%")
+    ),
+    *(_prune("maxRepackSize", "for example 500Mi", "rule", maxRepackSize=it) for it in ("0", "5%", "1G")),
     _retention(".keepTags", "must not be empty", "schema", keepLast=1, keepTags=[]),
     _retention(".keepTags", "the last one too: add keepLast: 1", "rule", keepTags=["a"]),
     Bad(
@@ -267,6 +285,12 @@ GOOD_SCHEDULES = [
     changed(FORGET, retention={"keepLast": 1, "keepTags": ["a"], "prune": True, "allHosts": True}),
     changed(BACKUP, kind="verify", backup=..., verify={"files": 5, "maxBytes": "2Gi"}),
     changed(BACKUP, nice=19, ioClass="Idle"),
+    changed(FORGET, retention={"keepLast": 1, "tags": ["lamplighter=ns/old", "x"], "groupBy": ["host", "tags"]}),
+    changed(FORGET, retention={"keepLast": 1, "allTags": True, "groupBy": [], "prune": True}, pruneOptions={}),
+    *(
+        changed(BACKUP, kind="prune", backup=..., pruneOptions=it)
+        for it in ({"maxUnused": "0"}, {"maxUnused": "99.9%", "maxRepackSize": "999999Ti"}, {"maxUnused": "10Gi"})
+    ),
     changed(
         BACKUP,
         backup={

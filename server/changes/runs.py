@@ -49,7 +49,8 @@ class Runs:
         if hosts is not None and (others := sorted(set(hosts) - set(matched))):
             raise Invalid.field("hosts", f"{schedule.name} does not select {', '.join(others[:5])}")
         now = self._clock()
-        jobs = [new_job(schedule, host, self._new_id(), None, now, actor) for host in matched]
+        into = self._placement.backups_into
+        jobs = [new_job(schedule, host, self._new_id(), None, now, actor, into) for host in matched]
         await self.record(jobs, audit(now, actor, "run", "Schedule", schedule.name, hosts=matched))
         return await self._store.read(get_jobs, [job.command.job_id for job in jobs])
 
@@ -66,7 +67,8 @@ class Runs:
         before = await self._store.read(run_status, run_id)
         ids = {host: lasting_job_id("run", namespace, run, host) for host in hosts}
         if before["hosts"] == 0 and hosts:
-            jobs = [new_job(schedule, host, job_id, None, now, Actor("run", run_id)) for host, job_id in ids.items()]
+            of_run, into = Actor("run", run_id), self._placement.backups_into
+            jobs = [new_job(schedule, host, id_, None, now, of_run, into) for host, id_ in ids.items()]
             await self.record(jobs, audit(now, actor, "run", "Schedule", schedule.name, run=run_id, hosts=hosts))
         return await self._store.read(run_status, run_id)
 

@@ -151,6 +151,7 @@ class Placement:
         self.schedules: dict[str, PlacedSchedule] = {}
         self.hosts: dict[str, HostState] = {}
         self._by_selection: dict[bytes, dict[str, EncodedEntry]] = {}  # those that select the same hosts together
+        self._backups: dict[str, dict[str, str]] = {}  # the names of those of kind backup, by repository
         self._shared: WeakValueDictionary[int, EntrySet] = WeakValueDictionary()
 
     def copy(self) -> "Placement":
@@ -159,6 +160,7 @@ class Placement:
         copied.schedules = dict(self.schedules)
         copied.hosts = {name: copy(state) for name, state in self.hosts.items()}
         copied._by_selection = {key: dict(same) for key, same in self._by_selection.items()}
+        copied._backups = {key: dict(names) for key, names in self._backups.items()}
         return copied
 
     def plan(self, put: Sequence[PlacedSchedule] = (), remove: Sequence[str] = ()) -> Plan:
@@ -219,6 +221,10 @@ class Placement:
         put = [it for it in plan.put_hosts if (old := self.hosts.get(it.name)) is None or old.version != it.version]
         return [*changed, *((it.name, it.version, it.entries.digest) for it in put)]
 
+    def backups_into(self, repository_id: str) -> list[str]:
+        """The names of the schedules of kind backup that use a repository, sorted. Any thread may ask."""
+        return sorted(dict(self._backups.get(repository_id, {})).values())
+
     def next_due(self, schedule_id: str, now: datetime) -> datetime | None:
         """The next due time of a schedule without the spread; None when it is unknown, disabled or never due."""
         schedule = self.schedules.get(schedule_id)
@@ -230,6 +236,8 @@ class Placement:
             self._drop(schedule.id)
             self.schedules[schedule.id] = schedule
             self._by_selection.setdefault(_selection(schedule), {})[schedule.id] = schedule.entry
+            if schedule.spec.kind == "backup":
+                self._backups.setdefault(schedule.repository_id, {})[schedule.id] = schedule.name
 
     def commit(self, plan: Plan, versions: Mapping[str, int] | None = None) -> None:
         """Put a plan in force. The plan must have been made on the present state.
@@ -279,6 +287,9 @@ class Placement:
             del same[schedule_id]
             if not same:
                 del self._by_selection[key]
+            names = self._backups.get(schedule.repository_id, {})
+            if names.pop(schedule_id, None) is not None and not names:
+                del self._backups[schedule.repository_id]
 
     def _share(self, new: EntrySet) -> EntrySet:
         """The set in use that equals this one, or else this one."""

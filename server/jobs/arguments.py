@@ -9,18 +9,24 @@ from collections.abc import Sequence
 
 from server.resources import restic
 from server.resources.restic import quantity
-from server.resources.specs import Backup, Hooks, RepositorySpec, Retention, ScheduleSpec, Verify
+from server.resources.specs import Backup, Hooks, PruneOptions, RepositorySpec, Retention, ScheduleSpec, Verify
 from wire import messages
 
 KINDS = frozenset({"backup", "forget", "prune", "check", "unlock", "verify"})
 """Kinds that a Schedule can have."""
 
 
-def run_args(spec: ScheduleSpec, name: str, host: str) -> list[str]:
+MAX_BACKUPS = 256
+"""Maximum Schedules of kind backup whose snapshots a forget finds by itself: each is an argument."""
+
+
+def run_args(spec: ScheduleSpec, name: str, host: str, backups: Sequence[str] = ()) -> list[str]:
     """restic's arguments for a Schedule's job on a host, valid for restic 0.14 to 0.19, but for the options that
     `restic.OPTIONS` gives a later version.
 
-    `name`: the Schedule's name, NAMESPACE/NAME. Raises ValueError for a kind that is not in KINDS.
+    `name`: the Schedule's name, NAMESPACE/NAME. `backups`: the names of the Schedules of kind backup that use the same
+    Repository, whose snapshots a forget looks at; of more than MAX_BACKUPS the first. Raises ValueError for a kind that
+    is not in KINDS.
     """
     match spec:
         case ScheduleSpec(kind="backup", backup=Backup() as backup):
@@ -30,12 +36,16 @@ def run_args(spec: ScheduleSpec, name: str, host: str) -> list[str]:
             return ["backup", "--json", f"--host={host}", *_backup_options(backup, name), *what]
         case ScheduleSpec(kind="forget", retention=Retention() as retention):
             hosts = [] if retention.all_hosts else [f"--host={host}"]
-            return ["forget", *hosts, *_policy(retention), *["--prune"] * retention.prune]
+            which = [*hosts, *_filter(retention, name, backups)]
+            prune = ["--prune", *_prune_options(spec.prune_options)] if retention.prune else []
+            return ["forget", *which, *_policy(retention), *prune]
         case ScheduleSpec(kind="check"):
             subset = spec.check.read_data_subset if spec.check else None
             return ["check", *([f"--read-data-subset={subset}"] if subset else [])]
-        case ScheduleSpec(kind="prune" | "unlock" as kind):
-            return [kind]
+        case ScheduleSpec(kind="prune"):
+            return ["prune", *_prune_options(spec.prune_options)]
+        case ScheduleSpec(kind="unlock"):
+            return ["unlock"]
         case ScheduleSpec(kind="verify"):
             return ["ls", "--json", f"--host={host}", "--", "latest"]
     raise ValueError(f"kind {spec.kind!r} is not run by this version: use one of {', '.join(sorted(KINDS))}")
@@ -88,6 +98,24 @@ def _backup_options(backup: Backup, name: str) -> list[str]:
             "--iexclude": backup.iexcludes,
         }
     )
+
+
+def _filter(retention: Retention, name: str, backups: Sequence[str]) -> list[str]:
+    """Which snapshots a forget looks at, by tags, and what groups it counts.
+
+    Without any backup it gets its own tag, which no snapshot has: without a tag it would look at all snapshots.
+    """
+    own = tuple(map(own_tag, backups[:MAX_BACKUPS] or (name,)))
+    groups = None if retention.group_by is None else ",".join(dict.fromkeys(retention.group_by))
+    return restic.words({"--tag": () if retention.all_tags else retention.tags or own, "--group-by": groups})
+
+
+def _prune_options(options: PruneOptions | None) -> list[str]:
+    options = options or PruneOptions()
+    unused = options.max_unused
+    if unused is not None and unused != "unlimited" and not unused.endswith("%"):
+        unused = str(quantity(unused))
+    return restic.words({"--max-unused": unused, "--max-repack-size": restic.bytes_of(options.max_repack_size)})
 
 
 def _policy(retention: Retention) -> list[str]:

@@ -1,6 +1,6 @@
 """What a fire or a request becomes: a job with its command, or a refusal with its reason. No I/O."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
@@ -21,6 +21,15 @@ MAX_OPEN_JOBS = 1000
 """Maximum open jobs of one Schedule on one host, under any concurrencyPolicy. Jobs of no Schedule count together."""
 DELETED = "its host was deleted"
 """Why a due time gets no job whose host another server deleted meanwhile."""
+
+
+BackupsInto = Callable[[str], Sequence[str]]
+"""Returns the names of the Schedules of kind backup that use a repository."""
+
+
+def no_backups(repository_id: str) -> Sequence[str]:
+    """No Schedule of kind backup is known."""
+    return ()
 
 
 class NewJob(Struct, frozen=True):
@@ -57,11 +66,13 @@ def decide(
     schedules: Mapping[str, PlacedSchedule],
     now: datetime,
     new_ids: Sequence[str],
+    backups_into: BackupsInto = no_backups,
 ) -> tuple[list[NewJob], Send | None]:
     """Decide on the fires of one frame. Returns the jobs to record, and the refusals to send, None without any.
 
     Whether other jobs are in a job's way is decided when it is recorded: see `concurrent`.
-    `fires`: each with the id of its envelope. `new_ids`: an id for the job of each fire.
+    `fires`: each with the id of its envelope. `new_ids`: an id for the job of each fire. `backups_into`: see
+    `command_for`.
     """
     jobs: list[NewJob] = []
     refused: list[ScheduleRefused] = []
@@ -71,7 +82,7 @@ def decide(
         if (due := (fire.schedule_id, fire.scheduled_at)) in in_frame:
             answer: NewJob | ScheduleRefused = _refused(fire, "Duplicate", _REPEATED)
         else:
-            answer = fired(fire, session, schedules, now, new_id, answers)
+            answer = fired(fire, session, schedules, now, new_id, answers, backups_into)
         if isinstance(answer, NewJob):
             jobs.append(answer)
             in_frame.add(due)
@@ -88,13 +99,15 @@ def fired(
     now: datetime,
     new_id: str,
     answers: str = "",
+    backups_into: BackupsInto = no_backups,
 ) -> NewJob | ScheduleRefused:
     """Decide on one fire: a job to record, or a refusal. `answers`: the id of the fire's envelope."""
     refused = refusal(fire, session, schedules, now)
     if refused is not None:
         return refused
     schedule = schedules[fire.schedule_id]
-    job = new_job(schedule, session.name, new_id, fire.scheduled_at, now, ("schedule", schedule.name))
+    actor = ("schedule", schedule.name)
+    job = new_job(schedule, session.name, new_id, fire.scheduled_at, now, actor, backups_into)
     oldest = schedule.earlier[-1] if schedule.earlier else schedule.timing
     missed = min(fire.missed, max_missed(oldest, fire.scheduled_at))
     return msgspec.structs.replace(job, missed=missed, answers=answers)
@@ -161,7 +174,13 @@ def concurrent(job: NewJob, open_jobs: int, oldest: str | None, *, same_frame: b
 
 
 def new_job(
-    schedule: PlacedSchedule, host: str, job_id: str, due: datetime | None, now: datetime, actor: tuple[str, str]
+    schedule: PlacedSchedule,
+    host: str,
+    job_id: str,
+    due: datetime | None,
+    now: datetime,
+    actor: tuple[str, str],
+    backups_into: BackupsInto = no_backups,
 ) -> NewJob:
     """A new job of a Schedule on a host.
 
@@ -170,7 +189,7 @@ def new_job(
     spec = schedule.spec
     deadline = spec.starting_deadline_seconds
     start_by = None if deadline is None else (due or now) + timedelta(seconds=deadline)
-    command = command_for(schedule, host, job_id, due)
+    command = command_for(schedule, host, job_id, due, backups_into)
     opens = begins_at(spec, now)
     return NewJob(host, command, *actor, 0, now, "", spec.concurrency_policy, start_by, opens if opens > now else None)
 
@@ -202,13 +221,24 @@ def answered(
     return Send(messages, answers) if messages else None
 
 
-def command_for(schedule: PlacedSchedule, host: str, job_id: str, scheduled_at: datetime | None) -> CommandRun:
-    """The command of a Schedule's job on a host. `scheduled_at`: its due time; None for a request to run now."""
+def command_for(
+    schedule: PlacedSchedule,
+    host: str,
+    job_id: str,
+    scheduled_at: datetime | None,
+    backups_into: BackupsInto = no_backups,
+) -> CommandRun:
+    """The command of a Schedule's job on a host.
+
+    `scheduled_at`: its due time; None for a request to run now. `backups_into`: as `Placement.backups_into`, for kind
+    forget.
+    """
     spec = schedule.spec
+    backups = backups_into(schedule.repository_id) if spec.kind == "forget" else ()
     return CommandRun(
         job_id,
         spec.kind,
-        arguments.run_args(spec, schedule.name, host),
+        arguments.run_args(spec, schedule.name, host, backups),
         schedule.repository_id,
         spec.timeout_seconds,
         arguments.init_args(schedule.init and spec.kind == "backup"),  # nothing else has a use for an empty repository

@@ -112,7 +112,8 @@ class Reports:
         `fired`: each due time with the id of its envelope. `new_ids`: an id for each job. `refuse`: called with the
         refusals, if there are any, before jobs are recorded.
         """
-        jobs, refusals = fires.decide(fired, session, self._placement.schedules, now, new_ids)
+        placement = self._placement
+        jobs, refusals = fires.decide(fired, session, placement.schedules, now, new_ids, placement.backups_into)
         if refusals is not None:
             self._dispatcher.publish_refused(session.name, refusals)
             refuse(refusals)

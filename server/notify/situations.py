@@ -13,7 +13,7 @@ from server.resources.specs import AlertSpec
 
 _EVENTS: Mapping[str, Sequence[str]] = {
     "Failure": (
-        *("RunsFail", "RunsHang", "HookNotAllowed", "NotSupported"),
+        *("RunsFail", "RunsHang", "HookNotAllowed", "NotSupported", "ForgetsTooLittle"),
         *("WrongPassword", "NoRepository", "Locked"),
     ),
     "Incomplete": ("RunsIncomplete",),

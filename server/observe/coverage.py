@@ -20,6 +20,7 @@ from server.errors import as_text
 from server.fleet.catalog import Catalog
 from server.fleet.expected import Expected, ExpectedSince, overdue, success_within
 from server.fleet.placement import PlacedSchedule, Placement
+from server.jobs.arguments import MAX_BACKUPS
 from server.jobs.fires import command_for
 from server.jobs.outcomes import Outcomes, Standing
 from server.observe import entries as host_entries
@@ -185,6 +186,7 @@ class CoverageReader:
             never_succeeded=ends.never_succeeded,
             oldest_success=ends.oldest_success,
             refused_hooks=_refused_hooks(schedule, chain.from_iterable(it.hosts for it in having)),
+            forgets_too_little=self._forgets_too_little(schedule) if schedule is not None and is_enabled else "",
             unsupported=_unsupported(schedule, chain.from_iterable(it.hosts for it in having)),
             never_ran=len(its.never_ran),
             never_ran_names=its.never_ran[:MAX_NAMED],
@@ -304,6 +306,16 @@ class CoverageReader:
             schedules = (self._placement.schedules.get(key) for key in entries.items)
             count = self._enabled[entries] = sum(it is not None and it.spec.enabled for it in schedules)
         return count
+
+    def _forgets_too_little(self, schedule: PlacedSchedule) -> str:
+        """Why a schedule of kind forget does not look at the snapshots that it is for; empty when it does."""
+        retention = schedule.spec.retention
+        if retention is None or retention.all_tags or retention.tags:
+            return ""
+        count = len(self._placement.backups_into(schedule.repository_id))
+        if count == 0:
+            return f"no Schedule of kind backup in its namespace uses Repository {schedule.spec.repository}"
+        return f"more than {MAX_BACKUPS} Schedules of kind backup use its Repository" if count > MAX_BACKUPS else ""
 
     def _no_host(self, schedule: PlacedSchedule) -> str:
         """Why a schedule selects none of the hosts that its namespace is granted."""

@@ -50,6 +50,7 @@ class Coverage(NamedTuple):
     - `never_succeeded`: hosts without any success. `oldest_success`: the oldest of the hosts' last successes.
     - `refused_hooks`: by program of a hook or backup.command, the hosts whose agents do not allow it.
     - `unsupported`: by why its agent or its restic cannot run the schedule, the hosts.
+    - `forgets_too_little`: why it does not forget what it is for; empty when it does.
     - `never_ran`: overdue hosts on which no run has ended at all. `late_names`: names of the other overdue hosts.
     """
 
@@ -80,6 +81,7 @@ class Coverage(NamedTuple):
     unsupported: Mapping[str, Sequence[str]] = {}
     behind: int = 0
     behind_names: Sequence[str] = ()
+    forgets_too_little: str = ""
 
 
 def schedule_problems(coverage: Coverage) -> list[Problem]:
@@ -98,6 +100,9 @@ def schedule_problems(coverage: Coverage) -> list[Problem]:
         found.append(Problem("NoPassword", f"every run fails, for its Repository has none: {_UNOPENED}"))
     for program, hosts in coverage.refused_hooks.items():
         found.append(Problem("HookNotAllowed", _hook_refused(program, hosts, coverage)))
+    if coverage.forgets_too_little:
+        remedy = "list tags in retention.tags, or set retention.allTags"
+        found.append(Problem("ForgetsTooLittle", f"{coverage.forgets_too_little}, so snapshots stay: {remedy}"))
     for why, hosts in coverage.unsupported.items():
         who = named(hosts[:MAX_NAMED], len(hosts))
         message = f"{of_hosts(len(hosts), coverage)} cannot run it, and fail each run: {who}; {why}"

@@ -80,7 +80,9 @@ class Retention(Struct, frozen=True, rename="camel"):
     """Which snapshots `forget` keeps: numbers of them, a restic duration, tags.
 
     `prune`: whether the data of forgotten snapshots is removed at once. `all_hosts`: whether snapshots of other hosts
-    are forgotten, too.
+    are forgotten, too. `group_by`: what snapshots have in common that are counted together; None for restic's default,
+    host and paths. `tags`: only snapshots with one of these are looked at; empty for those that Schedules of kind
+    backup made that use the same Repository. `all_tags`: whether snapshots are looked at whatever their tags.
     """
 
     keep_last: int | None = None
@@ -93,6 +95,16 @@ class Retention(Struct, frozen=True, rename="camel"):
     keep_tags: tuple[str, ...] = ()
     prune: bool = False
     all_hosts: bool = False
+    group_by: tuple[Literal["host", "paths", "tags"], ...] | None = None
+    tags: tuple[str, ...] = ()
+    all_tags: bool = False
+
+
+class PruneOptions(Struct, frozen=True, rename="camel"):
+    """How much prune works: how much data may stay unused (5%, 10Gi, unlimited), and how much it moves at most."""
+
+    max_unused: str | None = None
+    max_repack_size: str | None = None
 
 
 class Check(Struct, frozen=True, rename="camel"):
@@ -166,6 +178,7 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     nice: int = 0
     io_class: IoClass | None = None
     suspend: bool = False
+    prune_options: PruneOptions | None = None
 
     @property
     def enabled(self) -> bool:

@@ -61,6 +61,32 @@ async def test_while_a_repository_may_have_to_be_created_one_host_at_a_time_uses
         await third.hears("command.run")
 
 
+async def test_a_forget_is_asked_for_what_the_backups_beside_it_made_and_tells_where_there_is_none(
+    api: AsyncClient, connect: Connect, declare: Declare
+) -> None:
+    (await api.put("/hosts/node-1", json={"labels": {}})).raise_for_status()
+    await declare("keep", kind="forget", backup=None, retention={"keepLast": 1})
+
+    async def told() -> list[str]:
+        return [it["reason"] for it in (await api.get("/schedules/ns/keep")).json()["status"]["problems"]]
+
+    assert await told() == ["ForgetsTooLittle"]
+    for name, where in (("b", "main"), ("a", "main"), ("other", "elsewhere")):
+        await declare(name, repository=where)
+    assert await told() == []
+    async with connect("node-1", restic_version="0.14.0") as agent:
+        await agent.follow()
+        (await api.post("/schedules/ns/keep/run", json={})).raise_for_status()
+        asked = (await agent.hears("command.run"))["args"]
+        assert asked == ["forget", "--host=node-1", *MADE_BY_A_AND_B, "--keep-last=1"]
+    for name in ("a", "b"):
+        (await api.delete(f"/schedules/ns/{name}")).raise_for_status()
+    assert "ForgetsTooLittle" in await told()
+
+
+MADE_BY_A_AND_B = ["--tag=lamplighter=ns/a", "--tag=lamplighter=ns/b"]
+
+
 @pytest.mark.parametrize(
     ("capabilities", "spec", "error"),
     [

@@ -77,12 +77,12 @@ def command(kind: str, host: str = HOST, **spec: Any) -> CommandRun:
     """The command that a Schedule with this spec becomes."""
     manifest = {"kind": kind, "cron": "@daily", "repositoryRef": {"name": "main"}, **spec}
     parsed = parse_schedule({"metadata": {"name": "it"}, "spec": manifest}).spec
-    args = commands.run_args(parsed, "ns/it", host)
+    args = commands.run_args(parsed, "ns/it", host, ["ns/etc"])
     return CommandRun("j1", kind, args, "r1", lock_wait_s=0, verify=commands.verify_part(parsed))
 
 
 def backup(repository: Repository, *paths: Path, host: str = HOST) -> None:
-    restic(repository, "backup", f"--host={host}", *map(str, paths))
+    restic(repository, "backup", f"--host={host}", f"--tag={commands.own_tag('ns/etc')}", *map(str, paths))
 
 
 def hosts(repository: Repository) -> list[Any]:
@@ -111,9 +111,12 @@ async def test_forget_keeps_tagged_snapshots(runner: Runner, repository: Reposit
     restic(repository, "backup", f"--host={HOST}", "--tag=kept", str(folder))
     for _ in range(2):
         backup(repository, folder)
-    wanted = command("forget", retention={"keepLast": 1, "keepTags": ["kept"]})
+    wanted = command("forget", retention={"keepLast": 1, "keepTags": ["kept"], "allTags": True})
     assert (await runner.run(wanted, repository, Told())).status == "succeeded"
-    assert [it.get("tags") for it in json.loads(restic(repository, "snapshots", "--json"))] == [["kept"], None]
+    assert [it.get("tags") for it in json.loads(restic(repository, "snapshots", "--json"))] == [
+        ["kept"],
+        ["lamplighter=ns/etc"],
+    ]
 
 
 @pytest.mark.parametrize("prune", [False, True])

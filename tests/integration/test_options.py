@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,14 +47,21 @@ class Host:
         path.write_bytes(content)
         return path
 
-    async def run(self, kind: str = "backup", restic: str = "", of: dict[str, Any] | None = None, **spec: Any) -> Any:
-        """Run a Schedule with this spec. `of`: the Repository's options."""
+    async def run(
+        self,
+        kind: str = "backup",
+        restic: str = "",
+        of: dict[str, Any] | None = None,
+        name: str = "ns/it",
+        **spec: Any,
+    ) -> Any:
+        """Run a Schedule with this spec. `of`: the Repository's options. Of kind backup there is ns/it alone."""
         if kind == "backup":
             spec["backup"] = {"paths": [str(self.data)], **spec.get("backup", {})}
         manifest = {"kind": kind, "cron": "@daily", "repositoryRef": {"name": "main"}, **spec}
         its = parse_schedule({"metadata": {"name": "it"}, "spec": manifest}).spec
         where = parse_repository({"metadata": {"name": "main"}, "spec": {"url": "/srv", **(of or {})}}).spec
-        args = commands.run_args(its, "ns/it", "node-1")
+        args = commands.run_args(its, name, "node-1", ["ns/it"])
         command = CommandRun(
             "j1",
             kind,
@@ -85,6 +93,11 @@ class Host:
         nodes = (it for it in self.ask("ls", "latest") if it.get("type") == "file")
         return {str(Path(it["path"]).relative_to(self.data)): it for it in nodes}
 
+    def left(self) -> dict[str, int]:
+        """How many snapshots there are, by the Schedule that made them."""
+        [found] = self.ask("snapshots")
+        return dict(Counter(tag.removeprefix("lamplighter=") for it in found for tag in it["tags"] if "=" in tag))
+
     def packs(self) -> list[int]:
         """The sizes of the files in the repository that hold data."""
         return [it.stat().st_size for it in Path(self.repository.url, "data").rglob("*") if it.is_file()]
@@ -109,7 +122,7 @@ def known(host: Host, *names: str) -> bool:
 
 def options_of(option: Option) -> list[tuple[str, options.Version]]:
     """Arguments for an option, each with the version that first knows it."""
-    values = {"--read-data-subset": "1/7", "--exclude-larger-than": "1", "--compression": "auto"}
+    values = {"--read-data-subset": "1/7", "--exclude-larger-than": "1", "--compression": "auto", "--group-by": "host"}
     flags = {"no-scan", "skip-if-unchanged", "with-atime", "one-file-system", "exclude-caches", "cleanup-cache"}
     flags |= {"stdin-from-command"}
     plain = option.name if option.name[2:] in flags else f"{option.name}={values.get(option.name, '5')}"
@@ -225,3 +238,52 @@ async def test_a_job_runs_with_the_priority_that_its_schedule_says(host: Host, t
     assert int(idle.split()[1]) == int(plain.split()[1]) + 7
     assert idle.endswith("idle")
     assert least.endswith("best-effort: prio 7")
+
+
+# What is forgotten, and pruned.
+
+
+async def test_a_forget_leaves_what_others_tagged_unless_it_is_told_otherwise(host: Host) -> None:
+    host.write("file")
+    for _ in range(2):
+        assert went_well(await host.run())
+        assert went_well(await host.run(name="ns/other", backup={"tags": ["x"]}))
+    assert host.left() == {"ns/it": 2, "ns/other": 2}
+    assert went_well(await host.run("forget", name="ns/keep", retention={"keepLast": 1}))
+    assert host.left() == {"ns/it": 1, "ns/other": 2}
+    assert went_well(await host.run("forget", retention={"keepLast": 1, "tags": ["nobody", "x"]}))
+    assert host.left() == {"ns/it": 1, "ns/other": 1}
+    both = {"keepLast": 1, "allTags": True}
+    assert went_well(await host.run("forget", retention={**both, "groupBy": ["host", "tags"]}))
+    assert host.left() == {"ns/it": 1, "ns/other": 1}
+    assert went_well(await host.run("forget", retention=both))
+    assert host.left() == {"ns/other": 1}
+
+
+async def test_snapshots_of_other_paths_are_counted_apart_unless_nothing_groups_them(host: Host) -> None:
+    for name in ("a/file", "b/file"):
+        host.write(name)
+        assert went_well(await host.run(backup={"paths": [str(host.data / name)]}))
+    assert went_well(await host.run("forget", retention={"keepLast": 1}))
+    assert host.left() == {"ns/it": 2}
+    assert went_well(await host.run("forget", retention={"keepLast": 1, "groupBy": []}))
+    assert host.left() == {"ns/it": 1}
+
+
+async def test_a_prune_leaves_and_moves_as_much_as_it_says(host: Host) -> None:
+    for at in range(20):  # many, since restic spreads them over a few packs
+        host.write(f"kept{at}", os.urandom(50_000))
+    gone = [host.write(f"gone{at}", os.urandom(50_000)) for at in range(20)]
+    assert went_well(await host.run())
+    for path in gone:
+        path.unlink()
+    assert went_well(await host.run())
+    unlimited = {"maxUnused": "unlimited"}
+    wanted = {"keepLast": 1, "prune": True}
+    stays = host.program.version[:2] == options.OLDEST  # newer ones join packs as small as these whatever is unused
+    assert went_well(await host.run("forget", retention=wanted, pruneOptions=unlimited))
+    assert sum(host.packs()) > 2_000_000 or not stays
+    assert went_well(await host.run("prune", pruneOptions={"maxUnused": "0", "maxRepackSize": "1"}))
+    assert sum(host.packs()) > 2_000_000 or not stays
+    assert went_well(await host.run("prune", pruneOptions={"maxUnused": "1Ki"}))
+    assert sum(host.packs()) < 1_500_000

@@ -26,10 +26,16 @@ def specs(draw: st.DrawFn) -> dict[str, Collection[str]]:
     match kind:
         case "backup":
             paths, excludes = st.lists(TEXT.map("/{}".format), min_size=1, max_size=3), st.lists(TEXT, max_size=3)
-            said["backup"] = {"paths": draw(paths), "excludes": draw(excludes), "tags": draw(tags)}
+            said["backup"] = {"paths": draw(paths), "excludes": draw(excludes), "tags": draw(tags)} | {
+                "iexcludes": draw(excludes)
+            }
         case "forget":
             within: st.SearchStrategy[dict[str, str]] = st.just({}) | st.just({"keepWithin": "1y6m"})
-            said["retention"] = {"keepLast": draw(st.integers(1, 9)), "keepTags": draw(tags)} | draw(within)
+            said["retention"] = {
+                "keepLast": draw(st.integers(1, 9)),
+                "keepTags": draw(tags),
+                "tags": draw(tags),
+            } | draw(within)
         case "check":
             said["check"] = draw(st.sampled_from([{}, {"readDataSubset": "1/7"}, {"readDataSubset": "2.5%"}]))
     return said
@@ -65,7 +71,9 @@ def test_no_value_of_a_schedule_becomes_an_option(said: dict[str, Any]) -> None:
             assert rest == said["backup"]["paths"]
             assert {f"--tag={tag}" for tag in said["backup"]["tags"]} <= set(options)
             assert {f"--exclude={pattern}" for pattern in said["backup"]["excludes"]} <= set(options)
+            assert {f"--iexclude={pattern}" for pattern in said["backup"]["iexcludes"]} <= set(options)
         case "forget":
+            assert {f"--tag={tag}" for tag in said["retention"]["tags"]} <= set(options)
             assert {f"--keep-tag={tag}" for tag in said["retention"]["keepTags"]} <= set(options)
         case "verify":
             assert rest == ["latest"]
@@ -80,7 +88,7 @@ def test_no_word_of_who_looks_into_a_repository_becomes_an_option(host: str, sna
 
 
 KNOWN = {
-    *("--json", "--host", "--tag", "--exclude", "--one-file-system", "--exclude-caches", "--no-lock"),
+    *("--json", "--host", "--tag", "--exclude", "--iexclude", "--one-file-system", "--exclude-caches", "--no-lock"),
     *("--prune", "--keep-within", "--keep-tag", "--read-data-subset"),
     *(f"--keep-{of}" for of in ("last", "hourly", "daily", "weekly", "monthly", "yearly")),
 }

@@ -141,16 +141,35 @@ KEPT = [
     *("--keep-within=1y6m", "--keep-tag=a", "--keep-tag=-b"),
 ]
 
+MADE = ["--tag=lamplighter=ns/a", "--tag=lamplighter=ns/b"]
+
 
 @pytest.mark.parametrize(
     ("said", "args"),
     [
-        (of_kind("forget", retention=POLICY), ["forget", "--host=node-1", *KEPT]),
-        (of_kind("forget", retention={"keepLast": 1, "allHosts": True}), ["forget", "--keep-last=1"]),
+        (of_kind("forget", retention=POLICY), ["forget", "--host=node-1", *MADE, *KEPT]),
+        (of_kind("forget", retention={"keepLast": 1, "allHosts": True}), ["forget", *MADE, "--keep-last=1"]),
         (
             of_kind("forget", retention={"keepLast": 1, "prune": True}),
-            ["forget", "--host=node-1", "--keep-last=1", "--prune"],
+            ["forget", "--host=node-1", *MADE, "--keep-last=1", "--prune"],
         ),
+        (
+            of_kind("forget", retention={"keepLast": 1, "tags": ["a", "-b"], "groupBy": ["tags", "host"]}),
+            ["forget", "--host=node-1", "--tag=a", "--tag=-b", "--group-by=tags,host", "--keep-last=1"],
+        ),
+        (
+            of_kind("forget", retention={"keepLast": 1, "allTags": True, "groupBy": []}),
+            ["forget", "--host=node-1", "--group-by=", "--keep-last=1"],
+        ),
+        (
+            of_kind("forget", retention={"keepLast": 1, "prune": True}, pruneOptions={"maxUnused": "unlimited"}),
+            ["forget", "--host=node-1", *MADE, "--keep-last=1", "--prune", "--max-unused=unlimited"],
+        ),
+        (
+            of_kind("prune", pruneOptions={"maxUnused": "2Gi", "maxRepackSize": "1Mi"}),
+            ["prune", "--max-unused=2147483648", "--max-repack-size=1048576"],
+        ),
+        (of_kind("prune", pruneOptions={"maxUnused": "2.5%"}), ["prune", "--max-unused=2.5%"]),
         (of_kind("prune"), ["prune"]),
         (of_kind("check"), ["check"]),
         (of_kind("check", check={"readDataSubset": "1/7"}), ["check", "--read-data-subset=1/7"]),
@@ -159,7 +178,15 @@ KEPT = [
     ],
 )
 def test_every_kind_says_no_more_than_its_spec(said: ScheduleSpec, args: list[str]) -> None:
-    assert commands.run_args(said, "ns/it", "node-1") == args
+    assert commands.run_args(said, "ns/it", "node-1", ["ns/a", "ns/b"]) == args
+
+
+def test_a_forget_looks_at_the_snapshots_of_the_backups_that_there_are_and_never_at_all_of_them() -> None:
+    said = of_kind("forget", retention={"keepLast": 1})
+    assert commands.run_args(said, "ns/it", "node-1")[2:] == ["--tag=lamplighter=ns/it", "--keep-last=1"]
+    many = [f"ns/b{at}" for at in range(300)]
+    found = commands.run_args(said, "ns/it", "node-1", many)[2:-1]
+    assert found == [f"--tag=lamplighter={name}" for name in many[: commands.MAX_BACKUPS]]
 
 
 def test_a_verification_is_bounded_by_its_spec_or_by_the_defaults() -> None:

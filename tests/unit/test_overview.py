@@ -46,7 +46,15 @@ COUNTS = Counts(
 def coverage(**more: Any) -> Coverage:
     empty: dict[str, Any] = dict.fromkeys(Coverage._fields, ())
     numbers = ("in_sync", "failed", "warned", "not_granted", "overdue", "never_succeeded", "never_ran")
-    good = {"hosts": 3, "enabled": True, "has_password": True, "denied": "", "no_host": "", "errors": {}}
+    good = {
+        "hosts": 3,
+        "enabled": True,
+        "has_password": True,
+        "denied": "",
+        "no_host": "",
+        "forgets_too_little": "",
+        "errors": {},
+    }
     within = {"within": NOW - NOW.replace(hour=1), "refused_hooks": {}, "unsupported": {}}
     return Coverage(**empty | dict.fromkeys(numbers, 0) | good | within | more)
 
@@ -78,6 +86,7 @@ FROM = {
     "RunsHang": of_schedule(hanging=["a"]),
     "RunsIncomplete": of_schedule(warned=1, warned_names=["a"]),
     "HookNotAllowed": of_schedule(refused_hooks={"/bin/freeze": ["a"]}),
+    "ForgetsTooLittle": of_schedule(forgets_too_little="there is no backup"),
     "NotSupported": of_schedule(unsupported={"its restic is too old": ["a"]}),
     "NoHosts": of_schedule(hosts=0, no_host="there is none"),
     "HostsNotGranted": of_schedule(not_granted=1, not_granted_names=["a"]),
