@@ -214,7 +214,7 @@ def assemble(
     repository_states = RepositoryStates(catalog, placement, events)
     credentials = HostCredentials(catalog, placement, active, vault)
     hub = Hub(credentials, events, clock)
-    limits = Limits(placement, hub.session)
+    limits = Limits(catalog, placement, hub.session, events)
     queue = JobQueue(
         store.server,
         repository_states.limit,
@@ -232,7 +232,7 @@ def assemble(
     host_days = HostDays(store, repository_states.namespace, clock)
     health = repository_states.health
     surveyor = Surveyor(catalog, placement, hub, store, health, coverage, controllers, active, host_days, clock)
-    for part in (expected_since, outcomes, repository_states, reports, stream, host_days, surveyor):
+    for part in (expected_since, outcomes, repository_states, limits, reports, stream, host_days, surveyor):
         events.subscribe(part.on_event)
     for counting in (dispatcher, last_seen, metrics):
         events.subscribe(counting.on_event, own_only=True)

@@ -143,6 +143,12 @@ class LimitChanged(Struct, frozen=True):
     lanes_moved: bool
 
 
+class GatesChanged(Struct, frozen=True):
+    """The limits of gates may have changed, or they are none any more: see `server.jobs.limits`."""
+
+    gates: Sequence[str]
+
+
 class RepositoryHealthChanged(Struct, frozen=True):
     """A repository's health has changed."""
 
@@ -182,6 +188,7 @@ Event = (
     | JobsChanged
     | AttemptEnded
     | LimitChanged
+    | GatesChanged
     | RepositoryHealthChanged
     | ClockSetBack
     | ControllerReported

@@ -13,7 +13,7 @@ from server.agents.session import HelloFacts
 from server.fleet.placement import PlacedSchedule, encoded_entry
 from server.jobs.fires import NewJob
 from server.jobs.kinds import ConcurrencyLimit
-from server.jobs.limits import GateLimit, gate_of_host
+from server.jobs.limits import GateLimit, gate_of_host, gate_of_schedule
 from server.jobs.queue import Arrival, Cancelling, Ended, Ending, JobQueue, Outcome, Recorded, Recording, Taken, wire_id
 from server.jobs.waiting import waits_for
 from server.resources.manifests import schedule_spec
@@ -96,9 +96,9 @@ def job(
 class Jobs:
     """A server's queue over a database that knows these hosts.
 
-    `limits`: of repositories, by id; `of_hosts`: how many jobs each may run at once. `retry`: the rule by which
-    schedules try again; `windows`: theirs; `gone`: those that were deleted. `ended`: jobs that the queue ended itself,
-    and how. `asked`: those whose hosts it asked to end them.
+    `limits`: of repositories, by id; `of_hosts`: how many jobs each may run at once; `rollouts`: on how many hosts
+    schedules run at once, by id. `retry`: the rule by which schedules try again; `windows`: theirs; `gone`: those that
+    were deleted. `ended`: jobs that the queue ended itself, and how. `asked`: those whose hosts it asked to end them.
     """
 
     def __init__(
@@ -113,6 +113,7 @@ class Jobs:
         self.conn = conn
         self.limits = {} if limits is None else dict(limits)
         self.of_hosts: dict[str, int] = {}
+        self.rollouts: dict[str, int] = {}
         self.retry = Retry(limit=0, backoff_seconds=60)
         self.windows: tuple[Window, ...] = ()
         self.gone: set[str] = set()
@@ -134,8 +135,9 @@ class Jobs:
         spec = msgspec.structs.replace(_SCHEDULE.spec, retry=self.retry, windows=self.windows)
         return msgspec.structs.replace(_SCHEDULE, spec=spec)
 
-    def _gates(self, host: str, _schedule_id: str) -> list[GateLimit]:
-        return [GateLimit(gate_of_host(host), self.of_hosts[host], host=host)] if host in self.of_hosts else []
+    def _gates(self, host: str, schedule_id: str) -> list[GateLimit]:
+        its = [gate_of_schedule(schedule_id, self.rollouts[schedule_id])] if schedule_id in self.rollouts else []
+        return [*its, *([gate_of_host(host, self.of_hosts[host])] if host in self.of_hosts else [])]
 
     # Events. Each method returns the ids of the jobs that are sent.
 
@@ -239,7 +241,7 @@ class Jobs:
             self.of_hosts.pop(host, None)
         else:
             self.of_hosts[host] = limit
-        return self.sent(*self.queue.open_gates(self.conn, [([gate_of_host(host)], self.now)]))
+        return self.sent(*self.queue.open_gates(self.conn, [([gate_of_host(host, 0).gate], self.now)]))
 
     def change_windows(self, *windows: Window) -> list[str]:
         """All schedules get these windows."""

@@ -203,6 +203,7 @@ BAD_SCHEDULES = [
     _verify(".maxBytes", "for example 100Mi", "rule", maxBytes="5MB"),
     _backup("spec.hooks.before", "begin with the program's absolute path", "rule", hooks={"before": ["freeze"]}),
     _backup("spec.hooks.after", "begin with the program's absolute path", "rule", hooks={"after": ["./thaw"]}),
+    _backup("spec.rollout.maxConcurrentHosts", "must be at least 1", "schema", rollout={"maxConcurrentHosts": 0}),
     _backup("spec.spreadSeconds", "must be at least 0, not -1", "schema", spreadSeconds=-1),
     _backup("spec.spreadSeconds", "must be at most 86400", "schema", spreadSeconds=2**40),
     *(
@@ -329,6 +330,7 @@ GOOD_SCHEDULES = [
         startingDeadlineSeconds=60,
         missedRunPolicy="Skip",
         spreadSeconds=600,
+        rollout={"maxConcurrentHosts": 2},
         timeoutSeconds=3600,
         successWithin="1w2d12h30m5s",
         retry={"limit": 3},

@@ -23,6 +23,7 @@ from server.events import (
     Event,
     Events,
     FireRefused,
+    GatesChanged,
     HostDisconnected,
     HostDraining,
     JobsChanged,
@@ -35,7 +36,6 @@ from server.jobs import fires, notices
 from server.jobs.active import ActiveAttempts, Attempt
 from server.jobs.fires import NewJob
 from server.jobs.kinds import repository_of
-from server.jobs.limits import gate_of_host
 from server.jobs.pieces import PIECE
 from server.jobs.queue import Arrival, Arrived, Cancelling, JobQueue, Leading, Outcome, Recorded, Recording, wire_id
 from server.jobs.repositories import RepositoryStates
@@ -244,8 +244,8 @@ class Dispatcher:
         elif isinstance(event, LimitChanged) and self._has_begun:
             change = self._queue.move_lanes if event.lanes_moved else self._queue.relimit
             self._unattended(change, (event.repository_id, self._clock()), self.carry_out)
-        elif isinstance(event, DeclarationChanged) and event.hosts and self._has_begun:
-            self.open_gates([gate_of_host(host) for host in event.hosts])
+        elif isinstance(event, GatesChanged) and self._has_begun:
+            self.open_gates(event.gates)
 
     def open_gates(self, gates: Collection[str]) -> None:
         """The limits of gates may have changed. If that is not stored, it is tried again: nothing else looks at what
@@ -421,6 +421,8 @@ class Dispatcher:
         )
         self._repositories.heard_end(event, ended.url)
         self._events.publish_heard(event)
+        if (session := self._agents.session(host)) is not None and session.desired.drains:
+            self._events.publish_heard(HostDraining(host))
         if ended.final and not ended.schedule_id:
             self._agents.deliver(host, ())
 

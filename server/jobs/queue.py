@@ -808,6 +808,9 @@ class JobQueue:
         passed: dict[str, set[str]] = {gate: set() for gate in limits}
         for row in queue.passed_by_jobs(conn, ((it.gate, it.host) for it in limits.values() if it.host)):
             passed[row.gate].add(row.who)
+        schedules = ((it.gate, it.schedule_id) for it in limits.values() if it.schedule_id)
+        for row in queue.passed_by_hosts(conn, schedules):
+            passed[row.gate].add(row.who)
         waits = queue.waited_at(conn, limits) if is_new else ()
         return Gates(
             {it.gate: GateState(frozenset(passed[it.gate]), it.limit, it.gate in waits) for it in limits.values()}

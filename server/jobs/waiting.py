@@ -37,6 +37,8 @@ def _closed(job: Mapping[str, Any], wait: WaitRow) -> str:
         return f"host {job['host']} to connect"
     if wait.stops:
         return f"the agent of host {job['host']}, which stops, to start again"
+    if (job["gate"] or "").startswith("rollout/"):
+        return "other hosts to be done: its Schedule runs on as many at once as rollout.maxConcurrentHosts says"
     if job["gate"] is not None:
         return f"a job of host {job['host']} to end, which runs as many at once as it may"
     return ""

@@ -17,6 +17,7 @@ from server.events import (
     DuplicateAgent,
     Event,
     FireRefused,
+    GatesChanged,
     HostAcked,
     HostConnected,
     HostDisconnected,
@@ -52,6 +53,7 @@ _CHANGED = {
     NotificationsChanged: ("alerts",),
     FireRefused: (),
     LimitChanged: (),
+    GatesChanged: (),
 }
 """Which kinds of objects REST shows differently after an event of each type."""
 

@@ -134,6 +134,12 @@ class Hooks(Struct, frozen=True):
     after: tuple[str, ...] = ()
 
 
+class Rollout(Struct, frozen=True, rename="camel"):
+    """On how many hosts a Schedule runs at once; None for any number."""
+
+    max_concurrent_hosts: int | None = None
+
+
 class Ping(Struct, frozen=True, rename="camel"):
     """Where the URL is that is called when a run begins and ends."""
 
@@ -179,6 +185,7 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     io_class: IoClass | None = None
     suspend: bool = False
     prune_options: PruneOptions | None = None
+    rollout: Rollout | None = None
 
     @property
     def enabled(self) -> bool:

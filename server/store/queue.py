@@ -315,6 +315,15 @@ _PASSED_BY_JOBS = f"""
     WHERE jobs.{_OPEN} AND (jobs.holds OR jobs.claims) AND NOT (jobs.lane = '' AND jobs.scheduled_id IS NULL)
 """
 
+_PASSED_BY_HOSTS = f"""
+    WITH given AS ({{given}})
+    SELECT DISTINCT given.gate, jobs.host AS who FROM given JOIN jobs ON jobs.scheduled_id = given.scheduled_id
+    WHERE jobs.{_OPEN} AND jobs.sent AND jobs.holds
+    UNION
+    SELECT given.gate, jobs.host AS who FROM given JOIN jobs ON jobs.scheduled_id = given.scheduled_id
+    WHERE jobs.{_OPEN} AND jobs.claims
+"""
+
 _ROWS = f"""
     WITH given AS ({{given}})
     SELECT jobs.* FROM jobs WHERE jobs.id IN (SELECT id FROM given) AND jobs.{_OPEN} ORDER BY jobs.queued_at, jobs.id
@@ -557,6 +566,11 @@ def rows(conn: Connection, job_ids: Iterable[str]) -> list[OpenRow]:
 def passed_by_jobs(conn: Connection, hosts: Iterable[tuple[str, str]]) -> list[PassedRow]:
     """The jobs that have passed the gate of a host, or claim it, of each (gate, host); lists of snapshots pass any."""
     return _read(conn, _PASSED_BY_JOBS, PassedRow, ("gate", "host"), hosts)
+
+
+def passed_by_hosts(conn: Connection, schedules: Iterable[tuple[str, str]]) -> list[PassedRow]:
+    """The hosts that have passed the gate of a schedule, or claim it, of each (gate, schedule id)."""
+    return _read(conn, _PASSED_BY_HOSTS, PassedRow, ("gate", "scheduled_id"), schedules)
 
 
 def waited_at(conn: Connection, gates: Iterable[str]) -> set[str]:

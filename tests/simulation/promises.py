@@ -189,8 +189,9 @@ def no_end_lost(story: Story) -> Iterator[str]:
 
 
 def in_turn(story: Story) -> Iterator[str]:
-    """No more jobs use a repository, or run on a host, at once than it allows, and none beside one that needs it alone;
-    a fire is refused only while the last run is not over. What the server had given up by then does not count."""
+    """No more jobs use a repository, or run on a host, at once than it allows, none beside one that needs it alone, and
+    no Schedule on more hosts; a fire is refused only while the last run is not over. What the server had
+    given up by then does not count."""
     yield from story.expected.wrongly
     uses: dict[str, list[tuple[datetime, datetime, Use]]] = defaultdict(list)
     rows = story.lost | story.db.jobs
@@ -201,15 +202,18 @@ def in_turn(story: Story) -> Iterator[str]:
         until = min(use.end or story.now, over or story.now, forgotten)
         uses[key].append((use.begin, until, use))
         uses[use.host].append((use.begin, until, use))
+        if (schedule_id := use.command.schedule_id) in story.rollouts:
+            uses[schedule_id].append((use.begin, until, use))
     for key, its in uses.items():
         active: list[tuple[datetime, Use]] = []
         for begin, end, use in sorted(its, key=lambda it: it[0]):
             active = [*((till, other) for till, other in active if till > begin), (end, use)]
-            is_host = key == use.host
-            limit = story.of_hosts.get(key) if is_host else LIMITS[use.command.repository].limit
-            if limit is not None and len(active) > limit:
+            is_lane = key not in {use.host, use.command.schedule_id}
+            limit = LIMITS[use.command.repository].limit if is_lane else (story.of_hosts | story.rollouts).get(key)
+            count = len({it.host for _, it in active} if key == use.command.schedule_id else active)
+            if limit is not None and count > limit:
                 yield f"{len(active)} jobs used {key} at {begin}, which allows {limit}"
-            if not is_host and len(active) > 1 and any(other.command.kind in EXCLUSIVE for _, other in active):
+            if is_lane and len(active) > 1 and any(other.command.kind in EXCLUSIVE for _, other in active):
                 yield f"{', '.join(other.command.job_id for _, other in active)} used {key} at once, at {begin}"
 
 

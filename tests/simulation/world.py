@@ -19,7 +19,7 @@ from agent.core.machine import Core
 from agent.core.state import AgentState, DiffApplied, Record, SetApplied, replay
 from agent.core.timetable import CORRECTION, NEVER
 from server.fleet.placement import HostState
-from server.jobs.limits import GateLimit, gate_of_host
+from server.jobs.limits import GateLimit, gate_of_host, gate_of_schedule
 from tests.simulation.clock import CALM, SECOND
 from tests.simulation.database import Database, Row
 from tests.simulation.expected import Expected
@@ -283,7 +283,7 @@ class World:
 
     `runs`: when each attempt of a due time's job really began; `uses`: for how long, by its job's id; `said`: how
     its agent said that it ended; `wrongs`: what was seen to be wrong before the end; `of_hosts`: how many jobs hosts
-    run at once. `listen` is told every line of
+    run at once; `rollouts`: on how many hosts schedules do. `listen` is told every line of
     the story; `trace` is their hash.
     """
 
@@ -300,6 +300,7 @@ class World:
         self.put_back: list[datetime] = []
         self.lost: dict[str, Row] = {}
         self.of_hosts: dict[str, int] = {}
+        self.rollouts: dict[str, int] = {}
         self._sent: dict[str, set[str]] = {}  # to hosts that are drained, when that began
         self.trace = hashlib.sha256()
         self._listen = listen
@@ -368,10 +369,11 @@ class World:
         if self._listen is not None:
             self._listen(line)
 
-    def gates_of(self, host: str, _schedule_id: str) -> Sequence[GateLimit]:
+    def gates_of(self, host: str, schedule_id: str) -> Sequence[GateLimit]:
         """The gates of a host's job."""
-        limit = self.of_hosts.get(host)
-        return () if limit is None else (GateLimit(gate_of_host(host), limit, host=host),)
+        hosts, jobs = self.rollouts.get(schedule_id), self.of_hosts.get(host)
+        its = [] if hosts is None else [gate_of_schedule(schedule_id, hosts)]
+        return its if jobs is None else [*its, gate_of_host(host, jobs)]
 
     def drains(self, host: str, *, on: bool) -> None:
         """Nothing new is to begin on a host, but for what was sent already."""

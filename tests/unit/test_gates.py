@@ -7,9 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.access.vault import Vault
+from server.agents.session import Session
+from server.events import DeclarationChanged, Event, Events, GatesChanged
+from server.fleet.catalog import Catalog
+from server.fleet.placement import HostState, Placement, Plan
 from server.jobs.kinds import ConcurrencyLimit
+from server.jobs.limits import Limits, gate_of_host, gate_of_schedule
 from server.jobs.turn import Gates, GateState, LaneState, Waiting, turn
-from tests.jobqueue import HOSTS, Jobs, in_memory, job
+from server.resources.specs import HostSpec
+from tests.jobqueue import HOSTS, NOON, Jobs, in_memory, job, placed
+from wire.entries import EMPTY
+from wire.messages import Hello
 
 
 @pytest.fixture
@@ -161,3 +170,63 @@ def test_limits_hold_nobody_waits_in_vain_and_all_have_their_turn(seed: int) -> 
         del running[job_id]
         went(jobs.ends(job_id))
     assert not jobs.open()
+
+
+# Of a Schedule.
+
+
+@pytest.fixture
+def rollout(jobs: Jobs) -> Jobs:
+    """Schedule s runs on one host at once."""
+    jobs.of_hosts.clear()
+    jobs.rollouts["s"] = 1
+    return jobs
+
+
+def test_a_schedule_runs_on_as_many_hosts_at_once_as_it_may(rollout: Jobs) -> None:
+    assert rollout.add(*(job(host, host, schedule="s", at=at) for at, host in enumerate(HOSTS))) == ["a"]
+    assert rollout.add(job("other", "b", schedule="t", at=9)) == ["other"]
+    assert "rollout.maxConcurrentHosts" in rollout.waits_for("b")
+    assert rollout.ends("a") == ["b"]
+    assert rollout.ends("b") == ["c"]
+
+
+def test_a_host_that_has_a_run_of_the_schedule_may_have_another(rollout: Jobs) -> None:
+    jobs = [job("1", schedule="s", policy="Allow"), job("2", schedule="s", policy="Allow"), job("3", "b", schedule="s")]
+    assert rollout.add(*jobs) == ["1", "2"]
+    assert rollout.ends("1") == []
+    assert rollout.ends("2") == ["3"]
+
+
+def test_a_host_that_is_away_for_long_lets_the_next_go(rollout: Jobs) -> None:
+    assert rollout.add(job("1", schedule="s"), job("2", "b", schedule="s")) == ["1"]
+    rollout.disconnected("a")
+    assert rollout.given_up("a") == ["2"]
+
+
+def test_a_run_that_is_tried_again_lets_the_next_go(rollout: Jobs) -> None:
+    assert rollout.add(job("1", schedule="s"), job("2", "b", schedule="s")) == ["1"]
+    assert rollout.fails("1", 5) == ["2"]
+    assert rollout.tick(5) == []
+    assert rollout.ends("2") == ["1"]
+
+
+# As declared.
+
+
+def test_limits_are_those_of_the_schedule_the_host_and_its_agent_and_changes_of_them_are_told() -> None:
+    told: list[Event] = []
+    events, fleet, session = Events(), Placement(), Session(HostState("a", {}, NOON, 1, EMPTY))
+    events.subscribe(told.append)
+    limits = Limits(Catalog(Vault([Vault.new_key()])), fleet, {"a": session}.get, events)
+    fleet.commit(Plan(put_hosts=[session.desired]))
+    fleet.put([placed("s", rollout={"maxConcurrentHosts": 3}), placed("t")])
+    assert limits.gates_of("a", "t") == []
+    limits.on_event(DeclarationChanged(hosts=["a"], deleted_schedules=["s"]))
+    assert told == []  # no job can be held back
+    session.desired.declare(HostSpec(max_concurrent_jobs=2), "")
+    assert limits.gates_of("a", "s") == [gate_of_schedule("s", 3), gate_of_host("a", 2)]
+    session.hello(1, Hello("a", max_jobs=1))
+    assert limits.gates_of("a", "t") == [gate_of_host("a", 1)]
+    limits.on_event(DeclarationChanged(hosts=["a", "b"], deleted_schedules=["s", "t"]))
+    assert told == [GatesChanged(["host/a", "rollout/s"])]
