@@ -105,7 +105,7 @@ def schedule_problems(coverage: Coverage) -> list[Problem]:
         found.append(Problem("ForgetsTooLittle", f"{coverage.forgets_too_little}, so snapshots stay: {remedy}"))
     for why, hosts in coverage.unsupported.items():
         who = named(hosts[:MAX_NAMED], len(hosts))
-        message = f"{of_hosts(len(hosts), coverage)} cannot run it, and fail each run: {who}; {why}"
+        message = f"{of_hosts(len(hosts), coverage)} cannot run it, so each run there fails: {who}; {why}"
         found.append(Problem("NotSupported", message))
     if coverage.overdue:
         where, who = of_hosts(coverage.overdue, coverage), named(coverage.overdue_names, coverage.overdue)

@@ -116,7 +116,7 @@ async def test_what_an_agent_does_not_run_it_is_not_asked_for_and_the_job_says_w
         await fire(agent, schedule)
         await agent.hears("schedule.refused")
         first = (await api.get("/schedules/ns/etc")).json()["status"]["problems"][0]
-        told = f"1 of 1 hosts cannot run it, and fail each run: node-1; {error.removesuffix(' of node-1')}"
+        told = f"its only host cannot run it, so each run there fails: node-1; {error.removesuffix(' of node-1')}"
         assert first == {"reason": "NotSupported", "message": told}
 
         async def ended(count: int) -> Any:
