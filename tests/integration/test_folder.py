@@ -574,7 +574,7 @@ async def test_a_problem_keeps_its_fields(client: Client) -> None:
     with pytest.raises(Refused) as refusal:
         await client.put("schedules", "default", "etc", {"metadata": {}, "spec": {"kind": "x"}})
     assert refusal.value.status == 422
-    assert {error.field for error in refusal.value.errors} >= {"spec.kind", "spec.cron"}
+    assert {error.field for error in refusal.value.errors} >= {"spec.kind", "spec.repositoryRef"}
     assert "spec.kind: " in str(refusal.value)
 
 

@@ -208,7 +208,7 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
         (b"x" * ((1 << 20) + 1), 413, ()),
         (b"[" + b"[]," * 300_000 + b"[]]", 422, ()),
         (b'{"spec": 1' + b"0" * 4000 + b"}", 422, ("spec",)),
-        (b'{"spec": {"cron": "a", "cron": "b"}, "spec": {}}', 422, ("spec.kind", "spec.cron", "spec.repositoryRef")),
+        (b'{"spec": {"cron": "a", "cron": "b"}, "spec": {}}', 422, ("spec.kind", "spec.repositoryRef")),
         (spec(cron="*" * 1_000_000), 422, ("spec.cron",)),
         (spec(cron="* " * 128), 422, ("spec.cron",)),
         (spec(cron="1-1-1-1 * * * *"), 422, ("spec.cron",)),

@@ -46,6 +46,8 @@ DIES_AFTER_COMMIT = f"import os, server.jobs.fires; server.jobs.fires.answered =
 
 RESTIC = """#!{python} -IS
 import json, os, sys
+if sys.argv[1:] == ["version"]:
+    sys.exit("no version")
 def note(what):
     with open("{folder}/runs", "a") as runs:
         print(what, os.getpid(), file=runs)
