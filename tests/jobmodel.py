@@ -173,6 +173,12 @@ class Model:
             if not it.has_begun and it.attempt == 1 and start_by is not None and start_by <= now:
                 self.end(it.job.id)
 
+    def begin_anew(self) -> None:
+        """A server begins. What was put back after the clock was set back may be queued in the future until then."""
+        for it in self.jobs.values():
+            if not it.has_begun and not (it.deferred and it.attempt > 1):
+                it.queued_at = min(it.queued_at, self.now)
+
     def set_clock_back(self, now: datetime) -> None:
         """The clock was ahead."""
         self.now = now

@@ -49,6 +49,14 @@ CALLS: dict[str, Callable[[Connection], object]] = {
     "hanging": lambda conn: queue.hanging(conn, NOON),
     "to_tell": lambda conn: queue.to_tell(conn, "here"),
     "waits": lambda conn: queue.waits(conn, ["1"]),
+    "defer": lambda conn: queue.defer(conn, [("1", NOON)]),
+    "put_windows_forward": lambda conn: queue.put_windows_forward(conn, ["s"], NOON),
+    "passed_by_jobs": lambda conn: queue.passed_by_jobs(conn, [("host a", "a")]),
+    "passed_by_hosts": lambda conn: queue.passed_by_hosts(conn, [("schedule s", "s")]),
+    "waited_at": lambda conn: queue.waited_at(conn, ["host a"]),
+    "held": lambda conn: queue.held(conn, ["host a"], 2),
+    "hold_back": lambda conn: queue.hold_back(conn, [("1", "host a")]),
+    "claim": lambda conn: queue.claim(conn, ["1"]),
 }
 """A call of each statement."""
 OF_ALL = {

@@ -315,10 +315,11 @@ _PASSED_BY_JOBS = f"""
     WHERE jobs.{_OPEN} AND (jobs.holds OR jobs.claims) AND NOT (jobs.lane = '' AND jobs.scheduled_id IS NULL)
 """
 
+# COALESCE keeps PostgreSQL from reading all jobs that have slots: it takes the index of those that were sent.
 _PASSED_BY_HOSTS = f"""
     WITH given AS ({{given}})
     SELECT DISTINCT given.gate, jobs.host AS who FROM given JOIN jobs ON jobs.scheduled_id = given.scheduled_id
-    WHERE jobs.{_OPEN} AND jobs.sent AND jobs.holds
+    WHERE jobs.{_OPEN} AND jobs.sent AND COALESCE(jobs.holds, FALSE)
     UNION
     SELECT given.gate, jobs.host AS who FROM given JOIN jobs ON jobs.scheduled_id = given.scheduled_id
     WHERE jobs.{_OPEN} AND jobs.claims

@@ -529,7 +529,7 @@ class Fleet(RuleBasedStateMachine):
         online, before = sorted(self.model.online), self.jobs.open()
         assert self.jobs.restart() == sorted({it.job.host for it in self.active if it.holds})
         self.model.online.clear()
-        self.model.set_clock_back(self.model.now)  # what was put back since that was done may be queued in the future
+        self.model.begin_anew()
         self.check([])
         for host in online:
             running = {it.wire_id for it in self.active if it.job.host == host}

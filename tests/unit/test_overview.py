@@ -124,7 +124,7 @@ def test_every_reason_has_a_section_and_every_section_a_title() -> None:
     assert reasons_in_the_code() == known == FROM.keys()
     assert TITLES.keys() == SECTIONS.keys()
     assert list(SECTIONS)[:6] == ["overdue", "failed", "never_ran", "offline", "out_of_sync", "not_verified"]
-    page = (ROOT / "docs/api.md").read_text()
+    _, _, page = (ROOT / "docs/api.md").read_text().partition("| section | reasons |")
     for name, reasons in SECTIONS.items():
         row = re.search(rf"^\| `{name}`.*$", page, re.MULTILINE)
         assert row is not None
