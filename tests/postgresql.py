@@ -107,7 +107,7 @@ def place() -> Path | None:
 @contextmanager
 def _of_wheel() -> Iterator[sa.URL]:
     with tempfile.TemporaryDirectory(prefix="lamplighter-pg-", dir=place()) as folder:
-        started = wheel().get_server(Path(folder) / "data")
+        started = wheel().get_server(Path(folder) / "data", cleanup_mode="delete")
         started.psql("ALTER SYSTEM SET fsync = off")  # no machine loses power in the tests
         started.psql("SELECT pg_reload_conf()")
         try:
