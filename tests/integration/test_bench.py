@@ -21,7 +21,17 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(argv, cwd=ROOT, env={**os.environ, "COLUMNS": "200"}, capture_output=True, check=False)
 
 
-SLOWER = {"schedules-ready", "controller-restart", "growth-schedules", "growth-jobs", "fleet", "servers"}
+SLOWER = {
+    "schedules-ready",
+    "controller-restart",
+    "growth-schedules",
+    "growth-jobs",
+    "fleet",
+    "servers",
+    "lists",
+    "scale",
+    "fire-postgresql",
+}
 """Rows that take longest to begin. `make faults` has them measured, too."""
 
 

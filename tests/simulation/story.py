@@ -76,7 +76,7 @@ class Scale(NamedTuple):
 
 
 MONTH = Scale()
-"""The large fleet: `make test` tries a few of its seeds, and `make faults` a hundred. Drawn fleets take less time."""
+"""The large fleet: `make test` tries one of its seeds, and `make faults` fifty. Drawn fleets take less time."""
 
 
 RESTORED = Scale(agents=12, groups=10, schedules=50, mishaps=120, kinds=(*MISHAPS, "older database"))

@@ -36,12 +36,11 @@ def test_every_promise_holds_where_hosts_run_few_jobs_at_once_and_are_drained(se
     check(play(seed, held(seed)))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_every_promise_holds_after_a_month_of_faults(seed: int) -> None:
-    check(play(seed))
+def test_every_promise_holds_after_a_month_of_faults() -> None:
+    check(play(0))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_every_promise_holds_after_a_month_of_faults_in_a_fleet_of_any_size(seed: int) -> None:
     check(play(seed, drawn(seed)))
 
