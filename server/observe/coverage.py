@@ -354,8 +354,11 @@ def _unsupported(schedule: PlacedSchedule | None, having: Iterable[Session]) -> 
     if schedule is None or not schedule.spec.enabled:
         return {}
     command = command_for(schedule, "host", "job", None)
-    found: dict[str, list[str]] = {}
+    alike: dict[tuple[str, frozenset[str], str], list[Session]] = {}  # most hosts run the same programs
     for host in having:
-        if why := host.obstacle(command):
-            found.setdefault(why, []).append(host.name)
-    return {why: sorted(hosts) for why, hosts in found.items()}
+        alike.setdefault((host.agent_version, host.capabilities, host.restic_version), []).append(host)
+    found: dict[str, list[str]] = {}
+    for hosts in alike.values():
+        if why := hosts[0].obstacle(command):
+            found.setdefault(why, []).extend(it.name for it in hosts)
+    return {why: sorted(names) for why, names in found.items()}
