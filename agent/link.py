@@ -112,7 +112,13 @@ def error_text(error: Exception) -> str:
 
 
 class Dialler:
-    """Connects to a server. See `Link` for the parameters."""
+    """Connects to a server.
+
+    `token`: the bearer token, or a function that reads it, since service-account tokens are replaced every hour.
+    `ca_file`: certificates, in PEM, to trust in place of the system's. Both are read for every connection.
+    `host`: this agent's host, for the log of a server that refuses it. `explain`: turns a connection error into a
+    message with a remedy.
+    """
 
     def __init__(
         self,
@@ -120,34 +126,32 @@ class Dialler:
         token: str | Callable[[], str],
         *,
         ca_file: Path | None = None,
-        user_agent: str | None = None,
         host: str = "",
         explain: Callable[[Exception], str] = error_text,
     ) -> None:
-        self._url = url
+        self.url = url
         self._token = token
         self._ca_file = ca_file
-        self._user_agent = user_agent
         self._claim = {HOST_HEADER: host} if host else {}
         self._explain = explain
 
     def dial(self, protocol: str = PROTOCOL) -> connect:
         """A connection to await. Raises OSError when the token or the certificates cannot be read."""
         token = self._token() if callable(self._token) else self._token
-        secure = ssl.create_default_context(cafile=self._ca_file) if self._url.startswith("wss:") else None
+        secure = ssl.create_default_context(cafile=self._ca_file) if self.url.startswith("wss:") else None
         return connect(
-            self._url,
+            self.url,
             ssl=secure,
             subprotocols=[Subprotocol(protocol)],
             additional_headers=self._claim | ({"Authorization": f"Bearer {token}"} if token else {}),
-            user_agent_header=self._user_agent,
+            user_agent_header=None,
             compression=None,  # small frames: a context for each connection costs more than it saves
             max_size=codec.MAX_SERVER_FRAME,
             open_timeout=OPEN_S,
             create_connection=_Connection,
             ping_interval=PING_S,
             close_timeout=2,
-            proxy=proxy_for(self._url),
+            proxy=proxy_for(self.url),
         )
 
     def reason(self, error: Exception) -> str:
@@ -188,28 +192,10 @@ class Dialler:
 
 
 class Link:
-    """Keeps one connection to a server alive while `run` runs.
+    """Keeps one connection to a server alive while `run` runs."""
 
-    `token`: the bearer token, or a function that reads it, since service-account tokens are replaced every hour.
-    `ca_file`: certificates, in PEM, to trust in place of the system's. Both are read for every connection.
-    `host`: this agent's host, for the log of a server that refuses it. `explain`: turns a connection error into a
-    message with a remedy.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        token: str | Callable[[], str],
-        listener: Listener,
-        rng: random.Random,
-        *,
-        ca_file: Path | None = None,
-        user_agent: str | None = None,
-        host: str = "",
-        explain: Callable[[Exception], str] = error_text,
-    ) -> None:
-        self._url = url
-        self._dialler = Dialler(url, token, ca_file=ca_file, user_agent=user_agent, host=host, explain=explain)
+    def __init__(self, dialler: Dialler, listener: Listener, rng: random.Random) -> None:
+        self._dialler = dialler
         self._listener = listener
         self._rng = rng
         self._socket: ClientConnection | None = None
@@ -232,7 +218,7 @@ class Link:
             steady = sent_away or (opened is not None and clock() - opened > STEADY_S)
             failures = 1 if steady else failures + 1
             delay = asked_s + backoff(failures, self._rng)  # those that are asked alike do not come at once
-            log.warning("not connected", extra={"url": self._url, "reason": reason, "retry_s": round(delay, 1)})
+            log.warning("not connected", extra={"url": self._dialler.url, "reason": reason, "retry_s": round(delay, 1)})
             await asyncio.sleep(delay)
 
     def send(self, messages: Sequence[FromAgent]) -> None:
@@ -254,7 +240,7 @@ class Link:
     async def _converse(self, socket: ClientConnection) -> str:
         """Read until the connection ends; returns why it ended."""
         self._socket = socket
-        log.info("connected", extra={"url": self._url})
+        log.info("connected", extra={"url": self._dialler.url})
         try:
             self._listener.connected()
             return await self._read(socket)

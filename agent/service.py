@@ -17,7 +17,7 @@ from agent.core.effects import Apply, Effect, Persist, Send, StartJob, StopJob
 from agent.core.machine import Core
 from agent.core.state import AgentState
 from agent.journal import Journal
-from agent.link import Link, error_text
+from agent.link import Dialler, Link, error_text
 from agent.metrics import Metrics
 from agent.scheduler import Scheduler
 from wire.messages import AgentClock, CommandRun, FromServer, JobEnd, JobFinished, JobLog, JobProgress, Repository
@@ -104,8 +104,8 @@ class Service:
         self._restic = restic
         self._scheduler = Scheduler(self.core, clock, self.perform)
         jitter = rng or random.Random()  # noqa: S311 - no secret
-        to, who = (config.url, config.token), config.host
-        self._link = Link(*to, self, jitter, ca_file=config.ca_file, host=who, explain=config.explain)
+        dialler = Dialler(config.url, config.token, ca_file=config.ca_file, host=config.host, explain=config.explain)
+        self._link = Link(dialler, self, jitter)
         self._tasks: asyncio.TaskGroup | None = None
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()

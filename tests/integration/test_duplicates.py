@@ -17,7 +17,7 @@ from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import InvalidStatus
 
 from agent.journal import Journal
-from agent.link import Link
+from agent.link import Dialler, Link
 from agent.restic.reporter import Report
 from agent.service import Config, Service
 from server.agents import hub
@@ -206,7 +206,7 @@ async def test_an_agent_that_is_refused_is_logged_by_the_name_that_it_claims(
     server: Running, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = f"ws://127.0.0.1:{server.port}/agent"
-    task = asyncio.create_task(Link(url, "wrong", Refused(), random.Random(1), host="db-1").run())
+    task = asyncio.create_task(Link(Dialler(url, "wrong", host="db-1"), Refused(), random.Random(1)).run())
 
     async def refused() -> list[Any]:
         return [record for record in caplog.records if record.message == "agent refused"]

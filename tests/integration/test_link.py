@@ -16,7 +16,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from agent import link as links
-from agent.link import Link, backoff
+from agent.link import Dialler, Link, backoff
 from wire import codec
 from wire.messages import PROTOCOL, CommandCancel, FromServer, JobConfirmed, JobLog, RepoCredentials
 
@@ -109,7 +109,7 @@ class Agent:
 @asynccontextmanager
 async def calling(port: int, token: str = "") -> AsyncIterator[Agent]:
     agent = Agent()
-    agent.link = Link(f"ws://127.0.0.1:{port}/agent", token, agent, random.Random(1))
+    agent.link = Link(Dialler(f"ws://127.0.0.1:{port}/agent", token), agent, random.Random(1))
     running = asyncio.create_task(agent.link.run())
     try:
         yield agent
@@ -424,7 +424,7 @@ async def test_a_server_that_does_not_read_costs_no_more_than_what_may_be_unsent
 
 async def test_a_listener_that_fails_ends_the_link_and_is_seen(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent()
-    agent.link = Link(f"ws://127.0.0.1:{server.port}/agent", "", agent, random.Random(1))
+    agent.link = Link(Dialler(f"ws://127.0.0.1:{server.port}/agent", ""), agent, random.Random(1))
     monkeypatch.setattr(agent, "received", lambda messages: 1 / 0)
     running = asyncio.create_task(agent.link.run())
     await (await server.next()).send(codec.encode([JobConfirmed("j1")]))

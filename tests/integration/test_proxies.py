@@ -12,7 +12,7 @@ from websockets.asyncio.server import serve
 from websockets.typing import Subprotocol
 
 from agent.enrolment import enrol
-from agent.link import Link
+from agent.link import Dialler, Link
 from agent.proxies import proxy_for
 from agent.restic.environment import restic_environment
 from wire.messages import PROTOCOL, Repository
@@ -83,7 +83,7 @@ async def test_the_link_goes_through_the_proxy(monkeypatch: pytest.MonkeyPatch, 
         proxying(server.sockets[0].getsockname()[1]) as (url, asked),
     ):
         monkeypatch.setenv(name, url)
-        link = Link("ws://server.invalid:8700/agents", "t", heard, random.Random(1))
+        link = Link(Dialler("ws://server.invalid:8700/agents", "t"), heard, random.Random(1))
         running = asyncio.create_task(link.run())
         await asyncio.wait_for(heard.event.wait(), 20)
         running.cancel()

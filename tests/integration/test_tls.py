@@ -11,7 +11,7 @@ import click
 import httpx
 import pytest
 
-from agent.link import Link
+from agent.link import Dialler, Link
 from cli.agent import enrol
 from cli.client import Client as CliClient
 from cli.options import Access
@@ -137,7 +137,7 @@ async def test_an_agent_reads_its_token_and_authorities_for_every_connection(
         asked.set()
         return token.read_text()
 
-    link = Link(f"wss://127.0.0.1:{server.port}/agent", read, waiting, random.Random(1), ca_file=ca)
+    link = Link(Dialler(f"wss://127.0.0.1:{server.port}/agent", read, ca_file=ca), waiting, random.Random(1))
     running = asyncio.ensure_future(link.run())
     async with asyncio.timeout(30):
         await asked.wait()
@@ -212,7 +212,7 @@ async def test_authorities_that_are_none_are_told_by_every_part(
     with pytest.raises(click.ClickException, match=said):
         CliClient(Access(url, tmp_path / "data", None, ca))
     gateway, explain = f"wss://127.0.0.1:{server.port}/agent", reason(url, ca)
-    link = Link(gateway, "token", Waiting(), random.Random(1), ca_file=ca, explain=explain)
+    link = Link(Dialler(gateway, "token", ca_file=ca, explain=explain), Waiting(), random.Random(1))
     async with asyncio.timeout(60):
         task = asyncio.create_task(link.run())
         while not (told := [it for it in caplog.records if it.getMessage() == "not connected"]):
@@ -232,7 +232,7 @@ async def test_agent_and_controller_say_what_is_wrong_with_tls_too(
         with pytest.raises(Unreachable, match=said):
             await client.put_host("node-1", {})
     gateway = f"{url.replace('http', 'ws', 1)}/agent"
-    link = Link(gateway, "token", Waiting(), random.Random(1), explain=reason(url, None))
+    link = Link(Dialler(gateway, "token", explain=reason(url, None)), Waiting(), random.Random(1))
     async with asyncio.timeout(60):
         task = asyncio.create_task(link.run())
         while not (told := [it for it in caplog.records if it.getMessage() == "not connected"]):
