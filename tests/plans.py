@@ -70,6 +70,7 @@ OF_ALL = {
     "counts",
 }
 """Those that are about all jobs that are open, wait or run. They are not said for one job, or one host."""
+INDEXES = {str(it.name) for it in JOBS.indexes} | {"pk_jobs"}
 PARTIAL = {str(it.name) for it in JOBS.indexes if it.dialect_options["postgresql"]["where"] is not None} - {
     "ix_jobs_run"
 }
@@ -118,5 +119,5 @@ def _postgresql(conn: Connection, statement: str, parameters: Any) -> Iterator[s
         nodes += node.get("Plans", ())
         if node["Node Type"] == "Seq Scan" and node["Relation Name"] == JOBS.name:
             yield "all"
-        elif "Index Name" in node and "Index Cond" not in node:
+        elif node.get("Index Name") in INDEXES and "Index Cond" not in node:
             yield node["Index Name"]

@@ -20,6 +20,8 @@ import sqlalchemy as sa
 from server.store import migrations
 
 WHICH = "LAMPLIGHTER_TEST_POSTGRESQL"
+SETTINGS = {"fsync": "off", "autovacuum": "off"}
+"""Of the servers that are started here: no machine loses power in the tests, and plans depend on no look in between."""
 ROOM = 4 * 2**30
 """Bytes that are free in memory where a server's data is put there."""
 
@@ -108,7 +110,8 @@ def place() -> Path | None:
 def _of_wheel() -> Iterator[sa.URL]:
     with tempfile.TemporaryDirectory(prefix="lamplighter-pg-", dir=place()) as folder:
         started = wheel().get_server(Path(folder) / "data", cleanup_mode="delete")
-        started.psql("ALTER SYSTEM SET fsync = off")  # no machine loses power in the tests
+        for name, value in SETTINGS.items():
+            started.psql(f"ALTER SYSTEM SET {name} = {value}")
         started.psql("SELECT pg_reload_conf()")
         try:
             yield sa.make_url(started.get_uri()).set(drivername="postgresql+psycopg")
@@ -123,7 +126,8 @@ def _of_programs(programs: Path) -> Iterator[sa.URL]:
     if user is not None:
         shutil.chown(folder, user)
     control: list[str | Path] = [programs / "pg_ctl", "--pgdata", folder / "data", "--log", folder / "log", "--wait"]
-    asked = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
+    settings = {"listen_addresses": "", "unix_socket_directories": folder, **SETTINGS}
+    asked = " ".join(f"-c {name}={value}" for name, value in settings.items())
     initdb = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"]
     try:
         _run(programs / "initdb", "--pgdata", folder / "data", *initdb, user=user, cwd=folder)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 from server.app import Running
 from server.jobs.arguments import KINDS
 from server.store.tables import ACTOR_KINDS, JOB_STATUSES
-from tests.integration.clock import due
+from tests.integration.clock import Clock, due
 from tests.integration.conftest import PATIENCE_S, Connect, Declare, Until
 from tests.plain import NO_TLS
 
@@ -20,8 +21,12 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def visitor(server: Running) -> AsyncIterator[httpx.AsyncClient]:
-    """A browser in which the administrator is signed in, as far as headers go."""
+async def visitor(server: Running, clock: Clock) -> AsyncIterator[httpx.AsyncClient]:
+    """A browser in which the administrator is signed in, as far as headers go.
+
+    It is the minute before the first due time, since sessions end after some hours.
+    """
+    clock.reach(datetime.fromisoformat(due()) - timedelta(minutes=1))
     url = f"http://127.0.0.1:{server.port}"
     headers = {"sec-fetch-site": "same-origin"}
     async with httpx.AsyncClient(

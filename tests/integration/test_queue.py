@@ -98,11 +98,20 @@ def test_lanes_are_in_the_order_of_their_bytes_whatever_the_language_of_the_data
 
 
 @pytest.fixture(scope="module")
-def grown(database: Engine) -> Iterator[Connection]:
-    """A database with many jobs that are over, wait, are put off, or run."""
-    with database.connect() as conn:
+def large(databases: Databases) -> Iterator[Engine]:
+    """A database with many jobs that are over, wait, are put off, or run, and with what PostgreSQL knows of them."""
+    made = engine(databases.new_migrated(), 4, writes=True)
+    with made.begin() as conn:
         conn.exec_driver_sql(_MANY)
         conn.exec_driver_sql("ANALYZE jobs")
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def grown(large: Engine) -> Iterator[Connection]:
+    """A connection to it whose transaction is not committed."""
+    with large.connect() as conn:
         yield conn
         conn.rollback()
 
@@ -116,11 +125,11 @@ def test_each_statement_finds_what_it_is_about_by_an_index_of_postgresql(grown: 
 
 
 def test_a_job_costs_the_same_however_many_others_have_hosts_that_come_at_once(
-    conn: Connection, monkeypatch: pytest.MonkeyPatch
+    grown: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counts the rows that PostgreSQL reads."""
     monkeypatch.setattr(queue, "FRONT", 10)
-    few, many = (rows_for_each_job(conn, prefix, jobs) for prefix, jobs in (("few", 5), ("many", 20)))
+    few, many = (rows_for_each_job(grown, prefix, jobs) for prefix, jobs in (("few", 5), ("many", 20)))
     assert many <= 1.5 * few
 
 
