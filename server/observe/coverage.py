@@ -5,8 +5,9 @@ What hosts should hold is read from `Placement`, what they hold from their sessi
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import cached_property
 from heapq import nsmallest
 from itertools import chain, islice
 from typing import NamedTuple
@@ -50,6 +51,15 @@ class HostGroup:
                 continue
             for key in host.left_out.reasons:
                 self._left_out.setdefault(key, []).append(host.name)
+
+    @cached_property
+    def alike(self) -> Sequence[Sequence[Session]]:
+        """The hosts with the same programs together, which can run the same."""
+        found: dict[Hashable, list[Session]] = {}
+        for host in self.hosts:
+            programs = host.agent_version, host.capabilities, host.restic_version, host.allowed_hooks
+            found.setdefault(programs, []).append(host)
+        return list(found.values())
 
     @property
     def not_in_sync(self) -> list[str]:
@@ -185,9 +195,9 @@ class CoverageReader:
             hanging=sorted(names.intersection(hanging)),
             never_succeeded=ends.never_succeeded,
             oldest_success=ends.oldest_success,
-            refused_hooks=_refused_hooks(schedule, chain.from_iterable(it.hosts for it in having)),
+            refused_hooks=_refused_hooks(schedule, having),
             forgets_too_little=self._forgets_too_little(schedule) if schedule is not None and is_enabled else "",
-            unsupported=_unsupported(schedule, chain.from_iterable(it.hosts for it in having)),
+            unsupported=_unsupported(schedule, having),
             never_ran=len(its.never_ran),
             never_ran_names=its.never_ran[:MAX_NAMED],
             late_names=list(islice((it for it in its.overdue if it not in never_ran), MAX_NAMED)),
@@ -339,26 +349,24 @@ def _programs_of(spec: ScheduleSpec) -> dict[str, None]:
     return dict.fromkeys(argv[0] for argv in (hooks.before, hooks.after, command) if argv)
 
 
-def _refused_hooks(schedule: PlacedSchedule | None, having: Iterable[Session]) -> dict[str, list[str]]:
+def _refused_hooks(schedule: PlacedSchedule | None, having: Iterable[HostGroup]) -> dict[str, list[str]]:
     """By program of an enabled schedule, of a hook or backup.command, the hosts whose agents do not allow it."""
     programs = _programs_of(schedule.spec) if schedule is not None and schedule.spec.enabled else ()
-    if not programs:
-        return {}
-    said = [(host.name, host.allowed_hooks) for host in having if host.allowed_hooks is not None]
-    refused = {program: sorted(name for name, allowed in said if program not in allowed) for program in programs}
-    return {program: hosts for program, hosts in refused.items() if hosts}
+    refused: dict[str, list[str]] = {program: [] for program in programs}
+    for hosts in chain.from_iterable(it.alike for it in having) if refused else ():
+        allowed = hosts[0].allowed_hooks
+        for program in () if allowed is None else refused.keys() - allowed:
+            refused[program].extend(it.name for it in hosts)
+    return {program: sorted(hosts) for program, hosts in refused.items() if hosts}
 
 
-def _unsupported(schedule: PlacedSchedule | None, having: Iterable[Session]) -> dict[str, list[str]]:
+def _unsupported(schedule: PlacedSchedule | None, having: Iterable[HostGroup]) -> dict[str, list[str]]:
     """By why a host cannot run an enabled schedule, for its agent or its restic is too old, the hosts."""
     if schedule is None or not schedule.spec.enabled:
         return {}
     command = command_for(schedule, "host", "job", None)
-    alike: dict[tuple[str, frozenset[str], str], list[Session]] = {}  # most hosts run the same programs
-    for host in having:
-        alike.setdefault((host.agent_version, host.capabilities, host.restic_version), []).append(host)
     found: dict[str, list[str]] = {}
-    for hosts in alike.values():
+    for hosts in chain.from_iterable(it.alike for it in having):
         if why := hosts[0].obstacle(command):
             found.setdefault(why, []).extend(it.name for it in hosts)
     return {why: sorted(names) for why, names in found.items()}

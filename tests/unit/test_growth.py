@@ -278,11 +278,11 @@ def test_the_problem_that_was_told_last_is_told_of_a_repository() -> None:
     assert told() == "2"
 
 
-def test_hosts_are_asked_once_for_all_schedules_what_is_in_force_on_them() -> None:
+def test_hosts_are_asked_once_for_all_schedules_what_is_in_force_on_them_and_what_they_run() -> None:
     def asked(schedules: int) -> int:
         in_set = [placed(f"s{at}") for at in range(schedules)]
         hosts = [in_sync(1, *in_set) for _ in range(20)]
-        return counted(lambda: [group.out_of_sync(it.id) for group in group_by_set(hosts) for it in in_set])
+        return counted(lambda: [(it.out_of_sync(own.id), it.alike) for it in group_by_set(hosts) for own in in_set])
 
     assert asked(500) <= asked(5) + 5000  # some for each schedule, none for each schedule and host
 
