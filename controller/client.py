@@ -140,6 +140,15 @@ class Client:
         """Create or replace a resource. Returns it as the server has it."""
         return await self._ask("PUT", _path(plural, namespace, name), body=manifest)
 
+    async def get(self, plural: str, namespace: str, name: str) -> Object | None:
+        """A resource as the server has it; None if it does not exist."""
+        try:
+            return await self._ask("GET", _path(plural, namespace, name))
+        except Refused as refused:
+            if refused.status != httpx.codes.NOT_FOUND or refused.is_foreign:
+                raise
+            return None
+
     async def delete(self, plural: str, namespace: str, name: str) -> None:
         """Delete a resource. A missing one is no error."""
         await self._delete(plural, namespace, name)

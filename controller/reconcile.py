@@ -203,6 +203,18 @@ class Reconciler:
         self._observed = {key: seen async for key, seen in self._observe()}
         return self._observed.keys()
 
+    async def refresh_key(self, key: Key) -> Object | None:
+        """Read one of the server's resources again, and forget what was last applied to it.
+
+        Returns it; None if the server does not have it. Raises Unreachable and Refused.
+        """
+        answer = await self._client.get(self._plurals[key.kind], key.namespace, key.name)
+        self._last_applied.pop(key, None)
+        self._observed.pop(key, None)
+        if answer is not None:
+            self._observed[key] = observe(answer)
+        return answer
+
     def holds(self, key: Key) -> bool:
         """Whether the server has a resource, by its last answer."""
         return key in self._observed

@@ -16,6 +16,8 @@ SECRET_PARTS: Mapping[str, str] = {"passwordSecretRef": "password", "envSecretRe
 """For each field of a Repository's spec that names a Secret, the part of the credentials that it holds."""
 REPOSITORY_URLS = "lamplighter.dev/repository-urls"
 """The annotation of a Secret with the URLs of the repositories that it is for. The server enforces it."""
+RECONCILE_REQUESTED = "lamplighter.dev/reconcile-requested-at"
+"""The annotation that requests a look at an object now. Each new value is a new request, as in Flux."""
 
 Value = TypeVar("Value", str, bytes)
 """A value of a Secret: text in a folder, bytes in a cluster."""

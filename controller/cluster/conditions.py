@@ -107,6 +107,11 @@ def is_answer(error: ControllerError | None) -> bool:
     return isinstance(error, Refused) and reason(error) not in ("ServerError", "Unauthorized")
 
 
+def is_conclusive(error: ControllerError | None) -> bool:
+    """Whether a sync that ended so found out how things are; otherwise something did not answer."""
+    return error is None or reason(error) in WAITS or not may_pass(error)
+
+
 def own(status: Mapping[str, Any] | None) -> dict[str, Any]:
     """The controller's part of a status: without conditions of others."""
     if not status:

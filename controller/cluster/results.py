@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from controller.client import ControllerError
-from controller.cluster.cache import ONE_SHOT, Cache, is_active, refers_to
-from controller.cluster.conditions import WAITS, NotFoundError, is_answer, may_pass, own, reason
+from controller.cluster.cache import ONE_SHOT, Cache, is_active, refers_to, requested_look
+from controller.cluster.conditions import WAITS, NotFoundError, is_answer, is_conclusive, may_pass, own, reason
 from controller.cluster.kube import Object
 from controller.cluster.server_state import ServerState
 from controller.cluster.status import (
@@ -24,6 +24,10 @@ from controller.resources import PLURALS, Key
 log = logging.getLogger(__name__)
 
 
+HANDLED = "lastHandledReconcileAt"
+"""The field of a status that answers RECONCILE_REQUESTED, as in Flux."""
+
+
 class Version(NamedTuple):
     """An object's uid and generation."""
 
@@ -31,17 +35,26 @@ class Version(NamedTuple):
     generation: int
 
 
+class Look(NamedTuple):
+    """A look at the object with this uid, and the value of the annotation that requested it."""
+
+    uid: str
+    value: str
+
+
 class Result(NamedTuple):
     """The result of syncing an object.
 
     `error`: why it is not in force; None if it is. `synced`: the version that was sent to the server; None if none was.
-    `accepted`: whether the server has just created it. `note`: an addition to the message of a success.
+    `accepted`: whether the server has just created it. `note`: an addition to the message of a success. `look`: the
+    look that this was, if one was requested.
     """
 
     error: ControllerError | None = None
     synced: Version | None = None
     accepted: bool = False
     note: str = ""
+    look: Look | None = None
 
 
 class Results:
@@ -53,6 +66,7 @@ class Results:
         self._errors: dict[Key, ControllerError] = {}
         self._notes: dict[Key, str] = {}
         self._answered: dict[Key, Version] = {}  # the latest version that the server answered
+        self._looks: dict[Key, Look] = {}  # the latest that was done
         self._deferred: set[Key] = set()  # failed once for one of WAITS, which may end in a moment: no status yet
 
     @property
@@ -65,6 +79,8 @@ class Results:
         error, before = result.error, self._errors.get(key)
         if result.synced is not None and is_answer(error):
             self._answered[key] = result.synced
+        if result.look is not None and is_conclusive(error):
+            self._looks[key] = result.look
         if error is None:
             self._notes[key] = result.note
             self._errors.pop(key, None)
@@ -90,6 +106,7 @@ class Results:
         """An object was deleted. An error is kept while its deletion at the server is tried again."""
         self._answered.pop(key, None)
         self._notes.pop(key, None)
+        self._looks.pop(key, None)
         if not may_pass(self._errors.get(key)):
             self._errors.pop(key, None)
 
@@ -98,9 +115,27 @@ class Results:
         observed = (body.get("status") or {}).get("observedGeneration")
         return self._answered.get(key) != version_of(body) and observed != version_of(body).generation
 
+    def open_look(self, key: Key, body: Object) -> Look | None:
+        """The look at an object that was requested and not done yet; None if there is none."""
+        value = requested_look(body)
+        is_open = value is not None and value != self._last_look(key, body)
+        return Look(version_of(body).uid, value) if value is not None and is_open else None
+
+    def _last_look(self, key: Key, body: Object) -> str | None:
+        """The value that requested the last look at an object that was done; None if there was none."""
+        done, told = self._looks.get(key), (body.get("status") or {}).get(HANDLED)
+        return done.value if done is not None and done.uid == version_of(body).uid else told
+
     def status(self, key: Key, body: Object, now: datetime) -> Status | None:
         """The status that an object should have; None if it is not known yet, or final."""
-        old, error = own(body.get("status")), self._why_not(key, body)
+        old = {name: it for name, it in own(body.get("status")).items() if name != HANDLED}
+        is_final = key.kind in ONE_SHOT and not is_active(body)
+        made = old if is_final and key in self._looks else self._status(key, body, old, now)
+        last_look = self._last_look(key, body)
+        return made if made is None or last_look is None else {**made, HANDLED: last_look}
+
+    def _status(self, key: Key, body: Object, old: Status, now: datetime) -> Status | None:
+        error = self._why_not(key, body)
         uid, answered = version_of(body).uid, self._answered.get(key)
         generation = answered.generation if answered is not None and answered.uid == uid else None
         if key in self._deferred or (error is None and generation is None):

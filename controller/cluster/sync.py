@@ -31,17 +31,25 @@ class Syncer:
         self._results = results
 
     async def sync(self, key: Key) -> Result | None:
-        """Create, change or delete an object at the server. Returns None if there is no result to report."""
+        """Create, change or delete an object at the server. Returns None if there is no result to report.
+
+        Where a look was requested, the server's state is read again, whatever is known of it.
+        """
         body = self._cache.get(key)
+        look = None if body is None else self._results.open_look(key, body)
+        result = await self._sync(key, body, again=look is not None)
+        return result and result._replace(look=look)
+
+    async def _sync(self, key: Key, body: Object | None, *, again: bool) -> Result | None:
         if key.kind in PLURALS:
-            return await self._sync_resource(key, body)
+            return await self._sync_resource(key, body, again=again)
         if key.kind == "Host":
-            return await self._sync_host(key)
+            return await self._sync_host(key, again=again)
         if key.kind in ONE_SHOT and body is not None and is_active(body):
             return Result(await _error_of(self._sync_one_shot(key, body)), version_of(body))
-        return None
+        return Result() if again else None  # it has ended: what the server says of it is final
 
-    async def _sync_resource(self, key: Key, body: Object | None) -> Result | None:
+    async def _sync_resource(self, key: Key, body: Object | None, *, again: bool) -> Result | None:
         """Sync a Schedule, a Repository or an Alert. One whose Secrets are missing stays as it is at the server."""
         if self._server.unreachable is not None:
             is_new = body is not None and self._results.is_new(key, body)
@@ -49,6 +57,8 @@ class Syncer:
         if body is None:
             return self._result(key, await self._reconciler.reconcile_keys(Declared({}), [key]), Result())
         try:
+            if again:
+                self._resources.put(key, await self._reconciler.refresh_key(key))
             credentials = (
                 await read_credentials(self._kube, key, body) if names_secrets(key.kind, body.get("spec")) else None
             )
@@ -70,14 +80,14 @@ class Syncer:
             log.info("%s accepted", key.kind.lower(), extra={key.kind.lower(): str(key)})
         return well._replace(accepted=is_accepted)
 
-    async def _sync_host(self, key: Key) -> Result:
+    async def _sync_host(self, key: Key, *, again: bool) -> Result:
         """Keep the node's Host in the cluster, and sync the Host to the server. The first error is in the result."""
         if key.namespace != self._cache.host_namespace:
             there = f"Hosts count only in namespace {self._cache.host_namespace}: create it there"
             return Result(NotFoundError("WrongNamespace", there))
         not_kept = await _error_of(self._keep_node_host(key))
         body = self._cache.get(key)
-        not_put = await _error_of(self._put_host(key, body))
+        not_put = await _error_of(self._put_host(key, body, again=again))
         return Result(not_kept or not_put, None if body is None else version_of(body))
 
     async def _keep_node_host(self, key: Key) -> None:
@@ -95,7 +105,7 @@ class Syncer:
             if changed is not None:
                 self._cache.on_event(changed)
 
-    async def _put_host(self, key: Key, body: Object | None) -> None:
+    async def _put_host(self, key: Key, body: Object | None, *, again: bool) -> None:
         if body is None:
             self._server.check_reachable()
             await self._client.delete_host(key.name)
@@ -105,7 +115,7 @@ class Syncer:
         given = (body.get("spec") or {}).items()
         spec = {name: value for name, value in given if name != "nodeName" and value is not False}  # which is a default
         seen = self._hosts.get(key.name)
-        if seen is None or (seen["labels"], seen.get("spec", {})) != (labels, spec):
+        if again or seen is None or (seen["labels"], seen.get("spec", {})) != (labels, spec):
             self._server.check_reachable()
             self._hosts.put(key.name, await self._client.put_host(key.name, labels, spec))
 

@@ -281,6 +281,29 @@ async def test_what_is_applied_changed_and_deleted_follows_with_the_charts_right
     assert home.get("Lease", "lamplighter-controller")["spec"]["holderIdentity"] == ""
 
 
+async def test_a_look_at_each_kind_is_answered_when_it_was_done(
+    controller: None, rest: httpx.AsyncClient, kubectl: Kubectl, home: Kubectl
+) -> None:
+    await declared(kubectl, "etc")
+    kubectl.create("Run", "now", {"scheduleRef": {"name": "etc"}})
+    await until(lambda: (kubectl.get("Run", "now").get("status") or {}).get("phase") == "Failed")
+    kubectl.secret("on-call", urls="http://127.0.0.1:9")
+    kubectl.create("Alert", "on-call", {"secretRef": {"name": "on-call"}})
+    host = f"h-{kubectl.namespace}"
+    home.create("Host", host, {})
+    await until(lambda: home.ready("Host", host) == ("False", "Disconnected"))
+    (await rest.put(f"/hosts/{host}", json={"labels": {"drifted": "yes"}})).raise_for_status()
+    restored = {"repositoryRef": {"name": "main"}, "sourceHost": host, "target": "/restored"}
+    kubectl.create("Restore", "back", restored)
+    asked = (("Repository", "main"), ("Schedule", "etc"), ("Alert", "on-call"), ("Run", "now"), ("Restore", "back"))
+    for who, kind, name in [*((kubectl, *it) for it in asked), (home, "Host", host)]:
+        for value in ("2026-03-29T02:00:00Z", "again, please"):
+            who.patch(kind, name, {"metadata": {"annotations": {"lamplighter.dev/reconcile-requested-at": value}}})
+            await until(lambda: who.get(kind, name)["status"].get("lastHandledReconcileAt") == value)  # noqa: B023
+    assert (await rest.get(f"/hosts/{host}")).json()["labels"] == {}
+    assert kubectl.get("Run", "now")["status"]["phase"] == "Failed"
+
+
 async def test_an_alert_tells_where_its_secret_says_with_the_charts_rights(
     cluster: Cluster,
     server: Running,

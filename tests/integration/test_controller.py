@@ -505,6 +505,52 @@ async def test_nothing_of_lamplighter_holds_up_a_delete(controller: None, kubect
     assert "finalizers" not in kubectl.get("Schedule", "etc")["metadata"]
 
 
+async def request_look(kubectl: Kubectl, kind: str, name: str, value: str, namespace: str = "ns") -> None:
+    asked = {"annotations": {"lamplighter.dev/reconcile-requested-at": value}}
+    await kubectl.patch(kind, name, namespace, metadata=asked)
+
+
+def handled(kubectl: Kubectl, kind: str, name: str) -> Any:
+    return kubectl.get(kind, name)["status"].get("lastHandledReconcileAt")
+
+
+async def test_a_requested_look_reads_the_secrets_and_the_server_again_before_it_is_answered(
+    server: Running, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
+    async with controlling(server, secrets=3600):
+        await declare(kubectl, "etc")
+        was = await known(rest, "/schedules/ns/etc")
+        changed = {"kind": "Schedule", "metadata": was["metadata"], "spec": {**was["spec"], "cron": "0 5 * * *"}}
+        (await rest.put("/schedules/ns/etc", json=changed)).raise_for_status()
+        await request_look(kubectl, "Schedule", "etc", "now")
+        await until(lambda: handled(kubectl, "Schedule", "etc") == "now")
+        assert (await known(rest, "/schedules/ns/etc"))["spec"]["cron"] == BACKUP["cron"]
+        assert kubectl.conditions("Schedule", "etc")["Ready"] == NOWHERE
+        await kubectl.patch("Secret", "opens", data={"password": base64.b64encode(b"another").decode()})
+        await request_look(kubectl, "Repository", "main", "")
+        await until(lambda: handled(kubectl, "Repository", "main") == "")
+        assert (await known(rest, "/repositories/ns/main"))["metadata"]["generation"] == 2
+        await kubectl.delete("Secret", "opens")
+        await request_look(kubectl, "Repository", "main", "again")
+        await until(lambda: handled(kubectl, "Repository", "main") == "again")
+        assert kubectl.ready("Repository", "main") == ("False", "SecretNotFound")
+
+
+async def test_a_requested_look_stays_open_while_the_server_is_away(kubectl: Kubectl, tmp_path: Path) -> None:
+    async with serving(Config(tmp_path / "data", port=0)) as server, controlling(server):
+        await declare(kubectl, "etc")
+        await request_look(kubectl, "Schedule", "etc", "1")
+        await until(lambda: handled(kubectl, "Schedule", "etc") == "1")
+    async with controlling(Away(server.port, server.admin_token)):
+        await request_look(kubectl, "Schedule", "etc", "2")
+        await kubectl.patch("Schedule", "etc", spec={"cron": "0 4 * * *"})
+        await until(lambda: kubectl.ready("Schedule", "etc") == ("Unknown", "ServerUnreachable"))
+        assert handled(kubectl, "Schedule", "etc") == "1"
+        async with serving(Config(tmp_path / "data", port=server.port)):
+            await until(lambda: handled(kubectl, "Schedule", "etc") == "2")
+            assert kubectl.ready("Schedule", "etc") == NOWHERE
+
+
 async def test_a_schedule_is_accepted_when_its_repository_comes(controller: None, kubectl: Kubectl) -> None:
     await kubectl.create("Schedule", "etc", BACKUP)
     await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "RepositoryNotFound"))

@@ -47,6 +47,15 @@ def test_a_status_alone_matters_to_nobody_but_is_kept(cache: Cache) -> None:
     assert cache.objects[ETC]["status"] == {"hosts": 1}
 
 
+def test_a_requested_look_matters_to_that_object_alone(cache: Cache) -> None:
+    cache.on_event(schedule(ETC))
+    cache.on_event(body(MAIN))
+    for value in ("1", "2", ""):
+        asked = {"annotations": {"lamplighter.dev/reconcile-requested-at": value}}
+        assert cache.on_event(body(MAIN, metadata=asked)) == {MAIN}
+        assert cache.on_event(body(MAIN, metadata=asked, status={"lastHandledReconcileAt": value})) == set()
+
+
 @pytest.mark.parametrize("deleted", [False, True])
 def test_a_repository_matters_to_the_schedules_that_name_it(cache: Cache, deleted: bool) -> None:
     cache.on_event(schedule(ETC))

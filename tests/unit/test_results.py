@@ -4,12 +4,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from controller.client import Refused
+from controller.client import ControllerError, Refused, Unreachable
 from controller.cluster.cache import Cache
-from controller.cluster.kube import Object
-from controller.cluster.results import Result, Results, version_of
+from controller.cluster.conditions import NotFoundError
+from controller.cluster.kube import KubeError, Object
+from controller.cluster.results import Look, Result, Results, version_of
 from controller.cluster.server_state import ServerState
-from controller.resources import Key
+from controller.resources import RECONCILE_REQUESTED, Key
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 HOME = "lamplighter-system"
@@ -72,3 +73,65 @@ def test_a_host_that_the_server_was_given_and_does_not_have_is_told(results: Res
     status = results.status(key, its, NOON)
     assert status is not None
     assert {it["reason"] for it in status["conditions"]} == {"Unknown"}
+
+
+def asking(key: Key, value: str, **status: object) -> Object:
+    its = body(key)
+    its["metadata"]["annotations"] = {RECONCILE_REQUESTED: value}
+    return {**its, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("error", "done"),
+    [
+        (Refused(422, "no"), True),
+        (Refused(409, "another owner"), True),
+        (NotFoundError("SecretNotFound", "no Secret"), True),
+        (NotFoundError("WrongNamespace", "elsewhere"), True),
+        (KubeError(403, "forbidden"), True),
+        (KubeError(503, "not now"), False),
+        (Refused(500, "broken"), False),
+        (Refused(401, "who?"), False),
+        (Unreachable("away"), False),
+    ],
+    ids=str,
+)
+def test_a_requested_look_is_answered_once_it_found_out_how_things_are(
+    results: Results, cache: Cache, error: ControllerError, done: bool
+) -> None:
+    key = Key("Schedule", HOME, "n1")
+    its = asking(key, "2", lastHandledReconcileAt="1")
+    cache.on_event(its)
+    look = results.open_look(key, its)
+    assert look == Look("u", "2")
+    for _ in range(2):  # what ends when another object comes is told from the second time on
+        results.record(key, Result(error, look=look))
+    status = results.status(key, its, NOON)
+    assert status is not None
+    assert status["lastHandledReconcileAt"] == ("2" if done else "1")
+    assert results.open_look(key, its) == (None if done else look)
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+@pytest.mark.parametrize("kind", ["Run", "Restore"])
+def test_a_look_at_what_has_ended_is_answered_and_changes_nothing_else(
+    results: Results, cache: Cache, kind: str, phase: str
+) -> None:
+    key = Key(kind, HOME, "n1")
+    its = asking(key, "", phase=phase, hosts=3)
+    cache.on_event(its)
+    assert results.status(key, its, NOON) is None
+    results.record(key, Result(look=results.open_look(key, its)))
+    assert results.status(key, its, NOON) == {"phase": phase, "hosts": 3, "lastHandledReconcileAt": ""}
+
+
+def test_a_look_that_was_answered_is_not_open_again_without_a_new_value(results: Results, cache: Cache) -> None:
+    key = Key("Schedule", HOME, "n1")
+    assert results.open_look(key, body(key)) is None
+    assert results.open_look(key, asking(key, "1", lastHandledReconcileAt="1")) is None
+    results.record(key, Result(look=Look("u", "2")))
+    assert results.open_look(key, asking(key, "2", lastHandledReconcileAt="1")) is None
+    assert results.open_look(key, asking(key, "1", lastHandledReconcileAt="1")) == Look("u", "1")
+    of_another = asking(key, "2")
+    of_another["metadata"]["uid"] = "another"
+    assert results.open_look(key, of_another) == Look("another", "2")
