@@ -11,8 +11,8 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -316,11 +316,10 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
     Raises ServerError when the configuration cannot be used or the address is in use; StoreError when the store cannot
     be used, or another server has it.
     """
-    gc.set_threshold(*GC_THRESHOLDS)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each agent has a connection
     tls_context, proxy_users = _tls_context(config), _proxy_users(config)
-    with _bound(config) as listening:
+    with _collecting_rarely(), _bound(config) as listening:
         async with _identity(config) as identity, AsyncExitStack() as stack:
             store, parts = await _loaded(config, identity, clock, stack)
             services, schedules = parts.services, len(parts.catalog.schedules)
@@ -351,6 +350,16 @@ async def serving(config: Config, clock: Callable[[], datetime] = utc_now) -> As
                 finally:
                     services.stream.end()
                     services.dispatcher.close()
+
+
+@contextmanager
+def _collecting_rarely() -> Iterator[None]:
+    """Python's garbage collector as a server needs it. On leaving, it collects what was loaded, too."""
+    gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 async def _loaded(

@@ -1,6 +1,7 @@
 """A file belongs to one server, several share a PostgreSQL, and /readyz says what a write would get."""
 
 import asyncio
+import gc
 import math
 import os
 import resource
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
@@ -473,3 +475,11 @@ async def test_many_who_ask_cost_one_write(tmp_path: Path) -> None:
     assert await store.refuses(counted, NOW) == ""
     assert written == [NOW]
     await store.close()
+
+
+async def test_a_server_that_ended_leaves_nothing_in_the_memory_of_its_process(tmp_path: Path) -> None:
+    async with serving(Config(tmp_path, port=0)) as running:
+        loaded = weakref.ref(running.parts.catalog)
+    del running
+    gc.collect()
+    assert loaded() is None
