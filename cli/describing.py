@@ -89,7 +89,7 @@ def drained(drain: Item | None) -> str | None:
     if drain is None:
         return None
     whys = {"Declared": "its Host says so", "Asked": f"{drain['by']} asked for it", "AgentStops": "its agent stops"}
-    left = "nothing runs" if drain["done"] else f"{drain['jobs']} jobs still run"
+    left = "nothing runs" if drain["done"] else f"jobs that still run: {drain['jobs']}"
     return f"{left}; {whys.get(drain['reason'], drain['reason'])}"
 
 

@@ -52,27 +52,34 @@ def drain(access: Access, host: str, *, wait: bool, timeout_s: float | None) -> 
     Raises click.ClickException when that takes longer than `timeout_s`.
     """
     client = Client(access)
-    drained = client.request("PUT", f"{_path(host)}/drain")["drain"]
+    seen = client.request("PUT", f"{_path(host)}/drain")
     note(f"{host} begins nothing new, until `lamplighter undrain {host}`")
     until = None if timeout_s is None else monotonic() + timeout_s
     told = ""
-    while wait and drained is not None and not drained["done"]:
+    while (drained := seen["drain"]) is not None and wait and not drained["done"]:
         running = list(client.items("/jobs", host=host, status="running"))
-        if (now := _waiting(host, drained["jobs"], running)) != told:
+        if (now := _waiting(seen, running)) != told:
             note(told := now)
         if until is not None and monotonic() >= until:
-            raise click.ClickException(f"{host} still runs {drained['jobs']} jobs: it stays drained, and they go on")
+            raise click.ClickException(f"{_runs(seen)}: it stays drained, and they go on")
         sleep(POLL_S)
-        drained = client.request("GET", _path(host))["drain"]
+        seen = client.request("GET", _path(host))
     if drained is not None and drained["done"]:
         say(f"{host} is drained: nothing runs there")
     elif wait:
         raise click.ClickException(f"{host} is not drained any more: somebody else undrained it")
 
 
-def _waiting(host: str, count: int, running: Sequence[Mapping[str, Any]]) -> str:
+def _runs(host: Mapping[str, Any]) -> str:
+    count = host["drain"]["jobs"]
+    return f"{host['name']} still runs {count} job{'s' * (count != 1)}"
+
+
+def _waiting(host: Mapping[str, Any], running: Sequence[Mapping[str, Any]]) -> str:
+    """What is waited for. A host that is away tells how its jobs ended when it is back."""
     jobs = ", ".join(f"{it['kind']} of {it['schedule'] or it['actor_id']}{_done(it['progress'])}" for it in running)
-    return f"{host} still runs {count} job{'s' * (count != 1)}{jobs and ': ' + jobs}"
+    away = "" if host["connected"] else f"; {host['name']} is not connected, and tells their ends once it is back"
+    return f"{_runs(host)}{jobs and ': ' + jobs}{away}"
 
 
 def _done(progress: Mapping[str, Any] | None) -> str:

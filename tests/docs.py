@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -162,7 +163,7 @@ class Shell:
 
     def __exit__(self, *_: object) -> None:
         self.end_background()
-        os.killpg(self._process.pid, signal.SIGKILL)
+        self._kill()
         self._process.communicate()
 
     def run(self, command: str) -> tuple[int, list[str]]:
@@ -171,7 +172,7 @@ class Shell:
         mark = f"--- {time.monotonic_ns()}"
         self._process.stdin.write(f"eval {shlex.quote(command)} </dev/null\nprintf '%s %s\\n' {shlex.quote(mark)} $?\n")
         self._process.stdin.flush()
-        too_late = threading.Timer(PATIENCE_S, os.killpg, (self._process.pid, signal.SIGKILL))
+        too_late = threading.Timer(PATIENCE_S, self._kill)
         too_late.start()
         try:
             lines, code = self._until(mark)
@@ -205,6 +206,13 @@ class Shell:
     def logs(self) -> str:
         """What runs in the background has said."""
         return "\n".join(log.read_text() for _, log in self._background)
+
+    def _kill(self) -> None:
+        """End all that was started here. Each command is a process group of its own, and all are in one session."""
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it ended meanwhile
+                if path.read_text().rpartition(")")[2].split()[3] == str(self._process.pid):  # proc(5), session
+                    os.kill(int(path.parent.name), signal.SIGKILL)
 
     def _until(self, mark: str) -> tuple[list[str], int]:
         lines: list[str] = []

@@ -200,7 +200,7 @@ def _drained(drain: Mapping[str, Any] | None) -> list[Condition]:
         return []
     if drain["done"]:
         return [condition("Drained", "True", "Drained", "nothing runs there, and nothing begins")]
-    return [condition("Drained", "False", "Draining", f"{drain['jobs']} jobs still run there, and none begins")]
+    return [condition("Drained", "False", "Draining", f"none begins; jobs that still run there: {drain['jobs']}")]
 
 
 def _host_in_sync(seen: Mapping[str, Any], left_out: Sequence[Mapping[str, str]]) -> Condition:

@@ -139,3 +139,21 @@ async def test_a_backup_ends_while_its_host_is_drained_and_while_its_agent_stops
     assert (await machine.job(third))["status"] == "pending"
     await machine.agent()
     await machine.succeeds(third)
+
+
+async def test_who_drains_a_host_that_went_away_with_jobs_is_told_so(machine: Machine) -> None:
+    agent = await machine.agent()
+    await machine.holds()
+    await machine.run()
+    await machine.begins()
+    agent.kill()
+
+    async def is_away() -> bool:
+        return not (await machine.api.get("/hosts/node-1")).json()["connected"]
+
+    await machine.until(is_away)
+    draining = await machine.cli("drain", "node-1", "--timeout", "0.1")
+    _, told = await draining.communicate()
+    assert draining.returncode == 1
+    assert b"node-1 is not connected, and tells their ends once it is back" in told
+    assert b"Error: node-1 still runs 1 job: it stays drained" in told
