@@ -15,8 +15,9 @@ from typing import Literal, NamedTuple
 
 from controller.client import Client, ControllerError, Refused, Unreachable
 from controller.cluster import watching
-from controller.cluster.cache import WATCHED, Cache, key_of, refers_to
+from controller.cluster.cache import ONE_SHOT, WATCHED, Cache, key_of, refers_to
 from controller.cluster.conditions import may_pass
+from controller.cluster.expiry import expired
 from controller.cluster.kube import Kube, KubeError, Object
 from controller.cluster.listings import Listings
 from controller.cluster.results import Result, Results
@@ -38,7 +39,10 @@ CONCURRENCY = 8
 UNREACHED_LIMIT = 2 * CONCURRENCY
 """Objects in a row that did not reach the server before a comparison checks whether it can be reached at all."""
 
-Chore = Literal["compare", "check the lists", "read secrets", "read statuses"]
+EXPIRY_S = 0.5
+"""Seconds from a change until what has expired is looked for, so that changes that come together cost one look."""
+
+Chore = Literal["compare", "check the lists", "read secrets", "read statuses", "find expired"]
 """Work that is repeated, one piece at a time."""
 
 
@@ -95,10 +99,12 @@ class ClusterFollower:
         self._writer = StatusWriter(kube, clock, self._on_answer, times.write)
         self._objects = Workers(self._sync, times.retry, times.max_retry, CONCURRENCY)
         self._chores = Workers(self._run_chore, times.retry, times.max_retry)
+        self._deletions = Workers(self._delete_expired, times.retry, times.max_retry, CONCURRENCY)
         self._listings = Listings(times.listed)
         self._held_back: defaultdict[Key, set[Key]] = defaultdict(set)  # keys that wait until another key is synced
         self._unreached = 0  # objects in a row
         self._comparing: set[Key] = set()
+        self._expired: dict[Key, Object] = {}  # as they were judged
         self._changed: set[str] = set()
         self._read_at = 0.0
         self.compared = asyncio.Event()
@@ -115,7 +121,7 @@ class ClusterFollower:
             self._compare_soon()
         if listed:
             self._chores.add_after("check the lists", self._times.listed)
-        self._objects.add(self._cache.on_event(body, deleted=deleted))
+        self._take_in(body, deleted=deleted)
 
     def begin(self) -> None:
         """Watches are starting to list objects."""
@@ -150,7 +156,7 @@ class ClusterFollower:
     @property
     def busy_since(self) -> float:
         """When the work that has been going on for longest was started; now, where none is."""
-        return min(self._objects.busy_since, self._chores.busy_since)
+        return min(self._objects.busy_since, self._chores.busy_since, self._deletions.busy_since)
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -158,6 +164,7 @@ class ClusterFollower:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._chores.run(), name="compare, and look at the server")
             tasks.create_task(self._objects.run(), name="bring objects to the server")
+            tasks.create_task(self._deletions.run(), name="delete what has expired")
             tasks.create_task(self._follow_changes(), name="listen to the server")
             tasks.create_task(self._writer.run(), name="statuses")
 
@@ -165,7 +172,13 @@ class ClusterFollower:
 
     def _on_answer(self, body: Object) -> None:
         """Take in an object as the API server returned it after a write: its watch may report it only later."""
-        self._objects.add(self._cache.on_event(body))
+        self._take_in(body)
+
+    def _take_in(self, body: Object, *, deleted: bool = False) -> None:
+        keys = self._cache.on_event(body, deleted=deleted)
+        self._objects.add(keys)
+        if keys or body["kind"] in ONE_SHOT:  # whose end is a change of the status alone
+            self._chores.add_after("find expired", EXPIRY_S)
 
     async def _sync(self, key: Key) -> bool:
         """Sync an object to the server, and update its status. Returns whether it is done."""
@@ -222,12 +235,39 @@ class ClusterFollower:
             return await self._compare()
         if chore == "check the lists":
             self._check_lists()
+        elif chore == "find expired":
+            self._find_expired()
         elif chore == "read secrets":
             objects = self._cache.objects.items()
             self._objects.add([key for key, body in objects if names_secrets(key.kind, body.get("spec"))])
             self._chores.add_after("read secrets", self._times.secrets)
         else:
             await self._read_statuses()
+        return True
+
+    def _find_expired(self) -> None:
+        """Have the Runs and Restores deleted that have expired, and look again when the next ones do."""
+        now = self._clock()
+        keys, next_at = expired(self._cache.objects, now)
+        self._expired = {key: self._cache.objects[key] for key in keys}
+        self._deletions.add(keys)
+        if next_at is not None:
+            self._chores.add_after("find expired", (next_at - now).total_seconds())
+
+    async def _delete_expired(self, key: Key) -> bool:
+        """Delete a Run or a Restore that has expired. Returns whether it is done, or refused for good."""
+        if (body := self._expired.get(key)) is None:
+            return True
+        metadata = body["metadata"]
+        try:
+            await self._kube.delete(key.kind, key.namespace, key.name, metadata["uid"], metadata["resourceVersion"])
+        except KubeError as error:
+            named = {key.kind.lower(): str(key), "reason": str(error)}
+            log.warning("%s has expired and was not deleted", key.kind.lower(), extra=named)
+            return not error.passing
+        self._expired.pop(key, None)
+        log.info("%s has expired: deleted", key.kind.lower(), extra={key.kind.lower(): str(key)})
+        self._take_in(body, deleted=True)  # its watch reports it anew if a finalizer keeps it, or if it has changed
         return True
 
     def _compare_soon(self) -> None:
@@ -262,6 +302,7 @@ class ClusterFollower:
             sorted(self._comparing, key=lambda key: WATCHED.index(key.kind))
         )  # objects that others refer to come first
         self._note_changes({*PLURALS.values(), "hosts"})
+        self._chores.add(["find expired"])
         self._chores.add_after("compare", self._times.full)
         self._log_compared()
         self.compared.set()

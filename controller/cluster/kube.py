@@ -156,10 +156,13 @@ class Kube:
                 return None
             raise
 
-    async def delete(self, kind: str, namespace: str | None, name: str, uid: str) -> None:
-        """Delete the object with this uid. It is no error if it no longer exists."""
+    async def delete(
+        self, kind: str, namespace: str | None, name: str, uid: str, resource_version: str | None = None
+    ) -> None:
+        """Delete the object with this uid, if it still has this resource version. It is no error if there is none."""
+        only = {"uid": uid} | ({} if resource_version is None else {"resourceVersion": resource_version})
         try:
-            await self._ask("DELETE", KINDS[kind].path(namespace, name), body={"preconditions": {"uid": uid}})
+            await self._ask("DELETE", KINDS[kind].path(namespace, name), body={"preconditions": only})
         except KubeError as error:
             if error.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
                 raise

@@ -157,7 +157,8 @@ class Window(Struct, frozen=True, rename={"begin": "from", "end": "to"}):
 class ScheduleSpec(Struct, frozen=True, rename="camel"):
     """The spec of a Schedule. The blocks of other kinds than its own are None.
 
-    `switched_on`, `suspend`: see `enabled`.
+    `switched_on`, `suspend`: see `enabled`. `successful_runs_history_limit` and `failed_runs_history_limit` are for the
+    controller, which deletes Runs beyond them.
     """
 
     kind: Kind
@@ -186,6 +187,8 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     suspend: bool = False
     prune_options: PruneOptions | None = None
     rollout: Rollout | None = None
+    successful_runs_history_limit: int | None = None
+    failed_runs_history_limit: int | None = None
 
     @property
     def enabled(self) -> bool:
@@ -214,7 +217,8 @@ class HostSpec(Struct, frozen=True, rename="camel", omit_defaults=True):
 class RepositorySpec(Struct, frozen=True, rename="camel"):
     """The spec of a Repository. `url` may hold {host} and {namespace}.
 
-    `compression` and what follows it are options of all of restic's jobs that use the repository.
+    `compression` and what follows it are options of all of restic's jobs that use the repository. The history limits
+    are for the controller, which deletes Restores beyond them.
     """
 
     url: str
@@ -228,10 +232,15 @@ class RepositorySpec(Struct, frozen=True, rename="camel"):
     limit_upload_kib: int | None = field(name="limitUploadKiB", default=None)
     limit_download_kib: int | None = field(name="limitDownloadKiB", default=None)
     cleanup_cache: bool = False
+    successful_restores_history_limit: int | None = None
+    failed_restores_history_limit: int | None = None
 
 
 class RestoreSpec(Struct, frozen=True, rename="camel"):
-    """The spec of a Restore. `host`: None for the source host; `snapshot`: "latest", or the first digits of its id."""
+    """The spec of a Restore. `host`: None for the source host; `snapshot`: "latest", or the first digits of its id.
+
+    `ttl_seconds_after_finished` is for the controller, which deletes the object so many seconds after it ended.
+    """
 
     repository_ref: ObjectRef
     source_host: str
@@ -242,6 +251,7 @@ class RestoreSpec(Struct, frozen=True, rename="camel"):
     setuid_and_devices: bool = False
     host: str | None = None
     before: datetime | None = None
+    ttl_seconds_after_finished: int | None = None
 
 
 class AlertSpec(Struct, frozen=True, rename="camel"):

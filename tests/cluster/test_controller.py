@@ -304,6 +304,38 @@ async def test_a_look_at_each_kind_is_answered_when_it_was_done(
     assert kubectl.get("Run", "now")["status"]["phase"] == "Failed"
 
 
+async def test_what_has_ended_is_deleted_as_it_was_seen_and_finalizers_are_waited_for(
+    cluster: Cluster,
+    server: Running,
+    rest: httpx.AsyncClient,
+    kubectl: Kubectl,
+    home: Kubectl,
+    rights: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    run = {"scheduleRef": {"name": "etc"}, "ttlSecondsAfterFinished": 0}
+    async with controlling(cluster, server, home, rights, monkeypatch, tmp_path, [kubectl.namespace]):
+        await declared(kubectl, "etc")
+        kubectl.create("Run", "held", run, metadata={"finalizers": ["example.org/hold"]})
+        kubectl.create("Run", "now", run)
+        await until(lambda: kubectl.get("Run", "now") is None)
+        held = await until(lambda: (its := kubectl.get("Run", "held"))["metadata"].get("deletionTimestamp") and its)
+        assert held["status"]["phase"] == "Failed"
+        assert (await rest.get(f"/runs/{kubectl.namespace}/{held['metadata']['uid']}")).json()["phase"] == "Failed"
+        kubectl.patch("Run", "held", {"metadata": {"finalizers": None}})
+        await until(lambda: kubectl.get("Run", "held") is None)
+        kubectl.create("Run", "kept", {"scheduleRef": {"name": "etc"}})
+        seen = await until(lambda: "Failed" in kubectl.conditions("Run", "kept") and kubectl.get("Run", "kept"))
+        async with Kube(login) as kube:
+            kubectl.patch("Run", "kept", {"metadata": {"labels": {"keep": "me"}}})
+            metadata = seen["metadata"]
+            await kube.delete("Run", kubectl.namespace, "kept", metadata["uid"], metadata["resourceVersion"])
+        assert kubectl.get("Run", "kept") is not None  # it was changed after it was seen
+        kubectl.patch("Schedule", "etc", {"spec": {"failedRunsHistoryLimit": 0}})
+        await until(lambda: kubectl.get("Run", "kept") is None)
+
+
 async def test_an_alert_tells_where_its_secret_says_with_the_charts_rights(
     cluster: Cluster,
     server: Running,

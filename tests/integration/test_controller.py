@@ -693,6 +693,41 @@ async def test_a_run_is_asked_for_once_and_followed_to_its_end(
     assert kubectl.ready("Run", "now") == ACCEPTED
 
 
+async def test_runs_that_have_ended_are_deleted_by_age_and_by_number_and_the_server_keeps_their_jobs(
+    server: Running, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
+    async with controlling(server):
+        await declare(kubectl, "etc")
+        for name in ("first", "second", "third"):
+            await kubectl.create("Run", name, {"scheduleRef": {"name": "etc"}})
+            await until(lambda name=name: "Failed" in kubectl.conditions("Run", name))
+        uid = kubectl.get("Run", "first")["metadata"]["uid"]
+        await kubectl.create("Run", "at-once", {"scheduleRef": {"name": "etc"}, "ttlSecondsAfterFinished": 0})
+        await until(lambda: kubectl.get("Run", "at-once") is None)
+        await kubectl.patch("Schedule", "etc", spec={"failedRunsHistoryLimit": 2})
+        await until(lambda: kubectl.get("Run", "first") is None)
+    await kubectl.patch("Schedule", "etc", spec={"failedRunsHistoryLimit": 1})
+    async with controlling(server):  # as after a restart
+        await until(lambda: kubectl.get("Run", "second") is None)
+        await kubectl.create("Node", "n1")
+        waits = {"scheduleRef": {"name": "etc"}, "ttlSecondsAfterFinished": 0}
+        await until(lambda: kubectl.ready("Schedule", "etc") == ACCEPTED)
+        await kubectl.create("Run", "waits", waits)
+        await until(lambda: kubectl.ready("Run", "waits") == ACCEPTED)
+    assert kubectl.get("Run", "third") is not None
+    assert kubectl.get("Run", "waits") is not None
+    assert (await known(rest, f"/runs/ns/{uid}"))["phase"] == "Failed"
+
+
+async def test_what_may_not_be_deleted_keeps_nothing_else_from_it(controller: None, kubectl: Kubectl, api: Api) -> None:
+    await declare(kubectl, "etc")
+    api.refuse = lambda it: 403 if it.method == "DELETE" and it.url.path.endswith("/stays") else 0
+    for name in ("stays", "goes"):
+        await kubectl.create("Run", name, {"scheduleRef": {"name": "etc"}, "ttlSecondsAfterFinished": 1})
+    await until(lambda: kubectl.get("Run", "goes") is None)
+    assert kubectl.get("Run", "stays") is not None
+
+
 async def test_a_run_waits_for_its_schedule(controller: None, kubectl: Kubectl) -> None:
     await kubectl.create("Run", "now", {"scheduleRef": {"name": "etc"}})
     await until(lambda: kubectl.ready("Run", "now") == ("False", "ScheduleNotFound"))

@@ -165,7 +165,8 @@ runbook_url: {{ printf "%s/%s.md" (default $home $root.Values.metrics.prometheus
 
 {{/* The controller's rights where it follows what people declare. */}}
 {{- define "lamplighter.namespaceRules" -}}
-# At the server it creates and deletes what is declared. In the cluster it writes status.
+# At the server it creates and deletes what is declared. In the cluster it writes status, and deletes Runs and Restores
+# that have ended where their specs say so.
 - apiGroups: [lamplighter.dev]
   resources: [schedules, repositories, alerts, runs, restores]
   verbs: [create, update, delete]
