@@ -20,7 +20,17 @@ from agent.journal import Journal
 from agent.link import Dialler, Link, error_text
 from agent.metrics import Metrics
 from agent.scheduler import Scheduler
-from wire.messages import AgentClock, CommandRun, FromServer, JobEnd, JobFinished, JobLog, JobProgress, Repository
+from wire.messages import (
+    AgentClock,
+    CommandRun,
+    FromServer,
+    JobEnd,
+    JobFinished,
+    JobLog,
+    JobProgress,
+    JobReason,
+    Repository,
+)
 from wire.version import __version__
 
 log = logging.getLogger(__name__)
@@ -68,7 +78,7 @@ class Jobs(Protocol):
     ) -> JobFinished:
         """Run a command to its end; never raises for what the command does."""
 
-    def stop(self, job_id: str, status: JobEnd) -> None:
+    def stop(self, job_id: str, status: JobEnd, reason: JobReason = "") -> None:
         """Stop a job, started or not, with this status."""
 
 
@@ -188,8 +198,8 @@ class Service:
                 case StartJob(command, repository):
                     assert self._tasks is not None  # noqa: S101 - effects come while running
                     self._tasks.create_task(self._run_job(command, repository), name=f"job {command.job_id}")
-                case StopJob(job_id, status):
-                    self._jobs.stop(job_id, status)
+                case StopJob(job_id, status, reason):
+                    self._jobs.stop(job_id, status, reason)
                 case Apply(push):
                     self._scheduler.apply(push)
         self._journal.compact(self.core.state)

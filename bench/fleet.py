@@ -15,7 +15,7 @@ from typing import Any, cast
 from agent.core.state import AgentState, Record
 from agent.journal import Journal
 from agent.service import Config, Service
-from wire.messages import CommandRun, FromServer, JobEnd, JobFinished
+from wire.messages import CommandRun, FromServer, JobEnd, JobFinished, JobReason
 
 CONNECTING = 256
 """Agents that connect at once; a server's backlog holds as many."""
@@ -81,7 +81,7 @@ class Endless:
         never: asyncio.Future[JobFinished] = asyncio.get_running_loop().create_future()
         return await never
 
-    def stop(self, job_id: str, status: JobEnd) -> None:
+    def stop(self, job_id: str, status: JobEnd, reason: JobReason = "") -> None:
         pass
 
 

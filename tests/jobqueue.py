@@ -161,9 +161,9 @@ class Jobs:
         (recorded,) = self.queue.record(self.conn, [Recording(jobs, self.now)])
         return recorded, [*(it.id for it in jobs if it.id in recorded.sendable), *self.sent(recorded.outcome)]
 
-    def finish(self, host: str, attempt: str, status: str = "succeeded") -> tuple[Ended, list[str]]:
+    def finish(self, host: str, attempt: str, status: str = "succeeded", reason: str = "") -> tuple[Ended, list[str]]:
         """A host says that an attempt ended. Returns the result, too."""
-        end = JobFinished(attempt, status, self.now)  # type: ignore[arg-type]
+        end = JobFinished(attempt, status, self.now, reason=reason)  # type: ignore[arg-type]
         (ended,) = self.queue.finish(self.conn, [Ending(host, [end], self.now)])
         return ended, self.sent(ended.outcome)
 

@@ -69,6 +69,7 @@ JobReason = Literal[
     "NoSnapshot",
     "DeadlineExceeded",
     "OutcomeUnknown",
+    "WindowClosed",
 ]
 """Why a job failed, for programs; empty if only its error says why."""
 Path = Annotated[str, Meta(max_length=4096)]
@@ -263,6 +264,8 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
     - `init`: arguments that create a missing repository; None if it must exist.
     - `within`: the granted paths. Paths after `--` and a restore's target must resolve to somewhere in them; empty for
       the whole host.
+    - `stop_after_s`: seconds after which it is interrupted with reason WindowClosed. It needs the capability
+      `stop-after`.
     - `lock_wait_s`: seconds to wait for a locked repository.
     - `verify`: for kind verify, whose `args` list the files of the snapshot.
     - `restore`: for kind restore, which uses it in place of `args`.
@@ -290,6 +293,7 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
     options: Argv = field(default_factory=list)
     nice: Annotated[int, Meta(ge=0, le=19)] = 0
     io_class: Annotated[str, Meta(max_length=32)] = ""
+    stop_after_s: Seconds | None = None
 
 
 MAX_EXPECTED = 1000

@@ -6,7 +6,7 @@ from itertools import groupby
 from msgspec import Struct
 
 from agent.core.state import Record
-from wire.messages import CommandRun, FromAgent, JobAccepted, JobEnd, Repository, ScheduleDiff, ScheduleSet
+from wire.messages import CommandRun, FromAgent, JobAccepted, JobEnd, JobReason, Repository, ScheduleDiff, ScheduleSet
 
 MAX_FIRES = 1000
 """Fires or acceptances in one frame: far below the server's limit on a frame."""
@@ -41,10 +41,11 @@ class StartJob(Struct, frozen=True):
 
 
 class StopJob(Struct, frozen=True):
-    """Stop a job, started or not, with this status."""
+    """Stop a job, started or not, with this status. `reason`: why, for programs, where the status does not say it."""
 
     job_id: str
     status: JobEnd
+    reason: JobReason = ""
 
 
 Effect = Send | Persist | Apply | StartJob | StopJob

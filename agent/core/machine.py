@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from agent.core import fires, pushes, timetable
 from agent.core.answers import end_as, known_end
 from agent.core.clock import HostClock
+from agent.core.closings import Closings
 from agent.core.effects import MAX_FIRES, Apply, Effect, Persist, Push, Send, StartJob, StopJob, frames, merged
 from agent.core.fires import Early
 from agent.core.pushes import Built
@@ -59,11 +60,11 @@ log = logging.getLogger(__name__)
 
 CAPABILITIES = (
     *("backup", "forget", "prune", "check", "unlock", "verify", "restore", "snapshots", "ls", "find", "hooks", "ask"),
-    *("command", "crons", "options", "priority", "unchanged"),
+    *("command", "crons", "options", "priority", "unchanged", "stop-after"),
 )
 """The kinds of jobs that this agent runs; `hooks`: it runs hooks around them; `ask`: it answers job.ask; `command`: it
 backs up what a program prints; `crons`: an entry may have several expressions; `options`, `priority`: it regards these
-parts of a command; `unchanged`: a backup may succeed without a snapshot."""
+parts of a command; `unchanged`: a backup may succeed without a snapshot; `stop-after`: it regards `stop_after_s`."""
 MAX_ENDS = 32
 """Ends in one frame: each error has up to 4096 characters, and JSON takes up to six bytes for one."""
 
@@ -102,12 +103,13 @@ class Core:
         self._left_out: tuple[list[LeftOut], int] | None = None  # None until the first timetable is built
         self._clock = HostClock()
         self._early: dict[str, Early] = {}  # fires that were too early, until a timetable can take them back
+        self._closings = Closings()
 
     @property
     def wake_at(self) -> datetime:
         """When, by the host's clock, `tick` has work to do; NEVER while there is none."""
         next_at = self._table.next_at if self._table is not None and not self._begins_nothing else NEVER
-        return self._clock.shown_at(next_at) if next_at < NEVER else NEVER
+        return min(self._clock.shown_at(next_at) if next_at < NEVER else NEVER, self._closings.next_at)
 
     @property
     def in_force(self) -> bool:
@@ -194,16 +196,18 @@ class Core:
     # Time.
 
     def tick(self, shown: datetime) -> list[Effect]:
-        """Fire what is due, and notice a clock that was set back."""
+        """Fire what is due, stop jobs whose windows close, and notice a clock that was set back."""
         now = self._clock.now(shown)
+        effects: list[Effect] = [
+            StopJob(job_id, "interrupted", "WindowClosed") for job_id in self._closings.due(shown) if not self.stopping
+        ]
         if self._table is None or self._begins_nothing:
-            return []
-        effects: list[Effect] = []
+            return effects
         if self._latest is not None and now < self._latest - CORRECTION:
             log.warning(
                 "clock was set back: due times count from the new time", extra={"was": self._latest, "now": now}
             )
-            effects = self._reset_cursors(now, timedelta())
+            effects += self._reset_cursors(now, timedelta())
             self._table = timetable.build(self.state.entries, self.state.cursors, self.host, now)
             self._latest = now
         self._latest = max(now, self._latest or now)
@@ -253,7 +257,7 @@ class Core:
         now = self._clock.now(shown)
         match message:
             case CommandRun():
-                return self._run(message, now)
+                return self._run(message, now, shown)
             case CommandCancel() | JobAsk():
                 return self._cancel_or_answer(message, now)
             case JobConfirmed(job_id):
@@ -271,14 +275,18 @@ class Core:
                 self._repositories = {repository.id: repository for repository in repositories}
         return []
 
-    def _run(self, command: CommandRun, now: datetime) -> list[Effect]:
+    def _run(self, command: CommandRun, now: datetime, shown: datetime) -> list[Effect]:
+        """Begin a job. The command of a job that runs comes again when its window has another end."""
         job_id = command.job_id
+        if job_id in self.state.running:
+            self._closings.put(job_id, command.stop_after_s, shown)
         if (known := self._answer_of_known(job_id, now) or self._answer_of_other_job(command, now)) is not None:
             return known
         if self._begins_nothing:  # the server sends it again after the next hello
             return []
         facts = {"kind": command.kind} | ({"schedule": name} if (name := self._name(command.schedule_id)) else {})
         log.info("job started", extra={"job": job_id, **facts})
+        self._closings.put(job_id, command.stop_after_s, shown)
         start = StartJob(command, self._repositories.get(command.repository))
         accepted = Accepted(job_id, command.schedule_id, command.scheduled_at)
         return self._persist(accepted, then=(Send((JobAccepted(job_id),)), start))
@@ -394,6 +402,7 @@ class Core:
 
     def job_ended(self, end: JobFinished) -> list[Effect]:
         """A job has ended: tell the server until it confirms the end."""
+        self._closings.drop(end.job_id)
         return self._persist(Ended(end), then=(Send((end,)),))
 
     def _persist(self, *records: Record, then: Sequence[Effect] = ()) -> list[Effect]:

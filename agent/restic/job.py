@@ -42,6 +42,8 @@ _STOPPED: Mapping[JobEnd, str] = {
     "cancelled": "cancelled while it ran",
     "interrupted": "the agent stopped while the job ran",
 }
+WINDOW_CLOSED = "stopped at the end of its window: it goes on in the next one"
+"""The error of a job that `stopAtEnd` stopped."""
 _LOCKED = "; until then it only waited for a lock of the repository"
 _digests = msgspec.json.Decoder(Digest | None)
 
@@ -65,6 +67,8 @@ class Job:
         self.redact: Callable[[str], str] = str
         self._limit = asyncio.timeout(None)
         self.stopped: JobEnd | None = None
+        self._work_is_over = False
+        self._stop_reason: JobReason = ""
         self.outcome: Outcome | None = None
         self.exit_code: int | None = None
         self.summary = NO_SUMMARY
@@ -328,11 +332,16 @@ class Job:
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the arguments
             self.fail(self._context.explain(error))
 
-    def stop(self, status: JobEnd) -> None:
-        """Stop the job with this status. Only the first stop counts, and none does after the time limit."""
-        if self.stopped is None and not self._limit.expired():
-            self.stopped = status
+    def stop(self, status: JobEnd, reason: JobReason = "") -> None:
+        """Stop the job with this status, and for this reason. Only the first stop counts, and none does after the time
+        limit. A window that closes does not stop the hook after the work."""
+        if self.stopped is None and not self._limit.expired() and not (reason == "WindowClosed" and self._work_is_over):
+            self.stopped, self._stop_reason = status, reason
             self._limit.reschedule(asyncio.get_running_loop().time())
+
+    def end_work(self) -> None:
+        """At most the hook after the work is left."""
+        self._work_is_over = True
 
     async def pause(self, seconds: float) -> None:
         """Wait before restic is tried again."""
@@ -384,6 +393,9 @@ class Job:
             files_processed=summary.files_processed,
             bytes_processed=summary.bytes_processed,
             bytes_added=summary.bytes_added,
-            error=ended.error if ran_to_end else _STOPPED.get(status, "") + _LOCKED * self._awaits_lock,
-            reason=ended.reason if ran_to_end else "Locked" if self._awaits_lock else "",
+            error=ended.error if ran_to_end else self._why_stopped(status) + _LOCKED * self._awaits_lock,
+            reason=ended.reason if ran_to_end else self._stop_reason or ("Locked" if self._awaits_lock else ""),
         )
+
+    def _why_stopped(self, status: JobEnd) -> str:
+        return WINDOW_CLOSED if self._stop_reason == "WindowClosed" else _STOPPED.get(status, "")

@@ -16,10 +16,10 @@ from weakref import WeakValueDictionary
 from agent.restic import hooks, kinds, process
 from agent.restic.context import DEFAULT_TIMING, JobContext, Timing, discard
 from agent.restic.hooks import When
-from agent.restic.job import Job
+from agent.restic.job import WINDOW_CLOSED, Job
 from agent.restic.output import clipped
 from agent.restic.reporter import Report, Reporter
-from wire.messages import CommandRun, Hooks, JobEnd, JobFinished, Repository, Restore, Verify
+from wire.messages import CommandRun, Hooks, JobEnd, JobFinished, JobReason, Repository, Restore, Verify
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Runner:
         self._allow_hooks = frozenset(allow_hooks)
         self._rng = rng or random.Random()  # noqa: S311 - no secret
         self._jobs: dict[str, Job] = {}
-        self._stops: dict[str, JobEnd] = {}
+        self._stops: dict[str, tuple[JobEnd, JobReason]] = {}
         self._creating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._sweep()
 
@@ -92,7 +92,9 @@ class Runner:
         When cancelled, it interrupts the running program, waits `grace_s` and LINGER_S at most for its end, and raises.
         """
         if (stopped := self._stops.pop(command.job_id, None)) is not None:
-            return JobFinished(command.job_id, stopped, self._clock(), error=f"{stopped} before it began")
+            status, reason = stopped
+            error = WINDOW_CLOSED if reason == "WindowClosed" else f"{status} before it began"
+            return JobFinished(command.job_id, status, self._clock(), error=error, reason=reason)
         started_at = self._clock()
         reporter = Reporter(command.job_id, report, self._timing.progress_s)
         job = self._jobs[command.job_id] = Job(self._context, command, reporter)
@@ -106,16 +108,16 @@ class Runner:
         _log_end(end, started_at)
         return end
 
-    def stop(self, job_id: str, status: JobEnd) -> None:
-        """Stop a job, started or not, with this status. Only the first stop counts.
+    def stop(self, job_id: str, status: JobEnd, reason: JobReason = "") -> None:
+        """Stop a job, started or not, with this status, and for this reason. Only the first stop counts.
 
         If restic has finished by then, the job keeps that outcome.
         """
         job = self._jobs.get(job_id)
         if job is None:
-            self._stops.setdefault(job_id, status)
+            self._stops.setdefault(job_id, (status, reason))
         else:
-            job.stop(status)
+            job.stop(status, reason)
 
     async def _run_with_hooks(self, job: Job, repository: Repository | None) -> None:
         """Run the `before` hook, the work, and the `after` hook, which has the rest of the time, or AFTER_STOP_S if
@@ -133,6 +135,7 @@ class Runner:
         async with job.limited(until):
             if await self._run_hook(job, "before", around):
                 await self._run_kind(job)
+        job.end_work()
         async with job.limited(until if job.stopped is None else loop.time() + hooks.AFTER_STOP_S):
             await self._run_hook(job, "after", around)
         return None

@@ -524,11 +524,13 @@ def needed(command: CommandRun) -> set[str]:
         "options": bool(command.options),
         "priority": bool(command.nice or command.io_class),
         "unchanged": "--skip-if-unchanged" in command.args,
+        "stop-after": command.stop_after_s is not None,
     }
     return {command.kind, *(name for name, is_needed in parts.items() if is_needed)}
 
 
 _FIELDS = {
+    "stop-after": "spec.stopAtEnd",
     "options": "the Repository's compression, packSize, limits and cleanupCache",
     "priority": "spec.nice and spec.ioClass",
     "unchanged": "spec.backup.skipIfUnchanged",

@@ -282,11 +282,12 @@ class Pipeline:
                 self._hub.deliver(host, session.desired_changed())
 
     def _has_other_windows(self, new: PlacedSchedule) -> bool:
-        """Whether a schedule that is put has other windows than it has now."""
+        """Whether a schedule that is put has other windows than it has now, or other ends of them."""
         old = self._placement.schedules.get(new.id)
         if old is None:
             return False
-        return (old.spec.windows, old.spec.time_zone) != (new.spec.windows, new.spec.time_zone)
+        was, its = old.spec, new.spec
+        return (was.windows, was.time_zone, was.stop_at_end) != (its.windows, its.time_zone, its.stop_at_end)
 
     def _publish(
         self,

@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 from functools import lru_cache
+from math import ceil
 
 import cron
 from cron import windows
@@ -18,6 +19,17 @@ def begins_at(spec: ScheduleSpec, at: datetime) -> datetime:
         return windows.opens_at(parsed(spec.windows), cron.zone(spec.time_zone), at)
     except cron.CronError:  # another release accepted the zone: no host fires what it has due
         return at
+
+
+def stops_after(spec: ScheduleSpec, at: datetime) -> int | None:
+    """For how many seconds a run may go on from this time, by `stopAtEnd`: 0 outside all windows, None for ever."""
+    if not (spec.stop_at_end and spec.windows):
+        return None
+    try:
+        closes = windows.closes_at(parsed(spec.windows), cron.zone(spec.time_zone), at)
+    except cron.CronError:
+        return None
+    return 0 if closes is None else ceil((closes - at).total_seconds())
 
 
 def longest_wait(spec: ScheduleSpec) -> timedelta:

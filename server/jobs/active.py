@@ -41,6 +41,11 @@ class Attempt(Struct, eq=False):
         self.told_lines += len(told)
         return told
 
+    def take_command(self, command: CommandRun) -> CommandRun:
+        """Keep a command that is sent in place of its last one, which is returned."""
+        known, self.command = self.command, command
+        return known
+
     @property
     def number(self) -> int:
         """Which attempt of its job it is, from 1 on."""
@@ -104,6 +109,10 @@ class ActiveAttempts:
     def all(self) -> list[Attempt]:
         """All open attempts."""
         return list(self._by_job.values())
+
+    def of_schedules(self, schedule_ids: Collection[str]) -> list[Attempt]:
+        """The open attempts of these schedules' jobs."""
+        return [it for it in self._by_job.values() if it.command.schedule_id in schedule_ids]
 
     def wire_ids(self, host: str) -> Collection[str]:
         """A host's open attempts, by what it calls them."""

@@ -5,21 +5,27 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from server.resources.specs import Retry
+from server.fleet.windows import begins_at
+from server.resources.specs import Retry, ScheduleSpec
+from server.store.queue import WINDOW_CLOSED
 from wire.messages import JobFinished
 
 MAX_PAUSE = timedelta(hours=24)
 """Maximum pause before the next attempt, however often a job has failed."""
 
 
-def next_attempt(retry: Retry | None, attempt: int, end: JobFinished, now: datetime) -> datetime | None:
-    """When the next attempt of a job is due after this end; None if there is none.
+def next_attempt(spec: ScheduleSpec | None, attempt: int, end: JobFinished, now: datetime) -> datetime | None:
+    """When the next attempt of a job may begin after this end; None if there is none.
 
-    `retry`: None if the job's Schedule was deleted or does not select its host any more, or if the job was cancelled.
+    A job that was stopped as its window closed goes on in the next one, which is no retry. `spec`: of its Schedule;
+    None if that was deleted or does not select its host any more, or if the job was cancelled. `attempt`: which one it
+    was, not counting those that were stopped by a window.
     """
-    if retry is None or end.reason == "OutcomeUnknown" or end.status not in ("failed", "timed_out", "interrupted"):
+    if spec is None or end.reason == "OutcomeUnknown" or end.status not in ("failed", "timed_out", "interrupted"):
         return None
-    return now + pause(retry, attempt) if attempt <= retry.limit else None
+    if end.reason == WINDOW_CLOSED:
+        return begins_at(spec, now)
+    return begins_at(spec, now + pause(spec.retry, attempt)) if attempt <= spec.retry.limit else None
 
 
 def pause(retry: Retry, attempt: int) -> timedelta:

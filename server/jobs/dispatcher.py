@@ -238,14 +238,34 @@ class Dispatcher:
         elif isinstance(event, ClockSetBack):
             self._unattended(self._queue.clock_set_back, event.now, self.carry_out)
             self.advance()
-        elif isinstance(event, DeclarationChanged) and event.other_windows and self._leads and self._has_begun:
-            changed = event.other_windows, self._clock()
-            self._unattended(self._queue.windows_changed, changed, lambda _: self.advance())
+        elif isinstance(event, DeclarationChanged) and event.other_windows and self._has_begun:
+            self._windows_changed(event.other_windows)
         elif isinstance(event, LimitChanged) and self._has_begun:
             change = self._queue.move_lanes if event.lanes_moved else self._queue.relimit
             self._unattended(change, (event.repository_id, self._clock()), self.carry_out)
         elif isinstance(event, GatesChanged) and self._has_begun:
             self.open_gates(event.gates)
+
+    def _windows_changed(self, schedule_ids: Collection[str]) -> None:
+        """Schedules have other windows: tell the hosts here that run their jobs, and look at the jobs that wait."""
+        for attempt in self._active.of_schedules(schedule_ids):
+            self._agents.deliver(attempt.host, self.closings([attempt]))
+        if self._leads:
+            changed = schedule_ids, self._clock()
+            self._unattended(self._queue.windows_changed, changed, lambda _: self.advance())
+
+    def closings(self, attempts: Iterable[Attempt]) -> list[Effect]:
+        """The commands of attempts that run, to be sent again where they are to stop at the end of a window: with when
+        that is by now, or without where it is no longer so."""
+        now = self._clock()
+        effects: list[Effect] = []
+        for it in attempts:
+            if not self._queue.has_schedule(it.host, it.command):
+                continue
+            known = it.take_command(self._queue.timed(it.host, it.command, now))
+            if known.stop_after_s is not None or it.command.stop_after_s is not None:
+                effects.append(Send((msgspec.structs.replace(it.command, job_id=it.wire_id),)))
+        return effects
 
     def open_gates(self, gates: Collection[str]) -> None:
         """The limits of gates may have changed. If that is not stored, it is tried again: nothing else looks at what
@@ -354,6 +374,7 @@ class Dispatcher:
         for job in jobs:
             (kept if self._queue.has_schedule(job.host, commands[job.id]) else orphaned).append(job)
         now = self._clock()
+        commands |= {job.id: self._queue.timed(job.host, commands[job.id], now) for job in kept}
         unsupported = self._unsupported((job.id, job.host, commands[job.id]) for job in kept)
         self.end([*(JobFinished(job.id, "cancelled", now, error=_NO_SCHEDULE) for job in orphaned), *unsupported])
         over = {end.job_id for end in unsupported}

@@ -10,10 +10,10 @@ import cron
 from server.agents.session import Send, Session
 from server.fleet.placement import PlacedSchedule
 from server.fleet.timing import EARLY, max_missed, why_not_due
-from server.fleet.windows import begins_at
+from server.fleet.windows import begins_at, stops_after
 from server.jobs import arguments
 from server.jobs.kinds import EXCLUSIVE
-from server.resources.specs import ConcurrencyPolicy
+from server.resources.specs import ConcurrencyPolicy, ScheduleSpec
 from server.store.rows import JobRow
 from wire.messages import CommandRun, FromServer, RefusalReason, ScheduleFire, ScheduleRefused
 
@@ -189,7 +189,7 @@ def new_job(
     spec = schedule.spec
     deadline = spec.starting_deadline_seconds
     start_by = None if deadline is None else (due or now) + timedelta(seconds=deadline)
-    command = command_for(schedule, host, job_id, due, backups_into)
+    command = timed(command_for(schedule, host, job_id, due, backups_into), spec, now)
     opens = begins_at(spec, now)
     return NewJob(host, command, *actor, 0, now, "", spec.concurrency_policy, start_by, opens if opens > now else None)
 
@@ -253,6 +253,14 @@ def command_for(
         nice=spec.nice,
         io_class=spec.io_class or "",
     )
+
+
+def timed(command: CommandRun, spec: ScheduleSpec, now: datetime) -> CommandRun:
+    """A command as it is sent now: for how long it may run depends on when its Schedule's window closes."""
+    stop_after_s = stops_after(spec, now)
+    if command.stop_after_s == stop_after_s:
+        return command
+    return msgspec.structs.replace(command, stop_after_s=stop_after_s)
 
 
 def job_row(job: NewJob, lane: str) -> JobRow:

@@ -27,7 +27,7 @@ from server.store import connections, news, queue, servers
 from server.store.audit import record_audit
 from server.store.days import count_ends
 from server.store.hosts import undeclared
-from server.store.jobs import jobs_accepted, jobs_cancelled, jobs_finished, jobs_retried, record_jobs
+from server.store.jobs import jobs_accepted, jobs_cancelled, jobs_finished, jobs_retried, record_jobs, window_stops
 from server.store.queue import Moved, OpenRow, Placed, ReadyRow
 from server.store.rows import AuditRow, JobRow, Pair, Retry
 from server.store.schedule_days import EndOf, count_schedule_ends
@@ -249,6 +249,11 @@ class JobQueue:
         """Whether the Schedule of a host's job still selects the host; true for a job of none."""
         return not command.schedule_id or self._schedule_of(host, command.schedule_id) is not None
 
+    def timed(self, host: str, command: CommandRun, now: datetime) -> CommandRun:
+        """A host's command as it is sent now: see `fires.timed`."""
+        schedule = self._schedule_of(host, command.schedule_id) if command.schedule_id else None
+        return command if schedule is None else fires.timed(command, schedule.spec, now)
+
     # Recording.
 
     @_telling
@@ -379,6 +384,7 @@ class JobQueue:
     def finish(self, conn: Connection, items: Sequence[Ending]) -> list[Ended]:
         """Attempts ended: the first end of each counts, and is followed by another where the schedule says so."""
         rows = {row.id: row for row in queue.rows(conn, {_job_id(end.job_id) for item in items for end in item.ends})}
+        stops = window_stops(conn, [row.id for row in rows.values() if row.attempt > 1])
         told: list[tuple[list[tuple[OpenRow, JobFinished]], list[tuple[OpenRow, Retry]], Collection[str]]] = []
         for item in items:
             over: list[tuple[OpenRow, JobFinished]] = []
@@ -389,12 +395,11 @@ class JobQueue:
                     del rows[row.id]
                     its = attempts.by_our_clock(end, row.id, row.queued_at, item.now)
                     schedule = self._schedule_of(row.host, row.scheduled_id or "")
-                    retry = None if schedule is None or row.cancel_requested else schedule.spec.retry
-                    if (at := attempts.next_attempt(retry, row.attempt, its, item.now)) is None:
+                    spec = None if schedule is None or row.cancel_requested else schedule.spec
+                    if (at := attempts.next_attempt(spec, row.attempt - stops.get(row.id, 0), its, item.now)) is None:
                         over.append((row, its))
                     else:
-                        begins = at if schedule is None else begins_at(schedule.spec, at)
-                        again.append((row, Retry(its, row.attempt, begins)))
+                        again.append((row, Retry(its, row.attempt, at)))
         jobs_retried(conn, [[retry for _, retry in again] for _, again, _ in told])
         self._finish(conn, [it for over, _, _ in told for it in over])
         for item, (over, again, _) in zip(items, told, strict=True):

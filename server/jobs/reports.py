@@ -80,9 +80,15 @@ class Reports:
     def resume(self, session: Session, running: Collection[str], jobs: Sequence[OpenRow]) -> list[Effect]:
         """Compare the attempts that a hello names, by their ids, with some of the host's open jobs."""
         known = {wire_id(job): job for job in jobs}
-        for attempt in known.keys() & running:
-            self._active.add(Attempt(known[attempt].id, attempt, session.name, _command.decode(known[attempt].command)))
-        return resume.resumed(session.capabilities, known.keys() & running, jobs, self._clock())
+        its = [
+            Attempt(job.id, attempt, session.name, _command.decode(job.command))
+            for attempt, job in known.items()
+            if attempt in running
+        ]
+        for attempt in its:
+            self._active.add(attempt)
+        closings = self._dispatcher.closings(its)  # their windows may have changed while the host was away
+        return [*resume.resumed(session.capabilities, known.keys() & running, jobs, self._clock()), *closings]
 
     def resume_unknown(self, session: Session, unknown: Collection[str]) -> list[Effect]:
         """What follows for attempts that a hello names and that are no open job's."""

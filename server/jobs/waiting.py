@@ -8,7 +8,7 @@ import msgspec
 
 from server.fleet.expected import span
 from server.jobs.kinds import time_limit
-from server.store.queue import MAX_AHEAD, WaitRow
+from server.store.queue import MAX_AHEAD, WINDOW_CLOSED, WaitRow
 from wire.messages import CommandRun
 
 
@@ -16,8 +16,9 @@ def waits_for(job: Mapping[str, Any], wait: WaitRow, repository: str, now: datet
     """What a waiting job waits for. `repository`: NAMESPACE/NAME of its repository."""
     if job["attempt"] == 1 and job["start_by"] is not None and job["start_by"] <= now:
         return "its end: it is too late to begin"
-    if job["deferred"] and job["attempt"] == 1:
-        return f"its window, which opens at {job['not_before']:%Y-%m-%dT%H:%M:%SZ}"
+    if job["deferred"] and (job["attempt"] == 1 or job["reason"] == WINDOW_CLOSED):
+        stopped = "" if job["attempt"] == 1 else ": it was stopped at the end of the last one, and goes on then"
+        return f"its window, which opens at {job['not_before']:%Y-%m-%dT%H:%M:%SZ}{stopped}"
     if job["deferred"]:
         return f"retry at {job['not_before']:%Y-%m-%dT%H:%M:%SZ}"
     if why := _closed(job, wait):

@@ -22,7 +22,7 @@ from server.fleet.catalog import Catalog
 from server.fleet.expected import Expected, ExpectedSince, overdue, success_within
 from server.fleet.placement import PlacedSchedule, Placement
 from server.jobs.arguments import MAX_BACKUPS
-from server.jobs.fires import command_for
+from server.jobs.fires import command_for, timed
 from server.jobs.outcomes import Outcomes, Standing
 from server.observe import entries as host_entries
 from server.observe.entries import HostEntry, LastRun
@@ -364,7 +364,7 @@ def _unsupported(schedule: PlacedSchedule | None, having: Iterable[HostGroup]) -
     """By why a host cannot run an enabled schedule, for its agent or its restic is too old, the hosts."""
     if schedule is None or not schedule.spec.enabled:
         return {}
-    command = command_for(schedule, "host", "job", None)
+    command = timed(command_for(schedule, "host", "job", None), schedule.spec, schedule.since)  # or at any other time
     found: dict[str, list[str]] = {}
     for hosts in chain.from_iterable(it.alike for it in having):
         if why := hosts[0].obstacle(command):

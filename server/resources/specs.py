@@ -173,6 +173,7 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     cron: str = ""
     crons: tuple[str, ...] = ()
     windows: tuple[Window, ...] = ()
+    stop_at_end: bool = False
     starting_deadline_seconds: int | None = None
     timeout_seconds: int = 86400
     success_within: str | None = None

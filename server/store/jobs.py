@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from server.store import batch
 from server.store.queries import all_rows, one_row
+from server.store.queue import WINDOW_CLOSED
 from server.store.rows import JobRow, Retry, Row
 from server.store.tables import JOB_ATTEMPTS, JOBS, OPEN, REPOSITORIES, SCHEDULES
 from wire.messages import JobFinished
@@ -97,7 +98,7 @@ _FAILED = ("job_id", "attempt", "status", "finished_at", "started_at", "exit_cod
 
 _AGAIN = (
     "id", "status", "attempt", "not_before", "queued_at",
-    "deferred", "sent", "holds", "ready", "accepted_at", "hangs_at",
+    "deferred", "sent", "holds", "ready", "accepted_at", "hangs_at", "reason",
 )  # fmt: skip
 
 
@@ -116,11 +117,24 @@ def jobs_retried(conn: Connection, batches: Sequence[Sequence[Retry]]) -> list[N
         ]
         batch.execute(conn, batch.insert_new(conn.dialect.name, JOB_ATTEMPTS, _FAILED), failed)
         again = [
-            (job_id, "pending", it.attempt + 1, it.not_before, it.not_before, True, False, False, False, None, None)
+            (
+                *(job_id, "pending", it.attempt + 1, it.not_before, it.not_before),
+                *(True, False, False, False, None, None),
+                WINDOW_CLOSED if it.end.reason == WINDOW_CLOSED else None,
+            )
             for job_id, it in retries.items()
         ]
         batch.execute(conn, _update_jobs(conn.dialect.name, _AGAIN, OPEN), again)
     return [None] * len(batches)
+
+
+def window_stops(conn: Connection, job_ids: Sequence[str]) -> dict[str, int]:
+    """How many attempts of these jobs were stopped as their windows closed; jobs without one are left out."""
+    if not job_ids:
+        return {}
+    its = JOB_ATTEMPTS.c.job_id.in_(job_ids), JOB_ATTEMPTS.c.reason == WINDOW_CLOSED
+    found = sa.select(JOB_ATTEMPTS.c.job_id, sa.func.count()).where(*its).group_by(JOB_ATTEMPTS.c.job_id)
+    return {str(job_id): int(count) for job_id, count in conn.execute(found).all()}
 
 
 @cache

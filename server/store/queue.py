@@ -30,6 +30,8 @@ COLUMNS = frozenset(
 """The columns of a job that are the queue's own."""
 MAX_AHEAD = 1000
 """How many jobs before a waiting one are counted for users."""
+WINDOW_CLOSED = "WindowClosed"
+"""The reason of an attempt that was stopped as its window closed, and of its job until the next attempt is over."""
 FRONT = 200
 """How many jobs at the front of a lane are looked at in one transaction."""
 
@@ -425,7 +427,8 @@ _UNBEGUN_AFTER = f"""
 _WINDOWS_FORWARD = f"""
     WITH given AS ({{given}})
     UPDATE jobs SET not_before = :now
-    WHERE scheduled_id IN (SELECT id FROM given) AND {_OPEN} AND deferred AND attempt = 1 AND not_before > :now
+    WHERE scheduled_id IN (SELECT id FROM given) AND {_OPEN} AND deferred AND not_before > :now
+        AND (attempt = 1 OR reason = '{WINDOW_CLOSED}')
 """
 
 _BEGUN_AFTER = "SELECT jobs.* FROM jobs WHERE jobs.status = 'running' AND jobs.accepted_at > :now"
@@ -668,7 +671,8 @@ def defer(conn: Connection, until: Collection[tuple[str, datetime]]) -> None:
 
 
 def put_windows_forward(conn: Connection, schedule_ids: Iterable[str], now: datetime) -> None:
-    """The first attempts of these Schedules' jobs that wait for a window are due now, since it may be another one."""
+    """The jobs of these Schedules that wait for a window, to begin or to go on, are due now, since it may be another
+    one."""
     _write(conn, _WINDOWS_FORWARD, ("id",), schedule_ids, now=now)
 
 

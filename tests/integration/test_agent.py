@@ -40,6 +40,7 @@ from wire.messages import (
     JobConfirmed,
     JobEnd,
     JobFinished,
+    JobReason,
     Repository,
     ScheduleAck,
     ScheduleFire,
@@ -87,7 +88,7 @@ class Jobs:
         end = self.ends.setdefault(command.job_id, asyncio.get_running_loop().create_future())
         return JobFinished(command.job_id, await end, datetime.now(UTC))
 
-    def stop(self, job_id: str, status: JobEnd) -> None:
+    def stop(self, job_id: str, status: JobEnd, reason: JobReason = "") -> None:
         end = self.ends.setdefault(job_id, asyncio.get_running_loop().create_future())
         if not end.done():
             end.set_result(status)

@@ -25,7 +25,7 @@ from server.app import Running
 from server.gateway import endpoint
 from tests.faults.link import Link as Proxy
 from tests.integration.conftest import Connect, Declare, Until
-from wire.messages import CommandRun, JobEnd, JobFinished, Repository
+from wire.messages import CommandRun, JobEnd, JobFinished, JobReason, Repository
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +42,7 @@ class Idle:
         await self.over.wait()
         return JobFinished(command.job_id, "succeeded", datetime.now(UTC))
 
-    def stop(self, job_id: str, status: JobEnd) -> None:
+    def stop(self, job_id: str, status: JobEnd, reason: JobReason = "") -> None:
         self.over.set()
 
 

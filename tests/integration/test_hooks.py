@@ -172,6 +172,17 @@ async def test_what_was_held_for_a_job_that_is_stopped_is_let_go(host: Host, sta
     assert held not in host.folder.iterdir()
 
 
+async def test_a_window_that_closes_after_the_work_does_not_interrupt_the_hook_after(host: Host) -> None:
+    slow = host.program("slow", "echo began; while [ ! -e $0.go ]; do sleep 0.02; done")
+    running = asyncio.create_task(host.run(after=[slow]))
+    while "began" not in host.lines:
+        await asyncio.sleep(0.01)
+    host.runner.stop("j1", "interrupted", "WindowClosed")
+    Path(f"{slow}.go").touch()
+    end = await running
+    assert (end.status, end.reason, host.snapshots) == ("succeeded", "", 1)
+
+
 async def test_a_hook_after_a_stop_has_its_own_short_time(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "AFTER_STOP_S", 0.1)
     stuck = host.program("stuck", "exec sleep 600")

@@ -23,7 +23,7 @@ from agent.restic import reporter as news_of_jobs
 from agent.restic.context import Timing
 from agent.restic.runner import Runner
 from tests.conftest import NewRepository
-from wire.messages import CommandRun, JobEnd, JobLog, JobProgress, Repository
+from wire.messages import CommandRun, JobEnd, JobLog, JobProgress, JobReason, Repository
 
 RESTIC = shutil.which("restic") or "restic"
 
@@ -475,17 +475,20 @@ def endless(
     os.close(pipe)
 
 
-@pytest.mark.parametrize("status", ["cancelled", "interrupted"])
+@pytest.mark.parametrize(
+    ("status", "reason"), [("cancelled", ""), ("interrupted", ""), ("interrupted", "WindowClosed")]
+)
 async def test_a_job_that_is_stopped_leaves_no_lock(
-    endless: tuple[Runner, Callable[[], Any | bool]], repository: Repository, status: JobEnd
+    endless: tuple[Runner, Callable[[], Any | bool]], repository: Repository, status: JobEnd, reason: JobReason
 ) -> None:
     runner, reads = endless
     running = asyncio.create_task(runner.run(backup("/etc"), repository, Told()))
     await until(reads)
-    runner.stop("j1", status)
+    runner.stop("j1", status, reason)
     runner.stop("j1", "failed")  # the first counts
     end = await running
-    assert end.status == status
+    assert (end.status, end.reason) == (status, reason)
+    assert bool(reason) == (end.error == "stopped at the end of its window: it goes on in the next one")
     assert restic(repository, "list", "locks") == ""
     assert snapshots(repository) == []
 

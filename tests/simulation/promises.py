@@ -12,7 +12,7 @@ import msgspec
 import cron
 from agent.core.state import Accepted
 from server.fleet.timing import EARLY
-from server.fleet.windows import begins_at
+from server.fleet.windows import begins_at, stops_after
 from server.jobs.kinds import EXCLUSIVE
 from tests.simulation.clock import DAY
 from tests.simulation.database import Row
@@ -227,6 +227,11 @@ def in_windows(story: Story) -> Iterator[str]:
         begins = [min(begins_at(spec, use.begin - slack), begins_at(spec, use.begin)) for spec in specs]
         if not any(at <= use.begin for at in begins):
             yield f"{job_id} began at {use.begin} on {use.host}, outside the windows {specs[0].windows}"
+        closes = [stops_after(spec, use.begin) for spec in specs]
+        if len(specs) == 1 and closes[0] is not None:
+            end = use.end or story.now
+            if end > use.begin + timedelta(seconds=closes[0]) + slack:
+                yield f"{job_id} ran until {end} on {use.host}, after its window had closed"
 
 
 def once_a_day(story: Story) -> Iterator[str]:

@@ -340,6 +340,7 @@ class Story(World):
             rng.choice(REPOSITORIES),
             rng.choice((0, 0, 2)),
             rng.choice(WINDOWS) if self.scale.windows else (),
+            self.scale.windows and rng.random() < 0.5,
         )
 
     def _put(self, schedule_id: str, timing: ScheduleSpec | None, does: str) -> None:
@@ -382,6 +383,7 @@ def _spec(
     repository: str,
     retries: int,
     windows: tuple[tuple[str, str], ...],
+    stop_at_end: bool,
 ) -> ScheduleSpec:
     backup = {"paths": ["/etc"], "excludes": [], "tags": [], "oneFileSystem": False, "excludeCaches": False}
     return schedule_spec(
@@ -399,6 +401,7 @@ def _spec(
             "spreadSeconds": spread,
             "retry": {"limit": retries, "backoffSeconds": 60},
             "windows": [{"from": begin, "to": end} for begin, end in windows],
+            "stopAtEnd": stop_at_end,
         }
     )
 

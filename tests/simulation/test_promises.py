@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -66,9 +67,21 @@ def test_every_promise_holds_where_schedules_have_windows_and_nothing_begins_out
 
 def test_a_job_that_begins_outside_its_windows_is_found() -> None:
     story = play(2, windowed(2))
-    use = next(it for it in story.uses.values() if story.specs[it.command.schedule_id][0][1].windows)
+    known = ((story.specs[it.command.schedule_id], it) for it in story.uses.values())
+    use = next(it for specs, it in known if len(specs) == 1 and specs[0][1].windows)
     use.begin = use.begin.replace(hour=20)
     with pytest.raises(BrokenPromiseError, match="outside the windows"):
+        check(story)
+
+
+def test_a_job_that_runs_beyond_its_window_though_it_is_to_stop_is_found() -> None:
+    story = play(1, windowed(1))
+    check(story)
+    stopped = [it for it in story.uses.values() if story.said.get(it.command.job_id) == "interrupted"]
+    assert len(stopped) > 3
+    use = next(it for it in stopped if len(story.specs[it.command.schedule_id]) == 1)
+    use.end = use.begin + timedelta(hours=16)
+    with pytest.raises(BrokenPromiseError, match="after its window had closed"):
         check(story)
 
 

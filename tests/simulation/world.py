@@ -36,6 +36,8 @@ from wire.messages import (
     ScheduleRefused,
 )
 
+LONGEST_S = 1200.0
+"""Seconds that a job takes at most, or that one takes at most after it should have been stopped."""
 STOPS_S = 1800.0
 """Seconds for which an agent that is to end waits for its jobs, which take less."""
 MONTHS = (datetime(2026, 3, 5, tzinfo=UTC), datetime(2026, 10, 8, tzinfo=UTC))  # each holds daylight-saving changes
@@ -62,7 +64,7 @@ class Agent:
         self.clock_set: list[datetime] = []
         self._jobs: dict[str, CommandRun] = {}
         self.stops_with: set[str] = set()
-        self._stopped: dict[str, str] = {}
+        self._stopped: dict[str, tuple[str, str]] = {}
         self._alarm: datetime | None = None
         self._sync_at = world.now
 
@@ -218,9 +220,9 @@ class Agent:
                     world.later(0.5, life, self, partial(self._apply, push))
                 case agent_effects.StartJob(command, repository):
                     self._run(command, repository)
-                case agent_effects.StopJob(job_id, status):
-                    self._stopped[job_id] = status
-                    world.later(1, life, self, partial(self._end, job_id, status))
+                case agent_effects.StopJob(job_id, status, reason):
+                    self._stopped[job_id] = status, reason
+                    world.later(1, life, self, partial(self._end, job_id, status, reason))
         if core is not None and (wake_at := core.wake_at) != NEVER:
             at = max(wake_at - self.skew, world.now)
             if self._alarm is None or at < self._alarm:
@@ -254,17 +256,21 @@ class Agent:
         self.world.ran(self.name, command)
         self._jobs[job_id] = command
         rng = self.world.rng
+        reason = ""
         if (stopped := self._stopped.pop(job_id, None)) is not None:  # before it had begun
-            within_s, status = 1, stopped
+            within_s, (status, reason) = 1, stopped
         else:
             fails = repository is None or rng.random() < 0.1
-            within_s, status = 1200, rng.choice(("failed", "timed_out")) if fails else "succeeded"
-        self.world.later(within_s, self.life, self, partial(self._end, job_id, status))
+            within_s, status = LONGEST_S, rng.choice(("failed", "timed_out")) if fails else "succeeded"
+        closes_in_s = LONGEST_S if command.stop_after_s is None else command.stop_after_s
+        at_least_s = closes_in_s if closes_in_s < STOPS_S - LONGEST_S else 0  # then it is not over before
+        end, life = self.world.now + (at_least_s + rng.random() * within_s) * SECOND, self.life
+        self.world.at(end, lambda: self._end(job_id, status, reason) if self.life == life else None)
 
-    def _end(self, job_id: str, status: str) -> None:
+    def _end(self, job_id: str, status: str, reason: str = "") -> None:
         if self._jobs.pop(job_id, None) is not None and self.core is not None:
             self.world.over(job_id)
-            end = JobFinished(job_id, status, self.clock)  # type: ignore[arg-type]
+            end = JobFinished(job_id, status, self.clock, reason=reason)  # type: ignore[arg-type]
             self.perform(self.core.job_ended(end))
 
 

@@ -95,7 +95,7 @@ class Process:
                     self.applying = (push,)
                 case StartJob(command):
                     self.started.append(command.job_id)
-                case StopJob(job_id, status):
+                case StopJob(job_id, status, _):
                     self.stopped.append((job_id, status))
         return self
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from cron import zone
 from cron.windows import DAY, Window, closes_at, longest_closed, opens_at
 from server.fleet.expected import success_within
-from server.fleet.windows import begins_at
+from server.fleet.windows import begins_at, stops_after
+from server.jobs.fires import timed
 from server.jobs.kinds import ConcurrencyLimit
 from server.resources.manifests import parse_schedule
 from server.resources.specs import Retry
@@ -18,6 +19,7 @@ from server.resources.specs import Window as Declared
 from server.store import queue
 from tests.jobqueue import HOSTS, NOON, Jobs, in_memory, job
 from tests.specs import BACKUP, changed
+from wire.messages import CommandRun
 
 MINUTE = timedelta(minutes=1)
 EVERY_DAY = frozenset(range(7))
@@ -231,3 +233,35 @@ def test_more_jobs_than_one_transaction_looks_at_leave_the_lane_when_their_windo
     jobs.tick(130)
     assert jobs.ends("long") == ["last"]
     assert jobs.ready() == []
+
+
+# stopAtEnd.
+
+
+def test_a_run_that_was_stopped_as_its_window_closed_goes_on_in_the_next_and_uses_up_no_retry(jobs: Jobs) -> None:
+    jobs.tick(60)
+    jobs.retry = Retry(limit=1, backoff_seconds=60)
+    assert jobs.add(job("1", schedule="s", due=OPENS)) == ["1"]
+    jobs.tick(120)
+    ended, _ = jobs.finish("a", "1", "interrupted", "WindowClosed")
+    assert [retry.not_before for _, retry in ended.again] == [TOMORROW]
+    assert jobs.row("1")["reason"] == "WindowClosed"
+    assert jobs.waits_for("1") == (
+        "its window, which opens at 2026-03-06T13:00:00Z: it was stopped at the end of the last one, and goes on then"
+    )
+    assert jobs.tick(60 + DAY) == ["1"]
+    ended, _ = jobs.finish("a", "1.2", "failed")  # its first failure
+    assert [retry.not_before for _, retry in ended.again] == [TOMORROW + MINUTE]
+    assert jobs.row("1")["reason"] is None
+    assert jobs.tick(61 + DAY) == ["1"]
+    ended, _ = jobs.finish("a", "1.3", "failed")
+    assert [(row.id, end.status) for row, end in ended.over] == [("1", "failed")]
+
+
+def test_a_command_says_for_how_long_it_may_run_until_its_window_closes() -> None:
+    spec = changed(BACKUP, timeZone="Europe/Berlin", windows=[{"from": "22:00", "to": "06:00"}])
+    for stop, after in ((True, 8 * 3600), (False, None)):
+        parsed = parse_schedule({"metadata": {"name": "x"}, "spec": spec | {"stopAtEnd": stop}}).spec
+        assert stops_after(parsed, at("2026-05-04 22:00")) == after
+        assert stops_after(parsed, at("2026-05-04 12:00")) == (0 if stop else None)
+        assert timed(CommandRun("1", "backup", []), parsed, at("2026-05-04 22:00")).stop_after_s == after

@@ -19,7 +19,7 @@ from agent.core.state import AgentState
 from agent.journal import Journal
 from agent.service import Config, Service
 from bench.fleet import Forgetful, raise_file_limit
-from wire.messages import CommandRun, JobEnd, JobFinished
+from wire.messages import CommandRun, JobEnd, JobFinished, JobReason
 
 LONGEST_S = 3.0
 """Seconds that a run takes at most."""
@@ -50,7 +50,7 @@ class Brief:
             del self._stops[command.job_id]
         return JobFinished(command.job_id, status, datetime.now(UTC), started_at=now)
 
-    def stop(self, job_id: str, status: JobEnd) -> None:
+    def stop(self, job_id: str, status: JobEnd, reason: JobReason = "") -> None:
         """Stop a command, started or not."""
         future = self._stops.setdefault(job_id, asyncio.get_running_loop().create_future())
         if not future.done():
