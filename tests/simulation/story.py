@@ -408,7 +408,7 @@ def _spec(
 
 def play(seed: int, scale: Scale = MONTH, listen: Callable[[str], None] | None = None) -> Story:
     """The whole story of a seed."""
-    gc.collect()  # what the last story left
+    gc.collect(1)  # what the last story left, and not all that was before it
     gc.disable()  # hardly a thing in one is garbage before its end
     try:
         return Story(seed, scale, listen).play()
