@@ -71,7 +71,7 @@ async def test_a_backup_begins_with_its_window_stops_at_its_end_and_goes_on_in_t
         return repository.exists() and any((repository / "locks").glob("*"))
 
     async def stopped() -> bool:
-        return (await job())["reason"] == "WindowClosed"
+        return bool((await job())["reason"] == "WindowClosed")
 
     async def over() -> bool:
         return (await job())["status"] not in ("pending", "running")

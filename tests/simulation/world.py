@@ -258,12 +258,12 @@ class Agent:
         rng = self.world.rng
         reason = ""
         if (stopped := self._stopped.pop(job_id, None)) is not None:  # before it had begun
-            within_s, (status, reason) = 1, stopped
+            within_s, (status, reason) = 1.0, stopped
         else:
             fails = repository is None or rng.random() < 0.1
             within_s, status = LONGEST_S, rng.choice(("failed", "timed_out")) if fails else "succeeded"
-        closes_in_s = LONGEST_S if command.stop_after_s is None else command.stop_after_s
-        at_least_s = closes_in_s if closes_in_s < STOPS_S - LONGEST_S else 0  # then it is not over before
+        closes_in_s = LONGEST_S if command.stop_after_s is None else float(command.stop_after_s)
+        at_least_s = closes_in_s if closes_in_s < STOPS_S - LONGEST_S else 0.0  # then it is not over before
         end, life = self.world.now + (at_least_s + rng.random() * within_s) * SECOND, self.life
         self.world.at(end, lambda: self._end(job_id, status, reason) if self.life == life else None)
 
