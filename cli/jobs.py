@@ -1,4 +1,4 @@
-"""Carries out `run`, `cancel`, `logs` and `jobs`."""
+"""Carries out `run`, `resume`, `cancel`, `logs` and `jobs`."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +30,14 @@ def run(access: Access, schedule: str, hosts: Sequence[str]) -> None:
     short = short_ids(jobs)
     for job in jobs:
         say(f"job {short[job['id']]} on {job['host']}")
+
+
+def resume(access: Access, schedule: str) -> None:
+    """Have a paused schedule go on."""
+    name, client = full_name(schedule, access.namespace or "default"), Client(access)
+    paused = client.request("GET", f"/schedules/{name}")["status"]["paused"]
+    client.request("POST", f"/schedules/{name}/resume")
+    say(f"{name} goes on, and what waited begins" if paused else f"{name} was not paused")
 
 
 def cancel(access: Access, digits: str) -> None:

@@ -75,7 +75,7 @@ def make_errors_safe() -> None:
 for _command in (
     *(parts.up, parts.server, parts.agent, parts.controller, parts.keys),
     *(overview.status, planning.plan, objects.get, objects.describe, objects.events),
-    *(remote.jobs, remote.run, remote.cancel, remote.job_logs),
+    *(remote.jobs, remote.run, remote.resume, remote.cancel, remote.job_logs),
     *(remote.restore, remote.snapshots, remote.ls),
     *(remote.create, objects.delete, remote.enrol, remote.revoke, remote.drain, remote.undrain),
     *(about.version, about.completion),

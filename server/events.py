@@ -119,6 +119,12 @@ class JobsChanged(Struct, frozen=True):
     accepted: bool = False
 
 
+class ScheduleResumed(Struct, frozen=True):
+    """Somebody had a Schedule go on that was paused."""
+
+    schedule_id: str
+
+
 class AttemptEnded(Struct, frozen=True):
     """An attempt of a job ended. `final`: whether it was the last attempt, so that the job has ended too.
 
@@ -186,6 +192,7 @@ Event = (
     | FireRefused
     | JobsSent
     | JobsChanged
+    | ScheduleResumed
     | AttemptEnded
     | LimitChanged
     | GatesChanged

@@ -14,7 +14,19 @@ from server.fleet.placement import PlacedSchedule, encoded_entry
 from server.jobs.fires import NewJob
 from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.limits import GateLimit, gate_of_host, gate_of_schedule
-from server.jobs.queue import Arrival, Cancelling, Ended, Ending, JobQueue, Outcome, Recorded, Recording, Taken, wire_id
+from server.jobs.queue import (
+    Arrival,
+    Cancelling,
+    Ended,
+    Ending,
+    JobQueue,
+    Outcome,
+    Recorded,
+    Recording,
+    Resuming,
+    Taken,
+    wire_id,
+)
 from server.jobs.waiting import waits_for
 from server.resources.manifests import schedule_spec
 from server.resources.specs import Retry, Window
@@ -22,7 +34,7 @@ from server.store import migrations, queue
 from server.store.hosts import upsert_hosts
 from server.store.jobs import get_job
 from server.store.queue import OpenRow
-from server.store.rows import HostRow, Row
+from server.store.rows import AuditRow, HostRow, Row
 from wire.messages import CommandRun, JobFinished
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
@@ -97,8 +109,9 @@ class Jobs:
     """A server's queue over a database that knows these hosts.
 
     `limits`: of repositories, by id; `of_hosts`: how many jobs each may run at once; `rollouts`: on how many hosts
-    schedules run at once, by id. `retry`: the rule by which schedules try again; `windows`: theirs; `gone`: those that
-    were deleted. `ended`: jobs that the queue ended itself, and how. `asked`: those whose hosts it asked to end them.
+    schedules run at once, by id; `pausing`: after how many that failed they pause. `retry`: the rule by which schedules
+    try again; `windows`: theirs; `gone`: those that were deleted. `ended`: jobs that the queue ended itself, and how.
+    `asked`: those whose hosts it asked to end them.
     """
 
     def __init__(
@@ -114,6 +127,7 @@ class Jobs:
         self.limits = {} if limits is None else dict(limits)
         self.of_hosts: dict[str, int] = {}
         self.rollouts: dict[str, int] = {}
+        self.pausing: dict[str, int] = {}
         self.retry = Retry(limit=0, backoff_seconds=60)
         self.windows: tuple[Window, ...] = ()
         self.gone: set[str] = set()
@@ -136,7 +150,8 @@ class Jobs:
         return msgspec.structs.replace(_SCHEDULE, spec=spec)
 
     def _gates(self, host: str, schedule_id: str) -> list[GateLimit]:
-        its = [gate_of_schedule(schedule_id, self.rollouts[schedule_id])] if schedule_id in self.rollouts else []
+        hosts, most = self.rollouts.get(schedule_id), self.pausing.get(schedule_id)
+        its = [] if (hosts, most) == (None, None) else [gate_of_schedule(schedule_id, hosts, most)]
         return [*its, *([gate_of_host(host, self.of_hosts[host])] if host in self.of_hosts else [])]
 
     # Events. Each method returns the ids of the jobs that are sent.
@@ -181,6 +196,20 @@ class Jobs:
         ended, sent = self.finish(row.host, wire_id(row), "failed")
         assert [(it.id, at.not_before) for it, at in ended.again] == [(job_id, self.now + minutes * MINUTE)]
         return sent
+
+    def fails_for_good(self, job_id: str) -> list[str]:
+        """A job fails, and is not tried again."""
+        row = self.open()[job_id]
+        self.retry = Retry(limit=0, backoff_seconds=60)
+        ended, sent = self.finish(row.host, wire_id(row), "failed")
+        assert [it.id for it, _ in ended.over] == [job_id]
+        return sent
+
+    def resume(self, schedule_id: str = "s") -> list[str] | None:
+        """Somebody has a schedule go on. None if it was not paused."""
+        line = AuditRow(self.now, "user", "me", "resume", "Schedule", schedule_id, {})
+        (outcome,) = self.queue.resume(self.conn, [Resuming(schedule_id, self.now, line)])
+        return None if outcome is None else self.sent(outcome)
 
     def accepts(self, job_id: str) -> list[str]:
         """A host accepts the present attempt of a job. Returns the ids of those that run now, for none is sent."""

@@ -80,6 +80,21 @@ def run(access: options.Access, schedule: str, hosts: tuple[str, ...]) -> None:
 
 
 @click.command()
+@_named("schedule", SCHEDULE, metavar="[NAMESPACE/]NAME")
+@options.access
+@options.namespaced
+def resume(access: options.Access, schedule: str) -> None:
+    """Have a paused schedule go on.
+
+    A schedule pauses when it fails on more hosts than its rollout.maxFailures allows. What waited begins, and hosts
+    that fail are counted from zero again.
+    """
+    from cli import jobs
+
+    jobs.resume(access, schedule)
+
+
+@click.command()
 @_named("job", JOB)
 @options.access
 @options.namespaced

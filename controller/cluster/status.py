@@ -89,6 +89,9 @@ def schedule_status(old: Status, state: SyncState, now: datetime) -> Status:
     conditions = [ready, *progress(ready), _in_sync(said, state.error)]
     conditions.append(_degraded(worse, *_going_well(said, state.answer["spec"])))
     conditions += [
+        condition("Paused", "True", "RunsFail", it["message"]) for it in problems if it["reason"] == "Paused"
+    ]
+    conditions += [
         condition("Granted", "False", it["reason"], it["message"]) for it in problems if "NotGranted" in it["reason"]
     ]
     return _status(old, state.generation, _only(said, _FACTS), conditions, now)

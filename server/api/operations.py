@@ -179,6 +179,14 @@ OPERATIONS: Sequence[Operation] = (
         may=(*_BODY, 404, 409),
     ),
     Operation(
+        "POST",
+        f"{_SCHEDULE}/resume",
+        schedules.resume_schedule,
+        Needs("create", "runs", in_namespace),
+        {200: "Schedule"},
+        may=(400, 404),
+    ),
+    Operation(
         "GET",
         f"{_SCHEDULE}/history",
         history.get_schedule_history,

@@ -97,6 +97,14 @@ async def run_schedule(services: Services, request: Request) -> Response:
     return json_response({"items": [shown[row["id"]] for row in rows], "next": None}, 201)
 
 
+async def resume_schedule(services: Services, request: Request) -> Response:
+    """Have a schedule go on that is paused since it failed on too many hosts. One that is not paused stays as it is."""
+    Query(request)
+    await services.runs.resume(actor(request), **request.path_params)
+    row = await find_object(services, request, "Schedule")
+    return versioned(await _shown_one(services, row), version_of(row))
+
+
 class Due(Struct, frozen=True):
     """When the hosts of a schedule are due, from `begin`, the next whole minute, up to `end`, which is left out.
 
@@ -149,7 +157,8 @@ def _shown(services: Services, row: Row, covers: Coverage) -> dict[str, object]:
     counts["hostsBehind"], named["behind"] = covers.behind, covers.behind_names
     counts["hostsRefusingHooks"] = len(set().union(*covers.refused_hooks.values()))
     counts["hostsUnsupported"] = sum(map(len, covers.unsupported.values()))
-    state = {"suspended": not is_enabled(row["spec"])}
+    pause = None if covers.pause is None else covers.pause._asdict()
+    state = {"suspended": not is_enabled(row["spec"]), "paused": pause}
     problems = [it._asdict() for it in schedule_problems(covers)]
     times: dict[str, datetime | None] = {
         "lastScheduleTime": row.get("last_due"),

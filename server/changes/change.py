@@ -14,7 +14,8 @@ from msgspec import Struct
 from sqlalchemy import Connection
 
 from server.events import Key
-from server.store import alerts, changelog, connections
+from server.resources.manifests import may_pause
+from server.store import alerts, changelog, connections, rollouts
 from server.store.audit import record_audit
 from server.store.declared import (
     delete_joined,
@@ -150,11 +151,13 @@ def write_changes(conn: Connection, changes: Sequence[Change]) -> list[Written |
     upsert_schedules(conn, each("put_schedules"))
     deleted_ids = [row.id for row in each("delete_schedules")]
     delete_schedules(conn, deleted_ids)
+    rollouts.forget(conn, [*deleted_ids, *(row.id for row in each("put_schedules") if not may_pause(row.spec))])
     alerts.forget(conn, deleted_ids)
     delete_repositories(conn, [row.id for row in each("delete_repositories")])
     upsert_hosts(conn, each("put_hosts"))
     if deleted := each("delete_hosts"):
         connections.forget(conn, deleted)
+        rollouts.forget_hosts(conn, deleted)
         delete_hosts(conn, deleted)
     upsert_enrolments(conn, each("put_enrolments"))
     upsert_host_keys(conn, each("put_host_keys"))

@@ -1,4 +1,4 @@
-"""Requests for jobs: a Schedule run now, a Run; and requests to cancel jobs."""
+"""Requests for jobs: a Schedule run now, a Run; and requests to cancel jobs, and to have a paused Schedule go on."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -20,7 +20,7 @@ from server.store.tables import OPEN, Actor
 
 
 class Runs:
-    """Records requested jobs, and cancels jobs."""
+    """Records requested jobs, cancels jobs, and has paused Schedules go on."""
 
     def __init__(
         self,
@@ -71,6 +71,12 @@ class Runs:
             jobs = [new_job(schedule, host, id_, None, now, of_run, into) for host, id_ in ids.items()]
             await self.record(jobs, audit(now, actor, "run", "Schedule", schedule.name, run=run_id, hosts=hosts))
         return await self._store.read(run_status, run_id)
+
+    async def resume(self, actor: Actor, namespace: str, name: str) -> None:
+        """Have a schedule go on that is paused; one that is not stays as it is. Raises NotFound."""
+        schedule = self._schedule(namespace, name)
+        line = audit(self._clock(), actor, "resume", "Schedule", schedule.name)
+        await stored(self._dispatcher.resume(schedule.id, line))
 
     def _schedule(self, namespace: str, name: str) -> PlacedSchedule:
         return self._placement.schedules[self._catalog.schedule(namespace, name).id]

@@ -31,13 +31,25 @@ from server.events import (
     JobsSent,
     LimitChanged,
     RecordedJob,
+    ScheduleResumed,
 )
 from server.jobs import fires, notices
 from server.jobs.active import ActiveAttempts, Attempt
 from server.jobs.fires import NewJob
 from server.jobs.kinds import repository_of
 from server.jobs.pieces import PIECE
-from server.jobs.queue import Arrival, Arrived, Cancelling, JobQueue, Leading, Outcome, Recorded, Recording, wire_id
+from server.jobs.queue import (
+    Arrival,
+    Arrived,
+    Cancelling,
+    JobQueue,
+    Leading,
+    Outcome,
+    Recorded,
+    Recording,
+    Resuming,
+    wire_id,
+)
 from server.jobs.repositories import RepositoryStates
 from server.store.futures import Also, Submit, store_unattended, then
 from server.store.queue import OpenRow
@@ -503,6 +515,18 @@ class Dispatcher:
             self._queue.cancel, Cancelling(job_ids, why, self._clock(), audit)
         )
         return then(future, self.carry_out, self.answer_lost)
+
+    def resume(self, schedule_id: str, audit: AuditRow) -> "asyncio.Future[Outcome | None]":
+        """Have a paused Schedule go on. The future's result is None if it is not paused. Raises Unavailable."""
+        item = Resuming(schedule_id, self._clock(), audit)
+        future: asyncio.Future[Outcome | None] = self._submit(self._queue.resume, item)
+
+        def resumed(outcome: Outcome | None) -> None:
+            if outcome is not None:
+                self.carry_out(outcome)
+                self._events.publish(ScheduleResumed(schedule_id))
+
+        return then(future, resumed, self.answer_lost)
 
     def ending_host(self, host: str, error: str) -> Also:
         """The end of all open jobs of a host, to be stored with the host's deletion."""

@@ -10,12 +10,14 @@ from server.fleet.placement import Placement
 
 
 class GateLimit(NamedTuple):
-    """How many may have passed a gate at once. `host`: whose jobs count; or `schedule_id`: whose hosts count."""
+    """How many may have passed a gate at once, None for any number. `host`: whose jobs count; or `schedule_id`: whose
+    hosts count. `pauses_after`: how many of these may fail before the gate is shut; None where it never is."""
 
     gate: str
-    limit: int
+    limit: int | None
     host: str = ""
     schedule_id: str = ""
+    pauses_after: int | None = None
 
 
 GatesOf = Callable[[str, str], Sequence[GateLimit]]
@@ -32,9 +34,9 @@ def gate_of_host(host: str, limit: int) -> GateLimit:
     return GateLimit(f"host/{host}", limit, host=host)
 
 
-def gate_of_schedule(schedule_id: str, limit: int) -> GateLimit:
-    """The gate at which the hosts of a Schedule are counted."""
-    return GateLimit(f"rollout/{schedule_id}", limit, schedule_id=schedule_id)
+def gate_of_schedule(schedule_id: str, limit: int | None = None, pauses_after: int | None = None) -> GateLimit:
+    """The gate at which the hosts of a Schedule are counted, and which a pause shuts."""
+    return GateLimit(f"rollout/{schedule_id}", limit, schedule_id=schedule_id, pauses_after=pauses_after)
 
 
 class Limits:
@@ -52,8 +54,8 @@ class Limits:
     def gates_of(self, host: str, schedule_id: str) -> Sequence[GateLimit]:
         """The gates of a job."""
         found = []
-        if (hosts := self.of_schedule(schedule_id)) is not None:
-            found.append(gate_of_schedule(schedule_id, hosts))
+        if (its := self._of_schedule(schedule_id)) is not None:
+            found.append(its)
         if (jobs := self.of_host(host)) is not None:
             found.append(gate_of_host(host, jobs))
         self._used.update(it.gate for it in found)
@@ -67,12 +69,13 @@ class Limits:
         limits = [it for it in (declared, own) if it is not None]
         return min(limits) if limits else None
 
-    def of_schedule(self, schedule_id: str) -> int | None:
-        """On how many hosts a Schedule may run at once; None for any number."""
+    def _of_schedule(self, schedule_id: str) -> GateLimit | None:
+        """The gate of a Schedule; None where it neither runs on few hosts at once nor pauses."""
         schedule = self._placement.schedules.get(schedule_id)
-        if schedule is None or schedule.spec.rollout is None:
+        rollout = None if schedule is None else schedule.spec.rollout
+        if rollout is None or (rollout.max_concurrent_hosts, rollout.pauses_after) == (None, None):
             return None
-        return schedule.spec.rollout.max_concurrent_hosts
+        return gate_of_schedule(schedule_id, rollout.max_concurrent_hosts, rollout.pauses_after)
 
     def on_event(self, event: Event) -> None:
         """Publish that gates where jobs may be held back may have other limits."""
@@ -80,6 +83,6 @@ class Limits:
             rows = (self._catalog.schedules.get(key) for key in event.schedules)
             ids = [*(row.id for row in rows if row is not None), *event.deleted_schedules]
             named = [gate_of_host(host, 0).gate for host in event.hosts]
-            named += [gate_of_schedule(schedule_id, 0).gate for schedule_id in ids]
+            named += [gate_of_schedule(schedule_id).gate for schedule_id in ids]
             if gates := [gate for gate in named if gate in self._used]:
                 self._events.publish(GatesChanged(gates))

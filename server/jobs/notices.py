@@ -55,6 +55,12 @@ class Changed(Notice, frozen=True, tag="changed"):
     """Jobs began, or wait for their next attempt."""
 
 
+class Resumed(Notice, frozen=True, tag="resumed"):
+    """Somebody had a Schedule go on that was paused."""
+
+    schedule_id: str
+
+
 class Arrived(Notice, frozen=True, tag="arrived"):
     """A host said hello: its newest session is on the server that tells this. `instance`: the agent's process."""
 
@@ -132,6 +138,7 @@ AnyNotice = (
     | Ended
     | Recorded
     | Changed
+    | Resumed
     | Arrived
     | Left
     | Acked

@@ -21,9 +21,9 @@ from server.fleet.windows import begins_at
 from server.jobs import attempts, fires, notices
 from server.jobs.fires import MAX_OPEN_JOBS, NewJob
 from server.jobs.kinds import EXCLUSIVE, ConcurrencyLimit, hangs_at, lane_of, repository_of
-from server.jobs.limits import GateLimit, GatesOf, no_gates
-from server.jobs.turn import Gates, GateState, LaneState, Waiting, turn
-from server.store import connections, news, queue, servers
+from server.jobs.limits import GateLimit, GatesOf, gate_of_schedule, no_gates
+from server.jobs.turn import MANY, Gates, GateState, LaneState, Waiting, turn
+from server.store import connections, news, queue, rollouts, servers
 from server.store.audit import record_audit
 from server.store.days import count_ends
 from server.store.hosts import undeclared
@@ -35,8 +35,6 @@ from server.store.tables import GOOD
 from wire.messages import CommandRun, JobFinished
 
 _NO_GATES: Mapping[str, GateLimit] = {}
-_ALL = 1_000_000
-"""More jobs than are held back at a gate."""
 LimitOf = Callable[[str], ConcurrencyLimit]
 """The limit of a repository, by its id. The writer's thread asks."""
 ScheduleOf = Callable[[str, str], PlacedSchedule | None]
@@ -152,6 +150,14 @@ class Cancelling(NamedTuple):
     audit: AuditRow | None = None
 
 
+class Resuming(NamedTuple):
+    """A Schedule, by its id, that somebody has go on."""
+
+    schedule_id: str
+    now: datetime
+    audit: AuditRow
+
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Statement = Callable[["JobQueue", Connection, Sequence[Item]], list[Result]]
@@ -217,6 +223,27 @@ class JobQueue:
         its = [(row, repository_of(_command.decode(row.command)), end) for row, end in ends if row.scheduled_id]
         count_ends(conn, ((row.host, self._namespace_of(repository), end) for row, repository, end in its))
         count_schedule_ends(conn, (EndOf(repository, row.scheduled_id or "", end) for row, repository, end in its))
+
+    def _pause(self, conn: Connection, ends: Sequence[tuple[OpenRow, JobFinished]], now: datetime) -> list[OpenRow]:
+        """Pause the Schedules that have failed on too many hosts with these ends, which are stored. Returns the jobs of
+        theirs that waited alone for their lanes: they keep their places at other gates no more."""
+        failed: dict[Pair, bool] = {}
+        most: dict[str, int] = {}
+        for row, end in ends:
+            for gate in self._gates_of_row(row):
+                if gate.pauses_after is not None and _counts(row, end):
+                    failed[gate.schedule_id, row.host] = end.status not in GOOD
+                    most[gate.schedule_id] = gate.pauses_after
+        pairs = {pair for pair, is_failed in failed.items() if is_failed}
+        rollouts.note_ends(conn, pairs, failed.keys() - pairs)
+        waiting: list[OpenRow] = []
+        for schedule_id in sorted({schedule_id for schedule_id, _ in pairs}):
+            failing = rollouts.failing(conn, schedule_id)
+            hosts = [it for it in failing if self._schedule_of(it, schedule_id) is not None]
+            if len(hosts) > most[schedule_id] and rollouts.pause(conn, schedule_id, now, hosts):
+                waiting += queue.claiming(conn, schedule_id)
+        queue.settle(conn, [row.id for row in waiting], now)
+        return waiting
 
     def _note_ends(self, now: datetime, ends: Iterable[tuple[OpenRow, JobFinished]], *, final: bool = True) -> None:
         if self.is_shared:
@@ -401,12 +428,14 @@ class JobQueue:
                     else:
                         again.append((row, Retry(its, row.attempt, at)))
         jobs_retried(conn, [[retry for _, retry in again] for _, again, _ in told])
-        self._finish(conn, [it for over, _, _ in told for it in over])
+        ends = [it for over, _, _ in told for it in over]
+        self._finish(conn, ends)
+        waiting = self._pause(conn, ends, items[-1].now)
         for item, (over, again, _) in zip(items, told, strict=True):
             self._note_ends(item.now, over)
             self._note_ends(item.now, ((row, retry.end) for row, retry in again), final=False)
         touched = [row for over, again, _ in told for row, _ in (*over, *again)]
-        outcome = self._after(conn, touched, items[-1].now)
+        outcome = self._after(conn, [*touched, *waiting], items[-1].now, settle=waiting)
         return [Ended(*it, said) for it, said in zip(told, _first(outcome, items), strict=True)]
 
     @_telling
@@ -428,8 +457,9 @@ class JobQueue:
         rows = {row.id: row for row in queue.rows(conn, [end.job_id for end in over])}
         its = [(rows[end.job_id], end) for end in over if end.job_id in rows]
         self._finish(conn, its)
+        waiting = self._pause(conn, its, now)
         self._note_ends(now, its)
-        return _joined(Outcome(ended=its), self._after(conn, list(rows.values()), now))
+        return _joined(Outcome(ended=its), self._after(conn, [*rows.values(), *waiting], now, settle=waiting))
 
     @_telling
     def end_host(self, conn: Connection, items: Sequence[tuple[str, str, datetime]]) -> list[Outcome]:
@@ -813,12 +843,17 @@ class JobQueue:
         passed: dict[str, set[str]] = {gate: set() for gate in limits}
         for row in queue.passed_by_jobs(conn, ((it.gate, it.host) for it in limits.values() if it.host)):
             passed[row.gate].add(row.who)
-        schedules = ((it.gate, it.schedule_id) for it in limits.values() if it.schedule_id)
-        for row in queue.passed_by_hosts(conn, schedules):
+        counted = ((it.gate, it.schedule_id) for it in limits.values() if it.schedule_id and it.limit is not None)
+        for row in queue.passed_by_hosts(conn, counted):
             passed[row.gate].add(row.who)
         waits = queue.waited_at(conn, limits) if is_new else ()
+        pausing = [it.schedule_id for it in limits.values() if it.pauses_after is not None]
+        paused = rollouts.paused(conn, pausing) if pausing else set()
         return Gates(
-            {it.gate: GateState(frozenset(passed[it.gate]), it.limit, it.gate in waits) for it in limits.values()}
+            {
+                it.gate: GateState(frozenset(passed[it.gate]), it.limit, it.gate in waits, it.schedule_id in paused)
+                for it in limits.values()
+            }
         )
 
     def _hold_back(self, conn: Connection, gates: Gates) -> None:
@@ -842,13 +877,27 @@ class JobQueue:
     @_telling
     def open_gates(self, conn: Connection, items: Sequence[tuple[Collection[str], datetime]]) -> list[Outcome]:
         """Gates may have other limits now, or none any more: those that are held back there are looked at anew."""
-        found = []
-        for gates, now in items:
-            outcome = Outcome()
-            waiting = [row.id for row in queue.held(conn, gates, _ALL)]
-            for at in range(0, len(waiting), queue.FRONT):
-                outcome = _joined(outcome, self._advance(conn, waiting[at : at + queue.FRONT], now))
-            found.append(outcome)
+        return [self._open_gates(conn, gates, now) for gates, now in items]
+
+    def _open_gates(self, conn: Connection, gates: Collection[str], now: datetime) -> Outcome:
+        outcome = Outcome()
+        waiting = [row.id for row in queue.held(conn, gates, MANY)]
+        for at in range(0, len(waiting), queue.FRONT):
+            outcome = _joined(outcome, self._advance(conn, waiting[at : at + queue.FRONT], now))
+        return outcome
+
+    @_telling
+    def resume(self, conn: Connection, items: Sequence[Resuming]) -> list[Outcome | None]:
+        """Somebody has Schedules go on that are paused, which begin to count again. None for one that is not paused."""
+        found: list[Outcome | None] = []
+        for item in items:
+            if rollouts.paused(conn, [item.schedule_id]):
+                record_audit(conn, [item.audit])
+                rollouts.forget(conn, [item.schedule_id])
+                self._note(item.now, notices.Resumed(item.schedule_id))
+                found.append(self._open_gates(conn, [gate_of_schedule(item.schedule_id).gate], item.now))
+            else:
+                found.append(None)
         return found
 
     def _look(
@@ -917,6 +966,11 @@ def _pair(job: NewJob) -> tuple[str, str]:
 def _has_begun(row: OpenRow) -> bool:
     """Whether a job may run on its host."""
     return row.sent or row.status == "running"
+
+
+def _counts(row: OpenRow, end: JobFinished) -> bool:
+    """Whether the end of a job tells how its Schedule goes on its host: it began there, and nobody cancelled it."""
+    return _has_begun(row) and end.status != "cancelled"
 
 
 def _met(running: Collection[str], row: OpenRow) -> Moved | None:

@@ -12,6 +12,9 @@ it is the first there: a host that is busy with other repositories would otherwi
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+MANY = 1_000_000
+"""More jobs than wait at a gate."""
+
 
 class LaneState(NamedTuple):
     """Who has a slot in a lane. `active`: how many; where the lane has no limit, whether any: 0 or 1.
@@ -41,12 +44,13 @@ class Waiting(NamedTuple):
 
 
 class GateState(NamedTuple):
-    """Who has passed a gate. `limit`: how many may have at once. `waits`: whether others are held back there, whom
-    nobody overtakes."""
+    """Who has passed a gate. `limit`: how many may have at once, None for any number. `waits`: whether others are held
+    back there, whom nobody overtakes. `is_shut`: nobody passes, not even who has passed before."""
 
     passed: frozenset[str] = frozenset()
-    limit: int = 1
+    limit: int | None = 1
     waits: bool = False
+    is_shut: bool = False
 
 
 class Gates:
@@ -63,13 +67,17 @@ class Gates:
         self.claims: list[str] = []
 
     def room(self, gate: str) -> int:
-        """How many more may pass a gate."""
-        return max(self._states[gate].limit - len(self._passed[gate]), 0)
+        """How many more may pass a gate, up to `MANY`."""
+        state = self._states[gate]
+        if state.is_shut:
+            return 0
+        return MANY if state.limit is None else max(state.limit - len(self._passed[gate]), 0)
 
     def hold_back(self, job: Waiting) -> bool:
         """Whether a job may not pass one of its gates now; then it is held back there."""
         for gate, who in job.gates:
-            if who not in self._passed[gate] and (self._states[gate].waits or not self.room(gate)):
+            state, is_new = self._states[gate], who not in self._passed[gate]
+            if state.is_shut or (is_new and (state.waits or not self.room(gate))):
                 self.held[job.id] = gate
                 return True
         return False

@@ -38,11 +38,16 @@ def _closed(job: Mapping[str, Any], wait: WaitRow) -> str:
         return f"host {job['host']} to connect"
     if wait.stops:
         return f"the agent of host {job['host']}, which stops, to start again"
-    if (job["gate"] or "").startswith("rollout/"):
+    if wait.is_paused:
+        return "its Schedule to be resumed, which is paused since it failed on too many hosts"
+    return "" if job["gate"] is None else _held_at(job["gate"], job["host"])
+
+
+def _held_at(gate: str, host: str) -> str:
+    """What a job waits for that is held back at a gate."""
+    if gate.startswith("rollout/"):
         return "other hosts to be done: its Schedule runs on as many at once as rollout.maxConcurrentHosts says"
-    if job["gate"] is not None:
-        return f"a job of host {job['host']} to end, which runs as many at once as it may"
-    return ""
+    return f"a job of host {host} to end, which runs as many at once as it may"
 
 
 def problem_of(job: Mapping[str, Any], now: datetime) -> str:

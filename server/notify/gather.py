@@ -37,7 +37,7 @@ class Gatherer:
     async def facts(self, namespaces: Collection[str] | None) -> Facts:
         """What is wrong in these namespaces, or in all; and with hosts and controllers. Raises Unavailable."""
         survey, now = await self._surveyor.survey(""), self._clock()
-        hanging = await self._coverage.hanging(now)
+        hanging, pauses = await self._coverage.hanging(now), await self._coverage.pauses()
         labels: dict[ObjectKey, Mapping[str, str]] = {}
         found: list[Found] = []
         for row in survey.rows:
@@ -47,6 +47,7 @@ class Gatherer:
             labels[about] = row.labels
             having = [it for it in survey.groups if row.id in it.entries.items]
             covers = self._coverage.coverage(row.id, stands, having, hanging.get(row.id, set()))
+            covers = covers._replace(pause=pauses.get(row.id))
             found += _of_schedule(about, covers, stands)
         for repository in list(self._catalog.repositories.values()):
             if namespaces is None or repository.namespace in namespaces:

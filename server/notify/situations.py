@@ -13,7 +13,7 @@ from server.resources.specs import AlertSpec
 
 _EVENTS: Mapping[str, Sequence[str]] = {
     "Failure": (
-        *("RunsFail", "RunsHang", "HookNotAllowed", "NotSupported", "ForgetsTooLittle"),
+        *("RunsFail", "RunsHang", "HookNotAllowed", "NotSupported", "ForgetsTooLittle", "Paused"),
         *("WrongPassword", "NoRepository", "Locked"),
     ),
     "Incomplete": ("RunsIncomplete",),

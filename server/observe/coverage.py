@@ -30,8 +30,9 @@ from server.observe.problems import MAX_NAMED, Access, Coverage, no_host
 from server.resources.grants import NOTHING
 from server.resources.selectors import selector_matches
 from server.resources.specs import Hooks, LabelSelector, ScheduleSpec
-from server.store import queue
+from server.store import queue, rollouts
 from server.store.engine import Store
+from server.store.rollouts import Pause
 from server.store.rows import Row
 from wire.entries import EntrySet
 
@@ -124,12 +125,17 @@ class CoverageReader:
         """
         now, found = self._clock(), {}
         groups = group_by_set(self._hub.sessions())
-        hanging = await self.hanging(now)
+        hanging, pauses = await self.hanging(now), await self.pauses()
         for id_ in schedule_ids:
             await asyncio.sleep(0)
             having = [it for it in groups if id_ in it.entries.items]
-            found[id_] = self._coverage(id_, having, hanging.get(id_, set()), now)
+            its = self._coverage(id_, having, hanging.get(id_, set()), now)
+            found[id_] = its._replace(pause=pauses.get(id_))
         return found
+
+    async def pauses(self) -> dict[str, Pause]:
+        """The schedules that are paused, by id."""
+        return await self._store.read(rollouts.pauses)
 
     async def hanging(self, now: datetime) -> dict[str, set[str]]:
         """By id of a schedule, the hosts on which a job of it hangs."""

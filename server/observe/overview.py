@@ -47,7 +47,7 @@ SectionName = Literal[
 ]
 SECTIONS: Mapping[SectionName, tuple[str, ...]] = {
     "overdue": ("Overdue",),
-    "failed": ("RunsFail", "RunsHang", "HookNotAllowed", "NotSupported", "ForgetsTooLittle"),
+    "failed": ("RunsFail", "RunsHang", "HookNotAllowed", "NotSupported", "ForgetsTooLittle", "Paused"),
     "never_ran": ("NeverRan", "NoHosts", "NotGranted", "HostsNotGranted", "NoBackup", "NothingDeclared"),
     "offline": ("NotConnected",),
     "out_of_sync": ("NotInSync", "EntriesLeftOut", "StoreEmpty"),

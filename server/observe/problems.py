@@ -12,6 +12,7 @@ from server.fleet.expected import span
 from server.jobs import outcomes
 from server.resources.selectors import selector_matches
 from server.resources.specs import LabelSelector, Requirement
+from server.store.rollouts import Pause
 
 MAX_NAMED = 5
 """How many hosts a message names before it only counts them."""
@@ -51,6 +52,7 @@ class Coverage(NamedTuple):
     - `refused_hooks`: by program of a hook or backup.command, the hosts whose agents do not allow it.
     - `unsupported`: by why its agent or its restic cannot run the schedule, the hosts.
     - `forgets_too_little`: why it does not forget what it is for; empty when it does.
+    - `pause`: since when nothing of it begins, as it failed on too many hosts; None while it is not paused.
     - `never_ran`: overdue hosts on which no run has ended at all. `late_names`: names of the other overdue hosts.
     """
 
@@ -82,6 +84,7 @@ class Coverage(NamedTuple):
     behind: int = 0
     behind_names: Sequence[str] = ()
     forgets_too_little: str = ""
+    pause: Pause | None = None
 
 
 def schedule_problems(coverage: Coverage) -> list[Problem]:
@@ -107,6 +110,8 @@ def schedule_problems(coverage: Coverage) -> list[Problem]:
         who = named(hosts[:MAX_NAMED], len(hosts))
         message = f"{of_hosts(len(hosts), coverage)} cannot run it, so each run there fails: {who}; {why}"
         found.append(Problem("NotSupported", message))
+    if coverage.pause is not None:
+        found.append(Problem("Paused", _paused(coverage.pause)))
     if coverage.overdue:
         where, who = of_hosts(coverage.overdue, coverage), named(coverage.overdue_names, coverage.overdue)
         found.append(Problem("Overdue", f"no success for more than {span(coverage.within)} on {where}: {who}"))
@@ -225,6 +230,13 @@ def named(names: Sequence[str], count: int) -> str:
     """These names as text, with how many more there are when they are some of `count`."""
     more = count - len(names)
     return ", ".join(names) + (f" and {more} more" if names and more > 0 else "")
+
+
+def _paused(pause: Pause) -> str:
+    who = named(pause.hosts, pause.failed)
+    many = "1 host" if pause.failed == 1 else f"{pause.failed} hosts"
+    what = f"paused at {pause.since:%Y-%m-%dT%H:%M:%SZ}, as it failed on {many} ({who}), more than maxFailures"
+    return f"{what}: nothing begins until you find out why, and let it go on with `lamplighter resume`"
 
 
 def _hook_refused(program: str, hosts: Sequence[str], coverage: Coverage) -> str:

@@ -20,7 +20,7 @@ from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader
 from server.observe.problems import problems_of_repository
 from server.resources.manifests import is_enabled
-from server.store import alerts, queue
+from server.store import alerts, queue, rollouts
 from server.store.engine import Store, StoreClosedError
 
 MAX_SERIES = 20_000
@@ -89,6 +89,7 @@ class StateCollector(Collector):
         yield self._host_problems()
         yield _gauge("lamplighter_schedules", "Schedules that are declared.", len(self._catalog.schedules))
         yield self._disabled()
+        yield from self._paused()
         yield from self._jobs()
         yield from self._notifications()
         yield self._controller_problems()
@@ -104,6 +105,16 @@ class StateCollector(Collector):
         for row in islice(disabled, MAX_SERIES):
             family.add_metric([row.namespace, row.name], 1)
         return family
+
+    def _paused(self) -> Iterator[Metric]:
+        """The schedules that are paused. Nothing while the store cannot be read."""
+        with suppress(Unavailable, StoreClosedError):
+            about = "1 for each Schedule that is paused, since it failed on too many hosts."
+            family = GaugeMetricFamily("lamplighter_schedule_paused", about, labels=["namespace", "schedule"])
+            paused = self._store.read_blocking(rollouts.pauses)
+            for row in islice((it for it in list(self._catalog.schedules.values()) if it.id in paused), MAX_SERIES):
+                family.add_metric([row.namespace, row.name], 1)
+            yield family
 
     def _jobs(self) -> Iterator[Metric]:
         """How many jobs are open. Nothing while the store cannot be read, which other metrics tell."""

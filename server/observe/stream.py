@@ -28,6 +28,7 @@ from server.events import (
     LimitChanged,
     NotificationsChanged,
     RepositoryHealthChanged,
+    ScheduleResumed,
 )
 
 KINDS = ("schedules", "repositories", "hosts", "runs", "alerts")
@@ -45,6 +46,7 @@ _CHANGED = {
     JobsRecorded: ("runs", "schedules"),
     JobsSent: (),
     JobsChanged: ("runs",),
+    ScheduleResumed: ("schedules", "runs"),
     AttemptEnded: ("runs", "schedules"),
     RepositoryHealthChanged: ("repositories",),
     ClockSetBack: ("schedules", "repositories", "runs"),

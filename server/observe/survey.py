@@ -50,6 +50,7 @@ from server.store import jobs as job_statements
 from server.store.alerts import AlertStanding
 from server.store.engine import Store
 from server.store.ownership import probe
+from server.store.rollouts import Pause
 from server.store.rows import RepositoryRow, ScheduleRow
 
 FREE_S = 0.005
@@ -133,7 +134,7 @@ class Surveyor:
         """The overview of one namespace, or of all. Raises Unavailable when the store cannot be read."""
         survey = await self.survey(namespace)
         now = survey.at
-        hanging = await self._coverage.hanging(now)
+        hanging, pauses = await self._coverage.hanging(now), await self._coverage.pauses()
         running, count = await self._running(survey, namespace)
         shown = _days(now, DAYS)
         by_day = {it.day: it for it in await self._store.read(days.by_day, shown[0], namespace)}
@@ -144,7 +145,7 @@ class Surveyor:
             await self._store.refuses(probe, now),
             counts,
             len(survey.awaited),
-            [self._schedule(survey, row, hanging.get(row.id, set())) for row in survey.rows],
+            [self._schedule(survey, row, hanging.get(row.id, set()), pauses.get(row.id)) for row in survey.rows],
             [self._repository(row, now) for row in self._repositories(namespace)],
             await self._host_troubles(survey, namespace, hanging.get("", set())),
             [] if namespace else self._controller_problems(),
@@ -298,10 +299,10 @@ class Surveyor:
             jobs_running=running,
         )
 
-    def _schedule(self, survey: Survey, row: ScheduleRow, hanging: set[str]) -> ScheduleFacts:
+    def _schedule(self, survey: Survey, row: ScheduleRow, hanging: set[str], pause: Pause | None) -> ScheduleFacts:
         stands = survey.stands[row.id]
         having = [it for it in survey.groups if row.id in it.entries.items]
-        covers = self._coverage.coverage(row.id, stands, having, hanging)
+        covers = self._coverage.coverage(row.id, stands, having, hanging)._replace(pause=pause)
         next_due = self._placement.next_due(row.id, survey.at)
         return ScheduleFacts(row.namespace, row.name, row.spec["kind"], covers, next_due)
 

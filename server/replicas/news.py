@@ -21,6 +21,7 @@ from server.events import (
     JobsChanged,
     JobsRecorded,
     NotificationsChanged,
+    ScheduleResumed,
 )
 from server.gateway.endpoint import Gateway
 from server.jobs import notices
@@ -142,6 +143,8 @@ class NewsFollower:
                 self._events.publish_heard(JobsRecorded(()))
             case notices.Changed():
                 self._events.publish_heard(JobsChanged(()))
+            case notices.Resumed(schedule_id):
+                self._events.publish_heard(ScheduleResumed(schedule_id))
             case notices.Opened(repository, url):
                 self._repositories.heard_opened(repository, url)
             case notices.Output(job_id, lines):

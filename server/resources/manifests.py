@@ -191,6 +191,11 @@ def is_enabled(raw_spec: Mapping[str, Any]) -> bool:
     return bool(raw_spec.get("enabled", True)) and not raw_spec.get("suspend", False)
 
 
+def may_pause(raw_spec: Mapping[str, Any]) -> bool:
+    """Whether a Schedule with this completed spec is paused once it failed on too many hosts."""
+    return (raw_spec.get("rollout") or {}).get("failurePolicy") == "Pause"
+
+
 def repository_spec(raw_spec: Mapping[str, Any]) -> RepositorySpec:
     """The typed spec of a valid Repository."""
     return msgspec.convert(raw_spec, RepositorySpec)

@@ -135,9 +135,17 @@ class Hooks(Struct, frozen=True):
 
 
 class Rollout(Struct, frozen=True, rename="camel"):
-    """On how many hosts a Schedule runs at once; None for any number."""
+    """On how many hosts a Schedule runs at once, None for any number; and what happens once more than `max_failures`
+    have failed: nothing else, or nothing begins until it is resumed."""
 
     max_concurrent_hosts: int | None = None
+    max_failures: int = 0
+    failure_policy: Literal["Continue", "Pause"] = "Continue"
+
+    @property
+    def pauses_after(self) -> int | None:
+        """How many hosts may fail before it pauses; None where it never does."""
+        return self.max_failures if self.failure_policy == "Pause" else None
 
 
 class Ping(Struct, frozen=True, rename="camel"):

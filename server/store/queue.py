@@ -155,13 +155,15 @@ class Counts(NamedTuple):
 
 class WaitRow(NamedTuple):
     """What a waiting job waits for. `ahead`: how many jobs of its lane go before it, counted up to MAX_AHEAD + 1.
-    `is_drained`: whether nothing new is to begin on its host; `stops`: whether its agent is about to end."""
+    `is_drained`: whether nothing new is to begin on its host; `stops`: whether its agent is about to end; `is_paused`:
+    whether its Schedule is."""
 
     id: str
     is_online: bool
     ahead: int
     is_drained: bool | None = False
     stops: bool | None = False
+    is_paused: bool = False
 
 
 class Moved(NamedTuple):
@@ -324,6 +326,12 @@ _PASSED_BY_HOSTS = f"""
     WHERE jobs.{_OPEN} AND jobs.sent AND COALESCE(jobs.holds, FALSE)
     UNION
     SELECT given.gate, jobs.host AS who FROM given JOIN jobs ON jobs.scheduled_id = given.scheduled_id
+    WHERE jobs.{_OPEN} AND jobs.claims
+"""
+
+_CLAIMING = f"""
+    WITH given AS ({{given}})
+    SELECT jobs.* FROM given JOIN jobs ON jobs.scheduled_id = given.scheduled_id
     WHERE jobs.{_OPEN} AND jobs.claims
 """
 
@@ -490,7 +498,8 @@ _WAITED_FOR = """
                  front.queued_at < jobs.queued_at OR (front.queued_at = jobs.queued_at AND front.id < jobs.id))
                LIMIT {most}) AS before) AS ahead,
            (SELECT hosts.drains FROM hosts WHERE hosts.name = jobs.host) AS is_drained,
-           (SELECT connections.stops FROM connections WHERE connections.host = jobs.host) AS stops
+           (SELECT connections.stops FROM connections WHERE connections.host = jobs.host) AS stops,
+           EXISTS (SELECT 1 FROM rollout_pauses WHERE rollout_pauses.schedule_id = jobs.scheduled_id) AS is_paused
     FROM jobs WHERE jobs.id IN (SELECT id FROM given)
 """.replace("{most}", str(MAX_AHEAD + 1))
 
@@ -591,6 +600,11 @@ def hold_back(conn: Connection, its: Iterable[tuple[str, str]]) -> None:
     """Have these jobs, which wait, be held back at gates until they are settled again: (id, gate)."""
     if rows := [(job_id, gate, False, False) for job_id, gate in its]:
         batch.execute(conn, _update(conn.dialect.name, ("id", "gate", "ready", "claims")), rows)
+
+
+def claiming(conn: Connection, schedule_id: str) -> list[OpenRow]:
+    """The jobs of a schedule that claim their gates."""
+    return _read(conn, _CLAIMING, OpenRow, ("scheduled_id",), [schedule_id])
 
 
 def claim(conn: Connection, job_ids: Iterable[str]) -> None:

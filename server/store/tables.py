@@ -398,6 +398,27 @@ class ScheduleDay(Base, table=True):
     bytes_added: int = Field(default=0, sa_type=sa.BigInteger)
 
 
+class RolloutFailure(Base, table=True):
+    """A host on which the newest run of a Schedule failed since that was last resumed. Of Schedules that may pause."""
+
+    __tablename__ = "rollout_failures"
+
+    schedule_id: str = Field(primary_key=True, max_length=32)
+    host: str = Field(primary_key=True, max_length=253, index=True)
+
+
+class RolloutPause(Base, table=True):
+    """A Schedule that is paused: nothing of it begins until somebody resumes it. `failed`: on how many hosts it had
+    failed then; `hosts`: the first of them by name."""
+
+    __tablename__ = "rollout_pauses"
+
+    schedule_id: str = Field(primary_key=True, max_length=32)
+    paused_at: datetime = Field(sa_type=UtcDateTime)
+    failed: int
+    hosts: list[str] = Field(sa_type=sa.JSON)
+
+
 class JobAttempt(Base, table=True):
     """A failed attempt of a job, which was followed by another attempt."""
 
@@ -556,6 +577,7 @@ AUDIT, HOST_SCHEDULES, STORE_OWNER = tables["audit_log"], tables["host_schedules
 CONNECTIONS, SERVERS, NEWS = tables["connections"], tables["servers"], tables["news"]
 CHANGE_HEAD, CHANGE_LOG = tables["change_head"], tables["change_log"]
 PROGRESS, LISTINGS, CONTROLLERS = tables["job_progress"], tables["listings"], tables["controllers"]
+ROLLOUT_FAILURES, ROLLOUT_PAUSES = tables["rollout_failures"], tables["rollout_pauses"]
 HOST_DAYS, SCHEDULE_DAYS = tables["host_days"], tables["schedule_days"]
 ENROLMENTS, HOST_KEYS = tables["enrolments"], tables["host_keys"]
 ALERTS, ALERT_STATES, DELIVERIES = tables["alerts"], tables["alert_states"], tables["deliveries"]

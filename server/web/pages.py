@@ -23,6 +23,7 @@ PAGES: Sequence[PageRoute] = (
     PageRoute("GET", "/hosts/{name}", hosts.show_host),
     PageRoute("GET", "/schedules/{namespace}/{name}", schedules.show_schedule),
     PageRoute("POST", "/schedules/{namespace}/{name}/run", schedules.run_schedule),
+    PageRoute("POST", "/schedules/{namespace}/{name}/resume", schedules.resume_schedule),
     PageRoute("GET", "/jobs", jobs.show_jobs),
     PageRoute("GET", "/jobs/{id}", jobs.show_job),
     PageRoute("GET", "/jobs/{id}/log", jobs.show_log),

@@ -1,4 +1,4 @@
-"""The page of a schedule: where and when it runs, and how that went; and the form that runs it now."""
+"""The page of a schedule: where and when it runs, and how that went; and the forms that run it now, or resume it."""
 
 import asyncio
 from typing import Any
@@ -46,3 +46,10 @@ async def run_schedule(page: Page) -> Response:
     body = {"hosts": [host]} if host else None
     jobs = (await page.send("POST", "schedules", *here, "run", body=body))["items"]
     return page.see("jobs", jobs[0]["id"]) if len(jobs) == 1 else page.see("jobs", schedule="/".join(here))
+
+
+async def resume_schedule(page: Page) -> Response:
+    """Have a schedule go on that is paused, and show it."""
+    here = (page.path["namespace"], page.path["name"])
+    await page.send("POST", "schedules", *here, "resume")
+    return page.see("schedules", *here)

@@ -27,6 +27,7 @@ from server.observe.overview import (
     overview,
 )
 from server.observe.problems import Access, AlertFacts, Coverage, Problem, repository_problems
+from server.store.rollouts import Pause
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 3, 29, 3, tzinfo=UTC)
@@ -55,7 +56,7 @@ def coverage(**more: Any) -> Coverage:
         "forgets_too_little": "",
         "errors": {},
     }
-    within = {"within": NOW - NOW.replace(hour=1), "refused_hooks": {}, "unsupported": {}}
+    within = {"within": NOW - NOW.replace(hour=1), "refused_hooks": {}, "unsupported": {}, "pause": None}
     return Coverage(**empty | dict.fromkeys(numbers, 0) | good | within | more)
 
 
@@ -88,6 +89,7 @@ FROM = {
     "HookNotAllowed": of_schedule(refused_hooks={"/bin/freeze": ["a"]}),
     "ForgetsTooLittle": of_schedule(forgets_too_little="there is no backup"),
     "NotSupported": of_schedule(unsupported={"its restic is too old": ["a"]}),
+    "Paused": of_schedule(pause=Pause(NOW, 2, ["a", "b"])),
     "NoHosts": of_schedule(hosts=0, no_host="there is none"),
     "HostsNotGranted": of_schedule(not_granted=1, not_granted_names=["a"]),
     "NotGranted": of_schedule(denied="spec.url: no"),
