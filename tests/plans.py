@@ -57,6 +57,7 @@ CALLS: dict[str, Callable[[Connection], object]] = {
     "held": lambda conn: queue.held(conn, ["host a"], 2),
     "hold_back": lambda conn: queue.hold_back(conn, [("1", "host a")]),
     "claim": lambda conn: queue.claim(conn, ["1"]),
+    "claiming": lambda conn: queue.claiming(conn, "s"),
 }
 """A call of each statement."""
 OF_ALL = {

@@ -210,7 +210,7 @@ BAD_SCHEDULES = [
         "schema",
         rollout={"maxFailures": -1, "failurePolicy": "Pause"},
     ),
-    _backup("spec.rollout.failurePolicy", "one of Continue, Pause", "schema", rollout={"failurePolicy": "Stop"}),
+    _backup("spec.rollout.failurePolicy", "use Continue, Pause", "schema", rollout={"failurePolicy": "Stop"}),
     _backup("spec.rollout.maxFailures", "say which policy it is", "rule", rollout={"maxFailures": 1}),
     _backup("spec.rollout.maxConcurrentHosts", "must be at least 1", "schema", rollout={"maxConcurrentHosts": 0}),
     _backup("spec.spreadSeconds", "must be at least 0, not -1", "schema", spreadSeconds=-1),

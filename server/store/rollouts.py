@@ -46,8 +46,8 @@ def pause(conn: Connection, schedule_id: str, at: datetime, hosts: Sequence[str]
     """Pause a schedule that failed on these hosts. Returns False for one that is paused already, which stays so."""
     if paused(conn, [schedule_id]):
         return False
-    row = {"schedule_id": schedule_id, "paused_at": at, "failed": len(hosts), "hosts": list(hosts[:MAX_NAMED])}
-    conn.execute(sa.insert(ROLLOUT_PAUSES).values(row))
+    row = (schedule_id, at, len(hosts), list(hosts[:MAX_NAMED]))
+    batch.execute(conn, batch.insert_new(conn.dialect.name, ROLLOUT_PAUSES, tuple(_PAUSED.keys())), [row])
     return True
 
 

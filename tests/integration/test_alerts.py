@@ -127,7 +127,8 @@ async def declare_trouble(api: httpx.AsyncClient, declare: Declare) -> tuple[str
         await api.put(f"/hosts/{host}", json={"labels": {"role": role}})
     await declare("renamed", **on("old"))
     await declare("suspended", **on("db"), enabled=False)
-    fails, warns = await declare("fails", repository="shut", **on("db")), await declare("warns", **on("db"))
+    fails = await declare("fails", repository="shut", rollout={"failurePolicy": "Pause"}, **on("db"))
+    warns = await declare("warns", **on("db"))
     return fails, warns, await declare("hangs", **on("db"), timeoutSeconds=3600)
 
 
@@ -189,6 +190,7 @@ async def test_each_kind_of_trouble_is_told_and_in_time(
         ("LamplighterOverdue", "hangs", None, None),
         ("LamplighterScheduleDisabled", "suspended", None, None),
         ("LamplighterJobsFailing", "fails", None, None),
+        ("LamplighterSchedulePaused", "fails", None, None),
         ("LamplighterJobsIncomplete", "warns", None, None),
         ("LamplighterRepositoryInTrouble", None, "shut", "WrongPassword"),
         ("LamplighterRepositoryInTrouble", None, "unverified", "NotVerified"),

@@ -148,7 +148,8 @@ class Database:
 
     Where several servers share it: `living`: those that have a row; `is_down`: whether nobody reaches it, since
     `lost_at`; `committing`: those whose transactions were committed then, though they do not hear of that;
-    `revision`: of the newest of the `edits`. `drained`: the hosts on which nothing new is to begin.
+    `revision`: of the newest of the `edits`. `drained`: the hosts on which nothing new is to begin. `begun_at_pause`:
+    the attempts that had been sent when schedules were paused, of those that are; None where no schedule pauses.
     """
 
     schedules: dict[str, PlacedSchedule] = field(default_factory=dict)
@@ -164,6 +165,7 @@ class Database:
     committing: set[str] = field(default_factory=set)
     edits: list[Edit] = field(default_factory=list)
     drained: set[str] = field(default_factory=set)
+    begun_at_pause: dict[str, set[str]] | None = None
     is_down: bool = False
     lost_at: datetime = _BEGIN
     revision: int = 0
@@ -204,6 +206,7 @@ class Database:
         before those of others."""
         (result,) = function(self.conn, [item])
         self._number(early)
+        self._note_pauses()
         if isinstance(result, Recorded):
             self._recorded(item, result, now)
         elif isinstance(result, Ended):
@@ -251,6 +254,20 @@ class Database:
     def sent_to(self, host: str) -> set[str]:
         """What a host calls the attempts that it was sent, and that are not over."""
         return {wire_id(row) for row in queue.of_hosts(self.conn, [host]) if row.sent}
+
+    def _note_pauses(self) -> None:
+        """Note what had been sent of schedules that are paused now."""
+        if (known := self.begun_at_pause) is not None:
+            paused = [id_ for (id_,) in self.conn.driver.execute("SELECT schedule_id FROM rollout_pauses")]
+            self.begun_at_pause = {id_: known[id_] if id_ in known else self._sent_of(id_) for id_ in paused}
+
+    def _sent_of(self, schedule_id: str) -> set[str]:
+        rows = queue.of_pairs(self.conn, [(schedule_id, host) for host in self.open])
+        return {wire_id(row) for row in rows if row.sent}
+
+    def paused(self) -> Mapping[str, set[str]]:
+        """The schedules that are paused, each with the attempts that had been sent by then."""
+        return self.begun_at_pause or {}
 
     def in_the_way(self, host: str, schedule_id: str, due: datetime) -> Sequence[str]:
         """The open runs for which a due time is left out."""

@@ -21,6 +21,7 @@ from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.queue import JobQueue, wire_id
 from server.jobs.reports import Reports
 from server.jobs.repositories import RepositoryStates
+from server.store.rows import AuditRow
 from tests.simulation.clock import SECOND, Stored, Timer
 from tests.simulation.database import Database
 from tests.simulation.link import Pipe
@@ -350,6 +351,11 @@ class Server:
     def cancel(self, job_id: str) -> None:
         """Have a job end as cancelled: by its host if that is online."""
         self.dispatcher.cancel([job_id], "cancelled")
+
+    def resume(self, schedule_id: str) -> None:
+        """Have a schedule go on that is paused."""
+        line = AuditRow(self.clock, "user", "user", "resume", "Schedule", schedule_id, {})
+        self.dispatcher.resume(schedule_id, line)
 
     def _change(self, make_plan: Callable[[], Plan]) -> None:
         plan = make_plan()

@@ -62,7 +62,7 @@ SHARED = (*MISHAPS, "server", "stop", "pause", "database")
 class Scale(NamedTuple):
     """How large a fleet is, and what goes wrong in it. `groups`: of hosts; each schedule is for one of them.
     `servers`: how many share the database. `limits`: how many jobs hosts run at once, in turn. `windows`: whether
-    schedules have some."""
+    schedules have some; `pauses`: whether some pause once they failed on too many hosts."""
 
     agents: int = 50
     groups: int = 40
@@ -73,6 +73,7 @@ class Scale(NamedTuple):
     days: int = 30
     limits: Sequence[int | None] = ()
     windows: bool = False
+    pauses: bool = False
 
 
 MONTH = Scale()
@@ -123,6 +124,11 @@ def windowed(seed: int) -> Scale:
     return Scale(agents, 2, 12, round(agents * 3 * 5 ** rng.random()), kinds, servers, 10, windows=True)
 
 
+def pausing(seed: int) -> Scale:
+    """A fleet like `held`, whose schedules pause once they failed on too many hosts, until people resume them."""
+    return held(seed)._replace(pauses=True)
+
+
 FLEETS: Mapping[str, Callable[[int], Scale]] = {
     "month": lambda seed: MONTH,
     "restored": lambda seed: RESTORED,
@@ -130,9 +136,10 @@ FLEETS: Mapping[str, Callable[[int], Scale]] = {
     "drawn": drawn,
     "shared": shared,
     "held": held,
+    "pausing": pausing,
     "windowed": windowed,
 }
-"""Fleets by the names that a command knows them by; the last three are others for each seed."""
+"""Fleets by the names that a command knows them by; the last five are others for each seed."""
 
 
 class Story(World):
@@ -146,6 +153,9 @@ class Story(World):
         self.scale = scale
         self.quiet = self.begin
         given = zip(self.agents, scale.limits, strict=False)
+        if scale.pauses:
+            self.db.begun_at_pause = {}
+            self.at(self.now + HOUR, self._resume)
         self.of_hosts |= {agent.name: limit for agent, limit in given if limit is not None}
         self.specs: dict[str, list[tuple[datetime, ScheduleSpec]]] = {}
         for agent in self.agents:
@@ -227,6 +237,14 @@ class Story(World):
             case _:
                 self._happen_to(what, rng.choice(self.servers) if len(self.servers) > 1 else self.servers[0])
 
+    def _resume(self) -> None:
+        """People have a look about each hour, and let go on what is paused."""
+        self.at(self.now + (0.5 + self.rng.random()) * HOUR, self._resume)
+        if (server := self.any_server()) is not None:
+            for schedule_id in sorted(self.db.paused()):
+                self.tell("user", f"resumes {schedule_id}")
+                server.resume(schedule_id)
+
     def _undrain(self, name: str) -> None:
         if name not in self.db.drained:
             return
@@ -293,6 +311,8 @@ class Story(World):
         schedule_id = self.new_id()
         if self.scale.limits and int(schedule_id.rpartition("-")[2]) % 3 == 0:
             self.rollouts[schedule_id] = 1
+        if self.scale.pauses and (number := int(schedule_id.rpartition("-")[2])) % 4:
+            self.pausing[schedule_id] = number % 4 // 3
         self._put(schedule_id, self._some_timing(), "creates")
 
     def _retime(self) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from server.store import rollouts
 from tests.simulation.promises import BrokenPromiseError, check
 from tests.simulation.replica import Replica
-from tests.simulation.story import FLEETS, MISLED, RESTORED, drawn, held, play, shared, windowed
+from tests.simulation.story import FLEETS, MISLED, RESTORED, drawn, held, pausing, play, shared, windowed
 
 SMALL = 20
 """A seed from which a small fleet is drawn."""
@@ -35,6 +36,19 @@ def test_every_promise_holds_where_hosts_run_few_jobs_at_once_and_are_drained(se
     """Nothing begins on a host that is drained, or whose agent stops; that interrupts nothing; and what falls due
     meanwhile is made up for once."""
     check(play(seed, held(seed)))
+
+
+@pytest.mark.parametrize("seed", [0, 2, 5, 9, 10, 11, 12])
+def test_every_promise_holds_where_schedules_pause_and_nothing_of_them_begins_until_they_are_resumed(seed: int) -> None:
+    told: list[str] = []
+    check(play(seed, pausing(seed), told.append))
+    assert sum("user: resumes" in line for line in told) > 2
+
+
+def test_a_job_of_a_paused_schedule_that_begins_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollouts, "paused", lambda conn, ids: set())
+    with pytest.raises(BrokenPromiseError, match="is paused"):
+        check(play(5, pausing(5)))
 
 
 def test_every_promise_holds_after_a_month_of_faults() -> None:

@@ -289,8 +289,8 @@ class World:
 
     `runs`: when each attempt of a due time's job really began; `uses`: for how long, by its job's id; `said`: how
     its agent said that it ended; `wrongs`: what was seen to be wrong before the end; `of_hosts`: how many jobs hosts
-    run at once; `rollouts`: on how many hosts schedules do. `listen` is told every line of
-    the story; `trace` is their hash.
+    run at once; `rollouts`: on how many hosts schedules do; `pausing`: after how many that failed they pause. `listen`
+    is told every line of the story; `trace` is their hash.
     """
 
     def __init__(self, seed: int, agents: int, listen: Callable[[str], None] | None = None, servers: int = 1) -> None:
@@ -307,6 +307,7 @@ class World:
         self.lost: dict[str, Row] = {}
         self.of_hosts: dict[str, int] = {}
         self.rollouts: dict[str, int] = {}
+        self.pausing: dict[str, int] = {}
         self._sent: dict[str, set[str]] = {}  # to hosts that are drained, when that began
         self.trace = hashlib.sha256()
         self._listen = listen
@@ -378,7 +379,8 @@ class World:
     def gates_of(self, host: str, schedule_id: str) -> Sequence[GateLimit]:
         """The gates of a host's job."""
         hosts, jobs = self.rollouts.get(schedule_id), self.of_hosts.get(host)
-        its = [] if hosts is None else [gate_of_schedule(schedule_id, hosts)]
+        most = self.pausing.get(schedule_id)
+        its = [] if (hosts, most) == (None, None) else [gate_of_schedule(schedule_id, hosts, most)]
         return its if jobs is None else [*its, gate_of_host(host, jobs)]
 
     def drains(self, host: str, *, on: bool) -> None:
@@ -402,6 +404,10 @@ class World:
             self.wrongs.append(f"{command.job_id} began on {host} at {self.now}, which is drained")
         attempt = command.job_id.partition(".")[2]
         self.runs.setdefault((host, command.schedule_id, command.scheduled_at, attempt), []).append(self.now)
+        if command.job_id not in self.db.paused().get(command.schedule_id, {command.job_id}):
+            self.wrongs.append(
+                f"{command.job_id} began on {host} at {self.now}, though {command.schedule_id} is paused"
+            )
         self.uses[command.job_id] = Use(host, command, self.now)
         self.tell(host, f"runs {command.schedule_id} due {command.scheduled_at} as {command.job_id}")
 

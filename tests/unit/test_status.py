@@ -130,6 +130,10 @@ def test_a_message_names_just_the_fields_that_are_wrong() -> None:
         (seen("Overdue", "RunsFail", hosts=2), {"Degraded": ("True", "Overdue")}),
         (seen(), {"Degraded": ("False", "NoHosts")}),
         (seen(spec={"enabled": False}), {"Ready": ("True", "Accepted"), "Degraded": ("False", "Disabled")}),
+        (
+            seen("Paused", hosts=2, hostsInSync=2),
+            {"Paused": ("True", "RunsFail"), "Degraded": ("True", "Paused"), "Ready": ("True", "Accepted")},
+        ),
         (seen(spec={"enabled": False}, hosts=2), {"Degraded": ("False", "Disabled")}),
         (seen(spec={"suspend": True}, hosts=2), {"Degraded": ("False", "Suspended"), "Ready": ("True", "Accepted")}),
         (seen("HookNotAllowed", hosts=2, hostsRefusingHooks=2), {"Ready": ("False", "HookNotAllowed")}),
