@@ -135,6 +135,9 @@ def _schedule_lines(it: Object) -> list[str]:
         ]
         spread = f", spread over {it['spread_seconds']} s" if it["spread_seconds"] else ""
         lines.append(f"runs in a day{spread}: {due['before']} → {due['after']} ({'; '.join(moves)})")
+    if (joining := it.get("joining")) and joining["count"]:  # earlier servers do not say it
+        count = joining["count"]
+        lines.append(f"would run at once on {count} {'host' if count == 1 else 'hosts'} that join: {_some(joining)}")
     for name, become in (("made_up", "made up for"), ("dropped", "lost")):
         if it[name]["count"]:
             lines.append(f"missed runs that would be {become}: {_runs(it[name])}")

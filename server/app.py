@@ -222,6 +222,7 @@ def assemble(
         repository_states.url,
         repository_states.namespace,
         limits.gates_of,
+        backups_into=placement.backups_into,
         is_shared=store.is_shared,
     )
     dispatcher = Dispatcher(store.submit, queue, active, hub, repository_states, events, clock)

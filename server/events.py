@@ -30,7 +30,8 @@ class DeclarationChanged(Struct, frozen=True):
     """Resources were created, updated or deleted, and the change is in force.
 
     `deleted_schedules`, `deleted_repositories`: their ids. `hosts_with_new_set`: hosts whose desired set has changed.
-    `other_windows`: ids of schedules that have other windows now. `timing`: None for a change that another server made.
+    `other_windows`: ids of schedules that have other windows now. `joins`: whether hosts joined that are to run a
+    schedule once. `timing`: None for a change that another server made.
     """
 
     schedules: Sequence[Key] = ()
@@ -41,6 +42,7 @@ class DeclarationChanged(Struct, frozen=True):
     deleted_hosts: Sequence[str] = ()
     hosts_with_new_set: Sequence[str] = ()
     other_windows: Sequence[str] = ()
+    joins: bool = False
     timing: ChangeTiming | None = None
 
 

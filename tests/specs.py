@@ -136,6 +136,7 @@ BAD_SCHEDULES = [
     ),
     _backup("spec.suspend", "must be true or false, not a string", "schema", suspend="yes"),
     _backup("spec.stopAtEnd", "needs windows, at whose end a run stops", "rule", stopAtEnd=True),
+    _backup("spec.runOnJoin", "must be true or false, not a string", "schema", runOnJoin="yes"),
     _backup("spec.windows", "must not be empty", "schema", windows=[]),
     *(
         _backup(f"spec.windows[0].{field}", says, by, windows=[{"from": "22:00", "to": "06:00", **window}])
@@ -337,6 +338,7 @@ GOOD_SCHEDULES = [
         concurrencyPolicy="Replace",
         windows=[{"from": "22:00", "to": "06:00"}, {"from": "00:00", "to": "24:00", "days": ["Sat", "Sun"]}],
         stopAtEnd=True,
+        runOnJoin=True,
         startingDeadlineSeconds=60,
         missedRunPolicy="Skip",
         spreadSeconds=600,

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from server.events import Key
 from server.resources.manifests import may_pause
-from server.store import alerts, changelog, connections, rollouts
+from server.store import alerts, changelog, connections, joins, rollouts
 from server.store.audit import record_audit
 from server.store.declared import (
     delete_joined,
@@ -34,6 +34,7 @@ from server.store.rows import (
     HostKeyRow,
     HostRow,
     Joined,
+    Met,
     Pair,
     RepositoryRow,
     ScheduleRow,
@@ -65,6 +66,7 @@ class Change(NamedTuple):
     delete_host_keys: Sequence[str] = ()
     put_joined: Sequence[Joined] = ()
     delete_joined: Sequence[Pair] = ()
+    put_met: Sequence[Met] = ()
     also: Also | None = None
     base: int | None = None
     warnings: Sequence[tuple[str, Mapping[str, str]]] = ()
@@ -165,6 +167,8 @@ def write_changes(conn: Connection, changes: Sequence[Change]) -> list[Written |
     set_desired(conn, [each("desired")])
     delete_joined(conn, each("delete_joined"))
     upsert_joined(conn, each("put_joined"))
+    joins.part(conn, each("delete_joined"))
+    joins.meet(conn, each("put_met"))
     answered = iter(answers)
     return [None if revision is None else Written(revision, next(answered)) for revision in revisions]
 

@@ -89,7 +89,8 @@ class ScheduleForecast(Struct, frozen=True):
     `spread_seconds`: within how many seconds after a due time its hosts begin. `approximate`: the schedule is new and
     has a spread, so that which host begins when is known only once it is created.
     `made_up`: missed runs that are made up for because of the change, once the host is connected. `dropped`: missed
-    runs that would be made up for without it.
+    runs that would be made up for without it. `joining`: hosts that join it, and run it once by `runOnJoin`, at once or
+    when they connect, unless it selected them before.
     """
 
     namespace: str
@@ -103,6 +104,7 @@ class ScheduleForecast(Struct, frozen=True):
     approximate: bool = False
     made_up: MissedRuns = MissedRuns()
     dropped: MissedRuns = MissedRuns()
+    joining: Names = Names()
 
 
 class Peak(Struct, frozen=True):
@@ -440,7 +442,15 @@ class Forecast:
             old is None and spread > 0,
             _runs(makeup.made_up),
             _runs(makeup.dropped),
+            named_hosts(self._joining(old, new, has - had)),
         )
+
+    def _joining(self, old: PlacedSchedule | None, new: PlacedSchedule | None, gained: Collection[str]) -> list[str]:
+        """Those of the hosts that a schedule gains that join it: they are new or labelled, and it was not changed."""
+        if old is None or new is None or not (old.spec.run_on_join and old.spec.enabled):
+            return []
+        after = self._comparison.after
+        return [host for host in gained if old.selects(after.hosts[host].labels)]
 
     def peak(
         self, schedules: Sequence[PlacedSchedule], held: Mapping[str, Sequence[str]], *, per_host: bool

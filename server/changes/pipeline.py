@@ -137,6 +137,7 @@ class Pipeline:
             put_repositories=[it.row for it in put_repositories],
             put_joined=[Joined(*pair, change.at) for pair in came],
             delete_joined=left,
+            put_met=self._placement.met(plan),
             base=self._revision if self._store.is_shared else None,
         )
         written = await self._store.write(write_changes, change)
@@ -308,6 +309,7 @@ class Pipeline:
                     deleted_hosts=change.delete_hosts,
                     hosts_with_new_set=list(hosts_with_new_set),
                     other_windows=other_windows,
+                    joins=any(it.due for it in change.put_met),
                     timing=timing,
                 )
             )

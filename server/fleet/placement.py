@@ -17,7 +17,7 @@ import cron
 from server.fleet.timing import timing
 from server.resources.selectors import selector_matches
 from server.resources.specs import HostSpec, LabelSelector, ScheduleSpec
-from server.store.rows import Pair, Timing
+from server.store.rows import Met, Pair, Timing
 from wire import entries
 from wire.entries import EMPTY, EncodedEntry, EntrySet
 from wire.messages import Entry
@@ -280,6 +280,25 @@ class Placement:
                 joined += [(id_, new.name) for id_ in new.entries.items if id_ not in state.entries.items]
                 left += [(id_, new.name) for id_ in state.entries.items if id_ not in new.entries.items]
         return joined, left
+
+    def met(self, plan: Plan) -> list[Met]:
+        """The hosts that schedules with runOnJoin select by a plan, and did not select before.
+
+        A host that is created or labelled joins. Those that a change of the schedule brings in do not.
+        """
+        found: list[Met] = []
+        for schedule in plan.put:
+            old = self.schedules.get(schedule.id)
+            known = old is not None and old.spec.run_on_join and _selection(old) == _selection(schedule)
+            if schedule.spec.run_on_join and not known:
+                sets = ((host, plan.sets.get(host, state.entries)) for host, state in self.hosts.items())
+                found += [Met(schedule.id, host, due=False) for host, its in sets if schedule.id in its.items]
+        for new in plan.put_hosts:
+            state = self.hosts.get(new.name)
+            had = EMPTY if state is None else state.entries
+            came = (self.schedules[id_] for id_ in new.entries.items if id_ not in had.items)
+            found += [Met(it.id, new.name, due=it.spec.enabled) for it in came if it.spec.run_on_join]
+        return found
 
     def _drop(self, schedule_id: str) -> None:
         if (schedule := self.schedules.pop(schedule_id, None)) is not None:

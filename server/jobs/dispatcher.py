@@ -196,9 +196,8 @@ class Dispatcher:
                 self.publish_refused(host, send)
             self.end(unsupported)
         stored = [job for job in jobs if job.id in recorded.new]
-        told = [RecordedJob(it.id, it.host, it.command.scheduled_at, it.missed, it.created_at) for it in stored]
-        if told:
-            self._events.publish(JobsRecorded(told))
+        if stored:
+            self._events.publish(JobsRecorded([_recorded(it) for it in stored]))
         self.carry_out(recorded.outcome)
         waiting = [job for job in stored if job.id not in recorded.sendable]
         if times := [at for job in waiting for at in (job.start_by, job.not_before) if at is not None]:
@@ -240,7 +239,7 @@ class Dispatcher:
 
     def _arrived(self, arrived: Arrived) -> None:
         self.carry_out(arrived.outcome)
-        if arrived.put_back:
+        if arrived.put_back or arrived.joins:
             self._call_in(0.0)
 
     def on_event(self, event: Event) -> None:
@@ -250,8 +249,11 @@ class Dispatcher:
         elif isinstance(event, ClockSetBack):
             self._unattended(self._queue.clock_set_back, event.now, self.carry_out)
             self.advance()
-        elif isinstance(event, DeclarationChanged) and event.other_windows and self._has_begun:
-            self._windows_changed(event.other_windows)
+        elif isinstance(event, DeclarationChanged) and self._has_begun:
+            if event.other_windows:
+                self._windows_changed(event.other_windows)
+            if event.joins:
+                self._call_in(0.0)
         elif isinstance(event, LimitChanged) and self._has_begun:
             change = self._queue.move_lanes if event.lanes_moved else self._queue.relimit
             self._unattended(change, (event.repository_id, self._clock()), self.carry_out)
@@ -347,6 +349,8 @@ class Dispatcher:
 
     def carry_out(self, outcome: Outcome) -> None:
         """What the queue decided is stored: tell hosts and listeners."""
+        if outcome.recorded:
+            self._events.publish(JobsRecorded([_recorded(it) for it in outcome.recorded]))
         self._send(outcome.sent)
         for job in outcome.asked:
             self._send_now(self._unsent.pop(job.host, ()))  # an attempt comes before the request to end it
@@ -601,6 +605,10 @@ class Dispatcher:
             self._call_in(STORE_AGAIN_S)
 
         store_unattended(self._submit, function, item, follow, not_stored, host)
+
+
+def _recorded(job: NewJob) -> RecordedJob:
+    return RecordedJob(job.id, job.host, job.command.scheduled_at, job.missed, job.created_at)
 
 
 def _to_send(job: OpenRow) -> CommandRun:

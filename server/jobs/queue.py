@@ -19,15 +19,23 @@ from server.errors import Conflict
 from server.fleet.placement import PlacedSchedule
 from server.fleet.windows import begins_at
 from server.jobs import attempts, fires, notices
-from server.jobs.fires import MAX_OPEN_JOBS, NewJob
+from server.jobs.fires import MAX_OPEN_JOBS, BackupsInto, NewJob
 from server.jobs.kinds import EXCLUSIVE, ConcurrencyLimit, hangs_at, lane_of, repository_of
 from server.jobs.limits import GateLimit, GatesOf, gate_of_schedule, no_gates
 from server.jobs.turn import MANY, Gates, GateState, LaneState, Waiting, turn
-from server.store import connections, news, queue, rollouts, servers
+from server.store import connections, joins, news, queue, rollouts, servers
 from server.store.audit import record_audit
 from server.store.days import count_ends
 from server.store.hosts import undeclared
-from server.store.jobs import jobs_accepted, jobs_cancelled, jobs_finished, jobs_retried, record_jobs, window_stops
+from server.store.jobs import (
+    jobs_accepted,
+    jobs_cancelled,
+    jobs_finished,
+    jobs_retried,
+    lasting_job_id,
+    record_jobs,
+    window_stops,
+)
 from server.store.queue import Moved, OpenRow, Placed, ReadyRow
 from server.store.rows import AuditRow, JobRow, Pair, Retry
 from server.store.schedule_days import EndOf, count_schedule_ends
@@ -35,6 +43,8 @@ from server.store.tables import GOOD
 from wire.messages import CommandRun, JobFinished
 
 _NO_GATES: Mapping[str, GateLimit] = {}
+JOINS_AGAIN = timedelta(seconds=1)
+"""How soon to look again whether a connected host that joined a Schedule holds it."""
 LimitOf = Callable[[str], ConcurrencyLimit]
 """The limit of a repository, by its id. The writer's thread asks."""
 ScheduleOf = Callable[[str, str], PlacedSchedule | None]
@@ -52,11 +62,12 @@ class Recording(NamedTuple):
 class Outcome(NamedTuple):
     """What an event brought about, besides what was asked for.
 
-    `sent`: the jobs that were given a slot; `ended`: those that ended unbegun, or while their host was away; `asked`:
-    those whose hosts are to end them; `more`: lanes whose front holds more than one transaction deals with; `wake_at`:
-    when the first window opens for which jobs now wait.
+    `recorded`: jobs of hosts that joined; `sent`: the jobs that were given a slot; `ended`: those that ended unbegun,
+    or while their host was away; `asked`: those whose hosts are to end them; `more`: lanes whose front holds more than
+    one transaction deals with; `wake_at`: when the first window opens for which jobs now wait.
     """
 
+    recorded: Sequence[NewJob] = ()
     sent: Sequence[OpenRow] = ()
     ended: Sequence[tuple[OpenRow, JobFinished]] = ()
     asked: Sequence[OpenRow] = ()
@@ -125,12 +136,14 @@ class Arrival(NamedTuple):
 class Arrived(NamedTuple):
     """What followed from an Arrival. `session`: the number of the hello; None where the host was deleted meanwhile.
 
-    `put_back`: whether jobs that it was sent, and has not, wait again, some of them perhaps for too long.
+    `put_back`: whether jobs that it was sent, and has not, wait again, some of them perhaps for too long. `joins`:
+    whether hosts are to run what they joined.
     """
 
     outcome: Outcome
     session: int | None
     put_back: bool = False
+    joins: bool = False
 
 
 class Leading(NamedTuple):
@@ -179,7 +192,7 @@ class JobQueue:
     `server`: the id of this server there. `is_shared`: whether others work on the store: then they are told what
     happens here, and what concerns hosts that they have is left to them. `url_of`: the URL of a repository, by its id;
     `namespace_of`: its namespace, empty for one that is not declared; `gates_of`: the gates of a job, by its host and
-    its schedule. The writer's thread asks.
+    its schedule; `backups_into`: see `fires.command_for`. The writer's thread asks.
     """
 
     def __init__(
@@ -191,6 +204,7 @@ class JobQueue:
         namespace_of: Callable[[str], str] = lambda _: "",
         gates_of: GatesOf = no_gates,
         *,
+        backups_into: BackupsInto = fires.no_backups,
         is_shared: bool = False,
     ) -> None:
         self._server = server
@@ -199,6 +213,7 @@ class JobQueue:
         self._url_of = url_of
         self._namespace_of = namespace_of
         self._gates_of = gates_of
+        self._backups_into = backups_into
         self.is_shared = is_shared
         self._notices: list[notices.AnyNotice] = []
         self._told_at = _NEVER
@@ -593,8 +608,9 @@ class JobQueue:
             return moved
 
         outcome = _joined(self._for_hosts(conn, busy, items[-1].now, move), Outcome(asked=asked))
+        are_due = joins.are_due(conn)
         return [
-            Arrived(said, sessions.get(it.host), it.host in put_back)
+            Arrived(said, sessions.get(it.host), it.host in put_back, are_due)
             for it, said in zip(items, _first(outcome, items), strict=True)
         ]
 
@@ -689,7 +705,28 @@ class JobQueue:
         self._finish(conn, over)
         self._note_ends(now, over)
         outcome = _joined(Outcome(ended=over), self._after(conn, [*due, *late], now, settle=due))
-        return [(outcome, queue.next_at(conn)), *[(Outcome(), None)] * (len(items) - 1)]
+        outcome = _joined(outcome, self._run_joins(conn, now))
+        times = [queue.next_at(conn), now + JOINS_AGAIN if joins.are_due(conn) else None]
+        next_at = min((at for at in times if at is not None), default=None)
+        return [(outcome, next_at), *[(Outcome(), None)] * (len(items) - 1)]
+
+    def _run_joins(self, conn: Connection, now: datetime) -> Outcome:
+        """Have hosts that joined a Schedule with runOnJoin run it once, now that they hold it."""
+        jobs: list[NewJob] = []
+        ran: list[Pair] = []
+        for schedule_id, host, has_run in joins.due(conn):
+            if (schedule := self._schedule_of(host, schedule_id)) is None:
+                continue  # another server made the change, which is not in force here yet
+            ran.append((schedule_id, host))
+            if schedule.spec.enabled and not has_run:
+                id_, actor = lasting_job_id("join", schedule_id, host, now.isoformat()), ("join", schedule.name)
+                jobs.append(fires.new_job(schedule, host, id_, None, now, actor, self._backups_into))
+        joins.ran(conn, ran)
+        if not jobs:
+            return Outcome()
+        (recorded,) = self._record(conn, [Recording(jobs, now)])
+        its = queue.rows(conn, recorded.sendable)
+        return _joined(Outcome(recorded=[it for it in jobs if it.id in recorded.new], sent=its), recorded.outcome)
 
     @_telling
     def clock_set_back(self, conn: Connection, items: Sequence[datetime]) -> list[Outcome]:
@@ -1037,6 +1074,7 @@ def _first(outcome: Outcome, items: Sequence[object]) -> list[Outcome]:
 def _joined(one: Outcome, other: Outcome) -> Outcome:
     wake_at = min((at for at in (one.wake_at, other.wake_at) if at is not None), default=None)
     return Outcome(
+        [*one.recorded, *other.recorded],
         [*one.sent, *other.sent],
         [*one.ended, *other.ended],
         [*one.asked, *other.asked],

@@ -182,6 +182,7 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     crons: tuple[str, ...] = ()
     windows: tuple[Window, ...] = ()
     stop_at_end: bool = False
+    run_on_join: bool = False
     starting_deadline_seconds: int | None = None
     timeout_seconds: int = 86400
     success_within: str | None = None

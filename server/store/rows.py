@@ -22,6 +22,14 @@ class Joined(NamedTuple):
     since: datetime
 
 
+class Met(NamedTuple):
+    """A host that a schedule with runOnJoin selects. `due`: whether it is to run that once, unless it is known."""
+
+    schedule_id: str
+    host: str
+    due: bool
+
+
 class Timing(NamedTuple):
     """When a schedule is due. Due times up to and including `since` do not count."""
 

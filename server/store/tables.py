@@ -19,7 +19,7 @@ GOOD: tuple[str, ...] = ("succeeded", "warning")
 """The ends that count as success: the snapshot, or whatever the job was for, exists."""
 JOB_STATUSES: tuple[str, ...] = (*OPEN, *get_args(JobEnd))
 
-ActorKind = Literal["user", "controller", "schedule", "agent", "run"]
+ActorKind = Literal["user", "controller", "schedule", "agent", "run", "join"]
 ACTOR_KINDS: tuple[str, ...] = get_args(ActorKind)
 
 
@@ -144,6 +144,19 @@ class HostSchedule(Base, table=True):
     schedule_id: str = Field(primary_key=True, foreign_key="schedules.id", ondelete="CASCADE", max_length=32)
     host: str = Field(primary_key=True, foreign_key="hosts.name", ondelete="CASCADE", max_length=253, index=True)
     since: datetime = Field(sa_type=UtcDateTime)
+
+
+class MetHost(Base, table=True):
+    """A host that a Schedule with runOnJoin selected at any time. `due`: whether it joined, and has yet to run it."""
+
+    __tablename__ = "met_hosts"
+    __table_args__ = (
+        sa.Index("ix_met_hosts_due", "host", sqlite_where=sa.text("due"), postgresql_where=sa.text("due")),
+    )
+
+    schedule_id: str = Field(primary_key=True, foreign_key="schedules.id", ondelete="CASCADE", max_length=32)
+    host: str = Field(primary_key=True, foreign_key="hosts.name", ondelete="CASCADE", max_length=253, index=True)
+    due: bool = Field(default=False)
 
 
 class Repository(Base, table=True):
@@ -575,6 +588,7 @@ HOSTS, SCHEDULES, REPOSITORIES = tables["hosts"], tables["schedules"], tables["r
 JOBS, JOB_ATTEMPTS, JOB_LOGS = tables["jobs"], tables["job_attempts"], tables["job_logs"]
 AUDIT, HOST_SCHEDULES, STORE_OWNER = tables["audit_log"], tables["host_schedules"], tables["store_owner"]
 CONNECTIONS, SERVERS, NEWS = tables["connections"], tables["servers"], tables["news"]
+MET_HOSTS = tables["met_hosts"]
 CHANGE_HEAD, CHANGE_LOG = tables["change_head"], tables["change_log"]
 PROGRESS, LISTINGS, CONTROLLERS = tables["job_progress"], tables["listings"], tables["controllers"]
 ROLLOUT_FAILURES, ROLLOUT_PAUSES = tables["rollout_failures"], tables["rollout_pauses"]

@@ -593,6 +593,22 @@ def kept_to(*namespaces: str, verbs: Sequence[str] = ("get", "create", "update",
 
 
 @pytest.mark.anyio
+async def test_hosts_that_join_are_told_and_those_that_the_schedules_own_change_brings_in_are_not(world: World) -> None:
+    await world.apply([repository(), backup(runOnJoin=True, hostSelector={"matchLabels": {"pool": "a"}})])
+    new, moved = labelled("h1", pool="a"), labelled("h2", pool="b")
+    await world.apply([moved])
+    (told,) = (await world.plan([new, moved])).schedules
+    assert (told.gained.first, told.joining.first) == (["h1"], ["h1"])
+    other = backup(runOnJoin=True, hostSelector={"matchLabels": {"pool": "b"}})
+    (told,) = (await world.plan([other])).schedules
+    assert (told.gained.first, told.joining.first) == (["h2"], [])
+    off = backup(hostSelector={"matchLabels": {"pool": "a"}})
+    await world.apply([off])
+    (told,) = (await world.plan([new])).schedules
+    assert (told.gained.first, told.joining.first) == (["h1"], [])
+
+
+@pytest.mark.anyio
 async def test_manifests_of_one_plan_see_each_other(world: World) -> None:
     plan = await world.plan([backup(), labelled("h1"), repository(credentials={"password": "hush"})])
     assert [(it.action, it.kind) for it in plan.changes] == [

@@ -218,11 +218,14 @@ def test_a_run_of_long_ago_is_shown_with_its_date_and_what_is_not_read_in_both_f
     nothing: dict[str, Any] = {"count": 0, "first": []}
     schedule = {"namespace": "ns", "name": "etc", "gained": nothing, "lost": nothing, "due": due, "spread_seconds": 0}
     told: dict[str, Any] = {it: [] for it in ("changes", "refused", "mistakes", "withheld", "repositories")}
-    told |= {"schedules": [{**schedule, "made_up": nothing, "dropped": runs}], "hosts": nothing}
+    joining = {"count": 12, "first": [f"web-{number}" for number in range(10)]}
+    of_schedule = {**schedule, "made_up": nothing, "dropped": runs, "joining": joining}
+    told |= {"schedules": [of_schedule], "hosts": nothing}
     told |= {"begin": "2026-03-29T01:30:00Z", "ignored": [{"file": "x.yaml:1", "detail": "Pod is not read"}]}
     for lines in (planned.text_lines(told), planned.markdown_lines(told)):
         text = "\n".join(lines)
         assert "missed runs that would be lost: web-1 2026-02-28 02:00Z" in text
+        assert "would run at once on 12 hosts that join: web-0, " in text
         assert "x.yaml:1: Pod is not read" in text
 
 

@@ -126,6 +126,23 @@ async def test_a_job_asked_for_on_one_server_runs_on_a_host_of_another_and_all_a
     await until(lambda: gone(one))
 
 
+async def test_a_host_that_joins_on_any_server_runs_what_it_joined_once(
+    replicas: list[Replica], connect: Connect, declare: Declare, until: Until
+) -> None:
+    *_, third = replicas  # which does not lead
+    await declare(runOnJoin=True)
+    await same(until, replicas, "/schedules/ns/etc")
+    async with connect("node-1", to=third.running) as agent:
+        await agent.follow()
+        job = (await agent.hears("command.run"))["job_id"]
+        await agent.say("job.accepted", job_id=job)
+        await agent.say("job.finished", job_id=job, status="succeeded", finished_at=DUE)
+        await agent.hears("job.confirmed")
+        for replica in replicas:
+            await until(partial(has_ended, replica, job))
+        assert [it["id"] for it in (await same(until, replicas, "/jobs"))["items"]] == [job]
+
+
 async def in_sync(replica: Replica) -> Any:
     host = await replica.get("/hosts/node-1")
     session = replica.hub.session("node-1")

@@ -89,6 +89,7 @@ def test_a_short_schedule_is_completed_with_the_defaults_of_its_definition() -> 
         "enabled": True,
         "suspend": False,
         "stopAtEnd": False,
+        "runOnJoin": False,
         "hostSelector": {},
         "repositoryRef": {"name": "main"},
         "backup": {"paths": ["/etc"], "excludes": [], "tags": [], "oneFileSystem": False, "excludeCaches": False},
