@@ -75,8 +75,9 @@ class Jobs(Protocol):
         command: CommandRun,
         repository: Repository | None,
         report: Callable[[JobProgress | JobLog], None],
+        source: Repository | None,
     ) -> JobFinished:
-        """Run a command to its end; never raises for what the command does."""
+        """Run a command to its end; never raises for what the command does. `source`: what a copy reads from."""
 
     def stop(self, job_id: str, status: JobEnd, reason: JobReason = "") -> None:
         """Stop a job, started or not, with this status."""
@@ -195,9 +196,9 @@ class Service:
                 case Persist(records, then):
                     self.metrics.count(records, self._clock())
                     self._journal.append(records, partial(self.perform, then) if then else None)
-                case StartJob(command, repository):
+                case StartJob(command):
                     assert self._tasks is not None  # noqa: S101 - effects come while running
-                    self._tasks.create_task(self._run_job(command, repository), name=f"job {command.job_id}")
+                    self._tasks.create_task(self._run_job(effect), name=f"job {command.job_id}")
                 case StopJob(job_id, status, reason):
                     self._jobs.stop(job_id, status, reason)
                 case Apply(push):
@@ -220,6 +221,9 @@ class Service:
         """The connection is lost."""
         self.perform(self.core.connection_lost())
 
-    async def _run_job(self, command: CommandRun, repository: Repository | None) -> None:
-        end = await self._jobs.run(command, repository, lambda report: self.perform(self.core.job_reported(report)))
+    async def _run_job(self, start: StartJob) -> None:
+        def report(it: JobProgress | JobLog) -> None:
+            self.perform(self.core.job_reported(it))
+
+        end = await self._jobs.run(start.command, start.repository, report, start.source)
         self.perform(self.core.job_ended(end))

@@ -89,7 +89,8 @@ def _fields(change: Object) -> Iterator[str]:
     if change["action"] == "create":
         known = {it["field"]: it["after"] for it in change["fields"]}
         when = (("cron", "cron {}"), ("crons", "crons {}"), ("timeZone", "{}"))
-        told = (("kind", "{}"), *when, ("repositoryRef.name", "repository {}"))
+        where = (("repositoryRef.name", "repository {}"), ("copy.fromRepositoryRef.name", "copied from {}"))
+        told = (("kind", "{}"), *when, *where)
         words = [
             text.format(str(known[f"spec.{name}"])) for name, text in (*told, ("url", "{}")) if f"spec.{name}" in known
         ]

@@ -69,6 +69,8 @@ def _wide_schedule(item: Item) -> list[str]:
     metadata, spec = item["metadata"], item["spec"]
     enabled = _yes(spec.get("enabled", True) and not spec.get("suspend", False))
     zone, repository = spec.get("timeZone", "UTC"), spec["repositoryRef"]["name"]
+    if source := (spec.get("copy") or {}).get("fromRepositoryRef"):
+        repository = f"{source['name']} → {repository}"
     return [enabled, zone, repository, _age(metadata["creationTimestamp"]), labels(metadata["labels"])]
 
 

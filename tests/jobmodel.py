@@ -58,9 +58,28 @@ class Model:
 
     def lane(self, job: NewJob) -> str:
         """The lane of a job."""
-        repository = job.command.repository
-        own = self.limits[repository].per_host
-        return "" if job.command.kind in UNLIMITED else f"{repository}/{job.host}" if own else repository
+        return "" if job.command.kind in UNLIMITED else self._lane(job.command.repository, job.host)
+
+    def from_lane(self, job: NewJob) -> str:
+        """The lane that a copy reads from."""
+        return self._lane(job.command.from_repository, job.host) if job.command.from_repository else ""
+
+    def _lane(self, repository: str, host: str) -> str:
+        return f"{repository}/{host}" if self.limits[repository].per_host else repository
+
+    def lanes(self, job: NewJob) -> list[str]:
+        """The lanes in which a job needs a slot: its own first."""
+        return [self.lane(job), *filter(None, [self.from_lane(job)])]
+
+    def linked(self, lane: str) -> set[str]:
+        """The lanes that copies which are ready link to this one."""
+        found, before = {lane}, set[str]()
+        while found != before:
+            before = set(found)
+            for it in self.jobs.values():
+                if self.is_ready(it) and found.intersection(self.lanes(it.job)):
+                    found.update(self.lanes(it.job))
+        return found
 
     def runs(self, job: NewJob) -> list[Known]:
         """The open jobs of its schedule on its host, the oldest first; those of no schedule, if it has none."""
@@ -76,20 +95,25 @@ class Model:
         before = (other.has_begun or (other.is_due(self.now) and other.position < it.position) for other in others)
         return it.job.policy == "Allow" or not any(before)
 
-    def may_go(self, it: Known) -> bool:
+    def may_go(self, it: Known, lane: str) -> bool:
         """Whether the first job of a lane has a slot there."""
-        lane = self.lane(it.job)
-        holders = [other for other in self.jobs.values() if other.holds and self.lane(other.job) == lane]
+        holders = [other for other in self.jobs.values() if other.holds and lane in self.lanes(other.job)]
         alone = {other.job.command.kind for other in [it, *holders]} & EXCLUSIVE
-        limit = self.limits[it.job.command.repository].limit if lane else None
+        limit = self.limits[lane.partition("/")[0]].limit if lane else None
         return not holders or (not alone and (limit is None or len(holders) < limit))
 
     def _going(self) -> Iterator[Known]:
-        firsts: dict[str, Known] = {}
+        held_up: set[str] = set()
         for it in sorted(self.jobs.values(), key=lambda it: it.position):
-            if self.is_ready(it):
-                firsts.setdefault(self.lane(it.job), it)
-        return (it for it in firsts.values() if self.may_go(it))
+            if not self.is_ready(it):
+                continue
+            own, *source = self.lanes(it.job)
+            if own in held_up or not self.may_go(it, own):
+                held_up.add(own)
+            elif any(lane in held_up or not self.may_go(it, lane) for lane in source):
+                held_up.update((own, *source))
+            else:
+                yield it
 
     def advance(self) -> set[str]:
         """The jobs that are sent now."""

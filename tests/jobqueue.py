@@ -310,4 +310,4 @@ class Jobs:
         if row is None or row["status"] != "pending" or row["sent"]:
             return ""
         (wait,) = queue.waits(self.conn, [job_id])
-        return waits_for(row, wait, "ns/main", self.now)
+        return waits_for(row, wait, "ns/main", self.now, "ns/copied" if row["from_lane"] else "")

@@ -22,6 +22,7 @@ CALLS: dict[str, Callable[[Connection], object]] = {
     "recorded": lambda conn: queue.recorded(conn, [("1", "a", "s", NOON)]),
     "look": lambda conn: queue.look(conn, PAIRS, ["repo"], 1000, 2),
     "ready": lambda conn: queue.ready(conn, ["repo"]),
+    "copies": lambda conn: queue.copies(conn, ["repo"]),
     "send": lambda conn: queue.send(conn, ["1"]),
     "rows": lambda conn: queue.rows(conn, ["1"]),
     "lanes_of": lambda conn: queue.lanes_of(conn, ["1"]),
@@ -33,7 +34,7 @@ CALLS: dict[str, Callable[[Connection], object]] = {
     "due": lambda conn: queue.due(conn, NOON),
     "late": lambda conn: queue.late(conn, NOON),
     "next_at": queue.next_at,
-    "change_lanes": lambda conn: queue.change_lanes(conn, [("1", "repo/a")]),
+    "change_lanes": lambda conn: queue.change_lanes(conn, [("1", "repo/a", "")]),
     "move": lambda conn: queue.move(conn, [Moved("1", "pending", False, False, False, 1, NOON, None, None)]),
     "disconnect_all": lambda conn: queue.disconnect_all(conn, NOON),
     "lost_holders": queue.lost_holders,
@@ -76,6 +77,8 @@ PARTIAL = {str(it.name) for it in JOBS.indexes if it.dialect_options["postgresql
     "ix_jobs_run"
 }
 """Indexes that have none but open jobs, or fewer."""
+OF_COPIES = {"ix_jobs_from_lane_ready", "ix_jobs_copies_ready"}
+"""Indexes that have none but copies that wait: where there are none, it costs nothing to read all of them."""
 
 
 def named() -> set[str]:

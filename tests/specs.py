@@ -12,6 +12,12 @@ BACKUP: Spec = {
 }
 FORGET: Spec = {"kind": "forget", "cron": "@daily", "repositoryRef": {"name": "main"}, "retention": {"keepDaily": 7}}
 REPOSITORY: Spec = {"url": "/backup/{host}"}
+COPY: Spec = {
+    "kind": "copy",
+    "cron": "@daily",
+    "repositoryRef": {"name": "main"},
+    "copy": {"fromRepositoryRef": {"name": "far"}},
+}
 RESTORE: Spec = {"repositoryRef": {"name": "main"}, "sourceHost": "web-1", "target": "/restored"}
 
 
@@ -200,6 +206,10 @@ BAD_SCHEDULES = [
     _backup("spec.check", "only kind check takes it", "rule", check={}),
     _backup("spec.retention", "say what to keep", "rule", kind="forget", backup=...),
     _backup("spec.verify", "only kind verify takes it", "rule", verify={}),
+    _backup("spec.copy", "only kind copy takes it", "rule", copy={"fromRepositoryRef": {"name": "far"}}),
+    _backup("spec.copy", "add copy.fromRepositoryRef.name", "rule", kind="copy", backup=...),
+    Bad(changed(COPY, repositoryRef={"name": "far"}), "spec.copy", "copies a Repository into itself", "rule"),
+    Bad(changed(COPY, copy={}), "spec.copy.fromRepositoryRef", "missing", "schema"),
     _verify(".files", "must be at most 500", "schema", files=501),
     _verify(".maxBytes", "for example 100Mi", "rule", maxBytes="0"),
     _verify(".maxBytes", "for example 100Mi", "rule", maxBytes="5MB"),
@@ -292,6 +302,7 @@ GOOD_SCHEDULES = [
     *(changed(BACKUP, kind=kind, backup=...) for kind in ("prune", "unlock", "check", "verify")),
     changed(BACKUP, backup={"command": ["/bin/dump", "--all", ""], "stdinFilename": "all.sql", "tags": ["x"]}),
     changed(BACKUP, backup={"command": ["/bin/dump"]}),
+    COPY,
     *(changed(FORGET, retention=it) for it in ({"keepLast": 1}, {"keepWithin": "1y6m14d12h"})),
     changed(FORGET, retention={"keepLast": 1, "keepTags": ["a"], "prune": True, "allHosts": True}),
     changed(BACKUP, kind="verify", backup=..., verify={"files": 5, "maxBytes": "2Gi"}),

@@ -273,6 +273,7 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
     - `stdin_command`: for kind backup, a program of the host with its arguments, whose output becomes the snapshot.
     - `options`: options of every restic of this job, which stand before `args`.
     - `nice`: how much the job lowers its priority (nice(2)). `io_class`: "BestEffort", "Idle", or "" for the agent's.
+    - `from_repository`: for kind copy, the repository whose snapshots are copied into `repository`.
     """
 
     job_id: Id
@@ -294,6 +295,7 @@ class CommandRun(Struct, frozen=True, omit_defaults=True):
     nice: Annotated[int, Meta(ge=0, le=19)] = 0
     io_class: Annotated[str, Meta(max_length=32)] = ""
     stop_after_s: Seconds | None = None
+    from_repository: RepositoryId = ""
 
 
 MAX_EXPECTED = 1000

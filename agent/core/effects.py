@@ -34,10 +34,11 @@ class Apply(Struct, frozen=True):
 
 
 class StartJob(Struct, frozen=True):
-    """Run a command. `Core.job_ended` must follow, whatever happens."""
+    """Run a command. `Core.job_ended` must follow, whatever happens. `source`: the repository that a copy reads."""
 
     command: CommandRun
     repository: Repository | None
+    source: Repository | None = None
 
 
 class StopJob(Struct, frozen=True):

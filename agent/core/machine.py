@@ -59,8 +59,8 @@ from wire.messages import (
 log = logging.getLogger(__name__)
 
 CAPABILITIES = (
-    *("backup", "forget", "prune", "check", "unlock", "verify", "restore", "snapshots", "ls", "find", "hooks", "ask"),
-    *("command", "crons", "options", "priority", "unchanged", "stop-after"),
+    *("backup", "forget", "prune", "check", "unlock", "verify", "copy", "restore", "snapshots", "ls", "find"),
+    *("hooks", "ask", "command", "crons", "options", "priority", "unchanged", "stop-after"),
 )
 """The kinds of jobs that this agent runs; `hooks`: it runs hooks around them; `ask`: it answers job.ask; `command`: it
 backs up what a program prints; `crons`: an entry may have several expressions; `options`, `priority`: it regards these
@@ -287,7 +287,8 @@ class Core:
         facts = {"kind": command.kind} | ({"schedule": name} if (name := self._name(command.schedule_id)) else {})
         log.info("job started", extra={"job": job_id, **facts})
         self._closings.put(job_id, command.stop_after_s, shown)
-        start = StartJob(command, self._repositories.get(command.repository))
+        source = self._repositories.get(command.from_repository)
+        start = StartJob(command, self._repositories.get(command.repository), source)
         accepted = Accepted(job_id, command.schedule_id, command.scheduled_at)
         return self._persist(accepted, then=(Send((JobAccepted(job_id),)), start))
 

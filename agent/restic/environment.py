@@ -6,7 +6,7 @@ No I/O. Source: restic's manual, chapters "Preparing a new repository" and "Scri
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -97,6 +97,43 @@ def restic_environment(
     env["RESTIC_CACHE_DIR"] = str(cache_dir)
     env["RESTIC_PROGRESS_FPS"] = format(fps, "g")
     return env
+
+
+def copy_environment(
+    repository: Repository,
+    source: Repository,
+    env: Mapping[str, str],
+    of_source: Mapping[str, str],
+    files: Sequence[str],
+) -> dict[str, str]:
+    """The environment of a restic process that copies from `source` into `repository`.
+
+    `env`, `of_source`: what opens each of them alone. `files`: with the password of `repository`, and with that of
+    `source`. restic has one set of variables for the storage of both. Raises RepositoryError for variables that the two
+    need with different values, and for a password that restic would change as it reads it from a file.
+    """
+    both = sorted(
+        name for name in repository.env.keys() & source.env.keys() if repository.env[name] != source.env[name]
+    )
+    if both:
+        raise RepositoryError(
+            f"repositories {repository.name} and {source.name} need different values of {', '.join(both)}, and restic "
+            "has one for both: use keys that open both, or another backend, such as rest:, for one of them"
+        )
+    for it in (repository, source):
+        if it.password != it.password.strip():
+            raise RepositoryError(
+                f"repository {it.name}: its password begins or ends with a space, which restic leaves out of a "
+                "password in a file: copy with another key, which `restic key add` makes"
+            )
+    password, from_password = files
+    merged = {name: value for name, value in {**of_source, **env}.items() if name != "RESTIC_PASSWORD"}
+    return merged | {
+        "RESTIC_PASSWORD_FILE": password,
+        "RESTIC_FROM_REPOSITORY": source.url,
+        "RESTIC_FROM_PASSWORD_FILE": from_password,
+        "RESTIC_CACHE_DIR": of_source["RESTIC_CACHE_DIR"],
+    }
 
 
 def _check_identity(repository: Repository) -> None:

@@ -7,8 +7,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +17,14 @@ import msgspec
 from agent.restic import process
 from agent.restic.arguments import by_files
 from agent.restic.context import JobContext, discard
-from agent.restic.environment import FILES_LENT, RepositoryError, local_folder, redactor, restic_environment
+from agent.restic.environment import (
+    FILES_LENT,
+    RepositoryError,
+    copy_environment,
+    local_folder,
+    redactor,
+    restic_environment,
+)
 from agent.restic.outcome import Outcome, lock_waits, read_outcome
 from agent.restic.output import (
     MAX_LINE,
@@ -74,17 +81,19 @@ class Job:
         self.summary = NO_SUMMARY
         self.url = ""
         self._env: Mapping[str, str] = {}
+        self._source_url, self._source_env = "", self._env
+        self._keys: list[str] = []
         self._work: str | None = None
         self._lock_waits = lock_waits(command.lock_wait_s)
         self._unlocked = self._awaits_lock = self._has_arguments = False
 
-    def open(self, repository: Repository | None) -> None:
-        """Prepare restic's environment and cache for the repository. Raises RepositoryError and OSError."""
+    def open(self, repository: Repository | None, source: Repository | None = None) -> None:
+        """Prepare restic's environment and cache for the repository, and for `source`, which a copy reads from.
+
+        Raises RepositoryError and OSError.
+        """
         if repository is None:
-            raise RepositoryError(
-                f"no credentials for repository {self.command.repository!r}: check that it and its Secrets exist, "
-                "and that the Schedule's status shows no problem with it"
-            )
+            raise _no_credentials(self.command.repository)
         context = self._context
         lent = self.command.host_identity
         fps = 1 / context.timing.progress_s
@@ -99,6 +108,28 @@ class Job:
         os.utime(context.as_seen(cache))
         self._env, self.url = env, repository.url
         self.redact = redactor(repository)
+        if self.command.from_repository:
+            self._open_source(repository, source)
+
+    def _open_source(self, repository: Repository, source: Repository | None) -> None:
+        """Prepare restic's environment for a copy from another repository. Raises RepositoryError and OSError."""
+        if source is None:
+            raise _no_credentials(self.command.from_repository)
+        context, redacted = self._context, (self.redact, redactor(source))
+        cache = context.cache_of(f"{source.id} {repository.id}")  # restic has one for both
+        keys = self.folder("keys")
+        of_source = restic_environment(source, context.env, cache, identity=self.command.host_identity)
+        files = []
+        for name, it in (("to", repository), ("from", source)):
+            (self._own("keys") / name).touch(0o600)
+            (self._own("keys") / name).write_text(it.password, encoding="utf-8")
+            files.append(str(keys / name))
+        self._env = copy_environment(repository, source, self._env, of_source, files)
+        self._source_env = self._env | {"RESTIC_REPOSITORY": source.url, "RESTIC_PASSWORD_FILE": files[1]}
+        context.as_seen(cache).mkdir(parents=True, exist_ok=True)
+        os.utime(context.as_seen(cache))
+        self._source_url, self._keys = source.url, [str(keys)]
+        self.redact = lambda text: redacted[1](redacted[0](text))
 
     @property
     def _opened(self) -> Path:
@@ -161,6 +192,15 @@ class Job:
             await self.pause(wait)
             self._awaits_lock = False
 
+    @contextmanager
+    def at_source(self) -> Iterator[None]:
+        """While this lasts, restic works in the repository that a copy reads from."""
+        own, self._env = self._env, self._source_env
+        try:
+            yield
+        finally:
+            self._env, self._unlocked = own, False
+
     def _write_argument(self, name: str, content: bytes) -> None:
         self._has_arguments = True
         self.folder("arguments")
@@ -220,7 +260,8 @@ class Job:
             within=self.command.within,
             readable=[*lent, *map(str, keys)],
             repository=local_folder(self.url),
-            private=[*own, *wanted.private],
+            source=local_folder(self._source_url),
+            private=[*own, *self._keys, *wanted.private],
             nice=self.command.nice,
             io_class=self.command.io_class,
         )
@@ -399,3 +440,10 @@ class Job:
 
     def _why_stopped(self, status: JobEnd) -> str:
         return WINDOW_CLOSED if self._stop_reason == "WindowClosed" else _STOPPED.get(status, "")
+
+
+def _no_credentials(repository_id: str) -> RepositoryError:
+    return RepositoryError(
+        f"no credentials for repository {repository_id!r}: check that it and its Secrets exist, "
+        "and that the Schedule's status shows no problem with it"
+    )

@@ -21,6 +21,9 @@ NOT_THERE = (
     "to start with a new one, delete the Repository and declare it again"
 )
 
+_NO_SOURCE = "there is no repository: check its spec.url, and run a Schedule of kind backup with it first"
+"""Only a backup or a copy into a repository creates it."""
+
 _COMMAND_FAILED = "command failed"
 """What restic says where the command of --stdin-from-command failed (internal/fs/fs_reader_command.go of 0.17)."""
 
@@ -73,6 +76,20 @@ async def back_up_output(job: Job, creating: asyncio.Lock, env: Mapping[str, str
         job.fail(hooks.command_failure(program, failed), "CommandFailed")
     elif made.snapshot_id and not made.files_processed:
         job.fail(f"spec.backup.command printed nothing, so snapshot {made.snapshot_id[:8]} is empty", "CommandFailed")
+
+
+async def copy(job: Job, creating: asyncio.Lock) -> None:
+    """Copy the snapshots of another repository that this one lacks.
+
+    The other one is opened alone first, since restic does not say which of the two it could not open.
+    """
+    with job.at_source():
+        opened = await job.restic(["cat", "config"], lambda line: None)
+    if opened.end == "succeeded":
+        await run_args(job, creating, job.command.args, Launch())
+    else:
+        error = _NO_SOURCE if opened.end == "no_repository" else opened.error
+        job.fail(f"the Repository that is copied from: {error}", opened.reason)
 
 
 async def restic_version(job: Job) -> str:

@@ -86,8 +86,12 @@ class Runner:
             subprocess.run(process.python("staging", f"@{note}"), check=False)
             note.unlink()
 
-    async def run(self, command: CommandRun, repository: Repository | None, report: Report) -> JobFinished:
+    async def run(
+        self, command: CommandRun, repository: Repository | None, report: Report, source: Repository | None = None
+    ) -> JobFinished:
         """Run a command and return how it ended. No failure of restic or of the host raises.
+
+        `source`: the repository that a copy reads from.
 
         When cancelled, it interrupts the running program, waits `grace_s` and LINGER_S at most for its end, and raises.
         """
@@ -99,7 +103,7 @@ class Runner:
         reporter = Reporter(command.job_id, report, self._timing.progress_s)
         job = self._jobs[command.job_id] = Job(self._context, command, reporter)
         try:
-            await self._run_with_hooks(job, repository)
+            await self._run_with_hooks(job, repository, source)
         finally:
             del self._jobs[command.job_id]
             job.close()
@@ -119,13 +123,13 @@ class Runner:
         else:
             job.stop(status, reason)
 
-    async def _run_with_hooks(self, job: Job, repository: Repository | None) -> None:
+    async def _run_with_hooks(self, job: Job, repository: Repository | None, source: Repository | None) -> None:
         """Run the `before` hook, the work, and the `after` hook, which has the rest of the time, or AFTER_STOP_S if
         stopped."""
         around = job.command.hooks or Hooks()
         try:
             hooks.check(around, job.command.stdin_command, self._allow_hooks)
-            job.open(repository)
+            job.open(repository, source)
         except hooks.HookError as error:
             return job.fail(str(error), "HookFailed")
         except (OSError, ValueError) as error:  # ValueError: RepositoryError
@@ -154,6 +158,8 @@ class Runner:
                 await kinds.back_up_output(job, self._creating.setdefault(job.url, asyncio.Lock()), env)
             case CommandRun(kind="backup"):
                 await kinds.backup(job, self._creating.setdefault(job.url, asyncio.Lock()))
+            case CommandRun(kind="copy"):
+                await kinds.copy(job, self._creating.setdefault(job.url, asyncio.Lock()))
             case CommandRun(kind="forget" | "prune" | "check" | "unlock"):
                 await kinds.run_command(job, self._creating.setdefault(job.url, asyncio.Lock()))
             case CommandRun(kind=kind):

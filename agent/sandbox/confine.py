@@ -65,6 +65,7 @@ class Launch(NamedTuple):
     - `paths`: paths that it reads; they must resolve to somewhere in `within`.
     - `readable`: files that the agent's operator gave it. `private`: folders of the agent that it may write to.
     - `repository`: the folder that is the repository, "" if there is none. `create`: whether to create that folder.
+    - `source`: the folder that is the repository which a copy reads from, "" if there is none.
     - `target`: where a restore goes, in `within`; "" if it is no restore. `vacant`: whether the target must be empty or
       missing. `overwrite`: whether files there may be replaced.
     - `stage`: the name of the staging folder; "" to restore without one.
@@ -85,6 +86,7 @@ class Launch(NamedTuple):
     readable: Sequence[str] = ()
     private: Sequence[str] = ()
     repository: str = ""
+    source: str = ""
     create: bool = False
     target: str = ""
     vacant: bool = False
@@ -107,8 +109,9 @@ def rules(how: Launch, prefixes: Sequence[Location], program: int) -> Ruleset:
         if not location.rest:
             ruleset.allow(location.handle, READ)
         location.close()
-    if how.repository and (folder := _repository(how, prefixes)) is not None:
-        ruleset.allow(folder, READ if how.restores and how.within else STORE)
+    for path, create in ((how.repository, how.create), (how.source, False)):
+        if path and (folder := _repository(how, path, prefixes, create=create)) is not None:
+            ruleset.allow(folder, READ if how.restores and how.within else STORE)
     if program >= 0:
         ruleset.allow(program, RUN)
     lent = (
@@ -127,27 +130,25 @@ def rules(how: Launch, prefixes: Sequence[Location], program: int) -> Ruleset:
     return ruleset
 
 
-def _repository(how: Launch, prefixes: Sequence[Location]) -> int | None:
-    """A handle of the repository's folder; None if it is missing and must not be created.
+def _repository(how: Launch, where: str, prefixes: Sequence[Location], *, create: bool) -> int | None:
+    """A handle of a repository's folder; None if it is missing and must not be created.
 
     Raises StrayError if the folder is not granted or if an entry in it is a link, which would lead out of it.
     """
-    path = handles.absolute(how.repository)
+    path = handles.absolute(where)
     if any(path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in how.within):
         location = handles.granted(path, prefixes)
     else:
         location = handles.locate(path)
         if how.within and (real := os.path.realpath(path)) != path:
             raise StrayError(f"{path} leads to {real}: set the Repository's spec.url to that folder")
-    if location.rest and not how.create:
+    if location.rest and not create:
         return None
     folder = handles.make(location)
     with os.scandir(folder) as entries:
         linked = next((entry.name for entry in entries if entry.is_symlink()), None)
     if linked is not None:
-        raise StrayError(
-            f"{how.repository}/{linked} is a symbolic link: replace it by the files or folder that it points to"
-        )
+        raise StrayError(f"{where}/{linked} is a symbolic link: replace it by the files or folder that it points to")
     return folder
 
 

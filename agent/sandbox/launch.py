@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
             how, prefixes, target, rules, lambda where: execute(how, [it.replace(STAGE, where) for it in argv], program)
         )
     rules.enforce()
-    if how.repository and not how.restores:
+    if (how.repository or how.source) and not how.restores:
         _keep_modes(how)
     execute(how, argv, program)
 

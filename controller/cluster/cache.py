@@ -98,7 +98,7 @@ class Cache:
             yield Key("Host", self.host_namespace, key.name)
         elif key.kind == "Repository":
             for it, body in [*self.of("Schedule"), *self.of("Restore")]:
-                if refers_to(it, body) == key:
+                if key in references(it, body):
                     yield it
 
 
@@ -113,12 +113,13 @@ def requested_look(body: Mapping[str, Any]) -> str | None:
     return value
 
 
-def refers_to(key: Key, body: Mapping[str, Any]) -> Key | None:
-    """The key that an object refers to: a Schedule's or Restore's Repository, a Run's Schedule; None for others."""
+def references(key: Key, body: Mapping[str, Any]) -> list[Key]:
+    """The keys that an object refers to: a Schedule's or Restore's Repositories, a Run's Schedule; none for others."""
     if key.kind not in _REFERENCES:
-        return None
-    kind, field = _REFERENCES[key.kind]
-    return Key(kind, key.namespace, body["spec"][field]["name"])
+        return []
+    (kind, field), spec = _REFERENCES[key.kind], body["spec"]
+    named = [spec[field], *([spec["copy"]["fromRepositoryRef"]] if spec.get("copy") else ())]
+    return [Key(kind, key.namespace, it["name"]) for it in named]
 
 
 def key_of(body: Mapping[str, Any]) -> Key:

@@ -28,7 +28,11 @@ _PASSING = {*WAITS, "ServerUnreachable", "ServerError", "Unauthorized", "Kuberne
 _AWAITED = {"RepositoryNotReady", "ScheduleNotReady", "NoHosts", BEHIND, "Disconnected", "Unknown"}
 """Further reasons that may end without a change of the object; syncing it again does not help."""
 _REASONS = {401: "Unauthorized", 403: "NotGranted", 404: "ScheduleNotFound", 409: "Conflict"}
-_MISSING = {"spec.repositoryRef.name": "RepositoryNotFound", "spec.host": "HostNotFound"}
+_MISSING = {
+    "spec.repositoryRef.name": "RepositoryNotFound",
+    "spec.copy.fromRepositoryRef.name": "RepositoryNotFound",
+    "spec.host": "HostNotFound",
+}
 
 
 class NotFoundError(ControllerError):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from controller.cluster.cache import ONE_SHOT, is_active, refers_to
+from controller.cluster.cache import ONE_SHOT, is_active, references
 from controller.cluster.conditions import conditions_of
 from controller.cluster.kube import Object
 from controller.resources import Key
@@ -59,12 +59,12 @@ def _deadline(ended: datetime, body: Object) -> datetime | None:
 
 def _beyond_limits(by_end: list[Key], objects: Mapping[Key, Object]) -> set[Key]:
     """Of these keys, the earliest end first, those that exceed a limit of the object that they refer to."""
-    groups: defaultdict[tuple[Key | None, str], list[Key]] = defaultdict(list)
+    groups: defaultdict[tuple[Key, str], list[Key]] = defaultdict(list)
     for key in by_end:
-        groups[refers_to(key, objects[key]), objects[key]["status"]["phase"]].append(key)
+        groups[references(key, objects[key])[0], objects[key]["status"]["phase"]].append(key)
     surplus: set[Key] = set()
     for (owner, phase), keys in groups.items():
-        spec = (objects.get(owner) if owner is not None else None) or {}
+        spec = objects.get(owner) or {}
         limit = spec.get("spec", {}).get(_LIMITS[keys[0].kind, phase])
         surplus.update(keys[: max(0, len(keys) - limit)] if limit is not None else ())
     return surplus

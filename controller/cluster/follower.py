@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from controller.client import Client, ControllerError, Refused, Unreachable
 from controller.cluster import watching
-from controller.cluster.cache import ONE_SHOT, WATCHED, Cache, key_of, refers_to
+from controller.cluster.cache import ONE_SHOT, WATCHED, Cache, key_of, references
 from controller.cluster.conditions import may_pass
 from controller.cluster.expiry import expired
 from controller.cluster.kube import Kube, KubeError, Object
@@ -183,10 +183,10 @@ class ClusterFollower:
     async def _sync(self, key: Key) -> bool:
         """Sync an object to the server, and update its status. Returns whether it is done."""
         body = self._cache.get(key)
-        named = None if body is None else refers_to(key, body)
-        if named is not None and named in self._objects and not self._reconciler.holds(named):
-            self._held_back[named].add(key)  # the server would only refuse it
-            return True
+        for named in () if body is None else references(key, body):
+            if named in self._objects and not self._reconciler.holds(named):
+                self._held_back[named].add(key)  # the server would only refuse it
+                return True
         try:
             result = await self._syncer.sync(key)
             if result is not None:

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from controller.client import ControllerError
-from controller.cluster.cache import ONE_SHOT, Cache, is_active, refers_to, requested_look
+from controller.cluster.cache import ONE_SHOT, Cache, is_active, references, requested_look
 from controller.cluster.conditions import WAITS, NotFoundError, is_answer, is_conclusive, may_pass, own, reason
 from controller.cluster.kube import Object
 from controller.cluster.server_state import ServerState
@@ -153,17 +153,22 @@ class Results:
         return None
 
     def _why_not(self, key: Key, body: Object) -> ControllerError | None:
-        """Why an object is not in force. An error of the object that it refers to explains more, and comes first."""
-        error, named = self._errors.get(key), refers_to(key, body)
-        if named is None or (error is not None and reason(error) != f"{named.kind}NotFound"):
-            return error
+        """Why an object is not in force. An error of an object that it refers to explains more, and comes first."""
+        error = self._errors.get(key)
+        found = (self._of_reference(key, named, error) for named in references(key, body))
+        return next((it for it in found if it is not None), error)
+
+    def _of_reference(self, key: Key, named: Key, error: ControllerError | None) -> ControllerError | None:
+        """What an object that another one refers to explains of its error; None if nothing."""
+        if error is not None and reason(error) != f"{named.kind}NotFound":
+            return None
         why = self._errors.get(named)
         if error is not None and why is not None and named in self._cache.objects:
             return NotFoundError(f"{named.kind}NotReady", f"{named.kind} {named.name} is not in force: {why}")
         if error is None and key.kind == "Schedule" and named not in self._cache.objects:
             message = f"Repository {named.name} was deleted: create it again, or refer to another"
             return NotFoundError("RepositoryNotFound", message)
-        return error
+        return None
 
 
 _STATUSES = {"Schedule": schedule_status, "Repository": repository_status, "Alert": alert_status}

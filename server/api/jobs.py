@@ -102,11 +102,10 @@ async def shown_jobs(services: Services, rows: Sequence[Row]) -> dict[str, dict[
     for row in rows:
         shown = {name: value for name, value in row.items() if name not in queue.COLUMNS}
         attempt = services.active.get(row["id"])
-        waits = (
-            waits_for(row, ahead[row["id"]], services.repository_name(row["lane"].partition("/")[0]), now)
-            if row["id"] in ahead
-            else ""
-        )
+        waits = ""
+        if row["id"] in ahead:
+            of_lanes = (services.repository_name(row[it].partition("/")[0]) for it in ("lane", "from_lane"))
+            waits = waits_for(row, ahead[row["id"]], next(of_lanes), now, next(of_lanes))
         schedule = services.placement.schedules.get(row["scheduled_id"])
         found[row["id"]] = {
             **shown,

@@ -88,7 +88,7 @@ async def list_users(services: Services, request: Request) -> Response:
     after, limit = query.after(tuple[str, str]) or ("", ""), query.limit()
     id_ = (await find_object(services, request, "Repository"))["id"]
     using = {
-        tuple(it.name.split("/", 1)): it.id for it in services.placement.schedules.values() if it.repository_id == id_
+        tuple(it.name.split("/", 1)): it.id for it in services.placement.schedules.values() if id_ in it.repository_ids
     }
     ids = [using[name] for name in sorted(using) if name > after][: limit + 1]
     return await schedule_page(services, await services.store.read(get_resources, SCHEDULES, ids), limit)

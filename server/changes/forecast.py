@@ -538,6 +538,7 @@ def users(placement: Placement, repositories: Collection[str]) -> dict[str, list
     """The schedules that use each of these repositories, by its id."""
     found: dict[str, list[PlacedSchedule]] = defaultdict(list)
     for schedule in placement.schedules.values():
-        if schedule.repository_id in repositories:
-            found[schedule.repository_id].append(schedule)
+        for id_ in schedule.repository_ids:
+            if id_ in repositories:
+                found[id_].append(schedule)
     return found

@@ -258,7 +258,7 @@ class Listings:
         }
         if source in able:
             return source
-        schedules = (it for it in placement.schedules.values() if it.repository_id == row.id)
+        schedules = (it for it in placement.schedules.values() if row.id in it.repository_ids)
         using = {name for schedule in schedules for name in placement.matched(schedule, able)}
         if folder_of(where.url) is not None:
             able = set() if "{host}" in where.url else using

@@ -83,7 +83,7 @@ class Loader:
         """Put what was loaded in force. Returns the hosts whose sets are not the stored ones, with their versions."""
         catalog = self._catalog
         catalog.put(loaded.schedules, [catalog.resolve(row) for row in loaded.repositories])
-        self._placement.put(catalog.place(row, catalog.resolved_of(row)) for row in loaded.schedules)
+        self._placement.put(catalog.place(row) for row in loaded.schedules)
         moved = {row.name: row.desired_version for row in loaded.hosts if not self._put_host(row)}
         for schedule in loaded.schedules:
             self._expected_since.put_schedule(schedule.id, schedule.enabled_since or schedule.since)

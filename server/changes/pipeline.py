@@ -195,8 +195,8 @@ class Pipeline:
         resolved = [catalog.resolve(row) for row in changes.rows(RepositoryRow, entry.repositories)]
         hosts = changes.rows(HostRow, entry.hosts)
         deleted = [catalog.schedules[key] for key in entry.deleted_schedules]
-        placed = [catalog.place(row, catalog.resolved_of(row)) for row in schedules]
-        placed += [catalog.place(row, it) for it in resolved for row in catalog.schedules_of(it.row)]
+        placed = [catalog.place(row) for row in schedules]
+        placed += [catalog.place(row, resolved) for it in resolved for row in catalog.schedules_of(it.row)]
         plan = placement.plan(placed, [row.id for row in deleted]) if placed or deleted else Plan()
         plan = plan._replace(put_hosts=[self._state(row) for row in hosts], remove_hosts=entry.deleted_hosts)
         came, left = placement.changed_pairs(plan)

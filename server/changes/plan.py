@@ -578,7 +578,7 @@ class _Told:
         moved = [key for key in self._touched if self._before.row(key) is not self._after.row(key)]
         for state in (self._before, self._after):
             placed = [it for id_ in schedules if (it := state.placed(id_)) is not None]
-            rows = [*(state.repository(it.repository_id) for it in placed), *map(state.row, moved)]
+            rows = [*(state.repository(id_) for it in placed for id_ in it.repository_ids), *map(state.row, moved)]
             found.update((row.id, row) for row in rows if isinstance(row, RepositoryRow))
         named = sorted(found.values(), key=lambda row: (row.namespace, row.name))
         shown = [it for it in named if await self._may_read("Repository", full_name(it))]

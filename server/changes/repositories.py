@@ -59,7 +59,7 @@ class Repositories:
         detail = {"spec": row.spec, "credentials": changed}
         line = audit(now, actor, "update" if old else "create", "Repository", full_name(row), **detail)
         resolved = self._catalog.resolve(row)
-        users = [self._catalog.place(it, resolved) for it in self._catalog.schedules_of(row)]
+        users = [self._catalog.place(it, [resolved]) for it in self._catalog.schedules_of(row)]
         warned = {"repository": full_name(row), "fields": ", ".join(parsed.trimmed)}
         warnings = [("newline at the end of a secret left out", warned)] if parsed.trimmed else []
         change = Change(now, [line], warnings=warnings)

@@ -59,22 +59,28 @@ class Schedules:
         return await self._pipeline.planned(partial(self._put, actor, parsed, condition))
 
     async def _put(self, actor: Actor, parsed: manifests.Schedule, condition: Condition) -> tuple[Row, bool]:
-        namespace, repository_name = parsed.namespace, parsed.spec.repository
+        namespace = parsed.namespace
         old = self._catalog.schedules.get((namespace, parsed.name))
         condition(version_of(old))
-        repository = self._catalog.repositories.get((namespace, repository_name))
-        if repository is None:
-            there = f"there is no Repository {repository_name!r} in namespace {namespace!r}"
-            raise Invalid.field("spec.repositoryRef.name", f"{there}: create it first, or name one that exists")
+        source = parsed.spec.from_repository
+        self._require(namespace, parsed.spec.repository, "spec.repositoryRef.name")
+        if source:
+            self._require(namespace, source, "spec.copy.fromRepositoryRef.name")
         kept = self._catalog.ping_url(old) if old is not None else None
         if old is not None and (old.spec, old.labels, kept) == (parsed.raw_spec, parsed.labels, parsed.ping_url):
             return old._asdict(), False
         now = self._clock()
         row = self._row(old, parsed, now)
         line = audit(now, actor, "update" if old else "create", "Schedule", full_name(row), spec=row.spec)
-        placed = self._catalog.place(row, self._catalog.in_force(repository))
+        placed = self._catalog.place(row)
         await self._pipeline.commit(Change(now, [line], put_schedules=[row]), self._placement.plan([placed]))
         return row._asdict(), old is None
+
+    def _require(self, namespace: str, repository: str, field: str) -> None:
+        """Raises Invalid for a Repository that does not exist. `field`: which names it."""
+        if (namespace, repository) not in self._catalog.repositories:
+            there = f"there is no Repository {repository!r} in namespace {namespace!r}"
+            raise Invalid.field(field, f"{there}: create it first, or name one that exists")
 
     async def delete(self, actor: Actor, namespace: str, name: str, condition: Condition = unconditional) -> None:
         """Delete a schedule; its jobs stay. Raises NotFound, and what `condition` raises."""

@@ -5,7 +5,7 @@ does hold is in its session.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple, TypeVar
 
@@ -18,7 +18,7 @@ from server.fleet.placement import PlacedSchedule, encoded_entry
 from server.resources.bindings import binding_errors
 from server.resources.grants import NOTHING, Grant, Grants, path_errors, url_errors
 from server.resources.manifests import Credentials, repository_spec, schedule_spec
-from server.resources.restic import repository_options
+from server.resources.restic import copy_options, repository_options
 from server.resources.urls import SCHEMES, scheme_errors
 from server.store.rows import RepositoryRow, ScheduleRow
 
@@ -80,9 +80,9 @@ class Catalog:
         return self.repositories[repository_key(schedule)]
 
     def schedules_of(self, repository: RepositoryRow) -> list[ScheduleRow]:
-        """The schedules that use a repository."""
+        """The schedules that use a repository, also those that copy from it."""
         key = repository.namespace, repository.name
-        return [it for it in self.schedules.values() if repository_key(it) == key]
+        return [it for it in self.schedules.values() if key in (repository_key(it), from_repository_key(it))]
 
     def put(self, schedules: Sequence[ScheduleRow] = (), repositories: Sequence[ResolvedRepository] = ()) -> None:
         """Put rows in force, in place of older rows of the same names."""
@@ -134,6 +134,11 @@ class Catalog:
         """The repository that a schedule uses, resolved."""
         return self.in_force(self.repository_of(schedule))
 
+    def from_resolved_of(self, schedule: ScheduleRow) -> ResolvedRepository | None:
+        """The repository that a schedule copies from, resolved; None for a schedule of another kind."""
+        key = from_repository_key(schedule)
+        return None if key is None else self.in_force(self.repositories[key])
+
     def credentials(self, row: RepositoryRow) -> Credentials | None:
         """The credentials of a repository; None when it has none, or when the vault cannot decrypt them.
 
@@ -155,18 +160,27 @@ class Catalog:
         """A URL to ping, for the row of a schedule."""
         return None if url is None else self._vault.seal(PingUrl(url))
 
-    def place(self, row: ScheduleRow, resolved: ResolvedRepository) -> PlacedSchedule:
-        """Prepare a schedule for placement.
+    def place(self, row: ScheduleRow, changed: Iterable[ResolvedRepository] = ()) -> PlacedSchedule:
+        """Prepare a schedule for placement. `changed`: repositories that are not in force yet as they are here.
 
-        The revision of its entry is a hash of everything that its runs depend on. A schedule whose paths or repository
-        are not granted selects no host.
+        The revision of its entry is a hash of everything that its runs depend on. A schedule whose paths or
+        repositories are not granted selects no host.
         """
-        spec, repository, grant = schedule_spec(row.spec), resolved.row, self.grant(row.namespace)
-        basis = (row.generation, row.spec, repository.id, repository.generation)
+        spec, grant = schedule_spec(row.spec), self.grant(row.namespace)
+        newer = {(it.row.namespace, it.row.name): it for it in changed}
+        resolved = newer.get(repository_key(row)) or self.resolved_of(row)
+        key = from_repository_key(row)
+        source = None if key is None else newer.get(key) or self.from_resolved_of(row)
+        repository = resolved.row
+        basis: tuple[object, ...] = (row.generation, row.spec, repository.id, repository.generation)
+        if source is not None:
+            basis = (*basis, source.row.id, source.row.generation)
         revision = hashlib.blake2b(_encode(basis), digest_size=8).hexdigest()
         paths = spec.backup.paths if spec.backup else ()
-        allowed = not resolved.errors and (grant.everywhere or not self.forbidden(row.namespace, paths=paths))
-        name = full_name(row)
+        errors = resolved.errors or (source is not None and source.errors)
+        allowed = not errors and (grant.everywhere or not self.forbidden(row.namespace, paths=paths))
+        name, its = full_name(row), repository_spec(repository.spec)
+        options = repository_options(its) if source is None else copy_options(its, repository_spec(source.row.spec))
         return PlacedSchedule(
             row.id,
             name,
@@ -179,7 +193,8 @@ class Catalog:
             grant.host_identity,
             row.since,
             row.earlier,
-            tuple(repository_options(repository_spec(repository.spec))),
+            tuple(options),
+            "" if source is None else source.row.id,
         )
 
 
@@ -191,6 +206,12 @@ def full_name(row: ScheduleRow | RepositoryRow) -> str:
 def repository_key(schedule: ScheduleRow) -> Key:
     """Namespace and name of the repository that a schedule uses."""
     return schedule.namespace, schedule.spec["repositoryRef"]["name"]
+
+
+def from_repository_key(schedule: ScheduleRow) -> Key | None:
+    """Namespace and name of the repository that a schedule copies from; None for a schedule of another kind."""
+    copied = schedule.spec.get("copy")
+    return None if copied is None else (schedule.namespace, copied["fromRepositoryRef"]["name"])
 
 
 def _found(kind: str, rows: Mapping[Key, R], namespace: str, name: str) -> R:

@@ -29,9 +29,10 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 class PlacedSchedule(Struct, frozen=True):
     """A schedule with all that is needed to match it with hosts and to make jobs of it.
 
-    `init`: whether a backup may create the repository. `granted`: the hosts that the namespace may reach; `within`: the
-    paths that it may reach, all when empty. `host_identity`: whether restic may use the host's identity, such as its
-    SSH keys and instance role.
+    `from_repository_id`: of the repository that a copy reads from; empty for other kinds.
+    `init`: whether a backup or a copy may create the repository. `granted`: the hosts that the namespace may reach;
+    `within`: the paths that it may reach, all when empty. `host_identity`: whether restic may use the host's identity,
+    such as its SSH keys and instance role.
     `options`: restic's options for its repository.
     `since`: when the present timing began; `earlier`: the timings before it (see `server.fleet.timing`).
     """
@@ -48,6 +49,12 @@ class PlacedSchedule(Struct, frozen=True):
     since: datetime = _EPOCH
     earlier: tuple[Timing, ...] = ()
     options: tuple[str, ...] = ()
+    from_repository_id: str = ""
+
+    @property
+    def repository_ids(self) -> tuple[str, ...]:
+        """The repositories that its runs use."""
+        return (self.repository_id, self.from_repository_id) if self.from_repository_id else (self.repository_id,)
 
     @property
     def timing(self) -> Timing:
@@ -152,6 +159,7 @@ class Placement:
         self.hosts: dict[str, HostState] = {}
         self._by_selection: dict[bytes, dict[str, EncodedEntry]] = {}  # those that select the same hosts together
         self._backups: dict[str, dict[str, str]] = {}  # the names of those of kind backup, by repository
+        self._copies: dict[str, dict[str, str]] = {}  # what those of kind copy read from, by what they write to
         self._shared: WeakValueDictionary[int, EntrySet] = WeakValueDictionary()
 
     def copy(self) -> "Placement":
@@ -161,6 +169,7 @@ class Placement:
         copied.hosts = {name: copy(state) for name, state in self.hosts.items()}
         copied._by_selection = {key: dict(same) for key, same in self._by_selection.items()}
         copied._backups = {key: dict(names) for key, names in self._backups.items()}
+        copied._copies = {key: dict(sources) for key, sources in self._copies.items()}
         return copied
 
     def plan(self, put: Sequence[PlacedSchedule] = (), remove: Sequence[str] = ()) -> Plan:
@@ -222,8 +231,13 @@ class Placement:
         return [*changed, *((it.name, it.version, it.entries.digest) for it in put)]
 
     def backups_into(self, repository_id: str) -> list[str]:
-        """The names of the schedules of kind backup that use a repository, sorted. Any thread may ask."""
-        return sorted(dict(self._backups.get(repository_id, {})).values())
+        """The names of the schedules of kind backup whose snapshots come into a repository, sorted: of those that use
+        it, or one that is copied into it. Any thread may ask."""
+        found, names = [repository_id], set[str]()
+        for it in found:  # grows meanwhile
+            names.update(dict(self._backups.get(it, {})).values())
+            found += set(dict(self._copies.get(it, {})).values()).difference(found)
+        return sorted(names)
 
     def next_due(self, schedule_id: str, now: datetime) -> datetime | None:
         """The next due time of a schedule without the spread; None when it is unknown, disabled or never due."""
@@ -238,6 +252,8 @@ class Placement:
             self._by_selection.setdefault(_selection(schedule), {})[schedule.id] = schedule.entry
             if schedule.spec.kind == "backup":
                 self._backups.setdefault(schedule.repository_id, {})[schedule.id] = schedule.name
+            if schedule.from_repository_id:
+                self._copies.setdefault(schedule.repository_id, {})[schedule.id] = schedule.from_repository_id
 
     def commit(self, plan: Plan, versions: Mapping[str, int] | None = None) -> None:
         """Put a plan in force. The plan must have been made on the present state.
@@ -306,9 +322,10 @@ class Placement:
             del same[schedule_id]
             if not same:
                 del self._by_selection[key]
-            names = self._backups.get(schedule.repository_id, {})
-            if names.pop(schedule_id, None) is not None and not names:
-                del self._backups[schedule.repository_id]
+            for its in (self._backups, self._copies):
+                names = its.get(schedule.repository_id, {})
+                if names.pop(schedule_id, None) is not None and not names:
+                    del its[schedule.repository_id]
 
     def _share(self, new: EntrySet) -> EntrySet:
         """The set in use that equals this one, or else this one."""

@@ -12,7 +12,7 @@ from server.resources.restic import quantity
 from server.resources.specs import Backup, Hooks, PruneOptions, RepositorySpec, Retention, ScheduleSpec, Verify
 from wire import messages
 
-KINDS = frozenset({"backup", "forget", "prune", "check", "unlock", "verify"})
+KINDS = frozenset({"backup", "forget", "prune", "check", "unlock", "verify", "copy"})
 """Kinds that a Schedule can have."""
 
 
@@ -44,8 +44,8 @@ def run_args(spec: ScheduleSpec, name: str, host: str, backups: Sequence[str] = 
             return ["check", *([f"--read-data-subset={subset}"] if subset else [])]
         case ScheduleSpec(kind="prune"):
             return ["prune", *_prune_options(spec.prune_options)]
-        case ScheduleSpec(kind="unlock"):
-            return ["unlock"]
+        case ScheduleSpec(kind="unlock" | "copy" as kind):
+            return [kind]
         case ScheduleSpec(kind="verify"):
             return ["ls", "--json", f"--host={host}", "--", "latest"]
     raise ValueError(f"kind {spec.kind!r} is not run by this version: use one of {', '.join(sorted(KINDS))}")
@@ -132,9 +132,15 @@ def _policy(retention: Retention) -> list[str]:
     return [*(f"--keep-{name}={value}" for name, value in counts.items() if value is not None), *tags]
 
 
-def init_args(init: bool) -> list[str] | None:
-    """The arguments that create a repository; None if its spec does not allow that."""
-    return ["init"] if init else None
+def init_args(init: bool, kind: str = "backup") -> list[str] | None:
+    """The arguments that create a missing repository for a job of this kind; None if they are not to.
+
+    Only kinds that fill a repository have a use for an empty one. A copy shares the parameters that cut files into
+    pieces, since it would else store again what both have (restic's manual, "Copying snapshots between repositories").
+    """
+    if not init or kind not in ("backup", "copy"):
+        return None
+    return ["init", "--copy-chunker-params"] if kind == "copy" else ["init"]
 
 
 def snapshots_args(host: str) -> list[str]:

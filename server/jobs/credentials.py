@@ -60,7 +60,7 @@ class HostCredentials:
         held = hosts[host].entries
         needed = self._scheduled.get(held)
         if needed is None:
-            ids = {schedules[key].repository_id for key in held.items}
+            ids = {id_ for key in held.items for id_ in schedules[key].repository_ids}
             rows = self._catalog.repositories.values()
             needed = self._scheduled[held] = tuple(RepositoryAccess(row) for row in rows if row.id in ids)
         return needed

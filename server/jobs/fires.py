@@ -24,7 +24,7 @@ DELETED = "its host was deleted"
 
 
 BackupsInto = Callable[[str], Sequence[str]]
-"""Returns the names of the Schedules of kind backup that use a repository."""
+"""Returns the names of the Schedules of kind backup whose snapshots come into a repository."""
 
 
 def no_backups(repository_id: str) -> Sequence[str]:
@@ -241,7 +241,7 @@ def command_for(
         arguments.run_args(spec, schedule.name, host, backups),
         schedule.repository_id,
         spec.timeout_seconds,
-        arguments.init_args(schedule.init and spec.kind == "backup"),  # nothing else has a use for an empty repository
+        arguments.init_args(schedule.init, spec.kind),
         schedule.id,
         scheduled_at,
         list(schedule.within),
@@ -252,6 +252,7 @@ def command_for(
         options=list(schedule.options),
         nice=spec.nice,
         io_class=spec.io_class or "",
+        from_repository=schedule.from_repository_id,
     )
 
 
@@ -263,7 +264,7 @@ def timed(command: CommandRun, spec: ScheduleSpec, now: datetime) -> CommandRun:
     return msgspec.structs.replace(command, stop_after_s=stop_after_s)
 
 
-def job_row(job: NewJob, lane: str) -> JobRow:
+def job_row(job: NewJob, lane: str, from_lane: str = "") -> JobRow:
     """The row of a new job, before its turn is decided."""
     command = job.command
     return JobRow(
@@ -284,6 +285,7 @@ def job_row(job: NewJob, lane: str) -> JobRow:
         serial=job.policy != "Allow",
         deferred=job.not_before is not None,
         not_before=job.not_before,
+        from_lane=from_lane,
     )
 
 

@@ -45,6 +45,13 @@ def lane_of(command: CommandRun, host: str, limit: ConcurrencyLimit) -> str:
     return f"{repository}/{source_host(command, host)}" if limit.per_host else repository
 
 
+def from_lane_of(command: CommandRun, host: str, limit: ConcurrencyLimit) -> str:
+    """The key of the lane of the repository that a copy reads from; empty for other jobs. `limit`: its own."""
+    if not command.from_repository:
+        return ""
+    return f"{command.from_repository}/{host}" if limit.per_host else command.from_repository
+
+
 def time_limit(command: CommandRun) -> timedelta:
     """How long an attempt may run."""
     return DEFAULT_TIMEOUT if command.timeout_s is None else timedelta(seconds=command.timeout_s)

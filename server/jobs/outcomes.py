@@ -198,7 +198,8 @@ class Health:
         is_good = end.status in GOOD
         if is_good and kind == "verify":
             self.remember_verified(repository, end.finished_at)
-        if is_good or end.reason in REPOSITORY_REASONS:
+        # What kept a copy from its work may be wrong with the repository that it reads from.
+        if is_good or (end.reason in REPOSITORY_REASONS and kind != "copy"):
             last, at = self._last.setdefault(repository, {}), (end.finished_at, end.job_id)
             if at >= last.get(host, at):
                 last[host] = at

@@ -20,9 +20,9 @@ from server.fleet.placement import PlacedSchedule
 from server.fleet.windows import begins_at
 from server.jobs import attempts, fires, notices
 from server.jobs.fires import MAX_OPEN_JOBS, BackupsInto, NewJob
-from server.jobs.kinds import EXCLUSIVE, ConcurrencyLimit, hangs_at, lane_of, repository_of
+from server.jobs.kinds import EXCLUSIVE, ConcurrencyLimit, from_lane_of, hangs_at, lane_of, repository_of
 from server.jobs.limits import GateLimit, GatesOf, gate_of_schedule, no_gates
-from server.jobs.turn import MANY, Gates, GateState, LaneState, Waiting, turn
+from server.jobs.turn import MANY, Gates, GateState, LaneState, Waiting, turns
 from server.store import connections, joins, news, queue, rollouts, servers
 from server.store.audit import record_audit
 from server.store.days import count_ends
@@ -49,6 +49,14 @@ LimitOf = Callable[[str], ConcurrencyLimit]
 """The limit of a repository, by its id. The writer's thread asks."""
 ScheduleOf = Callable[[str, str], PlacedSchedule | None]
 """A schedule, by a host and its id, where the host still has it. The writer's thread asks."""
+
+
+class Lane(NamedTuple):
+    """A lane as it stands. `waits`: whether any job is ready; `has_copies`: whether one of these needs another lane."""
+
+    state: LaneState
+    waits: bool
+    has_copies: bool
 
 
 class Recording(NamedTuple):
@@ -318,17 +326,22 @@ class JobQueue:
     def _record(self, conn: Connection, items: Sequence[Recording]) -> list[Recorded]:
         now = items[-1].now
         jobs = [job for item in items for job in item.jobs]
-        lanes = {job.id: self._lane(job.command, job.host) for job in jobs}
-        names = set(lanes.values()) - {""}
+        lanes = {job.id: self._lanes(job.command, job.host) for job in jobs}
+        names = {name for its in lanes.values() for name in its} - {""}
         known, states = self._look(conn, {_pair(job) for job in jobs}, names, MAX_OPEN_JOBS)
         refused = self._in_the_way(conn, items, known) | _of_deleted_hosts(conn, jobs, known)
         replacing = [job for job in jobs if job.policy == "Replace" and job.id not in refused]
         old = queue.of_pairs(conn, {_pair(job) for job in replacing if known[_pair(job)].runs})
-        rows = [fires.job_row(job, lanes[job.id]) for job in jobs if job.id not in refused]
+        rows = [fires.job_row(job, *lanes[job.id]) for job in jobs if job.id not in refused]
         firsts = {_pair(job): job.id for job in reversed(jobs) if not known[_pair(job)].runs and job.id not in refused}
+        linked = {lane for lane, it in states.items() if it.has_copies}.union(
+            *(it.lanes for it in rows if it.from_lane)
+        )
         alone = {job.id for job in jobs if job.policy == "Allow" or firsts.get(_pair(job)) == job.id}
+        alone -= {it.id for it in rows if it.from_lane}
         online = {pair[1]: it.server for pair, it in known.items() if it.server is not None and not it.drains}
-        placed, gates = self._placed(conn, rows, alone, online, states)
+        apart = {lane: it for lane, it in states.items() if lane not in linked}
+        placed, gates = self._placed(conn, rows, alone, online, apart)
         (new,) = record_jobs(conn, [placed])
         self._hold_back(conn, gates)
         going = {row.id for row in placed if row.sent and row.id in new}
@@ -341,7 +354,8 @@ class JobQueue:
         whys = {_pair(job): f"replaced by job {job.id}" for job in replacing if job.id in new}
         replaced = [(row, why) for row in old if (why := whys.get((row.scheduled_id or "", row.host)))]
         first = self._end_or_ask(conn, replaced, now)
-        then = self._advance(conn, waits, now, {row.lane for row in stale}, freed=self._limits(stale))
+        lanes_again = linked.union(row.lane for row in stale)
+        then = self._advance(conn, waits, now, lanes_again, freed=self._limits(stale))
         outcome = _joined(first, then)
         if new:
             self._note(now, notices.Recorded())
@@ -387,23 +401,26 @@ class JobQueue:
         rows: Sequence[JobRow],
         alone: Collection[str],
         online: Collection[str],
-        states: Mapping[str, tuple[LaneState, bool]],
+        states: Mapping[str, Lane],
     ) -> tuple[list[JobRow], Gates]:
         """The rows with what they are recorded as: sent, where it is their turn, or else ready, or neither; and their
-        gates, with those that are held back there."""
+        gates, with those that are held back there.
+
+        `states`: the lanes in which that can be told without looking at others.
+        """
         come = [row for row in rows if row.id in alone and row.host in online and not row.deferred]
-        fronts, limits = self._fronts(come)
+        waiting, limits = self._waiting(come)
         gates = self._gates(conn, limits)
-        going: set[str] = set()
-        for lane, front in fronts.items():
-            state, waits = states[lane] if lane else (LaneState(), False)
-            going.update(() if waits else turn(state, front, gates))  # nobody overtakes those that wait
+        free = {lane: it.state for lane, it in states.items() if not it.waits} | {"": LaneState()}
+        going = {it.id for it in turns(free, [it for it in waiting if it.lane in free], gates)}  # nobody overtakes
         ready = {row.id for row in come} - going - gates.held.keys()
         placed = [row._replace(sent=row.id in going, holds=row.id in going, ready=row.id in ready) for row in rows]
         return placed, gates
 
-    def _lane(self, command: CommandRun, host: str) -> str:
-        return lane_of(command, host, self._limit_of(repository_of(command)))
+    def _lanes(self, command: CommandRun, host: str) -> tuple[str, str]:
+        """The lane of a job, and that of the repository that a copy reads from."""
+        own, source = self._limit_of(repository_of(command)), self._limit_of(command.from_repository)
+        return lane_of(command, host, own), from_lane_of(command, host, source)
 
     # What hosts tell.
 
@@ -570,7 +587,7 @@ class JobQueue:
         serial = bool(command.schedule_id) and (schedule is None or schedule.spec.concurrency_policy != "Allow")
         has_begun = row.sent or row.status == "running"
         exclusive, deferred = command.kind in EXCLUSIVE, row.not_before is not None and not has_begun
-        lane = self._lane(command, row.host)
+        lane, _ = self._lanes(command, row.host)  # that release had no copies
         return Placed(row.id, lane, row.queued_at, start_by, exclusive, serial, has_begun, deferred)
 
     @_telling
@@ -689,7 +706,7 @@ class JobQueue:
         freed: dict[str, GateLimit] = {}
         for some in _pages(conn, busy):  # all of them, before any is sent: what is ready is so by connections of before
             queue.settle(conn, [row.id for row in some if not _has_begun(row)], now)
-            lanes |= {row.lane for row in some}
+            lanes.update(*(row.lanes for row in some))
             freed |= self._limits(some)
         return self._advance(conn, (), now, lanes, freed=freed)
 
@@ -761,13 +778,14 @@ class JobQueue:
         """Each host has a part of its own of these repositories, or has no more: their jobs change their lanes."""
         found = []
         for repository, now in items:
-            limit, after = self._limit_of(repository), ("", "")
+            after = ("", "")
             lanes = set(queue.waiting_lanes(conn, repository))
             while some := queue.of_repository(conn, repository, after):
                 after = some[-1].host, some[-1].id
-                changed = [(row.id, lane_of(_command.decode(row.command), row.host, limit)) for row in some]
+                changed = [(row.id, *self._lanes(_command.decode(row.command), row.host)) for row in some]
                 queue.change_lanes(conn, changed)
-                lanes |= {lane for _, lane in changed}
+                lanes.update(*((lane, source) for _, lane, source in changed))
+            lanes -= {""}
             found.append(self._advance(conn, (), now, lanes))
         return found
 
@@ -779,7 +797,7 @@ class JobQueue:
         """What follows once these jobs began, ended or moved: the next runs of their schedules on their hosts, and the
         next jobs of their lanes and at their gates. `settle`: those that wait still."""
         pairs = {(row.scheduled_id, row.host) for row in rows if row.scheduled_id}
-        lanes = {row.lane for row in rows}
+        lanes = {lane for row in rows for lane in row.lanes}
         known, states = self._look(conn, pairs, lanes, 1)
         ids = queue.first_of_pairs(conn, [pair for pair, it in known.items() if it.runs])
         settled = {*ids, *(row.id for row in settle if not _has_begun(row))}
@@ -791,7 +809,7 @@ class JobQueue:
         job_ids: Collection[str],
         now: datetime,
         lanes: Collection[str] = (),
-        states: Mapping[str, tuple[LaneState, bool]] | None = None,
+        states: Mapping[str, Lane] | None = None,
         *,
         freed: Mapping[str, GateLimit] = _NO_GATES,
     ) -> Outcome:
@@ -813,31 +831,33 @@ class JobQueue:
         job_ids: Collection[str],
         now: datetime,
         lanes: Collection[str],
-        states: Mapping[str, tuple[LaneState, bool]] | None,
+        states: Mapping[str, Lane] | None,
         are_released: bool,
     ) -> Outcome:
         if states is None:
             waiting = set(lanes)
         else:
-            waiting = {lane for lane, (state, waits) in states.items() if waits and not state.is_full}
+            waiting = {lane for lane, it in states.items() if it.waits and not it.state.is_full}
         touched = waiting.union(queue.lanes_of(conn, job_ids))
         if not touched:
             return Outcome()
         if job_ids or states is None:
             queue.settle(conn, job_ids, now)
             _, states = self._look(conn, (), touched)
-        free = {lane: state for lane, (state, waits) in states.items() if waits and (are_released or not state.is_full)}
+        states, copies = self._with_linked(conn, states)
+        free = [lane for lane, it in states.items() if it.waits and (are_released or not it.state.is_full)]
         found = queue.ready(conn, free)
-        shut = {row.id: opens for row in found if (opens := self._begins_at(row, now)) > now}
-        fronts, limits = self._fronts(row for row in found if row.id not in shut)
+        ordered = _in_order(found, copies)
+        shut = {row.id: opens for row in ordered if (opens := self._begins_at(row, now)) > now}
+        front, limits = self._waiting(row for row in ordered if row.id not in shut)
         gates = self._gates(conn, limits, is_new=False)
-        going = {lane: turn(free[lane], front, gates) for lane, front in fronts.items()}
+        going = turns({lane: it.state for lane, it in states.items()}, _with_far(front, ordered, found), gates)
         self._hold_back(conn, gates)
         queue.defer(conn, list(shut.items()))
-        gone = {*shut, *gates.held, *(job_id for ids in going.values() for job_id in ids)}
-        left = Counter(row.lane for row in found if row.id in gone)
-        more = [lane for lane, jobs in left.items() if jobs == queue.FRONT]
-        sent = queue.send(conn, [job_id for ids in going.values() for job_id in ids])
+        gone = {*shut, *gates.held, *(it.id for it in going)}
+        left = Counter(row.lane for row in ordered if row.id in gone)
+        more = [lane for lane, jobs in left.items() if jobs >= queue.FRONT]
+        sent = queue.send(conn, [it.id for it in going])
         outcome = Outcome(sent=self._sent(conn, sent, now), more=more, wake_at=min(shut.values(), default=None))
         beside = {(row.scheduled_id, row.host) for row in sent if row.scheduled_id and not row.serial}
         overtaken = queue.serial_ready(conn, beside)  # of before their schedules allowed others
@@ -860,18 +880,16 @@ class JobQueue:
             return ()
         return self._gates_of(row.host, row.scheduled_id or "")
 
-    def _fronts(
-        self, rows: Iterable[JobRow | ReadyRow]
-    ) -> tuple[Mapping[str, Sequence[Waiting]], Mapping[str, GateLimit]]:
-        """Jobs that are ready, by their lanes, and all gates that they have to pass."""
-        fronts: dict[str, list[Waiting]] = defaultdict(list)
+    def _waiting(self, rows: Iterable[JobRow | ReadyRow]) -> tuple[Sequence[Waiting], Mapping[str, GateLimit]]:
+        """Jobs that are ready, in their order, and all gates that they have to pass."""
+        waiting: list[Waiting] = []
         limits: dict[str, GateLimit] = {}
         for row in rows:
             its = self._gates_of_row(row)  # once: what is declared may change meanwhile
             limits |= {it.gate: it for it in its}
             gates = tuple((it.gate, row.host if it.schedule_id else row.id) for it in its)
-            fronts[row.lane].append(Waiting(row.id, row.exclusive, gates))
-        return fronts, limits
+            waiting.append(Waiting(row.id, row.exclusive, gates, row.lane, row.from_lane))
+        return waiting, limits
 
     def _gates(self, conn: Connection, limits: Mapping[str, GateLimit], *, is_new: bool = True) -> Gates:
         """Gates as they stand. `is_new`: whether those that come are new, so that those that wait go first."""
@@ -937,16 +955,28 @@ class JobQueue:
                 found.append(None)
         return found
 
+    def _with_linked(
+        self, conn: Connection, states: Mapping[str, Lane]
+    ) -> tuple[Mapping[str, Lane], list[queue.ReadyRow]]:
+        """These lanes, with those in which copies of them need a slot, too; and the first of these copies."""
+        copies: list[queue.ReadyRow] = []
+        missing = {lane for lane, it in states.items() if it.has_copies}
+        while missing:
+            copies = queue.copies(conn, states)
+            missing = {lane for row in copies for lane in (row.lane, row.from_lane)} - states.keys()
+            states = {**states, **self._look(conn, (), missing)[1]}
+        return states, copies
+
     def _look(
         self, conn: Connection, pairs: Collection[Pair], lanes: Collection[str], runs: int = 1
-    ) -> tuple[dict[Pair, queue.PairRow], dict[str, tuple[LaneState, bool]]]:
+    ) -> tuple[dict[Pair, queue.PairRow], dict[str, Lane]]:
         """The open runs of each (schedule id, host), counted up to `runs`, and lanes as they stand, each with whether
         any job is ready in it."""
         limits = {lane: self._limit(lane) for lane in lanes}
         slots = 1 + max((limit or 1 for limit in limits.values()), default=1)
         known, states = queue.look(conn, pairs, lanes, runs, slots)
         return {(it.scheduled_id, it.host): it for it in known}, {
-            it.lane: (LaneState(it.active, it.exclusive, limits[it.lane]), it.waits) for it in states
+            it.lane: Lane(LaneState(it.active, it.exclusive, limits[it.lane]), it.waits, it.has_copies) for it in states
         }
 
     def _limit(self, lane: str) -> int | None:
@@ -994,6 +1024,26 @@ def _of_deleted_hosts(conn: Connection, jobs: Iterable[NewJob], known: Mapping[P
     if asked := [job.host for job in of_deleted if job.command.scheduled_at is None]:
         raise Conflict(f"{asked[0]} was deleted meanwhile")
     return dict.fromkeys((job.id for job in of_deleted), fires.DELETED)
+
+
+def _in_order(ready: Sequence[ReadyRow], copies: Sequence[ReadyRow]) -> list[ReadyRow]:
+    """The first jobs of some lanes in the order of the queue. `ready`: of each lane, `queue.FRONT` at most; `copies`:
+    the first that need a slot of these lanes."""
+    rows = [*copies, *(row for row in ready if not row.from_lane)]
+    return sorted(rows, key=lambda row: (row.queued_at, row.id))
+
+
+def _with_far(front: Sequence[Waiting], ordered: Sequence[ReadyRow], ready: Sequence[ReadyRow]) -> list[Waiting]:
+    """Jobs in their order, with the copies marked before which more than `queue.FRONT` jobs wait in a lane."""
+    counts = Counter(row.lane for row in ready)
+    last = {row.lane: row.id for row in ready if counts[row.lane] >= queue.FRONT}
+    beyond: set[str] = set()
+    far: set[str] = set()
+    for row in ordered:
+        if row.from_lane and not beyond.isdisjoint((row.lane, row.from_lane)):
+            far.add(row.id)
+        beyond.update(lane for lane in (row.lane, row.from_lane) if last.get(lane) == row.id)
+    return [job._replace(is_far=job.id in far) for job in front]
 
 
 def _pair(job: NewJob) -> tuple[str, str]:

@@ -74,8 +74,9 @@ class RepositoryStates:
         if resolved is None or state is None:
             return ""
         row = resolved.row
-        if resolved.errors:
-            return f"{full_name(row)}: {as_text(resolved.errors)}"
+        for it in (resolved, self._catalog.resolved(command.from_repository)):
+            if it is not None and it.errors:
+                return f"{full_name(it.row)}: {as_text(it.errors)}"
         grant = self._catalog.grant(row.namespace)
         if grant.still_grants(command.within, command.host_identity) and grant.selects(state.labels):
             return ""

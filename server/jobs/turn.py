@@ -1,4 +1,4 @@
-"""Whose turn it is in a lane: plain data in and out.
+"""Whose turn it is in lanes: plain data in and out.
 
 A lane is the queue of the jobs that use one repository, or one host's own part of it. The first in order goes first and
 nobody overtakes: at most `limit` jobs have a slot at once, and a job for which restic locks the repository alone waits
@@ -7,6 +7,11 @@ until all slots are free, and holds off those behind it.
 Some jobs have to pass gates as well, which are limits across lanes, such as that of a host. A job whose gate is full
 is held back at the gate and holds off nobody in its lane. One that is to be alone in its lane claims its gates while
 it is the first there: a host that is busy with other repositories would otherwise never be free at the same time.
+
+A copy needs a slot of two lanes: of its own, that of the repository that it writes to, and of the one that it reads
+from. It gets both at once or none, so that no job ever waits for another one while it has a slot, and there is no
+deadlock. It waits in its own lane first, where nobody overtakes it. Jobs of the other lane pass it until there is a
+slot in its own: then it holds off those behind it in both, and claims its gates, so that it does not starve.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,16 +36,25 @@ class LaneState(NamedTuple):
         """Whether no job can get a slot, whatever its kind."""
         return self.exclusive or (self.limit is not None and 0 < self.active >= self.limit)
 
+    def with_one_more(self, *, exclusive: bool) -> "LaneState":
+        """The lane with another job that has a slot."""
+        return self._replace(active=self.active + 1, exclusive=exclusive)
+
 
 class Waiting(NamedTuple):
     """A job that is ready to go. `exclusive`: it must be alone in its lane.
 
     `gates`: those that it has to pass, each with whom it counts for there: itself, or its host.
+    `from_lane`: of the repository that a copy reads from; empty for other jobs. `is_far`: others before it in its lanes
+    are not looked at yet, so a copy does not go now.
     """
 
     id: str
     exclusive: bool = False
     gates: tuple[tuple[str, str], ...] = ()
+    lane: str = ""
+    from_lane: str = ""
+    is_far: bool = False
 
 
 class GateState(NamedTuple):
@@ -94,23 +108,30 @@ class Gates:
             self.claims.append(job.id)
 
 
-def turn(lane: LaneState, waiting: Sequence[Waiting], gates: Gates | None = None) -> list[str]:
-    """The ids of the jobs that get a slot now. `waiting`: the first ones in the lane's order, any number of them.
+def turns(lanes: Mapping[str, LaneState], waiting: Sequence[Waiting], gates: Gates | None = None) -> list[Waiting]:
+    """The jobs that get slots now. `waiting`: the first ones of these lanes in the order of the queue, any number.
     `gates`: all that they have.
 
     A limit below 1 counts as 1, so that every lane moves.
     """
-    gates = gates or Gates()
-    going: list[str] = []
+    gates, states, held_up = gates or Gates(), dict(lanes), set[str]()
+    going: list[Waiting] = []
     for job in waiting:
-        if lane.is_full and not job.exclusive:
-            break
-        if gates.hold_back(job):
+        lane, source = states[job.lane], states[job.from_lane] if job.from_lane else None
+        if job.lane in held_up or (lane.is_full and not job.exclusive):
+            held_up.add(job.lane)
+        elif gates.hold_back(job):
             continue
-        if job.exclusive and lane.active:
+        elif job.exclusive and lane.active:
             gates.claim(job)
-            break
-        gates.let_pass(job)
-        lane = lane._replace(active=lane.active + 1, exclusive=job.exclusive)
-        going.append(job.id)
+            held_up.add(job.lane)
+        elif source is not None and (job.is_far or job.from_lane in held_up or source.is_full):
+            gates.claim(job)
+            held_up |= {job.lane, job.from_lane}
+        else:
+            gates.let_pass(job)
+            states[job.lane] = lane.with_one_more(exclusive=job.exclusive)
+            if source is not None:
+                states[job.from_lane] = source.with_one_more(exclusive=False)
+            going.append(job)
     return going

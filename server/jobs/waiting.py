@@ -12,8 +12,8 @@ from server.store.queue import MAX_AHEAD, WINDOW_CLOSED, WaitRow
 from wire.messages import CommandRun
 
 
-def waits_for(job: Mapping[str, Any], wait: WaitRow, repository: str, now: datetime) -> str:
-    """What a waiting job waits for. `repository`: NAMESPACE/NAME of its repository."""
+def waits_for(job: Mapping[str, Any], wait: WaitRow, repository: str, now: datetime, source: str = "") -> str:
+    """What a waiting job waits for. `repository`: NAMESPACE/NAME of its repository; `source`: of the copied one."""
     if job["attempt"] == 1 and job["start_by"] is not None and job["start_by"] <= now:
         return "its end: it is too late to begin"
     if job["deferred"] and (job["attempt"] == 1 or job["reason"] == WINDOW_CLOSED):
@@ -26,6 +26,8 @@ def waits_for(job: Mapping[str, Any], wait: WaitRow, repository: str, now: datet
     if not job["ready"]:
         return f"the run before it on host {job['host']}"
     count = wait.ahead
+    if not count and source:
+        count, repository = wait.from_ahead, source
     many = f"more than {MAX_AHEAD}" if count > MAX_AHEAD else str(count)
     return f"{many} job{'s' * (count != 1)} before it in repository {repository}"
 

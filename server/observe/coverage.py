@@ -194,7 +194,7 @@ class CoverageReader:
             denied=self._denied(schedule),
             enabled=is_enabled,
             no_host=self._no_host(schedule) if schedule is not None and is_enabled and not names else "",
-            has_password=schedule is None or self.access(schedule.repository_id).has_password,
+            has_password=schedule is None or all(self.access(it).has_password for it in schedule.repository_ids),
             overdue=len(its.overdue),
             overdue_names=its.overdue[:MAX_NAMED],
             within=its.within,
@@ -245,7 +245,10 @@ class CoverageReader:
         row = self._catalog.schedule(*schedule.name.split("/", 1))
         paths = schedule.spec.backup.paths if schedule.spec.backup else ()
         errors = self._catalog.forbidden(row.namespace, paths=paths, field="spec.backup.paths")
-        return as_text([*errors, *self._catalog.resolved_of(row).errors])
+        source = self._catalog.from_resolved_of(row)
+        return as_text(
+            [*errors, *self._catalog.resolved_of(row).errors, *(source.errors if source is not None else ())]
+        )
 
     def access(self, repository_id: str) -> Access:
         """Whether a repository can be used. A repository that was deleted meanwhile has no problem."""
@@ -330,7 +333,8 @@ class CoverageReader:
             return ""
         count = len(self._placement.backups_into(schedule.repository_id))
         if count == 0:
-            return f"no Schedule of kind backup in its namespace uses Repository {schedule.spec.repository}"
+            used = f"uses Repository {schedule.spec.repository}, or one that is copied into it"
+            return f"no Schedule of kind backup in its namespace {used}"
         return f"more than {MAX_BACKUPS} Schedules of kind backup use its Repository" if count > MAX_BACKUPS else ""
 
     def _no_host(self, schedule: PlacedSchedule) -> str:

@@ -6,6 +6,7 @@ Source: restic's CHANGELOG.md and its source (cmd/restic, internal/global), read
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+import msgspec
 from msgspec import Struct
 
 from server.resources.specs import RepositorySpec
@@ -90,6 +91,21 @@ def repository_options(spec: RepositorySpec) -> list[str]:
             "--cleanup-cache": spec.cleanup_cache,
         }
     )
+
+
+def copy_options(spec: RepositorySpec, source: RepositorySpec) -> list[str]:
+    """The options of a copy into a repository. restic has one limit of speed for both: the lower one holds."""
+    return repository_options(
+        msgspec.structs.replace(
+            spec,
+            limit_upload_kib=_lower(spec.limit_upload_kib, source.limit_upload_kib),
+            limit_download_kib=_lower(spec.limit_download_kib, source.limit_download_kib),
+        )
+    )
+
+
+def _lower(one: int | None, other: int | None) -> int | None:
+    return min((it for it in (one, other) if it is not None), default=None)
 
 
 def quantity(text: str) -> int:

@@ -17,7 +17,7 @@ Compression = Literal["auto", "off", "fastest", "better", "max"]
 """How much restic compresses."""
 IoClass = Literal["BestEffort", "Idle"]
 """A class of ioprio_set(2)."""
-Kind = Literal["backup", "forget", "prune", "check", "unlock", "verify"]
+Kind = Literal["backup", "forget", "prune", "check", "unlock", "verify", "copy"]
 
 
 class Requirement(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
@@ -120,6 +120,17 @@ class Verify(Struct, frozen=True, rename="camel"):
     max_bytes: str = "100Mi"
 
 
+class Copy(Struct, frozen=True, rename="camel"):
+    """What `copy` copies: the snapshots of this Repository, in the same namespace."""
+
+    from_repository_ref: ObjectRef
+
+    @property
+    def source(self) -> str:
+        """The name of that Repository."""
+        return self.from_repository_ref.name
+
+
 class Retry(Struct, frozen=True, rename="camel"):
     """How often a failed job is tried again, and the seconds before the first retry."""
 
@@ -190,6 +201,7 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     retention: Retention | None = None
     check: Check | None = None
     verify: Verify | None = None
+    copy: Copy | None = None
     hooks: Hooks | None = None
     ping: Ping | None = None
     nice: int = 0
@@ -214,6 +226,11 @@ class ScheduleSpec(Struct, frozen=True, rename="camel"):
     def repository(self) -> str:
         """The name of the Repository, in the same namespace."""
         return self.repository_ref.name
+
+    @property
+    def from_repository(self) -> str:
+        """The name of the Repository that a copy reads from; empty for other kinds."""
+        return "" if self.copy is None else self.copy.source
 
 
 class HostSpec(Struct, frozen=True, rename="camel", omit_defaults=True):

@@ -22,10 +22,13 @@ class LaneJobs(NamedTuple):
 
 def in_lanes(conn: Connection, repository: str, limit: int) -> LaneJobs:
     """The jobs of a repository's lanes, up to `limit` of either kind."""
-    its = (JOBS.c.lane >= repository, JOBS.c.lane < f"{repository}0")  # REPOSITORY/HOST is one: "0" follows "/"
-    holds, ready = sa.text("holds"), sa.text("ready")  # in the words of the partial indexes
-    holding = sa.select(JOBS).where(holds, *its).order_by(JOBS.c.lane, JOBS.c.id)
-    waiting = sa.select(JOBS).where(ready, *its).order_by(JOBS.c.lane, JOBS.c.queued_at, JOBS.c.id)
-    counted = sa.select(JOBS.c.id).where(ready, *its).limit(MAX_AHEAD).subquery()
+    last = f"{repository}0"  # REPOSITORY/HOST is one: "0" follows "/"
+    own = sa.and_(JOBS.c.lane >= repository, JOBS.c.lane < last)
+    of_copies = sa.and_(sa.text("from_lane <> ''"), JOBS.c.from_lane >= repository, JOBS.c.from_lane < last)
+    # in the words of the partial indexes
+    holds, ready = (sa.or_(sa.and_(sa.text(it), own), sa.and_(sa.text(it), of_copies)) for it in ("holds", "ready"))
+    holding = sa.select(JOBS).where(holds).order_by(JOBS.c.lane, JOBS.c.id)
+    waiting = sa.select(JOBS).where(ready).order_by(JOBS.c.lane, JOBS.c.queued_at, JOBS.c.id)
+    counted = sa.select(JOBS.c.id).where(ready).limit(MAX_AHEAD).subquery()
     waits: int = conn.execute(sa.select(sa.func.count()).select_from(counted)).scalar_one()
     return LaneJobs(all_rows(conn, holding.limit(limit)), all_rows(conn, waiting.limit(limit)), waits)

@@ -23,7 +23,18 @@ Found = TypeVar("Found", bound=tuple[Any, ...])
 
 COLUMNS = frozenset(
     {
-        *("lane", "queued_at", "start_by", "exclusive", "serial", "deferred", "ready", "holds", "cancel_reason"),
+        *(
+            "lane",
+            "from_lane",
+            "queued_at",
+            "start_by",
+            "exclusive",
+            "serial",
+            "deferred",
+            "ready",
+            "holds",
+            "cancel_reason",
+        ),
         *("hangs_at", "gate", "claims"),
     }
 )
@@ -35,6 +46,9 @@ WINDOW_CLOSED = "WindowClosed"
 FRONT = 200
 """How many jobs at the front of a lane are looked at in one transaction."""
 
+MAX_COPIES = 1000
+"""How many copies that wait for slots of some lanes are looked at in one transaction."""
+
 
 class LaneRow(NamedTuple):
     """The state of a lane.
@@ -42,22 +56,27 @@ class LaneRow(NamedTuple):
     `active`: how many jobs have a slot, counted up to the `most` that was asked for.
     `exclusive`: whether one of them must be alone in the lane.
     `waits`: whether any job is ready.
+    `has_copies`: whether one of these needs a slot of another lane, too.
     """
 
     lane: str
     active: int
     exclusive: bool
     waits: bool
+    has_copies: bool = False
 
 
 class ReadyRow(NamedTuple):
-    """A job that is ready. `exclusive`: it must be alone in its lane."""
+    """A job that is ready. `exclusive`: it must be alone in its lane. `from_lane`: of the repository that a copy reads
+    from; empty for other jobs."""
 
     lane: str
     id: str
     exclusive: bool
     host: str
     scheduled_id: str | None
+    queued_at: datetime
+    from_lane: str = ""
 
 
 class PassedRow(NamedTuple):
@@ -111,6 +130,12 @@ class OpenRow(NamedTuple):
     cancel_reason: str | None
     serial: bool
     exclusive: bool = False
+    from_lane: str = ""
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        """The lanes in which it needs a slot."""
+        return (self.lane, self.from_lane) if self.from_lane else (self.lane,)
 
 
 class _Id(NamedTuple):
@@ -155,6 +180,7 @@ class Counts(NamedTuple):
 
 class WaitRow(NamedTuple):
     """What a waiting job waits for. `ahead`: how many jobs of its lane go before it, counted up to MAX_AHEAD + 1.
+    `from_ahead`: the same of the lane of the repository that a copy reads from.
     `is_drained`: whether nothing new is to begin on its host; `stops`: whether its agent is about to end; `is_paused`:
     whether its Schedule is."""
 
@@ -164,6 +190,7 @@ class WaitRow(NamedTuple):
     is_drained: bool | None = False
     stops: bool | None = False
     is_paused: bool = False
+    from_ahead: int = 0
 
 
 class Moved(NamedTuple):
@@ -248,15 +275,31 @@ _FIRST_OF_PAIRS = f"""{_SERIAL_READY}
     FROM given
 """
 
+_COPY = """(SELECT jobs.id FROM jobs
+            WHERE jobs.{lane} = given.lane AND jobs.ready AND jobs.from_lane <> '' LIMIT 1) IS NOT NULL"""
+"""Whether a copy that is ready reads from a lane, or writes to it. PostgreSQL would read all copies for EXISTS."""
+
 _LANES = """
     WITH given AS ({given})
     SELECT given.lane,
            (SELECT count(*) FROM (
-               SELECT 1 FROM jobs WHERE jobs.lane = given.lane AND jobs.holds LIMIT :most) AS slots) AS active,
+               SELECT 1 FROM jobs WHERE jobs.lane = given.lane AND jobs.holds
+               UNION ALL
+               SELECT 1 FROM jobs WHERE jobs.from_lane = given.lane AND jobs.holds AND jobs.from_lane <> ''
+               LIMIT :most) AS slots) AS active,
            EXISTS (
                SELECT 1 FROM jobs WHERE jobs.lane = given.lane AND jobs.holds AND jobs.exclusive = true) AS exclusive,
-           EXISTS (SELECT 1 FROM jobs WHERE jobs.lane = given.lane AND jobs.ready) AS waits
+           EXISTS (SELECT 1 FROM jobs WHERE jobs.lane = given.lane AND jobs.ready) OR {reads} AS waits,
+           {writes} OR {reads} AS has_copies
     FROM given
+""".replace("{reads}", _COPY.replace("{lane}", "from_lane")).replace("{writes}", _COPY.replace("{lane}", "lane"))
+
+_LINKED = """
+    WITH given AS ({given})
+    SELECT jobs.lane, jobs.id, jobs.exclusive, jobs.host, jobs.scheduled_id, jobs.queued_at, jobs.from_lane FROM jobs
+    WHERE jobs.ready AND jobs.from_lane <> ''
+      AND (jobs.lane IN (SELECT lane FROM given) OR jobs.from_lane IN (SELECT lane FROM given))
+    ORDER BY jobs.queued_at, jobs.id LIMIT :most
 """
 
 _FRONT = """
@@ -267,15 +310,15 @@ _FRONT = """
 _READY = {
     "sqlite": f"""
     WITH given AS ({{given}})
-    SELECT jobs.lane, jobs.id, jobs.exclusive, jobs.host, jobs.scheduled_id
+    SELECT jobs.lane, jobs.id, jobs.exclusive, jobs.host, jobs.scheduled_id, jobs.queued_at, jobs.from_lane
     FROM given JOIN jobs ON jobs.id IN ({_FRONT.format(more="")})
     ORDER BY jobs.lane, jobs.queued_at, jobs.id
 """,
     "postgresql": f"""
     WITH given AS ({{given}})
-    SELECT given.lane, jobs.id, jobs.exclusive, jobs.host, jobs.scheduled_id
+    SELECT given.lane, jobs.id, jobs.exclusive, jobs.host, jobs.scheduled_id, jobs.queued_at, jobs.from_lane
     FROM given CROSS JOIN LATERAL ({
-        _FRONT.format(more=", front.exclusive, front.queued_at, front.host, front.scheduled_id")
+        _FRONT.format(more=", front.exclusive, front.queued_at, front.host, front.scheduled_id, front.from_lane")
     }) AS jobs
     ORDER BY given.lane, jobs.queued_at, jobs.id
 """,
@@ -342,7 +385,9 @@ _ROWS = f"""
 
 _LANES_OF = """
     WITH given AS ({given})
-    SELECT DISTINCT jobs.lane AS id FROM jobs WHERE jobs.id IN (SELECT id FROM given)
+    SELECT jobs.lane AS id FROM jobs WHERE jobs.id IN (SELECT id FROM given)
+    UNION
+    SELECT jobs.from_lane AS id FROM jobs WHERE jobs.id IN (SELECT id FROM given) AND jobs.from_lane <> ''
 """
 
 _OF_HOST = f"""
@@ -361,12 +406,17 @@ _OF_HOSTS = f"""
 
 _IN_LANES = f"""
     SELECT jobs.* FROM jobs
-    WHERE {_OPEN} AND jobs.lane >= :first AND jobs.lane < :last AND (jobs.host, jobs.id) > (:host, :after)
+    WHERE (jobs.host, jobs.id) > (:host, :after) AND (
+        {_OPEN} AND jobs.lane >= :first AND jobs.lane < :last
+        OR {_OPEN} AND jobs.from_lane <> '' AND jobs.from_lane >= :first AND jobs.from_lane < :last)
     ORDER BY jobs.host, jobs.id LIMIT :most
 """
 
 _WAITING_LANES = """
-    SELECT DISTINCT jobs.lane AS id FROM jobs WHERE jobs.ready AND jobs.lane >= :first AND jobs.lane < :last
+    SELECT jobs.lane AS id FROM jobs WHERE jobs.ready AND jobs.lane >= :first AND jobs.lane < :last
+    UNION
+    SELECT jobs.from_lane AS id FROM jobs
+    WHERE jobs.ready AND jobs.from_lane <> '' AND jobs.from_lane >= :first AND jobs.from_lane < :last
 """
 
 _PAIRS = f"""
@@ -487,21 +537,30 @@ _COUNTS = sa.text(f"""
     FROM jobs WHERE {_OPEN}
 """).bindparams(sa.bindparam("now", type_=UtcDateTime))
 
+_AHEAD = """(SELECT count(*) FROM (
+               SELECT 1 FROM jobs AS held WHERE held.lane = {lane} AND held.holds AND jobs.ready
+               UNION ALL
+               SELECT 1 FROM jobs AS held
+               WHERE held.from_lane = {lane} AND held.holds AND held.from_lane <> '' AND jobs.ready
+               UNION ALL
+               SELECT 1 FROM jobs AS front WHERE front.lane = {lane} AND front.ready AND jobs.ready AND (
+                 front.queued_at < jobs.queued_at OR (front.queued_at = jobs.queued_at AND front.id < jobs.id))
+               LIMIT {most}) AS before)""".replace("{most}", str(MAX_AHEAD + 1))
+"""Jobs that have a slot of a lane, and those of its own that wait for one before a job."""
+
 _WAITED_FOR = """
     WITH given AS ({given})
     SELECT jobs.id,
            (SELECT connections.server FROM connections WHERE connections.host = jobs.host) IS NOT NULL AS is_online,
-           (SELECT count(*) FROM (
-               SELECT 1 FROM jobs AS held WHERE held.lane = jobs.lane AND held.holds AND jobs.ready
-               UNION ALL
-               SELECT 1 FROM jobs AS front WHERE front.lane = jobs.lane AND front.ready AND jobs.ready AND (
-                 front.queued_at < jobs.queued_at OR (front.queued_at = jobs.queued_at AND front.id < jobs.id))
-               LIMIT {most}) AS before) AS ahead,
+           {ahead} AS ahead,
            (SELECT hosts.drains FROM hosts WHERE hosts.name = jobs.host) AS is_drained,
            (SELECT connections.stops FROM connections WHERE connections.host = jobs.host) AS stops,
-           EXISTS (SELECT 1 FROM rollout_pauses WHERE rollout_pauses.schedule_id = jobs.scheduled_id) AS is_paused
+           EXISTS (SELECT 1 FROM rollout_pauses WHERE rollout_pauses.schedule_id = jobs.scheduled_id) AS is_paused,
+           CASE WHEN jobs.from_lane = '' THEN 0 ELSE {from_ahead} END AS from_ahead
     FROM jobs WHERE jobs.id IN (SELECT id FROM given)
-""".replace("{most}", str(MAX_AHEAD + 1))
+""".replace("{ahead}", _AHEAD.replace("{lane}", "jobs.lane")).replace(
+    "{from_ahead}", _AHEAD.replace("{lane}", "jobs.from_lane")
+)
 
 
 def settle(conn: Connection, job_ids: Iterable[str], now: datetime) -> None:
@@ -563,6 +622,11 @@ def recorded(conn: Connection, due: Iterable[tuple[str, str, str, datetime]]) ->
 def ready(conn: Connection, names: Iterable[str], most: int = FRONT) -> list[ReadyRow]:
     """The first jobs of these lanes that are ready, up to `most` of each, in order."""
     return _read(conn, _READY[conn.dialect.name], ReadyRow, ("lane",), names, most=most)
+
+
+def copies(conn: Connection, names: Iterable[str], most: int = MAX_COPIES) -> list[ReadyRow]:
+    """The first copies that are ready and need a slot of one of these lanes, up to `most`, in order."""
+    return _read(conn, _LINKED, ReadyRow, ("lane",), names, most=most)
 
 
 def send(conn: Connection, job_ids: Collection[str]) -> list[OpenRow]:
@@ -671,10 +735,10 @@ def next_at(conn: Connection) -> datetime | None:
     return min((at for at in (due_at, late_at) if at is not None), default=None)
 
 
-def change_lanes(conn: Connection, moved: Collection[tuple[str, str]]) -> None:
-    """Put these jobs, which are open, into other lanes: (id, lane)."""
+def change_lanes(conn: Connection, moved: Collection[tuple[str, str, str]]) -> None:
+    """Put these jobs, which are open, into other lanes: (id, lane, lane that a copy reads from)."""
     if moved:
-        batch.execute(conn, _update(conn.dialect.name, ("id", "lane")), moved)
+        batch.execute(conn, _update(conn.dialect.name, ("id", "lane", "from_lane")), moved)
 
 
 def defer(conn: Connection, until: Collection[tuple[str, datetime]]) -> None:

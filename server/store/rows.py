@@ -63,6 +63,12 @@ class JobRow(NamedTuple):
     status: str = "pending"
     deferred: bool = False
     not_before: datetime | None = None
+    from_lane: str = ""
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        """The lanes in which it needs a slot."""
+        return (self.lane, self.from_lane) if self.from_lane else (self.lane,)
 
 
 class HostRow(NamedTuple):

@@ -183,7 +183,8 @@ class Job(Base, table=True):
     payload. `sent`: whether the current `attempt` may have been sent to the host. `not_before`: the earliest time of
     that attempt; earlier attempts are in JobAttempt. `cancel_requested`: whether the host is asked to cancel it.
 
-    Of an open job, its place in the queue: `lane`, a repository or one host's part of it; `queued_at`, and then the id,
+    Of an open job, its place in the queue: `lane`, a repository or one host's part of it; `from_lane`, the same of the
+    repository that a copy reads from; `queued_at`, and then the id,
     order the jobs of a lane; `exclusive`: alone in its lane; `serial`: not beside an earlier run of its schedule on its
     host; `start_by`: when it is too late to begin its first attempt; `deferred`: until its next attempt is due;
     `ready`: only its lane holds it back; `holds`: it has a slot of its lane; `cancel_reason`: why it is to end;
@@ -218,6 +219,10 @@ class Job(Base, table=True):
                 ("ix_jobs_other_status", ("status", "created_at", "id"), "status <> 'succeeded'"),
                 ("ix_jobs_lane_ready", ("lane", "queued_at", "id"), "ready"),
                 ("ix_jobs_lane_holds", ("lane", "exclusive"), "holds"),
+                ("ix_jobs_from_lane_ready", ("from_lane", "queued_at", "id"), "ready AND from_lane <> ''"),
+                ("ix_jobs_from_lane_holds", ("from_lane",), "holds AND from_lane <> ''"),
+                ("ix_jobs_copies_ready", ("lane",), "ready AND from_lane <> ''"),
+                ("ix_jobs_open_copies", ("from_lane",), "status IN ('pending', 'running') AND from_lane <> ''"),
                 ("ix_jobs_open_pair", ("scheduled_id", "host", "queued_at", "id"), "status IN ('pending', 'running')"),
                 ("ix_jobs_sent_pair", ("scheduled_id", "host"), "status IN ('pending', 'running') AND sent"),
                 (
@@ -260,6 +265,7 @@ class Job(Base, table=True):
     not_before: datetime | None = Field(default=None, sa_type=UtcDateTime)
     cancel_requested: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
     lane: str = Field(default="", sa_type=_LANE, sa_column_kwargs={"server_default": ""})
+    from_lane: str = Field(default="", sa_type=_LANE, sa_column_kwargs={"server_default": ""})
     queued_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     start_by: datetime | None = Field(default=None, sa_type=UtcDateTime)
     exclusive: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})

@@ -84,7 +84,9 @@ class Jobs:
     def __init__(self) -> None:
         self.ends: dict[str, asyncio.Future[JobEnd]] = {}
 
-    async def run(self, command: CommandRun, repository: Repository | None, report: Report) -> JobFinished:
+    async def run(
+        self, command: CommandRun, repository: Repository | None, report: Report, source: Repository | None
+    ) -> JobFinished:
         end = self.ends.setdefault(command.job_id, asyncio.get_running_loop().create_future())
         return JobFinished(command.job_id, await end, datetime.now(UTC))
 

@@ -398,6 +398,12 @@ async def declare(kubectl: Kubectl, *names: str) -> None:
     await until(lambda: kubectl.ready("Repository", "main") == ACCEPTED)
 
 
+def message(kubectl: Kubectl, schedule: str) -> str:
+    """What the first condition of a Schedule says."""
+    conditions = kubectl.get("Schedule", schedule).get("status", {}).get("conditions") or [{"message": ""}]
+    return str(conditions[0]["message"])
+
+
 ACCEPTED = ("True", "Accepted")
 NOWHERE = ("False", "NoHosts")
 """What is said of a Schedule that the server took, where there is no host."""
@@ -556,6 +562,21 @@ async def test_a_schedule_is_accepted_when_its_repository_comes(controller: None
     await until(lambda: kubectl.ready("Schedule", "etc") == ("False", "RepositoryNotFound"))
     await kubectl.create("Repository", "main", OPENED)
     await until(lambda: kubectl.ready("Schedule", "etc") == NOWHERE)
+
+
+async def test_a_copy_is_accepted_when_both_its_repositories_are_there(controller: None, kubectl: Kubectl) -> None:
+    spec = {"kind": "copy", "cron": "@daily", "repositoryRef": {"name": "far"}}
+    await kubectl.create("Schedule", "copied", {**spec, "copy": {"fromRepositoryRef": {"name": "main"}}})
+    await kubectl.create("Repository", "far", OPENED)
+    await until(lambda: "'main'" in message(kubectl, "copied"))
+    assert kubectl.ready("Schedule", "copied") == ("False", "RepositoryNotFound")
+    await kubectl.create("Repository", "main", {**OPENED, "passwordSecretRef": {"name": "none"}})
+    await until(lambda: kubectl.ready("Schedule", "copied") == ("False", "RepositoryNotReady"))
+    assert message(kubectl, "copied").startswith("Repository main is not in force: there is no Secret none")
+    await kubectl.patch("Repository", "main", spec={"passwordSecretRef": {"name": "opens"}})
+    await until(lambda: kubectl.ready("Schedule", "copied") == NOWHERE)
+    await kubectl.delete("Repository", "main")
+    await until(lambda: message(kubectl, "copied").startswith("Repository main was deleted"))
 
 
 async def test_a_schedule_is_accepted_when_its_repository_s_secret_comes(

@@ -37,7 +37,9 @@ class Idle:
         self.begun: list[str] = []
         self.over = asyncio.Event()
 
-    async def run(self, command: CommandRun, repository: Repository | None, report: Report) -> JobFinished:
+    async def run(
+        self, command: CommandRun, repository: Repository | None, report: Report, source: Repository | None
+    ) -> JobFinished:
         self.begun.append(command.job_id)
         await self.over.wait()
         return JobFinished(command.job_id, "succeeded", datetime.now(UTC))

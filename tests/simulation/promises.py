@@ -196,12 +196,11 @@ def in_turn(story: Story) -> Iterator[str]:
     uses: dict[str, list[tuple[datetime, datetime, Use]]] = defaultdict(list)
     rows = story.lost | story.db.jobs
     for job_id, use in story.uses.items():
-        repository, over = use.command.repository, rows[job_id.partition(".")[0]].ended_at
-        key = f"{repository} of {use.host}" if LIMITS[repository].per_host else repository
+        over = rows[job_id.partition(".")[0]].ended_at
         forgotten = min((at for at in story.put_back if at > use.begin), default=story.now)
         until = min(use.end or story.now, over or story.now, forgotten)
-        uses[key].append((use.begin, until, use))
-        uses[use.host].append((use.begin, until, use))
+        for key in (*_lanes(use), use.host):
+            uses[key].append((use.begin, until, use))
         if (schedule_id := use.command.schedule_id) in story.rollouts:
             uses[schedule_id].append((use.begin, until, use))
     for key, its in uses.items():
@@ -209,12 +208,18 @@ def in_turn(story: Story) -> Iterator[str]:
         for begin, end, use in sorted(its, key=lambda it: it[0]):
             active = [*((till, other) for till, other in active if till > begin), (end, use)]
             is_lane = key not in {use.host, use.command.schedule_id}
-            limit = LIMITS[use.command.repository].limit if is_lane else (story.of_hosts | story.rollouts).get(key)
+            limit = LIMITS[_lanes(use)[key]].limit if is_lane else (story.of_hosts | story.rollouts).get(key)
             count = len({it.host for _, it in active} if key == use.command.schedule_id else active)
             if limit is not None and count > limit:
                 yield f"{len(active)} jobs used {key} at {begin}, which allows {limit}"
             if is_lane and len(active) > 1 and any(other.command.kind in EXCLUSIVE for _, other in active):
                 yield f"{', '.join(other.command.job_id for _, other in active)} used {key} at once, at {begin}"
+
+
+def _lanes(use: Use) -> dict[str, str]:
+    """The repositories that an attempt uses, or its host's parts of them, each with the repository's name."""
+    names = filter(None, (use.command.repository, use.command.from_repository))
+    return {f"{name} of {use.host}" if LIMITS[name].per_host else name: name for name in names}
 
 
 def in_windows(story: Story) -> Iterator[str]:

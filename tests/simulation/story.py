@@ -38,6 +38,8 @@ WINDOWS: Sequence[tuple[tuple[str, str], ...]] = (
 )
 KINDS = ("backup",) * 9 + tuple(sorted(commands.KINDS & {"prune"}))
 REPOSITORIES = ("repo",) * 6 + ("few", "one", "each")
+KINDS_WITH_COPIES = ("backup", "backup", "prune", "copy", "copy", "copy")
+CROWDED = ("few", "one", "each")
 MISHAPS = (
     "cut",
     "cut",
@@ -62,7 +64,8 @@ SHARED = (*MISHAPS, "server", "stop", "pause", "database")
 class Scale(NamedTuple):
     """How large a fleet is, and what goes wrong in it. `groups`: of hosts; each schedule is for one of them.
     `servers`: how many share the database. `limits`: how many jobs hosts run at once, in turn. `windows`: whether
-    schedules have some; `pauses`: whether some pause once they failed on too many hosts."""
+    schedules have some; `pauses`: whether some pause once they failed on too many hosts. `copies`: whether half of
+    them copy, all in repositories with few slots."""
 
     agents: int = 50
     groups: int = 40
@@ -74,6 +77,7 @@ class Scale(NamedTuple):
     limits: Sequence[int | None] = ()
     windows: bool = False
     pauses: bool = False
+    copies: bool = False
 
 
 MONTH = Scale()
@@ -129,6 +133,11 @@ def pausing(seed: int) -> Scale:
     return held(seed)._replace(pauses=True)
 
 
+def copied(seed: int) -> Scale:
+    """A fleet like `held`, half of whose schedules copy, in all directions between repositories with few slots."""
+    return held(seed)._replace(copies=True)
+
+
 FLEETS: Mapping[str, Callable[[int], Scale]] = {
     "month": lambda seed: MONTH,
     "restored": lambda seed: RESTORED,
@@ -138,8 +147,9 @@ FLEETS: Mapping[str, Callable[[int], Scale]] = {
     "held": held,
     "pausing": pausing,
     "windowed": windowed,
+    "copied": copied,
 }
-"""Fleets by the names that a command knows them by; the last five are others for each seed."""
+"""Fleets by the names that a command knows them by; the last six are others for each seed."""
 
 
 class Story(World):
@@ -346,7 +356,7 @@ class Story(World):
 
     def _some_timing(self) -> ScheduleSpec:
         """When something is to run, on which hosts, and what if it could not."""
-        rng = self.rng
+        rng, copies = self.rng, self.scale.copies
         return _spec(
             rng.choice(CRONS).format(m=rng.randrange(60), h=rng.randrange(24)),
             rng.choice(ZONES),
@@ -355,9 +365,9 @@ class Story(World):
             "RunOnce" if rng.random() < 0.9 else "Skip",
             None if rng.random() < 0.9 else 600,
             rng.choice((0, 0, 0, 1800)),
-            rng.choice(KINDS),
+            rng.choice(KINDS_WITH_COPIES if copies else KINDS),
             rng.choice(("Forbid", "Forbid", "Allow", "Replace")),
-            rng.choice(REPOSITORIES),
+            tuple(rng.sample(CROWDED, 2)) if copies else (rng.choice(REPOSITORIES), ""),
             rng.choice((0, 0, 2)),
             rng.choice(WINDOWS) if self.scale.windows else (),
             self.scale.windows and rng.random() < 0.5,
@@ -378,7 +388,15 @@ class Story(World):
         if was and timing and was.spec.enabled:
             earlier = superseded(was.timing, earlier)
         schedule = PlacedSchedule(
-            schedule_id, name, spec, spec.repository, init=False, entry=entry, since=begun, earlier=earlier
+            schedule_id,
+            name,
+            spec,
+            spec.repository,
+            init=False,
+            entry=entry,
+            since=begun,
+            earlier=earlier,
+            from_repository_id=spec.from_repository,
         )
         self.specs.setdefault(schedule_id, []).append((self.now, spec))
         server.put(schedule, begun)
@@ -400,12 +418,13 @@ def _spec(
     spread: int,
     kind: str,
     concurrency: str,
-    repository: str,
+    repositories: tuple[str, str],
     retries: int,
     windows: tuple[tuple[str, str], ...],
     stop_at_end: bool,
 ) -> ScheduleSpec:
     backup = {"paths": ["/etc"], "excludes": [], "tags": [], "oneFileSystem": False, "excludeCaches": False}
+    repository, source = repositories
     return schedule_spec(
         {
             "kind": kind,
@@ -415,6 +434,7 @@ def _spec(
             "hostSelector": {"matchLabels": {"group": str(group)}},
             "repositoryRef": {"name": repository},
             "backup": backup,
+            "copy": {"fromRepositoryRef": {"name": source}} if kind == "copy" else None,
             "concurrencyPolicy": concurrency,
             "missedRunPolicy": missed,
             "startingDeadlineSeconds": deadline,

@@ -13,7 +13,7 @@ import pytest
 from server.store import rollouts
 from tests.simulation.promises import BrokenPromiseError, check
 from tests.simulation.replica import Replica
-from tests.simulation.story import FLEETS, MISLED, RESTORED, drawn, held, pausing, play, shared, windowed
+from tests.simulation.story import FLEETS, MISLED, RESTORED, copied, drawn, held, pausing, play, shared, windowed
 
 SMALL = 20
 """A seed from which a small fleet is drawn."""
@@ -49,6 +49,25 @@ def test_a_job_of_a_paused_schedule_that_begins_is_found(monkeypatch: pytest.Mon
     monkeypatch.setattr(rollouts, "paused", lambda conn, ids: set())
     with pytest.raises(BrokenPromiseError, match="is paused"):
         check(play(5, pausing(5)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_promise_holds_where_copies_need_two_repositories_that_have_few_slots(seed: int) -> None:
+    """Both are never fuller than they may be; no prune of one of them runs beside a copy; and all get their turn."""
+    story = play(seed, copied(seed))
+    check(story)
+    assert any(use.command.kind == "copy" for use in story.uses.values())
+
+
+def test_a_copy_beside_a_job_that_needs_its_source_alone_is_found() -> None:
+    story = play(1, copied(1))
+    prune = next(it for it in story.uses.values() if it.command.kind == "prune" and it.end is not None)
+    lane = prune.command.repository
+    copies = (it for it in story.uses.values() if it.command.from_repository == lane)
+    copy = next(it for it in copies if it.begin > prune.begin)
+    copy.host, copy.begin = prune.host, prune.begin
+    with pytest.raises(BrokenPromiseError, match=f"used {lane}.* at once"):
+        check(story)
 
 
 def test_every_promise_holds_after_a_month_of_faults() -> None:

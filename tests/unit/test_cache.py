@@ -64,6 +64,13 @@ def test_a_repository_matters_to_the_schedules_that_name_it(cache: Cache, delete
     assert cache.on_event(body(MAIN), deleted=deleted) == {MAIN, ETC}
 
 
+def test_a_copy_is_looked_at_for_each_of_its_repositories(cache: Cache) -> None:
+    spec = {"repositoryRef": {"name": "far"}, "copy": {"fromRepositoryRef": {"name": "main"}}}
+    cache.on_event(body(ETC, spec))
+    far = Key("Repository", "ns", "far")
+    assert (cache.on_event(body(MAIN)), cache.on_event(body(far))) == ({MAIN, ETC}, {far, ETC})
+
+
 def test_a_node_matters_to_its_host_which_has_its_labels_and_goes_with_it(cache: Cache) -> None:
     assert cache.on_event(body(NODE, uid="u", metadata={"labels": {"pool": "a"}})) == {NODE, HOST}
     host = cache.node_host("n1")

@@ -21,7 +21,7 @@ from server.resources.grants import NOTHING, Grant, Grants
 from server.resources.manifests import parse_repository, parse_schedule
 from server.resources.specs import LabelSelector
 from server.store.rows import RepositoryRow, ScheduleRow
-from tests.specs import BACKUP, GOOD_REPOSITORIES, GOOD_SCHEDULES
+from tests.specs import BACKUP, COPY, GOOD_REPOSITORIES, GOOD_SCHEDULES
 from wire.messages import CommandRun, Hooks
 
 REACHES = {
@@ -100,14 +100,23 @@ def test_each_field_is_bounded_or_something_is_known_to_limit_it(field: str) -> 
     )
 
 
-def command(spec: dict[str, Any], grant: Grant, repository: dict[str, Any] | None = None) -> tuple[bool, CommandRun]:
-    """Whether a Schedule may select hosts in a namespace with this grant, and the command that it becomes there."""
+STORAGE = {"url": "s3:https://h/b"}
+
+
+def command(
+    spec: dict[str, Any], grant: Grant, repository: dict[str, Any] = STORAGE, source: dict[str, Any] = STORAGE
+) -> tuple[bool, CommandRun]:
+    """Whether a Schedule may select hosts in a namespace with this grant, and the command that it becomes there.
+
+    `source`: the Repository that a copy reads from.
+    """
     parsed = parse_schedule({"metadata": {"name": "it", "namespace": "team"}, "spec": spec})
-    where = parse_repository({"metadata": {"name": "main"}, "spec": repository or {"url": "s3:https://h/b"}}).raw_spec
     catalog = Catalog(VAULT, Grants(namespaces={"team": grant}))
-    resolved = catalog.resolve(RepositoryRow("r1", "team", "main", {}, where, 1, NOW, NOW, None))
-    row = ScheduleRow("s1", "team", "it", {}, parsed.raw_spec, 1, NOW, NOW, NOW, NOW)
-    placed = catalog.place(row, resolved)
+    for name, declared in (("main", repository), ("far", source)):
+        where = parse_repository({"metadata": {"name": name}, "spec": declared}).raw_spec
+        row = RepositoryRow(f"r-{name}", "team", name, {}, where, 1, NOW, NOW, None)
+        catalog.put(repositories=[catalog.resolve(row)])
+    placed = catalog.place(ScheduleRow("s1", "team", "it", {}, parsed.raw_spec, 1, NOW, NOW, NOW, NOW))
     return placed.granted != NOTHING, command_for(placed, "host-1", "j1", None)
 
 
@@ -133,6 +142,15 @@ def test_no_field_of_a_repository_does(repository: dict[str, Any], granted: str)
     assert (tuple(made.within), made.host_identity) == (grant.within, grant.host_identity)
     is_folder = repository["url"].startswith("/")
     assert may is (grant.everywhere or (grant.covers("/srv/a/b") and not is_folder))
+
+
+@pytest.mark.parametrize("granted", GRANTS)
+@pytest.mark.parametrize("url", ["/srv/a/far", "/srv/b/far", "rclone:far:b"])
+def test_a_copy_neither_reads_nor_writes_what_is_not_granted(url: str, granted: str) -> None:
+    grant, other = GRANTS[granted], {"url": url}
+    may = url.startswith("/") and grant.covers(url)
+    assert command(COPY, grant, source=other)[0] is may
+    assert command(COPY, grant, repository=other)[0] is may
 
 
 @pytest.mark.parametrize("program", ["/bin/sh", "sh", "../bin/true", "/bin/true/../sh", "/bin/tru"])

@@ -14,9 +14,10 @@ from server.fleet.catalog import Catalog
 from server.fleet.placement import HostState, Placement, Plan
 from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.limits import Limits, gate_of_host, gate_of_schedule
-from server.jobs.turn import Gates, GateState, LaneState, Waiting, turn
+from server.jobs.turn import Gates, GateState, LaneState, Waiting
 from server.resources.specs import HostSpec
 from tests.jobqueue import HOSTS, NOON, Jobs, in_memory, job, placed
+from tests.turns import turn
 from wire.entries import EMPTY
 from wire.messages import Hello
 

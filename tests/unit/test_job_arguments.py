@@ -10,7 +10,7 @@ import pytest
 
 from server.jobs import arguments as commands
 from server.resources.manifests import parse_repository, parse_schedule
-from server.resources.restic import quantity, repository_options, unknown
+from server.resources.restic import copy_options, quantity, repository_options, unknown
 from server.resources.specs import RepositorySpec, ScheduleSpec
 from wire.messages import Hooks, Verify
 
@@ -174,6 +174,7 @@ MADE = ["--tag=lamplighter=ns/a", "--tag=lamplighter=ns/b"]
         (of_kind("check"), ["check"]),
         (of_kind("check", check={"readDataSubset": "1/7"}), ["check", "--read-data-subset=1/7"]),
         (of_kind("unlock"), ["unlock"]),
+        (of_kind("copy", copy={"fromRepositoryRef": {"name": "far"}}), ["copy"]),
         (of_kind("verify"), ["ls", "--json", "--host=node-1", "--", "latest"]),
     ],
 )
@@ -187,6 +188,15 @@ def test_a_forget_looks_at_the_snapshots_of_the_backups_that_there_are_and_never
     many = [f"ns/b{at}" for at in range(300)]
     found = commands.run_args(said, "ns/it", "node-1", many)[2:-1]
     assert found == [f"--tag=lamplighter={name}" for name in many[: commands.MAX_BACKUPS]]
+
+
+def test_a_copy_is_no_faster_than_either_repository_allows_and_packs_as_the_one_that_it_writes_to() -> None:
+    bare = RepositorySpec("/b", init=False)
+    to = RepositorySpec("/b", init=False, compression="max", limit_upload_kib=10, limit_download_kib=30)
+    source = RepositorySpec("/b", init=False, pack_size="64Mi", limit_upload_kib=20, limit_download_kib=15)
+    assert copy_options(to, source) == ["--compression=max", "--limit-upload=10", "--limit-download=15"]
+    assert copy_options(bare, source) == ["--limit-upload=20", "--limit-download=15"]
+    assert copy_options(bare, bare) == []
 
 
 def test_a_verification_is_bounded_by_its_spec_or_by_the_defaults() -> None:
@@ -236,6 +246,8 @@ def test_restic_takes_no_value_for_an_option(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("init", "args"), [(True, ["init"]), (False, None)])
 def test_a_repository_is_created_where_that_is_allowed(init: bool, args: list[str] | None) -> None:
     assert commands.init_args(init) == args
+    assert commands.init_args(init, "copy") == (["init", "--copy-chunker-params"] if init else None)
+    assert commands.init_args(init, "prune") is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -83,6 +84,40 @@ def test_an_exclusive_job_waits_for_others_and_holds_back_later_ones(jobs: Jobs,
 
 def test_unlock_goes_at_once_whoever_is_stuck(jobs: Jobs) -> None:
     assert jobs.add(job("1", kind="prune"), job("2"), job("3", kind="unlock")) == ["1", "3"]
+
+
+# Copies.
+
+
+def copy(job_id: str, to: str, source: str, at: int = 0) -> NewJob:
+    made = job(job_id, kind="copy", repository=to, at=at)
+    return msgspec.structs.replace(made, command=msgspec.structs.replace(made.command, from_repository=source))
+
+
+def test_a_copy_needs_a_slot_of_both_repositories_and_others_of_the_one_that_it_reads_pass_it(jobs: Jobs) -> None:
+    jobs.limit("other", 1)
+    assert jobs.add(job("1"), job("2", repository="other"), copy("3", "other", "repo", at=1), job("4", at=2)) == [
+        "1",
+        "2",
+    ]
+    assert jobs.ends("1") == ["4"]
+    assert jobs.waits_for("3") == "1 job before it in repository ns/main"
+    assert jobs.ends("2") == []
+    assert jobs.waits_for("3") == "1 job before it in repository ns/copied"
+    assert jobs.add(job("5", at=3), job("6", repository="other", at=3)) == []
+    assert jobs.ends("4") == ["3"]
+    assert jobs.ends("3") == ["5", "6"]
+
+
+def test_copies_in_opposite_directions_do_not_wait_for_each_other_for_ever(jobs: Jobs) -> None:
+    jobs.limit("other", 1)
+    assert jobs.add(copy("1", "other", "repo"), copy("2", "repo", "other")) == ["1"]
+    assert jobs.ends("1") == ["2"]
+
+
+def test_a_copy_changes_its_lanes_once_each_host_has_a_part_of_the_repository_that_it_reads(jobs: Jobs) -> None:
+    assert jobs.add(job("1", "b"), copy("2", "other", "repo")) == ["1"]
+    assert jobs.limit("repo", 1, per_host=True) == ["2"]
 
 
 # Hosts that are offline.
@@ -349,9 +384,9 @@ class Fleet(RuleBasedStateMachine):
         assert set(sent) == self.model.advance() | set(meanwhile)
         assert (set(self.jobs.ended), set(self.jobs.asked)) == (self.model.over, self.model.asked)
         assert {row.id: self.shown(row) for row in self.jobs.open().values()} == {
-            it.job.id: (it.status, it.sent, it.holds, it.deferred, it.attempt, it.cancelled, it.queued_at, lane)
+            it.job.id: (it.status, it.sent, it.holds, it.deferred, it.attempt, it.cancelled, it.queued_at, *lanes)
             for it in self.model.jobs.values()
-            if (lane := self.model.lane(it.job)) is not None
+            if (lanes := (self.model.lane(it.job), self.model.from_lane(it.job)))
         }
         ready = [it for it in self.model.jobs.values() if self.model.is_ready(it)]
         assert self.jobs.ready() == [it.job.id for it in sorted(ready, key=lambda it: it.position)]
@@ -360,13 +395,13 @@ class Fleet(RuleBasedStateMachine):
         """A job as the model says it. A job that runs was sent, whether it has been written so or not."""
         sent = row.sent or row.status == "running"
         where = row.status, sent, row.holds, row.deferred, row.attempt
-        return *where, row.cancel_requested, row.queued_at, row.lane
+        return *where, row.cancel_requested, row.queued_at, row.lane, row.from_lane
 
     @rule(
         its=st.lists(
             st.tuples(
                 st.sampled_from(HOSTS),
-                st.sampled_from(["backup", "backup", "prune", "unlock"]),
+                st.sampled_from(["backup", "backup", "prune", "unlock", "copy"]),
                 st.sampled_from(sorted(LIMITS)),
                 st.sampled_from(sorted(SCHEDULES)),
                 st.sampled_from([None, 1, 60]),
@@ -387,13 +422,16 @@ class Fleet(RuleBasedStateMachine):
         for host, kind, repository, schedule, minutes, ago in its:
             self.number += 1
             at = None if ago is None or not schedule else self.model.now - ago * MINUTE
+            own = SCHEDULES[schedule] or repository
+            others = sorted(LIMITS.keys() - {own})
             command = CommandRun(
                 f"{self.number:04}",
                 kind,
                 [],
-                SCHEDULES[schedule] or repository,
+                own,
                 schedule_id=schedule,
                 scheduled_at=at,
+                from_repository=others[self.number % len(others)] if kind == "copy" else "",
             )
             start_by = None if minutes is None else self.model.now + minutes * MINUTE
             rule = policy if schedule else "Allow"
@@ -544,10 +582,11 @@ class Fleet(RuleBasedStateMachine):
         uses: dict[str, list[Known]] = {}
         for it in self.active:
             if it.job.host in self.model.online and it.job.id not in self.let_go and it.job.command.kind != "unlock":
-                uses.setdefault(self.model.lane(it.job), []).append(it)
-        for its in uses.values():
+                for lane in self.model.lanes(it.job):
+                    uses.setdefault(lane, []).append(it)
+        for lane, its in uses.items():
             returned = [it for it in its if it.status == "running"]
-            repository = its[0].job.command.repository
+            repository = lane.partition("/")[0]
             limit = LIMITS[repository].limit
             if repository not in self.changed:
                 assert limit is None or len(its) <= max(limit, len(returned))
@@ -561,8 +600,8 @@ class Fleet(RuleBasedStateMachine):
         assert {job_id for job_id in self.model.jobs if self.jobs.waits_for(job_id)} == waits
         for it in self.model.jobs.values():
             if self.model.is_ready(it):
-                lane = self.model.lane(it.job)
-                assert any(other.holds for other in self.model.jobs.values() if self.model.lane(other.job) == lane)
+                lanes = self.model.linked(self.model.lane(it.job))
+                assert any(other.holds and lanes & {*self.model.lanes(other.job)} for other in self.model.jobs.values())
 
     @invariant()
     def serial_jobs_of_a_schedule_run_one_by_one(self) -> None:

@@ -3,10 +3,12 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 from server.fleet.placement import PlacedSchedule, Placement, Plan, encoded_entry
 from server.resources.manifests import schedule_spec
+from server.resources.specs import Kind
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 
@@ -75,6 +77,23 @@ def test_a_removed_schedule_is_held_by_none(fleet: Placement) -> None:
     plan = fleet.plan(remove=["a"])
     fleet.commit(plan)
     assert (set(plan.sets), held(fleet, "db-1"), set(fleet.schedules)) == ({"db-1", "db-2"}, {"b"}, {"b"})
+
+
+def test_the_backups_of_a_repository_are_also_those_of_the_ones_that_are_copied_into_it(fleet: Placement) -> None:
+    def of_kind(kind: Kind, schedule_id: str, to: str = "main", source: str = "") -> PlacedSchedule:
+        it = placed(schedule_id)
+        spec = msgspec.structs.replace(it.spec, kind=kind)
+        return msgspec.structs.replace(it, spec=spec, repository_id=to, from_repository_id=source)
+
+    put(fleet, of_kind("backup", "a"), of_kind("backup", "b"), of_kind("backup", "c", "near"), placed("g"))
+    put(fleet, of_kind("copy", "d", "near", "main"), of_kind("copy", "e", "far", "near"))
+    put(fleet, of_kind("copy", "f", "main", "far"))  # in a circle
+    assert fleet.backups_into("far") == fleet.backups_into("main") == ["default/a", "default/b", "default/c"]
+    assert fleet.copy().backups_into("far") == fleet.backups_into("far")
+    fleet.commit(fleet.plan(remove=["f", "d"]))
+    assert (fleet.backups_into("main"), fleet.backups_into("far")) == (["default/a", "default/b"], ["default/c"])
+    put(fleet, of_kind("copy", "e", "far", "main"))
+    assert fleet.backups_into("far") == ["default/a", "default/b"]
 
 
 def test_a_plan_changes_nothing_until_it_is_committed(fleet: Placement) -> None:

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.queue import Ending
-from server.jobs.turn import Gates, GateState, LaneState, Waiting, turn
+from server.jobs.turn import Gates, GateState, LaneState, Waiting
 from server.store import rollouts
 from tests.jobqueue import HOSTS, MINUTE, NOON, Jobs, in_memory, job
+from tests.turns import turn
 from wire.messages import JobFinished
 
 PAUSED = "its Schedule to be resumed, which is paused since it failed on too many hosts"

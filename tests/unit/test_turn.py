@@ -1,10 +1,13 @@
 """Whose turn it is in a lane: the first goes first, the limit holds, and an exclusive job is alone."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.jobs.turn import LaneState, Waiting, turn
+from server.jobs.turn import LaneState, Waiting, turns
+from tests.turns import turn
 
 LIMITS = st.one_of(st.none(), st.integers(1, 5))
 
@@ -76,3 +79,87 @@ def test_a_limit_below_one_counts_as_one(limit: int) -> None:
 def test_a_lane_that_is_full_has_no_slot_for_any_kind(lane: LaneState, front: list[Waiting]) -> None:
     assert lane.is_full == (not may_go(lane, Waiting("it")))
     assert not lane.is_full or turn(lane, front) == []
+
+
+def copy(job_id: str, lane: str, from_lane: str) -> Waiting:
+    return Waiting(job_id, lane=lane, from_lane=from_lane)
+
+
+BUSY, ALONE, FREE = LaneState(1, limit=1), LaneState(1, exclusive=True), LaneState(limit=1)
+
+
+@pytest.mark.parametrize(
+    ("lanes", "front", "going"),
+    [
+        ({"to": FREE, "from": FREE}, [copy("c", "to", "from")], ["c"]),
+        ({"to": FREE, "from": BUSY}, [copy("c", "to", "from")], []),
+        ({"to": BUSY, "from": FREE}, [copy("c", "to", "from")], []),
+        ({"to": FREE, "from": ALONE}, [copy("c", "to", "from")], []),
+        # Both slots are taken: nobody else gets one.
+        ({"to": FREE, "from": FREE}, [copy("c", "to", "from"), Waiting("x", lane="from")], ["c"]),
+        ({"to": FREE, "from": FREE}, [copy("c", "to", "from"), copy("d", "from", "to")], ["c"]),
+        # While its own lane is busy, others of the one it reads from pass it; in its own, nobody does.
+        ({"to": BUSY, "from": FREE}, [copy("c", "to", "from"), Waiting("x", lane="from")], ["x"]),
+        ({"to": ALONE, "from": FREE}, [copy("c", "to", "from"), Waiting("x", lane="from")], ["x"]),
+        # Once there is a slot for it in its own lane, it holds off those behind it in both.
+        ({"to": FREE, "from": LaneState(1, limit=2)}, [Waiting("x", True, lane="from"), copy("c", "to", "from")], []),
+        (
+            {"to": FREE, "from": BUSY, "third": FREE},
+            [copy("c", "to", "from"), Waiting("x", lane="to"), copy("d", "third", "to")],
+            [],
+        ),
+        # An exclusive job waits for a copy that reads.
+        ({"from": LaneState(1)}, [Waiting("prune", True, lane="from")], []),
+    ],
+)
+def test_a_copy_gets_both_slots_or_none(lanes: dict[str, LaneState], front: list[Waiting], going: list[str]) -> None:
+    assert [it.id for it in turns(lanes, front)] == going
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> tuple[dict[str, int | None], list[Waiting]]:
+    """Lanes with their limits, and jobs that wait for slots of one or two of them."""
+    limits: dict[str, int | None] = {name: draw(LIMITS) for name in "abc"}
+    jobs = []
+    for at in range(draw(st.integers(1, 10))):
+        lane, *more = draw(st.permutations("abc"))
+        is_copy = draw(st.booleans())
+        jobs.append(Waiting(str(at), not is_copy and draw(st.booleans()), (), lane, more[0] if is_copy else ""))
+    return limits, jobs
+
+
+@given(crowds(), st.randoms())
+def test_all_get_their_turn_however_copies_cross_and_lanes_are_never_fuller_than_they_may_be(
+    crowd: tuple[dict[str, int | None], list[Waiting]], rng: random.Random
+) -> None:
+    limits, waiting = crowd
+    running: list[Waiting] = []
+    while waiting or running:
+        in_lane = {name: [it for it in running if name in (it.lane, it.from_lane)] for name in limits}
+        states = {
+            name: LaneState(len(its), any(it.exclusive and it.lane == name for it in its), limits[name])
+            for name, its in in_lane.items()
+        }
+        for it in states.values():
+            assert it.limit is None or it.active <= it.limit
+            assert not it.exclusive or it.active == 1
+        going = turns(states, waiting)
+        waiting = [it for it in waiting if it not in going]
+        running += going
+        assert running, "nothing runs, and nothing begins: a deadlock"
+        if not going:
+            running.remove(rng.choice(running))
+
+
+def test_a_copy_does_not_starve_behind_jobs_that_keep_coming() -> None:
+    came = [Waiting("0", lane="from"), copy("c", "to", "from")]
+    running: list[Waiting] = []
+    for at in range(1, 5):
+        came.append(Waiting(str(at), lane="from"))
+        active = sum("from" in (it.lane, it.from_lane) for it in running)
+        going = turns({"to": FREE, "from": LaneState(active, limit=1)}, came)
+        came = [it for it in came if it not in going]
+        running = (running + going)[-1:] if going else running[1:]
+        if any(it.id == "c" for it in going):
+            return
+    pytest.fail("it never got its turn")
