@@ -722,8 +722,9 @@ class JobQueue:
         self._finish(conn, over)
         self._note_ends(now, over)
         outcome = _joined(Outcome(ended=over), self._after(conn, [*due, *late], now, settle=due))
-        outcome = _joined(outcome, self._run_joins(conn, now))
-        times = [queue.next_at(conn), now + JOINS_AGAIN if joins.are_due(conn) else None]
+        if are_due := joins.are_due(conn):
+            outcome, are_due = _joined(outcome, self._run_joins(conn, now)), joins.are_due(conn)
+        times = [queue.next_at(conn), now + JOINS_AGAIN if are_due else None]
         next_at = min((at for at in times if at is not None), default=None)
         return [(outcome, next_at), *[(Outcome(), None)] * (len(items) - 1)]
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from server.store import batch
 from server.store.rows import Met, Pair
-from server.store.tables import CONNECTIONS, HOSTS, JOBS, MET_HOSTS
+from server.store.tables import MET_HOSTS
 
 MOST = 500
 """Maximum hosts that one transaction has run what they joined."""
@@ -35,36 +35,50 @@ def meet(conn: Connection, met: Sequence[Met]) -> None:
 def part(conn: Connection, pairs: Sequence[Pair]) -> None:
     """Forget those of these hosts that left before they ran what they joined: they join anew if they come back."""
     if pairs:
-        its = _of_pairs(conn.dialect.name)
-        conn.execute(sa.delete(MET_HOSTS).where(its, MET_HOSTS.c.due), batch.parameter(pairs))
+        batch.execute(conn, _part(conn.dialect.name), pairs)
 
 
 def ran(conn: Connection, pairs: Sequence[Pair]) -> None:
     """These hosts are due no more."""
     if pairs:
-        conn.execute(sa.update(MET_HOSTS).values(due=False).where(_of_pairs(conn.dialect.name)), batch.parameter(pairs))
+        batch.execute(conn, _ran(conn.dialect.name), pairs)
 
 
 def due(conn: Connection) -> list[JoinRow]:
     """Connected hosts that are due and hold what is declared for them, MOST at most."""
-    in_sync = HOSTS.c.applied_version == HOSTS.c.desired_version, HOSTS.c.applied_digest == HOSTS.c.desired_digest
-    its = _connected().where(*in_sync, ~CONNECTIONS.c.drains).order_by(MET_HOSTS.c.host, MET_HOSTS.c.schedule_id)
-    return [JoinRow(it.schedule_id, it.host, bool(it.has_run)) for it in conn.execute(its.limit(MOST))]
+    return [
+        JoinRow(schedule_id, host, bool(has_run)) for schedule_id, host, has_run in conn.exec_driver_sql(_DUE, {}).all()
+    ]
 
 
 def are_due(conn: Connection) -> bool:
     """Whether a connected host is due."""
-    return conn.execute(_connected().limit(1)).first() is not None
+    return bool(conn.exec_driver_sql(_ARE_DUE, {}).scalar())
+
+
+_ITS = """
+    WITH its AS (
+        SELECT met_hosts.schedule_id, met_hosts.host, NOT connections.drains
+            AND hosts.applied_version = hosts.desired_version AND hosts.applied_digest = hosts.desired_digest AS may_run
+        FROM met_hosts JOIN connections ON connections.host = met_hosts.host JOIN hosts ON hosts.name = met_hosts.host
+        WHERE met_hosts.due AND connections.server IS NOT NULL)
+"""
+_ARE_DUE = f"{_ITS} SELECT EXISTS (SELECT 1 FROM its)"
+_DUE = f"""{_ITS}
+    SELECT schedule_id, host, EXISTS (
+        SELECT 1 FROM jobs WHERE jobs.scheduled_id = its.schedule_id AND jobs.host = its.host)
+    FROM its WHERE may_run ORDER BY host, schedule_id LIMIT {MOST}
+"""
 
 
 @cache
-def _connected() -> sa.Select[tuple[str, str, bool]]:
-    of_pair = JOBS.c.scheduled_id == MET_HOSTS.c.schedule_id, JOBS.c.host == MET_HOSTS.c.host
-    has_run = sa.exists().where(*of_pair).label("has_run")
-    joined = MET_HOSTS.join(HOSTS, HOSTS.c.name == MET_HOSTS.c.host)
-    joined = joined.join(CONNECTIONS, CONNECTIONS.c.host == MET_HOSTS.c.host)
-    found = sa.select(MET_HOSTS.c.schedule_id, MET_HOSTS.c.host, has_run).select_from(joined)
-    return found.where(sa.text("met_hosts.due"), CONNECTIONS.c.server.is_not(None))
+def _part(dialect: str) -> str:
+    return batch.prepared(dialect, sa.delete(MET_HOSTS).where(_of_pairs(dialect), MET_HOSTS.c.due))
+
+
+@cache
+def _ran(dialect: str) -> str:
+    return batch.prepared(dialect, sa.update(MET_HOSTS).values(due=sa.false()).where(_of_pairs(dialect)))
 
 
 def _of_pairs(dialect: str) -> sa.ColumnElement[bool]:
