@@ -42,19 +42,26 @@ def expired(objects: Mapping[Key, Object], now: datetime) -> Expired:
 
 
 def ended_at(body: Object) -> datetime | None:
-    """When a Run or a Restore ended; None for one that has not, or that is being deleted."""
+    """When a Run or a Restore ended; None for one that has not, that is being deleted, or whose time is no time."""
     status = body.get("status") or {}
     if is_active(body) or body["metadata"].get("deletionTimestamp"):
         return None
     over = (it for it in conditions_of(status) if it["type"] in ("Complete", "Failed") and it["status"] == "True")
     # A Run that found no host has no job, and so no time at which its last job ended.
     told = status.get("completionTime") or next((it["lastTransitionTime"] for it in over), None)
-    return None if told is None else datetime.fromisoformat(told)
+    try:
+        ended = None if told is None else datetime.fromisoformat(told)
+    except ValueError:  # as for a leap second, which the API server accepts
+        return None
+    return ended if ended is not None and ended.tzinfo is not None else None
 
 
 def _deadline(ended: datetime, body: Object) -> datetime | None:
     ttl = body["spec"].get("ttlSecondsAfterFinished")
-    return None if ttl is None else ended + timedelta(seconds=ttl)
+    try:
+        return None if ttl is None else ended + timedelta(seconds=ttl)
+    except OverflowError:  # later than any time that there is
+        return None
 
 
 def _beyond_limits(by_end: list[Key], objects: Mapping[Key, Object]) -> set[Key]:

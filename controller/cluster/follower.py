@@ -17,10 +17,12 @@ from controller.client import Client, ControllerError, Refused, Unreachable
 from controller.cluster import watching
 from controller.cluster.cache import ONE_SHOT, WATCHED, Cache, key_of, references
 from controller.cluster.conditions import may_pass
+from controller.cluster.credentials import secrets_named
 from controller.cluster.expiry import expired
 from controller.cluster.kube import Kube, KubeError, Object
 from controller.cluster.listings import Listings
 from controller.cluster.results import Result, Results
+from controller.cluster.secret_watches import SecretWatches
 from controller.cluster.server_state import ServerState
 from controller.cluster.status_writer import INTERVAL_S, StatusWriter
 from controller.cluster.sync import Syncer
@@ -50,7 +52,7 @@ class Timing(NamedTuple):
     """Seconds.
 
     - `full`: between comparisons of everything.
-    - `secrets`: between reads of the Secrets that resources name, which are not watched.
+    - `secrets`: between reads of the Secrets that resources name, whether they can be watched or not.
     - `statuses`: minimum between reads of the server's answers, however often they change.
     - `retry`, `max_retry`: before the first retry of what failed, and at most.
     - `listed`: a watch's list counts as complete when it listed no object for so long.
@@ -100,6 +102,7 @@ class ClusterFollower:
         self._objects = Workers(self._sync, times.retry, times.max_retry, CONCURRENCY)
         self._chores = Workers(self._run_chore, times.retry, times.max_retry)
         self._deletions = Workers(self._delete_expired, times.retry, times.max_retry, CONCURRENCY)
+        self._secrets = SecretWatches(kube, self._objects.add, times.retry, times.max_retry)
         self._listings = Listings(times.listed)
         self._held_back: defaultdict[Key, set[Key]] = defaultdict(set)  # keys that wait until another key is synced
         self._unreached = 0  # objects in a row
@@ -165,6 +168,7 @@ class ClusterFollower:
             tasks.create_task(self._chores.run(), name="compare, and look at the server")
             tasks.create_task(self._objects.run(), name="bring objects to the server")
             tasks.create_task(self._deletions.run(), name="delete what has expired")
+            tasks.create_task(self._secrets.run(), name="watch secrets")
             tasks.create_task(self._follow_changes(), name="listen to the server")
             tasks.create_task(self._writer.run(), name="statuses")
 
@@ -193,6 +197,8 @@ class ClusterFollower:
                 self._record(key, result)
         finally:
             self._objects.add(self._held_back.pop(key, ()))
+        names_any = body is not None and names_secrets(key.kind, body.get("spec"))
+        self._secrets.follow(key, secrets_named(body) if body is not None and names_any else ())
         self._update_status(key)
         if key in self._comparing:
             self._comparing.discard(key)

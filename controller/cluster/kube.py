@@ -23,6 +23,8 @@ COMPONENT = "lamplighter-controller"
 Object = dict[str, Any]
 """An object as JSON."""
 
+_METADATA_ALONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+
 
 class KubeError(ControllerError):
     """A request to the API server failed. `status`: of HTTP; 0 if it did not answer, or not with valid JSON."""
@@ -118,6 +120,31 @@ class Kube:
                 return None
             raise
 
+    async def watch(self, kind: str, namespace: str, name: str, seconds: int) -> AsyncIterator[Object]:
+        """The events of one object for so many seconds, of it the metadata alone. The first one is of it as it is now.
+
+        The right to watch this one object by its name is enough.
+        """
+        params = {"watch": "true", "fieldSelector": f"metadata.name={name}", "timeoutSeconds": str(seconds)}
+        path, timeout = KINDS[kind].path(namespace), httpx.Timeout(TIMEOUT_S, read=seconds + TIMEOUT_S)
+        headers = {**self._headers, "Accept": _METADATA_ALONE}
+        try:
+            async with self._http.stream("GET", path, params=params, headers=headers, timeout=timeout) as answer:
+                if answer.status_code == HTTPStatus.UNAUTHORIZED:
+                    self._headers = self._login().as_http_headers()
+                if not answer.is_success:
+                    content = await answer.aread()
+                    raise KubeError(answer.status_code, f"WATCH {path}: {_message(content) or answer.status_code}")
+                async for line in _lines(answer):
+                    event: Object = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise KubeError(0, f"WATCH {path}: {event['object'].get('message')}")
+                    yield event
+        except httpx.RequestError as error:
+            raise KubeError(0, f"WATCH {path}: it broke ({error_text(error)})") from None
+        except (ValueError, KeyError, TypeError):
+            raise KubeError(0, f"WATCH {path}: the answer has no events: is this the Kubernetes API?") from None
+
     async def create(self, kind: str, body: Object) -> Object:
         """Create an object."""
         return await self._ask("POST", KINDS[kind].path(body["metadata"].get("namespace")), body=body)
@@ -200,6 +227,15 @@ class Kube:
                 0, f"{method} {path}: the answer is not JSON: check that the address is the Kubernetes API"
             ) from None
         return found
+
+
+async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """The lines of a stream. httpx's own also end at characters that JSON may hold, such as U+0085."""
+    rest = b""
+    async for chunk in answer.aiter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
 
 
 def _message(said: bytes) -> str:

@@ -191,12 +191,13 @@ async def controlling(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     namespaces: list[str],
+    times: Timing = FAST,
 ) -> AsyncIterator[None]:
     """A controller at work in this process."""
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "kubeconfig", cluster.url, cluster.ca, token)))
     stop = asyncio.Event()
     async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client, asyncio.TaskGroup() as tasks:
-        tasks.create_task(operate(client, home.namespace, namespaces, stop, times=FAST))
+        tasks.create_task(operate(client, home.namespace, namespaces, stop, times=times))
         try:
             yield
         finally:
@@ -302,6 +303,37 @@ async def test_a_look_at_each_kind_is_answered_when_it_was_done(
             await until(lambda: who.get(kind, name)["status"].get("lastHandledReconcileAt") == value)  # noqa: B023
     assert (await rest.get(f"/hosts/{host}")).json()["labels"] == {}
     assert kubectl.get("Run", "now")["status"]["phase"] == "Failed"
+
+
+@pytest.mark.parametrize("watched", [True, False], ids=["watched", "read"])
+async def test_a_changed_secret_reaches_the_server_where_rbac_lets_it_be_watched_by_name_and_where_it_does_not(
+    cluster: Cluster,
+    server: Running,
+    rest: httpx.AsyncClient,
+    kubectl: Kubectl,
+    home: Kubectl,
+    watched: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    may = {"tenancy": {"namespaces": [kubectl.namespace]}, "rbac": {"watchSecrets": ["hush"] if watched else []}}
+    times = FAST._replace(secrets=3600 if watched else 0.5)
+    rights = account(cluster, home, may)
+    async with controlling(cluster, server, home, rights, monkeypatch, tmp_path, [kubectl.namespace], times):
+        await declared(kubectl)
+        for generation, password in ((2, b"another"), (3, b"a third")):
+            kubectl.patch("Secret", "hush", {"data": {"password": base64.b64encode(password).decode()}})
+            await until(lambda generation=generation: _has_generation(rest, kubectl.namespace, generation))
+        kubectl.delete("Secret", "hush")
+        await until(lambda: kubectl.ready("Repository", "main") == ("False", "SecretNotFound"))
+        async with Kube(login) as kube:
+            with pytest.raises(KubeError, match="forbidden"):
+                await anext(kube.watch("Secret", kubectl.namespace, "other" if watched else "hush", 1))
+
+
+async def _has_generation(rest: httpx.AsyncClient, namespace: str, generation: int) -> Any:
+    found = (await rest.get(f"/repositories/{namespace}/main")).json()
+    return found["metadata"]["generation"] == generation
 
 
 async def test_what_has_ended_is_deleted_as_it_was_seen_and_finalizers_are_waited_for(
@@ -430,6 +462,7 @@ async def _empty(rest: httpx.AsyncClient) -> bool:
     [
         ("GET", "/api/v1/namespaces/{namespace}/secrets"),
         ("GET", "/api/v1/secrets"),
+        ("GET", "/api/v1/namespaces/{namespace}/secrets?watch=1&fieldSelector=metadata.name%3Dhush"),
         ("DELETE", "/api/v1/nodes/none"),
         ("GET", "/api/v1/namespaces/{namespace}/configmaps/none"),
         ("PATCH", f"/apis/{GROUP}/namespaces/{{namespace}}/schedules/none"),

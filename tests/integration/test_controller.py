@@ -26,7 +26,9 @@ from controller.cluster.follower import Timing
 from controller.cluster.kube import Kube
 from controller.cluster.metrics import Metrics
 from controller.cluster.operator import Health, operate
+from controller.cluster.secret_watches import SecretWatches
 from controller.cluster.watching import WatchTiming
+from controller.resources import Key
 from server.app import Config, Running, serving
 from tests.plain import NO_TLS
 from tests.reverse_proxy import Proxy
@@ -96,6 +98,7 @@ class Api(KubernetesEmulator):
         self.refuse: Callable[[Request], int] = lambda request: 0
         self.ignores: Callable[[Request], bool] = lambda request: False
         self.heard: list[Request] = []
+        self._watched, self.most_watched = 0, 0
         self._ids, self._versions = itertools.count(1), itertools.count(1)
         self._changes: defaultdict[Any, Changes] = defaultdict(lambda: Changes(self._versions))
         self._buses: Any = self._changes  # where the emulator puts what has changed
@@ -134,9 +137,34 @@ class Api(KubernetesEmulator):
 
     async def _serve_watch(self, request: Request) -> AsyncIterator[Any]:
         yield b""  # which sends the headers
+        if "fieldSelector" in request.params:
+            async for change in self._serve_watch_of_one(request):
+                yield change
+            return
         async for change in self._changes[request.resource].behind(int(request.params["resourceVersion"])):
             if request.namespace in (None, change["object"].get("metadata", {}).get("namespace")):
                 yield change
+
+    async def _serve_watch_of_one(self, request: Request) -> AsyncIterator[Any]:
+        """The watch of one object, which begins with the object as it is."""
+        self._watched += 1
+        self.most_watched = max(self.most_watched, self._watched)
+        name, version = request.params["fieldSelector"].removeprefix("metadata.name="), next(self._versions)
+        assert request.resource is not None
+        key = (request.resource, request.namespace, name)
+        try:
+            if key in self.objects and not self.objects[key].deleted:
+                raw = self.objects[key].raw
+                yield {"type": "ADDED", "object": {**raw, "metadata": {"resourceVersion": "1", **raw["metadata"]}}}
+            async with asyncio.timeout(int(request.params["timeoutSeconds"])):
+                async for change in self._changes[request.resource].behind(version):
+                    metadata = change["object"].get("metadata", {})
+                    if (metadata.get("namespace"), metadata.get("name")) == (request.namespace, name):
+                        yield change
+        except TimeoutError:
+            pass
+        finally:
+            self._watched -= 1
 
     def body(self, of: Any, namespace: str | None, name: str | None) -> dict[str, Any]:  # type: ignore[override]
         assert name is not None
@@ -593,6 +621,58 @@ async def test_a_schedule_is_accepted_when_its_repository_s_secret_comes(
     await until(lambda: kubectl.ready("Schedule", "etc") == NOWHERE)
 
 
+def watches(api: Api) -> list[str]:
+    """What the watches of Secrets selected, in order."""
+    asked = [it for it in api.heard if it.url.path.endswith("/secrets")]
+    return [it.params["fieldSelector"].removeprefix("metadata.name=") for it in asked if "watch" in it.params]
+
+
+async def test_a_changed_secret_reaches_the_server_at_once_where_it_may_be_watched(
+    server: Running, kubectl: Kubectl, rest: httpx.AsyncClient, api: Api
+) -> None:
+    async with controlling(server, secrets=3600):
+        await declare(kubectl, "etc")
+        await until(lambda: watches(api))
+        await kubectl.patch("Secret", "opens", data={"password": base64.b64encode(b"another").decode()})
+        await until(lambda: _generation(rest, 2))
+        await kubectl.delete("Secret", "opens")
+        await until(lambda: kubectl.ready("Repository", "main") == ("False", "SecretNotFound"))
+        await kubectl.patch("Repository", "main", spec={"passwordSecretRef": {"name": "other"}})
+        await until(lambda: "other" in watches(api))
+        await kubectl.secret("other", password="open sesame")
+        await until(lambda: kubectl.ready("Repository", "main") == ACCEPTED)
+
+
+async def test_a_secret_that_may_not_be_watched_is_read_again_and_again(
+    server: Running, kubectl: Kubectl, rest: httpx.AsyncClient, api: Api
+) -> None:
+    api.refuse = lambda it: 403 if "watch" in it.params and it.url.path.endswith("/secrets") else 0
+    async with controlling(server):
+        await declare(kubectl, "etc")
+        for generation, password in ((2, b"another"), (3, b"a third")):
+            await kubectl.patch("Secret", "opens", data={"password": base64.b64encode(password).decode()})
+            await until(lambda generation=generation: _generation(rest, generation))
+    assert watches(api) == ["opens"]  # and a refused watch is not requested again for long
+
+
+async def _generation(rest: httpx.AsyncClient, generation: int) -> Any:
+    return (await known(rest, "/repositories/ns/main"))["metadata"]["generation"] == generation
+
+
+async def test_of_many_secrets_so_many_are_watched_at_once_and_each_has_its_turn(kubectl: Kubectl, api: Api) -> None:
+    names, told = [f"s{number}" for number in range(5)], set[Key]()
+    for name in names:
+        await kubectl.secret(name, password="x")
+    async with Kube(login) as kube, asyncio.TaskGroup() as tasks:
+        watching = SecretWatches(kube, told.update, 0.05, 0.2, limit=2, watch_s=1)
+        running = tasks.create_task(watching.run())
+        for name in names:
+            watching.follow(Key("Repository", "ns", name), [name])
+        await until(lambda: {key.name for key in told} == set(names))
+        running.cancel()
+    assert api.most_watched == 2
+
+
 async def test_a_repository_whose_secret_is_gone_stays_as_it_was(
     controller: None, kubectl: Kubectl, rest: httpx.AsyncClient
 ) -> None:
@@ -641,10 +721,16 @@ async def test_a_secret_is_read_only_where_a_repository_names_it_and_shown_nowhe
     await kubectl.secret("other", password="not asked for")
     await kubectl.create("Repository", "main", {"url": "/b", "passwordSecretRef": {"name": "hush"}})
     await until(lambda: kubectl.ready("Repository", "main") == ACCEPTED)
-    asked = {it.url.path for it in api.heard if it.method == "GET" and "/secrets" in it.url.path}
-    assert asked == {"/api/v1/namespaces/ns/secrets/hush"}
+    path = "/api/v1/namespaces/ns/secrets"
+    asked = {(f"{path}/hush", None), (path, "metadata.name=hush")}
+    await until(lambda: _secrets_asked_for(api) == asked)
     told = json.dumps([it.data for it in api.writes() if "/secrets" not in it.url.path])
     assert "sesame" not in told + caplog.text
+
+
+def _secrets_asked_for(api: Api) -> set[Any]:
+    asked = [it for it in api.heard if it.method == "GET" and "/secrets" in it.url.path]
+    return {(it.url.path, it.params.get("fieldSelector")) for it in asked}
 
 
 async def test_a_wrong_declaration_is_told_with_the_remedy_and_an_event(

@@ -138,6 +138,8 @@ def test_the_plain_manifests_are_what_the_chart_makes(components: list[str], giv
         ({"server": {"allowedSchemes": ["http"]}}, "/server/allowedSchemes/0"),
         ({"agent": {"mountPropagation": "Bidirectional"}}, "/agent/mountPropagation"),
         ({"tenancy": {"namespaces": "team-a"}}, "/tenancy/namespaces"),
+        ({"rbac": {"watchSecrets": [""]}}, "/rbac/watchSecrets/0"),
+        ({"rbac": {"watchSecrets": ["*"]}}, "/rbac/watchSecrets/0"),
         ({"tenancy": {"grants": {"namespaces": {"team-a": {"pathPrefixes": ["srv"]}}}}}, "/pathPrefixes/0"),
         ({"tenancy": {"grants": {"defualt": {}}}}, "additional properties 'defualt' not allowed"),
     ],
@@ -365,6 +367,19 @@ def test_with_namespaces_named_secrets_are_read_there_alone() -> None:
     own = (NAMESPACE, "lamplighter-keys")
     assert secret_rights(rendered({})) == {own, ("", None)}
     assert secret_rights(rendered(values("tenancy"))) == {own, ("team-a", None), ("team-b", None)}
+
+
+@pytest.mark.parametrize("set_of_values", ["", "tenancy"])
+def test_secrets_are_watched_by_name_alone_where_they_are_read(set_of_values: str) -> None:
+    given = values(set_of_values) if set_of_values else {}
+    watched = [
+        (it["metadata"].get("namespace", ""), rule["resourceNames"], rule["verbs"])
+        for it in rendered({**given, "rbac": {"watchSecrets": ["restic", "on-call"]}})
+        for rule in it.get("rules", [])
+        if "secrets" in rule["resources"] and "watch" in rule["verbs"]
+    ]
+    where = ["team-a", "team-b"] if set_of_values else [""]
+    assert watched == [(it, ["restic", "on-call"], ["watch"]) for it in where]
 
 
 def test_with_all_secrets_given_the_server_reads_none_through_the_api() -> None:

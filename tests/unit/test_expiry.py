@@ -61,11 +61,20 @@ def test_it_is_deleted_so_many_seconds_after_its_end(
         {"phase": "Running", "startTime": "2026-03-01T00:00:00Z"},
         {"phase": "Pending", "conditions": [{"type": "Ready", "status": "False", "reason": "Invalid"}]},
         {"phase": "Failed"},  # nobody knows when
+        {"phase": "Failed", "completionTime": "2026-03-05T11:59:60Z"},
+        {"phase": "Failed", "completionTime": "2026-03-05T11:59:59"},
+        {"phase": "Failed", "completionTime": "2026-13-05T11:59:59Z"},
     ],
 )
 def test_what_has_not_ended_stays_whatever_its_limits(status: dict[str, Any]) -> None:
     its = {**ended(10, ttl=0), "status": status}
-    assert expired({run("now"): its, **limited(successfulRunsHistoryLimit=0, failedRunsHistoryLimit=0)}, NOON)[0] == []
+    others = {run("other"): ended(10, "Failed"), **limited(successfulRunsHistoryLimit=0, failedRunsHistoryLimit=0)}
+    assert expired({run("now"): its, **others}, NOON).keys == [run("other")]
+
+
+def test_a_time_beyond_all_times_is_never() -> None:
+    its = {**ended(0, ttl=1), "status": {"phase": "Failed", "completionTime": "9999-12-31T23:59:59Z"}}
+    assert expired({run("now"): its}, NOON) == ([], None)
 
 
 def test_what_is_being_deleted_is_left_to_its_finalizers_and_not_counted() -> None:

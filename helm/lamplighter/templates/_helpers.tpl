@@ -177,6 +177,13 @@ runbook_url: {{ printf "%s/%s.md" (default $home $root.Values.metrics.prometheus
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get]
+{{- with .Values.rbac.watchSecrets }}
+# It watches these, so that it notices a change at once.
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames: {{ toJson . }}
+  verbs: [watch]
+{{- end }}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, get, patch]
