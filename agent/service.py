@@ -20,17 +20,7 @@ from agent.journal import Journal
 from agent.link import Dialler, Link, error_text
 from agent.metrics import Metrics
 from agent.scheduler import Scheduler
-from wire.messages import (
-    AgentClock,
-    CommandRun,
-    FromServer,
-    JobEnd,
-    JobFinished,
-    JobLog,
-    JobProgress,
-    JobReason,
-    Repository,
-)
+from wire.messages import AgentClock, CommandRun, FromServer, JobEnd, JobFinished, JobReason, JobReport, Repository
 from wire.version import __version__
 
 log = logging.getLogger(__name__)
@@ -74,7 +64,7 @@ class Jobs(Protocol):
         self,
         command: CommandRun,
         repository: Repository | None,
-        report: Callable[[JobProgress | JobLog], None],
+        report: Callable[[JobReport], None],
         source: Repository | None,
     ) -> JobFinished:
         """Run a command to its end; never raises for what the command does. `source`: what a copy reads from."""
@@ -222,7 +212,7 @@ class Service:
         self.perform(self.core.connection_lost())
 
     async def _run_job(self, start: StartJob) -> None:
-        def report(it: JobProgress | JobLog) -> None:
+        def report(it: JobReport) -> None:
             self.perform(self.core.job_reported(it))
 
         end = await self._jobs.run(start.command, start.repository, report, start.source)

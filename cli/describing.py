@@ -154,16 +154,41 @@ def _repository(source: _Source, repository: Item) -> tuple[Facts, Iterable[Sect
     lane = source.client.request("GET", f"{REPOSITORY.path(name)}/lane")
     facts = [
         *_metadata(repository),
+        *_contents(status.get("snapshots", {})),
         ("Verified", _time(status["lastVerified"]) if "lastVerified" in status else "never"),
         ("Jobs now", f"{len(lane['running'])} use it, {lane['waits']} wait for it"),
     ]
     return facts, [
         ("Spec", yaml_of(repository["spec"]).splitlines()),
         _problems(status["problems"]),
+        _held_by_host(status.get("snapshots", {})),
         ("Used by", _table(("SCHEDULE", "KIND", "CRON", "HOSTS"), rows)),
         _jobs(source, jobs_of_repository(source.client, repository, RECENT)),
         *_changes(source, REPOSITORY, name),
     ]
+
+
+def _contents(held: Item) -> Facts:
+    """What a repository holds, as far as that is known."""
+    counted = _time(held["asOf"]) if "asOf" in held else "not on all hosts: there may be more than jobs have told of"
+    return [
+        ("Snapshots", held.get("count", "none that a job has told of")),
+        ("Newest", _time(held["newest"]) if "newest" in held else None),
+        ("Counted", counted if held else None),
+        ("Size", size(held["sizeBytes"]) if "sizeBytes" in held else "known after the next prune"),
+    ]
+
+
+def _held_by_host(held: Item) -> Section:
+    """The hosts whose newest snapshots are the oldest."""
+    hosts = held.get("hosts", [])
+    rows = [
+        (it["host"], str(it["count"]), *(ago(it[at]) if at in it else "-" for at in ("newest", "asOf")))
+        for it in hosts[:RECENT]
+    ]
+    left = len(hosts) + held.get("hostsOmitted", 0) - len(rows)
+    more = [f"and {left} more hosts"] if left else []
+    return "Snapshots by host", [*_table(("HOST", "SNAPSHOTS", "NEWEST", "COUNTED"), rows), *more]
 
 
 def _job(source: _Source, job: Item) -> tuple[Facts, Iterable[Section]]:

@@ -14,7 +14,7 @@ from cli.client import Client, Item
 from cli.jobs import files
 from cli.logs import SHORT_ID
 from cli.options import Access
-from cli.rows import moment, size
+from cli.rows import ago, moment, size
 from cli.terminal import bars, note, print_table, say, say_json, say_yaml
 from cli.types import full_name
 from cli.watching import INTERRUPTED
@@ -75,6 +75,19 @@ def snapshots(access: Access, repository: str, host: str | None, limit: int | No
     if truncated:
         remedy = "keep fewer, with a Schedule of kind forget, or list them with restic" if host else "give --host"
         _warn(f"the repository holds more snapshots than can be listed, these are the newest: {remedy}")
+
+
+def by_host(access: Access, repository: str, host: str | None, limit: int | None, output: str) -> None:
+    """Show how many snapshots each host has in a repository, by name, as the server knows it."""
+    items = list(Client(access).items(f"{_path(access, repository)}/hosts", limit, host=host))
+    if output in ("json", "yaml"):
+        (say_json if output == "json" else say_yaml)({"items": items})
+    elif not items:
+        note("no snapshots are known" + (f" of {host}" if host else ""))
+    else:
+        times = ("newest", "asOf")
+        rows = [[it["host"], str(it["count"]), *(ago(it[at]) if at in it else "-" for at in times)] for it in items]
+        print_table(("HOST", "SNAPSHOTS", "NEWEST", "COUNTED"), rows, {})
 
 
 def folder(access: Access, repository: str, snapshot: str, path: str, host: str | None, output: str) -> None:

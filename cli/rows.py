@@ -27,8 +27,10 @@ def _host(item: Item, _: Mapping[str, str]) -> list[str]:
 
 def _repository(item: Item, _: Mapping[str, str]) -> list[str]:
     metadata, status = item["metadata"], item["status"]
+    held = status.get("snapshots", {})
     times = [_age(metadata["creationTimestamp"]), _ago(status.get("lastVerified"))]
-    return [metadata["namespace"], metadata["name"], item["spec"]["url"], *times, _problems(status)]
+    contents = [str(held.get("count", "-")), _ago(held.get("newest"))]
+    return [metadata["namespace"], metadata["name"], item["spec"]["url"], *contents, *times, _problems(status)]
 
 
 def _problems(item: Item) -> str:
@@ -125,7 +127,7 @@ TABLES: Mapping[str, Table] = {
         _wide_host,
     ),
     "repositories": Table(
-        ("NAMESPACE", "NAME", "URL", "AGE", "VERIFIED", "PROBLEM"),
+        ("NAMESPACE", "NAME", "URL", "SNAPSHOTS", "NEWEST", "AGE", "VERIFIED", "PROBLEM"),
         _repository,
         ("AGE",),
         ("LABELS",),

@@ -71,6 +71,7 @@ from server.notify.pinger import Pinger
 from server.notify.services import Services as NotificationServices
 from server.observe import clock as clock_set_back
 from server.observe import history, otel
+from server.observe.contents import ContentsReader
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader
 from server.observe.history import HistoryRetention
@@ -276,6 +277,7 @@ def assemble(
         limits=limits,
         health=health,
         coverage=coverage,
+        contents=ContentsReader(catalog, placement, store),
         controllers=controllers,
         surveyor=surveyor,
         stream=stream,

@@ -163,6 +163,12 @@ class RepositoryHealthChanged(Struct, frozen=True):
     repository_id: str
 
 
+class RepositoryCounted(Struct, frozen=True):
+    """A host has counted what is in a repository."""
+
+    repository_id: str
+
+
 class ClockSetBack(Struct, frozen=True):
     """The server's clock was set back to `now`. Recorded times after `now` are wrong."""
 
@@ -199,6 +205,7 @@ Event = (
     | LimitChanged
     | GatesChanged
     | RepositoryHealthChanged
+    | RepositoryCounted
     | ClockSetBack
     | ControllerReported
     | AlertsDeclared

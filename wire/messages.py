@@ -359,6 +359,12 @@ class JobFinished(Struct, frozen=True, omit_defaults=True):
     """agent → server: how a job ended. Sent again until the server answers `job.confirmed`.
 
     `error`: for people. `reason`: for programs; one of JobReason, or a reason of a later version.
+
+    - `done_at`: when restic had done the job's work, before snapshots were counted and the hook after the job; None
+      where it did not, and from agents that do not say.
+    - `bytes_stored`: what a backup added to the repository as it is stored there; 0 before restic 0.17.
+    - `repository_bytes`: what is left in the repository after a prune; None where restic did not say.
+    - `created`: whether the job created the repository.
     """
 
     job_id: Id
@@ -372,6 +378,36 @@ class JobFinished(Struct, frozen=True, omit_defaults=True):
     bytes_added: Count = 0
     error: Text = ""
     reason: Annotated[str, Meta(max_length=64)] = ""
+    done_at: Time | None = None
+    bytes_stored: Count = 0
+    repository_bytes: Count | None = None
+    created: bool = False
+
+
+class HostSnapshots(Struct, frozen=True, array_like=True):
+    """The snapshots of a host in a repository. `host`: as restic has it. `newest`: its time, in seconds since 1970."""
+
+    host: Annotated[str, Meta(max_length=253)]
+    count: Count
+    newest: Count
+
+
+class JobCounted(Struct, frozen=True, omit_defaults=True):
+    """agent → server, before a job's end: the snapshots that restic listed in its repository from `at` on, by host.
+
+    `of`: the host whose snapshots alone were listed; "" for all. `more`: how many hosts are not in `hosts`. It may be
+    lost: the next job that counts replaces it.
+    """
+
+    job_id: Id
+    at: Time
+    hosts: Annotated[list[HostSnapshots], Meta(max_length=10_000)] = field(default_factory=list)
+    of: Annotated[str, Meta(max_length=253)] = ""
+    more: Count = 0
+
+
+JobReport = JobProgress | JobLog | JobCounted
+"""What is said of a job while it runs."""
 
 
 class AgentClock(Struct, frozen=True, omit_defaults=True):
@@ -390,9 +426,7 @@ class JobConfirmed(Struct, frozen=True):
     job_id: Id
 
 
-FromAgent = (
-    Hello | ScheduleAck | ScheduleResync | ScheduleFire | JobAccepted | JobProgress | JobLog | JobFinished | AgentClock
-)
+FromAgent = Hello | ScheduleAck | ScheduleResync | ScheduleFire | JobAccepted | JobReport | JobFinished | AgentClock
 FromServer = (
     RepoCredentials
     | ScheduleSet
@@ -414,6 +448,7 @@ FROM_AGENT: dict[str, type[FromAgent]] = {
     "job.accepted": JobAccepted,
     "job.progress": JobProgress,
     "job.log": JobLog,
+    "job.counted": JobCounted,
     "job.finished": JobFinished,
     "agent.clock": AgentClock,
 }

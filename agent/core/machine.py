@@ -43,8 +43,7 @@ from wire.messages import (
     JobAsk,
     JobConfirmed,
     JobFinished,
-    JobLog,
-    JobProgress,
+    JobReport,
     LeftOut,
     RepoCredentials,
     Repository,
@@ -397,8 +396,8 @@ class Core:
 
     # Jobs.
 
-    def job_reported(self, report: JobProgress | JobLog) -> list[Effect]:
-        """A job reports progress or log lines. Without a connection they are dropped; only a job's end is kept."""
+    def job_reported(self, report: JobReport) -> list[Effect]:
+        """A job reports something while it runs. Without a connection they are dropped; only a job's end is kept."""
         return [Send((report,))] if self.connected else []
 
     def job_ended(self, end: JobFinished) -> list[Effect]:

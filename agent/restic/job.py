@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import cast
 
@@ -63,7 +64,9 @@ _OWN_KEYS = (".ssh", ".aws", ".azure", ".config/gcloud", ".config/rclone", ".mc"
 
 class Job:
     """One job. `outcome`: the outcome so far; None until a step that decides it has ended. `stopped`: why the job was
-    stopped first; None if it was not. `redact`: removes the repository's secrets from a text.
+    stopped first; None if it was not. `redact`: removes the repository's secrets from a text. `repository_bytes`: what
+    a prune left, None if restic did not say; `created`: whether restic has created the repository; `done_at`: when it
+    had done the job's work.
     """
 
     def __init__(self, context: JobContext, command: CommandRun, reporter: Reporter) -> None:
@@ -79,6 +82,9 @@ class Job:
         self.outcome: Outcome | None = None
         self.exit_code: int | None = None
         self.summary = NO_SUMMARY
+        self.repository_bytes: int | None = None
+        self.created = False
+        self.done_at: datetime | None = None
         self.url = ""
         self._env: Mapping[str, str] = {}
         self._source_url, self._source_env = "", self._env
@@ -144,9 +150,31 @@ class Job:
 
     def mark_opened(self) -> None:
         """Remember, on disk, that the repository exists."""
-        with suppress(OSError):  # the job is done all the same; the next one marks it
-            self._opened.parent.mkdir(parents=True, exist_ok=True)
-            self._opened.touch()
+        _touch(self._opened)
+
+    @property
+    def counted_at(self) -> float:
+        """When this host last counted the repository's snapshots, in seconds since 1970; 0 if it never did."""
+        try:
+            return self._counted.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def mark_counted(self) -> None:
+        """Remember, on disk, that its snapshots were counted now."""
+        _touch(self._counted)
+
+    @property
+    def _counted(self) -> Path:
+        return self._opened.with_suffix(".counted")
+
+    def mark_created(self) -> None:
+        """restic has created the repository."""
+        self.created = True
+
+    def mark_done(self, at: datetime) -> None:
+        """restic has done the job's work."""
+        self.done_at = at
 
     @property
     def lock_options(self) -> list[str]:
@@ -200,6 +228,18 @@ class Job:
             yield
         finally:
             self._env, self._unlocked = own, False
+
+    async def ask(self, args: Sequence[str]) -> bytes:
+        """restic's answer to a question beside the job's work, whose outcome stays. Raises SnapshotError, OSError."""
+        lines: list[bytes] = []
+        outcome, exit_code = self.outcome, self.exit_code
+        try:
+            ended = await self.restic(args, lines.append)
+        finally:
+            self.outcome, self.exit_code = outcome, exit_code
+        if ended.end != "succeeded":
+            raise SnapshotError(ended.error)
+        return b"".join(lines)
 
     def _write_argument(self, name: str, content: bytes) -> None:
         self._has_arguments = True
@@ -301,6 +341,7 @@ class Job:
             if transcript.capabilities:
                 self.reporter.log(f"left out: capabilities of {transcript.capabilities} files: {SPECIAL}")
             self.summary = transcript.summary or self.summary
+            self.repository_bytes = self.repository_bytes if transcript.remaining is None else transcript.remaining
             if answer is None or outcome.end != "succeeded":
                 self.outcome = outcome
 
@@ -434,6 +475,10 @@ class Job:
             files_processed=summary.files_processed,
             bytes_processed=summary.bytes_processed,
             bytes_added=summary.bytes_added,
+            bytes_stored=summary.bytes_stored,
+            repository_bytes=self.repository_bytes,
+            created=self.created,
+            done_at=self.done_at,
             error=ended.error if ran_to_end else self._why_stopped(status) + _LOCKED * self._awaits_lock,
             reason=ended.reason if ran_to_end else self._stop_reason or ("Locked" if self._awaits_lock else ""),
         )
@@ -447,3 +492,9 @@ def _no_credentials(repository_id: str) -> RepositoryError:
         f"no credentials for repository {repository_id!r}: check that it and its Secrets exist, "
         "and that the Schedule's status shows no problem with it"
     )
+
+
+def _touch(mark: Path) -> None:
+    with suppress(OSError):  # the job is done all the same; the next one marks it
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()

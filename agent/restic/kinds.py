@@ -127,6 +127,8 @@ async def run_args(job: Job, creating: asyncio.Lock, args: Sequence[str], reads:
             created = await job.restic(command.init, wanted=Launch(create=True))
         if created.end not in ("succeeded", "repository_exists"):
             return
+        if created.end == "succeeded":
+            job.mark_created()
     for wait in CREATION_WAITS:
         job.conclude(None)
         await job.pause(wait)

@@ -31,13 +31,15 @@ class Status(Struct, frozen=True):
 class Summary(Struct, frozen=True):
     """The totals of a backup, or of a restore (since restic 0.16).
 
-    `snapshot_id`: of a backup; 64 digits, or 8 before restic 0.15. `bytes_added`: before compression.
+    `snapshot_id`: of a backup; 64 digits, or 8 before restic 0.15. `bytes_added`: before compression. `bytes_stored`:
+    of them, what the repository grew by; 0 before restic 0.17.
     """
 
     snapshot_id: str
     files_processed: int
     bytes_processed: int
     bytes_added: int
+    bytes_stored: int = 0
 
 
 class Unreadable(Struct, frozen=True):
@@ -69,6 +71,7 @@ class _Message(Struct):
     total_files_processed: int = 0
     total_bytes_processed: int = 0
     data_added: int = 0
+    data_added_packed: int = 0
     files_restored: int = 0
     bytes_restored: int = 0
     error: Raw = Raw(b"{}")
@@ -90,6 +93,8 @@ _messages = msgspec.json.Decoder(_Message)
 _errors = msgspec.json.Decoder(_Error)
 _ERRORS = re.compile(r"(?:Fatal: )?There were (\d+) errors")
 _BAR = re.compile(r"\[[0-9:]+\] +([0-9.]+)%  [0-9]+ / [0-9]+ .*")
+_REMAINING = re.compile(r"remaining: +[0-9]+ blobs / ([0-9]{1,15}(?:\.[0-9]{1,3})?) (B|KiB|MiB|GiB|TiB)")
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _SKIPPED = re.compile(r"(.*) (does not exist|cannot be accessed), skipping")
 _UNPRINTABLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -136,6 +141,16 @@ def count_of_errors(line: bytes) -> int | None:
     return int(found[1]) if found else None
 
 
+def remaining_bytes(text: str) -> int | None:
+    """The bytes that restic says are left in a repository after a prune; None for any other line.
+
+    restic rounds to a thousandth of a unit. Source: cmd/restic/cmd_prune.go (printPruneStats) of 0.14 and 0.19.
+    """
+    if (found := _REMAINING.fullmatch(text)) is None:
+        return None
+    return _count(round(float(found[1]) * 1024 ** _UNITS.index(found[2])))
+
+
 def printable(line: bytes) -> str:
     """The line as text, without control characters and escape sequences."""
     return _UNPRINTABLE.sub("", line.decode(errors="replace")).strip()
@@ -149,7 +164,8 @@ def _read_message(message: _Message) -> Output | None:
             return Status(_fraction(message.percent_done), *map(_count, counts))
         case "summary":
             files = message.total_files_processed or message.files_restored
-            sums = (files, message.total_bytes_processed or message.bytes_restored, message.data_added)
+            size = message.total_bytes_processed or message.bytes_restored
+            sums = (files, size, message.data_added, message.data_added_packed)
             return Summary(_UNPRINTABLE.sub("", message.snapshot_id)[:64], *map(_count, sums))
         case "error":
             path = _UNPRINTABLE.sub("", message.item)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 
 from agent.restic.output import Status
-from wire.messages import JobLog, JobProgress
+from wire.messages import JobCounted, JobLog, JobProgress, JobReport
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ BATCH_LINES = 500
 BATCH_BYTES = 1 << 17
 """Limits on one JobLog, far below a frame's limit."""
 
-Report = Callable[[JobProgress | JobLog], None]
+Report = Callable[[JobReport], None]
 
 
 class Reporter:
@@ -69,6 +69,10 @@ class Reporter:
         self._lines.append(line)
         self._size += size
         self._schedule()
+
+    def counted(self, counted: JobCounted) -> None:
+        """Report at once what snapshots are in the repository."""
+        self._report(counted)
 
     def close(self) -> None:
         """Report what is waiting, and how many lines were left out."""

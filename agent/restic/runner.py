@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from agent.restic import hooks, kinds, process
+from agent.restic import counts, hooks, kinds, process
 from agent.restic.context import DEFAULT_TIMING, JobContext, Timing, discard
 from agent.restic.hooks import When
 from agent.restic.job import WINDOW_CLOSED, Job
@@ -166,6 +166,8 @@ class Runner:
                 job.fail(f"this agent cannot run jobs of kind {kind!r}: update the agent")
         if job.status() in ("succeeded", "warning"):
             job.mark_opened()
+            job.mark_done(self._clock())
+            await counts.follow(job, self._clock)
 
     async def _run_hook(self, job: Job, when: When, around: Hooks) -> bool:
         """Run the hook, if there is one. Returns whether the job may go on."""

@@ -4,7 +4,17 @@ from collections import deque
 from collections.abc import Callable, Collection
 
 from agent.restic.outcome import NAMED_PATHS
-from agent.restic.output import LogLine, Status, Summary, Unreadable, clipped, count_of_errors, is_left_out, read_line
+from agent.restic.output import (
+    LogLine,
+    Status,
+    Summary,
+    Unreadable,
+    clipped,
+    count_of_errors,
+    is_left_out,
+    read_line,
+    remaining_bytes,
+)
 from agent.restic.reporter import Reporter
 
 MAX_TAIL = 50
@@ -17,7 +27,8 @@ class Transcript:
     `answer` and `expected`: see `Job.restic`. `all_expected`: whether restic failed only on what was left out on
     purpose. `stderr`: its last lines, without the repository's secrets. `heard`: these lines with them, to tell what is
     wrong and never shown: a secret may be a word of restic's own. `unreadable`: the number of paths that were not read;
-    `paths`: the first of them. `capabilities`: files whose capabilities were left out. `holds_fatal`: whether lines of
+    `paths`: the first of them. `capabilities`: files whose capabilities were left out. `remaining`: the bytes that a
+    prune left. `holds_fatal`: whether lines of
     stderr from the first fatal error on, with which restic ends, are only reported once `release` is called.
     """
 
@@ -41,6 +52,7 @@ class Transcript:
         self.stderr: deque[str] = deque(maxlen=MAX_TAIL)
         self.heard: deque[str] = deque(maxlen=MAX_TAIL)
         self.summary: Summary | None = None
+        self.remaining: int | None = None
         self.unreadable = 0
         self.paths: list[str] = []
 
@@ -68,6 +80,8 @@ class Transcript:
                     self.unreadable += 1
                     if len(self.paths) < NAMED_PATHS:
                         self.paths.append(self._redact(said.path))
+                if fd == 1 and (left := remaining_bytes(text)) is not None:
+                    self.remaining = left
                 if fd == 2:
                     self.heard.extend(map(clipped, text.splitlines()))
                 for part in map(clipped, self._redact(text).splitlines()):

@@ -39,7 +39,7 @@ def get(
     \b
       hosts               which are connected, and whether each holds its schedules (DESIRED and APPLIED versions)
       schedules (sched)   what is declared, on how many hosts, how many of those failed, and when it is due
-      repositories (repo) where snapshots go, and when each was last verified
+      repositories (repo) where snapshots go, how many there are, when last verified
       alerts (al)         who is told what is wrong, and whether messages arrive
       jobs                what ran, and its snapshot or its error
       problems            everything that is wrong; the exit code is 1 when there is a problem

@@ -177,17 +177,21 @@ def restore(
 @click.option(
     "--limit", type=click.IntRange(min=1), help="How many snapshots to show, newest first.", show_default="all"
 )
+@click.option("--by-host", is_flag=True, help="How many each host has, and the newest, without reading the repository.")
 @options.output("table", "yaml", "json")
 @options.access
 @options.namespaced
-def snapshots(access: options.Access, repository: str, host: str | None, limit: int | None, output: str) -> None:
+def snapshots(
+    access: options.Access, repository: str, host: str | None, limit: int | None, by_host: bool, output: str
+) -> None:
     """List the snapshots in a repository.
 
     The host of --host reads the repository; if it is offline, another host that uses the repository does.
     """
     from cli import restoring
 
-    restoring.snapshots(access, repository, host, limit, output)
+    listed = restoring.by_host if by_host else restoring.snapshots
+    listed(access, repository, host, limit, output)
 
 
 @click.command()

@@ -146,7 +146,7 @@ def repository_status(old: Status, state: SyncState, now: datetime) -> Status:
     conditions = [ready, *progress(ready)]
     if state.answer is not None:
         conditions.append(_degraded(said["problems"], "Usable", "no job's last attempt found it unusable"))
-    return _status(old, state.generation, _only(said, ("problem", "lastVerified")), conditions, now)
+    return _status(old, state.generation, _only(said, ("problem", "lastVerified", "snapshots")), conditions, now)
 
 
 def alert_status(old: Status, state: SyncState, now: datetime) -> Status:

@@ -31,9 +31,11 @@ from wire.messages import (
     Hello,
     JobAccepted,
     JobConfirmed,
+    JobCounted,
     JobFinished,
     JobLog,
     JobProgress,
+    JobReport,
     ScheduleAck,
     ScheduleFire,
     ScheduleResync,
@@ -87,9 +89,9 @@ class Stops(Struct, frozen=True):
 
 
 class Reported(Struct, frozen=True):
-    """Take progress and log lines of running jobs."""
+    """Take progress, log lines and counts of running jobs."""
 
-    messages: Sequence[JobProgress | JobLog]
+    messages: Sequence[JobReport]
 
 
 class HostProblem(Struct, frozen=True):
@@ -477,7 +479,7 @@ class Session:
         fires: list[tuple[ScheduleFire, str]] = []
         accepted: list[str] = []
         ends: list[JobFinished] = []
-        reports: list[JobProgress | JobLog] = []
+        reports: list[JobReport] = []
         for message, envelope_id in messages:
             match message:
                 case ScheduleFire() if self.held_back:
@@ -494,7 +496,7 @@ class Session:
                     accepted.append(job_id)
                 case JobFinished():
                     ends.append(message)
-                case JobProgress() | JobLog():
+                case JobProgress() | JobLog() | JobCounted():
                     reports.append(message)
                 case AgentClock(theirs, stops):
                     self._check_clock(theirs, now)

@@ -214,6 +214,7 @@ def _schemas() -> dict[str, Schema]:
         "ControllerList": _list("Controller"),
         "HostEntryList": _list("HostEntry"),
         "PastDayList": _list("PastDay"),
+        "HostContentsList": _list("HostContents"),
         "Lane": _LANE,
         "Problem": _PROBLEM,
         "Events": {"type": "string", "description": 'Server-sent events: {"changed": ["schedules", …]}.'},

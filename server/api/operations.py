@@ -34,6 +34,7 @@ from server.api.services import Services
 from server.changes.listings import File, Snapshot
 from server.changes.plan import Plan
 from server.changes.previews import RestorePreview
+from server.observe.contents import HostContents
 from server.observe.controllers import ControllerReport, ControllerState
 from server.observe.entries import HostEntry
 from server.observe.fleet import Fleet
@@ -62,6 +63,7 @@ BODIES: Mapping[str, type[Struct]] = {
     "RestorePreview": RestorePreview,
     "SignInLink": sign_ins.SignInLink,
     "PastDay": PastDay,
+    "HostContents": HostContents,
 }
 """Bodies by the name of their schema, except those that the custom resource definitions describe."""
 
@@ -263,6 +265,15 @@ OPERATIONS: Sequence[Operation] = (
         Needs("list", "schedules", in_namespace),
         {200: "ScheduleList"},
         query=_PAGE,
+        may=(400, 404),
+    ),
+    Operation(
+        "GET",
+        f"{_REPOSITORY}/hosts",
+        repositories.list_hosts,
+        Needs("get", "repositories"),
+        {200: "HostContentsList"},
+        query=("host", *_PAGE),
         may=(400, 404),
     ),
     Operation(

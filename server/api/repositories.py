@@ -1,5 +1,6 @@
 """Repositories. Their credentials can be written, and are in no answer."""
 
+import msgspec
 from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,6 +12,7 @@ from server.api.objects import as_object, created, find_object, is_new, named_ma
 from server.api.requests import Query, actor, object_body
 from server.api.schedules import schedule_page
 from server.api.services import Services
+from server.observe.contents import Contents
 from server.observe.problems import problems_of_repository
 from server.store.declared import get_resources, list_resources
 from server.store.lanes import in_lanes
@@ -24,7 +26,8 @@ async def list_repositories(services: Services, request: Request) -> Response:
     after, limit = query.after(tuple[str, str]), query.limit()
     narrowed = (query.text("namespace"), query.label_conditions())
     rows = await services.store.read(list_resources, REPOSITORIES, after, limit + 1, *narrowed)
-    return page(rows, limit, lambda row: _shown(services, row), "namespace", "name")
+    held = await services.contents.of(rows[:limit])
+    return page(rows, limit, lambda row: _shown(services, row, held.get(row["id"])), "namespace", "name")
 
 
 async def create_repository(services: Services, request: Request) -> Response:
@@ -32,14 +35,14 @@ async def create_repository(services: Services, request: Request) -> Response:
     Query(request)
     manifest = await object_body(request)
     row, _ = await services.repositories.put(actor(request), manifest, is_new(request, "Repository"))
-    return created(request, row, _shown(services, row))
+    return created(request, row, await _read(services, row))
 
 
 async def get_repository(services: Services, request: Request) -> Response:
     """Read a repository, without its credentials."""
     Query(request)
     row = await find_object(services, request, "Repository")
-    return versioned(_shown(services, row), version_of(row))
+    return versioned(await _read(services, row), version_of(row))
 
 
 async def put_repository(services: Services, request: Request) -> Response:
@@ -47,7 +50,7 @@ async def put_repository(services: Services, request: Request) -> Response:
     manifest = await named_manifest(request)
     check = condition(request, manifest["metadata"].get("resourceVersion"))
     row, is_created = await services.repositories.put(actor(request), manifest, check)
-    return versioned(_shown(services, row), version_of(row), 201 if is_created else 200)
+    return versioned(await _read(services, row), version_of(row), 201 if is_created else 200)
 
 
 async def delete_repository(services: Services, request: Request) -> Response:
@@ -82,6 +85,15 @@ async def get_lane(services: Services, request: Request) -> Response:
     return json_response(Lane(lane.limit, lane.per_host, running, waiting, found.waits))
 
 
+async def list_hosts(services: Services, request: Request) -> Response:
+    """List the hosts that have snapshots in a repository, with how many and the newest, by name."""
+    query = Query(request, "host", "limit", "cursor")
+    after, limit, host = query.after(str) or "", query.limit(), query.text("host")
+    found = await services.contents.by_host(await find_object(services, request, "Repository"))
+    rows = [msgspec.to_builtins(it) for it in found if it.host > after and host in {None, it.host}]
+    return page(rows, limit, lambda row: row, "host")
+
+
 async def list_users(services: Services, request: Request) -> Response:
     """List the schedules that use a repository, by name."""
     query = Query(request, "limit", "cursor")
@@ -94,10 +106,14 @@ async def list_users(services: Services, request: Request) -> Response:
     return await schedule_page(services, await services.store.read(get_resources, SCHEDULES, ids), limit)
 
 
-def _shown(services: Services, row: Row) -> dict[str, object]:
+async def _read(services: Services, row: Row) -> dict[str, object]:
+    return _shown(services, row, (await services.contents.of([row])).get(row["id"]))
+
+
+def _shown(services: Services, row: Row, held: Contents | None) -> dict[str, object]:
     id_, health, now = row["id"], services.health, services.clock()
     problems = problems_of_repository(health, services.coverage.access(id_), id_, row["spec"], row["created_at"], now)
     problem = health.problem(id_)
-    known = {"problem": problem._asdict() if problem else None, "lastVerified": health.verified(id_)}
+    known = {"problem": problem._asdict() if problem else None, "lastVerified": health.verified(id_), "snapshots": held}
     status: dict[str, object] = {name: it for name, it in known.items() if it is not None}
     return as_object("Repository", row, {**status, "problems": [it._asdict() for it in problems]})

@@ -23,6 +23,7 @@ from server.jobs.dispatcher import Dispatcher
 from server.jobs.kinds import ConcurrencyLimit
 from server.jobs.limits import Limits
 from server.jobs.outcomes import Health
+from server.observe.contents import ContentsReader
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader
 from server.observe.stream import ChangeStream
@@ -57,6 +58,7 @@ class Services(NamedTuple):
     limits: Limits
     health: Health
     coverage: CoverageReader
+    contents: ContentsReader
     controllers: Controllers
     surveyor: Surveyor
     stream: ChangeStream

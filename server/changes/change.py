@@ -17,6 +17,7 @@ from server.events import Key
 from server.resources.manifests import may_pause
 from server.store import alerts, changelog, connections, joins, rollouts
 from server.store.audit import record_audit
+from server.store.counts import forget_counts
 from server.store.declared import (
     delete_joined,
     delete_repositories,
@@ -49,7 +50,8 @@ class Change(NamedTuple):
 
     `audit`: the lines that tell of it. `desired`: the hosts whose sets change: (name, version, digest). `also`: what
     else is stored with it. `base`: the revision at which it was planned; None where no other server shares the store.
-    `warnings`: messages and facts for the log, once it is stored.
+    `warnings`: messages and facts for the log, once it is stored. `moved_repositories`: the ids of those with another
+    URL, so that what was counted there is forgotten.
     """
 
     at: datetime
@@ -70,6 +72,7 @@ class Change(NamedTuple):
     also: Also | None = None
     base: int | None = None
     warnings: Sequence[tuple[str, Mapping[str, str]]] = ()
+    moved_repositories: Sequence[str] = ()
 
     @property
     def is_declared(self) -> bool:
@@ -155,7 +158,9 @@ def write_changes(conn: Connection, changes: Sequence[Change]) -> list[Written |
     delete_schedules(conn, deleted_ids)
     rollouts.forget(conn, [*deleted_ids, *(row.id for row in each("put_schedules") if not may_pause(row.spec))])
     alerts.forget(conn, deleted_ids)
-    delete_repositories(conn, [row.id for row in each("delete_repositories")])
+    gone = [row.id for row in each("delete_repositories")]
+    delete_repositories(conn, gone)
+    forget_counts(conn, [*gone, *each("moved_repositories")])
     upsert_hosts(conn, each("put_hosts"))
     if deleted := each("delete_hosts"):
         connections.forget(conn, deleted)

@@ -32,10 +32,11 @@ from server.resources.selectors import is_dns_name
 from server.resources.specs import RepositorySpec
 from server.resources.urls import folder_of
 from server.store.engine import Store
+from server.store.futures import stored
 from server.store.listings import KeptRow, drop_listings, keep_listings, kept_listing
 from server.store.rows import AuditRow, RepositoryRow
 from server.store.tables import Actor
-from wire.messages import CommandRun, JobFinished
+from wire.messages import CommandRun, HostSnapshots, JobCounted, JobFinished
 
 ANSWER_S = 30.0
 """Seconds that a host has to list what is in a repository."""
@@ -221,7 +222,26 @@ class Listings:
             raise NotFound(end.error)
         if end.status not in ("succeeded", "warning"):
             raise BadGateway(f"{host} could not read {full_name(row)}: {end.error or end.status}")
-        return _files(question, lines) if question.snapshot else _snapshots(question, lines)
+        if question.snapshot:
+            return _files(question, lines)
+        listing = _snapshots(question, lines)
+        await self._count(NewJob(host, command, *actor, 0, now), listing)
+        return listing
+
+    async def _count(self, job: NewJob, listing: Listing) -> None:
+        """Take a list of snapshots for a count of them, but for a list that was cut."""
+        if listing.truncated:
+            return
+        of = listing.of.host
+        found: dict[str, tuple[int, int]] = {}
+        for it in listing.items:
+            if isinstance(it, Snapshot):
+                count, newest = found.get(it.host, (0, 0))
+                found[it.host] = (count + 1, max(newest, int(it.time.timestamp())))
+        hosts = [HostSnapshots(name, *known) for name, known in found.items()]
+        counted = JobCounted(job.command.job_id, job.created_at, hosts, of)
+        with suppress(Unavailable):  # the list is there all the same
+            await stored(self._reports.count(of or job.host, job.command, counted))
 
     async def _answer(self, job: NewJob, line: AuditRow) -> tuple[JobFinished, Sequence[str]]:
         """Run a job, and return its end and its log. Raises NoAnswer, Unavailable."""

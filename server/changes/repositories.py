@@ -62,7 +62,8 @@ class Repositories:
         users = [self._catalog.place(it, [resolved]) for it in self._catalog.schedules_of(row)]
         warned = {"repository": full_name(row), "fields": ", ".join(parsed.trimmed)}
         warnings = [("newline at the end of a secret left out", warned)] if parsed.trimmed else []
-        change = Change(now, [line], warnings=warnings)
+        moved = [row.id] if old is not None and old.spec["url"] != row.spec["url"] else []
+        change = Change(now, [line], warnings=warnings, moved_repositories=moved)
         await self._pipeline.commit(change, self._placement.plan(users), [resolved])
         return row._asdict(), old is None
 

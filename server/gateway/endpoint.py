@@ -40,7 +40,17 @@ from server.store.futures import stored, then
 from server.store.hosts import get_host, host_hello
 from server.store.queue import count_of_host, of_host
 from wire import codec
-from wire.messages import CHECK_PROTOCOL, HOST_HEADER, PROTOCOL, FromAgent, Hello, JobFinished, JobLog
+from wire.messages import (
+    CHECK_PROTOCOL,
+    HOST_HEADER,
+    PROTOCOL,
+    FromAgent,
+    Hello,
+    JobCounted,
+    JobFinished,
+    JobLog,
+    JobReport,
+)
 
 log = logging.getLogger(__name__)
 
@@ -394,14 +404,20 @@ class Gateway:
                 case Acked():
                     begun += self._acked(connection, effect, now)
                 case Reported(messages):
-                    for message in messages:
-                        if isinstance(message, JobLog):
-                            begun += reports.log(session.name, message.job_id, message.lines)
-                        else:
-                            reports.progress(session.name, message)
+                    begun += [it for message in messages for it in self._reported(session.name, message)]
                 case _:
                     connection.write(effect)
         return begun
+
+    def _reported(self, host: str, message: JobReport) -> "Sequence[asyncio.Future[Any]]":
+        """Take what a host said of a running job. Returns what is being stored."""
+        match message:
+            case JobLog(job_id, lines):
+                return self._reports.log(host, job_id, lines)
+            case JobCounted():
+                return self._reports.counted(host, message)
+        self._reports.progress(host, message)
+        return []
 
     def _acked(self, connection: Connection, acked: Acked, now: datetime) -> "list[asyncio.Future[Any]]":
         """Store an ack, and publish it with the time since its push."""

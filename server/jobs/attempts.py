@@ -38,7 +38,8 @@ def by_our_clock(end: JobFinished, job_id: str, since: datetime, now: datetime) 
     first = min(since, now)
     finished = min(max(end.finished_at, first), now)
     started = end.started_at and min(max(end.started_at, first), finished)
-    return msgspec.structs.replace(end, job_id=job_id, finished_at=finished, started_at=started)
+    done = end.done_at and min(max(end.done_at, first), finished)
+    return msgspec.structs.replace(end, job_id=job_id, finished_at=finished, started_at=started, done_at=done)
 
 
 def late_ends(job_ids: Iterable[str], now: datetime) -> list[JobFinished]:

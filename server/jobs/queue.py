@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial, wraps
+from itertools import chain
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -18,13 +19,14 @@ from server.agents.session import HelloFacts
 from server.errors import Conflict
 from server.fleet.placement import PlacedSchedule
 from server.fleet.windows import begins_at
-from server.jobs import attempts, fires, notices
+from server.jobs import attempts, counts, fires, notices
 from server.jobs.fires import MAX_OPEN_JOBS, BackupsInto, NewJob
 from server.jobs.kinds import EXCLUSIVE, ConcurrencyLimit, from_lane_of, hangs_at, lane_of, repository_of
 from server.jobs.limits import GateLimit, GatesOf, gate_of_schedule, no_gates
 from server.jobs.turn import MANY, Gates, GateState, LaneState, Waiting, turns
 from server.store import connections, joins, news, queue, rollouts, servers
 from server.store.audit import record_audit
+from server.store.counts import counts_set_back
 from server.store.days import count_ends
 from server.store.hosts import undeclared
 from server.store.jobs import (
@@ -40,7 +42,7 @@ from server.store.queue import Moved, OpenRow, Placed, ReadyRow
 from server.store.rows import AuditRow, JobRow, Pair, Retry
 from server.store.schedule_days import EndOf, count_schedule_ends
 from server.store.tables import GOOD
-from wire.messages import CommandRun, JobFinished
+from wire.messages import CommandRun, JobCounted, JobFinished
 
 _NO_GATES: Mapping[str, GateLimit] = {}
 JOINS_AGAIN = timedelta(seconds=1)
@@ -111,6 +113,15 @@ class Ended(NamedTuple):
     again: Sequence[tuple[OpenRow, Retry]]
     foreign: Collection[str]
     outcome: Outcome
+
+
+class CountedBy(NamedTuple):
+    """What a job on a host counted in its repository, told at `now`."""
+
+    host: str
+    command: CommandRun
+    counted: JobCounted
+    now: datetime
 
 
 class Taken(NamedTuple):
@@ -241,11 +252,32 @@ class JobQueue:
             self._told_at = now
 
     def _finish(self, conn: Connection, ends: Sequence[tuple[OpenRow, JobFinished]]) -> None:
-        """Store the ends of open jobs, and count those of Schedules' jobs."""
+        """Store the ends of open jobs, and count those of Schedules' jobs, and what all left in their repositories."""
         jobs_finished(conn, [[end for _, end in ends]])
-        its = [(row, repository_of(_command.decode(row.command)), end) for row, end in ends if row.scheduled_id]
+        commands = [(row, _command.decode(row.command), end) for row, end in ends]
+        its = [(row, repository_of(command), end) for row, command, end in commands if row.scheduled_id]
         count_ends(conn, ((row.host, self._namespace_of(repository), end) for row, repository, end in its))
         count_schedule_ends(conn, (EndOf(repository, row.scheduled_id or "", end) for row, repository, end in its))
+        told = (
+            counts.told_by_end(row.host, command, end, per_host=self._has_own(command))
+            for row, command, end in commands
+            if self._namespace_of(repository_of(command))
+        )
+        counts.note(conn, list(chain.from_iterable(told)))
+
+    def counted(self, conn: Connection, items: Sequence[CountedBy]) -> list[None]:
+        """Hosts counted snapshots."""
+        told = (
+            counts.told_by_count(it.host, it.command, it.counted, it.now, per_host=self._has_own(it.command))
+            for it in items
+            if self._namespace_of(repository_of(it.command))
+        )
+        counts.note(conn, list(chain.from_iterable(told)))
+        return [None] * len(items)
+
+    def _has_own(self, command: CommandRun) -> bool:
+        """Whether each host has a repository of its own where this command runs."""
+        return self._limit_of(repository_of(command)).per_host
 
     def _pause(self, conn: Connection, ends: Sequence[tuple[OpenRow, JobFinished]], now: datetime) -> list[OpenRow]:
         """Pause the Schedules that have failed on too many hosts with these ends, which are stored. Returns the jobs of
@@ -565,6 +597,7 @@ class JobQueue:
         late = [row for row in waiting if row.queued_at > self._latest(row, now)]
         queue.move(conn, [_moved(row, queued_at=self._latest(row, now)) for row in late])
         self._set_begun(conn, now)
+        counts_set_back(conn, now)
         return late
 
     def _latest(self, row: OpenRow, now: datetime) -> datetime:
@@ -751,6 +784,7 @@ class JobQueue:
         """The clock was ahead: what it put off until after now is due now, and what it saw begin then began now."""
         now = items[-1]
         queue.put_forward(conn, now)
+        counts_set_back(conn, now)
         self._set_begun(conn, now)
         return [
             self._after(conn, rows, now, settle=rows)

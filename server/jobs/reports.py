@@ -1,4 +1,4 @@
-"""What hosts report of their jobs: due times that they fire, attempts that they take, progress, output and ends.
+"""What hosts report of their jobs: due times that they fire, attempts that they take, progress, output, counts, ends.
 
 Methods return futures of what they store; nobody has to await them.
 """
@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 import msgspec
 
 from server.agents.session import Effect, Send, Session
-from server.events import AttemptEnded, Event, Events, HostDisconnected, JobsChanged
+from server.events import AttemptEnded, Event, Events, HostDisconnected, JobsChanged, RepositoryCounted
 from server.fleet.placement import Placement
 from server.jobs import fires, notices, resume
 from server.jobs.active import ActiveAttempts, Attempt
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.kinds import READ_KINDS
-from server.jobs.queue import Accepted, Arrived, Ended, Ending, JobQueue, Taken, wire_id
+from server.jobs.kinds import READ_KINDS, repository_of
+from server.jobs.queue import Accepted, Arrived, CountedBy, Ended, Ending, JobQueue, Taken, wire_id
 from server.jobs.repositories import RepositoryStates
 from server.store.futures import Submit, then
 from server.store.logs import log_lines
 from server.store.queue import OpenRow
-from wire.messages import CommandRun, JobFinished, JobProgress, ScheduleFire
+from wire.messages import CommandRun, JobCounted, JobFinished, JobProgress, ScheduleFire
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +171,16 @@ class Reports:
         """A job that lists snapshots or files printed lines, on this server or another one."""
         if (output := self._outputs.get(job_id)) is not None:
             output.lines.extend(lines[: MAX_OUTPUT - len(output.lines)])
+
+    def counted(self, host: str, counted: JobCounted) -> "Sequence[asyncio.Future[Any]]":
+        """An attempt counted the snapshots in its repository. Raises Unavailable."""
+        attempt = self._find(host, counted.job_id)
+        return [] if attempt is None else [self.count(host, attempt.command, counted)]
+
+    def count(self, host: str, command: CommandRun, counted: JobCounted) -> "asyncio.Future[Any]":
+        """Store what a job on a host counted. Raises Unavailable."""
+        future = self._submit(self._queue.counted, CountedBy(host, command, counted, self._clock()), host)
+        return then(future, lambda _: self._events.publish(RepositoryCounted(repository_of(command))))
 
     @contextmanager
     def collect_output(self, job_id: str) -> Iterator[JobOutput]:

@@ -27,6 +27,7 @@ from server.events import (
     JobsSent,
     LimitChanged,
     NotificationsChanged,
+    RepositoryCounted,
     RepositoryHealthChanged,
     ScheduleResumed,
 )
@@ -47,8 +48,9 @@ _CHANGED = {
     JobsSent: (),
     JobsChanged: ("runs",),
     ScheduleResumed: ("schedules", "runs"),
-    AttemptEnded: ("runs", "schedules"),
+    AttemptEnded: ("runs", "schedules", "repositories"),
     RepositoryHealthChanged: ("repositories",),
+    RepositoryCounted: ("repositories",),
     ClockSetBack: ("schedules", "repositories", "runs"),
     ControllerReported: (),
     AlertsDeclared: ("alerts",),

@@ -64,7 +64,12 @@ class Grant(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     @property
     def limited(self) -> bool:
         """Whether any host or path is not granted."""
-        return not self.everywhere or self.host_selector != LabelSelector()
+        return not (self.everywhere and self.has_all_hosts)
+
+    @property
+    def has_all_hosts(self) -> bool:
+        """Whether every host is granted."""
+        return self.host_selector == LabelSelector()
 
     @property
     def may_notify_anywhere(self) -> bool:

@@ -108,6 +108,16 @@ def _lower(one: int | None, other: int | None) -> int | None:
     return min((it for it in (one, other) if it is not None), default=None)
 
 
+def rounded(count: int) -> str:
+    """Bytes as a Kubernetes quantity for people, such as 5.6Gi."""
+    value, unit = float(count), ""
+    for larger in _UNITS:
+        if value < 1000:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.1f}{unit}" if unit and value < 10 else f"{value:.0f}{unit}"
+
+
 def quantity(text: str) -> int:
     """Bytes of a Kubernetes quantity: a whole number with or without a unit (Ki, Mi, Gi, Ti)."""
     return int(text[:-2]) * _UNITS[text[-2:]] if text[-2:] in _UNITS else int(text)

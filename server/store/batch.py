@@ -125,10 +125,10 @@ def whole(conn: sa.Connection, columns: Sequence[sa.Column[Any]], kind: type[Row
 
 @cache
 def _whole(dialect: str, columns: tuple[sa.Column[Any], ...]) -> sa.Executable:
-    return sa.select(sa.cast(_Tuple(*(_plain(dialect, column) for column in columns)), sa.Text))
+    return sa.select(sa.cast(_Tuple(*(plain(dialect, column) for column in columns)), sa.Text))
 
 
-def _plain(dialect: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+def plain(dialect: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
     """A column as a JSON value: times as `stored` writes them, JSON columns as nested values."""
     if dialect == "postgresql" and isinstance(column.type, UtcDateTime):
         return sa.func.to_char(sa.func.timezone("UTC", column), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')

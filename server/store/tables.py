@@ -438,6 +438,23 @@ class RolloutPause(Base, table=True):
     hosts: list[str] = Field(sa_type=sa.JSON)
 
 
+class RepositoryCount(Base, table=True):
+    """How much a repository holds. `what`, `host` and the values: see `server.store.counts`."""
+
+    __tablename__ = "repository_counts"
+
+    repository_id: str = Field(primary_key=True, max_length=32)
+    what: str = Field(primary_key=True, max_length=16)
+    host: str = Field(primary_key=True, max_length=253)
+    value: int = Field(default=0, sa_type=sa.BigInteger)
+    at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    since: int = Field(default=0, sa_type=sa.BigInteger)
+    first_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    last_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    newest: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    made_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
 class JobAttempt(Base, table=True):
     """A failed attempt of a job, which was followed by another attempt."""
 
@@ -599,6 +616,7 @@ CHANGE_HEAD, CHANGE_LOG = tables["change_head"], tables["change_log"]
 PROGRESS, LISTINGS, CONTROLLERS = tables["job_progress"], tables["listings"], tables["controllers"]
 ROLLOUT_FAILURES, ROLLOUT_PAUSES = tables["rollout_failures"], tables["rollout_pauses"]
 HOST_DAYS, SCHEDULE_DAYS = tables["host_days"], tables["schedule_days"]
+REPOSITORY_COUNTS = tables["repository_counts"]
 ENROLMENTS, HOST_KEYS = tables["enrolments"], tables["host_keys"]
 ALERTS, ALERT_STATES, DELIVERIES = tables["alerts"], tables["alert_states"], tables["deliveries"]
 SIGN_IN_LINKS, ENDED_SESSIONS = tables["sign_in_links"], tables["ended_sessions"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import os
 import shutil
 import signal
@@ -34,6 +35,8 @@ from controller.cluster.kube import Kube, KubeError
 from controller.cluster.operator import operate
 from controller.cluster.status import Notice
 from server.app import Config, Running, serving
+from server.events import RepositoryCounted
+from server.store.counts import SNAPSHOTS, CountRow, put_counts
 from tests.chart import rendered
 from tests.cluster.apiserver import Cluster, OwnCluster
 from tests.integration.receivers import receiving
@@ -102,6 +105,13 @@ class Kubectl:
 
     def list(self, kind: str) -> Any:
         return _succeeded(self._http.get(self._path(kind)))["items"]
+
+    def row(self, kind: str, name: str) -> dict[str, Any]:
+        """What `kubectl get` shows, by column."""
+        as_table = {"accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
+        shown = _succeeded(self._http.get(self._path(kind, name), headers=as_table))
+        columns = [it["name"] for it in shown["columnDefinitions"]]
+        return dict(zip(columns, shown["rows"][0]["cells"], strict=True))
 
     def conditions(self, kind: str, name: str) -> dict[str, Any]:
         status = (self.get(kind, name) or {}).get("status", {})
@@ -431,6 +441,40 @@ async def test_what_is_to_be_restored_is_back_and_told_with_the_charts_rights(
     status = kubectl.get("Restore", "back")["status"]
     assert (status["phase"], status["host"], status["files"], status["bytes"]) == ("Succeeded", "web-2", 1, 19)
     assert (target / saved.relative_to("/")).read_text() == saved.read_text()
+
+
+async def test_what_a_repository_holds_is_told_after_each_job_and_of_a_hundred_hosts_by_name(
+    cluster: Cluster, server: Running, controller: None, kubectl: Kubectl, home: Kubectl, saved: Path, tmp_path: Path
+) -> None:
+    def held() -> Any:
+        return (kubectl.get("Repository", "main").get("status") or {}).get("snapshots", {})
+
+    def by_host() -> dict[str, int]:
+        return {it["host"]: it["count"] for it in held().get("hosts", ())}
+
+    where = {"url": f"{tmp_path}/repository/gone", "passwordSecretRef": {"name": "hush"}}
+    every = {"cron": "@yearly", "repositoryRef": {"name": "main"}}
+    async with agent(server, "web-1", tmp_path / "agent"):
+        kubectl.secret("hush", password="sesame")
+        home.create("Host", "web-1", {})
+        kubectl.create("Repository", "main", where)
+        kubectl.create("Schedule", "etc", {**every, "kind": "backup", "backup": {"paths": [str(saved)]}})
+        kubectl.create("Schedule", "old", {**every, "kind": "forget", "retention": {"keepLast": 9, "allHosts": True}})
+        kubectl.create("Run", "now", {"scheduleRef": {"name": "etc"}})
+        await until(lambda: by_host() == {"web-1": 1})
+        kubectl.create("Run", "then", {"scheduleRef": {"name": "old"}})
+        await until(lambda: by_host() == {"gone": 1, "web-1": 1})
+    assert (held()["count"], held()["asOf"] > held()["newest"]) == (2, True)
+    store, now = server.parts.services.store, utc_now()
+    (repository,) = server.parts.catalog.repositories.values()
+    hosts = [f"{at:05}.{'x' * 60}.{'x' * 60}.example.org" for at in range(10_000)]
+    rows = [CountRow(repository.id, SNAPSHOTS, host, 7, now, 0, None, None, now, None) for host in hosts]
+    await asyncio.gather(*(store.write(put_counts, row) for row in rows))
+    server.parts.events.publish(RepositoryCounted(repository.id))
+    await until(lambda: held().get("count") == 70_002)
+    assert (len(held()["hosts"]), held()["hostsOmitted"], held()["hosts"][0]["host"]) == (100, 9_902, "gone")
+    assert len(json.dumps(kubectl.get("Repository", "main"))) < 40_000  # of the 1.5 MiB that etcd takes
+    assert kubectl.row("Repository", "main")["Snapshots"] == 70_002
 
 
 @asynccontextmanager

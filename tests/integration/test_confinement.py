@@ -26,7 +26,7 @@ from agent.restic.runner import Runner
 from agent.sandbox import landlock
 from tests.conftest import NewRepository
 from tests.integration.crafted import Crafted, link
-from wire.messages import CommandRun, JobFinished, JobLog, JobProgress, Repository, Restore, Verify
+from wire.messages import CommandRun, JobFinished, JobLog, JobReport, Repository, Restore, Verify
 
 RESTIC = shutil.which(os.environ.get("RESTIC", "restic")) or ""
 PASSWORD = "correct horse battery"
@@ -75,7 +75,7 @@ class Tenant:
         (self.secret / "key").chmod(0o600)
         self.repository = self.granted / "repository"
         new_repository(self.repository, PASSWORD)
-        self.told: list[JobProgress | JobLog] = []
+        self.told: list[JobReport] = []
         self.runner = Runner(RESTIC, self.state / "cache", lambda: datetime.now(UTC))
 
     async def run(

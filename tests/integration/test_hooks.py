@@ -16,7 +16,7 @@ import pytest
 from agent.restic import hooks as rules
 from agent.restic.context import Timing
 from agent.restic.runner import Runner
-from wire.messages import CommandRun, Hooks, JobEnd, JobFinished, JobLog, JobProgress, Repository
+from wire.messages import CommandRun, Hooks, JobEnd, JobFinished, JobLog, JobReport, Repository
 
 RESTIC = shutil.which("restic") or "restic"
 pytestmark = pytest.mark.anyio
@@ -35,7 +35,7 @@ class Host:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.repository = Repository("r1", "ns/main", str(folder / "repository"), PASSWORD)
-        self.told: list[JobProgress | JobLog] = []
+        self.told: list[JobReport] = []
         self.allowed: list[str] = []
         self.runner: Runner
 

@@ -18,7 +18,7 @@ from agent.restic.verify import MAX_PATHS
 from server.jobs import arguments as commands
 from server.resources.manifests import parse_schedule
 from tests.conftest import NewRepository
-from wire.messages import CommandRun, JobLog, JobProgress, Repository
+from wire.messages import CommandRun, JobLog, JobReport, Repository
 
 RESTIC = shutil.which("restic") or "restic"
 HOST = "node-1"
@@ -58,9 +58,9 @@ class Told:
     """What a job reported."""
 
     def __init__(self) -> None:
-        self.news: list[JobProgress | JobLog] = []
+        self.news: list[JobReport] = []
 
-    def __call__(self, news: JobProgress | JobLog) -> None:
+    def __call__(self, news: JobReport) -> None:
         self.news.append(news)
 
     @property

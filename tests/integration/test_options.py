@@ -18,7 +18,7 @@ from server.resources.manifests import parse_repository, parse_schedule
 from server.resources.restic import OPTIONS, Option, repository_options
 from tests.conftest import NewRepository
 from tests.restics import WHICH, Program, programs
-from wire.messages import CommandRun, JobFinished, JobLog, JobProgress, Repository
+from wire.messages import CommandRun, JobFinished, JobLog, JobReport, Repository
 
 pytestmark = pytest.mark.anyio
 PASSWORD = "correct horse battery"
@@ -77,7 +77,7 @@ class Host:
             command, self.repository, self._hear
         )
 
-    def _hear(self, news: JobProgress | JobLog) -> None:
+    def _hear(self, news: JobReport) -> None:
         if isinstance(news, JobLog):
             self.lines += news.lines
 

@@ -19,7 +19,7 @@ from agent.restic.runner import Runner
 from server.jobs import arguments as commands
 from server.resources.manifests import MAX_PATHS_BYTES
 from tests.conftest import NewRepository
-from wire.messages import CommandRun, JobFinished, JobLog, JobProgress, Repository, Restore
+from wire.messages import CommandRun, JobFinished, JobLog, JobReport, Repository, Restore
 
 RESTIC = shutil.which("restic") or "restic"
 PASSWORD = "correct horse battery"
@@ -39,7 +39,7 @@ class Host:
         self.data.mkdir()
         self.repository = Repository("r1", "ns/main", str(folder / "repository"), PASSWORD)
         self.runner = Runner("restic", folder / "agent" / "cache", lambda: datetime.now(UTC))
-        self.told: list[JobProgress | JobLog] = []
+        self.told: list[JobReport] = []
         new_repository(folder / "repository", PASSWORD)
 
     def restic(self, *args: str) -> str:

@@ -23,7 +23,7 @@ from agent.restic import reporter as news_of_jobs
 from agent.restic.context import Timing
 from agent.restic.runner import Runner
 from tests.conftest import NewRepository
-from wire.messages import CommandRun, JobEnd, JobLog, JobProgress, JobReason, Repository
+from wire.messages import CommandRun, JobEnd, JobLog, JobProgress, JobReason, JobReport, Repository
 
 RESTIC = shutil.which("restic") or "restic"
 
@@ -71,10 +71,10 @@ class Told:
     """What a job reported."""
 
     def __init__(self) -> None:
-        self.news: list[JobProgress | JobLog] = []
+        self.news: list[JobReport] = []
         self.any = asyncio.Event()
 
-    def __call__(self, news: JobProgress | JobLog) -> None:
+    def __call__(self, news: JobReport) -> None:
         self.news.append(news)
         self.any.set()
 

@@ -15,7 +15,7 @@ import pytest
 from agent.restic.context import Timing
 from agent.restic.runner import Runner
 from tests.restics import Program, programs
-from wire.messages import CommandRun, Hooks, JobFinished, JobLog, JobProgress, Repository, Restore
+from wire.messages import CommandRun, Hooks, JobFinished, JobLog, JobReport, Repository, Restore
 
 pytestmark = pytest.mark.anyio
 PASSWORD = "correct horse battery"
@@ -37,7 +37,7 @@ class Host:
         self.restic = restic
         self.repository = Repository("r1", "ns/main", str(folder / "repository"), PASSWORD)
         self.allowed: list[str] = []
-        self.told: list[JobProgress | JobLog] = []
+        self.told: list[JobReport] = []
         self.runner: Runner
 
     def program(self, script: str, *, allow: bool = True) -> str:

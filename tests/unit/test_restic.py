@@ -201,7 +201,7 @@ def test_a_secret_is_no_pattern() -> None:
         ),
         (  # 0.17: the whole id, and more fields
             said(message_type="summary", data_added_packed=4, data_added=5, snapshot_id="5e" * 32, dry_run=False),
-            Summary("5e" * 32, 0, 0, 5),
+            Summary("5e" * 32, 0, 0, 5, 4),
         ),
         (  # before 0.16: an os.PathError
             said(message_type="error", error={"Op": "open", "Path": "/x", "Err": 13}, during="archival", item="/x"),

@@ -174,6 +174,17 @@ async def test_an_event_that_cannot_be_posted_does_not_have_a_status_written_twi
     assert kube.written == [{"conditions": [bad]}]
 
 
+async def test_a_fleet_whose_hosts_all_back_up_costs_a_repository_one_write_in_an_interval(kube: Kube) -> None:
+    main, about = Key("Repository", "ns", "main"), body()
+    async with writing(kube, interval_s=0.2) as writer:
+        writer.update_status(main, about, {"snapshots": {"count": 0}})
+        await settled(writer)
+        for count in range(1, 10_001):
+            writer.update_status(main, about, {"snapshots": {"count": count}})
+        await settled(writer)
+    assert [it["snapshots"]["count"] for it in kube.written] == [0, 10_000]
+
+
 async def test_a_host_that_flaps_waits_longer_between_two_writes(kube: Kube) -> None:
     async with writing(kube, interval_s=600) as writer:
         about, key = body(), Key("Host", "ns", "n1")
