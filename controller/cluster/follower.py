@@ -108,6 +108,7 @@ class ClusterFollower:
         self._unreached = 0  # objects in a row
         self._comparing: set[Key] = set()
         self._expired: dict[Key, Object] = {}  # as they were judged
+        self._undeletable: dict[Key, str] = {}  # why the API server refused to delete these of them
         self._changed: set[str] = set()
         self._read_at = 0.0
         self.compared = asyncio.Event()
@@ -256,20 +257,27 @@ class ClusterFollower:
         now = self._clock()
         keys, next_at = expired(self._cache.objects, now)
         self._expired = {key: self._cache.objects[key] for key in keys}
-        self._deletions.add(keys)
+        # One whose deletion failed waits for its retry, and one that was refused for the next comparison: any change
+        # leads here.
+        self._deletions.add(key for key in keys if key not in self._undeletable and not self._deletions.failures(key))
         if next_at is not None:
             self._chores.add_after("find expired", (next_at - now).total_seconds())
 
     async def _delete_expired(self, key: Key) -> bool:
-        """Delete a Run or a Restore that has expired. Returns whether it is done, or refused for good."""
+        """Delete a Run or a Restore that has expired. Returns whether it is done, or refused."""
+        known = self._undeletable.pop(key, None)
         if (body := self._expired.get(key)) is None:
             return True
         metadata = body["metadata"]
         try:
             await self._kube.delete(key.kind, key.namespace, key.name, metadata["uid"], metadata["resourceVersion"])
         except KubeError as error:
-            named = {key.kind.lower(): str(key), "reason": str(error)}
-            log.warning("%s has expired and was not deleted", key.kind.lower(), extra=named)
+            why = str(error)
+            if not error.passing:
+                self._undeletable[key] = why
+            if why != known:
+                named = {key.kind.lower(): str(key), "reason": why}
+                log.warning("%s has expired and was not deleted", key.kind.lower(), extra=named)
             return not error.passing
         self._expired.pop(key, None)
         log.info("%s has expired: deleted", key.kind.lower(), extra={key.kind.lower(): str(key)})
@@ -309,6 +317,7 @@ class ClusterFollower:
         )  # objects that others refer to come first
         self._note_changes({*PLURALS.values(), "hosts"})
         self._chores.add(["find expired"])
+        self._deletions.add(self._undeletable)
         self._chores.add_after("compare", self._times.full)
         self._log_compared()
         self.compared.set()

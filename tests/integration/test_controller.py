@@ -826,13 +826,35 @@ async def test_runs_that_have_ended_are_deleted_by_age_and_by_number_and_the_ser
     assert (await known(rest, f"/runs/ns/{uid}"))["phase"] == "Failed"
 
 
-async def test_what_may_not_be_deleted_keeps_nothing_else_from_it(controller: None, kubectl: Kubectl, api: Api) -> None:
-    await declare(kubectl, "etc")
-    api.refuse = lambda it: 403 if it.method == "DELETE" and it.url.path.endswith("/stays") else 0
-    for name in ("stays", "goes"):
-        await kubectl.create("Run", name, {"scheduleRef": {"name": "etc"}, "ttlSecondsAfterFinished": 1})
-    await until(lambda: kubectl.get("Run", "goes") is None)
+@pytest.mark.parametrize("status", [403, 429])
+async def test_what_may_not_be_deleted_keeps_nothing_else_from_it_and_is_not_asked_for_at_each_change(
+    server: Running, kubectl: Kubectl, api: Api, status: int
+) -> None:
+    api.refuse = lambda it: status if it.method == "DELETE" and it.url.path.endswith("/stays") else 0
+
+    def asked() -> int:
+        return sum(it.method == "DELETE" and it.url.path.endswith("/stays") for it in api.heard)
+
+    async with controlling(server, retry=60, max_retry=60):
+        await declare(kubectl, "etc")
+        for name in ("stays", *(f"goes-{n}" for n in range(3))):
+            await kubectl.create("Run", name, {"scheduleRef": {"name": "etc"}, "ttlSecondsAfterFinished": 0})
+            await until(lambda name=name: asked() if name == "stays" else kubectl.get("Run", name) is None)
     assert kubectl.get("Run", "stays") is not None
+    assert asked() == 1
+    api.refuse = lambda it: 0
+    async with controlling(server):
+        await until(lambda: kubectl.get("Run", "stays") is None)
+
+
+async def test_what_was_refused_is_deleted_once_that_is_allowed(server: Running, kubectl: Kubectl, api: Api) -> None:
+    api.refuse = lambda it: 403 if it.method == "DELETE" else 0
+    async with controlling(server, full=0.5):
+        await declare(kubectl, "etc")
+        await kubectl.create("Run", "now", {"scheduleRef": {"name": "etc"}, "ttlSecondsAfterFinished": 0})
+        await until(lambda: any(it.method == "DELETE" for it in api.heard))
+        api.refuse = lambda it: 0
+        await until(lambda: kubectl.get("Run", "now") is None)
 
 
 async def test_a_run_waits_for_its_schedule(controller: None, kubectl: Kubectl) -> None:
