@@ -18,10 +18,12 @@ from tests import plans
 from tests.jobqueue import MINUTE, NOON, Jobs, in_memory, job
 from tests.postgresql import Databases
 from tests.unit import test_lanes as lanes
+from tests.unit import test_rollouts as rollouts
 
 PROMISES = [
-    pytest.param(function, id=name)
-    for name, function in vars(lanes).items()
+    pytest.param(function, prepare, id=name)
+    for module, prepare in ((lanes, lanes.one_at_a_time), (rollouts, rollouts.pausing))
+    for name, function in vars(module).items()
     if name.startswith("test_") and list(inspect.signature(function).parameters) == ["jobs"]
 ]
 
@@ -42,9 +44,11 @@ def conn(database: Engine) -> Iterator[Connection]:
         conn.rollback()
 
 
-@pytest.mark.parametrize("promise", PROMISES)
-def test_what_lanes_promise_holds_on_postgresql(promise: Callable[[Jobs], None], conn: Connection) -> None:
-    promise(lanes.one_at_a_time(Jobs(conn)))
+@pytest.mark.parametrize(("promise", "prepare"), PROMISES)
+def test_what_lanes_and_rollouts_promise_holds_on_postgresql(
+    promise: Callable[[Jobs], None], prepare: Callable[[Jobs], Jobs], conn: Connection
+) -> None:
+    promise(prepare(Jobs(conn)))
 
 
 def test_what_the_plain_model_says_comes_of_any_events_on_postgresql(database: Engine) -> None:

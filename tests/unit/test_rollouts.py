@@ -20,8 +20,11 @@ PAUSED = "its Schedule to be resumed, which is paused since it failed on too man
 
 @pytest.fixture
 def jobs() -> Jobs:
+    return pausing(Jobs(in_memory()))
+
+
+def pausing(jobs: Jobs) -> Jobs:
     """All hosts are online. Schedule s pauses once it has failed on more than one host."""
-    jobs = Jobs(in_memory())
     for host in HOSTS:
         jobs.connected(host)
     jobs.pausing["s"] = 1
