@@ -8,7 +8,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from wire import variables
 from wire.messages import Repository
@@ -99,6 +99,19 @@ def restic_environment(
     return env
 
 
+_OF_SCHEME: Mapping[str, tuple[str, ...]] = {
+    "s3": ("AWS_", "RESTIC_AWS_"),
+    "azure": ("AZURE_",),
+    "b2": ("B2_",),
+    "gs": ("GOOGLE_",),
+    "swift": ("OS_", "ST_", "SWIFT_"),
+    "rclone": ("RCLONE_",),
+    "rest": ("RESTIC_REST_",),
+}
+"""For each scheme, how the names of the variables begin that its backend reads."""
+_LOGIN = ("RESTIC_REST_USERNAME", "RESTIC_REST_PASSWORD")
+
+
 def copy_environment(
     repository: Repository,
     source: Repository,
@@ -109,16 +122,19 @@ def copy_environment(
     """The environment of a restic process that copies from `source` into `repository`.
 
     `env`, `of_source`: what opens each of them alone. `files`: with the password of `repository`, and with that of
-    `source`. restic has one set of variables for the storage of both. Raises RepositoryError for variables that the two
-    need with different values, and for a password that restic would change as it reads it from a file.
+    `source`. restic has one set of variables for the storage of both. So what one of them has for its storage must not
+    reach that of the other, which may be somebody else's: each has the variables of its own backend alone, and two of
+    the same backend must have the same. Only rest: takes its login in the URL.
+
+    Raises RepositoryError for variables that the two need with different values, and for a password that restic would
+    change as it reads it from a file.
     """
-    both = sorted(
-        name for name in repository.env.keys() & source.env.keys() if repository.env[name] != source.env[name]
-    )
-    if both:
+    own, its = _of_backend(repository), _of_backend(source)
+    if _scheme(repository) == _scheme(source) and (both := sorted({name for name, _ in own.items() ^ its.items()})):
         raise RepositoryError(
             f"repositories {repository.name} and {source.name} need different values of {', '.join(both)}, and restic "
-            "has one for both: use keys that open both, or another backend, such as rest:, for one of them"
+            "has one for both: use keys that open both, and set all of them in both Secrets; or another backend, such "
+            "as rest:, for one of them"
         )
     for it in (repository, source):
         if it.password != it.password.strip():
@@ -127,13 +143,40 @@ def copy_environment(
                 "password in a file: copy with another key, which `restic key add` makes"
             )
     password, from_password = files
-    merged = {name: value for name, value in {**of_source, **env}.items() if name != "RESTIC_PASSWORD"}
-    return merged | {
+    general = {name: value for name, value in repository.env.items() if not name.startswith(_OF_BACKENDS)}
+    declared = {*repository.env, *source.env, "RESTIC_PASSWORD"}
+    lent = {name: value for name, value in {**of_source, **env}.items() if name not in declared}
+    if hint := source.env.get("RESTIC_KEY_HINT"):
+        general["RESTIC_FROM_KEY_HINT"] = hint
+    return {**lent, **general, **its, **own} | {
+        "RESTIC_REPOSITORY": _with_login(repository),
         "RESTIC_PASSWORD_FILE": password,
-        "RESTIC_FROM_REPOSITORY": source.url,
+        "RESTIC_FROM_REPOSITORY": _with_login(source),
         "RESTIC_FROM_PASSWORD_FILE": from_password,
         "RESTIC_CACHE_DIR": of_source["RESTIC_CACHE_DIR"],
     }
+
+
+_OF_BACKENDS = tuple(prefix for prefixes in _OF_SCHEME.values() for prefix in prefixes)
+
+
+def _scheme(repository: Repository) -> str:
+    return repository.url.partition(":")[0].lower()
+
+
+def _of_backend(repository: Repository) -> dict[str, str]:
+    """The variables that the repository sets for its own backend, but for the login that its URL can have."""
+    prefixes = _OF_SCHEME.get(_scheme(repository), ())
+    return {name: it for name, it in repository.env.items() if name.startswith(prefixes) and name not in _LOGIN}
+
+
+def _with_login(repository: Repository) -> str:
+    """The repository's URL, with the login that its variables have for it. One in the URL comes first, as in restic."""
+    scheme, _, rest = repository.url.partition("://")
+    user, password = (quote(repository.env.get(name, ""), safe="") for name in _LOGIN)
+    if _scheme(repository) != "rest" or not (user or password) or "@" in rest.partition("/")[0]:
+        return repository.url
+    return f"{scheme}://{user}:{password}@{rest}"
 
 
 def _check_identity(repository: Repository) -> None:
@@ -178,6 +221,7 @@ def redactor(repository: Repository) -> Callable[[str], str]:
     """A function that replaces the repository's secrets in a text by ***, but for those below SHORTEST_SECRET."""
     secrets = {repository.password}
     secrets.update(value for name, value in repository.env.items() if _SECRET_NAME.search(name))
+    secrets.update(quote(repository.env[name], safe="") for name in _LOGIN[1:] if name in repository.env)
     for password in _URL_PASSWORD.findall(repository.url):
         secrets.update((password, unquote(password)))
     hidden = sorted((secret for secret in secrets if len(secret) >= SHORTEST_SECRET), key=len, reverse=True)

@@ -131,7 +131,8 @@ class Job:
             (self._own("keys") / name).write_text(it.password, encoding="utf-8")
             files.append(str(keys / name))
         self._env = copy_environment(repository, source, self._env, of_source, files)
-        self._source_env = self._env | {"RESTIC_REPOSITORY": source.url, "RESTIC_PASSWORD_FILE": files[1]}
+        opens_source = {"RESTIC_REPOSITORY": self._env["RESTIC_FROM_REPOSITORY"], "RESTIC_PASSWORD_FILE": files[1]}
+        self._source_env = self._env | opens_source
         context.as_seen(cache).mkdir(parents=True, exist_ok=True)
         os.utime(context.as_seen(cache))
         self._source_url, self._keys = source.url, [str(keys)]

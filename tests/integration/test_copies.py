@@ -161,11 +161,13 @@ async def test_which_of_the_two_cannot_be_opened_is_told(host: Host) -> None:
 
 
 async def test_what_restic_could_not_do_for_both_is_told_before_it_starts(host: Host) -> None:
-    host.source = Repository("r1", "ns/main", host.source.url, PASSWORD, {"AWS_ACCESS_KEY_ID": "a"})
-    host.copied = Repository("r2", "ns/far", host.copied.url, OTHER, {"AWS_ACCESS_KEY_ID": "b"})
+    far, main = host.copied, host.source
+    keys = {"B2_ACCOUNT_ID": "a", "B2_ACCOUNT_KEY": "a"}
+    host.source = Repository("r1", "ns/main", "b2:main", PASSWORD, keys)
+    host.copied = Repository("r2", "ns/far", "b2:far", OTHER, {**keys, "B2_ACCOUNT_KEY": "b"})
     end = await host.copy()
-    assert "repositories ns/far and ns/main need different values of AWS_ACCESS_KEY_ID" in end.error
-    host.copied = Repository("r2", "ns/far", host.copied.url, OTHER + " ")
+    assert "repositories ns/far and ns/main need different values of B2_ACCOUNT_KEY" in end.error
+    host.source, host.copied = main, Repository("r2", "ns/far", far.url, OTHER + " ")
     assert "ns/far: its password begins or ends with a space" in (await host.copy()).error
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.restic.environment import RepositoryError, redactor, restic_environment
+from agent.restic.environment import RepositoryError, copy_environment, redactor, restic_environment
 from agent.restic.outcome import Outcome, lock_waits, read_outcome
 from agent.restic.output import (
     MAX_TEXT,
@@ -51,6 +51,62 @@ def test_restic_gets_its_repository_and_little_of_the_host() -> None:
         "RESTIC_CACHE_DIR": str(CACHE),
         "RESTIC_PROGRESS_FPS": "0.5",
     }
+
+
+AWS = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "s3cret"}
+LOGIN = {"RESTIC_REST_USERNAME": "me:", "RESTIC_REST_PASSWORD": "a/b c"}
+
+
+def copies(url: str, env: dict[str, str], source_url: str, source_env: dict[str, str]) -> dict[str, str]:
+    """The environment of a copy, without what every one has."""
+    to, source = Repository("r2", "ns/far", url, "x", env), Repository("r1", "ns/main", source_url, "y", source_env)
+    alone = [restic_environment(it, {}, CACHE, identity=True) for it in (to, source)]
+    found = copy_environment(to, source, alone[0], alone[1], ["to", "from"])
+    common = {"RESTIC_PROGRESS_FPS": "1", "RESTIC_CACHE_DIR": str(CACHE)}
+    common |= {"RESTIC_PASSWORD_FILE": "to", "RESTIC_FROM_PASSWORD_FILE": "from"}
+    assert common.items() <= found.items()
+    return {name: value for name, value in found.items() if name not in common}
+
+
+@pytest.mark.parametrize(
+    ("to", "source", "env"),
+    [
+        (("/far", {}), ("s3:s3.com/b", AWS), AWS),
+        (("s3:s3.com/b", AWS), ("s3:s3.com/a", AWS), AWS),
+        (("s3:s3.com/b", AWS), ("b2:c", {"B2_ACCOUNT_KEY": "b"}), {**AWS, "B2_ACCOUNT_KEY": "b"}),
+        (("rest:https://theirs/", {}), ("/main", LOGIN | AWS), {}),
+        (("s3:theirs/b", AWS), ("b2:c", {"AWS_SESSION_TOKEN": "t", "RESTIC_PACK_SIZE": "8"}), AWS),
+        (("/far", {"RESTIC_PACK_SIZE": "8"}), ("/main", {"RESTIC_PACK_SIZE": "9"}), {"RESTIC_PACK_SIZE": "8"}),
+        (("/far", {}), ("/main", {"RESTIC_KEY_HINT": "1a"}), {"RESTIC_FROM_KEY_HINT": "1a"}),
+    ],
+)
+def test_what_opens_one_repository_of_a_copy_reaches_no_storage_of_the_other(
+    to: tuple[str, dict[str, str]], source: tuple[str, dict[str, str]], env: dict[str, str]
+) -> None:
+    assert copies(*to, *source) == env | {"RESTIC_REPOSITORY": to[0], "RESTIC_FROM_REPOSITORY": source[0]}
+
+
+@pytest.mark.parametrize(
+    ("url", "env", "opened"),
+    [
+        ("rest:https://u:8000/a", LOGIN, "rest:https://me%3A:a%2Fb%20c@u:8000/a"),
+        ("rest:https://u", {"RESTIC_REST_PASSWORD": "p"}, "rest:https://:p@u"),
+        ("rest:https://you:p@u/", LOGIN, "rest:https://you:p@u/"),
+        ("rest:https://u/a@b", {}, "rest:https://u/a@b"),
+    ],
+)
+def test_each_rest_server_of_a_copy_gets_its_own_login_alone(url: str, env: dict[str, str], opened: str) -> None:
+    theirs = "rest:https://theirs/"
+    assert copies(theirs, {}, url, env) == {"RESTIC_REPOSITORY": theirs, "RESTIC_FROM_REPOSITORY": opened}
+    assert copies(url, env, theirs, {}) == {"RESTIC_REPOSITORY": opened, "RESTIC_FROM_REPOSITORY": theirs}
+    assert "a%2Fb%20c" not in redactor(repository(url, env=env))(opened)
+
+
+@pytest.mark.parametrize("other", [{}, {**AWS, "AWS_SECRET_ACCESS_KEY": "another"}, {**AWS, "AWS_REGION": "eu"}])
+def test_a_copy_between_two_of_one_backend_needs_the_same_keys_for_both(other: dict[str, str]) -> None:
+    for one, two in ((AWS, other), (other, AWS)):
+        with pytest.raises(RepositoryError, match="ns/far and ns/main need different values of AWS_"):
+            copies("s3:theirs/b", one, "s3:ours/b", two)
 
 
 @pytest.mark.parametrize(
