@@ -142,8 +142,16 @@ class Client:
 
     async def get(self, plural: str, namespace: str, name: str) -> Object | None:
         """A resource as the server has it; None if it does not exist."""
+        return await self._found("GET", _path(plural, namespace, name))
+
+    async def resume(self, namespace: str, schedule: str) -> Object | None:
+        """Have a schedule go on, if it is paused. Returns it; None if it does not exist."""
+        return await self._found("POST", f"{_path('schedules', namespace, schedule)}/resume")
+
+    async def _found(self, method: str, path: str) -> Object | None:
+        """The answer to a request about an object; None if the server does not have it."""
         try:
-            return await self._ask("GET", _path(plural, namespace, name))
+            return await self._ask(method, path)
         except Refused as refused:
             if refused.status != httpx.codes.NOT_FOUND or refused.is_foreign:
                 raise

@@ -18,6 +18,8 @@ REPOSITORY_URLS = "lamplighter.dev/repository-urls"
 """The annotation of a Secret with the URLs of the repositories that it is for. The server enforces it."""
 RECONCILE_REQUESTED = "lamplighter.dev/reconcile-requested-at"
 """The annotation that requests a look at an object now. Each new value is a new request, as in Flux."""
+RESUME_REQUESTED = "lamplighter.dev/resume-requested-at"
+"""The annotation that has a Schedule go on which is paused. Each new value is a new request."""
 
 Value = TypeVar("Value", str, bytes)
 """A value of a Secret: text in a folder, bytes in a cluster."""

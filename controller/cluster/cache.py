@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from controller.cluster.kube import Object
-from controller.resources import RECONCILE_REQUESTED, Key, Resource
+from controller.resources import RECONCILE_REQUESTED, RESUME_REQUESTED, Key, Resource
 
 ONE_SHOT = ("Run", "Restore")
 """The kinds that are carried out once."""
@@ -48,7 +48,7 @@ class Cache:
             self.objects[key] = body
             self._deleted.pop(key, None)
         if not deleted and old is not None and _declares(old) == _declares(body):
-            return set() if requested_look(old) == requested_look(body) else {key}
+            return set() if requests_of(old) == requests_of(body) else {key}
         return {key, *self.dependents(key)}
 
     def get(self, key: Key) -> Object | None:
@@ -107,10 +107,12 @@ def is_active(body: Mapping[str, Any]) -> bool:
     return (body.get("status") or {}).get("phase") not in ENDED
 
 
-def requested_look(body: Mapping[str, Any]) -> str | None:
-    """The value of the annotation that requests a look at an object now; None without it."""
-    value: str | None = (body["metadata"].get("annotations") or {}).get(RECONCILE_REQUESTED)
-    return value
+def requests_of(body: Mapping[str, Any]) -> dict[str, str]:
+    """The annotations by which something is requested of an object: RECONCILE_REQUESTED, and a Schedule's
+    RESUME_REQUESTED."""
+    found = (body["metadata"].get("annotations") or {}).items()
+    known = (RECONCILE_REQUESTED, RESUME_REQUESTED) if body["kind"] == "Schedule" else (RECONCILE_REQUESTED,)
+    return {name: value for name, value in found if name in known}
 
 
 def references(key: Key, body: Mapping[str, Any]) -> list[Key]:

@@ -1,11 +1,12 @@
 """The result of syncing each object, and the status that follows from it. Plain data, no I/O."""
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 from controller.client import ControllerError
-from controller.cluster.cache import ONE_SHOT, Cache, is_active, references, requested_look
+from controller.cluster.cache import ONE_SHOT, Cache, is_active, references, requests_of
 from controller.cluster.conditions import WAITS, NotFoundError, is_answer, is_conclusive, may_pass, own, reason
 from controller.cluster.kube import Object
 from controller.cluster.server_state import ServerState
@@ -19,13 +20,13 @@ from controller.cluster.status import (
     run_status,
     schedule_status,
 )
-from controller.resources import PLURALS, Key
+from controller.resources import PLURALS, RECONCILE_REQUESTED, RESUME_REQUESTED, Key
 
 log = logging.getLogger(__name__)
 
 
-HANDLED = "lastHandledReconcileAt"
-"""The field of a status that answers RECONCILE_REQUESTED, as in Flux."""
+HANDLED = {RECONCILE_REQUESTED: "lastHandledReconcileAt", RESUME_REQUESTED: "lastHandledResumeAt"}
+"""The field of a status that answers each annotation, as in Flux."""
 
 
 class Version(NamedTuple):
@@ -35,26 +36,27 @@ class Version(NamedTuple):
     generation: int
 
 
-class Look(NamedTuple):
-    """A look at the object with this uid, and the value of the annotation that requested it."""
+class Request(NamedTuple):
+    """What was requested of the object with this uid, by an annotation with this value."""
 
     uid: str
     value: str
+    annotation: str = RECONCILE_REQUESTED
 
 
 class Result(NamedTuple):
     """The result of syncing an object.
 
     `error`: why it is not in force; None if it is. `synced`: the version that was sent to the server; None if none was.
-    `accepted`: whether the server has just created it. `note`: an addition to the message of a success. `look`: the
-    look that this was, if one was requested.
+    `accepted`: whether the server has just created it. `note`: an addition to the message of a success. `done`: what
+    was requested by annotations, and has been done.
     """
 
     error: ControllerError | None = None
     synced: Version | None = None
     accepted: bool = False
     note: str = ""
-    look: Look | None = None
+    done: Sequence[Request] = ()
 
 
 class Results:
@@ -66,7 +68,7 @@ class Results:
         self._errors: dict[Key, ControllerError] = {}
         self._notes: dict[Key, str] = {}
         self._answered: dict[Key, Version] = {}  # the latest version that the server answered
-        self._looks: dict[Key, Look] = {}  # the latest that was done
+        self._done: dict[tuple[Key, str], Request] = {}  # by object and annotation, the latest that was done
         self._deferred: set[Key] = set()  # failed once for one of WAITS, which may end in a moment: no status yet
 
     @property
@@ -79,8 +81,8 @@ class Results:
         error, before = result.error, self._errors.get(key)
         if result.synced is not None and is_answer(error):
             self._answered[key] = result.synced
-        if result.look is not None and is_conclusive(error):
-            self._looks[key] = result.look
+        if is_conclusive(error):
+            self._done |= {(key, it.annotation): it for it in result.done}
         if error is None:
             self._notes[key] = result.note
             self._errors.pop(key, None)
@@ -106,7 +108,8 @@ class Results:
         """An object was deleted. An error is kept while its deletion at the server is tried again."""
         self._answered.pop(key, None)
         self._notes.pop(key, None)
-        self._looks.pop(key, None)
+        for annotation in HANDLED:
+            self._done.pop((key, annotation), None)
         if not may_pass(self._errors.get(key)):
             self._errors.pop(key, None)
 
@@ -115,24 +118,25 @@ class Results:
         observed = (body.get("status") or {}).get("observedGeneration")
         return self._answered.get(key) != version_of(body) and observed != version_of(body).generation
 
-    def open_look(self, key: Key, body: Object) -> Look | None:
-        """The look at an object that was requested and not done yet; None if there is none."""
-        value = requested_look(body)
-        is_open = value is not None and value != self._last_look(key, body)
-        return Look(version_of(body).uid, value) if value is not None and is_open else None
+    def open_request(self, key: Key, body: Object, annotation: str = RECONCILE_REQUESTED) -> Request | None:
+        """What an annotation requests of an object and was not done yet; None if there is nothing."""
+        value = requests_of(body).get(annotation)
+        is_open = value is not None and value != self._last_done(key, body, annotation)
+        return Request(version_of(body).uid, value, annotation) if value is not None and is_open else None
 
-    def _last_look(self, key: Key, body: Object) -> str | None:
-        """The value that requested the last look at an object that was done; None if there was none."""
-        done, told = self._looks.get(key), (body.get("status") or {}).get(HANDLED)
+    def _last_done(self, key: Key, body: Object, annotation: str) -> str | None:
+        """The last value of an annotation whose request was done; None if there was none."""
+        done, told = self._done.get((key, annotation)), (body.get("status") or {}).get(HANDLED[annotation])
         return done.value if done is not None and done.uid == version_of(body).uid else told
 
     def status(self, key: Key, body: Object, now: datetime) -> Status | None:
         """The status that an object should have; None if it is not known yet, or final."""
-        old = {name: it for name, it in own(body.get("status")).items() if name != HANDLED}
+        old = {name: it for name, it in own(body.get("status")).items() if name not in HANDLED.values()}
         is_final = key.kind in ONE_SHOT and not is_active(body)
-        made = old if is_final and key in self._looks else self._status(key, body, old, now)
-        last_look = self._last_look(key, body)
-        return made if made is None or last_look is None else {**made, HANDLED: last_look}
+        has_looked = (key, RECONCILE_REQUESTED) in self._done
+        made = old if is_final and has_looked else self._status(key, body, old, now)
+        answers = {field: self._last_done(key, body, annotation) for annotation, field in HANDLED.items()}
+        return made and {**made, **{field: value for field, value in answers.items() if value is not None}}
 
     def _status(self, key: Key, body: Object, old: Status, now: datetime) -> Status | None:
         error = self._why_not(key, body)

@@ -5,13 +5,13 @@ from collections.abc import Awaitable
 
 from controller.client import Client, ControllerError
 from controller.cluster.cache import ONE_SHOT, Cache, is_active, resource_of
-from controller.cluster.conditions import NotFoundError
+from controller.cluster.conditions import NotFoundError, is_conclusive
 from controller.cluster.credentials import newline_note, read_credentials
 from controller.cluster.kube import Kube, Object
 from controller.cluster.results import Result, Results, version_of
 from controller.cluster.server_state import ServerState
 from controller.reconcile import Declared, Outcome, Put, Reconciler
-from controller.resources import PLURALS, Key, names_secrets
+from controller.resources import PLURALS, RESUME_REQUESTED, Key, names_secrets
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,23 @@ class Syncer:
     async def sync(self, key: Key) -> Result | None:
         """Create, change or delete an object at the server. Returns None if there is no result to report.
 
-        Where a look was requested, the server's state is read again, whatever is known of it.
+        Where a look was requested, the server's state is read again, whatever is known of it. A paused Schedule of
+        which that was requested goes on once it is as declared.
         """
         body = self._cache.get(key)
-        look = None if body is None else self._results.open_look(key, body)
+        look = None if body is None else self._results.open_request(key, body)
         result = await self._sync(key, body, again=look is not None)
-        return result and result._replace(look=look)
+        result = result and result._replace(done=[] if look is None else [look])
+        resume = None if body is None else self._results.open_request(key, body, RESUME_REQUESTED)
+        if resume is None or result is None or not is_conclusive(result.error):
+            return result
+        error = await _error_of(self._resume(key))
+        return result._replace(done=[*result.done, resume]) if error is None else result._replace(error=error)
+
+    async def _resume(self, key: Key) -> None:
+        """Have a Schedule go on, if the server has it and it is paused."""
+        if (answer := await self._client.resume(key.namespace, key.name)) is not None:
+            self._resources.put(key, answer)
 
     async def _sync(self, key: Key, body: Object | None, *, again: bool) -> Result | None:
         if key.kind in PLURALS:

@@ -22,6 +22,8 @@ import pytest
 import yaml
 from helm_python import Config as HelmConfig
 from helm_python import HelmError
+from websockets.asyncio.client import connect as websocket
+from websockets.typing import Subprotocol
 
 from agent.journal import Journal
 from agent.restic.runner import Runner
@@ -39,6 +41,8 @@ from server.events import RepositoryCounted
 from server.store.counts import SNAPSHOTS, CountRow, put_counts
 from tests.chart import rendered
 from tests.cluster.apiserver import Cluster, OwnCluster
+from tests.integration.clock import Clock
+from tests.integration.conftest import Agent
 from tests.integration.receivers import receiving
 from tests.kstatus import kstatus
 from tests.reverse_proxy import Proxy
@@ -649,6 +653,54 @@ async def test_kubectl_waits_until_it_is_so_and_for_the_present_generation(
     again = await wait("condition=Ready=false", "etc")
     assert await again.wait() == 0
     assert kubectl.get("Schedule", "etc")["status"]["observedGeneration"] == 2
+
+
+async def test_kubectl_waits_until_a_host_is_drained_and_a_paused_schedule_is_resumed(
+    cluster: Cluster, controller: None, kubectl: Kubectl, home: Kubectl, server: Running, rest: httpx.AsyncClient
+) -> None:
+    async def wait(who: Kubectl, what: str, about: str) -> asyncio.subprocess.Process:
+        argv = ("-n", who.namespace, "wait", f"--for={what}", "--timeout=60s", about)
+        env = os.environ | {"KUBECONFIG": str(cluster.kubeconfig)}
+        return await asyncio.create_subprocess_exec("kubectl", *argv, env=env, stdout=subprocess.DEVNULL)
+
+    host = f"h-{kubectl.namespace}"
+    home.create("Host", host, {})
+    await declared(kubectl, "etc")
+    kubectl.patch("Schedule", "etc", {"spec": {"rollout": {"failurePolicy": "Pause"}}})
+    await until(lambda: kubectl.get("Schedule", "etc")["status"]["observedGeneration"] == 2)
+    async with agent_of(server, host) as agent:
+        await until(lambda: kubectl.get("Schedule", "etc")["status"].get("hostsInSync") == 1)
+        (await rest.post(f"/schedules/{kubectl.namespace}/etc/run")).raise_for_status()
+        job_id = (await agent.hears("command.run"))["job_id"]
+        await agent.say("job.accepted", job_id=job_id)
+        home.patch("Host", host, {"spec": {"drain": True}})
+        await until(lambda: home.conditions("Host", host).get("Drained") == ("False", "Draining"))
+        drained = await wait(home, "condition=Drained", f"host/{host}")
+        paused = await wait(kubectl, "condition=Paused", "schedule/etc")
+        assert drained.returncode is None
+        await agent.say("job.finished", job_id=job_id, status="failed", finished_at=datetime.now(UTC).isoformat())
+        assert await drained.wait() == 0
+        assert await paused.wait() == 0
+    asked = {"metadata": {"annotations": {"lamplighter.dev/resume-requested-at": "now"}}}
+    kubectl.patch("Schedule", "etc", asked)
+    resumed = await wait(kubectl, "jsonpath={.status.lastHandledResumeAt}=now", "schedule/etc")
+    assert await resumed.wait() == 0
+    assert "Paused" not in kubectl.conditions("Schedule", "etc")
+
+
+@asynccontextmanager
+async def agent_of(server: Running, host: str) -> AsyncIterator[Agent]:
+    """The agent of a host, of which a test says what it does; it holds what is declared."""
+    async with websocket(
+        f"ws://127.0.0.1:{server.port}/agent",
+        subprotocols=[Subprotocol("lamplighter.v1")],
+        additional_headers={"authorization": f"Bearer {server.agent_token}"},
+        proxy=None,
+    ) as socket:
+        agent = Agent(socket, host, Clock())
+        await agent.say("hello", host=host)
+        await agent.follow()
+        yield agent
 
 
 async def test_helm_waits_until_all_is_current_and_ends_where_something_is_refused(

@@ -11,6 +11,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -30,6 +31,7 @@ from controller.cluster.secret_watches import SecretWatches
 from controller.cluster.watching import WatchTiming
 from controller.resources import Key
 from server.app import Config, Running, serving
+from server.store import rollouts
 from tests.plain import NO_TLS
 from tests.reverse_proxy import Proxy
 
@@ -568,6 +570,33 @@ async def test_a_requested_look_reads_the_secrets_and_the_server_again_before_it
         await request_look(kubectl, "Repository", "main", "again")
         await until(lambda: handled(kubectl, "Repository", "main") == "again")
         assert kubectl.ready("Repository", "main") == ("False", "SecretNotFound")
+
+
+async def test_a_paused_schedule_goes_on_when_an_annotation_requests_it(
+    server: Running, kubectl: Kubectl, rest: httpx.AsyncClient
+) -> None:
+    async def pause() -> None:
+        id_ = (await rest.get("/schedules/ns/etc")).json()["metadata"]["uid"]
+        store = server.parts.services.store
+        now = datetime.now(UTC)
+        await store.write(lambda conn, ids: [rollouts.pause(conn, it, now, ["a", "b"]) for it in ids], id_)
+
+    def resumed() -> Any:
+        return kubectl.get("Schedule", "etc")["status"].get("lastHandledResumeAt")
+
+    async with controlling(server):
+        await declare(kubectl, "etc")
+        await kubectl.patch("Schedule", "etc", spec={"rollout": {"failurePolicy": "Pause"}})
+        await until(lambda: kubectl.get("Schedule", "etc")["status"]["observedGeneration"] == 2)
+        for value in ("1", "2"):
+            await pause()
+            await request_look(kubectl, "Schedule", "etc", value)
+            await until(lambda: kubectl.conditions("Schedule", "etc").get("Paused") == ("True", "RunsFail"))
+            asked = {"annotations": {"lamplighter.dev/resume-requested-at": value}}
+            await kubectl.patch("Schedule", "etc", "ns", metadata=asked)
+            await until(lambda: resumed() == value)  # noqa: B023
+            assert "Paused" not in kubectl.conditions("Schedule", "etc")
+            assert (await known(rest, "/schedules/ns/etc"))["status"]["paused"] is None
 
 
 async def test_a_requested_look_stays_open_while_the_server_is_away(kubectl: Kubectl, tmp_path: Path) -> None:

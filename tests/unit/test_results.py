@@ -8,9 +8,9 @@ from controller.client import ControllerError, Refused, Unreachable
 from controller.cluster.cache import Cache
 from controller.cluster.conditions import NotFoundError
 from controller.cluster.kube import KubeError, Object
-from controller.cluster.results import Look, Result, Results, version_of
+from controller.cluster.results import Request, Result, Results, version_of
 from controller.cluster.server_state import ServerState
-from controller.resources import RECONCILE_REQUESTED, Key
+from controller.resources import RECONCILE_REQUESTED, RESUME_REQUESTED, Key
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 HOME = "lamplighter-system"
@@ -102,14 +102,14 @@ def test_a_requested_look_is_answered_once_it_found_out_how_things_are(
     key = Key("Schedule", HOME, "n1")
     its = asking(key, "2", lastHandledReconcileAt="1")
     cache.on_event(its)
-    look = results.open_look(key, its)
-    assert look == Look("u", "2")
+    look = results.open_request(key, its)
+    assert look == Request("u", "2")
     for _ in range(2):  # what ends when another object comes is told from the second time on
-        results.record(key, Result(error, look=look))
+        results.record(key, Result(error, done=[look]))
     status = results.status(key, its, NOON)
     assert status is not None
     assert status["lastHandledReconcileAt"] == ("2" if done else "1")
-    assert results.open_look(key, its) == (None if done else look)
+    assert results.open_request(key, its) == (None if done else look)
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
@@ -121,17 +121,40 @@ def test_a_look_at_what_has_ended_is_answered_and_changes_nothing_else(
     its = asking(key, "", phase=phase, hosts=3)
     cache.on_event(its)
     assert results.status(key, its, NOON) is None
-    results.record(key, Result(look=results.open_look(key, its)))
+    look = results.open_request(key, its)
+    assert look is not None
+    results.record(key, Result(done=[look]))
     assert results.status(key, its, NOON) == {"phase": phase, "hosts": 3, "lastHandledReconcileAt": ""}
 
 
 def test_a_look_that_was_answered_is_not_open_again_without_a_new_value(results: Results, cache: Cache) -> None:
     key = Key("Schedule", HOME, "n1")
-    assert results.open_look(key, body(key)) is None
-    assert results.open_look(key, asking(key, "1", lastHandledReconcileAt="1")) is None
-    results.record(key, Result(look=Look("u", "2")))
-    assert results.open_look(key, asking(key, "2", lastHandledReconcileAt="1")) is None
-    assert results.open_look(key, asking(key, "1", lastHandledReconcileAt="1")) == Look("u", "1")
+    assert results.open_request(key, body(key)) is None
+    assert results.open_request(key, asking(key, "1", lastHandledReconcileAt="1")) is None
+    results.record(key, Result(done=[Request("u", "2")]))
+    assert results.open_request(key, asking(key, "2", lastHandledReconcileAt="1")) is None
+    assert results.open_request(key, asking(key, "1", lastHandledReconcileAt="1")) == Request("u", "1")
     of_another = asking(key, "2")
     of_another["metadata"]["uid"] = "another"
-    assert results.open_look(key, of_another) == Look("another", "2")
+    assert results.open_request(key, of_another) == Request("another", "2")
+
+
+def test_a_request_to_resume_is_answered_apart_from_a_look_and_of_a_schedule_alone(
+    results: Results, cache: Cache
+) -> None:
+    key = Key("Schedule", HOME, "n1")
+    its = asking(key, "1", lastHandledReconcileAt="1")
+    its["metadata"]["annotations"][RESUME_REQUESTED] = "1"
+    cache.on_event(its)
+    assert results.open_request(key, its) is None
+    resume = results.open_request(key, its, RESUME_REQUESTED)
+    assert resume == Request("u", "1", RESUME_REQUESTED)
+    results.record(key, Result(Refused(422, "no"), version_of(its), done=[resume]))
+    status = results.status(key, its, NOON)
+    assert status is not None
+    assert (status["lastHandledReconcileAt"], status["lastHandledResumeAt"]) == ("1", "1")
+    assert results.open_request(key, its, RESUME_REQUESTED) is None
+    host = Key("Host", HOME, "n1")
+    of_host = body(host)
+    of_host["metadata"]["annotations"] = {RESUME_REQUESTED: "1"}
+    assert results.open_request(host, of_host, RESUME_REQUESTED) is None
