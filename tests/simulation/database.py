@@ -17,7 +17,7 @@ from sqlalchemy.dialects import sqlite
 from server.fleet.placement import HostState, PlacedSchedule, Placement, Plan
 from server.jobs.fires import NewJob
 from server.jobs.queue import Ended, Outcome, Recorded, Recording, wire_id
-from server.store import changelog, connections, migrations, queue
+from server.store import changelog, connections, joins, migrations, queue
 from server.store.connections import ConnectionRow
 from server.store.hosts import upsert_hosts
 from server.store.queue import OpenRow
@@ -177,7 +177,26 @@ class Database:
 
     def know(self, hosts: Iterable[str]) -> None:
         """Hosts are known from now on."""
-        upsert_hosts(self.conn, [HostRow(it, {}, _BEGIN, _BEGIN, drains=it in self.drained) for it in hosts])
+        upsert_hosts(
+            self.conn,
+            [HostRow(it, {}, _BEGIN, _BEGIN, self.versions.get(it, 0), drains=it in self.drained) for it in hosts],
+        )
+
+    def meet(self, placement: Placement, plan: Plan) -> None:
+        """Store in the transaction of a change which hosts schedules meet by it. `placement`: as it was before."""
+        joins.part(self.conn, placement.changed_pairs(plan)[1])
+        joins.meet(self.conn, placement.met(plan))
+        desired = [(version, host) for host, version, _ in placement.desired(plan)]
+        self.conn.driver.executemany("UPDATE hosts SET desired_version = ? WHERE name = ?", desired)
+
+    def ack(self, host: str, version: int, digest: str) -> None:
+        """A host acked a set."""
+        self.acked[host] = version, digest
+        self.conn.driver.execute("UPDATE hosts SET applied_version = ? WHERE name = ?", (version, host))
+
+    def joining(self) -> list[tuple[str, str]]:
+        """The (schedule id, host) that have yet to run once since the host joined."""
+        return list(self.conn.driver.execute("SELECT schedule_id, host FROM met_hosts WHERE due"))
 
     def placement(self) -> Placement:
         """What is declared, as a server loads it."""
@@ -217,6 +236,8 @@ class Database:
         else:
             outcome = result[0] if isinstance(result, tuple) and not isinstance(result, Outcome) else result
             if isinstance(outcome, Outcome):
+                for job in outcome.recorded:
+                    self.jobs[job.id] = self.open[job.host][job.id] = Row(job, now)
                 self._ended(outcome.ended, now)
         return result
 

@@ -239,6 +239,23 @@ def in_windows(story: Story) -> Iterator[str]:
                 yield f"{job_id} ran until {end} on {use.host}, after its window had closed"
 
 
+def once_joined(story: Story) -> Iterator[str]:
+    """A host that joins a schedule with runOnJoin runs it once, unless it ran it before, and soon if it can."""
+    joined: dict[tuple[str, str], Row] = {}
+    for row in story.db.jobs.values():
+        key = row.host, row.scheduled_id
+        if row.job.actor_kind == "join":
+            if key in joined:
+                yield f"{row.scheduled_id} ran on {row.host} as joined at {joined[key].recorded_at}, and again"
+            joined[key] = row
+            if not any(spec.run_on_join for _, spec in story.specs[row.scheduled_id]):
+                yield f"{row.scheduled_id} ran on {row.host} as joined, which it is not to"
+    for schedule_id, host in story.db.joining():
+        agent, holds = story.by_name[host], story.servers[0].placement.schedule_of(host, schedule_id)
+        if holds is not None and agent.was_well(story.now - SETTLED):
+            yield f"{host} joined {schedule_id}, and has yet to run it"
+
+
 def once_a_day(story: Story) -> Iterator[str]:
     """Half past two comes once a day, days on which clocks are changed included. The calendar says so, not `cron`."""
     jobs = _by_schedule(story)
@@ -275,6 +292,8 @@ def _by_schedule(story: Story) -> dict[tuple[str, str], dict[datetime, Row]]:
     """Jobs by host and schedule, and then by due time. One that is there again as another job stands for as many."""
     jobs: dict[tuple[str, str], dict[datetime, Row]] = defaultdict(dict)
     for row in _rows(story):
+        if row.job.actor_kind == "join":
+            continue
         assert row.scheduled_at is not None
         assert row.scheduled_id is not None
         its = jobs[row.host, row.scheduled_id]
@@ -301,4 +320,5 @@ PROMISES = {
     9: only_due_times,
     "of turns": in_turn,
     "of windows": in_windows,
+    "of joins": once_joined,
 }

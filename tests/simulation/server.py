@@ -10,7 +10,7 @@ from agent.core.clock import TRUST
 from server.access.vault import Vault
 from server.agents import session as server_session
 from server.agents.session import Session
-from server.events import Events
+from server.events import DeclarationChanged, Events
 from server.fleet import pushes
 from server.fleet.catalog import Catalog
 from server.fleet.placement import HostState, PlacedSchedule, Placement, Plan
@@ -303,7 +303,7 @@ class Server:
         return stored[-1] if stored else None
 
     def _ack(self, pipe: Pipe, acked: server_session.Acked) -> None:
-        self.world.db.acked[pipe.agent.name] = acked.version, acked.digest
+        self.world.db.ack(pipe.agent.name, acked.version, acked.digest)
 
     def _refuse(self, pipe: Pipe, refusals: server_session.Send) -> None:
         self.perform(pipe, [refusals])
@@ -361,6 +361,8 @@ class Server:
         plan = make_plan()
         desired = self.placement.desired(plan)
         turned = turned_by(self.placement, plan)
+        joins = any(it.due for it in self.placement.met(plan))
+        self.world.db.meet(self.placement, plan)
         self.placement.commit(plan)
         self.world.db.declare(plan, {name: version for name, version, _ in desired})
         for name, version, _ in desired:
@@ -370,6 +372,7 @@ class Server:
             self.drains(name, on=on)
             if not on:
                 self.undrained(name)
+        self.dispatcher.on_event(DeclarationChanged(joins=joins))
 
     def _push(self, name: str) -> None:
         """A host's set is another one now."""

@@ -442,6 +442,7 @@ def _spec(
             "retry": {"limit": retries, "backoffSeconds": 60},
             "windows": [{"from": begin, "to": end} for begin, end in windows],
             "stopAtEnd": stop_at_end,
+            "runOnJoin": stop_at_end,
         }
     )
 

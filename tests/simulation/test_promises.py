@@ -118,6 +118,23 @@ def test_a_job_that_runs_beyond_its_window_though_it_is_to_stop_is_found() -> No
         check(story)
 
 
+def test_a_host_that_runs_twice_what_it_joined_is_found_and_one_that_does_not_run_it() -> None:
+    story = play(7, windowed(7))
+    check(story)
+    joined = [row for row in story.db.jobs.values() if row.job.actor_kind == "join"]
+    assert len(joined) > 5
+    story.db.jobs["again"] = joined[0]
+    with pytest.raises(BrokenPromiseError, match=r"as joined at .* and again"):
+        check(story)
+    del story.db.jobs["again"]
+    agent = story.agents[0]
+    agent.ills, agent.ill_since = [(story.begin, story.begin)], None
+    schedule_id = next(iter(story.servers[0].placement.hosts[agent.name].entries.items))
+    story.db.conn.driver.execute("INSERT OR REPLACE INTO met_hosts VALUES (?, ?, 1)", (schedule_id, agent.name))
+    with pytest.raises(BrokenPromiseError, match=f"{agent.name} joined {schedule_id}, and has yet to run it"):
+        check(story)
+
+
 def test_a_seed_plays_the_same_story_in_every_process() -> None:
     def told(hash_seed: str) -> bytes:
         command = [sys.executable, "-m", "tests.simulation", f"{SMALL}", "--fleet", "drawn", "--about", "seed"]
