@@ -481,6 +481,36 @@ async def test_what_a_repository_holds_is_told_after_each_job_and_of_a_hundred_h
     assert kubectl.row("Repository", "main")["Snapshots"] == 70_002
 
 
+async def test_a_second_copy_is_made_and_restored_with_the_charts_rights(
+    cluster: Cluster,
+    server: Running,
+    kubectl: Kubectl,
+    home: Kubectl,
+    rights: Any,
+    saved: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    copy = {"kind": "copy", "cron": "@yearly", "repositoryRef": {"name": "far"}}
+    back = {"repositoryRef": {"name": "far"}, "sourceHost": "gone", "host": "web-2", "target": str(tmp_path / "back")}
+    async with (
+        controlling(cluster, server, home, rights, monkeypatch, tmp_path, [kubectl.namespace]),
+        agent(server, "web-2", tmp_path / "agent"),
+    ):
+        kubectl.create("Schedule", "copied", {**copy, "copy": {"fromRepositoryRef": {"name": "main"}}})
+        kubectl.secret("hush", password="sesame")
+        its = {"passwordSecretRef": {"name": "hush"}}
+        kubectl.create("Repository", "main", {"url": f"{tmp_path}/repository/gone", **its})
+        kubectl.create("Repository", "far", {"url": f"{tmp_path}/far", "init": True, **its})
+        home.create("Host", "web-2", {})
+        await until(lambda: kubectl.ready("Schedule", "copied") == ACCEPTED)
+        kubectl.create("Run", "now", {"scheduleRef": {"name": "copied"}})
+        await until(lambda: kubectl.conditions("Run", "now").get("Complete") == ("True", "Succeeded"))
+        kubectl.create("Restore", "back", back)
+        await until(lambda: kubectl.conditions("Restore", "back").get("Complete") == ("True", "Succeeded"))
+    assert (tmp_path / "back" / saved.relative_to("/")).read_text() == saved.read_text()
+
+
 @asynccontextmanager
 async def agent(server: Running, host: str, folder: Path) -> AsyncIterator[None]:
     """A host's agent, whole."""

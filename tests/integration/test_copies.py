@@ -14,6 +14,7 @@ from agent.restic.runner import Runner
 from tests.conftest import NewRepository
 from tests.integration.clock import due
 from tests.integration.conftest import Connect, Declare
+from tests.integration.crafted import Crafted
 from tests.restics import Program, programs
 from wire.messages import CommandRun, JobFinished, Repository, Restore, Verify
 
@@ -91,6 +92,7 @@ async def test_a_copy_restores_and_keeps_tags_hosts_and_paths(host: Host, data: 
     within = [str(host.folder)]
     end = await host.copy(within=within)
     assert (end.status, end.error) == ("succeeded", "")
+    Crafted(Path(host.copied.url), OTHER).cheapen(OTHER)
     assert (await host.copy(within=within)).status == "succeeded"  # what is there is not copied again
     [first], [copied] = host.snapshots(host.source), host.snapshots(host.copied)
     shown = ("time", "hostname", "tags", "paths", "tree")
@@ -125,8 +127,8 @@ async def test_nothing_yet_is_copied_into_a_repository_that_cuts_files_alike(hos
     assert host.config(host.copied)["id"] != host.config(host.source)["id"]
 
 
-async def test_locks_of_the_dead_are_removed_in_both(host: Host) -> None:
-    assert (await host.copy()).status == "succeeded"
+async def test_locks_of_the_dead_are_removed_in_both(host: Host, new_repository: NewRepository) -> None:
+    new_repository(Path(host.copied.url), OTHER)
     for repository in (host.source, host.copied):
         host.leave_an_exclusive_lock(repository)
     end = await host.copy()
@@ -202,6 +204,10 @@ async def test_the_host_that_copies_gets_what_opens_both_and_neither_repository_
         assert (command["args"], command["init"]) == (["copy"], ["init", "--copy-chunker-params"])
         by_url = {it["url"]: it["id"] for it in told}
         assert (command["repository"], command["from_repository"]) == (by_url["/far"], by_url["/main/node-1"])
+    async with connect("node-1", agent_version="9.9", capabilities=["backup"]) as agent:
+        await agent.follow()
+        [told] = (await api.get("/schedules/ns/copied")).json()["status"]["problems"]
+        assert (told["reason"], "agent 9.9 does not run copy" in told["message"]) == ("NotSupported", True)
     for name in ("main", "far"):
         gone = await api.delete(f"/repositories/ns/{name}")
         assert (gone.status_code, "is used by Schedule ns/copied" in gone.text) == (409, True)

@@ -51,6 +51,16 @@ async def send(visitor: httpx.AsyncClient, page: str, to: str, **fields: str) ->
     return await visitor.post(to, data={"form_token": token[1], **fields})
 
 
+async def test_a_copy_shows_both_its_repositories(
+    visitor: httpx.AsyncClient, api: httpx.AsyncClient, declare: Declare
+) -> None:
+    (await api.put("/repositories/ns/far", json={"spec": {"url": "/far"}})).raise_for_status()
+    await declare("copied", kind="copy", backup=None, copy={"fromRepositoryRef": {"name": "far"}})
+    assert "Repository ns/main Copied from ns/far" in await seen(visitor, "/schedules/ns/copied")
+    for name in ("main", "far"):
+        assert "copied" in await seen(visitor, f"/repositories/ns/{name}")
+
+
 async def test_a_host_shows_what_differs(
     visitor: httpx.AsyncClient, api: httpx.AsyncClient, declare: Declare, connect: Connect, until: Until
 ) -> None:
