@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from heapq import nsmallest
 
 from msgspec import Struct
+from sqlalchemy import Connection
 
 from server.fleet.catalog import Catalog
 from server.fleet.placement import Placement
@@ -55,24 +57,31 @@ class ContentsReader:
 
     async def of(self, repositories: Sequence[Row]) -> Mapping[str, Contents]:
         """What these repositories hold, by id; those of which nothing is known are left out. Raises Unavailable."""
-        rows = await self._store.read(counts_of, [it["id"] for it in repositories])
-        by_id: dict[str, list[CountRow]] = {}
-        for row in rows:
-            by_id.setdefault(row.repository_id, []).append(row)
-        namespaces = {it["id"]: it["namespace"] for it in repositories}
-        return {id_: contents(its, self._may_know(namespaces[id_])) for id_, its in by_id.items()}
+        asked = {it["id"]: self._may_know(it["namespace"]) for it in repositories}
+        return await self._store.read(_contents_of, asked)  # not on the loop: a repository may have thousands of hosts
 
     async def by_host(self, repository: Row) -> list[HostContents]:
         """The snapshots of each host that has any, by name. Raises Unavailable."""
-        rows = await self._store.read(counts_of, [repository["id"]])
-        return sorted(_by_host(rows, self._may_know(repository["namespace"])), key=lambda it: it.host)
+        return await self._store.read(_hosts_of, repository["id"], self._may_know(repository["namespace"]))
 
     def _may_know(self, namespace: str) -> Callable[[str], bool]:
-        """Whether a namespace may know what a host has; "" stands for hosts that can have no agent."""
+        """Whether a namespace may know what a host has; "" stands for hosts that can have no agent. Any thread asks."""
         grant, hosts = self._catalog.grant(namespace), self._placement.hosts
         if grant.has_all_hosts:
             return lambda _: True
         return lambda host: host in hosts and grant.selects(hosts[host].labels)
+
+
+def _contents_of(conn: Connection, asked: Mapping[str, Callable[[str], bool]]) -> dict[str, Contents]:
+    by_id: dict[str, list[CountRow]] = {}
+    for row in counts_of(conn, asked.keys()):
+        by_id.setdefault(row.repository_id, []).append(row)
+    return {id_: contents(its, asked[id_]) for id_, its in by_id.items()}
+
+
+def _hosts_of(conn: Connection, repository_id: str, may_know: Callable[[str], bool]) -> list[HostContents]:
+    its = (row for row in counts_of(conn, [repository_id]) if may_know(row.host))
+    return sorted(map(_of_host, _of_hosts(its)), key=lambda it: it.host)
 
 
 def contents(rows: Iterable[CountRow], may_know: Callable[[str], bool]) -> Contents:
@@ -80,7 +89,7 @@ def contents(rows: Iterable[CountRow], may_know: Callable[[str], bool]) -> Conte
     its = [row for row in rows if may_know(row.host) or (row.what, row.host) == (BYTES, "")]
     snapshots = [row for row in its if row.what == SNAPSHOTS]
     held = [row for row in snapshots if row.value + row.since]
-    hosts = sorted(_by_host(held, may_know), key=_oldest_first)
+    hosts = _of_hosts(held)
     sizes = [row for row in its if row.what == BYTES]
     size_as_of = _oldest(row.at for row in sizes)
     size = sum(row.value + row.since for row in sizes) if size_as_of is not None else None
@@ -91,21 +100,22 @@ def contents(rows: Iterable[CountRow], may_know: Callable[[str], bool]) -> Conte
         size,
         None if size is None else rounded(size),
         size_as_of,
-        hosts[:MAX_HOSTS],
+        [_of_host(row) for row in nsmallest(MAX_HOSTS, hosts, _oldest_first)],
         max(0, len(hosts) - MAX_HOSTS),
     )
 
 
-def _by_host(rows: Iterable[CountRow], may_know: Callable[[str], bool]) -> list[HostContents]:
-    return [
-        HostContents(row.host, row.value + row.since, latest(row), row.at)
-        for row in rows
-        if row.what == SNAPSHOTS and row.host and row.value + row.since and may_know(row.host)
-    ]
+def _of_hosts(rows: Iterable[CountRow]) -> list[CountRow]:
+    return [row for row in rows if row.what == SNAPSHOTS and row.host and row.value + row.since]
 
 
-def _oldest_first(it: HostContents) -> tuple[bool, datetime | None, str]:
-    return it.newest is not None, it.newest, it.host
+def _of_host(row: CountRow) -> HostContents:
+    return HostContents(row.host, row.value + row.since, latest(row), row.at)
+
+
+def _oldest_first(row: CountRow) -> tuple[bool, datetime | None, str]:
+    newest = latest(row)
+    return newest is not None, newest, row.host
 
 
 def _oldest(times: Iterable[datetime | None]) -> datetime | None:

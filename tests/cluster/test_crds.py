@@ -207,7 +207,8 @@ def test_kubectl_get_answers_the_first_question_of_each_kind(objects: Objects) -
     objects.create("Restore", RESTORE, "back")
     assert objects.table("Restore")[0] == ["Name", "Source", "Host", "Target", "Phase", "Files", "Age"]
     objects.create("Repository", {"url": "/b"}, "main")
-    assert objects.table("Repository")[0] == ["Name", "URL", "Init", "Ready", "Degraded", "Age"]
+    known = ["Name", "URL", "Init", "Ready", "Degraded", "Snapshots", "Newest", "Age"]
+    assert objects.table("Repository")[0] == known
 
 
 FIELDS = [
