@@ -417,13 +417,13 @@ class Job:
 
     def stop(self, status: JobEnd, reason: JobReason = "") -> None:
         """Stop the job with this status, and for this reason. Only the first stop counts, and none does after the time
-        limit. A window that closes does not stop the hook after the work."""
+        limit. A window that closes does not stop what comes after the work."""
         if self.stopped is None and not self._limit.expired() and not (reason == "WindowClosed" and self._work_is_over):
             self.stopped, self._stop_reason = status, reason
             self._limit.reschedule(asyncio.get_running_loop().time())
 
     def end_work(self) -> None:
-        """At most the hook after the work is left."""
+        """At most a count, and the hook after the work, are left."""
         self._work_is_over = True
 
     async def pause(self, seconds: float) -> None:

@@ -167,6 +167,7 @@ class Runner:
         if job.status() in ("succeeded", "warning"):
             job.mark_opened()
             job.mark_done(self._clock())
+            job.end_work()  # a window that closes now leaves the hook after the work all its time
             await counts.follow(job, self._clock)
 
     async def _run_hook(self, job: Job, when: When, around: Hooks) -> bool:

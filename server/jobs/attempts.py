@@ -28,6 +28,24 @@ def next_attempt(spec: ScheduleSpec | None, attempt: int, end: JobFinished, now:
     return begins_at(spec, now + pause(spec.retry, attempt)) if attempt <= spec.retry.limit else None
 
 
+def last_end(end: JobFinished, cancel_reason: str | None) -> JobFinished:
+    """The end of a job after which there is no other attempt. `cancel_reason`: why somebody wanted it to end; None if
+    nobody did."""
+    if end.reason != WINDOW_CLOSED:
+        return end
+    if cancel_reason is not None:  # the window closed while its host was being asked
+        return msgspec.structs.replace(
+            end, status="cancelled", error=f"{cancel_reason} as its window closed", reason=""
+        )
+    return msgspec.structs.replace(end, error=_NO_OTHER_WINDOW)
+
+
+_NO_OTHER_WINDOW = (
+    "stopped at the end of its window, and does not go on: its schedule was deleted, or does not select this host any "
+    "more"
+)
+
+
 def pause(retry: Retry, attempt: int) -> timedelta:
     """How long after the end of a failed attempt the next one is due: it doubles with each attempt."""
     return timedelta(seconds=min(retry.backoff_seconds * 2 ** (attempt - 1), MAX_PAUSE.total_seconds()))

@@ -488,7 +488,8 @@ class JobQueue:
                     schedule = self._schedule_of(row.host, row.scheduled_id or "")
                     spec = None if schedule is None or row.cancel_requested else schedule.spec
                     if (at := attempts.next_attempt(spec, row.attempt - stops.get(row.id, 0), its, item.now)) is None:
-                        over.append((row, its))
+                        why = (row.cancel_reason or "cancelled") if row.cancel_requested else None
+                        over.append((row, attempts.last_end(its, why)))
                     else:
                         again.append((row, Retry(its, row.attempt, at)))
         jobs_retried(conn, [[retry for _, retry in again] for _, again, _ in told])
@@ -1091,8 +1092,10 @@ def _has_begun(row: OpenRow) -> bool:
 
 
 def _counts(row: OpenRow, end: JobFinished) -> bool:
-    """Whether the end of a job tells how its Schedule goes on its host: it began there, and nobody cancelled it."""
-    return _has_begun(row) and end.status != "cancelled"
+    """Whether the end of a job tells how its Schedule goes on its host: it began there, and nobody cancelled it, also
+    not while its agent ended."""
+    was_cancelled = end.status == "cancelled" or (end.status == "interrupted" and row.cancel_requested)
+    return _has_begun(row) and not was_cancelled
 
 
 def _met(running: Collection[str], row: OpenRow) -> Moved | None:

@@ -183,6 +183,21 @@ async def test_a_window_that_closes_after_the_work_does_not_interrupt_the_hook_a
     assert (end.status, end.reason, host.snapshots) == ("succeeded", "", 1)
 
 
+async def test_a_window_that_closes_while_snapshots_are_counted_leaves_the_hook_after_its_time(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "AFTER_STOP_S", 0.1)
+    waits = 'case "$*" in *snapshots*) echo counts >&2; while [ ! -e $0.go ]; do sleep 0.02; done;; esac'
+    slow = host.program("restic", f'{waits}; exec {shutil.which("restic")} "$@"')
+    running = asyncio.create_task(host.run(after=[host.program("after", "sleep 0.5; echo let go")], restic=slow))
+    while "counts" not in host.lines:
+        await asyncio.sleep(0.01)
+    host.runner.stop("j1", "interrupted", "WindowClosed")
+    Path(f"{slow}.go").touch()
+    end = await running
+    assert (end.status, end.reason, host.lines[-1]) == ("succeeded", "", "let go")
+
+
 async def test_a_hook_after_a_stop_has_its_own_short_time(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "AFTER_STOP_S", 0.1)
     stuck = host.program("stuck", "exec sleep 600")

@@ -110,6 +110,16 @@ def test_a_success_and_an_attempt_that_is_tried_again_and_a_run_that_somebody_ca
     assert rollouts.pauses(jobs.conn) == {}
 
 
+@pytest.mark.parametrize("reason", ["", "WindowClosed"])
+def test_a_run_that_somebody_cancels_while_it_is_interrupted_counts_for_nothing(jobs: Jobs, reason: str) -> None:
+    jobs.pausing["s"] = 0
+    due(jobs, 0)
+    jobs.accepts("a0")
+    jobs.cancel("a0")
+    jobs.finish("a", "a0", "interrupted", reason)
+    assert rollouts.failing(jobs.conn, "s") == []
+
+
 def test_a_host_on_which_the_next_run_waits_or_runs_does_not_count(jobs: Jobs) -> None:
     due(jobs, 0)
     jobs.fails_for_good("a0")

@@ -258,6 +258,28 @@ def test_a_run_that_was_stopped_as_its_window_closed_goes_on_in_the_next_and_use
     assert [(row.id, end.status) for row, end in ended.over] == [("1", "failed")]
 
 
+@pytest.mark.parametrize(
+    ("cancelled", "status", "reason", "error"),
+    [(True, "cancelled", "", "me as its window closed"), (False, "interrupted", "WindowClosed", "does not go on")],
+)
+def test_a_run_that_goes_on_in_no_window_says_so(
+    jobs: Jobs, cancelled: bool, status: str, reason: str, error: str
+) -> None:
+    jobs.tick(60)
+    assert jobs.add(job("1", schedule="s", due=OPENS)) == ["1"]
+    jobs.accepts("1")
+    if cancelled:
+        jobs.cancel("1")
+    else:
+        jobs.gone.add("s")
+    jobs.tick(120)
+    ended, _ = jobs.finish("a", "1", "interrupted", "WindowClosed")
+    [(_, end)] = ended.over
+    assert (end.status, end.reason) == (status, reason)
+    assert error in end.error
+    assert (jobs.row("1")["status"], jobs.row("1")["error"]) == (status, end.error)
+
+
 def test_a_command_says_for_how_long_it_may_run_until_its_window_closes() -> None:
     spec = changed(BACKUP, timeZone="Europe/Berlin", windows=[{"from": "22:00", "to": "06:00"}])
     for stop, after in ((True, 8 * 3600), (False, None)):
