@@ -16,7 +16,8 @@ from wire.messages import CommandRun, JobProgress
 
 class Attempt(Struct, eq=False):
     """An attempt of a job. `wire_id`: what its host calls it. `log_is_full`: whether no more lines are kept.
-    `told_lines`: how many lines of its output other servers were told."""
+    `told_lines`: how many lines of its output other servers were told. `has_counted`: whether it told what is in its
+    repository."""
 
     job_id: str
     wire_id: str
@@ -26,6 +27,7 @@ class Attempt(Struct, eq=False):
     progress_at: datetime | None = None
     log_is_full: bool = False
     told_lines: int = 0
+    has_counted: bool = False
 
     def take_progress(self, progress: JobProgress, now: datetime) -> None:
         """Keep what its host reported."""
@@ -40,6 +42,11 @@ class Attempt(Struct, eq=False):
         told = lines[: most - self.told_lines]
         self.told_lines += len(told)
         return told
+
+    def counts_first(self) -> bool:
+        """It tells what is in its repository. Returns whether it does so for the first time."""
+        known, self.has_counted = self.has_counted, True
+        return not known
 
     def take_command(self, command: CommandRun) -> CommandRun:
         """Keep a command that is sent in place of its last one, which is returned."""

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from server.jobs.kinds import repository_of, source_host
 from server.resources.selectors import is_dns_name
+from server.store.batch import plus
 from server.store.counts import BYTES, SNAPSHOTS, CountKey, CountRow, counts_at, counts_of, delete_counts, put_counts
 from server.store.tables import GOOD
 from wire.messages import CommandRun, HostSnapshots, JobCounted, JobFinished
@@ -36,13 +37,15 @@ class Added(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """A host counted. `hosts`: the counts, by the `host` of their keys; `is_whole`: whether no other host has any."""
+    """A host counted. `hosts`: the counts, by the `host` of their keys; `is_whole`: whether no other host has any;
+    `is_cut`: whether others do, whose counts it does not tell."""
 
     repository_id: str
     what: str
     hosts: Mapping[str, Counted]
     at: datetime
     is_whole: bool = False
+    is_cut: bool = False
 
 
 class Lost(NamedTuple):
@@ -51,6 +54,8 @@ class Lost(NamedTuple):
     key: CountKey
 
 
+MOST_HOSTS = 20_000
+"""Of how many hosts of a repository a cut count adds counts: twice as many as one tells. Hosts give any names."""
 Told = Added | Looked | Lost
 Counts = dict[CountKey, CountRow]
 
@@ -79,9 +84,14 @@ def told_by_end(host: str, command: CommandRun, end: JobFinished, *, per_host: b
     return found
 
 
-def told_by_count(host: str, command: CommandRun, counted: JobCounted, now: datetime, *, per_host: bool) -> list[Told]:
-    """What a job on a host counted. A count of one host alone must be of the job's own."""
-    source, at = source_host(command, host), min(counted.at, now)
+def told_by_count(
+    host: str, command: CommandRun, counted: JobCounted, now: datetime, *, per_host: bool, since: datetime | None = None
+) -> list[Told]:
+    """What a job on a host counted. A count of one host alone must be of the job's own.
+
+    `since`: when the job began, by our clock, where that is known: it counted later, whatever the host's clock says.
+    """
+    source, at = source_host(command, host), min(max(counted.at, since or counted.at), now)
     if counted.of not in {"", source}:
         return []
     only = source if per_host else counted.of
@@ -93,7 +103,7 @@ def told_by_count(host: str, command: CommandRun, counted: JobCounted, now: date
         hosts.setdefault("", Counted(0, at))
     else:
         hosts.pop("", None)
-    return [Looked(repository_of(command), SNAPSHOTS, hosts, at, is_whole)]
+    return [Looked(repository_of(command), SNAPSHOTS, hosts, at, is_whole, is_cut=not only and bool(counted.more))]
 
 
 def _by_host(counted: Iterable[HostSnapshots], at: datetime, now: datetime) -> dict[str, Counted]:
@@ -103,7 +113,7 @@ def _by_host(counted: Iterable[HostSnapshots], at: datetime, now: datetime) -> d
         name = it.host if is_dns_name(it.host) else ""
         newest = datetime.fromtimestamp(min(it.newest, now.timestamp()), UTC)
         before = found.get(name, Counted(0, at, newest))
-        found[name] = Counted(before.value + it.count, at, max(newest, before.newest or newest))
+        found[name] = Counted(plus(before.value, it.count), at, max(newest, before.newest or newest))
     return found
 
 
@@ -131,6 +141,11 @@ def _take_look(counts: Counts, look: Looked) -> None:
     if look.is_whole:
         others = [key for key in counts if key[:2] == of_repository]
         before = dict.fromkeys(others, Counted(0, look.at)) | before
+    elif look.is_cut:
+        room = MOST_HOSTS - sum(key[:2] == of_repository for key in counts)
+        new = [key for key in before if key not in counts]
+        for key in new[max(0, room) :]:
+            del before[key]
     rows = {key: _looked(_count(counts, key), it) for key, it in before.items()}
     counts |= rows
     whole = counts.get(CountKey(*of_repository, ""))
@@ -154,7 +169,7 @@ def _added(row: CountRow, it: Added) -> CountRow:
     if row.at is not None and it.at <= row.at:
         return row
     return row._replace(
-        since=row.since + it.amount,
+        since=plus(row.since, it.amount),
         first_at=min(row.first_at or it.at, it.at),
         last_at=max(row.last_at or it.at, it.at),
         made_at=_later(row.made_at, it.made_at),
@@ -203,5 +218,5 @@ def _keys(told: Iterable[Told]) -> set[CountKey]:
 
 
 def _all_of(conn: Connection, told: Iterable[Told]) -> list[CountRow]:
-    whole = {it.repository_id for it in told if isinstance(it, Looked) and it.is_whole}
+    whole = {it.repository_id for it in told if isinstance(it, Looked) and (it.is_whole or it.is_cut)}
     return counts_of(conn, whole) if whole else []

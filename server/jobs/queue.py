@@ -267,8 +267,17 @@ class JobQueue:
 
     def counted(self, conn: Connection, items: Sequence[CountedBy]) -> list[None]:
         """Hosts counted snapshots."""
+        rows = queue.rows(conn, {_job_id(it.counted.job_id) for it in items})
+        begun = {row.id: row.accepted_at or row.queued_at for row in rows}
         told = (
-            counts.told_by_count(it.host, it.command, it.counted, it.now, per_host=self._has_own(it.command))
+            counts.told_by_count(
+                it.host,
+                it.command,
+                it.counted,
+                it.now,
+                per_host=self._has_own(it.command),
+                since=begun.get(_job_id(it.counted.job_id)),
+            )
             for it in items
             if self._namespace_of(repository_of(it.command))
         )

@@ -173,9 +173,11 @@ class Reports:
             output.lines.extend(lines[: MAX_OUTPUT - len(output.lines)])
 
     def counted(self, host: str, counted: JobCounted) -> "Sequence[asyncio.Future[Any]]":
-        """An attempt counted the snapshots in its repository. Raises Unavailable."""
+        """An attempt counted the snapshots in its repository, which each does once. Raises Unavailable."""
         attempt = self._find(host, counted.job_id)
-        return [] if attempt is None else [self.count(host, attempt.command, counted)]
+        if attempt is None or not attempt.counts_first():
+            return []
+        return [self.count(host, attempt.command, counted)]
 
     def count(self, host: str, command: CommandRun, counted: JobCounted) -> "asyncio.Future[Any]":
         """Store what a job on a host counted. Raises Unavailable."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import reduce
 from heapq import nsmallest
 
 from msgspec import Struct
@@ -11,6 +12,7 @@ from server.fleet.catalog import Catalog
 from server.fleet.placement import Placement
 from server.jobs.counts import latest
 from server.resources.restic import rounded
+from server.store.batch import plus
 from server.store.counts import BYTES, SNAPSHOTS, CountRow, counts_of
 from server.store.engine import Store
 from server.store.rows import Row
@@ -92,9 +94,9 @@ def contents(rows: Iterable[CountRow], may_know: Callable[[str], bool]) -> Conte
     hosts = _of_hosts(held)
     sizes = [row for row in its if row.what == BYTES]
     size_as_of = _oldest(row.at for row in sizes)
-    size = sum(row.value + row.since for row in sizes) if size_as_of is not None else None
+    size = _total(sizes) if size_as_of is not None else None
     return Contents(
-        sum(row.value + row.since for row in held),
+        _total(held),
         max((at for row in held if (at := latest(row)) is not None), default=None),
         _oldest(row.at for row in held or snapshots),
         size,
@@ -105,12 +107,16 @@ def contents(rows: Iterable[CountRow], may_know: Callable[[str], bool]) -> Conte
     )
 
 
+def _total(rows: Iterable[CountRow]) -> int:
+    return reduce(plus, (plus(row.value, row.since) for row in rows), 0)
+
+
 def _of_hosts(rows: Iterable[CountRow]) -> list[CountRow]:
     return [row for row in rows if row.what == SNAPSHOTS and row.host and row.value + row.since]
 
 
 def _of_host(row: CountRow) -> HostContents:
-    return HostContents(row.host, row.value + row.since, latest(row), row.at)
+    return HostContents(row.host, plus(row.value, row.since), latest(row), row.at)
 
 
 def _oldest_first(row: CountRow) -> tuple[bool, datetime | None, str]:

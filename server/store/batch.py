@@ -208,9 +208,18 @@ def delete_rows(conn: sa.Connection, table: sa.Table, key: str, values: Sequence
     return [None] * len(values)
 
 
+MOST = 2**53
+"""The greatest sum that is stored of numbers that hosts tell: none of them has the store refuse what others add."""
+
+
+def plus(one: int, other: int) -> int:
+    """The sum of two numbers, MOST at most."""
+    return min(one + other, MOST)
+
+
 def adding(dialect: str, table: sa.Table, greatest: Collection[str] = ()) -> str:
-    """Insert rows of a table, or add their values to those of the rows with their keys; of the columns in `greatest`,
-    the greater value stays. The parameter has all columns, in the table's order."""
+    """Insert rows of a table, or add their values to those of the rows with their keys, up to MOST; of the columns in
+    `greatest`, the greater value stays. The parameter has all columns, in the table's order."""
     rows = Given(dialect, list(table.c)).select()
     insert = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
     put = insert.from_select([column.name for column in table.c], rows, include_defaults=False)
@@ -220,5 +229,6 @@ def adding(dialect: str, table: sa.Table, greatest: Collection[str] = ()) -> str
         if known.name in greatest:
             values[known.name] = sa.case((new > known, new), else_=known)
         elif not known.primary_key:
-            values[known.name] = known + new
+            most = sa.literal_column(str(MOST), sa.BigInteger)
+            values[known.name] = sa.case((known > most - new, most), else_=known + new)
     return prepared(dialect, put.on_conflict_do_update(index_elements=list(table.primary_key), set_=values))

@@ -46,7 +46,7 @@ def count_ends(conn: Connection, ends: Iterable[tuple[str, str, JobFinished]]) -
         for key in ((host, day, namespace), ("", day, namespace)):
             counts = found.setdefault(key, [0, 0, 0, 0])
             counts[how] += 1
-            counts[3] += end.bytes_added
+            counts[3] = batch.plus(counts[3], end.bytes_added)
     if found:
         batch.execute(conn, _adding(conn.dialect.name), ([*key, *counts] for key, counts in found.items()))
 

@@ -19,7 +19,8 @@ MOST = 500
 
 
 class JoinRow(NamedTuple):
-    """A host that joined a schedule. `has_run`: whether it has a job of it already."""
+    """A host that joined a schedule. `has_run`: whether it has a job of it already, from after it was created:
+    jobs of a host of its name that was deleted do not count."""
 
     schedule_id: str
     host: str
@@ -58,7 +59,7 @@ def are_due(conn: Connection) -> bool:
 
 _ITS = """
     WITH its AS (
-        SELECT met_hosts.schedule_id, met_hosts.host, NOT connections.drains
+        SELECT met_hosts.schedule_id, met_hosts.host, hosts.created_at, NOT connections.drains
             AND hosts.applied_version = hosts.desired_version AND hosts.applied_digest = hosts.desired_digest AS may_run
         FROM met_hosts JOIN connections ON connections.host = met_hosts.host JOIN hosts ON hosts.name = met_hosts.host
         WHERE met_hosts.due AND connections.server IS NOT NULL)
@@ -66,7 +67,8 @@ _ITS = """
 _ARE_DUE = f"{_ITS} SELECT EXISTS (SELECT 1 FROM its)"
 _DUE = f"""{_ITS}
     SELECT schedule_id, host, EXISTS (
-        SELECT 1 FROM jobs WHERE jobs.scheduled_id = its.schedule_id AND jobs.host = its.host)
+        SELECT 1 FROM jobs WHERE jobs.scheduled_id = its.schedule_id AND jobs.host = its.host
+            AND jobs.created_at >= its.created_at)
     FROM its WHERE may_run ORDER BY host, schedule_id LIMIT {MOST}
 """
 

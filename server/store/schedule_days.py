@@ -56,8 +56,8 @@ def count_schedule_ends(conn: Connection, ends: Iterable[EndOf]) -> None:
         seconds = 0 if end.started_at is None else max(0, int((end.finished_at - end.started_at).total_seconds()))
         counts["seconds"] += seconds
         counts["longest"] = max(counts["longest"], seconds)
-        counts["bytes_processed"] += end.bytes_processed
-        counts["bytes_added"] += end.bytes_added
+        counts["bytes_processed"] = batch.plus(counts["bytes_processed"], end.bytes_processed)
+        counts["bytes_added"] = batch.plus(counts["bytes_added"], end.bytes_added)
     if found:
         rows = ([*key, *(counts[name] for name in _VALUES)] for key, counts in found.items())
         batch.execute(conn, _adding(conn.dialect.name), rows)

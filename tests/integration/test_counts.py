@@ -15,15 +15,16 @@ import pytest
 from agent.restic.runner import Runner
 from server.app import Running
 from server.jobs import arguments as commands
-from server.jobs.counts import Counts, taken, told_by_count, told_by_end
+from server.jobs.counts import Counts, note, taken, told_by_count, told_by_end
 from server.observe.contents import Contents, contents
 from server.resources.manifests import parse_schedule
-from server.store import counts
+from server.store import batch, counts, days, schedule_days
 from server.store.engine import Store
 from tests.conftest import NewRepository
+from tests.integration.clock import due as due_at
 from tests.integration.conftest import SQLITE, Connect, Declare, Until
 from tests.restics import Program, programs
-from wire.messages import CommandRun, JobCounted, JobReport, Repository
+from wire.messages import CommandRun, HostSnapshots, JobCounted, JobFinished, JobReport, Repository
 
 pytestmark = pytest.mark.anyio
 
@@ -219,6 +220,47 @@ async def test_each_job_of_a_host_is_counted_and_what_it_counts_replaces_that(
         assert [it["count"] for it in one] == [2]
         await put_repository(api, "/backup/elsewhere")
         assert await status(api) is None
+
+
+async def test_no_number_that_a_host_tells_keeps_the_ends_of_others_from_the_store(db: Store) -> None:
+    """Sums of what hosts tell end at a limit, in one transaction and over many: here beyond what a column holds."""
+    at = datetime(2026, 3, 1, tzinfo=UTC)
+    most = JobFinished("j", "succeeded", at, at, snapshot_id="ab", bytes_processed=2**53, bytes_added=2**53)
+    command = CommandRun("j", "backup", [], "r")
+
+    def end(conn: Any, items: Any) -> Any:
+        ends = [most for _ in range(1_500)]
+        days.count_ends(conn, (("a", "ns", it) for it in ends))
+        schedule_days.count_schedule_ends(conn, (schedule_days.EndOf("r", "s", it) for it in ends))
+        told = [it for end in ends for it in told_by_end("a", command, end, per_host=False)]
+        note(conn, [told_by_count("a", command, said, at, per_host=False)[0], *told])
+        return [None] * len(items)
+
+    said = JobCounted("j", at, [HostSnapshots(f"NO HOST {number}", 2**53, 0) for number in range(1_500)])
+    for _ in range(2):
+        await db.write(end, None)
+    [day] = await db.read(days.by_day, at.date(), "")
+    [past] = await db.read(schedule_days.days_of_repository, "r", at.date())
+    assert (day.succeeded, day.bytes_added, past.bytes_added, past.bytes_processed) == (3_000, *[batch.MOST] * 3)
+    known = {it[:3]: it for it in await db.read(counts.counts_of, ["r"])}
+    assert known["r", counts.SNAPSHOTS, ""].value == known["r", counts.BYTES, ""].since == batch.MOST
+
+
+async def test_a_job_counts_once(
+    api: httpx.AsyncClient, declare: Declare, connect: Connect, until: Until, server: Running
+) -> None:
+    await put_repository(api)
+    id_ = await declare("etc", cron="@hourly")
+    async with connect("node-1", capabilities=["backup"]) as agent:
+        await agent.follow()
+        job = await agent.fires(id_, due_at(hour=0))
+        await agent.say("job.accepted", job_id=job)
+        for number in range(3):
+            now = server.parts.services.clock().isoformat()
+            await agent.say("job.counted", job_id=job, at=now, hosts=[["node-1", 5 + number, 0]])
+        await agent.say("job.finished", job_id=job, status="failed", finished_at=now)
+        assert (await agent.hears("job.confirmed"))["job_id"] == job
+    assert (await status(api))["count"] == 5
 
 
 @BOTH

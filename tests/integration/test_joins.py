@@ -129,3 +129,18 @@ async def test_it_waits_for_its_window_and_a_disabled_schedule_runs_on_nobody(
         await looked(server, until)
     (job,) = await jobs(api)
     assert (job["actor_id"], job["waits_for"]) == ("ns/etc", f"its window, which opens at {opens:%Y-%m-%dT%H:%M:00Z}")
+
+
+@BOTH
+async def test_a_host_that_is_deleted_and_created_again_runs_it_again(
+    server: Running, api: httpx.AsyncClient, declare: Declare, connect: Connect, until: Until
+) -> None:
+    await declare(hostSelector=GROUP, runOnJoin=True)
+    for _ in range(2):
+        await label(api, "a")
+        async with connect("node-1") as agent:
+            await agent.follow()
+            await ends(agent, (await agent.hears("command.run"))["job_id"])
+            await looked(server, until)
+        (await api.delete("/hosts/node-1")).raise_for_status()
+    assert [it["actor_kind"] for it in await jobs(api)] == ["join", "join"]

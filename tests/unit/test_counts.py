@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 
 from agent.restic import counts as agent
 from agent.restic.output import remaining_bytes
-from server.jobs.counts import Added, Counted, Counts, Looked, Lost, Told, latest, taken, told_by_count, told_by_end
+from server.jobs.counts import (
+    MOST_HOSTS,
+    Added,
+    Counted,
+    Counts,
+    Looked,
+    Lost,
+    Told,
+    latest,
+    taken,
+    told_by_count,
+    told_by_end,
+)
 from server.observe.contents import MAX_HOSTS, contents
 from server.resources.restic import rounded
 from server.store.counts import BYTES, SNAPSHOTS, CountKey, CountRow
@@ -207,6 +219,33 @@ def test_a_clock_that_is_ahead_makes_no_count_of_the_future() -> None:
     (look,) = told_by_count("a", command("check"), said, at(9), per_host=False)
     assert isinstance(look, Looked)
     assert (look.at, look.hosts["a"]) == (at(9), Counted(1, at(9), at(9)))
+
+
+def test_a_clock_that_is_behind_makes_no_count_of_before_the_job_began() -> None:
+    (look,) = told_by_count("a", command("check"), counted(("a", 3)), at(9), per_host=False, since=at(5))
+    assert isinstance(look, Looked)
+    assert look.at == at(5)
+    known = taken({}, [Added(key("b"), 1, at(4), at(4)), Looked("r", SNAPSHOTS, {"b": Counted(1, look.at)}, look.at)])
+    assert total(known, "b") == 1  # which would be 2 if it counted as of its own clock
+
+
+def test_hosts_of_any_name_and_number_that_a_host_tells_of_have_a_bound() -> None:
+    most = [(f"NOT A HOST {number}", 2**53) for number in range(2_000)]
+    known: Counts = {}
+    for number in range(30):
+        names = [(f"n{number}-{it}", 2**53) for it in range(1_000)]
+        said = counted(("a", number), *most, *names, more=1)
+        said = msgspec.structs.replace(said, at=at(2 + number))
+        known = taken(known, told_by_count("a", command("check"), said, at(99), per_host=False))
+    assert len(known) == MOST_HOSTS
+    assert total(known, "a") == 29  # one that is known is counted on
+    known = taken(known, [Added(key("new"), 1, at(50), at(50))])
+    assert total(known, "new") == 1
+    found = contents(known.values(), lambda _: True)
+    assert found.count == 2**53
+    whole = msgspec.structs.replace(counted(*most), at=at(60))
+    known = taken(known, told_by_count("a", command("check"), whole, at(99), per_host=False))
+    assert {it.host: known[it].value for it in known} == {"": 2**53}
 
 
 # What an agent counts.
