@@ -406,9 +406,8 @@ _OF_HOSTS = f"""
 
 _IN_LANES = f"""
     SELECT jobs.* FROM jobs
-    WHERE (jobs.host, jobs.id) > (:host, :after) AND (
-        {_OPEN} AND jobs.lane >= :first AND jobs.lane < :last
-        OR {_OPEN} AND jobs.from_lane <> '' AND jobs.from_lane >= :first AND jobs.from_lane < :last)
+    WHERE {_OPEN} AND (jobs.host, jobs.id) > (:host, :after) AND (
+        jobs.lane >= :first AND jobs.lane < :last OR jobs.from_lane >= :first AND jobs.from_lane < :last)
     ORDER BY jobs.host, jobs.id LIMIT :most
 """
 

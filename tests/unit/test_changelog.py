@@ -128,7 +128,7 @@ class Server:
         if release != "this":
             catalog: Any = self.parts.catalog
             place = catalog.place
-            catalog.place = lambda row, of: place(row._replace(spec={**row.spec, "cron": "@daily"}), of)
+            catalog.place = lambda row, *of: place(row._replace(spec={**row.spec, "cron": "@daily"}), *of)
 
     async def start(self) -> "Server":
         await self.parts.loader.load(cast(Store, self.store), Vault([VAULT_KEY]))
