@@ -35,7 +35,7 @@ def run(access: Access, schedule: str, hosts: Sequence[str]) -> None:
 def resume(access: Access, schedule: str) -> None:
     """Have a paused schedule go on."""
     name, client = full_name(schedule, access.namespace or "default"), Client(access)
-    paused = client.request("GET", f"/schedules/{name}")["status"]["paused"]
+    paused = client.request("GET", f"/schedules/{name}")["status"].get("paused")
     client.request("POST", f"/schedules/{name}/resume")
     say(f"{name} goes on, and what waited begins" if paused else f"{name} was not paused")
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 
 from controller.client import Client, ControllerError
 from controller.cluster.cache import ONE_SHOT, Cache, is_active, resource_of
-from controller.cluster.conditions import NotFoundError, is_conclusive
+from controller.cluster.conditions import NotFoundError
 from controller.cluster.credentials import newline_note, read_credentials
 from controller.cluster.kube import Kube, Object
 from controller.cluster.results import Result, Results, version_of
@@ -41,8 +41,8 @@ class Syncer:
         result = await self._sync(key, body, again=look is not None)
         result = result and result._replace(done=[] if look is None else [look])
         resume = None if body is None else self._results.open_request(key, body, RESUME_REQUESTED)
-        if resume is None or result is None or not is_conclusive(result.error):
-            return result
+        if resume is None or result is None or result.error is not None:
+            return result  # what it was before is what failed
         error = await _error_of(self._resume(key))
         return result._replace(done=[*result.done, resume]) if error is None else result._replace(error=error)
 

@@ -597,6 +597,17 @@ async def test_a_paused_schedule_goes_on_when_an_annotation_requests_it(
             await until(lambda: resumed() == value)  # noqa: B023
             assert "Paused" not in kubectl.conditions("Schedule", "etc")
             assert (await known(rest, "/schedules/ns/etc"))["status"]["paused"] is None
+        await pause()
+        await kubectl.patch("Schedule", "etc", spec={"cron": "mended"})  # which the server refuses
+        asked = {"annotations": {"lamplighter.dev/resume-requested-at": "3"}}
+        await kubectl.patch("Schedule", "etc", "ns", metadata=asked)
+        await request_look(kubectl, "Schedule", "etc", "3")
+        await until(lambda: handled(kubectl, "Schedule", "etc") == "3")
+        assert resumed() == "2"
+        assert (await known(rest, "/schedules/ns/etc"))["status"]["paused"] is not None
+        await kubectl.patch("Schedule", "etc", spec={"cron": "0 3 * * *"})
+        await until(lambda: resumed() == "3")
+        assert (await known(rest, "/schedules/ns/etc"))["status"]["paused"] is None
 
 
 async def test_a_requested_look_stays_open_while_the_server_is_away(kubectl: Kubectl, tmp_path: Path) -> None:
