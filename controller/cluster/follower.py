@@ -257,9 +257,10 @@ class ClusterFollower:
         now = self._clock()
         keys, next_at = expired(self._cache.objects, now)
         self._expired = {key: self._cache.objects[key] for key in keys}
-        # One whose deletion failed waits for its retry, and one that was refused for the next comparison: any change
-        # leads here.
-        self._deletions.add(key for key in keys if key not in self._undeletable and not self._deletions.failures(key))
+        # One whose deletion is under way or failed waits for that or for its retry, and one that was refused for the
+        # next comparison: any change leads here.
+        waits = self._deletions
+        waits.add(it for it in keys if not (it in self._undeletable or it in waits or waits.failures(it)))
         if next_at is not None:
             self._chores.add_after("find expired", (next_at - now).total_seconds())
 
