@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 class Replicas:
     """The servers of a world, what is declared to them in the order of the log, and notifications, which may be late.
 
-    `leader`: who has the lock; it may stand still. `silent`: how many notifications are lost.
+    `leader`: who has the lock; it may stand still. `led_since`: when it took that. `silent`: how many notifications
+    are lost.
     """
 
     def __init__(self, world: "World", servers: list[Replica]) -> None:
         self.world, self.servers = world, servers
         self.leader: Replica | None = None
+        self.led_since = world.now
         self.declared_state = Placement()
         self.silent = world.rng.choice((0.0, 0.05, 0.5))
         self.fails_at_commit = world.rng.choice((0.0, 0.002))
@@ -45,6 +47,7 @@ class Replicas:
             self.world.at(self.world.now + 2 * SECOND, self._elect)
             return
         self.leader = leader = self.world.rng.choice(able)
+        self.led_since = self.world.now
         self.world.tell(leader.name, "leads")
         leader.dispatcher.lead()
         self.look_behind()
@@ -165,7 +168,8 @@ class Replicas:
 
     def _audited(self, unsent: set[tuple[str, str]], not_there: set[tuple[str, str]], since: datetime) -> None:
         world, db = self.world, self.world.db
-        if self.leader is not None and not self.leader.paused and not db.is_down:
+        had_time = world.now - self.led_since > 2 * DEAD_S * SECOND  # to find who died before
+        if self.leader is not None and not self.leader.paused and not db.is_down and had_time:
             for host, id_ in not_there & self._not_there():
                 world.wrongs.append(f"{host} has been known at {id_} since {since}, and is not there")
         for agent in world.agents:
