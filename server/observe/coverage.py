@@ -134,8 +134,11 @@ class CoverageReader:
         return found
 
     async def pauses(self) -> dict[str, Pause]:
-        """The schedules that are paused, by id."""
-        return await self._store.read(rollouts.pauses)
+        """The schedules that are paused, by id. One of which another server stored that, while it was changed to pause
+        no more, is not."""
+        found, schedules = await self._store.read(rollouts.pauses), self._placement.schedules
+        may = {it.id for it in schedules.values() if it.spec.rollout and it.spec.rollout.pauses_after is not None}
+        return {schedule_id: pause for schedule_id, pause in found.items() if schedule_id in may} if found else {}
 
     async def hanging(self, now: datetime) -> dict[str, set[str]]:
         """By id of a schedule, the hosts on which a job of it hangs."""

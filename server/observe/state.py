@@ -19,7 +19,7 @@ from server.jobs.outcomes import Health
 from server.observe.controllers import Controllers
 from server.observe.coverage import CoverageReader
 from server.observe.problems import problems_of_repository
-from server.resources.manifests import is_enabled
+from server.resources.manifests import is_enabled, may_pause
 from server.store import alerts, queue, rollouts
 from server.store.engine import Store, StoreClosedError
 
@@ -112,7 +112,8 @@ class StateCollector(Collector):
             about = "1 for each Schedule that is paused, since it failed on too many hosts."
             family = GaugeMetricFamily("lamplighter_schedule_paused", about, labels=["namespace", "schedule"])
             paused = self._store.read_blocking(rollouts.pauses)
-            for row in islice((it for it in list(self._catalog.schedules.values()) if it.id in paused), MAX_SERIES):
+            its = (it for it in list(self._catalog.schedules.values()) if it.id in paused and may_pause(it.spec))
+            for row in islice(its, MAX_SERIES):
                 family.add_metric([row.namespace, row.name], 1)
             yield family
 

@@ -13,6 +13,7 @@ import pytest
 
 from server.api.operations import OPERATIONS
 from server.app import Running
+from server.store import rollouts
 from tests.integration.clock import Clock
 from tests.integration.conftest import Agent, Connect, Declare, Until
 
@@ -152,3 +153,18 @@ async def test_only_who_may_run_a_schedule_may_resume_it(api: httpx.AsyncClient,
     needed = [it.needs for it in OPERATIONS if it.path.endswith(("/run", "/resume"))]
     assert [it and (it.verbs, it.resources) for it in needed] == [("create", "runs")] * 2
     assert (await api.post("/schedules/ns/other/resume")).status_code == 404
+
+
+@pytest.mark.parametrize(("rollout", "series"), [({"failurePolicy": "Pause"}, 1), (None, 0)])
+async def test_only_a_schedule_that_may_pause_is_said_to_be_paused(
+    server: Running, api: httpx.AsyncClient, declare: Declare, clock: Clock, rollout: Any, series: int
+) -> None:
+    """Another server may store a pause while it does not know yet that the Schedule was changed to pause no more."""
+    id_ = await declare("etc", **({"rollout": rollout} if rollout else {}))
+    pause = rollouts.pause
+    await server.parts.services.store.write(lambda conn, ids: [pause(conn, it, clock(), ["a"]) for it in ids], id_)
+    status = (await api.get("/schedules/ns/etc")).json()["status"]
+    assert (status["paused"] is not None) is bool(series)
+    assert ("Paused" in {it["reason"] for it in status["problems"]}) is bool(series)
+    of = "lamplighter_schedule_paused", {"namespace": "ns", "schedule": "etc"}
+    assert (await asyncio.to_thread(server.parts.registry.get_sample_value, *of) or 0) == series
