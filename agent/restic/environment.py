@@ -137,10 +137,10 @@ def copy_environment(
             "as rest:, for one of them"
         )
     for it in (repository, source):
-        if it.password != it.password.strip():
+        if it.password != it.password.strip().removeprefix("\ufeff"):
             raise RepositoryError(
-                f"repository {it.name}: its password begins or ends with a space, which restic leaves out of a "
-                "password in a file: copy with another key, which `restic key add` makes"
+                f"repository {it.name}: its password begins or ends with a space, or begins with a byte order mark, "
+                "which restic leaves out of a password in a file: copy with another key, which `restic key add` makes"
             )
     password, from_password = files
     general = {name: value for name, value in repository.env.items() if not name.startswith(_OF_BACKENDS)}

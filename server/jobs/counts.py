@@ -72,13 +72,13 @@ def told_by_end(host: str, command: CommandRun, end: JobFinished, *, per_host: b
     found: list[Told] = []
     if end.created and command.kind == "backup":
         found.append(Looked(repository, BYTES, {size.host: Counted(0, began)}, began))
+    if command.kind == "copy" and end.started_at is not None:
+        found.append(Lost(size))  # one that was stopped may have copied much
     if end.status not in GOOD:
         return found
     if command.kind == "backup" and end.snapshot_id:
         found.append(Added(CountKey(repository, SNAPSHOTS, source), 1, at, began))
         found.append(Added(size, end.bytes_stored or end.bytes_added, at))
-    if command.kind == "copy":
-        found.append(Lost(size))
     if end.repository_bytes is not None:
         found.append(Looked(repository, BYTES, {size.host: Counted(end.repository_bytes, at)}, at))
     return found

@@ -169,8 +169,9 @@ async def test_what_restic_could_not_do_for_both_is_told_before_it_starts(host: 
     host.copied = Repository("r2", "ns/far", "b2:far", OTHER, {**keys, "B2_ACCOUNT_KEY": "b"})
     end = await host.copy()
     assert "repositories ns/far and ns/main need different values of B2_ACCOUNT_KEY" in end.error
-    host.source, host.copied = main, Repository("r2", "ns/far", far.url, OTHER + " ")
-    assert "ns/far: its password begins or ends with a space" in (await host.copy()).error
+    for password in (OTHER + " ", "\ufeff" + OTHER):
+        host.source, host.copied = main, Repository("r2", "ns/far", far.url, password)
+        assert "ns/far: its password begins or ends with a space, or begins" in (await host.copy()).error
 
 
 async def test_a_folder_that_is_not_granted_is_neither_read_nor_written(host: Host) -> None:

@@ -160,6 +160,7 @@ def ended(**more: Any) -> JobFinished:
         ("prune", {"repository_bytes": 77, "status": "failed"}, {}),
         ("forget", {}, {}),
         ("copy", {}, {"?bytes/": None}),
+        ("copy", {"status": "cancelled"}, {"?bytes/": None}),
     ],
 )
 def test_the_end_of_a_job_tells_what_it_added_or_counted(
