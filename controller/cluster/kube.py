@@ -121,11 +121,17 @@ class Kube:
             raise
 
     async def watch(self, kind: str, namespace: str, name: str, seconds: int) -> AsyncIterator[Object]:
-        """The events of one object for so many seconds, of it the metadata alone. The first one is of it as it is now.
+        """The events of one object for so many seconds, of it the metadata alone. The first is of it as it was lately.
 
-        The right to watch this one object by its name is enough.
+        The right to watch this one object by its name is enough. The watch begins with what the API server's cache has,
+        because a server whose cache is behind, as where only other kinds changed, may refuse to begin with the newest.
         """
-        params = {"watch": "true", "fieldSelector": f"metadata.name={name}", "timeoutSeconds": str(seconds)}
+        params = {
+            "watch": "true",
+            "fieldSelector": f"metadata.name={name}",
+            "resourceVersion": "0",
+            "timeoutSeconds": str(seconds),
+        }
         path, timeout = KINDS[kind].path(namespace), httpx.Timeout(TIMEOUT_S, read=seconds + TIMEOUT_S)
         headers = {**self._headers, "Accept": _METADATA_ALONE}
         try:

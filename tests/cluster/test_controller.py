@@ -338,6 +338,12 @@ async def test_a_changed_secret_reaches_the_server_where_rbac_lets_it_be_watched
         for generation, password in ((2, b"another"), (3, b"a third")):
             kubectl.patch("Secret", "hush", {"data": {"password": base64.b64encode(password).decode()}})
             await until(lambda generation=generation: _has_generation(rest, kubectl.namespace, generation))
+        if watched:
+            later = {"metadata": {"labels": {"a": "b"}}}  # of which the cache of Secrets hears nothing
+            kubectl.patch("Repository", "main", later)
+            async with Kube(login) as kube:
+                events = [it["type"] async for it in kube.watch("Secret", kubectl.namespace, "hush", 1)]
+            assert events[:1] == ["ADDED"]
         kubectl.delete("Secret", "hush")
         await until(lambda: kubectl.ready("Repository", "main") == ("False", "SecretNotFound"))
         async with Kube(login) as kube:

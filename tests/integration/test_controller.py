@@ -148,7 +148,10 @@ class Api(KubernetesEmulator):
                 yield change
 
     async def _serve_watch_of_one(self, request: Request) -> AsyncIterator[Any]:
-        """The watch of one object, which begins with the object as it is."""
+        """The watch of one object, which begins with the object as it is, if it may come from the cache."""
+        if request.params.get("resourceVersion") != "0":
+            yield {"type": "ERROR", "object": {"message": "Timeout: Too large resource version: 2, current: 1"}}
+            return
         self._watched += 1
         self.most_watched = max(self.most_watched, self._watched)
         name, version = request.params["fieldSelector"].removeprefix("metadata.name="), next(self._versions)
