@@ -255,9 +255,13 @@ class JobQueue:
         """Store the ends of open jobs, and count those of Schedules' jobs, and what all left in their repositories."""
         jobs_finished(conn, [[end for _, end in ends]])
         commands = [(row, _command.decode(row.command), end) for row, end in ends]
-        its = [(row, repository_of(command), end) for row, command, end in commands if row.scheduled_id]
-        count_ends(conn, ((row.host, self._namespace_of(repository), end) for row, repository, end in its))
-        count_schedule_ends(conn, (EndOf(repository, row.scheduled_id or "", end) for row, repository, end in its))
+        its = [
+            (row.host, EndOf(repository_of(command), row.scheduled_id, end, command.kind == "backup"))
+            for row, command, end in commands
+            if row.scheduled_id
+        ]
+        count_ends(conn, ((host, self._namespace_of(it.repository_id), it.end) for host, it in its))
+        count_schedule_ends(conn, (it for _, it in its))
         told = (
             counts.told_by_end(row.host, command, end, per_host=self._has_own(command))
             for row, command, end in commands

@@ -19,17 +19,18 @@ _VALUES = [column.name for column in SCHEDULE_DAYS.c if not column.primary_key]
 
 
 class EndOf(NamedTuple):
-    """The end of a schedule's job, and the id of the repository that it used."""
+    """The end of a schedule's job, the id of the repository that it used, and whether it was a backup."""
 
     repository_id: str
     schedule_id: str
     end: JobFinished
+    is_backup: bool
 
 
 class PastDay(Struct, frozen=True):
     """How jobs of Schedules that ended on a day (UTC) went.
 
-    `failed`: those with any end but `succeeded` and `warning`. `backups`: those that made a snapshot. `seconds`: how
+    `failed`: those with any end but `succeeded` and `warning`. `backups`: backups that made a snapshot. `seconds`: how
     long all took together; `longest`: how long the longest took. `bytes_processed`: of the files; `bytes_added`: to the
     repository.
     """
@@ -48,11 +49,11 @@ class PastDay(Struct, frozen=True):
 def count_schedule_ends(conn: Connection, ends: Iterable[EndOf]) -> None:
     """Count the ends of schedules' jobs. Each end must be counted once."""
     found: dict[tuple[str, str, str], dict[str, int]] = {}
-    for repository, schedule, end in ends:
+    for repository, schedule, end, is_backup in ends:
         key = (repository, end.finished_at.date().isoformat(), schedule)
         counts, is_good = found.setdefault(key, dict.fromkeys(_VALUES, 0)), end.status in GOOD
         counts["succeeded" if end.status == "succeeded" else "warned" if is_good else "failed"] += 1
-        counts["backups"] += is_good and bool(end.snapshot_id) and end.bytes_processed > 0
+        counts["backups"] += is_backup and is_good and bool(end.snapshot_id) and end.bytes_processed > 0
         seconds = 0 if end.started_at is None else max(0, int((end.finished_at - end.started_at).total_seconds()))
         counts["seconds"] += seconds
         counts["longest"] = max(counts["longest"], seconds)

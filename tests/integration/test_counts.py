@@ -231,7 +231,7 @@ async def test_no_number_that_a_host_tells_keeps_the_ends_of_others_from_the_sto
     def end(conn: Any, items: Any) -> Any:
         ends = [most for _ in range(1_500)]
         days.count_ends(conn, (("a", "ns", it) for it in ends))
-        schedule_days.count_schedule_ends(conn, (schedule_days.EndOf("r", "s", it) for it in ends))
+        schedule_days.count_schedule_ends(conn, (schedule_days.EndOf("r", "s", it, True) for it in ends))
         told = [it for end in ends for it in told_by_end("a", command, end, per_host=False)]
         note(conn, [told_by_count("a", command, said, at, per_host=False)[0], *told])
         return [None] * len(items)

@@ -153,11 +153,19 @@ async def test_the_days_of_a_schedule_and_of_its_repository_are_counted_as_jobs_
     api: httpx.AsyncClient, declare: Declare, connect: Connect, clock: Clock
 ) -> None:
     first, second = await declare("etc"), await declare("home")
+    proof = {"kind": "verify", "cron": "0 2 * * *", "repositoryRef": {"name": "main"}}
+    third = (await api.put("/schedules/ns/proof", json={"spec": proof})).json()["metadata"]["uid"]
     good = {"status": "succeeded", "snapshot_id": "ab" * 4, "bytes_processed": 500, "bytes_added": 100}
     async with connect() as agent:
         await agent.follow()
         bad = {"status": "failed"}
-        ends: list[tuple[str, dict[str, Any]]] = [(first, good), (first, good), (first, bad), (second, good)]
+        ends: list[tuple[str, dict[str, Any]]] = [
+            (first, good),
+            (first, good),
+            (first, bad),
+            (second, good),
+            (third, good),
+        ]
         for days, (uid, end) in enumerate(ends):
             job_id = await agent.fires(uid, due(days))
             clock.reach(datetime.fromisoformat(due(days, minute=1)))
@@ -171,10 +179,11 @@ async def test_the_days_of_a_schedule_and_of_its_repository_are_counted_as_jobs_
     expected = {"day": due()[:10], "succeeded": 1, "warned": 0, "failed": 0, "backups": 1}
     assert days_of_schedule[0] == {**expected, "bytes_processed": 500, "bytes_added": 100}
     assert (days_of_schedule[2]["failed"], days_of_schedule[2]["backups"]) == (1, 0)
-    of_repository = (await read(api, "/repositories/ns/main/history", days=2))["items"]
+    of_repository = (await read(api, "/repositories/ns/main/history", days=3))["items"]
     assert [(it["day"], it["backups"], it["bytes_added"]) for it in of_repository] == [
         (due(2)[:10], 0, 0),
         (due(3)[:10], 1, 100),
+        (due(4)[:10], 0, 100),
     ]
     assert (await api.get("/schedules/ns/etc/history?days=91")).status_code == 400
 
