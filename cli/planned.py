@@ -138,7 +138,8 @@ def _schedule_lines(it: Object) -> list[str]:
         lines.append(f"runs in a day{spread}: {due['before']} → {due['after']} ({'; '.join(moves)})")
     if (joining := it.get("joining")) and joining["count"]:  # earlier servers do not say it
         count = joining["count"]
-        lines.append(f"would run at once on {count} {'host' if count == 1 else 'hosts'} that join: {_some(joining)}")
+        who = "1 host that joins" if count == 1 else f"{count} hosts that join"
+        lines.append(f"would run at once on {who}: {_some(joining)}")
     for name, become in (("made_up", "made up for"), ("dropped", "lost")):
         if it[name]["count"]:
             lines.append(f"missed runs that would be {become}: {_runs(it[name])}")

@@ -86,7 +86,7 @@ BAD_SCHEDULES = [
     _backup("spec.crons[0]", "use one of @hourly, @daily", "rule", cron=..., crons=["@every 15m"]),
     _backup("spec.crons[0]", "replace tabs, line breaks and the like", "rule", cron=..., crons=["0\t2 * * *"]),
     _backup("spec.crons[1]", "ends before it begins", "server", cron=..., crons=["@daily", "0 22-2 * * *"]),
-    _backup("spec.cron", "must be a string, not a number (5)", "schema", cron=5),
+    _backup("spec.cron", "must be a string, not a number (5): put it in quotes", "schema", cron=5),
     _backup("spec.cron", "must not be empty", "schema", cron=""),
     _backup("spec.cron", "must be at most 256 characters long, not 400", "schema", cron="* " * 200),
     *(
@@ -231,7 +231,7 @@ BAD_SCHEDULES = [
         for it in ("36", "1h1d", "-1h", "1.5h", "PT1H", "2 d", "1H", "5h\n")
     ),
     _backup("spec.successWithin", "must be longer than nothing", "rule", successWithin="0h"),
-    _backup("spec.successWithin", "must be a string, not a number (36)", "schema", successWithin=36),
+    _backup("spec.successWithin", "must be a string, not a number (36): put it in quotes", "schema", successWithin=36),
     _backup("spec.retry.limit", "must be a whole number, not a boolean (True)", "schema", retry={"limit": True}),
     *(
         _backup(

@@ -148,7 +148,8 @@ async def check_restore(job: Job, wanted: Verify, rng: random.Random) -> None:
         links.check()
     snapshot, files = sample.snapshot, sample.picked()
     if snapshot is None:
-        raise SnapshotError("there is no snapshot of this host: run a Schedule of kind backup first")
+        remedy = "run a Schedule of kind backup, or copy, into this Repository first"
+        raise SnapshotError(f"there is no snapshot of this host: {remedy}")
     if not files:
         problem = f"snapshot {snapshot.id[:8]} holds no file of at most {wanted.max_bytes} bytes"
         raise SnapshotError(f"{problem}: raise spec.verify.maxBytes, or check what is backed up")

@@ -92,7 +92,7 @@ def parse(path: Path, text: str) -> Parsed:
             document = Document(str(path), line, number, content)
             number += 1
             if isinstance(content, dict) and str(content.get("kind") or "Secret") not in API_VERSIONS:
-                unread.append(document.mistake("kind", f"{content['kind']} is not read: {_KINDS} are"))
+                unread.append(document.mistake("kind", _unread(content["kind"])))
             elif content is not None:
                 mistakes += _mistakes(document)
                 found.append(document)
@@ -104,6 +104,15 @@ def parse(path: Path, text: str) -> Parsed:
 
 
 _KINDS = "Schedule, Repository, Alert, Host and Secret"
+_COMMANDS = {"Run": "run", "Restore": "restore"}
+"""What does here what an object of the kind does in a cluster."""
+
+
+def _unread(kind: object) -> str:
+    """Why a document of a kind is left out."""
+    command = _COMMANDS.get(str(kind))
+    instead = f"; use `lamplighter {command}` instead" if command else ""
+    return f"{kind} is not read: {_KINDS} are{instead}"
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]

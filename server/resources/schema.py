@@ -171,7 +171,8 @@ def _required(validator: Validator, names: Sequence[str], value: Any, node: Node
 def _type(validator: Validator, name: str, value: Any, node: Node) -> Iterator[ValidationError]:
     """Validate the type of a value. A string must fit in every database and on every command line."""
     if not validator.is_type(value, name):
-        yield ValidationError(f"must be {_TYPES[name]}, not {_in_words(value)}")
+        remedy = ": put it in quotes" if name == "string" and isinstance(value, int | float) else ""  # such as 22:00
+        yield ValidationError(f"must be {_TYPES[name]}, not {_in_words(value)}{remedy}")
     elif isinstance(value, str) and not is_plain(value):
         yield ValidationError("contains a NUL or half a character (a lone surrogate): remove it")
 

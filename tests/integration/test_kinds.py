@@ -313,7 +313,7 @@ async def test_where_there_is_nothing_to_verify_it_fails_with_the_remedy(
     backup(repository, folder, host="node-2")
     end = await runner.run(command("verify"), repository, Told())
     assert (end.status, end.reason) == ("failed", "NoSnapshot")
-    assert "run a Schedule of kind backup first" in end.error
+    assert "run a Schedule of kind backup, or copy, into this Repository first" in end.error
     backup(repository, folder)
     end = await runner.run(command("verify", verify={"maxBytes": "10"}), repository, Told())
     assert "raise spec.verify.maxBytes" in end.error

@@ -66,6 +66,11 @@ def test_other_kinds_are_left_unread_with_a_warning() -> None:
     )
 
 
+def test_a_run_in_a_folder_is_left_unread_and_the_command_is_named() -> None:
+    (warning,) = reading(a="kind: Run\nmetadata: {name: x}").warnings
+    assert warning.detail.endswith("Host and Secret are; use `lamplighter run` instead")
+
+
 def test_what_looks_like_a_date_stays_text_as_it_does_for_kubectl() -> None:
     found = reading(a=repository("{url: /b, since: 2026-01-01}"))
     assert found.declared.resources[MAIN].spec["since"] == "2026-01-01"
