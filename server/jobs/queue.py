@@ -778,15 +778,18 @@ class JobQueue:
     def _run_joins(self, conn: Connection, now: datetime) -> Outcome:
         """Have hosts that joined a Schedule with runOnJoin run it once, now that they hold it."""
         jobs: list[NewJob] = []
-        ran: list[Pair] = []
-        for schedule_id, host, has_run in joins.due(conn):
-            if (schedule := self._schedule_of(host, schedule_id)) is None:
-                continue  # another server made the change, which is not in force here yet
-            ran.append((schedule_id, host))
-            if schedule.spec.enabled and not has_run:
-                id_, actor = lasting_job_id("join", schedule_id, host, now.isoformat()), ("join", schedule.name)
-                jobs.append(fires.new_job(schedule, host, id_, None, now, actor, self._backups_into))
-        joins.ran(conn, ran)
+        passed = 0
+        while len(jobs) < joins.MOST and (some := joins.due(conn, passed)):
+            ran: list[Pair] = []
+            for schedule_id, host, has_run in some:
+                if (schedule := self._schedule_of(host, schedule_id)) is None:
+                    continue  # a change that is not in force here yet, or a host that its namespace may not have now
+                ran.append((schedule_id, host))
+                if schedule.spec.enabled and not has_run:
+                    id_, actor = lasting_job_id("join", schedule_id, host, now.isoformat()), ("join", schedule.name)
+                    jobs.append(fires.new_job(schedule, host, id_, None, now, actor, self._backups_into))
+            joins.ran(conn, ran)
+            passed += len(some) - len(ran)
         if not jobs:
             return Outcome()
         (recorded,) = self._record(conn, [Recording(jobs, now)])

@@ -45,11 +45,11 @@ def ran(conn: Connection, pairs: Sequence[Pair]) -> None:
         batch.execute(conn, _ran(conn.dialect.name), pairs)
 
 
-def due(conn: Connection) -> list[JoinRow]:
-    """Connected hosts that are due and hold what is declared for them, MOST at most."""
-    return [
-        JoinRow(schedule_id, host, bool(has_run)) for schedule_id, host, has_run in conn.exec_driver_sql(_DUE, {}).all()
-    ]
+def due(conn: Connection, passed: int = 0) -> list[JoinRow]:
+    """Connected hosts that are due and hold what is declared for them, MOST at most. `passed`: how many to leave out,
+    the first in order."""
+    found = conn.exec_driver_sql(f"{_DUE} LIMIT {MOST} OFFSET {passed:d}", {}).all()
+    return [JoinRow(schedule_id, host, bool(has_run)) for schedule_id, host, has_run in found]
 
 
 def are_due(conn: Connection) -> bool:
@@ -69,7 +69,7 @@ _DUE = f"""{_ITS}
     SELECT schedule_id, host, EXISTS (
         SELECT 1 FROM jobs WHERE jobs.scheduled_id = its.schedule_id AND jobs.host = its.host
             AND jobs.created_at >= its.created_at)
-    FROM its WHERE may_run ORDER BY host, schedule_id LIMIT {MOST}
+    FROM its WHERE may_run ORDER BY host, schedule_id
 """
 
 

@@ -1,5 +1,6 @@
 """A host that joins a Schedule with runOnJoin runs it once, as soon as its agent holds it; no other host does."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from server.app import Running
+from server.store import joins
+from server.store.rows import Met
 from server.store.tables import MET_HOSTS
 from tests.integration.clock import Clock, due
 from tests.integration.conftest import SQLITE, Agent, Connect, Declare, Until
@@ -144,3 +147,34 @@ async def test_a_host_that_is_deleted_and_created_again_runs_it_again(
             await looked(server, until)
         (await api.delete("/hosts/node-1")).raise_for_status()
     assert [it["actor_kind"] for it in await jobs(api)] == ["join", "join"]
+
+
+@BOTH
+async def test_what_a_host_may_not_run_any_more_holds_up_no_other(
+    server: Running,
+    api: httpx.AsyncClient,
+    declare: Declare,
+    connect: Connect,
+    until: Until,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(joins, "MOST", 2)
+
+    def withdrawn(conn: sa.Connection, items: Sequence[Met]) -> list[None]:
+        joins.meet(conn, items)
+        return [None] * len(items)
+
+    async def is_held() -> bool:
+        return bool((await api.get("/hosts/node-0")).json()["in_sync"])
+
+    others = [await declare(f"other-{number}", hostSelector=GROUP) for number in range(5)]
+    async with connect("node-0") as first, connect("node-1") as agent:
+        await first.follow()
+        await agent.follow()
+        await until(is_held)
+        for other in others:
+            await server.parts.services.store.write(withdrawn, Met(other, "node-0", due=True))
+        schedule_id = await declare("new", runOnJoin=True, hostSelector={"matchLabels": {"pool": "c"}})
+        await label(api, "c")
+        await agent.follow()
+        assert (await agent.hears("command.run"))["schedule_id"] == schedule_id
