@@ -151,8 +151,11 @@ class Comparison(Struct, frozen=True):
     hosts: Sequence[str]
 
 
-def compared(before: Placement, after: Placement) -> Work[Comparison]:
-    """Find what differs between two states."""
+def compared(before: Placement, after: Placement, seen: Mapping[str, Seen]) -> Work[Comparison]:
+    """Find what differs between two states. `seen`: of the agents that are not connected.
+
+    The whole set of a host whose agent never came differs with the host's `since`, from which on it missed runs.
+    """
     old, new = before.schedules, after.schedules
     changed = {id_ for id_ in old.keys() | new.keys() if _differ(old.get(id_), new.get(id_))}
     hosts = []
@@ -162,6 +165,9 @@ def compared(before: Placement, after: Placement) -> Work[Comparison]:
         if was is not will and (id(was), id(will)) not in parted:
             parted[id(was), id(will)] = was, will
             changed |= was.items.keys() ^ will.items.keys()
+            yield 1 + len(was) // 10
+        if name in seen and seen[name].at is None and _since(before, name) != _since(after, name):
+            changed |= was.items.keys() & will.items.keys()
             yield 1 + len(was) // 10
         if _version(before, name) != (_version(after, name) or _version(before, name)):
             hosts.append(name)
@@ -175,6 +181,11 @@ def _differ(old: PlacedSchedule | None, new: PlacedSchedule | None) -> bool:
 def _set(placement: Placement, host: str) -> EntrySet:
     state = placement.hosts.get(host)
     return EMPTY if state is None else state.entries
+
+
+def _since(placement: Placement, host: str) -> datetime | None:
+    state = placement.hosts.get(host)
+    return None if state is None else state.since
 
 
 def _version(placement: Placement, host: str) -> int:

@@ -317,8 +317,8 @@ class Plans:
             parts = self._parts(after, enrolled, now)
             trying = _Trying(parts, after, actor, denied, meter)
             await trying.make(puts, deletes)
-            compared = await meter.result(forecast.compared(before.placement, after.placement))
             seen = await self._seen(offline)
+            compared = await meter.result(forecast.compared(before.placement, after.placement, seen))
             told = _Told(before, after, compared, Forecast(compared, now, seen), trying.touched, authorize, meter)
             return await told.plan(now, trying.refused, parts.alerts)
 
