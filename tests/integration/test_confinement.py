@@ -548,7 +548,8 @@ async def test_restic_may_read_its_job_and_what_it_needs_and_write_to_its_own_fo
     }
     lines = [f'( {what} ) >/dev/null 2>&1 && echo "{name}"' for name, what in tries.items()]
     made = '{"message_type":"summary","snapshot_id":"0123abcd","total_files_processed":1}'
-    program.write_text("\n".join(["#!/bin/sh", *lines, f"echo '{made}'"]))
+    count = 'case " $* " in *" snapshots "*) echo "[]"; exit ;; esac'
+    program.write_text("\n".join(["#!/bin/sh", count, *lines, f"echo '{made}'"]))
     program.chmod(0o755)
     (tenant.granted / "letter").touch()
     (tmp_path / "temp").mkdir()
