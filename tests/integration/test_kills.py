@@ -62,7 +62,7 @@ except KeyboardInterrupt:
     sys.exit(130)
 print(json.dumps({{"message_type": "summary", "snapshot_id": "0123abcd", "total_files_processed": 1}}))
 """
-"""Stands in for restic: notes its backups, and waits at a gate (a FIFO, until its other end is opened) if it is there."""
+"""Stands in for restic: notes its backups, and waits at a gate (a FIFO, until somebody opens its other end)."""
 
 
 class Machine:
