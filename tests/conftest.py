@@ -14,6 +14,13 @@ from tests.integration.crafted import Crafted
 settings.register_profile("lamplighter", deadline=None)  # a loaded machine takes its time
 settings.load_profile("lamplighter")
 
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests, most of which wait: while one worker waits the others work, and none waits alone."""
+    items.sort(key=lambda it: it.get_closest_marker("slow") is None)
+
+
 NewRepository = Callable[[Path, str], None]
 
 

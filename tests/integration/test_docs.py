@@ -20,6 +20,8 @@ from tests.chart import rendered
 from tests.docs import PAGES, Block, Shell, blocks, check_sample, checkout, commands, free_port, needs_cluster
 from tests.specs import BACKUP
 
+pytestmark = pytest.mark.slow
+
 LASTING = {
     r"make run$": "",
     r"lamplighter up ": "agent schedules in force  schedules=1 next=default/etc due=",

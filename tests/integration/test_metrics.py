@@ -73,7 +73,7 @@ async def test_a_server_tells_what_happened_and_how_it_stands(
         async def settled() -> Any:
             found = await scraped(listen)
             settled = found["lamplighter_hosts_connected", ()] == 1 and found["lamplighter_store_queue_length", ()] == 0
-            return found if settled else None
+            return found if settled and not found["lamplighter_store_commit_running_seconds", ()] else None
 
         found = await until(settled)
     kind = (("kind", "backup"), ("status", "succeeded"))
