@@ -684,8 +684,12 @@ async def test_what_a_killed_restore_has_left_is_gone_when_the_agent_starts_agai
         while not (left := list(tenant.granted.glob(".lamplighter-restore-*/new"))):
             await asyncio.sleep(0.01)
     agent.send_signal(signal.SIGSTOP)  # neither it nor the program between it and restic is to clean up
-    for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split():
-        os.kill(int(pid), signal.SIGKILL)
+    async with asyncio.timeout(60):
+        while Path(f"/proc/{agent.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            await asyncio.sleep(0.01)
+    for children in Path(f"/proc/{agent.pid}/task").glob("*/children"):
+        for pid in children.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
     agent.kill()
     await agent.wait()
     assert left[0].exists()

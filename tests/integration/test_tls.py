@@ -4,6 +4,7 @@ import asyncio
 import random
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,8 @@ async def test_a_host_is_enrolled_over_tls_by_its_authority(server: Running, fil
     async with Client(url, server.admin_token, files.ca) as client:
         await client.put_host("web-1", {})
     access = Access(url, tmp_path / "data", None, files.ca)
-    offer = await asyncio.to_thread(lambda: CliClient(access).request("POST", "/hosts/web-1/enrolments", body={}))
+    with closing(CliClient(access)) as person:
+        offer = await asyncio.to_thread(person.request, "POST", "/hosts/web-1/enrolments", body={})
     await asyncio.to_thread(enrol, url, offer["token"], "web-1", tmp_path / "agent", files.ca)
     assert (tmp_path / "agent" / "host-key").read_text().startswith("hostkey_")
 
@@ -194,8 +196,8 @@ async def test_what_is_wrong_with_tls_is_said_with_the_remedy(
     async with serving(Config(tmp_path / "plain", port=0)) as plain:
         ports = {"tls": server.port, "plain": plain.port}
         access = Access(url.format(**ports), tmp_path / "data", None, tmp_path / ca if ca else None)
-        with pytest.raises(click.ClickException) as raised:
-            await asyncio.to_thread(lambda: CliClient(access).request("GET", "/hosts"))
+        with closing(CliClient(access)) as person, pytest.raises(click.ClickException) as raised:
+            await asyncio.to_thread(person.request, "GET", "/hosts")
     assert [it for it in said if it.format(**ports) not in raised.value.message] == []
     assert "_ssl.c" not in raised.value.message
 
