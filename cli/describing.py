@@ -11,7 +11,7 @@ from cli.client import Client, ForbiddenError, Item, NotFoundError
 from cli.history import jobs_of_repository
 from cli.lists import ScheduleNames, full_name_of, one
 from cli.options import Access
-from cli.rows import TABLES, ago, crons_of, labels, moment, short_ids, size
+from cli.rows import HELD_BY_HOST, TABLES, ago, crons_of, held_by_host, labels, moment, short_ids, size
 from cli.terminal import note, say, yaml_of
 from cli.types import ALERT, HOST, JOB, REPOSITORY, SCHEDULE, Target, Type, narrowed
 
@@ -182,13 +182,10 @@ def _contents(held: Item) -> Facts:
 def _held_by_host(held: Item) -> Section:
     """The hosts whose newest snapshots are the oldest."""
     hosts = held.get("hosts", [])
-    rows = [
-        (it["host"], str(it["count"]), *(ago(it[at]) if at in it else "-" for at in ("newest", "asOf")))
-        for it in hosts[:RECENT]
-    ]
+    rows = [held_by_host(it) for it in hosts[:RECENT]]
     left = len(hosts) + held.get("hostsOmitted", 0) - len(rows)
     more = [f"and {left} more hosts"] if left else []
-    return "Snapshots by host", [*_table(("HOST", "SNAPSHOTS", "NEWEST", "COUNTED"), rows), *more]
+    return "Snapshots by host", [*_table(HELD_BY_HOST, rows), *more]
 
 
 def _job(source: _Source, job: Item) -> tuple[Facts, Iterable[Section]]:

@@ -14,7 +14,7 @@ from cli.client import Client, Item
 from cli.jobs import files
 from cli.logs import SHORT_ID
 from cli.options import Access
-from cli.rows import ago, moment, size
+from cli.rows import HELD_BY_HOST, held_by_host, moment, size
 from cli.terminal import bars, note, print_table, say, say_json, say_yaml
 from cli.types import full_name
 from cli.watching import INTERRUPTED
@@ -85,9 +85,7 @@ def by_host(access: Access, repository: str, host: str | None, limit: int | None
     elif not items:
         note("no snapshots are known" + (f" of {host}" if host else ""))
     else:
-        times = ("newest", "asOf")
-        rows = [[it["host"], str(it["count"]), *(ago(it[at]) if at in it else "-" for at in times)] for it in items]
-        print_table(("HOST", "SNAPSHOTS", "NEWEST", "COUNTED"), rows, {})
+        print_table(HELD_BY_HOST, [held_by_host(it) for it in items], {})
 
 
 def folder(access: Access, repository: str, snapshot: str, path: str, host: str | None, output: str) -> None:

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 from cli.client import Item
 from cli.logs import SHORT_ID, local_time
 
+HELD_BY_HOST = ("HOST", "SNAPSHOTS", "NEWEST", "COUNTED")
+"""The columns of the hosts that have snapshots in a repository."""
+
 
 def _schedule(item: Item, _: Mapping[str, str]) -> list[str]:
     metadata, spec, status = item["metadata"], item["spec"], item["status"]
@@ -226,6 +229,11 @@ def size(count: int | None) -> str:
 def moment(time: str | None) -> str:
     """A time of REST (RFC 3339) for people, in the local zone; "-" for None."""
     return local_time(datetime.fromisoformat(time)) if time else "-"
+
+
+def held_by_host(item: Item) -> list[str]:
+    """The row of a host that has snapshots in a repository, in the columns of HELD_BY_HOST."""
+    return [item["host"], str(item["count"]), *(ago(item[at]) if at in item else "-" for at in ("newest", "asOf"))]
 
 
 def _ago(time: str | None) -> str:

@@ -45,6 +45,11 @@ class JobContext(Struct, frozen=True):
         """
         return self.cache_dir / hashlib.blake2b(repository_id.encode(), digest_size=16).hexdigest()
 
+    def begin_cache(self, cache: Path) -> None:
+        """Make a cache folder, and mark it as used now. Raises OSError."""
+        self.as_seen(cache).mkdir(parents=True, exist_ok=True)
+        os.utime(self.as_seen(cache))
+
     def as_seen(self, path: Path) -> Path:
         """A path below restic's root, as the agent sees it."""
         return self.root / path.relative_to("/")

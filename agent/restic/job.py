@@ -110,8 +110,7 @@ class Job:
         if "TMPDIR" not in env or self.command.within or context.root != Path("/"):
             env["TMPDIR"] = temp
         env["HOME"] = context.env.get("HOME", "/root") if lent else str(self.folder("home"))
-        context.as_seen(cache).mkdir(parents=True, exist_ok=True)
-        os.utime(context.as_seen(cache))
+        context.begin_cache(cache)
         self._env, self.url = env, repository.url
         self.redact = redactor(repository)
         if self.command.from_repository:
@@ -133,8 +132,7 @@ class Job:
         self._env = copy_environment(repository, source, self._env, of_source, files)
         opens_source = {"RESTIC_REPOSITORY": self._env["RESTIC_FROM_REPOSITORY"], "RESTIC_PASSWORD_FILE": files[1]}
         self._source_env = self._env | opens_source
-        context.as_seen(cache).mkdir(parents=True, exist_ok=True)
-        os.utime(context.as_seen(cache))
+        context.begin_cache(cache)
         self._source_url, self._keys = source.url, [str(keys)]
         self.redact = lambda text: redacted[1](redacted[0](text))
 

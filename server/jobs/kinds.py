@@ -41,15 +41,16 @@ def lane_of(command: CommandRun, host: str, limit: ConcurrencyLimit) -> str:
     """The key of a job's lane: its repository, or the part of it that belongs to a host; empty for UNLIMITED kinds."""
     if command.kind in UNLIMITED:
         return ""
-    repository = repository_of(command)
-    return f"{repository}/{source_host(command, host)}" if limit.per_host else repository
+    return _lane(repository_of(command), source_host(command, host), limit)
 
 
 def from_lane_of(command: CommandRun, host: str, limit: ConcurrencyLimit) -> str:
     """The key of the lane of the repository that a copy reads from; empty for other jobs. `limit`: its own."""
-    if not command.from_repository:
-        return ""
-    return f"{command.from_repository}/{host}" if limit.per_host else command.from_repository
+    return _lane(command.from_repository, host, limit) if command.from_repository else ""
+
+
+def _lane(repository: str, host: str, limit: ConcurrencyLimit) -> str:
+    return f"{repository}/{host}" if limit.per_host else repository
 
 
 def time_limit(command: CommandRun) -> timedelta:

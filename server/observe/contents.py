@@ -82,16 +82,16 @@ def _contents_of(conn: Connection, asked: Mapping[str, Callable[[str], bool]]) -
 
 
 def _hosts_of(conn: Connection, repository_id: str, may_know: Callable[[str], bool]) -> list[HostContents]:
-    its = (row for row in counts_of(conn, [repository_id]) if may_know(row.host))
-    return sorted(map(_of_host, _of_hosts(its)), key=lambda it: it.host)
+    its = (row for row in counts_of(conn, [repository_id]) if row.what == SNAPSHOTS and row.host)
+    return sorted((_of_host(row) for row in _held(its) if may_know(row.host)), key=lambda it: it.host)
 
 
 def contents(rows: Iterable[CountRow], may_know: Callable[[str], bool]) -> Contents:
     """What a repository holds, from its counts. `may_know`: see `ContentsReader`."""
     its = [row for row in rows if may_know(row.host) or (row.what, row.host) == (BYTES, "")]
     snapshots = [row for row in its if row.what == SNAPSHOTS]
-    held = [row for row in snapshots if row.value + row.since]
-    hosts = _of_hosts(held)
+    held = _held(snapshots)
+    hosts = [row for row in held if row.host]
     sizes = [row for row in its if row.what == BYTES]
     size_as_of = _oldest(row.at for row in sizes)
     size = _total(sizes) if size_as_of is not None else None
@@ -111,8 +111,9 @@ def _total(rows: Iterable[CountRow]) -> int:
     return reduce(plus, (plus(row.value, row.since) for row in rows), 0)
 
 
-def _of_hosts(rows: Iterable[CountRow]) -> list[CountRow]:
-    return [row for row in rows if row.what == SNAPSHOTS and row.host and row.value + row.since]
+def _held(snapshots: Iterable[CountRow]) -> list[CountRow]:
+    """The counts that are not 0."""
+    return [row for row in snapshots if row.value + row.since]
 
 
 def _of_host(row: CountRow) -> HostContents:
