@@ -11,7 +11,7 @@ import subprocess
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,6 @@ import pytest
 import yaml
 from helm_python import Config as HelmConfig
 from helm_python import HelmError
-from websockets.asyncio.client import connect as websocket
-from websockets.typing import Subprotocol
 
 from agent.journal import Journal
 from agent.restic.runner import Runner
@@ -42,7 +40,7 @@ from server.store.counts import SNAPSHOTS, CountRow, put_counts
 from tests.chart import rendered
 from tests.cluster.apiserver import Cluster, OwnCluster
 from tests.integration.clock import Clock
-from tests.integration.conftest import Agent
+from tests.integration.conftest import Agent, dialled
 from tests.integration.receivers import receiving
 from tests.kstatus import kstatus
 from tests.reverse_proxy import Proxy
@@ -196,39 +194,32 @@ async def names(rest: httpx.AsyncClient, plural: str) -> set[Any]:
     return {it["metadata"]["name"] for it in (await rest.get(f"/{plural}")).json()["items"]}
 
 
-@asynccontextmanager
-async def controlling(
-    cluster: Cluster,
-    server: Running,
-    home: Kubectl,
-    token: str,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    namespaces: list[str],
-    times: Timing = FAST,
-) -> AsyncIterator[None]:
-    """A controller at work in this process."""
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "kubeconfig", cluster.url, cluster.ca, token)))
-    stop = asyncio.Event()
-    async with Client(f"http://127.0.0.1:{server.port}", server.admin_token) as client, asyncio.TaskGroup() as tasks:
-        tasks.create_task(operate(client, home.namespace, namespaces, stop, times=times))
-        try:
-            yield
-        finally:
-            stop.set()
+Controlling = Callable[..., AbstractAsyncContextManager[None]]
 
 
 @pytest.fixture
-async def controller(
-    cluster: Cluster,
-    server: Running,
-    kubectl: Kubectl,
-    home: Kubectl,
-    token: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> AsyncIterator[None]:
-    async with controlling(cluster, server, home, token, monkeypatch, tmp_path, [kubectl.namespace]):
+def controlling(
+    cluster: Cluster, kubectl: Kubectl, home: Kubectl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Controlling:
+    """A controller at work in this process, for a server and the test's namespace, with the rights of a token."""
+
+    @asynccontextmanager
+    async def controlling(server: Running, token: str, times: Timing = FAST) -> AsyncIterator[None]:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "kubeconfig", cluster.url, cluster.ca, token)))
+        stop, url = asyncio.Event(), f"http://127.0.0.1:{server.port}"
+        async with Client(url, server.admin_token) as client, asyncio.TaskGroup() as tasks:
+            tasks.create_task(operate(client, home.namespace, [kubectl.namespace], stop, times=times))
+            try:
+                yield
+            finally:
+                stop.set()
+
+    return controlling
+
+
+@pytest.fixture
+async def controller(controlling: Controlling, server: Running, token: Any) -> AsyncIterator[None]:
+    async with controlling(server, token):
         yield
 
 
@@ -263,16 +254,15 @@ async def declared(kubectl: Kubectl, *schedules: str) -> None:
 
 
 async def test_what_is_applied_changed_and_deleted_follows_with_the_charts_rights(
+    controlling: Controlling,
     cluster: Cluster,
     server: Running,
     rest: httpx.AsyncClient,
     kubectl: Kubectl,
     home: Kubectl,
     rights: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
 ) -> None:
-    async with controlling(cluster, server, home, rights, monkeypatch, tmp_path, [kubectl.namespace]):
+    async with controlling(server, rights):
         await declared(kubectl, "etc", "home")
         await until(lambda: kubectl.conditions("Schedule", "etc").get("InSync"))
         kubectl.patch("Schedule", "etc", {"spec": {"cron": "@daily"}})
@@ -321,19 +311,18 @@ async def test_a_look_at_each_kind_is_answered_when_it_was_done(
 
 @pytest.mark.parametrize("watched", [True, False], ids=["watched", "read"])
 async def test_a_changed_secret_reaches_the_server_where_rbac_lets_it_be_watched_by_name_and_where_it_does_not(
+    controlling: Controlling,
     cluster: Cluster,
     server: Running,
     rest: httpx.AsyncClient,
     kubectl: Kubectl,
     home: Kubectl,
     watched: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
 ) -> None:
     may = {"tenancy": {"namespaces": [kubectl.namespace]}, "rbac": {"watchSecrets": ["hush"] if watched else []}}
     times = FAST._replace(secrets=3600 if watched else 0.5)
     rights = account(cluster, home, may)
-    async with controlling(cluster, server, home, rights, monkeypatch, tmp_path, [kubectl.namespace], times):
+    async with controlling(server, rights, times):
         await declared(kubectl)
         for generation, password in ((2, b"another"), (3, b"a third")):
             kubectl.patch("Secret", "hush", {"data": {"password": base64.b64encode(password).decode()}})
@@ -357,17 +346,14 @@ async def _has_generation(rest: httpx.AsyncClient, namespace: str, generation: i
 
 
 async def test_what_has_ended_is_deleted_as_it_was_seen_and_finalizers_are_waited_for(
-    cluster: Cluster,
+    controlling: Controlling,
     server: Running,
     rest: httpx.AsyncClient,
     kubectl: Kubectl,
-    home: Kubectl,
     rights: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
 ) -> None:
     run = {"scheduleRef": {"name": "etc"}, "ttlSecondsAfterFinished": 0}
-    async with controlling(cluster, server, home, rights, monkeypatch, tmp_path, [kubectl.namespace]):
+    async with controlling(server, rights):
         await declared(kubectl, "etc")
         kubectl.create("Run", "held", run, metadata={"finalizers": ["example.org/hold"]})
         kubectl.create("Run", "now", run)
@@ -389,16 +375,13 @@ async def test_what_has_ended_is_deleted_as_it_was_seen_and_finalizers_are_waite
 
 
 async def test_an_alert_tells_where_its_secret_says_with_the_charts_rights(
-    cluster: Cluster,
+    controlling: Controlling,
     server: Running,
     kubectl: Kubectl,
-    home: Kubectl,
     rights: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
 ) -> None:
     with receiving() as receiver:
-        async with controlling(cluster, server, home, rights, monkeypatch, tmp_path, [kubectl.namespace]):
+        async with controlling(server, rights):
             kubectl.create("Alert", "on-call", {"secretRef": {"name": "on-call"}})
             await until(lambda: kubectl.ready("Alert", "on-call") == ("False", "SecretNotFound"))
             kubectl.secret("on-call", urls=f"# ours\n{receiver.url}\n")
@@ -427,19 +410,18 @@ def saved(tmp_path: Path) -> Path:
 
 
 async def test_what_is_to_be_restored_is_back_and_told_with_the_charts_rights(
-    cluster: Cluster,
+    controlling: Controlling,
     server: Running,
     kubectl: Kubectl,
     home: Kubectl,
     rights: Any,
     saved: Path,
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     target = tmp_path / "restored"
     spec = {"repositoryRef": {"name": "main"}, "sourceHost": "gone", "host": "web-2", "target": str(target)}
     async with (
-        controlling(cluster, server, home, rights, monkeypatch, tmp_path, [kubectl.namespace]),
+        controlling(server, rights),
         agent(server, "web-2", tmp_path / "agent"),
     ):
         kubectl.create("Restore", "back", spec)
@@ -488,19 +470,18 @@ async def test_what_a_repository_holds_is_told_after_each_job_and_of_a_hundred_h
 
 
 async def test_a_second_copy_is_made_and_restored_with_the_charts_rights(
-    cluster: Cluster,
+    controlling: Controlling,
     server: Running,
     kubectl: Kubectl,
     home: Kubectl,
     rights: Any,
     saved: Path,
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     copy = {"kind": "copy", "cron": "@yearly", "repositoryRef": {"name": "far"}}
     back = {"repositoryRef": {"name": "far"}, "sourceHost": "gone", "host": "web-2", "target": str(tmp_path / "back")}
     async with (
-        controlling(cluster, server, home, rights, monkeypatch, tmp_path, [kubectl.namespace]),
+        controlling(server, rights),
         agent(server, "web-2", tmp_path / "agent"),
     ):
         kubectl.create("Schedule", "copied", {**copy, "copy": {"fromRepositoryRef": {"name": "main"}}})
@@ -727,12 +708,7 @@ async def test_kubectl_waits_until_a_host_is_drained_and_a_paused_schedule_is_re
 @asynccontextmanager
 async def agent_of(server: Running, host: str) -> AsyncIterator[Agent]:
     """The agent of a host, of which a test says what it does; it holds what is declared."""
-    async with websocket(
-        f"ws://127.0.0.1:{server.port}/agent",
-        subprotocols=[Subprotocol("lamplighter.v1")],
-        additional_headers={"authorization": f"Bearer {server.agent_token}"},
-        proxy=None,
-    ) as socket:
+    async with dialled(server, server.agent_token) as socket:
         agent = Agent(socket, host, Clock())
         await agent.say("hello", host=host)
         await agent.follow()
@@ -769,16 +745,14 @@ async def test_helm_waits_until_all_is_current_and_ends_where_something_is_refus
 
 
 async def test_a_delete_is_not_held_up_when_server_and_controller_are_gone_for_good(
-    cluster: Cluster,
+    controlling: Controlling,
     kubectl: Kubectl,
-    home: Kubectl,
     token: Any,
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     async with (
         serving(Config(tmp_path / "data", port=0)) as server,
-        controlling(cluster, server, home, token, monkeypatch, tmp_path, [kubectl.namespace]),
+        controlling(server, token),
     ):
         await declared(kubectl, "etc")
     for kind, name in (("Schedule", "etc"), ("Repository", "main")):

@@ -4,16 +4,13 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.typing import Subprotocol
 
 from server.access.identity import ALLOWED_S, REFUSED_S, Permission, Reviews
 from server.access.kubernetes import Client
@@ -21,6 +18,7 @@ from server.access.kubernetes import Config as Api
 from server.app import Config, Running, serving
 from server.errors import Forbidden, Unauthorized
 from tests.cluster.apiserver import Cluster, OwnCluster
+from tests.integration.conftest import dialled
 
 pytestmark = pytest.mark.anyio
 
@@ -88,17 +86,6 @@ class Agent:
         self._cluster.delete(path, gracePeriodSeconds=0)
 
 
-@asynccontextmanager
-async def connected(server: Running, token: Any) -> AsyncIterator[ClientConnection]:
-    async with websocket(
-        f"ws://127.0.0.1:{server.port}/agent",
-        subprotocols=[Subprotocol("lamplighter.v1")],
-        additional_headers={"authorization": f"Bearer {token}"},
-        proxy=None,
-    ) as socket:
-        yield socket
-
-
 async def say_hello(socket: ClientConnection, host: str) -> None:
     await socket.send(json.dumps({"type": "hello", "payload": {"host": host, "agent_version": "1"}}))
 
@@ -120,7 +107,7 @@ async def test_an_agent_is_the_host_whose_node_its_pod_stands_on(
         "/apis/rbac.authorization.k8s.io/v1/clusterroles", {"metadata": {"generateName": "test-"}, "rules": [rule]}
     )
     cluster.bind_cluster_role(role["metadata"]["name"], namespace, "reader")
-    async with connected(server, agent.token()) as socket, rest(server, cluster.token(namespace, "reader")) as api:
+    async with dialled(server, agent.token()) as socket, rest(server, cluster.token(namespace, "reader")) as api:
         await say_hello(socket, agent.node)
         await socket.send(json.dumps({"type": "schedule.resync", "payload": {"have": 0}}))
         assert json.loads(await socket.recv())["type"] == "schedule.set"
@@ -131,7 +118,7 @@ async def test_a_token_of_another_node_is_not_this_hosts(
     server: Running, agent: Agent, cluster: Cluster, namespace: str
 ) -> None:
     other = Agent(cluster, namespace)
-    async with connected(server, other.token()) as socket:
+    async with dialled(server, other.token()) as socket:
         await say_hello(socket, agent.node)
         with pytest.raises(ConnectionClosed) as closed:
             await socket.recv()
@@ -279,11 +266,11 @@ async def test_while_the_api_server_is_gone_nobody_new_is_let_in(
         answer = await api.get("/hosts")
         assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
     with pytest.raises(InvalidStatus) as denied:
-        async with connected(server, mounted):
+        async with dialled(server, mounted):
             pass
     assert denied.value.response.status_code == 503
     own_cluster.start()
-    async with connected(server, mounted) as socket:
+    async with dialled(server, mounted) as socket:
         await say_hello(socket, agent.node)
         await socket.send(json.dumps({"type": "schedule.resync", "payload": {"have": 0}}))
         assert json.loads(await socket.recv())["type"] == "schedule.set"

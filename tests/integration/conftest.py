@@ -213,6 +213,21 @@ def declare(api: httpx.AsyncClient) -> Declare:
     return declare
 
 
+@asynccontextmanager
+async def dialled(
+    server: Running, token: str, subprotocols: Sequence[str] = ("lamplighter.v1",)
+) -> AsyncIterator[ClientConnection]:
+    """A connection to a server, as agents have one."""
+    async with websocket(
+        f"ws://127.0.0.1:{server.port}/agent",
+        subprotocols=[Subprotocol(it) for it in subprotocols] or None,
+        additional_headers={"authorization": f"Bearer {token}"},
+        compression=None,
+        proxy=None,
+    ) as socket:
+        yield socket
+
+
 @pytest.fixture
 def connect(server: Running, clock: Clock) -> Connect:
     """Connects as a host's agent, with what it says in its hello; without `hello`, it has yet to say it.
@@ -230,13 +245,7 @@ def connect(server: Running, clock: Clock) -> Connect:
         subprotocols: Sequence[str] = ("lamplighter.v1",),
         **said: Any,
     ) -> "AsyncIterator[Agent]":
-        async with websocket(
-            f"ws://127.0.0.1:{(to or server).port}/agent",
-            subprotocols=[Subprotocol(it) for it in subprotocols] or None,
-            additional_headers={"authorization": f"Bearer {token or server.agent_token}"},
-            compression=None,
-            proxy=None,
-        ) as socket:
+        async with dialled(to or server, token or server.agent_token, subprotocols) as socket:
             agent = Agent(socket, host, clock)
             if hello:
                 await agent.say("hello", host=host, **said)
