@@ -1,10 +1,12 @@
 """Words name objects as kubectl has it, a watch shows each change once, and versions too far apart are told."""
 
+import gc
 import queue
 
 import pytest
 from click.testing import CliRunner
 
+from cli.commands import parts
 from cli.main import main
 from cli.types import HOST, JOB, REPOSITORY, SCHEDULE, TYPES, Target, Type, targets, untyped
 from cli.versions import skew
@@ -106,3 +108,12 @@ def test_logs_take_a_job_as_lists_print_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("cli.jobs.logs", lambda _access, job, **_: asked.append(job))
     assert CliRunner().invoke(main, ["logs", "job/80ce6932"]).exit_code == 0
     assert asked == ["80ce6932"]
+
+
+def test_what_a_part_leaves_is_collected_however_its_import_ends() -> None:
+    with parts.importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ModuleNotFoundError), parts.importing():
+        raise ModuleNotFoundError("sqlmodel")
+    assert gc.isenabled()
