@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -51,10 +52,11 @@ class Command:
     sample: list[str] = field(default_factory=list)
 
 
-def blocks(page: str) -> list[Block]:
+@cache
+def blocks(page: str) -> tuple[Block, ...]:
     """All of a page's, in order."""
     found = [it for it in MarkdownIt().parse((ROOT / page).read_text()) if it.type in ("fence", "code_block")]
-    return [Block(page, (it.map or [0])[0] + 1, it.info.strip(), it.content) for it in found]
+    return tuple(Block(page, (it.map or [0])[0] + 1, it.info.strip(), it.content) for it in found)
 
 
 def commands(block: Block) -> list[Command]:

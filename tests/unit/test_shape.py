@@ -7,17 +7,13 @@ does an entry that is no longer needed: the lists only shrink.
 import ast
 import textwrap
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 PARTS = ["agent", "cli", "controller", "listener", "server"]
-TREES = {
-    str(path.relative_to(ROOT)): ast.parse(path.read_text())
-    for part in PARTS
-    for path in sorted((ROOT / part).rglob("*.py"))
-}
 
 OWN = {"self", "cls"}
 SETTERS = {"setattr", "delattr", "__setattr__", "__delattr__"}
@@ -68,6 +64,13 @@ def scopes(tree: ast.AST) -> Iterator[list[ast.AST]]:
     yield found
     for function in inner:
         yield from scopes(function)
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """The syntax tree of each file. They are read once they are asked for: each worker of the tests imports this."""
+    files = (path for part in PARTS for path in sorted((ROOT / part).rglob("*.py")))
+    return {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in files}
 
 
 def built(nodes: list[ast.AST]) -> set[str]:
@@ -148,7 +151,7 @@ def listed(exceptions: dict[str, set[str]]) -> set[tuple[str, str]]:
 
 def broken(rule: Callable[[ast.AST], Iterator[str]]) -> set[tuple[str, str]]:
     """What breaks a rule, as pairs of file and name."""
-    return {(file, name) for file, tree in TREES.items() for name in rule(tree)}
+    return {(file, name) for file, tree in trees().items() for name in rule(tree)}
 
 
 def test_nothing_is_set_on_an_object_after_it_was_built() -> None:
@@ -179,7 +182,7 @@ def stored_by(file: str, tree: ast.AST) -> Iterator[str]:
 CHANGING = {
     node.name
     for file in ("declared", "hosts", "enrolments")
-    for node in ast.walk(TREES[f"server/store/{file}.py"])
+    for node in ast.walk(trees()[f"server/store/{file}.py"])
     if isinstance(node, ast.FunctionDef) and node.name.startswith(("upsert_", "delete_"))
 } | {"record_audit", "set_desired"}
 
@@ -187,7 +190,7 @@ CHANGING = {
 def test_the_pipeline_alone_stores_changes() -> None:
     elsewhere = [
         found
-        for file, tree in TREES.items()
+        for file, tree in trees().items()
         if file.startswith("server/") and not file.startswith("server/store/") and file not in PIPELINE
         for found in stored_by(file, tree)
     ]
