@@ -39,10 +39,10 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     logging.disable()
     raise_file_limit()
-    hurry()
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         if given.seed is None and not simulate(console, given.seeds):
             return 1
+        hurry()  # only now: a story is told to be played again by its seed, and there nothing hurries
         playing = play(console, given.seed or 0, many, max(1, given.jobs), keep_going=given.keep_going)
         return 0 if asyncio.run(playing) else 1
     return 130

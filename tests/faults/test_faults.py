@@ -1,6 +1,7 @@
 """Every promise holds after a few rounds of faults, and each check finds what was broken on purpose."""
 
 import asyncio
+import logging
 import os
 import signal
 import sqlite3
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
 from agent.core.state import Accepted
 from agent.journal import encode
+from tests.faults import __main__ as command
 from tests.faults import finding, rounds
 from tests.faults.checks import Evidence, Held, Job, Kept, Row, Run, violations
 from tests.faults.clock import Clock, Clocks
@@ -49,6 +52,28 @@ async def test_every_promise_holds_after_a_round_of_faults(seed: int) -> None:
 
 def test_the_seeds_of_the_quick_rounds_differ_in_what_they_run() -> None:
     assert {plan(seed).setup for seed in SEEDS} == {(False, False), (True, False), (False, True)}
+
+
+def test_stories_are_played_as_they_are_played_again_and_only_rounds_are_hurried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began: list[str] = []
+
+    def stories(console: Console, seeds: int) -> bool:
+        began.append(f"{seeds} stories")
+        return True
+
+    async def played(console: Console, first: int, count: int, jobs: int, *, keep_going: bool) -> bool:
+        began.append(f"{count} rounds")
+        return True
+
+    monkeypatch.setattr(sys, "argv", ["faults", "--seeds", "7", "--rounds", "3"])
+    monkeypatch.setattr(command, "simulate", stories)
+    monkeypatch.setattr(command, "hurry", lambda: began.append("hurry"))
+    monkeypatch.setattr(command, "play", played)
+    monkeypatch.setattr(logging, "disable", lambda: None)
+    assert command.main() == 0
+    assert began == ["7 stories", "hurry", "3 rounds"]
 
 
 def test_a_seed_always_makes_the_same_plan_and_every_kind_of_fault_comes() -> None:

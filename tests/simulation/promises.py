@@ -24,8 +24,6 @@ from wire.messages import ScheduleFire
 
 SETTLED = timedelta(hours=1)
 """What came due less than this before the end of a story may still be on its way."""
-WAITED = timedelta(hours=12)
-"""Jobs that came less than this before the end of a story may still wait for others, or be tried again."""
 PAUSED = timedelta(minutes=20)
 """A command that is on its way may be held up for so long where a server stands still."""
 
@@ -167,7 +165,7 @@ def in_sync(story: Story) -> Iterator[str]:
 
 def no_end_lost(story: Story) -> Iterator[str]:
     """Every job has the end that its agent told, and no agent has anything left to tell."""
-    settled = story.now - WAITED - (DAY if story.scale.windows else timedelta())
+    settled = story.settled
     for job_id, row in story.db.jobs.items():
         said = story.said.get(row.wire_id)
         if row.end is None:
