@@ -36,7 +36,8 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-SEEDS = (1, 13, 154)
+SEEDS = (1, 13)
+"""Their agents have a stand-in for restic, one with `lamplighter up`, one without. `make faults` plays rounds with restic."""
 
 
 @pytest.mark.anyio
@@ -51,7 +52,7 @@ async def test_every_promise_holds_after_a_round_of_faults(seed: int) -> None:
 
 
 def test_the_seeds_of_the_quick_rounds_differ_in_what_they_run() -> None:
-    assert {plan(seed).setup for seed in SEEDS} == {(False, False), (True, False), (False, True)}
+    assert {plan(seed).setup for seed in SEEDS} == {(False, False), (True, False)}
 
 
 def test_stories_are_played_as_they_are_played_again_and_only_rounds_are_hurried(

@@ -24,6 +24,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[bytes]:
 SLOWER = {
     "schedules-ready",
     "controller-restart",
+    "growth-hosts",
     "growth-schedules",
     "growth-jobs",
     "fleet",
