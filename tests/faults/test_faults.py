@@ -37,7 +37,7 @@ def anyio_backend() -> str:
 
 
 SEEDS = (1, 13)
-"""Their agents have a stand-in for restic, one with `lamplighter up`, one without. `make faults` plays rounds with restic."""
+"""With and without `lamplighter up`, and a stand-in for restic. `make faults` plays rounds with restic as well."""
 
 
 @pytest.mark.anyio
