@@ -11,7 +11,6 @@ from cli.options import Access
 from cli.rows import outcome, short_ids, size
 from cli.terminal import Bars, bars, note, say
 from cli.types import full_name, narrowed
-from cli.watching import INTERRUPTED
 
 MAX_CANDIDATES = 5
 """Jobs that an error names when the digits given fit several."""
@@ -63,24 +62,18 @@ def logs(access: Access, digits: str, *, is_followed: bool) -> None:
 
 
 def _followed(client: Client, job: Item, log: "_Log") -> Item:
-    """Show a job's log as it grows, and in a terminal its progress, until the job has ended; return it then.
-
-    Ctrl-C raises click.exceptions.Exit with INTERRUPTED; the job goes on.
-    """
-    try:
-        with bars() as shown:
-            while True:
-                job = client.request("GET", f"/jobs/{job['id']}")
-                if lines := list(log.new()):  # read after the job: of one that has ended it is whole
-                    with shown.aside():
-                        for line in lines:
-                            say(line)
-                if job["status"] not in _OPEN:
-                    return job
-                show_progress(shown, job)
-                time.sleep(POLL_S)
-    except KeyboardInterrupt:
-        raise click.exceptions.Exit(INTERRUPTED) from None
+    """Show a job's log as it grows, and in a terminal its progress, until the job has ended; return it then."""
+    with bars() as shown:
+        while True:
+            job = client.request("GET", f"/jobs/{job['id']}")
+            if lines := list(log.new()):  # read after the job: of one that has ended it is whole
+                with shown.aside():
+                    for line in lines:
+                        say(line)
+            if job["status"] not in _OPEN:
+                return job
+            show_progress(shown, job)
+            time.sleep(POLL_S)
 
 
 def show_progress(shown: Bars, job: Item) -> None:

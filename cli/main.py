@@ -1,5 +1,6 @@
 """The `lamplighter` command: its commands in the order of its help, and how their errors are shown."""
 
+import signal
 import sys
 from typing import Any
 
@@ -34,6 +35,10 @@ EXTRAS = {
 """The extra of pyproject.toml that each command needs; a command that is not listed needs `cli`."""
 
 
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code after Ctrl-C, as shells have it."""
+
+
 class InOrder(click.Group):
     """Lists its commands in the order in which they were added, and makes the messages of errors safe to print."""
 
@@ -47,12 +52,17 @@ class InOrder(click.Group):
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. Raises click.ClickException, with the extra to install, where a package is missing."""
+        """Run a command. Raises click.ClickException, with the extra to install, where a package is missing.
+
+        Ctrl-C ends any command without a word, with INTERRUPTED.
+        """
         with terminal.safe_errors():
             try:
                 return super().invoke(ctx)
             except ModuleNotFoundError as error:
                 raise _not_installed(error, ctx.invoked_subcommand or "") from None
+            except KeyboardInterrupt:
+                raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 @click.group(

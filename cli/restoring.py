@@ -17,7 +17,6 @@ from cli.options import Access
 from cli.rows import HELD_BY_HOST, held_by_host, moment, size
 from cli.terminal import bars, note, print_table, say, say_json, say_yaml
 from cli.types import full_name
-from cli.watching import INTERRUPTED
 
 POLL_S = 0.3
 """Seconds between two requests for a running restore's job."""
@@ -36,7 +35,7 @@ def restore(access: Access, repository: str, spec: Mapping[str, Any]) -> None:
         job = _followed(client, path, job)
     except KeyboardInterrupt:
         note(f"the restore goes on as job {short}: `lamplighter cancel {short}` ends it")
-        raise click.exceptions.Exit(INTERRUPTED) from None
+        raise
     if job["status"] not in ("succeeded", "warning"):
         raise click.ClickException(f"job {short} on {job['host']} {job['status']}: {job['error'] or 'see its log'}")
     if job["status"] == "warning":

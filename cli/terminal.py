@@ -7,6 +7,7 @@ terminal (ECMA-48), forge a line, or reverse the direction of the text (Unicode,
 import json
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -138,7 +139,10 @@ def print_rich(shown: "RenderableType") -> None:
 
 
 class Bars:
-    """Progress bars on stderr, if that is a terminal: each has a key, and goes away at the end."""
+    """Progress bars on stderr, if that is a terminal: each has a key, and goes away at the end.
+
+    Ctrl-C waits until a change of them is done: rich cannot put away what it has shown by half.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -160,31 +164,58 @@ class Bars:
 
     def show(self, key: str, doing: str, done: str = "", fraction: float | None = None) -> None:
         """Show a bar: what is going on, how much is done, and that as a fraction from 0 to 1, or None if unknown."""
-        if key not in self._tasks:
-            self._tasks[key] = self._progress.add_task("", total=None, doing="", done="")
-        total = None if fraction is None else 1.0
-        task = self._tasks[key]
-        self._progress.update(task, total=total, completed=fraction or 0, doing=safe(doing), done=safe(done))
+        with _uninterrupted():
+            if key not in self._tasks:
+                self._tasks[key] = self._progress.add_task("", total=None, doing="", done="")
+            total = None if fraction is None else 1.0
+            task = self._tasks[key]
+            self._progress.update(task, total=total, completed=fraction or 0, doing=safe(doing), done=safe(done))
 
     def keep(self, keys: Collection[str]) -> None:
         """Remove all other bars."""
-        for key in self._tasks.keys() - set(keys):
-            self._progress.remove_task(self._tasks.pop(key))
+        with _uninterrupted():
+            for key in self._tasks.keys() - set(keys):
+                self._progress.remove_task(self._tasks.pop(key))
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Put the bars away while something else is written."""
-        self._progress.stop()
+        with _uninterrupted():
+            self._progress.stop()
         try:
             yield
         finally:
-            self._progress.start()
+            with _uninterrupted():
+                self._progress.start()
 
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Show the bars while entered."""
-        with self._progress:
+        try:
+            with _uninterrupted():
+                self._progress.start()
             yield
+            with _uninterrupted():
+                self._progress.stop()
+        finally:  # Ctrl-C may have come just before
+            with _uninterrupted():
+                self._progress.stop()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back while entered, and raise its KeyboardInterrupt then. For the main thread."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # held back already, or ignored
+        yield
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if held:
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -5,8 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-import click
-
 from cli.client import Client, Item, UnavailableError
 from cli.terminal import note
 
@@ -14,8 +12,6 @@ PAUSE = 4.0
 """Minimum pause after a look at the server, as a multiple of how long the look took, so that watching is cheap."""
 AGAIN_S = 2.0
 """Seconds after which a lost connection is tried again."""
-INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
 _PASSING: Mapping[str, frozenset[str]] = {
     "hosts": frozenset({"last_seen", "clock_skew_seconds"}),
     "jobs": frozenset({"progress", "schedule", "repository"}),  # names of what was deleted are none
@@ -31,23 +27,20 @@ def watch(
     """Look at once, and whenever objects of these kinds (any, where `kinds` is empty) may have changed.
 
     There is also a look each `every_s`, and where nothing changed for some time, since an object can be overdue without
-    news. A server that is gone for a while is waited for. Ctrl-C raises click.exceptions.Exit with INTERRUPTED.
+    news. A server that is gone for a while is waited for.
     """
     news: queue.Queue[_News] = queue.Queue()
-    try:
-        look()
-        threading.Thread(target=_listen, args=(client, news, namespace or None), daemon=True).start()
-        while True:
-            if not concerns(news, kinds, every_s):
-                continue
-            began = time.monotonic()
-            try:
-                look()
-            except UnavailableError as error:
-                note(f"{error.format_message()}: waiting")
-            time.sleep(PAUSE * (time.monotonic() - began))
-    except KeyboardInterrupt:
-        raise click.exceptions.Exit(INTERRUPTED) from None
+    look()
+    threading.Thread(target=_listen, args=(client, news, namespace or None), daemon=True).start()
+    while True:
+        if not concerns(news, kinds, every_s):
+            continue
+        began = time.monotonic()
+        try:
+            look()
+        except UnavailableError as error:
+            note(f"{error.format_message()}: waiting")
+        time.sleep(PAUSE * (time.monotonic() - began))
 
 
 def _listen(client: Client, news: "queue.Queue[_News]", namespace: str | None) -> None:

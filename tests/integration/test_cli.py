@@ -6,6 +6,7 @@ import os
 import pty
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -876,6 +877,29 @@ async def test_running_jobs_are_bars_in_a_terminal(
             process.kill()
             await process.wait()
         os.close(ours)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("get jobs --watch", "logs -f aa", "status", "run etc"),
+        *("restore main --host a --target /tmp/a", "drain a", "create host a"),
+    ],
+)
+async def test_ctrl_c_ends_a_command_that_waits_for_an_answer_without_a_word(words: str, tmp_path: Path) -> None:
+    (tmp_path / "admin-token").write_text("a")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        here = {"LAMPLIGHTER_SERVER": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        env = os.environ | here | {"LAMPLIGHTER_DATA_DIR": str(tmp_path)}
+        process = await asyncio.create_subprocess_exec(LAMPLIGHTER, *words.split(), env=env, stdout=-1, stderr=-1)
+        ended = asyncio.create_task(process.communicate())
+        asking = asyncio.create_task(asyncio.get_running_loop().sock_accept(silent))
+        await asyncio.wait([ended, asking], return_when="FIRST_COMPLETED")
+        assert not ended.done(), ended.result()
+        with asking.result()[0]:
+            process.send_signal(signal.SIGINT)
+            assert (await ended, process.returncode) == ((b"", b""), 130)
 
 
 # Completion.
