@@ -8,10 +8,12 @@ the API server has not answered a watch for much longer, the watch is dead.
 import asyncio
 import contextlib
 import logging
+import socket
 import threading
 from collections.abc import Callable, Collection, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import aiohttp
 import kopf
@@ -28,6 +30,8 @@ IDLE_S = 0.5
 """Seconds that kopf keeps an object's task for further events. It waits for these tasks when it stops."""
 STOP_S = 15.0
 """Seconds that kopf has to stop, and then again after it was cancelled, before its thread is abandoned."""
+HANG_UP_S = 2.0
+"""Seconds that kopf's connections have to close once they were shut down, before they are left to the collector."""
 
 OnObject = Callable[[Object, str | None], None]
 """Receives an object and the type of its event; None if the object comes from a watch's first list."""
@@ -124,6 +128,7 @@ class _Kopf:
         self._kopf_loop = asyncio.new_event_loop()
         self._stop_flag = asyncio.Event()  # with a threading.Event, kopf would keep a thread waiting, and not end
         self._sessions: list[aiohttp.ClientSession] = []
+        self._sockets: WeakSet[socket.socket] = WeakSet()
         self._is_stopping = False
 
     def start(self) -> None:
@@ -153,8 +158,30 @@ class _Kopf:
         try:
             await kopf.operator(registry=self._registry(), standalone=True, stop_flag=self._stop_flag, **self._where)
         finally:
-            for opened in self._sessions:  # kopf does not close sessions that it was given
-                await opened.close()
+            await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        """Close all connections.
+
+        kopf does not close sessions that it was given, and a session does not wait for the connections of watches that
+        were cut short: they wait for the API server to end TLS, and would outlive the event loop.
+        """
+        for session in self._sessions:
+            await session.close()
+        for it in self._sockets:
+            with contextlib.suppress(OSError):  # it is closed
+                it.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HANG_UP_S):
+                while any(it.fileno() >= 0 for it in self._sockets):
+                    await asyncio.sleep(0.01)
+
+    def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        """A socket for a connection of kopf's."""
+        family, kind, protocol, *_ = address
+        made = socket.socket(family, kind, protocol)
+        self._sockets.add(made)
+        return made
 
     def _cancel_all(self) -> None:
         for task in asyncio.all_tasks(self._kopf_loop):
@@ -181,7 +208,7 @@ class _Kopf:
         info = self._login()
         trusted = info.as_ssl_context() if info.server.startswith("https:") else True
         made = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=trusted),
+            connector=aiohttp.TCPConnector(limit=0, ssl=trusted, socket_factory=self._socket),
             headers=info.as_http_headers(),
             trace_configs=[tracing],
             proxy=info.proxy_url,

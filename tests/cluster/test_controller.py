@@ -790,8 +790,8 @@ async def test_what_is_deleted_while_the_history_is_compacted_is_removed(
     await asyncio.to_thread(own_cluster.start)
     kubectl.delete("Schedule", "home")
     path = f"/apis/{GROUP}/namespaces/{kubectl.namespace}/schedules"
-    watch = own_cluster.http.get(path, params={"watch": "true", "resourceVersion": seen, "timeoutSeconds": 1})
-    assert '"code":410' in watch.text
+    since = {"watch": "true", "resourceVersion": seen, "timeoutSeconds": 1}
+    await until(lambda: '"code":410' in own_cluster.http.get(path, params=since).text)  # once its storage is ready
     await until(lambda: _without(rest, "home"))
     kubectl.create("Schedule", "new", BACKUP)
     await until(lambda: kubectl.ready("Schedule", "new") == NOWHERE)

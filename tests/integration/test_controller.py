@@ -4,10 +4,13 @@ import asyncio
 import base64
 import contextlib
 import copy
+import gc
 import itertools
 import json
 import math
 import shutil
+import socket
+import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -32,6 +35,7 @@ from controller.cluster.watching import WatchTiming
 from controller.resources import Key
 from server.app import Config, Running, serving
 from server.store import rollouts
+from tests.certificates import Authority
 from tests.plain import NO_TLS
 from tests.reverse_proxy import Proxy
 
@@ -273,24 +277,29 @@ async def kubectl(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 async def road(kubectl: Kubectl, tmp_path: Path) -> "AsyncIterator[Road]":
-    """What the controller's connections to the API server go through."""
+    """What the controller's connections to the API server go through, with TLS."""
+    authority = Authority()
+    (tmp_path / "ca.crt").write_bytes(authority.pem)
+    (tmp_path / "tls.pem").write_bytes(b"".join(authority.issue("api", "127.0.0.1")))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "tls.pem")
     config = yaml.safe_load((tmp_path / "kubeconfig").read_text())
     cluster = config["clusters"][0]["cluster"]
-    async with Road(int(cluster["server"].rpartition(":")[2])) as road:
-        cluster["server"] = f"http://127.0.0.1:{road.port}"
+    async with Road(int(cluster["server"].rpartition(":")[2]), tls) as road:
+        cluster |= {"server": f"https://127.0.0.1:{road.port}", "certificate-authority": str(tmp_path / "ca.crt")}
         (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
         yield road
 
 
 class Road:
-    """A TCP proxy that can cut all connections and refuse new ones for a while.
+    """A proxy that ends TLS, and can cut all connections and refuse new ones for a while, or fall silent.
 
     `cut_after`: connections from now on, of which the last one is followed by a cut. `cut_within`: what a cut comes in
     the middle of, once.
     """
 
-    def __init__(self, to: int) -> None:
-        self._to = to
+    def __init__(self, to: int, tls: ssl.SSLContext) -> None:
+        self._to, self._tls = to, tls
         self._open: set[asyncio.StreamWriter] = set()
         self._cutting: set[Any] = set()
         self.cut_after, self.cuts = 0, 0
@@ -306,7 +315,23 @@ class Road:
         self._cut_all()
 
     async def _listen(self, port: int) -> None:
-        self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", port)
+        self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", port, ssl=self._tls)
+
+    def fall_silent(self) -> None:
+        """Hear nothing more on the connections that are open."""
+        for writer in self._open:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    def callers(self) -> list[socket.socket]:
+        """This process's open sockets that lead here."""
+        return [
+            it for it in gc.get_objects() if type(it) is socket.socket and it.fileno() >= 0 and self._leads_here(it)
+        ]
+
+    def _leads_here(self, it: socket.socket) -> bool:
+        with contextlib.suppress(OSError):  # it is closed, or not connected
+            return it.family == socket.AF_INET and it.getpeername()[1] == self.port
+        return False
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self._to)
@@ -1115,6 +1140,16 @@ async def test_a_server_restored_from_an_old_backup_is_put_right_at_once(kubectl
             await until(lambda: known(rest, "/schedules/ns/new"))
             await until(lambda: _gone(rest, "/schedules/ns/old"))
             await until(lambda: _has_cron(rest, "/schedules/ns/etc", "0 5 * * *"))
+
+
+async def test_no_connection_outlives_the_watches_of_an_api_server_that_fell_silent(
+    server: Running, kubectl: Kubectl, road: Road
+) -> None:
+    async with controlling(server, watch=WATCHED._replace(watch=300)):
+        await declare(kubectl, "etc")
+        assert road.callers()
+        road.fall_silent()
+    assert road.callers() == []
 
 
 async def test_requests_go_through_the_proxy_that_the_kubeconfig_names(kubectl: Kubectl, tmp_path: Path) -> None:
