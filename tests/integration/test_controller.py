@@ -277,28 +277,43 @@ async def kubectl(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 async def road(kubectl: Kubectl, tmp_path: Path) -> "AsyncIterator[Road]":
-    """What the controller's connections to the API server go through, with TLS."""
+    """What the controller's connections to the API server go through."""
+    async with _leading_by_road(tmp_path) as road:
+        yield road
+
+
+@pytest.fixture
+async def road_with_tls(kubectl: Kubectl, tmp_path: Path) -> "AsyncIterator[Road]":
+    """The same, with TLS."""
     authority = Authority()
     (tmp_path / "ca.crt").write_bytes(authority.pem)
     (tmp_path / "tls.pem").write_bytes(b"".join(authority.issue("api", "127.0.0.1")))
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(tmp_path / "tls.pem")
-    config = yaml.safe_load((tmp_path / "kubeconfig").read_text())
+    async with _leading_by_road(tmp_path, tls) as road:
+        yield road
+
+
+@asynccontextmanager
+async def _leading_by_road(folder: Path, tls: ssl.SSLContext | None = None) -> "AsyncIterator[Road]":
+    config = yaml.safe_load((folder / "kubeconfig").read_text())
     cluster = config["clusters"][0]["cluster"]
     async with Road(int(cluster["server"].rpartition(":")[2]), tls) as road:
-        cluster |= {"server": f"https://127.0.0.1:{road.port}", "certificate-authority": str(tmp_path / "ca.crt")}
-        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+        cluster["server"] = f"{'https' if tls else 'http'}://127.0.0.1:{road.port}"
+        if tls:
+            cluster["certificate-authority"] = str(folder / "ca.crt")
+        (folder / "kubeconfig").write_text(yaml.safe_dump(config))
         yield road
 
 
 class Road:
-    """A proxy that ends TLS, and can cut all connections and refuse new ones for a while, or fall silent.
+    """A TCP proxy, or one that ends TLS, that can cut all connections and refuse new ones for a while, or fall silent.
 
     `cut_after`: connections from now on, of which the last one is followed by a cut. `cut_within`: what a cut comes in
     the middle of, once.
     """
 
-    def __init__(self, to: int, tls: ssl.SSLContext) -> None:
+    def __init__(self, to: int, tls: ssl.SSLContext | None) -> None:
         self._to, self._tls = to, tls
         self._open: set[asyncio.StreamWriter] = set()
         self._cutting: set[Any] = set()
@@ -1143,13 +1158,13 @@ async def test_a_server_restored_from_an_old_backup_is_put_right_at_once(kubectl
 
 
 async def test_no_connection_outlives_the_watches_of_an_api_server_that_fell_silent(
-    server: Running, kubectl: Kubectl, road: Road
+    server: Running, kubectl: Kubectl, road_with_tls: Road
 ) -> None:
     async with controlling(server, watch=WATCHED._replace(watch=300)):
         await declare(kubectl, "etc")
-        assert road.callers()
-        road.fall_silent()
-    assert road.callers() == []
+        assert road_with_tls.callers()
+        road_with_tls.fall_silent()
+    assert road_with_tls.callers() == []
 
 
 async def test_requests_go_through_the_proxy_that_the_kubeconfig_names(kubectl: Kubectl, tmp_path: Path) -> None:
