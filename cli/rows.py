@@ -22,7 +22,10 @@ def _schedule(item: Item, _: Mapping[str, str]) -> list[str]:
 
 def _host(item: Item, _: Mapping[str, str]) -> list[str]:
     versions = [str(item["desired_version"]), str(item["applied_version"])]
-    in_sync = [_yes(item["connected"]), *versions, _yes(item["in_sync"])]
+    connected = _yes(item["connected"])
+    if (drain := item.get("drain")) is not None:  # as kubectl shows a node that is cordoned
+        connected += ",drained" if drain["done"] else ",draining"
+    in_sync = [connected, *versions, _yes(item["in_sync"])]
     seen = _ago(item["last_seen"]) if item["last_seen"] else "never"
     in_sync.append(str(item["schedules"]))
     return [item["name"], *in_sync, item["agent_version"] or "-", seen, _problems(item)]

@@ -155,6 +155,19 @@ async def test_get_hosts_tells_who_holds_what_it_should(
     ]
 
 
+async def test_get_hosts_tells_which_are_drained_and_which_still_run_jobs(
+    lamplighter: Lamplighter, connect: Connect
+) -> None:
+    async with connect("node-1") as agent:
+        await agent.follow()
+        await lamplighter("run", "etc")
+        await agent.hears("command.run")
+        for host in ("node-1", "node-2"):
+            assert (await lamplighter("drain", host, "--no-wait"))[0] == 0
+        _, *rows = table((await lamplighter("get", "hosts"))[1])
+        assert [row[:2] for row in rows] == [["node-1", "yes,draining"], ["node-2", "no,drained"]]
+
+
 async def test_get_schedules_answers_what_kubectl_would(
     lamplighter: Lamplighter,
 ) -> None:
