@@ -14,6 +14,10 @@ MONTHS = 50
 """Seeds of the large fleet. They take ten times as long as the others."""
 DRAWN = 500
 """Seeds of one server's fleets of any size. The rest are of small fleets of one to four servers."""
+SPECIAL = ("held", "pausing", "windowed", "copied")
+"""Small fleets with much of one thing."""
+SPECIALS = 100
+"""Seeds of each of these."""
 
 
 class Told(NamedTuple):
@@ -41,12 +45,14 @@ def _leave_signals() -> None:
 
 
 def play_all(count: int) -> Generator[Told]:
-    """What became of so many stories, as they end; up to MONTHS and DRAWN of them, and a tenth, are of these fleets.
+    """What became of so many stories, as they end.
 
-    Closing this stops the rest.
+    Up to MONTHS, DRAWN and SPECIALS of them, and up to a tenth and a hundredth, are of these fleets. Closing this stops
+    the rest.
     """
     months, drawn = min(MONTHS, count // 10), min(DRAWN, count // 10)
-    many = {"month": months, "drawn": drawn, "shared": count - months - drawn}
+    many = {"month": months, "drawn": drawn, **dict.fromkeys(SPECIAL, min(SPECIALS, count // 100))}
+    many["shared"] = count - sum(many.values())
     stories = [(fleet, seed) for fleet, seeds in many.items() for seed in range(seeds)]
     with Pool(os.cpu_count(), _leave_signals) as pool:
         yield from pool.imap_unordered(tell, stories)

@@ -701,7 +701,15 @@ async def test_describe_tells_all_that_is_known(lamplighter: Lamplighter) -> Non
             "run",
         ],
         "repo/main": ["Verified:", "url: /backup/{host}", "Used by:", "default/etc", "Recent jobs:", "pending"],
-        "job/ab": ["Status:", "failed", "wrong password", "Attempts:", "Log", "Fatal: wrong password", "Exit code:"],
+        f"job/{JOBS[1][:8]}": [
+            "Status:",
+            "failed",
+            "wrong password",
+            "Attempts:",
+            "Log",
+            "Fatal: wrong password",
+            "Exit code:",
+        ],
     }
     code, out, err = await lamplighter("describe", *sections)
     assert (code, err) == (0, "")
@@ -754,7 +762,7 @@ async def test_delete_takes_any_declared_type_and_says_who_brings_it_back(
     code, out, err = await lamplighter("delete", "repo", "owned")
     assert (code, out) == (0, "repository default/owned is deleted\n")
     assert err.startswith("Warning: lamplighter-folder declares it, and creates it again")
-    for words in (("jobs", "aa"), ("hosts",)):
+    for words in (("jobs", JOBS[0][:8]), ("hosts",)):
         assert (await lamplighter("delete", *words))[0] == 2
 
 

@@ -316,7 +316,7 @@ class Road:
     def __init__(self, to: int, tls: ssl.SSLContext | None) -> None:
         self._to, self._tls = to, tls
         self._open: set[asyncio.StreamWriter] = set()
-        self._cutting: set[Any] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.cut_after, self.cuts = 0, 0
         self.cut_within: bytes | None = None
 
@@ -327,7 +327,10 @@ class Road:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        self._cut_all()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._server.close()  # a cut may have just listened again
 
     async def _listen(self, port: int) -> None:
         self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", port, ssl=self._tls)
@@ -349,14 +352,21 @@ class Road:
         return False
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._to)
-        self._open |= {writer, back}
-        self.cut_after -= 1
-        if self.cut_after == 0:
-            self._cutting.add(asyncio.create_task(self._cut()))
-        with contextlib.suppress(OSError):
-            await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
-        self._open -= {writer, back}
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._tasks.discard, task)
+            stack.callback(writer.transport.abort)
+            there, back = await asyncio.open_connection("127.0.0.1", self._to)
+            stack.callback(back.transport.abort)
+            self._open |= {writer, back}
+            stack.callback(self._open.difference_update, {writer, back})
+            self.cut_after -= 1
+            if self.cut_after == 0:
+                self._tasks.add(asyncio.create_task(self._cut()))
+            with contextlib.suppress(OSError):
+                await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while some := await reader.read(65536):

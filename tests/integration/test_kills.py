@@ -233,11 +233,13 @@ class Link:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
         ways = (agent_reader, server_writer, self._breaks_up), (server_reader, agent_writer, self._breaks_down)
         carrying = [asyncio.create_task(_pipe(*way)) for way in ways]
-        await asyncio.wait(carrying, return_when=asyncio.FIRST_COMPLETED)
-        for task, writer in zip(carrying, (agent_writer, server_writer), strict=True):
-            task.cancel()
-            writer.transport.abort()
-        await asyncio.gather(*carrying, return_exceptions=True)
+        try:
+            await asyncio.wait(carrying, return_when=asyncio.FIRST_COMPLETED)
+        finally:  # the test may end first
+            for task, writer in zip(carrying, (agent_writer, server_writer), strict=True):
+                task.cancel()
+                writer.transport.abort()
+            await asyncio.gather(*carrying, return_exceptions=True)
 
     def _breaks_down(self, data: bytes) -> bool:
         self._pushed = self._pushed or b"schedule.set" in data

@@ -49,7 +49,10 @@ async def proxying(port: int | None = None) -> AsyncIterator[tuple[str, list[str
         if head.startswith("CONNECT"):
             writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
             there, to = await asyncio.open_connection("127.0.0.1", port)
-            await asyncio.gather(pump(reader, to), pump(there, writer), return_exceptions=True)
+            try:
+                await asyncio.gather(pump(reader, to), pump(there, writer), return_exceptions=True)
+            finally:
+                to.transport.abort()
         else:
             writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
         writer.close()

@@ -31,14 +31,14 @@ def test_every_promise_holds_where_one_to_four_servers_share_a_database(seed: in
     check(play(seed, shared(seed)))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_every_promise_holds_where_hosts_run_few_jobs_at_once_and_are_drained(seed: int) -> None:
     """Nothing begins on a host that is drained, or whose agent stops; that interrupts nothing; and what falls due
     meanwhile is made up for once."""
     check(play(seed, held(seed)))
 
 
-@pytest.mark.parametrize("seed", [0, 2, 5, 9, 10, 11, 12])
+@pytest.mark.parametrize("seed", [0, 2, 5, 9])
 def test_every_promise_holds_where_schedules_pause_and_nothing_of_them_begins_until_they_are_resumed(seed: int) -> None:
     told: list[str] = []
     check(play(seed, pausing(seed), told.append))
@@ -51,7 +51,7 @@ def test_a_job_of_a_paused_schedule_that_begins_is_found(monkeypatch: pytest.Mon
         check(play(5, pausing(5)))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_every_promise_holds_where_copies_need_two_repositories_that_have_few_slots(seed: int) -> None:
     """Both are never fuller than they may be; no prune of one of them runs beside a copy; and all get their turn."""
     story = play(seed, copied(seed))
@@ -74,12 +74,12 @@ def test_every_promise_holds_after_a_month_of_faults() -> None:
     check(play(0))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_every_promise_holds_after_a_month_of_faults_in_a_fleet_of_any_size(seed: int) -> None:
     check(play(seed, drawn(seed)))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_promise_holds_where_older_databases_were_put_back(seed: int) -> None:
     story = play(seed, RESTORED)
     check(story)
@@ -93,7 +93,7 @@ def test_every_promise_holds_where_the_servers_clock_was_wrong_as_well(seed: int
     assert any("server: clock is set" in line for line in told)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_every_promise_holds_where_schedules_have_windows_and_nothing_begins_outside_them(seed: int) -> None:
     check(play(seed, windowed(seed)))
 
