@@ -37,8 +37,6 @@ EXTRAS = {
     "plan": "cli,controller",
 }
 """The extra of pyproject.toml that each command needs; a command that is not listed needs `cli`."""
-
-
 INTERRUPTED = 128 + signal.SIGINT
 """The exit code after Ctrl-C, as shells have it."""
 

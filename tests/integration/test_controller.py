@@ -342,9 +342,7 @@ class Road:
 
     def callers(self) -> list[socket.socket]:
         """This process's open sockets that lead here."""
-        return [
-            it for it in gc.get_objects() if type(it) is socket.socket and it.fileno() >= 0 and self._leads_here(it)
-        ]
+        return [it for it in gc.get_objects() if type(it) is socket.socket and self._leads_here(it)]
 
     def _leads_here(self, it: socket.socket) -> bool:
         with contextlib.suppress(OSError):  # it is closed, or not connected
@@ -355,7 +353,7 @@ class Road:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        async with contextlib.AsyncExitStack() as stack:
+        with contextlib.ExitStack() as stack:
             stack.callback(self._tasks.discard, task)
             stack.callback(writer.transport.abort)
             there, back = await asyncio.open_connection("127.0.0.1", self._to)
